@@ -73,9 +73,9 @@ def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
         libraries={"torch": "2.13.0", "transformers": "5.24.0", "peft": "0.21.2"},
     )
     run = store.create(config, provenance)
-    started = None
+    start = None
     if invented.state != "queued":
-        started = began
+        start = began
         with EventWriter(run.folder.events, attempt=1) as writer:
             scribe = Scribe(writer, invented)
             scribe.begin()
@@ -100,11 +100,11 @@ def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
             reason=invented.reason,
             cause=invented.cause,
             advice=invented.advice,
-            attempt=1 if started else 0,
+            attempt=1 if start else 0,
             resumable_step=invented.resumable_step,
             device="cpu",
             changed=began,
-            started=started,
+            started=start,
             ended=ended,
         )
     )

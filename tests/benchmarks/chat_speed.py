@@ -56,11 +56,11 @@ def print_speed(
 ) -> None:
     """First token and tokens per second, ours and plain, base alone and with the adapter."""
     for branch, trained in (("base", None), ("tuned", adapter)):
-        loaded = session.load(target_of(base, trained))
+        chat_model = session.load(target_of(base, trained))
         plain = JsonLinesProcess(
             "tests.benchmarks.plain_generate",
             log_file=Path(tempfile.gettempdir()) / "loratory-plain-generate.log",
-            arguments=(str(folder), str(trained or ""), loaded.dtype),
+            arguments=(str(folder), str(trained or ""), chat_model.dtype),
             environment={"PYTHONPATH": str(ROOT)},
         )
         try:
@@ -74,7 +74,9 @@ def print_speed(
                     theirs.append((answer["first_token_seconds"], answer["tokens_per_second"]))
         finally:
             plain.close()
-        print(f"{branch}: {len(ids)} prompt tokens, {options.tokens} answered, {loaded.dtype} on {loaded.device}")
+        print(
+            f"{branch}: {len(ids)} prompt tokens, {options.tokens} answered, {chat_model.dtype} on {chat_model.device}"
+        )
         for number, name in enumerate(("first token, ms", "tokens per second")):
             scale = 1000 if number == 0 else 1
             mine = [scale * pair[number] for pair in ours]

@@ -145,10 +145,10 @@ def _train_ours(
     )
     shape = inventory_of(read_config(folder / "config.json", cell.shape))
     lengths = tuple(row.length for row in rows)
-    known = RowLengths(tokens=lengths, trained=lengths, count=len(rows))
-    merged = choose_merging(config, shape, device, known).merged
+    row_lengths = RowLengths(tokens=lengths, trained=lengths, count=len(rows))
+    merged = choose_merging(config, shape, device, row_lengths).merged
     placement = Placement(device, torch.device("cuda", 0) if on_gpu else torch.device("cpu"))
-    made = make_training(
+    training = make_training(
         config,
         list(rows),
         folder / "out",
@@ -159,15 +159,15 @@ def _train_ours(
     before: list[int] = []
 
     def remember(step: Any) -> None:
-        made.steps.append(step)
+        training.steps.append(step)
         if step.step == clock.warm_up:
             before.append(step.tokens)
 
-    made.trainer.hooks.on_logged = remember
-    made.trainer.train()
+    training.trainer.hooks.on_logged = remember
+    training.trainer.train()
     batch = {"training.per_device_train_batch_size": ROWS_PER_PASS * merged}
-    prediction = Estimator(shape, device, known).estimate_step(with_changes(config, batch)).allocated_bytes
-    return made.trainer.progress.tokens - before[0], prediction if on_gpu else None, merged
+    prediction = Estimator(shape, device, row_lengths).estimate_step(with_changes(config, batch)).allocated_bytes
+    return training.trainer.progress.tokens - before[0], prediction if on_gpu else None, merged
 
 
 def _settings(steps: int, longest: int) -> dict[str, Any]:
@@ -279,12 +279,12 @@ def run_cell(cell: Cell, folder: Path, seconds: float) -> Figures | str:
     environment = os.environ | {VARIABLE: cell.without}
     command = [sys.executable, "-m", "tests.benchmarks.cuda_speed", "--cell", json.dumps(asdict(cell)), str(folder)]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, timeout=seconds, env=environment, check=False)
     except subprocess.TimeoutExpired:
         return f"not done within {seconds:.0f} s"
-    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode or not lines:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+    lines = [line for line in process.stdout.splitlines() if line.startswith("{")]
+    if process.returncode or not lines:
+        last = (process.stderr.strip().splitlines() or ["no output"])[-1]
         return f"failed: {last[:160]}"
     return Figures(**json.loads(lines[-1]))
 

@@ -150,15 +150,15 @@ class Measured:
     def __init__(self, home: LoratoryHome) -> None:
         self._inspector = Inspector(home)
         self._inspector.start()
-        started = time.perf_counter()
+        start = time.perf_counter()
         self._inspector.preview(DatasetConfig(source="sample:lab-chats"), count=1)
-        self.start_seconds = time.perf_counter() - started  # its imports are over
+        self.start_seconds = time.perf_counter() - start  # its imports are over
 
     def time(self, question: Callable[[Inspector], Answer]) -> tuple[float, Answer]:
         """Seconds that an answer takes, and the answer."""
-        started = time.perf_counter()
+        start = time.perf_counter()
         answer = question(self._inspector)
-        return time.perf_counter() - started, answer
+        return time.perf_counter() - start, answer
 
     def peak_mb(self) -> float:
         """The most memory that the process held so far; on systems that do not tell, what it holds now."""

@@ -41,14 +41,14 @@ class Built(NamedTuple):
 
 def build(config: Any) -> Built:
     """Build what trains as `engine.training.session` does."""
-    prepared = prepare(config)
+    data = prepare(config)
     placement = choose_placement(config)
     precision = choose_precision(config, placement.device)
     torch.manual_seed(config.training.seed)
-    model = add_adapter(load_model(prepared.source, config, precision, placement), config, prepared.source)
-    pad = prepared.tokenizer.pad_token_id
-    assembly = assemble(model, config, precision, placement, prepared.data.train, pad)
-    return Built(config, prepared, model, assembly, placement, precision)
+    model = add_adapter(load_model(data.source, config, precision, placement), config, data.source)
+    pad = data.tokenizer.pad_token_id
+    assembly = assemble(model, config, precision, placement, data.data.train, pad)
+    return Built(config, data, model, assembly, placement, precision)
 
 
 def trainer_of(built: Built, logged: Callable[[StepData], None]) -> LoratoryTrainer:

@@ -37,7 +37,7 @@ class PlainModel:
         """Generate exactly so many tokens after a prompt."""
         ids = torch.tensor([params["ids"]])
         streamer = TokenTimes()
-        started = time.perf_counter()
+        start = time.perf_counter()
         with torch.inference_mode():
             self._model.generate(
                 input_ids=ids,
@@ -49,7 +49,7 @@ class PlainModel:
             )
         first, last = streamer.times[1], streamer.times[-1]
         return {
-            "first_token_seconds": first - started,
+            "first_token_seconds": first - start,
             "tokens_per_second": (len(streamer.times) - 2) / (last - first),
             "process_bytes": psutil.Process().memory_info().rss,
         }

@@ -62,13 +62,13 @@ def main() -> None:
         make_runs(home, count, owner=local_owner())
         for start in range(_STARTS + 1):
             with real_server(home.root) as server:
-                shown = measure(browser, server.url, matches if start else [])
+                seconds = measure(browser, server.url, matches if start else [])
                 if start:
-                    first.append(shown)
+                    first.append(seconds)
                 else:
                     say(
                         f"{count:,} runs that no server has ever seen, from the click to the first table (wanted: 1 s)",
-                        [shown],
+                        [seconds],
                     )
     say(f"{count:,} runs, from the click on Runs to the first table of a fresh server (wanted: 1 s)", first)
     say(f"{count:,} runs, from the last letter to the filtered table (wanted: 200 ms)", matches)
@@ -78,7 +78,7 @@ def measure(browser: Browser, address: str, found: list[float]) -> float:
     """Seconds to the first table; appends the seconds of each search."""
     page = open_page(browser, address)
     page.wait_for_timeout(2000)  # the page has done what it does at its start
-    shown: float = page.evaluate(_FROM_CLICK, "Runs")
+    seconds: float = page.evaluate(_FROM_CLICK, "Runs")
     page.wait_for_function(
         "() => !document.querySelector('#runs-table').innerText.includes('older runs')", timeout=60_000
     )
@@ -86,7 +86,7 @@ def measure(browser: Browser, address: str, found: list[float]) -> float:
         found.append(page.evaluate(_FROM_LETTER, words) / 1000)
         clear(page)
     page.context.close()
-    return shown / 1000
+    return seconds / 1000
 
 
 def clear(page: Page) -> None:

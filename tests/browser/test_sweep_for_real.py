@@ -65,8 +65,8 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
     assert [run.folder.read_state().state for run in runs] == ["completed"] * 2
     adapters = [run.folder.read_config().adapter for run in runs]
     assert [(adapter.r, adapter.lora_alpha) for adapter in adapters] == [(4, 8)] * 2
-    started = [run.folder.read_state().started for run in reversed(runs)]
-    assert started == sorted(started)  # one after the other, in the order of the queue
+    start = [run.folder.read_state().started for run in reversed(runs)]
+    assert start == sorted(start)  # one after the other, in the order of the queue
 
     # Another browser shows the same points, and those that came while no one looked.
     other = open_page(browser, server.url)

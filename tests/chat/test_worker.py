@@ -54,13 +54,13 @@ def text_of(chunks: list[dict], branch: str) -> str:
 
 
 def test_loading_tells_what_it_does_and_what_came_of_it(worker, adapters):
-    loaded, messages = load(worker, ChatTarget.of_run(adapters["lora"]))
+    chat_model, messages = load(worker, ChatTarget.of_run(adapters["lora"]))
 
     assert [progress["phase"] for progress in messages] == ["loading_model", "loading_model", "ready"]
-    assert loaded["method"] == "LoRA"
-    assert loaded["branches"] == ["base", "tuned"]
-    assert loaded["context_length"] == 512
-    assert 0 < loaded["adapter_bytes"] < loaded["weights_bytes"] / 10
+    assert chat_model["method"] == "LoRA"
+    assert chat_model["branches"] == ["base", "tuned"]
+    assert chat_model["context_length"] == 512
+    assert 0 < chat_model["adapter_bytes"] < chat_model["weights_bytes"] / 10
 
 
 def test_branches_take_turns_token_by_token(worker, adapters):
@@ -99,9 +99,9 @@ def test_a_stop_ends_every_branch(worker, adapters):
 def test_a_base_alone_answers_as_the_base_beneath_an_adapter(worker, home, adapters, tiny_model_folder):
     load(worker, ChatTarget.of_run(adapters["lora"]))
     alone = ChatWorker(home)
-    loaded, _ = load(alone, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
+    chat_model, _ = load(alone, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
 
-    assert loaded["branches"] == ["base"]
+    assert chat_model["branches"] == ["base"]
     assert text_of(answer(alone, "base"), "base") == text_of(answer(worker, "base"), "base")
 
 
@@ -110,9 +110,9 @@ def test_adapters_are_exchanged_without_loading_the_base_again(worker, adapters)
     base = text_of(answer(worker, "base"), "base")
     model = worker._active.weights._base.model
 
-    loaded, messages = load(worker, ChatTarget.of_run(adapters["ia3"]))
+    chat_model, messages = load(worker, ChatTarget.of_run(adapters["ia3"]))
 
-    assert loaded["method"] == "IA3"
+    assert chat_model["method"] == "IA3"
     assert [progress["phase"] for progress in messages] == ["loading_adapter", "ready"]
     assert worker._active.weights._base.model is model
     assert text_of(answer(worker, "base"), "base") == base
@@ -136,11 +136,11 @@ def test_two_adapters_answer_next_to_their_base(worker, adapters, tiny_model_fol
     other = make_adapter(tiny_model_folder, tmp_path / "other", lora(r=8), seed=9)
     target = ChatTarget(tuned=AdapterChoice(folder=adapters["lora"]), second=AdapterChoice(folder=other))
 
-    loaded, _ = load(worker, target)
+    chat_model, _ = load(worker, target)
     chunks = answer(worker, "base", "tuned", "second")
 
-    assert loaded["branches"] == ["base", "tuned", "second"]
-    assert len({text_of(chunks, branch) for branch in loaded["branches"]}) == 3
+    assert chat_model["branches"] == ["base", "tuned", "second"]
+    assert len({text_of(chunks, branch) for branch in chat_model["branches"]}) == 3
     load(worker, ChatTarget.of_run(other))
     assert text_of(answer(worker, "tuned"), "tuned") == text_of(chunks, "second")
 

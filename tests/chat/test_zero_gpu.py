@@ -48,9 +48,9 @@ def api():
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    made = LoratoryHome(tmp_path_factory.mktemp("home"))
-    made.make_writable()
-    return made
+    own_home = LoratoryHome(tmp_path_factory.mktemp("home"))
+    own_home.make_writable()
+    return own_home
 
 
 @pytest.fixture(scope="module")

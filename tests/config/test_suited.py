@@ -101,11 +101,11 @@ def test_early_stopping_needs_held_out_rows_and_an_adapter():
 
 def test_what_is_saved_has_the_values_and_no_later_rule_changes_it():
     config = config_of("adapter.method=ia3", "training.max_steps=40")
-    saved = mapping_from_yaml(config_to_yaml(config))
+    stored_config = mapping_from_yaml(config_to_yaml(config))
 
-    assert saved["training"]["learning_rate"] == METHODS["ia3"].learning_rate
-    assert config_from_mapping(saved) == config
-    other = {**saved, "adapter": {**saved["adapter"], "method": "lora"}}
+    assert stored_config["training"]["learning_rate"] == METHODS["ia3"].learning_rate
+    assert config_from_mapping(stored_config) == config
+    other = {**stored_config, "adapter": {**stored_config["adapter"], "method": "lora"}}
     assert config_from_mapping(other).training == config.training
 
 

@@ -92,9 +92,9 @@ class DatasetHub:
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
         command = [sys.executable, "-c", _READ, json.dumps(asked)]
-        done = subprocess.run(command, cwd=cache, env=environment, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()[-3000:]
-        answers: list[dict[str, Any]] = json.loads(done.stdout.decode().splitlines()[-1])
+        process = subprocess.run(command, cwd=cache, env=environment, capture_output=True)
+        assert process.returncode == 0, process.stderr.decode()[-3000:]
+        answers: list[dict[str, Any]] = json.loads(process.stdout.decode().splitlines()[-1])
         return answers
 
     def _answer(self, request: Any) -> None:

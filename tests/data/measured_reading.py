@@ -37,12 +37,12 @@ def read_measured(paths: Mapping[str, Path]) -> dict[str, Reading]:
     # Arrow's allocator gives memory back some milliseconds later, or not before the peak: at once, it is what is held.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MIMALLOC_PURGE_DELAY": "0"}
     named = json.dumps({name: str(path) for name, path in paths.items()})
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "tests.data.measured_reading"],
         input=named.encode(), env=environment, capture_output=True,
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr.decode()[-3000:]
-    answers = json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr.decode()[-3000:]
+    answers = json.loads(process.stdout)
     return {
         name: Reading(
             DatasetReport.model_validate_json(answer["report"]) if answer["report"] else None,
@@ -67,13 +67,13 @@ def _main() -> None:
     answers = {}
     for name, path in json.load(sys.stdin).items():
         _forget_peak()
-        before, started = psutil.Process().memory_info().rss, time.process_time()
+        before, start = psutil.Process().memory_info().rss, time.process_time()
         report = what = fix = ""
         try:
             report = finish(check_steps(DatasetConfig(source=path), SourceOptions(), seed=42)).model_dump_json()
         except DatasetError as error:
             what, fix = error.what, error.fix
-        seconds, grown = time.process_time() - started, peak_process_bytes() - before
+        seconds, grown = time.process_time() - start, peak_process_bytes() - before
         answers[name] = {"report": report, "what": what, "fix": fix, "seconds": seconds, "grown_bytes": grown}
     print(json.dumps(answers))
 

@@ -36,11 +36,11 @@ def find_held_out(config, tokenizer, home, count) -> HeldOutRows:
 
 
 def test_they_are_those_of_the_trainer(config, tokenizer, home):
-    prepared = prepare_dataset(config, seed=3, max_length=256, tokenizer=tokenizer, home=home)
+    data = prepare_dataset(config, seed=3, max_length=256, tokenizer=tokenizer, home=home)
 
     held_out = find_held_out(config, tokenizer, home, 200)
 
-    assert list(held_out.rows) == sorted({row.row for row in prepared.held_out})
+    assert list(held_out.rows) == sorted({row.row for row in data.held_out})
     assert held_out.total == len(held_out.rows) == 12
 
 

@@ -56,17 +56,15 @@ def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(name, tmp_pat
         {"prompt": "And why?", "chosen": LONG * 4, "rejected": "It is."},
     ]
     config = write(tmp_path / "rows.jsonl", rows)
-    prepared = prepare_dataset(
-        config, seed=1, max_length=CUT, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"]
-    )
+    data = prepare_dataset(config, seed=1, max_length=CUT, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"])
     setup = TrainerSetup(
         PlanSettings(TrainingConfig(per_device_train_batch_size=1), sequences_per_row=2), 0,
         objective=TRAINING_OBJECTIVES["dpo"](),
     )  # fmt: skip
-    batches = StepBatches(prepared.train, setup)
+    batches = StepBatches(data.train, setup)
     planned = batches.evaluation_passes()
 
-    for page_row, number in ((row, one.rows[0]) for one in planned for row in preview(config, tokenizer, CUT) if row.row == prepared.train[one.rows[0]].row):  # fmt: skip
+    for page_row, number in ((row, one.rows[0]) for one in planned for row in preview(config, tokenizer, CUT) if row.row == data.train[one.rows[0]].row):  # fmt: skip
         (held,) = batches.tensors([one for one in planned if one.rows == (number,)])
         for side, view in enumerate(page_row.sequences):
             ids, labels = tokens_of(view)

@@ -189,12 +189,10 @@ def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_pat
     rows = [{"prompt": f"Which bird {n}?", "chosen": "A heron.", "rejected": "A fish it is."} for n in range(4)]
     config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)), eval_fraction=0)
 
-    prepared = prepare_dataset(
-        config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["orpo"]
-    )
+    data = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["orpo"])
 
     shown = [row.rendering.rows for row in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 256)).rows()]
-    for pair, (chosen, rejected) in zip(prepared.train, shown, strict=True):
+    for pair, (chosen, rejected) in zip(data.train, shown, strict=True):
         assert isinstance(pair, TokenizedPair)
         assert (pair.input_ids, pair.labels) == (chosen.input_ids, chosen.labels)
         assert (pair.rejected.input_ids, pair.rejected.labels) == (rejected.input_ids, rejected.labels)
@@ -205,7 +203,7 @@ def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_pat
         trained = [tokenizer.decode([i for i in one.labels if i != IGNORED_LABEL]) for one in (pair, pair.rejected)]
         assert "heron" in trained[0]
         assert "fish" in trained[1]
-    assert prepared.train.lengths() == [pair.length for pair in prepared.train]
+    assert data.train.lengths() == [pair.length for pair in data.train]
 
 
 def test_ratings_stay_with_their_answers(tmp_path, tokenizer, home):

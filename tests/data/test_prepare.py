@@ -40,32 +40,32 @@ def prepare(file, home, tokenizer, **settings):
 
 def test_the_trainer_gets_the_tokens_that_every_other_view_shows(file, home, tokenizer):
     config = DatasetConfig(source=str(file), eval_fraction=0.25)
-    prepared = prepare_dataset(config, seed=1, max_length=512, tokenizer=tokenizer, home=home)
+    data = prepare_dataset(config, seed=1, max_length=512, tokenizer=tokenizer, home=home)
 
     shown = {}
     for examined in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 512)).rows():
         for sequence in examined.rendering.rows if examined.rendering else ():
             shown[sequence.row, sequence.part] = (sequence.input_ids, sequence.labels)
-    rows = [*prepared.train, *prepared.held_out]
+    rows = [*data.train, *data.held_out]
     assert {(row.row, row.part): (row.input_ids, row.labels) for row in rows} == shown
-    assert len(rows) == len(shown) == prepared.report.sequences == 40  # two for each row: Qwen3 rewrites earlier turns
-    assert sum(len(row.input_ids) for row in rows) == prepared.report.total_tokens
-    assert sum(row.trained_tokens for row in rows) == prepared.report.trained_tokens
-    assert prepared.train.trained_tokens == sum(row.trained_tokens for row in prepared.train)
-    assert prepared.train.trained_tokens + prepared.held_out.trained_tokens == prepared.report.trained_tokens
+    assert len(rows) == len(shown) == data.report.sequences == 40  # two for each row: Qwen3 rewrites earlier turns
+    assert sum(len(row.input_ids) for row in rows) == data.report.total_tokens
+    assert sum(row.trained_tokens for row in rows) == data.report.trained_tokens
+    assert data.train.trained_tokens == sum(row.trained_tokens for row in data.train)
+    assert data.train.trained_tokens + data.held_out.trained_tokens == data.report.trained_tokens
 
 
 def test_all_sequences_of_a_row_and_of_its_duplicates_are_on_one_side(file, home, tokenizer):
-    prepared = prepare(file, home, tokenizer, eval_fraction=0.3)
+    data = prepare(file, home, tokenizer, eval_fraction=0.3)
 
     def texts(rows):
         return {tuple(row.input_ids) for row in rows}
 
-    assert not texts(prepared.train) & texts(prepared.held_out)
-    assert not {row.row for row in prepared.train} & {row.row for row in prepared.held_out}
-    assert {row.row for row in prepared.held_out}
-    assert len({row.row for row in prepared.train}) == prepared.report.train_rows
-    assert len({row.row for row in prepared.held_out}) == prepared.report.held_out_rows
+    assert not texts(data.train) & texts(data.held_out)
+    assert not {row.row for row in data.train} & {row.row for row in data.held_out}
+    assert {row.row for row in data.held_out}
+    assert len({row.row for row in data.train}) == data.report.train_rows
+    assert len({row.row for row in data.held_out}) == data.report.held_out_rows
 
 
 def test_rows_behave_like_a_sequence(file, home, tokenizer):
@@ -80,9 +80,9 @@ def test_rows_behave_like_a_sequence(file, home, tokenizer):
 
 
 def test_the_sample_bounds_the_rows(file, home, tokenizer):
-    prepared = prepare(file, home, tokenizer, max_samples=10, eval_fraction=0.2)
+    data = prepare(file, home, tokenizer, max_samples=10, eval_fraction=0.2)
 
-    assert len({row.row for row in [*prepared.train, *prepared.held_out]}) == 10
+    assert len({row.row for row in [*data.train, *data.held_out]}) == 10
 
 
 def test_nothing_to_learn_is_refused(tmp_path, home, tokenizer):
@@ -115,8 +115,8 @@ def test_a_listener_that_raises_stops_the_work(tmp_path, home, tokenizer, monkey
 
 @pytest.mark.parametrize("sample", ["sample:loratory-faq", "sample:lab-chats"])
 def test_the_samples_that_ship_are_kept_whole(sample, home, tokenizer):
-    prepared = prepare_dataset(DatasetConfig(source=sample), seed=42, max_length=2048, tokenizer=tokenizer, home=home)
+    data = prepare_dataset(DatasetConfig(source=sample), seed=42, max_length=2048, tokenizer=tokenizer, home=home)
 
-    assert prepared.report.dropped == 0
-    assert prepared.report.duplicates == 0
-    assert not prepared.report.notices
+    assert data.report.dropped == 0
+    assert data.report.duplicates == 0
+    assert not data.report.notices

@@ -113,12 +113,12 @@ def test_a_template_that_loops_for_ever_is_stopped(monkeypatch):
         "{% for a in range(99999) %}{% for b in range(99999) %}{% for c in range(99999) %}"
         "{% endfor %}{% endfor %}{% endfor %}"
     )
-    started = time.process_time()
+    start = time.process_time()
 
     with pytest.raises(ModelLimitError, match="computed for more than"):
         apply_template(tokenizer, [{"role": "user", "content": "x"}], [], prompt=False)
 
-    assert time.process_time() - started < 30
+    assert time.process_time() - start < 30
 
 
 @pytest.mark.parametrize(

@@ -157,11 +157,11 @@ def test_the_loader_gives_what_render_shows_of_every_format(one, batch, files, h
             "run": {"devices": "cpu"},
         }
     )
-    prepared = prepare_dataset(
+    data = prepare_dataset(
         config.dataset, seed=config.training.seed, max_length=MAX_LENGTH, tokenizer=tokenizer, home=home
     )
 
-    loader = trainer_of(config, tokenizer, prepared, batch).get_train_dataloader()
+    loader = trainer_of(config, tokenizer, data, batch).get_train_dataloader()
     drawn = Counter(row for step in loader for one_pass in step.passes for row in rows_in(one_pass))
 
     reader = DatasetReader(config.dataset, SourceOptions(), Renderer(tokenizer, MAX_LENGTH))
@@ -172,10 +172,10 @@ def test_the_loader_gives_what_render_shows_of_every_format(one, batch, files, h
             shown[sequence.row, sequence.part] = (tuple(sequence.input_ids), tuple(sequence.labels))
         if isinstance(examined.example, Conversation):
             check_prompts(examined.example, examined.rendering.rows, tokenizer)
-    held_out = {(row.row, row.part) for row in prepared.held_out}
+    held_out = {(row.row, row.part) for row in data.held_out}
     assert drawn == Counter(row for key, row in shown.items() if key not in held_out)
     assert held_out
-    assert [part.format for part in prepared.report.parts] == list(ROWS)
+    assert [part.format for part in data.report.parts] == list(ROWS)
 
 
 def check_prompts(conversation, rows, tokenizer):

@@ -59,17 +59,17 @@ def trained_runs(demo_home, tmp_path_factory):
     home.make_writable()
     home.models.mkdir(parents=True, exist_ok=True)
     (home.models / DEMO_MODEL_ID).symlink_to(demo_home.models / DEMO_MODEL_ID)
-    known: dict[str, Trained] = {}
+    cache: dict[str, Trained] = {}
 
     def train(name: str) -> Trained:
-        if name not in known:
+        if name not in cache:
             preset, *settings = SETTINGS[name]
             changes = [word for setting in settings for word in ("--set", setting)]
             record = json.loads(loratory("train", preset, *changes, "--json", home=home))
             assert record["status"] == "completed"
             folder = RunStore(home, local_owner()).get(record["run_id"]).folder.path
-            known[name] = Trained(record["run_id"], folder, home)
-        return known[name]
+            cache[name] = Trained(record["run_id"], folder, home)
+        return cache[name]
 
     return train
 

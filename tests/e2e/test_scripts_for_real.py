@@ -95,7 +95,7 @@ def loratory(*arguments: object, home: LoratoryHome | None = None) -> str:
 def run_alone(*arguments: object, folder: Path) -> str:
     """Run Python as someone would who has nothing of ours, and return what it wrote."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "LORATORY_HOME")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-I", *map(str, arguments)],
         capture_output=True,
         text=True,
@@ -104,8 +104,8 @@ def run_alone(*arguments: object, folder: Path) -> str:
         env=environment,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout
 
 
 def logged_by(script: Path) -> list[dict]:

@@ -173,11 +173,11 @@ class HubStandIn:
         name = f"{owner}/{payload['name']}"
         if owner.lower() not in (ACCOUNT, *self.organizations):
             return 403, {"error": f"You don't have the rights to create a model under the namespace {owner}"}
-        known = name in self.repositories
-        if not known:
+        exists = name in self.repositories
+        if not exists:
             private = payload.get("visibility") == "private" or payload.get("private") is True
             self.repositories[name] = StoredRepository(private)
-        return (409 if known else 200), {"url": f"{self.address}/{name}"}
+        return (409 if exists else 200), {"url": f"{self.address}/{name}"}
 
     def _info(self, path: str, _: bytes) -> tuple[int, object]:
         match = re.fullmatch(r"/api/(?:models|spaces)/([^/]+/[^/]+)(?:/revision/(.+))?", path)

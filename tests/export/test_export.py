@@ -125,9 +125,9 @@ def run_with_templates(run_of_close_calls, tmp_path) -> Path:
 def test_chat_templates_with_names_are_taken_along(home, run_with_templates, tmp_path, settings):
     result = export(home, run_with_templates, tmp_path / "out", **settings)
 
-    trained = AutoTokenizer.from_pretrained(run_with_templates / "adapter").chat_template
-    assert trained.keys() == {"default", "tool_use"}
-    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == trained
+    tokenizer = AutoTokenizer.from_pretrained(run_with_templates / "adapter").chat_template
+    assert tokenizer.keys() == {"default", "tool_use"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer
     assert "additional_chat_templates/tool_use.jinja" in {file.name for file in result.files}
     if settings["kind"] == "merged":  # it was written twice, and nothing of the first time is left
         assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").dtype == torch.float32
@@ -140,10 +140,10 @@ def test_16_bits_are_kept_where_answers_stay_or_no_one_compares(home, base, run_
     same = write_run(tmp_path / "run", tmp_path / "base", lora())
     make_adapter(tmp_path / "base", same / "adapter", lora(), scale=0.0)  # changes nothing, so rounding does not
 
-    kept = export(home, same, tmp_path / "kept", kind="merged")
+    result = export(home, same, tmp_path / "kept", kind="merged")
     unseen = export(home, run_of_close_calls, tmp_path / "unseen", kind="merged", verify=False)
 
-    assert (kept.verified.equal_answers, unseen.verified) == (ASKED, None)
+    assert (result.verified.equal_answers, unseen.verified) == (ASKED, None)
     for name in ("kept", "unseen"):
         assert AutoModelForCausalLM.from_pretrained(tmp_path / name).dtype == torch.bfloat16
 
@@ -171,10 +171,10 @@ def test_the_tokenizer_ends_answers_where_training_did(home, run, tmp_path):
     export(home, run, tmp_path / "out", kind="merged", verify=False)
 
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    trained = AutoTokenizer.from_pretrained(run / "adapter")
+    run_tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     messages = [{"role": "user", "content": "hi"}]
     render = {"add_generation_prompt": True, "return_dict": False}
-    assert tokenizer.apply_chat_template(messages, **render) == trained.apply_chat_template(messages, **render)
+    assert tokenizer.apply_chat_template(messages, **render) == run_tokenizer.apply_chat_template(messages, **render)
     ends = GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in (ends if isinstance(ends, list) else [ends])
 

@@ -115,11 +115,11 @@ def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, 
         began = time.monotonic()
         if mishap in ("hang", "stop-self"):
             hurry(running)
-        ended = wait_for_state(run, "failed", "interrupted", "completed", "stopped")
+        end_state = wait_for_state(run, "failed", "interrupted", "completed", "stopped")
         took = time.monotonic() - began
 
-        assert (ended.state, words in ended.cause) == (state, True), ended
-        assert ended.resumable_step == 4
+        assert (end_state.state, words in end_state.cause) == (state, True), end_state
+        assert end_state.resumable_step == 4
         assert took < KNOWN_WITHIN_SECONDS, f"known after {took:.1f} seconds"
         assert not worker_identity(run).is_alive()
 
@@ -137,9 +137,9 @@ def test_the_same_is_known_after_the_server_was_replaced(store, number, state, w
         wait_until(lambda: last_step(run) > step_before + 10)
         os.kill(worker_identity(run).pid, number)
         hurry(running)
-        ended = wait_for_state(run, "failed", "interrupted", "completed")
+        end_state = wait_for_state(run, "failed", "interrupted", "completed")
 
-    assert (ended.state, words in ended.cause) == (state, True), ended
+    assert (end_state.state, words in end_state.cause) == (state, True), end_state
     assert not worker_identity(run).is_alive()
 
 
@@ -152,9 +152,9 @@ def test_a_dead_worker_that_no_one_has_collected_is_seen_as_dead(store, monkeypa
     wait_until(lambda: last_step(run) >= 3)
     with server():
         zombie.send_signal(signal.SIGKILL)
-        ended = wait_for_state(run, "failed", "interrupted")
+        end_state = wait_for_state(run, "failed", "interrupted")
 
-    assert ended.state == "interrupted"
+    assert end_state.state == "interrupted"
     assert zombie.wait() == -signal.SIGKILL
 
 

@@ -45,17 +45,17 @@ def cuda_runs(home, demo_home, tmp_path) -> WorkerRuns:
 @pytest.fixture(scope="session")
 def in_shape(tmp_path_factory) -> Callable[[str], Path]:
     """Makes folders of models with random weights in real shapes, each once; skips what is too large for this machine."""
-    made: dict[str, Path] = {}
+    cache: dict[str, Path] = {}
 
     def make(shape: str) -> Path:
         root = tmp_path_factory.getbasetemp()
         if the_gpu().total_bytes < _GPU_GIB[shape] * 2**30:
             pytest.skip(f"a model of {shape} needs a GPU with {_GPU_GIB[shape]} GiB")
-        if shape not in made and shutil.disk_usage(root).free < _DISK_GIB[shape] * 2**30:
+        if shape not in cache and shutil.disk_usage(root).free < _DISK_GIB[shape] * 2**30:
             pytest.skip(f"a model of {shape} needs {_DISK_GIB[shape]} GiB of disk")
-        if shape not in made:
-            made[shape] = save_in_shape(root / f"shape-{list(SHAPES).index(shape)}", shape)
-        return made[shape]
+        if shape not in cache:
+            cache[shape] = save_in_shape(root / f"shape-{list(SHAPES).index(shape)}", shape)
+        return cache[shape]
 
     return make
 

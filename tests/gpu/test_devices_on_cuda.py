@@ -53,14 +53,14 @@ def test_no_gpu_that_torch_works_on_has_an_obstacle(home):
 
 
 def test_the_driver_counts_at_least_what_torch_holds(cuda):
-    held = torch.empty(256 * MIB, dtype=torch.uint8, device=cuda)
+    memory = torch.empty(256 * MIB, dtype=torch.uint8, device=cuda)
     torch.cuda.synchronize()
 
     counted = gpu_process_bytes(gpus()[0].index)
 
     if counted is None:
         pytest.skip("this driver does not tell what a process takes")
-    assert counted >= torch.cuda.memory_reserved() >= held.nbytes
+    assert counted >= torch.cuda.memory_reserved() >= memory.nbytes
 
 
 def test_a_mig_instance_has_the_memory_that_torch_finds_in_it():

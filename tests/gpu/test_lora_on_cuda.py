@@ -97,13 +97,13 @@ def test_a_step_that_is_not_logged_does_not_wait(quantization, tiny_model_folder
         model={"quantization": quantization}, training={"max_steps": 6, "logging_steps": 100, "max_length": 64}
     )
     config = make_config(tiny_model_folder, **sections)
-    made = make_training(config, make_rows(24), tmp_path, callbacks=(Strict(6),), placement=cuda_placement())
+    training = make_training(config, make_rows(24), tmp_path, callbacks=(Strict(6),), placement=cuda_placement())
     try:
-        made.trainer.train()
+        training.trainer.train()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
-    assert made.trainer.state.global_step == 6
+    assert training.trainer.state.global_step == 6
 
 
 @pytest.mark.parametrize("left_out", ["fused_lora", "shared_inputs", "step_copies", "weight_buffer"])

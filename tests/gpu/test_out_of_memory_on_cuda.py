@@ -36,11 +36,11 @@ def little_memory():
 def test_a_full_gpu_is_named_with_what_helps(training, words, tiny_model_folder, tmp_path, little_memory):
     sections = auto_dtype(training={"max_length": 512, "gradient_accumulation_steps": 8} | training)
     config = make_config(tiny_model_folder, **sections)
-    made = make_training(config, make_rows(128, longest=500), tmp_path / "out", placement=cuda_placement())
+    setup = make_training(config, make_rows(128, longest=500), tmp_path / "out", placement=cuda_placement())
     little_memory()
 
     with pytest.raises(torch.OutOfMemoryError) as error_info:
-        made.trainer.train()
+        setup.trainer.train()
 
     failure = explain(error_info.value, config)
     assert failure.cause == "out_of_memory"

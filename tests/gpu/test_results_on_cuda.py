@@ -101,7 +101,7 @@ def test_a_conversation_gives_its_memory_back_when_it_is_unloaded(home, run_of):
     before = the_gpu().free_bytes
     session = ChatSession(home)
     try:
-        loaded = session.load(ChatTarget.of_run(run_of("lora", "nf4", "auto")))
+        chat_model = session.load(ChatTarget.of_run(run_of("lora", "nf4", "auto")))
         question = ChatRequest(
             messages=(Message("user", "What is a rank?"),),
             branches=("base", "tuned"),
@@ -112,7 +112,7 @@ def test_a_conversation_gives_its_memory_back_when_it_is_unloaded(home, run_of):
     finally:
         session.unload()
 
-    assert loaded.device == the_gpu().name
+    assert chat_model.device == the_gpu().name
     assert {chunk.branch for chunk in chunks} == {"base", "tuned"}
     assert during < before
     deadline = time.monotonic() + SECONDS_TO_RETURN_MEMORY

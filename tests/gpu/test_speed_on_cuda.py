@@ -55,15 +55,17 @@ def train_ours(folder, rows, tmp_path):
             "max_length": 512,
         },
     )
-    made = make_training(make_config(folder, **sections), rows, tmp_path / "ours", placement=cuda_placement())
+    training = make_training(make_config(folder, **sections), rows, tmp_path / "ours", placement=cuda_placement())
     clock = Clock()
-    made.trainer.hooks.on_logged = lambda step: (made.steps.append(step), clock.after(step.step))  # type: ignore[assignment]
-    made.trainer.train()
-    trained = made.steps[-1].trained_tokens - made.steps[WARM_UP - 1].trained_tokens
+    training.trainer.hooks.on_logged = lambda step: (training.steps.append(step), clock.after(step.step))  # type: ignore[assignment]
+    training.trainer.train()
+    trained = training.steps[-1].trained_tokens - training.steps[WARM_UP - 1].trained_tokens
     order = [
-        row for _, step in zip(range(STEPS), made.trainer._planner.steps(0), strict=False) for row in step_rows(step)
+        row
+        for _, step in zip(range(STEPS), training.trainer._planner.steps(0), strict=False)
+        for row in step_rows(step)
     ]
-    return trained / clock.seconds(), made.losses, order
+    return trained / clock.seconds(), training.losses, order
 
 
 def step_rows(step):

@@ -21,21 +21,23 @@ def test_what_names_no_device_is_refused_with_all_names(name):
         known_device(name)
 
     assert len(error_info.value.what) < 150
-    assert all(known.name in error_info.value.fix for known in KNOWN_DEVICES)
+    assert all(device.name in error_info.value.fix for device in KNOWN_DEVICES)
 
 
 def test_names_and_titles_are_unique():
-    assert len({known.title for known in KNOWN_DEVICES} | {known.name for known in KNOWN_DEVICES}) >= len(KNOWN_DEVICES)
-    assert all(find_known_device(known.name) is find_known_device(known.title) is known for known in KNOWN_DEVICES)
+    assert len({device.title for device in KNOWN_DEVICES} | {device.name for device in KNOWN_DEVICES}) >= len(
+        KNOWN_DEVICES
+    )
+    assert all(find_known_device(device.name) is find_known_device(device.title) is device for device in KNOWN_DEVICES)
 
 
 def test_usable_memory_is_what_published_measurements_say_that_programs_see():
-    for known in KNOWN_DEVICES:
-        if known.capability is not None:
-            published = memory_of_gpu(known.title)
-            assert published is not None, known.name
-            assert known.device().total_bytes == pytest.approx(published, rel=0.012), known.name
-        assert known.memory_gib < known.sold_gb
+    for device in KNOWN_DEVICES:
+        if device.capability is not None:
+            published = memory_of_gpu(device.title)
+            assert published is not None, device.name
+            assert device.device().total_bytes == pytest.approx(published, rel=0.012), device.name
+        assert device.memory_gib < device.sold_gb
 
 
 def test_capability_decides_what_a_device_can_do():

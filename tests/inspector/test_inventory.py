@@ -85,11 +85,11 @@ def test_an_empty_home_knows_the_inventories_of_the_catalogue(home):
             pytest.skip("made with another transformers, whose inventories may differ")
     small = find_in_catalog("HuggingFaceTB/SmolLM2-135M-Instruct")
 
-    known = [known_inventory(ModelConfig(id=entry.id), home) for entry in list_catalog()]
+    inventories = [known_inventory(ModelConfig(id=entry.id), home) for entry in list_catalog()]
 
-    missing = [entry.id for entry, shape in zip(list_catalog(), known, strict=True) if shape is None]
+    missing = [entry.id for entry, shape in zip(list_catalog(), inventories, strict=True) if shape is None]
     assert missing == [], "run `python -m tests.models.make_inventories`"
-    assert [shape.num_parameters for shape in known] == [entry.parameters for entry in list_catalog()]
+    assert [shape.num_parameters for shape in inventories] == [entry.parameters for entry in list_catalog()]
     assert known_inventory(ModelConfig(id=small.id), home) == inventory_of(small.config)
 
 

@@ -111,9 +111,9 @@ def test_columns_are_known_where_no_format_fits(inspector, place):
 
     with pytest.raises(DatasetError, match="No format fits"):
         inspector.preview(dataset)
-    known = inspector.columns(dataset)
+    columns = inspector.columns(dataset)
 
-    assert (known.columns, known.format) == (("q", "a"), "prompt_completion")
+    assert (columns.columns, columns.format) == (("q", "a"), "prompt_completion")
     mapped = dataset.model_copy(update={"format": "alpaca", "column_map": {"instruction": "q", "output": "a"}})
     assert inspector.preview(mapped, count=1).rows[0].conversation.messages[1].content == "So."
 

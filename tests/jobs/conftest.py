@@ -45,9 +45,9 @@ def api(hugging_face):
 
 @pytest.fixture
 def home(tmp_path):
-    made = LoratoryHome(tmp_path / "home")
-    made.make_writable()
-    return made
+    own_home = LoratoryHome(tmp_path / "home")
+    own_home.make_writable()
+    return own_home
 
 
 @pytest.fixture

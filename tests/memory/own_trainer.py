@@ -72,10 +72,10 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, shared=0, sizes=None, fold
     for first, second in zip(tokens[::2], tokens[1::2], strict=False):
         second[:shared] = first[:shared]
     rows = [Row(ids, list(ids)) for ids in tokens]
-    known = None
+    lengths = None
     if shared:
         pairs = batch // 2
-        known = RowLengths(
+        lengths = RowLengths(
             tokens=(length,) * batch, trained=(length,) * batch, count=pairs, per_row=2, shared=(shared,) * pairs
         )
     assembly = assemble(model, config, precision, placement, rows, 0)
@@ -100,7 +100,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, shared=0, sizes=None, fold
                 loss.backward()
         return loss
 
-    return OwnStep(model, step, workload_of_step(shape, config, device, known), shape)
+    return OwnStep(model, step, workload_of_step(shape, config, device, lengths), shape)
 
 
 def _config(overrides, batch, length):

@@ -49,14 +49,14 @@ def filled_cache(configuration):
 
 def held_bytes(cache):
     """Of the storages behind its tensors: a view keeps all of its own."""
-    held = {}
+    memory = {}
     for layer in cache.layers:
         tensors = [getattr(layer, "keys", None), getattr(layer, "values", None)]
         tensors += [*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values()]
         for tensor in tensors:
             if tensor is not None:
-                held[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-    return sum(held.values())
+                memory[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(memory.values())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -74,11 +74,11 @@ def test_a_cache_is_as_large_as_the_estimate_says(family, monkeypatch):
     )
     workload = inference_workload(workload_of_run(shape, config, CPU))
 
-    held = held_bytes(filled_cache(configuration))
+    memory = held_bytes(filled_cache(configuration))
 
     a_token = 2 * shape.num_key_value_heads * shape.head_dim * 4
     twice = max((min(LENGTH, window - 1 + PIECE) if window else LENGTH for window in shape.kept_tokens), default=0)
-    assert cache_bytes(shape, workload) - twice * a_token == held
+    assert cache_bytes(shape, workload) - twice * a_token == memory
 
 
 def test_the_estimate_knows_the_chats_pieces():

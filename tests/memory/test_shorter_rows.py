@@ -36,13 +36,13 @@ def fused_loss(request, monkeypatch):
 
 @pytest.fixture(scope="module")
 def estimators():
-    known = {}
+    cache = {}
 
     def of(model, kind):
-        if (model, kind) not in known:
+        if (model, kind) not in cache:
             device = Device(kind, 0, "a device", 80 * GIB, 80 * GIB, has_fast_bfloat16=True)
-            known[model, kind] = Estimator(inventory_of(find_in_catalog(model).config), device)
-        return known[model, kind]
+            cache[model, kind] = Estimator(inventory_of(find_in_catalog(model).config), device)
+        return cache[model, kind]
 
     return of
 

@@ -181,7 +181,7 @@ def simulate(case, workload=None, shape=None):
         step = simulate_plain_step(structure, workload, targets, watched=True)
     else:
         step = simulate_step(structure, workload, targets, StepRules(partial(PlainTape, watched=True)))
-    peaks = {name: held.total for name, held in step.peaks.items()}
+    peaks = {name: memory.total for name, memory in step.peaks.items()}
     return {
         "forward": peaks["forward"],
         "backward": max(peaks["loss_backward"], peaks["layer_backward"]),

@@ -46,11 +46,11 @@ def test_a_lock_excludes_other_processes_until_its_holder_is_killed(tmp_path):
 
 def test_looking_at_a_lock_that_this_process_holds_does_not_drop_it(tmp_path):
     path = tmp_path / "lock"
-    held = FileLock(path)
-    assert held.acquire()
+    lock = FileLock(path)
+    assert lock.acquire()
 
     assert FileLock(path).is_held_by_another()
-    assert not held.is_held_by_another()
+    assert not lock.is_held_by_another()
 
     probe = subprocess.run(
         [sys.executable, "-c", f"from pathlib import Path; from engine.processes.liveness import FileLock; "

@@ -17,14 +17,14 @@ def store(home) -> RunStore:
 @pytest.fixture
 def start_supervisor(home):
     """Starts supervisors that end with the test."""
-    started: list[Supervisor] = []
+    supervisors: list[Supervisor] = []
 
     def start(of: LoratoryHome = home, **changes: object) -> Supervisor:
         supervisor = Supervisor(of, fake_settings(**changes))
         supervisor.start()
-        started.append(supervisor)
+        supervisors.append(supervisor)
         return supervisor
 
     yield start
-    for supervisor in started:
+    for supervisor in supervisors:
         supervisor.stop()

@@ -24,15 +24,15 @@ from tests.runs.supervision import REPOSITORY, fake_settings
 @pytest.fixture
 def start_host(home: LoratoryHome) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
     """Starts servers that believe to be on a host of that name; gives them with the first role that they print."""
-    started: list[subprocess.Popen[str]] = []
+    processes: list[subprocess.Popen[str]] = []
 
     def start(name: str) -> subprocess.Popen[str]:
         command = [sys.executable, "-m", "tests.runs.on_host", name, str(home.root)]
-        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY))
-        return started[-1]
+        processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY))
+        return processes[-1]
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.communicate()
 

@@ -42,12 +42,12 @@ def test_a_run_reads_the_files_that_it_was_filed_with_from_any_working_folder(fo
     )
     monkeypatch.chdir(folders / "elsewhere")
 
-    saved = filed.folder.read_config()
+    stored_config = filed.folder.read_config()
 
-    rows = [record.value for record in open_source(saved.dataset, SourceOptions()).records()]
+    rows = [record.value for record in open_source(stored_config.dataset, SourceOptions()).records()]
     assert rows == [{"text": "here"}]
-    assert Path(saved.model.id) == folders / "here" / "models" / "mine"
-    assert dict(saved.dataset.mix) == {str(folders / "here" / "more.jsonl"): 0.5, "sample:lab-chats": 1.0}
+    assert Path(stored_config.model.id) == folders / "here" / "models" / "mine"
+    assert dict(stored_config.dataset.mix) == {str(folders / "here" / "more.jsonl"): 0.5, "sample:lab-chats": 1.0}
 
 
 @pytest.mark.parametrize("typed", ["~/rows.jsonl", "./rows.jsonl", " rows.jsonl", "models/../rows.jsonl"])

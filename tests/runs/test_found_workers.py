@@ -32,15 +32,15 @@ from tests.runs.supervision import (
 @pytest.fixture
 def by_hand() -> Iterator[object]:
     """Starts workers of a run that no one told which attempt they are."""
-    started: list[subprocess.Popen[bytes]] = []
+    processes: list[subprocess.Popen[bytes]] = []
 
     def start(run: Run) -> subprocess.Popen[bytes]:
         order = JobSpec(run, run.folder.read_config(), (cpu(),), 0)
-        started.append(subprocess.Popen(fake_worker_command(order)))
-        return started[-1]
+        processes.append(subprocess.Popen(fake_worker_command(order)))
+        return processes[-1]
 
     yield start
-    for process in started:
+    for process in processes:
         process.kill()
         process.wait()
 

@@ -124,13 +124,13 @@ def test_a_living_run_is_followed(store):
 
 def test_deleted_runs_leave_the_list_and_the_cache(store, home):
     run = make_run(store, "one")
-    kept = make_run(store, "two")
+    other_run = make_run(store, "two")
     index = RunIndex(store)
     index.summaries()
     store.delete(run.id)
 
-    assert [row.id for row in index.summaries()] == [kept.id]
-    assert list(json.loads((home.cache / "runs" / "ann.json").read_text())["runs"]) == [kept.id]
+    assert [row.id for row in index.summaries()] == [other_run.id]
+    assert list(json.loads((home.cache / "runs" / "ann.json").read_text())["runs"]) == [other_run.id]
 
 
 @pytest.mark.parametrize("broken", [b"", b"{", b'{"version": 999, "runs": {}}', b"\0\0"])

@@ -42,9 +42,9 @@ def bobs(home):
 
 
 def began(run: Run) -> float:
-    started = run.folder.read_state().started
-    assert started is not None
-    return started
+    start = run.folder.read_state().started
+    assert start is not None
+    return start
 
 
 def test_twenty_runs_of_one_against_one_of_another_the_one_starts_next(lab, home, store, bobs, start_supervisor):

@@ -74,8 +74,8 @@ def config(**sections: dict[str, Any]) -> RunConfig:
 def test_a_run_that_can_work_is_pinned_to_what_it_means_now(preflight, store):
     run = Launcher(store, preflight).start(config(), copied_from="20260101-000000-000-abcd")
 
-    saved, provenance = run.folder.read_config(), read_provenance(run.folder)
-    assert saved.model.revision == "a" * 40
+    stored_config, provenance = run.folder.read_config(), read_provenance(run.folder)
+    assert stored_config.model.revision == "a" * 40
     assert provenance.dataset_fingerprint == "f" * 64
     assert provenance.predicted_bytes is not None
     assert provenance.predicted_bytes > 1_000_000

@@ -87,15 +87,15 @@ def test_a_server_that_saw_the_end_and_went_down_itself_changes_nothing(store, h
     wait_for_step(run, 5)
     if not mishap:
         os.kill(worker_of(run).pid, signal.SIGTERM)
-    ended = wait_for_state(run, "stopped", "interrupted")
+    end_state = wait_for_state(run, "stopped", "interrupted")
     first.stop()
-    assert "(SIGTERM)" in ended.cause
-    assert next_server_finds(home, run) == ended.state, "within one boot it may have been a scheduler's"
+    assert "(SIGTERM)" in end_state.cause
+    assert next_server_finds(home, run) == end_state.state, "within one boot it may have been a scheduler's"
 
     move_to_an_earlier_boot(run)
     start_supervisor()
     assert wait_for_state(run, "running").attempt == 2
-    words = f"Continued from step {ended.resumable_step}."
+    words = f"Continued from step {end_state.resumable_step}."
     wait_until(lambda: words in [message.text for message in read_history(run.folder.events).messages])
     request_cancel(run)
     wait_for_state(run, "stopped")

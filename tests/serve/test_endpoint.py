@@ -150,9 +150,9 @@ def test_stop_texts_end_the_answer_and_are_not_shown(client, session, stop):
 def test_stop_texts_hold_in_streams_too(client, session):
     session.pieces = ("a", "\n", "\n", "b")
 
-    shown = [chunk.choices[0].delta.content for chunk in ask(client, stream=True, stop="\n\n")]
+    pieces = [chunk.choices[0].delta.content for chunk in ask(client, stream=True, stop="\n\n")]
 
-    assert shown == ["", "a", None]
+    assert pieces == ["", "a", None]
 
 
 def test_the_ids_of_the_prompt_are_given_to_who_asks(client):

@@ -185,8 +185,10 @@ class Cluster:
 
     def ask(self, *command: str, check: bool = True) -> str:
         """Return what a command of Slurm prints."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=check, timeout=300)
-        return done.stdout
+        process = subprocess.run(
+            command, env=self.environment, capture_output=True, text=True, check=check, timeout=300
+        )
+        return process.stdout
 
     def _start_munge(self) -> None:
         run = self.folder / "run"

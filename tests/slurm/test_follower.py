@@ -59,8 +59,8 @@ def again(followed):
 def test_a_job_is_submitted_held_saved_and_then_released(follower, slurm):
     slurm.fails["release"] = AWAY
     step(follower)
-    saved = SlurmRecord.read(follower.run.folder)
-    assert (saved.job_id, saved.is_released) == ("100", False)
+    record = SlurmRecord.read(follower.run.folder)
+    assert (record.job_id, record.is_released) == ("100", False)
 
     del slurm.fails["release"]
     view = step(again(follower), 1)
@@ -334,11 +334,11 @@ def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(followe
     wait_for_ever = threading.Event()
     slurm.queue = lambda: wait_for_ever.wait() and []
     executor = SlurmExecutor(home, ClusterPlace, slurm)
-    saved = RunState(
+    record = RunState(
         state="submitted", attempt=1, executor="slurm", reason="executor_queue", cause="Waiting: Resources."
     )
 
-    status = executor.attach(follower.run, saved).poll(has_reported=False)
+    status = executor.attach(follower.run, record).poll(has_reported=False)
 
     assert (status.phase, status.why.cause) == ("waiting", "Waiting: Resources.")
     wait_for_ever.set()

@@ -40,8 +40,8 @@ def test_a_run_is_submitted_follows_its_job_and_finishes(slurm, on_slurm, store)
     assert f"loratory {run.id}" in slurm.ask("squeue", "-h", "-j", record.job_id, "-o", "%k")
 
     let_go(run)
-    ended = wait_for_state(run, "completed", "failed", "interrupted", "stopped")
-    assert ended.state == "completed"
+    end_state = wait_for_state(run, "completed", "failed", "interrupted", "stopped")
+    assert end_state.state == "completed"
     assert executions(run) == ["1"]
 
 

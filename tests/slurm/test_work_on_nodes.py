@@ -127,7 +127,7 @@ def test_a_model_on_a_node_is_chatted_with(slurm, cluster_home, tiny_model_folde
     session, messages = ChatSession(cluster_home), []
     target = ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))).model_copy(update={"where": "slurm"})
     try:
-        loaded = session.load(target, lambda progress: messages.append(progress.message))
+        chat_model = session.load(target, lambda progress: messages.append(progress.message))
         state = session.state
         request = ChatRequest(
             messages=(Message("user", "hello"),), branches=("base",), sampling=SamplingConfig(max_new_tokens=4)
@@ -136,7 +136,7 @@ def test_a_model_on_a_node_is_chatted_with(slurm, cluster_home, tiny_model_folde
     finally:
         session.unload()
 
-    assert loaded.device == "CPU of a node"
+    assert chat_model.device == "CPU of a node"
     assert state.process_bytes is None
     assert messages[0] == "Asking Slurm for a node with CPU."
     wait_until(lambda: not jobs_of(slurm))

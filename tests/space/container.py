@@ -68,12 +68,12 @@ class Container:
         os.chown(copied, _USER, _USER)
 
     def _run(self, step: str) -> None:
-        done = subprocess.run(
+        process = subprocess.run(
             ["/bin/sh", "-c", step], cwd=self.folder, env=self.environment, user=_USER, group=_USER, extra_groups=(),
             capture_output=True, text=True, timeout=_STEP_SECONDS,
         )  # fmt: skip
-        if done.returncode:
-            raise SystemExit(f"RUN {step}\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+        if process.returncode:
+            raise SystemExit(f"RUN {step}\n{process.stdout[-2000:]}{process.stderr[-4000:]}")
         if step.endswith("-m venv venv"):
             (site,) = self.folder.glob("venv/lib/python3*/site-packages")
             (site / "of_this_machine.pth").write_text("/home/site\n")

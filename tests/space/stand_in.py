@@ -170,9 +170,9 @@ class SpacesStandIn(HubStandIn):
     def _bucket(self, path: str, body: bytes) -> tuple[int, object]:
         name = path.removeprefix("/api/buckets/")
         if self.method == "POST":
-            known = name in self.buckets
+            exists = name in self.buckets
             self.buckets.setdefault(name, json.loads(body).get("visibility") == "private")
-            return (409 if known else 200), {"url": f"{self.address}/buckets/{name}"}
+            return (409 if exists else 200), {"url": f"{self.address}/buckets/{name}"}
         if name not in self.buckets:
             return 404, {"error": "Bucket not found", "code": "RepoNotFound"}
         about = {"id": name, "private": self.buckets[name], "createdAt": "2026-01-01T00:00:00.000Z"}

@@ -80,11 +80,11 @@ def report(tiny_model_folder):
             "runs": list(RUNS.values()),
         }
         script = [*ALONE, sys.executable, str(CONTAINER)]
-        done = subprocess.run(
+        process = subprocess.run(
             script, input=json.dumps(order), capture_output=True, text=True, timeout=1500, check=False
         )
-        assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout)
+        assert process.returncode == 0, process.stderr
+        answer = json.loads(process.stdout)
         yield answer | {"runs": dict(zip(RUNS, answer["runs"], strict=True))}
 
 

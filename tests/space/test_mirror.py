@@ -151,14 +151,14 @@ def test_a_damaged_checkpoint_does_not_replace_a_whole_one(home, spaces):
 
 
 def test_a_run_that_was_deleted_stays_deleted(home, spaces, bucket):
-    run, kept = a_run(home, seed=1), a_run(home, seed=2)
+    run, other_run = a_run(home, seed=1), a_run(home, seed=2)
     mirror = spaces.begin(home)
     mirror._save()
     RunStore(home, "ann").delete(run.id)
     mirror._save()
 
     again = spaces.again()
-    assert RunStore(again, "ann").ids() == [kept.id]
+    assert RunStore(again, "ann").ids() == [other_run.id]
     assert data_in(bucket) == named_in(bucket)
 
 

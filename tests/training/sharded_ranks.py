@@ -60,8 +60,8 @@ def main(model: str, folder: str, *methods: str) -> None:
     group = ProcessGroup.from_environment()
     torch.set_num_threads(1)
     placement = Placement(CPU, torch.device("cpu"), group, sharded=True)
-    held = {method: _most_held(config_of(model, method), Path(folder), placement) for method in methods}
-    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps(held))
+    memory = {method: _most_held(config_of(model, method), Path(folder), placement) for method in methods}
+    (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps(memory))
 
 
 def _most_held(config: RunConfig, folder: Path, placement: Placement) -> int:

@@ -31,23 +31,23 @@ def train_both(kind, folder, home, rows, as_trl, quantization="none", **settings
     training = STEPS | {"objective": names["objective"], "lr_scheduler_type": "constant", "warmup_steps": 0} | own
     base = {"quantization": quantization, "compute_dtype": "float32"}
     gradients = _Gradients()
-    built = make_training(
+    setup = make_training(
         make_config(folder, model=base, training=training), rows, home / "ours", callbacks=(gradients,)
     )
-    ordered = in_order(built, rows)
-    model = copy.deepcopy(built.trainer.model)
+    ordered = in_order(setup, rows)
+    model = copy.deepcopy(setup.trainer.model)
     # The copy has TRL's forward pass and PEFT's, not ours.
     for module in model.modules():
         vars(module).pop("forward", None)
     model.get_base_model().set_attn_implementation("eager")
-    built.trainer.train()
+    setup.trainer.train()
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
     logged, theirs = train_with_trl(
         trainer, trl_config, model, as_trl(ordered), home / "trl",
         per_device_train_batch_size=STEPS["per_device_train_batch_size"], learning_rate=STEPS["learning_rate"],
         lr_scheduler_type="constant", **values,
     )  # fmt: skip
-    return built.steps, logged, gradients.first, theirs
+    return setup.steps, logged, gradients.first, theirs
 
 
 def assert_same(both, metrics, within=1e-4):

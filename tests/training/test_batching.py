@@ -80,16 +80,16 @@ def make_config(*, method="none", **sections):
 @pytest.fixture(scope="module")
 def tiny_model():
     """A model of a family, each built once, and what its configuration says."""
-    made = {}
+    cache = {}
 
     def make(family):
-        if family not in made:
+        if family not in cache:
             sizes = {name: size for name, size in (TINY | FAMILIES[family][0]).items() if size is not None}
             configuration = AutoConfig.for_model(family, **sizes)
             torch.manual_seed(0)
-            made[family] = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
-            made[family].config.use_cache = False
-        return made[family], {**made[family].config.to_dict(), "model_type": family}
+            cache[family] = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
+            cache[family].config.use_cache = False
+        return cache[family], {**cache[family].config.to_dict(), "model_type": family}
 
     return make
 

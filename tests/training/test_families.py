@@ -164,6 +164,6 @@ def test_in_float16_whatever_is_trained_meets_its_own_precision(folders, adapter
     assembled = assemble(model, config, precision, placement, make_rows(4), 0)
 
     assert precision.compute is torch.float16
-    trained = {p.dtype for p in model.parameters() if p.requires_grad}
-    assert trained == {torch.float32}
+    trainable = {p.dtype for p in model.parameters() if p.requires_grad}
+    assert trainable == {torch.float32}
     assert (assembled.setup.autocast is None) == (adapter == {})

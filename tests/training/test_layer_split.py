@@ -145,10 +145,10 @@ def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing,
     loss.backward()
 
     assert loss.device == causal_lm.lm_head.weight.device == torch.device("meta", 0 if tied else 1)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    assert all(parameter.grad is not None and parameter.grad.device == parameter.device for parameter in trained)
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert all(parameter.grad is not None and parameter.grad.device == parameter.device for parameter in trainable)
     if method != "prefix_tuning":  # all of its parameters are one table
-        assert {parameter.device.index for parameter in trained} == {0, 1}
+        assert {parameter.device.index for parameter in trainable} == {0, 1}
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mistral"])

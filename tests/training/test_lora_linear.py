@@ -53,14 +53,14 @@ def test_layers_with_other_scalings_stay_apart():
 def test_gradients_are_the_derivatives(shared, dropout):
     model = adapt(torch.float64, trained=torch.float64, lora_dropout=dropout)
     fuse(model, shared=shared)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     x = torch.randn(3, WIDTH, dtype=torch.float64, requires_grad=True)
 
     def run(x, *_):
         torch.manual_seed(3)
         return model.train()(x)
 
-    assert torch.autograd.gradcheck(run, (x, *trained), fast_mode=True)
+    assert torch.autograd.gradcheck(run, (x, *trainable), fast_mode=True)
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -222,11 +222,11 @@ def test_an_input_that_is_changed_between_two_calls_is_another_one():
 def test_a_graph_that_is_kept_gives_its_gradients_twice():
     model, x = adapt(), torch.randn(3, WIDTH)
     fuse(model)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    trainable = [p for p in model.parameters() if p.requires_grad]
     loss = model(x).square().sum()
 
-    first = torch.autograd.grad(loss, trained, retain_graph=True)
-    again = torch.autograd.grad(loss, trained)
+    first = torch.autograd.grad(loss, trainable, retain_graph=True)
+    again = torch.autograd.grad(loss, trainable)
 
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 

@@ -121,20 +121,20 @@ class Fresh(NamedTuple):
 @pytest.fixture(scope="module")
 def trained_runs(tiny_model_folder, tmp_path_factory):
     """Trains each method with each settings once, when they are first asked for."""
-    known: dict[str, Trained] = {}
+    cache: dict[str, Trained] = {}
 
     def whole(method: str) -> Trained:
         name = f"{method} {SETTINGS.get(method)}"
-        if name not in known:
+        if name not in cache:
             folder = tmp_path_factory.mktemp("trained")
             training = train(tiny_model_folder, method, folder / "state")
             model = training.trainer.model
             if not METHODS[method].trains_all:
                 save_adapter(model, training.trainer.processing_class, folder / "adapter")
-            known[name] = Trained(
+            cache[name] = Trained(
                 training.steps, training.weights(), logits_of(model), folder / "state", folder / "adapter"
             )
-        return known[name]
+        return cache[name]
 
     return whole
 
@@ -142,11 +142,11 @@ def trained_runs(tiny_model_folder, tmp_path_factory):
 @pytest.fixture(scope="module")
 def fresh(tiny_model_folder, tmp_path_factory):
     """Adds the adapter of each method with each settings once, when they are first asked for."""
-    known: dict[str, Fresh] = {}
+    cache: dict[str, Fresh] = {}
 
     def untrained(method: str) -> Fresh:
         name = f"{method} {SETTINGS.get(method)}"
-        if name not in known:
+        if name not in cache:
             folder = tmp_path_factory.mktemp("fresh")
             config = config_of(tiny_model_folder, method)
             training = make_training(config, ROWS, folder)
@@ -155,10 +155,10 @@ def fresh(tiny_model_folder, tmp_path_factory):
             logits = logits_of(model)
             with model.disable_adapter():
                 base_logits = logits_of(model)
-            known[name] = Fresh(
+            cache[name] = Fresh(
                 config.adapter, model.get_nb_trainable_parameters(), logits, base_logits, folder / "adapter"
             )
-        return known[name]
+        return cache[name]
 
     return untrained
 

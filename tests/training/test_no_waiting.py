@@ -29,7 +29,7 @@ def test_a_step_reads_no_value_of_a_tensor(adapter, training, tiny_model_folder,
     settings = {"max_steps": 5, "logging_steps": 100} | training
     config = make_config(tiny_model_folder, adapter=adapter, training=settings)
     reads = Reads()
-    made = make_training(config, make_rows(20), tmp_path, callbacks=(WithinSteps(reads, 5),))
+    setup = make_training(config, make_rows(20), tmp_path, callbacks=(WithinSteps(reads, 5),))
 
     def reading(*given, original=torch.Tensor.tolist):
         reads.found += ["tolist"] * reads.is_on
@@ -37,9 +37,9 @@ def test_a_step_reads_no_value_of_a_tensor(adapter, training, tiny_model_folder,
 
     with reads, pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "tolist", reading)
-        made.trainer.train()
+        setup.trainer.train()
 
-    assert made.trainer.state.global_step == 5
+    assert setup.trainer.state.global_step == 5
     assert reads.found == []
 
 
@@ -48,14 +48,14 @@ def test_a_step_that_learns_preferences_reads_no_value_either(objective, tiny_mo
     settings = {"objective": objective, "max_steps": 5, "logging_steps": 100}
     rows = make_ratings(20) if objective == "kto" else make_pairs(20)
     reads = Reads()
-    made = make_training(
+    training = make_training(
         make_config(tiny_model_folder, training=settings), rows, tmp_path, callbacks=(WithinSteps(reads, 5),)
     )
 
     with reads:
-        made.trainer.train()
+        training.trainer.train()
 
-    assert made.trainer.state.global_step == 5
+    assert training.trainer.state.global_step == 5
     assert reads.found == []
 
 
@@ -76,7 +76,7 @@ def test_a_norm_that_was_not_finite_in_a_step_that_is_not_logged_is_logged_with_
     class Poisoned(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
             if state.global_step == 2:
-                parameter = next(p for p in made.trainer.model.parameters() if p.requires_grad)
+                parameter = next(p for p in training.trainer.model.parameters() if p.requires_grad)
                 self._handle = parameter.register_hook(lambda gradient: gradient * math.inf)
 
         def on_pre_optimizer_step(self, args, state, control, model=None, **_):
@@ -85,10 +85,10 @@ def test_a_norm_that_was_not_finite_in_a_step_that_is_not_logged_is_logged_with_
                 for parameter in model.parameters():
                     parameter.grad = None
 
-    made = make_training(config, rows, tmp_path, callbacks=(Poisoned(),))
-    made.trainer.train()
+    training = make_training(config, rows, tmp_path, callbacks=(Poisoned(),))
+    training.trainer.train()
 
-    first, last = made.steps
+    first, last = training.steps
     assert math.isfinite(first.grad_norm)
     assert not math.isfinite(last.grad_norm)
 

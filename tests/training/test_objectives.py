@@ -23,9 +23,9 @@ def train_run(objective, folder, home, *, held_out=0, adapter=None, **training):
     whole_steps = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 4}
     config = make_config(folder, adapter=adapter or {}, training={**whole_steps, "objective": objective, **training})
     rows = ROWS[objective](8 + held_out)
-    built = make_training(config, rows[:8], home, held_out=rows[8:])
-    built.trainer.train()
-    return built
+    setup = make_training(config, rows[:8], home, held_out=rows[8:])
+    setup.trainer.train()
+    return setup
 
 
 def test_each_objective_has_both_halves(tiny_model_folder):
@@ -50,11 +50,11 @@ def test_a_preference_loss_does_not_depend_on_how_a_step_is_divided(objective, t
 def test_padded_and_joined_pairs_have_the_same_losses(attention, tiny_model_folder, tmp_path):
     settings = {"model": {"compute_dtype": "float32", "attn_implementation": attention}}
     config = make_config(tiny_model_folder, **settings, training={"objective": "dpo", "max_steps": 2})
-    built = make_training(config, make_pairs(8), tmp_path)
-    built.trainer.train()
+    training = make_training(config, make_pairs(8), tmp_path)
+    training.trainer.train()
 
-    assert built.assembly.setup.settings.batching == ("padded" if attention == "eager" else "joined")
-    assert built.losses == pytest.approx([0.693147, 0.69], rel=0.02)
+    assert training.assembly.setup.settings.batching == ("padded" if attention == "eager" else "joined")
+    assert training.losses == pytest.approx([0.693147, 0.69], rel=0.02)
 
 
 @pytest.mark.parametrize("objective", ["dpo", "orpo"])
@@ -66,7 +66,7 @@ def test_a_prompt_that_passes_once_for_both_answers_changes_no_loss(
     twice = train_run(objective, tiny_model_folder, tmp_path / "twice", held_out=3)
 
     first, second = (
-        built.trainer._batches.__getitems__(next(built.trainer._planner.steps(0))) for built in (once, twice)
+        training.trainer._batches.__getitems__(next(training.trainer._planner.steps(0))) for training in (once, twice)
     )
     passed = [sum(one.inputs["input_ids"].numel() for one in step.passes) for step in (first, second)]
     assert passed[0] < passed[1]
@@ -75,17 +75,17 @@ def test_a_prompt_that_passes_once_for_both_answers_changes_no_loss(
     for one, two in zip(once.steps, twice.steps, strict=True):
         assert (one.tokens, one.grad_norm) == (two.tokens, pytest.approx(two.grad_norm, rel=1e-4))
         assert one.metrics == pytest.approx(two.metrics, rel=1e-3, abs=1e-5)
-    measurements = [built.trainer.measure_held_out() for built in (once, twice)]
+    measurements = [training.trainer.measure_held_out() for training in (once, twice)]
     assert measurements[0].eval_loss == pytest.approx(measurements[1].eval_loss, rel=1e-5)
 
 
 def test_prompts_pass_twice_where_a_model_mixes_what_it_sees(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(Probe, "shares_prompts", lambda _: False)
 
-    built = make_training(make_config(tiny_model_folder, training={"objective": "dpo"}), make_pairs(8), tmp_path)
+    training = make_training(make_config(tiny_model_folder, training={"objective": "dpo"}), make_pairs(8), tmp_path)
 
-    assert built.assembly.optimizations["shared_prompts"] == "the model's losses differ"
-    assert not built.assembly.setup.settings.shares_prompts
+    assert training.assembly.optimizations["shared_prompts"] == "the model's losses differ"
+    assert not training.assembly.setup.settings.shares_prompts
 
 
 @pytest.mark.parametrize("objective", ROWS)
@@ -109,13 +109,13 @@ def test_pairs_are_distinguished_after_some_steps(tiny_model_folder, tmp_path):
 def test_the_reference_stays_what_training_started_from(bias, tiny_model_folder, tmp_path):
     training = {"objective": "dpo", "max_steps": 6}
     config = make_config(tiny_model_folder, model=PLAIN, adapter={"bias": bias}, training=training)
-    built = make_training(config, make_pairs(8), tmp_path)
+    setup = make_training(config, make_pairs(8), tmp_path)
     ids = {"input_ids": torch.tensor([[11, 12, 13, 14]])}
-    model, reference = built.trainer.model, built.assembly.setup.objective.reference
+    model, reference = setup.trainer.model, setup.assembly.setup.objective.reference
     with torch.no_grad():
         before = model(**ids).logits
 
-    built.trainer.train()
+    setup.trainer.train()
 
     with torch.no_grad():
         assert not torch.equal(model(**ids).logits, before)
@@ -125,8 +125,8 @@ def test_the_reference_stays_what_training_started_from(bias, tiny_model_folder,
 
 
 def test_a_warm_start_is_the_reference(tiny_model_folder, tmp_path):
-    built = make_training(make_config(tiny_model_folder, model=PLAIN), make_ratings(2), tmp_path)
-    model, ids = built.trainer.model, {"input_ids": torch.tensor([[11, 12, 13, 14]])}
+    training = make_training(make_config(tiny_model_folder, model=PLAIN), make_ratings(2), tmp_path)
+    model, ids = training.trainer.model, {"input_ids": torch.tensor([[11, 12, 13, 14]])}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
@@ -153,13 +153,13 @@ def test_what_was_precomputed_gives_the_losses_of_passes_at_each_step(tiny_model
     precomputed.trainer.precompute_reference(cache)
     again.trainer.precompute_reference(cache)
 
-    for built in (at_each_step, precomputed):
-        built.trainer.train()
+    for training in (at_each_step, precomputed):
+        training.trainer.train()
 
     assert precomputed.losses == pytest.approx(at_each_step.losses, rel=1e-5)
-    measurements = [built.trainer.measure_held_out() for built in (at_each_step, precomputed)]
+    measurements = [training.trainer.measure_held_out() for training in (at_each_step, precomputed)]
     assert measurements[0].eval_loss == pytest.approx(measurements[1].eval_loss, rel=1e-5)
-    known: list[list[Any]] = [list(built.trainer._rows.train) for built in (again, precomputed)]
+    known: list[list[Any]] = [list(training.trainer._rows.train) for training in (again, precomputed)]
     assert [pair.reference for pair in known[0]] == [pair.reference for pair in known[1]]
     damaged = next((tmp_path / "cache").iterdir())
     damaged.write_bytes(b"nothing")

@@ -36,8 +36,8 @@ def train_with_scaler(folder, tmp_path, monkeypatch, overflows, **training):
         check_loss(step.step, step.loss, step.grad_norm, first_loss=6.0, vocabulary=500)
 
     config = make_config(folder, training={"warmup_steps": 0, **training})
-    made = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(on_logged=logged), callbacks=(watching,))
-    accelerator = made.trainer.accelerator
+    setup = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(on_logged=logged), callbacks=(watching,))
+    accelerator = setup.trainer.accelerator
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     accelerator.native_amp = True
     monkeypatch.setitem(accelerator.state._shared_state, "_mixed_precision", "fp16")
@@ -45,37 +45,37 @@ def train_with_scaler(folder, tmp_path, monkeypatch, overflows, **training):
 
     def overflowing_backward(loss, **kwargs):
         backward(loss, **kwargs)
-        if made.trainer.state.global_step + 1 in overflows:
-            parameter = next(p for p in made.trainer.model.parameters() if p.grad is not None)
+        if setup.trainer.state.global_step + 1 in overflows:
+            parameter = next(p for p in setup.trainer.model.parameters() if p.grad is not None)
             parameter.grad.view(-1)[0] = math.inf
 
     accelerator.backward = overflowing_backward
-    return made, watching
+    return setup, watching
 
 
 @pytest.mark.parametrize("optim", ["adamw_torch", "sgd"])  # on a processor AdamW is fused and skips by itself
 def test_a_step_whose_gradients_overflow_is_skipped_and_the_run_continues(
     optim, tiny_model_folder, tmp_path, monkeypatch
 ):
-    made, watching = train_with_scaler(tiny_model_folder, tmp_path, monkeypatch, {1, 3, 4}, optim=optim)
+    training, watching = train_with_scaler(tiny_model_folder, tmp_path, monkeypatch, {1, 3, 4}, optim=optim)
 
-    made.trainer.train()
+    training.trainer.train()
 
     assert watching.changed == [step not in (1, 3, 4) for step in range(1, 9)]
-    norms = [step.grad_norm for step in made.steps]
+    norms = [step.grad_norm for step in training.steps]
     assert [norm is None for norm in norms] == [step in (1, 3, 4) for step in range(1, 9)]
     assert all(math.isfinite(norm) for norm in norms if norm is not None)
-    assert made.trainer.accelerator.scaler.get_scale() == 128.0
+    assert training.trainer.accelerator.scaler.get_scale() == 128.0
 
 
 def test_a_run_that_skips_every_step_is_ended(tiny_model_folder, tmp_path, monkeypatch):
     always = set(range(2, 100))
-    made, _ = train_with_scaler(tiny_model_folder, tmp_path, monkeypatch, always, max_steps=60, logging_steps=50)
+    training, _ = train_with_scaler(tiny_model_folder, tmp_path, monkeypatch, always, max_steps=60, logging_steps=50)
 
     with pytest.raises(DivergedError) as error_info:
-        made.trainer.train()
+        training.trainer.train()
 
-    seen_at = made.trainer.state.global_step
+    seen_at = training.trainer.state.global_step
     assert MOST_SKIPPED_IN_A_ROW < seen_at <= 1 + MOST_SKIPPED_IN_A_ROW + LOOK_STEPS
     assert f"{seen_at - 1} steps in a row" in error_info.value.what
     assert "float32" in error_info.value.fix

@@ -100,9 +100,9 @@ def test_batches_are_made_ahead_where_the_processor_has_nothing_else_to_do(
     model = add_adapter(load_model(source, config, precision, Placement(CPU, torch.device("cpu"))), config, source)
     kind = Device(device, 0, "a device", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 
-    made = assembly.assemble(model, config, precision, Placement(kind, torch.device(device)), ROWS, 0)
+    model_setup = assembly.assemble(model, config, precision, Placement(kind, torch.device(device)), ROWS, 0)
 
-    assert made.setup.prefetches is expected
+    assert model_setup.setup.prefetches is expected
 
 
 def test_a_run_is_the_same_bit_by_bit_with_its_batches_made_ahead(tiny_model_folder, tmp_path):

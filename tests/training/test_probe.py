@@ -48,9 +48,9 @@ def assemble_model(folder, change=lambda _: None, **sections):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_stay_apart_are_joined(folders, family, dtype):
-    made = assemble_model(folders[family], model={"compute_dtype": dtype})
+    model_setup = assemble_model(folders[family], model={"compute_dtype": dtype})
 
-    assert (made.setup.settings.batching, made.notes) == ("joined", ())
+    assert (model_setup.setup.settings.batching, model_setup.notes) == ("joined", ())
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
@@ -60,10 +60,10 @@ def test_attention_that_forgets_a_window_beyond_the_first_tokens_is_noticed(fold
         attention, "joined_attention", lambda *given, **named: own(*given, **named | {"sliding_window": None})
     )
 
-    made = assemble_model(folders[family])
+    model_setup = assemble_model(folders[family])
 
-    assert made.setup.settings.batching == "padded"
-    assert "apart" in made.notes[0]
+    assert model_setup.setup.settings.batching == "padded"
+    assert "apart" in model_setup.notes[0]
 
 
 def test_attention_that_errs_in_its_second_tile_is_noticed(folders, monkeypatch):

@@ -134,8 +134,8 @@ def test_it_resumes_with_another_number_of_processes(before, after, worker_runs,
     if after == 1:
         assert workers.run(run.folder.path) == EXIT_FINISHED
     else:
-        ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
-        assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
+        results = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+        assert results.returncode == EXIT_FINISHED, results.stderr[-3000:]
 
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(first) if step > 10]
     assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
@@ -161,9 +161,11 @@ def test_other_trained_weights_are_sharded_too(sections, fault, worker_runs, wor
     run = worker_runs.create(**values, run=SHARDED)
     attempts = [{VARIABLE: fault}, {}] if fault else [{}]
     for environment in attempts:
-        ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment)
+        results = launch_ranks(
+            "engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment
+        )
 
-    assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
+    assert results.returncode == EXIT_FINISHED, results.stderr[-3000:]
     assert [one.step for one in data_of_events(run, "resumed")] == ([3] if fault else [])
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
     assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
@@ -194,9 +196,9 @@ def test_pairs_are_compared_with_a_reference_that_is_sharded_too(worker_runs, wo
     for precomputed in (False, True):
         settings = {**training, "objective": "dpo", "precompute_ref_log_probs": precomputed}
         run = worker_runs.create(**values, training=settings, run=SHARDED)
-        ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+        results = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
 
-        assert ended.returncode == EXIT_FINISHED, ended.stderr[-3000:]
+        assert results.returncode == EXIT_FINISHED, results.stderr[-3000:]
         assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
         for one, other in zip(data_of_events(run, "eval"), data_of_events(alone, "eval"), strict=True):
             # Rounding may turn a preference, of which there are three.
@@ -210,9 +212,9 @@ def test_pairs_are_compared_with_a_reference_that_is_sharded_too(worker_runs, wo
 def test_memory_of_each_process_is_what_the_estimate_says(tmp_path):
     folder, methods = make_tiny_model(tmp_path / "model", num_hidden_layers=8), ("lora", "none")
 
-    ended = launch_ranks("tests.training.sharded_ranks", folder, tmp_path, *methods, folder=tmp_path)
+    results = launch_ranks("tests.training.sharded_ranks", folder, tmp_path, *methods, folder=tmp_path)
 
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert results.returncode == 0, results.stderr[-3000:]
     measurements = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2)]
     shape = inventory_of(read_config(folder / "config.json", "tiny"))
     for method in methods:

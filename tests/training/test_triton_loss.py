@@ -26,11 +26,11 @@ def run(*arguments, **environment):
 @pytest.mark.e2e
 def test_it_gives_what_the_reference_gives():
     cases = Path(__file__).with_name("triton_loss_cases.py")
-    done = run(
+    process = run(
         "-m", "pytest", "--noconftest", "-q", "-n0", "-p", "no:cacheprovider", str(cases), TRITON_INTERPRET="1"
     )  # fmt: skip
 
-    assert done.returncode == 0, done.stdout[-3000:]
+    assert process.returncode == 0, process.stdout[-3000:]
 
 
 # Interpreted code need not compile: a name that changes its type in a loop does not.
@@ -56,6 +56,6 @@ print("compiled", len(used))
 
 @pytest.mark.e2e
 def test_it_compiles_for_gpus(tmp_path):
-    done = run("-c", _COMPILE, TRITON_CACHE_DIR=str(tmp_path))
+    process = run("-c", _COMPILE, TRITON_CACHE_DIR=str(tmp_path))
 
-    assert "compiled 4" in done.stdout, done.stderr[-2000:]
+    assert "compiled 4" in process.stdout, process.stderr[-2000:]

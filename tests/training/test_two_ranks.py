@@ -25,9 +25,9 @@ def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, rows, tiny
     adapter = {"method": "none"} if head == "trained" else {}
     alone = make_training(make_config(tiny_model_folder, adapter=adapter, training=both), ROWS[:rows], tmp_path)
     alone.trainer.train()
-    ended = launch_ranks("tests.training.two_ranks", tiny_model_folder, tmp_path, head, rows, folder=tmp_path)
+    results = launch_ranks("tests.training.two_ranks", tiny_model_folder, tmp_path, head, rows, folder=tmp_path)
 
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert results.returncode == 0, results.stderr[-2000:]
     first, second = (json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert first[0] == pytest.approx(alone.losses, rel=1e-4)
@@ -42,9 +42,9 @@ def test_what_went_wrong_in_one_process_is_the_cause_of_the_run(runs, rank, acti
     run = runs.create(training={"max_steps": 20})
     fault = {faults.VARIABLE: f"training:pass#3={action}", "LORATORY_TEST_RANK": rank}
 
-    ended = launch_ranks("tests.training.faulty_rank", run.folder.path, folder=run.folder.path, environment=fault)
+    results = launch_ranks("tests.training.faulty_rank", run.folder.path, folder=run.folder.path, environment=fault)
 
-    assert ended.returncode != 0
+    assert results.returncode != 0
     (failure,) = data_of_events(run, "failed")
     if action == "out_of_memory":
         assert failure.cause == "out_of_memory", failure
@@ -63,9 +63,9 @@ def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(work
     manifest = read_manifest(folder).model_copy(update={"files": describe_files(folder)})
     (folder / MANIFEST).write_text(manifest.model_dump_json())
 
-    ended = launch_ranks("tests.training.blind_rank", run.folder.path, folder=run.folder.path)
+    results = launch_ranks("tests.training.blind_rank", run.folder.path, folder=run.folder.path)
 
-    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert results.returncode == 0, results.stderr[-2000:]
     assert data_of_events(run, "resumed")[-1].step == 5
     assert data_of_events(run, "warning") == []
     assert "Going back to step 5, whose held-out loss was the lowest." in [
@@ -79,13 +79,13 @@ def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(worke
     workers.run(run.folder.path, "training:step-7=kill")
     (run.folder.checkpoint(5) / "progress.json").write_text("{}")
 
-    ended = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+    results = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
 
-    assert ended.returncode != 0
+    assert results.returncode != 0
     (failure,) = data_of_events(run, "failed")
     assert "None of this run's checkpoints is as it was written" in failure.what
     assert noted_failure(run.folder.path, 1) is None
-    assert "reports why" in ended.stderr
+    assert "reports why" in results.stderr
 
 
 def test_the_failure_of_an_earlier_attempt_is_forgotten(workers, runs):

@@ -81,8 +81,8 @@ def test_the_base_beneath_a_warm_start_is_the_untrained_one(base, tmp_path, adap
     assert torch.equal(again, warm)
     assert not torch.allclose(warm, below, atol=1e-3)
     assert not [warning for warning in recwarn if "disabling adapter" in str(warning.message)]
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    assert trained == replaced.keys()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert trainable == replaced.keys()
 
 
 def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base, tmp_path, monkeypatch):

@@ -293,9 +293,9 @@ def test_two_processes_learn_what_one_does_and_speak_with_one_voice(workers, run
     workers.run(alone.folder.path)
     together = runs.create(model={"compute_dtype": "float32"}, training={"gradient_accumulation_steps": 1})
 
-    ended = launch_ranks("engine.training.worker", together.folder.path, folder=together.folder.path)
+    results = launch_ranks("engine.training.worker", together.folder.path, folder=together.folder.path)
 
-    assert ended.returncode == EXIT_FINISHED, ended.stderr[-2000:]
+    assert results.returncode == EXIT_FINISHED, results.stderr[-2000:]
     assert [step for step, _ in losses_of(together)] == list(range(1, 11))
     for (_, got), (_, expected) in zip(losses_of(together), losses_of(alone), strict=True):
         assert got == pytest.approx(expected, rel=1e-3)

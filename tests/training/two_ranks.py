@@ -49,11 +49,11 @@ def learn_without_logs(config: RunConfig, folder: Path, placement: Placement) ->
 
     class Votes(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args, state, control, **_):
-            voted.append(made.trainer.stop_voted())
+            voted.append(training.trainer.stop_voted())
 
     settings = config.training.model_copy(update={"num_train_epochs": 1, "max_steps": 5, "logging_steps": 100})
-    hooks = TrainerHooks(stop_wanted=lambda: placement.group.rank == 1 and made.trainer.state.global_step >= 2)
-    made = make_training(
+    hooks = TrainerHooks(stop_wanted=lambda: placement.group.rank == 1 and training.trainer.state.global_step >= 2)
+    training = make_training(
         config.model_copy(update={"training": settings}),
         ROWS[:2],
         folder,
@@ -62,7 +62,7 @@ def learn_without_logs(config: RunConfig, folder: Path, placement: Placement) ->
         placement=placement,
     )
     with reads:
-        made.trainer.train()
+        training.trainer.train()
     return [str(name) for name in reads.found], voted
 
 

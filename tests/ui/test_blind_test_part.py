@@ -79,9 +79,9 @@ def test_a_choice_reveals_and_is_kept_with_the_run(blind, run):
     assert "You preferred <b>the tuned model</b>" in html
     assert pair.reference.split("&")[0][:20] in html
     assert (judging.pair, judged.choosing["visible"], judged.trouble) == (None, False, "")
-    (kept,) = read_judgements(judgements_file(run.folder.path, None))
-    assert kept.winner == "tuned"
-    assert kept == judging.judgements[0]
+    (judgement,) = read_judgements(judgements_file(run.folder.path, None))
+    assert judgement.winner == "tuned"
+    assert judgement == judging.judgements[0]
     assert "1 pair judged" in blind._show_count(judging)[blind.count]
     assert "At least 6 decided pairs" in blind._show_tally(judging)[blind.tally]
 

@@ -220,15 +220,15 @@ def test_a_run_whose_memory_cannot_be_estimated_can_start(form, monkeypatch, err
 
 def test_a_model_that_cannot_be_read_is_not_ready_until_it_was_read(services):
     inspector, model = services.inspector, ModelConfig(id="somebody/gone")
-    known = KnownShapes(inspector)
+    shapes = KnownShapes(inspector)
     read, inspector.module_inventory = inspector.module_inventory, _not_found
 
     with pytest.raises(ModelError):
-        known.learn(model)
-    assert known.trouble(model.id, None) is not None
+        shapes.learn(model)
+    assert shapes.trouble(model.id, None) is not None
     inspector.module_inventory = read
-    known.learn(model)
-    assert known.trouble(model.id, None) is None
+    shapes.learn(model)
+    assert shapes.trouble(model.id, None) is None
 
 
 def _not_found(_model):

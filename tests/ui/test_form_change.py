@@ -60,9 +60,11 @@ def a_draft(draw: random.Random) -> dict[str, Any]:
 def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_clicked(laid_out, services):
     draw, free = random.Random(18), [1.0]
     pressed: Counter[str] = Counter()
-    known = SimpleNamespace(get=lambda model_id, revision: small_shape() if model_id else None, trouble=lambda *_: None)
+    shapes = SimpleNamespace(
+        get=lambda model_id, revision: small_shape() if model_id else None, trouble=lambda *_: None
+    )
     page = laid_out(MethodTab)._page
-    page.services = replace(services, shapes=known, devices=lambda: (gpu(free[0]),))
+    page.services = replace(services, shapes=shapes, devices=lambda: (gpu(free[0]),))
     visitor = FormVisitor(page)
     for _ in range(200):
         free[0] = draw.uniform(0.4, 4)
@@ -166,14 +168,14 @@ def test_a_preset_or_copied_settings_are_undone_as_a_whole(visitor):
 
 def test_a_restored_draft_can_be_undone_until_something_is_changed(visitor):
     empty = visitor.mapping
-    saved = a_config(training__max_length=640).model_dump(mode="json")
-    visitor.take(visitor.page._restore(saved))
+    stored_config = a_config(training__max_length=640).model_dump(mode="json")
+    visitor.take(visitor.page._restore(stored_config))
 
     assert "Draft restored" in visitor.applied_notice
     visitor.undo()
     assert visitor.mapping == empty
 
-    visitor.take(visitor.page._restore(saved))
+    visitor.take(visitor.page._restore(stored_config))
     visitor.set_by_hand(training__learning_rate=5e-4)
     assert visitor.applied_notice == ""
 

@@ -117,19 +117,19 @@ def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(tab, page, set
 def test_the_device_that_is_judged_for_stays_in_the_browser_and_through_a_preset(page):
     mapping = a_config().model_dump(mode="json")
     values = page.form.updates({**mapping, "page": {"judge_for": "rtx-4090"}})
-    kept = page._refresh(True, None, *values)[page.saved_draft]
+    draft = page._refresh(True, None, *values)[page.saved_draft]
 
-    assert kept["page"]["judge_for"] == "RTX 4090"
-    assert page._restore(kept)[page.judge_for] == "RTX 4090"
+    assert draft["page"]["judge_for"] == "RTX 4090"
+    assert page._restore(draft)[page.judge_for] == "RTX 4090"
     assert page.judge_for not in page._fill(mapping)  # the choice stays
     assert "judge_for" not in page._refresh(True, None, *page.form.updates(mapping))[page.saved_draft]["page"]
 
 
 @pytest.mark.parametrize("page_choices", ["RTX 4090", 7, {"judge_for": ["T4"]}, {"judge_for": "no such GPU"}])
 def test_a_choice_of_ours_that_the_browser_damaged_is_this_machine(page, page_choices):
-    saved = {**a_config().model_dump(mode="json"), "page": page_choices}
+    stored_config = {**a_config().model_dump(mode="json"), "page": page_choices}
     names = list(page.form.names)
     values = dict(zip(names, page.form.updates({}), strict=True))
-    values["page.judge_for"] = page._restore(saved).get(page.judge_for, "")
+    values["page.judge_for"] = page._restore(stored_config).get(page.judge_for, "")
 
     assert page.form.judged_device(list(values.values())) is None

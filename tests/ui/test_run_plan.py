@@ -68,9 +68,9 @@ def test_time_is_unknown_until_a_like_run_was_measured():
     whole = render_plan(config, report(), similar, 31)
     assert "in all" in whole
     assert "with 31 s for loading, evaluation and saving" in whole
-    known = render_plan(config, report(), similar)
-    assert "≈ 3 min 30 s" in known  # 21,039 tokens at 100 a second
-    assert "faq &lt;1&gt;" in known
+    html = render_plan(config, report(), similar)
+    assert "≈ 3 min 30 s" in html  # 21,039 tokens at 100 a second
+    assert "faq &lt;1&gt;" in html
 
 
 def test_rows_that_are_cut_are_mentioned():

@@ -110,10 +110,10 @@ def test_what_was_asked_for_is_reported_until_it_has_happened(store, observe):
     snapshot = observe(state="running", steps=5)
     snapshot.run.folder.stop_request.touch()
 
-    asked = RunReader(store).observe(snapshot.run.id)
+    stop_snapshot = RunReader(store).observe(snapshot.run.id)
 
-    assert "saves after this step, then stops" in status_line(asked)
-    assert asked.stamp != snapshot.stamp
+    assert "saves after this step, then stops" in status_line(stop_snapshot)
+    assert stop_snapshot.stamp != snapshot.stamp
 
 
 def test_a_waiting_run_reports_what_it_waits_for(observe):
@@ -171,8 +171,8 @@ def cells(html):
 
 
 def test_on_a_processor_the_process_alone_is_predicted_against_measured(observe):
-    done = observe(state="completed", steps=120)
-    assert cells(render_memory(done)) == [["Whole process, in RAM", "1.32", "1.19", "10% less"]]
+    end_snapshot = observe(state="completed", steps=120)
+    assert cells(render_memory(end_snapshot)) == [["Whole process, in RAM", "1.32", "1.19", "10% less"]]
 
 
 def test_a_peak_is_called_lower_than_predicted_only_once_all_steps_are_done(observe):
@@ -230,10 +230,10 @@ def test_a_resume_that_was_asked_for_keeps_the_page_looking(store, observe):
     assert not snapshot.is_live
     request_resume(store.home, snapshot.run)
 
-    asked = RunReader(store).observe(snapshot.run.id)
+    stop_snapshot = RunReader(store).observe(snapshot.run.id)
 
-    assert asked.is_live
-    assert "resuming" in status_line(asked)
+    assert stop_snapshot.is_live
+    assert "resuming" in status_line(stop_snapshot)
 
 
 def test_a_log_shows_the_last_state_of_a_progress_bar_only(tmp_path):

@@ -328,10 +328,10 @@ def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     question = " ".join(tab.one.ask_delete(victim))
     assert "kB in all" in question
     assert "faq, rank 16" in question
-    changed = tab.one.delete_run(victim, victim, [victim, history[2]])
+    updates = tab.one.delete_run(victim, victim, [victim, history[2]])
 
-    assert (changed[tab._page.chosen_run], changed[tab.one.follow.run_shown]) == ("", "")
-    assert changed[tab.ticked_runs] == [history[2]]
+    assert (updates[tab._page.chosen_run], updates[tab.one.follow.run_shown]) == ("", "")
+    assert updates[tab.ticked_runs] == [history[2]]
     assert victim not in services.runs.ids()
     assert describe(tab, victim).panel["visible"] is False
 
@@ -370,9 +370,9 @@ def test_a_question_goes_when_what_it_asks_about_cannot_be_done_any_more(tab, hi
 
 
 def test_a_run_is_deleted_that_is_shown_whatever_was_chosen_since(tab, history, services):
-    changed = tab.one.delete_run(history[2], history[1], [])
+    updates = tab.one.delete_run(history[2], history[1], [])
 
-    assert changed[tab._page.chosen_run] == gr.skip()
+    assert updates[tab._page.chosen_run] == gr.skip()
     assert history[2] not in services.runs.ids()
     assert history[1] in services.runs.ids()
 

@@ -53,11 +53,11 @@ def test_the_first_visit_shows_the_run_that_is_under_way(tab, services):
 
 
 def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
-    ended = write_run(services.runs, a_config(), InventedRun())
+    past_run = write_run(services.runs, a_config(), InventedRun())
     write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
-    assert arrive(tab, ended.id, True, True) == (FOLLOW, True, ended.id, False)
-    assert tab.view not in tab._arrive(ended.id, True, False)
+    assert arrive(tab, past_run.id, True, True) == (FOLLOW, True, past_run.id, False)
+    assert tab.view not in tab._arrive(past_run.id, True, False)
 
 
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)

@@ -90,9 +90,9 @@ def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     assert saved_vote.sampling.seed is not None, "drawn, so it is known"
     assert (saved_vote.source, saved_vote.by, better.finish_reason) == ("chat", "somebody", "eos")
 
-    changed = vote(tab, changes.turns, "vote:0:base")
+    vote_changes = vote(tab, changes.turns, "vote:0:base")
     assert "Greek alphabet" in votes.read().votes[0].sides[0].text
-    assert changed.transcript.count('aria-pressed="true"') == 1
+    assert vote_changes.transcript.count('aria-pressed="true"') == 1
     assert 'aria-pressed="true"' not in vote(tab, changes.turns, "vote:0:base").transcript
     assert votes.read().votes == ()
 
@@ -294,8 +294,10 @@ def test_a_start_that_is_gone_is_not_offered(tab, services, run, preference_run)
 
 def test_a_hostile_answer_stays_text(tab, run, votes):
     load(tab, run)
-    asked = QuestionSettings(tab.choice.answer_models(), a_vote().sampling)
-    turn = Turn("Why?", (Answer("base", HOSTILE, 1, done=True), Answer("tuned", "Because.", 1, done=True)), "", asked)
+    settings = QuestionSettings(tab.choice.answer_models(), a_vote().sampling)
+    turn = Turn(
+        "Why?", (Answer("base", HOSTILE, 1, done=True), Answer("tuned", "Because.", 1, done=True)), "", settings
+    )
 
     html = vote(tab, [turn], "vote:0:base").transcript
 

@@ -91,9 +91,9 @@ def test_all_other_patterns_of_an_adapter_never_hang_it_either(pattern, hostile,
         {"rank_pattern": {f"{pattern}{number}": 4 for number in range(300)}},
         {"modules_to_save": [pattern]},
     ):
-        started = time.process_time()  # of computing, whatever runs next to this test
+        start = time.process_time()  # of computing, whatever runs next to this test
         refusal_of(hostile, base, **values)
-        assert time.process_time() - started < ANSWERED_WITHIN_SECONDS / 2, values
+        assert time.process_time() - start < ANSWERED_WITHIN_SECONDS / 2, values
         base.detach_all()
         shutil.rmtree(hostile.folder)
 

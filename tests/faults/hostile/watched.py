@@ -99,23 +99,23 @@ class Attack(NamedTuple):
 def attack(inspector: Inspector, hostile: Callable[[], str], good: Callable[[], None]) -> Attack:
     """Ask something hostile, and good questions for as long as it is not answered, one at least."""
     answers: list[tuple[str, float]] = []
-    started = time.monotonic()
+    start = time.monotonic()
 
     def ask() -> None:
         try:
             message = hostile()
         except EngineError as error:
             message = str(error)
-        answers.append((message, time.monotonic() - started))
+        answers.append((message, time.monotonic() - start))
 
     asking = threading.Thread(target=ask, daemon=True)
-    done = threading.Event()
+    end = threading.Event()
     peaks: list[int] = [0]
 
     def watch() -> None:
-        while not done.is_set():
+        while not end.is_set():
             peaks.append(max(map(_resident_bytes, inspector.pids), default=0))
-            done.wait(0.02)
+            end.wait(0.02)
 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
@@ -126,7 +126,7 @@ def attack(inspector: Inspector, hostile: Callable[[], str], good: Callable[[], 
         good()
         waited = max(waited, time.monotonic() - before)
         asking.join(0.05)
-    done.set()
+    end.set()
     watching.join()
     message, seconds = answers[0]
     return Attack(message, seconds, max(peaks), waited)

@@ -140,7 +140,7 @@ def test_a_page_that_was_closed_leaves_nothing_behind(tmp_path):
 
 
 def test_verdicts_on_the_catalogue_are_found_once_for_all_pages():
-    now, known = [0.0], KnownFits(lambda: now[0])
+    now, fits = [0.0], KnownFits(lambda: now[0])
     requests = []
     device = a_device()
     free = device.free_bytes
@@ -155,17 +155,17 @@ def test_verdicts_on_the_catalogue_are_found_once_for_all_pages():
         )
 
     for _ in range(2):
-        assert known.find("a/model", device, estimate) == ("fits", "fits", None)
-    assert known.find("a/model", replace(device, free_bytes=free - 1), estimate) == ("tight", "fits", None)
-    assert known.find("a/model", replace(device, free_bytes=1), estimate) == ("does_not_fit", "does_not_fit", None)
+        assert fits.find("a/model", device, estimate) == ("fits", "fits", None)
+    assert fits.find("a/model", replace(device, free_bytes=free - 1), estimate) == ("tight", "fits", None)
+    assert fits.find("a/model", replace(device, free_bytes=1), estimate) == ("does_not_fit", "does_not_fit", None)
     assert len(requests) == 1
 
 
 def test_a_model_that_could_not_be_read_is_read_again_after_a_while():
-    now, known = [0.0], KnownFits(lambda: now[0])
+    now, fits = [0.0], KnownFits(lambda: now[0])
     device = a_device()
     needs = tuple(MethodNeed(method=name, needed_bytes=1, expected_bytes=1) for name in METHODS_JUDGED)
-    assert known.find("a/model", device, tuple) == (None, None, None)
-    assert known.find("a/model", device, lambda: needs) == (None, None, None)
+    assert fits.find("a/model", device, tuple) == (None, None, None)
+    assert fits.find("a/model", device, lambda: needs) == (None, None, None)
     now[0] = 601
-    assert known.find("a/model", device, lambda: needs) == ("fits", "fits", "fits")
+    assert fits.find("a/model", device, lambda: needs) == ("fits", "fits", "fits")

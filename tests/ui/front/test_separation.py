@@ -183,12 +183,12 @@ def test_what_a_person_did_to_a_run_is_in_the_audit_log(lab):
     lab.add("eva")
     store = RunStore(lab.home, "eva")
     stories = [InventedRun(state=state) for state in ("completed", "stopped", "queued")]
-    ended, stopped, waiting = (write_run(store, a_config(), story).id for story in stories)
+    past_run, stopped, waiting = (write_run(store, a_config(), story).id for story in stories)
     with lab.signed_in("eva") as eva:
         eva.get("/")
         for button, run_id in (
-            ("start-anyway", waiting), ("stop", waiting), ("really-cancel", waiting), ("stop", ended),
-            ("resume", stopped), ("really-delete", stopped), ("run-share", ended), ("really-delete", ended),
+            ("start-anyway", waiting), ("stop", waiting), ("really-cancel", waiting), ("stop", past_run),
+            ("resume", stopped), ("really-delete", stopped), ("run-share", past_run), ("really-delete", past_run),
         ):  # fmt: skip
             press(eva, button, run_id)
 
@@ -196,7 +196,7 @@ def test_what_a_person_did_to_a_run_is_in_the_audit_log(lab):
     assert [(one.kind, one.subject.removeprefix("eva/")) for one in entries] == [
         ("run started", waiting), ("run stopped", waiting), ("run stopped", waiting),
         ("run resumed", stopped),  # it waits again: not deleted
-        ("run shared", ended), ("run deleted", ended),
+        ("run shared", past_run), ("run deleted", past_run),
     ]  # fmt: skip
     assert store.get(stopped).id == stopped
 

@@ -46,12 +46,12 @@ def test_a_linked_person_signs_in_without_a_password(lab, institute):
 def test_what_is_sent_to_the_provider_is_bound_to_this_sign_in(lab, institute):
     with lab.browser() as browser:
         addresses = [start(browser), start(browser)]
-        asked = [parse_qs(urlsplit(address).query) for address in addresses]
+        queries = [parse_qs(urlsplit(address).query) for address in addresses]
         cookie = browser.post("/sign-in/with", data={"for": "sign in"}).headers["set-cookie"]
     for name in ("state", "nonce", "code_challenge"):
-        assert asked[0][name] != asked[1][name]
-        assert len(asked[0][name][0]) >= 43
-    assert asked[0]["redirect_uri"] == [f"{lab.url}/oidc/callback"]
+        assert queries[0][name] != queries[1][name]
+        assert len(queries[0][name][0]) >= 43
+    assert queries[0]["redirect_uri"] == [f"{lab.url}/oidc/callback"]
     assert SECRET not in addresses[0]
     assert cookie.startswith("__Host-")
     assert all(word in cookie for word in ("Secure", "HttpOnly", "Path=/", "SameSite=lax", "Max-Age=600"))

@@ -127,12 +127,12 @@ def test_a_token_is_kept_in_memory_until_the_last_session_ends(lab, institute):
         sign_in(lab, institute, one, "sub-bea", "bea")
         sign_in(lab, institute, two, "sub-bea", "bea")
         assert lab.logins.token_of("bea") == CANARY
-        shown = [one.get(path).text for path in ("/", "/config", "/account", "/sign-in")]
+        pages = [one.get(path).text for path in ("/", "/config", "/account", "/sign-in")]
         one.post("/sign-out")
         assert lab.logins.token_of("bea") == CANARY
         two.post("/sign-out", data={"everywhere": "1"})
     assert lab.logins.token_of("bea") is None
-    assert CANARY not in "".join(shown)
+    assert CANARY not in "".join(pages)
     for path in lab.home.root.rglob("*"):
         assert not path.is_file() or CANARY.encode() not in path.read_bytes(), path
 
