@@ -81,7 +81,7 @@ def table(
     )
     head = f"<thead><tr>{head}</tr></thead>" if any(kind.title for kind in kinds) else ""
     is_wide = len(kinds) >= _WIDE and bool(head)
-    names = [_attribute("data-label", _plain(kind.title)) if is_wide else "" for kind in kinds]
+    names = [_attribute("data-label", _plain(kind.title).rstrip(" ▲▼")) if is_wide else "" for kind in kinds]
     body = []
     for row in rows:
         cells, extra = row if isinstance(row, Row) else (row, "")
