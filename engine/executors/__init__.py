@@ -1,4 +1,4 @@
-"""The executors that there are, by the name that `RunSection.executor` gives them."""
+"""All executors, by the name that `RunSection.executor` gives them."""
 
 from collections.abc import Callable, Mapping
 

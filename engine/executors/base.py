@@ -1,7 +1,7 @@
-"""The interface of an executor: where the worker of a run is started, and how its supervisor reaches it there.
+"""The interface of an executor, which starts the worker of a run somewhere and lets its supervisor reach it.
 
-An executor submits jobs; a job is one attempt at one run. The supervisor needs no local process: it polls, passes requests
-on, fetches logs and decides from the answers. The contract with the worker is the run folder, wherever the worker runs.
+An executor submits jobs; a job is one attempt at one run. The supervisor polls it, forwards requests and fetches logs; it
+needs no local process. The contract with the worker is the run folder, on any machine.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
     "alive",  # started, or about to
     "gone",
-    "unknown",  # out of sight, from which nothing follows: the run stays as it is
+    "unknown",  # out of sight; the state of the run does not change
     "never_started",  # no worker ever had this attempt: the run can be queued again
     "superseded",  # a worker of another attempt has the run
 ]
@@ -39,7 +39,7 @@ class JobStatus(NamedTuple):
     """The answer to a poll."""
 
     phase: JobPhase
-    why: Why | None = None  # why it waits, or is out of sight, in the executor's words
+    why: Why | None = None  # the executor's reason for a wait, or for losing sight of it
 
 
 class Activity(Protocol):
@@ -53,7 +53,7 @@ class Activity(Protocol):
 
 
 class UnmeteredActivity:
-    """Of a job whose process cannot be looked at: it counts as busy, so only long silence is too long."""
+    """Activity of a job whose process is not visible: it counts as busy, so only a long silence is too long."""
 
     def is_suspended(self) -> bool:
         return False
@@ -67,13 +67,13 @@ EndWord = Literal["out_of_memory", "time_limit", "node_failed", "preempted", "ca
 
 @dataclass(frozen=True)
 class JobEnd:
-    """What an executor knows of how a job ended; the worker's own events say more."""
+    """What an executor knows about the end of a job; the worker's events have more detail."""
 
     exit_code: int | None = None  # negative for a signal; None where it is not known
     on_this_boot: bool = False  # it ran on this machine since it was started last
-    rebooted: bool = False  # this machine was restarted meanwhile
+    rebooted: bool = False  # this machine has been restarted since
     lost_host: str | None = None  # of a job that ran elsewhere and is out of sight
-    word: EndWord | None = None  # the executor's own verdict, which comes before what this machine sees
+    word: EndWord | None = None  # the executor's own verdict, which has priority over what this machine sees
     cause: str = ""  # the executor's own reason, a sentence that names job and host
     advice: str = ""
 
@@ -91,7 +91,7 @@ class Job(ABC):
             has_reported: Whether the event log has anything of this attempt.
 
         Raises:
-            EngineError: If the executor cannot be asked at present; the job counts as unchanged.
+            EngineError: If the executor does not answer now; the job counts as unchanged.
         """
 
     @abstractmethod
@@ -100,29 +100,29 @@ class Job(ABC):
 
     @abstractmethod
     def end(self) -> JobEnd:
-        """Report how a job that is gone ended, after ending what it left behind."""
+        """Report how a job ended, after ending the processes that it left behind."""
 
     @abstractmethod
     def describe(self) -> str:
         """Return where it runs, for `RunState.device`: leased devices, or the executor's words."""
 
     def request_stop(self) -> None:  # noqa: B027 - most see the folder
-        """Pass on that it shall save and stop; for workers that do not see the run's `control` folder."""
+        """Ask the job to save and stop, for workers that do not see the run's `control` folder."""
 
     def fetch_logs(self) -> None:  # noqa: B027 - most write into the folder
         """Bring the worker's output, events and results into the run folder.
 
         Raises:
-            EngineError: If that fails at present. The end of a job is diagnosed only after its logs were fetched, so
-                an executor that has lost them for good returns.
+            EngineError: If it fails for now. The end of a job is diagnosed only after its logs were fetched, so an executor
+                that has lost them for good returns.
         """
 
     def look_seconds(self) -> float:
-        """Return how long the last look stays good: of hundreds of waiting jobs, each look costs a little."""
+        """Return for how long the last poll is valid, since polling hundreds of waiting jobs is not free."""
         return 0.0
 
     def activity(self) -> Activity | None:
-        """Return how busy its process is; None while there is no process to look at."""
+        """Return how busy its process is; None without a visible process."""
         return UnmeteredActivity()
 
     def holder(self) -> LeaseHolder | None:
@@ -141,17 +141,17 @@ class LostJob(Job):
         return JobStatus("gone" if has_reported else "never_started")
 
     def cancel(self) -> None:
-        """There is nothing to end."""
+        """Do nothing: there is no process."""
 
     def end(self) -> JobEnd:
-        return JobEnd(cause=f"What was known of the job at {self._where} is lost.", advice=self._advice)
+        return JobEnd(cause=f"The record of the job at {self._where} is lost.", advice=self._advice)
 
     def describe(self) -> str:
         return self._where
 
 
 class SavedJob(BaseModel, frozen=True):
-    """`job.json` in a run's folder: what an executor knows of the job of one attempt, through restarts of the server."""
+    """`job.json` in a run's folder: an executor's record of one attempt's job, which survives restarts of the server."""
 
     attempt: int
 
@@ -177,7 +177,7 @@ class Executor(ABC):
     uses_local_devices: ClassVar[bool] = False  # the queue gives it devices of this machine; else it has its own queue
 
     def reserve(self, spec: JobSpec) -> None:  # noqa: B027 - most have a queue of their own
-        """Take what the job needs, before the run's state says that it begins.
+        """Lease what the job needs, before the run's state changes to starting.
 
         Raises:
             DeviceError: If it is in use; the run stays in the queue.
@@ -194,21 +194,21 @@ class Executor(ABC):
 
     @abstractmethod
     def attach(self, run: Run, state: RunState) -> Job:
-        """Find the job of an attempt again, by `state.job_id`, process.json, or by what submitting it left behind.
+        """Find the job of an attempt by `state.job_id`, process.json, or traces of its submission.
 
-        Where nothing is found, as after a crash while submitting, the job's status is `never_started`.
+        If nothing is found, for example after a crash while submitting, the job's status is `never_started`.
         """
 
     def close(self) -> None:  # noqa: B027
-        """Stop looking at jobs, which continue: another process may look at them from now on."""
+        """Stop following jobs, which continue; another process may follow them from now on."""
 
     def held_for(self, run: Run) -> str:  # noqa: ARG002
         """Return the devices that are held for a run at present, as its state names them."""
         return ""
 
     def release(self, run: Run) -> None:  # noqa: B027
-        """Give back everything that is held for a run; does nothing where nothing is.
+        """Release everything that is held for a run; do nothing if nothing is.
 
         Raises:
-            StorageError: If that cannot be saved; it is to be tried again.
+            StorageError: If it cannot be saved; try again.
         """

@@ -1,4 +1,4 @@
-"""Jobs on this machine: a process of its own session, which holds its devices by lease and outlives the server."""
+"""Jobs on this machine: a process in its own session, which leases its devices and outlives the server."""
 
 import os
 import subprocess
@@ -27,7 +27,7 @@ WORKER_MODULE = "engine.training.worker"
 
 WorkerCommand = Callable[[JobSpec], list[str]]
 
-_HELD_BY_ANOTHER = 3  # exit code of a worker that found another one at work
+_HELD_BY_ANOTHER = 3  # exit code of a worker that found another one running
 
 
 class LocalContext(NamedTuple):
@@ -35,14 +35,14 @@ class LocalContext(NamedTuple):
 
     book: LeaseBook
     report: Callable[[str, str], None]  # logs a problem of a run, by its id
-    claim_seconds: float  # for a worker that a former supervisor may have started to show itself
+    claim_seconds: float  # for a worker that a previous supervisor may have started to appear
     unseen_seconds: float = 150.0  # for a worker on another host to obey; file servers show a request after up to 60 s
 
 
 class LocalExecutor(Executor):
     """Starts one process on this machine.
 
-    The devices of a run are ours while its worker is being started, the worker's while it works, and released when it ends.
+    The devices of a run belong to this process while its worker starts, then to the worker, and are released at its end.
     """
 
     name = "local"
@@ -73,7 +73,7 @@ class LocalExecutor(Executor):
 
     def attach(self, run: Run, state: RunState) -> Job:
         devices = tuple(state.device.split(", ")) if state.device else ()
-        holder = self._book.holder_of_run(run.id)  # a former supervisor has saved the worker with the lease
+        holder = self._book.holder_of_run(run.id)  # a previous supervisor has saved the worker in the lease
         is_passed_on = holder is not None and holder.process != ProcessIdentity.current()
         job = LocalJob(
             run, state.attempt, devices, self, spawned_process=holder.process if holder and is_passed_on else None
@@ -89,7 +89,7 @@ class LocalExecutor(Executor):
         self._ours.pop(run.id, None)
 
     def pass_on(self, run: Run, worker: ProcessIdentity | None) -> None:
-        """Let the worker have what is still ours; where that fails it is ours until the next call, or until the end."""
+        """Pass our leases to the worker; where that fails, they stay ours until the next call or the end."""
         if worker is None or run.id not in self._ours:
             return
         devices, holder = self._ours[run.id]
@@ -101,7 +101,7 @@ class LocalExecutor(Executor):
         del self._ours[run.id]
 
     def keep(self, run: Run, worker: ProcessIdentity, devices: Iterable[str]) -> None:
-        """Lease its devices to a living worker whose former supervisor died before it had, or whose lease is damaged."""
+        """Lease devices to a living worker whose supervisor died before it did, or whose lease is damaged."""
         if run.id in self._ours:
             return
         holders = (self._book.holder(device) for device in devices)
@@ -134,10 +134,12 @@ class LocalJob(Job):
     spawned_process: ProcessIdentity | None = None  # the worker where it is known from its start
     exit_code: int | None = field(default=None, init=False)
     since: float = field(default_factory=time.monotonic, init=False)
-    cancelled_elsewhere: float | None = field(default=None, init=False)  # since when another host's worker shall end
+    cancelled_elsewhere: float | None = field(
+        default=None, init=False
+    )  # since when another host's worker has been asked to end
 
     def worker(self) -> ProcessIdentity | None:
-        """Return the worker of this attempt, alive or not, where it is known."""
+        """Return the worker of this attempt, alive or not, if it is known."""
         record = self.run.folder.read_worker()
         if record is not None and record.attempt == self.attempt:
             return record.identity
@@ -157,21 +159,21 @@ class LocalJob(Job):
             return JobStatus("alive" if worker.is_alive() else "gone")
         if has_reported:
             return JobStatus("gone")
-        # A former supervisor may have started a worker without having saved its identity: it would show itself soon.
+        # A previous supervisor may have started a worker without saving its identity; it would appear soon.
         may_come = time.monotonic() - self.since < self.executor.claim_seconds
         return JobStatus("alive" if may_come else "never_started")
 
     def _poll_elsewhere(self, host: str, is_locked: bool) -> JobStatus:
-        """Conclude nothing from pids and boots of another host, nor from its lock, which a file server may not show.
+        """Poll a worker of another host, whose pids, boots and locks are not visible here.
 
-        Its worker is gone where it said so, or where a person who cancelled it got no answer.
+        It is gone if its last event says so, or if a person who cancelled it got no answer.
         """
         cancelled, last = self.cancelled_elsewhere, last_event(self.run.folder.events)
         is_given_up = cancelled is not None and time.monotonic() - cancelled > self.executor.unseen_seconds
         has_ended = last is not None and last.attempt == self.attempt and is_last_word(last.data)
         if not is_locked and (has_ended or is_given_up):
             return JobStatus("gone")
-        cause = f"Whether the worker on {host} still runs cannot be seen from here."
+        cause = f"Cannot check from here whether the worker on {host} still runs."
         return JobStatus(
             "unknown", Why("executor_unreachable", cause, f"If it is gone on {host}, cancel and resume it.")
         )
@@ -182,8 +184,8 @@ class LocalJob(Job):
             return JobStatus("alive")
         if self.exit_code != _HELD_BY_ANOTHER or not self.run.folder.has_living_worker():
             return JobStatus("gone")
-        # A person or a scheduler had started a worker before ours came. Where it has our number, it is our job from now
-        # on; not by way of the queue: it may end at any moment, and a run that waits is started.
+        # A person or a scheduler had started a worker before ours. If it has our number, it is our job from now on,
+        # without the queue: it may end at any moment, and a waiting run would be started.
         record = self.run.folder.read_worker()
         if record is None or record.attempt != self.attempt:
             return JobStatus("superseded")
@@ -204,7 +206,7 @@ class LocalJob(Job):
         self._end_group()
 
     def _end_group(self) -> None:
-        """End what the worker started and left behind: no process of a run outlives it."""
+        """End all processes that the worker started; none of them outlives the run."""
         record = self.run.folder.read_worker()
         groups = {self.process.pid} if self.process is not None else set()
         if record is not None and record.is_of_this_boot():
@@ -261,17 +263,17 @@ class Nodes:
     """Machines that train one run together, and where their launchers meet (torch's c10d rendezvous)."""
 
     count: int
-    endpoint: str  # HOST:PORT of one of them, free there, as all others reach it
+    endpoint: str  # HOST:PORT on one of them, reachable from all
     name: str  # of the meeting, the same for all and of no other run: a scheduler's job id, with the attempt
-    address: str = ""  # of this machine, as the others reach it; empty for its host name
+    address: str = ""  # of this machine, reachable from the rest; empty for its host name
 
 
 def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = "") -> list[str]:
     """Return the command line of the worker of a run's folder, or of torch's launcher where several train together.
 
-    On one machine, the processes meet at a port that the system chooses when it is bound: Accelerate's own launcher has a
-    fixed one, where two runs that start at once collide, and reads the person's own configuration. On several, each is
-    given this command; all of them see the run's folder, and only the first process writes there.
+    On one machine, the processes meet at a port that the system chooses. Accelerate's own launcher has a fixed port, on
+    which two runs that start at once collide, and reads the person's own configuration. On several machines, each runs this
+    command; all of them see the run's folder, and only the first process writes there.
 
     Args:
         folder: Of the run.
@@ -289,7 +291,7 @@ def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = Non
         meeting += ["--nnodes", str(nodes.count), *(("--local-addr", nodes.address) if nodes.address else ())]
     return [
         *(python, "-P", "-m", "torch.distributed.run", *meeting),
-        # Named, or variables of the environment decide them.
+        # Set explicitly, or environment variables decide them.
         *("--nproc-per-node", str(processes), "--max-restarts", "0"),
         *("--module", WORKER_MODULE, str(folder)),
     ]
@@ -308,7 +310,7 @@ def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[byte
         RUN_VARIABLE: spec.run.id,
         "PYTHONUNBUFFERED": "1",
     }
-    # A person of a lab has no part in a login of the account that the server runs as.
+    # People of a lab must not use logins of the server's account.
     access = frozenset[Access]() if read_provenance(spec.run.folder).person else _access_for(spec.config)
     return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
 

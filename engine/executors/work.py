@@ -1,4 +1,4 @@
-"""Where a model is loaded that a person chats with, measures or exports."""
+"""Choose where to load a model for chat, evaluation or export."""
 
 from collections.abc import Callable, Mapping
 

@@ -1,4 +1,4 @@
-"""How busy a worker is, in its own figures: for supervisors that cannot look at its process."""
+"""The activity that a worker reports itself, for supervisors that cannot see its process."""
 
 import contextlib
 import threading
@@ -10,7 +10,7 @@ from engine.files import read_model
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import RunFolder
 
-_REPORT_SECONDS = 30.0  # a tenth of the silence after which a worker that computes nothing counts as hung
+_REPORT_SECONDS = 30.0  # a tenth of the silence after which an idle worker counts as hung
 
 
 class _Figures(BaseModel, frozen=True):
@@ -20,13 +20,13 @@ class _Figures(BaseModel, frozen=True):
 
 @contextlib.contextmanager
 def reported_activity(folder: RunFolder, attempt: int, every_seconds: float = _REPORT_SECONDS) -> Iterator[None]:
-    """Let a thread write the processor time of this process into the run's folder while the block runs."""
+    """Report this process's CPU time in the run's folder from a thread while the block runs."""
     is_over = threading.Event()
 
     def report() -> None:
         while not is_over.wait(every_seconds):
             seconds = ProcessIdentity.current().cpu_seconds()
-            # In place and without fsync: twice a minute, and a figure that was torn is read again.
+            # In place and without fsync: it is written twice a minute, and a torn figure is read again.
             with contextlib.suppress(OSError):
                 folder.activity.write_text(_Figures(attempt=attempt, cpu_seconds=seconds or 0.0).model_dump_json())
 
@@ -40,7 +40,7 @@ def reported_activity(folder: RunFolder, attempt: int, every_seconds: float = _R
 
 
 class ReportedActivity:
-    """Of a worker on another machine: a pid there, or processor time here, means nothing."""
+    """The activity of a worker on another machine, where pids and CPU time of this one mean nothing."""
 
     def __init__(self, folder: RunFolder, attempt: int) -> None:
         self._folder = folder

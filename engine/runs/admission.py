@@ -15,13 +15,13 @@ from engine.runs.store import RunStore
 
 @contextlib.contextmanager
 def admitted(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
-    """Let the block queue runs; requests that come at the same time are counted one after the other.
+    """Allow the block to queue runs; concurrent requests are counted one after the other.
 
-    Costs nothing where there are no accounts.
+    Does nothing without accounts.
 
     Raises:
-        RunError: If the person would have more waiting runs than the lab allows.
-        StorageError: If there is no disk space for them.
+        RunError: If the person would exceed the lab's limit of waiting runs.
+        StorageError: If the disk space is not sufficient.
     """
     if not count or not is_lab(home):
         yield
@@ -39,14 +39,14 @@ def require_admission(home: LoratoryHome, owner: str, count: int = 1) -> None:
 
 
 def resume_run(home: LoratoryHome, run: Run) -> None:
-    """Ask to resume a run, where its owner may have one more in the queue; raises as `request_resume` and `admitted` do.
+    """Request to resume a run, if its owner may queue one more; raises as `request_resume` and `admitted` do.
 
     Raises:
         RunError: Also if its owner has become a guest, and it trains elsewhere.
     """
     if home.is_guest and run.folder.read_config().run.is_elsewhere:
         raise RunError(
-            "A guest trains on the lab's own devices, and this run trained elsewhere.",
+            "Guests train on the lab's own devices, and this run trained elsewhere.",
             "Copy its settings to train it here.",
         )
     with admitted(home, run.owner):

@@ -16,7 +16,7 @@ MANIFEST = "MANIFEST.json"
 ADAPTER_SUBFOLDER = "adapter"
 
 _NAME = re.compile(r"^step-(\d+)$")
-# Larger files are read by those who load them, not for a list: a whole model's optimizer would hold up all readers.
+# Larger files are only read when they are loaded: hashing a full model's optimizer would delay every list.
 _READ_FOR_A_LIST_BYTES = 1 << 30
 
 
@@ -29,7 +29,7 @@ class ManifestFile(BaseModel, frozen=True):
 
 
 class RowOrder(BaseModel, frozen=True):
-    """Everything that decides which rows each step of an epoch has, wherever the run continues."""
+    """Everything that determines the rows of each step of an epoch, on any device."""
 
     seed: int
     rows_per_step: int  # over all processes; packed sequences where rows are packed
@@ -39,7 +39,7 @@ class RowOrder(BaseModel, frozen=True):
 
 
 class RowPlan(BaseModel, frozen=True):
-    """The rows of a run and their order, with how the attempt that wrote a checkpoint passed them through the model."""
+    """The rows of a run, their order, and the batching of the attempt that wrote the checkpoint."""
 
     order: RowOrder
     rows_sha256: str  # token ids and labels of the training rows
@@ -73,7 +73,7 @@ class Checkpoint(NamedTuple):
 
 
 def list_checkpoints(folder: Path) -> list[Checkpoint]:
-    """Checkpoints in a run's `checkpoints` folder, by step; what is in them is not looked at."""
+    """Return the checkpoints in a run's `checkpoints` folder, by step, without checking their files."""
     manifests = ((step_of(path.name), path, read_manifest(path)) for path in folder.glob("step-*"))
     checkpoints = [
         Checkpoint(step, path, manifest)
@@ -90,13 +90,13 @@ def step_of(name: str) -> int | None:
 
 
 def offered_checkpoints(folder: Path, below: str = "") -> Iterator[Checkpoint]:
-    """Checkpoints that a person may choose, newest first: those that are as they were written.
+    """Return the undamaged checkpoints, newest first.
 
-    What was read once is not read again until it changes, so lists may ask as often as they like.
+    Results are cached until a file changes, so lists may call this often.
 
     Args:
         folder: A run's `checkpoints` folder.
-        below: Look at the files below this subfolder only, where nothing else is needed.
+        below: Check only the files in this subfolder, if nothing else is needed.
     """
     for checkpoint in reversed(list_checkpoints(folder)):
         files = checkpoint.manifest.files.items()
@@ -107,7 +107,7 @@ def offered_checkpoints(folder: Path, below: str = "") -> Iterator[Checkpoint]:
 
 
 def damage(checkpoint: Checkpoint) -> list[str]:
-    """What is wrong with a checkpoint's files, in words; empty where nothing is. Reads them all.
+    """Return the damage of a checkpoint's files in words, empty if there is none; reads all files.
 
     Raises:
         StorageError: If a file is there and cannot be read, which proves nothing about its content.
@@ -120,7 +120,7 @@ def damage(checkpoint: Checkpoint) -> list[str]:
             if size != expected.size_bytes:
                 wrong.append(f"{name} has {size:,} bytes instead of {expected.size_bytes:,}")
             elif sha256_of(path) != expected.sha256:
-                wrong.append(f"{name} has another content")
+                wrong.append(f"the content of {name} has changed")
         except (FileNotFoundError, NotADirectoryError):
             wrong.append(f"{name} is missing")
         except OSError as error:
@@ -129,7 +129,7 @@ def damage(checkpoint: Checkpoint) -> list[str]:
 
 
 def cannot_read(name: str, error: OSError) -> StorageError:
-    """Why a checkpoint's file proves neither that it is whole nor that it is damaged."""
+    """A checkpoint's file cannot be read, so it is neither verified nor damaged."""
     return StorageError(
         f"{name} cannot be read ({error.strerror or error}).",
         "Check the disk and the folder's permissions, then resume; every checkpoint is kept.",
@@ -145,7 +145,7 @@ def _is_as_written(path: Path, expected: ManifestFile) -> bool:
             return True
         return _known_sha256(os.fspath(path), now.st_size, now.st_mtime_ns) == expected.sha256
     except OSError:
-        return False  # what cannot be read cannot be used either
+        return False  # an unreadable checkpoint cannot be used either
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,4 +1,4 @@
-"""What anyone who may see a run may do: requests, which its worker looks at and its supervisor enforces, and notes."""
+"""Requests to a run, which its worker checks and its supervisor enforces, and notes about it."""
 
 import contextlib
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from engine.runs.run import Run, RunFolder
 
 
 def request_stop(run: Run) -> None:
-    """Ask a run to save what it has and stop; a queued one is taken out of the queue.
+    """Ask a run to save and stop; a queued one is removed from the queue.
 
     Raises:
         RunError: If it has already ended.
@@ -27,7 +27,7 @@ def request_stop(run: Run) -> None:
 
 
 def request_cancel(run: Run) -> None:
-    """Ask a run to end at once; its last checkpoint stays.
+    """Ask a run to end at once; its last checkpoint is kept.
 
     Raises:
         RunError: If it has already ended.
@@ -38,7 +38,7 @@ def request_cancel(run: Run) -> None:
 
 
 def request_start_anyway(run: Run) -> None:
-    """Let a waiting run start as soon as its device is free of other Loratory work, although its free memory does not cover it.
+    """Let a waiting run start as soon as its device has no other Loratory work, even if free memory is too small.
 
     Raises:
         RunError: If it does not wait.
@@ -55,7 +55,7 @@ _SHARING_PLACES = ("local", "slurm")  # which work in the run's own folder
 
 
 def request_stop_for_time(folder: RunFolder, hours: float) -> None:
-    """Let a run save and stop, because it has run as long as its lab allows; a person's own request stays.
+    """Ask a run to save and stop because of the lab's maximum run time; does not replace a person's request.
 
     Raises:
         StorageError: If the request cannot be written.
@@ -85,7 +85,7 @@ def clear_requests(folder: RunFolder) -> None:
 
 
 def wish_place(run: Run, where: str) -> None:
-    """Let the next attempts at a run happen in another place that sees its folder.
+    """Choose another place, which sees the run's folder, for its next attempts.
 
     Raises:
         RunError: If it is not one.
@@ -139,7 +139,7 @@ class ResumeRequest(NamedTuple):
     path: Path
 
     def attempt(self) -> int | None:
-        """Return the attempt that it wants to follow; None where it does not say."""
+        """Return the attempt that it follows; None if the request has none."""
         try:
             text = self.path.read_text(encoding="ascii")
         except (FileNotFoundError, UnicodeDecodeError):
@@ -147,12 +147,12 @@ class ResumeRequest(NamedTuple):
         return int(text) if text.isdecimal() else None
 
     def forget(self) -> None:
-        """It is done, or cannot be done."""
+        """Remove the request, because it was handled."""
         self.path.unlink(missing_ok=True)
 
 
 def request_resume(home: LoratoryHome, run: Run) -> None:
-    """Ask to resume a run from its newest checkpoint, or from the start where it has none.
+    """Request to resume a run from its newest checkpoint, or from the start if it has none.
 
     Raises:
         RunError: If it waits, runs or is complete.
@@ -168,7 +168,7 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
 
 
 def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:
-    """What was asked and not yet done."""
+    """The pending request."""
     with contextlib.suppress(FileNotFoundError):
         for path in sorted((home.server / _FOLDER).iterdir()):
             if not path.name.startswith("."):  # half-written
@@ -177,7 +177,7 @@ def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:
 
 
 def resume_is_requested(home: LoratoryHome, run: Run) -> bool:
-    """Whether a request to resume this run is not yet obeyed."""
+    """Whether there is a pending request to resume this run."""
     return _resume_path(home, run).exists()
 
 
@@ -190,7 +190,7 @@ Tag = Annotated[OneLine, StringConstraints(min_length=1, max_length=40, pattern=
 
 
 class RunNotes(BaseModel, frozen=True):
-    """Everything about a run that may change after its start."""
+    """What may change about a run after its start."""
 
     name: Annotated[OneLine, StringConstraints(max_length=120, pattern=_PRINTABLE)] = ""  # "" keeps the config's
     note: Annotated[str, StringConstraints(max_length=10_000)] = ""
@@ -198,14 +198,14 @@ class RunNotes(BaseModel, frozen=True):
 
 
 def read_notes(folder: RunFolder) -> RunNotes:
-    """What was noted; nothing where the file is missing or unreadable."""
+    """Return the notes; empty if the file is missing or unreadable."""
     return read_model(folder.notes, RunNotes) or RunNotes()
 
 
 def change_notes(
     folder: RunFolder, *, name: str | None = None, note: str | None = None, tags: tuple[str, ...] | None = None
 ) -> RunNotes:
-    """Change what is given and keep the rest; the run itself is not touched.
+    """Change the given notes and keep the rest; the run itself is not affected.
 
     Raises:
         ConfigError: If a text is too long or holds control characters.

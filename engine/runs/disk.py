@@ -31,7 +31,7 @@ class DiskUse:
 
 
 def disk_use(home: LoratoryHome, owner: str) -> DiskUse:
-    """Measure what a person's folders hold; takes a moment where there are thousands of files."""
+    """Measure a person's folders; slow for thousands of files."""
     own = home.of(owner)
     folders = (own.own_runs, own.uploads, own.exports, own.own_models, own.cache)
     return DiskUse(owner, *map(folder_size_bytes, folders))
@@ -48,7 +48,7 @@ def is_disk_short(home: LoratoryHome, limits: LabLimits) -> bool:
 
 
 def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> None:
-    """Refuse what a person of a lab has no disk space for; does nothing where there are no accounts.
+    """Raise an error if a person's quota or the disk is full; does nothing without accounts.
 
     Args:
         more_bytes: How much; 0 where that is not known.
@@ -83,7 +83,7 @@ def require_disk_space(home: LoratoryHome, owner: str, more_bytes: int = 0) -> N
 
 
 def disk_warning(use: DiskUse, limits: LabLimits, free: int) -> str:
-    """Return what a person should do before starts and uploads are refused; empty while there is enough room."""
+    """Return a warning before starts and uploads are refused; empty while there is enough space."""
     quota = limits.disk_gb_per_person
     sentences = []
     if quota is not None and use.total >= quota * _GB:

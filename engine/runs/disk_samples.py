@@ -1,4 +1,4 @@
-"""What each person of a lab has on disk, measured every few minutes and kept once a day, for figures by week."""
+"""Disk use of each person of a lab: measured every few minutes, saved once a day, summed by week."""
 
 import logging
 import threading
@@ -81,7 +81,7 @@ class DiskSamples:
         return self._newest.get(owner)
 
     def by_week(self) -> Mapping[tuple[str, Week], int]:
-        """Return the bytes of each person and week, as of the last sample in it; those of this week as measured last."""
+        """Return the bytes of each person and week: the last sample of a week, and for this week the last measure."""
         weeks = {
             (one.owner, one.week): one.total
             for one in sorted(read_models(self._path, DiskSample), key=lambda one: one.day)

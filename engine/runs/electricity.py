@@ -1,4 +1,4 @@
-"""What a run cost in electricity, where a price is set; never a guess."""
+"""The electricity cost of a run, if a price is set; never a guess."""
 
 from typing import Annotated, NamedTuple
 
@@ -37,12 +37,12 @@ class RunEnergy(NamedTuple):
 
 
 def read_electricity(home: LoratoryHome) -> Electricity:
-    """What was set; nothing where the file is missing or unreadable."""
+    """Return the settings; empty if the file is missing or unreadable."""
     return read_model(home.root / "electricity.json", Electricity) or Electricity()
 
 
 def save_electricity(home: LoratoryHome, price_per_kwh: object, currency: object, watts: object) -> Electricity:
-    """Check what a person has set, and keep it for all runs of this home.
+    """Check and save the settings for all runs of this home.
 
     Raises:
         ConfigError: Lists every value that is out of bounds.
@@ -55,7 +55,7 @@ def save_electricity(home: LoratoryHome, price_per_kwh: object, currency: object
 
 
 def energy_of(summary: RunSummary, electricity: Electricity) -> RunEnergy | None:
-    """What a run that has ended used and cost; None where neither a meter nor a stated power knows it."""
+    """Return the energy and cost of an ended run; None if neither a meter nor a stated power is known."""
     if summary.energy_joules is not None:
         kwh, is_measured = summary.energy_joules / _JOULES_PER_KWH, True
     elif electricity.watts is not None and summary.seconds is not None:

@@ -1,4 +1,4 @@
-"""What a job asks a scheduler for besides its GPUs: RAM, and time."""
+"""The RAM and time that a job requests from a scheduler."""
 
 import math
 from collections.abc import Iterable
@@ -62,7 +62,7 @@ def _in_whole_gib(count: int) -> int:
     return math.ceil(max(count, _LEAST_BYTES) / GIB) * GIB
 
 
-# What of the arithmetic that a device can do is reached in training, as a cautious guess; and time besides training.
+# Cautious guesses: the share of peak FLOP/s that training reaches, and the time outside training.
 _REACHED_SHARE = 0.15
 _SET_UP_HOURS = 0.4  # installing, fetching the model, measuring the held-out loss, saving
 _OPERATIONS_PER_WEIGHT = 8  # forward 2, backward 4, and 2 to compute activations again
@@ -73,10 +73,10 @@ _MARGIN_OF_MEASUREMENT = 1.5
 
 
 def estimated_hours(parameters: int, tokens: float, tflops: float) -> float:
-    """Return the time that a run is unlikely to need: twice what it takes at a cautious pace, with its set-up.
+    """Return the time that a run is unlikely to exceed: twice the time at a cautious pace, plus set-up.
 
     Args:
-        tokens: That pass through it, over all epochs.
+        tokens: Tokens of all epochs.
         tflops: Dense, at 16 bits, of all devices together.
 
     Source: 6 operations per weight and token, Kaplan et al. 2020, section 2.1; 8 with activation checkpointing.
@@ -86,7 +86,7 @@ def estimated_hours(parameters: int, tokens: float, tflops: float) -> float:
 
 
 def tflops_of(device: Device) -> float:
-    """Return what a device computes at 16 bits, cautiously where it is not known; dense, from NVIDIA's data sheets."""
+    """Return the TFLOP/s of a device at 16 bits, dense, from NVIDIA's data sheets; a cautious value if unknown."""
     if device.kind == "cpu":
         return max(1, device.cores) * PROCESSOR_TFLOPS_PER_CORE
     known_device = similar_device(device.name, device.total_bytes / 1e9)
@@ -94,9 +94,9 @@ def tflops_of(device: Device) -> float:
 
 
 def measured_hours(config: RunConfig, plan: RunPlan, where: str, earlier: Iterable[RunSummary]) -> float | None:
-    """Return the time by the pace of the newest run of the same model and method that completed there in one attempt.
+    """Return the time by the pace of the newest similar run that completed there in one attempt.
 
-    The pace is of the whole run: loading, evaluations and saves count. None where there is no such run.
+    The pace includes loading, evaluations and saves. None without such a run.
 
     Args:
         where: The devices as `RunState.device` names them, such as `1×a100`.

@@ -1,4 +1,4 @@
-"""The queue of a lab as each person may see it: everyone's devices and turns, but only one's own runs by name."""
+"""The queue of a lab for each person: everyone's devices and turns, but only their own runs by name."""
 
 import contextlib
 import threading
@@ -26,7 +26,7 @@ from engine.runs.usage import Attempt, live_attempt, local_devices
 
 _MOST_FOLLOWED = 100
 
-# What other people read: a reason is enough, and a run's own words may name its settings.
+# What other people see: only a reason, since a run's own text may name its settings.
 _PUBLIC_WORDS: dict[Reason, str] = {
     "memory": "Waits for free memory.",
     "device_in_use": "Waits for a device that is in use.",
@@ -63,7 +63,7 @@ class QueueEntry:
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """What a device does at present."""
+    """The current use of a device."""
 
     device: str
     title: str  # of the hardware
@@ -93,7 +93,7 @@ class QueueBoard:
         self._readers: dict[str, HistoryReader] = {}
 
     def entries(self, viewer: Person) -> tuple[QueueEntry, ...]:
-        """Return the runs at work, then those that wait, the next one first; empty before a supervisor has looked.
+        """Return the running, then the waiting runs, the next one first; empty before a supervisor has written the queue.
 
         Args:
             viewer: Gets ids of the own runs; an admin of all, to stop them.
@@ -116,12 +116,12 @@ class QueueBoard:
         return tuple(entries)
 
     def devices(self) -> tuple[DeviceUse, ...]:
-        """Return what each device does; everyone may see it."""
+        """Return the use of each device; everyone may see it."""
         holders = self._book.holders()
         return tuple(self._use(device, holders.get(lease_name(device))) for device in self._devices())
 
     def attempts(self) -> tuple[Attempt, ...]:
-        """Return the attempts at present, for `usage_by_week`."""
+        """Return the current attempts, for `usage_by_week`."""
         now = self._clock()
         live = (live_attempt(run, state, now) for run, state in self._at_work(self._snapshot()))
         return tuple(attempt for attempt in live if attempt is not None)

@@ -1,4 +1,4 @@
-"""What a person of a lab may train on and with: their own files and the lab's, and what a guest may start."""
+"""What people of a lab may train: their own files and the lab's, and limits for guests."""
 
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from engine.paths import LoratoryHome
 from engine.runs.plan import plan_run
 from engine.runs.store import RUN_ID, RunStore
 
-# It would send what it reports with a login of the account that the server runs as.
+# It would report with a login of the server's account.
 _REMOTE_TRACKERS = ("wandb",)
 _OUTSIDE = f"{REFUSAL[0][0].lower()}{REFUSAL[0][1:].rstrip('.')}; {REFUSAL[1][0].lower()}{REFUSAL[1][1:]}"
 
 
 def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
-    """Return the settings that this person may not use; none where there are no accounts. Opens no file."""
+    """Return the settings that this person may not use; none without accounts. Opens no file."""
     allowed = AllowedPaths.of(home)
     if allowed is None:
         return []
@@ -58,7 +58,7 @@ def with_allowed_paths(config: RunConfig, home: LoratoryHome) -> RunConfig:
 
 
 def within_guest_limit(config: RunConfig, report: DatasetReport, home: LoratoryHome) -> RunConfig:
-    """Return a guest's configuration, cut to the steps that a guest may train; any other as it is."""
+    """Return a guest's configuration, limited to the steps that guests may train; any other unchanged."""
     if not home.is_guest:
         return config
     most, plan = read_settings(home).limits.guest_max_steps, plan_run(config.training, report)
@@ -84,7 +84,7 @@ def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
 
 
 def may_be_path(field: str, text: str) -> bool:
-    """Return whether one of a configuration's names may mean a file or folder: no sample, catalogue entry or run."""
+    """Return whether a name of a configuration may be a file or folder, not a sample, catalogue entry or run."""
     if field == "model.id":
         return find_in_catalog(text.strip()) is None
     if field == "adapter.warm_start":

@@ -1,4 +1,4 @@
-"""Check a run before anything is made, then put it into the queue."""
+"""Check a run, then put it into the queue."""
 
 import importlib.util
 import logging
@@ -40,7 +40,7 @@ ResolveModel = Callable[[ModelConfig, LoratoryHome, Callable[[ModelProgress], No
 
 
 class CheckedRun(NamedTuple):
-    """A configuration that can work, pinned to what it meant when it was checked."""
+    """A checked configuration, pinned to what it meant at the check."""
 
     config: RunConfig
     provenance: Provenance
@@ -65,13 +65,13 @@ class Preflight:
         self._places = places_of(devices, ask, lambda: read_place(home), lambda: _earlier_runs(home))
 
     def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
-        """Refuse what cannot work; pin the model's revision, the dataset's fingerprint, whole paths and the libraries' versions.
+        """Check a configuration; pin the model's revision, the data's fingerprint, absolute paths and library versions.
 
         Raises:
             ConfigError: Lists every setting that cannot work, alone, together, or on the device.
             DeviceError: If the device is not there, or smaller than the run by any estimate.
             ModelError: If the model cannot be found, reached or read.
-            DatasetError: If the dataset cannot be read, or teaches nothing.
+            DatasetError: If the dataset cannot be read, or has no trained tokens.
         """
         if self._home.owner:
             if lab_rule_problems := lab_problems(config, self._home):
@@ -127,7 +127,7 @@ class Preflight:
 
 
 def _earlier_runs(home: LoratoryHome) -> Sequence[RunSummary]:
-    """Return a person's runs, which show how fast they were; not all of them where reading them takes long."""
+    """Return a person's runs, to estimate speed; not all of them if reading takes long."""
     return RunIndex(RunStore(home, home.owner or local_owner())).glance(patience_seconds=2.0).rows
 
 
@@ -141,7 +141,7 @@ def _predict(shape: ModelShape, config: RunConfig, options: Options, rows: RowLe
     try:
         return predict(shape, config, options, rows)
     except MemoryUnknownError as error:
-        # It may train all the same; what is lost is only the word on how much memory it takes.
+        # It may train anyway, only without an estimate of its memory.
         _log.warning("%s: %s", config.model.id, error.what)
         return None
     except EngineError:
@@ -152,9 +152,9 @@ def _predict(shape: ModelShape, config: RunConfig, options: Options, rows: RowLe
 
 
 def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Problem]:
-    """Settings that are fine by themselves, and that this machine cannot run; cheap enough for every look at a form."""
+    """Return problems of valid settings that this machine cannot run; fast enough for every update of a form."""
     problems = list(device_problems(config, devices[0]))
-    # One process holds a whole model on one device; more would be held for nothing.
+    # One process trains a whole model on one device; more devices would be unused.
     if len(devices) > 1 and config.run.launcher == "local" and config.run.spread_over == 1:
         message = (
             f"it names {len(devices)} GPUs, and one process trains a whole model on one. Set run.launcher to accelerate "
@@ -174,7 +174,7 @@ def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
         raise DatasetError(
             f"No token of {config.dataset.source} would be trained on (train_on is {config.dataset.train_on}, "
             f"max_length {config.training.max_length:,}).",
-            "Raise max_length, or choose another part to learn from.",
+            "Raise max_length, or change train_on.",
         )
     if report.train_rows == 0:
         raise DatasetError(
@@ -184,7 +184,7 @@ def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """The same configuration with every file or folder of this machine named by its whole path.
+    """Return the configuration with absolute paths for all files and folders of this machine.
 
     Names of samples, of the catalogue and on the Hub stay as they are, and so does what is not there: its refusal shall
     repeat what was typed.
@@ -211,7 +211,7 @@ def _longest(field: str) -> int:
 
 
 class Launcher:
-    """Files runs into the queue."""
+    """Puts runs into the queue."""
 
     def __init__(self, store: RunStore, preflight: Preflight) -> None:
         self._store = store
@@ -231,13 +231,13 @@ class Launcher:
             key: Names this request. A request that comes twice, by a double click, from two tabs or after a lost
                 connection, starts one run; the later calls return it.
             copied_from: Id of the run whose configuration this one began as.
-            on_progress: Told in words what is being checked.
+            on_progress: Gets a sentence about what is being checked.
 
         Raises:
             ConfigError: Lists every setting that cannot work.
             DeviceError: If the device is not there, or too small by any estimate.
             ModelError: If the model cannot be found, reached or read.
-            DatasetError: If the dataset cannot be read, or teaches nothing.
+            DatasetError: If the dataset cannot be read, or has no trained tokens.
             RunError: If the person has as many waiting runs as the lab allows.
             StorageError: If the run's folder cannot be made, or the person has no disk space left.
         """
@@ -246,7 +246,7 @@ class Launcher:
             return existing
         require_admission(self._store.home, self._store.owner)
         checked_run = self._preflight.check(config, on_progress)
-        meanwhile = None if key is None else self._store.find_by_key(key)  # its own place in the queue is no obstacle
+        meanwhile = None if key is None else self._store.find_by_key(key)  # its own place in the queue does not count
         if meanwhile is not None:
             return meanwhile
         with admitted(self._store.home, self._store.owner):
@@ -260,12 +260,12 @@ class Launcher:
         copied_from: str | None = None,
         on_progress: OnProgress = lambda _: None,
     ) -> list[Run]:
-        """File several runs at once: all of them are checked before the first one is filed.
+        """Queue several runs: all of them are checked before the first one is queued.
 
         The arguments are those of `start`; the runs shall run in the order of `configs`.
 
         Raises:
-            EngineError: As `start` does; then none of them was filed.
+            EngineError: As `start` does; then none of them was queued.
         """
         keys = [f"{key}/{number}" for number in range(len(configs))]
         runs_by_key = {name: run for name in keys if (run := self._store.find_by_key(name)) is not None}

@@ -1,4 +1,4 @@
-"""One worst step, really taken: the longest rows, the full batch, by the very worker that would train."""
+"""Measure the memory of a worst-case step: the longest rows and the full batch, run by the real worker."""
 
 import contextlib
 import json
@@ -38,18 +38,18 @@ _STEPS = 2  # the second one has the optimizer's state
 _LOOK_SECONDS = 0.25
 _LARGEST_BATCH, _SHORTEST = 4096, 8  # the bounds of TrainingConfig
 _FORMATS: Mapping[RowKind, DataFormatName] = {"answers": "text", "pairs": "preference", "ratings": "kto"}
-# Whatever the tokenizer, each of these words is at least one token.
+# Each of these words has at least one token in any tokenizer.
 _WORDS = "memory tensor adapter gradient layer token batch length weight rank ".split()
 
 
 class MeasuredStep(BaseModel, frozen=True):
-    """What two optimizer steps took, and what was predicted. On a CPU, memory is that of the whole process."""
+    """The measured memory of two optimizer steps, and the prediction. On a CPU it is that of the whole process."""
 
     device_name: str
     measured_bytes: int  # to be compared with `predicted_bytes`
     predicted_bytes: int
     bound_bytes: int  # nine runs in ten were predicted to stay below
-    measures_process: bool  # else what PyTorch's allocator has reserved
+    measures_process: bool  # otherwise the memory that PyTorch's allocator has reserved
     allocated_bytes: int | None  # tensors alone, where the device reports it
     step_seconds: float
     rows: int  # of one pass
@@ -62,7 +62,7 @@ class MeasuredStep(BaseModel, frozen=True):
 
 
 class MeasurementProgress(NamedTuple):
-    """How far it has come."""
+    """The progress of a measurement."""
 
     message: str
     fraction: float | None = None
@@ -72,7 +72,7 @@ OnMeasurementProgress = Callable[[MeasurementProgress], None]
 
 
 class MeasurementJob:
-    """Takes the worst steps of a configuration in a process of its own; nothing of them is kept."""
+    """Runs the worst steps of a configuration in a separate process; nothing of them is saved."""
 
     def __init__(
         self,
@@ -94,8 +94,8 @@ class MeasurementJob:
 
         Raises:
             DeviceError: If the device is in use, or its memory was not enough.
-            RunError: If the worker gave up for another reason, which is named.
-            WorkerError: If the process ended without a word.
+            RunError: If the worker failed for another reason, which is named.
+            WorkerError: If the process ended without a message.
             CancelledRequestError: If it was stopped.
             ConfigError: If the person of a lab may not use one of the settings.
             StorageError: If the home cannot be written.
@@ -142,7 +142,7 @@ class MeasurementJob:
             book.release_run(run.id)
 
     def stop(self) -> None:
-        """End it soon; nothing is kept."""
+        """Stop soon; nothing is saved."""
         self._stop_requested.set()
 
     def _follow(
@@ -194,7 +194,7 @@ class MeasurementJob:
 
 
 def config_of_rows(estimator: Estimator, config: RunConfig) -> RunConfig:
-    """Return the configuration whose longest rows are together as large as the largest pass of the estimator's rows.
+    """Return a configuration whose longest rows are as large as the largest pass of the estimator's rows.
 
     A measurement of it takes a step of these rows; without known rows it is `config`.
 
@@ -216,7 +216,7 @@ def config_of_rows(estimator: Estimator, config: RunConfig) -> RunConfig:
 
 
 def worst_case(config: RunConfig, rows: Path) -> RunConfig:
-    """The same training on rows that are all as long as they may be, for two optimizer steps and no measuring between."""
+    """Return the same training with rows of the maximum length, for two optimizer steps without evaluation."""
     training = config.training.model_copy(
         update={
             "max_steps": _STEPS,
@@ -243,7 +243,7 @@ def _passes(config: RunConfig) -> int:
 
 
 def write_rows(path: Path, config: RunConfig) -> None:
-    """Write rows that the run's objective learns from, each longer than `max_length`."""
+    """Write rows for the run's objective, each longer than `max_length`."""
     training = config.training
     count = training.per_device_train_batch_size * _passes(config) * _STEPS
     words = [_WORDS[number % len(_WORDS)] for number in range(training.max_length + 8)]
@@ -297,7 +297,7 @@ def measuring_run(home: LoratoryHome) -> Iterator[Run]:
 
 
 def sweep_measurements(home: LoratoryHome) -> None:
-    """End and remove what measurements left whose process is gone.
+    """End and remove the remains of measurements whose process is gone.
 
     Raises:
         StorageError: If the home cannot be written.

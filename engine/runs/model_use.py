@@ -1,4 +1,4 @@
-"""Which models the work of all people of a lab needs: runs, chats, evaluations, exports; those stay in the model cache."""
+"""Which models are in use in a lab, by runs, chats, evaluations and exports; these stay in the model cache."""
 
 import contextlib
 from collections.abc import Iterator, Mapping

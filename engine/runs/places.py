@@ -1,4 +1,4 @@
-"""Where a run may train, as its preflight asks: the devices of each place, and what is settled with them before the start."""
+"""The places where a run may train: their devices, and the settings that a place fills in before the start."""
 
 import contextlib
 from abc import ABC, abstractmethod
@@ -56,7 +56,7 @@ class RunPlace(ABC):
         return options
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:  # noqa: ARG002
-        """Return the configuration with what the place decides before the start, for all to see."""
+        """Return the configuration with the settings that the place fills in."""
         return config
 
 
@@ -145,7 +145,7 @@ class SlurmCluster(RunPlace):
         return _first_that_fits(options, config, shape, rows, "Name its type in slurm.gpu_type.")
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
-        """Return it with type of GPU, RAM and time limit, by our own estimate where they are not given.
+        """Fill in the type of GPU, RAM and time limit from our own estimate.
 
         The time is that of an earlier run there, or else of the arithmetic. A run that needs longer than the cluster's own
         limit continues as another job.

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 class Prediction(NamedTuple):
-    """What a run needs where the queue would start it, were all devices free of other runs."""
+    """The memory that a run needs on the device that the queue would choose if all were free."""
 
     devices: tuple[Device, ...]
     need: DeviceNeed  # on that of them where it is the most
@@ -32,7 +32,7 @@ class Prediction(NamedTuple):
 def predict(
     shape: ModelShape, config: RunConfig, options: Sequence[tuple[Device, ...]], rows: RowLengths | None = None
 ) -> Prediction:
-    """Return what a run needs on the first of its options that has room, by the rule of the queue.
+    """Return the needs of a run on the first option with enough memory, by the rule of the queue.
 
     Without known `rows`, all of them are as long as `max_length` allows.
 
@@ -80,7 +80,7 @@ def _too_small(config: RunConfig, device: Device, need: DeviceNeed) -> DeviceErr
 def needs_of(
     shape: ModelShape, config: RunConfig, devices: Sequence[Device], rows: RowLengths | None = None
 ) -> tuple[DeviceNeed, ...]:
-    """What is expected on each of the run's devices, in order.
+    """Return the expected memory on each of the run's devices, in order.
 
     Raises:
         ConfigError: If there are more devices than layers to spread over them.
@@ -99,7 +99,7 @@ _ROOM_SHARE = 0.9
 def advice_on_memory(
     config: RunConfig, home: LoratoryHome, device: Device | None = None, rows: RowLengths | None = None
 ) -> str | None:
-    """The estimate's first advice that makes this run fit, as a sentence; None where it knows of none.
+    """Return the estimate's first advice that makes this run fit, as a sentence; None if there is none.
 
     Without known `rows`, all of them are as long as `max_length` allows. `device` is where it ran; unless given, the first GPU, or the processor.
     """

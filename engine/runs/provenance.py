@@ -1,4 +1,4 @@
-"""`provenance.json`: what a run was started from, to understand and repeat it later."""
+"""`provenance.json`: the origin of a run, to understand and repeat it later."""
 
 import platform
 from typing import Literal
@@ -28,13 +28,13 @@ class MemoryFigures(BaseModel, frozen=True):
     process_bytes: int | None = None  # all that the process takes: of the GPU on CUDA, of RAM on a processor
 
     def of(self, kind: PeakKind) -> int | None:
-        """One of them; None where it is unknown or nothing was there to be counted."""
+        """Return one of them; None if it is unknown, or there was nothing to count."""
         figure: int | None = getattr(self, f"{kind}_bytes")
         return figure or None
 
     @property
     def of_run(self) -> int | None:
-        """The one figure of a run in lists: the allocator's hold on a GPU, the process on a processor."""
+        """The memory of a run for lists: the allocator's on a GPU, the process's on a CPU."""
         return self.of("reserved") or self.of("process")
 
     @property
@@ -55,7 +55,7 @@ def predicted_figures(need: DeviceNeed, device_kind: Literal["cuda", "mps", "cpu
 
 
 class Provenance(BaseModel, frozen=True):
-    """Facts of the start, in addition to the configuration; written once.
+    """Facts about the start of a run, written once in addition to the configuration.
 
     It repeats what lists show of the configuration, so they need not read thousands of YAML files.
     """
@@ -103,7 +103,7 @@ def describe_config(config: RunConfig) -> dict[str, object]:
 
 
 def run_title(config: RunConfig) -> str:
-    """What a run is called: its name, or one made of model, method and data."""
+    """Return the name of a run, or one made of model, method and data."""
     if config.run.name:
         return config.run.name
     model = config.model.id.rstrip("/\\").replace("\\", "/").rsplit("/", 1)[-1]

@@ -59,7 +59,7 @@ STARTS_ANYWAY: frozenset[Reason | None] = frozenset({"memory", "other_program"})
 # The SIGTERM of a shutdown or a scheduler, whether the worker could save or not, or a restart.
 ENDED_BY_THE_SYSTEM: frozenset[Reason] = frozenset({"sigterm", "machine_restarted"})
 
-# An executor took the machine away from a run that should go on: another attempt continues it.
+# An executor took the machine away from a run that should continue: another attempt continues it.
 ENDED_BY_THE_EXECUTOR: frozenset[Reason] = frozenset({"preempted", "node_failed", "job_time_limit"})
 
 STOP_REASONS: dict[StoppedBy, EndReason] = {
@@ -71,7 +71,7 @@ STOP_REASONS: dict[StoppedBy, EndReason] = {
 
 
 class Why(NamedTuple):
-    """Why a run is in its state: a value for the program, with the words that people read."""
+    """Why a run is in its state: a value for programs, and sentences for people."""
 
     reason: Reason | None
     cause: str
@@ -108,12 +108,12 @@ class RunState(BaseModel, frozen=True):
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Whether the run stays in this state unless a person acts."""
         return self.state in FINAL_STATES
 
 
 class WorkerRecord(ProcessIdentity):
-    """`process.json`: the worker of the present or last attempt."""
+    """`process.json`: the worker of the current or last attempt."""
 
     process_group: int
     attempt: int
@@ -182,7 +182,7 @@ class RunFolder:
         return config_from_mapping(mapping_from_file(self.config))
 
     def read_dataset_report(self) -> DatasetReport | None:
-        """Load what the check of its dataset found; None where it was never checked, or the file cannot be read."""
+        """Load the report of the dataset check; None if there is none, or the file cannot be read."""
         return read_model(self.dataset_report, DatasetReport)
 
     def read_state(self, *, is_claimed_by_us: bool = False) -> RunState:
@@ -203,7 +203,7 @@ class RunFolder:
         return state.model_copy(update={"resumable_step": self.newest_checkpoint_step()})
 
     def state_by_other_files(self, *, is_claimed_by_us: bool = False) -> RunState:
-        """What the log, `process.json`, the lock and the results show of a run whose state is missing or damaged."""
+        """Derive the state of a run from log, `process.json`, lock and results, if state.json is missing or damaged."""
         has_left_results = any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
         if not self.attempts_seen() and not has_left_results:
             return RunState()  # a worker that has only the lock has not yet written its attempt
@@ -226,7 +226,7 @@ class RunFolder:
             case FailedData(what=what, fix=fix):
                 fields |= {"state": "failed", "reason": "worker_failed", "cause": what, "advice": fix}
             case _:
-                fields |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without a last word."}
+                fields |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without reporting why."}
         return RunState.model_validate(fields)
 
     def read_saved_state(self) -> RunState | None:
@@ -295,7 +295,7 @@ class RunFolder:
         return next((checkpoint.step for checkpoint in offered_checkpoints(self.checkpoints)), None)
 
     def claim(self) -> "WorkerClaim":
-        """Make the calling process the worker of this run, until it ends. A worker does so before anything else.
+        """Make the calling process the worker of this run until it ends. A worker does this before anything else.
 
         The supervisor names the attempt in `ATTEMPT_VARIABLE`. A worker that comes so late that its attempt was given
         up meanwhile, or begun by another worker, is refused, so no run is ever executed twice.
@@ -351,7 +351,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class WorkerClaim:
-    """Proof that this process is the worker of a run; keep it referenced for life."""
+    """Proof that this process is the worker of a run; keep a reference to it for life."""
 
     folder: RunFolder
     lock: FileLock
@@ -376,7 +376,7 @@ class WorkerClaim:
             raise SupersededError(
                 f"Attempt {self.attempt} at {self.folder.path.name} was given up: attempt {later.attempt}, on "
                 f"{later.host or 'another host'}, has the run.",
-                "Nothing more is written by this one.",
+                "This worker writes nothing more.",
             )
 
 

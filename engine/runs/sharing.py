@@ -1,4 +1,4 @@
-"""Runs of other people in a lab: what an owner shares, who may open which, and what of that is logged."""
+"""Runs of other people in a lab: sharing, access, and the audit log of access."""
 
 import contextlib
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def is_shared(folder: RunFolder) -> bool:
 
 
 def access_of(run: Run) -> RunAccess:
-    """Return what decides who may do what to a run."""
+    """Return the facts about a run that access rights depend on."""
     return RunAccess(run.owner, is_shared(run.folder))
 
 

@@ -162,7 +162,7 @@ class RunStore:
             self._refuse_to_delete(run, is_free)
             if sys.platform == "win32":
                 lock.release()  # no folder can be renamed there while a file in it is open
-            run.folder.path.rename(trash)  # it is gone from every list at once, however long the rest takes
+            run.folder.path.rename(trash)  # it disappears from every list at once, even if the rest takes long
         except StorageError:
             self.get(run.id)  # it may have been deleted meanwhile
             raise
@@ -198,7 +198,7 @@ class RunStore:
     def _forget_cached(self, trash: Path) -> None:
         """Remove what is cached of a run whose folder is about to go."""
         run = self._run(trash.name.removeprefix(_DOOMED_PREFIX))
-        with contextlib.suppress(OSError):  # a cache that stays costs room, not truth
+        with contextlib.suppress(OSError):  # a stale cache file only takes space
             cached_history_path(run).unlink(missing_ok=True)
 
     def _exists(self, run_id: str) -> bool:
@@ -223,7 +223,7 @@ class RunStore:
 
 
 def list_owners(home: LoratoryHome) -> list[str]:
-    """Owners who have a folder of runs, within reach or not."""
+    """Return the owners with a folder of runs, accessible or not."""
     try:
         with os.scandir(home.runs) as entries:
             return sorted(entry.name for entry in entries if _OWNER.fullmatch(entry.name) and _is_folder(entry))

@@ -76,7 +76,7 @@ class RunSummary(BaseModel):
 
 
 def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | None = None) -> RunSummary:
-    """Draw up the row of one run; its log and its folder are read where the caller does not know what is in them."""
+    """Return the row of one run; reads its log and folder unless the caller passes their content."""
     history = HistoryReader.of_run(run).update() if history is None else history
     provenance = read_provenance(run.folder)
     notes = read_notes(run.folder)
@@ -130,7 +130,7 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
 
 
 def measured_figures(history: RunHistory) -> MemoryFigures:
-    """Return what a worker has measured, by the figures that it could report.
+    """Return the measured memory of a worker, as far as it could report it.
 
     It reports peaks after the first step and at its end; a process that grows between shows in the steps.
     """
@@ -174,7 +174,7 @@ _INDEX_VERSION = 2
 
 
 class Stamp(NamedTuple):
-    """What the files of a run looked like when its row was drawn up; the same stamp means the same row."""
+    """Stamps of a run's files; the same stamps mean the same row."""
 
     state_modified: int  # nanoseconds
     notes_modified: int
@@ -254,7 +254,7 @@ class RunIndex:
             return Glance(rows, unread)
 
     def summary(self, run: Run) -> RunSummary:
-        """The row of one run, from what is remembered where that still holds."""
+        """Return the row of one run, from the cache if it is still valid."""
         with self._reading:
             entry = self._remember().get(run.id)
             return entry.summary if entry is not None and entry.stamp == _stamp_of(run) else self._draw_up(run)
@@ -284,7 +284,7 @@ class RunIndex:
     def _write_cache(self, existing: set[str]) -> None:
         self._entries = {run_id: entry for run_id, entry in self._remember().items() if run_id in existing}
         index = _IndexFile(version=_INDEX_VERSION, runs=self._entries)
-        with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, not truth
+        with contextlib.suppress(StorageError):  # without the cache, only time is lost
             write_atomically(self._path, index.model_dump_json(), makes_folder=True)
 
 

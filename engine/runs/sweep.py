@@ -24,7 +24,7 @@ class _Choice(NamedTuple):
 
 
 def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunConfig]:
-    """Make one configuration for each combination; their names tell the combinations apart.
+    """Make one configuration for each combination; their names differ by its values.
 
     Args:
         values: Plain values of the common configuration.
@@ -46,7 +46,9 @@ def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunCon
         )
     count = math.prod(len(choices) for _, choices, _ in parsed_axes)
     if count > MAX_RUNS:
-        raise ConfigError([Problem("", f"the sweep has {count:,} combinations; at most {MAX_RUNS} are filed at once.")])
+        raise ConfigError(
+            [Problem("", f"the sweep has {count:,} combinations; at most {MAX_RUNS} are queued at once.")]
+        )
     return _combine(values, names, [choices for _, choices, _ in parsed_axes])
 
 

@@ -20,7 +20,7 @@ SortKey = Literal[
 
 @dataclass(frozen=True)
 class RunQuery:
-    """Which runs, and in which order. Empty fields restrict nothing."""
+    """A query for runs, with their order. Empty fields restrict nothing."""
 
     words: str = ""  # each must occur in the id, name, note, tags, model, dataset, method or state
     states: Collection[State] = ()
@@ -32,7 +32,7 @@ class RunQuery:
 
 
 def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSummary]:
-    """The rows that a query wants, in its order; rows without a value for the order come last."""
+    """Return the rows of a query, in its order; rows without a value for the order come last."""
     words = query.words.casefold().split()
     matches = [summary for summary in summaries if _matches(summary, query, words)]
     sortable = [(value, summary) for summary in matches if (value := _sort_value(summary, query.sort)) is not None]
@@ -110,5 +110,5 @@ def _cell(value: object) -> object:
 
 def _cell_text(value: object) -> str:
     text = str(value)
-    # Spreadsheets execute cells that begin like a formula; names and notes come from people.
+    # Spreadsheets execute cells that look like formulas; names and notes come from people.
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

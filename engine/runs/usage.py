@@ -1,4 +1,4 @@
-"""Who used which device for how long: every attempt at a run, kept also when its run is deleted; sums by person and week."""
+"""Device use: every attempt at a run, even of deleted runs, with sums by person and week."""
 
 import contextlib
 import logging
@@ -179,7 +179,7 @@ class UsageLedger:
         self._recover()
 
     def add(self, attempt: Attempt) -> None:
-        """Count an attempt that has ended, once; a file that cannot be written loses nothing while its run is there."""
+        """Count an ended attempt once; if the file cannot be written, it is counted again from the run."""
         if self._count(attempt):
             line = attempt.model_dump_json(exclude_defaults=True).encode() + b"\n"
             try:
@@ -213,7 +213,7 @@ class UsageLedger:
         return True
 
     def _load(self) -> None:
-        """Read the file, and write it again where old attempts or a torn line are in it."""
+        """Read the file, and rewrite it if it has old attempts or a torn line."""
         lines = read_lines(self._path).lines
         attempts = [attempt for attempt in _parse(lines) if self._count(attempt)]
         is_cut_off = (
@@ -249,7 +249,7 @@ def _all_runs(home: LoratoryHome) -> Iterator[Run]:
 
 @dataclass(frozen=True)
 class WeekOfPerson:
-    """What one person used in one week."""
+    """The use of one person in one week."""
 
     owner: str
     week: Week  # of ISO 8601

@@ -15,7 +15,7 @@ ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def find_warm_start(text: str, runs: Path, home: LoratoryHome | None = None) -> Path:
-    """The folder of the adapter that is meant by the id of one of the owner's `runs`, a run's folder, or its own folder.
+    """Return the folder of an adapter, from a run's id in `runs`, a run's folder, or the adapter's folder.
 
     In a lab, the person whose home it is must be allowed to name that folder.
 

@@ -1,4 +1,4 @@
-"""A person's webhook: the address to which the end of their runs is sent. The address is a secret; no message names it."""
+"""A person's webhook: a secret address that gets the end of their runs. No message contains it."""
 
 import http.client
 import ipaddress
@@ -48,7 +48,7 @@ class Webhook(BaseModel, frozen=True, hide_input_in_errors=True):
 
 
 class WebhookOutcome(BaseModel, frozen=True):
-    """How the newest message went."""
+    """The outcome of the newest message."""
 
     at: float
     problem: str = ""  # empty: it was accepted
@@ -56,7 +56,7 @@ class WebhookOutcome(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class WebhookStore:
-    """The webhook of one person, and what became of the newest message."""
+    """The webhook of one person, and the outcome of the newest message."""
 
     home: LoratoryHome
     owner: str
@@ -80,11 +80,11 @@ class WebhookStore:
             self._file(name).unlink(missing_ok=True)
 
     def outcome(self) -> WebhookOutcome | None:
-        """Return how the newest message went; None where none was sent."""
+        """Return the outcome of the newest message; None if none was sent."""
         return read_model(self._file("outcome"), WebhookOutcome)
 
     def note(self, outcome: WebhookOutcome) -> None:
-        """Keep how the newest message went.
+        """Save the outcome of the newest message.
 
         Raises:
             StorageError: If it cannot be written.
@@ -99,7 +99,7 @@ class WebhookStore:
 
 
 def parse_webhook(text: str, kind: str = "") -> Webhook:
-    """Read an address as a person types it.
+    """Parse an address that a person typed.
 
     Args:
         text: https; http for this machine alone.

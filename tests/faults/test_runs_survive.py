@@ -126,7 +126,7 @@ def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, 
 
 @pytest.mark.parametrize(
     ("number", "state", "words"),
-    [(signal.SIGKILL, "interrupted", "while no supervisor watched"), (signal.SIGSTOP, "failed", "was suspended")],
+    [(signal.SIGKILL, "interrupted", "while no supervisor was running"), (signal.SIGSTOP, "failed", "was suspended")],
 )
 def test_the_same_is_known_after_the_server_was_replaced(store, number, state, words):
     run = store.create(config_for("steps=20000 checkpoint=2"))

@@ -125,7 +125,7 @@ def test_a_run_that_someone_takes_out_of_the_queue_stays_out(rebooted_run, home)
     states = [next_server_finds(home, rebooted_run) for _ in range(2)]
 
     assert states == ["stopped", "stopped"]
-    assert rebooted_run.folder.read_state().cause == "Taken out of the queue."
+    assert rebooted_run.folder.read_state().cause == "Removed from the queue."
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_a_run_stopped_while_it_waits_is_not_put_back_by_an_older_click(home, st
     loop.tick()
     loop.tick()
 
-    assert stopped_run.folder.read_state().cause == "Taken out of the queue."
+    assert stopped_run.folder.read_state().cause == "Removed from the queue."
 
 
 def test_a_run_that_a_worker_has_is_not_resumed_after_it(home, stopped_run):

@@ -110,7 +110,7 @@ def test_a_stop_in_the_queue_takes_the_run_out_before_it_ever_began(store, start
     request_stop(run)
     state = wait_for_state(run, "stopped")
 
-    assert state.cause == "Taken out of the queue before it began."
+    assert state.cause == "Removed from the queue before it began."
     assert executions(run) == []
 
 

@@ -68,7 +68,7 @@ def test_a_reused_pid_is_not_taken_for_the_worker_and_not_killed(store, start_su
     run.folder.process.write_text(record.model_dump_json())
     start_supervisor()
 
-    assert "while no supervisor watched" in wait_for_state(run, "interrupted").cause
+    assert "while no supervisor was running" in wait_for_state(run, "interrupted").cause
 
 
 def test_state_files_that_a_power_cut_tore_are_reported_again_by_log_and_lock(store, start_supervisor):

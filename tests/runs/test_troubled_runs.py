@@ -116,7 +116,7 @@ def test_a_run_that_leaves_the_queue_leaves_nothing_held(half_taken, home):
     request_stop(run)
     loop.tick()
 
-    assert run.folder.read_state().cause == "Taken out of the queue before it began."
+    assert run.folder.read_state().cause == "Removed from the queue before it began."
     assert LeaseBook(home).holder("cuda:0") is None
 
 

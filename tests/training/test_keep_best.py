@@ -61,7 +61,7 @@ def test_nothing_is_reported_where_the_last_weights_are_the_best(folder, monkeyp
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
-        (lambda weights: weights.write_text("weighty"), "weights has another content"),
+        (lambda weights: weights.write_text("weighty"), "the content of weights has changed"),
         (lambda weights: weights.unlink(), "weights is missing"),
         (lambda weights: weights.parent.rename(weights.parent.with_name("gone")), "it is missing"),
         (lambda weights: (weights.unlink(), weights.symlink_to(weights)), "step-4/weights cannot be read"),

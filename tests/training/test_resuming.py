@@ -62,7 +62,7 @@ def test_what_is_passed_over_is_named_and_set_aside(folder):
 
     assert result.step == 5
     assert text == [
-        "step-15 is damaged (adapter/weights has another content) and was passed over; "
+        "step-15 is damaged (the content of adapter/weights has changed) and was passed over; "
         "it is set aside as damaged-step-15.",
         "step-10 is damaged (its manifest is missing or torn) and was passed over; it is set aside as damaged-step-10.",
     ]

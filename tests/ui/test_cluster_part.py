@@ -23,7 +23,7 @@ from ui.tabs.train import TrainTab
 
 CLUSTER = "gpu_types: [{name: t4, memory_gib: 15}, {name: a100, memory_gib: 80, count: 8}]\n"
 SLOW = ClusterUnreachableError(
-    "Slurm does not answer (sinfo took longer than 20 s).", "Runs continue; it is asked again."
+    "Slurm does not answer (sinfo took longer than 20 s).", "Runs continue; Loratory tries again."
 )
 
 

@@ -25,7 +25,7 @@ def main() -> None:
         except Exception as error:
             if attempt == 6:
                 raise
-            print(f"The Hub did not give Loratory ({type(error).__name__}); asking again.", flush=True)
+            print(f"The download of Loratory failed ({type(error).__name__}); trying again.", flush=True)
             time.sleep(2**attempt)
     arguments = ["uv", "run", "--no-project", "--with", str(wheel), "python", "-P", "-m", COMPANION]
     os.execvp("uv", arguments)  # noqa: S606, S607 - the image's own

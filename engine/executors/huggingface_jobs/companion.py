@@ -1,7 +1,7 @@
 """The companion of a worker in a job: `python -P -m engine.executors.huggingface_jobs.companion`.
 
-It fetches the run, starts the worker as any machine would, uploads what the worker writes, and passes requests on. Whatever
-the Hub answers, the worker continues: what could not be uploaded is tried again.
+It downloads the run, starts the worker as on any machine, uploads what the worker writes, and forwards requests. The worker
+continues when the Hub fails; uploads are tried again.
 """
 
 import contextlib
@@ -40,11 +40,11 @@ Upload = Mapping[str, bytes | Path]
 
 
 class Companion:
-    """Works next to one worker.
+    """Supervises one worker in a job.
 
     Args:
-        bucket: Where the run comes from and goes to.
-        order: Which run, and for how long.
+        bucket: The bucket to download the run from and to upload to.
+        order: The run and its time limit.
         home: A home folder of the job's own.
     """
 
@@ -61,10 +61,10 @@ class Companion:
         self._reached_limit = False
 
     def fetch(self) -> None:
-        """Bring the run and its inputs here, as its worker expects them.
+        """Download the run and its inputs to where its worker expects them.
 
         Raises:
-            EngineError: If the Hub does not give them, or the configuration cannot be read.
+            EngineError: If they cannot be downloaded, or the configuration cannot be read.
         """
         inputs = self._bucket.list(f"{self._order.folder}/{layout.INPUTS}")
         places = [(file, self._place_of(name)) for name, file in inputs.items() if layout.is_plain(name)]
@@ -103,7 +103,7 @@ class Companion:
         for thread in (files, events):
             thread.start()
         while worker.poll() is None:
-            with contextlib.suppress(EngineError):  # what cannot be asked now is asked again
+            with contextlib.suppress(EngineError):  # tried again at the next poll
                 self._obey()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 worker.wait(self._order.look_seconds)
@@ -120,7 +120,7 @@ class Companion:
         return {f"{self._order.folder}/{name}": source for name, source in files.items()}
 
     def _obey(self) -> None:
-        """Pass on a request to stop, and stop in time before the job is ended."""
+        """Forward a request to stop, and stop in time before the job's time limit."""
         limit = self._order.limit_seconds
         margin = min(max(limit * _SHARE_TO_SAVE, _TIME_TO_SAVE[0]), _TIME_TO_SAVE[1], limit / 2)
         if time.monotonic() - self._began > limit - margin and not self._reached_limit:
@@ -200,7 +200,7 @@ class Companion:
             # A run that resumes from this checkpoint writes only what comes after it: its events are there first.
             while self._next_events():
                 pass
-            # Last, as the worker writes it: what has it is complete.
+            # Uploaded last, as the worker writes it: a checkpoint with a manifest is complete.
             self._bucket.put(self._with_names({f"{prefix}/{MANIFEST}": snapshot / MANIFEST}))
         self._sent_checkpoints.add(newest.folder.name)
         return True
@@ -215,7 +215,7 @@ class Companion:
         return {**files, layout.LOG: _tail(self.folder.log)}
 
     def _persist(self, upload: Callable[[], None]) -> None:
-        """Upload, again and again while the Hub does not serve; what is refused is left."""
+        """Upload; retry while the Hub is unavailable, and skip what it refuses."""
         give_up, wait = time.monotonic() + _FAREWELL_SECONDS, self._order.look_seconds
         while True:
             try:

@@ -51,10 +51,10 @@ class JobDownload:
         return bool(self._fetched_log)
 
     def fetch(self, bucket: RunBucket) -> tuple[bool, JobResult | None]:
-        """Fetch what is new; returns whether a piece of the event log is missing, and how the worker ended.
+        """Download new files; return whether a piece of the event log is missing, and how the worker ended.
 
         Raises:
-            HubUnreachableError: If the Hub does not answer, or not now.
+            HubUnreachableError: If the Hub does not answer.
             PushError: If it refuses.
             StorageError: If the disk is full, or the person of a lab has no room.
         """
@@ -71,12 +71,12 @@ class JobDownload:
             self._fetch_log(bucket, files, incoming)
             result = None
             if layout.END in files and files[layout.END].size <= _LARGEST_PIECE_BYTES:
-                with contextlib.suppress(ValidationError):  # of another's making: there is no result then
+                with contextlib.suppress(ValidationError):  # not written by our companion: there is no result
                     result = self._fetch_results(bucket, files, incoming)
         return has_gap, result
 
     def _require_room(self, files: Sequence[BucketFile]) -> None:
-        """Keep a person of a lab, who may put anything into the bucket, within the own disk space."""
+        """Limit a person of a lab, who may put anything into the bucket, to their disk space."""
         self._uncounted_bytes += sum(file.size for file in files)
         if self._uncounted_bytes > _UNCOUNTED_BYTES:
             require_disk_space(self._home, self._run.owner, self._uncounted_bytes)
@@ -107,7 +107,7 @@ class JobDownload:
         bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
         (checkpoint,) = list_checkpoints(place.parent) or (None,)
         names = {part.removeprefix(prefix) for part in parts} - {MANIFEST}
-        # A bucket can hold anything: a manifest that names more than came with it would have other files here read.
+        # A bucket can hold anything: a manifest that lists other files would make this machine read them.
         if checkpoint is not None and names >= set(checkpoint.manifest.files) and not damage(checkpoint):
             target.parent.mkdir(mode=0o700, exist_ok=True)
             place.rename(target)
@@ -134,7 +134,7 @@ class JobDownload:
         return result
 
     def _name_base(self, path: Path) -> None:
-        """Let an adapter of a model that was sent from here name it as one that was trained here does."""
+        """Let an adapter of an uploaded model name its base as an adapter that was trained here does."""
         if not path.exists():
             return
         try:

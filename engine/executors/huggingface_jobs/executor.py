@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 class JobsExecutor(Executor):
-    """Submits jobs to Hugging Face, and follows those of a person from one thread: no person waits for another's answers.
+    """Submits jobs to Hugging Face, and follows those of each person in a separate thread, so people do not wait for others.
 
     Args:
         login_of: Returns a person's login at Hugging Face; a lab without it has none.
@@ -43,7 +43,7 @@ class JobsExecutor(Executor):
         self._due: dict[str, dict[JobFollower, float]] = defaultdict(dict)
 
     def submit(self, spec: JobSpec) -> Job:
-        """Begin to send the run; raises StorageError where the disk is full."""
+        """Start to upload the run; raises StorageError if the disk is full."""
         jobs, request, before = spec.config.jobs, JobRequest.read(spec.run.folder), JobRecord.read(spec.run.folder)
         record = JobRecord(
             attempt=spec.attempt,
@@ -57,7 +57,7 @@ class JobsExecutor(Executor):
     def attach(self, run: Run, state: RunState) -> Job:
         record = JobRecord.read(run.folder)
         if record is None or record.attempt != state.attempt:
-            return LostJob("Hugging Face", "Look for it at its page.")
+            return LostJob("Hugging Face", "See its page.")
         return self._follow(run, record)
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class JobsExecutor(Executor):
         return HubJob(follower, self._hurry)
 
     def _hurry(self, follower: JobFollower) -> None:
-        """Call a follower now: a person waits for what it is asked to do."""
+        """Wake a follower now, because a person waits for it."""
         with self._changed:
             due = self._due.get(follower.run.owner, {})
             if follower in due:
@@ -98,11 +98,11 @@ class JobsExecutor(Executor):
                 if (wait := when - time.monotonic()) > 0:
                     self._changed.wait(wait)
                     continue
-                due[follower] = float("inf")  # unless it is hurried meanwhile
+                due[follower] = float("inf")  # unless it is woken earlier
             try:
                 pause = follower.step()
             except Exception as error:  # such as a disk that is full when the end is saved; the other jobs continue
-                _log.error("the job of %s could not be looked at: %s", follower.run.id, error)
+                _log.error("the job of %s could not be followed: %s", follower.run.id, error)
                 pause = _LONG_PAUSE_SECONDS
             with self._changed:
                 if follower.view.stage == "ended":

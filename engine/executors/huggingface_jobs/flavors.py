@@ -1,4 +1,4 @@
-"""Hugging Face's hardware: what it can hold, what it costs, and for how long a run needs it."""
+"""Hugging Face's hardware: its memory, its price, and how long a run needs it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ _LONGEST_HOURS = 72.0
 
 
 def estimate_limit_hours(flavor: Flavor, parameters: int, tokens: float) -> float:
-    """Return a time limit that a run is unlikely to reach, in half hours; `tokens` pass through it, over all epochs."""
+    """Return a time limit that a run is unlikely to reach, in half hours; `tokens` are those of all epochs."""
     return in_half_hours(estimated_hours(parameters, tokens, flavor.tflops), _LONGEST_HOURS)
 
 
@@ -86,7 +86,7 @@ _TROUBLE_SECONDS = 20.0  # a login or a network comes back
 
 
 class HardwareList:
-    """The machines and prices as Hugging Face lists them; asked when needed, and remembered for an hour.
+    """The machines and prices that Hugging Face lists, cached for an hour.
 
     Args:
         login: Asks Hugging Face; called each time, so a login that is gone is noticed.
@@ -95,17 +95,17 @@ class HardwareList:
     def __init__(self, login: Callable[[], HubLogin]) -> None:
         self._login = login
         self._answer: tuple[float, tuple[Flavor, ...]] | None = None
-        self.trouble: EngineError | None = None  # why it is not known, since it was asked last
+        self.trouble: EngineError | None = None  # why the last request failed
         self._trouble_since = 0.0
 
     @property
     def is_known(self) -> bool:
-        """Whether it was answered, or refused a moment ago."""
+        """Whether there is an answer, or a recent error."""
         is_refused = time.monotonic() - self._trouble_since < _TROUBLE_SECONDS
         return is_refused if self.trouble is not None else self._answer is not None
 
     def known(self) -> tuple[Flavor, ...]:
-        """Return what was answered before, without waiting; raises as `ask` did, or where it was never asked."""
+        """Return the cached answer without waiting; raises as `ask` did, or if it was never called."""
         if self.trouble is not None:
             raise self.trouble
         if self._answer is None:
@@ -113,7 +113,7 @@ class HardwareList:
         return self._answer[1]
 
     def ask(self) -> tuple[Flavor, ...]:
-        """Return them, the cheapest first.
+        """Return the machines, the cheapest first.
 
         Raises:
             PushError: If there is no login, or it is refused.
@@ -132,5 +132,5 @@ class HardwareList:
         return answer[1]
 
     def forget(self) -> None:
-        """Ask again at the next need: the login has changed."""
+        """Discard the answer, because the login has changed."""
         self._answer = self.trouble = None

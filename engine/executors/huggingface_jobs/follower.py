@@ -1,4 +1,4 @@
-"""Follows one job from this machine: sends the run, submits the job, passes requests on, and downloads what it wrote."""
+"""Follows one job from this machine: uploads the run, submits the job, forwards requests, and downloads results."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ _COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingf
 _LONGEST_WAIT_SECONDS = 60.0
 _GAP_SECONDS = 60.0  # after the end of a job, for pieces of its log that are still on the way
 _MISSING_LOOKS = 3  # answers in a row that there is no such job
-_LOG_LINES = 400  # of the job's own output, where its companion does not speak
+_LOG_LINES = 400  # of the job's own output, if its companion writes none
 _LONGEST_LINE = 2_000
 _LOG_SECONDS = 12.0  # between two looks at it: each may take five
 _HOURS_TO_SEND = 0.25
 _HOURS_IN_A_QUEUE = 24.0  # of Hugging Face, at most, as a guess
-_SHORTEST_HOURS = 0.5  # of a job, unless a person wants a shorter one
+_SHORTEST_HOURS = 0.5  # of a job, unless a person chose a shorter one
 
 _log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ Stage = Literal["unseen", "sending", "waiting", "running", "ended"]
 
 
 class JobView(NamedTuple):
-    """What a follower knows; replaced as a whole, so another thread may read it at any time."""
+    """The state of a follower; replaced as a whole, so other threads may read it at any time."""
 
     stage: Stage
     words: str = ""  # why it waits, or why it is out of sight
@@ -62,13 +62,13 @@ class JobView(NamedTuple):
 
 
 class JobFollower:
-    """Works through `step`, which is called again and again by one thread, and survives any interruption between two.
+    """A state machine whose `step` one thread calls repeatedly; it survives interruption between steps.
 
     Args:
         record: Its job, as `job.json` has it.
-        login_of: Returns the owner's login at Hugging Face; called at each step, for it may come, change or expire.
+        login_of: Returns the owner's login at Hugging Face; called at each step, since it may change or expire.
         look_seconds: Between two looks at a job.
-        clock: Seconds that never go back.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(
@@ -90,10 +90,10 @@ class JobFollower:
         self._account = "", ""  # a token, and the name of its account
         self._output_due = -math.inf
         self._ended_at: float | None = None
-        self._end = JobEnd()  # after a restart, the worker's own files tell more
+        self._end = JobEnd()  # after a restart, the worker's files have more detail
 
     def step(self) -> float:
-        """Do what is due; returns how many seconds later to call again."""
+        """Do the next step; return the seconds until the next call."""
         try:
             self._advance()
         except SignInNeededError as error:
@@ -111,9 +111,9 @@ class JobFollower:
             # A bucket can hold anything. Other jobs are still followed.
             _log.error("the job of %s cannot be followed (%s)", self.run.id, type(error).__name__)
             self._failures += 1
-            self._note(HubUnreachableError("What Hugging Face has of this job cannot be used.", "Cancel it."))
+            self._note(HubUnreachableError("The data of this job at Hugging Face cannot be used.", "Cancel it."))
             if self._cancel_was_sent:
-                self._close(JobEnd(cause="Cancelled; what the job left at Hugging Face cannot be used."))
+                self._close(JobEnd(cause="Cancelled; the data that the job left at Hugging Face cannot be used."))
         else:
             self._failures = 0
         return min(self._look_seconds * 2.0**self._failures, _LONGEST_WAIT_SECONDS)
@@ -168,12 +168,12 @@ class JobFollower:
         self._clean_up()
 
     def _clean_up(self) -> None:
-        """Remove what the job left in the bucket, once everything was downloaded: from then on, an empty bucket is no loss."""
+        """Remove the job's files from the bucket after everything was downloaded; an empty bucket is then no loss."""
         self._bucket.remove([f"{self._folder}/{name}" for name in self._bucket.list(self._folder)])
         self._close(self._end)
 
     def _use_login(self) -> float:
-        """Take the login that there is now, if it is of the account that the job is of; returns for how many hours it is valid."""
+        """Use the current login if its account is the job's; return for how many hours it is valid."""
         try:
             login = self._login_of(self.run.owner)
         except SignInNeededError as error:
@@ -189,7 +189,7 @@ class JobFollower:
         return login.hours_left
 
     def _require_account(self, name: str) -> None:
-        """Let no other account look for the job: it would find none, and the job would count as lost."""
+        """Refuse other accounts: they would not find the job, and it would count as lost."""
         record = self.record
         if not (record.id or record.sent_at):
             self._keep(account=name, namespace=name if record.namespace in ("", record.account) else record.namespace)
@@ -207,7 +207,7 @@ class JobFollower:
             self.record = record.save(self.run.folder)
 
     def _submit(self, hours_left: float) -> bool:
-        """Send the run and start the job, or find it where its id could not be saved; returns False where it was cancelled."""
+        """Upload the run and start the job, or find it if its id was not saved; return False if it was cancelled."""
         if not self.record.sent_at:
             self._require_time(hours_left)
         labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
@@ -224,10 +224,12 @@ class JobFollower:
         return True
 
     def _require_time(self, hours_left: float) -> None:
-        """Let the job end before the token that it gets: without one it cannot save what it trained."""
+        """Limit the job to the lifetime of its token, which it needs to save results."""
         latest = hours_left - _HOURS_TO_SEND
         if latest < min(self.record.limit_hours, _SHORTEST_HOURS):
-            raise SignInNeededError("Sign in again to send this run: your sign-in ends too soon.", "Then it is sent.")
+            raise SignInNeededError(
+                "Sign in again to send this run: your sign-in ends too soon.", "The run is uploaded then."
+            )
         self._keep(
             limit_hours=min(self.record.limit_hours, math.floor(latest * 10) / 10 if latest < math.inf else latest)
         )
@@ -240,7 +242,7 @@ class JobFollower:
         if not self._bucket.list(wheel.rpartition("/")[0]):
             self._bucket.put({wheel: wheel_file.content})
         inputs = collect_inputs(self.run, self._home)
-        # The log here must be what the worker continues.
+        # The local log must be the one that the worker continues.
         events = self.run.folder.events
         if events.exists():
             write_atomically(events, whole_lines(events))
@@ -278,7 +280,7 @@ class JobFollower:
             self._stop_was_sent = True
 
     def _inspect(self) -> JobInfo | None:
-        """Return the job; None where Hugging Face does not know it any more."""
+        """Return the job; None if Hugging Face no longer knows it."""
         try:
             job = self._api.inspect_job(job_id=self.record.id, namespace=self.record.namespace)
         except Exception as error:
@@ -293,7 +295,7 @@ class JobFollower:
         return job
 
     def _output(self) -> str:
-        """Return the end of what the job itself printed, such as while Loratory is installed there."""
+        """Return the end of the job's own output, for example while Loratory is installed there."""
         with JOBS.explained(self.record.namespace):
             logs = self._api.fetch_job_logs(
                 job_id=self.record.id, namespace=self.record.namespace, tail=_LOG_LINES
@@ -302,7 +304,7 @@ class JobFollower:
         return "".join(f"{line}\n" for line in lines[-_LOG_LINES:])
 
     def _keep_output(self) -> None:
-        """Put the job's own output into the log: its companion left no result, as where Loratory could not be installed."""
+        """Append the job's own output to the log, if its companion left no result, for example because installation failed."""
         before = ""
         if self._download.has_log:
             worker_log = self.run.folder.log.read_text(encoding="utf-8", errors="replace")

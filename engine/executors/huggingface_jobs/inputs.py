@@ -41,7 +41,7 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
         if path is None:
             return text
         if not path.exists():
-            raise RunError(f"{path.name}, which this run needs, is not there any more.", "Bring it back, then resume.")
+            raise RunError(f"{path.name}, which this run needs, no longer exists.", "Restore it, then resume.")
         uploads: dict[str, Path] = (
             {f"{input_name}/{path.name}": path} if path.is_file() else dict(_below(path, input_name))
         )

@@ -1,4 +1,4 @@
-"""What the companion in a job and the follower on this machine agree on: names in the bucket, and the order of a job."""
+"""The layout that a job's companion and the follower share: names in the bucket, and the order of a job."""
 
 import re
 from pathlib import PurePosixPath
@@ -71,6 +71,6 @@ def checkpoint_of(name: str) -> str | None:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name from the bucket stays below the folder that it is joined to."""
+    """Whether a name from the bucket stays inside the folder that it is joined to."""
     parts = name.split("/")
     return all(part not in ("", ".", "..") and "\\" not in part and "\0" not in part for part in parts)

@@ -1,4 +1,4 @@
-"""In whose name Hugging Face is asked: at home with the login of this machine, in a lab with each person's own token."""
+"""Logins for Hugging Face: at home the machine's own, in a lab each person's token."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _KEPT_SECONDS = 14 * 24 * 3600.0  # of a token that a person gave: as long as a 
 
 
 class HubLogin(NamedTuple):
-    """A person's way to Hugging Face."""
+    """A person's login at Hugging Face."""
 
     api: HfApi
     hours_left: float = math.inf  # until its token expires
@@ -46,7 +46,7 @@ def this_login(_owner: str = "") -> HubLogin:
 
 
 def logins_of(home: LoratoryHome, logins: Logins | None = None) -> LoginOf:
-    """Return whose login serves the runs of a home.
+    """Return the function that finds the login for the runs of a home.
 
     In a lab it is each person's own, whatever login its machine has; commands there have none, for tokens are in the memory
     of the server.
@@ -58,7 +58,7 @@ def logins_of(home: LoratoryHome, logins: Logins | None = None) -> LoginOf:
         token = logins.token_of(owner) if logins is not None and owner else None
         if logins is None or not token:
             raise SignInNeededError(
-                "Hugging Face Jobs run in your own name, and you have not signed in there.",
+                "Hugging Face Jobs run under your own account, and you are not signed in there.",
                 "Give a token of yours under “Where” on the Train tab; in a Space, sign in again.",
             )
         from huggingface_hub import HfApi
@@ -69,7 +69,7 @@ def logins_of(home: LoratoryHome, logins: Logins | None = None) -> LoginOf:
 
 
 def sign_in(logins: Logins, person_name: str, token: str) -> str:
-    """Keep a token that a person gave, in memory and for as long as a session may last; returns its account there.
+    """Store a person's token in memory for as long as a session may last; return its account.
 
     Raises:
         AccountError: If that is not a token.

@@ -1,4 +1,4 @@
-"""`job.json`: what is known of a run's job at Hugging Face, on this machine, through restarts of the server."""
+"""`job.json`: the record of a run's job at Hugging Face, which survives restarts of the server."""
 
 import secrets
 from pathlib import Path
@@ -25,12 +25,12 @@ class JobRecord(SavedJob, frozen=True):
     hardware: str = ""  # what people call it
     price_per_hour_usd: float | None = None  # at the time of the start; None where it was not known
     limit_hours: float  # after which Hugging Face ends the job
-    sent_at: float = 0.0  # when it may have been submitted, although its id is not known; 0 before
+    sent_at: float = 0.0  # when it may have been submitted without its id being saved; 0 before
     id: str = ""  # Hugging Face's; empty until it is submitted
     url: str = ""  # its page
     running_seconds: float = 0.0  # that were paid for so far
     earlier_usd: float | None = 0.0  # what the jobs of earlier attempts cost; None where a price was not known
-    is_downloaded: bool = False  # whether everything was downloaded, or is lost
+    is_downloaded: bool = False  # whether everything was downloaded or lost
     is_closed: bool = False  # whether nothing of it is left at Hugging Face either
 
     @property
@@ -40,12 +40,12 @@ class JobRecord(SavedJob, frozen=True):
 
     @property
     def cost_usd(self) -> float | None:
-        """What the run has cost so far, by price and time of all its jobs; None where a price was not known."""
+        """The cost of the run so far, from price and time of all its jobs; None if a price is unknown."""
         return self._cost_after(self.running_seconds / 3600)
 
     @property
     def most_usd(self) -> float | None:
-        """What the run has cost when this job reaches its time limit."""
+        """The cost of the run if this job reaches its time limit."""
         return self._cost_after(self.limit_hours)
 
     def _cost_after(self, hours: float) -> float | None:
@@ -57,7 +57,7 @@ class JobRecord(SavedJob, frozen=True):
 
 
 class JobRequest(BaseModel, frozen=True):
-    """What a person chose for the next job of a run: other hardware than the last one's, or a longer limit."""
+    """A person's choice for the next job of a run: other hardware, or another limit."""
 
     flavor: str = ""
     limit_hours: float | None = None
@@ -90,7 +90,7 @@ class JobRequest(BaseModel, frozen=True):
 
 
 def write_piece(log: Path, offset: int, data: bytes) -> bool:
-    """Put a piece of the event log in its place, however often it comes; returns False where an earlier one is missing.
+    """Insert a piece of the event log; pieces may repeat. Returns False if an earlier one is missing.
 
     Readers go by complete lines, and what is there already has the same content, so only the rest is added.
     """

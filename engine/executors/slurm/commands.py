@@ -25,7 +25,7 @@ _HAS_ENDED = ("already completing or completed", "invalid job id", "invalid job/
 
 
 class NeverStartsError(ClusterError):
-    """A job that no node of the cluster can take, even when all are free."""
+    """No node of the cluster can run the job, even when all are free."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -51,7 +51,7 @@ class JobLine(NamedTuple):
 class Slurm:
     """Asks the Slurm of this machine.
 
-    Each call raises `ClusterUnreachableError` where Slurm did not answer, which decides nothing, and `ClusterError` where it
+    Each call raises `ClusterUnreachableError` if Slurm does not answer, which decides nothing, and `ClusterError` if it
     refused.
 
     Args:
@@ -72,7 +72,7 @@ class Slurm:
         return job_id
 
     def expected_start(self, script: str, options: Sequence[str]) -> str:
-        """Return in Slurm's words when a job would start, empty where it makes no promise; nothing is submitted.
+        """Return Slurm's text on when a job would start, empty if it makes no promise; nothing is submitted.
 
         Raises:
             NeverStartsError: If no node of the cluster ever has what the job asks for.
@@ -84,20 +84,20 @@ class Slurm:
         except ClusterError as error:
             if _IMPOSSIBLE not in error.what:
                 raise
-            # The same answer comes while a node is down, drained or not heard of since the controller's restart.
+            # The answer is the same for a node that is down, drained, or not seen since the controller's restart.
             partition = [option for option in options if option.startswith("--partition=")]
             if set(self.ask("sinfo", "--noheader", *partition, "--format=%T").split()) <= TAKES_JOBS:
                 raise NeverStartsError() from error
             return ""
 
     def require_possible(self, script: str, options: Sequence[str]) -> None:
-        """Raise NeverStartsError where no node ever has what a job asks for: Slurm takes a held one all the same."""
+        """Raise NeverStartsError if no node ever has what a job asks for; Slurm accepts a held job anyway."""
         try:
             self.expected_start(script, options)
         except (ClusterUnreachableError, NeverStartsError):
             raise
         except ClusterError:
-            pass  # submitting it shows what Slurm has against it
+            pass  # submitting it shows Slurm's error
 
     def queue(self) -> list[JobLine]:
         """Return every job of this account that Slurm still knows, ended ones included for some minutes."""
@@ -106,11 +106,11 @@ class Slurm:
         return [_job_line(line) for line in lines if line.count(FIELD_END) == len(_FIELDS)]
 
     def release(self, job_id: str) -> None:
-        """Let a held job begin."""
+        """Release a held job."""
         self.ask("scontrol", "release", job_id)
 
     def cancel(self, job_id: str) -> None:
-        """End a job as a person's `scancel` does: its steps may save, for as long as Slurm's KillWait."""
+        """End a job like `scancel`: its steps may save, for Slurm's KillWait."""
         self._scancel(job_id)
 
     def kill(self, job_id: str) -> None:
@@ -150,14 +150,14 @@ class Slurm:
             _end(process)
             raise ClusterUnreachableError(
                 f"Slurm does not answer ({argv[0]} took longer than {self.limit_seconds:g} s).",
-                "Runs continue; it is asked again.",
+                "Runs continue; Loratory tries again.",
             ) from error
         if process.returncode == 0:
             return out
         words = " ".join((err or out or "").split()).removeprefix(f"{argv[0]}: ")
         if any(sign in words.lower() for sign in _NO_ANSWER):
             raise ClusterUnreachableError(
-                f"Slurm does not answer ({shorten(words, 200)}).", "Runs continue; it is asked again."
+                f"Slurm does not answer ({shorten(words, 200)}).", "Runs continue; Loratory tries again."
             )
         raise ClusterError(
             f"Slurm refused {argv[0]}: {shorten(words, 300)}.", "Correct cluster.yaml, or ask its admin."
@@ -206,12 +206,12 @@ def which_slurm() -> dict[str, str]:
 
 
 def _environment() -> dict[str, str]:
-    """What a command gets: no secret, and no option or format of the person's own."""
+    """Return the environment of a command, without secrets and the person's own Slurm options."""
     return {**environment_for(()), **which_slurm(), "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
 
 
 def _end(process: subprocess.Popen[str]) -> None:
-    """Kill a command with what it started, which may hold the pipes."""
+    """Kill a command and its children, which may hold the pipes."""
     try:
         os.killpg(process.pid, signal.SIGKILL)
     except OSError:

@@ -1,4 +1,4 @@
-"""What `sinfo` shows of a cluster, as a first `cluster.yaml` for its admin."""
+"""A first `cluster.yaml` for an admin, from the output of `sinfo`."""
 
 import re
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ def unknown_types(place: ClusterPlace) -> list[str]:
 
 
 def differences(home: LoratoryHome, proposal: ClusterPlace) -> list[str]:
-    """Return what a home's file has otherwise than what was found, in a line each."""
+    """Return the differences between a home's file and what was found, one line each."""
     before, after = read_place(home).model_dump(mode="json"), proposal.model_dump(mode="json")
     return [f"{name}: {before[name]!r}, found {after[name]!r}" for name in after if before[name] != after[name]]
 

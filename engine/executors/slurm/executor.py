@@ -26,23 +26,23 @@ from engine.runs.run import Run, RunState, Why
 
 _LONGEST_CLOSE_SECONDS = 2.0  # for a command that is under way; what it does is found again
 _SUBMITTING_SECONDS = 5.0  # of one look, however many runs are to be submitted
-_HURRY_SECONDS = 1.0  # between two looks, however many people hurry
+_HURRY_SECONDS = 1.0  # between two queries, even if many people wait
 _WAITING_LOOK_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
 _EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
-_FILE_SERVER_SECONDS = 60.0  # for which a file server may show what was before
+_FILE_SERVER_SECONDS = 60.0  # for which a file server may show old content
 _OTHER_DEVICE = 1.2  # times the memory that was predicted for a device of another place
 
 _log = logging.getLogger(__name__)
 
 
 class SlurmExecutor(Executor):
-    """Submits jobs to Slurm and follows all of them from one thread, by one look at the queue for all.
+    """Submits jobs to Slurm and follows all of them in one thread, with one query of the queue.
 
     Nothing that the supervisor calls waits for Slurm.
 
     Args:
-        place: Returns the cluster, as its admin described it last.
-        slurm: Asks Slurm; its commands, unless a test has other ones.
+        place: Returns the current description of the cluster.
+        slurm: Slurm's commands; tests replace them.
     """
 
     name = "slurm"
@@ -81,7 +81,7 @@ class SlurmExecutor(Executor):
             return LostJob("Slurm", "Look for it with squeue.")
         try:
             place, config = self._place(), run.folder.read_config()
-        except EngineError as error:  # a mistake in cluster.yaml costs no running job
+        except EngineError as error:  # a mistake in cluster.yaml does not affect running jobs
             _log.error("%s: %s", run.id, error)
             place, config = ClusterPlace(), None
         last = Why(state.reason, state.cause, state.advice) if state.state == "submitted" else None
@@ -95,7 +95,7 @@ class SlurmExecutor(Executor):
             self._thread.join(_LONGEST_CLOSE_SECONDS)
 
     def hurry(self) -> None:
-        """Look at the queue soon: a person waits."""
+        """Query the queue soon, because a person waits."""
         with self._changed:
             self._is_hurried = True
             self._changed.notify_all()
@@ -116,7 +116,7 @@ class SlurmExecutor(Executor):
         return SlurmJob(follower, self.hurry, last)
 
     def _work(self) -> None:
-        """Look at all jobs every few seconds, until the executor is closed."""
+        """Query all jobs every few seconds, until the executor is closed."""
         last_look = float("-inf")
         while True:
             with self._changed:
@@ -169,7 +169,7 @@ class SlurmExecutor(Executor):
         except ClusterError as error:  # such as a release that was refused: the queue will show what became of the job
             _log.error("%s: %s", follower.run.id, error)
         except Exception as error:  # such as a disk that is full; the other jobs continue
-            _log.error("the job of %s could not be looked at: %s", follower.run.id, error)
+            _log.error("the job of %s could not be followed: %s", follower.run.id, error)
 
 
 def _resources(config: RunConfig, place: ClusterPlace, run: Run) -> JobResources:
@@ -199,7 +199,7 @@ class SlurmJob(Job):
 
     @property
     def id(self) -> str:  # type: ignore[override]
-        """Slurm's, once it is known."""
+        """The id that Slurm gave the job, once known."""
         return self._follower.record.job_id
 
     def poll(self, *, has_reported: bool) -> JobStatus:
@@ -217,7 +217,7 @@ class SlurmJob(Job):
             case "unseen":
                 return JobStatus("waiting", why or self._last)
         if has_reported and self._follower.record.nodes == "":
-            self._hurry()  # its worker was quicker than our look at the queue
+            self._hurry()  # its worker ended before the next query of the queue
         return JobStatus("alive" if has_reported else "waiting", why)
 
     def look_seconds(self) -> float:
@@ -231,7 +231,7 @@ class SlurmJob(Job):
         return self._follower.view.end or JobEnd()
 
     def fetch_logs(self) -> None:
-        """Wait a while for the worker's last word, which a file server may show later than Slurm the end of the job."""
+        """Wait a while for the worker's last event, which a file server may show later than Slurm shows the end."""
         record, folder = self._follower.record, self._follower.run.folder
         has_a_word = record.end_state in ("COMPLETED", "FAILED") and record.exit_code in _EXITS_WITH_A_WORD
         if not self._follower.is_over or not has_a_word:
@@ -242,7 +242,8 @@ class SlurmJob(Job):
         self._ended_seen = self._ended_seen or time.monotonic()
         if time.monotonic() - self._ended_seen < _FILE_SERVER_SECONDS:
             raise ClusterError(
-                f"Job {record.job_id} has ended, and its last events are not visible here yet.", "They are waited for."
+                f"Job {record.job_id} has ended, and its last events are not visible here yet.",
+                "Loratory waits for them.",
             )
 
     def describe(self) -> str:

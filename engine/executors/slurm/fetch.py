@@ -1,4 +1,4 @@
-"""Bring a run's model and data to the shared home before its job is submitted: compute nodes may have no internet.
+"""Download a run's model and data to the shared home before its job is submitted, since nodes may have no internet.
 
 `Fetch` is the server's side. `python -P -m engine.executors.slurm.fetch RUN_DIR` does it, in a process that alone has the
 person's login; it prints one line of JSON.
@@ -29,7 +29,7 @@ class _Result(BaseModel):
 
 
 class Fetch:
-    """Fetches for one run, once; `look` is asked by the executor's thread."""
+    """Downloads for one run, once; the executor's thread calls `look`."""
 
     def __init__(self, run: Run, config: RunConfig) -> None:
         self._run = run
@@ -38,7 +38,7 @@ class Fetch:
         self._is_done = False
 
     def look(self) -> str | None:
-        """Return in words what is going on; None once all is there.
+        """Return a progress message; None once everything is there.
 
         Raises:
             EngineError: If it cannot be fetched.
@@ -67,7 +67,7 @@ class Fetch:
         return None
 
     def end(self) -> None:
-        """Give up what is under way."""
+        """Stop the download."""
         if self._process is not None:
             self._process.kill()
             self._process.communicate()

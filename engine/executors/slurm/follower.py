@@ -1,4 +1,4 @@
-"""One job, from submission to its end: each step is one thing to do, and what was done is saved before the next."""
+"""One job from submission to its end: each step does one thing and saves it before the next."""
 
 import time
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class JobView(NamedTuple):
     stage: Stage = "unseen"
     words: str = ""  # why it waits, or what is unusual
     advice: str = ""
-    trouble: EngineError | None = None  # why Slurm cannot be asked at present
+    trouble: EngineError | None = None  # why Slurm does not answer
     is_suspended: bool = False
     end: JobEnd | None = None
 
@@ -54,11 +54,11 @@ class SlurmFollower:
         return self.view.stage == "ended"
 
     def step(self, queue: Sequence[JobLine]) -> None:
-        """Do what is next for the job, by what of the queue that Slurm has just shown bears its number, or by all of it.
+        """Do the next step of the job, from the lines of Slurm's queue with its number, or from the whole queue.
 
         Raises:
-            ClusterUnreachableError: If Slurm did not answer; the job is as it was.
-            StorageError: If the disk is full; what was to be saved is tried again.
+            ClusterUnreachableError: If Slurm does not answer; the job is unchanged.
+            StorageError: If the disk is full; saving is tried again.
         """
         own = [line for line in queue if self.record.number and self.record.number in line.comment.split()]
         if not self.record.job_id:
@@ -88,7 +88,7 @@ class SlurmFollower:
             self._cancel()
 
     def unreachable(self, trouble: EngineError) -> None:
-        """Slurm could not be asked: the job is as it was."""
+        """Record that Slurm does not answer; the job is unchanged."""
         self.view = self.view._replace(trouble=trouble)
 
     def _submit(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a person sees before a start: free GPUs of each type, and when the run would begin."""
+"""Forecasts before a start: free GPUs of each type, and when the run would begin."""
 
 import re
 from collections import Counter
@@ -42,7 +42,7 @@ def free_gpus(slurm: Slurm, place: ClusterPlace) -> Mapping[str, int]:
 
 
 def expected_start(slurm: Slurm, place: ClusterPlace, config: RunConfig) -> ExpectedStart | None:
-    """Return when a run would start by Slurm's present plan; None where it makes no promise.
+    """Return when a run would start by Slurm's current plan; None if it makes no promise.
 
     Raises:
         ClusterError: If no node ever has what the run asks for (NeverStartsError), or Slurm refuses it otherwise.

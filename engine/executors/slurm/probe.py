@@ -34,7 +34,7 @@ class ProbeGpu(BaseModel, frozen=True):
 
 
 class ProbeReport(BaseModel, frozen=True):
-    """What a node has."""
+    """The resources of a node."""
 
     host: str
     python: str
@@ -91,13 +91,13 @@ def line_of(probe: Probe, queue: Sequence[JobLine]) -> JobLine | None:
 
 
 def clear_probe(probe: Probe) -> None:
-    """Remove what a probe wrote."""
+    """Remove the files of a probe."""
     for path in (probe.file, probe.log):
         path.unlink(missing_ok=True)
 
 
 def look_around() -> ProbeReport:
-    """Return what this machine has."""
+    """Return the resources of this machine."""
     memory = memory_now()
     gpus = tuple(
         ProbeGpu(name=one.name, memory_gib=one.total_bytes / 2**30) for one in list_cuda_devices(load_nvml(), memory)

@@ -1,4 +1,4 @@
-"""Slurm's words in plain ones: why a job waits, and how it ended."""
+"""Slurm's reasons in plain words: why a job waits, and how it ended."""
 
 from engine.executors.base import EndWord, JobEnd
 from engine.executors.slurm.commands import JobLine

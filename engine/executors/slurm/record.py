@@ -1,4 +1,4 @@
-"""`job.json` of a run on a cluster: what is known of its job, through restarts of the server and of Slurm."""
+"""`job.json` of a run on a cluster: the record of its job, which survives restarts of the server and of Slurm."""
 
 import secrets
 from typing import Self
@@ -67,6 +67,6 @@ class SlurmRecord(SavedJob, frozen=True):
         return f"loratory {run.id} attempt {self.attempt} {self.number}"
 
     def changed(self, folder: RunFolder, **changes: object) -> Self:
-        """Return it with other values, saved where one is new."""
+        """Return a copy with other values, and save it if one has changed."""
         new = self.model_copy(update=changes)
         return self if new == self else new.save(folder)

@@ -1,4 +1,4 @@
-"""What a job is: the options of `sbatch`, and the script, which holds no secret, for Slurm keeps and shows it."""
+"""A job: the options of `sbatch`, and the script, which has no secrets, because Slurm stores and shows it."""
 
 import math
 import shlex
@@ -27,7 +27,7 @@ def job_options(run: Run, record: SlurmRecord, place: ClusterPlace) -> list[str]
     options = {
         "comment": record.comment(run),
         "job-name": f"loratory-{run.id[-4:]}",
-        "output": str(run.folder.log).replace("%", "%%"),  # else Slurm replaces what follows
+        "output": str(run.folder.log).replace("%", "%%"),  # otherwise Slurm replaces what follows
         "chdir": str(run.folder.path),
         "open-mode": "append",
         "export": "NIL",

@@ -1,4 +1,4 @@
-"""A model on a compute node that is asked from here: `srun` with a worker, whose stdin and stdout it passes on.
+"""A model on a compute node: `srun` runs a worker and forwards its stdin and stdout.
 
 No record and no follower: the step ends with the pipe, and so with the server.
 """

@@ -1,4 +1,4 @@
-"""What a worker reports while it runs: one typed event per line, in the order in which things happened.
+"""The events of a worker: one typed event per line, in order of time.
 
 Line: `{"v":1,"seq":41,"attempt":1,"time":1764000000.5,"kind":"step","data":{…}}`. Later versions may add kinds and
 fields; readers skip kinds and fields that they do not know.
@@ -51,7 +51,7 @@ class Event(BaseModel):
         return cls(seq=seq, attempt=attempt, time=time, kind=data.kind, data=data)
 
 
-# A log that comes from elsewhere can hold numbers that nothing here can calculate with.
+# Logs from other machines may have numbers that cannot be used here.
 _LONG_NUMBER = re.compile(rb"[:,\[]\s*-?\d{19}")
 _HUGE = 1 << 63
 
@@ -116,7 +116,7 @@ class EvalData(EventData):
     rows: int
     seconds: float
     metrics: dict[str, float] = {}  # of the objective; rewards/accuracies is the preference accuracy on held-out pairs
-    adapter_disabled: bool = False  # true where the base was measured by switching the adapter off
+    adapter_disabled: bool = False  # true if the base was measured by disabling the adapter
 
     @property
     def preference_accuracy(self) -> float | None:
@@ -165,7 +165,7 @@ class ParametersData(EventData):
 
 
 class DataReportData(EventData):
-    """What the trainer really got."""
+    """The data that the trainer got."""
 
     kind = "data_report"
 
@@ -179,7 +179,7 @@ class DataReportData(EventData):
 
 
 class WarningData(EventData):
-    """Something probably unwanted; training continues."""
+    """A warning; training continues."""
 
     kind = "warning"
 
@@ -188,7 +188,7 @@ class WarningData(EventData):
 
 
 class FailedData(EventData):
-    """Why the worker gave up: `what` happened and how to `fix` it, in words. Details stand in worker.log."""
+    """Why the worker gave up: `what` happened and how to `fix` it, in words. worker.log has details."""
 
     kind = "failed"
 

@@ -18,7 +18,7 @@ _TAIL_BYTES = 65_536
 
 
 class EventBatch(NamedTuple):
-    """Events that became readable, and where to read on."""
+    """New events, and the offset of the next read."""
 
     events: tuple[Event, ...]
     next_offset: int  # byte after the last complete line
@@ -32,7 +32,7 @@ class EventWriter:
 
     Args:
         attempt: Number of this attempt at the run, from 1; see `RunFolder.next_attempt`.
-        require_current: Raises where another worker has the log by now; asked before each event.
+        require_current: Raises if another worker has the log by now; called
 
     Raises:
         StorageError: If the log cannot be opened.
@@ -83,7 +83,7 @@ class EventWriter:
         return event
 
     def _was_changed(self) -> bool:
-        """Whether the file was deleted, replaced or cut under us."""
+        """Whether another process has deleted, replaced or truncated the file."""
         try:
             size = self._path.stat().st_size
         except OSError:
@@ -91,7 +91,7 @@ class EventWriter:
         return size != self._size or os.fstat(self._descriptor).st_nlink == 0
 
     def _settle(self) -> None:
-        """Open the log where that is needed, and cut off what follows its last complete line.
+        """Open the log if needed, and truncate it after its last complete line.
 
         Raises:
             StorageError: If it cannot be opened.
@@ -116,7 +116,7 @@ class EventWriter:
         self._is_settled = True
 
     def close(self) -> None:
-        """Bring the last steps to the disk and close the log."""
+        """Write the last steps to the disk and close the log."""
         with self._writing:
             if self._descriptor >= 0:
                 os.fsync(self._descriptor)
@@ -131,7 +131,7 @@ class EventWriter:
 
 
 def read_events(path: Path, offset: int = 0) -> EventBatch:
-    """Read what was written at or after `offset`: 0, or `next_offset` of an earlier batch.
+    """Read the events at or after `offset`: 0, or `next_offset` of an earlier batch.
 
     A missing log holds nothing yet. Lines that are not an event of a known kind are skipped.
     """
@@ -140,7 +140,7 @@ def read_events(path: Path, offset: int = 0) -> EventBatch:
 
 
 class LineBatch(NamedTuple):
-    """Complete lines without their ends, and where to read on."""
+    """Complete lines without their ends, and the offset of the next read."""
 
     lines: list[bytes]
     next_offset: int
@@ -211,15 +211,15 @@ class _FailureRecord(BaseModel):
 
 
 def note_failure(run: Path, rank: int, attempt: int, failed: FailedData) -> None:
-    """Leave word of what went wrong in a process that is not the first; where the disk is full, the log has it."""
+    """Record the failure of a process that is not the first; if the disk is full, the log has it."""
     record = _FailureRecord(attempt=attempt, failed=failed)
     with contextlib.suppress(StorageError, OSError):
         write_atomically(run / _NAME.format(rank + 1), record.model_dump_json())
 
 
 def noted_failure(run: Path, attempt: int) -> FailedData | None:
-    """Return the word of the process that failed first in an attempt; None where none did, or an earlier one's is there."""
-    # A process that loses another one fails too, a moment later.
+    """Return the failure of the first process that failed in an attempt; None if there is none of this attempt."""
+    # A process that loses its peer fails too, a moment later.
     own = [(when, record.failed) for when, _, record in _noted_failures(run) if record.attempt in (0, attempt)]
     return min(own, key=lambda one: one[0])[1] if own else None
 

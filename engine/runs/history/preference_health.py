@@ -1,4 +1,4 @@
-"""Findings about preference runs that go wrong, from the worker's metrics alone; for the page and the commands."""
+"""Diagnose preference runs from the worker's metrics, for the page and the commands."""
 
 import math
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ _FELL = 0.05  # of the accuracy
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that goes wrong: its name, what was seen, and what helps."""
+    """A problem: its name, the evidence, and what helps."""
 
     name: str
     fact: str
@@ -35,7 +35,7 @@ class Finding:
 
 
 def preference_findings(history: RunHistory, training: TrainingConfig) -> tuple[Finding, ...]:
-    """Return what goes wrong in a preference run, the worst first; nothing for other runs, and before there is enough to judge."""
+    """Return the problems of a preference run, the worst first; none for other runs or before there is enough data."""
     objective = OBJECTIVES[training.objective]
     if not objective.learns_preferences:
         return ()
@@ -136,7 +136,7 @@ def _nothing_learned(history: RunHistory, training: TrainingConfig) -> Finding |
 
 
 def now(history: RunHistory, name: str) -> float | None:
-    """Return a metric at present: as newly measured on held-out rows, else its mean over the newest steps."""
+    """Return the current value of a metric: on held-out rows if measured recently, else its mean over the newest steps."""
     point = _newest(history, name)
     if point is not None and point.step > 0:
         return point.metrics[name]
@@ -145,7 +145,7 @@ def now(history: RunHistory, name: str) -> float | None:
 
 
 def change(history: RunHistory, name: str) -> float | None:
-    """Return by how much a metric of training steps has grown lately: from the middle of the run to its newest steps."""
+    """Return the recent change of a training metric: from the middle of the run to its newest steps."""
     _, values = history.steps.metric(name)
     if len(values) < _FEWEST_STEPS:
         return None

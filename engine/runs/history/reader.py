@@ -1,4 +1,4 @@
-"""Read the history of a run from its log, and keep what was read of long ones for the next reader."""
+"""Read the history of a run from its log, with a cache for long ones."""
 
 import contextlib
 import hashlib
@@ -29,7 +29,7 @@ from engine.runs.history.steps import (
 from engine.runs.run import Run
 
 _VERSION = 4
-_WORTHWHILE_BYTES = 8_000_000  # below it parsing takes no time that a person would notice
+_WORTHWHILE_BYTES = 8_000_000  # smaller logs are parsed quickly
 _GROWN_BY = 0.125  # share of the log that is new; so the whole of a run's saves stays below ten times its last one
 _FINGERPRINT_BYTES = 4096
 
@@ -41,7 +41,7 @@ class _CachedFacts(BaseModel):
 
 
 class HistoryCache:
-    """Caches what was read of one log, for its next reader."""
+    """Caches the history of one log for its next reader."""
 
     def __init__(self, path: Path, log: Path) -> None:
         self._path = path
@@ -49,7 +49,7 @@ class HistoryCache:
         self._saved_offset = 0
 
     def load(self) -> tuple[HistoryFacts, Array, Array] | None:
-        """Return what was saved, steps as (columns, steps), then their metrics, where it still is the beginning of the log."""
+        """Return the saved history, steps as (columns, steps), and their metrics, if it is still the start of the log."""
         try:
             with self._path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 entry = _CachedFacts.model_validate_json(arrays["facts"].tobytes())
@@ -67,9 +67,9 @@ class HistoryCache:
         return entry.facts, columns, metrics
 
     def save(self, facts: HistoryFacts, columns: Array, metrics: Array) -> None:
-        """Save what was read, where so much is new since the last save that the next reader would notice.
+        """Save the history if enough is new since the last save to matter.
 
-        A cache that cannot be written costs time, not correctness.
+        If the cache cannot be written, only time is lost.
         """
         offset = facts.next_offset
         new = offset - self._saved_offset
@@ -100,7 +100,7 @@ def cached_history_path(run: Run) -> Path:
 
 
 def _fingerprint(log: Path, offset: int) -> str:
-    """Of the bytes at both ends of what was read: a log that was cut or replaced has another one."""
+    """A hash of the bytes at both ends of the history, which detects a truncated or replaced log."""
     try:
         with log.open("rb") as file:
             if file.seek(0, os.SEEK_END) < offset:
@@ -119,7 +119,7 @@ _ENDS_BYTES = 300  # longer than what distinguishes two events: their numbers, a
 
 
 class HistoryReader:
-    """Follows the log of one run; each `update` reads only what is new, and all of it where another log took its place.
+    """Follows the log of one run; each `update` reads only new events, or the whole log if it was replaced.
 
     `resumed` supersedes the later steps, evaluations and checkpoints of earlier attempts, and so does an attempt that
     restarts without one.
@@ -139,20 +139,20 @@ class HistoryReader:
 
     @classmethod
     def of_run(cls, run: Run) -> "HistoryReader":
-        """Follow a run of a home, beginning with what is cached of it."""
+        """Follow a run of a home, starting with its cached history."""
         return cls(run.folder.events, HistoryCache(cached_history_path(run), run.folder.events))
 
     @property
     def steps_read(self) -> int:
-        """How many steps this reader holds in memory."""
+        """Number of steps that this reader has in memory."""
         return len(self._history.steps)
 
     def update(self) -> RunHistory:
-        """Read on; returns the very same object where nothing is new."""
+        """Read new events; returns the same object if there are none."""
         with self._reading:
             start = self._facts.next_offset
             if start and self._ends_at(start, *map(len, self._ends)) != self._ends:
-                # Deleted, cut or replaced: what is there now is read from its beginning.
+                # Deleted, truncated or replaced: read the log from its start.
                 self._facts, self._ends = HistoryFacts(), (b"", b"")
                 self._columns, self._metrics = GrowingColumns(), GrowingColumns(1 + len(METRICS))
                 start = -1
@@ -194,7 +194,7 @@ class HistoryReader:
 
     def _take_lines(self, lines: list[bytes], are_steps: bool) -> None:
         while lines:
-            # The first event of an attempt decides what it supersedes: it is parsed completely, and so is what is odd.
+            # The first event of an attempt decides what it supersedes: it is parsed completely, and so are irregular lines.
             if are_steps and self._facts.attempt and not self._facts.attempt_is_fresh:
                 plain = rows_of_plain_steps(lines, self._facts.attempt)
                 rows, metrics = plain or (None, None)

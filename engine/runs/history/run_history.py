@@ -1,4 +1,4 @@
-"""What happened in a run so far, across its attempts: curves, held-out losses, checkpoints, messages."""
+"""The history of a run across its attempts: curves, held-out losses, checkpoints, messages."""
 
 import math
 import time
@@ -35,7 +35,7 @@ class Message(NamedTuple):
 
 
 class HistoryFacts(BaseModel):
-    """What a run reported besides its steps. Small, however long the run is."""
+    """The reports of a run except its steps; small for a run of any length."""
 
     model_config = ConfigDict(frozen=True, ser_json_inf_nan="strings")
 
@@ -54,7 +54,7 @@ class HistoryFacts(BaseModel):
     next_offset: int = 0  # bytes of the log that are in here
 
     def with_event(self, event: Event) -> Self:
-        """Add one event; the values of steps are kept elsewhere."""
+        """Add one event; values of steps are stored elsewhere."""
         changes: dict[str, object] = {"last_time": event.time}
         if event.attempt > self.attempt:
             changes |= {"attempt": event.attempt, "failed": None}
@@ -81,7 +81,7 @@ class HistoryFacts(BaseModel):
         return self.model_copy(update=changes)
 
     def last_valid_step(self, event: Event) -> int | None:
-        """Return the step beyond which all reports are void once an event is added; None where it voids nothing."""
+        """Return the step after which an event voids all reports; None if it voids none."""
         is_fresh = self.attempt_is_fresh or event.attempt > self.attempt
         match event.data:
             case ResumedData(step=step):
@@ -91,7 +91,7 @@ class HistoryFacts(BaseModel):
         return None
 
     def up_to(self, step: int) -> Self:
-        """Drop what came after a step: a later attempt continued from there."""
+        """Drop the reports after a step, from which a later attempt continued."""
         evals = tuple(point for point in self.evals if point.step <= step)
         checkpoints = tuple(checkpoint for checkpoint in self.checkpoints if checkpoint.step <= step)
         return self.model_copy(update={"evals": evals, "checkpoints": checkpoints})
@@ -111,7 +111,7 @@ def _message_of(event: Event) -> Message | None:
 
 
 def _highest(one: MemoryData, other: MemoryData) -> MemoryData:
-    """Return the peaks of several attempts: each is a process of its own, which counts from zero."""
+    """Return the peaks over several attempts, each of which is a separate process that counts from zero."""
     peaks = {
         name: max((value for value in (getattr(one, name), getattr(other, name)) if value is not None), default=None)
         for name in MemoryData.model_fields
@@ -121,7 +121,7 @@ def _highest(one: MemoryData, other: MemoryData) -> MemoryData:
 
 
 class RunHistory(HistoryFacts):
-    """A run up to some moment."""
+    """The history of a run at some moment."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 

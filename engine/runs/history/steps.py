@@ -15,7 +15,7 @@ Array = npt.NDArray[np.float64]
 
 
 def smooth(values: Array, weight: float) -> Array:
-    """Exponential moving average with TensorBoard's correction for the start; NaN values are passed over.
+    """Return the exponential moving average with TensorBoard's correction for the start; NaN values are skipped.
 
     Args:
         values: Shape (n,).
@@ -63,7 +63,7 @@ COLUMNS: tuple[StepColumn, ...] = get_args(StepColumn)
 class StepSeries:
     """The logged steps, one float64 array of shape (steps,) for each column; never changes once it was handed out.
 
-    What a step did not report is NaN. `step` rises strictly.
+    Values that a step did not report are NaN.
     """
 
     def __init__(self, columns: Array, metrics: Array | None = None) -> None:
@@ -206,7 +206,7 @@ def _column(steps: list[dict[str, Any]], name: StepColumn) -> list[Any]:
 
 
 def thin(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:
-    """Choose which points to draw: extremes stay, and so do the first and the newest.
+    """Choose which points to draw, keeping extremes, the first and the newest point.
 
     MinMaxLTTB (Van Der Donckt et al. 2023, arXiv:2305.00332): of the extremes of each stretch those are kept that
     change the picture most. Points whose y is NaN are left out, except the newest.

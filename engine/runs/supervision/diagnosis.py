@@ -1,4 +1,4 @@
-"""Why a worker is gone: from evidence to a final state with its reason, cause and advice."""
+"""Diagnose why a worker ended: from evidence to a final state with reason, cause and advice."""
 
 import signal
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
             "Choose a smaller batch, shorter rows or gradient checkpointing; the memory estimate shows what helps most.",
         )
     if end.exit_code is None:
-        what = f"The worker ended after step {step} while no supervisor watched it; the reason is not known."
+        what = f"The worker ended after step {step} while no supervisor was running; the reason is unknown."
         return Diagnosis("interrupted", "unknown", what, resume)
     return _by_exit_code(end.exit_code, step, resume)
 
@@ -105,7 +105,7 @@ def time_limit_words(hours: float) -> str:
 
 
 def _was_cancelled(evidence: Evidence) -> bool:
-    """Whether it ended as a request asked, by our hand or another's: a former supervisor may have killed it."""
+    """Whether it ended as requested; a previous supervisor may have killed it."""
     if evidence.ended_by_us is not None:
         return evidence.ended_by_us == "cancel"
     code = evidence.end.exit_code
@@ -113,7 +113,7 @@ def _was_cancelled(evidence: Evidence) -> bool:
     return evidence.cancel_requested and ended_so
 
 
-# By the executor's word; its own sentence, which names job and host, comes before ours.
+# By the executor's reason; its own sentence, which names job and host, comes before ours.
 _ENDS_BY_WORD: dict[EndWord, Diagnosis] = {
     "out_of_memory": Diagnosis(
         "failed",
@@ -144,7 +144,7 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-_ENDED_FROM_OUTSIDE = "The worker was asked to end from outside ({name}) after step {step} and could not save."
+_ENDED_FROM_OUTSIDE = "The worker was terminated from outside ({name}) after step {step} and could not save."
 _CRASH = Diagnosis(
     "failed",
     "crashed",

@@ -1,4 +1,4 @@
-"""The queue of a lab: whose run starts next, and what keeps a run from starting although its device is free."""
+"""The queue of a lab: which run starts next, and what delays runs whose device is free."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from engine.accounts.limits import LabRules
 from engine.runs.run import Why
 from engine.runs.supervision.queue import Waiting
 
-# A run that was put before others counts as an hour until it has really run: two devices that become free together go to
-# two people, and who has a run at work waits for who has none.
+# A run that was put first counts as an hour until it has run: two devices that become free together go to two people,
+# and people without a running run come before those with one.
 COUNTED_AHEAD_SECONDS = 3600.0
 
 
 @dataclass(frozen=True)
 class LabStanding:
-    """What the order of a lab's queue depends on."""
+    """The values that determine the order of a lab's queue."""
 
     # Of each person: GPU time of running and ended attempts, weighted and decayed.
     used_seconds: Mapping[str, float] = field(default_factory=dict)
@@ -28,13 +28,13 @@ def order_fairly(
 ) -> list[str]:
     """Return the ids of all waiting runs, the next to start first.
 
-    The urgent run comes first; then who used least GPU time lately; then age. Runs of people over their weekly quota come
-    behind all others. Within a person, the order is that of `lines`.
+    The urgent run comes first, then people with the least recent GPU time, then age. Runs of people over their weekly
+    quota come last. Within a person, the order is that of `lines`.
 
     Args:
         lines: The waiting runs of each person, in the order that the person chose. Ids sort by age.
-        standing: What each person has used.
-        over_quota: Who used more GPU time this week than the soft quota.
+        standing: Usage of each person.
+        over_quota: People who used more GPU time this week than the soft quota.
     """
     places: list[tuple[bool, float, str, str]] = []
     for person, line in lines.items():
@@ -48,14 +48,14 @@ def order_fairly(
 
 
 def people_over_quota(rules: LabRules, standing: LabStanding) -> frozenset[str]:
-    """Return who used more GPU time this week than the soft quota."""
+    """Return the people who used more GPU time this week than the soft quota."""
     quota = rules.limits.weekly_gpu_hours
     return frozenset(who for who, hours in standing.week_hours.items() if quota is not None and hours >= quota)
 
 
 @dataclass(frozen=True)
 class LabHold:
-    """Decides what keeps a waiting run from starting even on a free device; see `StartRules.hold`."""
+    """Decides whether a waiting run has to wait even for a free device; see `StartRules.hold`."""
 
     rules: LabRules  # of the lab
     standing: LabStanding  # what each person has used
@@ -85,7 +85,7 @@ class LabHold:
 def lab_reasons(
     reasons: Mapping[str, Why], queue: Iterable[Waiting], rules: LabRules, standing: LabStanding
 ) -> dict[str, Why]:
-    """Return the reasons of a plan, with the weekly quota where it put a run behind those of others."""
+    """Return the reasons of a plan, with the weekly quota for runs that it moved back."""
     quota, over_quota = rules.limits.weekly_gpu_hours, people_over_quota(rules, standing)
     owners = {waiting.run_id: waiting.owner for waiting in queue}
 
@@ -100,7 +100,7 @@ def lab_reasons(
 
 
 def first_of_each(reasons: Mapping[str, Why], owners: Mapping[str, str], most: int) -> dict[str, Why]:
-    """Return the reasons of each person's first waiting runs; those behind wait for these."""
+    """Return the reasons of each person's first waiting runs, for which the rest waits."""
     counts: dict[str, int] = {}
     first_reasons: dict[str, Why] = {}
     for run_id, why in reasons.items():

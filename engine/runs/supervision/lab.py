@@ -1,4 +1,4 @@
-"""What a supervisor does in a lab besides: order the queue fairly, count GPU time, enforce limits, publish the queue."""
+"""A supervisor's tasks in a lab: order the queue fairly, count GPU time, enforce limits, publish the queue."""
 
 import contextlib
 import logging
@@ -58,7 +58,7 @@ class WaitingPlace(BaseModel):
 
 
 class QueueSnapshot(BaseModel):
-    """`lab-queue.json`: the queue as its supervisor saw it last."""
+    """`lab-queue.json`: the queue as last seen by the supervisor."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,7 +68,7 @@ class QueueSnapshot(BaseModel):
 
 @dataclass(frozen=True)
 class LabTurn:
-    """One look at the queue of a lab."""
+    """A snapshot of the queue of a lab."""
 
     rules: LabRules
     standing: LabStanding
@@ -76,14 +76,14 @@ class LabTurn:
     owners: Mapping[str, str]
 
     def known(self, waiting: Waiting) -> Waiting:
-        """Return a waiting run with what only a lab knows of it."""
+        """Return a waiting run with the lab's details."""
         is_urgent = waiting.run_id == self.standing.urgent
         return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
 
 
 @dataclass
 class LabSupervision:
-    """Follows a lab from look to look; does nothing in a home without accounts."""
+    """Follows the queue of a lab; does nothing in a home without accounts."""
 
     home: LoratoryHome
     programs: ListPrograms = list_gpu_programs
@@ -103,7 +103,7 @@ class LabSupervision:
             self._ledger.add(attempt)
 
     def look(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
-        """Return in which order runs start now, after stopping those that ran too long; None where there are no accounts."""
+        """Return the current order of runs, after stopping those at their time limit; None without accounts."""
         rules = self._rules.read()
         if rules is None:
             self._ledger = None
@@ -128,7 +128,7 @@ class LabSupervision:
         return LabTurn(rules, standing, order_fairly(lines, standing, people_over_quota(rules, standing)), owners)
 
     def start_rules(self, turn: LabTurn, devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> StartRules:
-        """Return what keeps runs from starting besides leases and memory."""
+        """Return the lab's reasons to delay runs, in addition to leases and memory."""
         is_short = is_disk_short(self.home, turn.rules.limits)
         free_gb = free_bytes(self.home) / 10**9 if is_short else None
         occupied: dict[str, Why] = {}
@@ -191,7 +191,7 @@ class LabSupervision:
         )
 
     def _own_order(self, owner: str, run_ids: Sequence[str]) -> list[str]:
-        """Return a person's waiting runs in their own order; that of the command line counts where the page has none."""
+        """Return a person's waiting runs in their own order, or that of the command line if the page has none."""
         own = QueueOrder(self.home.of(owner))
         return (own if own.is_saved else QueueOrder(self.home)).sort(run_ids)
 

@@ -1,4 +1,4 @@
-"""Sends the end of a person's runs to their webhook, in a thread of its own: the supervisor never waits for it."""
+"""Reports the end of runs to their owners' webhooks, in a separate thread."""
 
 import logging
 import queue
@@ -35,7 +35,7 @@ class Notifier:
         self._thread: threading.Thread | None = None
 
     def note_end(self, run: Run, state: RunState) -> None:
-        """Send that a run has ended, where its owner has a webhook; returns at once."""
+        """Report the end of a run, if its owner has a webhook; returns at once."""
         if WebhookStore(self._home, run.owner).read() is None:
             return
         try:
@@ -52,12 +52,12 @@ class Notifier:
             try:
                 tell(self._home, end.run, end.state)
             except Exception as error:
-                # The name of the error alone: its text might hold what is a secret.
+                # Only the name of the error: its text may contain a secret.
                 _log.error("The end of %s could not be sent: %s", end.run.id, type(error).__name__)
 
 
 def tell(home: LoratoryHome, run: Run, state: RunState) -> None:
-    """Send that a run has ended, and keep how that went.
+    """Report the end of a run, and save the outcome.
 
     Raises:
         EngineError: If the run cannot be read, or how it went cannot be written.
@@ -68,7 +68,7 @@ def tell(home: LoratoryHome, run: Run, state: RunState) -> None:
 
 
 def deliver(home: LoratoryHome, owner: str, text: str, facts: dict[str, Any]) -> str:
-    """Send one message to the webhook of a person; returns what went wrong, or "".
+    """Send a message to a person's webhook; return the error, or "".
 
     Raises:
         EngineError: If how it went cannot be written.

@@ -1,4 +1,4 @@
-"""Whether a living worker still gets anywhere: events and log that are written, and processor time while they are not."""
+"""Whether a running worker makes progress: by events and log, and by CPU time in between."""
 
 import math
 import time
@@ -16,10 +16,10 @@ _CPU_LOOK_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class SilenceLimits:
-    """How long a worker may say nothing before it counts as hung, in seconds.
+    """How long a worker may be silent before it counts as hung, in seconds.
 
-    A worker that computes is given long: a step with much accumulation, a large evaluation, a save to a slow disk are
-    all silent. One that computes nothing waits for something that hardly comes any more.
+    A busy worker gets long: a step with much accumulation, a large evaluation, a save to a slow disk are all silent. An
+    idle one waits for something that is unlikely to come.
     """
 
     idle_seconds: float = 300.0  # silent, and using less than a fiftieth of a core
@@ -30,7 +30,7 @@ class SilenceLimits:
 
 
 class Silence(NamedTuple):
-    """What the watch sees."""
+    """An observation of a worker."""
 
     seconds: float  # since the worker last gave a sign
     limit_seconds: float  # that holds at present
@@ -91,7 +91,7 @@ class ProgressWatch:
             self._cpu = None if seconds is None else (now, seconds)
             return
         last_look, before = self._cpu
-        # Over the whole silence, so a little work now and then does not count as computing.
+        # Over the whole silence, so occasional activity does not count as computing.
         if now - last_look < _CPU_LOOK_SECONDS:
             return
         seconds = worker.cpu_seconds()

@@ -23,7 +23,7 @@ class _QueueFile(BaseModel, frozen=True):
 
 
 class QueueOrder:
-    """In which order waiting runs start: by age, except where a person moved them. Survives restarts.
+    """The order of waiting runs: by age, except where a person moved them. Survives restarts.
 
     In a lab, each person has an order of their own, and `fairness` decides among people.
     """
@@ -80,7 +80,7 @@ class Waiting(NamedTuple):
 
 
 class QueuePlan(NamedTuple):
-    """What to do with the queue at this moment."""
+    """A plan for the queue at this moment."""
 
     starts: Mapping[str, tuple[Device, ...]]  # the devices of each run that may start now
     reasons: Mapping[str, Why]  # why each run that does not start waits
@@ -88,7 +88,7 @@ class QueuePlan(NamedTuple):
 
 
 class StartRules(NamedTuple):
-    """What keeps runs from starting besides their devices' leases and memory."""
+    """Reasons to delay runs, in addition to their devices' leases and memory."""
 
     hold: Callable[[Waiting, Collection[str]], Why | None] = lambda *_: None  # given the runs that start before it
     occupied: Mapping[str, Why] = {}  # devices that other programs use, by lease name
@@ -106,7 +106,7 @@ def plan_starts(
     """Decide which waiting runs start now.
 
     A run starts on a device that is not leased and whose free memory covers what it needs. No run overtakes on the
-    same device: where the first in line must wait for memory, later runs leave that device alone, else a large run
+    same device: where the first in line must wait for memory, later runs do not use that device, otherwise a large run
     would wait for ever.
 
     Args:
@@ -147,13 +147,13 @@ def plan_starts(
 
 
 def _large_enough(waiting: Waiting, options: Sequence[tuple[Device, ...]]) -> Sequence[tuple[Device, ...]]:
-    """Leave out GPUs on which the run can never fit; it waits for larger ones, and leaves those to other runs."""
+    """Leave out GPUs that are too small for the run; it waits for larger ones."""
     large = [option for option in options if all((waiting.needs(one) or 0) <= one.total_bytes for one in option)]
     return large or options
 
 
 class Obstacles(NamedTuple):
-    """What devices are in use by, by lease name."""
+    """Why devices are in use, by lease name."""
 
     holders: Mapping[str, LeaseHolder]
     spoken_for: Mapping[str, Waiting]

@@ -52,7 +52,7 @@ OnFinal = Callable[[Run, RunState], None]  # called for each run that has ended 
 
 @dataclass(frozen=True)
 class SupervisorSettings:
-    """What tests and unusual places may change."""
+    """Dependencies that tests and special places replace."""
 
     executors: ExecutorFactory = make_executors
     devices: Callable[[], Sequence[Device]] = list_devices
@@ -61,7 +61,7 @@ class SupervisorSettings:
     patience: Patience = field(default_factory=Patience)
     seat: SeatTimes = field(default_factory=SeatTimes)
     tick_seconds: float = 0.5
-    take_over_seconds: float = 2.0  # between two looks at whether the present supervisor still lives
+    take_over_seconds: float = 2.0  # between two checks whether the current supervisor is alive
 
 
 class Scheduler:
@@ -90,7 +90,7 @@ class Scheduler:
             executor.close()
 
     def look(self) -> None:
-        """Find what is new, mend what is damaged, look at every run with a job, and obey requests."""
+        """Find new runs, repair damaged states, check every run with a job, and handle requests."""
         self._find_new()
         due = [monitor for monitor in self.active.values() if monitor.is_due()]
         self._mend_states(due)
@@ -98,15 +98,15 @@ class Scheduler:
         self._obey_requests()
 
     def _find_new(self) -> None:
-        """Take in runs that appeared, and all that are not over after a start of ours."""
+        """Add new runs, and after a start all that have not ended."""
         for owner in list_owners(self._home):
             if owner not in self._owners:
-                with self._problems.guard(owner, "has a folder that cannot be looked after"):
+                with self._problems.guard(owner, "has a folder that cannot be supervised"):
                     store = RunStore(self._home, owner)
                     store.sweep()
                     self._owners[owner] = OwnerFolder(store)
         for owner, folder in self._owners.items():
-            with self._problems.guard(owner, "has a folder that cannot be looked at"):
+            with self._problems.guard(owner, "has a folder that cannot be read"):
                 if folder.has_changed():
                     self._look_into(folder)
 
@@ -137,7 +137,7 @@ class Scheduler:
         """Whether a worker that a person or a cluster started continues a run that had ended."""
         if run.id in self.active or run.id in self.waiting:
             return False
-        with self._problems.guard(run.id, "has a worker that cannot be looked at"):
+        with self._problems.guard(run.id, "has a worker that cannot be checked"):
             return self._states.has_later_worker(run)
         return False
 
@@ -156,7 +156,7 @@ class Scheduler:
 
     def _look_at_workers(self, due: Sequence[WorkerMonitor]) -> None:
         for monitor in due:
-            with self._problems.guard(monitor.run.id, "could not be looked at"):
+            with self._problems.guard(monitor.run.id, "could not be checked"):
                 self._look_at(monitor)
 
     def _look_at(self, monitor: WorkerMonitor) -> None:
@@ -181,7 +181,7 @@ class Scheduler:
             self._on_final(monitor.run, state)
 
     def _obey_requests(self) -> None:
-        """Put resumed runs into the queue, and take stopped ones out of it."""
+        """Put resumed runs into the queue, and remove stopped ones from it."""
         # In this order: a request to resume that finds its run waiting must not undo the stop that takes it out.
         for request in list(resume_requests(self._home)):
             with self._problems.guard(request.run_id, "could not be resumed"):
@@ -192,18 +192,18 @@ class Scheduler:
                     self._resume(owner.store.get(request.run_id), request.attempt())
                 request.forget()
         for run in list(self.waiting.values()):
-            with self._problems.guard(run.id, "could not be taken out of the queue"):
+            with self._problems.guard(run.id, "could not be removed from the queue"):
                 if asks_to_end(run.folder):
                     when = "" if run.folder.read_state().attempt else " before it began"
-                    why = Why("left_the_queue", f"Taken out of the queue{when}.", "Resume it to put it back.")
+                    why = Why("left_the_queue", f"Removed from the queue{when}.", "Resume it to put it back.")
                     self._end_waiting(run, "stopped", why)
 
     def needs(self, run_id: str) -> Waiting | None:
-        """Return what a waiting run needs; None where its configuration cannot be read, and it fails, or it was put off."""
+        """Return the needs of a waiting run; None if it fails because its configuration cannot be read, or was put off."""
         run = self.waiting[run_id]
         if time.time() < self._put_off.get(run_id, 0.0):
             return None
-        with self._problems.guard(run_id, "cannot be made ready to start"):
+        with self._problems.guard(run_id, "cannot be prepared to start"):
             if run_id not in self._needs:
                 config = self._config_of(run)
                 if config is None:
@@ -218,7 +218,7 @@ class Scheduler:
         return None
 
     def holder(self, device: str) -> LeaseHolder | None:
-        """Return the run that still has a device although no living process does: its worker ended since the last look.
+        """Return the run that still holds a device although its process has ended since the last poll.
 
         What the worker left behind is ended, and the end dated, when it is looked at next; nothing starts before that.
         """
@@ -274,7 +274,7 @@ class Scheduler:
         record, before = run.folder.read_worker(), run.folder.read_state()
         if record is None or not (record.is_alive() or record.attempt > before.attempt):
             return  # it has the lock, and has not yet written its attempt
-        # What it really uses is not known: what the queue would have given it. On another machine it is nothing of ours.
+        # Its real devices are unknown: assume those that the queue would choose. Another machine's are not ours.
         held_device = device if record.is_alive() else ""
         state = begun(before, self._executor(LocalExecutor.name), record.attempt, held_device)
         self._states.save(run, state)
@@ -307,7 +307,7 @@ class Scheduler:
         return self._executor(waiting.section.executor).uses_local_devices
 
     def explain_waiting(self, reasons: Mapping[str, Why], at_most: int = _EXPLAINED_AT_MOST) -> None:
-        """Save why the first in line wait; seldom enough that figures which change all the time cost nothing."""
+        """Save why the first runs in line wait, rarely enough that changing figures cost nothing."""
         now = time.time()
         still = ((run_id, why) for run_id, why in reasons.items() if run_id in self.waiting)
         for run_id, why in itertools.islice(still, at_most):
@@ -338,7 +338,7 @@ class Scheduler:
             self._resume_automatically(run)
 
     def _recover(self, run: Run) -> RunState:
-        """Return the state of a run that has none: new, or robbed of its file.
+        """Return the state of a run without a state file: a new run, or one whose file was deleted.
 
         One that has ended goes through its end again, where all that is known of it is weighed.
         """
@@ -354,7 +354,7 @@ class Scheduler:
         )
 
     def _resume(self, run: Run, attempt: int | None) -> None:
-        """Put a run that has ended back into the queue, unless it has gone on since `attempt`, or is at work."""
+        """Put an ended run back into the queue, unless it has continued since `attempt`, or is running."""
         with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
             state = run.folder.read_state(is_claimed_by_us=is_ours)
             is_over = is_ours and state.is_final and state.state != "completed"

@@ -1,9 +1,9 @@
-"""The one seat of a home's supervisor, also where several hosts share the home and see nothing of each other's locks.
+"""The seat of a home's one supervisor, even if several hosts share the home and do not see each other's locks.
 
-On one host, the lock of the supervisor decides. Between hosts it may not: Lustre with `localflock` and NFS with `nolock`
-show the locks of other hosts as free. So the seat is a numbered file as well, which is created exclusively: one host alone
-gets the next number. Its holder counts a figure up; another host takes the seat once it saw the figure unchanged for long, by
-its own clock. File servers show changes after up to 60 seconds (nfs(5), acregmax and acdirmax).
+On one host, the supervisor's lock decides. Between hosts it cannot: Lustre with `localflock` and NFS with `nolock` show
+other hosts' locks as free. So the seat is also a numbered file that is created exclusively: only one host gets the next
+number. Its holder increments a counter; another host takes the seat if the counter stays the same for long, by its own
+clock. File servers show changes after up to 60 seconds (nfs(5), acregmax and acdirmax).
 """
 
 import contextlib
@@ -46,7 +46,7 @@ class _Seat(NamedTuple):
 
 
 class SupervisorSeat:
-    """One process's way to the seat; its caller holds the supervisor's lock of this host."""
+    """Takes and keeps the seat for one process; the caller holds the supervisor's lock of this host."""
 
     def __init__(self, home: LoratoryHome, times: SeatTimes | None = None) -> None:
         self._folder = home.server / _FOLDER
@@ -57,7 +57,7 @@ class SupervisorSeat:
         self._beaten = 0.0
 
     def look(self) -> bool:
-        """Return whether the seat is free; call it often while it is not, as silence is counted from the first look."""
+        """Return whether the seat is free; call it regularly, since silence counts from the first call."""
         number, record = _newest(self._folder)
         if number == 0:
             return True
@@ -70,7 +70,7 @@ class SupervisorSeat:
         return now - self._last_seen[1] > self._times.stale_seconds
 
     def take(self) -> bool:
-        """Take the seat where it is free; returns whether that worked.
+        """Take the seat if it is free; return whether that worked.
 
         Raises:
             StorageError: If the folder cannot be written.
@@ -88,9 +88,9 @@ class SupervisorSeat:
         return True
 
     def keep(self) -> bool:
-        """Show that the holder lives, when that is due; returns whether the seat is still its own.
+        """Increment the counter when due; return whether this process still has the seat.
 
-        It is not after a long standstill in which another host took it: this one must supervise no longer.
+        It does not if another host took it while this one was suspended; this one must then stop supervising.
         """
         now = self._times.clock()
         if now - self._beaten < self._times.beat_seconds:
@@ -104,7 +104,7 @@ class SupervisorSeat:
         return True
 
     def release(self) -> None:
-        """Let any host have it at once; does nothing where it is not held."""
+        """Release the seat at once; does nothing without it."""
         if self._number and _newest(self._folder).number == self._number:
             with contextlib.suppress(StorageError):
                 self._write(self._beat + 1, released=True)
@@ -134,7 +134,7 @@ class SupervisorSeat:
 
 
 def seat_holder(home: LoratoryHome) -> ProcessIdentity | None:
-    """Return the process that has the seat, as it was last seen; None where it was released or never taken."""
+    """Return the last known holder of the seat; None if it was released or never taken."""
     record = _newest(home.server / _FOLDER).record
     return None if record is None or record.released else record.process
 

@@ -1,4 +1,4 @@
-"""What a supervisor writes and remembers: states of runs and their files, folders of owners, problems that it has logged."""
+"""A supervisor's memory: states of runs and their files, folders of owners, and logged problems."""
 
 import contextlib
 import logging
@@ -41,7 +41,7 @@ def begun(before: RunState, executor: Executor, attempt: int, device: str) -> Ru
 
 
 def put_back(state: RunState) -> RunState:
-    """Return the state of a run that has ended and waits for another attempt."""
+    """Return the state of an ended run that waits for another attempt."""
     step = state.resumable_step
     cause = f"Resumes from step {step}." if step is not None else "Starts over; there is no complete checkpoint."
     if state.reason in ENDED_BY_THE_EXECUTOR:
@@ -67,12 +67,14 @@ def with_progress(before: RunState, after: RunState) -> RunState:
         return after.model_copy(update={"fruitless_attempts": 0})
     fruitless, advice = before.fruitless_attempts + 1, after.advice
     if after.reason in ENDED_BY_THE_EXECUTOR and fruitless >= _FRUITLESS_AT_MOST:
-        advice += f" It is not resumed again by itself: {fruitless} attempts in a row saved no newer checkpoint."
+        advice += (
+            f" It is not resumed automatically any further: {fruitless} attempts in a row saved no newer checkpoint."
+        )
     return after.model_copy(update={"fruitless_attempts": fruitless, "advice": advice})
 
 
 def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
-    """Whether a run that has ended is resumed without a request.
+    """Whether an ended run is resumed automatically.
 
     One from which an executor took the machine is, until three attempts in a row saved nothing new. One that ended with
     its machine is where `resume_after_restart` promises it.
@@ -90,7 +92,7 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
         return False
     if worker.is_of_this_boot() or worker.is_of_another_host():  # whether that was restarted is not known
         return False
-    # What a person asked for holds, also where the restart was quicker than the worker.
+    # A person's request counts even if the machine restarted before the worker handled it.
     if asks_to_end(folder):
         return False
     try:
@@ -100,7 +102,7 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
 
 
 class StateFiles:
-    """Writes the state of every run of a home, and detects state files that something else changed.
+    """Writes the states of all runs of a home, and detects state files that another process changed.
 
     An unchanged file costs one `stat`.
     """
@@ -169,7 +171,7 @@ class StateFiles:
         return False
 
     def rebuild(self, run: Run, state: RunState) -> RunState:
-        """Keep a damaged file aside, and save what its run's other files and its worker show.
+        """Move a damaged file aside, and save the state that the run's other files and its worker show.
 
         Returns:
             `state` with a sentence about it for the person.
@@ -187,7 +189,7 @@ class StateFiles:
         return rebuilt
 
     def forget(self, run_id: str) -> None:
-        """It was deleted."""
+        """Forget a deleted run."""
         self._stamps.pop(run_id, None)
         self._workers.pop(run_id, None)
 
@@ -206,7 +208,7 @@ _LOOK_AGAIN_SECONDS = 30.0  # however unchanged a folder looks: network filesyst
 
 
 class OwnerFolder:
-    """Remembers when an owner's folder was last looked at, so an unchanged one costs nothing."""
+    """Remembers an owner's folder, so an unchanged one costs nothing."""
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
@@ -215,7 +217,7 @@ class OwnerFolder:
         self._last_look = 0.0
 
     def has_changed(self) -> bool:
-        """Whether to look; the caller does so."""
+        """Whether the folder has to be read again; the caller reads it."""
         try:
             modified = self.store.folder.stat().st_mtime_ns
         except FileNotFoundError:
@@ -229,13 +231,13 @@ class OwnerFolder:
 
 
 class ProblemLog:
-    """Logs what goes wrong with a run or an owner, each problem once, and keeps it from stopping the rest."""
+    """Logs problems of runs or owners, each once, and lets the rest continue."""
 
     def __init__(self) -> None:
         self._last_texts: dict[str, dict[str, str]] = {}  # by run or owner, and by what was tried
 
     def report(self, about: str, text: str, tried: str = "") -> None:
-        """Log what went wrong, unless it was the last problem with the same attempt at the same thing."""
+        """Log a problem, unless it is the same as the last one of the same action."""
         texts = self._last_texts.setdefault(about, {})
         if texts.get(tried) != text:
             _log.error(text)
@@ -243,7 +245,7 @@ class ProblemLog:
 
     @contextlib.contextmanager
     def guard(self, about: str, what: str) -> Iterator[None]:
-        """Continue after the block even if it fails; it is logged as `about what: why`."""
+        """Continue after the block even if it fails; log the error as `about what: why`."""
         try:
             yield
         except (EngineError, OSError) as error:

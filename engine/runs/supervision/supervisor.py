@@ -1,4 +1,4 @@
-"""The thread that starts workers, follows them, and alone writes the state of runs."""
+"""The thread that starts and follows workers; only it writes the states of runs."""
 
 import contextlib
 import logging
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 
 class Supervisor:
-    """Supervises every run of a home, of all owners. One per home, on whichever host; others stand by and take over.
+    """Supervises all runs of a home. There is one per home, on any host; a second one waits and takes over.
 
     Workers outlive it: after a restart it finds them again.
     """
@@ -40,11 +40,11 @@ class Supervisor:
         self._lock = FileLock(home.server / "supervisor.lock")
         self._seat = SupervisorSeat(home, self._settings.seat)
         self._ending = threading.Event()
-        self.role: Role = "stopped"  # whether this one supervises, or waits for another to end
+        self.role: Role = "stopped"  # whether this one supervises, or waits for another one to end
         self._thread: threading.Thread | None = None
 
     def start(self) -> Role:
-        """Begin to supervise in a background thread; returns at once with the role that it got.
+        """Start to supervise in a background thread; return at once with the current role.
 
         Raises:
             StorageError: If the home cannot be written.
@@ -59,7 +59,7 @@ class Supervisor:
         return self.role
 
     def stop(self) -> None:
-        """End the thread and let another supervise; workers continue."""
+        """End the thread, so another process can supervise; workers continue."""
         self._ending.set()
         if self._thread is not None:
             self._thread.join()
@@ -69,7 +69,7 @@ class Supervisor:
         self.role = "stopped"
 
     def explain_standing_by(self) -> str:
-        """One sentence for people: who supervises the runs of this home; empty where this one does."""
+        """A sentence about who supervises the runs of this home; empty if this process does."""
         if self.role != "standing_by":
             return ""
         other = supervisor_of(self._home)
@@ -77,7 +77,7 @@ class Supervisor:
             return "Runs are not supervised yet: the home folder cannot be written. It is tried again."
         where = f" on {other.host}" if other is not None and other.is_of_another_host() else ""
         who = "Another Loratory process" + (f" (pid {other.pid}{where})" if other is not None else "")
-        return f"{who} already supervises the runs of this home; this one refuses to, and takes over when it ends."
+        return f"{who} already supervises the runs of this home; this one waits, and takes over when it ends."
 
     def _run(self) -> None:
         while not self._ending.is_set():
@@ -96,10 +96,10 @@ class Supervisor:
                     self.role = "supervising"
                     return
             except Exception as error:
-                complaint = _complain("The place of the present supervisor cannot be looked at", error, complaint)
+                complaint = _complain("The seat of the current supervisor cannot be read", error, complaint)
 
     def _supervise(self) -> None:
-        """Do the rounds until the end, or until another host has the seat."""
+        """Supervise until the end, or until another host has the seat."""
         loop, housekeeping = SupervisorLoop(self._home, self._settings), Housekeeping(self._home)
         complaint = ""
         while not self._ending.is_set():
@@ -110,17 +110,17 @@ class Supervisor:
                 loop.tick()
                 housekeeping.tick()
             except Exception as error:
-                # A full disk, a folder taken away: in any case the runs still need a supervisor.
+                # A full disk, a missing folder: the runs still need a supervisor.
                 complaint = _complain("Runs cannot be supervised at present", error, complaint)
             self._ending.wait(self._settings.tick_seconds)
         loop.close()
 
 
 def _complain(what: str, error: Exception, before: str) -> str:
-    """Log what happened, unless it was the last thing that was logged; the next round tries again."""
+    """Log an error, unless it is the same as the last one; the next round tries again."""
     complaint = str(error)
     if complaint != before:
-        _log.error("%s, and it is tried again: %s", what, complaint)
+        _log.error("%s; trying again: %s", what, complaint)
         _log.debug("The whole story:", exc_info=error)
     return complaint
 
@@ -140,7 +140,7 @@ class SupervisorLoop:
         self._scheduler.close()
 
     def tick(self, *, starts_runs: bool = True) -> None:
-        """Find what is new, look at every run with a job, start what can start.
+        """Find new runs, check every run with a job, and start waiting runs.
 
         Raises:
             EngineError: If the home cannot be read or written.
@@ -198,7 +198,7 @@ class SupervisorLoop:
 
 
 def supervisor_of(home: LoratoryHome) -> ProcessIdentity | None:
-    """Return the process that supervises a home at present; None where none does.
+    """Return the process that supervises a home; None if there is none.
 
     One of another host may have ended without notice.
     """
@@ -208,7 +208,7 @@ def supervisor_of(home: LoratoryHome) -> ProcessIdentity | None:
 
 
 def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) -> None:
-    """Bring the states of runs up to date where no process supervises; starts nothing. For commands that look once.
+    """Update the states of runs if no process supervises; starts nothing. For commands that run once.
 
     Raises:
         EngineError: If the home cannot be read or written.
@@ -233,7 +233,7 @@ _KEY_WAITS_SECONDS = 24 * 3600.0  # for its run, which is made a moment after it
 
 
 class Housekeeping:
-    """Cuts logs and removes what refers to nothing any more."""
+    """Truncates logs and removes orphaned files."""
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
         self._home = home
@@ -241,7 +241,7 @@ class Housekeeping:
         self._last_look = self._last_sweep = float("-inf")
 
     def tick(self) -> None:
-        """Do what is due; costs nothing in between."""
+        """Run the due tasks; costs nothing in between."""
         now = self._clock()
         if now - self._last_look >= _LOOK_SECONDS:
             self._last_look = now
@@ -253,7 +253,7 @@ class Housekeeping:
             LeaseBook(self._home).sweep()
 
     def _sweep_keys(self) -> None:
-        """Forget keys whose run was deleted; a request that comes back with one of them starts another run anyway."""
+        """Remove keys whose run was deleted; a request with such a key starts another run anyway."""
         runs = {path.name for path in self._home.runs.glob("*/*") if RUN_ID.fullmatch(path.name)}
         for key in (self._home.server / KEYS_FOLDER).glob("*"):
             with contextlib.suppress(OSError):

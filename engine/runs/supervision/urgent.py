@@ -1,4 +1,4 @@
-"""The urgent slot of a lab: one waiting run that an admin put before all others."""
+"""The urgent slot of a lab: one waiting run that an admin put first."""
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,10 +51,10 @@ class UrgentSlot:
         return slot.run_id if slot is not None else None
 
     def put(self, person: Person, run: Run, why: str = "") -> None:
-        """Put a waiting run before all others.
+        """Make a waiting run the first of the queue.
 
         Args:
-            why: Shown to all people of the lab; cut after 120 characters.
+            why: Shown to all people of the lab; truncated to 120 characters.
 
         Raises:
             AccountError: If the person may not.
@@ -85,4 +85,4 @@ class UrgentSlot:
 
 def _require(person: Person) -> None:
     if not may(person, Action.USE_URGENT_SLOT):
-        raise AccountError("Only admins put runs before those of others.", "Ask an admin.")
+        raise AccountError("Only admins can make a run urgent.", "Ask an admin.")

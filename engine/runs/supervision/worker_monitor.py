@@ -1,4 +1,4 @@
-"""One run with a job, as its supervisor sees it: waiting, alive, silent, asked to stop, gone."""
+"""A supervisor's view of one run with a job: waiting, running, silent, asked to stop, ended."""
 
 import contextlib
 import time
@@ -23,7 +23,7 @@ _NO_REASON = Why(None, "")
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a supervisor waits for what, in seconds."""
+    """Time limits of a supervisor, in seconds."""
 
     silence: SilenceLimits = field(default_factory=SilenceLimits)
     cancel_seconds: float = 5.0  # for a worker to obey `cancel` by itself
@@ -52,13 +52,13 @@ class WorkerMonitor:
         return time.monotonic() - self._last_look >= self.job.look_seconds()
 
     def look(self) -> RunState:
-        """Return the state as it is now; it differs from `state` where something changed.
+        """Return the current state; it differs from `state` if something changed.
 
         A final state comes back only when no process of the run is left. A queued state comes back where no worker of
         ours ever had the run, so it must be looked at again.
 
         Raises:
-            EngineError: If the executor cannot be asked at present.
+            EngineError: If the executor does not answer now.
         """
         self._last_look = time.monotonic()
         has_reported = self.state.state == "running" or self._history.update().attempt >= self.state.attempt
@@ -143,14 +143,14 @@ class WorkerMonitor:
             self._cancel_seen = time.monotonic()
 
     def _silent(self, silence: Silence | None) -> dict[str, object]:
-        """Return since when it is silent, and not for how long: the state need not be saved every second."""
+        """Return the start of its silence, not its length, so the state need not be saved every second."""
         if silence is None or not silence.is_unusual:
             return _NOT_SILENT
         since = self.state.silent_since if self.state.silent_since is not None else time.time() - silence.seconds
         return {"silent_since": since, "silence_limit_seconds": silence.limit_seconds}
 
     def _enforce(self, silence: Silence | None) -> None:
-        """End a worker that does not obey a cancel, or hangs; None where its silence means nothing."""
+        """End a worker that ignores a cancel, or hangs; None if its silence means nothing."""
         since = self._cancel_seen
         if silence is not None and silence.is_too_long:
             self._ended_by_us = "suspended" if silence.is_suspended else "hung"
@@ -203,7 +203,7 @@ class WorkerMonitor:
 
 
 def with_advice(monitor: WorkerMonitor, state: RunState, home: LoratoryHome) -> RunState:
-    """Advise on a worker that the system killed because RAM ran out: what the estimate would change, in figures.
+    """Return advice, from the estimate, for a worker that the system killed because RAM ran out.
 
     The estimate of a run on a GPU is of the GPU's memory, and shows nothing of what filled the RAM.
     """
