@@ -25,7 +25,7 @@ class RowProblem(_Part):
     line: int | None  # None where the source has no lines (Parquet, the Hub)
     problem: str
     kind: ProblemKind
-    dropped: bool = True  # False: the row stays, and this is worth knowing
+    dropped: bool = True  # False: the row is kept, with a warning
     sample: str = ""  # how the row begins
 
 
@@ -48,7 +48,7 @@ class TokenLengths(_Part):
 
 
 class PairLengths(_Part):
-    """By how much the chosen answers of pairs are longer than the rejected ones; negative where they are shorter."""
+    """The difference in length of chosen and rejected answers; negative where the chosen ones are shorter."""
 
     unit: Literal["tokens", "characters"]  # trained tokens; characters where no tokens were counted
     chosen_longer: int  # pairs
@@ -63,7 +63,7 @@ class PairLengths(_Part):
 
     @property
     def longer_share(self) -> float | None:
-        """Share of the pairs of two lengths whose chosen answer is the longer one; None where there is none."""
+        """Share of the pairs of unequal lengths whose chosen answer is the longer one; None without such pairs."""
         told_apart = self.chosen_longer + self.rejected_longer
         return self.chosen_longer / told_apart if told_apart else None
 
@@ -71,7 +71,7 @@ class PairLengths(_Part):
 class RowLengths(_Part):
     """Tokens of the sequences to train on, before the cut: in their order, or an even draw from the shortest to the longest.
 
-    What a step holds follows from them; they belong to the data, the split and the tokenizer, whatever `max_length` is.
+    The rows of a step follow from them; they depend on the data, the split and the tokenizer, not on `max_length`.
     """
 
     tokens: tuple[int, ...] = Field(min_length=1)
@@ -88,7 +88,7 @@ class RowLengths(_Part):
 
     @property
     def known(self) -> KnownRows:
-        """What defaults that suit the rows depend on."""
+        """The facts that row-dependent defaults depend on."""
         return KnownRows(self.count, max(self.longest, self.longest_held_out), kind=self.kind)
 
 
@@ -169,22 +169,22 @@ class DatasetReport(DatasetForm):
 
 
 class CheckProgress(_Part):
-    """How far a pass has come."""
+    """The progress of a pass."""
 
     rows: int
     bytes_read: int
     size_bytes: int | None  # None where the size is not known
     tokens: int = 0
-    waiting: str = ""  # why it has not begun
+    waiting: str = ""  # why it has not started
 
     @property
     def fraction(self) -> float | None:
-        """From 0 to 1, where the size is known."""
+        """From 0 to 1; None if the size is unknown."""
         return min(1.0, self.bytes_read / self.size_bytes) if self.size_bytes else None
 
 
 class HeldOutRows(_Part, extra="forbid"):
-    """Rows that were kept back."""
+    """Held-out rows."""
 
     rows: tuple[int, ...]  # of the dataset, from 0; spread evenly over all that were held out
     total: int
@@ -199,7 +199,7 @@ class PageRequest(_Part):
     first_row: int = Field(0, ge=0)
     count: int = Field(10, ge=1, le=200)
     search: str = Field("", max_length=MAX_SEARCH_CHARACTERS)  # only rows that hold this text, in any case
-    rows: tuple[int, ...] | None = Field(None, max_length=200)  # exactly these instead, in this order
+    rows: tuple[int, ...] | None = Field(None, max_length=200)  # only these rows, in this order
     brief: bool = False  # how long sequences are, without their text: enough for a list
 
 
@@ -263,22 +263,22 @@ class DatasetColumns(_Part):
 
 
 class SearchProgress(_Part):
-    """How far a search has come."""
+    """The progress of a search."""
 
     rows: int  # looked at so far
     total_rows: int | None  # None until that is known
 
     @property
     def fraction(self) -> float | None:
-        """From 0 to 1, where the number of rows is known."""
+        """From 0 to 1; None if the number of rows is unknown."""
         return min(1.0, self.rows / self.total_rows) if self.total_rows else None
 
 
 class FoundRow(_Part):
-    """Where a search ended."""
+    """The result of a search."""
 
     row: int | None  # None where no row holds the text
-    from_top: bool = False  # found only after beginning at the first row again
+    from_top: bool = False  # found only after wrapping around to the first row
 
 
 def searchable(text: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from engine.data.records import ProblemKind, shortened
 
 Role = Literal["system", "user", "assistant", "tool"]
-JsonValue = Any  # what JSON can hold: the arguments and the schema of a tool are the template's business, not ours
+JsonValue = Any  # any JSON: a tool's arguments and schema are passed to the template unchanged
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Rated(Conversation):
 
 @dataclass(frozen=True, slots=True)
 class PlainText:
-    """A row without roles: all of it counts."""
+    """A row without roles: all of it is trained."""
 
     content: str
 
@@ -115,7 +115,7 @@ def warnings_of(example: Example) -> tuple[RowWarning, ...]:
     messages = example.messages
     warnings: list[RowWarning] = []
     if next((message.role for message in messages if message.role != "system"), "") == "assistant":
-        reason = "the assistant speaks first; nothing asks for that turn, so it is context and not trained"
+        reason = "the assistant speaks first; that turn has no prompt, so it is context and not trained"
         warnings.append(("order", reason))
     for number, message in enumerate(messages, start=1):
         if message.role == "user" and (not message.content or message.content.isspace()):

@@ -54,7 +54,7 @@ def reads_from_hub(dataset: DatasetConfig) -> bool:
 
 
 def hub_access(model: ModelConfig, dataset: DatasetConfig | None = None) -> frozenset[Access]:
-    """Return what a process may log in to for this model and dataset: the Hub, where one of them may be there."""
+    """Return the logins that a process needs for this model and dataset: the Hub, if one of them may be there."""
     needs_hub = may_need_hub(model) or (dataset is not None and reads_from_hub(dataset))
     return frozenset({Access.HUB}) if needs_hub else frozenset()
 
@@ -67,12 +67,12 @@ def _is_there(name: str) -> bool:
 
 
 def require_hub_id(name: str) -> str:
-    """Give an id back that can only mean a repository on the Hub.
+    """Return an id that can only mean a repository on the Hub.
 
     The library takes the names of its own readers, such as `text`, for an order to read the working folder.
 
     Raises:
-        DatasetError: If it is none.
+        DatasetError: If it is not such an id.
     """
     owner, slash, bare = name.rpartition("/")
     is_name = _HUB_NAME.fullmatch(bare) is not None and (not slash or _HUB_NAME.fullmatch(owner) is not None)
@@ -82,7 +82,7 @@ def require_hub_id(name: str) -> str:
         )
     if not slash and bare.lower() in _reader_names():
         raise DatasetError(
-            f"{shown_name(name)} is the name of a file format and of no dataset on the Hub.",
+            f"{shown_name(name)} is the name of a file format, not of a dataset on the Hub.",
             "Give the path of a file or a folder, or the id of a dataset as owner/name.",
         )
     return name
@@ -90,9 +90,9 @@ def require_hub_id(name: str) -> str:
 
 @contextmanager
 def confined_to(hub_id: str) -> Iterator[None]:
-    """Refuse a README that names files outside its own repository, before they are looked for.
+    """Refuse a README that refers to files outside its repository, before they are opened.
 
-    Looking alone would request any address that the README names, and reveal which files exist here.
+    Opening them would request any URL in the README, and reveal which files exist here.
     """
     _install_confinement()
     token = _CONFINED_TO.set(hub_id)
@@ -121,7 +121,7 @@ def _install_confinement() -> None:
 
 
 def require_own_files(builder: Any, hub_id: str) -> None:
-    """Refuse a dataset that would be read from anywhere but its own repository, or by a reader that is not plain.
+    """Refuse a dataset that would be read from outside its repository, or by a reader for other data.
 
     Raises:
         DatasetError: If it is one.
@@ -141,7 +141,7 @@ def require_own_files(builder: Any, hub_id: str) -> None:
 
 def _points_outside(hub_id: str) -> DatasetError:
     return DatasetError(
-        f"{shown_name(hub_id)} names data files outside its own repository, and none of them was opened.",
+        f"{shown_name(hub_id)} refers to data files outside its repository; none of them was opened.",
         "Choose another dataset, or download the files that you trust and choose those.",
     )
 
@@ -235,7 +235,7 @@ class HubRows(RowSource):
         hub_id = require_hub_id(self._config.source.strip())
         try:
             with confined_to(hub_id):
-                # With its root, the id can mean no folder here, which the library would otherwise read instead.
+                # With its root, the id cannot mean a local folder, which the library would otherwise read.
                 builder = datasets.load_dataset_builder(
                     f"{_HUB_ROOT}{hub_id}", self._config.subset, revision=self._config.revision
                 )
@@ -249,7 +249,7 @@ class HubRows(RowSource):
 
 
 def _import_datasets() -> Any:
-    """Import the library late, for it takes most of a second; and where torch is not here yet, without torch.
+    """Import the library late, because it takes most of a second, and without torch if torch is not loaded yet.
 
     Streamed rows would take torch in for a counter that only its data loaders share. `USE_TORCH` is the library's switch.
     """
@@ -268,7 +268,7 @@ def _import_datasets() -> Any:
 
 
 def _without_gaps(value: Any, feature: Any) -> Any:
-    """Return a value without what Arrow filled in; what a file held as JSON has its own nulls, and keeps them."""
+    """Return a value without the nulls that Arrow filled in; data from JSON keeps its own nulls."""
     if type(feature).__name__ in _PLAIN_FEATURES:
         return value
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
@@ -291,7 +291,7 @@ def _holds_media(feature: Any) -> bool:
 
 
 def _explain(error: Exception, name: str) -> EngineError:
-    """Return what an error of the `datasets` library, or of a library below it, means for a dataset."""
+    """Convert an error of the `datasets` library, or of a library below it."""
     chain = list(error_chain(error))
     for link in chain:  # an error of ours that the library wrapped
         if isinstance(link, EngineError):

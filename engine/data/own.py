@@ -1,6 +1,6 @@
-"""Gated and private datasets that a person of a lab downloads with a token of their own, into their uploads.
+"""Gated and private datasets that a person of a lab downloads with their own token into their uploads.
 
-There they are folders of data files like any other: only their owner opens them, and no run needs the token.
+There they are normal folders of data files: only their owner can open them, and runs need no token.
 """
 
 import contextlib
@@ -85,7 +85,7 @@ def list_own_datasets(home: LoratoryHome) -> list[OwnDataset]:
 
 
 def remove_own_dataset(home: LoratoryHome, hub_id: str, sources: Collection[str] = ()) -> None:
-    """Remove a dataset that a home's person downloaded.
+    """Remove a downloaded dataset of a home's person.
 
     Args:
         sources: Of the datasets that their runs need.

@@ -1,4 +1,4 @@
-"""The process that downloads a dataset with a person's own token, which it gets through stdin; runs nothing of it."""
+"""The process that downloads a dataset with a person's own token, which it reads from stdin."""
 
 import contextlib
 from pathlib import Path, PurePosixPath
@@ -19,7 +19,7 @@ _TIMEOUT_SECONDS = 30.0
 
 
 def download(params: JsonObject, request: Request) -> JsonObject:
-    """Download the data files of a dataset into a folder; what is there of the same state is not fetched again."""
+    """Download the data files of a dataset into a folder; unchanged files are not downloaded again."""
     home = LoratoryHome.located()
     hub_id, token, folder = str(params["hub_id"]), str(params["token"]), Path(str(params["folder"]))
     try:
@@ -65,7 +65,7 @@ def _require_files(hub_id: str, sizes: dict[str, int]) -> None:
 
 
 def _remove_others(folder: Path, sizes: dict[str, int]) -> None:
-    """Remove the data files of an earlier state; the notes of the Hub's library save the next download."""
+    """Remove the data files of an earlier revision; the metadata of the Hub's library speeds up the next download."""
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in sizes and not name.startswith(".cache/"):

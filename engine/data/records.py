@@ -1,4 +1,4 @@
-"""A row as its source holds it, why it may be left out, and what every source of rows can do."""
+"""Rows of a source, reasons to leave them out, and the interface of sources."""
 
 import json
 import math
@@ -49,7 +49,7 @@ class RowProblemError(Exception):
 
     @classmethod
     def too_long(cls, size_bytes: int, why: str = "") -> Self:
-        """Return why a row of that size is not read."""
+        """Return why a row of this size is not read."""
         return cls(
             "too_long", f"the row is {size_bytes / 1e6:,.0f} MB long; {MAX_ROW_BYTES >> 20} MiB is the most{why}"
         )
@@ -144,7 +144,7 @@ def describe_kind(value: Any) -> str:
 
 
 class SourceForm(NamedTuple):
-    """What rows come in; of several files, that of the first."""
+    """The form of a source; of several files, that of the first."""
 
     kind: str  # such as "json_lines"; exported scripts have their own code for each
     label: str  # the same for people
@@ -160,7 +160,7 @@ class SourceForm(NamedTuple):
 
 
 class RowSource(ABC):
-    """Something that rows come from, in order and again."""
+    """A source of rows, which can be read in order more than once."""
 
     name: str  # safe to show
     form: SourceForm
@@ -174,22 +174,22 @@ class RowSource(ABC):
     @property
     @abstractmethod
     def notes(self) -> Sequence[str]:
-        """What is odd about it as a whole; complete once it has been read to its end."""
+        """Notes about the source as a whole; complete once it has been read to its end."""
 
     @property
     @abstractmethod
     def size_bytes(self) -> int | None:
-        """Of the file or files."""
+        """The size of the file or files."""
 
     @property
     @abstractmethod
     def bytes_read(self) -> int:
-        """How far the reading under way has come."""
+        """The progress of the current read."""
 
     @property
     @abstractmethod
     def total_rows(self) -> int | None:
-        """Rows, where that is known; once it has been read to its end, it is."""
+        """The number of rows; None until it is known, at the latest when the source has been read."""
 
     @abstractmethod
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:

@@ -1,4 +1,4 @@
-"""Where rows come from: a sample, a file, a folder or the Hub, by the name of the source."""
+"""Open a source of rows by name: a sample, a file, a folder or a dataset on the Hub."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ SAMPLE_PREFIX = "sample:"
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What opening a source depends on, apart from its name."""
+    """Options for opening a source."""
 
     access: DataAccess = ANY_FILE  # in a lab, that of the home's person
     home: LoratoryHome | None = None  # holds caches; None keeps none
@@ -82,7 +82,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 class SeveralSources(RowSource):
-    """Several sources, such as the files of a folder, read one after the other as if they were one."""
+    """Several sources, such as the files of a folder, read in order as one."""
 
     def __init__(self, name: str, sources: Sequence[RowSource]) -> None:
         self.name = name

@@ -31,7 +31,7 @@ _PLANNED_ROWS = 4096  # at least so many of a run are planned to find its larges
 
 @dataclass(frozen=True)
 class PlanSettings:
-    """What decides how rows become steps."""
+    """The settings that determine the steps."""
 
     training: TrainingConfig
     batching: Batching = "padded"
@@ -64,24 +64,24 @@ class PlanSettings:
 
     @property
     def tokens_per_pass(self) -> int:
-        """The most that one pass may hold: what a batch of the longest rows would."""
+        """The most tokens of one pass: those of a batch of the longest rows."""
         return self.rows_per_pass * self.sequences_per_row * self.training.max_length
 
     @property
     def rows_per_pass(self) -> int:
-        """Rows side by side at most."""
+        """The most rows of one padded pass."""
         return self.training.per_device_train_batch_size * self.merged
 
 
 class Pass(NamedTuple):
-    """Numbers of rows that go through the model at once."""
+    """Numbers of the rows of one forward pass."""
 
     rows: tuple[int, ...]
-    is_trained: bool = True  # else they only pass through, because other processes wait for this one
+    is_trained: bool = True  # otherwise it only runs because other processes wait for this one
 
 
 class Step(NamedTuple):
-    """What one process contributes to one optimizer step."""
+    """The rows of one process in one optimizer step."""
 
     passes: tuple[Pass, ...]
     most_passes: int = 0  # of any of several processes
@@ -117,7 +117,7 @@ class EpochPlanner:
         return map(self._step, steps)
 
     def _grouped(self, units: list[tuple[int, ...]], epoch: int) -> list[list[tuple[int, ...]]]:
-        """Steps of rows of like length in an order of their own; what fills no step comes last, as it was drawn."""
+        """Return steps of rows of similar length in random order, followed by the rest in its order."""
         size = self._order.rows_per_step
         block = size * max(1, min(_MOST_STEPS_IN_A_BLOCK, self.steps_per_epoch // _FEWEST_BLOCKS))
         whole = len(units) - len(units) % size
@@ -151,7 +151,7 @@ def divide(rows: Sequence[int], lengths: Sequence[int], settings: PlanSettings) 
     """Divide the rows of a step into passes; `lengths` are the tokens of each row of the dataset."""
     if settings.batching == "joined":
         return list(join_rows(rows, lengths, settings.tokens_per_pass))
-    # Rows of like length need little padding.
+    # Rows of similar length need little padding.
     return list(pad_rows(sorted(rows, key=lambda row: -lengths[row]), lengths, settings))
 
 
@@ -166,7 +166,7 @@ def join_rows(rows: Sequence[int], lengths: Sequence[int], tokens_per_pass: int)
     tokens = 0
     for row in rows:
         over = tokens + lengths[row]
-        # End the pass where that comes nearer to an even division.
+        # End the pass here if that is closer to an even division.
         if current and (over > tokens_per_pass or over - aim > aim - tokens):
             yield Pass(tuple(current))
             current, tokens = [], 0
@@ -288,7 +288,7 @@ def _in_groups(values: Sequence[int], size: int) -> list[tuple[int, ...]]:
 
 
 def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:
-    """Return what a checkpoint pins about its rows."""
+    """Return the row plan that a checkpoint pins."""
     return RowPlan(
         order=settings.order,
         rows_sha256=rows_sha256,
@@ -317,5 +317,5 @@ def settled_order(settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoi
     order, before = pinned.order, pinned.world_size
     if order.rows_per_step % settings.world_size:
         what = f"This run was saved by {before} processes, and {settings.world_size} cannot share its steps evenly."
-        raise RunError(what, f"Go on with {before}, or with a number that divides {order.rows_per_step}.")
+        raise RunError(what, f"Continue with {before}, or with a number that divides {order.rows_per_step}.")
     return order

@@ -104,7 +104,9 @@ def test_a_damaged_newest_checkpoint_is_passed_over(workers, runs, reference_run
 
     assert data_of_events(run, "resumed")[0].step == 6
     (warning,) = [data for data in data_of_events(run, "warning") if data.code == "checkpoint_damaged"]
-    assert warning.message.startswith("step-8 is damaged (the content of adapter/adapter_model.safetensors has changed)")
+    assert warning.message.startswith(
+        "step-8 is damaged (the content of adapter/adapter_model.safetensors has changed)"
+    )
     assert losses_of(run) == expected
     assert not list(run.folder.checkpoints.glob("damaged-*"))  # later ones stand
 

@@ -17,11 +17,11 @@ from engine.errors import DatasetError
 FileKind = type[TextReader] | type[BinaryRows]
 
 _BINARY_KINDS: tuple[type[BinaryRows], ...] = (ParquetRows, ArrowRows, XlsxRows)
-# The last one takes every text.
+# The last one accepts any text.
 _TEXT_KINDS: tuple[type[TextReader], ...] = (JsonLinesReader, JsonValuesReader, DelimitedReader, PlainTextReader)
 _KINDS: tuple[FileKind, ...] = (*_TEXT_KINDS, *_BINARY_KINDS)
 _KIND_OF_ENDING = {ending: kind for kind in _KINDS for ending in kind.endings}
-# Files that are named by mistake: not read, and not a dataset on the Hub either.
+# Files that people choose by mistake: neither read, nor looked for on the Hub.
 _OTHER_FILES = frozenset(
     ".7z .bin .bz2 .db .doc .docx .gguf .gz .h5 .html .ipynb .npy .npz .ods .odt .orc .pdf .pickle .pkl "
     ".pt .rtf .safetensors .sqlite .tar .tgz .xls .xml .xz .yaml .yml .zip .zst".split()
@@ -33,12 +33,12 @@ _MAGIC_BYTES = 8
 
 
 def kind_of(name: str) -> FileKind | None:
-    """Return the kind that a file's name means, also where it is gzipped; None for any other ending."""
+    """Return the kind by a file's extension, also if it is gzipped; None for any other extension."""
     return _KIND_OF_ENDING.get(PurePath(name.lower().removesuffix(".gz")).suffix)
 
 
 def names_file(name: str) -> bool:
-    """Return whether a name ends as only files do, and so means no dataset on the Hub."""
+    """Return whether a name has a file's extension, so it cannot be a dataset on the Hub."""
     return kind_of(name) is not None or PurePath(name.lower()).suffix in _OTHER_FILES
 
 

@@ -1,4 +1,4 @@
-"""Opening files: which may be read, what gzip holds, whether a file is still the same, and what is cached about it."""
+"""Opening files: access rules, gzip, fingerprints and caches."""
 
 import contextlib
 import gzip
@@ -27,7 +27,7 @@ _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 
 @dataclass(frozen=True)
 class DataAccess:
-    """Where datasets may lie: a path must end up in one of `roots`, symlinks followed; None lets any file be read.
+    """The folders that datasets may be read from: a path must resolve into one of `roots`; None allows any file.
 
     In a lab, `allowed` decides instead.
     """
@@ -39,11 +39,11 @@ class DataAccess:
         """Find the file or folder that `source` names.
 
         Raises:
-            DatasetError: If it is an address, lies outside the allowed folders, or is not there.
+            DatasetError: If it is a URL, is outside the allowed folders, or does not exist.
         """
         if _ADDRESS.match(source):
             raise DatasetError(
-                f"{shown_name(source)} is an address; Loratory reads files and Hub datasets only.",
+                f"{shown_name(source)} is a URL; Loratory reads only files and Hub datasets.",
                 "Download the file and choose it, or give the id of a dataset on the Hub.",
             )
         if "\0" in source:
@@ -51,7 +51,7 @@ class DataAccess:
         if self.allowed is not None:
             source = str(self.allowed.read(source, DatasetError))
         elif self.roots is not None:
-            # Before anything else: a refusal must not reveal whether such a file exists.
+            # Checked first: an error must not reveal whether such a file exists.
             self._refuse_outside(Path(source).expanduser())
         try:
             path = Path(source).expanduser().resolve(strict=True)
@@ -87,7 +87,7 @@ ANY_FILE = DataAccess()
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a file for reading, never waiting on a pipe and never reading a device.
+    """Open a regular file for reading; never waits for a pipe or reads a device.
 
     Raises:
         DatasetError: If it is not a regular file, or cannot be read.
@@ -107,7 +107,7 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def shown_name(name: str, limit: int = 80) -> str:
-    """Return a file's name, safe to show: one line, no invisible or direction-changing characters, not endless."""
+    """Return a file's name, safe to show: one short line without invisible or bidirectional control characters."""
     clean = "".join(
         letter if letter.isprintable() and unicodedata.bidirectional(letter) not in _BIDI_CONTROLS else "�"
         for letter in name[: limit * 4]
@@ -131,9 +131,9 @@ def fingerprint_of(path: Path) -> str:
 
 
 def write_cached(cache_file: Path | None, value: BaseModel) -> None:
-    """Keep a value for other processes; None keeps it nowhere."""
+    """Cache a value for other processes; without a folder, do nothing."""
     if cache_file is not None:
-        with contextlib.suppress(StorageError):  # a cache that cannot be written costs time, nothing else
+        with contextlib.suppress(StorageError):  # without the cache, only time is lost
             write_atomically(cache_file, value.model_dump_json(), makes_folder=True)
 
 
@@ -172,7 +172,7 @@ def unpacked_pieces(file: BinaryIO, name: str, piece_bytes: int = 1 << 20) -> It
 
 
 def gzipped_start(path: Path, size: int) -> bytes:
-    """Return the first bytes of what a gzip file holds; empty for any other file, and for one that is damaged."""
+    """Return the first unpacked bytes of a gzip file; empty for any other or damaged file."""
     with open_regular(path) as file:
         if file.read(2) != GZIP_MAGIC:
             return b""
@@ -184,7 +184,7 @@ def gzipped_start(path: Path, size: int) -> bytes:
 
 
 class UnpackedFile:
-    """What a gzip file holds, as a file of its own.
+    """The content of a gzip file, unpacked into a file.
 
     Files not read for a week are removed when another is unpacked; without a cache folder, it is removed with this object.
 
@@ -228,6 +228,6 @@ def _write(path: Path, folder: Path) -> Path:
 def _remove_old(folder: Path) -> None:
     oldest = time.time() - 7 * 24 * 3600.0
     for file in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process was quicker, or reads it
+        with contextlib.suppress(OSError):  # another process has moved it, or reads it
             if file.stat().st_mtime < oldest:
                 file.unlink()

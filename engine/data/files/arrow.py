@@ -60,7 +60,7 @@ class ArrowRows(ColumnarRows):
         with open_regular(self._path) as file:
             for message in (*messages, batch):
                 self._require_bounded(file, message)
-            # Offsets in the file are trusted by nothing before they are validated.
+            # Offsets in the file are validated before use.
             record_batch = _open_stream(file, [*messages, batch]).read_next_batch()
         record_batch.validate(full=True)
         skip = max(0, first_row - row)

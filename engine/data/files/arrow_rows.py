@@ -79,7 +79,7 @@ class ColumnarRows(BinaryRows):
             raise self._damage_error() from error
 
     def _refuse_growth(self, unpacked_bytes: int, packed_bytes: int, what: str, *, at_once: bool = True) -> None:
-        """Refuse what would take far more memory than its size on disk; `at_once` where all of it is held."""
+        """Refuse data that would take far more memory than its size on disk; `at_once` if all of it is in memory."""
         grows = unpacked_bytes > RATIO_COUNTS_FROM_BYTES and unpacked_bytes > MAX_RATIO * max(packed_bytes, 1)
         if grows or (at_once and unpacked_bytes > _MAX_UNPACKED_BYTES):
             raise self._too_large(what)

@@ -1,4 +1,4 @@
-"""What every kind of file is made of: text that a reader cuts into rows, or rows that begin with fixed bytes."""
+"""Base classes of file kinds: text that a reader splits into rows, or binary files with rows."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -19,7 +19,7 @@ EVERY_ROW = range(sys.maxsize)
 
 
 class TextStart(NamedTuple):
-    """How a text file begins, by which its kind is recognized."""
+    """The start of a text file, which determines its kind."""
 
     stream: TextStream
     head: bytes  # without leading white space
@@ -27,7 +27,7 @@ class TextStart(NamedTuple):
 
 
 class TextReader(ABC):
-    """Cuts one text file into its rows."""
+    """Splits a text file into rows."""
 
     label: ClassVar[str]  # what people call the kind
     endings: ClassVar[tuple[str, ...]]  # of file names
@@ -45,7 +45,7 @@ class TextReader(ABC):
     def read(self, start: Position, wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         """Yield rows from `start` on; `Position(0, 1, 0)` is the beginning of the file.
 
-        Those that are not wanted may come without their value.
+        Rows that are not wanted may come without their value.
         """
 
 
@@ -91,7 +91,7 @@ STRIDE = 1024
 
 
 class RowIndex(BaseModel):
-    """Positions of rows 0, 1024, 2048 …, as far as a file has been read, and the number of rows once its end was seen."""
+    """Positions of rows 0, 1024, 2048 … as far as a file has been read, and the number of rows if known."""
 
     positions: list[Position] = []
     total_rows: int | None = None
@@ -102,7 +102,7 @@ class RowIndex(BaseModel):
         return self.positions[place] if place >= 0 else Position(0, 1, 0)
 
     def saw(self, position: Position) -> None:
-        """Note a row that was read; rows come in order, and those that are known already change nothing."""
+        """Record a row that was read, in order; rows that are known already change nothing."""
         if position.row == len(self.positions) * STRIDE:
             self.positions.append(position)
 
@@ -136,7 +136,7 @@ class TextFileRows(RowSource):
         return self._index.total_rows
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Yield some rows; what is passed over is read once, and then jumped over where the file allows that."""
+        """Yield some rows; skipped ones are read once, and later jumped over if the file allows it."""
         numbers, seeks = lookup(rows), self._stream.seeks
         count = 0  # of rows that were yielded
         while count < len(rows) and (self.total_rows is None or rows[count] < self.total_rows):
@@ -156,7 +156,7 @@ class TextFileRows(RowSource):
                 return
 
     def _read(self, start: Position, wanted: Container[int]) -> Iterator[Record]:
-        """Read rows from `start` on, and note where they begin, and their number at the end."""
+        """Read rows from `start` on, and record their positions, and their number at the end."""
         rows = start.row
         for record in self._reader.read(start, wanted):
             if record.row % STRIDE == 0:

@@ -1,4 +1,4 @@
-"""Rows of a CSV or TSV file: delimiter found by looking, quoted cells over several lines, lost quotes survived."""
+"""Rows of a CSV or TSV file: detects the delimiter, and handles multi-line cells and missing quotes."""
 
 import contextlib
 import csv
@@ -20,7 +20,7 @@ _MAX_LINES_OF_A_ROW = 5000  # a longer quoted cell has lost its closing quote
 
 
 class DelimitedReader(TextReader):
-    """Cuts a CSV file into rows, by the delimiter and the header that it finds.
+    """Splits a CSV file into rows, by the delimiter and the header that it finds.
 
     Raises:
         DatasetError: If the header is empty, or names a column twice.
@@ -90,7 +90,7 @@ class DelimitedReader(TextReader):
         if len(cells) > len(self.columns):
             reason = f"it has {len(cells)} cells, and the header names {len(self.columns)} columns"
             return Record.bad(position, raw, RowProblemError("csv", reason))
-        # Cells that are missing at the end are missing columns, and reported as such if they are needed.
+        # Missing cells at the end are missing columns, which are reported if they are needed.
         return Record(row, first.number, dict(zip(self.columns, cells, strict=False)), raw, first.offset)
 
     def _cells(self, first: Line, lines: "_Lines") -> tuple[bytes, list[str]]:
@@ -100,7 +100,7 @@ class DelimitedReader(TextReader):
         row_lines = [first]
         try:
             cells = next(csv.reader(_texts_of(row_lines, lines), delimiter=self.delimiter, strict=True))
-            # Over several lines, a closing quote must end a cell; else another row's quote closed this one's.
+            # In a multi-line cell, a closing quote must end a cell; otherwise another row's quote has closed it.
             if len(row_lines) > 1 and self.columns and len(cells) != len(self.columns):
                 raise csv.Error(_NOT_CLOSED)
         except UnicodeDecodeError as error:
@@ -108,7 +108,7 @@ class DelimitedReader(TextReader):
             before = sum(len(line.data) + 1 for line in row_lines[:-1])
             raise RowProblemError.not_utf8(error, before) from error
         except csv.Error as error:
-            lines.push_back(row_lines[1:])  # each gets its own chance
+            lines.push_back(row_lines[1:])  # each line is tried on its own
             if len(row_lines) == 1 and _NOT_CLOSED not in str(error):
                 return first.data, self._cells_of_an_odd_line(first)
             raise RowProblemError("csv", _NEVER_CLOSED) from error
@@ -135,7 +135,7 @@ def _texts_of(row_lines: list[Line], lines: "_Lines") -> Iterator[str]:
 
 
 def _text_of(line: Line) -> str:
-    """Return a line with its end; any other carriage return is veiled, for the reader would end the row there."""
+    """Return a line with its end; other carriage returns are replaced, because the reader would end the row there."""
     text = line.data.decode("utf-8")
     if "\r" in text:
         bare = text.rstrip("\r")
@@ -148,7 +148,7 @@ def _shorten_cells(cells: list[str]) -> list[str]:
 
 
 class _Lines:
-    """Lines, with the possibility to put some back."""
+    """A stream of lines that can be pushed back."""
 
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
@@ -170,7 +170,7 @@ class _Lines:
 
 
 def _sniff_delimiter(head: str) -> str:
-    """Return the character that cuts the first lines into equally many cells, at least two; else a comma."""
+    """Return the delimiter that splits the first lines into equally many cells, at least two; else a comma."""
     lines = [line.rstrip("\r").replace("\r", _VEILED_RETURN) for line in head.split("\n") if line.strip()][:20]
     best, best_score = ",", (0, 0)
     for delimiter in _DELIMITERS:

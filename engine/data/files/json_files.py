@@ -15,7 +15,7 @@ from engine.errors import DatasetError
 
 
 def json_record(position: Position, raw: bytes) -> Record:
-    """Read one JSON value as a row, a list of turns as one with a column of that; never raises."""
+    """Parse one JSON value as a row, and a list of turns as a row with one column; never raises."""
     try:
         value = parse_json(raw)
         column = conversation_column(value)
@@ -29,7 +29,7 @@ def json_record(position: Position, raw: bytes) -> Record:
 
 
 def parse_json(raw: bytes) -> Any:
-    """Read JSON as strictly as data deserves: a key given twice is a mistake, not a choice.
+    """Parse JSON strictly: a duplicate key is an error.
 
     Raises:
         RowProblemError: With the reason, in words.
@@ -81,7 +81,7 @@ def _why(error: json.JSONDecodeError) -> str:
 
 
 class JsonLinesReader(TextReader):
-    """Cuts a JSONL file into rows; `lists` where its lines are lists of turns."""
+    """Splits a JSONL file into rows; `lists` if its lines are lists of turns."""
 
     label = "JSON Lines"
     endings = (".jsonl", ".jsonlines", ".ndjson")
@@ -132,8 +132,8 @@ def _has_list_lines(start: TextStart) -> bool:
     return start.named is JsonLinesReader and json_record(Position(0, 1, 0), first).value is not None
 
 
-# A whole string at once, so brackets inside of it do not count. JSON strings hold no line feeds, so one that is
-# never closed ends with its line, and the rows after it are found again. A string may also continue in the next chunk.
+# A whole string at once, so brackets inside it do not count. JSON strings have no line feeds, so an unclosed one
+# ends with its line, and the rows after it are found again. A string may also continue in the next chunk.
 _TOKEN = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|\\?\Z|(?=\\?\n))|[{}\[\],]')
 _STRING_REST = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|(?=\\?\n))')
 _QUOTE, _COMMA, _OPEN_OBJECT, _OPEN_ARRAY, _CLOSE_OBJECT, _CLOSE_ARRAY = b'",{[}]'
@@ -143,7 +143,7 @@ _MAX_DEPTH = 1_000_000
 
 
 class JsonValuesReader(TextReader):
-    """Cuts a stream of JSON, in which rows are in one array or follow each other, holding one row at a time."""
+    """Splits a stream of JSON, with rows in one array or one after another, with one row in memory at a time."""
 
     label = "JSON"
     endings = (".json",)
@@ -178,7 +178,7 @@ class JsonValuesReader(TextReader):
 
 
 class _Scanner:
-    """Which brackets are open, and the bytes of the row under way."""
+    """The open brackets, and the bytes of the current row."""
 
     def __init__(self, start: Position, array: bool) -> None:
         self._row, self._line, self._offset = start  # of the beginning of `_row_bytes`
@@ -235,7 +235,7 @@ class _Scanner:
             yield from self._finish(b"", b"")
 
     def _close(self, mark: int) -> bool:
-        """Close the bracket that `mark` belongs to, and those inside of it that were forgotten."""
+        """Close the bracket of `mark`, and any unclosed ones inside it."""
         opener = _PARTNER[mark]
         inside_row = self._open_counts[opener] - (self._base if opener == _OPEN_ARRAY else 0)
         if len(self._open) > self._base and not inside_row:

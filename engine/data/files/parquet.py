@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, a few at a time, in bounded memory however much its pages grow when they are unpacked."""
+"""Rows of a Parquet file, a few at a time, in bounded memory for any compression ratio."""
 
 from collections.abc import Iterator
 from typing import Any, BinaryIO, NamedTuple
@@ -10,11 +10,11 @@ from engine.data.records import MAX_ROW_BYTES, Record, SourceForm
 _MAGIC = b"PAR1"
 _BATCH_ROWS = 256
 
-# Where values are shared, each batch carries all of them along.
+# If values are shared, each batch holds all of them.
 _SHARED_BATCH_ROWS = 4096
 _MAX_FOOTER_BYTES = 64 << 20
 
-# What a batch may take in memory, wherever a single row does not take more.
+# The memory of a batch, unless a single row takes more.
 _BATCH_BYTES = 64 << 20
 
 # Values in the lists of a column: one row may hold all of them, and a run of equal ones takes no room in the file.
@@ -78,7 +78,7 @@ def _read_header(file: BinaryIO, place: int, end: int) -> tuple[dict[int, Any], 
 
 
 class _Compact:
-    """Reads the compact protocol, as far as page headers need it; binary values are passed over."""
+    """Reads Thrift's compact protocol as far as page headers need it; binary values are skipped."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -222,7 +222,7 @@ class ParquetRows(ColumnarRows):
             value_bytes = max(value_bytes, page.unpacked_bytes / (1 if page.is_prefixed else max(1, page.values)))
         if nested and values > _RATIO_COUNTS_FROM_VALUES:
             self._refuse_growth(2 * values, packed, "lists", at_once=False)
-        # One row may hold all values of a list column; the average has to do.
+        # One row may hold all values of a list column, so the average is used.
         row_bytes = own_bytes / max(1, metadata.row_group(group).num_rows) if nested else value_bytes
         at_once = shared_values if nested else min(shared_values, _BATCH_ROWS)
         sharing = dictionary.unpacked_bytes * at_once > _BATCH_BYTES

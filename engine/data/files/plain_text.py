@@ -1,4 +1,4 @@
-"""Rows of a plain text file: its paragraphs where blank lines part them, else its lines."""
+"""Rows of a plain text file: its paragraphs if it has blank lines, else its lines."""
 
 from collections.abc import Container, Iterator
 
@@ -10,7 +10,7 @@ _TEXT_COLUMN = "text"
 
 
 class PlainTextReader(TextReader):
-    """Cuts a text file into rows."""
+    """Splits a text file into rows."""
 
     label = "plain text"
     endings = (".txt", ".text", ".md")
@@ -34,7 +34,7 @@ class PlainTextReader(TextReader):
         size_bytes = 0
         for line in read_lines(self._stream, start.offset, start.line, blank=self._by_paragraph):
             if line.data and not line.data.isspace():
-                if size_bytes <= MAX_ROW_BYTES:  # of what is too long, the beginning is enough
+                if size_bytes <= MAX_ROW_BYTES:  # the beginning of a row that is too long is enough
                     lines.append(line)
                 size_bytes += line.size_bytes + 1
                 if self._by_paragraph:

@@ -111,7 +111,7 @@ class TextStream:
         decoder = codecs.getincrementaldecoder(self.encoding)(errors="surrogatepass")
         for piece in self._raw(file, self._mark_bytes):
             yield decoder.decode(piece).encode("utf-8", errors="surrogatepass")
-        with contextlib.suppress(UnicodeDecodeError):  # half a character; its row is cut off as well, and reported
+        with contextlib.suppress(UnicodeDecodeError):  # an incomplete character; its row is cut off too, and reported
             yield decoder.decode(b"", final=True).encode("utf-8", errors="surrogatepass")
 
     def _raw(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
@@ -128,7 +128,7 @@ class TextStream:
 
 
 def _encoding_of(start: bytes) -> tuple[str, int]:
-    """Return a name of Python's codecs, and the length of the byte order mark."""
+    """Return the name of a Python codec, and the length of the byte order mark."""
     if start.startswith(codecs.BOM_UTF8):
         return "utf-8", 3
     if start.startswith(codecs.BOM_UTF16_LE):
@@ -157,7 +157,7 @@ class Line(NamedTuple):
 def read_lines(stream: TextStream, offset: int = 0, number: int = 1, *, blank: bool = False) -> Iterator[Line]:
     """Split a stream into lines at line feeds alone, as U+2028 may be inside a string; blank ones only where asked for.
 
-    A line beyond MAX_ROW_BYTES is not held in memory; only its beginning comes back, with its true size.
+    Of a line beyond MAX_ROW_BYTES, only the beginning is returned, with its true size.
     """
     rest = b""  # beginning of a line that continues in the next chunk
     beyond = 0  # bytes of that line that were dropped

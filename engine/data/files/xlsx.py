@@ -1,7 +1,7 @@
 """Rows of an Excel workbook: of its first sheet with rows, streamed, with the text that a CSV export would have.
 
-`openpyxl` reads what a workbook has besides its rows; rows are taken from their XML one by one. Sizes in the archive are
-checked before anything of it is unpacked, and how much of a sheet there may be without the end of a row.
+`openpyxl` reads everything except the rows, which are parsed from their XML one by one. Sizes in the archive are checked
+before anything is unpacked, and so is how much of a sheet there may be without the end of a row.
 """
 
 import functools
@@ -193,7 +193,7 @@ class XlsxRows(BinaryRows):
 
 
 class _TooLargeError(Exception):
-    """More of a sheet, or of an archive, than is read."""
+    """A sheet or an archive is larger than the limit."""
 
 
 class _GuardedXml(io.RawIOBase):
@@ -232,7 +232,7 @@ def _require_short_listing(file: BinaryIO) -> None:
 
 
 def _text(value: Any) -> str:
-    """Return a cell as a CSV export has it."""
+    """Return a cell as in a CSV export."""
     if value is None:
         return ""
     if isinstance(value, bool):

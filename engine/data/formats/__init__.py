@@ -87,7 +87,7 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
     candidates = [candidate for format_ in FORMATS.values() for candidate in format_.detect(table)]
     candidates.sort(key=lambda candidate: candidate.evidence)
     if candidates:
-        # Of equals, the one that the first row has; then the first.
+        # Among equals, the format of the first row; then the first one.
         best = max(candidates, key=lambda candidate: (_fitting(candidate, rows), _fitting(candidate, rows[:1])))
         count = _fitting(best, rows)
         share = "every row has" if count == len(rows) else f"{count} of the first {len(rows)} rows have"
@@ -99,15 +99,15 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
         )
     raise DatasetError(
         f"No format fits the columns {_join_names(names)}.",
-        "Say which column is which, for example instruction=question and output=answer.",
+        "Map the columns, for example instruction=question and output=answer.",
     )
 
 
 def require_rows_of(objective: Objective, formats: Iterable[DataFormatName], config: DatasetConfig) -> None:
-    """Refuse rows that an objective does not learn from.
+    """Refuse rows that an objective cannot train on.
 
     Raises:
-        DatasetError: If a format holds other rows; names the objectives that learn from them.
+        DatasetError: If the format has other rows; names the objectives that can train on them.
     """
     for kind in (FORMATS[name].rows for name in formats):
         if kind not in objective.rows:
@@ -196,13 +196,13 @@ def _detection_of(format_: DataFormat, names: Sequence[str], mapped: Mapping[str
         )
     found = _exact_and_plain(names)
     columns = {column.role: found[column.role] for column in format_.columns if column.role in found}
-    # A role that is mapped to no column at all is left out, even if names of columns match.
+    # A role that is mapped to no column is left out, even if a column has its name.
     columns = {role: column for role, column in (columns | dict(mapped)).items() if column}
     missing = [role for role in format_.required if role not in columns]
     if missing:
         raise DatasetError(
             f"{_words(format_).capitalize()} needs the column {_join_names(missing)}; this dataset has {_join_names(names)}.",
-            f"Say which column it is, for example {missing[0]}={names[0] if names else 'name'}.",
+            f"Map its column, for example {missing[0]}={names[0] if names else 'name'}.",
         )
     return Detection(format_.name, reason, columns)
 
@@ -214,7 +214,7 @@ def _words(format_: DataFormat) -> str:
 def unread_columns(
     detection: Detection, column_map: Mapping[str, str], rows: Sequence[Mapping[str, Any]]
 ) -> tuple[str, ...]:
-    """Return the columns of text that the conversion leaves alone, in their order.
+    """Return the text columns that the conversion does not read, in their order.
 
     Ids, categories, links and the like are none, nor is what repeats the text that is read. Roles that `column_map` maps
     to no column are left out on purpose.

@@ -1,4 +1,4 @@
-"""What every data format is made of: its columns, how it is detected, and how a row becomes a conversation."""
+"""The base class of data formats: columns, detection, and conversion of rows to conversations."""
 
 import math
 from abc import ABC, abstractmethod
@@ -15,7 +15,7 @@ from engine.data.records import RowProblemError, describe_kind, shortened
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell holds nothing; pandas writes NaN for it."""
+    """Return whether a cell is empty; pandas writes NaN for empty cells."""
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
@@ -36,7 +36,7 @@ TURN_FIELDS = ("from", "value", "role", "content")
 
 
 class Table(NamedTuple):
-    """What a format is detected by."""
+    """The rows and columns that a format is detected from."""
 
     names: Mapping[str, str]  # of columns, by themselves and by themselves without case and spaces
     rows: Sequence[Mapping[str, Any]]  # the first that could be read
@@ -54,7 +54,7 @@ class Table(NamedTuple):
 
 
 class Evidence(IntEnum):
-    """What speaks for a format; of formats that fit as many rows, the least is chosen; beyond COLUMNS, it is a guess."""
+    """The evidence for a format: of formats that fit equally many rows, the lowest wins; beyond COLUMNS, it is a guess."""
 
     PREFERENCES = 0  # a column of rejected answers, or of labels that are true or false
     TURNS = 1  # a list of turns under one of its usual names

@@ -1,4 +1,4 @@
-"""Formats whose rows say which answer is better: pairs of a chosen and a rejected one, and single answers with a label."""
+"""Formats of preferences: pairs of a chosen and a rejected answer, and single answers with a label."""
 
 import re
 from abc import abstractmethod
@@ -221,7 +221,7 @@ def _prompt(row: Cells) -> list[Message]:
 
 
 def shared_words(chosen: str, rejected: str) -> int:
-    """Return where two texts begin to differ, before the space in front of it; as TRL's `extract_prompt`."""
+    """Return where two texts start to differ, before the preceding space, as TRL's `extract_prompt` does."""
     pairs = enumerate(zip(chosen, rejected, strict=False))
     same = next((place for place, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
     return same - 1 if same and chosen[same - 1] == " " else same

@@ -1,4 +1,4 @@
-"""Lists of turns, as JSON or as text that is JSON: how they are recognized, and their turns read."""
+"""Lists of turns, as objects or JSON text: detecting and reading them."""
 
 import contextlib
 import json
@@ -94,7 +94,7 @@ def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_f
         last = messages[-1] if messages else None
         is_call_alone = last is not None and message.tool_calls and last.role == "assistant" and not message.content
         if last is not None and is_call_alone and last.is_learned == message.is_learned:
-            # Words and the call that follows them are one turn of the assistant.
+            # Text and the call that follows it are one turn of the assistant.
             messages[-1] = replace(last, tool_calls=(*last.tool_calls, *message.tool_calls))
         else:
             messages.append(message)

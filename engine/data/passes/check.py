@@ -1,4 +1,4 @@
-"""One pass over every row, counted: what is kept, what is left out and why, how long it is, what repeats."""
+"""Check every row of a dataset in one pass: rows kept and left out, lengths and duplicates."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ MAX_LISTED = 1000  # problems, notices and duplicates that a report lists; it co
 
 
 class Counts:
-    """What a pass has seen so far."""
+    """The counts of a pass so far."""
 
     def __init__(self, parts: int) -> None:
         self.rows = 0
@@ -185,7 +185,7 @@ def length_statistics(lengths: Sequence[int], max_length: int | None) -> TokenLe
 
 
 class Pass(NamedTuple):
-    """What one pass over every row found."""
+    """The result of a pass over every row."""
 
     report: DatasetReport
     split: Split
@@ -195,9 +195,9 @@ class Pass(NamedTuple):
 def check_steps(
     config: DatasetConfig, options: SourceOptions, *, seed: int, renderer: Renderer | None = None
 ) -> Generator[CheckProgress | None, None, DatasetReport]:
-    """Check a dataset; yields dozens of times a second, some of them with its progress, and closing it stops the check.
+    """Check a dataset; yields many times a second, sometimes with its progress. Closing the iterator stops the check.
 
-    The seed draws the held-out rows. With a home, a report that was made before is returned at once.
+    The seed selects the held-out rows. With a home, a cached report is returned at once.
 
     Raises:
         DatasetError: If the source cannot be read, or no row of it can be trained on.
@@ -237,7 +237,7 @@ def pass_steps(
 def finish(
     steps: Generator[CheckProgress | None, None, Result], on_progress: Callable[[CheckProgress], None] | None = None
 ) -> Result:
-    """Run steps to their end, in one go."""
+    """Run steps to their end."""
     while True:
         try:
             progress = next(steps)
@@ -329,7 +329,7 @@ def _cache_file(reader: DatasetReader, seed: int) -> Path | None:
 
 @cache
 def _code_fingerprint() -> str:
-    """Return a hash of this package's code: a report never outlives the code that made it."""
+    """Return a hash of this package's code, so a cached report is not used by other code."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())

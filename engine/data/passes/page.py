@@ -1,4 +1,4 @@
-"""The rows of a page, at a place, by a search or by number, as conversations and as trained tokens."""
+"""The rows of a page, by position, search or number, as conversations and trained tokens."""
 
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ _RAW_CHARACTERS = 2000
 
 
 def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, None, DatasetPage]:
-    """Read a page, giving the turn away all the while."""
+    """Read a page, yielding regularly to other work."""
     pace = Pace()
     next_row: int | None = None
     records: list[Record] = []
@@ -77,9 +77,9 @@ def _pick(reader: DatasetReader, rows: Sequence[int], pace: Pace) -> Generator[N
 
 
 def search_rows(reader: DatasetReader, text: str, after_row: int) -> Generator[SearchProgress | None, None, FoundRow]:
-    """Find the next row that holds a text, in any case: after a row, else from the first one up to that row.
+    """Find the next row with a text, ignoring case: after a row, then from the first one up to that row.
 
-    Yields dozens of times a second, some of them with how far it has come; closing it stops the search.
+    Yields many times a second, sometimes with its progress. Closing the iterator stops the search.
     """
     needle = text.casefold()
     count = 0
@@ -119,7 +119,7 @@ def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
 def _searchable(record: Record) -> str:
     if isinstance(record.raw, bytes) and record.raw:
         text = record.raw.decode("utf-8", "replace")
-        # JSON may write any character as an escape; those rows are searched in what they mean.
+        # JSON may escape any character; such rows are searched after parsing.
         return text.casefold() if "\\u" not in text or record.value is None else str(record.value).casefold()
     return str(record.value).casefold()
 
@@ -169,7 +169,7 @@ def _clip(text: str) -> str:
 
 
 def pair_views(chosen: RenderedRow, rejected: RenderedRow) -> tuple[SequenceView, SequenceView]:
-    """Show both answers of a pair: what they follow, and where they differ, token by token."""
+    """Show both answers of a pair: their prompt, and where they differ, token by token."""
     sides = chosen, rejected
     both = enumerate(zip(chosen.input_ids, rejected.input_ids, chosen.labels, rejected.labels, strict=False))
     untrained = (IGNORED_LABEL, IGNORED_LABEL)
@@ -209,7 +209,7 @@ def differing_tokens(one: Sequence[int], other: Sequence[int]) -> tuple[list[boo
 def sequence_view(
     rendered: RenderedRow, *, brief: bool = False, differs: Sequence[bool] = (), shared_tokens: int = 0
 ) -> SequenceView:
-    """Join the tokens of a sequence into spans; a brief view has none, and counts only.
+    """Join the tokens of a sequence into spans; a brief view has only counts.
 
     Args:
         rendered: The sequence.

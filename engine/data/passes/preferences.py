@@ -1,4 +1,4 @@
-"""What a pass counts of preferences: lengths of both answers, pairs that contradict one another, labels, prompts."""
+"""Counts of preferences in a pass: lengths of both answers, contradicting pairs, labels and prompts."""
 
 from array import array
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _MOST_GAPS = 50
 
 
 class PreferenceCounts:
-    """What a pass has seen of pairs and ratings so far."""
+    """The counts of pairs and ratings of a pass so far."""
 
     def __init__(self, digest: Callable[[Example], int]) -> None:
         self._digest = digest  # 64 bits that are equal for equal conversations
@@ -74,7 +74,7 @@ class PreferenceCounts:
         return facts
 
     def length_bias(self) -> tuple[str, ...]:
-        """Return a note where one side of nearly all pairs is the longer one: length alone would then tell them apart."""
+        """Return a note if one side of nearly all pairs is longer, since length alone would then separate them."""
         differences = np.asarray(self._differences)
         for side, longer in (("chosen", (differences > 0).sum()), ("rejected", (differences < 0).sum())):
             if self.pairs >= _FEWEST_PAIRS and longer >= _BIASED_SHARE * self.pairs:
@@ -85,7 +85,7 @@ class PreferenceCounts:
         return ()
 
     def _contradicting(self) -> NDArray[np.uint32]:
-        """Return the rows whose chosen answer another row with the same prompt rejects, for the other of the two."""
+        """Return the rows whose preference another row with the same prompt reverses."""
         swapped = np.isin(np.asarray(self._pairs), np.asarray(self._swapped))
         rows: NDArray[np.uint32] = np.asarray(self._rows)[swapped]
         return rows
@@ -110,7 +110,7 @@ class PreferenceCounts:
 
 
 def _length_difference(pair: Comparison, rendering: Rendering | None) -> int:
-    """Return by how much the chosen answer is longer: in trained tokens before the cut, else in characters."""
+    """Return the length difference of chosen and rejected answer: in trained tokens before the cut, else in characters."""
     if rendering is not None:
         chosen, rejected = (one.trained_tokens + one.lost_trained_tokens for one in rendering.rows)
     else:
@@ -119,5 +119,5 @@ def _length_difference(pair: Comparison, rendering: Rendering | None) -> int:
 
 
 def _pair_digest(one: int, other: int) -> int:
-    """Return 64 bits of two digests, others where they change places."""
+    """Return a 64-bit digest of two digests that depends on their order."""
     return (one * 0x9E3779B97F4A7C15 + other) & 0xFFFFFFFFFFFFFFFF

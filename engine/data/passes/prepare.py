@@ -1,4 +1,4 @@
-"""A dataset ready to train on, and the rows that a run holds out."""
+"""A prepared dataset, and its held-out rows."""
 
 import hashlib
 from array import array
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 
 class TokenizedRows(Sequence[TokenizedRow]):
-    """Sequences in order, at five bytes a token; those that are selected from others share their tokens."""
+    """Sequences in order, at five bytes a token; subsets share the tokens."""
 
     def __init__(self) -> None:
         self._ids = array("i")
@@ -36,7 +36,7 @@ class TokenizedRows(Sequence[TokenizedRow]):
         self._numbers = array("q")  # numbers of sequences in the arrays above
 
     def append(self, row: TokenizedRow) -> None:
-        """Keep a sequence."""
+        """Append a sequence."""
         self._numbers.append(len(self._rows))
         self._ids.extend(row.input_ids)
         self._trained.extend(label != IGNORED_LABEL for label in row.labels)
@@ -170,7 +170,7 @@ class RatedRows(Sequence[RatedRow]):
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """What the trainer trains on and measures on. No row of one part repeats a row of the other."""
+    """The rows to train on and to evaluate on. No row of one part repeats a row of the other."""
 
     train: TokenizedRows | TokenizedPairs | RatedRows
     held_out: TokenizedRows | TokenizedPairs | RatedRows
@@ -189,7 +189,7 @@ def prepare_dataset(
 ) -> PreparedDataset:
     """Read, render and split a dataset; `on_progress` is called a few times a second, and may raise to stop.
 
-    Without an objective, rows are to be measured, and a pair is its chosen answer alone.
+    Without an objective, a pair is only its chosen answer, for evaluation.
 
     Raises:
         DatasetError: If the source cannot be read, or nothing in it can be trained on.
@@ -242,7 +242,7 @@ def held_out_steps(
 
 
 def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
-    """Return so many of the items, from the first to the last at equal distances; all where there are fewer."""
+    """Return so many of the items, evenly spaced; all if there are fewer."""
     if count is None or count >= len(items):
         return list(items)
     return [items[index * len(items) // count] for index in range(count)]

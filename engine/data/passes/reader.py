@@ -1,4 +1,4 @@
-"""A dataset with its formats decided: every row read, converted, rendered, and accounted for."""
+"""A dataset with its detected formats: reads, converts and renders every row, and reports each one."""
 
 import contextlib
 import hashlib
@@ -24,7 +24,7 @@ _REPORT_SECONDS = 0.2
 
 
 class Pace:
-    """The clock of one pass, cheap enough to be looked at for every row."""
+    """The clock of one pass, cheap enough to check for every row."""
 
     def __init__(self) -> None:
         self._turn = self._report = time.monotonic()
@@ -112,7 +112,7 @@ class DatasetReader(SeveralSources):
 
     @property
     def notes(self) -> list[str]:
-        """What is worth knowing about the dataset as a whole."""
+        """Notes about the dataset as a whole."""
         notes = list(self.renderer.notes) if self.renderer is not None else []
         for part in self.parts:
             notes.extend(part.source.notes)
@@ -150,7 +150,7 @@ class DatasetReader(SeveralSources):
             count += 1
             batch.append(record)
             size += record.size_bytes
-            # Batches grow: the first row of a page need not wait for sixty-four.
+            # Batches grow, so the first row of a page does not wait for a full batch.
             if len(batch) >= min(_BATCH_ROWS, count) or size > _BATCH_BYTES:
                 yield from self._convert_batch(batch)
                 batch, size = [], 0
@@ -250,7 +250,7 @@ def head_of(source: RowSource) -> list[Record]:
 
 
 def printable_names(names: Iterable[str]) -> tuple[str, ...]:
-    """Return names of columns that can be sent and shown, with any letters that a file puts into them."""
+    """Return the names of columns, safe to send and show."""
     return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 
 
@@ -287,6 +287,6 @@ def _canonical(example: Example) -> str:
         return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
     values = asdict(example)
     for message in (*values["messages"], *values.get("rejected", ())):
-        if message["is_learned"]:  # what goes without saying is left out
+        if message["is_learned"]:  # default values are left out
             del message["is_learned"]
     return json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)

@@ -1,6 +1,6 @@
 """Which rows are trained on and which are held out: drawn with the seed, never a row on one side and its duplicate on the other.
 
-Everything is kept in arrays: a Python object for each of ten million rows would take gigabytes.
+Rows are stored in arrays: Python objects for ten million rows would take gigabytes.
 """
 
 from collections.abc import Sequence
@@ -29,7 +29,7 @@ def draw_split(
     parts: Sequence[int] = (),
     weights: Sequence[float] = (1.0,),
 ) -> Split:
-    """Draw the sample, then the held-out rows, then what the weights of a mixture ask for.
+    """Draw the sample, the held-out rows, and the repetitions by the weights of a mixture.
 
     Equal rows share a digest and stay together. At least one group is held out where `eval_fraction` is
     above zero and there are two groups to choose from; at least one always remains to train on. Held-out rows are never
@@ -78,7 +78,9 @@ def draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) 
         return nothing
     picks = []
     room = target
-    for value, size in zip(values[:-1], sizes[:-1], strict=True):  # the last one stays: one must be left to train on
+    for value, size in zip(
+        values[:-1], sizes[:-1], strict=True
+    ):  # the last group stays: there must be rows to train on
         if size <= room:
             picks.append(value)
             room -= size

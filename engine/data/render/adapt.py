@@ -1,9 +1,9 @@
-"""A conversation in the terms of one chat template: its own where it has them, plain words where it has none.
+"""Adapt a conversation to a chat template: use its features, and plain text for what it does not support.
 
-What a template cannot express is written into the turns, in the Hermes convention that most open models know, and
-nothing is lost silently: tools in the system turn, a call as `<tool_call>` in the assistant's turn, its result as
-`<tool_response>` in a user's turn, reasoning as `<think>` before the answer. A system turn that a template does not take
-opens the first user turn; turns of one role in a row become one, where a template wants roles to alternate.
+Unsupported parts are written into the turns in the Hermes convention, which most open models know, with a note: tools in
+the system turn, a call as `<tool_call>` in the assistant's turn, its result as `<tool_response>` in a user's turn,
+reasoning as `<think>` before the answer. An unsupported system turn starts the first user turn, and consecutive turns of
+one role are joined if the template requires alternating roles.
 """
 
 import itertools
@@ -20,7 +20,7 @@ from engine.data.render.template import ChatMessages, ChatTokenizer, apply_templ
 
 @dataclass(frozen=True)
 class TemplateAbilities:
-    """What a template takes as it is; what it does not take, `engine.data.render.adapt` puts into words."""
+    """The features that a template supports; `engine.data.render.adapt` replaces the rest by text."""
 
     system: bool = False
     later_system: bool = False  # a system turn in the middle
@@ -38,7 +38,7 @@ _A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
 
 @once_per_tokenizer
 def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
-    """Find out what the template can express: which unmistakable words come out of short conversations."""
+    """Detect what the template supports, by rendering short conversations with unique words."""
 
     def shows(messages: Sequence[Message], *words: str, tools: Sequence[Any] = (), **settings: Any) -> bool:
         abilities = TemplateAbilities(**{"text_parts": text_parts, **settings})
@@ -107,17 +107,17 @@ XML tags:
 
 @dataclass(frozen=True)
 class AdaptedConversation(Conversation):
-    """A conversation as a template takes it; notes are what was changed."""
+    """A conversation for a template; notes describe the changes."""
 
     notes: tuple[str, ...] = ()
 
     def for_template(self, abilities: TemplateAbilities) -> ChatMessages:
-        """Return the messages as the dictionaries that chat templates read."""
+        """Return the messages as dictionaries, as chat templates read them."""
         return [_as_dict(message, abilities) for message in self.messages]
 
 
 def adapt_to_template(conversation: Conversation, abilities: TemplateAbilities) -> AdaptedConversation:
-    """Put a conversation into the terms of a template."""
+    """Adapt a conversation to a template."""
     steps = AdaptedConversation(conversation.messages, conversation.tools, conversation.completion_start)
     has_calls = any(message.tool_calls or message.role == "tool" for message in steps.messages)
     if steps.tools and not abilities.tool_list:
@@ -226,7 +226,7 @@ def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
 
 
 def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbilities) -> AdaptedConversation:
-    """Move system turns that the template does not take into the user turn that follows."""
+    """Move unsupported system turns into the next user turn."""
     pieces: list[list[Message]] = []
     texts: list[str] = []
     for index, message in enumerate(steps.messages):
@@ -270,7 +270,7 @@ def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
 
 
 def _rewritten(steps: AdaptedConversation, pieces: Sequence[Sequence[Message]], note: str) -> AdaptedConversation:
-    """Return a conversation of other messages, where `pieces[i]` is what message i became."""
+    """Return the conversation with other messages, where `pieces[i]` replaces message i."""
     messages = tuple(itertools.chain.from_iterable(pieces))
     if messages == steps.messages:
         return steps

@@ -11,28 +11,28 @@ from engine.data.render.template import ChatTokenizer, control_token_ids, contro
 
 @dataclass
 class Encoded:
-    """A text, its tokens, and the characters from which up to which each of them reaches."""
+    """A text, its tokens, and the range of characters of each token."""
 
     text: str
     ids: list[int]
     spans: list[tuple[int, int]]
 
     def append(self, text: str, tokenizer: ChatTokenizer) -> None:
-        """Add the tokens of `text`, tokenized as what follows other text and not as a beginning of its own."""
+        """Append the tokens of `text`, tokenized as a continuation, not as the start of a text."""
         lead, shift, more = len(ids_of("\n", tokenizer)), len(self.text) - 1, encode(f"\n{text}", tokenizer)
-        if len(more.ids) <= lead or more.spans[lead][0] != 1:  # the line feed melted into the text
+        if len(more.ids) <= lead or more.spans[lead][0] != 1:  # the line feed was merged with the text
             lead, shift, more = 0, len(self.text), encode(text, tokenizer)
         self.text += text
         self.ids += more.ids[lead:]
         self.spans += [(start + shift, end + shift) for start, end in more.spans[lead:]]
 
     def boundary(self, character: int, tokenizer: ChatTokenizer) -> int | None:
-        """Return the token that begins at `character`; None unless those before it are what the text before it becomes."""
+        """Return the token that starts at `character`; None if tokens before it do not end there."""
         first = bisect_left(self.spans, (character, -1))
         across = first > 0 and self.spans[first - 1][1] > character
         if across or (first < len(self.spans) and self.spans[first][0] != character):
             return None
-        # Control tokens split a text before anything else is merged, so it is enough to compare from the last one on.
+        # Control tokens split a text before any merge, so comparing from the last one on is enough.
         controls = control_token_ids(tokenizer)
         back = next((token for token in range(first - 1, -1, -1) if self.ids[token] in controls), 0)
         begin = self.spans[back][0] if first else 0
@@ -55,7 +55,7 @@ def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
 
 
 def last_answer(encoded: Encoded, prompt: str, answer: str, tokenizer: ChatTokenizer) -> tuple[Encoded, int, int]:
-    """Return the tokens of a prompt and the answer that ends the text, and from which up to which the answer reaches."""
+    """Return the tokens of a prompt and its final answer, and the token range of the answer."""
     start = encoded.boundary(len(prompt), tokenizer)
     if start is None:  # a token reaches across; the chat sends the prompt by itself
         encoded = encode(prompt, tokenizer)
@@ -69,7 +69,7 @@ def last_answer(encoded: Encoded, prompt: str, answer: str, tokenizer: ChatToken
 
 
 def earlier_answer(encoded: Encoded, start: int, length: int, tokenizer: ChatTokenizer) -> tuple[int, int] | None:
-    """Return the first and last token of an answer within the text; None where its prompt alone is tokenized differently."""
+    """Return the token range of an answer within the text; None if its prompt alone is tokenized differently."""
     first = encoded.boundary(start, tokenizer)
     if first is None:
         return None
@@ -78,7 +78,7 @@ def earlier_answer(encoded: Encoded, start: int, length: int, tokenizer: ChatTok
 
 
 def answer_in(text: str, start: int, answer: str, tokenizer: ChatTokenizer) -> str | None:
-    """Return an answer as a longer text holds it from `start` on; None where that holds something else."""
+    """Return an answer as it appears in a longer text from `start` on; None if the text differs."""
     if text.startswith(answer, start):
         return answer
     # Some templates, such as Phi-3's, close only the whole text with eos, after the turn's own end.

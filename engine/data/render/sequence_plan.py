@@ -1,4 +1,4 @@
-"""Which text a conversation becomes, and which part of it is trained; verified turn by turn.
+"""The text of a conversation, and which part of it is trained; verified turn by turn.
 
 For each assistant turn the template is asked twice: for the prompt that the chat will send at that point, and for the
 conversation up to and with the turn. The turn's answer is what the second adds to the first. Turns share one sequence
@@ -33,7 +33,7 @@ class SequencePlan:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """All sequences of a row, with what is worth knowing about them."""
+    """All sequences of a row, with notes about them."""
 
     sequences: tuple[SequencePlan, ...]
     notes: tuple[str, ...] = ()  # about the template: the same for many rows
@@ -90,7 +90,7 @@ def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
 
 
 def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
-    """Return what the chat sends for the next answer: the conversation, and the template's call for the assistant.
+    """Return the prompt of the next answer: the conversation, and the template's generation prompt.
 
     Raises:
         RowProblemError: If the template refuses the conversation.
@@ -100,7 +100,7 @@ def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
 
 
 def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
-    """Return the indexes of trained turns, as far as the conversation itself decides; no template is rendered."""
+    """Return the indices of trained turns by the conversation alone, without rendering a template."""
     messages = conversation.messages
     if train_on == "all":
         return tuple(range(len(messages)))
@@ -112,7 +112,7 @@ def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, .
 
 
 def _chosen_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
-    """Return indexes of the assistant turns that count; what the data marks as only read does not."""
+    """Return the indices of assistant turns that are trained; turns of weight 0 are not."""
     messages = conversation.messages
     answers = [index for index, message in enumerate(messages) if message.role == "assistant" and not message.is_empty]
     start = 0
@@ -149,7 +149,7 @@ def _sequence_of(index: int, renderer: TurnRenderer) -> SequencePlan | None:
 
 
 class _Length:
-    """Whether prompts, each the beginning of the next, are longer than max_length; each is counted from the one before."""
+    """Return whether prompts, each a prefix of the next, are longer than max_length; counted incrementally."""
 
     def __init__(self, tokenizer: ChatTokenizer, max_length: int | None) -> None:
         self._tokenizer = tokenizer
@@ -166,7 +166,7 @@ class _Length:
 
 
 def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
-    """Group turns into as few sequences as the proof allows, in the order of their last turns."""
+    """Group turns into as few sequences as verification allows, in the order of their last turns."""
     sequences: list[SequencePlan] = []
     remaining = turns
     size = 0

@@ -1,4 +1,4 @@
-"""The tokenizer and the one chat template of a run: frozen before the first row, saved with the adapter, used by the chat."""
+"""The tokenizer and the chat template of a run: frozen before the first row, saved with the adapter, used by the chat."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 
 
 class ChatTokenizer(Protocol):
-    """The part of transformers' fast tokenizers that decides what a model sees; `freeze_template` prepares one."""
+    """The part of transformers' fast tokenizers that is used here; `freeze_template` prepares one."""
 
     chat_template: Any  # Jinja text, or named texts
     eos_token: str | None
@@ -59,14 +59,14 @@ class ChatTokenizer(Protocol):
 
 
 def settings_of(tokenizer: ChatTokenizer) -> tuple[Any, ...]:
-    """Return the template and the tokens now: with the tokenizer, a key of caches that ends when one is changed."""
+    """Return the template and the tokens, which are part of a cache key, so changes invalidate it."""
     template = tokenizer.chat_template
     items = tuple(template.items()) if isinstance(template, Mapping) else template
     return items, tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, len(tokenizer)
 
 
 def once_per_tokenizer(answer: Callable[[ChatTokenizer], Answer]) -> Callable[[ChatTokenizer], Answer]:
-    """Remember what a function returns for the last few tokenizers and templates."""
+    """Cache the results of a function for the last few tokenizers and templates."""
 
     @lru_cache(maxsize=16)
     def cached_answer(tokenizer: ChatTokenizer, _settings: tuple[Any, ...]) -> Answer:
@@ -140,14 +140,14 @@ _PAD_CANDIDATES = (
 
 @dataclass(frozen=True)
 class FrozenTemplate:
-    """What was decided about a tokenizer, shown to the person and saved with the adapter."""
+    """The changes to a tokenizer, shown to the person and saved with the adapter."""
 
     notes: tuple[str, ...]  # what differs from the tokenizer as it was published, in sentences
     warnings: tuple[str, ...] = ()  # those of them that a person may not have wanted
 
 
 def freeze_template(tokenizer: ChatTokenizer) -> FrozenTemplate:
-    """Make a tokenizer complete, in place: a template, a fixed date in it, an eos token, and a pad token of its own.
+    """Complete a tokenizer in place: a template with a fixed date, an eos token, and a separate pad token.
 
     Saving the tokenizer afterwards saves the template that training used. Calling it twice changes nothing more.
 
@@ -214,7 +214,7 @@ def _free_token(
 
 
 def tokenizer_fingerprint(tokenizer: ChatTokenizer) -> str:
-    """Changes when the tokenizer renders or splits anything differently."""
+    """Return a fingerprint that changes when the tokenizer renders or splits anything differently."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token]
@@ -247,7 +247,7 @@ ChatMessages = list[dict[str, Any]]
 
 
 def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list[Any], *, prompt: bool) -> str:
-    """Render with the frozen template; `prompt` adds what asks the assistant for an answer.
+    """Render with the frozen template; `prompt` adds the generation prompt.
 
     Raises:
         RowProblemError: With the template's own words, if it refuses.
@@ -274,7 +274,7 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
 
 
 def rendering_confined(size_bytes: int) -> AbstractContextManager[None]:
-    """Bound what rendering and tokenizing rows of this size computes and allocates; it ends the process that exceeds it."""
+    """Limit the time and memory of rendering and tokenizing rows of this size; a process that exceeds them ends."""
     return limited(_rendering_seconds(size_bytes), memory_bytes=1 << 30)
 
 
@@ -284,7 +284,7 @@ def next_row_confined(size_bytes: int) -> None:
 
 
 def _rendering_seconds(size_bytes: int) -> float:
-    # In C code as well: more than the template alone may, and several times what rows of the largest size need.
+    # The limit covers C code too: more than for the template alone, and several times that of the largest rows.
     # Loading a template and its first row together stay below ten seconds.
     return 4.0 + 5.0 * size_bytes / 1e6
 

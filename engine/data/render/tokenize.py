@@ -72,7 +72,7 @@ class RatedRow(TokenizedRow):
 
 @dataclass(frozen=True)
 class RenderedRow(TokenizedRow):
-    """A training sequence with everything that a person wants to see of it; cut at `max_length` as training does."""
+    """A training sequence with details for previews; truncated at `max_length` as in training."""
 
     encoded: Encoded  # before the cut
     tokenizer: ChatTokenizer
@@ -81,7 +81,7 @@ class RenderedRow(TokenizedRow):
 
     @property
     def text(self) -> str:
-        """The text, also what lies beyond the cut, up to the last turn that was looked at."""
+        """The text, including what is truncated, up to the last rendered turn."""
         return self.encoded.text
 
     @property
@@ -138,7 +138,7 @@ def render_many(
                 if isinstance(example, PlainText):
                     plans.append(plan_text(example, tokenizer))
                 else:
-                    # What was rated is the answer, whichever turns are trained otherwise.
+                    # The answer was rated, so it is trained in any case.
                     train_on = "completion" if isinstance(example, Rated) else options.train_on
                     plans.append(plan_conversation(example, tokenizer, train_on, options.max_length))
             except RowProblemError as problem:
@@ -188,7 +188,7 @@ def _joined_sides(
 
 
 def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Sequence[object] = ()) -> list[int]:
-    """Return the chat's prompt: exactly what stood before the answer in training, for the same conversation so far.
+    """Return the chat's prompt: exactly the text before the answer in training, for the same conversation so far.
 
     Raises:
         RowProblemError: If the template refuses the conversation.
@@ -197,7 +197,7 @@ def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Seq
 
 
 def _sequences_to_encode(plan: RowPlan) -> tuple[SequencePlan, ...]:
-    """Return the sequences of a plan, and after them the one that only its length is asked of."""
+    """Return the sequences of a plan, followed by the one that is only measured."""
     return plan.sequences if plan.whole is None else (*plan.sequences, plan.whole)
 
 
@@ -266,7 +266,7 @@ def _mark_trained(
     """
     if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
         del encoded.ids[-1], encoded.spans[-1]  # some tokenizers add eos by themselves
-    if not sequence.trained:  # everything counts, except the first token: nothing comes before it to learn it from
+    if not sequence.trained:  # every token is trained except the first, which has no context
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.trained
     encoded, start, end = last_answer(encoded, last.prompt, last.answer, tokenizer)

@@ -27,7 +27,7 @@ _CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One assistant turn: what the chat would send to get it, and what the model should answer."""
+    """One assistant turn: its prompt, and the answer to train on."""
 
     base: str  # begins with the conversation before the turn; turns of one conversation share it
     base_length: int  # where in it that ends
@@ -36,7 +36,7 @@ class Turn:
 
     @property
     def prompt(self) -> str:
-        """What the chat would send."""
+        """The prompt that the chat would send."""
         return self.base[: self.base_length] + self.call
 
     @property
@@ -64,7 +64,7 @@ class TurnRenderer:
         return self._render(self._dicts[:count], prompt=False)
 
     def prompt(self, count: int) -> str:
-        """Return the same, and the template's call for an answer."""
+        """Return the same with the template's generation prompt."""
         return self._render(self._dicts[:count], prompt=True)
 
     def turns(self, indexes: Sequence[int]) -> Iterator[Turn | None]:
@@ -199,7 +199,7 @@ class TurnRenderer:
         return text
 
     def _with_reasoning(self, answer: str, index: int) -> str:
-        """Put the reasoning before an answer whose template cut it out."""
+        """Put the reasoning before an answer if the template removed it."""
         reasoning = (self._messages[index].reasoning or "").strip()
         if not reasoning or reasoning in answer or index in self._without_reasoning:
             return answer
