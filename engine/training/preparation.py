@@ -36,6 +36,7 @@ from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import count_parameters
 from engine.training.checkpoints.warm_start import load_warm_start
 from engine.training.device_memory import DeviceMemory
+from engine.training.methods.registry import method_trainer
 from engine.training.objectives.precomputed import ReferenceCache
 from engine.training.placement import SINGLE_PROCESS, Placement, ProcessGroup, choose_placement, passed_over
 from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
@@ -234,7 +235,11 @@ class Preparation:
         model = add_adapter(model, config, source)
         # A resumed run has weights of its own; those that it started from may be its reference.
         needs_start = self.resumed_from is None or objective_of(config).has_reference
-        if config.adapter.warm_start is None or not needs_start:
+        if config.adapter.warm_start is None:
+            if self.resumed_from is None:
+                method_trainer(config.adapter.method).start(model, config.adapter, source)
+            return model, {}
+        if not needs_start:
             return model, {}
         earlier = find_warm_start(config.adapter.warm_start, self.attempt.folder.path.parent, self.attempt.home)
         return model, load_warm_start(model, earlier)

@@ -20,6 +20,7 @@ from tests.benchmarks.training_trial import REPOSITORY
 
 # What every method had before defaults followed the method.
 OLD_DEFAULTS = {"learning_rate": 2e-4, "gradient_accumulation_steps": 4, "warmup_steps": 0.03}
+OLD_ADAPTERS = {"prefix_tuning": {"prefix_init_text": None}}
 _WORSE = 0.005  # nats per token; less is the noise of three seeds
 
 
@@ -54,6 +55,7 @@ def config_of(part: Part, data: str) -> Any:
     }
     if part.defaults == "old":
         training.update(OLD_DEFAULTS)
+        mapping["adapter"] |= OLD_ADAPTERS.get(part.method, {})
     elif part.defaults != "new":
         mapping = with_overrides(mapping, part.defaults.split())
     return config_from_mapping(mapping)

@@ -13,6 +13,7 @@ from engine.training.batching.batches import join
 from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
 from engine.training.callbacks import TrainerHooks
+from engine.training.methods.registry import method_trainer
 from engine.training.placement import Placement, choose_placement
 from engine.training.precision import Precision, choose_precision
 from engine.training.trainer import LoratoryTrainer
@@ -46,6 +47,7 @@ def build(config: Any) -> Built:
     precision = choose_precision(config, placement.device)
     torch.manual_seed(config.training.seed)
     model = add_adapter(load_model(data.source, config, precision, placement), config, data.source)
+    method_trainer(config.adapter.method).start(model, config.adapter, data.source)
     pad = data.tokenizer.pad_token_id
     assembly = assemble(model, config, precision, placement, data.data.train, pad)
     return Built(config, data, model, assembly, placement, precision)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
@@ -248,3 +248,23 @@ def test_every_tensor_of_an_adapter_bears_a_mark_of_its_method(method, fresh):
         assert all(any(mark in name for mark in METHODS[method].tensor_marks) for name in names)
     else:
         assert set(names) == {"prompt_embeddings"}
+
+
+def test_a_prefix_starts_as_its_text_before_every_row(tiny_model_folder, tmp_path):
+    config = config_of(tiny_model_folder, "prefix_tuning")
+    text = AutoTokenizer.from_pretrained(tiny_model_folder)(" ".join([config.adapter.prefix_init_text] * 5)).input_ids
+    ids = torch.tensor([text[:5] + ROWS[0].input_ids])
+
+    model = make_training(config, ROWS, tmp_path).trainer.model
+
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32)(ids).logits[:, 5:]
+    assert torch.allclose(logits_of(model), expected, atol=1e-4)
+
+
+def test_a_prefix_without_a_text_starts_from_random_numbers(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, adapter={"method": "prefix_tuning", "prefix_init_text": " "})
+
+    prefix = make_training(config, ROWS, tmp_path).weights()
+
+    assert next(iter(prefix.values())).std() == pytest.approx(1.0, abs=0.1)

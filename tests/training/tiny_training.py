@@ -19,6 +19,7 @@ from engine.training.assembly import Assembly, assemble
 from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
 from engine.training.callbacks import TrainerHooks
+from engine.training.methods.registry import method_trainer
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
 from engine.training.sharding import shard
@@ -102,6 +103,7 @@ def make_training(
     torch.manual_seed(config.training.seed)
     random.seed(config.training.seed)
     model = add_adapter(base or load_model(source, config, precision, placement), config, source)
+    method_trainer(config.adapter.method).start(model, config.adapter, source)
     if placement.sharded:
         PartialState(cpu=placement.torch_device.type == "cpu")
         shard(model, placement, precision.compute)

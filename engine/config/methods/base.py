@@ -139,6 +139,10 @@ class PeftMethod:
                 arguments["modules_to_save"] = adapter.modules_to_save
         return arguments
 
+    def initial_text(self, adapter: AdapterConfig) -> str | None:  # noqa: ARG002
+        """Return the text whose keys and values the learned ones start as; None where they start otherwise."""
+        return None
+
     def count_virtual_tokens(self, adapter: AdapterConfig) -> int:
         """Return how many learned positions come before every sequence."""
         return adapter.num_virtual_tokens if self.virtual_tokens != "none" else 0

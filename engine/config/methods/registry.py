@@ -10,6 +10,7 @@ from engine.config.methods.oft import Oft, OftSettings
 from engine.config.methods.vera import Vera, VeraSettings
 from engine.config.methods.virtual_tokens import (
     PrefixTuning,
+    PrefixTuningSettings,
     PromptTuning,
     PromptTuningSettings,
     PTuning,
@@ -25,6 +26,7 @@ FULL_FINE_TUNING: PeftMethod = next(method for method in _ALL if method.trains_a
 
 class MethodSettings(  # fields come in the order of these classes, the last one first
     PTuningSettings,
+    PrefixTuningSettings,
     PromptTuningSettings,
     LycorisSettings,
     LoKrSettings,

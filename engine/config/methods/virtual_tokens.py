@@ -28,6 +28,15 @@ class _VirtualTokens(PeftMethod):
     )
 
 
+class PrefixTuningSettings(Section):
+    """Settings of prefix tuning."""
+
+    prefix_init_text: str | None = setting(
+        "Answer the question of the user. Be accurate, clear and complete.", "Prefix starts as", max_length=10_000
+    )
+    """Text whose keys and values the learned ones start as, repeated or cut to their number. Empty starts from random ones, which takes far more steps."""
+
+
 class PrefixTuning(_VirtualTokens):
     """Learned keys and values before every sequence."""
 
@@ -36,13 +45,23 @@ class PrefixTuning(_VirtualTokens):
     help = "Prefix tuning learns keys and values that come before every sequence. It cannot be merged."
     peft_type = "PREFIX_TUNING"
     peft_class = "PrefixTuningConfig"
-    fields = ("num_virtual_tokens",)
+    fields = ("num_virtual_tokens", "prefix_init_text")
     same_on_warm_start = ("num_virtual_tokens",)
     virtual_tokens = "keys_and_values"
     why_not_mergeable = (
         "it learns keys and values that come before every sequence, and no weight of the model could hold them"
     )
     checkpointing_conflict = "which drops the learned keys and values"
+
+    def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
+        """Return the arguments; PEFT has a function of its own for the text."""
+        arguments = super().peft_arguments(adapter)
+        del arguments["prefix_init_text"]
+        return arguments
+
+    def initial_text(self, adapter: AdapterConfig) -> str | None:
+        """Return the text that the prefix starts as."""
+        return (adapter.prefix_init_text or "").strip() or None
 
 
 class PromptTuningSettings(Section):

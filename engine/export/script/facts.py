@@ -210,6 +210,11 @@ class ScriptFacts:
         }
 
     @property
+    def initial_text(self) -> str | None:
+        """Text whose keys and values the learned ones start as."""
+        return self.config.adapter.traits.initial_text(self.config.adapter)
+
+    @property
     def short_peft_arguments(self) -> dict[str, Any]:
         """The same for the short form, without arguments that depend on the loaded model."""
         arguments = {

@@ -4,6 +4,9 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import peft
+from transformers import AutoTokenizer
+
 from engine.config.methods.registry import method_of_peft_type
 from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import AdapterConfig
@@ -47,6 +50,21 @@ class Ia3Trainer(MethodTrainer):
         return super().model_arguments(model, adapter, source) | choose_ia3_targets(model, adapter)
 
 
+class PrefixTuningTrainer(MethodTrainer):
+    """Prefix tuning, from the keys and values of a text: from random ones, hundreds of steps only repair the damage."""
+
+    def start(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> None:
+        text, tokens = adapter.traits.initial_text(adapter), adapter.num_virtual_tokens
+        if text is not None:
+            peft.initialize_kv_prefix_from_text(
+                model,
+                AutoTokenizer.from_pretrained(source.location),
+                text=" ".join([text] * tokens),
+                use_chat_template=False,
+                max_length=tokens,
+            )
+
+
 class PromptTuningTrainer(MethodTrainer):
     """Prompt tuning: a prompt that starts as a text needs the model's tokenizer."""
 
@@ -86,6 +104,7 @@ METHOD_TRAINERS: dict[str, MethodTrainer] = {
     "lora": LoraTrainer(),
     "adalora": AdaLoraTrainer(),
     "ia3": Ia3Trainer(),
+    "prefix_tuning": PrefixTuningTrainer(),
     "prompt_tuning": PromptTuningTrainer(),
     "p_tuning": PTuningTrainer(),
 }

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, TrainerCallback
 
 from engine.export.script.facts import facts
-from engine.export.script.worker.encoding import MODEL, REVISION
+from engine.export.script.worker.encoding import MODEL, REVISION, load_tokenizer
 
 WARM_START = facts.model.warm_start  # adapter that training starts from
 
@@ -85,6 +85,14 @@ def load_model(name: str) -> Any:
         model = get_peft_model(model, settings)
         if facts.model.warm_start:
             set_peft_model_state_dict(model, load_file(f"{WARM_START}/adapter_model.safetensors"))
+        elif facts.initial_text:
+            peft.initialize_kv_prefix_from_text(
+                model,
+                load_tokenizer(name),
+                text=" ".join([facts.initial_text] * facts.config.adapter.num_virtual_tokens),
+                use_chat_template=False,
+                max_length=facts.config.adapter.num_virtual_tokens,
+            )
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # trained weights are held in float32

@@ -79,6 +79,14 @@ def main() -> None:
         ),
         **({"callbacks": [EarlyStoppingCallback(facts.patience)]} if facts.patience is not None else {}),
     )
+    if facts.initial_text and not facts.model.warm_start:
+        peft.initialize_kv_prefix_from_text(
+            trainer.model,
+            tokenizer,
+            text=" ".join([facts.initial_text] * facts.config.adapter.num_virtual_tokens),
+            use_chat_template=False,
+            max_length=facts.config.adapter.num_virtual_tokens,
+        )
     trainer.train()
     trainer.save_model(OUTPUT)
     if facts.config.adapter.traits.mergeable and not facts.config.adapter.traits.trains_all:
