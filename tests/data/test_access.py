@@ -46,7 +46,7 @@ def test_what_ends_up_outside_is_refused_and_not_described(uploads, name):
     "name", ["file:///etc/passwd", "http://127.0.0.1/rows.jsonl", "https://a.b/c.csv", "s3://b/k", "hf://x"]
 )
 def test_addresses_are_never_fetched(name):
-    with pytest.raises(DatasetError, match="address"):
+    with pytest.raises(DatasetError, match="is a URL"):
         open_source(DatasetConfig(source=name), SourceOptions())
 
 

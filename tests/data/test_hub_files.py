@@ -71,7 +71,7 @@ def test_a_repository_is_read_from_its_own_files(answers, own):
 
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_a_repository_that_points_outside_itself_is_refused_before_anything_is_asked(answers, hub, secret, name):
-    assert "outside its own repository" in answers[name].get("what", ""), answers[name]
+    assert "outside its repository" in answers[name].get("what", ""), answers[name]
     assert str(secret.parent) not in json.dumps(answers[name])
     assert not [path for path in hub.paths if "other" in path or "private" in path]
 
@@ -125,7 +125,7 @@ def test_files_that_the_library_found_here_are_refused_whatever_led_to_them(secr
 
     builder = datasets.load_dataset_builder("json", data_files=str(secret))
 
-    with pytest.raises(DatasetError, match="outside its own repository"):
+    with pytest.raises(DatasetError, match="outside its repository"):
         require_own_files(builder, "some/one")
 
 

@@ -206,7 +206,7 @@ def test_members_train_there_and_guests_do_not(lab, home):
     assert "run.where" not in [problem.field for problem in lab_problems(config, home.of("ada"))]
     run = lab.run("ada")
     run.folder.write_state(RunState(state="stopped", attempt=1))
-    with pytest.raises(RunError, match="A guest trains"):
+    with pytest.raises(RunError, match="Guests train"):
         resume_run(home.of("ada", "guest"), run)
     resume_run(home.of("ada"), run)
 
