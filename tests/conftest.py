@@ -58,7 +58,10 @@ def pytest_collection() -> Generator[None, object, object]:
     """Let Python's garbage collector pass over the millions of objects of what is imported, now and later."""
     gc.disable()
     try:
-        return (yield)
+        with pytest.MonkeyPatch.context() as patch:
+            # bitsandbytes would load torch's compiler for functions that are never called; see engine.processes.spawn.
+            patch.setenv("TORCHDYNAMO_DISABLE", "1")
+            return (yield)
     finally:
         gc.freeze()
         gc.enable()
