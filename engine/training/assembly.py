@@ -165,6 +165,7 @@ def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassT
     if (refused := why_not_compiled(placement)) is not None:
         return [refused]
     model, before = probe.model, probe.loss(rows)
+    graphs = compiled_graphs()
     compile_layers(model)
     one = rows.to(next(model.parameters()).device)
     try:
@@ -177,10 +178,13 @@ def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassT
             raise
         works = False
     model.zero_grad(set_to_none=True)
-    if works:
+    if works and compiled_graphs() > graphs:
         return []
     leave_uncompiled(model)
-    return [f"torch.compile fails on {type(model).__name__}; running without it."]
+    # Around what is recomputed it skips layers with parts that it must leave out, which are all of LoRA's.
+    outcome = "compiles nothing of" if works else "fails on"
+    with_checkpoints = " with gradient checkpointing" if works and config.training.gradient_checkpointing else ""
+    return [f"torch.compile {outcome} {type(model).__name__}{with_checkpoints}; running without it."]
 
 
 def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
@@ -199,6 +203,11 @@ def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
     for layer in layers:
         layer.compile(dynamic=True, backend=backend)
     return len(layers)
+
+
+def compiled_graphs() -> int:
+    """Return how many graphs torch.compile has compiled in this process."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
 def leave_uncompiled(model: torch.nn.Module) -> None:

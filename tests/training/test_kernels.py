@@ -1,5 +1,6 @@
 """Kernels of others: used where they are asked for and can be, said where not, and measured before they are believed."""
 
+import functools
 import importlib.util
 import sys
 import types
@@ -13,7 +14,7 @@ from transformers.models.llama import modeling_llama
 from engine.config.optimizations import VARIABLE
 from engine.hardware.device import Device
 from engine.training import kernels
-from engine.training.assembly import compile_layers, leave_uncompiled, why_not_compiled
+from engine.training.assembly import compile_layers, compiled_graphs, leave_uncompiled, why_not_compiled
 from engine.training.placement import Placement
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows, make_training
@@ -88,6 +89,25 @@ def test_torch_compile_is_reported_as_unused_on_a_processor(tiny_model_folder, t
 
     assert [note.split()[0] for note in training.assembly.notes] == ["torch.compile"]
     assert len(training.losses) == 2
+
+
+@pytest.mark.e2e
+def test_layers_of_which_nothing_is_compiled_are_left_as_they_are(tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("engine.training.assembly.why_not_compiled", lambda _: None)
+    compiling = functools.partial(compile_layers, backend="aot_eager")
+    monkeypatch.setattr("engine.training.assembly.compile_layers", compiling)
+    notes = {}
+    for checkpoints in (False, True):
+        training = {"max_steps": 1, "torch_compile": True, "gradient_checkpointing": checkpoints}
+        made = make_training(
+            make_config(tiny_model_folder, training=training), make_rows(8), tmp_path / str(checkpoints)
+        )
+        compiled = [module for module in made.trainer.model.modules() if module._compiled_call_impl]
+        notes[checkpoints] = len(compiled), [note for note in made.assembly.notes if "torch.compile" in note]
+
+    assert notes[False] == (2, [])
+    assert notes[True][0] == 0
+    assert "compiles nothing of PeftModelForCausalLM with gradient checkpointing" in notes[True][1][0]
 
 
 def test_what_torch_compile_needs_is_named(liger_installed):
@@ -194,7 +214,7 @@ def test_other_dtypes_go_to_the_models_own():
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
 def test_compiled_layers_learn_what_others_do(checkpointing, tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # as a worker has it
-    torch._dynamo.utils.counters.clear()
+    graphs = compiled_graphs()
     config = make_config(tiny_model_folder, training={"max_steps": 2, "gradient_checkpointing": checkpointing})
     plain = make_training(config, make_rows(12), tmp_path / "plain")
     plain.trainer.train()
@@ -203,7 +223,7 @@ def test_compiled_layers_learn_what_others_do(checkpointing, tiny_model_folder, 
     assert compile_layers(compiled.trainer.model, backend="aot_eager") == 2
     compiled.trainer.train()
 
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert (compiled_graphs() > graphs) is not checkpointing
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
     assert compiled.weights().keys() == plain.weights().keys()  # names in checkpoints stay
     leave_uncompiled(compiled.trainer.model)
