@@ -40,7 +40,7 @@ def test_processes_full_tuning_sharding_and_rows_need_more_ram():
     whole = LARGE.num_parameters * 2 / GIB
     rows = RowLengths(tokens=(1000, 3000), trained=(500, 500), count=1_000_000)
 
-    assert ram_gib(processes=4) > 3.9 * ram_gib()
+    assert ram_gib(processes=4) >= 4 * (ram_gib() - 1)  # whole GiB
     assert ram_gib(adapter={"method": "none"}) > LARGE.num_parameters * 12 / GIB
     assert ram_gib(run={"launcher": "accelerate", "fsdp": "full_shard", "devices": [0, 1]}, processes=2) > 2 * whole
     assert ram_gib(rows=rows) - ram_gib() == pytest.approx(2e9 * 32 / GIB * 1.3, abs=1)
@@ -92,7 +92,7 @@ def test_a_job_asks_for_the_smallest_gpu_with_ram_and_time_by_the_estimate_unles
     assert asked(gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2) == SlurmConfig(
         gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2
     )
-    assert asked(gpus=4).memory_gib > 3.9 * ram_gib()
+    assert asked(gpus=4).memory_gib >= 4 * (ram_gib() - 1)
 
 
 def test_a_gpu_that_schedulers_name_in_their_own_way_is_known():

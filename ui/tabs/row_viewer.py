@@ -88,11 +88,9 @@ class RowViewer:
         """Return counts of problems and one page of the chosen list; never raises."""
         if report is None:
             return ""
-        chosen = _listing(listing, report)
-        # For all rows, list the skipped ones.
-        kind: Listing = ("left_out" if report.problems else "odd") if chosen == "all" else chosen
+        kind = _listing(listing, report)
         counts = row_lists.render_counts(report)
-        rows = row_lists.rows_of(report, kind)
+        rows = row_lists.rows_of(report, kind)  # none for all rows: a click on a count lists what it counts
         if not rows:
             return counts
         entries = len(report.notices) if kind == "odd" else len(rows)  # a row can have several warnings
