@@ -15,6 +15,8 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Processes next to this one would otherwise slow it down tenfold; see engine.processes.spawn.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Where several files run on as many cores, the threads of a step would wait for each other: an eighth of all trainings' time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ui  # noqa: F401 - before gradio
 from engine.paths import LoratoryHome
@@ -26,7 +28,8 @@ sys.dont_write_bytecode = False
 # Files of tests survive a killed process without it, and no test cuts the power; other processes keep their own.
 os.fsync = os.fstat  # type: ignore[assignment]  # refuses what is not open
 
-TESTS_AT_ONCE = 3  # on two cores: a third of the time, tests wait for processes and browsers
+QUICK_AT_ONCE = 3  # on two cores, which these keep busy
+ALL_AT_ONCE = 4  # a third of the time, the others wait for processes and browsers
 LONGEST = (
     "test_results_for_real.py",
     "test_main_road.py",
@@ -38,10 +41,12 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """Three files at a time for the whole suite; none next to another where a device is measured or one file is asked for."""
+    """Four files at a time, three of the quick ones; none next to another where a device is measured or one file is asked for."""
     one_file = len(config.args) == 1 and config.args[0].partition("::")[0].endswith(".py")
     wants_gpu = "gpu" in config.option.markexpr and "not gpu" not in config.option.markexpr
-    return 0 if one_file or wants_gpu else TESTS_AT_ONCE
+    if one_file or wants_gpu:
+        return 0
+    return QUICK_AT_ONCE if "not e2e" in config.option.markexpr else ALL_AT_ONCE
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

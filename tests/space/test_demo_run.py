@@ -64,10 +64,11 @@ def test_a_space_without_a_run_gets_one_and_only_one(demo):
 
 
 def test_members_can_read_the_run(demo):
-    demo.look()
+    run = with_run(demo, InventedRun(state="running", steps=3))
+
     demo.look()
 
-    assert is_shared(demo.run.folder)
+    assert is_shared(run.folder)
 
 
 def test_a_run_that_was_brought_back_is_not_trained_again(demo):
