@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 import time
+import warnings
 from abc import ABCMeta
 from collections import ChainMap
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ from gradio.context import Context
 from gradio.queueing import Queue
 from gradio.state_holder import SessionState, StateHolder
 from gradio.utils import set_task_name
+
+# pydantic warns of a parameter of Gradio 6.31's routes, in the terminal and at the first page.
+warnings.filterwarnings("ignore", "The 'alias' attribute with value 'body'")
 
 _KEPT_CLOSED = datetime.timedelta(hours=1)  # a laptop that wakes up sends its old session
 
