@@ -106,9 +106,11 @@ class DatasetConfig(Section):
     """Which tokens count in the loss. Turns with weight 0 never count, except with everything."""
 
 
-_TURNS = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
-# A line without the characters that turn the direction of text: they would turn the words after a name as well.
-OneLine = Annotated[str, BeforeValidator(lambda text: text.translate(_TURNS) if isinstance(text, str) else text)]
+_BIDI_CONTROLS = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
+# A line without the characters that set the direction of text: they would change that of the words after a name as well.
+OneLine = Annotated[
+    str, BeforeValidator(lambda text: text.translate(_BIDI_CONTROLS) if isinstance(text, str) else text)
+]
 
 
 class RunSection(Section):

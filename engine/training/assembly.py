@@ -181,7 +181,7 @@ def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassT
     if works and compiled_graphs() > graphs:
         return []
     leave_uncompiled(model)
-    # Around what is recomputed it skips layers with parts that it must leave out, which are all of LoRA's.
+    # With gradient checkpointing, a layer with a part that stays uncompiled, such as LoRA's, is skipped as a whole.
     outcome = "compiles nothing of" if works else "fails on"
     with_checkpoints = " with gradient checkpointing" if works and config.training.gradient_checkpointing else ""
     return [f"torch.compile {outcome} {type(model).__name__}{with_checkpoints}; running without it."]

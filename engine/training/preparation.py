@@ -237,7 +237,7 @@ class Preparation:
         needs_start = self.resumed_from is None or objective_of(config).has_reference
         if config.adapter.warm_start is None:
             if self.resumed_from is None:
-                method_trainer(config.adapter.method).start(model, config.adapter, source)
+                method_trainer(config.adapter.method).initialize(model, config.adapter, source)
             return model, {}
         if not needs_start:
             return model, {}

@@ -47,7 +47,7 @@ def build(config: Any) -> Built:
     precision = choose_precision(config, placement.device)
     torch.manual_seed(config.training.seed)
     model = add_adapter(load_model(data.source, config, precision, placement), config, data.source)
-    method_trainer(config.adapter.method).start(model, config.adapter, data.source)
+    method_trainer(config.adapter.method).initialize(model, config.adapter, data.source)
     pad = data.tokenizer.pad_token_id
     assembly = assemble(model, config, precision, placement, data.data.train, pad)
     return Built(config, data, model, assembly, placement, precision)

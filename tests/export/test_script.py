@@ -23,7 +23,7 @@ from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import prepare_dataset
 from engine.data.step_plan import EpochPlanner, PlanSettings, row_plan
 from engine.errors import StorageError
-from engine.export.script.write import gather_script_facts, write_script
+from engine.export.script.write import gather_script_facts, write_script, write_short_script
 from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 from engine.runs.checkpoints import Manifest
@@ -253,6 +253,17 @@ def test_a_script_trains_no_first_token_from_virtual_tokens_as_the_run_does_not(
     # With prefix tuning the labels are shifted by one, and with that the first is left out.
     first = [5, 8] if method == "prefix_tuning" else [-100, -100]
     assert batch["labels"].tolist() == [[first[0], 6, 7], [first[1], -100, -100]]
+
+
+@pytest.mark.parametrize("write", [write_script, write_short_script])
+def test_a_script_holds_the_text_of_a_long_prefix_once(write, tiny_model_folder, home, tmp_path):
+    adapter = {"method": "prefix_tuning", "num_virtual_tokens": 40, "prefix_init_text": 'Say "yes".'}
+    config = make_config(tiny_model_folder, str(write_lines(tmp_path / "chat.jsonl", CHAT)), None, adapter)
+
+    script = write(gather_script_facts(config, home))
+
+    assert script.count('Say \\"yes\\".') == 1
+    assert_whole(script, tmp_path)
 
 
 @pytest.mark.parametrize("begun", ["padded", "joined"])

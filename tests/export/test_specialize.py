@@ -6,7 +6,8 @@ import pytest
 
 from engine.config.methods.base import Source
 from engine.export.script.facts import facts
-from engine.export.script.specialize import assemble, literal, settle
+from engine.export.script.settle import literal, settle
+from engine.export.script.specialize import assemble
 from engine.export.script.worker import encoding, rows
 
 FACTS = replace(facts, title="a run", results=("one", "two"))

@@ -103,7 +103,7 @@ def make_training(
     torch.manual_seed(config.training.seed)
     random.seed(config.training.seed)
     model = add_adapter(base or load_model(source, config, precision, placement), config, source)
-    method_trainer(config.adapter.method).start(model, config.adapter, source)
+    method_trainer(config.adapter.method).initialize(model, config.adapter, source)
     if placement.sharded:
         PartialState(cpu=placement.torch_device.type == "cpu")
         shard(model, placement, precision.compute)

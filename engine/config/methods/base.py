@@ -140,7 +140,7 @@ class PeftMethod:
         return arguments
 
     def initial_text(self, adapter: AdapterConfig) -> str | None:  # noqa: ARG002
-        """Return the text whose keys and values the learned ones start as; None where they start otherwise."""
+        """Return the text whose keys and values a prefix starts as; None if there is none."""
         return None
 
     def count_virtual_tokens(self, adapter: AdapterConfig) -> int:

@@ -113,7 +113,8 @@ def write_short_script(facts: ScriptFacts) -> str:
         *(f"- {one}" for one in _left_out(facts)),
         "",
     ]
-    return f"{_docstring(head)}{assemble([f'{_WORKER}.{module}'], ['main'], facts, plain=True)}"
+    modules = [f"{_WORKER}.model", f"{_WORKER}.{module}"]
+    return f"{_docstring(head)}{assemble(modules, ['main'], facts, plain=True)}"
 
 
 def _left_out(facts: ScriptFacts) -> Iterator[str]:

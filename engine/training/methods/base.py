@@ -41,8 +41,8 @@ class MethodTrainer:
         """Change the adapted model for training; returns how many trained tensors need no autocast afterwards."""
         return 0
 
-    def start(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> None:
-        """Give a new adapter the weights that training starts from, where PEFT's random ones are not they."""
+    def initialize(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> None:
+        """Replace the random weights of a new adapter, if the method starts from others."""
 
     def observing(self, model: Any) -> AbstractContextManager[None]:  # noqa: ARG002
         """Return the context of a first pass without gradient, from which `prepare` may learn what the model calls how."""

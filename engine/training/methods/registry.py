@@ -53,7 +53,7 @@ class Ia3Trainer(MethodTrainer):
 class PrefixTuningTrainer(MethodTrainer):
     """Prefix tuning, from the keys and values of a text: from random ones, hundreds of steps only repair the damage."""
 
-    def start(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> None:
+    def initialize(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> None:
         text, tokens = adapter.traits.initial_text(adapter), adapter.num_virtual_tokens
         if text is not None:
             peft.initialize_kv_prefix_from_text(

@@ -58,6 +58,18 @@ def ia3_targets(model: Any) -> list[str]:
     return sorted({*targets, *feedforward_modules(model)})
 
 
+def start_prefix(model: Any, tokenizer: Any) -> None:
+    """Let the learned keys and values start as those of a text; random ones take far more steps."""
+    text = facts.initial_text
+    peft.initialize_kv_prefix_from_text(
+        model,
+        tokenizer,
+        text=" ".join([text] * facts.config.adapter.num_virtual_tokens),  # type: ignore[list-item]
+        use_chat_template=False,
+        max_length=facts.config.adapter.num_virtual_tokens,
+    )
+
+
 def load_model(name: str) -> Any:
     """Load the model with its adapter."""
     if facts.is_quantized:
@@ -86,13 +98,7 @@ def load_model(name: str) -> Any:
         if facts.model.warm_start:
             set_peft_model_state_dict(model, load_file(f"{WARM_START}/adapter_model.safetensors"))
         elif facts.initial_text:
-            peft.initialize_kv_prefix_from_text(
-                model,
-                load_tokenizer(name),
-                text=" ".join([facts.initial_text] * facts.config.adapter.num_virtual_tokens),
-                use_chat_template=False,
-                max_length=facts.config.adapter.num_virtual_tokens,
-            )
+            start_prefix(model, load_tokenizer(name))
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()  # trained weights are held in float32

@@ -12,6 +12,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer  # noqa: F401 - a s
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer  # noqa: F401
 
 from engine.export.script.facts import facts
+from engine.export.script.worker.model import start_prefix
 
 MODEL = facts.model.location
 DATA = facts.data_location
@@ -116,13 +117,7 @@ def main() -> None:
         **({"callbacks": [EarlyStoppingCallback(facts.patience)]} if facts.patience is not None else {}),
     )
     if facts.initial_text and not facts.model.warm_start:
-        peft.initialize_kv_prefix_from_text(
-            trainer.model,
-            tokenizer,
-            text=" ".join([facts.initial_text] * facts.config.adapter.num_virtual_tokens),
-            use_chat_template=False,
-            max_length=facts.config.adapter.num_virtual_tokens,
-        )
+        start_prefix(trainer.model, tokenizer)
     trainer.train()
     trainer.save_model(OUTPUT)
     if facts.config.adapter.traits.mergeable and not facts.config.adapter.traits.trains_all:
