@@ -43,7 +43,7 @@ _MESSAGES = {
     **dict.fromkeys(("model_type", "dict_type"), "{shown} is not a group of settings."),
     "string_pattern_mismatch": "{shown} has characters that are not allowed here.",
     "string_too_short": "it is empty.",
-    "string_too_long": "it is longer than {max_length} characters.",
+    "string_too_long": "it is longer than {max_length:,} characters.",
     "string_type": "{shown} is not text.",
     "value_error": "{error}",  # a rule of our own, with its own message
 }

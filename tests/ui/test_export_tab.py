@@ -186,6 +186,7 @@ def test_prefix_tuning_reports_why_it_cannot_be_merged(tab, services):
     assert not any(changes[panel]["visible"] for panel in tab.forms.panels[1:])
     assert "Prefix tuning cannot be merged" in start(tab, prefix, GGUF, folder="mine")
     assert "cannot be merged" not in tab._switch(prefix.id, ADAPTER)[tab.forms.about]
+    assert "--to adapter --out" in tab._use(tab._observe(prefix.id), None, None)
 
 
 def test_a_whole_model_has_no_adapter_to_take(tab, services):

@@ -244,7 +244,8 @@ class ExportTab:
         return updates
 
     def _use(self, snapshot: RunSnapshot, record: ExportRecord | None, folder: Path | None) -> str:
-        terminal = view.render_command_line(snapshot.run.id)
+        merges = snapshot.config is not None and snapshot.config.adapter.traits.mergeable
+        terminal = view.render_command_line(snapshot.run.id, "merged" if merges else "adapter")
         if record is None or folder is None or not loads_in_transformers(record.kind):
             return terminal
         base = snapshot.config.model.id if snapshot.config is not None else ""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
-from engine.config.results import GgufType
+from engine.config.results import ExportKind, GgufType
 from engine.export.contract import ExportedFile, ExportRecord, Verification
 from engine.export.gguf.precisions import PredictedSize, instead_words
 from engine.export.kinds import KINDS
@@ -133,10 +133,10 @@ def render_script(script: str) -> str:
     return f"<h3>Load it anywhere</h3>{lead}{copyable(script, 'code')}"
 
 
-def render_command_line(run_id: str) -> str:
-    """Return commands for the same run."""
+def render_command_line(run_id: str, kind: ExportKind) -> str:
+    """Return commands for the same run; the last one exports it."""
     commands = (
         f'loratory show {run_id}\nloratory chat {run_id} --prompt "…"\n'
-        f"loratory export {run_id} --to merged --out merged-model"
+        f"loratory export {run_id} --to {kind} --out {kind}-model"
     )
     return f"<h3>From the terminal</h3>{copyable(commands, 'commands')}"
