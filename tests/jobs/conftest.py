@@ -10,6 +10,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _xet
 
 from engine.accounts.accounts import open_database
+from engine.accounts.lab import LabSettings, save_settings
+from engine.accounts.limits import LabLimits
 from engine.paths import LoratoryHome
 from tests.jobs.followed_run import FollowedRun
 from tests.jobs.lab import SERVERS_OWN, Lab
@@ -53,6 +55,7 @@ def home(tmp_path):
 @pytest.fixture
 def lab(hugging_face, home, monkeypatch):
     open_database(home).close()
+    save_settings(home, LabSettings(limits=LabLimits(free_disk_gb=0)))  # whatever this machine's disk has left
     monkeypatch.setenv("HF_TOKEN", SERVERS_OWN)
     return Lab(hugging_face, home)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.accounts.audit import AuditLog
-from engine.accounts.lab import LabSettings, audit_log_path, save_settings
+from engine.accounts.lab import audit_log_path, change_settings
 from tests.ui.front.lab import PASSWORD, running_lab
 from ui.front.account import browser_name
 
@@ -114,13 +114,13 @@ def test_guesses_of_a_password_in_a_stolen_session_are_throttled(lab):
 
 
 def test_an_announcement_is_on_the_sign_in_page_and_on_every_page(lab):
-    save_settings(lab.home, LabSettings(announcement="Driver update <b>at noon</b>"))
+    change_settings(lab.home, announcement="Driver update <b>at noon</b>")
     try:
         with lab.browser() as nobody, lab.signed_in("bea") as bea:
             assert "Driver update &lt;b&gt;at noon&lt;/b&gt;" in nobody.get("/sign-in").text
             assert "Driver update" in bea.get("/config").text
     finally:
-        save_settings(lab.home, LabSettings())
+        change_settings(lab.home, announcement="")
 
 
 def test_a_password_in_the_field_of_the_name_is_not_logged(lab):
