@@ -56,7 +56,8 @@ def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int, width: int = 
     """Positions of each chunk: all equal but the last, their logits of `width` bytes each within `chunk_bytes`."""
     count = max(1, -(-positions * vocab_size * width // chunk_bytes)) if chunk_bytes else 1
     size = max(1, -(-positions // count))
-    return [min(size, positions - start) for start in range(0, positions, size)]
+    whole, rest = divmod(positions, size)
+    return [size] * whole + [rest] * (rest > 0)
 
 
 def positions_of_larger_chunks(positions: int, vocab_size: int, chunk_bytes: int, width: int = 4) -> int | None:
