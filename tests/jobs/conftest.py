@@ -1,5 +1,6 @@
 """What tests of jobs share: a stand-in for Hugging Face, a home whose runs go there, and a lab."""
 
+import functools
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,14 @@ from huggingface_hub.utils import _xet
 from engine.accounts.accounts import open_database
 from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
+from engine.executors.huggingface_jobs import follower
 from engine.paths import LoratoryHome
+from engine.wheel import build_wheel
 from tests.jobs.followed_run import FollowedRun
 from tests.jobs.lab import SERVERS_OWN, Lab
 from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN, JobsStandIn
+
+_wheel = functools.cache(build_wheel)  # of hundreds of files that no test changes
 
 
 @contextmanager
@@ -27,6 +32,7 @@ def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[J
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    monkeypatch.setattr(follower, "build_wheel", _wheel)
     with JobsStandIn(folder) as stand_in:
         monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
         yield stand_in

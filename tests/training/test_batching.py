@@ -79,7 +79,7 @@ def make_config(*, method="none", **sections):
 
 @pytest.fixture(scope="module")
 def tiny_model():
-    """A model of a family, each built once, and what its configuration says."""
+    """A model of a family, each built once, what its configuration says, and its inventory."""
     cache = {}
 
     def make(family):
@@ -87,9 +87,11 @@ def tiny_model():
             sizes = {name: size for name, size in (TINY | FAMILIES[family][0]).items() if size is not None}
             configuration = AutoConfig.for_model(family, **sizes)
             torch.manual_seed(0)
-            cache[family] = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
-            cache[family].config.use_cache = False
-        return cache[family], {**cache[family].config.to_dict(), "model_type": family}
+            model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32)
+            model.config.use_cache = False
+            values = {**model.config.to_dict(), "model_type": family}
+            cache[family] = model, values, inventory_of(values)
+        return cache[family]
 
     return make
 
@@ -104,10 +106,9 @@ def batching_of_trainer(model, config):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trainer_estimate_and_script_agree(family, tiny_model, home, tmp_path):
-    model, values = tiny_model(family)
+    model, _, shape = tiny_model(family)
     (tmp_path / "config.json").write_text(model.config.to_json_string(use_diff=False))
     config = make_config(model={"id": str(tmp_path)})
-    shape = inventory_of(values)
     remember_inventory(model.config.to_dict(), shape, home)
 
     trained = batching_of_trainer(model, config)
@@ -124,10 +125,10 @@ def test_trainer_estimate_and_script_agree(family, tiny_model, home, tmp_path):
 def test_the_estimate_judges_as_the_trainer_with_the_real_model(
     family, flash, packing, device, tiny_model, monkeypatch
 ):
-    model, values = tiny_model(family)
+    model, _, shape = tiny_model(family)
     monkeypatch.setattr("engine.memory.workload.has_flash_attention", lambda: flash)
     config = make_config(model={"compute_dtype": "auto"}, training={"packing": packing})
-    shape, facts = inventory_of(values), read_attention(model)
+    facts = read_attention(model)
     takes_flash = flash and facts.support.has_flash and device is GPU
     # What transformers resolved when the model was built on a machine without flash attention.
     attention = "flash_attention_2" if takes_flash else model.get_correct_attn_implementation(None)
@@ -159,7 +160,7 @@ def test_nothing_is_joined_behind_a_prefix():
 
 
 def test_packing_a_model_that_cannot_keep_rows_apart_is_refused(tiny_model):
-    model, _ = tiny_model("minimax")
+    model, *_ = tiny_model("minimax")
 
     with pytest.raises(ModelError, match="cannot keep packed rows apart"):
         batching_of_trainer(model, make_config(training={"packing": True}))

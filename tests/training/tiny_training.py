@@ -1,5 +1,6 @@
 """A real trainer on the tiny model, in this process: what every test of the trainer sets up."""
 
+import functools
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
@@ -82,6 +83,11 @@ class TinyTraining:
         return {n: p.detach().clone() for n, p in self.trainer.model.named_parameters() if p.requires_grad}
 
 
+@functools.cache
+def _tokenizer_of(folder: str) -> PreTrainedTokenizerBase:
+    return AutoTokenizer.from_pretrained(folder)
+
+
 def make_training(
     config: RunConfig,
     rows: list[Row],
@@ -99,7 +105,7 @@ def make_training(
     source = ModelSource(config.model.id, "tiny")
     placement = placement or Placement(CPU, torch.device("cpu"))
     precision = choose_precision(config, placement.device)
-    tokenizer = AutoTokenizer.from_pretrained(config.model.id)
+    tokenizer = _tokenizer_of(config.model.id)
     torch.manual_seed(config.training.seed)
     random.seed(config.training.seed)
     model = add_adapter(base or load_model(source, config, precision, placement), config, source)
