@@ -68,7 +68,7 @@ KINDS = {
 _RUNS_MODULE = re.compile(r"runpy\.run_module\('([\w.]+)', run_name='__main__'\)$")
 _MOST_BYTES = 1 << 18  # of one order
 _MOST_DESCRIPTORS = 16
-# At once, of each kind: memory for one after the other. The one that was not asked for longest gives way.
+# At once, of each kind: memory for one after the other. The one that was not asked for longest ends.
 _MOST_SERVERS = {"heavy": 3, "data": 2, "light": 1, "supervisor": 2}
 _FIRST_FREE_DESCRIPTOR = 200  # above those that a worker is given
 _SET_CHILD_SUBREAPER = 36  # of prctl

@@ -329,7 +329,7 @@ class ChatSession:
             if (
                 is_idle
                 and idle_seconds >= self.preemptible_after_seconds
-                and self._leases.is_asked_to_give_way(identity)
+                and self._leases.is_preemption_requested(identity)
             ):
                 why = "because a run waited for its device"
             elif is_idle and expires is not None and idle_seconds >= expires:

@@ -166,8 +166,8 @@ class LeaseBook:
         """Names of the devices that a living process holds for a run."""
         return tuple(device for device, holder in self.holders().items() if holder.run_id == run_id)
 
-    def ask_to_give_way(self, device: str) -> bool:
-        """Tell a holder that a run waits for its device; returns whether it is preemptible.
+    def request_preemption(self, device: str) -> bool:
+        """Ask the holder of a device to release it, for a run that waits; returns whether it is preemptible.
 
         The request expires after some seconds, so a run that still waits repeats it.
         """
@@ -179,7 +179,7 @@ class LeaseBook:
         os.utime(mark, (now, now))  # by our clock, and not that of a file server
         return True
 
-    def is_asked_to_give_way(self, process: ProcessIdentity) -> bool:
+    def is_preemption_requested(self, process: ProcessIdentity) -> bool:
         """Whether a run waits for a device that this process holds; for preemptible holders."""
         for mark in self._folder.glob("*.wanted"):
             holder = read_model(mark.with_suffix(".json"), LeaseHolder)
@@ -256,6 +256,6 @@ def hold_devices(book: LeaseBook, devices: Sequence[str], holder: LeaseHolder, w
         for device in devices:
             present = book.holder(device)
             if present is not None and not present.is_the_same_as(holder):
-                book.ask_to_give_way(device)
+                book.request_preemption(device)
                 wait.on_wait(present.as_seen_by(holder.owner))
         wait.stopped.wait(0.25)

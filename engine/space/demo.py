@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 class Demo:
     """Has the demo run trained, and makes what its page shows.
 
-    The run gives way: it saves and stops while a person's run waits for a device, and continues afterwards.
+    The run is preemptible: it saves and stops while a person's run waits for a device, and continues afterwards.
     """
 
     home: LoratoryHome
@@ -88,7 +88,7 @@ class Demo:
         """Do the next thing that the demo needs, if any.
 
         Args:
-            computes: Also what takes long; else the run only gives way and continues.
+            computes: Also what takes long; else the run is only preempted and continues.
 
         Raises:
             EngineError: If it cannot be done now.

@@ -132,7 +132,7 @@ class DemoChat:
         book = LeaseBook(self.home)
         holder = book.holder("cpu")
         is_ours = holder is not None and (holder.owner, holder.purpose) == (DEMO_OWNER, "chat")
-        if holder is not None and is_ours and book.is_asked_to_give_way(holder.process):
+        if holder is not None and is_ours and book.is_preemption_requested(holder.process):
             self.session.unload()
 
 

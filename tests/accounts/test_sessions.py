@@ -71,7 +71,7 @@ def test_a_change_of_the_account_ends_its_sessions(ann, sessions, accounts, chan
     assert sessions.find(token) is None
 
 
-def test_the_oldest_of_twenty_sessions_gives_way(ann, sessions, clock):
+def test_the_oldest_of_twenty_sessions_ends(ann, sessions, clock):
     tokens = []
     for _ in range(21):
         clock.now += 1

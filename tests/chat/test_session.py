@@ -74,8 +74,8 @@ def wait_until_given_up(book: LeaseBook, pid: int) -> None:
     """As a run that waits: it asks again and again."""
     deadline = time.monotonic() + 300
     while psutil.pid_exists(pid):
-        assert time.monotonic() < deadline, "the model did not give way"
-        book.ask_to_give_way("cpu")
+        assert time.monotonic() < deadline, "the model was not released"
+        book.request_preemption("cpu")
         time.sleep(0.05)
 
 
@@ -213,7 +213,9 @@ def test_what_cannot_be_loaded_leaves_what_is_loaded(session, target, tiny_model
     assert session.state.failure is None
 
 
-def test_what_stayed_after_a_failed_exchange_still_gives_way(session, target, tiny_model_folder, tmp_path, monkeypatch):
+def test_what_stayed_after_a_failed_exchange_is_still_released(
+    session, target, tiny_model_folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.02)
     session.load(target)
     pid = pid_of(session)
@@ -323,7 +325,7 @@ def test_a_device_that_another_person_holds_is_not_taken(session, target, monkey
         book.release(other)
 
 
-def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatch, hold):
+def test_an_idle_model_releases_its_device_to_a_run_that_waits(session, target, monkeypatch, hold):
     monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
     monkeypatch.setattr(session, "preemptible_after_seconds", 0.0)
     session.load(target)
@@ -335,7 +337,7 @@ def test_an_idle_model_gives_way_to_a_run_that_waits(session, target, monkeypatc
 
     looks, limit = [], session._idle_limit
     monkeypatch.setattr(session, "_idle_limit", lambda: looks.append(True) or limit())  # asked at every look
-    assert book.ask_to_give_way("cpu")
+    assert book.request_preemption("cpu")
     wait_until(lambda: len(looks) >= 3)
     hold.unlink()
 

@@ -1,4 +1,4 @@
-"""Taking devices: all or none, with a word to whoever may give way."""
+"""Taking devices: all or none, with a request to preemptible holders."""
 
 import math
 import threading
@@ -41,13 +41,13 @@ def test_none_is_taken_while_someone_holds_one_of_them(book, run, chat):
     assert book.holder("cuda:0") is None
 
 
-def test_who_may_give_way_is_asked_and_then_all_are_taken(book, run, chat):
+def test_preemptible_holders_release_and_then_all_are_taken(book, run, chat):
     book.take(["cuda:1"], chat)
     waited = []
 
     def leave(present):
         waited.append(present.title)
-        assert book.is_asked_to_give_way(chat.process)
+        assert book.is_preemption_requested(chat.process)
         book.release(chat.process)
 
     hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(math.inf, leave))

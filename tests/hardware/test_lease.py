@@ -126,19 +126,19 @@ def test_releasing_frees_everything_of_that_process_only(book, another_process):
     assert book.holder("cpu") is None
 
 
-def test_an_idle_chat_is_asked_to_give_way_and_a_training_is_not(book, another_process):
+def test_an_idle_chat_is_preemption_requested_and_a_training_is_not(book, another_process):
     ourselves = ProcessIdentity.current()
     book.take(["cuda:0"], holder(ourselves, purpose="chat", preemptible=True))
     book.take(["cuda:1"], holder(another_process))
 
-    assert book.ask_to_give_way("cuda:0")
-    assert not book.ask_to_give_way("cuda:1")
-    assert book.is_asked_to_give_way(ourselves)
-    assert not book.is_asked_to_give_way(another_process)
+    assert book.request_preemption("cuda:0")
+    assert not book.request_preemption("cuda:1")
+    assert book.is_preemption_requested(ourselves)
+    assert not book.is_preemption_requested(another_process)
 
     book.release(ourselves)
     book.take(["cuda:0"], holder(ourselves, purpose="chat", preemptible=True))
-    assert not book.is_asked_to_give_way(ourselves), "an old request does not follow the next lease"
+    assert not book.is_preemption_requested(ourselves), "an old request does not follow the next lease"
 
 
 def test_devices_have_names_that_survive_the_disk(book):
@@ -167,18 +167,18 @@ def test_releasing_a_run_frees_what_is_held_for_it_by_whomever(book, another_pro
     assert [book.holder(name) is None for name in ("cuda:0", "cuda:1", "cpu")] == [True, True, False]
 
 
-def test_a_word_to_give_way_that_no_one_repeats_is_forgotten(home):
+def test_a_preemption_request_that_is_not_repeated_expires(home):
     now = [1000.0]
     book, ourselves = LeaseBook(home, clock=lambda: now[0]), ProcessIdentity.current()
     book.take(["cpu"], holder(purpose="chat", preemptible=True))
 
-    book.ask_to_give_way("cpu")
+    book.request_preemption("cpu")
     now[0] += 5
-    assert book.is_asked_to_give_way(ourselves)
+    assert book.is_preemption_requested(ourselves)
     now[0] += 6
-    assert not book.is_asked_to_give_way(ourselves)
-    book.ask_to_give_way("cpu")
-    assert book.is_asked_to_give_way(ourselves)
+    assert not book.is_preemption_requested(ourselves)
+    book.request_preemption("cpu")
+    assert book.is_preemption_requested(ourselves)
 
 
 def test_devices_that_a_full_disk_let_pass_on_in_part_are_passed_on_once_there_is_room(

@@ -45,7 +45,7 @@ def job_for(home, config):
 
 
 @pytest.fixture
-def somebody():
+def other_process():
     """Another process that is alive."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
     identity = ProcessIdentity.of(process.pid)
@@ -136,9 +136,9 @@ def measuring(home, folder, command):
     return MeasurementJob(home, config, estimate, command=command)
 
 
-def test_no_worker_is_started_while_someone_holds_the_device(home, tiny_model_folder, somebody):
+def test_no_worker_is_started_while_someone_holds_the_device(home, tiny_model_folder, other_process):
     book, started, messages = LeaseBook(home), [], []
-    book.take(["cpu"], LeaseHolder(purpose="training", title="a long run", process=somebody))
+    book.take(["cpu"], LeaseHolder(purpose="training", title="a long run", process=other_process))
     job = measuring(home, tiny_model_folder, lambda order: started.append(order) or fake_worker_command(order))
 
     def stop_once_it_waits(progress):
@@ -189,19 +189,19 @@ def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_fold
     assert LeaseBook(home).holder("cpu") is None
 
 
-def test_what_a_dead_process_left_of_its_measurement_is_swept_and_its_worker_ended(home, somebody):
+def test_what_a_dead_process_left_of_its_measurement_is_swept_and_its_worker_ended(home, other_process):
     theirs = RunFolder(home.cache / "measurements" / "measurement-theirs")
     theirs.control.mkdir(parents=True)
     (theirs.path / "measuring.lock").touch()  # released by the system when its holder died
     theirs.write_state(RunState(state="starting", attempt=1))
-    record = WorkerRecord(**somebody.model_dump(), process_group=somebody.pid, attempt=1)
+    record = WorkerRecord(**other_process.model_dump(), process_group=other_process.pid, attempt=1)
     theirs.process.write_text(record.model_dump_json())
 
     with measuring_run(home) as mine:
         sweep_measurements(home)
 
         assert leftovers(home) == [mine.id]
-        wait_until(lambda: not somebody.is_alive())
+        wait_until(lambda: not other_process.is_alive())
     assert leftovers(home) == []
 
 

@@ -127,7 +127,9 @@ def test_one_device_executes_one_run_after_the_other_in_the_order_of_the_queue(s
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
 
 
-def test_a_run_waits_for_a_device_that_the_chat_holds_and_the_chat_is_asked_to_give_way(store, start_supervisor, home):
+def test_a_run_waits_for_a_device_that_the_chat_holds_and_the_chat_is_preemption_requested(
+    store, start_supervisor, home
+):
     book = LeaseBook(home)
     ourselves = ProcessIdentity.current()
     book.take(["cpu"], LeaseHolder(purpose="chat", title="qwen", process=ourselves, preemptible=True))
@@ -135,7 +137,7 @@ def test_a_run_waits_for_a_device_that_the_chat_holds_and_the_chat_is_asked_to_g
     run = store.create(config_for("steps=3"))
     wait_until(lambda: run.folder.read_state().cause == "The CPU is in use for chat (qwen).")
 
-    wait_until(lambda: book.is_asked_to_give_way(ourselves))
+    wait_until(lambda: book.is_preemption_requested(ourselves))
     book.release(ourselves)
     assert wait_for_state(run, "completed").cause == ""
 

@@ -201,7 +201,7 @@ def test_a_failure_is_reported_without_a_path_and_tried_a_few_times(demo, withou
     assert demo.problem == "the folder of this Space/uploads cannot be read."
 
 
-def test_the_run_gives_way_although_the_page_cannot_be_made(demo, without_pauses, monkeypatch):
+def test_the_run_is_preempted_although_the_page_cannot_be_made(demo, without_pauses, monkeypatch):
     run = with_run(demo, InventedRun(state="running", steps=9))
     tries: list[None] = []
 
@@ -253,7 +253,7 @@ def test_a_question_asks_no_run_to_make_room(demo):
 
     assert "secret" not in str(error_info.value)
     assert demo.chat.session.state.phase == "empty"
-    assert not book.is_asked_to_give_way(ProcessIdentity.current())
+    assert not book.is_preemption_requested(ProcessIdentity.current())
 
 
 def test_a_real_session_asks_no_run_to_make_room_either(demo, monkeypatch):
@@ -265,7 +265,7 @@ def test_a_real_session_asks_no_run_to_make_room_either(demo, monkeypatch):
     with pytest.raises(DeviceError):
         session.load(ChatTarget.of_run(run.folder.path))
 
-    assert not book.is_asked_to_give_way(ProcessIdentity.current())
+    assert not book.is_preemption_requested(ProcessIdentity.current())
 
 
 class NoProcess:
@@ -286,7 +286,7 @@ def test_the_model_is_unloaded_when_a_person_waits_for_the_processor(demo):
     demo.chat.ask(run, "What is r?")
     assert demo.chat.session.state.phase == "ready"
     book = member_holds_the_processor(demo.home, owner=DEMO_OWNER)
-    book.ask_to_give_way("cpu")
+    book.request_preemption("cpu")
 
     demo.chat.ask(run, "And alpha?")
 

@@ -184,7 +184,7 @@ class SupervisorLoop:
                 self._scheduler.start(needs.run_id, ())
         plan = plan_starts(here, devices, holders, rules)
         for device in plan.wanted:
-            self._book.ask_to_give_way(device)
+            self._book.request_preemption(device)
         for run_id, start_devices in plan.starts.items():
             self._scheduler.start(run_id, start_devices)
         plan_reasons = {**plan.reasons, **admission_reasons}
