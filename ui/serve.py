@@ -4,6 +4,7 @@ import asyncio
 import gc
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -62,7 +63,8 @@ def serve(home: LoratoryHome, host: str, port: int, *, open_browser: bool = Fals
         gc.enable()
         services.inspector.start()
         print(f"Loratory is at http://{host}:{port} (Ctrl+C closes the page; runs continue).", flush=True)
-        leaving.wait()
+        while not leaving.is_set():  # a wait would sleep on where the system gives the signal to another thread
+            time.sleep(0.2)
         app.close(verbose=False)
     finally:
         supervisor.stop()
