@@ -8,7 +8,6 @@ from html import escape
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 
 from engine.config.run import RunConfig
 from engine.config.suited import given_settings
@@ -57,7 +56,8 @@ class StartPart:
         # Identifies a start together with the draft: two clicks start one run.
         self.token = browser_state("", "start")
         self.pending = gr.State("")  # key of the start that this page waits for
-        self.goes_to = gr.State("")  # after a start: "follow" or "runs"
+        # After a start: the tab, "train" or "runs", and the id of the first run. A late look leaves it as it is.
+        self.goes_to = gr.Textbox("", visible=False)
         self.timer = gr.Timer(0.5, active=False)
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
         page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None and not draft.problems))
@@ -69,8 +69,8 @@ class StartPart:
         """Let another button start the run; it must be laid out before `wire`."""
         self._buttons.append(button)
 
-    def wire(self) -> Dependency:
-        """Connect the events; return the one after which a run may be queued and chosen."""
+    def wire(self) -> None:
+        """Connect the events; `goes_to` changes once a run is queued and chosen."""
         page, components = self._page, self._page.form.components
         enclosing_page().load(None, self.token, self.token, js=_NAMED_BY_BROWSER, **QUICK)
         outputs = [
@@ -83,7 +83,7 @@ class StartPart:
         sweep = [self.rates, self.ranks, self.ratio]
         self.sweep.click(self.begin_sweep, [*name_inputs, *sweep, *components], outputs, **once)
         clear_error_after(self.problems, sweep)  # these are not part of the draft
-        return self.timer.tick(self.look, self.pending, outputs, **once)
+        self.timer.tick(self.look, self.pending, outputs, **once)
 
     def begin(self, token: str, copied_from: str, *values: Any) -> Updates:
         """Begin to check the draft and to queue its run."""
@@ -138,7 +138,7 @@ class StartPart:
                 self.problems: "",
                 self._page.chosen_run: work.result[0].id,
                 self.token: uuid.uuid4().hex,
-                self.goes_to: "follow" if len(work.result) == 1 else "runs",
+                self.goes_to: f"{'train' if len(work.result) == 1 else 'runs'} {work.result[0].id}",
             }
         return {
             self.problems: small(work.words, role="status"),
@@ -146,7 +146,6 @@ class StartPart:
             self.sweep: gr.update(interactive=False),
             self.pending: key,
             self.timer: gr.update(active=True),
-            self.goes_to: "",
         }
 
     def _idle(self) -> Updates:
@@ -155,7 +154,6 @@ class StartPart:
             self.sweep: gr.update(interactive=True),
             self.pending: "",
             self.timer: gr.update(active=False),
-            self.goes_to: "",
         }
 
     def _show_error(self, error: EngineError) -> Updates:

@@ -18,7 +18,6 @@ from ui.backend.dataset_checks import CheckQuestion, lengths_stamp
 from ui.components import (
     QUICK,
     SLOW,
-    UNCHANGED,
     Updates,
     nothing,
     pick_list,
@@ -133,7 +132,8 @@ class TrainTab:
         self._count_after(arrival_event)
         self.follow.show_after(self.view.input(nothing, None, None, **QUICK), self.view)
         going = self.start.goes_to
-        start_event = self.start.wire().then(self._after_start, going, [self.view, page.tabs, going], **QUICK)
+        self.start.wire()
+        start_event = going.change(self._after_start, going, [self.view, page.tabs], **QUICK)
         self.follow.show_after(start_event, self.view)
         return start_event
 
@@ -161,10 +161,7 @@ class TrainTab:
 
     def _after_start(self, goes_to: str) -> Updates:
         """Follow the run that was just queued, or list the runs of a sweep."""
-        if not goes_to:
-            return UNCHANGED
-        tab = "runs" if goes_to == "runs" else "train"
-        return {self.view: FOLLOW, self.start.goes_to: "", self._page.tabs: gr.Tabs(selected=tab)}
+        return {self.view: FOLLOW, self._page.tabs: gr.Tabs(selected=goes_to.partition(" ")[0])}
 
     def _switch(self, view: str) -> Updates:
         follows = gr.update(visible=view == FOLLOW)
