@@ -73,7 +73,7 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.enable()
         if accelerate_memory := sys.modules.get("accelerate.utils.memory"):
             # Each training of a few steps would begin with a search for garbage, for the sake of a GPU: half of its time.
-            accelerate_memory.gc = SimpleNamespace(collect=lambda: 0)
+            vars(accelerate_memory)["gc"] = SimpleNamespace(collect=lambda: 0)
 
 
 def pytest_unconfigure() -> None:

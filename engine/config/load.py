@@ -55,7 +55,7 @@ _MESSAGES = {
 }
 
 
-class _StrictLoader(SafeLoader):
+class StrictLoader(SafeLoader):
     """Safe YAML that refuses a key given twice, and reads 2e-4 as the number that people mean."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -68,8 +68,8 @@ class _StrictLoader(SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_StrictLoader.yaml_implicit_resolvers = copy.deepcopy(SafeLoader.yaml_implicit_resolvers)
-_StrictLoader.add_implicit_resolver(
+StrictLoader.yaml_implicit_resolvers = copy.deepcopy(SafeLoader.yaml_implicit_resolvers)
+StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
@@ -116,7 +116,7 @@ def mapping_from_yaml(text: str) -> dict[str, Any]:
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError([Problem("", f"it is {len(text):,} characters long; a configuration has a few hundred.")])
     try:
-        values = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+        values = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
     except UNREADABLE_YAML as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark is not None else ""
@@ -206,7 +206,7 @@ def _value_given(parts: Sequence[str], text: str) -> Any:
     if kind in (str, str | None) and plain not in _YAML_NULLS and plain[0] not in "'\"[{":
         return plain
     try:
-        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
+        return yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
     except UNREADABLE_YAML:
         return text
 

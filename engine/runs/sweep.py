@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from engine.config.load import UNREADABLE_YAML, SafeLoader, config_from_mapping, with_overrides
+from engine.config.load import UNREADABLE_YAML, StrictLoader, config_from_mapping, with_overrides
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem, shorten
 
@@ -106,7 +106,7 @@ def _parse_axis(axis: str) -> tuple[str, list[str], Problem | None]:
         return name, [], wrong
     sequence = f"[{text}]"
     try:
-        node = yaml.compose(sequence, Loader=SafeLoader)
+        node = yaml.compose(sequence, Loader=StrictLoader)
     except UNREADABLE_YAML:
         return name, [], wrong
     if not isinstance(node, yaml.SequenceNode) or not node.value or any(one.tag == _YAML_NULL for one in node.value):
