@@ -3,9 +3,11 @@
 Run as `python -P -m engine.inspector.worker.convert_gguf`; `engine.models.prepared` is the one who asks.
 """
 
+import functools
 import os
 from pathlib import Path
 
+import gguf as gguf_package
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
@@ -16,6 +18,10 @@ from engine.processes.limits import lift_memory_limit
 from engine.processes.messages import JsonObject, Request, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything needed is in the file; nothing may be looked up elsewhere
+
+# transformers reads the head of a file three times, and makes the table of names once for each module: most of its time.
+for _name in ("GGUFReader", "get_tensor_name_map"):
+    setattr(gguf_package, _name, functools.cache(getattr(gguf_package, _name)))
 
 # Vocabularies whose merges were learned with every digit by itself; llama.cpp splits them so (llama-vocab.cpp,
 # LLAMA_VOCAB_PRE_TYPE_SMOLLM and its neighbours), transformers reads them with GPT-2's split alone.
