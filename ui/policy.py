@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import StorageError
 from ui.backend.transfers import Transfers
+from ui.gradio_frontend import quick_front_end
 from ui.views.html import ICON
 
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
@@ -35,6 +36,7 @@ class PagePolicy:
     def __init__(self, app: ASGIApp, transfers: Transfers) -> None:
         self._app = app
         self._transfers = transfers
+        self._front_end = quick_front_end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -52,6 +54,8 @@ class PagePolicy:
             await self._receive_upload(length or 0, scope, receive, send)
         elif (length or 0) > _LARGEST_BODY_BYTES:
             await PlainTextResponse(_TOO_LARGE, 413)(scope, receive, send)
+        elif self._front_end is not None and scope["path"].endswith(self._front_end.path):
+            await self._front_end(scope, receive, send)
         else:
             encodings = Headers(scope=scope).get("accept-encoding", "")
             await self._app(scope, receive, _Answer(send, compress="gzip" in encodings))

@@ -14,6 +14,7 @@ import pytest
 from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from ui.backend.transfers import Transfers
+from ui.gradio_frontend import quick_front_end
 
 JSON = {"Content-Type": "application/json"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
@@ -186,3 +187,16 @@ def test_a_component_that_is_not_a_poll_answers_nothing(place):
             part["id"] == number and "live" in (part["props"].get("elem_classes") or []) for part in components
         )
         assert status == (200 if is_poll else 404), (number, text)
+
+
+def test_the_script_that_finds_components_is_served_with_a_map(place):
+    front_end = quick_front_end()
+    assert front_end is not None, "this Gradio has no such function: see ui.gradio_frontend"
+
+    status, script, headers = ask(place, "GET", front_end.path)
+    again, nothing, _ = ask(place, "GET", front_end.path, If_None_Match=headers["etag"])
+
+    assert (status, headers["content-type"].partition(";")[0]) == (200, "text/javascript")
+    assert script.count("WeakMap") == 1
+    assert (again, nothing) == (304, "")
+    assert gzip.decompress(front_end.compressed).decode() == script
