@@ -126,7 +126,7 @@ def test_releasing_frees_everything_of_that_process_only(book, another_process):
     assert book.holder("cpu") is None
 
 
-def test_an_idle_chat_is_preemption_requested_and_a_training_is_not(book, another_process):
+def test_preemption_is_requested_of_an_idle_chat_and_not_of_a_training(book, another_process):
     ourselves = ProcessIdentity.current()
     book.take(["cuda:0"], holder(ourselves, purpose="chat", preemptible=True))
     book.take(["cuda:1"], holder(another_process))

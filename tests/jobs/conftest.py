@@ -11,8 +11,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import _xet
 
 from engine.accounts.accounts import open_database
-from engine.accounts.lab import LabSettings, save_settings
-from engine.accounts.limits import LabLimits
+from engine.accounts.lab import change_settings
 from engine.executors.huggingface_jobs import follower
 from engine.paths import LoratoryHome
 from engine.wheel import build_wheel
@@ -61,7 +60,7 @@ def home(tmp_path):
 @pytest.fixture
 def lab(hugging_face, home, monkeypatch):
     open_database(home).close()
-    save_settings(home, LabSettings(limits=LabLimits(free_disk_gb=0)))  # whatever this machine's disk has left
+    change_settings(home, limits={"free_disk_gb": 0})  # whatever this machine's disk has left
     monkeypatch.setenv("HF_TOKEN", SERVERS_OWN)
     return Lab(hugging_face, home)
 

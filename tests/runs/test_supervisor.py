@@ -127,9 +127,7 @@ def test_one_device_executes_one_run_after_the_other_in_the_order_of_the_queue(s
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
 
 
-def test_a_run_waits_for_a_device_that_the_chat_holds_and_the_chat_is_preemption_requested(
-    store, start_supervisor, home
-):
+def test_a_run_waits_for_a_device_that_the_chat_holds_and_requests_its_preemption(store, start_supervisor, home):
     book = LeaseBook(home)
     ourselves = ProcessIdentity.current()
     book.take(["cpu"], LeaseHolder(purpose="chat", title="qwen", process=ourselves, preemptible=True))

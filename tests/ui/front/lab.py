@@ -11,8 +11,7 @@ import httpx
 from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
-from engine.accounts.lab import LabSettings, PublicAddress, save_settings
-from engine.accounts.limits import LabLimits
+from engine.accounts.lab import PublicAddress, change_settings
 from engine.accounts.logins import Logins
 from engine.accounts.oidc import Provider
 from engine.accounts.passwords import Passwords
@@ -88,7 +87,7 @@ def running_lab(
     logins = logins or Logins()
     home = LoratoryHome(root)
     home.make_writable()
-    save_settings(home, LabSettings(limits=LabLimits(free_disk_gb=0)))  # whatever this machine's disk has left
+    change_settings(home, limits={"free_disk_gb": 0})  # whatever this machine's disk has left
     bound = bound_socket("127.0.0.1", 0)
     address = PublicAddress.parse(f"https://localhost:{bound.getsockname()[1]}")
     certificate = certificate_for("localhost", root)
