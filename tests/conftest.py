@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -50,13 +51,22 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return QUICK_AT_ONCE if "not e2e" in config.option.markexpr else ALL_AT_ONCE
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their markers
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files of quick tests first, so what is wrong is soon known; files stay whole.
 
-    Of the slow ones the longest come first: at the end, no worker is left alone with one of them.
+    Of the slow ones the longest come first: at the end, no worker is left alone with one of them. Of an exhaustive test, only
+    the first cases stay in the quick round.
     """
     slow = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("browser")}
     items.sort(key=lambda item: (item.path in slow, item.path.name not in LONGEST))
+    cases: Counter[str] = Counter()
+    for item in items:
+        if exhaustive := item.get_closest_marker("exhaustive"):
+            test = item.nodeid.partition("[")[0]
+            cases[test] += 1
+            if cases[test] > exhaustive.kwargs.get("quick", 1):
+                item.add_marker(pytest.mark.e2e)
 
 
 @pytest.hookimpl(wrapper=True)

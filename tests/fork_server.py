@@ -1,6 +1,6 @@
 """Heavy worker processes without their seconds of imports: they are forked from one process that has imported everything.
 
-A forked worker has imported and computed nothing more than a new one, and is in every respect a process of its own: a child
+A forked worker has read and computed nothing of a model more than a new one, and is in every respect a process of its own: a child
 of the test's, with its own session, descriptors, environment and exit code. A worker whose environment could have changed
 what an import does is started again, and so is each one that a `loratory` command or a server started by a test needs.
 
@@ -236,6 +236,10 @@ def _import_kind(kind: str) -> None:
     if kind == "data":
         with sys.modules[inspector.DATA_WORKER_MODULE].torch_hidden():
             importlib.import_module("engine.inspector.worker.details")
+    elif kind == "heavy":
+        importlib.import_module("transformers.models.llama.modeling_llama")  # of nearly all models in tests
+        # The table of all families that transformers makes for a process' first model: constants, with thousands of patterns.
+        importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     for module in KINDS[kind]:
         sys.modules.pop(module, None)
 

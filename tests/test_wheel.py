@@ -39,6 +39,7 @@ def test_it_is_as_whole_where_a_checkout_is_found_before_what_pip_installed(whee
     assert build_wheel() == wheel
 
 
+@pytest.mark.exhaustive(quick=0)
 def test_it_brings_the_command(wheel, tmp_path):
     file = tmp_path / wheel.file_name
     file.write_bytes(wheel.content)

@@ -57,6 +57,7 @@ def reference(base: Path, adapter: Path | None, dtype: torch.dtype = torch.float
     return model(input_ids=IDS).logits
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_tuned_and_base_are_each_exactly_what_peft_and_the_bare_model_give(tiny_model_folder, adapters, name, dtype):

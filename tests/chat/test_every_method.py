@@ -43,6 +43,7 @@ def method(request):
     return request.param
 
 
+@pytest.mark.exhaustive(quick=2)
 def test_the_chat_answers_with_an_adapter_as_peft_does(method, tiny_model_folder, tmp_path):
     folder = make_adapter(tiny_model_folder, tmp_path / method, peft_config(tiny_model_folder, method), scale=0.1)
     model = AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32).eval()
@@ -63,6 +64,7 @@ def test_the_chat_answers_with_an_adapter_as_peft_does(method, tiny_model_folder
     assert adapter.virtual_tokens == (0 if METHODS[method].virtual_tokens == "none" else 5)
 
 
+@pytest.mark.exhaustive(quick=2)
 def test_an_export_merges_what_can_be_merged_and_refuses_the_rest(method, home, tiny_model_folder, tmp_path):
     run = write_run(tmp_path / "run", tiny_model_folder, peft_config(tiny_model_folder, method), method)
     if not METHODS[method].mergeable:

@@ -101,6 +101,7 @@ def finish(one: Answer) -> list[int]:
     return list(one.tokens)
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("recorder", [None, Recorder()], ids=["computed", "repeated"])
 @pytest.mark.parametrize("branch", ["base", "tuned", "second", "dora"])
@@ -119,6 +120,7 @@ def test_answers_are_those_of_a_growing_cache(holder, tokenizer, branch, recorde
         assert recorder.repeat_count - before == 2 * 23  # the prompt's pass gives the first token
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_and_windows_answer_the_same(family, tokenizer, tmp_path):
     values = dict(FAMILIES[family])

@@ -154,6 +154,7 @@ def test_a_row_beyond_the_bound_is_passed_over_without_being_held(tmp_path, monk
     assert all(len(record.raw) <= 1000 for record in records)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "inside", ["[" * 400_000 + "}" * 400_000, "{" * 400_000 + "]" * 400_000, "[{" * 200_000 + "]" * 400_000]
 )

@@ -85,6 +85,7 @@ def plan_row(plan, *arguments):
         return problem.kind, problem.problem
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_plan_is_the_one_that_whole_renderings_give(monkeypatch, name):
     monkeypatch.setattr(turn_renderer, "_WHOLE_TURNS", 3)
@@ -100,6 +101,7 @@ def test_the_plan_is_the_one_that_whole_renderings_give(monkeypatch, name):
         assert plan_row(plan_conversation, talk, tokenizer, train_on, max_length) == expected, (name, number)
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("name", ["qwen2.5", "qwen3", "llama3.1", "phi3", "deepseek-r1-distill", "llama2", "default"])
 def test_few_messages_are_rendered_for_each_turn_of_a_long_conversation(monkeypatch, name):
     talk = Conversation(

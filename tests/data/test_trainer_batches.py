@@ -139,6 +139,7 @@ def rows_in(one) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return [(tuple(flat[start:end]), tuple(labels[start:end])) for start, end in zip(starts, ends, strict=True)]
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
 def test_the_loader_gives_what_render_shows_of_every_format(one, batch, files, home, trainer_of):

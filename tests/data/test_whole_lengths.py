@@ -25,6 +25,7 @@ def tokenizers():
     return {one.name: tokenizer_of(one) for one in FAMILIES} | {"llama2": sentencepiece_tokenizer()}
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("beyond", BEYOND_THE_FIRST_ANSWER)
 @pytest.mark.parametrize("name", [*(one.name for one in FAMILIES), "llama2"])
 def test_the_length_before_the_cut_is_that_without_one(tokenizers, name, beyond):

@@ -64,6 +64,7 @@ def together(weights, end_ids=frozenset(), most=ALL_MOST) -> list[list[int]]:
     return answers.tokens
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pieces", [512, 20], ids=["whole", "in pieces"])
 @pytest.mark.parametrize("branch", ["base", "tuned"])
 def test_answers_are_those_of_single_rows(branches, branch, pieces, monkeypatch):
@@ -75,6 +76,7 @@ def test_answers_are_those_of_single_rows(branches, branch, pieces, monkeypatch)
     assert together(branches[branch]) == expected
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_and_windows_answer_the_same(family, tmp_path):
     weights = BranchWeights(load(make_tiny_model(tmp_path / family, model_type=family, **LIVELY, **FAMILIES[family])))

@@ -67,6 +67,7 @@ def test_an_adapter_is_the_runs_own_and_loads_with_peft_alone(home, run, base, t
     assert (result.verified.largest_logit_difference, result.verified.equal_answers) == (0.0, ASKED)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("config", "method"), [(lora(), "lora"), (lora(use_dora=True), "lora"), (ia3(), "ia3")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_merged_model_answers_as_the_run(home, base, tmp_path, config, method, dtype):

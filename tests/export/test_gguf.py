@@ -122,6 +122,7 @@ def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run
     assert any("model.layers.1.mlp.down_proj.weight holds something else" in note for note in result.notes)
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(
     ("said", "words"),
     [

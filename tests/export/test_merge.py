@@ -63,6 +63,7 @@ def peft_merged(base: Path, adapter: Path):
     return PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_merged_as_peft_merges(base, tmp_path, name):
     config = CONFIGS[name]()

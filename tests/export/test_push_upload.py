@@ -118,6 +118,7 @@ def test_a_refusal_is_reported_at_once_and_leaves_nothing_finished(hub, tmp_path
     assert all(repository.files() == {} for repository in hub.repositories.values())
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("step", ["whoami", "create", "info", "preupload", "batch", "put", "commit"])
 @pytest.mark.parametrize("what", [429, 500, 503, "reset"])
 def test_what_passes_is_waited_for(hub, tmp_path, step, what):

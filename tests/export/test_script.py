@@ -165,6 +165,7 @@ CASES = {
 }
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("name", CASES)
 def test_a_script_makes_the_tokens_masks_and_split_of_the_run(name, tiny_model_folder, home, tmp_path):
     make, dataset = CASES[name]
@@ -186,6 +187,7 @@ def test_rows_that_say_the_same_stand_on_one_side_whatever_the_seed(tiny_model_f
         assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("training", "adapter"),
     [

@@ -98,6 +98,7 @@ def as_in_script(row: Any) -> dict[str, Any]:
     return result | {"desirable": row.desirable}
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(("row", "objective"), SHAPES.values(), ids=SHAPES)
 def test_a_script_makes_the_tokens_masks_and_split_of_the_run(row, objective, tiny_model_folder, home, tmp_path):
     source = str(write_lines(tmp_path / "rows.jsonl", lines_of(row)))

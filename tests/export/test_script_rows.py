@@ -69,6 +69,7 @@ FILES: dict[str, Any] = {
 }
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_is_read_as_the_run_reads_it(name, tiny_model_folder, home, tmp_path):
     content = FILES[name]

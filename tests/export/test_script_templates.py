@@ -127,6 +127,7 @@ ROWS: dict[str, Any] = {
 }
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("rows", ROWS)
 @pytest.mark.parametrize("name", [*(one.name for one in FAMILIES), "llama2"])
 def test_a_familys_template_is_followed(name, rows, plain_folder, home, tmp_path):
@@ -162,6 +163,7 @@ TEMPLATES = {
 }
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(
     "rows", ["reasoning", "system turns", "repeated roles", "words of one token with what is before them"]
 )
@@ -186,6 +188,7 @@ SEVERAL_ANSWERS = [
 ]
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("train_on", ["assistant", "completion", "last_assistant", "all"])
 @pytest.mark.parametrize(
     "rows", [SEVERAL_ANSWERS, REPEATED, SYSTEMS], ids=["a completion of turns", "repeated", "systems"]

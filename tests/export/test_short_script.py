@@ -21,6 +21,7 @@ from tests.export.test_script import CHAT, assert_whole, make_config, write_line
 MOST_LINES = 70
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
 def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_path):
     config = next(one for one in list_presets() if one.name == preset).load()
@@ -116,6 +117,7 @@ def other_value(name: str) -> dict[str, object]:
     return {name: not default if isinstance(default, bool) else default / 2 if 0 < default < 1 else default + 1}
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("write", [write_script, write_short_script], ids=["faithful", "short"])
 @pytest.mark.parametrize("name", TrainingConfig.model_fields)
 def test_every_training_setting_reaches_the_script_or_the_list_of_exceptions(name, write):
@@ -138,6 +140,7 @@ def test_every_training_setting_reaches_the_script_or_the_list_of_exceptions(nam
     assert (script(other_value(name)) != script({})) == (name not in NOT_EXPORTED)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", METHODS)
 def test_both_forms_are_whole_for_every_method(method, tmp_path):
     settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
@@ -154,6 +157,7 @@ def test_every_exception_names_a_setting_and_its_reason():
     assert all(NOT_EXPORTED.values())
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("objective", ["dpo", "orpo", "kto"])
 @pytest.mark.parametrize("start", [None, "adapter"])
 def test_scripts_of_preferences_are_whole_and_name_trls_trainer(objective, start, tmp_path):
@@ -188,6 +192,7 @@ def test_virtual_tokens_that_trls_trainer_cannot_take_are_refused(tmp_path):
         write_script(replace(example, config=config_from_mapping(settings), data=PAIRS))
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.trains_all])
 def test_scripts_of_preferences_are_whole_for_every_method(method, tmp_path):
     settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}

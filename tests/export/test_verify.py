@@ -79,6 +79,7 @@ def test_with_prefix_tuning_nothing_is_drafted(branches):
     assert len(record(branch, prompts[0], NO_END, ()).answer) == ANSWER_TOKENS
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("wrong_place", [0, 5, ANSWER_TOKENS - 1])
 def test_a_draft_that_goes_astray_changes_nothing(method, wrong_place, branches):

@@ -87,6 +87,7 @@ def test_the_command_prints_one_json_object_and_declines_with_a_reason(shared_fo
     assert all(score["n"] == 1 for score in printed["scores"])
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("rank", [8, 16])
 @pytest.mark.parametrize("model_type", sorted(ARCHITECTURES))
 def test_trainable_parameters_are_those_that_peft_prints(model_type, rank, capsys):

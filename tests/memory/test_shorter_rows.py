@@ -73,6 +73,7 @@ def step_need(estimator, config):
     return need_on_device(estimator.peak(workload).tensors, workload, estimator.device)
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(("model", "kind", "sections"), CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("batch", [1, 3])
 def test_need_grows_with_the_length(estimators, model, kind, sections, batch):
@@ -88,6 +89,7 @@ def test_need_grows_with_the_length(estimators, model, kind, sections, batch):
         assert values == sorted(values), dict(zip(lengths, values, strict=True))
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(("model", "kind", "sections"), CASES.values(), ids=CASES.keys())
 def test_need_grows_with_the_batch(estimators, model, kind, sections):
     estimator = estimators(model, kind)

@@ -65,6 +65,7 @@ def test_simulation_is_equal_where_the_loss_alone_is_held(name):
     assert simulate(case, replace(workload_of(case), loss=PlainLoss())) == measurement
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
     torch.manual_seed(0)

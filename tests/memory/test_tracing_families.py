@@ -79,6 +79,7 @@ def measure(case):
     return trace(model, plain_step(model))
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("case", EXACT.values(), ids=EXACT.keys())
 def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
     assert simulate(case) == measure(case)

@@ -102,6 +102,7 @@ def test_shapes_of_what_is_trained_are_the_real_ones(case):
     assert sorted(counts_of(case).shapes) == real
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize(("make", "optimizer"), MAKERS.values(), ids=MAKERS.keys())
 @pytest.mark.parametrize("case", TRAINED.values(), ids=TRAINED.keys())
 def test_state_and_temporaries_are_those_of_the_real_step(case, make, optimizer):

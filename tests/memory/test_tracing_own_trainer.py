@@ -63,6 +63,7 @@ QUANTIZED = {
 }
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(("overrides", "size"), DENSE.values(), ids=DENSE.keys())
 def test_estimate_is_equal_to_the_trainers_step(overrides, size):
     own = prepare(overrides, **size)
@@ -72,6 +73,7 @@ def test_estimate_is_equal_to_the_trainers_step(overrides, size):
     assert simulate(None, own.workload, own.shape) == measurement
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("overrides", QUANTIZED.values(), ids=QUANTIZED.keys())
 def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, tmp_path):
     own = prepare(overrides, sizes=ROUND_SIZES, folder=tmp_path)
@@ -81,6 +83,7 @@ def test_estimate_is_equal_to_the_trainers_step_on_a_quantized_base(overrides, t
     assert simulate(None, own.workload, own.shape) == measurement
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("overrides", [NF4, NF4 | CHECKPOINTED, INT8], ids=["QLoRA", "QLoRA, checkpointed", "int8"])
 def test_estimate_is_equal_to_the_trainers_step_on_quantized_layers_with_biases(overrides, tmp_path):
     own = prepare(overrides, sizes=ROUND_SIZES, folder=tmp_path, model_type="qwen2")

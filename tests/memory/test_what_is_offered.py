@@ -104,6 +104,7 @@ def offers(shapes):
     return [offer(shapes[model], values, device) for model, values, device in drafts(20)]
 
 
+@pytest.mark.exhaustive(quick=0)
 def test_whatever_is_offered_would_be_accepted(offers):
     tried = 0
     for values, device, changes, rows in offers:

@@ -131,6 +131,7 @@ def test_a_full_disk_is_reported_and_leaves_nothing_behind(folder):
     assert [path.name for path in folder.parent.iterdir()] == [".mine.lock"]
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("step", ["begun", "config.json", "model.safetensors", "tokenizer.json", "verifying"])
 def test_a_maker_killed_at_any_step_leaves_nothing_that_counts(folder, step):
     maker = start_maker(folder)

@@ -100,6 +100,7 @@ def ends_once(loop: SupervisorLoop, run: Run) -> None:
     assert executions(run) == ["1"]
 
 
+@pytest.mark.exhaustive(quick=2)
 def test_the_state_of_a_run_at_work_is_rebuilt_at_the_next_look(store, home, loop, damage):
     run = working(store, loop)
     before = run.folder.read_saved_state()

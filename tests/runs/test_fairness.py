@@ -74,6 +74,7 @@ def test_two_devices_that_are_free_together_go_to_two_people():
     assert {one.owner for one in attempts[:2]} == {"ann", "bob"}
 
 
+@pytest.mark.exhaustive(quick=0)
 def test_twenty_people_with_a_thousand_runs_share_two_gpus_within_5_percent_over_a_week():
     rng = random.Random(7)
     people = [f"person-{number:02}" for number in range(20)]

@@ -82,6 +82,7 @@ def test_a_waiting_run_that_someone_executes_is_followed_and_not_started(store, 
     assert LeaseBook(home).holder("cpu") is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("steps", [2, 60, 200], ids=["and ends before ours came", "soon", "later"])
 def test_a_worker_that_comes_at_the_very_moment_of_a_start_is_followed_too(store, home, by_hand, steps):
     run, starts = store.create(config_for(f"steps={steps}")), []
@@ -98,6 +99,7 @@ def test_a_worker_that_comes_at_the_very_moment_of_a_start_is_followed_too(store
     assert (len(starts), executions(run)) == (1, ["1"])
 
 
+@pytest.mark.exhaustive
 def test_a_worker_that_was_quicker_may_end_at_any_moment(store, home, by_hand, monkeypatch):
     run, starts, needs = store.create(config_for("steps=100")), [], Scheduler.needs
 
@@ -133,6 +135,7 @@ def test_a_worker_that_has_not_yet_said_who_it_is_keeps_its_run_waiting(store, h
     assert run.folder.read_state().state == "completed"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("is_known", [True, False], ids=["seen to end", "ended before this server"])
 @pytest.mark.parametrize("ends_unseen", [True, False], ids=["and ended unseen", "and works"])
 def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(

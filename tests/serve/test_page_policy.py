@@ -85,6 +85,7 @@ def test_the_front_end_finds_the_description_of_the_page_unwatched(place):
     assert "gradio_config.components, gradio_config.dependencies" in unwatched
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("header", ["X-Forwarded-Host", "X-Gradio-Server", "X-Forwarded-Proto", "Forwarded"])
 @pytest.mark.parametrize("path", ["/", "/config", "/gradio_api/info"])
 def test_what_a_request_says_of_a_proxy_is_not_believed(place, path, header):

@@ -72,6 +72,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(("what", "error", "words"), REFUSALS)
 def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, words):  # noqa: F811
     mirror = spaces.begin(home)
@@ -90,6 +91,7 @@ def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging
     assert RunStore(spaces.again(), "ann").ids() == [run.id]
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("step", ["make", "tree", "batch", "about", "storage"])
 @pytest.mark.parametrize("what", [401, 403, 404, 503, "reset"])
 def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, hugging_face, step, what):  # noqa: F811

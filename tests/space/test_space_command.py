@@ -142,6 +142,7 @@ def test_a_free_account_gets_the_plan_that_it_needs(hub, loratory):
     assert {"app.py", "requirements.txt"} < set(hub.repositories[NAME].files())
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize(
     ("status", "words"),
     [
@@ -163,6 +164,7 @@ def test_each_refusal_ends_in_words_without_the_token(hub, loratory, step, statu
     assert ("loratory space update" in err) == (step == "commit")
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("what", ["reset", "lost", 429, 500, 503])
 @pytest.mark.parametrize("step", ["whoami", "list_hardware", "bucket", "create", "preupload", "commit", "runtime"])
 def test_what_passes_is_waited_for_and_done_once(hub, loratory, step, what):

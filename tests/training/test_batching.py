@@ -104,6 +104,7 @@ def batching_of_trainer(model, config):
     return assemble(model, config, choose_precision(config, CPU), placement, rows, 0).setup.settings.batching
 
 
+@pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_trainer_estimate_and_script_agree(family, tiny_model, home, tmp_path):
     model, _, shape = tiny_model(family)

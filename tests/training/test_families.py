@@ -39,6 +39,7 @@ def folders(tmp_path_factory):
     }
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("quantization", ["none", "nf4", "int8"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_lora_trains_as_pefts_own_layers_do(folders, family, quantization, tmp_path, monkeypatch):
@@ -137,6 +138,7 @@ def test_a_frozen_layer_that_returns_a_view_is_added_to_all_the_same(folders):
     torch.testing.assert_close(found_grad, expected_grad)
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(
     "adapter",
     [

@@ -121,6 +121,7 @@ def train(folder, out, **adapter):
     return training, training.trainer.measure_held_out().eval_loss
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("joins", [True, False], ids=["joined", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_training_without_a_mask_has_the_same_losses(family, joins, folders, tmp_path, monkeypatch):

@@ -116,6 +116,7 @@ def test_what_torch_compile_needs_is_named(liger_installed):
     assert "triton" in why_not_compiled(GPU)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("method", ["lora", "ia3", "none"])
 def test_liger_replaces_everything_but_the_loss(method, tiny_model_folder, tmp_path, liger, monkeypatch):
     monkeypatch.setenv(VARIABLE, "liger_kernels,fused_norms")
@@ -142,6 +143,7 @@ class InPlace(torch.autograd.Function):
         return grad * 1.5
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("wrong", ["loss", "gradients", "fails", "rotation"])
 def test_kernels_that_change_loss_or_gradients_are_taken_back(wrong, tiny_model_folder, tmp_path, liger):
     right, rotate = liger.norm, liger.rotate

@@ -133,6 +133,7 @@ def pretended(tensor):
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta:0")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("method", "checkpointing"),
     [(method, False) for method in METHODS] + [(method, True) for method in METHODS if method != "prefix_tuning"],
@@ -151,6 +152,7 @@ def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing,
         assert {parameter.device.index for parameter in trainable} == {0, 1}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mistral"])
 def test_other_families_too(model_type, no_split):
     model, _, batch = no_split(model_type=model_type)

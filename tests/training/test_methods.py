@@ -172,6 +172,7 @@ def reload(folder: Path, adapter: Path) -> PeftModel:
     return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32), str(adapter))
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("method", METHODS)
 def test_a_run_that_died_ends_in_the_same_bits_as_one_that_did_not(method, trained_runs, tiny_model_folder, tmp_path):
     whole = trained_runs(method)
@@ -196,6 +197,7 @@ def test_a_variant_of_a_method_resumes_loads_and_is_counted_too(
     test_the_estimate_counts_the_parameters_that_peft_counts(method, fresh, tiny_model_folder)
 
 
+@pytest.mark.exhaustive(quick=2)
 def test_a_saved_adapter_computes_the_same_with_plain_peft(method, trained_runs, tiny_model_folder):
     run = trained_runs(method)
     before = logits_of(AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32))
@@ -216,6 +218,7 @@ def test_merged_weights_compute_the_same_where_the_method_can_be_merged(method, 
     assert torch.allclose(logits_of(merged_model), run.logits, atol=1e-4)
 
 
+@pytest.mark.exhaustive(quick=2)
 def test_a_fresh_adapter_changes_nothing_where_the_method_says_so(method, fresh):
     model = fresh(method)
 

@@ -14,6 +14,7 @@ from tests.training.tensor_reads import Reads, WithinSteps
 from tests.training.tiny_training import make_config, make_rows, make_training
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     ("adapter", "training"),
     [
@@ -43,6 +44,7 @@ def test_a_step_reads_no_value_of_a_tensor(adapter, training, tiny_model_folder,
     assert reads.found == []
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("objective", ["dpo", "orpo", "kto"])
 def test_a_step_that_learns_preferences_reads_no_value_either(objective, tiny_model_folder, tmp_path):
     settings = {"objective": objective, "max_steps": 5, "logging_steps": 100}

@@ -33,6 +33,7 @@ def test_each_objective_has_both_halves(tiny_model_folder):
     assert objective_of(make_config(tiny_model_folder)).name == "sft"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("objective", ROWS)
 def test_a_preference_loss_does_not_depend_on_how_a_step_is_divided(objective, tiny_model_folder, tmp_path):
     two_passes = train_run(objective, tiny_model_folder, tmp_path / "two")
@@ -88,6 +89,7 @@ def test_prompts_pass_twice_where_a_model_mixes_what_it_sees(tiny_model_folder, 
     assert not training.assembly.setup.settings.shares_prompts
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("objective", ROWS)
 def test_held_out_preferences_are_measured_by_the_same_loss(objective, tiny_model_folder, tmp_path):
     measurement = train_run(objective, tiny_model_folder, tmp_path, held_out=3).trainer.measure_held_out()

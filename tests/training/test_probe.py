@@ -45,6 +45,7 @@ def assemble_model(folder, change=lambda _: None, **sections):
     return assemble(model, config, precision, placement, ROWS, 0)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rows_that_stay_apart_are_joined(folders, family, dtype):

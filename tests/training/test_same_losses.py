@@ -12,6 +12,7 @@ def folder(tmp_path_factory):
     return make_tiny_model(tmp_path_factory.mktemp("model") / "qwen3", model_type="qwen3")
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("joins", [True, False], ids=["joined", "padded"])
 @pytest.mark.parametrize("method", METHODS)
 def test_optimizations_change_no_loss(method, joins, folder):

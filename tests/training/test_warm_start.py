@@ -44,6 +44,7 @@ def earlier(base, folder, **adapter):
     return folder
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("adapter", [{}, EMBEDDINGS, {"bias": "all"}, {"bias": "lora_only"}], ids=str)
 def test_an_adapter_that_is_continued_is_saved_whole(base, tmp_path, adapter):
     folder = earlier(base, tmp_path / "first", **adapter)
@@ -60,6 +61,7 @@ def test_an_adapter_that_is_continued_is_saved_whole(base, tmp_path, adapter):
         torch.testing.assert_close(again(ids).logits, expected)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(
     "adapter",
     [{}, EMBEDDINGS, {"bias": "all"}, {"bias": "lora_only"}, {"use_dora": True}, {"use_dora": True, "bias": "all"}],

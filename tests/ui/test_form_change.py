@@ -57,6 +57,7 @@ def a_draft(draw: random.Random) -> dict[str, Any]:
             return config_from_mapping(drawn).model_dump(mode="json")
 
 
+@pytest.mark.exhaustive(quick=0)
 def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_clicked(laid_out, services):
     draw, free = random.Random(18), [1.0]
     pressed: Counter[str] = Counter()

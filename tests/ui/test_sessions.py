@@ -70,6 +70,7 @@ def test_beyond_the_limit_closed_pages_go_first(blocks):
     assert list(sessions.session_data) == ["fourth", "first", "fifth"]
 
 
+@pytest.mark.exhaustive(quick=0)
 def test_opened_pages_leave_little_behind(services):
     page = launch(services, "127.0.0.1", None)
     sessions = page.server_app.state_holder

@@ -70,6 +70,7 @@ def refusal_of(hostile, base, **values: object) -> str:
     return message
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("pattern", [*HANGS_RE, HANGS_REGEX, "x" * 5000, "(", "(" * 1900], ids=lambda text: text[:20])
 @pytest.mark.parametrize("field", ["target_modules", "exclude_modules"])
 def test_a_pattern_of_an_adapter_never_hangs_it(field, pattern, hostile, base):
@@ -81,6 +82,7 @@ def test_a_pattern_of_an_adapter_never_hangs_it(field, pattern, hostile, base):
         assert f"The {field} of the adapter hostile-adapter" in message
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pattern", [*HANGS_RE, HANGS_REGEX], ids=lambda text: text[:20])
 def test_all_other_patterns_of_an_adapter_never_hang_it_either(pattern, hostile, base):
     for values in (
@@ -158,6 +160,7 @@ def test_harmless_patterns_mean_the_same_modules_as_peft_finds(values, tiny_mode
     assert resolved.layers_pattern is None
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("pattern", [*HANGS_RE, HANGS_REGEX], ids=lambda text: text[:20])
 def test_a_pattern_that_was_typed_is_bounded_in_training_and_in_the_estimate(pattern, base, tiny_model_folder):
     from engine.config.run import ModelConfig

@@ -98,6 +98,7 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
 }
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_hostile_tokenizer_is_refused_with_its_name_and_delays_nothing_else(name, target, hostile_model):
     files, words = TOKENIZERS[name]
@@ -109,6 +110,7 @@ def test_a_hostile_tokenizer_is_refused_with_its_name_and_delays_nothing_else(na
     assert re.search(words, came.message), came.message
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_hostile_configuration_is_refused_or_listed_soon_and_delays_nothing_else(name, target, hostile_model):
     config, words = CONFIGS[name]

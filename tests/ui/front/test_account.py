@@ -151,6 +151,7 @@ def test_browsers_are_named_as_people_know_them(description, name):
 FORM = "application/x-www-form-urlencoded"
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("path", ["/sign-in", "/join"])
 @pytest.mark.parametrize(
     ("body", "kind", "statuses"),

@@ -88,6 +88,7 @@ def is_plain(lab, path):
     return path in PLAIN or (lab.has_demo and path in OF_A_PROVIDER)
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("cookie", [None, "", "x", "A" * 43])
 def test_every_route_refuses_a_request_without_a_session(lab, every_route, cookie):
     with lab.browser(cookie) as nobody:
@@ -130,6 +131,7 @@ def test_another_name_of_the_server_is_refused(lab, ann, name):
     assert ann.get("/sign-in", headers={"Host": name}).status_code == 421
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", "http://localhost", "https://localhost:1", ""])
 def test_pages_of_other_sites_are_refused_and_read_nothing(lab, every_route, ann, origin):
     for method, path in (route.split(" ", 1) for route in every_route):

@@ -8,6 +8,7 @@ import weakref
 from dataclasses import replace
 
 import gradio as gr
+import pytest
 from fastapi import FastAPI
 from gradio.routes import ORJSONResponse
 from starlette.routing import Mount
@@ -51,6 +52,7 @@ def test_old_files_of_an_open_page_are_removed(tmp_path):
             assert (old.exists(), new.exists()) == (False, True)
 
 
+@pytest.mark.exhaustive(quick=0)
 def test_what_a_page_started_ends_soon_after_its_person_is_disabled(tmp_path):
     closed = []
 
@@ -123,6 +125,7 @@ def test_what_a_class_got_from_one_page_changes_no_value_of_another():
         assert boxes[1].interactive == had[1]["interactive"]
 
 
+@pytest.mark.exhaustive(quick=0)
 def test_a_page_that_was_closed_leaves_nothing_behind(tmp_path):
     with running_lab(tmp_path) as lab:
         lab.add("root", "admin")

@@ -147,6 +147,7 @@ def test_a_shared_run_is_read_and_copied_and_nothing_else(lab, foreign):
     assert after == before
 
 
+@pytest.mark.exhaustive(quick=0)
 def test_secrets_of_the_server_are_in_no_page_file_or_process(lab, foreign, tmp_path):
     assert not has_hub_login()
     assert not looks_in_working_folder()

@@ -135,6 +135,7 @@ WRONG_CLAIMS = {
 }  # fmt: skip
 
 
+@pytest.mark.exhaustive(quick=5)
 @pytest.mark.parametrize("name", WRONG_CLAIMS)
 def test_an_id_token_with_wrong_claims_is_refused(lab, institute, name):
     institute.claims |= WRONG_CLAIMS[name]
@@ -194,6 +195,7 @@ FORGERIES = {
 }  # fmt: skip
 
 
+@pytest.mark.exhaustive(quick=5)
 @pytest.mark.parametrize("name", FORGERIES)
 def test_a_forged_id_token_is_refused(lab, institute, name):
     institute.sign = lambda claims: FORGERIES[name](institute, claims)
@@ -244,6 +246,7 @@ ANSWERS = {
 }
 
 
+@pytest.mark.exhaustive(quick=5)
 @pytest.mark.parametrize("path", ["/.well-known/openid-configuration", "/token", "/keys"])
 @pytest.mark.parametrize("name", ANSWERS)
 def test_an_answer_that_makes_no_sense_signs_no_one_in(lab, institute, path, name):

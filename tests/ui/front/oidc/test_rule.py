@@ -22,6 +22,7 @@ def test_a_rule_makes_members_of_those_to_whom_all_of_it_applies(open_lab, insti
         assert person_in(browser) == "ivy-lee", "known from now on, whatever the rule says"
 
 
+@pytest.mark.exhaustive(quick=5)
 @pytest.mark.parametrize("way", ["claims", "userinfo"])
 @pytest.mark.parametrize(
     "change",

@@ -198,6 +198,7 @@ def test_a_frame_of_the_spaces_page_shows_the_demo_even_with_a_session(lab, inst
             assert browser.get(path, headers=FRAME).status_code == 403, path
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("path", ["/config", "/account", "/sign-in", "/theme.css", "/oidc/callback", "/sign-out", "/x"])
 def test_all_but_the_demo_may_be_framed_by_no_one(lab, institute, path):
     with lab.browser() as browser:
