@@ -123,10 +123,9 @@ METHOD_CELLS: list[tuple[str, dict[str, Any]]] = [
 METHOD_CELLS.append(("p_tuning", {"adapter.encoder_reparameterization_type": "LSTM"}))
 
 
+@pytest.mark.exhaustive(quick=4)
 @pytest.mark.parametrize(
-    ("method", "settings"),
-    [pytest.param(*cell, marks=pytest.mark.e2e if cell[1] else ()) for cell in METHOD_CELLS],
-    ids=[f"{name} {'-'.join(map(str, s.values()))}" for name, s in METHOD_CELLS],
+    ("method", "settings"), METHOD_CELLS, ids=[f"{name} {'-'.join(map(str, s.values()))}" for name, s in METHOD_CELLS]
 )
 def test_every_method_of_the_registry_takes_what_its_rule_says(method, settings, tmp_path):
     overrides = {"adapter.method": method, **SMALL.get(method, {}), **settings}

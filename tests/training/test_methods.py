@@ -206,6 +206,7 @@ def test_a_saved_adapter_computes_the_same_with_plain_peft(method, trained_runs,
     assert not torch.allclose(run.logits, before, atol=1e-3)
 
 
+@pytest.mark.exhaustive(quick=2)
 def test_merged_weights_compute_the_same_where_the_method_can_be_merged(method, trained_runs, tiny_model_folder):
     run = trained_runs(method)
     model = reload(tiny_model_folder, run.adapter)
@@ -225,6 +226,7 @@ def test_a_fresh_adapter_changes_nothing_where_the_method_says_so(method, fresh)
     assert torch.allclose(model.logits, model.base_logits, atol=1e-6) == METHODS[method].starts_as_identity
 
 
+@pytest.mark.exhaustive(quick=2)
 def test_the_estimate_counts_the_parameters_that_peft_counts(method, fresh, tiny_model_folder):
     model = fresh(method)
     shape = inventory_of(json.loads((tiny_model_folder / "config.json").read_text()))

@@ -98,6 +98,7 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base,
         load_warm_start(model, folder)
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(
     ("was", "is_", "words"),
     [

@@ -64,6 +64,7 @@ def test_before_rows_are_known_every_objective_is_offered(visitor):
     assert len(_render_choice(draft_of(visitor))["choices"]) == len(OBJECTIVES)
 
 
+@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(("source", "objective"), [(ANSWERS, "dpo"), (PAIRS, "sft"), (PAIRS, "kto"), (RATINGS, "orpo")])
 def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(visitor, source, objective):
     draft_of(visitor, source)
