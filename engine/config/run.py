@@ -1,5 +1,6 @@
 """The one immutable value that describes a fine-tune; form, command line, preset and run directory are views of it."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
@@ -22,6 +23,25 @@ TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 Launcher = Literal["local", "accelerate"]
 Place = Literal["local", "jobs", "slurm"]
 
+_HUB_PAGE = re.compile(
+    r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?(?!datasets/|spaces/)"
+    r"([\w.-]+(?:/[\w.-]+)?)(?:/tree/main)?/?(?:[?#].*)?"
+)
+
+
+def id_of_page(text: str, *, of_dataset: bool = False) -> str:
+    """Return the id of the model, or dataset, whose page on the Hub has this address; any other text as it is.
+
+    An address with another branch than main stays one: its id alone would mean other files.
+    """
+    page = _HUB_PAGE.fullmatch(text.strip())
+    return page[2] if page and bool(page[1]) == of_dataset else text
+
+
+def _of_page(*, of_dataset: bool = False) -> BeforeValidator:
+    return BeforeValidator(lambda text: id_of_page(text, of_dataset=of_dataset) if isinstance(text, str) else text)
+
+
 if TYPE_CHECKING:
     Method = str
 else:
@@ -31,8 +51,8 @@ else:
 class ModelConfig(Section):
     """The base model."""
 
-    id: str = setting(..., "Model", min_length=1, max_length=400)
-    """A name from the catalogue, a Hugging Face Hub id such as Qwen/Qwen3-0.6B, a local folder, or a .gguf file."""
+    id: Annotated[str, _of_page()] = setting(..., "Model", min_length=1, max_length=400)
+    """A name from the catalogue, a Hugging Face Hub id such as Qwen/Qwen3-0.6B, the address of its page, a local folder, or a .gguf file."""
     revision: str | None = setting(None, "Revision", max_length=200)
     """Branch, tag or commit on the Hub. Empty uses the default branch, pinned to its commit at the start."""
     quantization: Quantization = setting("none", "Base precision")
@@ -84,8 +104,8 @@ class AdapterConfig(MethodSettings):
 class DatasetConfig(Section):
     """The dataset of a run."""
 
-    source: str = setting(..., "Dataset", min_length=1, max_length=1000)
-    """A file or folder, a Hugging Face Hub id, or sample:NAME for one of the samples that come with Loratory."""
+    source: Annotated[str, _of_page(of_dataset=True)] = setting(..., "Dataset", min_length=1, max_length=1000)
+    """A file or folder, a Hugging Face Hub id or the address of its page, or sample:NAME for one of the samples that come with Loratory."""
     subset: str | None = setting(None, "Subset", max_length=200)
     """Configuration of a Hub dataset that has several."""
     split: str = setting("train", "Split", max_length=200)

@@ -92,7 +92,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         return patience is not None and self.progress().measurements_since_best >= patience
 
     def log_vote(self) -> int:
-        """What the first of several processes says about logging: 2 for each step, 1 for the next one that hears it, 0."""
+        """Return when the first of several processes logs: 2 at each step, 1 at the next step that reads it, 0 not yet."""
         if self._step_seconds >= self.log_seconds:
             return 2
         return int(self._is_time(self.clock()))

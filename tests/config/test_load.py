@@ -154,6 +154,26 @@ def test_yaml_that_is_not_a_configuration_is_refused_with_a_message(text, words)
         config_from_mapping(mapping_from_yaml(text))
 
 
+@pytest.mark.parametrize(
+    ("typed", "model", "dataset"),
+    [
+        ("https://huggingface.co/Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B", None),
+        (" huggingface.co/Qwen/Qwen3-0.6B/ ", "Qwen/Qwen3-0.6B", None),
+        ("https://hf.co/openai-community/gpt2/tree/main?library=transformers#use", "openai-community/gpt2", None),
+        ("https://huggingface.co/datasets/tatsu-lab/alpaca", None, "tatsu-lab/alpaca"),
+        ("https://www.huggingface.co/datasets/imdb", None, "imdb"),
+        ("https://huggingface.co/Qwen/Qwen3-0.6B/tree/refs%2Fpr%2F2", None, None),
+        ("https://huggingface.co/spaces/gradio/hello", None, None),
+        ("https://huggingface.co.example.org/Qwen/Qwen3-0.6B", None, None),
+        ("Qwen/Qwen3-0.6B", None, None),
+    ],
+)
+def test_the_address_of_a_page_on_the_hub_means_the_model_or_dataset_of_that_page(typed, model, dataset):
+    config = config_from_mapping({"model": {"id": typed}, "dataset": {"source": typed}})
+
+    assert (config.model.id, config.dataset.source) == (model or typed, dataset or typed)
+
+
 def test_a_name_has_one_line_and_never_turns_the_words_after_it():
     assert config_from_mapping({**MINIMAL, "run": {"name": "a\u202eb\u2067"}}).run.name == "ab"
     assert config_from_mapping({**MINIMAL, "run": {"name": "שלום 👩‍👩‍👧‍👦"}}).run.name == "שלום 👩‍👩‍👧‍👦"

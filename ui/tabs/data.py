@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from engine.config.run import DatasetConfig
+from engine.config.run import DatasetConfig, id_of_page
 from engine.data.contract import DatasetColumns, DatasetPage
 from engine.data.files import DATA_ENDINGS
 from engine.data.source import SAMPLE_PREFIX
@@ -46,7 +46,7 @@ class DataTab:
             with gr.Column(scale=4, min_width=260):
                 self.own = gr.Textbox(
                     label="File or Hub dataset", placeholder="/path/to/rows.jsonl or owner/name",
-                    info="A path on this computer or a Hugging Face Hub id. Press Enter.", max_lines=3, elem_id="dataset-own",
+                    info="A path on this computer, a Hub id or the address of its page. Press Enter.", max_lines=3, elem_id="dataset-own",
                 )  # fmt: skip
                 self.upload = gr.UploadButton(
                     "Upload a file", file_types=[*DATA_ENDINGS, ".gz"], size="sm", elem_id="upload"
@@ -303,7 +303,7 @@ def _typed_in(mapping: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _take_path(text: str) -> dict[str, Any]:
-    source = text.strip()
+    source = id_of_page(text.strip(), of_dataset=True)
     if len(source) > _LONGEST_SOURCE:
         raise DatasetError(
             f"A dataset's name has at most {_LONGEST_SOURCE:,} characters; this one has {len(source):,}.",

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.run import ModelConfig
+from engine.config.run import ModelConfig, id_of_page
 from engine.data.files.access import shown_name
 from engine.errors import EngineError, ModelError
 from engine.hardware.known_devices import THIS_MACHINE, find_known_device
@@ -58,7 +58,7 @@ class ModelTab:
             )  # fmt: skip
             self.own = gr.Textbox(
                 label="Other model", placeholder="owner/name, a folder, or a .gguf file",
-                info="A Hub id or a path on this computer. Press Enter.", scale=3, min_width=240, max_lines=3,
+                info="A Hub id, the address of its page, or a path on this computer. Press Enter.", scale=3, min_width=240, max_lines=3,
                 elem_id="model-own",
             )  # fmt: skip
         self.hub = pick_list(elem_id="hub-results")
@@ -99,7 +99,7 @@ class ModelTab:
             self._look_up_after(trigger(picked_value, None, self._name_to_find, **QUICK))
             trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed name is no longer the model
         name_event = self._look_up_after(
-            self.own.submit(lambda text: text.strip(), self.own, self._name_to_find, **QUICK)
+            self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **QUICK)
         )
         name_event.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
         if self.own_models is not None:

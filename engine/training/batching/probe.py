@@ -121,7 +121,7 @@ class Probe:
             return False
 
     def shares_prompts(self) -> bool:
-        """Whether two rows that begin alike have the losses of whole rows where their beginning passes the model once."""
+        """Whether two rows with the same beginning have the losses of whole rows where their beginning passes the model once."""
         first, other, _ = (row.input_ids for row in self.rows)
         pair = (_all_trained(first), _all_trained([*first[: len(first) // 2], *other]))
         return agrees(self.loss(join_pairs(pair)), self.loss(join(pair)))

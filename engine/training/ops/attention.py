@@ -33,7 +33,7 @@ class UnsupportedAttentionError(Exception):
 
 @dataclass(frozen=True)
 class Fork:
-    """Two sequences in one row, which begin alike: the first one, then what the second one does not share with it."""
+    """Two sequences in one row, with the same beginning: the first one, then what the second one does not share with it."""
 
     shared: int  # tokens that both begin with
     first: int  # tokens of the first sequence
