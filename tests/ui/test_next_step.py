@@ -1,5 +1,7 @@
 """The bar at the bottom of every tab: one next step, for any draft."""
 
+from types import SimpleNamespace
+
 import gradio as gr
 import pytest
 
@@ -80,6 +82,19 @@ def test_a_run_that_began_before_its_rows_were_counted_is_followed(bar, services
 
     assert reader.newest_of(a_config(), ["training.warmup_steps"]).id == run.id
     assert reader.newest_of(a_config()) is None
+
+
+def test_a_run_that_ended_since_the_list_was_read_is_no_longer_followed(bar, services, monkeypatch):
+    monkeypatch.setattr(
+        "ui.backend.run_reader.time", SimpleNamespace(monotonic=lambda: 0.0)
+    )  # the list is kept for a second
+    run = write_run(services.runs, a_config(), InventedRun(state="running"))
+    assert step_of(bar, complete())[0] == "Follow"
+
+    run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
+
+    assert [row.state for row in bar._page.reader.summaries()] == ["running"]
+    assert step_of(bar, complete())[0] == "Open in Chat"
 
 
 @pytest.mark.parametrize("state", ["failed", "stopped", "interrupted"])

@@ -261,6 +261,7 @@ class FollowPart:
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Redraw a run and the list of runs after a poll found more than new curves."""
+        self._page.reader.look_again()  # the list may be older than what the poll found
         choice_update = {self.choice: self._list(run_id, "Follow")} if run_id and self.choice is not None else {}
         return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **choice_update}
 
