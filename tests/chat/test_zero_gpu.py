@@ -3,11 +3,14 @@
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
+import torch
 
+from engine.chat import zero_gpu
 from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.chat.zero_gpu import ZeroGpu
@@ -17,10 +20,12 @@ from engine.data.conversation import Message
 from engine.errors import DeviceError
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
+from tests.chat import zero_gpu_on_a_cpu
 from tests.chat.device_api import BUSY, NO_QUOTA, DeviceApi, Refusal
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.runs.supervision import wait_until
 
+FINDS_TESTS = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}  # for `zero_gpu_on_a_cpu`
 TOKEN = "head.eyJ1c2VyIjoiYWRhIn0.canary"
 
 
@@ -61,10 +66,18 @@ def target(tiny_model_folder, tmp_path_factory):
     return ChatTarget(model=model, tuned=AdapterChoice(folder=folder))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_gpu_is_needed():
+    with pytest.MonkeyPatch.context() as patch:
+        if not torch.cuda.is_available():
+            patch.setattr(zero_gpu, "WORKER_MODULE", zero_gpu_on_a_cpu.MODULE)
+        yield
+
+
 @pytest.fixture(scope="module")
 def session(api, home, target):
     pytest.importorskip("spaces")
-    chat = ChatSession(home, choose=lambda _: describe_processor(), zero_gpu=Here(api.variables))
+    chat = ChatSession(home, choose=lambda _: describe_processor(), zero_gpu=Here(api.variables | FINDS_TESTS))
     chat.load(target)
     assert api.of("/schedule") == []  # a GPU is lent to answers alone
     yield chat
@@ -111,7 +124,7 @@ def test_only_what_the_client_needs_is_passed_on(api):
 @pytest.mark.e2e
 def test_the_space_reports_its_function_before_the_page(api, home):
     pytest.importorskip("spaces")
-    ZeroGpu(api.variables).report(home.logs / "report.log")
+    ZeroGpu(api.variables | FINDS_TESTS).report(home.logs / "report.log")
     assert api.requests == [("/startup-report", {})]
 
 

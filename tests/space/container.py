@@ -144,8 +144,13 @@ def main() -> None:
     order = json.loads(sys.stdin.read())
     _prepare(Path(order["work"]), Path(order["python"]), [Path(one) for one in order["packages"]])
     container = Container(Path(order["context"]))
+    path = f"{order['python']}/bin:/usr/bin:/bin"
+    if shutil.which("python", path=path) is None:  # Debian's own is `python3` alone
+        Path("/home/bin").mkdir()
+        Path("/home/bin/python").symlink_to(f"{order['python']}/bin/python3")
+        path = f"/home/bin:{path}"
     # Of the base image; and the index, which is not to be asked here.
-    container.environment = {"PATH": f"{order['python']}/bin:/usr/bin:/bin", "PIP_NO_INDEX": "1", "LANG": "C.UTF-8"}
+    container.environment = {"PATH": path, "PIP_NO_INDEX": "1", "LANG": "C.UTF-8"}
     container.follow()
     result: dict[str, Any] = {"command": container.command, "runs": []}
     for run in order["runs"]:
