@@ -32,12 +32,14 @@ os.fsync = os.fstat  # type: ignore[assignment]  # refuses what is not open
 
 QUICK_AT_ONCE = 3  # on two cores, which these keep busy
 ALL_AT_ONCE = 4  # a third of the time, the others wait for processes and browsers
-LONGEST = (
+LONGEST = (  # first
     "test_results_for_real.py",
-    "test_main_road.py",
-    "test_training_grid.py",
     "test_training_survives.py",
-    "test_sweep_for_real.py",
+    "test_slurm_runs.py",
+    "test_result.py",
+    "test_page_on_fakes.py",
+    "test_main_road.py",
+    "test_lab.py",
 )
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -59,7 +61,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     the first cases stay in the quick round.
     """
     slow = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("browser")}
-    items.sort(key=lambda item: (item.path in slow, item.path.name not in LONGEST))
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path in slow, place.get(item.path.name, len(LONGEST))))
     cases: Counter[str] = Counter()
     for item in items:
         if exhaustive := item.get_closest_marker("exhaustive"):

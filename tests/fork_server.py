@@ -1,8 +1,8 @@
 """Heavy worker processes without their seconds of imports: they are forked from one process that has imported everything.
 
-A forked worker has read and computed nothing of a model more than a new one, and is in every respect a process of its own: a child
-of the test's, with its own session, descriptors, environment and exit code. A worker whose environment could have changed
-what an import does is started again, and so is each one that a `loratory` command or a server started by a test needs.
+A forked worker has read and computed nothing of a model more than a new one, and is in every respect a process of its own:
+a child of the test's, with its own session, descriptors, environment and exit code. A worker whose environment could have
+changed what an import does is started again, and so is each one that a `loratory` command or a server started by a test needs.
 
 Run as a script, this file serves; imported, it is the client.
 """
