@@ -153,9 +153,8 @@ class RunReader:
                 run = self._runs.get(row.id)
                 run_config, _ = self._config_of(run)
                 if run_config is not None and _settings_of(run_config, ignored_settings) == settings and condition(run):
-                    return self.summary(
-                        row.id
-                    )  # the list may be a second old, and a page that asks at the end of a run asks once
+                    # The row may be a second old, and a page asks only once when its run ends.
+                    return self.summary(row.id)
         return None
 
     def exists(self, run_id: str) -> bool:
