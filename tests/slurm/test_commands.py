@@ -116,7 +116,7 @@ def test_exit_codes_as_slurm_prints_them(text, code):
 
 def test_free_gpus_are_counted_once_and_only_where_jobs_start(program):
     lines = [
-        ("n1", "gpu:a100:4(S:0-1)", "gpu:a100:3(IDX:0-2)", "mixed"), ("n1", "gpu:a100:4", "gpu:a100:3", "mixed"),
+        ("n1", "gpu:a100:4(S:0-1)", "gpu:a100:3(IDX:0-2)", "mixed-"), ("n1", "gpu:a100:4", "gpu:a100:3", "mixed-"),
         ("n2", "gpu:a100:4", "gpu:a100:0(IDX:N/A)", "drained"), ("n3", "gpu:l4:2", "gpu:l4:0", "idle"), ("n4", "(null)", "", "idle"),
     ]  # fmt: skip
     program(
@@ -137,12 +137,18 @@ def test_the_expected_start_is_slurms(program):
     assert expected_start(Slurm(), ClusterPlace(), config) == ExpectedStart(1795786346.0, "n[1-2]")
 
     program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
-    program("sinfo", "echo idle; echo mixed")
+
+
+@pytest.mark.parametrize("state", ["mixed", "allocated-", "planned", "allocated+", "idle~", "mixed#"])
+def test_what_no_node_has_never_starts_however_busy_the_nodes_are(program, state):
+    program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
+    program("sinfo", f"echo idle; echo '{state}'")
+
     with pytest.raises(ClusterError, match="No node of the cluster has"):
-        expected_start(Slurm(), ClusterPlace(), config)
+        expected_start(Slurm(), ClusterPlace(), config_for(run={"where": "slurm"}))
 
 
-@pytest.mark.parametrize("state", ["down", "drained", "unknown", "idle*"])
+@pytest.mark.parametrize("state", ["down", "drained", "unknown", "idle*", "idle$", "draining-"])
 def test_what_no_node_has_is_not_known_while_one_is_away(program, state):
     program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
     program("sinfo", f"echo idle; echo '{state}'")

@@ -146,9 +146,11 @@ def test_a_waiting_run_shows_slurms_reason_and_leaves_its_queue(slurm, on_slurm,
     for run in busy:
         wait_for_step(run, 1)
     assert {record_of(run).nodes for run in busy} == {"node1", "node2"}
-    waits, refused = file_run(store, "steps=3", gpus=2), file_run(store, "steps=3", memory_gib=100)
-
+    waits = file_run(store, "steps=3", gpus=2)
     wait_until(lambda: "Resources" in waits.folder.read_state().cause)
+    wait_until(lambda: "-" in slurm.ask("sinfo", "--noheader", "--format=%T"))  # a node is planned for it
+    refused = file_run(store, "steps=3", memory_gib=100)
+
     state = waits.folder.read_state()
     assert state.state == "submitted"
     assert state.cause == f"Waiting at Slurm: Resources, job {state.job_id} (its node or GPUs are in use)."

@@ -20,7 +20,10 @@ _NO_ANSWER = (
     "unable to establish controller machine", "transport endpoint", "no route to host", "slurm_load_jobs error",
 )  # fmt: skip
 _IMPOSSIBLE = "node configuration is not available"
-TAKES_JOBS = frozenset({"idle", "mixed", "allocated", "completing"})  # states of a node, as `sinfo` prints them
+# States of a node as `sinfo` prints them, and the flags of nodes that are planned for a waiting job (`-`), empty a job (`+`)
+# or are switched by power saving. Source: sinfo(1), "NODE STATE CODES".
+_TAKES_JOBS = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
+_STILL_TAKES_JOBS = "-+~#!%"
 _HAS_ENDED = ("already completing or completed", "invalid job id", "invalid job/step")
 
 
@@ -86,7 +89,7 @@ class Slurm:
                 raise
             # The answer is the same for a node that is down, drained, or not seen since the controller's restart.
             partition = [option for option in options if option.startswith("--partition=")]
-            if set(self.ask("sinfo", "--noheader", *partition, "--format=%T").split()) <= TAKES_JOBS:
+            if all(map(takes_jobs, self.ask("sinfo", "--noheader", *partition, "--format=%T").split())):
                 raise NeverStartsError() from error
             return ""
 
@@ -162,6 +165,11 @@ class Slurm:
         raise ClusterError(
             f"Slurm refused {argv[0]}: {shorten(words, 300)}.", "Correct cluster.yaml, or ask its admin."
         )
+
+
+def takes_jobs(state: str) -> bool:
+    """Return whether jobs start on a node in this state, now or when the present ones have ended."""
+    return state.strip().rstrip(_STILL_TAKES_JOBS) in _TAKES_JOBS
 
 
 def seconds_of(limit: str) -> float | None:

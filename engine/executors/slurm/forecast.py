@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from engine.config.run import RunConfig
-from engine.executors.slurm.commands import FIELD_END, TAKES_JOBS, Slurm
+from engine.executors.slurm.commands import FIELD_END, Slurm, takes_jobs
 from engine.executors.slurm.discovery import gpus_in
 from engine.executors.slurm.place import ClusterPlace
 from engine.executors.slurm.record import JobResources
@@ -35,7 +35,7 @@ def free_gpus(slurm: Slurm, place: ClusterPlace) -> Mapping[str, int]:
     nodes = {parts[0].strip(): parts for line in lines if len(parts := line.split(FIELD_END)) > len(_NODE_FIELDS)}
     free = Counter[str]({kind.name: 0 for kind in place.gpu_types})
     for _, has, used, state, *_ in nodes.values():  # a node of several partitions comes once for each
-        if state.strip() in TAKES_JOBS:
+        if takes_jobs(state):
             free.update(dict(gpus_in(has)))
             free.subtract(dict(gpus_in(used)))
     return {kind.name: max(0, free[kind.name]) for kind in place.gpu_types}
