@@ -1,5 +1,6 @@
 """The bar at the bottom of every tab: one next step, for any draft."""
 
+import threading
 from types import SimpleNamespace
 
 import gradio as gr
@@ -119,11 +120,13 @@ def test_clicks_lead_to_tabs_and_to_runs_that_exist(bar, services):
         assert opened(forged) == gr.skip()
 
 
-def test_both_buttons_start_the_same_and_wait_together(bar):
-    start = bar._train.start
+def test_both_buttons_start_the_same_and_wait_together(bar, services, monkeypatch):
+    start, launch, may_start = bar._train.start, services.launcher.start, threading.Event()
+    monkeypatch.setattr(services.launcher, "start", lambda *given, **more: may_start.wait() and launch(*given, **more))
 
     assert start._buttons == [start.start, bar.start]
     changes = start.begin("token", "", *bar._page.form.updates(complete(training__max_steps=2)))
+    may_start.set()
     assert changes[bar.start] == changes[start.start] == gr.update(value="Starting …", interactive=False)
 
 
