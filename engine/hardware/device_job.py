@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from engine.errors import StorageError, WorkerError
+from engine.errors import StorageError
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device, visible_only
 from engine.hardware.lease import (
@@ -86,8 +86,7 @@ class DeviceJob:
         process.start()
         identity = ProcessIdentity.of(process.pid or 0)
         if identity is None:
-            fix = f"See its log {process.log_file.name}."
-            raise WorkerError(f"The process for the {self.purpose} ended without a result.", fix)
+            raise process.death()
         if self.model:
             note_model(self.home, self.model, self.purpose, identity)
         if not self.holds_device or self.machine is not None:

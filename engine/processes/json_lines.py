@@ -319,6 +319,12 @@ class JsonLinesProcess:
                 running.turn = None
             pending.answers.put(answer)
 
+    def death(self) -> WorkerError:
+        """Return why the process ended."""
+        with self._lock:
+            running = self._running
+        return self._death(running)
+
     def _death(
         self, running: _Running | None, request_id: int | None = None, pending: _Pending | None = None
     ) -> WorkerError:

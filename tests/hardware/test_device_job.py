@@ -1,18 +1,22 @@
 """Work that holds a device can be stopped whatever it is silent over: waiting for the device, and working."""
 
 import math
+import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from engine.errors import WorkerError
 from engine.hardware import device_job
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes import json_lines
+from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 from tests.runs.supervision import wait_until
 
@@ -54,6 +58,14 @@ def test_what_looks_for_a_stop_ends_by_itself(job, monkeypatch):
     answer = job.run("wait", {}, stopped, lambda _: stopped.set(), lambda _: None)
 
     assert answer == {"cancelled": True}
+
+
+def test_a_process_that_ends_before_it_is_asked_is_reported_with_how_it_ended(home, job, monkeypatch):
+    gone = replace(job, module="tests.processes.no_such_worker")
+    monkeypatch.setattr(ProcessIdentity, "of", lambda pid: os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT) and None)
+
+    with pytest.raises(WorkerError, match=r"ended with code 1 before it answered"):
+        gone.run("echo", {}, threading.Event(), lambda _: None, lambda _: None)
 
 
 ASKER = """

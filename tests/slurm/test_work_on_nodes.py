@@ -88,11 +88,8 @@ def test_a_worker_that_does_not_listen_is_ended_with_its_job(slurm, cluster_home
 def test_what_no_node_has_is_refused_in_the_words_of_slurm(slurm, cluster_home):
     describe(cluster_home, TOY.model_copy(update={"cpus": 1000}))
     job = answering(cluster_home)
-    process = job.new_process()
-    job.start(process, Wait(0, lambda _: None, threading.Event()))
     with pytest.raises(WorkerError, match=r"ended \(Unable to allocate resources: "):  # no node has so many cores
-        process.call("echo", {})
-    process.close()
+        job.run("echo", {}, threading.Event(), lambda _: None, lambda _: None)
     assert not jobs_of(slurm)
 
 
