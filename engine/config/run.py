@@ -101,10 +101,13 @@ class AdapterConfig(MethodSettings):
         return changes
 
 
+DatasetSource = Annotated[str, _of_page(of_dataset=True)]
+
+
 class DatasetConfig(Section):
     """The dataset of a run."""
 
-    source: Annotated[str, _of_page(of_dataset=True)] = setting(..., "Dataset", min_length=1, max_length=1000)
+    source: DatasetSource = setting(..., "Dataset", min_length=1, max_length=1000)
     """A file or folder, a Hugging Face Hub id or the address of its page, or sample:NAME for one of the samples that come with Loratory."""
     subset: str | None = setting(None, "Subset", max_length=200)
     """Configuration of a Hub dataset that has several."""
@@ -116,7 +119,7 @@ class DatasetConfig(Section):
     """auto detects it and shows why. Choose one when it is wrong."""
     column_map: dict[str, str] = setting({}, "Column mapping")
     """Names of your columns for the roles of the format, such as output: answer. An empty name leaves a role out."""
-    mix: dict[str, Annotated[float, Field(gt=0, le=100)]] = setting({}, "Mixed with", max_length=20)
+    mix: dict[DatasetSource, Annotated[float, Field(gt=0, le=100)]] = setting({}, "Mixed with", max_length=20)
     """More datasets, each with a weight: 1 uses all of its rows once, 0.5 half of them, 2 each of them twice. Format and columns apply where they fit."""
     eval_fraction: float = setting(0.1, "Held-out set", ge=0.0, le=0.5)
     """Share of the rows kept out of training, to measure the held-out loss."""

@@ -169,9 +169,10 @@ def test_yaml_that_is_not_a_configuration_is_refused_with_a_message(text, words)
     ],
 )
 def test_the_address_of_a_page_on_the_hub_means_the_model_or_dataset_of_that_page(typed, model, dataset):
-    config = config_from_mapping({"model": {"id": typed}, "dataset": {"source": typed}})
+    config = config_from_mapping({"model": {"id": typed}, "dataset": {"source": typed, "mix": {typed: 0.5}}})
 
     assert (config.model.id, config.dataset.source) == (model or typed, dataset or typed)
+    assert config.dataset.mix == {dataset or typed: 0.5}
 
 
 def test_a_name_has_one_line_and_never_turns_the_words_after_it():

@@ -136,8 +136,6 @@ def test_the_expected_start_is_slurms(program):
 
     assert expected_start(Slurm(), ClusterPlace(), config) == ExpectedStart(1795786346.0, "n[1-2]")
 
-    program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
-
 
 @pytest.mark.parametrize("state", ["mixed", "allocated-", "planned", "allocated+", "idle~", "mixed#"])
 def test_what_no_node_has_never_starts_however_busy_the_nodes_are(program, state):

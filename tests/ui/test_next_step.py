@@ -86,9 +86,8 @@ def test_a_run_that_began_before_its_rows_were_counted_is_followed(bar, services
 
 
 def test_a_run_that_ended_since_the_list_was_read_is_no_longer_followed(bar, services, monkeypatch):
-    monkeypatch.setattr(
-        "ui.backend.run_reader.time", SimpleNamespace(monotonic=lambda: 0.0)
-    )  # the list is kept for a second
+    # The list is kept for a second, which here never ends.
+    monkeypatch.setattr("ui.backend.run_reader.time", SimpleNamespace(monotonic=lambda: 0.0))
     run = write_run(services.runs, a_config(), InventedRun(state="running"))
     assert step_of(bar, complete())[0] == "Follow"
 
@@ -122,7 +121,9 @@ def test_clicks_lead_to_tabs_and_to_runs_that_exist(bar, services):
 
 def test_both_buttons_start_the_same_and_wait_together(bar, services, monkeypatch):
     start, launch, may_start = bar._train.start, services.launcher.start, threading.Event()
-    monkeypatch.setattr(services.launcher, "start", lambda *given, **more: may_start.wait() and launch(*given, **more))
+    monkeypatch.setattr(
+        services.launcher, "start", lambda *given, **more: may_start.wait(60) and launch(*given, **more)
+    )
 
     assert start._buttons == [start.start, bar.start]
     changes = start.begin("token", "", *bar._page.form.updates(complete(training__max_steps=2)))

@@ -170,11 +170,11 @@ def _with_one_more(source: str, weight: float | None, mix: Mapping[str, float]) 
         raise ConfigError([Problem("dataset.mix", "type a dataset first.")])
     more = {**mix, source: 1.0 if weight is None else weight}
     try:
-        DatasetConfig.model_validate({"source": "-", "mix": more})
+        mixed = DatasetConfig.model_validate({"source": "-", "mix": more}).mix
     except ValueError as error:
         message = f"a weight must be above 0 and at most 100, got {weight}; 20 datasets are the limit."
         raise ConfigError([Problem("dataset.mix", message)]) from error
-    return "", more
+    return "", mixed
 
 
 def _without(event: gr.EventData, mix: Mapping[str, float]) -> dict[str, float]:

@@ -23,7 +23,7 @@ _IMPOSSIBLE = "node configuration is not available"
 # States of a node as `sinfo` prints them, and the flags of nodes that are planned for a waiting job (`-`), empty a job (`+`)
 # or are switched by power saving. Source: sinfo(1), "NODE STATE CODES".
 _TAKES_JOBS = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
-_STILL_TAKES_JOBS = "-+~#!%"
+_HARMLESS_FLAGS = "-+~#!%"
 _HAS_ENDED = ("already completing or completed", "invalid job id", "invalid job/step")
 
 
@@ -169,7 +169,7 @@ class Slurm:
 
 def takes_jobs(state: str) -> bool:
     """Return whether jobs start on a node in this state, now or when the present ones have ended."""
-    return state.strip().rstrip(_STILL_TAKES_JOBS) in _TAKES_JOBS
+    return state.strip().rstrip(_HARMLESS_FLAGS) in _TAKES_JOBS
 
 
 def seconds_of(limit: str) -> float | None:
