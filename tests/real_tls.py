@@ -6,9 +6,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
+import safehttpx
 import trustme
 import uvicorn
 from starlette.types import ASGIApp
@@ -60,3 +63,36 @@ def serve_over_tls(
     finally:
         server.should_exit = True
         thread.join()
+
+
+class Site(NamedTuple):
+    """A site of somebody else, which counts as public."""
+
+    url: str
+    visits: list[str]  # paths that were asked for
+
+
+@contextmanager
+def public_site() -> Iterator[Site]:
+    """Serve a site from a thread, at an address that Gradio's guard of private networks lets pass."""
+    visits: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            visits.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"of a stranger")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safehttpx, "is_public_ip", lambda _: True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+        thread.start()
+        try:
+            yield Site(f"http://127.0.0.1:{server.server_port}", visits)
+        finally:
+            server.shutdown()
+            thread.join()

@@ -12,7 +12,7 @@ from collections import ChainMap
 from collections.abc import Iterator
 from contextlib import suppress
 from types import FunctionType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
 
 import fastapi.utils
@@ -20,9 +20,11 @@ import gradio as gr
 import gradio.blocks
 import gradio.component_meta
 import gradio.components.base
+import safehttpx
+from gradio import processing_utils
 from gradio.blocks import Block
 from gradio.component_meta import ComponentMeta
-from gradio.context import Context
+from gradio.context import Context, LocalContext
 from gradio.queueing import Queue
 from gradio.state_holder import SessionState, StateHolder
 from gradio.utils import set_task_name
@@ -97,6 +99,33 @@ class _NoAppYet:
 gradio.blocks.App = _NoAppYet  # its own name for the class; launching and mounting use that of gradio.routes
 # FastAPI 0.165 imports all of pydantic.v1 at the first route, to refuse models of it; there are none.
 fastapi.utils.annotation_is_pydantic_v1 = lambda _: False  # type: ignore[attr-defined, assignment]
+
+
+async def _refuse_address(*_: Any, **__: Any) -> NoReturn:
+    """Fetch nothing: Gradio 6.31 gets any public address that a client names as the path of a file."""
+    raise gr.Error(
+        "That file is an address. Addresses are not fetched here; upload the file.",
+        title="That did not work", duration=12, print_exception=False,
+    )  # fmt: skip
+
+
+# The first makes a folder before it asks; all that Gradio gets for clients passes the others.
+processing_utils.async_ssrf_protected_download = _refuse_address
+safehttpx.get = safehttpx.async_validate_url = _refuse_address
+
+_folder_of_environment = gradio.utils.get_upload_folder
+
+
+def _upload_folder() -> str:
+    """Return the folder for files of the page whose event this is; while one is laid out, that of the environment.
+
+    Gradio 6.31 reads the environment at each event too, and a lab's pages have one environment and a folder each.
+    """
+    page = LocalContext.blocks.get(None)
+    return _folder_of_environment() if page is None else str(page.GRADIO_CACHE)
+
+
+gradio.utils.get_upload_folder = gradio.blocks.get_upload_folder = _upload_folder
 
 
 @functools.cache

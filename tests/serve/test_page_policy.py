@@ -13,6 +13,7 @@ import pytest
 
 from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
+from tests.real_tls import public_site
 from ui.backend.transfers import Transfers
 from ui.gradio_frontend import quick_front_end
 
@@ -158,6 +159,22 @@ def test_an_upload_arrives_below_the_home_and_no_further_one_where_there_is_no_r
 )
 def test_routes_that_the_page_does_not_use_are_not_offered(place, path):
     assert ask(place, "GET", f"/gradio_api/{path}")[0] == 404
+
+
+def test_no_address_that_a_client_names_is_fetched(place, services):
+    before = list(services.home.transfers.iterdir())
+    events = json.loads(ask(place, "GET", "/config")[1])["dependencies"]
+    event = next(one for one in events if one["targets"][0][1] == "input" and one["inputs"] and not one["queue"])
+    with public_site() as site:
+        file = {"path": f"{site.url}/forged", "meta": {"_type": "gradio.FileData"}}
+        body = {"data": [[file]] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "x"}
+        status, text, _ = ask(place, "POST", "/gradio_api/run/predict", json.dumps(body).encode(), **JSON)
+        streamed, _, _ = ask(place, "GET", f"/gradio_api/file/{site.url}/streamed")  # an old name of the route
+
+    assert site.visits == []
+    assert (status, streamed) == (500, 403)
+    assert json.loads(text)["error"] == "That file is an address. Addresses are not fetched here; upload the file."
+    assert list(services.home.transfers.iterdir()) == before
 
 
 @pytest.mark.parametrize(

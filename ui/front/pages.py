@@ -137,7 +137,8 @@ class PersonPages:
         await asyncio.to_thread(work)
 
     async def _open(self, person: Person) -> _PersonPage:
-        services, app, blocks = await asyncio.to_thread(self._build, person)
+        # Not `to_thread`: Gradio would find in the context whose event the connection brought before, and use their folder.
+        services, app, blocks = await asyncio.get_running_loop().run_in_executor(None, self._build, person)
         stack = AsyncExitStack()
         stack.callback(end, blocks)
         await stack.enter_async_context(app.router.lifespan_context(app))
