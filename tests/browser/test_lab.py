@@ -1,6 +1,8 @@
 """The road into a lab in a real browser, over real TLS: an invitation, a page of one's own, signing out and in again."""
 
+import json
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -32,9 +34,12 @@ def lab(tmp_path_factory) -> Iterator[Lab]:
         """Services whose runs are at work for twenty minutes: other people still find them so."""
         return replace(fake_services(own.root, seconds_per_step=20.0, home=own, owner=person.name), person=person)
 
-    with running_lab(tmp_path_factory.mktemp("lab"), slowly) as running:
-        running.add("root", "admin")
-        yield running
+    with pytest.MonkeyPatch.context() as patch:  # as its systemd unit starts it, with the home elsewhere
+        patch.chdir("/")
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("tmp")))
+        with running_lab(tmp_path_factory.mktemp("lab"), slowly) as running:
+            running.add("root", "admin")
+            yield running
 
 
 # What Gradio says of its open requests when a page is left; an answer with an error is noted by its status.
@@ -212,6 +217,39 @@ def test_a_member_has_no_lab_tab(lab, page):
     expect(page.get_by_role("tab", name="Lab", exact=True)).to_have_count(0)
     page.goto(f"{lab.url}/account")
     assert barriers(page) == []
+
+
+def test_a_member_uploads_rows_opens_a_conversation_and_downloads_a_run(lab, page, tmp_path):
+    lab.add("hal")
+    write_run(RunStore(lab.home, "hal"), a_config(), InventedRun())
+    rows, saved = tmp_path / "due-dates.jsonl", tmp_path / "saved.json"
+    rows.write_text('{"text": "When is it due?"}\n')
+    saved.write_text(json.dumps({"turns": [{"question": "And on a Sunday?", "answers": []}]}))
+    sign_in(lab, page, "hal")
+
+    open_tab(page, "Data")
+    with page.expect_file_chooser() as chooser:
+        page.locator("#upload").click()
+    chooser.value.set_files(rows)
+    expect(page.locator("#dataset-summary")).to_contain_text("due-dates.jsonl")
+    assert (lab.home.of("hal").uploads / "due-dates.jsonl").read_bytes() == rows.read_bytes()
+
+    open_tab(page, "Chat")
+    page.locator("#chat-keep button").first.click()
+    with page.expect_file_chooser() as chooser:
+        page.locator("#chat-open").click()
+    chooser.value.set_files(saved)
+    expect(page.locator("#transcript .question")).to_contain_text("And on a Sunday?")
+
+    open_tab(page, "Export")
+    expect(page.locator("#export-use")).to_contain_text("loratory export")
+    for form, name in (("Script", "train.py"), ("YAML", "config.yaml")):
+        page.locator("#export-form").get_by_text(form, exact=True).click()
+        expect(page.locator("#download-text")).to_contain_text(name)
+        with page.expect_download() as download:
+            page.locator("#download-text").click()
+        assert download.value.suggested_filename == name
+        assert "learning_rate" in download.value.path().read_text()
 
 
 SECRET = "Only for the eyes of eva"
