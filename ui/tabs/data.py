@@ -49,8 +49,9 @@ class DataTab:
                     info="A path on this computer, a Hub id or the address of its page. Press Enter.", max_lines=3, elem_id="dataset-own",
                 )  # fmt: skip
                 self.upload = gr.UploadButton(
-                    "Upload a file", file_types=[*DATA_ENDINGS, ".gz"], size="sm", elem_id="upload"
-                )
+                    "Upload a file", file_types=[*DATA_ENDINGS, ".gz"], size="sm", elem_id="upload",
+                    visible=not page.services.home.is_guest,
+                )  # fmt: skip
         own = page.services.own_datasets
         self.own_datasets = OwnDatasetsPart(page, own) if own is not None else None
         page.form.register("dataset.source", gr.Textbox("", visible=False))

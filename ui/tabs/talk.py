@@ -87,8 +87,9 @@ class TalkPart:
         with gr.Accordion("Save or open conversation", open=False, elem_id="chat-keep") as self.keep_fold:
             self.links = gr.HTML(elem_id="chat-links")
             self.open = gr.UploadButton(
-                "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=200, elem_id="chat-open"
-            )
+                "Open a saved .json", file_types=[".json"], size="sm", scale=0, min_width=200, elem_id="chat-open",
+                visible=not page.services.home.is_guest,
+            )  # fmt: skip
         self.turns = gr.State([])
         self.before_edit = gr.State([])  # the whole conversation, while one of its questions is edited
         self.suggested_prompts = gr.State([])  # row prompts that are suggested

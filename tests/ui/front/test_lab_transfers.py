@@ -1,5 +1,6 @@
 """What people of a lab upload and download, where the server has another folder and another TMPDIR than the home's."""
 
+import itertools
 import json
 import socket
 import tempfile
@@ -10,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 
+from engine.accounts.lab import change_settings
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.page_client import PageClient, read_config
@@ -73,6 +75,18 @@ def test_a_member_trains_on_an_uploaded_file(lab, ann):
     assert contents(own.transfers) == []
 
 
+def test_an_upload_beyond_the_disk_space_of_its_person_is_refused(lab, ann):
+    held = contents(lab.home.of("ann").transfers)
+    change_settings(lab.home, limits={"free_disk_gb": 0, "disk_gb_per_person": 0.001})
+    try:
+        answer = ann[0].post("/gradio_api/upload", files={"files": ("rows.jsonl", b"x" * 2_000_000)})
+    finally:
+        change_settings(lab.home, limits={"free_disk_gb": 0, "disk_gb_per_person": None})
+
+    assert (answer.status_code, answer.text[:21]) == (413, "You use 0.0 of 0.001 ")
+    assert contents(lab.home.of("ann").transfers) == held
+
+
 def test_a_member_opens_a_saved_conversation(ann):
     http, page = ann
     saved = {"format": "loratory conversation", "version": 1, "turns": [{"question": "When is it due?", "answers": []}]}
@@ -94,16 +108,26 @@ def test_a_member_downloads_the_script_and_the_yaml_of_a_run(lab, ann):
         assert "due dates" in http.get(given["url"]).raise_for_status().text
 
 
+def test_a_guest_who_may_upload_nothing_is_offered_no_upload(lab):
+    lab.add("dan", "guest")
+    with lab.signed_in("dan") as http:
+        parts = {part["props"].get("elem_id"): part["props"] for part in read_config(http)["components"]}
+        assert http.post("/gradio_api/upload", files={"files": ("rows.jsonl", ROWS)}).status_code == 404
+
+    assert [parts[name]["visible"] for name in ("upload", "chat-open", "chat-links")] == [False, False, True]
+
+
 def test_the_upload_of_another_is_neither_taken_nor_shown(lab, ann, bea):
     theirs = upload(ann[0], "rows.jsonl", b"only of ann")["path"]
     saved = upload(ann[0], "conversation.json", b"{}")["path"]
     http, page = bea
 
-    for part, path in (("upload", theirs), ("chat-open", saved), ("upload", "/etc/hostname")):
-        before = page.value("dataset-summary"), page.value("transcript")
-        with pytest.raises(KeyError):  # an error has no data
-            page.press(part, "upload", file_of(path))
-        assert (page.value("dataset-summary"), page.value("transcript")) == before
+    before = page.value("dataset-summary"), page.value("transcript")
+    for path in (theirs, saved, "/etc/hostname", "", "http://127.0.0.1/rows.jsonl"):
+        for part, streams in itertools.product(("upload", "chat-open"), (False, True)):
+            with pytest.raises(KeyError):  # an error has no data
+                page.press(part, "upload", file_of(path, is_stream=streams))
+    assert (page.value("dataset-summary"), page.value("transcript")) == before
 
     assert Path(str(theirs)).read_bytes() == b"only of ann"
     assert contents(lab.home.of("bea").uploads) == contents(lab.home.of("bea").transfers) == []
