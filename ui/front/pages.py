@@ -7,6 +7,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextvars import Context
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -137,8 +138,8 @@ class PersonPages:
         await asyncio.to_thread(work)
 
     async def _open(self, person: Person) -> _PersonPage:
-        # Not `to_thread`: Gradio would find in the context whose event the connection brought before, and use their folder.
-        services, app, blocks = await asyncio.get_running_loop().run_in_executor(None, self._build, person)
+        # In the request's own context, Gradio finds whose event came before it on the connection, and uses their folder.
+        services, app, blocks = await asyncio.to_thread(Context().run, self._build, person)
         stack = AsyncExitStack()
         stack.callback(end, blocks)
         await stack.enter_async_context(app.router.lifespan_context(app))
