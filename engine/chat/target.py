@@ -13,12 +13,13 @@ from engine.errors import ModelError, RunError
 from engine.hardware.device import Device
 from engine.models.catalog import find_in_catalog
 from engine.models.demo import DEMO_MODEL_ID
+from engine.models.fingerprint import WeightsFile, changed_file
 from engine.models.folder import read_config
 from engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
-from engine.runs.provenance import run_title
+from engine.runs.provenance import run_title, trained_base
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
 from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -31,6 +32,7 @@ class PlannedWeights(Value):
     name: str  # of the run or the folder, for messages
     method: str  # its name; empty if Loratory does not train it
     peft_type: str = ""  # from the adapter's configuration
+    base: tuple[WeightsFile, ...] = ()  # that a run was trained on; empty where it is unknown, or another was chosen
 
     @property
     def traits(self) -> PeftMethod | None:
@@ -67,6 +69,14 @@ class LoadPlan(Value):
         weights_of: dict[Branch, PlannedWeights | None] = {"tuned": self.tuned, "second": self.second}
         return {branch: weights for branch, weights in weights_of.items() if weights is not None}
 
+    def base_changes(self, folder: Path, name: str, home: LoratoryHome) -> tuple[str, ...]:
+        """Return a sentence for each run whose base, now in a folder, has other weights than those it was trained on."""
+        return tuple(
+            f"The weights of {name} have changed since {weights.name} was trained on them: {file} differs."
+            for weights in self.trained_weights.values()
+            if (file := changed_file(weights.base, folder, name, home.cache))
+        )
+
     @property
     def method_name(self) -> str:
         """Display name of the training method; empty for a base model alone."""
@@ -88,6 +98,11 @@ class LoadRequest(Value):
 class _WeightsAndBase(NamedTuple):
     weights: PlannedWeights
     model: ModelConfig  # the base that the run or the adapter names
+
+    def on(self, model: ModelConfig) -> PlannedWeights:
+        """Return the weights to load with a base, which may be one that a person chose in place of their own."""
+        is_own = (model.id, model.revision) == (self.model.id, self.model.revision)
+        return self.weights if is_own else self.weights.model_copy(update={"base": ()})
 
 
 def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
@@ -122,7 +137,7 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
                 f"{target.quantization}: answers may differ.",
             )
         model = model.model_copy(update={"quantization": target.quantization})
-    trained, other = tuned and tuned.weights, second and second.weights
+    trained, other = (found and found.on(model) for found in (tuned, second))
     return LoadPlan(model=model, tuned=trained, second=other, notes=notes, owner=owner)
 
 
@@ -200,7 +215,7 @@ def _find_in_run(run: RunFolder, checkpoint: str | None) -> _WeightsAndBase:
         weights = PlannedWeights(folder=folder, name=name, method=config.adapter.method)
     else:
         weights = _find_adapter(folder, name).weights
-    return _WeightsAndBase(weights, config.model)
+    return _WeightsAndBase(weights.model_copy(update={"base": trained_base(run)}), config.model)
 
 
 def _intact_folder(run: RunFolder, name: str) -> Path | None:

@@ -1,4 +1,4 @@
-"""`provenance.json`: the origin of a run, to understand and repeat it later."""
+"""The origin of a run, to understand and repeat it later: `provenance.json`, and the base that it was trained on."""
 
 import platform
 from typing import Literal
@@ -10,7 +10,10 @@ from engine.config.run import RunConfig
 from engine.files import read_model
 from engine.hardware.libraries import library_version
 from engine.memory.device_need import DeviceNeed
+from engine.models.fingerprint import WeightsFile
 from engine.paths import LoratoryHome
+from engine.runs.history.events import BaseWeightsData, parse_event
+from engine.runs.history.log import read_lines
 from engine.runs.run import RunFolder
 
 # What can change a result; versions are read from package metadata, so none of them is imported here.
@@ -115,6 +118,15 @@ def run_title(config: RunConfig) -> str:
 def read_provenance(folder: RunFolder) -> Provenance:
     """Load it; where the file is missing or unreadable, nothing is known."""
     return read_model(folder.provenance, Provenance) or Provenance()
+
+
+def trained_base(folder: RunFolder) -> tuple[WeightsFile, ...]:
+    """Return the weights that the newest attempt was trained on, as its log has them; empty for a run without a record."""
+    for line in reversed(read_lines(folder.events).lines):
+        event = parse_event(line) if b'"base_weights"' in line else None
+        if event is not None and isinstance(event.data, BaseWeightsData):
+            return event.data.files
+    return ()
 
 
 def home_of_run(folder: RunFolder) -> LoratoryHome:

@@ -15,9 +15,10 @@ from engine.data.contract import DatasetReport
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
 from engine.data.step_plan import row_plan, settled_order
-from engine.errors import DatasetError
+from engine.errors import DatasetError, ModelError
 from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.load_tokenizer import load_tokenizer
+from engine.models.fingerprint import BackgroundHash, changed_file, list_weights
 from engine.models.inventory_cache import known_inventory
 from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource, resolve_model
@@ -25,7 +26,7 @@ from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, give_up_access
 from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 from engine.runs.history.events import DataReportData, ParametersData, ResumedData
-from engine.runs.provenance import read_provenance, run_title
+from engine.runs.provenance import read_provenance, run_title, trained_base
 from engine.runs.run import RunFolder
 from engine.runs.warm_start import find_warm_start
 from engine.training import faults
@@ -71,6 +72,7 @@ class PreparedRun:
     assembly: Assembly
     row_plan: RowPlan
     replaced: dict[str, torch.Tensor]  # by a warm start; see `untrained_base`
+    base: BackgroundHash
     reference: ReferenceCache | None = None  # of what shall be computed before the first step
 
 
@@ -109,9 +111,8 @@ class Preparation:
         config, events = self.attempt.config, self.events
         placement, precision = self._choose_device()
         events.status("loading_model", f"Looking for {config.model.id}.")
-        source = self.group.main_process_first(
-            lambda: resolve_model(config.model, self.attempt.home, self._on_model_progress)
-        )
+        source = self.group.main_process_first(self._find_base)
+        base_files = list_weights(Path(source.location), source.name)  # before they are loaded
         if not reads_from_hub(config.dataset):
             self._give_up_hub_access()
         tokenizer, template = load_tokenizer(source)
@@ -136,7 +137,20 @@ class Preparation:
         self._report_parameters(parameters, precision, placement, assembly)
         self.check_requests()
         reference = self._reference_cache(source, precision)
-        return PreparedRun(placement, precision, tokenizer, data, model, assembly, plan, replaced, reference)
+        base = BackgroundHash(base_files, Path(source.location), self.attempt.home.cache)
+        if self.group.is_main:
+            base.start()
+        return PreparedRun(placement, precision, tokenizer, data, model, assembly, plan, replaced, base, reference)
+
+    def _find_base(self) -> ModelSource:
+        """Find the base; a run resumes on the weights that it was trained on alone."""
+        source = resolve_model(self.attempt.config.model, self.attempt.home, self._on_model_progress)
+        if self.group.is_main and self.resumed_from is not None:
+            before = trained_base(self.attempt.folder)
+            if file := changed_file(before, Path(source.location), source.name, self.attempt.home.cache):
+                what = f"The weights of {source.name} have changed since this run began: {file} differs."
+                raise ModelError(what, "Put the original files back and resume, or start a new run.")
+        return source
 
     def _reference_cache(self, source: ModelSource, precision: Precision) -> ReferenceCache | None:
         config, home = self.attempt.config, self.attempt.home

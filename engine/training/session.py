@@ -7,7 +7,7 @@ from engine.config.objectives import objective_of
 from engine.config.optimizations import is_wanted
 from engine.config.rules import keeps_best
 from engine.runs.checkpoints import Manifest
-from engine.runs.history.events import EvalData, StepData
+from engine.runs.history.events import BaseWeightsData, EvalData, StepData
 from engine.training import faults
 from engine.training.batching.steps import choose_rows
 from engine.training.build import training_arguments
@@ -22,6 +22,8 @@ from engine.training.sharding import trained_weights
 from engine.training.signals import StopRequests
 from engine.training.trainer import LoratoryTrainer
 
+_LOOK_SECONDS = 0.2
+
 
 class TrainingSession:
     """Runs one attempt, reports it to `events`, and asks `requests` whether to end."""
@@ -34,6 +36,7 @@ class TrainingSession:
         self._preparation = Preparation(attempt, events, requests)
         self._first_loss: float | None = None
         self._last_held_out: EvalData | None = None
+        self._reported_base: BaseWeightsData | None = None
 
     def run(self) -> None:
         """Train to the end, or until a stop is requested.
@@ -131,12 +134,23 @@ class TrainingSession:
     def _save_result(self, trainer: LoratoryTrainer, prepared: PreparedRun) -> None:
         self._events.status("saving", "Saving the trained weights.")
         weights = trained_weights(trainer.model) if prepared.placement.sharded else None
+        while prepared.base.is_alive() and not self._requests.stop_wanted():
+            self._requests.check_cancel()
+            prepared.base.join(_LOOK_SECONDS)
+        self._report_base(prepared)
         if self._preparation.group.is_main:
             dtype = prepared.precision.compute
             save = functools.partial(save_adapter, trainer.model, prepared.tokenizer, dtype=dtype, weights=weights)
             self._events.when_there_is_room(lambda: checkpoints.replace_folder(self._folder.adapter, save))
         self._preparation.group.wait()
         faults.reached("session:adapter_saved")
+
+    def _report_base(self, prepared: PreparedRun) -> None:
+        """Report what is trained on before anything of it is saved; again once it is hashed."""
+        base = BaseWeightsData(files=prepared.base.files)
+        if base != self._reported_base:
+            self._reported_base = base
+            self._events.emit(base)
 
     # -- while training -----------------------------------------------------------------------------------------------
 
@@ -166,6 +180,7 @@ class TrainingSession:
         )
         gathered_state = trainer.gather_state()
         if group.is_main:
+            self._report_base(prepared)
             fill = functools.partial(trainer.write_state, gathered_state=gathered_state)
             write = functools.partial(checkpoints.write_checkpoint, folder, manifest, fill)
             self._events.when_there_is_room(lambda: self._events.checkpoint(write()))

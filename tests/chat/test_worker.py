@@ -1,5 +1,8 @@
 """What the process does with a question, run here without a process."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,6 +10,7 @@ from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.target import LoadRequest, plan_load
 from engine.chat.worker.main import ChatWorker
 from engine.chat.worker.weights import ModelPlace, memory_errors
+from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
 from engine.data.conversation import Message
@@ -14,6 +18,7 @@ from engine.errors import DeviceError, ModelError, RunError
 from engine.hardware.device import Device
 from tests.chat.tiny_adapters import ia3, lora, make_adapter
 from tests.recorded_request import RecordedRequest
+from tests.replaced_base import record_base, scale_a_tensor
 from tests.tiny_model import make_tiny_model
 
 CPU = Device("cpu", 0, "Test CPU", 8 * 1024**3, 8 * 1024**3, has_fast_bfloat16=False, cores=1)
@@ -256,3 +261,22 @@ def test_only_memory_that_ran_out_is_called_that(error, means_memory, tmp_path):
         raise error
 
     assert (error_info.value is error) is not means_memory
+
+
+def test_a_base_that_was_replaced_since_the_training_is_noted(worker, tiny_model_folder, adapters, tmp_path):
+    base = Path(shutil.copytree(tiny_model_folder, tmp_path / "base"))
+    run = tmp_path / "runs" / "run"
+    shutil.copytree(adapters["lora"], run / "adapter")
+    values = {"model": {"id": str(base)}, "dataset": {"source": "sample:lab-chats"}, "run": {"name": "mine"}}
+    (run / "config.yaml").write_text(config_to_yaml(config_from_mapping(values)))
+    record_base(run, base)
+    target = ChatTarget.of_run(run)
+    assert load(worker, target)[0]["notes"] == []
+
+    scale_a_tensor(base)
+
+    assert load(ChatWorker(worker._home), target)[0]["notes"] == [
+        "The weights of base have changed since mine was trained on them: model.safetensors differs."
+    ]
+    chosen = target.model_copy(update={"model": ModelConfig(id=str(tiny_model_folder))})
+    assert load(worker, chosen)[0]["notes"] == []  # a person chose another base

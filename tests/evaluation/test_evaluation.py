@@ -1,5 +1,7 @@
 """Base and tuned are measured on the rows that training held out, with the masking that training had."""
 
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, prefix_tuning
 from tests.evaluation.conftest import evaluate, held_out, order_of, write_run
 from tests.recorded_request import RecordedRequest
+from tests.replaced_base import record_base, scale_a_tensor
 
 
 @torch.inference_mode()
@@ -254,3 +257,15 @@ def test_a_job_measures_in_a_process_of_its_own_and_keeps_the_result(home, run):
     assert any(progress.fraction == 1.0 for progress in messages)
     assert {use.purpose for use in needs} == {"evaluation"}  # its model stays in the cache
     assert models_in_use(home) == []
+
+
+def test_a_base_that_was_replaced_is_noted(home, base, data, tmp_path):
+    base = Path(shutil.copytree(base, tmp_path / "base"))
+    run = write_run(tmp_path / "run", base, data, lora())
+    record_base(run, base)
+    assert evaluate(home, order_of(run)).notes == ()
+
+    scale_a_tensor(base)
+
+    (note,) = evaluate(home, order_of(run)).notes
+    assert note.startswith("The weights of base have changed since ")

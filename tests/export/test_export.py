@@ -27,6 +27,7 @@ from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
 from tests.export.exporting import ASKED, export, write_run
 from tests.recorded_request import RecordedRequest
+from tests.replaced_base import record_base, scale_a_tensor, touch
 from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.usefixtures("few_questions")
@@ -316,3 +317,19 @@ def test_an_adapter_with_a_lost_tensor_is_not_exported(home, base, tmp_path):
     with pytest.raises(ModelError, match="lacks 1 of its"):
         export(home, run, tmp_path / "exports" / "out", kind="adapter")
     assert list((tmp_path / "exports").iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["adapter", "merged", "gguf"])
+def test_a_base_that_was_replaced_is_not_exported_from(home, base, tmp_path, kind):
+    base = Path(shutil.copytree(base, tmp_path / "base"))
+    run = write_run(tmp_path / "run", base, lora())
+    record_base(run, base)
+    touch(base)
+    assert export(home, run, tmp_path / "before", kind="adapter").verified.passed
+
+    scale_a_tensor(base)
+    with pytest.raises(ModelError, match=r"base have changed since my run .* model\.safetensors differs") as refused:
+        export(home, run, tmp_path / "after", kind=kind)
+
+    assert refused.value.fix == "Put the original files of the base back, or train again."
+    assert not (tmp_path / "after").exists()

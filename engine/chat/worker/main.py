@@ -62,7 +62,7 @@ class ChatWorker:
             weights_bytes=weights.size_bytes,
             adapter_bytes=weights.adapter_bytes,
             context_length=context_length(next(weights.holders()).model),
-            notes=plan.notes,
+            notes=self.notes(plan, weights.place),
         ).model_dump(mode="json")
 
     def find(self, load_request: LoadRequest, report: Callable[[Progress], None]) -> ModelPlace:
@@ -75,6 +75,10 @@ class ChatWorker:
         return ModelPlace(
             Path(source.location), source.name, load_request.device, choose_dtype(model, load_request.device)
         )
+
+    def notes(self, plan: LoadPlan, place: ModelPlace) -> tuple[str, ...]:
+        """Return what the person should know about a plan and its base."""
+        return (*plan.notes, *plan.base_changes(place.folder, place.name, self._home))
 
     def hold(self, plan: LoadPlan, place: ModelPlace, announce: Callable[[Phase], Announce]) -> Weights:
         """Load the weights of a plan; only its adapters if the base is in memory already."""

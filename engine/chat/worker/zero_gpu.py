@@ -175,7 +175,7 @@ class ZeroGpuWorker:
             weights_bytes=weights_bytes(place, plan.model) + adapters,
             adapter_bytes=adapters,
             context_length=positions if isinstance(positions, int) else None,
-            notes=(*plan.notes, _NOTE),
+            notes=(*_chat().notes(plan, place), _NOTE),
         ).model_dump(mode="json")
 
     def generate(self, params: JsonObject, request: Request) -> Steps:

@@ -96,6 +96,7 @@ class EvaluationWorker:
             seconds=time.perf_counter() - start,
             notes=(
                 *order.plan.notes,
+                *order.plan.base_changes(folder, source.name, self._home),
                 *_about_rows(order, has_desirable=bool(desirable)),
                 *_changes(data, order.data_then),
             ),

@@ -65,6 +65,9 @@ def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> Json
         lambda fetched: request.progress(Progress.fetching(fetched).model_dump(mode="json")),
     )
     give_up_access(Access.HUB)
+    changes = order.plan.base_changes(Path(source.location), source.name, home)
+    if changes and not order.plan.trained_weights["tuned"].is_whole_model:
+        raise ModelError(changes[0], "Put the original files of the base back, or train again.")
     under_way = ExportUnderWay(order, source, request, home)
     try:
         writer = WRITERS[order.settings.kind]

@@ -13,6 +13,8 @@ from typing import Any, ClassVar, Literal
 import pydantic_core
 from pydantic import BaseModel, ConfigDict, SerializeAsAny, ValidationError
 
+from engine.models.fingerprint import WeightsFile
+
 EVENT_VERSION = 1
 EVENT_KINDS: dict[str, type["EventData"]] = {}  # by the name in the log
 
@@ -162,6 +164,14 @@ class ParametersData(EventData):
     merged_passes: int = 1  # of the settings that go through the model as one, at most
     batching: str = ""  # joined: rows behind one another without padding; padded: side by side
     optimizations: dict[str, str] = {}  # of `engine.config.optimizations`: why one is not used, "" where it is
+
+
+class BaseWeightsData(EventData):
+    """The files of the base that the attempt trains on; hashes follow in a later one where they take time."""
+
+    kind = "base_weights"
+
+    files: tuple[WeightsFile, ...]
 
 
 class DataReportData(EventData):
