@@ -120,6 +120,7 @@ class DatasetReport(DatasetForm):
 
     source: str
     fingerprint: str  # sha256 over the content of the kept rows, in order
+    source_fingerprint: str = ""  # changes when the files do, as far as size, time and samples show
 
     parts: tuple[SourceReport, ...] = ()
 
@@ -135,6 +136,7 @@ class DatasetReport(DatasetForm):
     duplicate_rows: tuple[int, ...] = ()  # the first MAX_LISTED of them
     train_rows: int
     held_out_rows: int
+    why_none_held_out: str = ""  # where some were asked for; also among the notes
 
     model: str | None = None  # whose tokenizer counted; None: no tokens were counted, and the fields below are None
     max_length: int | None = None

@@ -167,6 +167,38 @@ def test_a_report_names_every_bad_line_and_what_is_odd(tmp_path, tokenizer):
     assert all(0 < shared < min(pair) for *pair, shared in pairs)
 
 
+@pytest.mark.parametrize(
+    ("rejected", "max_length", "kind", "problem"),
+    [
+        ("A heron.\n", None, "equal_answers", "the chat template renders both answers equally"),
+        ("A heron. Or a fish?", 30, "cut_away", "both answers are equal up to max_length (30 tokens)"),
+    ],
+    ids=["by the template", "by the cut"],
+)
+def test_pairs_that_are_equal_once_they_are_rendered_are_left_out(tmp_path, rejected, max_length, kind, problem):
+    rows = [{"prompt": "Which bird?", "chosen": "A heron.", "rejected": text} for text in (rejected, "No.")]
+    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)))
+
+    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("llama3")), max_length))
+
+    assert (report.kept, report.problem_counts) == (1, {kind: 1})
+    assert [row.problem for row in report.problems] == [problem]
+
+
+@pytest.mark.parametrize("rating", [{}, {"label": True}], ids=["pairs", "ratings"])
+def test_rows_of_one_prompt_are_noted_because_none_can_be_held_out(tmp_path, tokenizer, rating):
+    rows = [{"prompt": "Which bird?", "chosen": f"A heron {n}.", "rejected": f"A fish {n}."} for n in range(30)]
+    if rating:
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in rows]
+    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)))
+
+    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 256))
+
+    assert report.held_out_rows == 0
+    assert report.why_none_held_out == "No held-out rows: all 30 rows share one prompt."
+    assert report.why_none_held_out in report.notes
+
+
 def test_pairs_of_one_prompt_are_on_one_side_of_the_split(tmp_path, tokenizer, home):
     rows = [
         {"prompt": f"Which bird {n % 10}?", "chosen": f"A heron {n}.", "rejected": f"A fish {n}."} for n in range(60)

@@ -121,6 +121,7 @@ def test_rows_that_nothing_is_left_of_are_left_out_as_in_the_run(tiny_model_fold
         {"prompt": "", "chosen": "good", "rejected": "bad"},
         {"prompt": "Empty?", "chosen": " ", "rejected": "bad"},
         {"prompt": "long " * 200, "chosen": "good", "rejected": "bad"},
+        {"prompt": "Equal up to the cut?", "chosen": "long " * 200, "rejected": "long " * 201},
         "{broken\n",
     ]
     source = str(write_lines(tmp_path / "rows.jsonl", [*odd, *rows]))
@@ -129,7 +130,7 @@ def test_rows_that_nothing_is_left_of_are_left_out_as_in_the_run(tiny_model_fold
     train, held_out = sequences_of_script(config, home)
 
     data = prepare_script(config, home)
-    assert data.report.dropped == 5
+    assert data.report.dropped == 6
     assert train == [as_in_script(one) for one in data.train]
     assert held_out == [as_in_script(one) for one in data.held_out]
 

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from engine.files import sha256_of
 from engine.models import fingerprint
 from engine.models.fingerprint import BackgroundHash, changed_file, list_weights
 
@@ -32,9 +33,7 @@ def later(folder):
 @pytest.fixture
 def reads(monkeypatch):
     paths = []
-    monkeypatch.setattr(
-        fingerprint, "sha256_of", lambda path, real=fingerprint.sha256_of: paths.append(path) or real(path)
-    )
+    monkeypatch.setattr(fingerprint, "sha256_of", lambda path: paths.append(path) or sha256_of(path))
     return paths
 
 

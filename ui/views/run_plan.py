@@ -9,7 +9,7 @@ from engine.data.contract import DatasetReport
 from engine.memory.estimate import Verdict
 from engine.runs.plan import plan_run
 from engine.runs.summary import RunSummary
-from ui.views.html import count, duration, facts, plural, small, toolbar
+from ui.views.html import count, duration, facts, notices, plural, small, toolbar
 
 
 def render_plan(
@@ -66,7 +66,8 @@ def _data(report: DatasetReport | None) -> str:
     held_out = f", {plural(report.held_out_rows, 'row')} held out" if report.held_out_rows else ", none held out"
     cut = report.token_lengths.over_max_length if report.token_lengths is not None else 0
     cut_words = f"; {plural(cut, 'row is', 'rows are')} truncated at {report.max_length or 0:,} tokens" if cut else ""
-    return small(f"{plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.")
+    why = notices((report.why_none_held_out,) if report.why_none_held_out else ())
+    return small(f"{plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.") + why
 
 
 _FITS: Mapping[Verdict, str] = {"fits": "fits", "tight": "tight", "does_not_fit": "too big"}

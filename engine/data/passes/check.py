@@ -215,7 +215,7 @@ def pass_steps(
     reader: DatasetReader, seed: int, on_kept: Callable[[DatasetRow], None] | None = None
 ) -> Generator[CheckProgress | None, None, Pass]:
     """Read every row; yields as `check_steps` does. `on_kept` gets every row that is kept, in order."""
-    started = time.monotonic()
+    started, source_fingerprint = time.monotonic(), reader.fingerprint()
     counts = Counts(len(reader.parts))
     pace = Pace()
     for row in reader.rows():
@@ -230,7 +230,7 @@ def pass_steps(
     if not counts.kept_rows:
         raise _nothing_kept(reader, counts)
     split = draw_split(counts.groups, reader.config, seed, parts=counts.kept_parts, weights=reader.weights)
-    report = _report(reader, counts, split, time.monotonic() - started)
+    report = _report(reader, source_fingerprint, counts, split, time.monotonic() - started)
     return Pass(report, split, counts.kept_rows)
 
 
@@ -248,12 +248,16 @@ def finish(
             on_progress(progress)
 
 
-def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float) -> DatasetReport:
+def _report(
+    reader: DatasetReader, source_fingerprint: str, counts: Counts, split: Split, seconds: float
+) -> DatasetReport:
     duplicates = counts.duplicate_rows()
     form = reader.form_facts()
     form["notes"] += tuple(f"{note} Rows: {count:,}." for note, count in counts.notes.items())
     form["notes"] += counts.preferences.length_bias()
     form |= counts.preferences.report(MAX_LISTED)
+    why_none = _why_none_held_out(reader.config, counts, split)
+    form["notes"] += (why_none,) if why_none else ()
     renderer = reader.renderer
     if renderer is not None:
         longest, shortest = counts.rows_by_length(50)
@@ -274,6 +278,7 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
         **form,
         source=reader.config.source,
         fingerprint=counts.fingerprint(),
+        source_fingerprint=source_fingerprint,
         parts=tuple(
             SourceReport(
                 source=part.source.name,
@@ -296,10 +301,21 @@ def _report(reader: DatasetReader, counts: Counts, split: Split, seconds: float)
         duplicate_rows=tuple(duplicates[:MAX_LISTED]),
         train_rows=len(split.train),
         held_out_rows=len(split.held_out),
+        why_none_held_out=why_none,
         train_on=reader.config.train_on,
         size_bytes=reader.size_bytes,
         seconds=seconds,
     )
+
+
+def _why_none_held_out(config: DatasetConfig, counts: Counts, split: Split) -> str:
+    if config.eval_fraction == 0 or len(split.held_out):
+        return ""
+    rows = len(np.unique(split.train))
+    if rows < 2:
+        return "No held-out rows: there is one row."
+    share_prompt = counts.preferences.kind(len(counts.kept_rows)) != "answers"
+    return f"No held-out rows: all {rows:,} rows {'share one prompt' if share_prompt else 'are equal'}."
 
 
 def _nothing_kept(reader: DatasetReader, counts: Counts) -> DatasetError:

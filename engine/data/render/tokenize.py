@@ -163,13 +163,13 @@ def _render_pairs(
         sides += [(row, side) for side in (example.sides() if isinstance(example, Comparison) else (example,))]
     rendered = iter(render_many(sides, tokenizer, replace(options, train_on="completion")))
     return [
-        _joined_sides(next(rendered), next(rendered)) if isinstance(example, Comparison) else next(rendered)
+        _joined_sides(next(rendered), next(rendered), options) if isinstance(example, Comparison) else next(rendered)
         for _, example in examples
     ]
 
 
 def _joined_sides(
-    chosen: Rendering | RowProblemError, rejected: Rendering | RowProblemError
+    chosen: Rendering | RowProblemError, rejected: Rendering | RowProblemError, options: RenderOptions
 ) -> Rendering | RowProblemError:
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, RowProblemError):
@@ -180,6 +180,13 @@ def _joined_sides(
             )
     assert isinstance(chosen, Rendering)
     assert isinstance(rejected, Rendering)
+    first, second = chosen.rows[0], rejected.rows[0]
+    if first.encoded.ids == second.encoded.ids:
+        return RowProblemError("equal_answers", "the chat template renders both answers equally")
+    if first.input_ids == second.input_ids:
+        return RowProblemError(
+            "cut_away", f"both answers are equal up to max_length ({options.max_length or 0:,} tokens)"
+        )
     notes, notices = (
         tuple(dict.fromkeys((*one, *other)))
         for one, other in ((chosen.notes, rejected.notes), (chosen.notices, rejected.notices))

@@ -115,4 +115,6 @@ def encode_preference(row: dict[str, Any], tokenizer: Any) -> list[dict[str, Any
     if not all(answers):
         return []
     (chosen,), (rejected,) = answers
+    if chosen["input_ids"] == rejected["input_ids"]:
+        return []  # nothing to learn
     return [{**chosen, "rejected_ids": rejected["input_ids"], "rejected_labels": rejected["labels"]}]
