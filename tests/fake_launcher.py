@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from engine.config.run import RunConfig
+from engine.data.contract import DatasetReport
 from engine.hardware.device import Device
 from engine.runs.control import asks_to_end
 from engine.runs.history.events import StatusData
@@ -51,6 +52,7 @@ class FakeLauncher:
         *,
         copied_from: str | None = None,
         on_progress: Callable[[str], None] = lambda _: None,
+        previewed: DatasetReport | None = None,
     ) -> Run:
         existing = None if key is None else self._store.find_by_key(key)
         if existing is not None:
@@ -69,6 +71,7 @@ class FakeLauncher:
         *,
         copied_from: str | None = None,
         on_progress: Callable[[str], None] = lambda _: None,
+        previewed: DatasetReport | None = None,
     ) -> list[Run]:
         return [
             self.start(config, f"{key}/{number}", copied_from=copied_from, on_progress=on_progress)

@@ -64,14 +64,19 @@ class Preflight:
         ask = flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask
         self._places = places_of(devices, ask, lambda: read_place(home), lambda: _earlier_runs(home))
 
-    def check(self, config: RunConfig, on_progress: OnProgress = lambda _: None) -> CheckedRun:
+    def check(
+        self,
+        config: RunConfig,
+        on_progress: OnProgress = lambda _: None,
+        previewed: DatasetReport | None = None,
+    ) -> CheckedRun:
         """Check a configuration; pin the model's revision, the data's fingerprint, absolute paths and library versions.
 
         Raises:
             ConfigError: Lists every setting that cannot work, alone, together, or on the device.
             DeviceError: If the device is not there, or smaller than the run by any estimate.
             ModelError: If the model cannot be found, reached or read.
-            DatasetError: If the dataset cannot be read, or has no trained tokens.
+            DatasetError: If the dataset cannot be read, is not the `previewed` one any more, or has no trained tokens.
         """
         if self._home.owner:
             if lab_rule_problems := lab_problems(config, self._home):
@@ -100,6 +105,8 @@ class Preflight:
             seed=config.training.seed,
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
+        if previewed is not None:
+            _require_previewed_data(previewed, report, config)
         if report.row_lengths is not None:  # a start may come before a page has counted them
             config = with_suited_defaults(config, report.row_lengths.known)
             report = report.at_max_length(config.training.max_length) or report
@@ -169,6 +176,16 @@ def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Probl
     return problems
 
 
+def _require_previewed_data(previewed: DatasetReport, report: DatasetReport, config: RunConfig) -> None:
+    # Rows of another max_length may differ in what is kept, and a file that was only copied again has the same ones.
+    if previewed.source_fingerprint != report.source_fingerprint and previewed.fingerprint != report.fingerprint:
+        raise DatasetError(
+            f"The file changed since the preview: {config.dataset.source} had {previewed.rows:,} rows and has "
+            f"{report.rows:,} now.",
+            "Look at its rows on the Data tab, then start again.",
+        )
+
+
 def _require_trained_tokens(config: RunConfig, report: DatasetReport) -> None:
     if report.trained_tokens == 0:
         raise DatasetError(
@@ -224,6 +241,7 @@ class Launcher:
         *,
         copied_from: str | None = None,
         on_progress: OnProgress = lambda _: None,
+        previewed: DatasetReport | None = None,
     ) -> Run:
         """Check a configuration and put it into the queue; its supervisor starts it when its device is free.
 
@@ -232,12 +250,13 @@ class Launcher:
                 connection, starts one run; the later calls return it.
             copied_from: Id of the run whose configuration this one began as.
             on_progress: Gets a sentence about what is being checked.
+            previewed: The report of the data that the person has seen, if any.
 
         Raises:
             ConfigError: Lists every setting that cannot work.
             DeviceError: If the device is not there, or too small by any estimate.
             ModelError: If the model cannot be found, reached or read.
-            DatasetError: If the dataset cannot be read, or has no trained tokens.
+            DatasetError: If the dataset cannot be read, is not the previewed one any more, or has no trained tokens.
             RunError: If the person has as many waiting runs as the lab allows.
             StorageError: If the run's folder cannot be made, or the person has no disk space left.
         """
@@ -245,7 +264,7 @@ class Launcher:
         if existing is not None:
             return existing
         require_admission(self._store.home, self._store.owner)
-        checked_run = self._preflight.check(config, on_progress)
+        checked_run = self._preflight.check(config, on_progress, previewed)
         meanwhile = None if key is None else self._store.find_by_key(key)  # its own place in the queue does not count
         if meanwhile is not None:
             return meanwhile
@@ -259,6 +278,7 @@ class Launcher:
         *,
         copied_from: str | None = None,
         on_progress: OnProgress = lambda _: None,
+        previewed: DatasetReport | None = None,
     ) -> list[Run]:
         """Queue several runs: all of them are checked before the first one is queued.
 
@@ -273,7 +293,8 @@ class Launcher:
         require_admission(self._store.home, self._store.owner, len(keys) - len(runs_by_key))
         for number, (name, config) in enumerate(zip(keys, configs, strict=True), start=1):
             if name not in runs_by_key:
-                checked_runs[name] = self._preflight.check(config, _with_number(on_progress, number, len(configs)))
+                note = _with_number(on_progress, number, len(configs))
+                checked_runs[name] = self._preflight.check(config, note, previewed)
         with admitted(self._store.home, self._store.owner, len(checked_runs)):
             runs_by_key |= {name: self._create(passed, name, copied_from) for name, passed in checked_runs.items()}
         return [runs_by_key[name] for name in keys]

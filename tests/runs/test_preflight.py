@@ -179,6 +179,27 @@ def test_data_that_teaches_nothing_is_refused(home, store, report, words):
     assert store.ids() == []
 
 
+@pytest.mark.parametrize(
+    ("source", "rows", "changed"),
+    [("b", "f", False), ("a", "g", False), ("b", "g", True)],
+    ids=["copied again", "another max_length", "changed"],
+)
+def test_data_that_changed_since_its_preview_is_refused(store, home, source, rows, changed):
+    previewed = FakeInspector(rows=12, source_fingerprint="a", fingerprint="f").check(config().dataset)
+    inspector = FakeInspector(source_fingerprint=source, fingerprint=rows)
+    launcher = Launcher(store, Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve))
+
+    if not changed:
+        assert launcher.start(config(), previewed=previewed)
+        return
+    with pytest.raises(DatasetError) as refused:
+        launcher.start(config(), previewed=previewed)
+
+    assert refused.value.what.startswith("The file changed since the preview: ")
+    assert refused.value.what.endswith("had 12 rows and has 10 now.")
+    assert refused.value.fix == "Look at its rows on the Data tab, then start again."
+
+
 def test_a_run_larger_than_the_whole_device_is_refused(home, store):
     small = cpu()
     preflight = Preflight(

@@ -77,3 +77,11 @@ def test_rows_that_are_cut_are_mentioned():
     lengths = report().token_lengths.model_copy(update={"over_max_length": 3})
 
     assert "3 rows are truncated at 512 tokens" in render_plan(a_config(), report(token_lengths=lengths), None)
+
+
+def test_a_plan_reports_why_no_row_is_held_out():
+    note = "No held-out rows: all 30 rows share one prompt."
+
+    html = render_plan(a_config(), report(held_out_rows=0, why_none_held_out=note), None)
+
+    assert f'<p class="notice">{note}</p>' in html

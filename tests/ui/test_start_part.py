@@ -10,7 +10,9 @@ from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import a_config
 from tests.ui.changes import Changes
+from tests.ui.data_tab_visitor import wait_for
 from tests.ui.drafts import values_of
+from ui.backend.dataset_checks import CheckQuestion
 from ui.build import build_app
 from ui.draft import read_draft
 from ui.tabs.start import StartPart, render_reason, start_key, why_not
@@ -118,10 +120,10 @@ def test_a_start_reports_what_it_is_checking_and_holds_no_handler_meanwhile(tab,
     launcher, goes_on = tab._page.services.launcher, threading.Event()
     start = launcher.start
 
-    def slow(config, key, *, copied_from, on_progress):
+    def slow(config, key, *, on_progress, **settings):
         on_progress("Checking the data: 12 rows.")
         assert goes_on.wait(300)
-        return start(config, key, copied_from=copied_from)
+        return start(config, key, **settings)
 
     monkeypatch.setattr(launcher, "start", slow)
     changes = begin(tab, "token", "", *values_of(tab, a_config(training__max_steps=3)))
@@ -145,6 +147,27 @@ def test_a_start_that_is_refused_reports_why_and_can_be_tried_again(tab, monkeyp
     assert changes.start["interactive"]
     monkeypatch.undo()
     assert chosen(tab, start_run(tab, "token", config)) in tab._page.services.runs.ids()
+
+
+def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatch):
+    asked = []
+
+    def refuse(*_, previewed, **__):
+        asked.append(previewed)
+        raise DatasetError("The file changed since the preview.", "Look at its rows on the Data tab.")
+
+    services, config = tab._page.services, a_config(training__max_steps=3)
+    monkeypatch.setattr(services.launcher, "start", refuse)
+    question = CheckQuestion.of(config)
+    check = services.checks.ask(question)
+    wait_for(lambda: check.is_done)
+
+    changes = start_run(tab, "token", config)
+
+    assert asked == [check.report]
+    assert check.report is not None
+    assert "changed since the preview" in changes.problems
+    assert services.checks.find(question) is None, "its rows are read again"
 
 
 def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):

@@ -189,6 +189,13 @@ class DatasetChecks:
                 _look_at(check)
             return check
 
+    def forget(self, dataset: DatasetConfig) -> None:
+        """Forget the reports of a dataset, whose rows may have changed; the next page that looks reads them again."""
+        with self._lock:
+            for key, check in list(self._checks.items()):
+                if check.is_done and _identity(check.question.dataset) == _identity(dataset):
+                    del self._checks[key]
+
     def note_refused(self, question: CheckQuestion, error: EngineError) -> None:
         """Remember why no row of a dataset could be shown, until one can."""
         with self._lock:

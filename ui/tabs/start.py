@@ -11,10 +11,11 @@ import gradio as gr
 
 from engine.config.run import RunConfig
 from engine.config.suited import given_settings
-from engine.errors import ConfigError, EngineError, MemoryUnknownError, Problem
+from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
 from engine.runs.run import Run
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
 from ui.backend.background import UNEXPECTED, BackgroundWork, FunctionJob, Message, Work
+from ui.backend.dataset_checks import CheckQuestion
 from ui.components import QUICK, Updates, clear_error_after
 from ui.draft import Draft
 from ui.gradio_internals import enclosing_page
@@ -99,23 +100,28 @@ class StartPart:
         self, token: str, copied_from: str, values: Sequence[Any],
         sweep: Callable[[RunConfig], list[RunConfig]] | None = None,
     ) -> Updates:  # fmt: skip
-        draft, launcher, log = self._page.draft(values), self._page.services.launcher, self._page.services.log
+        draft, services = self._page.draft(values), self._page.services
+        launcher, log, checks = services.launcher, services.log, services.checks
         try:
             if draft.config is None:
                 raise ConfigError(draft.problems)
             configs = [draft.config] if sweep is None else sweep(draft.config)
         except EngineError as error:
             return self._show_error(error)
+        dataset, check = configs[0].dataset, checks.find(CheckQuestion.of(draft.config))
+        previewed = check.report if check is not None else None
         key, origin = start_key(token, configs), copied_from if self._page.reader.exists(copied_from) else None
 
         def start(report: Callable[[Message], None]) -> Sequence[Run]:
             def note(words: str) -> None:
                 report(Message(words))
 
-            if sweep is None:
-                runs = [launcher.start(configs[0], key, copied_from=origin, on_progress=note)]
-            else:
-                runs = launcher.start_all(configs, key, copied_from=origin, on_progress=note)
+            same: dict[str, Any] = {"copied_from": origin, "on_progress": note, "previewed": previewed}
+            try:
+                runs = launcher.start_all(configs, key, **same) if sweep else [launcher.start(configs[0], key, **same)]
+            except DatasetError:
+                checks.forget(dataset)
+                raise
             for run in runs:
                 log("run started", run.id)
             return runs
