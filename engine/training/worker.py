@@ -4,6 +4,7 @@ It holds the run's lock for life and reports through the event log alone. Under 
 process does so for all.
 """
 
+import atexit
 import contextlib
 import ctypes
 import gc
@@ -173,6 +174,15 @@ def _first_cause(failed: FailedData, run: Path, attempt: int) -> FailedData:
 
 
 if __name__ == "__main__":
-    exit_code = main(sys.argv[1:])
-    gc.freeze()  # the interpreter would search all that was imported for garbage before it ends, for two seconds
-    sys.exit(exit_code)
+    exit_codes = [EXIT_FAILED]
+
+    # Registered first, so called last. The interpreter would search all that was imported for garbage, for two seconds,
+    # and the bindings of triton, which transformers loads, would list in the log what that leaves behind.
+    @atexit.register
+    def end_at_once() -> None:
+        """End without tearing the interpreter down."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_codes[-1])
+
+    exit_codes.append(main(sys.argv[1:]))

@@ -44,7 +44,7 @@ def test_the_log_of_each_method_has_no_warning(method, quantization, checkpointi
     assert warnings_in(log) == []
 
 
-def test_importing_the_libraries_warns_of_nothing(runs):
+def test_the_log_of_a_process_of_its_own_begins_and_ends_without_complaints(runs):
     run = runs.create(training=SHORT)
 
     process = subprocess.run(
@@ -59,3 +59,4 @@ def test_importing_the_libraries_warns_of_nothing(runs):
 
     assert "trainable params:" in process.stdout
     assert warnings_in(process.stdout) == []
+    assert "leaked" not in process.stdout
