@@ -86,35 +86,35 @@ class TrainingSession:
             events.status("finished", f"Finished after step {step:,}.{early}", total)
 
     def _build_trainer(self, prepared: PreparedRun) -> tuple[LoratoryTrainer, RunCallback]:
-        trainer: LoratoryTrainer
         training, setup, group = self._config.training, prepared.assembly.setup, self._preparation.group
         rows = choose_rows(prepared.data, setup.settings)
         is_likelihood = not objective_of(self._config).learns_preferences
         vocabulary = int(prepared.model.config.get_text_config().vocab_size) if is_likelihood else None
         is_timed = prepared.placement.torch_device.type == "cuda" and is_wanted("timed_logging")
-        callback = RunCallback(
-            training,
-            bool(rows.held_out),
-            stop_requested=lambda: trainer.stop_voted(),
-            progress=lambda: trainer.progress,
-            log_seconds=LOG_SECONDS if is_timed else 0.0,
-            log_voted=(lambda: trainer.log_voted()) if group.world_size > 1 else None,
-        )
         trainer = LoratoryTrainer(
             model=prepared.model,
             args=training_arguments(training, self._folder.checkpoints, prepared.precision, prepared.placement),
             tokenizer=prepared.tokenizer,
             rows=rows,
             setup=setup,
-            hooks=TrainerHooks(
-                on_logged=functools.partial(self._on_logged, vocabulary=vocabulary),
-                on_measured=self._on_measured,
-                save=lambda: self._save_checkpoint(trainer, prepared),
-                between_passes=self._requests.check_cancel,
-                stop_wanted=self._requests.stop_wanted,
-                log_vote=callback.log_vote if group.is_main else lambda: 0,
-            ),
-            callbacks=[callback],
+            hooks=TrainerHooks(),
+        )
+        callback = RunCallback(
+            training,
+            bool(rows.held_out),
+            stop_requested=trainer.stop_voted,
+            progress=lambda: trainer.progress,
+            log_seconds=LOG_SECONDS if is_timed else 0.0,
+            log_voted=trainer.log_voted if group.world_size > 1 else None,
+        )
+        trainer.add_callback(callback)
+        trainer.hooks = TrainerHooks(
+            on_logged=functools.partial(self._on_logged, vocabulary=vocabulary),
+            on_measured=self._on_measured,
+            save=lambda: self._save_checkpoint(trainer, prepared),
+            between_passes=self._requests.check_cancel,
+            stop_wanted=self._requests.stop_wanted,
+            log_vote=callback.log_vote if group.is_main else lambda: 0,
         )
         return trainer, callback
 
