@@ -38,7 +38,6 @@ _TRL_DEFAULTS: Mapping[str, Any] = {
     "eval_on_start": False,
     "packing": False,
     "seed": 42,
-    "gradient_checkpointing": True,
 }
 
 
@@ -251,7 +250,7 @@ class ScriptFacts:
             "packing": training.packing,
             "bf16": self.model.compute == "bfloat16",
             "seed": training.seed,
-            "gradient_checkpointing": training.gradient_checkpointing,
+            "activation_checkpointing": training.gradient_checkpointing,  # given always: TRL's default is its earlier name
         }
         if not self.data.has_turns:
             arguments["dataset_text_field"] = self.data.columns["text"]
