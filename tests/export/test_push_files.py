@@ -100,8 +100,11 @@ def test_half_an_export_is_not_sent(tmp_path, missing, said):
 
 
 def test_what_an_export_writes_passes(tmp_path):
-    check(adapter_folder(tmp_path / "one"), places=(tmp_path,))
-    check(merged_folder(tmp_path / "two"), places=(tmp_path,))
+    for folder in (adapter_folder(tmp_path / "one"), merged_folder(tmp_path / "two")):
+        check(folder, places=(tmp_path,))
+        (folder / "README.md").write_text(f"Made in {tmp_path}.")
+        with pytest.raises(PushError, match=r"README\.md holds"):
+            check(folder, places=(tmp_path,))
 
 
 def change(folder: Path, **values: object) -> None:
@@ -127,6 +130,9 @@ def test_what_only_looks_like_one_is_not(tmp_path, value):
     change(folder, auto_mapping={"text": [value]})
 
     check(folder)
+    change(folder, auto_mapping={"text": [value, "/home/ada/models"]})
+    with pytest.raises(PushError, match="holds a path"):
+        check(folder)
 
 
 @pytest.mark.parametrize("name", ["README.md", "chat_template.jinja", "tokenizer_config.json", "tokenizer.json"])

@@ -54,8 +54,10 @@ def test_a_relative_path_is_made_absolute_for_workers(folder, home, monkeypatch)
 def test_parts_that_are_not_needed_may_be_absent(folder):
     (folder / "model.safetensors").unlink()
     check_model_folder(folder, "mine", ModelPart.TOKENIZER)
+    assert "has no weights" in refusal(folder).what
     (folder / "tokenizer.json").unlink()
     check_model_folder(folder, "mine", ModelPart.CONFIG)
+    assert "has no tokenizer" in refusal(folder, ModelPart.TOKENIZER).what
 
 
 def test_an_absent_folder_or_configuration_is_reported(folder):
@@ -99,11 +101,14 @@ def test_weights_whose_length_begins_like_a_pickle_are_not_a_pickle(folder):
     assert (folder / "model.safetensors").read_bytes()[:2] == b"\x80\x02"
 
     check_model_folder(folder, "mine")
+    assert read_safetensors_header(folder / "model.safetensors", "mine") == (("w", "F32", (2,)),)
 
 
 def test_pickled_weights_next_to_safetensors_are_ignored(folder):
-    os.mkfifo(folder / "pytorch_model.bin")
+    os.mkfifo(folder / "pytorch_model.bin")  # to read it would wait for ever
     check_model_folder(folder, "mine")
+    (folder / "model.safetensors").unlink()
+    assert "only as pickle files (pytorch_model.bin)" in refusal(folder).what
 
 
 def test_no_weights_at_all_is_reported(folder):
@@ -122,12 +127,12 @@ def test_code_of_its_own_is_refused_where_transformers_does_not_know_the_model(f
     assert "trust_remote_code stays off" in error.what
 
 
-def test_code_next_to_a_known_architecture_is_left_alone(folder):
+def test_code_next_to_a_known_architecture_is_left_alone(folder, home):
     (folder / "own.py").write_text("raise SystemExit('executed')")
     config = {**LLAMA_CONFIG, "auto_map": {"AutoConfig": "own.OwnConfig"}}
     (folder / "config.json").write_text(json.dumps(config))
 
-    check_model_folder(folder, "mine")
+    assert resolve_model(ModelConfig(id=str(folder)), home).location == str(folder)
 
 
 def test_an_adapter_is_called_an_adapter_and_names_its_base(folder):

@@ -102,9 +102,17 @@ def test_the_next_step_names_the_checkpoint_to_resume_from():
     assert "starts over" in diagnose(evidence(exit_code=-11)).advice
 
 
-def test_the_kernels_count_of_memory_kills_is_a_number_where_it_tells():
-    count = out_of_memory_kills()
-    assert count is None or count >= 0
+@pytest.mark.parametrize(
+    ("counters", "kills"),
+    [("pgfault 7\noom_kill 3\noom_killer 9\n", 3), ("pgfault 7\n", None), (None, None)],
+    ids=["counted", "an old kernel", "not Linux"],
+)
+def test_memory_kills_are_those_that_the_kernel_counted(monkeypatch, tmp_path, counters, kills):
+    if counters is not None:
+        (tmp_path / "vmstat").write_text(counters)
+    monkeypatch.setattr("engine.runs.supervision.diagnosis.Path", lambda path: tmp_path / path.rpartition("/")[2])
+
+    assert out_of_memory_kills() == kills
 
 
 @pytest.mark.parametrize(

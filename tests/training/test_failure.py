@@ -109,10 +109,13 @@ def test_a_run_that_cannot_recover_is_ended(loss, norm):
     assert "learning rate" in error_info.value.fix
 
 
-@pytest.mark.parametrize("loss", [0.0, 3.0, 5.9, 8.0])
-def test_a_loss_that_only_rises_is_let_be(loss):
-    check_loss(7, loss, 100.0, first_loss=3.0, vocabulary=500)
-
-
-def test_an_untrained_model_may_begin_worse_than_guessing():
-    check_loss(2, 15.0, 1.0, first_loss=12.0, vocabulary=500)
+@pytest.mark.parametrize(
+    ("first_loss", "vocabulary", "bound"),
+    [(3.0, 500, math.log(500) + 2), (12.0, 500, 24.0), (3.0, None, math.inf)],
+    ids=["two nats above guessing", "twice a start worse than guessing", "preferences have none"],
+)
+def test_a_loss_may_rise_up_to_its_bound(first_loss, vocabulary, bound):
+    for loss in (0.0, min(bound, 1e9)):
+        check_loss(7, loss, 100.0, first_loss, vocabulary)
+    with pytest.raises(DivergedError):
+        check_loss(7, bound + 0.01, 100.0, first_loss, vocabulary)

@@ -32,7 +32,7 @@ class EventWriter:
 
     Args:
         attempt: Number of this attempt at the run, from 1; see `RunFolder.next_attempt`.
-        require_current: Raises if another worker has the log by now; called
+        require_current: Raises if another worker has the log by now; called before each event.
 
     Raises:
         StorageError: If the log cannot be opened.
