@@ -6,6 +6,8 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.formats import detect_format, likeliest_format
+from engine.data.passes.reader import DatasetPart
+from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 
 TALK = [{"from": "human", "value": "x"}]
@@ -245,3 +247,11 @@ def test_unknown_columns_are_named_with_a_way_out():
     assert "'x', 'y'" in refusal.value.what
     assert "instruction=question" in refusal.value.fix
     assert "--" not in refusal.value.fix  # the page shows it as well
+
+
+def test_unreadable_rows_are_among_the_first_that_the_reason_counts(tmp_path):
+    rows = [*[{"instruction": "a", "output": "b"}] * 57, {"text": "c"}, {"text": "d"}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join([*map(json.dumps, rows), "{broken"]))
+
+    assert "57 of the first 60 rows" in DatasetPart(DatasetConfig(source=str(file)), SourceOptions()).detection.reason

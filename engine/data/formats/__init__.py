@@ -68,8 +68,10 @@ class Converter:
         return example
 
 
-def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> Detection:
+def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]], *, unreadable: int = 0) -> Detection:
     """Decide the format from the first rows; `format` and `column_map` of the config override what is seen.
+
+    The reason counts the `unreadable` ones among them too.
 
     Raises:
         DatasetError: If no format fits; names the columns that are there.
@@ -79,7 +81,7 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
     if config.format != "auto":
         return _detection_of(FORMATS[config.format], names, mapping, "chosen by you")
     if mapping and not any(mapping.values()):  # only leaves columns out
-        automatic = detect_format(config.model_copy(update={"column_map": {}}), rows)
+        automatic = detect_format(config.model_copy(update={"column_map": {}}), rows, unreadable=unreadable)
         return _detection_of(FORMATS[automatic.format], names, {**automatic.columns, **mapping}, automatic.reason)
     if mapping:
         return _from_mapping(names, mapping)
@@ -89,8 +91,8 @@ def detect_format(config: DatasetConfig, rows: Sequence[Mapping[str, Any]]) -> D
     if candidates:
         # Among equals, the format of the first row; then the first one.
         best = max(candidates, key=lambda candidate: (_fitting(candidate, rows), _fitting(candidate, rows[:1])))
-        count = _fitting(best, rows)
-        share = "every row has" if count == len(rows) else f"{count} of the first {len(rows)} rows have"
+        count, first = _fitting(best, rows), len(rows) + unreadable
+        share = "every row has" if count == first else f"{count} of the first {first} rows have"
         return replace(best, reason=f"{share} {best.reason}", sure=best.sure and count * 2 > len(rows))
     if are_single_turns(table.names, rows):
         raise DatasetError(

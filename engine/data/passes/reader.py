@@ -216,18 +216,25 @@ class DatasetPart:
                 f"It was read as {self.source.kind}. Correct the file, or convert it to JSONL.",
             )
         self.columns = printable_names(self.source.columns or column_names(rows))
+        unreadable = len(head) - len(rows)
         self.detection: Detection = (
-            _detect_by_itself(config, rows, self.source.name) if of_a_mix else detect_format(config, rows)
+            _detect_by_itself(config, rows, unreadable, self.source.name)
+            if of_a_mix
+            else detect_format(config, rows, unreadable=unreadable)
         )
         self.converter = Converter(self.detection)
         self.unread = printable_names(unread_columns(self.detection, config.column_map, rows))
 
 
-def _detect_by_itself(config: DatasetConfig, rows: Sequence[Mapping[str, Any]], name: str) -> Detection:
+def _detect_by_itself(
+    config: DatasetConfig, rows: Sequence[Mapping[str, Any]], unreadable: int, name: str
+) -> Detection:
     with contextlib.suppress(DatasetError):
-        return detect_format(config, rows)
+        return detect_format(config, rows, unreadable=unreadable)
     try:
-        return detect_format(config.model_copy(update={"format": "auto", "column_map": {}}), rows)
+        return detect_format(
+            config.model_copy(update={"format": "auto", "column_map": {}}), rows, unreadable=unreadable
+        )
     except DatasetError as error:
         raise DatasetError(
             f"{name}, a source of the mixture, does not fit the format: {error.what}",
