@@ -11,6 +11,7 @@ from engine.commands.output import AsJson, ProgressLine, print_json, print_resul
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import CheckProgress, DatasetReport, RowProblem
+from engine.data.records import place
 from engine.data.render.tokenize import IGNORED_LABEL
 from engine.data.source import SourceOptions
 from engine.errors import ConfigError, Problem
@@ -66,7 +67,7 @@ def inspect(
 
 def render(
     data: DataArgument,
-    row: Annotated[int, typer.Option("--row", min=0, help="Which row; they count from 0.")],
+    row: Annotated[int, typer.Option("--row", min=1, help="Number of the row, from 1.")],
     model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template; as model.id.")],
     max_length: MaxLengthOption = None,
     format_: FormatOption = "auto",
@@ -82,7 +83,7 @@ def render(
     where = {"subset": subset, "split": split, "revision": revision}
     config = _dataset_config(data, format_, column_map, train_on).model_copy(update=where)
     with contextlib.closing(Inspector(home)) as inspector:
-        sequences = inspector.render(config, _model_config(model), max_length, row=row)
+        sequences = inspector.render(config, _model_config(model), max_length, row=row - 1)
     if as_json:
         # The last sequence holds the conversation to its end; earlier ones exist where a template rewrites earlier turns.
         shown = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
@@ -175,7 +176,7 @@ def _preference_notes(report: DatasetReport) -> Iterator[str]:
             f"{lengths.rejected_longer:,}; the median difference is {lengths.median:+,} {lengths.unit}."
         )
     if report.contradictions:
-        rows = ", ".join(f"{row:,}" for row in report.contradicting_rows[:_SHOWN_PROBLEMS])
+        rows = ", ".join(f"{row + 1:,}" for row in report.contradicting_rows[:_SHOWN_PROBLEMS])
         yield f"{report.contradictions:,} pairs prefer the opposite of another row with the same prompt: rows {rows}."
     if report.desirable is not None:
         yield f"{report.desirable:,} answers are rated good, {report.kept - report.desirable:,} bad."
@@ -186,7 +187,7 @@ def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> 
         return []
     lines = [f"{title}:"]
     for problem in problems[:_SHOWN_PROBLEMS]:
-        where = f"line {problem.line:,}" if problem.line is not None else f"row {problem.row:,}"
+        where = place(problem.row, problem.line)
         lines.append(f"  {where:<12} {problem.problem}: {problem.sample}")
     if count > _SHOWN_PROBLEMS:
         lines.append(f"  … and {count - _SHOWN_PROBLEMS:,} more; --json lists the first thousand.")

@@ -19,7 +19,7 @@ class _Part(BaseModel):
 
 
 class RowProblem(_Part):
-    """What is wrong with one row. `row` counts from 0 over everything that is not blank, `line` from 1 as editors do."""
+    """What is wrong with one row. `row` counts from 0 over everything that is not blank, people from 1; `line` from 1."""
 
     row: int
     line: int | None  # None where the source has no lines (Parquet, the Hub)

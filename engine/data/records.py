@@ -124,8 +124,8 @@ def _text_length(value: Any) -> int:
 
 
 def place(row: int, line: int | None) -> str:
-    """Return where a row is in its source, for people."""
-    return f"line {line:,}" if line is not None else f"row {row:,}"
+    """Return where a row is in its source, for people, who count from 1."""
+    return f"line {line:,}" if line is not None else f"row {row + 1:,}"
 
 
 def describe_kind(value: Any) -> str:

@@ -78,7 +78,7 @@ def test_a_role_is_left_out_by_an_empty_name(run, tmp_path):
 
 
 def test_render_prints_what_training_sees(run, file, tiny_model_folder):
-    rendering = json.loads(run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder, "--json").stdout)
+    rendering = json.loads(run("render", file, *MAP, "--row", 4, "--model", tiny_model_folder, "--json").stdout)
 
     assert rendering.keys() >= {"text", "input_ids", "labels", "tokens"}
     assert len(rendering["input_ids"]) == len(rendering["labels"]) == len(rendering["tokens"])
@@ -87,11 +87,11 @@ def test_render_prints_what_training_sees(run, file, tiny_model_folder):
     learned = [token for token, label in zip(rendering["tokens"], rendering["labels"], strict=True) if label != -100]
     assert learned[-1] == "<|im_end|>"
 
-    output = run("render", file, *MAP, "--row", 3, "--model", tiny_model_folder).stdout
+    output = run("render", file, *MAP, "--row", 4, "--model", tiny_model_folder).stdout
     assert "⟦Answer 3.<|im_end|>⟧" in output
 
 
-@pytest.mark.parametrize("command", [("inspect",), ("render", "--row", 0)], ids=["inspect", "render"])
+@pytest.mark.parametrize("command", [("inspect",), ("render", "--row", 1)], ids=["inspect", "render"])
 def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypatch, tiny_model_folder, command):
     requests = []
 
@@ -153,7 +153,7 @@ def test_a_template_that_rewrites_turns_gives_all_sequences(run, tmp_path, tiny_
     turns = [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}] * 2
     rows.write_text(json.dumps({"conversations": turns}))
 
-    rendering = json.loads(run("render", rows, "--row", 0, "--model", folder, "--json").stdout)
+    rendering = json.loads(run("render", rows, "--row", 1, "--model", folder, "--json").stdout)
 
     assert [sequence["part"] for sequence in rendering["sequences"]] == [0, 1]
     assert rendering["part"] == 1

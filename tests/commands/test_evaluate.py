@@ -90,7 +90,7 @@ def test_people_read_a_table_the_notes_and_the_worst_answers(run_id, capsys):
     assert "tuned  1.0000        2.72" in output
     assert "gained 50%, forgot 4%: loss on general text 3.0000 before, 3.1200 after (900 tokens)." in output
     assert "The data has changed." in output
-    assert "row 3: " + "R" * 59 + "…" in output
+    assert "row 4: " + "R" * 59 + "…" in output
     assert "tuned (chrF 0.50): an answer" in output
 
 

@@ -189,7 +189,7 @@ def test_pairs_that_are_equal_once_they_are_rendered_are_left_out(tmp_path, reje
 def test_rows_of_one_prompt_are_noted_because_none_can_be_held_out(tmp_path, tokenizer, rating):
     rows = [{"prompt": "Which bird?", "chosen": f"A heron {n}.", "rejected": f"A fish {n}."} for n in range(30)]
     if rating:
-        rows = [{"prompt": row["prompt"], "completion": row["chosen"], "label": True} for row in rows]
+        rows = [{"prompt": row["prompt"], "completion": row["chosen"], **rating} for row in rows]
     config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)))
 
     report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 256))

@@ -302,7 +302,7 @@ def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_
             f"Answer {row % COUNT}" for row in expected
         ]
         with pytest.raises(
-            DatasetError, match=f"Row {2 * COUNT:,} does not exist in this dataset; it has {2 * COUNT:,}"
+            DatasetError, match=f"Row {2 * COUNT + 1:,} does not exist in this dataset; it has {2 * COUNT:,}"
         ):
             page(reader, rows=(3, 2 * COUNT))
 

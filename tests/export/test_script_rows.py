@@ -216,7 +216,7 @@ def test_files_that_differ_in_kind_are_refused(tiny_model_folder, home, tmp_path
     (folder / "a.csv").write_text(TABLE)
     (folder / "b.csv").write_text(TABLE.replace(",", ";"))
 
-    with pytest.raises(DatasetError, match="row 12 would differ"):
+    with pytest.raises(DatasetError, match="row 13 would differ"):
         script_of(make_config(tiny_model_folder, str(folder)), home)
 
 
@@ -225,7 +225,7 @@ def test_calls_of_tools_are_refused(tiny_model_folder, home, tmp_path):
     rows = [*CHAT, {"messages": [CHAT[0]["messages"][0], call, {"role": "tool", "content": "1"}, *CHAT[0]["messages"]]}]
     source = str(write_lines(tmp_path / "rows.jsonl", rows))
 
-    with pytest.raises(DatasetError, match=r"Row 12 of rows\.jsonl has tools"):
+    with pytest.raises(DatasetError, match=r"Row 13 of rows\.jsonl has tools"):
         script_of(make_config(tiny_model_folder, source), home)
 
 
@@ -235,7 +235,7 @@ def test_turns_that_are_only_read_are_refused(tiny_model_folder, home, tmp_path)
         tmp_path / "rows.jsonl", [*CHAT, {"messages": [asked, {**answered, "weight": 0}, asked, answered]}]
     )
 
-    with pytest.raises(DatasetError, match=r"Row 12 of rows\.jsonl has turns of weight 0"):
+    with pytest.raises(DatasetError, match=r"Row 13 of rows\.jsonl has turns of weight 0"):
         script_of(make_config(tiny_model_folder, str(source)), home)
 
 

@@ -139,7 +139,7 @@ def test_errors_keep_their_class_and_words(inspector, dataset, place, model):
         inspector.preview(DatasetConfig(source="/etc/hosts"))
     with pytest.raises(DatasetError, match="was not found"):
         inspector.check(dataset.model_copy(update={"source": str(place.uploads / "none.jsonl")}))
-    with pytest.raises(DatasetError, match="Row 7 is left out: the answer is empty"):
+    with pytest.raises(DatasetError, match="Row 8 is left out: the answer is empty"):
         inspector.render(dataset, model, row=7)
 
 

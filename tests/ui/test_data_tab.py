@@ -112,8 +112,10 @@ def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(
 
 
 def test_a_new_dataset_begins_at_its_first_row_and_a_changed_setting_keeps_the_place(visitor):
-    assert "Row 0 of" in visitor.open(row=40, shown_source="other.jsonl", dataset__source="rows.jsonl")["row_html"]
-    assert "Row 40 of" in visitor.open(row=40, shown_source="rows.jsonl", dataset__source="rows.jsonl")["row_html"]
+    assert "Row 1 of" in visitor.open(row=40, shown_source="other.jsonl", dataset__source="rows.jsonl")["row_html"]
+    html = visitor.open(row=40, shown_source="rows.jsonl", dataset__source="rows.jsonl")["row_html"]
+    assert "Row 40 of" in html
+    assert ", line 40," in html, "rows and lines count alike"
 
 
 def test_choosing_columns_settles_the_format_that_they_are_columns_of():

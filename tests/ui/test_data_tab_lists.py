@@ -64,11 +64,12 @@ def test_a_list_is_gone_through_with_previous_and_next(checked_visitor):
     values = checked_visitor.values(dataset__source="rows.jsonl")
     rows = checked_visitor.tab.rows
 
-    assert rows._begin_list(0, "longest", *values) == {rows.number: 7, rows._list_page: 0}
-    assert rows._turn(1)(7, "longest", *values) == 3
-    assert rows._turn(1)(3, "longest", *values) == 3
-    assert rows._turn(-1)(9, "odd", *values) == 5
+    assert rows._begin_list(1, "longest", *values) == {rows.number: 8, rows._list_page: 0}
+    assert rows._turn(1)(8, "longest", *values) == 4
+    assert rows._turn(1)(4, "longest", *values) == 4
+    assert rows._turn(-1)(10, "odd", *values) == 6
     assert rows._turn(1)(7, "all", *values) == 8
+    assert rows._turn(-1)(1, "all", *values) == 1
 
 
 def test_the_longest_rows_are_listed_with_their_lengths(checked_visitor):
@@ -83,7 +84,7 @@ def test_oddities_have_a_table_of_their_own(checked_visitor):
     event = gr.EventData(None, {"pick": "show:odd"})
 
     rows = checked_visitor.tab.rows
-    assert rows._jump(0, event, *values) == {rows.number: 5, rows.listing: "odd", rows._list_page: 0}
+    assert rows._jump(1, event, *values) == {rows.number: 6, rows.listing: "odd", rows._list_page: 0}
     assert "turn 3 is odd" in checked_visitor.tab.rows._list("odd", 0, *values)
 
 
@@ -131,9 +132,9 @@ def test_a_search_reports_how_far_it_is_and_can_be_stopped(visitor, services):
 
 
 def test_a_search_finds_the_next_row_or_reports_where_it_began_again(visitor):
-    assert (last := find(visitor, "lora_alpha")[-1])._number == 4
+    assert (last := find(visitor, "lora_alpha")[-1])._number == 5
     assert last.result_line == ""
-    assert "Continued from the top" in find(visitor, "lora_alpha", row=348)[-1].result_line
+    assert "Continued from the top" in find(visitor, "lora_alpha", row=349)[-1].result_line
     assert "No matching rows" in find(visitor, "nothing like it")[-1].result_line
 
 

@@ -18,7 +18,7 @@ from ui.page import Page
 from ui.tabs.dataset_format import DatasetFormat
 from ui.tabs.model import TokenizerStatus
 from ui.tabs.own_models import OwnDatasetsPart
-from ui.tabs.row_viewer import RowViewer
+from ui.tabs.row_viewer import RowViewer, row_of
 from ui.views import dataset as view
 from ui.views.html import Column, Row, error_box, pickable, table
 from ui.views.preferences import render_preferences
@@ -161,9 +161,9 @@ class DataTab:
         if source != shown_source:  # what was opened for the last one is not about this one
             around[self.format.fold] = gr.update(open=False)
         question = services.tokenizers.answerable(form_question)
-        number = int(row or 0) if source == shown_source else 0
+        number = row if source == shown_source else 1
         try:
-            page = self.rows.preview(question, number)
+            page = self.rows.preview(question, row_of(number))
         except Exception as raised:
             error = as_engine_error(raised)
             services.checks.note_refused(question, error)

@@ -35,7 +35,7 @@ class RowViewer:
         with gr.Row(elem_id="row-controls"):
             self.previous = gr.Button("← Previous", size="sm", min_width=90, scale=0)
             self.number = gr.Number(
-                0, label="Row", precision=0, minimum=0, container=False, min_width=90, elem_id="row"
+                1, label="Row", precision=0, minimum=1, container=False, min_width=90, elem_id="row"
             )
             self.next = gr.Button("Next →", size="sm", min_width=90, scale=0)
             self.view = Radio(
@@ -81,7 +81,7 @@ class RowViewer:
             EngineError: If the dataset or the tokenizer cannot be read.
         """
         return self._page.services.inspector.preview(
-            question.dataset, question.model, question.max_length, first_row=max(0, row), count=1
+            question.dataset, question.model, question.max_length, first_row=row, count=1
         )
 
     def render_list(self, question: CheckQuestion, report: DatasetReport | None, listing: str, page: int) -> str:
@@ -126,33 +126,33 @@ class RowViewer:
         if question is None:
             return ""
         try:
-            return render_row(self.preview(question, int(row or 0)), view == "tokens")
+            return render_row(self.preview(question, row_of(row)), view == "tokens")
         except Exception as error:
             return error_box(as_engine_error(error))
 
     def _turn(self, step: int) -> Any:
 
         def turn(row: float, listing: str, *values: Any) -> int:
-            number, rows = int(row or 0), self._rows(listing, values)
+            number, rows = row_of(row), self._rows(listing, values)
             if not rows:
-                return max(0, number + step)
+                return max(1, number + step + 1)
             if number not in rows:
-                return rows[0]
-            return rows[min(max(0, rows.index(number) + step), len(rows) - 1)]
+                return rows[0] + 1
+            return rows[min(max(0, rows.index(number) + step), len(rows) - 1)] + 1
 
         return turn
 
     def _begin_list(self, row: float, listing: str, *values: Any) -> Updates:
         """Start a list at its first row, unless the shown row is on it."""
         rows = self._rows(listing, values)
-        outside = rows and int(row or 0) not in rows
-        return {self._list_page: 0} | ({self.number: rows[0]} if outside else {})
+        outside = rows and row_of(row) not in rows
+        return {self._list_page: 0} | ({self.number: rows[0] + 1} if outside else {})
 
     def _jump(self, row: float, event: gr.EventData, *values: Any) -> Updates:
         """Go to a row of the list, to another page of it, or to another list."""
         what, _, which = picked_value(event).rpartition(":")
         if not what and which.isdigit() and len(which) < 12:
-            return {self.number: int(which)}
+            return {self.number: int(which) + 1}
         if what == "page" and which.isdigit() and len(which) < 6:
             return {self._list_page: int(which)}
         if what == "show" and which in row_lists.LISTINGS:
@@ -162,6 +162,11 @@ class RowViewer:
     def _list(self, listing: str, list_page: int, *values: Any) -> str:
         question = self.question(values)
         return self.render_list(question, self._report(question), listing, list_page) if question is not None else ""
+
+
+def row_of(number: float | None) -> int:
+    """Return the row, from 0, that a person means by a number from 1; the first one by an empty field."""
+    return max(0, int(number or 1) - 1)
 
 
 def _listing(chosen: str, report: DatasetReport | None) -> Listing:
@@ -201,10 +206,10 @@ class RowSearch:
             return
         stop = self._begin(str(request.session_hash))
         try:
-            steps = self._page.services.inspector.find_steps(question.dataset, text.strip(), after_row=int(row or 0))
+            steps = self._page.services.inspector.find_steps(question.dataset, text.strip(), after_row=row_of(row))
             for step in steps:
                 if isinstance(step, FoundRow):
-                    number = step.row if step.row is not None else UNCHANGED
+                    number = step.row + 1 if step.row is not None else UNCHANGED
                     yield {self._number: number, self.result_line: _render_match(step), self.stop: HIDDEN}
                 elif stop.is_set():
                     yield {self.result_line: small("The search was stopped.", role="status"), self.stop: HIDDEN}

@@ -39,7 +39,7 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
     if not page.rows:
         return empty("No such row", "Choose a smaller number.")
     row = page.rows[0]
-    where = f"Row {row.row:,}" + (f" of {page.total_rows:,}, counted from 0" if page.total_rows else "")
+    where = f"Row {row.row + 1:,}" + (f" of {page.total_rows:,}" if page.total_rows else "")
     if row.line is not None:
         where += f", line {row.line:,}"
     if row.problem is not None:

@@ -179,7 +179,7 @@ def _rows(sample: DemoSample) -> str:
     rows = [row for row in sample.page.rows if row.sequences]
     if not rows:
         return ""
-    rows_html = "".join(f"<h3>Row {row.row:,}</h3>{render_tokens(row)}" for row in rows)
+    rows_html = "".join(f"<h3>Row {row.row + 1:,}</h3>{render_tokens(row)}" for row in rows)
     words = "Rows exactly as in training, token by token. Underlined tokens are trained; grey tokens are context."
     return f'<section><h2>What is trained</h2><p class="lead">{words}</p>{rows_html}</section>'
 

@@ -188,7 +188,7 @@ def _answer_row(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
     if len(summary) > _LONGEST_SUMMARY:
         summary = f"… {summary[-_LONGEST_SUMMARY:]}"
     return (
-        f'<section><h3 class="num">Row {row.row:,}</h3><details><summary>{escape(summary)}</summary>'
+        f'<section><h3 class="num">Row {row.row + 1:,}</h3><details><summary>{escape(summary)}</summary>'
         f'{log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
     )
 

@@ -110,14 +110,14 @@ def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
     lines = []
     for row in rows:
         tokens = f"{sum(sequence.uncut_tokens for sequence in row.sequences):,}" if row.sequences else "–"
-        cells = (f"{row.row:,}", _line(row.line), tokens, escape(row.raw[:160]))
+        cells = (f"{row.row + 1:,}", _line(row.line), tokens, escape(row.raw[:160]))
         lines.append(Row(cells, pickable(str(row.row), chosen=None)))
     return _render_rows([Column.of_numbers("Tokens")], lines, page)
 
 
 def problem_row(problem: RowProblem, *, picks: bool) -> Row:
     """Return one row of a table of problems."""
-    cells = (f"{problem.row:,}", _line(problem.line), escape(problem.problem), escape(problem.sample[:160]))
+    cells = (f"{problem.row + 1:,}", _line(problem.line), escape(problem.problem), escape(problem.sample[:160]))
     return Row(cells, pickable(str(problem.row), chosen=None) if picks else "")
 
 

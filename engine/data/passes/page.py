@@ -112,8 +112,8 @@ def find_row(reader: DatasetReader, row: int) -> DatasetRow:
 
 def _no_such_row(reader: DatasetReader, row: int) -> DatasetError:
     total = reader.total_rows
-    rows = f"it has {total:,}, numbered from 0" if total is not None else "rows are numbered from 0"
-    return DatasetError(f"Row {row:,} does not exist in this dataset; {rows}.", "Choose a smaller number.")
+    rows = f"; it has {total:,}" if total is not None else ""
+    return DatasetError(f"Row {row + 1:,} does not exist in this dataset{rows}.", "Choose a smaller number.")
 
 
 def _searchable(record: Record) -> str:

@@ -104,12 +104,12 @@ def _look_at_side(facts: DataFacts, conversation: Conversation, record: Record, 
     messages = conversation.messages
     if conversation.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         raise DatasetError(
-            f"Row {record.row:,} of {name} has tools or tool calls, which a script cannot render.",
+            f"Row {record.row + 1:,} of {name} has tools or tool calls, which a script cannot render.",
             EXPORT_YAML,
         )
     if not all(message.is_learned for message in messages):
         raise DatasetError(
-            f"Row {record.row:,} of {name} has turns of weight 0, which a script would train.",
+            f"Row {record.row + 1:,} of {name} has turns of weight 0, which a script would train.",
             EXPORT_YAML,
         )
     answers = [message for message in messages if message.role == "assistant"]
@@ -190,7 +190,7 @@ def _require_same_rows(
     except Exception as error:  # the script's code may raise anything for rows that it does not support
         raise DatasetError(
             f"{part.source.name} holds {part.source.kind}, which a script cannot read as the run does: "
-            f"row {number:,} would differ.",
+            f"row {number + 1:,} would differ.",
             "Write the rows into one JSONL file in UTF-8, each with the same columns and fields, and train on that.",
         ) from error
 

@@ -118,7 +118,7 @@ class DatasetHandlers:
         row = find_row(self._reader(params, request, streaming=True), params["row"])
         if row.rendering is None:
             raise DatasetError(
-                f"Row {params['row']:,} is left out: {row.problem}.", "Choose another row, or correct this one."
+                f"Row {params['row'] + 1:,} is left out: {row.problem}.", "Choose another row, or correct this one."
             )
         sequences = (RenderedSequence.model_validate(one, from_attributes=True) for one in row.rendering.rows)
         return {"sequences": [sequence.model_dump(mode="json") for sequence in sequences]}
