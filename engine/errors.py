@@ -4,6 +4,7 @@ Raised in `engine`, shown once: on the page by `ui.components`, in the terminal 
 secret or the path of another person's files.
 """
 
+import reprlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,6 +26,13 @@ class EngineError(Exception):
 def shorten(text: str, most: int = 60) -> str:
     """Return a text of at most so many characters, with … for what is cut."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
+def brief_repr(value: object, most: int = 60) -> str:
+    """Return a value as Python writes it, at most so many characters; what is deeper or longer is never written out."""
+    writer = reprlib.Repr()
+    writer.maxlevel, writer.maxstring, writer.maxlist, writer.maxtuple = 3, 4 * most, most // 3, most // 3
+    return shorten(writer.repr(value), most)
 
 
 class Problem(NamedTuple):

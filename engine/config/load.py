@@ -2,9 +2,8 @@
 
 import copy
 import difflib
-import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +19,11 @@ except ImportError:  # PyYAML was built without it
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.config.suited import SeenRows, with_suited_defaults
-from engine.errors import ConfigError, Problem, StorageError, shorten
+from engine.errors import ConfigError, Problem, StorageError, brief_repr, shorten
 
-MAX_CONFIG_BYTES = 1_000_000
+_MAX_CHARACTERS = 200_000  # of a configuration; one with every default has 2,400
+_MAX_NUMBER_CHARACTERS = 100
+_MAX_UNKNOWN_SETTINGS = 20  # of which each is reported
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
 
@@ -56,18 +57,48 @@ _MESSAGES = {
 
 
 class StrictLoader(SafeLoader):
-    """Safe YAML that refuses a key given twice, and reads 2e-4 as the number that people mean."""
+    """Safe YAML that refuses anchors and a key given twice, and reads 2e-4 as the number that people mean.
+
+    Raises:
+        ConfigError: If it is too long, or has anchors: a few, nested, stand for more values than any memory holds.
+    """
+
+    def __init__(self, text: str) -> None:
+        if len(text) > _MAX_CHARACTERS:
+            raise ConfigError([Problem("", f"it is {len(text):,} characters long; a configuration has a few hundred.")])
+        for event in yaml.parse(text, Loader=SafeLoader) if "&" in text else ():
+            if isinstance(event, yaml.NodeEvent) and not isinstance(event, yaml.AliasEvent) and event.anchor:
+                name = shorten(event.anchor, 20)
+                message = f"YAML anchors and aliases (&{name}, *{name}) are not supported; write the value out."
+                raise ConfigError([Problem("", message)])
+        super().__init__(text)
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys: set[str] = set()
         for key_node, _ in node.value:
             key = str(key_node.value)
             if key in keys:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {shorten(key)!r} is given twice", key_node.start_mark
+                )
             keys.add(key)
         return super().construct_mapping(node, deep)
 
 
+def _limit_length(construct: Callable[[StrictLoader, Any], Any]) -> Callable[[StrictLoader, Any], Any]:
+    """Refuse numbers too long to be meant: of base 16 or 60, Python reads any length and cannot print them."""
+
+    def construct_number(loader: StrictLoader, node: yaml.ScalarNode) -> Any:
+        if len(node.value) > _MAX_NUMBER_CHARACTERS:
+            reason = f"a number of {len(node.value):,} characters"
+            raise yaml.constructor.ConstructorError(None, None, reason, node.start_mark)
+        return construct(loader, node)
+
+    return construct_number
+
+
+StrictLoader.add_constructor("tag:yaml.org,2002:int", _limit_length(SafeLoader.construct_yaml_int))
+StrictLoader.add_constructor("tag:yaml.org,2002:float", _limit_length(SafeLoader.construct_yaml_float))
 StrictLoader.yaml_implicit_resolvers = copy.deepcopy(SafeLoader.yaml_implicit_resolvers)
 StrictLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(?:\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
@@ -113,8 +144,6 @@ def mapping_from_yaml(text: str) -> dict[str, Any]:
     Raises:
         ConfigError: If the text is not a YAML mapping.
     """
-    if len(text) > MAX_CONFIG_BYTES:
-        raise ConfigError([Problem("", f"it is {len(text):,} characters long; a configuration has a few hundred.")])
     try:
         values = yaml.load(text, Loader=StrictLoader)  # noqa: S506 - a SafeLoader, made stricter
     except UNREADABLE_YAML as error:
@@ -159,14 +188,19 @@ def with_overrides(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[
         key, equals, text = override.partition("=")
         parts = key.strip().split(".")
         if not equals or len(parts) < 2 or not all(parts):
-            problems.append(Problem(key.strip(), f"{override!r} is not of the form section.field=value."))
+            problems.append(
+                Problem(shorten(key.strip()), f"{shorten(override)!r} is not of the form section.field=value.")
+            )
             continue
         target = merged
         for part in parts[:-1]:
             child = target.get(part)
             target[part] = child if isinstance(child, dict) else {}
             target = target[part]
-        target[parts[-1]] = _value_given(parts, text)
+        try:
+            target[parts[-1]] = _value_given(parts, text)
+        except ConfigError as error:
+            problems.extend(Problem(key.strip(), problem.message) for problem in error.problems)
     if problems:
         raise ConfigError(problems)
     return merged
@@ -228,10 +262,15 @@ def config_to_yaml(config: RunConfig) -> str:
 
 def _field_problems(error: ValidationError) -> list[Problem]:
     problems: dict[str, str] = {}
+    unknown = 0
     for item in error.errors():
         # A setting is section.field; what follows names the member of a union or the position in a list.
-        field = ".".join(str(part) for part in item["loc"][:2])
-        problems.setdefault(field, _plain_message(field, item))
+        field = ".".join(shorten(str(part)) for part in item["loc"][:2])
+        unknown += item["type"] == "extra_forbidden"
+        if item["type"] != "extra_forbidden" or unknown <= _MAX_UNKNOWN_SETTINGS:
+            problems.setdefault(field, _plain_message(field, item))
+    if unknown > _MAX_UNKNOWN_SETTINGS:
+        problems[""] = f"there are {unknown:,} settings that do not exist; the first {_MAX_UNKNOWN_SETTINGS} are named."
     return [Problem(field, message) for field, message in problems.items()]
 
 
@@ -239,17 +278,10 @@ def _plain_message(field: str, item: Any) -> str:
     if item["type"] == "extra_forbidden":
         guess = _closest_field(field)
         return f"there is no such setting{f'; did you mean {guess}?' if guess else '.'}"
-    value = _display(item.get("input"))
+    value = brief_repr(item.get("input"))
     if item["type"] in _MESSAGES:
         return _MESSAGES[item["type"]].format(shown=value, **item.get("ctx", {}))
     return f"{value} is refused: {item['msg'][:1].lower()}{item['msg'][1:]}."
-
-
-def _display(value: Any) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    text = repr(value)
-    return shorten(text)
 
 
 def _closest_field(field: str) -> str | None:

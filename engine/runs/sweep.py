@@ -107,6 +107,8 @@ def _parse_axis(axis: str) -> tuple[str, list[str], Problem | None]:
     sequence = f"[{text}]"
     try:
         node = yaml.compose(sequence, Loader=StrictLoader)
+    except ConfigError as error:
+        return name, [], Problem(name, error.problems[0].message)
     except UNREADABLE_YAML:
         return name, [], wrong
     if not isinstance(node, yaml.SequenceNode) or not node.value or any(one.tag == _YAML_NULL for one in node.value):

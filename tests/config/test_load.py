@@ -16,6 +16,12 @@ def problems_of(*overrides: str, base: dict = MINIMAL) -> dict[str, str]:
     return dict(error_info.value.problems)
 
 
+def nested_aliases(levels: int) -> str:
+    """Lists of nine aliases of the list before: 9 ** levels values when they are written out."""
+    lists = ("[" + ",".join([f"*a{level - 1}" if level else "x"] * 9) + "]" for level in range(levels))
+    return ", ".join(f"&a{level} {text}" for level, text in enumerate(lists))
+
+
 def test_two_lines_make_a_whole_configuration():
     config = config_from_mapping(MINIMAL)
 
@@ -147,7 +153,17 @@ def test_missing_sections_are_named():
         ("- a\n- b", "holds no settings"),
         ("model: [", "not readable as YAML"),
         ("", "holds no settings"),
+        (
+            f"dataset: [{nested_aliases(9)}]",
+            r"anchors and aliases \(&a0, \*a0\) are not supported; write the value out",
+        ),
+        ("model: &m {id: a}\ndataset: {<<: [*m, *m]}", "anchors and aliases"),
+        (f"training: {{seed: {':'.join(['59'] * 9000)}}}", "line 1: a number of 26,999 characters"),
+        (f"training: {{seed: {':'.join(['59'] * 9000)}.5}}", "a number of 27,001 characters"),
+        ("a: 1\n" * 50_000, "it is 250,000 characters long"),
+        ("".join(f"s{number}: 1\n" for number in range(9_000)), "there are 9,000 settings that do not exist"),
     ],
+    ids=lambda text: text[:20],
 )
 def test_yaml_that_is_not_a_configuration_is_refused_with_a_message(text, words):
     with pytest.raises(ConfigError, match=words):
@@ -237,9 +253,50 @@ def test_text_settings_can_be_quoted_and_emptied():
     assert problems_of("run.name=[a, b]") == {"run.name": "['a', 'b'] is not text."}
 
 
-@pytest.mark.parametrize("text", ["2024-13-45", "[" * 3000, "9" * 5000, "!!bool x", "!!timestamp x", "!!int ''", "["])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-13-45",
+        "[" * 3000,
+        "9" * 5000,
+        "!!bool x",
+        "!!timestamp x",
+        "!!int ''",
+        "[",
+        "59:" * 9000 + "1",
+        f"0x{'f' * 9000}",
+    ],
+    ids=lambda text: text[:20],
+)
 def test_values_that_yaml_cannot_make_are_refused_as_what_was_typed(text):
     assert problems_of(f"training.seed={text}")["training.seed"].endswith("is not a whole number.")
+
+
+@pytest.mark.parametrize("levels", [9, 12])
+@pytest.mark.parametrize("name", ["model.id", "adapter.target_modules", "training.seed"])
+def test_nested_aliases_in_a_value_are_refused_before_they_are_written_out(name, levels):
+    message = "YAML anchors and aliases (&a0, *a0) are not supported; write the value out."
+
+    assert problems_of(f"{name}=[{nested_aliases(levels)}]") == {name: message}
+
+
+def test_an_asterisk_and_an_ampersand_in_text_stay_text():
+    config = config_from_mapping(with_overrides(MINIMAL, ["run.name=&b *a", "adapter.target_modules='.*(q|v)_proj'"]))
+
+    assert (config.run.name, config.adapter.target_modules) == ("&b *a", ".*(q|v)_proj")
+
+
+def test_a_value_without_end_is_shown_by_its_beginning():
+    deep: list = ["x"]
+    for _ in range(30):
+        deep = [deep] * 9
+
+    with pytest.raises(ConfigError) as error_info:
+        config_from_mapping({**MINIMAL, "model": {"id": deep}})
+
+    (problem,) = error_info.value.problems
+    assert problem.message.startswith("[[[")
+    assert len(problem.message) < 80
 
 
 def test_a_configuration_cannot_be_changed():

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 from engine.config.load import config_from_mapping
@@ -78,6 +80,15 @@ def test_an_axis_of_another_form_is_refused(axis):
 def test_a_value_that_yaml_cannot_make_is_refused_as_what_was_typed():
     with pytest.raises(ConfigError, match="'2024-13-45' is not a whole number"):
         sweep_configs(BASE, ["training.seed=2024-13-45,1"])
+
+
+def test_aliases_in_a_value_are_refused_before_they_are_written_out():
+    bomb = "&a [x,x,x], " + ", ".join(
+        f"&{name} [*{before},*{before}]" for before, name in itertools.pairwise("abcdefghi")
+    )
+
+    with pytest.raises(ConfigError, match=r"anchors and aliases .* are not supported"):
+        sweep_configs(BASE, [f"training.learning_rate=[{bomb}]"])
 
 
 def test_all_problems_of_all_combinations_are_reported_once():
