@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from engine.errors import ModelError, ModelLimitError
+from engine.errors import ModelError, ModelLimitError, shorten
 from engine.models.architectures import is_known_model_type
 
 MAX_CONFIG_BYTES = 5_000_000
@@ -38,6 +38,11 @@ _CONVERT = (
     "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors)."
 )
 
+
+# Those of transformers itself; any other name is a repository whose compiled code it would fetch and run.
+_ATTENTION_KERNELS = (
+    "eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3", "flash_attention_4",
+)  # fmt: skip
 
 # Chat templates with names of their own, for tools for instance; transformers reads them next to chat_template.jinja.
 _NAMED_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
@@ -181,21 +186,45 @@ def _check_size(path: Path, name: str) -> None:
 
 
 def refuse_own_code(config: dict[str, Any], name: str) -> None:
-    """Refuse a model that would have to bring its own Python code.
+    """Refuse a model that would have to bring its own Python code, or have transformers fetch a kernel from the Hub.
 
     A repository may carry code for older releases of an architecture that transformers knows; that is fine, as the code
     is never used.
 
     Raises:
-        ModelError: If `auto_map` points to code and transformers does not know the architecture by itself.
+        ModelError: If `auto_map` points to code and transformers does not know the architecture by itself, or the
+            attention is not one of transformers' own.
     """
-    model_type = config.get("model_type")
-    if config.get("auto_map") and not is_known_model_type(str(model_type)):
+    for kernel in _attention_kernels(config):
+        if kernel not in _ATTENTION_KERNELS:
+            raise ModelError(
+                f"The config.json of {name} names the attention kernel {shorten(kernel)!r}, and Loratory never runs code "
+                f"that comes with a model; those of transformers are {', '.join(_ATTENTION_KERNELS)}.",
+                "Remove attn_implementation from that file, or choose another model.",
+            )
+    model_type = shorten(str(config.get("model_type")))
+    if config.get("auto_map") and not is_known_model_type(model_type):
         raise ModelError(
             f"{name} ({model_type}) brings its own Python code (auto_map), and Loratory never runs code that comes "
             "with a model (trust_remote_code stays off).",
             "Choose a model whose architecture transformers itself knows, or update transformers.",
         )
+
+
+def _attention_kernels(config: dict[str, Any]) -> Iterator[str]:
+    """Yield every attention kernel that a configuration names, at any depth, and what it renames into such a setting."""
+    waiting: list[Any] = [config]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, list):
+            waiting.extend(node)
+        for key, value in node.items() if isinstance(node, dict) else ():
+            waiting.append(value)
+            texts = [text for text in (value.values() if isinstance(value, dict) else [value]) if isinstance(text, str)]
+            if "attn_implementation" in key:  # a mapping gives one to each nested configuration
+                yield from texts
+            elif key == "attribute_map":  # transformers takes the names on its left for those on its right
+                yield from (text for text in texts if "attn_implementation" in text)
 
 
 def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:

@@ -135,6 +135,36 @@ def test_code_next_to_a_known_architecture_is_left_alone(folder, home):
     assert resolve_model(ModelConfig(id=str(folder)), home).location == str(folder)
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"_attn_implementation": "evil/x"},
+        {"attn_implementation": "evil/x@main:attention"},
+        {"_attn_implementation": "paged|evil/x"},
+        {"_attn_implementation": {"": "sdpa", "text_config": "evil/x"}},
+        {"text_config": {"_attn_implementation": "evil/x"}},
+        {"sub_configs": [{"text_config": {"attn_implementation": "evil/x"}}]},
+        {"attribute_map": {"kernel": "_attn_implementation"}, "kernel": "evil/x"},
+    ],
+    ids=str,
+)
+def test_an_attention_kernel_from_elsewhere_is_refused_by_its_name(folder, wish):
+    (folder / "config.json").write_text(json.dumps({**LLAMA_CONFIG, **wish}))
+
+    error = refusal(folder)
+
+    assert error.what.startswith("The config.json of mine names the attention kernel '")
+    assert error.fix == "Remove attn_implementation from that file, or choose another model."
+
+
+def test_attention_kernels_of_transformers_are_left_alone(folder):
+    wishes = {"attn_implementation": "flash_attention_2", "_attn_implementation_autoset": True}
+    nested = {"text_config": {"_attn_implementation": None}, "attribute_map": {"n_embd": "hidden_size"}}
+    (folder / "config.json").write_text(json.dumps({**LLAMA_CONFIG, **wishes, **nested}))
+
+    check_model_folder(folder, "mine")
+
+
 def test_an_adapter_is_called_an_adapter_and_names_its_base(folder):
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen3-0.6B"}))
