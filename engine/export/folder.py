@@ -77,7 +77,10 @@ def rewrite_json(path: Path, **changes: object) -> None:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        entries = {key: value for key, value in values.items() if key not in _OF_THIS_MACHINE}
+        # A tokenizer's files have fixed names; what names others (merges_file …) leads to a place on some machine.
+        entries = {
+            key: value for key, value in values.items() if key not in _OF_THIS_MACHINE and not key.endswith("_file")
+        }
     except (OSError, ValueError, AttributeError) as error:
         raise ModelError(f"{path.name} cannot be read.", "Copy the run's folder again.") from error
     path.write_text(json.dumps({**entries, **changes}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -29,6 +29,8 @@ TOKENIZER_FILES = tuple(  # any one of these names a tokenizer that transformers
     "tokenizer.json tokenizer.model vocab.json vocab.txt spiece.model tekken.json tiktoken.model".split()
 )
 ADDITIONAL_TEMPLATES = "additional_chat_templates"
+# Settings of a tokenizer that transformers sets itself; old releases saved the path of their cache in them.
+_OVERRIDDEN_FILES = frozenset({"tokenizer_file", "special_tokens_map_file"})
 _TOKENIZER_SUFFIXES = (".json", ".jinja", ".txt", ".model", ".tiktoken")
 _TOKENIZER_SETTINGS = frozenset(
     "config.json tokenizer_config.json special_tokens_map.json added_tokens.json generation_config.json".split()
@@ -144,19 +146,33 @@ def _tokenizer_files(folder: Path) -> list[Path]:
 
 
 def check_tokenizer_files(folder: Path, name: str) -> None:
-    """Make sure that no file of a tokenizer is bigger than any in use, before one of them is read.
+    """Make sure that a tokenizer has no file bigger than any in use, and none outside its folder, before one is read.
 
     Raises:
-        ModelError: If one is, or is not a regular file; names it.
+        ModelError: If it has, or one is not a regular file; names it.
     """
     with _read_errors_explained(name):
         files = _tokenizer_files(folder)
         for path in files:
             _check_size(path, name)
+    if (folder / "tokenizer_config.json").is_file():
+        _refuse_files_elsewhere(read_config(folder / "tokenizer_config.json", name), name)
     templates = sum(path.suffix == ".jinja" for path in files)
     if templates > MAX_TEMPLATES:
         fix = "Use the original files of the model."
         raise ModelError(f"{name} has {templates:,} chat templates; {MAX_TEMPLATES} are the most.", fix)
+
+
+def _refuse_files_elsewhere(settings: dict[str, Any], name: str) -> None:
+    for key, value in settings.items():
+        for file in value if isinstance(value, list) else [value]:
+            if (
+                key.endswith(("_file", "_files"))
+                and key not in _OVERRIDDEN_FILES
+                and "/" in str(file).replace("\\", "/")
+            ):
+                what = f"The tokenizer_config.json of {name} names a file outside its folder ({shorten(key)})."
+                raise ModelError(what, "Remove that setting, or use the original files of the model.")
 
 
 def check_template_length(template: object, name: str) -> None:

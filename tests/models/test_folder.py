@@ -11,7 +11,7 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
-from engine.models.folder import ModelPart, check_model_folder, read_safetensors_header
+from engine.models.folder import ModelPart, check_model_folder, check_tokenizer_files, read_safetensors_header
 from engine.models.source import resolve_model
 from tests.models.model_files import LLAMA_CONFIG, model_files, safetensors_bytes
 
@@ -163,6 +163,32 @@ def test_attention_kernels_of_transformers_are_left_alone(folder):
     (folder / "config.json").write_text(json.dumps({**LLAMA_CONFIG, **wishes, **nested}))
 
     check_model_folder(folder, "mine")
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        {"vocab_file": "/etc/passwd"},
+        {"merges_file": "../../etc/passwd"},
+        {"spm_file": "C:\\Users\\ann\\x.model"},
+        {"fast_tokenizer_files": ["tokenizer.json", "/etc/tokenizer.4.0.json"]},
+    ],
+    ids=str,
+)
+def test_a_tokenizers_file_outside_its_folder_is_refused_before_it_is_opened(folder, wish):
+    (folder / "tokenizer_config.json").write_text(json.dumps(wish))
+
+    with pytest.raises(ModelError) as error_info:
+        check_tokenizer_files(folder, "mine")
+
+    assert error_info.value.what == f"The tokenizer_config.json of mine names a file outside its folder ({min(wish)})."
+
+
+def test_paths_that_transformers_never_reads_are_left_alone(folder):
+    settings = {"tokenizer_file": "/root/.cache/x", "special_tokens_map_file": "/root/x", "vocab_file": "vocab.json"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+
+    check_tokenizer_files(folder, "mine")
 
 
 def test_an_adapter_is_called_an_adapter_and_names_its_base(folder):
