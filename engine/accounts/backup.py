@@ -1,6 +1,7 @@
 """Backups of a lab: accounts, settings, audit log and runs in one tar file, and back into an empty home."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -16,7 +17,7 @@ from typing import NamedTuple
 from engine.accounts.accounts import open_database
 from engine.accounts.database import Database
 from engine.accounts.limits import DATABASE_FILE
-from engine.errors import AccountError, StorageError
+from engine.errors import AccountError, StorageError, shorten
 from engine.paths import LoratoryHome
 
 _HEAD = "loratory-backup"  # the first member; its content is the format
@@ -105,8 +106,16 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
     except BaseException as error:
         for entry in home.root.iterdir():  # it was empty
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+            name = shorten(Path(error.filename).name, 40)
+            raise AccountError(
+                f"The backup holds {name!r}, a name too long for this disk.", "Give another backup."
+            ) from error
         if isinstance(error, OSError):
-            raise StorageError(f"The backup cannot be unpacked ({error.strerror}).", "Free some space.") from error
+            fix = (
+                "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the folder's permissions."
+            )
+            raise StorageError(f"The backup cannot be unpacked ({error.strerror}).", fix) from error
         raise
 
 

@@ -10,10 +10,14 @@ from engine.errors import AccountError, shorten
 Role = Literal["admin", "member", "guest"]
 ROLES: tuple[Role, ...] = get_args(Role)
 
-# A name is also the folder of the person's runs, uploads and exports, so it is a folder name on every file system.
+# A name is also the folder of the person's runs, uploads and exports, so it is a folder name on every file system: Windows
+# has devices that answer to some names in any folder.
 _NAME = re.compile(r"[a-z][a-z0-9_-]{1,31}")
 DEMO_OWNER = "demo"  # of the run that a Space shows to people who have no account there
-_RESERVED_NAMES = frozenset({"shared", "local", "lab", "server", DEMO_OWNER})  # folders next to those of people
+_RESERVED_NAMES = frozenset(  # folders next to those of people, and devices
+    {"shared", "local", "lab", "server", DEMO_OWNER, "con", "prn", "aux", "nul"}
+    | {f"{port}{number}" for port in ("com", "lpt") for number in range(10)}
+)
 
 
 class Action(StrEnum):
@@ -136,7 +140,9 @@ def require_name(name: str) -> str:
         AccountError: If it cannot be one.
     """
     text = name.strip().lower()
-    if not _NAME.fullmatch(text) or text in _RESERVED_NAMES:
+    if text in _RESERVED_NAMES:
+        raise AccountError(f"{text!r} cannot be the name of an account: it is reserved.", "Choose another name.")
+    if not _NAME.fullmatch(text):
         raise AccountError(
             f"{shorten(name, 40)!r} cannot be the name of an account.",
             "Use 2 to 32 letters, digits, - and _, beginning with a letter.",

@@ -84,7 +84,26 @@ def test_names_are_kept_in_lower_case(typed, kept):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "a", "-ann", "1st", "../etc", "a/b", "ann\n2", "ä-b", "a" * 33, "shared", "a b", ".ann", "ann\0"]
+    "name",
+    [
+        "",
+        "a",
+        "-ann",
+        "1st",
+        "../etc",
+        "a/b",
+        "ann\n2",
+        "ä-b",
+        "a" * 33,
+        "shared",
+        "a b",
+        ".ann",
+        "ann\0",
+        "CON",
+        "nul",
+        "com1",
+        "lpt9",
+    ],
 )
 def test_what_cannot_be_a_folder_cannot_be_a_name(name):
     with pytest.raises(AccountError, match="cannot be the name"):
