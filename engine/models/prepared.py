@@ -5,16 +5,18 @@ A folder is built aside, listed in its own manifest, synced and then renamed, so
 
 import errno
 import hashlib
+import mmap
 import os
 import secrets
 import shutil
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.errors import ModelError, StorageError
+from engine.errors import ModelError, ModelLimitError, StorageError
 from engine.files import fsync_folder, fsync_tree, read_model, sha256_of
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
@@ -185,6 +187,58 @@ def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = 
     return prepare_once(folder, recipe, lambda target: convert_gguf(gguf, target, home, on_progress), on_progress)
 
 
+# Several times what any model in use has: 262,144 tokens, 515,000 merges, 1,100 tensors (47,000 before experts were stacked).
+_MAX_TENSORS = _MAX_KEYS = 100_000
+_MAX_TOKENS = 1_000_000
+_MAX_VALUES = 5_000_000  # of all arrays together
+_VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by GGUF's types of numbers
+_TEXT, _ARRAY = 8, 9
+
+
+def check_gguf_counts(gguf: Path) -> None:
+    """Walk the head of a GGUF file: a library would make objects of all that it lists.
+
+    Raises:
+        ModelLimitError: If it has more tensors, settings or tokens than any model.
+        ModelError: If the file is damaged.
+    """
+    try:
+        with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            _walk_gguf_head(data, gguf.name)
+    except (struct.error, KeyError, ValueError, IndexError, OverflowError) as error:
+        what = f"{gguf.name} cannot be converted: its head is damaged."
+        raise ModelError(what, "Download or copy that file again.") from error
+
+
+def _walk_gguf_head(data: mmap.mmap, name: str) -> None:
+    tensors, keys = struct.unpack_from("<QQ", data, 8)
+    _require_at_most(_MAX_TENSORS, tensors, "tensors", name)
+    _require_at_most(_MAX_KEYS, keys, "settings", name)
+    place, values = 24, 0
+    for _ in range(keys):
+        (length,) = struct.unpack_from("<Q", data, place)
+        key = data[place + 8 : place + 8 + min(length, 100)]
+        (kind,) = struct.unpack_from("<I", data, place := place + 8 + length)
+        place, count = place + 4, 1
+        if kind == _ARRAY:
+            kind, count = struct.unpack_from("<IQ", data, place)
+            place, values = place + 12, values + count
+            if key == b"tokenizer.ggml.tokens":
+                _require_at_most(_MAX_TOKENS, count, "tokens", name)
+            _require_at_most(_MAX_VALUES, values, "values in its settings", name)
+        if kind == _TEXT:
+            for _ in range(count):
+                place += 8 + struct.unpack_from("<Q", data, place)[0]
+        else:
+            place += count * _VALUE_BYTES[kind]
+
+
+def _require_at_most(most: int, number: int, things: str, name: str) -> None:
+    if number > most:
+        what = f"{name} cannot be converted: it has {number:,} {things}, and {most:,} are the most."
+        raise ModelLimitError(what, "Use the original model.")
+
+
 def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnModelProgress) -> None:
     """Fill `target` with the dense form of `gguf`, in a process of its own that ends with us.
 
@@ -192,6 +246,7 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
         ModelError: If the file is damaged or of an architecture that cannot be read.
         WorkerError: If the process died, for instance because memory ran out.
     """
+    check_gguf_counts(gguf)
     converter = JsonLinesProcess("engine.inspector.worker.convert_gguf", log_file=home.logs / "convert_gguf.log")
 
     def report(progress: JsonObject) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from engine.errors import ModelError, StorageError
-from engine.models.prepared import MANIFEST_NAME, ModelProgress, Recipe, is_prepared, prepare_once
+from engine.models.prepared import MANIFEST_NAME, ModelProgress, Recipe, is_prepared, prepare_gguf, prepare_once
+from engine.paths import LoratoryHome
 from tests.models.interrupted_maker import RECIPE
 
 REPOSITORY = Path(__file__).parents[2]
@@ -157,3 +159,27 @@ def test_two_makers_at_once_make_it_once(folder):
     assert all(lines[-1] == "done" for lines in outputs)
     assert sum("begun" in lines for lines in outputs) == 1
     assert is_prepared(folder, RECIPE)
+
+
+def gguf_array(name: bytes, kind: int, count: int) -> bytes:
+    """The beginning of a GGUF file with one array in its settings."""
+    return struct.pack("<QQQ", 0, 1, len(name)) + name + struct.pack("<IIQ", 9, kind, count)
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        (struct.pack("<QQ", 2**60, 0), "it has 1,152,921,504,606,846,976 tensors, and 100,000 are the most"),
+        (struct.pack("<QQ", 0, 2**60), "settings, and 100,000 are the most"),
+        (gguf_array(b"tokenizer.ggml.tokens", 8, 3_000_000), "it has 3,000,000 tokens, and 1,000,000 are the most"),
+        (gguf_array(b"other", 4, 2**40), "values in its settings, and 5,000,000 are the most"),
+        (gguf_array(b"tokenizer.ggml.tokens", 8, 900_000), "its head is damaged"),
+        (gguf_array(b"other", 77, 1), "its head is damaged"),
+    ],
+    ids=["tensors", "settings", "tokens", "values", "cut off", "unknown type"],
+)
+def test_counts_in_the_head_of_a_gguf_file_are_checked_before_it_is_converted(tmp_path, head, reason):
+    (tmp_path / "huge.gguf").write_bytes(b"GGUF\x03\0\0\0" + head + bytes(1000))
+
+    with pytest.raises(ModelError, match=rf"huge\.gguf cannot be converted: .*{reason}"):
+        prepare_gguf(tmp_path / "huge.gguf", LoratoryHome(tmp_path / "home"))

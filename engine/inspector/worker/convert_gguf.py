@@ -4,6 +4,7 @@ Run as `python -P -m engine.inspector.worker.convert_gguf`; `engine.models.prepa
 """
 
 import functools
+import math
 import os
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import gguf as gguf_package
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerBase
-from transformers.integrations.gguf.reader import read_gguf_metadata
+from transformers.integrations.gguf.reader import GgufHeader, read_gguf_metadata
 
-from engine.errors import ModelError
-from engine.processes.limits import lift_memory_limit
+from engine.errors import ModelError, ModelLimitError
+from engine.processes.limits import lift_memory_limit, limit_memory
 from engine.processes.messages import JsonObject, Request, serve
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # everything needed is in the file; nothing may be looked up elsewhere
@@ -28,6 +29,11 @@ for _name in ("GGUFReader", "get_tensor_name_map"):
 _DIGITS_APART = frozenset({"smollm", "starcoder", "refact", "command-r", "codeshell"})
 
 
+# A conversion allocates 0.7 GB without weights, 3 GB with the largest vocabulary; and 2.6 bytes for each weight.
+_BASE_MEMORY_BYTES = 4 << 30
+_BYTES_PER_WEIGHT = 8
+
+
 def convert(params: JsonObject, request: Request) -> JsonObject:
     """Read `gguf`, write config, weights (bfloat16) and tokenizer into the folder `target`.
 
@@ -35,18 +41,26 @@ def convert(params: JsonObject, request: Request) -> JsonObject:
     text from 7.4995 to 7.5030, less than computing in bfloat16 does (7.5116); training starts from bfloat16 anyway.
 
     Raises:
-        ModelError: If the file is damaged, or of an architecture that transformers cannot read.
+        ModelError: If the file is damaged, of an architecture that transformers cannot read, or needs more memory
+            than one of its size does.
     """
     gguf, target = Path(params["gguf"]), Path(params["target"])
     request.progress({"message": f"Reading {gguf.name}."})
     try:
+        tensors = GgufHeader.from_file(str(gguf)).tensors
+        if sum(tensor.nbytes for tensor in tensors) > gguf.stat().st_size:
+            raise ValueError("its tensors are larger than the file")
+        limit_memory(_BASE_MEMORY_BYTES + _BYTES_PER_WEIGHT * sum(math.prod(tensor.shape) for tensor in tensors))
         tokenizer = _load_tokenizer(gguf)
         request.progress({"message": "Unpacking the weights to bfloat16."})
         model = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
-    except (MemoryError, OSError):
+    except (ModelError, OSError):
         raise
+    except MemoryError as error:
+        what = f"Converting {gguf.name} needs more memory than a model of its size does."
+        raise ModelLimitError(what, "Use the original model.") from error
     except Exception as error:
         # Parsers of a foreign binary format raise errors of any type.
         raise ModelError(
@@ -92,5 +106,5 @@ def _prove(tokenizer: PreTrainedTokenizerBase, target: Path, vocab_size: int) ->
 
 
 if __name__ == "__main__":
-    lift_memory_limit()  # a data process may have started this one, whose weights need more than that may use
+    lift_memory_limit()  # a data process may have started this one; `convert` sets the limit that suits the weights
     serve({"convert": convert})
