@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.errors import EngineError, StorageError, SupersededError
+from engine.errors import EngineError, StorageError, SupersededError, shorten
 from engine.paths import LAB, LoratoryHome
 from engine.processes.spawn import LIBRARY_ENVIRONMENT
 from engine.runs.activity import reported_activity
@@ -113,12 +113,21 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         writer.append(StatusData(phase="loading_model", message="Starting."))
     keep_freed_memory()
     gc.disable()  # it would pass over the objects of the imports again and again, which is a fifth of their time
-    from engine.training.failure import CancelledError, explain
-    from engine.training.placement import MainProcessFailedError, ProcessGroup
-    from engine.training.preparation import Attempt
-    from engine.training.reporting import RunEvents
-    from engine.training.session import TrainingSession
-    from engine.training.signals import StopRequests
+    try:
+        from engine.training.failure import CancelledError, explain
+        from engine.training.placement import MainProcessFailedError, ProcessGroup
+        from engine.training.preparation import Attempt
+        from engine.training.reporting import RunEvents
+        from engine.training.session import TrainingSession
+        from engine.training.signals import StopRequests
+    except (ImportError, OSError, MemoryError) as error:
+        traceback.print_exc()
+        if writer is not None:
+            reason = shorten(str(error).rpartition("/")[2] or type(error).__name__, 150)  # without the path of a library
+            what = f"A library that training needs cannot be loaded ({reason})."
+            fix = "Allow this process more memory (ulimit -v), or install Loratory again, then resume."
+            writer.append(FailedData(cause="unexpected", what=what, fix=fix))
+        return EXIT_FAILED
 
     gc.freeze()
     gc.enable()
