@@ -123,7 +123,9 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     except (ImportError, OSError, MemoryError) as error:
         traceback.print_exc()
         if writer is not None:
-            reason = shorten(str(error).rpartition("/")[2] or type(error).__name__, 150)  # without the path of a library
+            reason = shorten(
+                str(error).rpartition("/")[2] or type(error).__name__, 150
+            )  # without the path of a library
             what = f"A library that training needs cannot be loaded ({reason})."
             fix = "Allow this process more memory (ulimit -v), or install Loratory again, then resume."
             writer.append(FailedData(cause="unexpected", what=what, fix=fix))
