@@ -13,6 +13,7 @@ from engine.config.run import RunConfig, field_of
 _LARGE_BATCH = 32  # rows a step
 _SHORT_RUN = 300  # optimizer steps
 _PREFERENCE_RATE = 0.05  # of the rate of supervised fine-tuning
+HIGH_RATE_FACTOR = 20  # a learning rate beyond so many times the usual one is rarely meant
 _PATIENCE = 3  # of about ten evaluations
 _LENGTH_MULTIPLE = 16  # tokens
 _SHORTEST = 128  # tokens
@@ -62,15 +63,25 @@ def _objective(_: RunConfig, rows: SeenRows | None) -> Suited | None:
     return Suited(objective.name, ROWS_IN_WORDS[rows.kind]) if objective.learns_preferences else None
 
 
+def usual_learning_rate(config: RunConfig) -> float:
+    """Return the learning rate of the method, and a twentieth of it for preferences."""
+    rate = config.adapter.traits.learning_rate
+    return rate * _PREFERENCE_RATE if objective_of(config).learns_preferences else rate
+
+
+def learning_rate_factor(config: RunConfig) -> float:
+    """Return how many times the usual one the learning rate is; above `HIGH_RATE_FACTOR` it is rarely meant."""
+    return config.training.learning_rate / usual_learning_rate(config)
+
+
 def _learning_rate(config: RunConfig, _: SeenRows | None) -> Suited | None:
     """By method, and a twentieth of that for preferences; the sources are with each method's `learning_rate`.
 
     TRL's default for whole models is 1e-6 for DPO, KTO and ORPO, and 2e-5 for supervised fine-tuning: a twentieth.
     """
-    rate = config.adapter.traits.learning_rate
-    if not objective_of(config).learns_preferences:
-        return Suited(rate, config.method_name)
-    return Suited(rate * _PREFERENCE_RATE, f"{config.training.objective} with {config.method_name}")
+    learns_preferences = objective_of(config).learns_preferences
+    to = f"{config.training.objective} with {config.method_name}" if learns_preferences else config.method_name
+    return Suited(usual_learning_rate(config), to)
 
 
 def _accumulation(config: RunConfig, _: SeenRows | None) -> Suited | None:

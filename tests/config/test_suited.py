@@ -11,6 +11,7 @@ from engine.config.suited import (
     KnownRows,
     SeenRows,
     given_settings,
+    learning_rate_factor,
     suited_settings,
     with_suited_defaults,
 )
@@ -151,3 +152,17 @@ def test_the_objective_follows_the_kind_of_rows_and_the_learning_rate_follows_it
     assert chosen[2].learning_rate == pytest.approx(2e-4 * 0.05)
     assert with_suited_defaults(config_of("training.objective=orpo"), pairs).training.objective == "orpo"
     assert with_suited_defaults(config_of("training.objective=sft"), pairs).training.objective == "sft"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "factor"),
+    [
+        ((), 1),
+        (("training.learning_rate=1",), 5000),
+        (("adapter.method=ia3", "training.learning_rate=0.05"), 10),
+        (("training.objective=dpo", "training.learning_rate=2e-4"), 20),
+        (("training.learning_rate=2e-6",), 0.01),
+    ],
+)
+def test_a_learning_rate_is_compared_with_that_of_its_method_and_objective(overrides, factor):
+    assert learning_rate_factor(config_of(*overrides)) == pytest.approx(factor)
