@@ -238,8 +238,31 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
 
     assert take(tab, COMPARE_PREFIX + first, []).ticked_runs == [first]
     assert take(tab, COMPARE_PREFIX + first, [first]).ticked_runs == []
-    assert tab._take(pick(first), [], 100) == {tab._page.chosen_run: first}
+    query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
+    looked_at = tab._take(pick(first), [], 100, *query, 0.9, False, False, "")
+    assert looked_at[tab._page.chosen_run] == looked_at[tab.one.follow.run_shown] == first
+    assert looked_at[tab.one.panel]["visible"]
     assert tab._take(pick("../../etc/passwd"), [], 100) == gr.skip()
+
+
+def test_a_closed_run_stays_closed_when_rows_are_ticked_or_sorted(tab, history):
+    closed = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first", 0.9, False, False, "")
+    for other in (COMPARE_PREFIX + history[2], "sort:Steps", "all:", MORE):
+        changes = tab._take(pick(other), [], 100, *closed)
+        assert tab.one.panel not in changes
+        assert tab._page.chosen_run not in changes
+
+    late_answer = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first", 0.9, False, False, history[1])
+    assert tab._take(pick(history[1]), [], 100, *late_answer)[tab.one.panel]["visible"]
+
+
+def test_a_row_that_is_picked_while_a_tick_is_under_way_is_not_dropped(tab):
+    page = tab._tab.parent.parent
+    (take_event,) = [event for event in page.fns.values() if getattr(event.fn, "__func__", None) is RunsTab._take]
+    (close_event,) = [event for event in page.fns.values() if (tab.one.close._id, "click") in event.targets]
+
+    assert take_event.trigger_mode == "multiple"
+    assert close_event.fn is None
 
 
 def test_details_show_the_record_and_offer_what_can_be_done(tab, history, services):
@@ -343,8 +366,8 @@ def test_the_picked_run_is_drawn_again_only_when_another_one_is(tab, history):
     picked = tab.one.show(first, 0.9, False, False, "")
     assert picked[tab.one.follow.run_shown] == first
     assert picked[panel]["visible"]
-    ticked = tab.one.show(first, 0.9, False, False, first)
-    assert ticked == gr.skip()
+    again = tab.one.show(first, 0.9, False, False, first)
+    assert again == {panel: gr.update(visible=True)}
     another = tab.one.show(second, 0.9, False, False, first)
     assert another[note] == ""
     assert another[confirm] == gr.update(visible=False)

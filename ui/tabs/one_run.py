@@ -4,6 +4,7 @@ import contextlib
 from typing import Any
 
 import gradio as gr
+from gradio.components.base import Component
 from gradio.events import Dependency
 
 from engine.accounts.people import Action, may
@@ -16,11 +17,24 @@ from engine.runs.run import Run
 from engine.runs.sharing import access_of, is_shared, set_shared
 from engine.runs.store import folder_size_bytes
 from ui.backend.run_reader import has_adapter
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Confirmation, Updates, script, shown_as_message, visible_if
+from ui.components import (
+    HIDDEN,
+    NOT_SHOWN,
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Confirmation,
+    Updates,
+    script,
+    shown_as_message,
+    visible_if,
+)
 from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.views.html import error_box, size
 from ui.views.run_details import render_record, render_run_details
+
+_CLOSE = f"() => [({NOT_SHOWN})(), '', '']"
 
 
 class OneRunPart:
@@ -70,7 +84,8 @@ class OneRunPart:
         self._ticked_runs = ticked_runs
         for event in self.follow.wire():
             event.then(self.redraw, run_shown, self._changing, **QUICK)
-        self.close.click(lambda: (HIDDEN, "", ""), None, [self.panel, run_shown, self.follow.live], **QUICK)
+        # In the browser: a slow answer would hide a run that was picked meanwhile.
+        self.close.click(None, None, [self.panel, run_shown, self.follow.live], js=_CLOSE, **QUICK)
         train = [page.chosen_run, page.wants_run]
         page.open_tab(self.to_train.click(lambda run_id: (run_id, True), run_shown, train, **QUICK), "train")
         for button, configuration in ((self.duplicate, self.configuration), (self.continuing, self.continuation)):
@@ -93,25 +108,23 @@ class OneRunPart:
         save_event.then(self.describe, run_shown, self._details, **QUICK)
         return save_event, delete_event
 
-    def show_after(self, event: Dependency) -> Dependency:
-        """Show the chosen run after an event; edits of its notes stay."""
-        inputs = [self._page.chosen_run, *self.follow.look_inputs]
-        outputs = [*self._details, *self.follow.outputs]
-        return event.then(self.show, inputs, outputs, **QUICK)
+    @property
+    def outputs(self) -> list[Component]:
+        """What `show` may change."""
+        return [*self._details, *self.follow.outputs]
 
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw the shown run after an event that may have changed it."""
-        outputs = [*self._details, *self.follow.outputs]
 
         def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
             return self._show_again(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else UNCHANGED
 
-        return event.then(refresh, self.follow.look_inputs, outputs, **QUICK)
+        return event.then(refresh, self.follow.look_inputs, self.outputs, **QUICK)
 
     def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
-        """Return all updates for a run, unless it is shown already."""
+        """Return all updates for a picked run; if it is shown already, edits of its notes stay."""
         if run_id == run_shown:
-            return UNCHANGED
+            return {self.panel: gr.update(visible=True)}
         return self._show_again(run_id, smoothing, log_axis, log_open, run_shown)
 
     def _show_again(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:

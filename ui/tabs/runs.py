@@ -115,11 +115,12 @@ class RunsTab:
         self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **QUICK)
         query_events = [changed_by_hand(part) for part in self._query]
         gr.on(query_events, self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
+        # Gradio drops a click whose event is under way: on a busy machine, a row that is picked after a tick.
         take_event = self.table.click(
-            self._take, [self.ticked_runs, self.shown_rows, *self._query],
-            [page.chosen_run, self.ticked_runs, self.shown_rows, self.order], **QUICK,
+            self._take, [self.ticked_runs, self.shown_rows, *self._query, *self.one.follow.look_inputs],
+            [page.chosen_run, self.ticked_runs, self.shown_rows, self.order, *self.one.outputs],
+            trigger_mode="multiple", **QUICK,
         )  # fmt: skip
-        self.one.show_after(take_event)
         gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
         self.confirm.wire(self.delete.click, self.ask_delete, self.ticked_runs)
         delete_event = self.confirm.really.click(
@@ -191,8 +192,8 @@ class RunsTab:
             + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(ticked_ids) > COMPARED_AT_MOST else ""),
         }
 
-    def _take(self, event: gr.EventData, ticked_ids: list[str], limit: int, *query: Any) -> Updates:
-        pick = picked_value(event)
+    def _take(self, event: gr.EventData, ticked_ids: list[str], limit: int, *values: Any) -> Updates:
+        pick, query, how = picked_value(event), values[: len(self._query)], values[len(self._query) :]
         if pick == run_table.MORE:
             return {self.shown_rows: limit + _PAGE_ROWS}
         if pick == run_table.ALL:
@@ -205,7 +206,7 @@ class RunsTab:
         if not self._page.reader.exists(run_id):
             return UNCHANGED
         if not pick.startswith(run_table.COMPARE_PREFIX):
-            return {self._page.chosen_run: run_id}
+            return {self._page.chosen_run: run_id, **self.one.show(run_id, *how)}
         if run_id in ticked_ids:
             return {self.ticked_runs: [other for other in ticked_ids if other != run_id]}
         return {self.ticked_runs: [*ticked_ids, run_id]}
