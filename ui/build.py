@@ -74,7 +74,7 @@ def build_app(services: Services) -> gr.Blocks:
                     side_panel = SidePanel(page)
         bar = NextStepBar(page, train_tab)
         page.form.complete()
-        bar.redraw_after(train_tab.wire())
+        train_tab.start.enable_after(bar.redraw_after(train_tab.wire()))
         bar.redraw_after(news.submit(nothing, None, None, **QUICK))
         start_here.wire(train_tab)
         for part in (model_tab, data_tab, *others, side_panel, bar):

@@ -163,11 +163,11 @@ class Confirmation:
     The button `yes` confirms, `no` cancels.
     """
 
-    def __init__(self, yes: str, no: str, *, elem_id: str, yes_id: str, no_id: str) -> None:
+    def __init__(self, yes: str, no: str, *, elem_id: str, yes_id: str, no_id: str, variant: str = "stop") -> None:
         with gr.Column(visible=False, elem_id=elem_id) as self.panel:
             self.question = gr.HTML()
             with gr.Row():
-                self.really = gr.Button(yes, variant="stop", scale=0, min_width=150, elem_id=yes_id)
+                self.really = gr.Button(yes, variant=variant, scale=0, min_width=150, elem_id=yes_id)
                 self.keep = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
 
     def wire(self, open_event: Any, ask: Callable[[Any], tuple[str, str]], run_shown: Component) -> None:
@@ -175,10 +175,22 @@ class Confirmation:
 
         def question(run_id: Any) -> str:
             title, html = ask(run_id)
-            return f'<div class="notice"><b>{escape(title)}</b> {html}</div>'
+            return _question(f"<b>{escape(title)}</b> {html}")
 
         def open_for(run_id: Any) -> Updates:
             return {self.panel: gr.update(visible=True), self.question: shown_in_place(question)(run_id)}
 
         open_event(open_for, run_shown, [self.panel, self.question], **QUICK)
-        self.keep.click(lambda: HIDDEN, None, self.panel, **QUICK)
+        self.close_by(self.keep.click)
+
+    def open(self, html: str, yes: str) -> Updates:
+        """Return the updates that ask a question, for handlers that may have one."""
+        return {self.panel: gr.update(visible=True), self.question: _question(html), self.really: yes}
+
+    def close_by(self, event: Any) -> None:
+        """Close it by an event, in the browser alone."""
+        event(None, None, self.panel, js=NOT_SHOWN, **QUICK)
+
+
+def _question(html: str) -> str:
+    return f'<div class="notice" role="alert">{html}</div>'

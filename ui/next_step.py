@@ -3,6 +3,7 @@
 from typing import Any
 
 import gradio as gr
+from gradio.events import Dependency
 
 from ui.components import QUICK, UNCHANGED, Updates, pick_list, picked_value, visible_if
 from ui.draft import Draft
@@ -36,12 +37,10 @@ class NextStepBar:
         opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_chat]
         open_event = self.line.click(self._open, None, opening, **QUICK)
         train.follow.show_after(open_event, train.view)
-        # Progress and errors of a start are shown there.
-        self.start.click(lambda: (gr.Tabs(selected="train"), SET_UP), None, [page.tabs, train.view], **QUICK)
 
-    def redraw_after(self, event: Any) -> None:
+    def redraw_after(self, event: Any) -> Dependency:
         """Update the next step after an event that changed the active runs."""
-        self._page.redraw_after(event, self.line, self.start)
+        return self._page.redraw_after(event, self.line, self.start)
 
     def _step(self, draft: Draft) -> NextStep:
         # Defaults that depend on the rows are set once these are counted, maybe after the start.

@@ -9,13 +9,14 @@ import pytest
 from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import a_config
+from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import wait_for
 from tests.ui.drafts import values_of
 from ui.backend.dataset_checks import CheckQuestion
 from ui.build import build_app
 from ui.draft import read_draft
-from ui.tabs.start import StartPart, render_reason, start_key, why_not
+from ui.tabs.start import REFUSED, StartPart, render_reason, start_key, why_not
 from ui.tabs.train import FOLLOW, TrainTab
 
 PAGE = SimpleNamespace(session_hash="page-1")
@@ -27,11 +28,22 @@ def tab(laid_out) -> TrainTab:
 
 
 def begin(tab: TrainTab, token: str, copied_from: str, *values) -> Changes:
-    return Changes(tab.start, tab.start.begin(token, copied_from, *values))
+    return Changes(tab.start, tab.start.begin(token, "", copied_from, "", "", True, *values))
 
 
 def begin_sweep(tab: TrainTab, token: str, copied_from: str, *values) -> Changes:
-    return Changes(tab.start, tab.start.begin_sweep(token, copied_from, *values))
+    return Changes(tab.start, tab.start.begin_sweep(token, "", copied_from, *values))
+
+
+def agree(tab: TrainTab, question: Changes, token: str, *values) -> Changes:
+    return waited_for(
+        tab, Changes(tab.start, tab.start.begin_agreed(question.asked, token, "", "", "", "", True, *values))
+    )
+
+
+def words_of(tab: TrainTab, question: Changes) -> str:
+    assert question._updates[tab.start.confirm.panel]["visible"]
+    return str(question._updates[tab.start.confirm.question])
 
 
 def chosen(tab: TrainTab, shown: Changes) -> str:
@@ -57,8 +69,11 @@ def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
 
     run = tab._page.services.runs.get(chosen(tab, changes))
     assert changes.problems == ""
-    assert tab._after_start(changes.goes_to)[tab.view] == FOLLOW
-    assert changes.token != "token"
+    shown = tab._after_start(changes.goes_to, 0.9, False, False, "")
+    assert shown[tab.view] == FOLLOW
+    assert shown[tab.follow_column]["visible"]
+    assert run.id in (shown[tab.follow.run_shown], shown[tab.follow.choice]["value"])
+    assert "No active run" not in shown[tab.follow.heading]
     assert run.folder.read_config().training.max_steps == 3
 
 
@@ -68,13 +83,57 @@ def test_a_look_that_was_on_its_way_when_the_run_was_queued_changes_nothing_abou
     assert tab.start.goes_to not in tab.start.look("")
 
 
-def test_the_same_draft_sent_twice_starts_one_run(tab):
-    config = a_config(training__max_steps=3)
+def test_a_start_that_is_asked_for_twice_before_it_is_shown_is_one_run(tab):
+    values = values_of(tab, a_config(training__max_steps=3))
 
-    first, second = start_run(tab, "token", config), start_run(tab, "token", config)
+    first = waited_for(tab, begin(tab, "token", "", *values))
+    second = Changes(tab.start, tab.start.begin("token", first.pending, "", "", "", True, *values))
 
     assert chosen(tab, first) == chosen(tab, second)
+    assert second.start["interactive"] is False  # until the run is shown
     assert len(tab._page.services.runs.ids()) == 1
+
+
+def test_an_unchanged_draft_starts_again_only_if_that_is_confirmed(tab):
+    config, runs = a_config(run__name="faq <1>", training__max_steps=3), tab._page.services.runs
+    values = values_of(tab, config)
+    first = chosen(tab, start_run(tab, "token", config))
+
+    question = begin(tab, "token", "", *values)  # as after a reload
+    assert "ago as <b>faq &lt;1&gt;</b>. Start again?" in words_of(tab, question)
+    assert question.goes_to.startswith(REFUSED)
+    assert runs.ids() == [first]
+
+    again = [agree(tab, question, "token", *values) for _ in range(2)]
+    assert chosen(tab, again[0]) == chosen(tab, again[1]) != first
+    assert "Start again?" in words_of(tab, begin(tab, first, "", *values))
+    for run_id in runs.ids():
+        wait_until(lambda run_id=run_id: runs.get(run_id).folder.read_state().is_final)
+        runs.delete(run_id)
+    assert chosen(tab, start_run(tab, first, config)) in runs.ids()
+
+
+def test_an_unchanged_sweep_is_queued_again_only_if_that_is_confirmed(tab):
+    values = values_of(tab, a_config(training__max_steps=3))
+    for _ in range(2):
+        question = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4, 1e-3", "", True, *values))
+
+    assert "and 2 more runs. Start again?" in words_of(tab, question)
+    assert len(tab._page.services.runs.ids()) == 3
+
+
+def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
+    values = values_of(tab, a_config(training__max_steps=3, training__learning_rate=1))
+
+    question = begin(tab, "token", "", *values)
+    words = words_of(tab, question)
+    assert "The learning rate 1 is 5,000 times the usual 0.0002 for LoRA. Lower it, or start anyway." in words
+    assert question._updates[tab.start.confirm.really] == "Start anyway"
+    assert not tab._page.services.runs.ids()
+
+    assert chosen(tab, agree(tab, question, "token", *values)) in tab._page.services.runs.ids()
+    swept = begin_sweep(tab, "token", "", "1e-4, 0.5", "", True, *values_of(tab, a_config()))
+    assert "The learning rate 0.5 is 2,500 times" in words_of(tab, swept)
 
 
 def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
@@ -173,8 +232,7 @@ def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatc
 def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
     values = values_of(tab, a_config(training__max_steps=3, adapter__r=16, adapter__lora_alpha=32))
 
-    for _ in range(2):
-        changes = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4", "8,16,", True, *values))
+    changes = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4", "8,16,", True, *values))
 
     configs = [run.folder.read_config() for run in tab._page.services.runs.list()]
     assert sorted((c.training.learning_rate, c.adapter.r, c.adapter.lora_alpha) for c in configs) == [
@@ -219,8 +277,9 @@ def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
     start = next(one.fn.__self__ for one in app.fns.values() if getattr(one.fn, "__func__", None) is StartPart.begin)
     (clearing,) = [one for one in app.fns.values() if one.targets == [(start._draft._id, "change")]]
 
-    assert clearing.outputs == [start.problems]
-    assert (clearing.fn, clearing.js) == (None, "() => ''")
+    assert clearing.outputs == [start.problems, start.confirm.panel]
+    assert clearing.fn is None
+    assert clearing.js.startswith("() => [''")
     drafts = [start._page.draft(start._page.form.updates(a_config(dataset__source=name).model_dump(mode="json"))) for name in ("bad", "bad", "good")]  # fmt: skip
     keys = [dict(start._page._views)[start._draft](draft) for draft in drafts]
     assert keys[0] == keys[1] != keys[2]

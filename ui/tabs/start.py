@@ -1,28 +1,51 @@
-"""The start on the Train tab: a run, or a sweep over learning rates and ranks; repeated requests start it once."""
+"""The start on the Train tab: a run, or a sweep over learning rates and ranks; the same draft starts again only if confirmed."""
 
+import contextlib
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Callable, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.events import Dependency
 
+from engine.config.objectives import preference_name
 from engine.config.run import RunConfig
-from engine.config.suited import given_settings
-from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
+from engine.config.suited import HIGH_RATE_FACTOR, given_settings, learning_rate_factor, usual_learning_rate
+from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem, RunError
 from engine.runs.run import Run
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
 from ui.backend.background import UNEXPECTED, BackgroundWork, FunctionJob, Message, Work
 from ui.backend.dataset_checks import CheckQuestion
-from ui.components import QUICK, Updates, clear_error_after
+from ui.components import HIDDEN, NOT_SHOWN, QUICK, Confirmation, Updates, clear_error_after
 from ui.draft import Draft
-from ui.gradio_internals import enclosing_page
+from ui.gradio_internals import changed_by_hand, enclosing_page
 from ui.page import Page, browser_state
-from ui.views.html import attention, error_box, gib, small, with_code
+from ui.views.html import attention, duration, error_box, gib, plural, small, with_code
 
+REFUSED = "refused"  # where a start goes that has an error or a question
 _NAMED_BY_BROWSER = "(token) => token || crypto.getRandomValues(new Uint32Array(4)).join('-')"
+_FORGET = f"() => ['', ({NOT_SHOWN})()]"
+
+
+class _Request(NamedTuple):
+    """What a browser sends to start a run or a sweep."""
+
+    token: str
+    pending: str
+    copied_from: str
+    rates: str
+    ranks: str
+    alpha_follows: bool
+    values: Sequence[Any]  # of the form
+
+    @classmethod
+    def of(cls, values: Sequence[Any]) -> "_Request":
+        """Divide the inputs of a handler."""
+        return cls._make([*values[:6], values[6:]])
 
 
 class StartPart:
@@ -32,6 +55,10 @@ class StartPart:
         self._page = page
         self._starts: BackgroundWork[Sequence[Run]] = BackgroundWork()
         self.problems = gr.HTML(elem_id="start-problems")
+        self.confirm = Confirmation(
+            "Start again", "Do not start", elem_id="confirm-start", yes_id="really-start", no_id="do-not-start",
+            variant="primary",
+        )  # fmt: skip
         with gr.Row(elem_id="start-row"):
             self.start = gr.Button(
                 "Start training", variant="primary", interactive=False, elem_id="start", scale=0, min_width=190
@@ -54,10 +81,11 @@ class StartPart:
             )
             self.sweep = gr.Button("Queue sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
         self._buttons = [self.start]
-        # Identifies a start together with the draft: two clicks start one run.
+        # Identifies a start together with the draft: of this browser, or after "Start again" the run that was there before.
         self.token = browser_state("", "start")
+        self.asked = gr.State(("run", ""))  # what the open question is about: "run" or "sweep", and the run that exists
         self.pending = gr.State("")  # key of the start that this page waits for
-        # After a start: the tab, "train" or "runs", and the id of the first run. A late look leaves it as it is.
+        # After a start: the tab, "train" or "runs", and the id of the first run; or `REFUSED`. Changes at each.
         self.goes_to = gr.Textbox("", visible=False)
         self.timer = gr.Timer(0.5, active=False)
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
@@ -72,45 +100,74 @@ class StartPart:
 
     def wire(self) -> None:
         """Connect the events; `goes_to` changes once a run is queued and chosen."""
-        page, components = self._page, self._page.form.components
+        page, components, confirm = self._page, self._page.form.components, self.confirm
         enclosing_page().load(None, self.token, self.token, js=_NAMED_BY_BROWSER, **QUICK)
         outputs = [
-            self.problems, page.chosen_run, self.token, self.sweep, self.pending, self.timer, self.goes_to, *self._buttons,
+            self.problems, page.chosen_run, self.token, self.sweep, self.asked, self.pending, self.timer, self.goes_to,
+            confirm.panel, confirm.question, confirm.really, *self._buttons,
         ]  # fmt: skip
-        self._draft.change(None, None, self.problems, js="() => ''", **QUICK)
-        name_inputs = [self.token, page.copied_from]
-        once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
-        gr.on([button.click for button in self._buttons], self.begin, [*name_inputs, *components], outputs, **once)
+        self._draft.change(None, None, [self.problems, confirm.panel], js=_FORGET, **QUICK)
         sweep = [self.rates, self.ranks, self.ratio]
-        self.sweep.click(self.begin_sweep, [*name_inputs, *sweep, *components], outputs, **once)
-        clear_error_after(self.problems, sweep)  # these are not part of the draft
+        inputs = [self.token, self.pending, page.copied_from, *sweep, *components]
+        once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
+        gr.on([button.click for button in self._buttons], self.begin, inputs, outputs, **once)
+        self.sweep.click(self.begin_sweep, inputs, outputs, **once)
+        confirm.really.click(self.begin_agreed, [self.asked, *inputs], outputs, **once)
+        confirm.close_by(confirm.keep.click)
+        for part in sweep:  # these are not part of the draft
+            confirm.close_by(changed_by_hand(part))
+        clear_error_after(self.problems, sweep)
         self.timer.tick(self.look, self.pending, outputs, **once)
 
-    def begin(self, token: str, copied_from: str, *values: Any) -> Updates:
+    def enable_after(self, event: Dependency) -> None:
+        """Enable the buttons again after the event that shows the started run: until then, a click is the same start."""
+        event.then(self._idle, None, [*self._buttons, self.sweep, self.pending, self.timer], **QUICK)
+
+    def begin(self, *values: Any) -> Updates:
         """Begin to check the draft and to queue its run."""
-        return self._begin(token, copied_from, values)
+        return self._begin("run", _Request.of(values))
 
-    def begin_sweep(self, token: str, copied_from: str, rates: str, ranks: str, ratio: bool, *values: Any) -> Updates:
+    def begin_sweep(self, *values: Any) -> Updates:
         """Begin to check every combination and to queue a run for each."""
-        return self._begin(
-            token, copied_from, values, lambda config: sweep_of(config, rates, ranks, alpha_follows=ratio)
-        )
+        return self._begin("sweep", _Request.of(values))
 
-    def _begin(
-        self, token: str, copied_from: str, values: Sequence[Any],
-        sweep: Callable[[RunConfig], list[RunConfig]] | None = None,
-    ) -> Updates:  # fmt: skip
-        draft, services = self._page.draft(values), self._page.services
+    def begin_agreed(self, asked: tuple[str, str], *values: Any) -> Updates:
+        """Begin what the question was about."""
+        kind, existing_id = asked
+        request = _Request.of(values)
+        # The same for each click on "Start again", which starts one run.
+        request = request._replace(token=existing_id or request.token)
+        return {self.token: request.token, **self._begin(kind, request, is_agreed=True)}
+
+    def _begin(self, kind: str, request: _Request, *, is_agreed: bool = False) -> Updates:
+        draft, services = self._page.draft(request.values), self._page.services
         launcher, log, checks = services.launcher, services.log, services.checks
+        is_sweep = kind == "sweep"
         try:
             if draft.config is None:
                 raise ConfigError(draft.problems)
-            configs = [draft.config] if sweep is None else sweep(draft.config)
+            configs = [draft.config]
+            if is_sweep:
+                configs = sweep_of(draft.config, request.rates, request.ranks, alpha_follows=request.alpha_follows)
         except EngineError as error:
             return self._show_error(error)
         dataset, check = configs[0].dataset, checks.find(CheckQuestion.of(draft.config))
         previewed = check.report if check is not None else None
-        key, origin = start_key(token, configs), copied_from if self._page.reader.exists(copied_from) else None
+        key, copied_from = start_key(request.token, configs), request.copied_from
+        origin = copied_from if self._page.reader.exists(copied_from) else None
+        work = self._starts.find(key)
+        if work is not None and (work.is_under_way or request.pending == key):
+            return self._progress(key, work)
+        existing = services.runs.find_by_key(f"{key}/0" if is_sweep else key)
+        question = None if is_agreed else self._question(configs, existing)
+        if question is not None:
+            return {
+                **self._idle(),
+                **self.confirm.open(*question),
+                self.problems: "",
+                self.asked: (kind, existing.id if existing is not None else ""),
+                self.goes_to: f"{REFUSED} {uuid.uuid4().hex}",
+            }
 
         def start(report: Callable[[Message], None]) -> Sequence[Run]:
             def note(words: str) -> None:
@@ -118,7 +175,9 @@ class StartPart:
 
             same: dict[str, Any] = {"copied_from": origin, "on_progress": note, "previewed": previewed}
             try:
-                runs = launcher.start_all(configs, key, **same) if sweep else [launcher.start(configs[0], key, **same)]
+                runs = (
+                    launcher.start_all(configs, key, **same) if is_sweep else [launcher.start(configs[0], key, **same)]
+                )
             except DatasetError:
                 checks.forget(dataset)
                 raise
@@ -126,7 +185,28 @@ class StartPart:
                 log("run started", run.id)
             return runs
 
-        return self._progress(key, self._starts.start_once(key, "A start", FunctionJob(start), again=True))
+        with contextlib.suppress(RunError):  # another request has begun it meanwhile
+            self._starts.start(key, "A start", FunctionJob(start))
+        return self.look(key)
+
+    def _question(self, configs: Sequence[RunConfig], existing: Run | None) -> tuple[str, str] | None:
+        """Return what a person should confirm before a start, as HTML, and the button for it; None where it is clear."""
+        if existing is not None:
+            row = self._page.reader.summary(existing.id)
+            more = f" and {plural(len(configs) - 1, 'more run')}" if len(configs) > 1 else ""
+            when = duration(time.time() - row.created)
+            return (
+                f"You started these settings {when} ago as <b>{escape(row.name)}</b>{more}. Start again?",
+                "Start again",
+            )
+        config = max(configs, key=learning_rate_factor)
+        factor = learning_rate_factor(config)
+        if factor <= HIGH_RATE_FACTOR:
+            return None
+        rate, usual = f"{config.training.learning_rate:g}", f"{usual_learning_rate(config):g}"
+        method = ", ".join(filter(None, (config.method_name, preference_name(config))))
+        words = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} for {method}."
+        return f"{escape(words)} Lower it, or start anyway.", "Start anyway"
 
     def look(self, pending: str) -> Updates:
         """Return the progress of the start that this page waits for."""
@@ -136,23 +216,20 @@ class StartPart:
     def _progress(self, key: str, work: Work[Sequence[Run]]) -> Updates:
         if work.error is not None:
             return self._show_error(work.error)
-        if work.result is not None:
-            # A new token: starting the same draft again makes another run.
-            self._page.reader.look_again()
-            return {
-                **self._idle(),
-                self.problems: "",
-                self._page.chosen_run: work.result[0].id,
-                self.token: uuid.uuid4().hex,
-                self.goes_to: f"{'train' if len(work.result) == 1 else 'runs'} {work.result[0].id}",
-            }
-        return {
-            self.problems: small(work.words, role="status"),
+        updates: Updates = {
+            self.problems: small(work.words, role="status") if work.is_under_way else "",
+            self.confirm.panel: HIDDEN,
             **dict.fromkeys(self._buttons, gr.update(value="Starting …", interactive=False)),
             self.sweep: gr.update(interactive=False),
             self.pending: key,
-            self.timer: gr.update(active=True),
+            self.timer: gr.update(active=work.result is None),
         }
+        if work.result is not None:
+            self._page.reader.look_again()
+            run_id = work.result[0].id
+            place = "train" if len(work.result) == 1 else "runs"
+            updates |= {self._page.chosen_run: run_id, self.goes_to: f"{place} {run_id} {uuid.uuid4().hex}"}
+        return updates
 
     def _idle(self) -> Updates:
         return {
@@ -163,7 +240,8 @@ class StartPart:
         }
 
     def _show_error(self, error: EngineError) -> Updates:
-        return {**self._idle(), self.problems: error_box(error)}
+        refused = {self.problems: error_box(error), self.confirm.panel: HIDDEN}
+        return {**self._idle(), **refused, self.goes_to: f"{REFUSED} {uuid.uuid4().hex}"}
 
 
 def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) -> list[RunConfig]:

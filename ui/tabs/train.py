@@ -32,7 +32,7 @@ from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.tabs.jobs import JobsPart
 from ui.tabs.objective import ObjectivePart
-from ui.tabs.start import StartPart
+from ui.tabs.start import REFUSED, StartPart
 from ui.views.html import small
 from ui.views.run_plan import render_plan, render_presets
 
@@ -51,6 +51,11 @@ _IN_SIGHT: dict[str, dict[str, Any]] = {
 }
 
 _OF_OBJECTIVE = frozenset(f"training.{name}" for name in ObjectiveSettings.model_fields)
+# Where a start leads: to the progress of its run, or to the question or the reason why it did not start.
+_SCROLL_TO_START = """() => {
+  const message = [...document.querySelectorAll('#confirm-start, #start-problems')].find((part) => part.offsetHeight);
+  message ? message.scrollIntoView({block: 'center'}) : window.scrollTo(0, 0);
+}"""
 
 
 class TrainTab:
@@ -131,10 +136,11 @@ class TrainTab:
         self.follow.show_after(arrival_event, self.view)
         self._count_after(arrival_event)
         self.follow.show_after(self.view.input(nothing, None, None, **QUICK), self.view)
-        going = self.start.goes_to
+        going = [self.start.goes_to, *self.follow.look_inputs]
         self.start.wire()
-        start_event = going.change(self._after_start, going, [self.view, page.tabs], **QUICK)
-        self.follow.show_after(start_event, self.view)
+        shown = [self.view, page.tabs, self.setup, self.follow_column, *self.follow.outputs]
+        start_event = self.start.goes_to.change(self._after_start, going, shown, **QUICK)
+        start_event.then(None, None, None, js=_SCROLL_TO_START, **QUICK)
         return start_event
 
     def use_preset_by(self, click: Any) -> None:
@@ -159,9 +165,13 @@ class TrainTab:
             return updates | {page.chosen_run: active} | ({} if was_entered else {self.view: FOLLOW})
         return updates | ({} if run_id == chosen else {page.chosen_run: run_id})
 
-    def _after_start(self, goes_to: str) -> Updates:
-        """Follow the run that was just queued, or list the runs of a sweep."""
-        return {self.view: FOLLOW, self._page.tabs: gr.Tabs(selected=goes_to.partition(" ")[0])}
+    def _after_start(self, goes_to: str, *how: Any) -> Updates:
+        """Show the run that was just queued, or the runs of a sweep, or why nothing started: all at once."""
+        place, run_id, *_ = goes_to.split()
+        if place == REFUSED:
+            return {self.view: SET_UP, self._page.tabs: gr.Tabs(selected="train"), **self._switch(SET_UP)}
+        shown = {**self._switch(FOLLOW), **self.follow.refresh(run_id, *how)}
+        return {self.view: FOLLOW, self._page.tabs: gr.Tabs(selected=place), **shown}
 
     def _switch(self, view: str) -> Updates:
         follows = gr.update(visible=view == FOLLOW)
