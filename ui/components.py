@@ -150,11 +150,11 @@ def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
     assert spec.submodule_search_locations is not None
     library = Path(spec.submodule_search_locations[0]) / "package_data" / "plotly.min.js"
     gr.set_static_paths([library])
-    waits = f'<div class="chart" data-waiting="{escape(waiting, quote=True)}">'
-    template = f'{waits}<p class="small">Loading the chart …</p></div>'
-    head = f'<script src="gradio_api/file={library.as_posix()}"></script>'
-    draw = script("chart")
-    return gr.HTML("", html_template=template, js_on_load=draw, head=head, apply_default_css=False, **presentation)
+    template = (
+        f'<div class="chart" data-waiting="{escape(waiting, quote=True)}" '
+        f'data-library="gradio_api/file={escape(library.as_posix(), quote=True)}"></div>'
+    )
+    return gr.HTML("", html_template=template, js_on_load=script("chart"), apply_default_css=False, **presentation)
 
 
 class Confirmation:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from engine.config.objectives import preference_name
+from engine.config.objectives import objective_of, preference_name
 from engine.config.run import RunConfig
 from engine.files import read_model
 from engine.hardware.libraries import library_version
@@ -69,6 +69,7 @@ class Provenance(BaseModel, frozen=True):
     objective: str = ""  # of preferences; empty for supervised fine-tuning
     model: str = ""
     dataset: str = ""
+    held_out: str = ""  # the settings, besides model and data, on which a held-out loss depends
     key: str | None = None  # of the start request; the same key never starts a second run
     loratory: str = ""
     python: str = ""
@@ -96,12 +97,25 @@ def environment_facts() -> dict[str, object]:
 
 def describe_config(config: RunConfig) -> dict[str, object]:
     """The fields of `Provenance` that repeat the configuration."""
+    training, data = config.training, config.dataset
     return {
         "title": run_title(config),
         "method": config.method_name,
         "objective": preference_name(config),
         "model": config.model.id,
         "dataset": config.dataset.source,
+        "held_out": " ".join(
+            map(
+                str,
+                (
+                    objective_of(config).summary(training),
+                    data.eval_fraction,
+                    data.train_on,
+                    training.seed,
+                    training.max_length,
+                ),
+            )
+        ),
     }
 
 

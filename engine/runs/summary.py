@@ -46,6 +46,7 @@ class RunSummary(BaseModel):
     objective: str = ""  # of preferences, such as DPO; empty for supervised fine-tuning
     model: str = ""
     dataset: str = ""
+    held_out: str = ""  # data and settings on which a held-out loss depends
 
     created: float = 0.0
     started: float | None = None
@@ -68,6 +69,11 @@ class RunSummary(BaseModel):
     predicted_memory: MemoryFigures = MemoryFigures()
     size_bytes: int = 0  # of the run's folder
     energy_joules: float | None = None  # as the GPUs measured it
+
+    @property
+    def loss_group(self) -> tuple[str, str, str]:
+        """What runs have in common whose held-out losses are comparable: objective, model, and held-out rows."""
+        return self.objective, self.model, self.held_out or self.dataset
 
     @property
     def seconds(self) -> float | None:
@@ -97,13 +103,17 @@ def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | Non
 
 
 def _of_config(run: Run, provenance: Provenance, notes: RunNotes) -> dict[str, Any]:
-    facts: dict[str, Any] = provenance.model_dump(include={"title", "method", "objective", "model", "dataset"})
+    facts: dict[str, Any] = provenance.model_dump(
+        include={"title", "method", "objective", "model", "dataset", "held_out"}
+    )
     if not provenance.title:  # it was lost
         try:
             facts = describe_config(run.folder.read_config())
         except EngineError:  # lost, edited by hand, or of another version: the run is listed all the same
             facts["title"] = "(configuration unreadable)"
     title = facts.pop("title")
+    if facts.get("held_out"):
+        facts["held_out"] = f"{provenance.dataset_fingerprint or facts['dataset']} {facts['held_out']}"
     return {"name": notes.name or title, **facts}
 
 
@@ -170,7 +180,7 @@ def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, 
     return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
 
 
-_INDEX_VERSION = 2
+_INDEX_VERSION = 3
 
 
 class Stamp(NamedTuple):

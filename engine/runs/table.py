@@ -32,21 +32,26 @@ class RunQuery:
 
 
 def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSummary]:
-    """Return the rows of a query, in its order; rows without a value for the order come last."""
+    """Return the rows of a query, in its order; rows without a value for the order come last.
+
+    Held-out losses are ordered among comparable ones: the group with the first of the summaries comes first.
+    """
     words = query.words.casefold().split()
     matches = [summary for summary in summaries if _matches(summary, query, words)]
     sortable = [(value, summary) for summary in matches if (value := _sort_value(summary, query.sort)) is not None]
     sortable.sort(key=lambda pair: pair[0], reverse=query.descending)
+    if query.sort == "eval_loss":
+        groups = list(dict.fromkeys(summary.loss_group for summary in matches))
+        sortable.sort(key=lambda pair: groups.index(pair[1].loss_group))
     without = [summary for summary in matches if _sort_value(summary, query.sort) is None]
     return [summary for _, summary in sortable] + without
 
 
 def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
-    """The run with the lowest held-out loss; None where none has one.
-
-    Losses compare only between runs that hold out the same rows: the caller chooses which runs to ask about.
-    """
+    """The run with the lowest held-out loss; None where none has one, or they are not comparable."""
     candidates = [summary for summary in summaries if summary.best_eval_loss is not None]
+    if len({summary.loss_group for summary in candidates}) > 1:
+        return None
     return min(candidates, key=lambda summary: summary.best_eval_loss or 0.0, default=None)
 
 

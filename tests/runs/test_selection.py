@@ -54,6 +54,14 @@ def test_the_best_run_has_the_lowest_held_out_loss():
     rows = [row(1, best_eval_loss=1.5), row(2), row(3, best_eval_loss=1.2)]
     assert best_by_held_out_loss(rows).id == "run-3"
     assert best_by_held_out_loss([row(2)]) is None
+    assert best_by_held_out_loss([*rows, row(4, best_eval_loss=0.1, objective="DPO")]) is None
+    assert best_by_held_out_loss([*rows, row(4, best_eval_loss=0.1, held_out="other rows")]) is None
+
+
+def test_held_out_losses_are_ordered_among_comparable_runs():
+    rows = [row(1, eval_loss=2.0), row(2, eval_loss=0.1, objective="DPO"), row(3, eval_loss=1.0)]
+    for descending, order in ((False, ["run-3", "run-1", "run-2"]), (True, ["run-1", "run-3", "run-2"])):
+        assert ids(select_runs(rows, RunQuery(sort="eval_loss", descending=descending))) == order
 
 
 def test_only_settings_that_differ_are_shown():

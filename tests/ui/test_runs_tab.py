@@ -4,6 +4,7 @@ import csv
 import io
 import re
 import time
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,6 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import wait_for
 from ui.tabs.runs import RunsTab
-from ui.views.html import plural
 from ui.views.run_table import (
     _COLUMNS,
     ANY_METHOD,
@@ -46,7 +46,7 @@ def history(services):
     return services.runs.ids()
 
 
-def list_runs(tab: RunsTab, last=None, **asked: str) -> Changes:
+def list_runs(tab: RunsTab, last=None, ticked: Sequence[str] = (), **asked: str) -> Changes:
     query: dict[str, Any] = {
         "words": "",
         "state": "All",
@@ -55,7 +55,7 @@ def list_runs(tab: RunsTab, last=None, **asked: str) -> Changes:
         "order": "Newest first",
         **asked,
     }
-    return Changes(tab, tab.list_runs(*query.values(), "", [], 100, last))  # type: ignore[call-arg]
+    return Changes(tab, tab.list_runs(*query.values(), "", list(ticked), 100, last))  # type: ignore[call-arg]
 
 
 def table_of(tab: RunsTab, **asked: str) -> str:
@@ -96,6 +96,24 @@ def test_search_filter_and_order_narrow_the_table(tab, history):
     assert list_runs(tab).method["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
     by_loss = table_of(tab, order="Lowest held-out loss first")
     assert by_loss.index("faq, rank 16<") < by_loss.index("first try")
+
+
+def test_held_out_losses_are_ranked_among_comparable_runs_alone(tab, services):
+    dpo = {"training__objective": "dpo", "dataset__source": "sample:loratory-preferences"}
+    write_run(services.runs, a_config(run__name="pairs", **dpo), InventedRun(floor=0.01))
+    for name, seed, floor in (("worse", 42, 1.2), ("other rows", 7, 0.5), ("better", 42, 0.9)):
+        config = a_config(run__name=name, training__seed=seed)
+        write_run(services.runs, config, InventedRun(floor=floor))
+
+    html = table_of(tab, order="Lowest held-out loss first")
+    names = ["better", "worse", "other rows", "pairs"]
+    assert [html.index(f">{name}<") for name in names] == sorted(html.index(f">{name}<") for name in names)
+    assert re.findall("Comparable losses: (.*?)</td>", html) == [
+        "Supervised · smollm2-135m-instruct · loratory-faq", "Supervised · smollm2-135m-instruct · loratory-faq",
+        "DPO · smollm2-135m-instruct · loratory-preferences",
+    ]  # fmt: skip
+    assert "Comparable losses" not in table_of(tab, order="Lowest held-out loss first", words="better")
+    assert "Comparable losses" not in table_of(tab)
 
 
 def test_an_unchanged_table_is_not_sent_again(tab, history):
@@ -167,11 +185,26 @@ def test_ticked_runs_are_deleted_together_and_those_at_work_stay(tab, services, 
 
     assert ticked == history
     assert tab._take(pick("all:"), ticked[:1], 100, *query)[tab.ticked_runs] == []
-    assert tab.ask_delete([*ticked, "../../etc"])[0] == plural(len(history), "run")
-    left = tab.delete_ticked([*ticked, "../../etc"], history[-1])
+    ended = tab._deletable([*ticked, "../../etc"], *query)
+    assert ended == [run_id for run_id in history if run_id not in waiting]
+    left = tab.delete_named(ended, ticked, history[-1])
 
     assert list(services.runs.ids()) == waiting == left[tab.ticked_runs]
     assert left[tab._page.chosen_run] == ""
+
+
+def test_a_deletion_names_its_runs_and_leaves_those_that_the_search_hides(tab, history):
+    tab._page.reader.summaries()
+    query = ("rank 16", "All", ANY_METHOD, ANY_MODEL, "Newest first")
+
+    named = tab._deletable(history, *query)
+    title, question = tab.ask_delete([*named, "../../etc"])
+    assert title == "1 run"
+    assert f"faq, rank 16 · {named[0][-4:]}. " in question
+    assert list_runs(tab, ticked=history, words="rank 16").delete["value"] == "Delete 1 run …"
+    assert not list_runs(tab, ticked=history, words="no such run").delete["visible"]
+    assert " and 1 more. " in tab.ask_delete(history[1:])[1]
+    assert tab.delete_named(named, history, "")[tab.ticked_runs] == [one for one in history if one not in named]
 
 
 def test_a_browser_cannot_ask_for_an_order_that_there_is_not():

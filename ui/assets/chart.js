@@ -2,8 +2,17 @@
 // updates (layout.uirevision), which the stock plot component does not: it is rebuilt each time.
 // Colours such as var(--series-blue) are looked up in the stylesheet, so light and dark need no answer from the server.
 const place = element.querySelector('.chart');
+const say = (text) => {
+  const waiting = document.createElement('p');
+  waiting.className = 'small';
+  waiting.textContent = text;
+  place.replaceChildren(...(text ? [waiting] : []));
+};
 
-const waiting = place.querySelector('p');
+// The library comes with the first figure: until there is one, no chart waits for it.
+const load = () => window.loratoryPlotly ??= new Promise((loaded, failed) => {
+  document.head.append(Object.assign(document.createElement('script'), {src: place.dataset.library, onload: loaded, onerror: failed}));
+});
 
 const withColours = (text) => {
   const styles = getComputedStyle(document.body);
@@ -15,21 +24,21 @@ const draw = () => {
   const value = props.value;
   if (!value) {
     if (window.Plotly && place.data) window.Plotly.purge(place);
-    place.replaceChildren();
-    if (place.dataset.waiting) place.insertAdjacentElement('afterbegin', waiting).textContent = place.dataset.waiting;
+    say(place.dataset.waiting);
     place.role = place.ariaLabel = null;
     place.style.height = '';
     place.style.minHeight = '0';
     return;
   }
   if (!window.Plotly) {
-    place.textContent = 'The chart cannot be drawn: its library did not load. Reload the page.';
+    if (place.dataset.waiting) say('Loading the chart …');
+    load().then(draw, () => say('The chart cannot be drawn: its library did not load. Reload the page.'));
     return;
   }
   const chart = JSON.parse(withColours(value));
   place.role = 'img';
   place.ariaLabel = chart.label;
-  waiting.remove();
+  if (!place.data) place.replaceChildren();
   place.style.minHeight = '';
   place.style.height = chart.layout.height + 'px';
   window.Plotly.react(place, chart.data, chart.layout, {displayModeBar: false, responsive: true, doubleClick: 'reset'});

@@ -1,5 +1,6 @@
 """Runs: search, show and compare all runs; order the queue; set the price of electricity."""
 
+from html import escape
 from typing import Any, get_args
 
 import gradio as gr
@@ -8,6 +9,7 @@ from gradio.events import Dependency
 from engine.errors import EngineError
 from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.electricity import Electricity, read_electricity, save_electricity
+from engine.runs.run import FINAL_STATES
 from engine.runs.store import folder_size_bytes
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.table import select_runs, summaries_csv
@@ -39,6 +41,7 @@ from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
 from ui.views.run_details import ComparedRun, render_differences
 
 _PAGE_ROWS = 100
+_NAMED_RUNS = 5  # at most, in the question before a deletion
 
 
 class RunsTab:
@@ -91,6 +94,7 @@ class RunsTab:
         self.electricity = ElectricityPart(page)
         NotificationsPart(page)
         self.ticked_runs = gr.State([])
+        self.named_runs = gr.State([])  # which the question before a deletion names
         self.shown_rows = gr.State(_PAGE_ROWS)
         self.last = gr.State(None)  # the listing that the page shows
         self.timer = gr.Timer(4.0, active=False)
@@ -122,9 +126,10 @@ class RunsTab:
             trigger_mode="multiple", **QUICK,
         )  # fmt: skip
         gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
-        self.confirm.wire(self.delete.click, self.ask_delete, self.ticked_runs)
+        question_event = self.delete.click(self._deletable, [self.ticked_runs, *self._query], self.named_runs, **QUICK)
+        self.confirm.wire(question_event.then, self.ask_delete, self.named_runs)
         delete_event = self.confirm.really.click(
-            shown_as_message(self.delete_ticked), [self.ticked_runs, page.chosen_run],
+            shown_as_message(self.delete_named), [self.named_runs, self.ticked_runs, page.chosen_run],
             [page.chosen_run, self.ticked_runs, self.confirm.panel], trigger_mode="once", **SLOW,
         )  # fmt: skip
         take_event.then(lambda: HIDDEN, None, self.confirm.panel, **QUICK)  # it may be about other runs
@@ -151,6 +156,7 @@ class RunsTab:
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
         table = run_table.render_run_table(matches, chosen, ticked_ids, limit, str(order)) if matches else nothing
         waiting = {row.id: row for row in rows if row.state == "queued"}
+        deletable = self._deletable(ticked_ids, words, state, method, model, order)
         methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
         listing: Updates = {
             self.table: table + run_table.render_unread(unread),
@@ -158,7 +164,7 @@ class RunsTab:
             self.method: gr.update(choices=[run_table.ANY_METHOD, *sorted(methods)]),
             self.model: gr.update(choices=[run_table.ANY_MODEL, *sorted(models)]),
             self.below: visible_if(bool(rows)),
-            self.delete: gr.update(value=f"Delete {plural(len(ticked_ids), 'run')} …", visible=bool(ticked_ids)),
+            self.delete: gr.update(value=f"Delete {plural(len(deletable), 'run')} …", visible=bool(deletable)),
         }
         fresh = list(listing.values())
         if fresh == last:
@@ -211,19 +217,27 @@ class RunsTab:
             return {self.ticked_runs: [other for other in ticked_ids if other != run_id]}
         return {self.ticked_runs: [*ticked_ids, run_id]}
 
-    def ask_delete(self, ticked_ids: list[str]) -> tuple[str, str]:
-        """Return the number of ticked runs and the question before they are deleted, with their size."""
-        runs = [self._page.services.runs.get(run_id) for run_id in ticked_ids if self._page.reader.exists(run_id)]
-        size_words = size(sum(folder_size_bytes(run.folder.path) for run in runs))
-        words = f"will be deleted: adapters, checkpoints, curves and logs, {size_words} in all. This cannot be undone."
-        return plural(len(runs), "run"), words
+    def _deletable(self, ticked_ids: list[str], *query: Any) -> list[str]:
+        """Return the ticked runs that have ended and that the search shows."""
+        rows = select_runs(self._page.reader.glance().rows, run_table.query_of(*query))
+        return [row.id for row in rows if row.id in ticked_ids and row.state in FINAL_STATES]
 
-    def delete_ticked(self, ticked_ids: list[str], chosen: str) -> Updates:
-        """Delete the ticked runs; queued and active ones stay, and stay ticked."""
+    def ask_delete(self, run_ids: list[str]) -> tuple[str, str]:
+        """Return the number of runs and the question before they are deleted, with their names and size."""
+        reader = self._page.reader
+        runs = [self._page.services.runs.get(run_id) for run_id in run_ids if reader.exists(run_id)]
+        names = [escape(f"{reader.summary(run.id).name} · {run.id[-4:]}") for run in runs[:_NAMED_RUNS]]
+        more = f" and {len(runs) - len(names)} more" if len(runs) > len(names) else ""
+        size_words = size(sum(folder_size_bytes(run.folder.path) for run in runs))
+        words = f"will be deleted: {', '.join(names)}{more}. Adapters, checkpoints, curves and logs are {size_words} in all."
+        return plural(len(runs), "run"), f"{words} This cannot be undone."
+
+    def delete_named(self, run_ids: list[str], ticked_ids: list[str], chosen: str) -> Updates:
+        """Delete the runs that the question named; one that was resumed since stays."""
         runs, reader, freed_bytes = self._page.services.runs, self._page.reader, 0
         remaining: list[str] = []
         trouble: EngineError | None = None
-        for run_id in filter(reader.exists, ticked_ids):
+        for run_id in filter(reader.exists, run_ids):
             try:
                 freed_bytes += runs.delete(run_id)
             except EngineError as error:
@@ -235,10 +249,10 @@ class RunsTab:
             gr.Warning(with_code(str(trouble)), title=f"{plural(len(remaining), 'run')} not deleted", duration=12)
         if freed_bytes:
             gr.Info(f"Deleted; {size(freed_bytes)} freed.", duration=5)
-        is_gone = chosen in ticked_ids and chosen not in remaining
+        deleted = set(run_ids) - set(remaining)
         return {
-            self._page.chosen_run: "" if is_gone else UNCHANGED,
-            self.ticked_runs: remaining,
+            self._page.chosen_run: "" if chosen in deleted else UNCHANGED,
+            self.ticked_runs: [run_id for run_id in ticked_ids if run_id not in deleted],
             self.confirm.panel: HIDDEN,
         }
 

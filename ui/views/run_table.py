@@ -108,10 +108,24 @@ def render_run_table(
     rows: Sequence[RunSummary], chosen: str, ticked_ids: Collection[str], limit: int, order: str = "Newest first"
 ) -> str:
     """Return the first `limit` rows; each can be picked and ticked, and a click on a column's title sorts by it."""
-    heads = _heads(order, bool(ticked_ids))
-    html = table(heads, (_row(row, row.id == chosen, row.id in ticked_ids) for row in rows[:limit]), css="runs")
+    heads, lines, shown = _heads(order, bool(ticked_ids)), [], rows[:limit]
+    groups = [row.loss_group if row.eval_loss is not None else None for row in shown]
+    is_grouped = ORDERS[order][0] == "eval_loss" and len(set(groups)) > 1
+    for row, group, previous in zip(shown, groups, [(), *groups], strict=False):
+        if is_grouped and group != previous:
+            lines.append(Row(("", _group_title(row), *[""] * (len(heads) - 2)), 'class="group"'))
+        lines.append(_row(row, row.id == chosen, row.id in ticked_ids))
+    html = table(heads, lines, css="runs")
     left = len(rows) - limit
     return html + pick_button(MORE, f"Show {min(left, 100):,} more of {left:,}", css="quiet") if left > 0 else html
+
+
+def _group_title(row: RunSummary) -> str:
+    """Return which held-out losses follow, as HTML: those of other rows or objectives are not comparable with them."""
+    if row.eval_loss is None:
+        return "No held-out loss"
+    parts = (row.objective or "Supervised", short_name(row.model), short_name(row.dataset))
+    return f"Comparable losses: {escape(' · '.join(parts))}"
 
 
 def render_shared_runs(rows: Sequence[RunSummary], chosen: str) -> str:
