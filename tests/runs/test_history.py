@@ -8,6 +8,7 @@ import pytest
 from engine.runs.history.events import (
     CheckpointData,
     EvalData,
+    EventData,
     FailedData,
     MemoryData,
     ResumedData,
@@ -215,6 +216,36 @@ def test_time_left_follows_the_pace_of_the_newest_steps(log, monkeypatch):
     assert seconds_per_step(history) == pytest.approx(2.0)
     assert seconds_left(history, clock=lambda: now[0]) == pytest.approx(180.0)
     assert seconds_left(history, clock=lambda: now[0] + 1) == pytest.approx(179.0)
+
+
+def test_time_left_counts_evaluations_and_saves_and_is_never_zero(log, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+
+    def left(after: float = 0.0) -> float | None:
+        return seconds_left(read_history(log), clock=lambda: now[0] + after)
+
+    def pass_time(seconds: float, data: EventData) -> None:
+        now[0] += seconds
+        events.append(data)
+
+    with EventWriter(log, 1) as events:
+        events.append(StatusData(phase="training", total_steps=10))
+        pass_time(4, EvalData(step=0, eval_loss=3.0, eval_tokens=10, rows=5, seconds=4.0))
+        for number in range(1, 6):
+            pass_time(2, step(number))
+        assert left() == pytest.approx(5 * 2 + 4)  # one evaluation at the end, as far as is known
+        pass_time(6, EvalData(step=5, eval_loss=2.0, eval_tokens=10, rows=5, seconds=6.0))
+        pass_time(3, CheckpointData(step=5, name="step-5", size_bytes=1))
+        assert left() == pytest.approx(5 * 2 + 6 + 3 + 3)  # and the trained weights are saved
+        for number in range(6, 11):
+            pass_time(2, step(number))
+        assert left() == pytest.approx(6 + 3 + 3)
+        assert left(after=4) == pytest.approx(2 + 3 + 3)
+        assert left(after=60) == pytest.approx(3 + 3)
+        pass_time(9, EvalData(step=10, eval_loss=1.0, eval_tokens=10, rows=5, seconds=9.0))
+        pass_time(0.2, CheckpointData(step=10, name="step-10", size_bytes=1))
+        assert left() is None
 
 
 @pytest.mark.parametrize("huge", ["1" + "0" * 400, "-" + "9" * 30, "[" * 3000])

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -24,6 +24,7 @@ from engine.runs.history.steps import StepSeries
 
 _MAX_MESSAGES = 1000
 _PACE_STEPS = 200
+_SHORTEST_LEFT_SECONDS = 0.5  # less would be displayed as 0 s
 
 
 class Message(NamedTuple):
@@ -51,6 +52,7 @@ class HistoryFacts(BaseModel):
     attempt: int = 0  # the newest that has reported
     attempt_is_fresh: bool = False  # it has not yet reported anything that has a step
     last_time: float | None = None  # of the newest event
+    save_seconds: float | None = None  # that the newest checkpoint took
     next_offset: int = 0  # bytes of the log that are in here
 
     def with_event(self, event: Event) -> Self:
@@ -69,6 +71,8 @@ class HistoryFacts(BaseModel):
                     *(checkpoint for checkpoint in self.checkpoints if checkpoint.step != saved.step),
                     saved,
                 )
+                if self.last_time is not None:
+                    changes["save_seconds"] = max(event.time - self.last_time, 0.0)
             case StatusData() as status:
                 changes |= {"status": status, "total_steps": status.total_steps or self.total_steps}
             case MemoryData() as memory:
@@ -155,22 +159,35 @@ class RunHistory(HistoryFacts):
 
 
 def seconds_per_step(history: RunHistory) -> float | None:
-    """Return the wall-clock seconds of a recent step, evaluations and saves spread over the steps; None before the second one."""
+    """Return the wall-clock seconds of a recent step without evaluations and saves; None before the second one."""
     steps, times = history.steps.column("step")[-_PACE_STEPS:], history.steps.column("time")[-_PACE_STEPS:]
     if len(steps) < 2 or steps[-1] <= steps[0] or times[-1] <= times[0]:
         return None
-    return float((times[-1] - times[0]) / (steps[-1] - steps[0]))
+    other = sum(point.seconds for point in history.tuned_evals if steps[0] <= point.step < steps[-1])
+    other += sum(history.save_seconds or 0.0 for saved in history.checkpoints if steps[0] <= saved.step < steps[-1])
+    return float(max(times[-1] - times[0] - other, 0.0) / (steps[-1] - steps[0]))
 
 
 def seconds_left(history: RunHistory, clock: Callable[[], float] = time.time) -> float | None:
-    """Return the seconds until the last step of a run that trains; None while it is unknown.
+    """Return the seconds until a run has trained, evaluated and saved all; None while they are unknown or overrun.
 
-    What has passed since the newest step counts; `clock` gives seconds since the epoch.
+    What has passed since the newest event counts, as far as what is under way should take; `clock` gives seconds since the
+    epoch. Evaluations and saves take as long as the newest did.
     """
-    pace = seconds_per_step(history)
-    newest = history.steps.last("time")
-    if pace is None or newest is None or not history.total_steps:
+    pace, newest, total, step = seconds_per_step(history), history.last_time, history.total_steps, history.last_step
+    if pace is None or newest is None or not total:
         return None
-    remaining = max(history.total_steps - history.last_step, 0)
-    seconds = max(remaining * pace - min(max(clock() - newest, 0.0), pace), 0.0)
-    return seconds if math.isfinite(seconds) else None
+    evaluated, saved = [point.step for point in history.tuned_evals], [point.step for point in history.checkpoints]
+    evaluation, save = history.evals[-1].seconds if history.evals else 0.0, history.save_seconds or 0.0
+    evaluations = _count_due(total, evaluated)
+    is_evaluating = evaluations > _count_due(total, [*evaluated, step]) if evaluated else step >= total
+    under_way = evaluation if is_evaluating and evaluations else pace if step < total else save
+    work = max(total - step, 0) * pace + evaluations * evaluation + (_count_due(total, saved) + 1) * save
+    seconds = work - min(max(clock() - newest, 0.0), under_way)
+    return seconds if math.isfinite(seconds) and seconds >= _SHORTEST_LEFT_SECONDS else None
+
+
+def _count_due(total: int, steps: Sequence[int]) -> int:
+    """Return how many more are due up to the last step, where the first of `steps` shows how often."""
+    last, every = (steps[-1], max(steps[0], 1)) if steps else (0, total)
+    return max(-(-(total - last) // every), 0)
