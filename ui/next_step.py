@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from ui.components import QUICK, UNCHANGED, Updates, pick_list, picked_value, visible_if
+from ui.components import QUICK, UNCHANGED, Updates, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.page import Page
 from ui.tabs.start import why_not
@@ -35,8 +35,9 @@ class NextStepBar:
         """Connect the events."""
         page, train = self._page, self._train
         opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_chat]
-        open_event = self.line.click(self._open, None, opening, **QUICK)
+        open_event = self.line.click(shown_as_message(self._open), None, opening, **QUICK)
         train.follow.show_after(open_event, train.view)
+        self.redraw_after(open_event)  # a run may have been resumed
 
     def redraw_after(self, event: Any) -> Dependency:
         """Update the next step after an event that changed the active runs."""
@@ -46,7 +47,8 @@ class NextStepBar:
         # Defaults that depend on the rows are set once these are counted, maybe after the start.
         open_ones = [name for name, default in draft.suited_defaults.items() if default.awaits_rows]
         run = self._page.reader.newest_of(draft.config, open_ones) if draft.config is not None else None
-        return next_step(draft, run, can_start=why_not(draft) is None)
+        resumes = run is not None and self._page.reader.is_resuming(run.id)
+        return next_step(draft, run, can_start=why_not(draft) is None, resumes=resumes)
 
     def _open(self, event: gr.EventData) -> Updates:
         page = self._page
@@ -55,6 +57,8 @@ class NextStepBar:
             return {page.tabs: gr.Tabs(selected=place), self._train.view: SET_UP}
         if not page.reader.exists(run_id):
             return UNCHANGED
+        if place == "resume":
+            self._train.follow.resume_shown(run_id, "", "", None)
         if place == "chat":
             return {page.tabs: gr.Tabs(selected="chat"), page.chosen_run: run_id, page.wants_chat: True}
         return {

@@ -29,6 +29,14 @@ def test_one_device_takes_one_run_and_the_others_say_what_they_wait_for():
     assert plan.reasons == {"b": ("earlier_run", "a comes first.", "")}
 
 
+def test_the_run_that_comes_first_is_called_by_its_name():
+    first, second, third = (waiting(f"20261129-212729-019-{end}") for end in ("370e", "370f", "3710"))
+    queue = [first._replace(title="faq"), second._replace(title="faq"), third._replace(title="sweep, lr 1e-4")]
+    plan = plan_starts(queue, [cpu()], {})
+
+    assert [why.cause for why in plan.reasons.values()] == ["faq · 370e comes first.", "faq comes first."]
+
+
 def test_a_leased_device_is_not_used_and_its_holder_is_named():
     plan = plan_starts([waiting("a")], [cpu()], {"cpu": held_by("qwen", "chat")})
 

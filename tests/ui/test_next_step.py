@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
+from engine.runs.control import resume_is_requested
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.gradio_internals import Blocks
 from ui.next_step import NextStepBar, StartHere
@@ -102,6 +103,17 @@ def test_what_did_not_end_well_can_be_started_again(bar, services, state):
     write_run(services.runs, a_config(), InventedRun(state=state))
 
     assert step_of(bar, complete()) == ("Start training", "")
+
+
+def test_a_stopped_run_with_a_checkpoint_is_resumed_instead_of_started_again(bar, services):
+    run = write_run(services.runs, a_config(), InventedRun(state="stopped", steps=44, resumable_step=44))
+    assert step_of(bar, complete()) == ("Resume", f"resume:{run.id}")
+
+    opened = bar._open(gr.EventData(None, {"pick": f"resume:{run.id}"}))
+
+    assert resume_is_requested(services.home, run)
+    assert opened[bar._train.view] == FOLLOW
+    assert step_of(bar, complete()) == ("Follow", f"follow:{run.id}")
 
 
 def test_clicks_lead_to_tabs_and_to_runs_that_exist(bar, services):

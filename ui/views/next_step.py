@@ -23,7 +23,7 @@ class NextStep:
     """The next action, and where a click on it leads."""
 
     words: str
-    place: str  # a tab, or `follow:` or `chat:` and the id of a run; empty where the action is the start
+    place: str  # a tab, or `follow:`, `resume:` or `chat:` and the id of a run; empty where the action is the start
 
     @property
     def starts(self) -> bool:
@@ -31,18 +31,20 @@ class NextStep:
         return not self.place
 
 
-def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool) -> NextStep:
-    """Return the next step of a draft; `run` is the newest run with the same settings."""
+def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes: bool = False) -> NextStep:
+    """Return the next step of a draft; `run` is the newest run with the same settings, `resumes` if that was requested."""
     if not draft.mapping["model"].get("id"):
         return NextStep("Choose a model", "model")
     if not draft.mapping["dataset"].get("source"):
         return NextStep("Choose a dataset", "data")
     if draft.problems:
         return NextStep(f"Correct {plural(len(draft.problems), 'setting')}", _tab_of(draft.problems[0]))
-    if run is not None and run.state not in FINAL_STATES:
+    if run is not None and (resumes or run.state not in FINAL_STATES):
         return NextStep("Follow", f"follow:{run.id}")
     if run is not None and run.state == "completed":
         return NextStep("Open in Chat", f"chat:{run.id}")
+    if run is not None and run.resumable_step:
+        return NextStep("Resume", f"resume:{run.id}")
     if can_start:
         return NextStep("Start training", "")
     if draft.estimate is not None:

@@ -73,6 +73,7 @@ class Waiting(NamedTuple):
     starts_anyway: bool = False  # a person asked for it, even if another program uses the device
     owner: str = ""  # in a lab, whose it is
     is_urgent: bool = False
+    title: str = ""  # what people call it; empty where only the id is known
 
     def needs(self, device: Device) -> int | None:
         """Bytes that it needs on a device."""
@@ -184,7 +185,10 @@ def _reason(
         return program
     assert before is not None, "a run waits for something"
     if is_own:
-        return Why("earlier_run", f"{before.run_id} comes first.")
+        name = before.title or before.run_id
+        if before.title and before.title == waiting.title:
+            name += f" · {before.run_id[-4:]}"
+        return Why("earlier_run", f"{name} comes first.")
     return Why(
         "other_persons_run",
         f"A run of {before.owner} comes first.",

@@ -22,7 +22,7 @@ from engine.runs.control import (
     in_wished_place,
     resume_requests,
 )
-from engine.runs.provenance import read_provenance
+from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import Run, RunState, State, Why
 from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.queue import Waiting
@@ -210,7 +210,9 @@ class Scheduler:
                     return None
                 self._executor(config.run.executor)  # without it, no other one may start the run
                 provenance = read_provenance(run.folder)
-                self._needs[run_id] = Waiting(run_id, config.run, provenance.predicted_bytes, provenance.predicted_on)
+                self._needs[run_id] = Waiting(
+                    run_id, config.run, provenance.predicted_bytes, provenance.predicted_on, title=run_title(config)
+                )
             needs = self._needs[run_id]
             if run.folder.start_anyway_request.exists():
                 return needs._replace(needed_bytes=None, needed_on={}, starts_anyway=True)
