@@ -76,6 +76,7 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     page.locator("#start").dblclick()
 
     expect(page.locator("#run-heading")).to_contain_text("running")
+    expect(page.locator("#run-heading .progress")).to_be_in_viewport()
     expect(page.locator("#loss-chart .main-svg").first).to_be_visible()
     assert len(services.runs.ids()) == before + 1
     expect(page).to_have_title(re.compile(r"^\d+% · Loratory$"))
@@ -106,6 +107,16 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     expect(page).to_have_title("Stopped · Loratory")
     page.wait_for_function("window.told.length > 0")
     assert page.evaluate("window.told") == [[title, "Stopped"]]
+
+    page.locator("#train-view label", has_text="Set up").click()
+    page.locator("#start").click()
+    expect(page.locator("#confirm-start")).to_contain_text("Start again?")
+    expect(page.locator("#really-start")).to_be_in_viewport()
+    assert barriers(page) == []
+    page.locator("#do-not-start").press("Enter")
+    expect(page.locator("#confirm-start")).to_be_hidden()
+    assert len(services.runs.ids()) == before + 1
+    page.locator("#train-view label", has_text="Follow").click()
     page.locator("#open-chat").click()
     expect(page.locator("#chat-run input")).to_have_value(re.compile("stopped"))
     expect(page.locator("#side")).to_be_hidden()
@@ -186,6 +197,12 @@ def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, s
     expect(page.locator("#overlay-chart .main-svg").first).to_be_visible()
     expect(page.locator("#differences")).to_contain_text("adapter.r")
 
+    rows.last.locator("td.name").click()
+    expect(page.locator("#run-details h2")).to_have_text("first try, full length")
+    page.keyboard.press("Escape")
+    ticks.first.click()
+    expect(ticks.first).to_have_attribute("aria-checked", "true")
+    expect(page.locator("#run-details")).to_be_hidden()
     rows.last.locator("td.name").click()
     expect(page.locator("#run-details h2")).to_have_text("first try, full length")
     before = len(services.runs.ids())

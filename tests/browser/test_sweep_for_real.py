@@ -49,7 +49,7 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
     store = RunStore(LoratoryHome(server.home), local_owner())
     page = open_page(browser, server.url)
     fill_the_form(page, str(tiny_model_folder))
-    page.locator("#sweep-rates textarea, #sweep-rates input").first.fill("1e-3, 5e-3")
+    page.locator("#sweep-rates textarea, #sweep-rates input").first.fill("1e-3, 3e-3")
     page.locator("#sweep-ranks textarea, #sweep-ranks input").first.fill("4")
     page.locator("#sweep-start").dblclick()
 
