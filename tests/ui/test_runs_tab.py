@@ -200,7 +200,7 @@ def test_a_deletion_names_its_runs_and_leaves_those_that_the_search_hides(tab, h
     named = tab._deletable(history, *query)
     title, question = tab.ask_delete([*named, "../../etc"])
     assert title == "1 run"
-    assert f"faq, rank 16 · {named[0][-4:]}. " in question
+    assert f"“faq, rank 16 · {named[0][-4:]}”. " in question
     assert list_runs(tab, ticked=history, words="rank 16").delete["value"] == "Delete 1 run …"
     assert not list_runs(tab, ticked=history, words="no such run").delete["visible"]
     assert " and 1 more. " in tab.ask_delete(history[1:])[1]

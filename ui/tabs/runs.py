@@ -226,7 +226,7 @@ class RunsTab:
         """Return the number of runs and the question before they are deleted, with their names and size."""
         reader = self._page.reader
         runs = [self._page.services.runs.get(run_id) for run_id in run_ids if reader.exists(run_id)]
-        names = [escape(f"{reader.summary(run.id).name} · {run.id[-4:]}") for run in runs[:_NAMED_RUNS]]
+        names = [escape(f"“{reader.summary(run.id).name} · {run.id[-4:]}”") for run in runs[:_NAMED_RUNS]]
         more = f" and {len(runs) - len(names)} more" if len(runs) > len(names) else ""
         size_words = size(sum(folder_size_bytes(run.folder.path) for run in runs))
         words = f"will be deleted: {', '.join(names)}{more}. Adapters, checkpoints, curves and logs are {size_words} in all."
