@@ -51,13 +51,16 @@ class CachingAllocator:
     Attributes:
         allocated: Bytes of blocks in use.
         reserved: Bytes of all blocks.
+        spare_bytes: A block more of each of the two largest sizes of a step. Which requests find a block of their size, and which
+            one that another has cut up, hangs on their order, which differs between libraries. One that finds none takes the
+            next larger size, and the last of them a new segment: with the logits, their 16-bit block and their 32-bit one.
     """
 
     def __init__(self, *, expandable_segments: bool = False) -> None:
         self._expandable = expandable_segments
         self._ends: dict[bool, Block] = {}  # last block of each expandable segment
         self.allocated = self.peak_allocated = 0
-        self.reserved = self.peak_reserved = 0
+        self.reserved = self.peak_reserved = self.spare_bytes = 0
         self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}  # by whether blocks are small
         self._next_address = 0
 
@@ -173,6 +176,8 @@ def reserve_of_step(
         for shape in counts.shapes:
             allocator.take(math.prod(shape) * workload.precision.adapter)
     stream = trace_step(structure, workload, targets)
+    segments = {-(-request.size // _ROUND_SEGMENT) * _ROUND_SEGMENT for request in stream.requests}
+    allocator.spare_bytes = sum(sorted(segments)[-2:])
     trained_width = workload.precision.adapter if workload.trains_adapter else workload.precision.weights
     for step in range(_STEPS):
         _run_step(allocator, stream, counts, workload.optimizer, trained_width, workspace_bytes if step == 0 else 0)

@@ -121,6 +121,20 @@ class MeasuredPoint(_Entry):
             return match[1] or match[2]
         return self.source_url.split("//")[-1].split("/")[0] or self.framework or "unknown"
 
+    @property
+    def environment(self) -> str:
+        """Source and versions: what a measurement has in common with those that were made beside it."""
+        versions = (f"{name} {self.versions[name]}" for name in ("torch", "transformers") if self.versions.get(name))
+        return ", ".join([self.source, *versions])
+
+    @property
+    def loads_kernels_when_called(self) -> bool:
+        """Whether its CUDA is known to do so by itself: 12.2 and later; PyTorch 2.5 and later come with 12.4."""
+        cuda = re.search(r"\+cu(\d\d)(\d)$", self.versions.get("torch") or "")
+        if cuda is not None:
+            return (int(cuda[1]), int(cuda[2])) >= (12, 2)
+        return (self.version("torch") or (0,)) >= (2, 5)
+
     def version(self, package: str) -> tuple[int, ...] | None:
         """Version of a package as numbers, None where it is not known."""
         numbers = re.findall(r"\d+", (self.versions.get(package) or "").split("+")[0])

@@ -1,11 +1,9 @@
 """The many words that people have for the same setting: formats, precisions, methods, checkpointing."""
 
 import re
-from typing import Literal
 
+from engine.config.methods.registry import METHODS
 from engine.memory.workload import BaseFormat
-
-MethodKind = Literal["full", "lora", "dora", "ia3", "prefix_tuning"]
 
 _NOTHING = frozenset({"", "none", "no", "false", "off", "0", "disabled", "null", "n/a"})
 _DENSE = frozenset({"16bit", "32bit", "fp16", "bf16", "fp32", "float16", "bfloat16", "float32", "unquantized", "dense"})
@@ -14,6 +12,11 @@ _WIDTHS = {
     "fp32": 4, "float32": 4, "f32": 4, "float": 4, "tf32": 4, "32bit": 4,
     "fp16": 2, "float16": 2, "f16": 2, "half": 2, "16bit": 2, "bf16": 2, "bfloat16": 2,
 }  # fmt: skip
+
+
+# Of PEFT, by its name for people; MiSS was called Bone at first.
+_PEFT = {re.sub(r"[^a-z0-9]", "", method.label.casefold()): method.name for method in METHODS.values()}
+_PEFT |= {"prefix": "prefix_tuning", "bone": "miss"}
 
 
 def is_nothing(text: str) -> bool:
@@ -49,16 +52,18 @@ def has_double_quant(text: str) -> bool:
     return not re.search(r"(no|without)\W*(dq|double)|(dq|double\w*)\W*(false|off|no)\b", text.casefold())
 
 
-def method_kind(text: str) -> tuple[MethodKind, bool] | None:
-    """What is trained, and whether the method's name promises a base of 4 bits; None where it is not modelled."""
+def method_kind(text: str) -> tuple[str, bool] | None:
+    """What is trained ("full", "dora" or a method's name), and whether that name promises a base of 4 bits.
+
+    Returns:
+        None where it is not modelled.
+    """
     joined = "".join(parts_of(text))
     if joined in _FULL:
         return "full", False
     if joined in ("lora", "rslora", "qlora", "dora", "qdora", "qrslora", "loraplus", "4bitlora", "lora4bit"):
         return ("dora" if joined.endswith("dora") else "lora"), joined.startswith("q") or "4bit" in joined
-    if joined == "ia3":
-        return "ia3", False
-    return ("prefix_tuning", False) if joined in ("prefix", "prefixtuning") else None
+    return (_PEFT[joined], False) if joined in _PEFT else None
 
 
 def width_of_dtype(text: str) -> int | None:

@@ -3,6 +3,7 @@
 import re
 from typing import Literal
 
+from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
@@ -18,7 +19,6 @@ from tests.benchmarks.published.gpus import is_before_ampere, memory_of_gpu
 from tests.benchmarks.published.measurements import MeasuredPoint, observations
 from tests.benchmarks.published.other_trainers import PlainLoss, PlainWorkload
 from tests.benchmarks.published.setting_words import (
-    MethodKind,
     base_format,
     has_double_quant,
     is_float16,
@@ -100,16 +100,16 @@ def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> PlainWorkload:
     Raises:
         DeclinedError: If a setting is not understood.
     """
-    base = _base_format(point)
+    base, adapter = _base_format(point), _adapter(point, shape)
     attention = _attention(point, shape)
-    length = point.seq_len
+    length = point.seq_len + adapter.traits.count_virtual_inputs(adapter)
     if not shape.rotary and shape.max_position_embeddings is not None:
         # Learned positions end there, so no longer row can have been trained on.
         length = min(length, shape.max_position_embeddings)
     checkpointing = _checkpointing(point)
     transformers = point.version("transformers")
     return PlainWorkload(
-        adapter=_adapter(point),
+        adapter=adapter,
         batch_size=point.batch_size,
         length=length,
         base=base,
@@ -140,24 +140,24 @@ def _is_sharded(point: MeasuredPoint) -> bool:
     return point.n_gpus > 1 and any(part in words for part in ("fsdp", "zero3", "zero-3", "shard"))
 
 
-def _adapter(point: MeasuredPoint) -> AdapterConfig:
+def _adapter(point: MeasuredPoint, shape: ModelShape) -> AdapterConfig:
     kind = _method(point)
-    targets = _targets(point)
     if kind == "full":
         return AdapterConfig(method="none")
-    if kind in ("lora", "dora"):
+    traits = METHODS["lora" if kind == "dora" else kind]
+    if kind == "oft" and (point.version("peft") or (1,)) < (0, 16):
+        raise DeclinedError("OFT turned weights before PEFT 0.16, not inputs as it does now.")
+    own = {name: value for name, value in point.extra.items() if name in traits.fields}
+    values = {"target_modules": _targets(point), "num_virtual_tokens": point.num_virtual_tokens, **own}
+    rank = next((name for name in ("r", "init_r", "oft_block_size") if name in traits.fields), None)
+    if rank is not None and rank not in own:
         if point.lora_r is None:
             raise DeclinedError("no rank is given.")
-        return AdapterConfig(
-            method="lora",
-            r=point.lora_r,
-            lora_dropout=point.lora_dropout,
-            target_modules=targets,
-            use_dora=kind == "dora",
-        )
-    if kind == "ia3":
-        return AdapterConfig(method="ia3", target_modules=targets)
-    return AdapterConfig(method="prefix_tuning", num_virtual_tokens=point.num_virtual_tokens)
+        # PEFT's rank of OFT is the number of blocks.
+        values[rank] = shape.hidden_size // point.lora_r if rank == "oft_block_size" else point.lora_r
+    if kind in ("lora", "dora"):
+        values |= {"lora_dropout": point.lora_dropout, "use_dora": kind == "dora"}
+    return AdapterConfig.model_validate({"method": traits.name, **values})
 
 
 def _targets(point: MeasuredPoint) -> tuple[str, ...] | Literal["all-linear"]:
@@ -169,7 +169,7 @@ def _targets(point: MeasuredPoint) -> tuple[str, ...] | Literal["all-linear"]:
     return names or "all-linear"
 
 
-def _method(point: MeasuredPoint) -> MethodKind:
+def _method(point: MeasuredPoint) -> str:
     result = method_kind(point.method)
     if result is None:
         raise DeclinedError(f"the method {point.method} is not one that is modelled.")
