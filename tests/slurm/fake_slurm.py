@@ -13,6 +13,7 @@ class FakeSlurm:
         self.scripts: list[str] = []
         self.commands: list[str] = []
         self.fails: dict[str, Exception] = {}
+        self.is_silent = False  # squeue answers nothing
 
     def _ask(self, what):
         self.commands.append(what)
@@ -35,7 +36,11 @@ class FakeSlurm:
 
     def queue(self):
         self._ask("queue")
-        return list(self.jobs.values())
+        return [] if self.is_silent else list(self.jobs.values())
+
+    def find(self, job_id):
+        self._ask("find")
+        return self.jobs.get(job_id)
 
     def release(self, job_id):
         self._ask("release")

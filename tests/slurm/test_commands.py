@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from engine.errors import ClusterError, ClusterUnreachableError
-from engine.executors.slurm.commands import Slurm, exit_code_of, seconds_of
+from engine.executors.slurm.commands import JobLine, Slurm, exit_code_of, seconds_of
 from engine.executors.slurm.executor import SlurmJob
 from engine.executors.slurm.follower import SlurmFollower
 from engine.executors.slurm.forecast import ExpectedStart, expected_start, free_gpus
@@ -97,6 +97,51 @@ def test_the_queue_is_read_whatever_others_write_into_their_comments(program):
 
     assert (line.id, line.state, line.comment, line.nodes) == ("7", "RUNNING", "a|b; c", "node1")
     assert (line.started, line.ended, line.limit_seconds, line.exit_code) == (1795784621.0, None, 93_600.0, 0)
+
+
+def test_a_queue_in_another_format_is_no_answer(program):
+    program("squeue", "echo '100 long loratory'")
+    with pytest.raises(ClusterUnreachableError, match="squeue printed '100 long loratory' instead of jobs"):
+        Slurm().queue()
+
+    program("squeue", "")
+    assert Slurm().queue() == []
+
+
+SHOWN = (
+    "JobId=7 JobName=loratory-1a2b UserId=ann(1000) JobState={state} Reason=None Dependency=(null) ExitCode=0:9 "
+    "TimeLimit=1-02:00:00 StartTime=1795784621 EndTime=1795784700 ReqNodeList=(null) NodeList=node1 NumNodes=1 "
+    "ReqB:S:C:T=0:0:*:* Comment=loratory run attempt 1 abc StdErr=/a b/worker.log "
+)
+
+
+def test_one_job_is_found_at_the_controller_and_its_end_in_the_accounts(program):
+    program("scontrol", f"echo '{SHOWN.format(state='RUNNING')}'")
+    line = Slurm().find("7")
+    assert line == JobLine(
+        "7", "RUNNING", "None", "loratory run attempt 1 abc", "node1", 1795784621.0, 1795784700.0, 93_600.0, -9
+    )
+
+    program("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
+    program("sacct", "printf '7\\037CANCELLED by 1000\\037None\\037\\037node1\\0371\\0372\\0371:00\\0370:15\\n'")
+    line = Slurm().find("7")
+    assert (line.state, line.nodes, line.ended, line.exit_code) == ("CANCELLED", "node1", 2.0, -15)
+
+    program("sacct", "printf '7\\037RUNNING\\037None\\037\\037node1\\0371\\037Unknown\\0371:00\\0370:0\\n'")
+    assert Slurm().find("7") is None  # its end was lost
+    program("sacct", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    assert Slurm().find("7") is None
+
+
+@pytest.mark.parametrize(
+    "answer",
+    ["", "echo nothing of use", "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"],
+)
+def test_a_controller_that_does_not_answer_for_a_job_has_not_forgotten_it(program, answer):
+    program("scontrol", answer)
+
+    with pytest.raises(ClusterUnreachableError):
+        Slurm().find("7")
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,72 @@ def test_no_answer_and_a_job_that_is_missed_once_change_nothing(follower, slurm)
     assert step(follower, 3).stage == "ended"
 
 
+def test_a_job_that_the_queue_leaves_out_is_as_the_controller_shows_it(follower, slurm):
+    step(follower)
+    slurm.change("100", state="RUNNING", nodes="node7")
+    step(follower)
+    slurm.is_silent = True
+
+    assert step(follower, 10).stage == "running"
+    slurm.change("100", state="OUT_OF_MEMORY", exit_code=1)
+    assert step(follower, 2).end.word == "out_of_memory"
+
+
+def test_a_forgotten_job_runs_as_long_as_its_worker_does(follower, slurm):
+    step(follower)
+    slurm.jobs.clear()
+    claim = follower.run.folder.claim()
+    view = step(follower, 10)
+    assert (view.stage, view.words) == ("running", "Slurm does not list job 100, and its worker still writes.")
+
+    with EventWriter(follower.run.folder.events, 1) as events:
+        events.append(StatusData(phase="finished", message="Finished."))
+    claim.lock.release()
+
+    assert step(follower).stage == "ended"
+
+
+def test_a_worker_elsewhere_whose_job_is_forgotten_lives_while_it_writes(follower, slurm, monkeypatch):
+    step(follower)
+    slurm.jobs.clear()
+    claim = follower.run.folder.claim()
+    claim.lock.release()
+    elsewhere = follower.run.folder.read_worker().model_copy(update={"host": "node7", "boot_id": "another"})
+    follower.run.folder.process.write_text(elsewhere.model_dump_json())
+    now = [0.0]
+    monkeypatch.setattr("engine.executors.slurm.follower.time.monotonic", lambda: now[0])
+    for _ in range(10):
+        now[0] += 60
+        follower.run.folder.log.open("a").write("step\n")
+        step(follower)
+    assert follower.view.stage == "running"
+
+    now[0] += 600
+    view = step(follower)
+
+    assert view.end.cause == "Slurm no longer knows job 100, and its worker gives no sign of life."
+    assert again(follower).view == view
+
+
+def test_another_job_with_the_number_of_a_forgotten_one_is_not_taken_for_it(follower, slurm):
+    step(follower)
+    slurm.jobs = {"100": JobLine("100", "RUNNING", "None", "of another run", "node7")}
+
+    assert step(follower, 3).stage == "ended"
+
+
+def test_a_cancel_reaches_slurm_while_its_queue_cannot_be_read(home, run, slurm):
+    executor = SlurmExecutor(home, lambda: ClusterPlace(poll_seconds=0.1, offline=False), slurm)
+    job = executor.submit(JobSpec(run, run.folder.read_config(), (), 1))
+    wait_until(lambda: job.poll(has_reported=False).phase == "waiting" and bool(job.id))
+    slurm.fails["queue"] = AWAY
+
+    job.cancel()
+
+    wait_until(lambda: slurm.jobs[job.id].state == "CANCELLED")
+    executor.close()
+
+
 def step_or_trouble(followed):
     with pytest.raises(ClusterUnreachableError):
         followed._slurm.queue()

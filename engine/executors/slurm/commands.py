@@ -1,6 +1,7 @@
 """Slurm's own commands: arguments as lists, a time limit on each, and only formats that are made for programs."""
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -11,6 +12,10 @@ from engine.processes.spawn import environment_for
 
 FIELD_END = "\x1f"  # ends each field where a format can be chosen; no value has it
 _FIELDS = ("JobID", "State", "Reason", "Comment", "NodeList", "StartTime", "EndTime", "TimeLimit", "exit_code")
+# The same of `sacct` and of `scontrol show job`.
+_RECORDED = ("JobIDRaw", "State", "Reason", "Comment", "NodeList", "Start", "End", "Timelimit", "ExitCode")
+_SHOWN = ("JobId", "JobState", "Reason", "Comment", "NodeList", "StartTime", "EndTime", "TimeLimit", "ExitCode")
+_FORGOTTEN = "invalid job id"
 # What Slurm's commands print where the controller, its network or its authentication fails, and nothing is decided.
 _NO_ANSWER = (
     "unable to contact slurm controller", "socket timed out", "connection refused", "communication connection failure",
@@ -24,7 +29,7 @@ _IMPOSSIBLE = "node configuration is not available"
 # or are switched by power saving. Source: sinfo(1), "NODE STATE CODES".
 _TAKES_JOBS = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
 _HARMLESS_FLAGS = "-+~#!%"
-_HAS_ENDED = ("already completing or completed", "invalid job id", "invalid job/step")
+_HAS_ENDED = ("already completing or completed", _FORGOTTEN, "invalid job/step")
 
 
 class NeverStartsError(ClusterError):
@@ -105,8 +110,40 @@ class Slurm:
     def queue(self) -> list[JobLine]:
         """Return every job of this account that Slurm still knows, ended ones included for some minutes."""
         form = ",".join(f"{name}:{FIELD_END}" for name in _FIELDS)
-        lines = self.ask("squeue", "--noheader", "--me", "--states=all", f"--Format={form}").splitlines()
-        return [_job_line(line) for line in lines if line.count(FIELD_END) == len(_FIELDS)]
+        answer = self.ask("squeue", "--noheader", "--me", "--states=all", f"--Format={form}")
+        jobs = [_job_line(line) for line in answer.splitlines() if line.count(FIELD_END) == len(_FIELDS)]
+        if answer.strip() and not jobs:
+            raise _unreadable("squeue", answer)
+        return jobs
+
+    def find(self, job_id: str) -> JobLine | None:
+        """Return a job as the controller shows it, or once it has ended, as accounting recorded it; None if neither has it."""
+        try:
+            answer = self.ask("scontrol", "--oneliner", "show", "job", job_id)
+        except ClusterError as error:
+            if _FORGOTTEN not in error.what.lower():
+                raise
+            return self._find_recorded(job_id)
+        values = [re.search(rf"(?:^| ){name}=(.*?)(?= [A-Z][\w/:]*=|$)", answer, re.MULTILINE) for name in _SHOWN]
+        if values[1] is None:
+            raise _unreadable("scontrol", answer)
+        return _job_line(FIELD_END.join(value[1] if value is not None else "" for value in values))
+
+    def _find_recorded(self, job_id: str) -> JobLine | None:
+        form = (
+            "--noheader",
+            "--allocations",
+            "--parsable2",
+            f"--delimiter={FIELD_END}",
+            f"--format={','.join(_RECORDED)}",
+        )
+        try:
+            answer = self.ask("sacct", *form, f"--jobs={job_id}")
+        except ClusterError:  # many clusters keep no accounts
+            return None
+        lines = [_job_line(line) for line in answer.splitlines() if line.count(FIELD_END) == len(_RECORDED) - 1]
+        # Where an end was never recorded, the database has it running for ever.
+        return next((line for line in reversed(lines) if line.ended is not None), None)
 
     def release(self, job_id: str) -> None:
         """Release a held job."""
@@ -199,9 +236,17 @@ def exit_code_of(text: str) -> int | None:
 def _job_line(line: str) -> JobLine:
     job_id, state, reason, comment, nodes, start, end, limit, code = line.split(FIELD_END)[: len(_FIELDS)]
     return JobLine(
-        job_id.strip(), state.strip(), reason.strip(), comment.strip(), nodes.strip(), _time_of(start), _time_of(end),
-        seconds_of(limit.strip()), exit_code_of(code.strip()),
+        job_id.strip(), state.strip().partition(" ")[0], reason.strip(), comment.strip(),  # such as `CANCELLED by 1000`
+        nodes.strip().replace("(null)", ""), _time_of(start), _time_of(end), seconds_of(limit.strip()),
+        exit_code_of(code.strip()),
     )  # fmt: skip
+
+
+def _unreadable(command: str, answer: str) -> ClusterUnreachableError:
+    return ClusterUnreachableError(
+        f"{command} printed {shorten(answer.strip(), 100)!r} instead of jobs.",
+        f"Runs continue; Loratory tries again. Check {command} on this machine.",
+    )
 
 
 def _time_of(text: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -84,6 +85,8 @@ class SlurmExecutor(Executor):
         except EngineError as error:  # a mistake in cluster.yaml does not affect running jobs
             _log.error("%s: %s", run.id, error)
             place, config = ClusterPlace(), None
+        if record.is_over and record.job_id and not record.end_state:  # its worker went on after it was given up
+            record = record.changed(run.folder, is_over=False)
         last = Why(state.reason, state.cause, state.advice) if state.state == "submitted" else None
         return self._follow(run, record, place, config, last)
 
@@ -143,6 +146,9 @@ class SlurmExecutor(Executor):
         except EngineError as error:
             for follower in followers:
                 follower.unreachable(error)
+            with contextlib.suppress(EngineError):  # it may be squeue alone that fails
+                for follower in followers:
+                    follower.cancel_unseen()
             return
         own = defaultdict[str, list[JobLine]](
             list

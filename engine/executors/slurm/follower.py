@@ -12,9 +12,14 @@ from engine.executors.slurm.place import ClusterPlace
 from engine.executors.slurm.reasons import ENDED_STATES, WAITS_STATES, job_end, waits_words
 from engine.executors.slurm.record import SlurmRecord
 from engine.executors.slurm.script import job_options, job_script
+from engine.files import size_and_time
+from engine.runs.history.events import is_last_word
+from engine.runs.history.log import last_event
 from engine.runs.run import Run
 
-_MISSES = 3  # looks at the queue in a row that do not show a job, before it counts as forgotten
+_MISSES = 3  # looks at the queue in a row that do not show a job, before its worker decides
+# Of a worker whose job Slurm has forgotten: it writes twice a minute, and a file server may show that a minute later.
+_SILENT_SECONDS = 120.0
 _TOO_MANY = "MaxSubmitJob"  # in Slurm's refusal where an account or QoS has as many jobs in the queue as it may have
 _TOO_MANY_SECONDS = 30.0  # until such a submission is tried again
 _WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was asked to
@@ -47,6 +52,8 @@ class SlurmFollower:
         self._slurm = slurm
         self._fetch = fetch  # brings what it needs before it is submitted
         self._misses = 0
+        self._signs: object = None  # sizes and times of what the worker writes, and when they changed
+        self._signs_changed = 0.0
         self._submits_from = 0.0
 
     @property
@@ -91,6 +98,15 @@ class SlurmFollower:
         """Record that Slurm does not answer; the job is unchanged."""
         self.view = self.view._replace(trouble=trouble)
 
+    def cancel_unseen(self) -> None:
+        """Cancel the job while the queue cannot be read, where that is wanted.
+
+        Raises:
+            ClusterError: If Slurm does not answer, or refuses.
+        """
+        if self.wants_cancel and self.record.job_id and not self.is_over:
+            self._cancel()
+
     def _submit(self) -> bool:
         try:
             waits_for = self._fetch.look() if self._fetch is not None else None
@@ -121,12 +137,13 @@ class SlurmFollower:
         return True
 
     def _look(self, line: JobLine | None) -> None:
+        self._misses += line is None
+        if line is None and self._misses > 1:  # not yet in a queue that was read before its submission
+            line = self._slurm.find(self.record.job_id)
+            if line is not None and line.comment and self.record.number not in line.comment:
+                line = None  # a job of another controller, or before its numbers began again
         if line is None:
-            self._misses += 1
-            if self._misses >= _MISSES:  # it ended long ago, and Slurm has forgotten it
-                self._record_end(job_end(self.record))
-            elif self.view.stage in ("unseen", "preparing") and not self._misses > 1:
-                self.view = JobView("waiting", f"Waiting at Slurm: job {self.record.job_id}.")
+            self._look_for_worker()
             return
         self._misses = 0
         if line.nodes:
@@ -140,6 +157,33 @@ class SlurmFollower:
             is_suspended = line.state in ("SUSPENDED", "STOPPED")
             words = f"Slurm has suspended job {line.id}." if is_suspended else ""
             self.view = JobView("running", words, is_suspended=is_suspended)
+
+    def _look_for_worker(self) -> None:
+        """Judge a job that Slurm does not know by what its worker wrote into the run's folder."""
+        job_id = self.record.job_id
+        if self._misses < _MISSES:
+            if self.view.stage in ("unseen", "preparing") and self._misses == 1:
+                self.view = JobView("waiting", f"Waiting at Slurm: job {job_id}.")
+        elif self._worker_may_live():
+            self.view = JobView("running", f"Slurm does not list job {job_id}, and its worker still writes.")
+        else:
+            self._record_end(job_end(self.record))
+
+    def _worker_may_live(self) -> bool:
+        folder, attempt = self.run.folder, self.record.attempt
+        if folder.has_living_worker():
+            return True
+        worker, last = folder.read_worker(), last_event(folder.events)
+        has_ended = last is not None and last.attempt == attempt and is_last_word(last.data)
+        if worker is None or worker.attempt != attempt or has_ended:
+            return False
+        liveness = worker.liveness()
+        if liveness != "unknown":
+            return liveness == "alive"
+        signs, now = tuple(map(size_and_time, (folder.events, folder.log, folder.activity))), time.monotonic()
+        if signs != self._signs:
+            self._signs, self._signs_changed = signs, now
+        return now - self._signs_changed < _SILENT_SECONDS
 
     def _ended_near_limit(self, line: JobLine) -> bool:
         if line.started is None or line.ended is None or line.limit_seconds is None:

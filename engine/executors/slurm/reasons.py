@@ -100,6 +100,8 @@ _ENDS: dict[str, tuple[EndWord, str]] = {
 def job_end(record: SlurmRecord) -> JobEnd:
     """Return how a job ended, from what Slurm's queue showed last."""
     state = "TIMEOUT" if record.near_limit and record.end_state == "COMPLETED" else record.end_state
+    if not state and record.job_id:
+        return JobEnd(cause=f"Slurm no longer knows job {record.job_id}, and its worker gives no sign of life.")
     if state not in _ENDS:
         return JobEnd(record.exit_code)
     word, words = _ENDS[state]
