@@ -62,6 +62,8 @@ class UnmeteredActivity:
         return None
 
 
+EXIT_REFUSED = 3  # of a worker that the run's folder did not let in
+
 EndWord = Literal["out_of_memory", "time_limit", "node_failed", "preempted", "cancelled"]
 
 

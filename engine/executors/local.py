@@ -12,7 +12,7 @@ from typing import NamedTuple
 from engine.config.run import RunConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.executors.base import Activity, Executor, Job, JobEnd, JobSpec, JobStatus
+from engine.executors.base import EXIT_REFUSED, Activity, Executor, Job, JobEnd, JobSpec, JobStatus
 from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity, end_group
@@ -26,8 +26,6 @@ from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
 WORKER_MODULE = "engine.training.worker"
 
 WorkerCommand = Callable[[JobSpec], list[str]]
-
-_HELD_BY_ANOTHER = 3  # exit code of a worker that found another one running
 
 
 class LocalContext(NamedTuple):
@@ -182,7 +180,7 @@ class LocalJob(Job):
         self.exit_code = process.poll()
         if self.exit_code is None:
             return JobStatus("alive")
-        if self.exit_code != _HELD_BY_ANOTHER or not self.run.folder.has_living_worker():
+        if self.exit_code != EXIT_REFUSED or not self.run.folder.has_living_worker():
             return JobStatus("gone")
         # A person or a scheduler had started a worker before ours. If it has our number, it is our job from now on,
         # without the queue: it may end at any moment, and a waiting run would be started.

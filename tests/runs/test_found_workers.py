@@ -1,12 +1,20 @@
 """Workers that a person or a scheduler started, next to a server that looks after the same run."""
 
 import subprocess
+import sys
+import time
 from collections.abc import Iterator
 
 import pytest
 
+from engine.errors import RunError
+from engine.executors import make_executors
 from engine.executors.base import JobSpec
 from engine.executors.local import LocalContext
+from engine.executors.slurm.commands import JobLine
+from engine.executors.slurm.executor import SlurmExecutor
+from engine.executors.slurm.place import ClusterPlace
+from engine.executors.slurm.record import JobResources, SlurmRecord
 from engine.hardware.lease import LeaseBook
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume
@@ -24,9 +32,11 @@ from tests.runs.supervision import (
     fake_settings,
     fake_worker_command,
     let_go,
+    wait_for_state,
     wait_for_step,
     wait_until,
 )
+from tests.slurm.fake_slurm import FakeSlurm
 
 
 @pytest.fixture
@@ -160,6 +170,80 @@ def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
     wait_until(lambda: loop.tick() or (run.folder.read_state().is_final and run.folder.read_state().attempt == 2))
 
     assert (run.folder.read_state().state, executions(run)) == ("completed", ["2"])
+
+
+@pytest.fixture
+def given_up(store, home, by_hand, monkeypatch):
+    """A run whose job was given up although its worker trains, and the rounds of a supervisor that sees neither."""
+    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    run, slurm = store.create(config_for("steps=5 hold=2", run={"where": "slurm"})), FakeSlurm()
+    SlurmRecord(
+        attempt=1, resources=JobResources(), warning_seconds=1, job_id="100", is_released=True, is_over=True
+    ).save(run.folder)
+    state = RunState(
+        state="interrupted", reason="unknown", attempt=1, executor="slurm", job_id="100", ended=time.time()
+    )
+    run.folder.write_state(state)
+
+    def executors(context):
+        place = ClusterPlace(poll_seconds=0.1, offline=False)
+        return {**make_executors(context), "slurm": SlurmExecutor(home, lambda: place, slurm)}
+
+    loop = SupervisorLoop(home, fake_settings(executors=executors))
+    loop.tick()
+    assert run.folder.read_state() == state
+    by_hand(run)
+    wait_for_step(run, 2)
+    yield run, loop, slurm
+    loop.close()
+
+
+def test_a_job_that_was_given_up_is_followed_again_once_its_worker_writes(given_up, home):
+    run, loop, _ = given_up
+    with pytest.raises(RunError, match="is interrupted, and its worker still runs"):
+        request_resume(home, run)
+    wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
+    assert (run.folder.read_state().job_id, run.folder.read_state().ended) == ("100", None)
+
+    let_go(run)
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
+
+    assert (run.folder.read_state().state, executions(run)) == ("completed", ["1"])
+
+
+def test_the_result_of_a_job_that_was_given_up_is_adopted_by_a_resume(given_up, home):
+    run, loop, slurm = given_up
+    let_go(run)
+    wait_until(lambda: not run.folder.has_living_worker())
+    request_resume(home, run)
+
+    wait_until(lambda: loop.tick() or run.folder.read_state().state == "completed")
+
+    assert (executions(run), slurm.scripts) == (["1"], [])
+
+
+def test_a_cancel_of_a_job_that_was_given_up_reaches_slurm(given_up):
+    run, loop, slurm = given_up
+    wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
+    slurm.jobs["100"] = JobLine("100", "RUNNING", "None", "")
+
+    request_cancel(run)
+
+    wait_until(lambda: loop.tick() or bool({"kill 100", "cancel 100"} & set(slurm.commands)))
+    wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
+    assert run.folder.read_state().reason == "cancelled"
+
+
+def test_a_worker_that_finds_its_run_finished_is_not_a_failure(store, start_supervisor):
+    run = store.create(config_for("exit3@1"))
+    run.folder.write_state(RunState(state="queued", attempt=1))
+    with EventWriter(run.folder.events, 1) as events:
+        events.append(StatusData(phase="finished", message="Finished."))
+    run.folder.adapter.mkdir()
+
+    start_supervisor(command=lambda _: [sys.executable, "-c", "raise SystemExit(3)"])
+
+    assert wait_for_state(run, "completed", "failed").state == "completed"
 
 
 def test_a_run_without_the_executor_it_was_filed_for_is_started_by_no_other(home, store):

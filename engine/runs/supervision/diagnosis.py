@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from engine.executors.base import EndWord, JobEnd
+from engine.executors.base import EXIT_REFUSED, EndWord, JobEnd
 from engine.processes.limits import DEADLINE_SIGNAL
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.run import STOP_REASONS, EndReason, State
@@ -176,6 +176,9 @@ def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
     if code == 0:
         what = f"The worker ended after step {step} without reporting that it had finished."
         return Diagnosis("failed", "exit_code", what, f"{resume} The log may show why.")
+    if code == EXIT_REFUSED:
+        what = "The worker did not start: another worker had this run, or its attempt was given up."
+        return Diagnosis("failed", "exit_code", what, f"The end of its log names which. {resume}")
     if code > 0:
         when = f"after step {step}" if step else "before the first step"
         what = f"The worker ended with exit code {code} {when} and gave no reason."

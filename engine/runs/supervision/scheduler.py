@@ -189,7 +189,11 @@ class Scheduler:
                 if owner is None or not owner.store.folder.is_dir():
                     continue  # out of reach for now: whether there is such a run is not known
                 if request.run_id in owner.store.ids():
-                    self._resume(owner.store.get(request.run_id), request.attempt())
+                    run = owner.store.get(request.run_id)
+                    if self._went_on(run):
+                        self._take_in(run)
+                    else:
+                        self._resume(run, request.attempt())
                 request.forget()
         for run in list(self.waiting.values()):
             with self._problems.guard(run.id, "could not be removed from the queue"):
@@ -274,6 +278,13 @@ class Scheduler:
     def _attach_found(self, run: Run, device: str) -> None:
         """Follow the worker that a person or a scheduler started for a waiting run; no second one is started."""
         record, before = run.folder.read_worker(), run.folder.read_state()
+        if record is not None and record.attempt == before.attempt and before.job_id:  # its job had been given up
+            changes = {"state": "running", **Why(None, "")._asdict(), "ended": None, "changed": time.time()}
+            state = before.model_copy(update=changes)
+            self._states.save(run, state)
+            self._unqueue(run.id)
+            self._attach(run, state)
+            return
         if record is None or not (record.is_alive() or record.attempt > before.attempt):
             return  # it has the lock, and has not yet written its attempt
         # Its real devices are unknown: assume those that the queue would choose. Another machine's are not ours.

@@ -13,7 +13,7 @@ from engine.executors.base import Executor
 from engine.files import FileStamp, stamp_of
 from engine.runs.control import asks_to_end
 from engine.runs.history.log import last_event
-from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Run, RunFolder, RunState, Why
+from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Reason, Run, RunFolder, RunState, Why
 from engine.runs.store import RunStore
 from engine.runs.supervision.diagnosis import out_of_memory_kills
 
@@ -101,6 +101,10 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
         return False
 
 
+# The executor had lost the job, which proves nothing about its worker.
+_GIVEN_UP: frozenset[Reason | None] = frozenset({"unknown", "ended_by_executor"})
+
+
 class StateFiles:
     """Writes the states of all runs of a home, and detects state files that another process changed.
 
@@ -109,7 +113,7 @@ class StateFiles:
 
     def __init__(self) -> None:
         self._stamps: dict[str, FileStamp | None] = {}  # of files that were written or read here, by run
-        self._workers: dict[str, FileStamp | None] = {}  # of process.json of runs that have ended, by run
+        self._workers: dict[str, object] = {}  # of process.json and log of runs that have ended, by run
 
     def save(self, run: Run, state: RunState) -> None:
         """Replace a state; does nothing where the run was deleted.
@@ -153,19 +157,22 @@ class StateFiles:
     def has_later_worker(self, run: Run) -> bool:
         """Whether a run that had ended has or had a worker since, which no supervisor started.
 
-        Slurm starts a job again that it preempted. An unchanged file costs one `stat`.
+        Slurm starts a job again that it preempted, and a worker of an attempt that was given up may go on. Unchanged files
+        cost one `stat` each.
 
         Raises:
             StorageError: If the disk or a file server fails at present.
         """
-        stamp = stamp_of(run.folder.process)
-        if stamp is None or stamp == self._workers.get(run.id):
+        stamp = stamp_of(run.folder.process), stamp_of(run.folder.events)
+        if stamp[0] is None or stamp == self._workers.get(run.id):
             return False
-        worker, state = run.folder.read_worker(), run.folder.read_saved_state()
-        if worker is not None and state is not None and worker.attempt > state.attempt:
-            last = last_event(run.folder.events)
-            has_reported = last is not None and last.attempt == worker.attempt
-            if has_reported or run.folder.has_living_worker() or worker.liveness() == "unknown":
+        worker, state, last = run.folder.read_worker(), run.folder.read_saved_state(), last_event(run.folder.events)
+        if worker is not None and state is not None:
+            reported = last.time if last is not None and last.attempt == worker.attempt else 0.0
+            if worker.attempt > state.attempt:
+                if reported or run.folder.has_living_worker() or worker.liveness() == "unknown":
+                    return True
+            elif state.job_id and state.reason in _GIVEN_UP and reported > (state.ended or 0.0):
                 return True
         self._workers[run.id] = stamp
         return False

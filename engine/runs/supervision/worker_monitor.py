@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.errors import EngineError
-from engine.executors.base import Job, JobStatus
+from engine.executors.base import EXIT_REFUSED, Job, JobStatus
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.runs.control import asks_to_end, time_limit_hours
@@ -166,6 +166,8 @@ class WorkerMonitor:
         history = self._history.update()
         has_reported = history.attempt == self.state.attempt
         self.ended_on_this_boot = end.on_this_boot
+        if end.exit_code == EXIT_REFUSED and folder.adapter.is_dir() and history.status is not None:
+            has_reported |= history.status.phase == "finished"  # an earlier attempt, which had been given up
         before, now = self.state.oom_kills, out_of_memory_kills()
         kills = now - before if end.on_this_boot and before is not None and now is not None else 0
         evidence = Evidence(
