@@ -53,7 +53,8 @@ class LabLimits(BaseModel):
     )  # fmt: skip
     disk_gb_per_person: float | None = Field(
         default=200.0, gt=0, le=1_000_000, title="Disk space per person, in GB",
-        description="Runs, uploads and exports together. Beyond it, starts and uploads are refused.",
+        description="Runs, uploads and exports together. At the limit, starts and uploads are refused, and runs save fewer "
+        "checkpoints, then stop.",
     )  # fmt: skip
     free_disk_gb: float = Field(
         default=10.0, ge=0, le=1_000_000, title="Free disk space to keep, in GB",

@@ -74,6 +74,7 @@ def follow_to_the_end(
     The first Ctrl+C asks the run to save and stop, the second leaves it alone.
 
     Raises:
+        RunError: If its folder is gone.
         KeyboardInterrupt: At the second Ctrl+C; the run continues, and a server or the next command finds it.
     """
     supervisor = Supervisor(home, settings)
@@ -84,6 +85,11 @@ def follow_to_the_end(
             if supervisor.start() == "standing_by":
                 line.say("A running Loratory server executes it; it continues without this command.")
             while True:
+                if not run.folder.path.is_dir() and run.folder.path.parent.is_dir():
+                    raise RunError(
+                        f"The folder of {run.id} was deleted or moved, and its training ends.",
+                        f"Put it back at {run.folder.path} and resume the run, or start another one.",
+                    )
                 state = run.folder.read_state()
                 history = reader.update()
                 for message in history.messages:

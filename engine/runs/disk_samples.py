@@ -33,11 +33,12 @@ class DiskSample(BaseModel):
     exports: int
     models: int = 0
     cache: int = 0
+    transfers: int = 0
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.runs + self.uploads + self.exports + self.models + self.cache
+        return self.runs + self.uploads + self.exports + self.models + self.cache + self.transfers
 
     @property
     def week(self) -> Week:

@@ -46,7 +46,7 @@ WaitReason = Literal[_QueueWait, _LabWait]
 LiveReason = Literal["suspended", "stop_requested", "cancel_requested", "executor_unreachable"]
 _QueueEnd = Literal["left_the_queue", "not_started"]
 _ReportedEnd = Literal[
-    "finished", "stopped_on_request", "time_limit", "cancelled", "sigterm", "sigint", "worker_failed"
+    "finished", "stopped_on_request", "time_limit", "cancelled", "sigterm", "sigint", "disk_limit", "worker_failed"
 ]
 _ObservedEnd = Literal["hung", "killed", "crashed", "signal", "exit_code", "out_of_memory"]
 _LostEnd = Literal["machine_restarted", "host_lost", "ended_by_executor", "unknown"]
@@ -67,6 +67,7 @@ STOP_REASONS: dict[StoppedBy, EndReason] = {
     "cancel": "cancelled",
     "sigterm": "sigterm",
     "sigint": "sigint",
+    "disk_limit": "disk_limit",
 }
 
 

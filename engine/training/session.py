@@ -6,14 +6,16 @@ import functools
 from engine.config.objectives import objective_of
 from engine.config.optimizations import is_wanted
 from engine.config.rules import keeps_best
-from engine.runs.checkpoints import Manifest
+from engine.quantities import size
+from engine.runs.checkpoints import Checkpoint, Manifest, list_checkpoints
+from engine.runs.disk import QuotaWatch
 from engine.runs.history.events import BaseWeightsData, EvalData, StepData
 from engine.training import faults
 from engine.training.batching.steps import choose_rows
 from engine.training.build import training_arguments
 from engine.training.callbacks import LOG_SECONDS, RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.state_files import load_trained, save_adapter
+from engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
 from engine.training.checkpoints.warm_start import untrained_base
 from engine.training.failure import check_held_out, check_loss
 from engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
@@ -37,6 +39,9 @@ class TrainingSession:
         self._first_loss: float | None = None
         self._last_held_out: EvalData | None = None
         self._reported_base: BaseWeightsData | None = None
+        self._quota = QuotaWatch(attempt.home, attempt.folder.path.parent.name)
+        self._quota_reached = ""  # in words, once there was no room for a checkpoint
+        self._saves_fewer = False
 
     def run(self) -> None:
         """Train to the end, or until a stop is requested.
@@ -77,6 +82,12 @@ class TrainingSession:
         events.memory()
         if keeps_best(self._config.training):
             checkpoints.go_back_to_best(trainer, step, self._folder.checkpoints, events, self._preparation.group)
+        if self._quota_reached and step < total and not callback.stopped_early:
+            done = f"Stopped after step {step:,} of {total:,}."
+            if self._preparation.group.broadcast_from_main(lambda: self._room_for_result(trainer)):
+                self._save_result(trainer, prepared)
+            events.stopped(f"{self._quota_reached} {done}", "disk_limit", total)
+            return
         self._save_result(trainer, prepared)
         if callback.stopped_on_request:
             done = f"Saved after step {step:,} of {total:,}."
@@ -178,12 +189,45 @@ class TrainingSession:
             compute_dtype=prepared.precision.compute_name,
             row_plan=prepared.row_plan,
         )
+        self._quota_reached = group.broadcast_from_main(lambda: self._make_room(trainer))
+        if self._quota_reached:
+            trainer.control.should_training_stop = True
+            return
         gathered_state = trainer.gather_state()
         if group.is_main:
             self._report_base(prepared)
             fill = functools.partial(trainer.write_state, gathered_state=gathered_state)
             write = functools.partial(checkpoints.write_checkpoint, folder, manifest, fill)
-            self._events.when_there_is_room(lambda: self._events.checkpoint(write()))
-            checkpoints.rotate(folder, self._config.training.save_total_limit, best_step)
+            self._events.when_there_is_room(lambda: self._report_checkpoint(write()))
+            self._quota.count(-checkpoints.rotate(folder, self._config.training.save_total_limit, best_step))
             checkpoints.forget_damaged(folder)
         group.wait()
+
+    def _report_checkpoint(self, checkpoint: Checkpoint) -> None:
+        self._quota.count(checkpoint.size_bytes)
+        self._events.checkpoint(checkpoint)
+
+    def _make_room(self, trainer: LoratoryTrainer) -> str:
+        """Delete older checkpoints where the person's quota has no room for one more and the result; return what lacks."""
+        folder = self._folder.checkpoints
+        weights, optimizer = trained_bytes(trainer.model, trainer.optimizer)
+        newest = max((checkpoint.size_bytes for checkpoint in list_checkpoints(folder)[-1:]), default=0)
+        checkpoint_bytes = max(weights + optimizer, newest)
+        room = self._quota.room(checkpoint_bytes + weights)
+        if room is None:
+            return ""
+        missing = checkpoint_bytes + weights - room.bytes
+        freed = checkpoints.rotate(folder, 1, trainer.progress.best_step, missing)
+        self._quota.count(-freed)
+        if freed and not self._saves_fewer:
+            self._saves_fewer = True
+            self._events.warn(f"{room.use}; older checkpoints are deleted to make room.", "disk_limit")
+        if freed >= missing:
+            return ""
+        return f"{room.use}, and there is no room for a checkpoint of {size(checkpoint_bytes)} and the result."
+
+    def _room_for_result(self, trainer: LoratoryTrainer) -> str:
+        """Return a word if there is room, so that all processes learn it; empty if there is none."""
+        weights, _ = trained_bytes(trainer.model, trainer.optimizer)
+        room = self._quota.room(weights)
+        return "yes" if room is None or weights <= room.bytes else ""

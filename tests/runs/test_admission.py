@@ -9,7 +9,7 @@ from engine.accounts.lab import LabSettings, read_settings, save_settings
 from engine.accounts.limits import LabLimits, LabRules, Maintenance, RulesReader
 from engine.errors import RunError, StorageError
 from engine.runs.admission import admitted, resume_run
-from engine.runs.disk import disk_use, require_disk_space
+from engine.runs.disk import QuotaWatch, disk_use, require_disk_space
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for
@@ -86,9 +86,27 @@ def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(
 
     assert (use.uploads, use.exports) == (200_000, 200_000)
     require_disk_space(home, "ann", 100_000)
-    with pytest.raises(StorageError, match=r"You use 0\.0 of 0\.001 GB \(runs 0\.0, uploads 0\.0, exports 0\.0\)"):
+    with pytest.raises(
+        StorageError,
+        match=r"You use 8\d\d kB of 1\.0 MB \(runs 4\d\d kB, uploads 200 kB, exports 200 kB\); 300 kB more",
+    ):
         require_disk_space(home, "ann", 300_000)
     require_disk_space(home, "bob", 300_000)
+
+
+def test_a_disk_limit_is_measured_again_where_room_is_short(home, limited_home):
+    limited_home(disk_gb_per_person=0.001)
+    watch, uploads = QuotaWatch(home, "ann"), home.of("ann").uploads
+    assert watch.room(0).bytes == 1_000_000
+    uploads.mkdir(parents=True)
+    (uploads / "rows").write_bytes(bytes(700_000))
+    watch.count(100_000)
+
+    assert watch.room(950_000).bytes == 300_000
+    (home.root / "lab.yaml").write_text("limits: [")
+    assert watch.room(500_000).bytes == 300_000  # what was last known holds
+    limited_home(disk_gb_per_person=None)
+    assert watch.room(500_000) is None
 
 
 def test_the_floor_of_free_space_is_kept(home, limited_home):

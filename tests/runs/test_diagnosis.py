@@ -51,6 +51,19 @@ def test_a_stop_and_a_cancel_say_what_can_be_used():
     assert cancel.advice == "The checkpoint of step 5 can be used, or resumed."
 
 
+def test_a_stop_at_the_disk_limit_has_a_reason_of_its_own():
+    words = "You use 1.5 GB of 2.6 GB, and there is no room for a checkpoint. Stopped after step 2 of 5."
+    stop = diagnose(
+        evidence(finished_phase="stopped", stopped_by="disk_limit", last_words=words, last_step=2, resumable_step=1)
+    )
+
+    assert (stop.state, stop.reason, stop.cause) == ("stopped", "disk_limit", words)
+    assert stop.advice == (
+        "Delete runs, uploads, exports or own models that you no longer need. "
+        "The checkpoint of step 1 can be used, or resumed."
+    )
+
+
 @pytest.mark.parametrize(
     ("known", "state"),
     [
@@ -82,7 +95,8 @@ def test_a_cancel_is_believed_where_nothing_else_explains_the_end(known, state):
         (evidence(exit_code=-signal.SIGTERM), "interrupted", "terminated from outside (SIGTERM)"),
         (evidence(exit_code=-63), "failed", "signal 63"),
         (evidence(exit_code=0, last_step=3), "failed", "without reporting that it had finished"),
-        (evidence(exit_code=3), "failed", "exit code 3 before the first step"),
+        (evidence(exit_code=7), "failed", "exit code 7 before the first step"),
+        (evidence(exit_code=3), "failed", "another worker had this run, or its attempt was given up"),
         (evidence(exit_code=None), "interrupted", "while no supervisor was running"),
         (evidence(rebooted=True, exit_code=None), "interrupted", "machine was restarted"),
         (evidence(ended_by_us="hung", silent_seconds=301, limit_seconds=300), "failed", "301 seconds"),

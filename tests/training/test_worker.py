@@ -12,8 +12,12 @@ from dataclasses import replace
 import pytest
 from safetensors.torch import load_file
 
+from engine.accounts.accounts import open_database
+from engine.accounts.lab import LabSettings, save_settings
+from engine.accounts.limits import LabLimits
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
+from engine.runs.disk import disk_use
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
@@ -215,6 +219,34 @@ def test_early_stopping_ends_with_the_best_weights(workers, runs):
     assert "stopped improving" in data_of_events(run, "status")[-1].message
     kept = run.folder.checkpoint(best) / "adapter" / "adapter_model.safetensors"
     assert kept.read_bytes() == (run.folder.adapter / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("limit_mb", "kept", "last_word"), [(4.0, [4, 5], "finished"), (2.6, [1], "stopped")])
+def test_a_disk_limit_holds_at_each_checkpoint(workers, runs, home, limit_mb, kept, last_word):
+    open_database(home).close()
+    save_settings(home, LabSettings(limits=LabLimits(free_disk_gb=0, disk_gb_per_person=limit_mb / 1000)))
+    transfers = home.of("ann").transfers
+    transfers.mkdir(parents=True)
+    (transfers / "rows.jsonl").write_bytes(bytes(100_000))
+    every_step = {"max_steps": 5, "save_steps": 1, "eval_steps": 1, "save_total_limit": 200}
+    run = runs.create(adapter={"method": "none"}, training=every_step)  # checkpoints of 1.2 MB
+
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+
+    assert disk_use(home, "ann").total <= limit_mb * 10**6
+    assert [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)] == kept
+    assert (run.folder.adapter / "model.safetensors").exists()
+    word = data_of_events(run, "status")[-1]
+    assert word.phase == last_word
+    if last_word == "finished":
+        (warning,) = [data for data in data_of_events(run, "warning") if data.code == "disk_limit"]
+        assert "of 4.0 MB" in warning.message
+    else:
+        assert word.stopped_by == "disk_limit"
+        assert word.message.startswith(
+            "You use 1.5 MB of 2.6 MB (runs 1.4 MB, transfers 100 kB), and there is no room "
+        )
+        assert word.message.endswith("for a checkpoint of 1.2 MB and the result. Stopped after step 2 of 5.")
 
 
 def test_a_warm_start_begins_with_the_earlier_weights(workers, runs):

@@ -41,17 +41,7 @@ def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = 
 def render_own_disk(use: DiskUse, limits: LabLimits, free: int) -> str:
     """Return the user's disk usage and quota, and the free space."""
     quota = limits.disk_gb_per_person
-    parts = ", ".join(
-        f"{name} {size(bytes_)}"
-        for name, bytes_ in (
-            ("runs", use.runs),
-            ("uploads", use.uploads),
-            ("exports", use.exports),
-            ("own models", use.models),
-            ("cache", use.cache),
-        )
-        if bytes_
-    )
+    parts = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in use.parts.items())
     of = f" of {quota:g} GB" if quota is not None else ""
     floor = f"; from {limits.free_disk_gb:g} GB down, no run starts" if limits.free_disk_gb else ""
     text = f"You use {size(use.total)}{of} of disk space{f' ({parts})' if parts else ''}. {size(free)} are free{floor}."

@@ -19,7 +19,7 @@ EVENT_VERSION = 1
 EVENT_KINDS: dict[str, type["EventData"]] = {}  # by the name in the log
 
 Phase = Literal["loading_model", "reading_data", "preparing", "training", "evaluating", "saving", "finished", "stopped"]
-StoppedBy = Literal["request", "cancel", "sigterm", "sigint"]  # what made a worker save and end
+StoppedBy = Literal["request", "cancel", "sigterm", "sigint", "disk_limit"]  # what made a worker save and end
 
 
 class EventData(BaseModel):

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 
 from engine.executors.base import EXIT_REFUSED, EndWord, JobEnd
 from engine.processes.limits import DEADLINE_SIGNAL
+from engine.runs.disk import FREE_SPACE
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.run import STOP_REASONS, EndReason, State
 from engine.runs.supervision.progress_watch import Silence
@@ -59,8 +60,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
             what = f"{time_limit_words(evidence.time_limit_hours)} Stopped after step {step}."
             return Diagnosis("stopped", "time_limit", what, f"{_what_can_be_used(evidence)} {_RESUME_IN_TURN}")
         what = evidence.status.message or f"Stopped on request after step {step}."
-        reason = STOP_REASONS[evidence.status.stopped_by or "request"]
-        return Diagnosis("stopped", reason, what, _what_can_be_used(evidence))
+        reason, advice = STOP_REASONS[evidence.status.stopped_by or "request"], _what_can_be_used(evidence)
+        return Diagnosis("stopped", reason, what, f"{FREE_SPACE} {advice}" if reason == "disk_limit" else advice)
     # When another process of the run is killed, or its machine ends, a worker sees an unexpected error at most.
     if evidence.failed is not None and (end.word is None or evidence.failed.cause != "unexpected"):
         return Diagnosis("failed", "worker_failed", evidence.failed.what, evidence.failed.fix)

@@ -5,6 +5,7 @@ data. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
 """
 
 import contextlib
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -73,13 +74,19 @@ def _filled_aside(target: Path, fill: Callable[[Path], None], place: str) -> Ite
         raise
 
 
-def rotate(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` checkpoints, by step; the best one stays as well."""
-    checkpoints = list_checkpoints(folder)
+def rotate(folder: Path, keep: int, best_step: int | None, enough_bytes: float = math.inf) -> int:
+    """Delete all but the newest `keep` checkpoints, by step, until that has freed enough; the best one stays as well.
+
+    Returns:
+        How many bytes that freed.
+    """
+    checkpoints, freed = list_checkpoints(folder), 0
     for checkpoint in checkpoints[: max(0, len(checkpoints) - keep)]:
-        if checkpoint.step != best_step:
+        if checkpoint.step != best_step and freed < enough_bytes:
+            freed += checkpoint.size_bytes
             _remove(checkpoint.folder)
             faults.reached("checkpoint:rotated", checkpoint.folder)
+    return freed
 
 
 def forget_damaged(folder: Path) -> None:

@@ -6,7 +6,7 @@ schedule and random numbers.
 
 import json
 import random
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,18 @@ class GatheredState:
     random: list[bytes]  # states of random numbers, by rank
     weights: dict[str, torch.Tensor] | None = None  # what is trained, whole; None where the model has it so
     optimizer: Any = None  # its state, whole; None where the optimizer has it so
+
+
+def trained_bytes(model: Any, optimizer: Any) -> tuple[int, int]:
+    """Return the bytes of the trained weights and of the optimizer's state, of which a checkpoint mostly consists."""
+    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    values = (value for state in optimizer.state.values() for value in state.values())
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    return _bytes_of(weights), _bytes_of(tensors)
+
+
+def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 _METHOD_STATE = "method.safetensors"  # what the method keeps besides the weights
