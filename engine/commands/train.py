@@ -101,7 +101,7 @@ def follow_to_the_end(
                         line.say(f"Warning: {finding.words}")
                     warned.add(finding.name)
                 judged = history
-                if state.is_final:
+                if state.is_final and run.folder.state.exists():  # a folder that is being deleted may look like an end
                     break
                 _show(line, state.state, state.cause, history)
                 time.sleep(_LOOK_SECONDS)

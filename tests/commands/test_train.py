@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,21 @@ def test_a_second_command_waits_its_turn_and_takes_over_when_the_first_is_gone(s
     last_word = last_event(first.folder.events)
     assert last_word is not None
     assert second.folder.read_state().started >= last_word.time
+
+
+@pytest.mark.parametrize("remove", [shutil.rmtree, lambda folder: folder.rename(folder.with_name("away"))])
+def test_a_run_whose_folder_is_gone_ends_the_command_with_the_reason(store, remove):
+    run = store.create(config_for("steps=5 hold=2"))
+    follower = start_follower(run)
+    wait_until(lambda: last_step(run) >= 2)
+    worker = run.folder.read_worker()
+
+    remove(run.folder.path)
+
+    error = follower.communicate(timeout=600)[1]
+    worker.kill()
+    assert follower.returncode == 1
+    assert f"The folder of {run.id} was deleted or moved, and its training ends." in error
 
 
 def test_a_failed_run_prints_its_figures_and_fails_the_command_in_two_sentences(store, home, capsys):
