@@ -88,7 +88,7 @@ def test_what_exceeds_the_disk_space_of_its_person_is_not_fetched(lab, hugging_f
         offset += 400_000
         follower.step()
 
-    assert "of 0.01 GB" in follower.view.trouble.what
+    assert "of 10.0 MB" in follower.view.trouble.what
     assert run.folder.events.stat().st_size < 12_000_000
     save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=1, free_disk_gb=0)))
     follower.step()
