@@ -118,9 +118,12 @@ def save_csv_script(file_name: str) -> str:
 }}"""
 
 
-def pick_list(value: str = "", **presentation: Any) -> gr.HTML:
-    """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked_value`."""
-    return gr.HTML(value, js_on_load=script("pick"), **presentation)
+def pick_list(value: str = "", *, more: str = "", **presentation: Any) -> gr.HTML:
+    """Return HTML whose elements with `data-pick` send their id on a `.click` event; see `picked_value`.
+
+    `more` names another script.
+    """
+    return gr.HTML(value, js_on_load=script("pick") + (script(more) if more else ""), **presentation)
 
 
 def picked_value(event: gr.EventData) -> str:

@@ -58,6 +58,10 @@ class AnswerModel(Value):
     run: str = ""  # id of the run, or the adapter's folder; empty for the base model alone
     checkpoint: str = ""  # empty for the final result
 
+    def has_weights_of(self, other: "AnswerModel") -> bool:
+        """Return whether it is the same model under any name: next to another run, a run has a longer one."""
+        return self == other.model_copy(update={"name": self.name})
+
 
 class VotedAnswer(Value):
     """One of the two answers; has several turns if the two conversations differ earlier."""

@@ -173,6 +173,11 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, servic
     assert page.locator("#transcript i").count() == 0  # markup in an answer is text
     expect(page.locator("#chat-stop")).to_be_hidden()
     assert barriers(page) == []
+    assert page.locator("#transcript").bounding_box()["y"] < 400
+    page.set_viewport_size({"width": 1280, "height": 500})
+    expect(page.locator("#transcript .question")).to_be_in_viewport()
+    expect(page.locator("#chat-send")).to_be_in_viewport(ratio=1)
+    page.set_viewport_size({"width": 1280, "height": 900})
 
     services.chat.may_answer.clear()  # it still answers when the stop is clicked
     question.fill("And again?")
@@ -180,6 +185,7 @@ def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, servic
     page.locator("#chat-stop").click()
     expect(page.locator("#transcript .answers").last).to_contain_text("stopped")
     services.chat.may_answer.set()
+    page.locator("#chat-model-fold > button").click()
     page.locator("#chat-unload").click()
     expect(page.locator("#chat-state")).to_contain_text("No model loaded")
 

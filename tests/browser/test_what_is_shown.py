@@ -40,6 +40,8 @@ def load_run(page: Page, words: str) -> None:
     """Load the newest run of these words for talking."""
     open_tab(page, "Chat")
     expect(page.locator("#chat-load")).to_be_enabled()
+    if page.locator("#chat-model-fold > button").inner_text().startswith("Change"):  # something is loaded
+        page.locator("#chat-model-fold > button").click()
     page.locator("#chat-run input").click()
     page.get_by_role("option", name=words).first.click()
     page.locator("#chat-load").click()
@@ -50,7 +52,9 @@ def test_a_pair_of_answers_goes_when_someone_loads_another_run(page, browser, ad
     load_run(page, "faq, rank 16")
     page.locator("#chat-mode label", has_text="Blind test").click()
     page.locator("#blind-next").click()
-    expect(page.locator("#blind-left")).to_be_visible()
+    expect(page.locator("#blind-left")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#blind-pair .answer").last).to_be_in_viewport()
+    expect(page.locator("#blind-next")).to_be_in_viewport(ratio=1)
     assert barriers(page) == []
 
     other = open_page(browser, address)

@@ -306,6 +306,33 @@ def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
     assert "scales" in tab.talk._prompt("two?", turns, SIDE_BY_SIDE, "")
 
 
+def test_the_exact_prompt_follows_the_conversation_once_it_is_shown(tab, run):
+    load(tab, run.id)
+    first = turns_of(ask(tab, "first?"))
+    shown = tab.talk._prompt("", first, SIDE_BY_SIDE, "")
+    assert "first?" in shown
+    assert "Tuned: " in shown
+
+    newer = turns_of(ask(tab, "third?", turns_of(ask(tab, "second?"))))
+
+    renewed = tab.talk._renew_prompt(shown, "", newer, SIDE_BY_SIDE, "")
+    assert "first?" not in renewed
+    assert "third?" in renewed
+    assert "Type a question" in tab.talk._renew_prompt(shown, "", [], SIDE_BY_SIDE, "be brief"), "after Clear"
+    assert tab.talk._renew_prompt("", "", newer, SIDE_BY_SIDE, "") == "", "a closed fold costs nothing"
+
+
+def test_the_choice_of_the_model_folds_once_it_is_loaded_and_opens_without(tab, services, run):
+    load(tab, run.id)
+    changes = Changes(tab, look(tab))
+    assert changes.fold["open"] is False
+    assert Changes(tab, tab._switch("Measure")).fold["open"] is True
+
+    services.chat.unload()
+
+    assert Changes(tab, look(tab, changes.last_look)).fold["open"] is True
+
+
 def test_questions_of_held_out_rows_are_offered_and_their_reference_is_next_to_it(tab, run):
     assert list(tab.talk._suggest().values()) == ["", []]  # nothing is loaded yet
     load(tab, run.id)

@@ -147,6 +147,14 @@ def test_everything_that_was_written_is_escaped():
     assert "&lt;i&gt;first" in html
 
 
+def test_answers_are_shown_as_the_markdown_they_are():
+    first, *rest = an_evaluation().answered
+    bold = first.model_copy(update={"reference": "**Rank** is `r`."})
+    result = an_evaluation().model_copy(update={"answered": (bold, *rest)})
+
+    assert "<strong>Rank</strong> is <code>r</code>" in render_answered(result, 0)
+
+
 def test_what_was_forgotten_is_next_to_what_was_gained():
     result = an_evaluation()
 

@@ -132,22 +132,36 @@ def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
     assert [turn.content for turn in saved_vote.prompt] == ["Be brief.", "What?"]
     assert [turn.role for turn in saved_vote.sides[0].turns] == ["assistant", "user", "assistant"]
     assert "scales" in saved_vote.sides[0].turns[0].content
-    # A branch that was not asked has no conversation to compare with.
+    # What a branch was not asked is in no context: the pair begins with the question to both.
     alone = ask(tab, "And why?", ask(tab, "What?", branches=TUNED).turns)
-    assert "vote:1" not in alone.transcript
+    vote(tab, alone.turns, "vote:1:tuned")
+    assert ["Be brief.", "And why?"] in [[turn.content for turn in kept.prompt] for kept in votes.read().votes]
 
 
-def test_a_conversation_with_two_models_on_one_side_is_not_a_pair(tab, run, services, votes):
+def test_answers_of_another_model_are_in_no_context_and_in_no_vote(tab, run, services, votes):
     load(tab, run)
     before = ask(tab, "What?").turns
     load(tab, write_run(services.runs, a_config(run__name="another"), InventedRun()))
 
     changes = ask(tab, "And why?", before)
 
-    assert "vote:0:tuned" in changes.transcript
-    assert "vote:1" not in changes.transcript
+    assert [message.content for message in services.chat.requests[-1].messages] == ["Be brief.", "And why?"]
+    assert "Not in the context: 1 earlier question" in changes.transcript
     vote(tab, changes.turns, "vote:1:tuned")
-    assert votes.read().votes == ()
+    (saved_vote,) = votes.read().votes
+    assert [turn.content for turn in saved_vote.prompt] == ["Be brief.", "And why?"]
+
+
+def test_an_older_conversation_with_two_models_on_one_side_is_not_a_pair(tab, run, services):
+    load(tab, run)
+    before = ask(tab, "What?").turns
+    load(tab, write_run(services.runs, a_config(run__name="another"), InventedRun()))
+    *_, last = ask(tab, "And why?", before).turns
+
+    old = [*before, replace(last, asked=replace(last.asked, left_out=()))]
+
+    assert "vote:0" in tab.talk._render(old)
+    assert "vote:1" not in tab.talk._render(old)
 
 
 def test_a_vote_that_cannot_be_kept_reports_why(tab, run, votes, monkeypatch):
@@ -230,8 +244,7 @@ def test_the_mode_shows_votes_alone(tab):
     changes = Changes(tab, tab._switch(VOTES))
 
     assert changes.votes_mode["visible"]
-    assert not any(getattr(changes, name)["visible"] for name in ("loading", "talk_mode", "blind_mode", "measure_mode"))
-    assert not changes._updates[tab.choice.panel]["visible"]
+    assert not any(getattr(changes, name)["visible"] for name in ("fold", "talk_mode", "blind_mode", "measure_mode"))
 
 
 def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, run, preference_run, votes):
@@ -260,6 +273,25 @@ def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, r
     assert {saved_vote.sides[0].model.run for saved_vote in votes.read().votes} == {preference_run.id}
     ask(tab, "Why?", branches=BASE_AND_SECOND)
     assert services.chat.requests[-1].branches == ("base", "second")
+
+
+def test_three_columns_read_the_same_questions_after_a_chat_with_the_start(tab, services, run, preference_run):
+    load(tab, run)
+    alone = ask(tab, "What is alpha?").turns
+    load(tab, preference_run, START)
+
+    changes = ask(tab, "And r?", alone)
+
+    (request,) = [request for request in services.chat.requests if "second" in request.branches]
+    assert request.branches == ("base", "second", "tuned"), "one prompt for all three"
+    assert [message.content for message in request.messages] == ["Be brief.", "And r?"]
+    assert "Not in the context: 1 earlier question" in changes.transcript
+    assert changes.transcript.count('data-pick="vote:1:') == 3
+    ask(tab, "And dropout?", changes.turns)
+    histories = [request.messages for request in services.chat.requests[-3:]]
+    assert {tuple(m.content for m in messages if m.role != "assistant") for messages in histories} == {
+        ("Be brief.", "And r?", "And dropout?")
+    }
 
 
 def test_any_two_of_three_are_judged_blindly(tab, services, run, preference_run):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.chat.contract import Branch
 from engine.evaluation.votes import Vote, VotedAnswer, VotedTurn, Votes, turns_of, vote_id
-from ui.views.chat import Turn, messages_of
+from ui.views.chat import Turn, in_context, messages_of
 
 
 class TurnPair(NamedTuple):
@@ -41,9 +41,9 @@ def pairs_of_turn(turns: Sequence[Turn], number: int) -> list[TurnPair]:
 
 def _is_of_one_model(turns: Sequence[Turn], branch: Branch) -> bool:
     """Return whether one known model gave all answers of a branch: another one may have been loaded between two turns."""
-    branch_turns = [turn for turn in turns if any(answer.branch == branch for answer in turn.answers)]
-    models = [turn.asked.models.get(branch) if turn.asked is not None else None for turn in branch_turns]
-    return models[0] is not None and all(model == models[0] for model in models)
+    branch_turns = [turn for turn in in_context(turns) if any(answer.branch == branch for answer in turn.answers)]
+    first, *rest = (turn.asked.models.get(branch) if turn.asked is not None else None for turn in branch_turns)
+    return first is not None and all(model is not None and model.has_weights_of(first) for model in rest)
 
 
 def _pair(turns: Sequence[Turn], one: Branch, other: Branch, system: str) -> TurnPair | None:

@@ -19,7 +19,7 @@ from engine.evaluation.blind_test import BlindTally, Judgement, Pair, Verdict
 from engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
 from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
-from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, visible_if
+from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, visible_if
 from ui.gradio_internals import Radio
 from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice
@@ -73,8 +73,8 @@ class BlindTestPart:
         self._votes = Votes(page.services.home)
         self._random = random.SystemRandom()
         gr.HTML(
-            '<p class="lead">Two answers in random order, without names. Choose one, and the names are revealed; the tally is '
-            "saved with the run, each choice also as a vote. System prompt and sampling are those of Chat.</p>"
+            '<p class="lead">Choose the better of two answers, and their names are revealed. System prompt and sampling are those '
+            "of Chat.</p>"
         )
         self.absent = gr.HTML(_NOT_LOADED, elem_id="blind-absent")
         with gr.Column(visible=False, elem_id="blind") as self.panel:
@@ -85,16 +85,16 @@ class BlindTestPart:
                 label="Your question", lines=1, max_lines=6, visible=False, elem_id="blind-question"
             )
             self.sides = Radio([], label="Between", visible=False, elem_id="blind-sides", container=False)
-            with gr.Row(elem_id="blind-buttons"):
+            self.trouble = gr.HTML(elem_id="blind-trouble")
+            self.pair = gr.HTML(elem_id="blind-pair", js_on_load=script("newest"))
+            with gr.Row(elem_id="blind-buttons", elem_classes="stays"):
+                with gr.Row(visible=False, elem_id="blind-verdict") as self.choosing:
+                    self.verdicts = [
+                        (verdict, gr.Button(words, min_width=120, elem_id=f"blind-{verdict}"))
+                        for verdict, words in _VERDICTS
+                    ]
                 self.next = gr.Button("Next pair", variant="primary", scale=0, min_width=130, elem_id="blind-next")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="blind-stop")
-            self.trouble = gr.HTML(elem_id="blind-trouble")
-            self.pair = gr.HTML(elem_id="blind-pair")
-            with gr.Row(visible=False, elem_id="blind-verdict") as self.choosing:
-                self.verdicts = [
-                    (verdict, gr.Button(words, min_width=120, elem_id=f"blind-{verdict}"))
-                    for verdict, words in _VERDICTS
-                ]
             with gr.Row(elem_id="blind-end"):
                 self.count = gr.HTML(elem_id="blind-count")
                 self.end = gr.Button("Show tally", size="sm", scale=0, min_width=150, elem_id="blind-tally-show")

@@ -20,6 +20,7 @@ from ui.tabs.votes import VotesPart
 from ui.views.chat import render_chat_state, render_loading
 from ui.views.html import error_box
 
+CHOOSE, CHANGE = "Choose a model", "Change model"
 TALK, BLIND_TEST, MEASURE, VOTES = "Chat", "Blind test", "Measure", "Votes"
 
 
@@ -30,21 +31,18 @@ class ChatTab:
         self._page = page
         self._tab = enclosing_tab()
         prompts = HeldOutPrompts(page.services.inspector)
-        gr.HTML(
-            '<h2>Chat and evaluation</h2><p class="lead">Base and tuned answer the same question side by side, from one copy of the '
-            "weights.</p>"
-        )
+        gr.HTML('<h2 class="unseen">Chat and evaluation</h2>')
         self.mode = Radio(
             [TALK, BLIND_TEST, MEASURE, VOTES], value=TALK, show_label=False, container=False, elem_id="chat-mode"
         )
-        self.choice = ChatChoice(page)
-        with gr.Column(elem_id="chat-loading") as self.loading:
-            with gr.Row(elem_id="chat-load-row"):
+        with gr.Accordion(CHOOSE, elem_id="chat-model-fold") as self.fold:
+            self.choice = ChatChoice(page)
+            with gr.Row(elem_id="chat-load-row") as self.load_row:
                 self.load = gr.Button(
                     "Load", variant="primary", interactive=False, scale=0, min_width=130, elem_id="chat-load"
                 )
                 self.unload = gr.Button("Unload", scale=0, min_width=150, visible=False, elem_id="chat-unload")
-            self.state = gr.HTML(self._render_state(page.services.chat.state), elem_id="chat-state")
+        self.state = gr.HTML(self._render_state(page.services.chat.state), elem_id="chat-state")
         with gr.Column(elem_id="chat-talk") as self.talk_mode:
             self.talk = TalkPart(page, self.choice, prompts)
         with gr.Column(visible=False, elem_id="chat-blind") as self.blind_mode:
@@ -54,14 +52,14 @@ class ChatTab:
         with gr.Column(visible=False, elem_id="chat-votes") as self.votes_mode:
             self.votes = VotesPart(page)
         self._modes = [
-            self.loading, self.choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode, self.votes_mode,
-            self.choice.panel,
+            self.fold, self.load_row, self.state, self.choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode,
+            self.votes_mode,
         ]  # fmt: skip
         self.last_look = gr.State("")  # the loaded target, a line break, and the state line on the page
         self.timer = gr.Timer(3.0, active=False)
         self._look_outputs: list[Component] = [
-            self.state, self.last_look, self.load, self.unload, self.talk.panel, self.talk.branches, self.blind.panel,
-            self.blind.absent, self.blind.sides, self.talk.trouble, *self.blind.outputs_of_keep,
+            self.state, self.last_look, self.fold, self.load, self.unload, self.talk.composer, self.talk.panel,
+            self.talk.suggestions, self.talk.branches, self.blind.panel, self.blind.absent, self.blind.sides, self.talk.trouble, *self.blind.outputs_of_keep,
         ]  # fmt: skip
 
     def wire(self) -> None:
@@ -163,6 +161,7 @@ class ChatTab:
             self.last_look: now,
             self.load: gr.update(value="Loading …" if loading else "Load", interactive=not loading),
             self.unload: gr.update(value="Stop loading" if loading else "Unload", visible=ready or loading),
+            self.talk.composer: visible_if(ready),
             self.talk.panel: visible_if(ready),
             self.blind.panel: visible_if(len(branches) > 1),
             self.blind.absent: self.blind.why_absent(branches),
@@ -173,7 +172,11 @@ class ChatTab:
             updates[self.state] = html
         # The chosen branches stay while the same is loaded.
         if not target or target != _target_of(last_look):
+            # What is loaded needs no choice: its conversation gets the room.
+            updates[self.fold] = gr.update(open=not ready, label=CHANGE if ready else CHOOSE)
             updates[self.talk.trouble] = ""
+            if not ready:
+                updates[self.talk.suggestions] = ""
             updates[self.talk.branches] = self.talk.branch_choices(branches, state.target)
             updates[self.blind.sides] = self.blind.sides_to_choose(state.target, branches)
         return updates
@@ -181,14 +184,17 @@ class ChatTab:
     def _switch(self, mode: str) -> Updates:
         """Show the parts of a mode; Measure loads its own copy and Votes needs no model, so they hide loading."""
         chatting = visible_if(mode in (TALK, BLIND_TEST))
+        is_loaded = self._page.services.chat.state.model is not None
+        label = CHOOSE if mode == MEASURE or not is_loaded else CHANGE
         return {
-            self.loading: chatting,
+            self.fold: gr.update(visible=mode != VOTES, open=label == CHOOSE, label=label),
+            self.load_row: chatting,
+            self.state: chatting,
             self.choice.comparing: chatting,
             self.talk_mode: visible_if(mode == TALK),
             self.blind_mode: visible_if(mode == BLIND_TEST),
             self.measure_mode: visible_if(mode == MEASURE),
             self.votes_mode: visible_if(mode == VOTES),
-            self.choice.panel: visible_if(mode != VOTES),
         }
 
 

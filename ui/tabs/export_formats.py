@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from ui.components import HIDDEN, QUICK, SLOW, Updates, script, shown_as_message
 from ui.form import component_of_field
 from ui.page import Page
 from ui.views.export import render_sizes
-from ui.views.html import copyable, error_box, notices, size
+from ui.views.html import copyable, error_box, notices, size, with_code
 
 ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
 HUB, SCRIPT, SHORT, YAML = "Hub", "Script", "Short script", "YAML"
@@ -87,7 +86,7 @@ class ExportForms:
 
     def updates(self, form: str, reason: str, sizes: str = "") -> Updates:
         """Show the settings of a format and its file sizes, or why it is not available."""
-        about = f'<p class="lead">{escape(_ABOUT.get(form, ""))}</p>{notices([reason] if reason else [])}'
+        about = f'<p class="lead">{with_code(_ABOUT.get(form, ""))}</p>{notices([reason] if reason else [])}'
         kind = FOLDERS.get(form)
         settings = kind.settings if kind is not None else ()
         visible = {

@@ -60,26 +60,26 @@ class TalkPart:
         self._prompts = prompts
         self._stream = AnswerStream(page.services.chat)
         self._votes = Votes(page.services.home)
-        self.transcript = pick_list(elem_id="transcript", autoscroll=True)
-        with gr.Column(visible=False, elem_id="talk") as self.panel:
-            self.branches = Radio(
-                [SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, show_label=False, container=False,
-                elem_id="chat-branches",
-            )  # fmt: skip
+        self.transcript = pick_list(more="newest", elem_id="transcript")
+        self.suggestions = pick_list(elem_id="suggestions")
+        with gr.Column(visible=False, elem_id="composer", elem_classes="stays") as self.composer:
             self.trouble = gr.HTML(elem_id="chat-trouble")
-            self.suggestions = pick_list(elem_id="suggestions")
-            self.question = gr.Textbox(
-                label="Your question", lines=1, max_lines=8, placeholder="Enter sends, Shift+Enter adds a line.",
-                elem_id="chat-question",
-            )  # fmt: skip
+            with gr.Row(equal_height=True, elem_id="ask-row"):
+                self.question = gr.Textbox(
+                    label="Your question", lines=1, max_lines=8, placeholder="Ask a question. Shift+Enter adds a line.",
+                    elem_id="chat-question", container=False, min_width=180,
+                )  # fmt: skip
+                self.send = gr.Button("Send", variant="primary", scale=0, min_width=90, elem_id="chat-send")
+                self.stop = gr.Button("Stop", scale=0, min_width=90, visible=False, elem_id="chat-stop")
             with gr.Row(elem_id="chat-buttons"):
-                self.send = gr.Button("Send", variant="primary", scale=0, min_width=120, elem_id="chat-send")
-                self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="chat-stop")
-                self.again = gr.Button("Regenerate", scale=0, min_width=130, visible=False, elem_id="chat-again")
-                self.keep_all = gr.Button(
-                    "Cancel edit", scale=0, min_width=130, visible=False, elem_id="chat-cancel-edit"
-                )
-                self.clear = gr.Button("Clear", scale=0, min_width=100, visible=False, elem_id="chat-clear")
+                self.branches = Radio(
+                    [SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, show_label=False, container=False,
+                    elem_id="chat-branches",
+                )  # fmt: skip
+                self.again = gr.Button("Regenerate", size="sm", scale=0, visible=False, elem_id="chat-again")
+                self.keep_all = gr.Button("Cancel edit", size="sm", scale=0, visible=False, elem_id="chat-cancel-edit")
+                self.clear = gr.Button("Clear", size="sm", scale=0, visible=False, elem_id="chat-clear")
+        with gr.Column(visible=False, elem_id="talk") as self.panel:
             self.sampling = SamplingPart()
             with gr.Accordion("Exact prompt", open=False, elem_id="chat-prompt") as self.prompt_fold:
                 self.prompt = gr.HTML(elem_id="chat-prompt-text")
@@ -114,13 +114,24 @@ class TalkPart:
             **SLOW,
         }
         question_outputs = [self.turns, self.question, self.row]
+        prompting: dict[str, Any] = {
+            "fn": shown_in_place(self._prompt),
+            "inputs": [self.question, self.turns, self.branches, system],
+            "outputs": self.prompt,
+            **SLOW,
+        }
+        renewing = {
+            **prompting,
+            "fn": shown_in_place(self._renew_prompt),
+            "inputs": [self.prompt, *prompting["inputs"]],
+        }
         again = self.again.click(_take_back, self.turns, question_outputs, **QUICK)
         for answer_event in (
             gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking),
             again.then(trigger_mode="once", **asking),
         ):
             # Not with the last answer: until the event is over, Gradio ignores a click.
-            answer_event.then(lambda: gr.update(interactive=True), None, self.send, **QUICK)
+            answer_event.then(lambda: gr.update(interactive=True), None, self.send, **QUICK).then(**renewing)
         self.stop.click(self._stop, None, None, **QUICK)
         clear_event = self.clear.click(
             lambda: {
@@ -129,10 +140,12 @@ class TalkPart:
             [self.keep_all, self.before_edit, self.transcript, self.turns, self.trouble, self.again, self.clear, self.browser_copy, self.links], **QUICK,
         )  # fmt: skip
         clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **QUICK)
+        clear_event.then(**renewing)
         editing = [*question_outputs, self.transcript, self.again, self.clear, self.keep_all, self.before_edit]
-        self.transcript.click(self._edit, [self.turns, self.before_edit], editing, **QUICK)
+        self.transcript.click(self._edit, [self.turns, self.before_edit], editing, **QUICK).then(**renewing)
         self.transcript.click(self._vote, self.turns, [self.transcript, self.trouble], **QUICK)
-        self.keep_all.click(self._cancel_edit, self.before_edit, editing, **QUICK)
+        self.keep_all.click(self._cancel_edit, self.before_edit, editing, **QUICK).then(**renewing)
+        self.branches.input(**renewing)
         load_event.then(self._suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
         self.suggestions.click(
             self._take,
@@ -140,10 +153,8 @@ class TalkPart:
             [self.question, self.row, system, self.suggestions, self.suggested_prompts],
             **QUICK,
         )
-        gr.on(
-            [self.prompt_fold.expand, self.show_prompt.click], shown_in_place(self._prompt),
-            [self.question, self.turns, self.branches, system], self.prompt, **SLOW,
-        )  # fmt: skip
+        gr.on([self.prompt_fold.expand, self.show_prompt.click], **prompting)
+        self.prompt_fold.collapse(None, None, self.prompt, js="() => ''", **QUICK)
         self.keep_fold.expand(
             lambda *of: saving.render_links(self._conversation_of(*of)), [self.turns, system], self.links, **QUICK
         )
@@ -186,7 +197,9 @@ class TalkPart:
         before, redrawn, problem = list(turns), 0.0, ""
         try:
             asked_branches, settings = self._branches(branches), with_seed(read_sampling(sampling))
-            with_what = QuestionSettings(self._choice.answer_models(), settings, system)
+            models = self._choice.answer_models()
+            left_out = view.turns_to_leave_out(before, asked_branches, models)
+            with_what = QuestionSettings(models, settings, system, left_out)
             turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked_branches), reference, with_what)]
             requests = _requests(turns, asked_branches, system, settings)
             yield {
@@ -295,15 +308,23 @@ class TalkPart:
         system = {self.sampling.system: prompt.system} if prompt.system else {}
         return {self.question: prompt.question, self.row: prompt, **system}
 
+    def _renew_prompt(self, shown: str, *of: Any) -> str:
+        """Return the prompt as it is now, if one is shown."""
+        return self._prompt(*of) if shown else ""
+
     def _prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
-        branch = self._branches(branches)[-1]
+        asked = self._branches(branches)
         text = (question or "").strip()
-        # Without a question, the prompt of the newest answer.
-        next_turns = [*turns, Turn(text)] if text else [*turns[:-1], *(Turn(turn.question) for turn in turns[-1:])]
-        messages = view.messages_of(next_turns, branch, system or "")
-        if not messages:
+        if text:
+            left_out = view.turns_to_leave_out(turns, asked, self._choice.answer_models())
+            next_turns = [*(turn for number, turn in enumerate(turns) if number not in left_out), Turn(text)]
+        else:  # the prompt of the newest answer
+            next_turns = [*view.in_context(turns)[:-1], *(Turn(turn.question) for turn in turns[-1:])]
+        messages = view.messages_of(next_turns, asked[-1], system or "")
+        if not next_turns:
             return small("Type a question to see its prompt.")
-        return view.render_prompt(self._page.services.chat.prompt(messages))
+        names = {**view.BRANCH_WORDS, **self._choice.names(self._page.services.chat.state.target)}
+        return view.render_prompt(self._page.services.chat.prompt(messages), names[asked[-1]])
 
     def _conversation_of(self, turns: list[Turn], system: str) -> SavedConversation:
         state = self._page.services.chat.state

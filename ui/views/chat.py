@@ -73,6 +73,7 @@ class QuestionSettings:
     models: Mapping[Branch, AnswerModel]
     sampling: SamplingConfig
     system: str = ""
+    left_out: tuple[int, ...] = ()  # numbers of earlier turns that are not in the context of the answers
 
 
 @dataclass(frozen=True, config=_SAVED)
@@ -102,10 +103,34 @@ class Turn:
         return replace(self, answers=tuple(answers))
 
 
+def turns_to_leave_out(
+    turns: Sequence[Turn], branches: Sequence[Branch], models: Mapping[Branch, AnswerModel]
+) -> tuple[int, ...]:
+    """Return the numbers of the turns that not all of these models answered: without them, all read the same questions."""
+    return tuple(
+        number
+        for number, turn in enumerate(turns)
+        if not all(_has_answer(turn, branch, models.get(branch)) for branch in branches)
+    )
+
+
+def _has_answer(turn: Turn, branch: Branch, model: AnswerModel | None) -> bool:
+    if not any(answer.branch == branch and answer.done and answer.text for answer in turn.answers):
+        return False
+    answered = turn.asked.models.get(branch) if turn.asked is not None else None
+    return answered is None or model is None or answered.has_weights_of(model)
+
+
+def in_context(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the last turn after the earlier ones that its models read."""
+    asked = turns[-1].asked if turns else None
+    return [turn for number, turn in enumerate(turns) if asked is None or number not in asked.left_out]
+
+
 def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Message, ...]:
-    """Return one branch's conversation, with its own answers."""
+    """Return one branch's conversation in the context of the last turn, with its own answers."""
     messages = [Message("system", system.strip())] if system.strip() else []
-    for turn in turns:
+    for turn in in_context(turns):
         answer = next((answer for answer in turn.answers if answer.branch == branch), None)
         messages.append(Message("user", turn.question))
         if answer is not None and answer.done and answer.text:
@@ -158,7 +183,13 @@ def _turn(
     edit = ""
     if number is not None:
         edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask again from here">Edit</button>'
-    return f'<div class="question"><div><h3>You</h3>{edit}</div>{escape(turn.question)}</div><div class="answers">{answers}</div>'
+    context, left_out = "", len(turn.asked.left_out) if turn.asked is not None else 0
+    if left_out:
+        context = small(
+            f"Not in the context: {plural(left_out, 'earlier question')} that not all of these models answered."
+        )
+    question = f'<div class="question"><div><h3>You</h3>{edit}</div>{escape(turn.question)}</div>'
+    return f'{question}{context}<div class="answers">{answers}</div>'
 
 
 def _vote_button(identifier: str, name: str, *, is_voted: bool) -> str:
@@ -249,11 +280,11 @@ def _with_what(model: LoadedModel, results: Sequence[str]) -> str:
     return f" with the {method} {'results' if len(results) > 1 else 'result'} of {names}"
 
 
-def render_prompt(view: PromptView) -> str:
-    """Return the prompt as text with its control tokens, and as ids."""
+def render_prompt(view: PromptView, name: str) -> str:
+    """Return the prompt of a model as text with its control tokens, and as ids."""
     ids = " ".join(str(number) for number in view.ids)
     return (
-        f"{small(f'{len(view.ids):,} tokens, exactly as the model reads them.')}{log(view.text, 'Prompt text')}"
+        f"{small(f'{name}: {len(view.ids):,} tokens, exactly as the model reads them.')}{log(view.text, 'Prompt text')}"
         f"{small('As ids:')}{log(ids, 'Prompt ids')}"
     )
 

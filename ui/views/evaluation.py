@@ -25,6 +25,7 @@ from ui.views.html import (
     empty,
     facts,
     log,
+    markdown,
     notices,
     pickable,
     plural,
@@ -194,7 +195,7 @@ def _answer_row(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
 
 
 def _text(text: str) -> str:
-    return escape(text) if text else NO_ANSWER
+    return markdown(text) if text.strip() else NO_ANSWER
 
 
 def _figures(scores: AnswerScores, tokens: int) -> str:
@@ -260,13 +261,13 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
         for side, branch in (("Left", pair.left), ("Right", pair.right))
     )
     if pair.reference:
-        answers += answer_box("reference wide", "Reference", escape(pair.reference))
+        answers += answer_box("reference wide", "Reference", _text(pair.reference))
     return _blind_pair(pair.prompt, answers, words)
 
 
 def render_same_words(pair: Pair) -> str:
     """Return a pair of identical answers."""
-    both = answer_box("", "Both", escape(pair.answers[pair.left]))
+    both = answer_box("", "Both", _text(pair.answers[pair.left]))
     return _blind_pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
 
 
@@ -326,4 +327,4 @@ def _blind_question(prompt: str) -> str:
 
 
 def _blind_answer(name: str, text: str, *, chosen: bool = False) -> str:
-    return answer_box("chosen" if chosen else "", name, escape(text) if text.strip() else NO_ANSWER)
+    return answer_box("chosen" if chosen else "", name, _text(text))

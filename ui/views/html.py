@@ -178,8 +178,8 @@ def notice(text: str) -> str:
 
 
 def notices(sentences: Iterable[str]) -> str:
-    """Return each sentence as a notice."""
-    return "".join(f'<p class="notice">{escape(sentence)}</p>' for sentence in sentences)
+    """Return each sentence as a notice, with `code` for parts between backticks."""
+    return "".join(f'<p class="notice">{with_code(sentence)}</p>' for sentence in sentences)
 
 
 def with_code(text: str) -> str:
