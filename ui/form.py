@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from engine.config import suited
 from engine.config.load import SectionType, config_in_the_making, section_from_mapping, setting_names
 from engine.config.run import RunConfig
+from engine.config.section import BY_DECADES
 from engine.errors import ConfigError, Problem
 from engine.hardware.known_devices import KnownDevice, find_known_device
 from engine.models.shape import ModelShape
@@ -50,6 +51,11 @@ class Form:
         assert name in (*setting_names(), JUDGE_FOR, SUITED), name
         assert name not in self._components, f"{name} is on the page twice"
         self._components[name] = component
+        return self.show_problems_of(name, component) if component.visible else component
+
+    def show_problems_of(self, name: str, component: Component) -> Component:
+        """Let a component be the field of a setting: what is wrong with it is shown there, and links lead to it."""
+        component.elem_classes = [*component.elem_classes, name]
         return component
 
     def complete(self) -> None:
@@ -194,7 +200,12 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
         if "maximum" in presentation or (kind is int and lower is not None and (upper or 10**9) <= _LARGEST_SLIDER):
             step = 1 if kind is int else 0.01
             return Slider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
-        return gr.Number(**{"value": default, "precision": 0 if kind is int else None, **shared})
+        step = 1 if kind is int else 0.01 if upper is not None and upper <= 1 else "any"  # "any" steps by 1 as well
+        placeholder = "" if default is None else text_of(default)
+        number = {"value": default, "precision": 0 if kind is int else None, "step": step, "placeholder": placeholder}
+        if BY_DECADES in field.metadata:
+            number |= {"step": "any", "elem_classes": [BY_DECADES]}
+        return gr.Number(**{**number, **shared})
     if isinstance(default, tuple):
         default = ", ".join(default)
     return gr.Textbox(**{"value": default or "", "lines": 1, "max_lines": 1, **shared})

@@ -1,8 +1,11 @@
 """What every part of a configuration shares: frozen, strict about keys, and self-describing."""
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+BY_DECADES = "by-decades"  # metadata of a field: people change it along 1, 2, 5, 10, not by adding
+Magnitude = Annotated[float, BY_DECADES]
 
 
 class Section(BaseModel):

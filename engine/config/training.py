@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import field_validator
 
 from engine.config.preference import ObjectiveSettings
-from engine.config.section import setting
+from engine.config.section import Magnitude, setting
 
 Optimizer = Literal[
     "adamw_torch", "adamw_torch_fused", "adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit", "adafactor", "sgd"
@@ -30,15 +30,15 @@ class TrainingConfig(ObjectiveSettings):
     """Rows per device and forward pass. Larger batches need more memory."""
     gradient_accumulation_steps: int = setting(4, "Gradient accumulation", ge=1, le=65_536)
     """Batches per optimizer step. More of them average more rows without more activation memory."""
-    learning_rate: float = setting(2e-4, "Learning rate", gt=0, le=1.0)
-    """1e-4 to 3e-4 suits LoRA, 1e-5 to 5e-5 full fine-tuning, 3e-3 and more IA3 and prefix tuning."""
+    learning_rate: Magnitude = setting(2e-4, "Learning rate", gt=0, le=1.0)
+    """1e-4 to 3e-4 suits LoRA, 1e-5 to 5e-5 full fine-tuning, 3e-3 and more IA3 and prefix tuning. dpo, kto and orpo need a twentieth."""
     lr_scheduler_type: Scheduler = setting("cosine", "Scheduler")
     """How the learning rate changes after the warm-up."""
-    warmup_steps: float = setting(0.03, "Warm-up", ge=0, le=MAX_STEPS_BOUND)
+    warmup_steps: Magnitude = setting(0.03, "Warm-up", ge=0, le=MAX_STEPS_BOUND)
     """Steps over which the learning rate rises from zero. Below 1 it is a share of all steps."""
-    weight_decay: float = setting(0.0, "Weight decay", ge=0, le=1)
+    weight_decay: Magnitude = setting(0.0, "Weight decay", ge=0, le=1)
     """Pulls trained weights towards zero."""
-    max_grad_norm: float = setting(1.0, "Max gradient norm", ge=0, le=1000)
+    max_grad_norm: Magnitude = setting(1.0, "Max gradient norm", ge=0, le=1000)
     """Scales larger gradients down to this norm. 0 turns clipping off."""
     max_length: int = setting(1024, "Max length", ge=8, le=1_048_576)
     """Longer rows are truncated, in tokens. Memory grows with it; the Data tab shows what is lost."""

@@ -163,6 +163,24 @@ def test_a_choice_that_another_version_offered_becomes_the_default():
     assert filled["training.report_to"] == ["trackio"]
 
 
+def test_a_value_whose_magnitude_matters_is_stepped_by_factors_and_a_share_by_a_hundredth():
+    def number(name: str) -> gr.Number:
+        with Blocks():
+            return Form().setting(name)
+
+    assert [number(f"training.{name}").elem_classes[0] for name in ("learning_rate", "weight_decay", "beta")] == [
+        "by-decades"
+    ] * 3
+    assert number("adapter.vera_dropout").step == 0.01
+    assert number("training.num_train_epochs").elem_classes == ["training.num_train_epochs"]
+
+
+def test_an_emptied_number_shows_its_default():
+    with Blocks():
+        assert component_for("training.learning_rate").placeholder == "0.0002"
+        assert component_for("training.num_train_epochs").placeholder == "3"
+
+
 def test_the_term_is_next_to_plain_words_only_where_they_differ():
     assert label_of("adapter.r") == "Rank (r)"
     assert label_of("training.learning_rate") == "Learning rate"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from engine.config.methods.base import PeftMethod, pair_rule
-from engine.config.section import Section, setting
+from engine.config.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
     from engine.config.run import AdapterConfig, RunConfig
@@ -29,7 +29,7 @@ class AdaLoraSettings(Section):
     """How slowly the importance of a weight follows its gradients."""
     beta2: float = setting(0.85, "Uncertainty smoothing", ge=0.0, lt=1.0)
     """How slowly the uncertainty of that importance follows."""
-    orth_reg_weight: float = setting(0.5, "Orthogonality", ge=0.0, le=1000.0)
+    orth_reg_weight: Magnitude = setting(0.5, "Orthogonality", ge=0.0, le=1000.0)
     """Weight in the loss of how far the singular vectors are from orthogonal. 0 leaves it out."""
 
 

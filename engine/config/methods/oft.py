@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 from engine.config.methods.base import PeftMethod
-from engine.config.section import Section, setting
+from engine.config.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
     from engine.config.run import AdapterConfig
@@ -19,7 +19,7 @@ class OftSettings(Section):
     """Inputs that are rotated together. Larger blocks learn more and take more memory."""
     coft: bool = setting(False, "Constrained OFT")
     """Keeps rotations within eps of none, which protects what the model knows."""
-    eps: float = setting(6e-5, "Freedom of rotation", gt=0.0, le=1.0)
+    eps: Magnitude = setting(6e-5, "Freedom of rotation", gt=0.0, le=1.0)
     """How far constrained OFT may rotate. Only read with coft."""
     block_share: bool = setting(False, "Share blocks")
     """Uses one rotation for all blocks of a layer: far fewer parameters."""

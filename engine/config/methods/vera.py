@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from engine.config.methods.base import PeftMethod
-from engine.config.section import Section, setting
+from engine.config.section import Magnitude, Section, setting
 
 
 class VeraSettings(Section):
@@ -12,7 +12,7 @@ class VeraSettings(Section):
 
     vera_dropout: float = setting(0.0, "VeRA dropout", ge=0.0, lt=1.0)
     """Share of adapter inputs dropped while training."""
-    d_initial: float = setting(0.1, "First scale", gt=0.0, le=10.0)
+    d_initial: Magnitude = setting(0.1, "First scale", gt=0.0, le=10.0)
     """Where the trained scales begin. 0.1 and less works best."""
     projection_prng_key: int = setting(0, "Projection seed", ge=0, le=2**31 - 1)
     """Draws the two random matrices that all layers share."""
