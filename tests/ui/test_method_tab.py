@@ -6,11 +6,18 @@ from dataclasses import replace
 import pytest
 
 from engine.config.distribution import distribution_of
-from engine.config.run import RunSection
+from engine.config.run import AdapterConfig, RunSection
 from tests.ui.drafts import NAMES, SIZES, draft_of, small_shape
 from tests.ui.drafts import form as form
 from ui.form import targets_update
-from ui.tabs.method import change_of_row, method_choice, render_method_table, render_trainable
+from ui.tabs.method import (
+    _SHARED_DEFAULTS,
+    _settings_of_choice,
+    change_of_row,
+    method_choice,
+    render_method_table,
+    render_trainable,
+)
 
 
 def test_trainable_parameters_follow_the_targets(form):
@@ -85,3 +92,19 @@ def test_targets_are_shown_as_the_modules_of_the_model(targets, choices, value):
 
     assert update["choices"] == choices
     assert update["value"] == value
+
+
+@pytest.mark.parametrize("method", ["Prefix tuning", "IA3", "AdaLoRA", "LoRA", "Full fine-tuning"])
+def test_four_bits_that_came_with_qlora_leave_with_it(method):
+    shared = [getattr(AdapterConfig(), name) for name in _SHARED_DEFAULTS]
+    by_hand, quantization, former, *shared = _settings_of_choice("QLoRA", "", "none", "lora", *shared)
+    assert (quantization, former) == ("nf4", "lora")
+
+    assert _settings_of_choice(method, by_hand, quantization, former, *shared)[:2] == ["", "none"]
+
+
+@pytest.mark.parametrize(("method", "kept"), [("IA3", "nf4"), ("LoRA", "none"), ("Full fine-tuning", "none")])
+def test_four_bits_that_were_set_by_hand_stay_where_the_method_allows_them(method, kept):
+    shared = [getattr(AdapterConfig(), name) for name in _SHARED_DEFAULTS]
+
+    assert _settings_of_choice(method, "nf4", "nf4", "lora", *shared)[1] == kept

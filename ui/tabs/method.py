@@ -75,6 +75,7 @@ class MethodTab:
         self.lead = gr.HTML(f'<h2>Method</h2><p class="lead">{DEFAULT_METHOD.help}</p>')
         self.choice = Radio(list(_CHOICES), value=DEFAULT_METHOD.label, show_label=False, elem_id="method-choice")
         form.register("adapter.method", Radio(list(METHODS), value=DEFAULT_METHOD.name, visible=False))
+        form.show_problems_of("adapter.method", self.choice)
         form.register("adapter.warm_start", gr.State(None))
         self.begins = pick_list(elem_id="begins-with")
         self.link_alpha = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False, render=False)
@@ -82,7 +83,7 @@ class MethodTab:
             self._lay_out(methods, fields)
         form.setting("model.quantization", elem_id="quantization")
         self.trainable = gr.HTML(elem_id="trainable")
-        with gr.Accordion("Advanced", open=False):
+        with gr.Accordion("Advanced", open=False, elem_id="more-method"):
             for methods, fields in _field_groups(advanced=True).items():
                 self._lay_out(methods, fields)
             form.setting("model.double_quant")
@@ -91,6 +92,9 @@ class MethodTab:
                 form.setting("model.attn_implementation")
         self.table = pick_list(elem_id="method-table")
         self._change = gr.State({})
+        # The quantization that was set by hand; one that came with a method leaves with it.
+        self._set_quantization = gr.Textbox("", visible=False)
+        page.on_fill(self._set_quantization, lambda _: "")
         page.on_draft(self.trainable, render_trainable)
         page.on_draft(self.lead, render_lead)
         page.on_draft(self.choice, method_choice)
@@ -123,8 +127,9 @@ class MethodTab:
         method, quantization = form["adapter.method"], form["model.quantization"]
         rank, alpha, start = form["adapter.r"], form["adapter.lora_alpha"], form["adapter.warm_start"]
         shared = [form[f"adapter.{name}"] for name in _SHARED_DEFAULTS]
-        settings = [quantization, method, *shared]
+        settings = [self._set_quantization, quantization, method, *shared]
         page.refresh_after(self.choice.input(_settings_of_choice, [self.choice, *settings], settings, **QUICK))
+        quantization.input(None, quantization, self._set_quantization, js="(value) => value", **QUICK)
         page.refresh_after(self.begins.click(lambda: None, None, start, **QUICK))
         # In the browser: figures that depend on both need one round trip only.
         linking = {"js": "(r, linked, alpha) => linked && r ? 2 * r : alpha", **QUICK}
@@ -181,19 +186,19 @@ def method_choice(draft: Draft) -> str:
     return method.four_bit_label if in_four_bits and method.four_bit_label else method.label
 
 
-def _settings_of_choice(choice: str, quantization: str, former: str, *shared: Any) -> list[Any]:
-    """Return quantization, method and shared settings after a choice; set values stay."""
-    chosen = _CHOICES[choice]
+def _settings_of_choice(choice: str, set_by_hand: str, quantization: str, former: str, *shared: Any) -> list[Any]:
+    """Return the quantization set by hand, quantization, method and shared settings after a choice; set values stay."""
+    chosen, in_four_bits = _CHOICES[choice], quantization in FOUR_BIT
     method = METHODS[chosen.method]
-    if chosen.four_bit and quantization not in FOUR_BIT:
-        quantization = FOUR_BIT[0]
-    elif quantization not in method.quantization or (
-        method.four_bit_label and not chosen.four_bit and quantization in FOUR_BIT
-    ):
+    came_with_method = METHODS[former].four_bit_label and in_four_bits and set_by_hand != quantization
+    if chosen.four_bit:
+        quantization = quantization if in_four_bits else FOUR_BIT[0]
+    elif quantization not in method.quantization or came_with_method or (method.four_bit_label and in_four_bits):
         quantization = "none"
+    set_by_hand = quantization if set_by_hand == quantization else ""
     values = dict(zip(_SHARED_DEFAULTS, shared, strict=True))
     changes = AdapterConfig.model_construct(method=former, **values).changes_for(method.name)
-    return [quantization, method.name, *(changes.get(name, value) for name, value in values.items())]
+    return [set_by_hand, quantization, method.name, *(changes.get(name, value) for name, value in values.items())]
 
 
 def render_lead(draft: Draft) -> str:
