@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from engine.errors import shorten
-from ui.views.html import pick_button, short_name
+from ui.views.html import pick_button, setting_title, short_name
 
 Settings = dict[str, Any]  # values by section.field; None for an empty one
 Sections = Mapping[str, Mapping[str, Any]]
@@ -35,6 +35,7 @@ class FormChange:
     others: Settings | None = None  # all other set values, if the change lasts only until one of them changes
     open_before: frozenset[str] = frozenset()  # settings that had their dependent default
     open_after: frozenset[str] = frozenset()
+    note: str = ""  # a sentence on what it left as it was
 
     @classmethod
     def between(cls, title: str, before: "Reading", after: "Reading", *, undoes: bool = False) -> "FormChange":
@@ -90,7 +91,8 @@ class FormChange:
         text = f"{title}: {', '.join(words)}" if title else ", ".join(words)
         button = "redo" if self.undoes else "undo"
         label = f"{button.capitalize()}: {text}"
-        return f'<p class="notice" role="status">{escape(text)} · {pick_button(button, button, label=label)}</p>'
+        note = f"{escape(self.note)} " if self.note else ""
+        return f'<p class="notice" role="status">{note}{escape(text)} · {pick_button(button, button, label=label)}</p>'
 
 
 def _flat(sections: Sections) -> Settings:
@@ -104,7 +106,7 @@ def _flat(sections: Sections) -> Settings:
 
 
 def _term(name: str) -> str:
-    return _TERMS.get(name, name.rpartition(".")[2])
+    return _TERMS.get(name) or setting_title(name) or name.rpartition(".")[2]
 
 
 def _display(value: Any) -> str:

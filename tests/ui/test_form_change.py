@@ -123,10 +123,10 @@ def test_a_change_is_confirmed_in_words_and_undone(visitor):
     visitor.fill(a_config(training__max_length=1024).model_dump(mode="json"))
     visitor.change({"training": {"max_length": 144}})
 
-    assert "max_length 1024 → 144 · <button" in visitor.applied_notice
+    assert "Max length 1024 → 144 · <button" in visitor.applied_notice
     visitor.undo()
     assert visitor.mapping["training"]["max_length"] == 1024
-    assert "Undone: max_length 144 → 1024" in visitor.applied_notice
+    assert "Undone: Max length 144 → 1024" in visitor.applied_notice
     visitor.undo()
     assert visitor.mapping["training"]["max_length"] == 144
 
@@ -136,7 +136,7 @@ def test_undo_leaves_what_was_set_by_hand_since(visitor):
     visitor.change({"training": {"max_length": 144, "gradient_checkpointing": True}})
     visitor.set_by_hand(training__max_length=200, training__learning_rate=5e-4)
 
-    assert "gradient_checkpointing off → on" in visitor.applied_notice
+    assert "Gradient checkpointing off → on" in visitor.applied_notice
     assert "max_length" not in visitor.applied_notice
     visitor.undo()
 

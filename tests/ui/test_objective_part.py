@@ -158,7 +158,7 @@ def test_a_preset_that_continues_another_one_reports_what_is_missing_and_takes_i
     hint = part.hint_of(visitor.page.draft(visitor._form()))
     assert "has not been trained here yet" in hint
     assert f'data-pick="{before.name}"' in hint
-    took = part._take_hint(SimpleNamespace(_data={"pick": before.name}))
+    took = part._take_hint(SimpleNamespace(_data={"pick": before.name}), *visitor._form())
     assert took[part._preset] == before.mapping()
 
     run = write_run(services.runs, before.load(), InventedRun())

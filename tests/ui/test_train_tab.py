@@ -64,7 +64,7 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
 def test_every_preset_fills_a_form_that_can_start_or_reports_what_keeps_it(tab, preset):
     config, page = preset.load(), tab._page
     visitor = FormVisitor(page)
-    visitor.fill(tab._use_preset(SimpleNamespace(_data={"pick": preset.name})))
+    visitor.fill(tab._use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor._form()))
 
     draft = page.draft(visitor._form())
     panel, problems = render_side_panel(draft), device_problems(config, describe_processor())
@@ -77,6 +77,32 @@ def test_every_preset_fills_a_form_that_can_start_or_reports_what_keeps_it(tab, 
     for problem in problems:  # an optimizer of GPUs alone, in the presets for them
         assert escape(problem.message) in panel
         assert escape(problem.message) in render_reason(draft)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "stays"),
+    [
+        ({"source": "rows.jsonl", "format": "alpaca", "column_map": {"output": "answer"}}, True),
+        ({"source": "sample:lab-chats", "mix": {"rows.jsonl": 1.0}}, True),
+        ({"source": "sample:loratory-faq", "eval_fraction": 0.2}, False),
+        ({"source": "timdettmers/openassistant-guanaco", "format": "text"}, False),  # of another preset
+        ({}, False),
+    ],
+)
+def test_a_preset_keeps_the_dataset_that_a_person_chose_and_reports_it(tab, dataset, stays):
+    visitor, preset = FormVisitor(tab._page), find_preset("qwen3-8b-qlora-12gb")
+    visitor.change({"dataset": dataset} if dataset else {})
+    before = visitor.mapping
+
+    visitor.fill(tab._use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor._form()))
+
+    after = visitor.mapping
+    assert after["model"]["id"] == preset.load().model.id
+    assert (after["dataset"] == before["dataset"]) == stays
+    assert after["dataset"]["source"] == (dataset["source"] if stays else "sample:lab-chats")
+    assert ("Your dataset stays." in visitor.applied_notice) == stays
+    visitor.undo()
+    assert [visitor.mapping[name] for name in ("model", "dataset")] == [before[name] for name in ("model", "dataset")]
 
 
 def test_a_preset_whose_model_cannot_be_read_leaves_the_form_as_it_is_and_reports_why(services):
@@ -149,8 +175,8 @@ def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_
     draft = tab._page.draft(values)
     assert why_not(draft) == "One setting needs your attention."
     reason, panel, plan = render_reason(draft), render_side_panel(draft), count(tab, values)[0]
-    assert [text.count("The Data tab shows the reason.") for text in (reason, panel, plan)] == [1, 1, 0]
-    assert not any("rows.jsonl cannot be read" in text for text in (reason, panel, plan))
+    words = "rows.jsonl cannot be read. Check the file."
+    assert [text.count(words) for text in (reason, panel, plan)] == [1, 1, 0]
     assert why_not(tab._page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None
 
 

@@ -1,7 +1,7 @@
 """Objective: what a run optimizes, the settings of preference tuning, and the adapter that it starts from."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from gradio.events import Dependency
 from engine.config.objectives import OBJECTIVES, ROWS_IN_WORDS, SUPERVISED, Objective, objectives_for
 from engine.config.preference import ObjectiveSettings
 from engine.config.presets import Preset, find_preset, list_presets
+from engine.config.run import DatasetConfig
 from engine.config.suited import open_settings
+from engine.data.source import SAMPLE_PREFIX
 from engine.runs.run import Run
 from ui.backend.run_reader import has_adapter
 from ui.components import QUICK, SLOW, Updates, pick_list, picked_value, shown_as_message, visible_if
@@ -24,6 +26,7 @@ from ui.views.html import pick_button
 
 _BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
+_ROW_SETTINGS = ("source", "subset", "split", "revision", "format", "column_map", "mix")
 _PRESENTATION: dict[str, dict[str, Any]] = {
     "beta": {"elem_id": "beta"},
     "loss_weights": {"placeholder": "1, 0.2"}, "precompute_ref_log_probs": {"elem_id": "precompute"},
@@ -58,6 +61,8 @@ class ObjectivePart:
                     [("Base model", _BASE)], value=_BASE, label="Start from", info=" ", elem_id="start-from", min_width=300,
                     visible=False,
                 )  # fmt: skip
+            form.show_problems_of("training.objective", self.choice)
+            form.show_problems_of("adapter.warm_start", self.start)
             self.hint = pick_list(elem_id="objective-hint", visible=False)
             with gr.Accordion(
                 "Preference settings", open=False, visible=False, elem_id="preference-settings"
@@ -96,7 +101,7 @@ class ObjectivePart:
         start_event = self.start.input(shown_as_message(self._start_from), self.start, self._change, **SLOW)
         page.change_undoably_after(start_event, self._change)
         outputs = [self._change, self._preset, page.copied_from]
-        hint_event = self.hint.click(shown_as_message(self._take_hint), None, outputs, **SLOW)
+        hint_event = self.hint.click(shown_as_message(self._take_hint), form.components, outputs, **SLOW)
         page.change_undoably_after(hint_event, self._change)
         return page.fill_after(hint_event, self._preset, "Preset")
 
@@ -147,14 +152,15 @@ class ObjectivePart:
         load = pick_button(before.name, "Load that preset")
         return f'<p class="notice" role="status">{words}, which has not been trained here yet. {load}</p>'
 
-    def _take_hint(self, event: gr.EventData) -> Updates:
+    def _take_hint(self, event: gr.EventData, *values: Any) -> Updates:
         """Start from the result that the hint names, or load the preset that makes one."""
         hint, page = picked_value(event), self._page
         if page.reader.exists(hint):
             return {self._change: self._start_from(hint), self._preset: {}}
         preset = find_preset(hint)
         page.services.shapes.learn(preset.load().model)
-        return {self._change: {}, self._preset: preset.mapping(), page.copied_from: ""}
+        mapping = keep_own_dataset(preset.mapping(), page.settings(values)["dataset"])
+        return {self._change: {}, self._preset: mapping, page.copied_from: ""}
 
     def result_of(self, preset: Preset) -> Run | None:
         """Return the newest run with a preset's settings that has a result."""
@@ -169,6 +175,20 @@ class ObjectivePart:
         if run is not None:
             mapping["adapter"] = {**mapping.get("adapter", {}), "warm_start": run.id}
         return mapping
+
+
+def keep_own_dataset(mapping: dict[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a preset's values with the form's dataset where a person chose it: not a sample as it comes, nor a preset's."""
+
+    def rows_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: settings[name] for name in _ROW_SETTINGS if settings.get(name) not in (None, default[name])}
+
+    default = DatasetConfig.model_construct(source="").model_dump()
+    rows, presets = rows_of(dataset), list_presets()
+    offered = ({"source": rows.get("source")},) if str(rows.get("source", "")).startswith(SAMPLE_PREFIX) else ()
+    if not rows or rows in (*offered, *(rows_of(preset.mapping()["dataset"]) for preset in presets)):
+        return mapping
+    return {**mapping, "dataset": dict(dataset), "page": {"note": "Your dataset stays."}}
 
 
 @functools.cache

@@ -31,7 +31,7 @@ from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.follow import FollowPart
 from ui.tabs.jobs import JobsPart
-from ui.tabs.objective import ObjectivePart
+from ui.tabs.objective import ObjectivePart, keep_own_dataset
 from ui.tabs.start import REFUSED, StartPart
 from ui.views.html import small
 from ui.views.run_plan import render_plan, render_presets
@@ -145,7 +145,7 @@ class TrainTab:
 
     def use_preset_by(self, click: Any) -> None:
         """Fill the form with the preset picked by a click."""
-        preset = click(shown_as_message(self._use_preset), None, self._change, **SLOW)
+        preset = click(shown_as_message(self._use_preset), self._page.form.components, self._change, **SLOW)
         alone = preset.success(lambda: "", None, self._page.copied_from, **QUICK)
         self._count_after(self._page.fill_after(alone, self._change, "Preset"))
 
@@ -191,11 +191,11 @@ class TrainTab:
                 verdicts[preset.name] = estimate_memory(shape, config, device).verdict
         return render_presets(presets, verdicts)
 
-    def _use_preset(self, event: gr.EventData) -> dict[str, Any]:
-        """Return the settings of a picked preset; raises if its model cannot be read."""
+    def _use_preset(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
+        """Return the settings of a picked preset, and the person's own dataset; raises if its model cannot be read."""
         preset = find_preset(picked_value(event))
         self._page.services.shapes.learn(preset.load().model)
-        return self.objective.with_start(preset)
+        return keep_own_dataset(self.objective.with_start(preset), self._page.settings(values)["dataset"])
 
     def _plan(self, draft: Draft) -> str:
         config = draft.config
