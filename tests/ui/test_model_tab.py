@@ -154,7 +154,8 @@ def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_know
     assert tab._fits_for("RTX 4090", lengths_stamp(check)) is fits.on(
         known_device("RTX 4090"), check.report.row_lengths
     )
-    assert "rows of 1,024 tokens" in tab._filter("", "", "RTX 4090", "1-2-forged")
+    uncounted = tab._filter("", "", "RTX 4090", "1-2-forged")
+    assert "Fits: rows of 1,024 tokens at batch 2 on NVIDIA RTX 4090, until your rows are counted." in uncounted
 
 
 def test_a_revision_that_cannot_be_read_reports_it_next_to_the_model(tab, services, monkeypatch):

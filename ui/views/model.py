@@ -32,8 +32,10 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
     ]  # fmt: skip
     done_count, is_done = fits.progress
     # Tokens are counted with the chosen model's tokenizer; other tokenizers differ slightly.
-    rows = "your rows" if fits.rows is not None else "rows of 1,024 tokens"
-    caption = f"Fits: {rows} at batch 2 on {fits.device_name}."
+    rows, until = (
+        ("your rows", "") if fits.rows is not None else ("rows of 1,024 tokens", ", until your rows are counted")
+    )
+    caption = f"Fits: {rows} at batch 2 on {fits.device_name}{until}."
     if not is_done:
         caption += (
             f" {done_count} of {len(list_catalog())} models estimated; each architecture takes seconds the first time."
