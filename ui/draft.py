@@ -187,12 +187,11 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     model, model_config = mapping["model"], model_of(mapping)
     question = question_of(mapping)
     unread = services.shapes.trouble(str(model.get("id", "")), model.get("revision"))
-    if unread is not None:
-        problems = [*problems, Problem("model.id", "cannot be read. The Model tab shows the reason.")]
-    elif model_config is not None and services.tokenizers.trouble(model_config) is not None:
-        problems = [*problems, Problem("model.id", "has no tokenizer here. The Model tab shows the reason.")]
-    elif question is not None and services.checks.trouble(question) is not None:  # nothing is opened to find more
-        problems = [*problems, Problem("dataset.source", "cannot be trained on. The Data tab shows the reason.")]
+    untokenized = services.tokenizers.trouble(model_config) if model_config is not None else None
+    untrainable = services.checks.trouble(question) if question is not None else None
+    if (error := unread or untokenized or untrainable) is not None:  # nothing is opened to find more
+        field = "model.id" if unread or untokenized else "dataset.source"
+        problems = [*problems, Problem(field, f"{error.what} {error.fix}")]
     if config is not None:
         problems = [*problems, *lab_problems(config, services.home)]
     if memory_config is not None and (unfit := _unfit_objective(memory_config, kind)) is not None:

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import gradio as gr
 from gradio.components.base import Component
 from gradio.events import Dependency
 
-from engine.config.suited import SETTINGS
+from engine.config.suited import SETTINGS, suited_settings
 from engine.models.shape import ModelShape
 from engine.runs.store import RUN_ID
 from ui.backend.dataset_checks import model_of
@@ -86,13 +87,17 @@ class Page:
         self._views[component] = view
 
     def note_suited(self, name: str) -> None:
-        """Place a line that shows what a setting's default is suited to; empty once the setting is set."""
+        """Place a line that shows what a setting's default is suited to, and the default where another value is set."""
 
         def view(draft: Draft) -> str:
             default = draft.suited_defaults.get(name)
             if default is not None and default.awaits_rows and not draft.missing:
                 return small("set once your rows are counted")
-            return small(f"suited to {default.to}") if default is not None and default.to else ""
+            if default is not None or draft.memory_config is None:
+                return small(f"suited to {default.to}") if default is not None and default.to else ""
+            usual = suited_settings(draft.memory_config, draft.rows.known if draft.rows is not None else None)[name]
+            differs = usual.to and setting_in(draft.mapping, name) != usual.value
+            return small(f"{usual.value:g} suits {usual.to}") if differs else ""
 
         self.on_draft(gr.HTML(elem_classes="suited"), view)
 
@@ -310,6 +315,7 @@ class Page:
             return UNCHANGED
         sections = self._suit(mapping)
         change = FormChange.between(title, self._read(values), self._read(self.form.updates(sections)))
+        change = replace(change, note=sections["page"].get("note", ""))
         return {**self._fill(sections), self._last_change: change}
 
     def _change_undoably(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:

@@ -26,7 +26,7 @@ class SidePanel:
     def __init__(self, page: Page) -> None:
         self._page = page
         page.change_line.render()
-        self.panel = gr.HTML(OPENING_PANEL, elem_id="panel")
+        self.panel = pick_list(OPENING_PANEL, elem_id="panel")
         self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Estimate memory for", elem_id="judge-for")
         # Changes with the place: choices are sent only then, not while a user picks one.
         self._place = gr.Textbox(PLACES["local"], visible=False)
@@ -62,8 +62,9 @@ class SidePanel:
         chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
         page.refresh_after(chosen)
         self._place.change(lambda words: gr.update(choices=_devices(words)), self._place, self.judge, **QUICK)
-        change_event = self.advice.click(shown_as_message(apply), None, self._change, **SLOW)
-        page.change_undoably_after(change_event, self._change)
+        for component in (self.panel, self.advice):
+            change_event = component.click(shown_as_message(apply), None, self._change, **SLOW)
+            page.change_undoably_after(change_event, self._change)
 
     def _measured_view(self, component: Any) -> DraftView:
         return lambda draft: self._measurement(draft)[component]

@@ -69,6 +69,12 @@ def usual_learning_rate(config: RunConfig) -> float:
     return rate * _PREFERENCE_RATE if objective_of(config).learns_preferences else rate
 
 
+def objective_and_method(config: RunConfig) -> str:
+    """Return what the usual learning rate depends on, such as `dpo with LoRA`."""
+    learns_preferences = objective_of(config).learns_preferences
+    return f"{config.training.objective} with {config.method_name}" if learns_preferences else config.method_name
+
+
 def learning_rate_factor(config: RunConfig) -> float:
     """Return how many times the usual one the learning rate is; above `HIGH_RATE_FACTOR` it is rarely meant."""
     return config.training.learning_rate / usual_learning_rate(config)
@@ -79,9 +85,7 @@ def _learning_rate(config: RunConfig, _: SeenRows | None) -> Suited | None:
 
     TRL's default for whole models is 1e-6 for DPO, KTO and ORPO, and 2e-5 for supervised fine-tuning: a twentieth.
     """
-    learns_preferences = objective_of(config).learns_preferences
-    to = f"{config.training.objective} with {config.method_name}" if learns_preferences else config.method_name
-    return Suited(usual_learning_rate(config), to)
+    return Suited(usual_learning_rate(config), objective_and_method(config))
 
 
 def _accumulation(config: RunConfig, _: SeenRows | None) -> Suited | None:

@@ -86,6 +86,12 @@ class RowLengths(_Part):
     def longest(self) -> int:
         return max(self.tokens)
 
+    def cut_rows(self, max_length: int) -> int:
+        """Return how many of `count` rows are cut at this length, in proportion where the lengths are a draw."""
+        tokens, each = self.tokens, self.per_row
+        longest = [max(tokens[start : start + each]) for start in range(0, len(tokens), each)]
+        return round(self.count * sum(length > max_length for length in longest) / len(longest))
+
     @property
     def known(self) -> KnownRows:
         """The facts that row-dependent defaults depend on."""

@@ -1,5 +1,6 @@
 """The draft in a real browser, on fakes: what fills the form leaves a page that works, and nothing changes by being shown."""
 
+import re
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ from playwright.sync_api import Page, expect
 from engine.config.presets import find_preset
 from engine.hardware.devices import device_problems
 from engine.hardware.processor import describe_processor
-from tests.browser.chromium import open_tab
+from tests.browser.chromium import barriers, let_fold_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.runs.supervision import wait_until
@@ -151,10 +152,10 @@ def test_boxes_stay_empty_however_they_come_into_sight_and_advice_does_what_it_s
     row = page.locator("#advice [data-pick^='training.max_length=']")
     advised, former = row.get_attribute("data-pick").removeprefix("training.max_length="), length.input_value()
     row.click()
-    expect(page.locator("#applied")).to_contain_text(f"max_length {former} → {advised} · undo")
+    expect(page.locator("#applied")).to_contain_text(f"Max length {former} → {advised} · undo")
     expect(length).to_have_value(advised)
     page.locator("#applied button").click()
-    expect(page.locator("#applied")).to_contain_text(f"Undone: max_length {advised} → {former}")
+    expect(page.locator("#applied")).to_contain_text(f"Undone: Max length {advised} → {former}")
     expect(length).to_have_value(former)
     for box in boxes:
         expect(box).to_have_value("")
@@ -265,3 +266,45 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
 
     wait_until(lambda: lengths == [128])
     expect(page.locator("#plan")).to_contain_text("trained tokens")
+
+
+def test_a_learning_rate_steps_by_factors_no_wheel_changes_a_number_and_an_emptied_one_shows_its_default(page):
+    set_up(page)
+    rate, epochs = page.locator("#learning-rate input"), page.locator("#epochs input")
+
+    for key, value in (("ArrowUp", "0.0005"), ("ArrowUp", "0.001"), ("ArrowDown", "0.0005"), ("ArrowDown", "0.0002")):
+        rate.press(key)
+        expect(rate).to_have_value(value)
+    for box, value in ((rate, "0.0002"), (epochs, "3")):
+        box.focus()
+        box.hover()
+        before = page.evaluate("scrollY")
+        page.mouse.wheel(0, 100)
+        page.wait_for_function("before => scrollY > before", arg=before)
+        expect(box).to_have_value(value)
+        expect(box).to_be_editable()
+    epochs.fill("")
+    expect(epochs).to_have_attribute("placeholder", "3")
+    expect(page.locator("#panel")).to_contain_text("Learning rate")
+
+
+def test_what_is_wrong_is_shown_at_its_field_and_a_link_leads_there_from_another_tab(page):
+    set_up(page)
+    page.locator("#more-training button").first.click()
+    norm = page.get_by_label("Max gradient norm")
+    let_fold_settle(page)
+
+    norm.fill("-1")
+
+    words = "-1 is out of range; it must be at least 0."
+    expect(page.locator("#panel .wrong")).to_have_text(f"Max gradient norm: {words}")
+    expect(norm).to_have_attribute("aria-invalid", "true")
+    expect(norm).to_have_accessible_description(re.compile(f"^{re.escape(words)}"))
+    assert barriers(page) == []
+    page.locator("#more-training button").first.click()
+    open_tab(page, "Model")
+    page.locator("#panel .wrong button").press("Enter")
+    expect(norm).to_be_focused()
+    norm.fill("1")
+    expect(norm).not_to_have_attribute("aria-invalid", "true")
+    expect(page.locator(".field-problem")).to_have_count(0)

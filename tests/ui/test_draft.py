@@ -57,6 +57,28 @@ def test_memory_is_that_of_the_chosen_rows_once_their_lengths_are_known(form):
     assert draft_of(form, small_shape(), checks=checks, **{**settings, "model__id": "other"}).rows is None
 
 
+def test_rows_that_are_cut_and_a_rate_that_is_rarely_meant_are_alarms_next_to_the_verdict(form):
+    checks = DatasetChecks(FakeInspector())
+    settings = {"model__id": "m", "dataset__source": "rows.jsonl", "adapter__target_modules": list(NAMES)}
+    check = checks.read(question_of(draft_of(form, small_shape(), checks=checks, **settings).mapping))
+    wait_for(lambda: check.is_done)
+    rows = check.report.row_lengths
+
+    usual = render_side_panel(draft_of(form, small_shape(), checks=checks, training__max_length=240, **settings))
+    cut = render_side_panel(draft_of(form, small_shape(), checks=checks, training__max_length=16, **settings))
+    rate = render_side_panel(draft_of(form, small_shape(), training__learning_rate=1.0, **settings))
+
+    assert 'class="alarm"' not in usual
+    assert (
+        f"{rows.cut_rows(16)} of {rows.count} training rows are cut at 16 tokens; the longest has {rows.longest}."
+        in cut
+    )
+    assert 'data-pick="training.max_length=240">Raise Max length to 240</button>' in cut
+    assert "The learning rate 1 is 5,000 times the usual 0.0002 of LoRA." in rate
+    assert cut.index('class="verdict"') < cut.index('class="alarm"') < cut.index("For your rows")
+    assert "<dt>Learning rate</dt><dd>1</dd>" in rate
+
+
 def test_a_model_that_is_looked_up_is_not_said_to_be_missing(form):
     draft = draft_of(form, None, model__id="m")
 
@@ -101,7 +123,8 @@ def test_all_mistakes_stand_in_the_panel_together(form):
         "training.learning_rate",
         "training.gradient_checkpointing",
     }
-    assert "learning_rate" in panel
+    assert 'data-field="training.learning_rate">Learning rate</button>: <span>' in panel
+    assert "learning_rate</" not in panel
     assert "Correct the settings above first." in panel
 
 
@@ -238,7 +261,7 @@ def _not_found(_model):
 def test_a_failed_model_is_a_problem_of_the_draft(form):
     draft = draft_of(form, None, trouble=ModelError("Gone.", "Check."), model__id="m", dataset__source="d")
 
-    assert ("model.id", "cannot be read. The Model tab shows the reason.") in draft.problems
+    assert ("model.id", "Gone. Check.") in draft.problems
     assert why_not(draft) == "One setting needs your attention."
 
 

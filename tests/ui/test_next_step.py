@@ -12,6 +12,7 @@ from ui.gradio_internals import Blocks
 from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
 from ui.tabs.train import FOLLOW, SET_UP, TrainTab
+from ui.views.next_step import render_bar
 
 
 @pytest.fixture
@@ -54,18 +55,32 @@ def test_what_is_missing_comes_first_in_the_order_of_the_work(bar):
 
 
 @pytest.mark.parametrize(
-    ("section", "wrong", "tab"),
+    ("section", "wrong"),
     [
-        ("training", {"learning_rate": -1}, "train"),
-        ("adapter", {"r": 0}, "method"),
-        ("dataset", {"eval_fraction": 2}, "data"),
-        ("run", {"devices": "the big one"}, "train"),
+        ("training", {"learning_rate": -1}),
+        ("adapter", {"r": 0}),
+        ("dataset", {"eval_fraction": 2}),
+        ("run", {"devices": "the big one"}),
     ],
 )
-def test_a_wrong_setting_is_one_click_away_and_nothing_can_start(bar, section, wrong, tab):
+def test_a_wrong_setting_is_one_click_away_and_nothing_can_start(bar, section, wrong):
     whole = complete()
+    draft = draft_of(bar, {**whole, section: {**whole[section], **wrong}})
+    name = f"{section}.{next(iter(wrong))}"
 
-    assert step_of(bar, {**whole, section: {**whole[section], **wrong}}) == ("Correct 1 setting", tab)
+    step = bar._step(draft)
+
+    assert (step.words, step.starts) == ("Correct 1 setting", False)
+    assert f'data-field="{name}">Correct 1 setting</button>' in render_bar(draft, step)
+
+
+def test_fits_is_about_memory_and_a_rate_far_above_the_usual_is_named_next_to_it(bar):
+    draft = draft_of(bar, complete(training__learning_rate=1.0))
+
+    html = render_bar(draft, bar._step(draft))
+
+    assert "Fits in memory." in html
+    assert 'class="alarm" data-field="training.learning_rate">high learning rate</button>' in html
 
 
 @pytest.mark.parametrize(

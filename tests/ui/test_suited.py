@@ -207,7 +207,7 @@ def test_undo_gives_back_what_was_set_and_what_followed(visitor, page):
     assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (1024, 0.03)
     count_rows(visitor, page)
     assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (240, 0.1)
-    assert "warmup_steps 7 → 0.1" in visitor.applied_notice
+    assert "Warm-up 7 → 0.1" in visitor.applied_notice
 
     visitor.undo()
     visitor.refresh()
@@ -225,3 +225,16 @@ def test_an_emptied_box_is_what_is_started(visitor, page):
     assert training.early_stopping_patience is None
     assert training.max_length == 1024
     assert "1,024 tokens" in render_side_panel(draft_of(visitor, page))
+
+
+def test_the_hint_of_a_rate_that_was_set_follows_method_and_objective(visitor):
+    visitor.set_by_hand(model__id="some/model", dataset__source="rows.jsonl", training__learning_rate=3e-4)
+    hints = []
+    for settings in ({}, {"adapter__method": "ia3"}, {"adapter__method": "lora", "training__objective": "dpo"}):
+        visitor.set_by_hand(**settings)
+        visitor.refresh()
+        hints.append([html for html in map(str, visitor.values.values()) if " suits " in html])
+
+    for hint, words in zip(hints, ("0.0002 suits LoRA", "0.005 suits IA3", "1e-05 suits dpo with LoRA"), strict=True):
+        assert any(words in html for html in hint), hint
+    assert "dpo, kto and orpo need a twentieth" in str(visitor.page.form["training.learning_rate"].info)

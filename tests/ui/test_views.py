@@ -43,7 +43,8 @@ def test_one_row_and_many_rows():
 def test_all_problems_of_a_configuration_are_listed_in_one_box():
     box = error_box(ConfigError([Problem("adapter.r", "0 is too small."), Problem("model.id", "it is <empty>.")]))
 
-    assert box.count("<li>") == 2
+    assert box.count("<li ") == 2
+    assert 'data-field="adapter.r">Rank</button>: <span>0 is too small.</span>' in box
     assert "2 settings need your attention" in box
     assert "&lt;empty&gt;" in box
 

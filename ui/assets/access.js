@@ -1,6 +1,8 @@
 // What Gradio 6.31 leaves out for people who use a keyboard or a screen reader: landmarks, names that are labels and not
-// labels with all their help, a name of each group of choices, and arrow keys in tabs. And what the browser's tab shows.
+// labels with all their help, a name of each group of choices, arrow keys in tabs, and invalid fields. What the browser's tab
+// shows. And number boxes that no wheel changes.
 const LANDMARKS = {side: ['region', 'Your draft'], 'next-step': ['region', 'Next step']};
+const BOXES = 'input:not([type=range]), textarea';
 let named = 0;
 
 const arrange = () => {
@@ -35,7 +37,64 @@ const arrange = () => {
     const box = group?.matches('fieldset') ? group : group?.querySelector('input:not([aria-label]), textarea:not([aria-label])');
     box?.setAttribute('aria-labelledby', label.id);
   }
+  // The panel lists the problems; each is shown at its field as well, which has the name of the setting as a class.
+  const problems = new Map([...document.querySelectorAll('#panel .wrong [data-field]')].map((link) => [link.dataset.field, link]));
+  for (const note of document.querySelectorAll('.field-problem')) {
+    const name = note.dataset.name;
+    if (!problems.has(name)) mark(note.closest(`[class~="${name}"]`), note, '');
+  }
+  for (const [name, link] of problems) {
+    for (const field of document.getElementsByClassName(name)) {
+      mark(field, field.querySelector('.field-problem') ?? addNote(field, name), link.nextElementSibling.textContent);
+    }
+  }
 };
+
+const addNote = (field, name) => {
+  const note = document.createElement('p');
+  Object.assign(note, {className: 'field-problem', id: `problem-${name}`});
+  note.dataset.name = name;
+  field.querySelector('.info-text, [data-testid=block-info]').after(note);
+  return note;
+};
+const mark = (field, note, problem) => {
+  if (note.textContent !== problem) note.textContent = problem;
+  if (!problem) note.remove();
+  const info = field.querySelector('.info-text');
+  for (const box of field.querySelectorAll(BOXES)) {
+    box.ariaInvalid = problem ? 'true' : null;
+    box.setAttribute('aria-describedby', [problem && note.id, info?.id].filter(Boolean).join(' '));
+  }
+};
+
+// A link to a field opens the tab and the fold that it is in; what was never in sight is laid out only then.
+const lead = (name) => {
+  const parts = new Map(window.gradio_config.components.map((part) => [part.id, part]));
+  const find = ({id, children = []}, above) => {
+    const part = parts.get(id);
+    if (part?.props.elem_classes?.includes(name)) return above;
+    return children.reduce((path, child) => path ?? find(child, [...above, part]), undefined);
+  };
+  const path = find(window.gradio_config.layout, []) ?? [];
+  const reach = (tries) => {
+    for (const part of path) {
+      const place = document.getElementById(part?.props.elem_id);
+      if (part?.type === 'tabitem') document.querySelector(`[role=tab][data-tab-id="${part.props.id}"]:not(.selected)`)?.click();
+      if (place?.id === 'train-setup' && !place.offsetParent) document.querySelector('#train-view input')?.click();
+      if (part?.type === 'accordion') place?.querySelector('.label-wrap:not(.open)')?.click();
+    }
+    const boxes = [...document.getElementsByClassName(name)].map((field) => field.querySelector(BOXES));
+    const box = boxes.find((one) => one?.offsetParent);
+    box?.scrollIntoView({block: 'center'});
+    box?.focus();
+    if (!box && path.length && tries) setTimeout(reach, 50, tries - 1);
+  };
+  reach(60);
+};
+document.addEventListener('click', (event) => {
+  const link = event.target.closest?.('[data-field]');
+  if (link) lead(link.dataset.field);
+});
 
 // The run that is followed, else the newest active one; one that ended out of sight, until the page is looked at.
 let endedAt = null;
@@ -81,3 +140,23 @@ document.addEventListener('keydown', (event) => {
   next.focus();
   next.click();
 });
+
+// A value whose order of magnitude matters goes along 1, 2, 5, 10: adding 1 to a learning rate ruins a run.
+const LADDER = Array.from({length: 20}, (_, power) => [1, 2, 5].map((digit) => Number(`${digit}e${power - 12}`))).flat();
+document.addEventListener('keydown', (event) => {
+  const [up, box] = [{ArrowUp: true, ArrowDown: false}[event.key], event.target];
+  if (up === undefined || !box.matches?.('.by-decades input')) return;
+  event.preventDefault();
+  const value = Number(box.value || box.placeholder);
+  const near = 1e-9 * value; // 0.30000000000000004 is 0.3
+  const next = up ? LADDER.find((step) => step > Math.max(value + near, value > 0 ? 0 : 0.001)) : LADDER.findLast((step) => step < value - near);
+  if (next === undefined) return;
+  box.value = next;
+  box.dispatchEvent(new Event('input', {bubbles: true}));
+});
+// The wheel scrolls the page: a browser changes no number that is only to be read.
+document.addEventListener('wheel', ({target}) => {
+  if (target.type !== 'number' || target.readOnly) return;
+  target.readOnly = true;
+  setTimeout(() => { target.readOnly = false; });
+}, {capture: true, passive: true});

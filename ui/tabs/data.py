@@ -55,6 +55,7 @@ class DataTab:
         own = page.services.own_datasets
         self.own_datasets = OwnDatasetsPart(page, own) if own is not None else None
         page.form.register("dataset.source", gr.Textbox("", visible=False))
+        page.form.show_problems_of("dataset.source", self.own)
         self.summary = gr.HTML(view.NO_DATASET, elem_id="dataset-summary")
         self.tokenizer = TokenizerStatus(page, "data")
         self.format = DatasetFormat(page)

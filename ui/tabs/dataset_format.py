@@ -152,6 +152,7 @@ class DatasetMix:
                 )  # fmt: skip
                 self.weight = gr.Number(1, label="Weight", minimum=0, scale=1, min_width=110, elem_id="mix-weight")
                 self.add = gr.Button("Add", size="sm", scale=0, min_width=90, elem_id="mix-add")
+        page.form.show_problems_of("dataset.mix", self.source)
         page.on_draft(self.list, lambda draft: render_mix(draft.mapping["dataset"].get("mix") or {}))
 
     def wire(self) -> tuple[Any, ...]:

@@ -66,6 +66,7 @@ class ModelTab:
         self.catalog = pick_list(laid_out, elem_id="catalog", elem_classes="scroll tall")
         self._fits_poll = poll(self._fits_news, 1.5, question=THIS_MACHINE, elem_id="fits-live")
         form.register("model.id", gr.Textbox("", visible=False))
+        form.show_problems_of("model.id", self.own)
         self.details = gr.HTML(NOT_CHOSEN, elem_id="model-details")
         own = page.services.own_models
         self.own_models = OwnModelsPart(page, own) if own is not None else None

@@ -24,7 +24,7 @@ from ui.components import HIDDEN, NOT_SHOWN, QUICK, Confirmation, Updates, clear
 from ui.draft import Draft
 from ui.gradio_internals import changed_by_hand, enclosing_page
 from ui.page import Page, browser_state
-from ui.views.html import attention, duration, error_box, gib, plural, small, with_code
+from ui.views.html import attention, duration, error_box, gib, plural, problem_item, small
 
 REFUSED = "refused"  # where a start goes that has an error or a question
 _NAMED_BY_BROWSER = "(token) => token || crypto.getRandomValues(new Uint32Array(4)).join('-')"
@@ -294,8 +294,7 @@ def render_reason(draft: Draft) -> str:
     """Return the text next to the start button: why it is disabled, or what will happen."""
     reason, list_html = why_not(draft), ""
     if reason is not None and draft.problems:
-        problems = (f"<li><code>{escape(field)}</code> {with_code(message)}</li>" for field, message in draft.problems)
-        list_html = f"<ul>{''.join(problems)}</ul>"
+        list_html = f"<ul>{''.join(map(problem_item, draft.problems))}</ul>"
     if reason is None:
         reason = "It runs in the background and continues when you close the page."
         if draft.estimate is not None and draft.estimate.verdict == "does_not_fit":

@@ -7,7 +7,22 @@ from engine.data.contract import CheckProgress, DatasetPage, DatasetReport, Page
 from engine.data.conversation import Message
 from engine.data.files import DATA_LABELS
 from engine.data.formats import FORMATS
-from ui.views.html import Column, count, empty, facts, fold, notices, plural, short_name, size, small, table
+from ui.views.html import (
+    Column,
+    alarm,
+    count,
+    empty,
+    facts,
+    field_link,
+    fold,
+    notices,
+    plural,
+    short_name,
+    size,
+    small,
+    table,
+    truncation,
+)
 from ui.views.row_lists import PROBLEM_COLUMNS, problem_row
 
 NO_DATASET = empty(
@@ -114,7 +129,19 @@ def render_facts(report: DatasetReport) -> str:
     if report.token_lengths is not None:
         figures.append((f"{report.token_lengths.over_max_length:,}", f"truncated at {report.max_length:,}"))
     figures += [_counted(report.duplicates, "duplicate"), (f"{report.held_out_rows:,}", "held out")]
-    return facts(figures) + notices(report.notes)
+    return facts(figures) + render_truncation(report) + notices(report.notes)
+
+
+def render_truncation(report: DatasetReport) -> str:
+    """Return an alarm where more than a tail of the rows is cut."""
+    lengths = report.token_lengths
+    if lengths is None or report.max_length is None:
+        return ""
+    rows, noun = report.kept, "row"
+    if report.sequences is not None and report.sequences != report.kept:
+        rows, noun = report.sequences, "sequence"
+    sentence = truncation(lengths.over_max_length, rows, report.max_length, lengths.max, noun)
+    return alarm(f"{sentence} {field_link('training.max_length', 'Change Max length')}") if sentence else ""
 
 
 def _counted(number: int, noun: str, after: str = "") -> tuple[str, str]:

@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from engine.config.run import field_of
 from engine.data.files.access import shown_name
-from engine.errors import ConfigError, EngineError
+from engine.errors import ConfigError, EngineError, Problem
 from engine.quantities import GIB as GIB
 from engine.quantities import count as count
 from engine.quantities import duration as duration
@@ -28,6 +29,7 @@ ICON = (
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
+_TAIL = 0.05  # of the rows; fewer long ones are usual
 _WIDE = 4  # columns; where the page is narrow, rows of such a table are cards with the titles before the values
 
 
@@ -182,6 +184,19 @@ def notices(sentences: Iterable[str]) -> str:
     return "".join(f'<p class="notice">{with_code(sentence)}</p>' for sentence in sentences)
 
 
+def alarm(html: str) -> str:
+    """Return something that deserves attention, although a run can start."""
+    return f'<p class="alarm">{html}</p>'
+
+
+def truncation(cut: int, rows: int, max_length: int, longest: int, noun: str = "row") -> str:
+    """Return a sentence on rows that are cut, where they are more than a tail; lengths in tokens."""
+    if cut <= _TAIL * rows:
+        return ""
+    are = "is" if cut == 1 else "are"
+    return f"{cut:,} of {plural(rows, noun)} {are} cut at {max_length:,} tokens; the longest has {longest:,}."
+
+
 def with_code(text: str) -> str:
     """Return a text as HTML, with `code` for parts between backticks."""
     return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
@@ -219,11 +234,27 @@ def error_box(error: EngineError) -> str:
     """Return one error: the fact, then the fix; all problems of a configuration as a list."""
     if not isinstance(error, ConfigError):
         return alert(error.what, with_code(error.fix))
-    items = (
-        f"<li>{f'<code>{escape(field)}</code> ' if field else ''}{with_code(message)}</li>"
-        for field, message in error.problems
-    )
-    return alert(attention(len(error.problems)), f"<ul>{''.join(items)}</ul>")
+    return alert(attention(len(error.problems)), f"<ul>{''.join(map(problem_item, error.problems))}</ul>")
+
+
+def problem_item(problem: Problem) -> str:
+    """Return a problem in a list: a link to the setting's field, then what is wrong with it."""
+    title = setting_title(problem.field)
+    name = field_link(problem.field, title) if title else f"<code>{escape(problem.field)}</code>"
+    return f'<li class="wrong">{f"{name}: " if problem.field else ""}<span>{with_code(problem.message)}</span></li>'
+
+
+def setting_title(name: str) -> str:
+    """Return the title of a setting such as `adapter.r`; empty if there is no such setting."""
+    try:
+        return field_of(name).title or ""
+    except KeyError:
+        return ""
+
+
+def field_link(name: str, text: str, css: str = "link") -> str:
+    """Return a button that leads to the field of a setting; the script `access` follows it."""
+    return f'<button type="button" class="{css}" data-field="{escape(name, quote=True)}">{escape(text)}</button>'
 
 
 def attention(count: int) -> str:

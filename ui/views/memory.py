@@ -1,12 +1,13 @@
 """The side panel: the draft, its problems, its memory on the device, and suggested changes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.config.methods.registry import METHODS
 from engine.config.preference import ObjectiveSettings
 from engine.config.run import AdapterConfig
+from engine.config.suited import HIGH_RATE_FACTOR, learning_rate_factor, objective_and_method, usual_learning_rate
 from engine.memory.advice import Advice, AdvisedChange
 from engine.memory.estimate import MemoryEstimate
 from engine.runs.memory_measurement import MeasuredStep
@@ -16,17 +17,20 @@ from ui.form import field_of
 from ui.views.html import (
     Column,
     Row,
+    alarm,
     definitions,
     error_box,
     gib,
     notices,
+    pick_button,
     pickable,
     plural,
+    problem_item,
     short_name,
     small,
     table,
+    truncation,
     under,
-    with_code,
 )
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -34,7 +38,7 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
 
 _STARTS = {"slurm": "on the Slurm cluster", "jobs": "on Hugging Face Jobs"}
-VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
+VERDICTS = {"fits": "Fits in memory.", "tight": "Tight in memory.", "does_not_fit": "Does not fit in memory."}
 # Shown until the browser's draft is restored.
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{small("Restoring draft …")}</div>'
 
@@ -52,7 +56,7 @@ def _choices_row(draft: Draft, begins_with: str) -> str:
         method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
     objective = _objective(draft)
     rows_a_pass, passes = (_value(draft, f"training.{name}") for name in _BATCH)
-    batch = f"{rows_a_pass} × {passes}"
+    batch, rate = f"{rows_a_pass} × {passes}", _value(draft, "training.learning_rate")
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
         batch += f" = {plural(rows_a_pass * passes, 'row')} a step"
     parts = [
@@ -64,6 +68,7 @@ def _choices_row(draft: Draft, begins_with: str) -> str:
         ("Method", method),
         *([("Objective", objective)] if objective else []),
         *([("Continues from", begins_with)] if begins_with else []),
+        ("Learning rate", f"{rate:g}" if isinstance(rate, int | float) else str(rate)),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
         ("Batch", batch),
     ]
@@ -100,10 +105,7 @@ def _to_do(draft: Draft) -> str:
     if not draft.missing and not draft.problems:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in draft.missing)
-    items += "".join(
-        f'<li class="wrong"><code>{escape(problem.field.rsplit(".", 1)[-1])}</code> {with_code(problem.message)}</li>'
-        for problem in draft.problems
-    )
+    items += "".join(map(problem_item, draft.problems))
     title = "Before it can start" if draft.missing and not draft.problems else "To correct"
     return f'<div class="section" aria-live="polite"><h3>{title}</h3><ul class="todo">{items}</ul></div>'
 
@@ -111,20 +113,58 @@ def _to_do(draft: Draft) -> str:
 def _memory(draft: Draft) -> str:
     memory = draft.device_memory
     if memory.estimate is not None:
-        return _judged_for(draft) + render_memory_bar(memory.estimate, _rows_words(draft))
+        return _judged_for(draft) + render_memory_bar(memory.estimate, _alarms(draft) + _rows_words(draft))
     if (
         memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None
     ):  # the error is next to the choice of the place
         return f'<div class="section"><h3>Memory</h3>{small("See the choice of hardware on the Train tab.")}</div>'
     if memory.error is not None:
-        return f'<div class="section"><h3>Memory</h3>{error_box(memory.error)}</div>'
+        return f'<div class="section"><h3>Memory</h3>{error_box(memory.error)}{_alarms(draft)}</div>'
     if draft.shape is not None:
         reason = "Correct the settings above first."
     elif draft.mapping["model"].get("id"):
         reason = "Shown once the model has been looked up; see the Model tab."
     else:
         reason = "Choose a model to see its memory."
-    return f'<div class="section"><h3>Memory</h3>{small(reason)}</div>'
+    return f'<div class="section"><h3>Memory</h3>{small(reason)}{_alarms(draft)}</div>'
+
+
+class Alarm(NamedTuple):
+    """A value that a run can start with, and that is rarely meant."""
+
+    field: str
+    short: str  # for the bar
+    text: str
+    better: str = ""  # value, as it is typed
+    fix: str = ""  # what the button that sets it says
+
+
+def alarms(draft: Draft) -> Iterator[Alarm]:
+    """Yield what deserves attention in a draft apart from its memory."""
+    config, rows = draft.memory_config, draft.rows
+    if config is None:
+        return
+    factor = learning_rate_factor(config)
+    if factor > HIGH_RATE_FACTOR:
+        usual, rate = f"{usual_learning_rate(config):g}", f"{config.training.learning_rate:g}"
+        text = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} of {objective_and_method(config)}."
+        yield Alarm("training.learning_rate", "high learning rate", text, usual, f"Use {usual}")
+    most = config.training.max_length
+    if rows is not None and (text := truncation(rows.cut_rows(most), rows.count, most, rows.longest, "training row")):
+        context = (draft.shape.max_position_embeddings if draft.shape is not None else None) or rows.longest
+        length = min(rows.known.needed_max_length, context)
+        short = f"{rows.cut_rows(most) / rows.count:.0%} of rows cut"
+        if length > most:
+            yield Alarm("training.max_length", short, text, str(length), f"Raise Max length to {length:,}")
+        else:
+            yield Alarm("training.max_length", short, f"{text} The model's context is {context:,} tokens.")
+
+
+def _alarms(draft: Draft) -> str:
+    return "".join(
+        alarm(escape(text) + (f" {pick_button(f'{field}={better}', fix)}" if better else ""))
+        for field, _, text, better, fix in alarms(draft)
+    )
 
 
 def _judged_for(draft: Draft) -> str:

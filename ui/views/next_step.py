@@ -5,17 +5,14 @@ from html import escape
 
 from engine.config.methods.registry import METHODS
 from engine.config.presets import find_preset
-from engine.errors import Problem
 from engine.runs.run import FINAL_STATES
 from engine.runs.summary import RunSummary
 from ui.draft import Draft
-from ui.views.html import gib, pick_button, plural, small
-from ui.views.memory import VERDICTS, chosen_name
+from ui.views.html import field_link, gib, pick_button, plural, small
+from ui.views.memory import VERDICTS, alarms, chosen_name
 
 OPENING_BAR = small("Restoring draft …", role="status")
-# Where a setting of each section is; those of all other sections are on the Train tab.
-_TAB_OF_SECTION = {"model": "model", "dataset": "data", "adapter": "method"}
-_METHOD_SETTINGS = ("model.quantization", "model.double_quant")
+_FIELD = "field:"
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class NextStep:
     """The next action, and where a click on it leads."""
 
     words: str
-    place: str  # a tab, or `follow:`, `resume:` or `chat:` and the id of a run; empty where the action is the start
+    place: str  # a tab, `field:` and a setting, `follow:`, `resume:` or `chat:` and a run's id; empty for the start itself
 
     @property
     def starts(self) -> bool:
@@ -38,7 +35,8 @@ def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes:
     if not draft.mapping["dataset"].get("source"):
         return NextStep("Choose a dataset", "data")
     if draft.problems:
-        return NextStep(f"Correct {plural(len(draft.problems), 'setting')}", _tab_of(draft.problems[0]))
+        words = f"Correct {plural(len(draft.problems), 'setting')}"
+        return NextStep(words, f"{_FIELD}{draft.problems[0].field}")
     if run is not None and (resumes or run.state not in FINAL_STATES):
         return NextStep("Follow", f"follow:{run.id}")
     if run is not None and run.state == "completed":
@@ -52,12 +50,6 @@ def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes:
     return NextStep("See what is missing", "train")
 
 
-def _tab_of(problem: Problem) -> str:
-    if problem.field in _METHOD_SETTINGS:
-        return "method"
-    return _TAB_OF_SECTION.get(problem.field.partition(".")[0], "train")
-
-
 def render_bar(draft: Draft, step: NextStep) -> str:
     """Return the choices as links to their tabs, the verdict, and the next step."""
     chosen = (
@@ -67,6 +59,8 @@ def render_bar(draft: Draft, step: NextStep) -> str:
     )
     links = "".join(_link(*link) for link in chosen)
     action = "" if step.starts else pick_button(step.place, step.words, css="go")
+    if step.place.startswith(_FIELD):
+        action = field_link(step.place.removeprefix(_FIELD), step.words, css="go")
     return f'<div class="chosen">{links}</div><p class="verdict" role="status">{_verdict(draft)}</p>{action}'
 
 
@@ -89,17 +83,18 @@ def _link(tab: str, name: str, value: str) -> str:
 
 def _verdict(draft: Draft) -> str:
     estimate = draft.estimate
+    beside = "".join(f" {field_link(alarm.field, alarm.short, css='alarm')}" for alarm in alarms(draft))
     if estimate is not None:
         here = " here" if draft.memory_elsewhere is not None else ""  # if the panel is about another device
         return (
             f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
-            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}"
+            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}{beside}"
         )
     if draft.estimate_error is not None:
-        return "Memory unknown"
+        return f"Memory unknown{beside}"
     if draft.mapping["model"].get("id") and draft.shape is None:
         return "Looking up the model …"
-    return ""
+    return beside
 
 
 def render_start_here(preset_name: str) -> str:

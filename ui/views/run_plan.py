@@ -9,6 +9,7 @@ from engine.data.contract import DatasetReport
 from engine.memory.estimate import Verdict
 from engine.runs.plan import plan_run
 from engine.runs.summary import RunSummary
+from ui.views.dataset import render_truncation
 from ui.views.html import count, duration, facts, notices, plural, small, toolbar
 
 
@@ -64,10 +65,11 @@ def _data(report: DatasetReport | None) -> str:
     if report is None:
         return ""
     held_out = f", {plural(report.held_out_rows, 'row')} held out" if report.held_out_rows else ", none held out"
-    cut = report.token_lengths.over_max_length if report.token_lengths is not None else 0
+    cut_alarm = render_truncation(report)
+    cut = report.token_lengths.over_max_length if report.token_lengths is not None and not cut_alarm else 0
     cut_words = f"; {plural(cut, 'row is', 'rows are')} truncated at {report.max_length or 0:,} tokens" if cut else ""
     why = notices((report.why_none_held_out,) if report.why_none_held_out else ())
-    return small(f"{plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.") + why
+    return cut_alarm + small(f"{plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.") + why
 
 
 _FITS: Mapping[Verdict, str] = {"fits": "fits", "tight": "tight", "does_not_fit": "too big"}
