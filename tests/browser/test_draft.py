@@ -279,8 +279,8 @@ def test_a_learning_rate_steps_by_factors_no_wheel_changes_a_number_and_an_empti
         box.focus()
         box.hover()
         before = page.evaluate("scrollY")
-        page.mouse.wheel(0, 100)
-        page.wait_for_function("before => scrollY > before", arg=before)
+        page.mouse.wheel(0, -100)
+        page.wait_for_function("before => scrollY < before", arg=before)
         expect(box).to_have_value(value)
         expect(box).to_be_editable()
     epochs.fill("")
@@ -296,7 +296,7 @@ def test_what_is_wrong_is_shown_at_its_field_and_a_link_leads_there_from_another
 
     norm.fill("-1")
 
-    words = "-1 is out of range; it must be at least 0."
+    words = "-1 is out of range; it must be at least 0.0."
     expect(page.locator("#panel .wrong")).to_have_text(f"Max gradient norm: {words}")
     expect(norm).to_have_attribute("aria-invalid", "true")
     expect(norm).to_have_accessible_description(re.compile(f"^{re.escape(words)}"))
