@@ -200,9 +200,9 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
         if "maximum" in presentation or (kind is int and lower is not None and (upper or 10**9) <= _LARGEST_SLIDER):
             step = 1 if kind is int else 0.01
             return Slider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
-        step = 1 if kind is int else 0.01 if upper is not None and upper <= 1 else "any"  # "any" steps by 1 as well
+        by: Any = 1 if kind is int else 0.01 if upper is not None and upper <= 1 else "any"  # "any" steps by 1 as well
         placeholder = "" if default is None else text_of(default)
-        number = {"value": default, "precision": 0 if kind is int else None, "step": step, "placeholder": placeholder}
+        number = {"value": default, "precision": 0 if kind is int else None, "step": by, "placeholder": placeholder}
         if BY_DECADES in field.metadata:
             number |= {"step": "any", "elem_classes": [BY_DECADES]}
         return gr.Number(**{**number, **shared})
