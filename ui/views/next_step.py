@@ -20,7 +20,9 @@ class NextStep:
     """The next action, and where a click on it leads."""
 
     words: str
-    place: str  # a tab, `field:` and a setting, `follow:`, `resume:` or `chat:` and a run's id; empty for the start itself
+    place: (
+        str  # a tab, `field:` and a setting, `follow:`, `resume:` or `chat:` and a run's id; empty for the start itself
+    )
 
     @property
     def starts(self) -> bool:
