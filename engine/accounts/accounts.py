@@ -1,5 +1,6 @@
 """The people of a lab: invited, signed in with a password, changed and removed by an admin."""
 
+import hmac
 import secrets
 import sqlite3
 import time
@@ -148,6 +149,25 @@ class Accounts:
             with self._database.transaction() as connection:
                 connection.execute("UPDATE people SET password = ? WHERE name = ?", (password_hash, row["name"]))
         return self.person(row["name"])
+
+    def device_token(self, name: str) -> str:
+        """Return what a browser keeps to be recognized until the person's password changes; empty without a password."""
+        nonce = secrets.token_hex(16)
+        signature = self._sign_device(name, nonce)
+        return f"{nonce}.{signature}" if signature else ""
+
+    def known_device(self, name: str, token: str) -> str:
+        """Return what names the browser that keeps a token; empty where it is not one of this person's."""
+        nonce, _, signature = token.partition(".")
+        expected = self._sign_device(name, nonce)
+        return nonce if expected and hmac.compare_digest(signature.encode(), expected.encode()) else ""
+
+    def _sign_device(self, name: str, nonce: str) -> str:
+        query = "SELECT name, password FROM people WHERE name = ? AND removed IS NULL AND password IS NOT NULL"
+        for row in self._database.rows(query, name.strip().lower()):
+            # The kept password has a random salt of 128 bits, so a signature allows no guesses of the password.
+            return hmac.new(row["password"].encode(), f"{row['name']} {nonce}".encode(), sha256).hexdigest()
+        return ""
 
     def has_password(self, name: str) -> bool:
         """Return whether a person can sign in with a password; those whom another service lets in may have none."""

@@ -1,7 +1,11 @@
 """Passwords: what is accepted as one, and how it is kept, with Argon2id."""
 
+import contextlib
+import os
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from argon2 import PasswordHasher
@@ -15,6 +19,16 @@ _DIFFERENT_CHARACTERS = 4
 _AT_ONCE = 2  # each takes 64 MiB and a core for a moment, and is asked for by people who are not signed in
 _WAITING = 16
 
+
+def _yield_processor() -> None:
+    """Let the pages run before this thread and those that Argon2 starts from it, of which there are eight."""
+    if sys.platform == "linux":  # elsewhere it would hold for the whole process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.getpriority(os.PRIO_PROCESS, 0) + 5)
+
+
+# For a server: those whose turn it is not wait in threads that nothing else needs; one more turns the rest away.
+PASSWORD_THREADS = ThreadPoolExecutor(_AT_ONCE + _WAITING + 1, "password", initializer=_yield_processor)
 
 T = TypeVar("T")
 

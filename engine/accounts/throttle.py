@@ -11,8 +11,12 @@ from limits.strategies import MovingWindowRateLimiter
 from engine.errors import AccountError
 
 _OF_AN_ADDRESS = RateLimitItemPerMinute(20, namespace="address")
-_OF_A_NAME = RateLimitItemPerHour(10, namespace="name")  # of failures: a right password clears them
 _OF_ALL = RateLimitItemPerMinute(120, namespace="all")
+# Of a name, from one network and from all together: so many attempts at once, and so many a minute beyond, so the right
+# password waits for a minute instead of an hour. It clears the wrong ones.
+_AT_ONCE = RateLimitItemPerHour(10, namespace="name")
+_BEYOND_OF_A_NETWORK = RateLimitItemPerMinute(1, namespace="name at an address")
+_BEYOND_OF_A_NAME = RateLimitItemPerMinute(3, namespace="name")  # more than one network can use up
 _NOTED = RateLimitItemPerMinute(6, namespace="noted")  # of refused attempts in the audit log, which must not be filled
 _IPV6_PREFIX = 64  # what one customer has
 _ASKED_BY_AN_ADDRESS = RateLimitItemPerHour(20, namespace="asked by an address")
@@ -36,33 +40,38 @@ class SignInThrottle:
     def __init__(self) -> None:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
-    def begin(self, address: str, name: str) -> None:
-        """Count an attempt, before its password is looked at.
+    def begin(self, address: str, name: str, *, device: str = "") -> None:
+        """Count an attempt, before its password is looked at: also of those that are made at the same time.
 
         Args:
             address: Of the client, as a proxy that is trusted gives it.
+            device: Names the browser, where this name was signed in with it before; it is then counted by itself alone.
 
         Raises:
             ThrottledError: If there were too many from this address, for this name, or in all.
         """
-        for limit, key in ((_OF_AN_ADDRESS, _network(address)), (_OF_ALL, "")):
+        if device:
+            self._count_guess(_BEYOND_OF_A_NETWORK, "device", device)
+            return
+        for limit, key in ((_OF_AN_ADDRESS, network_of(address)), (_OF_ALL, "")):
             if not self._limiter.hit(limit, key):
                 raise ThrottledError(_seconds_until(self._limiter, limit, key))
-        key = _key(name)
-        if not self._limiter.test(_OF_A_NAME, key):
-            raise ThrottledError(_seconds_until(self._limiter, _OF_A_NAME, key))
-
-    def failed(self, name: str) -> None:
-        """Count a wrong password."""
-        self._limiter.hit(_OF_A_NAME, _key(name))
+        self._count_guess(_BEYOND_OF_A_NETWORK, network_of(address), _key(name))
+        self._count_guess(_BEYOND_OF_A_NAME, _key(name))
 
     def may_note(self) -> bool:
         """Whether an attempt that was refused goes into the audit log: a few a minute are enough to see an attack."""
         return self._limiter.hit(_NOTED, "")
 
-    def succeeded(self, name: str) -> None:
-        """Forget the wrong passwords of a person who has just given the right one."""
-        self._limiter.clear(_OF_A_NAME, _key(name))
+    def succeeded(self, address: str, name: str) -> None:
+        """Forget the attempts of a person who has just given the right password."""
+        for key in ((network_of(address), _key(name)), (_key(name),)):
+            self._limiter.clear(_AT_ONCE, *key)
+
+    def _count_guess(self, beyond: RateLimitItem, *key: str) -> None:
+        is_slow = self._limiter.hit(beyond, *key)  # counted from the first one on
+        if not self._limiter.hit(_AT_ONCE, *key) and not is_slow:
+            raise ThrottledError(_seconds_until(self._limiter, beyond, *key))
 
 
 class DemoThrottle:
@@ -77,22 +86,22 @@ class DemoThrottle:
         Raises:
             ThrottledError: If there were too many from this address, or in all.
         """
-        limits = (_ASKED_BY_AN_ADDRESS, _network(address), "from your network"), (_ASKED_BY_ALL, "", "to this demo")
+        limits = (_ASKED_BY_AN_ADDRESS, network_of(address), "from your network"), (_ASKED_BY_ALL, "", "to this demo")
         for limit, key, where in limits:
             if not self._limiter.hit(limit, key):
                 seconds = _seconds_until(self._limiter, limit, key)
                 raise ThrottledError(seconds, f"There were {limit.amount} questions {where} within an hour.")
 
 
-def _seconds_until(limiter: MovingWindowRateLimiter, limit: RateLimitItem, key: str) -> float:
-    return limiter.get_window_stats(limit, key).reset_time - time.time()
+def _seconds_until(limiter: MovingWindowRateLimiter, limit: RateLimitItem, *key: str) -> float:
+    return limiter.get_window_stats(limit, *key).reset_time - time.time()
 
 
 def _key(name: str) -> str:
     return name.strip().lower()[:64]
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
     """Return what is counted for an address: of IPv6 the network, since one client has all of its addresses."""
     try:
         ip = ipaddress.ip_address(address)

@@ -223,3 +223,24 @@ def test_a_removed_guest_stays_a_guest_for_the_limits_of_their_runs(accounts, da
     accounts.remove("gus")
 
     assert guests_in(database) == {"gus"}
+
+
+def test_a_browser_is_known_to_its_person_until_the_password_changes(accounts, make_person):
+    make_person("ann")
+    make_person("bea")
+    token = accounts.device_token("ann")
+
+    assert accounts.known_device("Ann ", token)
+    assert accounts.known_device("ann", accounts.device_token("ann")) != accounts.known_device("ann", token)
+    for name, forged in (
+        ("bea", token),
+        ("nobody", token),
+        ("ann", token[:-1]),
+        ("ann", "x" + token),
+        ("ann", ""),
+        ("ann", "."),
+    ):
+        assert not accounts.known_device(name, forged)
+    accounts.change_password("ann", PASSWORD, "another battery staple")
+    assert not accounts.known_device("ann", token)
+    assert not accounts.device_token("nobody")

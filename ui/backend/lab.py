@@ -113,10 +113,9 @@ class LabAdmin:
         attempts = f"session {signed_in.session}"
         self.throttle.begin(caller.address, attempts)
         if self.accounts.check_password(self.name, password) is None:
-            self.throttle.failed(attempts)
             self._log(caller, "sign-in failed", self.name, "confirmation")
             raise AccountError("The password is wrong.", "Type the password that you sign in with.")
-        self.throttle.succeeded(attempts)
+        self.throttle.succeeded(caller.address, attempts)
         self.sessions.confirm(caller.token)
 
     def invite(self, caller: Caller, role: str) -> str:

@@ -66,7 +66,7 @@ class AccountPages(PlainPages):
             if new != form.get("again", ""):
                 raise AccountError("The two new passwords differ.", "Type them again.")
             await self._require_password(request, signed_in, old, "password change")
-            await asyncio.to_thread(self.accounts.change_password, name, old, new)
+            await self._with_password(self.accounts.change_password, name, old, new)
         except EngineError as error:
             return await self._page(signed_in, request, str(error), 400)
         await self._log(request, name, "password set", name)

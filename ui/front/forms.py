@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from html import escape
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from starlette.requests import Request
@@ -20,7 +21,7 @@ from starlette.routing import Route
 from engine.accounts.accounts import Accounts
 from engine.accounts.audit import AuditKind, AuditLog
 from engine.accounts.logins import Logins
-from engine.accounts.passwords import LONGEST, SHORTEST
+from engine.accounts.passwords import LONGEST, PASSWORD_THREADS, SHORTEST
 from engine.accounts.people import Person
 from engine.accounts.sessions import Sessions, SignedIn
 from engine.accounts.throttle import SignInThrottle, ThrottledError
@@ -31,6 +32,8 @@ from ui.views.html import ICON
 JOIN = "/join"
 SIGN_OUT = "/sign-out"
 SIGN_IN_WITH = "/sign-in/with"  # an account of another service; only where there is one
+DEVICE_COOKIE = "__Host-loratory-device"  # opens nothing: wrong passwords from elsewhere do not slow this browser down
+_DEVICE_SECONDS = 180 * 24 * 3600
 _LARGEST_FORM_BYTES = 8_000
 _MOST_FIELDS = 10
 _STYLE = (Path(__file__).parent / "front.css").read_text(encoding="utf-8")
@@ -38,6 +41,7 @@ _STYLE = (Path(__file__).parent / "front.css").read_text(encoding="utf-8")
 _TAKE_CODE = "const take=()=>{const c=location.hash.slice(1);if(c){document.getElementById('code').value=c;history.replaceState(null,'',location.pathname)}};take();addEventListener('hashchange',take)"
 
 Form = dict[str, str]
+T = TypeVar("T")
 
 
 def hash_of(text: str) -> str:
@@ -70,7 +74,13 @@ class PlainPages:
         answer = RedirectResponse(target, 303)
         # Without an age: it ends with the browser, and on the server after 12 unused hours in any case.
         answer.set_cookie(COOKIE, token, path="/", secure=True, httponly=True, samesite="lax")
+        if device := await asyncio.to_thread(self.accounts.device_token, person.name):
+            answer.set_cookie(DEVICE_COOKIE, device, _DEVICE_SECONDS, secure=True, httponly=True, samesite="lax")
         return answer
+
+    async def _with_password(self, work: Callable[..., T], *arguments: str) -> T:
+        """Do what hashes a password apart from all other work: a flood of them keeps nobody waiting who is signed in."""
+        return await asyncio.get_running_loop().run_in_executor(PASSWORD_THREADS, work, *arguments)
 
     async def _require_password(self, request: Request, signed_in: SignedIn, password: str, what: str) -> None:
         """Check the signed-in user's password again, before a change of the account.
@@ -82,10 +92,10 @@ class PlainPages:
         name = signed_in.person.name
         attempts = f"session {signed_in.session}"  # not by name: people outside cannot keep a person from it
         self.throttle.begin(address_of(request), attempts)
-        if await asyncio.to_thread(self.accounts.check_password, name, password) is None:
-            self.throttle.failed(attempts)
+        if await self._with_password(self.accounts.check_password, name, password) is None:
             await self._log(request, name, "sign-in failed", name, what)
             raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
+        self.throttle.succeeded(address_of(request), attempts)
 
     async def _log(self, request: Request, person: str, kind: AuditKind, subject: str = "", detail: str = "") -> None:
         await asyncio.to_thread(self.audit.write, person, kind, subject, detail, address_of(request))
@@ -118,8 +128,9 @@ class Front(PlainPages):
             return self._sign_in_page("", "The form is too large.", 413)
         name, password = form.get("name", ""), form.get("password", "")
         try:
-            self.throttle.begin(address_of(request), name)
-            person = await asyncio.to_thread(self.accounts.check_password, name, password)
+            device = await asyncio.to_thread(self.accounts.known_device, name, request.cookies.get(DEVICE_COOKIE, ""))
+            self.throttle.begin(address_of(request), name, device=device)
+            person = await self._with_password(self.accounts.check_password, name, password)
         except ThrottledError as error:
             if self.throttle.may_note():
                 account_name = await asyncio.to_thread(self._account_name, name)
@@ -130,11 +141,10 @@ class Front(PlainPages):
         except EngineError as error:
             return self._sign_in_page(name, str(error), 503)
         if person is None:
-            self.throttle.failed(name)
             await self._log(request, "", "sign-in failed", await asyncio.to_thread(self._account_name, name))
             # The same words for every reason: the name, the password, or that the account is disabled.
             return self._sign_in_page(name, "Wrong name or password.", 403)
-        self.throttle.succeeded(name)
+        self.throttle.succeeded(address_of(request), name)
         return await self._signed_in(request, person)
 
     async def _show_join(self, _request: Request) -> Response:
@@ -150,7 +160,7 @@ class Front(PlainPages):
             if password != form.get("again", ""):
                 return self._join_page(code, name, "The two passwords differ. Type them again.", 400)
             invitation = await asyncio.to_thread(self.accounts.find_invitation, code)
-            person = await asyncio.to_thread(self.accounts.accept, code, name, password)
+            person = await self._with_password(self.accounts.accept, code, name, password)
         except ThrottledError as error:
             return self._join_page(code, name, str(error), 429)
         except EngineError as error:
