@@ -308,13 +308,12 @@ def _kinds(kind: type) -> Iterator[type]:
 class PageSession(SessionState):  # type: ignore[misc]  # Gradio's types are not read
     """The states of one page, and its components that differ from the layout.
 
-    Gradio 6.31 copies the whole layout for each page, to restore it from a link (0.75 MB), and a component for each
-    answer that leaves one as it is (0.25 MB at the opening). Such links are not offered here.
+    Gradio 6.31 copies the whole layout for each page, to restore it from a link (0.75 MB and 40 ms, also at the end of a
+    page), and a component for each answer that leaves one as it is (0.25 MB at the opening). Such links are not offered here.
     """
 
     def __init__(self, blocks: gr.Blocks) -> None:
-        super().__init__(blocks)
-        self.config_values.clear()
+        super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))
         self._layout = blocks.default_config.blocks
         self.blocks_config.fns = blocks.default_config.fns
         self.blocks_config.blocks = ChainMap({}, self._layout)
