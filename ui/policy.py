@@ -5,9 +5,12 @@ import gzip
 import hashlib
 import re
 from base64 import b64encode
+from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -17,6 +20,11 @@ from ui.gradio_frontend import quick_front_end
 from ui.views.html import ICON
 
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
+_MOST_VALUES = 50_000  # of its JSON, which takes memory and time by their number, not by its bytes
+_DEEPEST_VALUE = 100
+_LARGE_BODY_BYTES = 250_000  # read one at a time for each page, and looked through in a thread
+_JSON_MARKS = b",[]{}"
+_NO_MARKS = bytes(set(range(256)) - set(_JSON_MARKS))
 # They copy a page's values into a file, fetch any address, or list what other people ran.
 _NOT_OFFERED = ("/gradio_api/deep_link", "/gradio_api/proxy=", "/gradio_api/file=http", "/gradio_api/runs")
 _COMPRESSED_FROM_BYTES = 1_000  # below that the answer fits a packet or two anyway
@@ -36,6 +44,7 @@ class PagePolicy:
     def __init__(self, app: ASGIApp, transfers: Transfers) -> None:
         self._app = app
         self._transfers = transfers
+        self._large_body = asyncio.Lock()
         self._front_end = quick_front_end()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -54,11 +63,34 @@ class PagePolicy:
             await self._receive_upload(length or 0, scope, receive, send)
         elif (length or 0) > _LARGEST_BODY_BYTES:
             await PlainTextResponse(_TOO_LARGE, 413)(scope, receive, send)
+        elif scope["method"] == "POST":
+            async with self._large_body if (length or 0) > _LARGE_BODY_BYTES else nullcontext():
+                await self._receive_event(scope, receive, send)
         elif self._front_end is not None and scope["path"].endswith(self._front_end.path):
             await self._front_end(scope, receive, send)
         else:
-            encodings = Headers(scope=scope).get("accept-encoding", "")
-            await self._app(scope, receive, _Answer(send, compress="gzip" in encodings))
+            await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        encodings = Headers(scope=scope).get("accept-encoding", "")
+        await self._app(scope, receive, _Answer(send, compress="gzip" in encodings))
+
+    async def _receive_event(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            body = await Request(scope, receive).body()
+        except ClientDisconnect:
+            return
+        is_large = len(body) > _LARGE_BODY_BYTES
+        problem = await asyncio.to_thread(json_problem, body) if is_large else json_problem(body)
+        if problem:
+            await PlainTextResponse(problem, 413)(scope, receive, send)
+            return
+        messages = iter([{"type": "http.request", "body": body}])
+
+        async def receive_again() -> Message:
+            return next(messages, None) or await receive()
+
+        await self._answer(scope, receive_again, send)
 
     async def _receive_upload(self, length: int, scope: Scope, receive: Receive, send: Send) -> None:
         instead = "Copy it to this computer and give its path."
@@ -70,6 +102,23 @@ class PagePolicy:
                 await self._app(scope, receive, send)
         except StorageError as error:
             await PlainTextResponse(str(error), 413)(scope, receive, send)
+
+
+def json_problem(body: bytes) -> str:
+    """Return why a body is refused before its JSON is parsed, empty if it is not; makes none of its values."""
+    if b"\0" in body:
+        return "A request must be UTF-8. Send it in this encoding."  # of others, strings would not be found here
+    body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if body.count(b'"') <= 2 * _MOST_VALUES:
+        body = b"".join(body.split(b'"')[::2])  # what is outside of strings
+    marks = body.translate(None, _NO_MARKS)
+    values = marks.count(b",") + marks.count(b"[") + marks.count(b"{")
+    if values > _MOST_VALUES:
+        return f"A request may hold at most {_MOST_VALUES:,} values. Shorten what was typed or opened."
+    depths = accumulate((mark in b"[{") - (mark in b"]}") for mark in marks)
+    if max(depths, default=0) > _DEEPEST_VALUE:
+        return f"Values in a request may be nested at most {_DEEPEST_VALUE} deep. Send them flat."
+    return ""
 
 
 class _Answer:
