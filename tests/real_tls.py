@@ -13,8 +13,9 @@ from typing import NamedTuple
 import pytest
 import safehttpx
 import trustme
-import uvicorn
 from starlette.types import ASGIApp
+
+from ui.front.connections import bounded_server
 
 _PATIENCE_SECONDS = 300
 
@@ -46,11 +47,7 @@ def serve_over_tls(
 ) -> Iterator[None]:
     """Serve an app from a thread until the context ends; without a certificate, without TLS."""
     chain, key = (certificate.chain, certificate.key) if certificate is not None else (None, None)
-    config = uvicorn.Config(
-        app, log_level="warning", proxy_headers=False, access_log=False, ssl_certfile=chain, ssl_keyfile=key,
-        timeout_graceful_shutdown=grace_seconds,
-    )  # fmt: skip
-    server = uvicorn.Server(config)
+    server, bound = bounded_server(app, bound, chain, key, grace_seconds)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]})
     thread.start()
     try:

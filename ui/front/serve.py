@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-import uvicorn
 from starlette.applications import Starlette
 
 from engine.accounts.accounts import Accounts, open_database
@@ -38,6 +37,7 @@ from ui.backend.lab import LabAdmin
 from ui.backend.models import KnownFits, Shapes
 from ui.backend.shared_runs import SharedReaders
 from ui.front.account import AccountPages
+from ui.front.connections import bounded_server
 from ui.front.forms import Front
 from ui.front.gate import Gate, NamedByProxy
 from ui.front.identities import IdentityPages
@@ -201,21 +201,10 @@ def serve_lab(
     )  # fmt: skip
     if supervisor.start() == "standing_by":
         print(supervisor.explain_standing_by(), flush=True)
-    config = uvicorn.Config(
-        gate,
-        loop="asyncio",  # another one would accept connections without asking the guarded socket
-        lifespan="on",
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,  # the gate reads the one that our own proxy wrote
-        timeout_graceful_shutdown=_GOODBYE_SECONDS if space is None else 1,  # a Space needs the time to save
-        ssl_certfile=listener.certificate,
-        ssl_keyfile=listener.key,
-    )
+    grace_seconds = _GOODBYE_SECONDS if space is None else 1  # a Space needs the time to save
+    server, server_socket = bounded_server(gate, server_socket, listener.certificate, listener.key, grace_seconds)
     gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
     gc.enable()
-    server = uvicorn.Server(config)
     # uvicorn raises the signal again after the last answer; by default that would end the process early.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))

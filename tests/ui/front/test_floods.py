@@ -1,0 +1,178 @@
+"""Floods of a lab by strangers and by its own people: everyone else is answered meanwhile, over real TLS."""
+
+import http.client
+import socket
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import pytest
+
+from engine.accounts.passwords import Passwords
+from tests.runs.supervision import wait_until
+from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
+from ui.front import connections
+from ui.front.gate import COOKIE
+
+SIGN_IN = "/sign-in"
+
+
+@pytest.fixture
+def lab(tmp_path):
+    with running_lab(tmp_path, behind_proxy=True) as running:  # which names addresses; tests have one alone
+        running.add("ann")
+        running.add("bea")
+        yield running
+
+
+@pytest.fixture
+def bea(lab):
+    with lab.signed_in("bea") as client:
+        assert client.get("/config").status_code == 200
+        yield client
+
+
+def connect(lab, request):
+    """A connection on which so much of a request was sent."""
+    address = urlsplit(lab.url)
+    plain = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS)
+    connection = lab.trust.wrap_socket(plain, server_hostname=address.hostname)
+    connection.sendall(request.replace(b"HOST", address.netloc.encode()))
+    return connection
+
+
+def has_ended(connection):
+    try:
+        return connection.recv(1) == b""
+    except OSError:
+        return True
+
+
+def is_closed(connection):
+    """Whether the server has closed it, after all that it has sent."""
+    try:
+        while connection.recv(1000):
+            pass
+    except TimeoutError:
+        return False
+    return True
+
+
+UNFINISHED = [
+    b"GET / HTTP/1.1\r\nHost: HOST\r\nX-More: ",
+    b"",
+    b"POST /sign-in HTTP/1.1\r\nHost: HOST\r\nOrigin: https://HOST\r\nSec-Fetch-Site: same-origin\r\n"
+    b"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: 100\r\n\r\nname=",
+]
+
+
+@pytest.mark.parametrize("request_start", UNFINISHED, ids=["headers", "nothing", "body"])
+def test_a_request_that_does_not_arrive_is_given_up(lab, bea, monkeypatch, request_start):
+    monkeypatch.setattr(connections, "_PATIENCE_SECONDS", 0.5)
+    with connect(lab, request_start) as unfinished:
+        assert has_ended(unfinished)
+    assert bea.get("/config").status_code == 200
+
+
+def test_a_body_that_arrives_steadily_may_take_longer(lab, monkeypatch):
+    monkeypatch.setattr(connections, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(connections, "_SLOWEST_BYTES_PER_SECOND", 1)
+    with connect(lab, UNFINISHED[-1]) as slow:
+        for _ in range(10):
+            slow.sendall(b"aaaaa")
+            threading.Event().wait(0.3)
+        slow.sendall(b"&password=" + b"x" * 35)
+        assert slow.recv(12) == b"HTTP/1.1 403"
+
+
+def test_one_more_connection_of_a_network_replaces_the_oldest_that_waits(lab, bea, monkeypatch):
+    monkeypatch.setattr(connections, "_MOST_OF_A_NETWORK", 6)
+    token = lab.sessions.begin(lab.accounts.person("ann"), "", "")
+    stream = connect(
+        lab, f"GET /gradio_api/heartbeat/x HTTP/1.1\r\nHost: HOST\r\nCookie: {COOKIE}={token}\r\n\r\n".encode()
+    )
+    assert stream.recv(12) == b"HTTP/1.1 200"
+    unfinished = [connect(lab, UNFINISHED[0]) for _ in range(12)]
+
+    with lab.signed_in("bea") as other:
+        assert other.get("/config").status_code == 200
+    assert has_ended(unfinished[0])
+    stream.settimeout(0.2)
+    assert not is_closed(stream), "an answer is under way"
+    for connection in (stream, *unfinished):
+        connection.close()
+
+
+def guess(lab, number, name="ann", address="10.0.0.1"):
+    with lab.browser(**{"X-Forwarded-For": address}) as browser:
+        return browser.post(SIGN_IN, data={"name": name, "password": f"guess number {number}"}).status_code
+
+
+def test_sessions_are_found_while_passwords_wait_for_their_turn(lab, bea, monkeypatch):
+    may_end, checks = threading.Event(), []
+
+    def held(_passwords, password, _kept):
+        checks.append(password)
+        assert may_end.wait(PATIENCE_SECONDS)
+        return False
+
+    monkeypatch.setattr(Passwords, "_matches", held)
+    with ThreadPoolExecutor(24) as pool:
+        answers = [pool.submit(guess, lab, number, f"name-{number}", f"10.0.{number}.1") for number in range(24)]
+        wait_until(lambda: sum(answer.done() for answer in answers) == 6)  # turned away: two are checked, 16 wait
+        assert bea.get("/config").status_code == 200
+        assert len(checks) == 2
+        may_end.set()
+
+    assert Counter(answer.result() for answer in answers) == {503: 6, 403: 18}
+
+
+def test_of_forty_guesses_at_once_ten_are_checked(lab):
+    with ThreadPoolExecutor(40) as pool:
+        answers = Counter(pool.map(lambda number: guess(lab, number), range(40)))
+
+    assert answers[403] + answers[503] == 10
+    assert answers[429] == 30
+
+
+def test_wrong_passwords_lock_nobody_out(lab):
+    with lab.browser(**{"X-Forwarded-For": "10.0.0.1"}) as known, lab.browser(**{"X-Forwarded-For": "10.0.0.2"}) as new:
+        right = {"name": "ann", "password": PASSWORD}
+        assert known.post(SIGN_IN, data=right).status_code == 303
+        assert [guess(lab, number) for number in range(11)] == [403] * 10 + [429]
+
+        refused = new.post(SIGN_IN, data=right)
+        assert refused.status_code == 429
+        assert int(refused.headers["retry-after"]) <= 60
+        assert known.post(SIGN_IN, data=right).status_code == 303, "in a browser that is known, at the same address"
+
+
+MANY = b"[" + b",".join([b'{"a":1}'] * 60_000) + b"]"
+
+
+@pytest.mark.parametrize("path", ["queue/join", "run/predict", "component_server", "component_server/", "cancel"])
+def test_json_of_many_small_values_is_refused_before_it_is_parsed(lab, bea, path):
+    answer = bea.post(
+        f"/gradio_api/{path}",
+        content=b'{"data":' + MANY + b',"session_hash":"x"}',
+        headers={"Content-Type": "application/json"},
+    )
+
+    assert answer.status_code == 413
+    assert answer.text == "A request may hold at most 50,000 values. Shorten what was typed or opened."
+    assert bea.get("/config").status_code == 200
+
+
+def test_a_client_that_leaves_within_a_large_body_holds_no_other_one(lab, bea):
+    address = urlsplit(lab.url)
+    headers = {
+        "Content-Type": "application/json", "Content-Length": "1000000", "Origin": lab.url,
+        "Sec-Fetch-Site": "same-origin", "Cookie": f"{COOKIE}={bea.cookies[COOKIE]}",
+    }  # fmt: skip
+    leaving = http.client.HTTPSConnection(address.hostname, address.port, context=lab.trust)
+    leaving.request("POST", "/gradio_api/queue/join", b"x" * 1000, headers)
+    leaving.close()
+
+    answer = bea.post("/gradio_api/queue/join", content=MANY, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 413

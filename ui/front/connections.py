@@ -1,0 +1,144 @@
+"""Connections to a lab: how many a network may have open, and how slowly a request may arrive."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from engine.accounts.throttle import network_of
+
+_MOST_OF_A_NETWORK = 256  # a browser has six at most, and an institute may have one address
+_PATIENCE_SECONDS = 20.0
+_SLOWEST_BYTES_PER_SECOND = 4_000  # of a body that takes longer
+_OPEN_FILES = 8_192
+
+_Peer = tuple[str, int]
+
+
+class BoundedSocket(socket.socket):
+    """Accepts so many connections of a network; one more replaces the oldest that waits for its client."""
+
+    _answering: frozenset[_Peer] | set[_Peer] = frozenset()
+    _open: dict[_Peer, tuple[str, socket.socket]]
+
+    @classmethod
+    def of(cls, listener: socket.socket, answering: set[_Peer]) -> "BoundedSocket":
+        """Return a bound socket that counts; `answering` has the clients that wait for the server."""
+        bounded = cls(fileno=listener.detach())
+        bounded._answering, bounded._open = answering, {}
+        return bounded
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection, before its TLS begins."""
+        connection, address = super().accept()
+        network = network_of(address[0])
+        self._open = {peer: entry for peer, entry in self._open.items() if entry[1].fileno() >= 0}
+        neighbours = [peer for peer, (other, _) in self._open.items() if other == network]
+        if len(neighbours) >= _MOST_OF_A_NETWORK:
+            waiting = next((peer for peer in neighbours if peer not in self._answering), None)
+            if waiting is None:
+                connection.close()
+                raise ConnectionAbortedError("too many connections")  # a server continues with the next one
+            with suppress(OSError):  # the client has closed it
+                self._open.pop(waiting)[1].shutdown(socket.SHUT_RDWR)  # its transport then closes it
+        self._open[address[:2]] = network, connection
+        return connection, address
+
+
+class TimedConnection(H11Protocol):
+    """Closes a connection whose client does not send its request in time; uvicorn 0.54 waits forever."""
+
+    def __init__(self, answering: set[_Peer], **options: Any) -> None:
+        super().__init__(**options)
+        self._answering = answering
+        self._deadline = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
+        super().connection_made(transport)
+        self._note_state()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self.conn.their_state is h11.SEND_BODY:
+            self._deadline += len(data) / _SLOWEST_BYTES_PER_SECOND
+            self._deadline = min(self._deadline, self.loop.time() + _PATIENCE_SECONDS)
+        self._note_state()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._note_state()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_timer()
+        self._answering.discard(self.client or ("", 0))
+
+    def _note_state(self) -> None:
+        """Wait for the client, unless it waits for the server."""
+        is_whole = self.conn.their_state not in (h11.IDLE, h11.SEND_BODY)
+        if is_whole and self.cycle is not None and not self.cycle.response_complete:
+            self._stop_timer()
+            self._answering.add(self.client or ("", 0))
+            return
+        self._answering.discard(self.client or ("", 0))
+        if self._timer is None:
+            self._deadline = self.loop.time() + _PATIENCE_SECONDS
+            self._timer = self.loop.call_at(self._deadline, self._end)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _end(self) -> None:
+        now = self.loop.time()
+        if self.flow.read_paused:  # by the server
+            self._deadline = now + _PATIENCE_SECONDS
+        if self._deadline > now:
+            self._timer = self.loop.call_at(self._deadline, self._end)
+        else:
+            self.transport.abort()  # closing it would wait for the client again
+
+
+def bounded_server(
+    app: ASGIApp, listener: socket.socket, certificate: Path | None, key: Path | None, grace_seconds: int
+) -> tuple[uvicorn.Server, socket.socket]:
+    """Return a server, and the socket to run it on. Only with a certificate do clients connect to it themselves."""
+    _allow_open_files()
+    answering: set[_Peer] = set()
+    protocol: Callable[..., TimedConnection] = partial(TimedConnection, answering)
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",  # another one would accept connections without asking the socket
+        http=protocol,  # type: ignore[arg-type]  # it is called alone
+        ws="none",
+        lifespan="on",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,  # the gate reads the one that our own proxy wrote
+        timeout_graceful_shutdown=grace_seconds,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+    )
+    return uvicorn.Server(config), listener if certificate is None else BoundedSocket.of(listener, answering)
+
+
+def _allow_open_files() -> None:
+    """Allow more connections of many networks, or through a proxy, than the 1,024 open files that are usual."""
+    with suppress(ImportError, OSError, ValueError):  # not on Windows; what the system does not allow stays
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+        if 0 <= soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
