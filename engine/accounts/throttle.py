@@ -45,7 +45,7 @@ class SignInThrottle:
 
         Args:
             address: Of the client, as a proxy that is trusted gives it.
-            device: Names the browser, where this name was signed in with it before; it is then counted by itself alone.
+            device: Names the browser or the session that this name was signed in with before; it is then counted alone.
 
         Raises:
             ThrottledError: If there were too many from this address, for this name, or in all.
@@ -63,9 +63,9 @@ class SignInThrottle:
         """Whether an attempt that was refused goes into the audit log: a few a minute are enough to see an attack."""
         return self._limiter.hit(_NOTED, "")
 
-    def succeeded(self, address: str, name: str) -> None:
+    def succeeded(self, address: str, name: str, *, device: str = "") -> None:
         """Forget the attempts of a person who has just given the right password."""
-        for key in ((network_of(address), _key(name)), (_key(name),)):
+        for key in ((network_of(address), _key(name)), (_key(name),), ("device", device)):
             self._limiter.clear(_AT_ONCE, *key)
 
     def _count_guess(self, beyond: RateLimitItem, *key: str) -> None:

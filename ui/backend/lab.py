@@ -111,11 +111,11 @@ class LabAdmin:
             raise AccountError("This session has ended.", "Sign in again.")
         # Counted by session, not by name: people outside cannot keep an admin from confirming.
         attempts = f"session {signed_in.session}"
-        self.throttle.begin(caller.address, attempts)
+        self.throttle.begin(caller.address, self.name, device=attempts)
         if self.accounts.check_password(self.name, password) is None:
             self._log(caller, "sign-in failed", self.name, "confirmation")
             raise AccountError("The password is wrong.", "Type the password that you sign in with.")
-        self.throttle.succeeded(caller.address, attempts)
+        self.throttle.succeeded(caller.address, self.name, device=attempts)
         self.sessions.confirm(caller.token)
 
     def invite(self, caller: Caller, role: str) -> str:

@@ -91,11 +91,11 @@ class PlainPages:
         """
         name = signed_in.person.name
         attempts = f"session {signed_in.session}"  # not by name: people outside cannot keep a person from it
-        self.throttle.begin(address_of(request), attempts)
+        self.throttle.begin(address_of(request), name, device=attempts)
         if await self._with_password(self.accounts.check_password, name, password) is None:
             await self._log(request, name, "sign-in failed", name, what)
             raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
-        self.throttle.succeeded(address_of(request), attempts)
+        self.throttle.succeeded(address_of(request), name, device=attempts)
 
     async def _log(self, request: Request, person: str, kind: AuditKind, subject: str = "", detail: str = "") -> None:
         await asyncio.to_thread(self.audit.write, person, kind, subject, detail, address_of(request))
@@ -144,7 +144,7 @@ class Front(PlainPages):
             await self._log(request, "", "sign-in failed", await asyncio.to_thread(self._account_name, name))
             # The same words for every reason: the name, the password, or that the account is disabled.
             return self._sign_in_page(name, "Wrong name or password.", 403)
-        self.throttle.succeeded(address_of(request), name)
+        self.throttle.succeeded(address_of(request), name, device=device)
         return await self._signed_in(request, person)
 
     async def _show_join(self, _request: Request) -> Response:

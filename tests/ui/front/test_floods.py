@@ -136,7 +136,8 @@ def test_of_forty_guesses_at_once_ten_are_checked(lab):
     assert answers[429] == 30
 
 
-def test_wrong_passwords_lock_nobody_out(lab):
+def test_wrong_passwords_lock_nobody_out(lab, monkeypatch):
+    monkeypatch.setattr(Passwords, "_matches", lambda _, password, _kept: password == PASSWORD)  # all within a minute
     with lab.browser(**{"X-Forwarded-For": "10.0.0.1"}) as known, lab.browser(**{"X-Forwarded-For": "10.0.0.2"}) as new:
         right = {"name": "ann", "password": PASSWORD}
         assert known.post(SIGN_IN, data=right).status_code == 303
