@@ -29,7 +29,7 @@ from ui.tabs.method import MethodTab
 from ui.tabs.model import ModelTab
 from ui.tabs.runs import RunsTab
 from ui.tabs.train import TrainTab
-from ui.views.html import gib, plural
+from ui.views.html import gib, pick_button, plural
 from ui.views.run_view import tab_title
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
@@ -44,7 +44,7 @@ def build_app(services: Services) -> gr.Blocks:
     fits = FitTable(services.shapes.learn, services.devices, services.fits)
     with Blocks(title="Loratory", analytics_enabled=False, fill_width=True) as app:
         page = Page(services)
-        header = live_html(_header(services, page.reader).html, elem_id="header", more="access")
+        header = live_html(_header(services, page.reader).html, elem_id="header", more=("access", "pick"))
         news = poll(
             _header_news(page, header), _HEADER_SECONDS, question="header", elem_id="header-live", while_hidden=True
         )
@@ -76,6 +76,7 @@ def build_app(services: Services) -> gr.Blocks:
         page.form.complete()
         train_tab.start.enable_after(bar.redraw_after(train_tab.wire()))
         bar.redraw_after(news.submit(nothing, None, None, **QUICK))
+        bar.offer(header.click)
         start_here.wire(train_tab)
         for part in (model_tab, data_tab, *others, side_panel, bar):
             part.wire()
@@ -122,7 +123,8 @@ def _header(services: Services, reader: RunReader) -> _Header:
     running = sum(state in LIVE_STATES for state in states.values())
     waiting = sum(state == "queued" for state in states.values())
     notice = " ".join(filter(None, [services.notice(), services.standing_by(), *problems]))
-    return _Header(render_header(device, running, waiting, notice, services.person), titles, _digest(str(states)))
+    html = render_header(device, running, waiting, notice, services.person, active=active)
+    return _Header(html, titles, _digest(str(states)))
 
 
 def _tab_title(reader: RunReader, run_id: str) -> str:
@@ -133,14 +135,24 @@ def _tab_title(reader: RunReader, run_id: str) -> str:
 
 
 def render_header(
-    device: Device | None, running: int, waiting: int, notice: str = "", person: Person | None = None
+    device: Device | None,
+    running: int,
+    waiting: int,
+    notice: str = "",
+    person: Person | None = None,
+    *,
+    active: str = "",
 ) -> str:
-    """Return the line on top: device, active and waiting runs, who is signed in; below it what concerns the whole page."""
+    """Return the line on top: device, active and waiting runs, who is signed in; below it what concerns the whole page.
+
+    A click on the active runs sends `follow:` and the id of `active`, the newest.
+    """
     parts = ["no device found"]
     if device is not None:
         parts = [f"<b>{escape(device.name)}</b>", f"{gib(device.free_bytes)} of {gib(device.total_bytes)} GiB free"]
     if running:
-        parts.append(plural(running, "active run"))
+        words = plural(running, "active run")
+        parts.append(pick_button(f"follow:{active}", words, css="inline") if active else words)
     if waiting:
         parts.append(f"{waiting} waiting")
     return (

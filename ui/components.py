@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -132,13 +132,13 @@ def picked_value(event: gr.EventData) -> str:
 
 
 def live_html(
-    value: str = "", *, elem_id: str, follows_end: bool = False, more: str = "", **presentation: Any
+    value: str = "", *, elem_id: str, follows_end: bool = False, more: Sequence[str] = (), **presentation: Any
 ) -> gr.HTML:
     """Return HTML that is an output of events like any other, and that a poll can fill by its `elem_id`.
 
-    With `follows_end`, what is higher than its place scrolls, and its end is kept in sight; `more` names another script.
+    With `follows_end`, what is higher than its place scrolls, and its end is kept in sight; `more` names other scripts.
     """
-    scripts = script("place") + (script("follow_end") if follows_end else "") + (script(more) if more else "")
+    scripts = "".join(map(script, ("place", *(["follow_end"] if follows_end else []), *more)))
     return gr.HTML(value, elem_id=elem_id, js_on_load=scripts, **presentation)
 
 

@@ -77,6 +77,11 @@ class Draft:
         )
 
     @property
+    def is_empty(self) -> bool:
+        """Whether neither a model nor data is chosen."""
+        return len(self.missing) == len(_MISSING)
+
+    @property
     def objective(self) -> Objective:
         """What the draft optimizes."""
         return OBJECTIVES.get(str(self.mapping.get("training", {}).get("objective")), SUPERVISED)

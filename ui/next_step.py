@@ -33,11 +33,15 @@ class NextStepBar:
 
     def wire(self) -> None:
         """Connect the events."""
+        self.redraw_after(self.offer(self.line.click))  # a run may have been resumed
+
+    def offer(self, click: Any) -> Dependency:
+        """Open on a click what is picked: a tab, or a run to follow, to resume or to chat with."""
         page, train = self._page, self._train
         opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_chat]
-        open_event = self.line.click(shown_as_message(self._open), None, opening, **QUICK)
+        open_event: Dependency = click(shown_as_message(self._open), None, opening, **QUICK)
         train.follow.show_after(open_event, train.view)
-        self.redraw_after(open_event)  # a run may have been resumed
+        return open_event
 
     def redraw_after(self, event: Any) -> Dependency:
         """Update the next step after an event that changed the active runs."""
@@ -46,7 +50,10 @@ class NextStepBar:
     def _step(self, draft: Draft) -> NextStep:
         # Defaults that depend on the rows are set once these are counted, maybe after the start.
         open_ones = [name for name, default in draft.suited_defaults.items() if default.awaits_rows]
-        run = self._page.reader.newest_of(draft.config, open_ones) if draft.config is not None else None
+        reader = self._page.reader
+        run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
+        if run is None and (active := reader.newest_active() if draft.is_empty else None) is not None:
+            run = reader.summary(active)
         resumes = run is not None and self._page.reader.is_resuming(run.id)
         return next_step(draft, run, can_start=why_not(draft) is None, resumes=resumes)
 
@@ -82,5 +89,5 @@ class StartHere:
         train.use_preset_by(self.card.click)
 
     def _render(self, draft: Draft) -> str:
-        is_new = len(draft.missing) == 2 and not self._page.services.runs.ids()
+        is_new = draft.is_empty and not self._page.services.runs.ids()
         return render_start_here(QUICK_START) if is_new else ""

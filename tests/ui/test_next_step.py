@@ -46,6 +46,16 @@ def step_of(bar: NextStepBar, config: dict):
     return step.words, step.place
 
 
+def test_a_page_without_a_draft_leads_to_the_run_that_is_active(bar, services):
+    empty = {"model": {}, "dataset": {}}
+    assert step_of(bar, empty) == ("Choose a model", "model")
+
+    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
+
+    assert step_of(bar, empty) == ("Follow", f"follow:{run.id}")
+    assert step_of(bar, {"model": {"id": "x/y"}, "dataset": {}}) == ("Choose a dataset", "data")
+
+
 def test_what_is_missing_comes_first_in_the_order_of_the_work(bar):
     whole = complete()
 

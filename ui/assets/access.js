@@ -1,6 +1,6 @@
 // What Gradio 6.31 leaves out for people who use a keyboard or a screen reader: landmarks, names that are labels and not
-// labels with all their help, a name of each group of choices, arrow keys in tabs, and invalid fields. What the browser's tab
-// shows. And number boxes that no wheel changes.
+// labels with all their help, a name of each group of choices, arrow keys in tabs, and invalid fields. The address of each tab,
+// and what the browser's tab shows. And number boxes that no wheel changes.
 const LANDMARKS = {side: ['region', 'Your draft'], 'next-step': ['region', 'Next step']};
 const BOXES = 'input:not([type=range]), textarea';
 let named = 0;
@@ -118,16 +118,35 @@ const entitle = () => {
 };
 document.addEventListener('visibilitychange', () => { if (!document.hidden) { missed = ''; entitle(); } });
 
+// The tab in front is the page's address, so Back, Forward, a reload and a link lead to it.
+const FIRST = 'model';
+let tabInFront = null;
+const selectTab = () => {
+  const name = location.hash.slice(1) || FIRST;
+  const tab = [...document.querySelectorAll('#tabs [role=tab]')].find((each) => each.textContent.trim().toLowerCase() === name);
+  if (tab && tab.ariaSelected !== 'true') tab.click();
+};
+const addressTab = () => {
+  const name = document.querySelector('#tabs [role=tab][aria-selected=true]')?.textContent.trim().toLowerCase();
+  if (!name || name === tabInFront) return;
+  const opens = tabInFront === null;
+  tabInFront = name;
+  if (opens) selectTab();
+  else if (name !== (location.hash.slice(1) || FIRST)) history.pushState(null, '', `#${name}`);
+};
+window.addEventListener('popstate', selectTab);
+
 let isAwaited = false;
 const arrangeSoon = () => {
   if (isAwaited) return;
   isAwaited = true;
   // A page that is out of sight draws no frames.
-  (document.hidden ? setTimeout : requestAnimationFrame)(() => { isAwaited = false; arrange(); entitle(); });
+  (document.hidden ? setTimeout : requestAnimationFrame)(() => { isAwaited = false; arrange(); entitle(); addressTab(); });
 };
 new MutationObserver(arrangeSoon).observe(document.body, {childList: true, subtree: true, attributeFilter: ['aria-selected', 'data-title', 'data-at']});
 arrange();
 entitle();
+addressTab();
 
 const STEPS = {ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity};
 document.addEventListener('keydown', (event) => {

@@ -153,7 +153,7 @@ class TrainTab:
         event.then(self.count, self._page.form.components, self._count_outputs, trigger_mode="always_last", **QUICK)
 
     def _arrive(self, chosen: str, was_entered: bool, wants_run: bool = False) -> Updates:
-        """Show a requested run; on the first visit, an active one."""
+        """Show a requested run; on the first visit, an active one. Until one is chosen, the newest is."""
         reader, page = self._page.reader, self._page
         run_id = chosen if reader.exists(chosen) else ""
         active = reader.newest_active()
@@ -163,7 +163,8 @@ class TrainTab:
             return updates | {page.chosen_run: run_id} | ({self.view: FOLLOW} if follow else {})
         if active is not None and not run_id:
             return updates | {page.chosen_run: active} | ({} if was_entered else {self.view: FOLLOW})
-        return updates | ({} if run_id == chosen else {page.chosen_run: run_id})
+        newest = next((row.id for row in reader.summaries()), "") if not run_id else run_id
+        return updates | ({} if newest == chosen else {page.chosen_run: newest})
 
     def _after_start(self, goes_to: str, *how: Any) -> Updates:
         """Show the run that was just queued, or the runs of a sweep, or why nothing started: all at once."""

@@ -31,7 +31,12 @@ class NextStep:
 
 
 def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes: bool = False) -> NextStep:
-    """Return the next step of a draft; `run` is the newest run with the same settings, `resumes` if that was requested."""
+    """Return the next step of a draft; `run` is the newest run with its settings, `resumes` if that was requested.
+
+    Before anything is chosen, `run` is the newest active one.
+    """
+    if draft.is_empty and run is not None:
+        return NextStep("Follow", f"follow:{run.id}")
     if not draft.mapping["model"].get("id"):
         return NextStep("Choose a model", "model")
     if not draft.mapping["dataset"].get("source"):

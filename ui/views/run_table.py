@@ -56,7 +56,7 @@ _COLUMNS = (
     ("Method", "method", "By method", "By method, Z first"),
     ("Steps", "r", "Most steps first", "Fewest steps first"),
     ("Held-out loss", "r", "Lowest held-out loss first", "Highest held-out loss first"),
-    ("Duration", "r", "Longest first", "Shortest first"),
+    ("Duration", "r duration", "Longest first", "Shortest first"),
     ("Started", "r soft", "Newest first", "Oldest first"),
 )
 _QUEUE_ROWS = 12
