@@ -89,15 +89,18 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     assert page.evaluate(_RANGE) == [1, 5]  # zoom survives updates
 
     other = open_page(browser, address)
-    open_tab(other, "Train")
     title = page.locator("#run-heading h2").inner_text()
+    expect(other.locator("#next-step-line .go")).to_have_text("Follow")  # this browser has no draft of its own
+    other.locator("#header").get_by_text("active run").click()
     expect(other.locator("#run-heading h2")).to_have_text(title)
     other.context.close()
 
     page.reload()
-    page.locator("#tabs button[role=tab]").first.wait_for()
-    open_tab(page, "Train")
     expect(page.locator("#run-heading h2")).to_have_text(title)
+    page.go_back()
+    expect(page.locator("#tabs button[role=tab].selected")).to_have_text("Data")
+    page.go_forward()
+    expect(page.locator("#run-heading h2")).to_be_visible()
 
     page.evaluate(_NOTES_NOTIFICATIONS)
     page.locator("#tab-titles").wait_for(state="attached")  # what ended before the page was opened is not told

@@ -45,3 +45,8 @@ def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_reason_and_not_as_the_d
 def test_what_is_said_below_the_line_is_not_markup():
     assert "<b>one</b>" not in render_header(None, 0, 0, "<b>one</b>")
     assert "notice" not in render_header(None, 1, 2)
+
+
+def test_the_active_runs_lead_to_the_newest_of_them():
+    assert 'data-pick="follow:20261130-1"' in render_header(None, 2, 0, active="20261130-1")
+    assert "data-pick" not in render_header(None, 0, 2)

@@ -52,6 +52,15 @@ def test_the_first_visit_shows_the_run_that_is_under_way(tab, services):
     assert tab.view not in tab._arrive("", True)  # afterwards the person decides
 
 
+def test_the_newest_run_is_followed_until_one_is_chosen(tab, services):
+    run = write_run(services.runs, a_config(), InventedRun())
+
+    updates = tab._arrive("", True)
+
+    assert updates[tab._page.chosen_run] == run.id
+    assert tab.view not in updates
+
+
 def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
     past_run = write_run(services.runs, a_config(), InventedRun())
     write_run(services.runs, a_config(), InventedRun(state="running", steps=5))

@@ -163,7 +163,7 @@ class TrainTab:
             return updates | {page.chosen_run: run_id} | ({self.view: FOLLOW} if follow else {})
         if active is not None and not run_id:
             return updates | {page.chosen_run: active} | ({} if was_entered else {self.view: FOLLOW})
-        newest = next((row.id for row in reader.summaries()), "") if not run_id else run_id
+        newest = run_id or next((row.id for row in reader.summaries()), "")
         return updates | ({} if newest == chosen else {page.chosen_run: newest})
 
     def _after_start(self, goes_to: str, *how: Any) -> Updates:
