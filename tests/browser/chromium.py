@@ -57,6 +57,13 @@ def open_tab(page: Page, name: str) -> None:
     page.locator(f"#tabs button[role=tab].selected:has-text('{name}')").wait_for()
 
 
+def open_model_choice(page: Page) -> None:
+    """Open the choice of Chat, which is folded while a model is loaded."""
+    page.locator("#chat-load:not([disabled])").wait_for(state="attached")
+    if page.locator("#chat-load").is_hidden():
+        page.locator("#chat-model-fold > button").click()
+
+
 def fits_its_window(page: Page) -> None:
     """Wait until nothing makes the page wider than its window; what was just laid out may still be finding its width."""
     page.wait_for_function("document.documentElement.scrollWidth <= window.innerWidth")

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
-from tests.browser.chromium import barriers, fits_its_window, let_fold_settle, open_page, open_tab
+from tests.browser.chromium import barriers, fits_its_window, let_fold_settle, open_model_choice, open_page, open_tab
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
@@ -161,7 +161,7 @@ def test_curves_follow_the_theme_without_asking_the_server(kept_page):
 def test_base_and_tuned_answer_side_by_side_and_can_be_stopped(kept_page, services):
     page = kept_page
     open_tab(page, "Chat")
-    expect(page.locator("#chat-load")).to_be_enabled()
+    open_model_choice(page)
     page.locator("#chat-load").click()
     expect(page.locator("#chat-state")).to_contain_text("is loaded")
     page.locator("#suggestions .suggested button").first.click()

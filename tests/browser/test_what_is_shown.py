@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from engine.evaluation.votes import Votes
 from engine.runs.control import change_notes, request_stop
-from tests.browser.chromium import barriers, let_fold_settle, open_page, open_tab
+from tests.browser.chromium import barriers, let_fold_settle, open_model_choice, open_page, open_tab
 from tests.evaluation.test_votes import HOSTILE, a_vote
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
@@ -39,9 +39,7 @@ def close_run(page: Page) -> None:
 def load_run(page: Page, words: str) -> None:
     """Load the newest run of these words for talking."""
     open_tab(page, "Chat")
-    expect(page.locator("#chat-load")).to_be_enabled()
-    if page.locator("#chat-model-fold > button").inner_text().startswith("Change"):  # something is loaded
-        page.locator("#chat-model-fold > button").click()
+    open_model_choice(page)
     page.locator("#chat-run input").click()
     page.get_by_role("option", name=words).first.click()
     page.locator("#chat-load").click()

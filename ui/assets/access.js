@@ -126,12 +126,17 @@ const selectTab = () => {
   const tab = [...document.querySelectorAll('#tabs [role=tab]')].find((each) => each.textContent.trim().toLowerCase() === name);
   if (tab && tab.ariaSelected !== 'true') tab.click();
 };
+// Not before this browser's values are in the form: a tab that is laid out earlier begins without them.
+const selectTabOnceRestored = () => {
+  if (document.querySelector('#next-step-line .chosen')) selectTab();
+  else setTimeout(selectTabOnceRestored, 50);
+};
 const addressTab = () => {
   const name = document.querySelector('#tabs [role=tab][aria-selected=true]')?.textContent.trim().toLowerCase();
   if (!name || name === tabInFront) return;
   const opens = tabInFront === null;
   tabInFront = name;
-  if (opens) selectTab();
+  if (opens) selectTabOnceRestored();
   else if (name !== (location.hash.slice(1) || FIRST)) history.pushState(null, '', `#${name}`);
 };
 window.addEventListener('popstate', selectTab);

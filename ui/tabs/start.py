@@ -23,7 +23,7 @@ from ui.backend.dataset_checks import CheckQuestion
 from ui.components import HIDDEN, NOT_SHOWN, QUICK, Confirmation, Updates, clear_error_after
 from ui.draft import Draft
 from ui.gradio_internals import changed_by_hand, enclosing_page
-from ui.page import Page, browser_state
+from ui.page import Page
 from ui.views.html import attention, duration, error_box, gib, plural, problem_item, small
 
 REFUSED = "refused"  # where a start goes that has an error or a question
@@ -82,7 +82,7 @@ class StartPart:
             self.sweep = gr.Button("Queue sweep", interactive=False, elem_id="sweep-start", scale=0, min_width=190)
         self._buttons = [self.start]
         # Identifies a start together with the draft: of this browser, or after "Start again" the run that was there before.
-        self.token = browser_state("", "start")
+        self.token = page.start_token
         self.asked = gr.State(("run", ""))  # what the open question is about: "run" or "sweep", and the run that exists
         self.pending = gr.State("")  # key of the start that this page waits for
         # After a start: the tab, "train" or "runs", and the id of the first run; or `REFUSED`. Changes at each.
