@@ -47,7 +47,7 @@ def step_of(bar: NextStepBar, config: dict):
 
 
 def test_a_page_without_a_draft_leads_to_the_run_that_is_active(bar, services):
-    empty = {"model": {}, "dataset": {}}
+    empty: dict = {"model": {}, "dataset": {}}
     assert step_of(bar, empty) == ("Choose a model", "model")
 
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
