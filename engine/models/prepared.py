@@ -205,6 +205,8 @@ def check_gguf_counts(gguf: Path) -> None:
     try:
         with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             _walk_gguf_head(data, gguf.name)
+    except OSError as error:
+        raise ModelError(f"{gguf.name} cannot be read ({error.strerror}).", "Check the file's permissions.") from error
     except (struct.error, KeyError, ValueError, IndexError, OverflowError) as error:
         what = f"{gguf.name} cannot be converted: its head is damaged."
         raise ModelError(what, "Download or copy that file again.") from error

@@ -100,6 +100,6 @@ def test_the_report_says_it_once_for_each_source(tmp_path):
     mixed = check_dataset(DatasetConfig(source=str(rows), mix={str(other): 1.0}), SourceOptions())
 
     text = "The text in the columns rationale, hint is not read. A column mapping can give it a role."
-    assert alone.notes == (text,)
+    assert alone.notes == (text, "No held-out rows: there is one row.")
     assert mixed.notes[0] == text.replace("hint", "hint of rows.jsonl")
     assert "column critique of other.csv is not read" in mixed.notes[1]

@@ -78,7 +78,11 @@ def test_a_dataset_that_can_be_opened_after_all_is_no_trouble_any_more(visitor, 
 def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services):
     """Answers of several events arrive in any order; Gradio orders those of one."""
     app = build_app(services)
-    tab = next(function.fn.__self__ for function in app.fns.values() if getattr(function.fn, "__name__", "") == "_open")
+    tab = next(
+        function.fn.__self__
+        for function in app.fns.values()
+        if getattr(function.fn, "__qualname__", "") == "DataTab._open"
+    )
 
     openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab._open]
     asking = [function for function in app.fns.values() if tab._open_request in function.outputs]
@@ -101,7 +105,9 @@ def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(
     """The objective follows them while no model is chosen, when no lengths are known that would redraw it."""
     page = build_app(services)
     tab = next(
-        function.fn.__self__ for function in page.fns.values() if getattr(function.fn, "__name__", "") == "_open"
+        function.fn.__self__
+        for function in page.fns.values()
+        if getattr(function.fn, "__qualname__", "") == "DataTab._open"
     )
 
     redrawn = [function for function in page.fns.values() if (tab._page.data_kind._id, "change") in function.targets]
