@@ -61,8 +61,10 @@ class Page:
         self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))
         self._suited_note = self.form.register(SUITED, gr.Textbox("", visible=False))
         self.chosen_run = browser_state("", "run")
-        # What identifies this browser's starts; in no tab, for one that is not in front is laid out after the page has opened.
+        # Of starts, which the bar makes in any tab: what is within one that was never in front is not laid out, and has no events.
         self.start_token = browser_state("", "start")
+        self.start_goes_to = gr.Textbox("", visible=False)
+        self.start_timer = gr.Timer(0.5, active=False)
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
         self.wants_run = gr.State(False)  # whether Train shows the chosen run when it is opened

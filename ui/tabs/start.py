@@ -86,8 +86,8 @@ class StartPart:
         self.asked = gr.State(("run", ""))  # what the open question is about: "run" or "sweep", and the run that exists
         self.pending = gr.State("")  # key of the start that this page waits for
         # After a start: the tab, "train" or "runs", and the id of the first run; or `REFUSED`. Changes at each.
-        self.goes_to = gr.Textbox("", visible=False)
-        self.timer = gr.Timer(0.5, active=False)
+        self.goes_to = page.start_goes_to
+        self.timer = page.start_timer
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
         page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None and not draft.problems))
         page.on_draft(self.reason, render_reason)
