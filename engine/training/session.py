@@ -227,7 +227,7 @@ class TrainingSession:
         return f"{room.use}, and there is no room for a checkpoint of {size(checkpoint_bytes)} and the result."
 
     def _room_for_result(self, trainer: LoratoryTrainer) -> str:
-        """Return a word if there is room, so that all processes learn it; empty if there is none."""
+        """Return text if the result fits, as all processes are sent text; empty if it does not."""
         weights, _ = trained_bytes(trainer.model, trainer.optimizer)
         room = self._quota.room(weights)
         return "yes" if room is None or weights <= room.bytes else ""

@@ -79,7 +79,7 @@ class PlainPages:
         return answer
 
     async def _with_password(self, work: Callable[..., T], *arguments: str) -> T:
-        """Do what hashes a password apart from all other work: a flood of them keeps nobody waiting who is signed in."""
+        """Hash a password in a thread of its own kind: a flood of them delays no session look-up."""
         return await asyncio.get_running_loop().run_in_executor(PASSWORD_THREADS, work, *arguments)
 
     async def _require_password(self, request: Request, signed_in: SignedIn, password: str, what: str) -> None:

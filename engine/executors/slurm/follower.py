@@ -143,7 +143,7 @@ class SlurmFollower:
             if line is not None and line.comment and self.record.number not in line.comment:
                 line = None  # a job of another controller, or before its numbers began again
         if line is None:
-            self._look_for_worker()
+            self._judge_by_worker()
             return
         self._misses = 0
         if line.nodes:
@@ -158,7 +158,7 @@ class SlurmFollower:
             words = f"Slurm has suspended job {line.id}." if is_suspended else ""
             self.view = JobView("running", words, is_suspended=is_suspended)
 
-    def _look_for_worker(self) -> None:
+    def _judge_by_worker(self) -> None:
         """Judge a job that Slurm does not know by what its worker wrote into the run's folder."""
         job_id = self.record.job_id
         if self._misses < _MISSES:
