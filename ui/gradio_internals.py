@@ -165,7 +165,7 @@ gradio.utils.get_type_hints = _Hints()
 
 
 # What Gradio 6.31 tells screen readers at the end of an event has no text: they hear its key.
-_SPOKEN = gr.I18n(en={"common.complete": "Done"})
+SPOKEN = gr.I18n(en={"common.complete": "Done"})
 
 
 class Blocks(gr.Blocks):  # type: ignore[misc]
@@ -176,7 +176,7 @@ class Blocks(gr.Blocks):  # type: ignore[misc]
     def __init__(self, **options: Any) -> None:
         _remember_signatures()
         super().__init__(**options)
-        self.i18n_instance = _SPOKEN
+        self.i18n_instance = SPOKEN
         _leave_no_event_out(self.default_config)
 
     def get_config_file(self) -> Any:
@@ -200,7 +200,7 @@ class Blocks(gr.Blocks):  # type: ignore[misc]
         """Serve the blocks without opening the page once to see whether it can be reached, as Gradio 6.31 does."""
         if "_frontend" in inspect.signature(gr.Blocks.launch).parameters:
             options["_frontend"] = False
-        options.setdefault("i18n", _SPOKEN)
+        options.setdefault("i18n", SPOKEN)
         return super().launch(**options)
 
 

@@ -85,7 +85,8 @@ def load(page: Page) -> None:
     open_tab(page, "Chat")
     expect(page.locator("#chat-run input")).to_have_value(re.compile("tiny faq"))
     expect(page.locator("#chat-load")).to_be_enabled()
-    page.locator("#chat-load").click()
+    if "is loaded" not in page.locator("#chat-state").inner_text():  # by an earlier page of this server
+        page.locator("#chat-load").click()
     expect(page.locator("#chat-state")).to_contain_text("is loaded")
     expect(page.locator("#chat-unload")).to_have_text("Unload")
     expect(page.locator("#suggestions button").first).to_be_visible()

@@ -96,7 +96,7 @@ def test_a_cancel_is_believed_where_nothing_else_explains_the_end(known, state):
         (evidence(exit_code=-63), "failed", "signal 63"),
         (evidence(exit_code=0, last_step=3), "failed", "without reporting that it had finished"),
         (evidence(exit_code=7), "failed", "exit code 7 before the first step"),
-        (evidence(exit_code=3), "failed", "another worker had this run, or its attempt was given up"),
+        (evidence(exit_code=3, last_step=3), "failed", "exit code 3 after step 3 as another worker had this run"),
         (evidence(exit_code=None), "interrupted", "while no supervisor was running"),
         (evidence(rebooted=True, exit_code=None), "interrupted", "machine was restarted"),
         (evidence(ended_by_us="hung", silent_seconds=301, limit_seconds=300), "failed", "301 seconds"),

@@ -62,7 +62,7 @@ if sys.argv[2] == "gradio alone":
     gradio.utils.get_type_hints = gradio.utils.get_type_hints._work_out
     fastapi.utils.annotation_is_pydantic_v1 = refuses_old_models
     class Patient(gradio.Blocks):  # without a look at the page for which a busy machine has three seconds
-        launch = functools.partialmethod(gradio.Blocks.launch, _frontend=False)
+        launch = functools.partialmethod(gradio.Blocks.launch, _frontend=False, i18n=internals.SPOKEN)
         def __init__(self, **options):
             super().__init__(**options)
             internals._leave_no_event_out(self.default_config)  # what a page does, not how fast it starts
@@ -117,7 +117,9 @@ def page_of(tmp_path):
 def test_the_first_answer_is_that_of_gradio_alone_with_less_imported(page_of):
     ours, of_gradio = page_of("as it starts"), page_of("gradio alone")
 
-    assert ours["page"] == of_gradio["page"]
+    difference = next((at for at, pair in enumerate(zip(ours["page"], of_gradio["page"], strict=False)) if len({*pair}) > 1), 0)
+    assert ours["page"][difference:][:500] == of_gradio["page"][difference:][:500]  # pytest compares all of it for hours
+    assert len(ours["page"]) == len(of_gradio["page"])
     assert len(ours["routes"]) > 60
     assert ours["routes"] == of_gradio["routes"]
     assert ours["loaded"] == []
