@@ -117,8 +117,12 @@ def page_of(tmp_path):
 def test_the_first_answer_is_that_of_gradio_alone_with_less_imported(page_of):
     ours, of_gradio = page_of("as it starts"), page_of("gradio alone")
 
-    difference = next((at for at, pair in enumerate(zip(ours["page"], of_gradio["page"], strict=False)) if len({*pair}) > 1), 0)
-    assert ours["page"][difference:][:500] == of_gradio["page"][difference:][:500]  # pytest compares all of it for hours
+    difference = next(
+        (at for at, pair in enumerate(zip(ours["page"], of_gradio["page"], strict=False)) if len({*pair}) > 1), 0
+    )
+    assert (
+        ours["page"][difference:][:500] == of_gradio["page"][difference:][:500]
+    )  # pytest compares all of it for hours
     assert len(ours["page"]) == len(of_gradio["page"])
     assert len(ours["routes"]) > 60
     assert ours["routes"] == of_gradio["routes"]

@@ -181,7 +181,10 @@ def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
         when = f"after step {step}" if step else "before the first step"
         why, where = "and gave no reason", "See the end of its log."
         if code == EXIT_REFUSED:
-            why, where = "as another worker had this run, or its attempt was given up", "The end of its log names which."
+            why, where = (
+                "as another worker had this run, or its attempt was given up",
+                "The end of its log names which.",
+            )
         what = f"The worker ended with exit code {code} {when} {why}."
         return Diagnosis("failed", "exit_code", what, f"{where} {resume}")
     name = _signal_name(-code)
