@@ -236,6 +236,7 @@ def test_a_member_uploads_rows_opens_a_conversation_and_downloads_a_run(lab, pag
 
     open_tab(page, "Chat")
     page.locator("#chat-keep button").first.click()
+    let_fold_settle(page)
     with page.expect_file_chooser() as chooser:
         page.locator("#chat-open").click()
     chooser.value.set_files(saved)

@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from engine.paths import LoratoryHome
-from tests.browser.chromium import let_fold_settle, open_tab, why_no_browser
+from tests.browser.chromium import let_fold_settle, open_model_choice, open_tab, why_no_browser
 from tests.browser.real_server import RealServer, real_server
 from tests.e2e.test_scripts_for_real import loratory
 from tests.export.hub_stand_in import TOKEN, HubStandIn
@@ -84,9 +84,8 @@ def picture(page: Page, name: str) -> None:
 def load(page: Page) -> None:
     open_tab(page, "Chat")
     expect(page.locator("#chat-run input")).to_have_value(re.compile("tiny faq"))
-    expect(page.locator("#chat-load")).to_be_enabled()
-    if "is loaded" not in page.locator("#chat-state").inner_text():  # by an earlier page of this server
-        page.locator("#chat-load").click()
+    open_model_choice(page)  # an earlier page may have loaded the model
+    page.locator("#chat-load").click()
     expect(page.locator("#chat-state")).to_contain_text("is loaded")
     expect(page.locator("#chat-unload")).to_have_text("Unload")
     expect(page.locator("#suggestions button").first).to_be_visible()
