@@ -16,10 +16,12 @@ from engine.errors import WorkerError, shorten
 PRODUCT_CACHE_CAPACITY = 128
 LIBRARY_ENVIRONMENT = {
     # How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: next to one other process
-    # a step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, and a step takes a quarter longer. So they
-    # look for a moment, some 20 microseconds, and then sleep. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
+    # a step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, on a virtual machine most of all. So they look
+    # for a moment, some 50 microseconds, and then sleep. On two cores with AMX, trained tokens per second alone and next to
+    # one busy process: 186 and 170 with a count of 1,000, 227 and 154 with this one, 269 and 96 with 10,000, 287 alone with
+    # 100,000. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
     "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "1000",
+    "GOMP_SPINCOUNT": "2500",
     # On a CPU, 16-bit products are compiled for each size of batch. oneDNN and PyTorch each keep the newest 1,024 of them, up
     # to 600 MB, unless these say otherwise.
     "ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(PRODUCT_CACHE_CAPACITY),
