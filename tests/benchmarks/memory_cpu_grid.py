@@ -3,10 +3,12 @@
 Each cell is a real run of the demo model by the real worker, two optimizer steps on rows of full length: method × batch ×
 length × gradient checkpointing. By default some cells, in which every method meets every batch and every length, with and without
 checkpointing where it can be checkpointed; `--all` runs every one, `--cells 0-5` a part. `--varied` runs other cells: many
-steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. `--data` runs steps on
-whole datasets, each predicted for its rows as the page does once their lengths are known; `--preferences` does so on pairs of answers. Prints each cell as soon as it is
-known, then the mean error and how often the bound covered the measurement; `--json FILE` keeps the figures. A cell that
-fails is named, counts in no mean, and makes the command fail. Measure on a machine that does nothing else.
+steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. `--data` runs three steps
+on whole datasets, each predicted for its rows as the page does once their lengths are known; `--preferences` does so on pairs
+of answers. `--whole` runs some of these for 12 to 16 steps with evaluations and checkpoints, none of which was looked at for the
+constants: a heap needs some steps to reach its size. Prints each cell as soon as it is known, then the mean error and how
+often the bound covered the measurement; `--json FILE` keeps the figures. A cell that fails is named, counts in no mean, and
+makes the command fail. Measure on a machine that does nothing else.
 
 The constants of `engine/memory/device_need.py` were found on runs of this grid: it shows how well they hold on this machine and
 with these libraries, not how well they would foretell other models.
@@ -144,6 +146,19 @@ DATA_CELLS = (
     _on(_FAQ, "P-tuning", 4, 1), _on(ALPACA, "LoRA", 4, 1, length=256), _on(_CHATS, "IA3", 2, 1),
 )  # fmt: skip
 
+
+def _whole(source: Path, method: str, batch: int, accumulation: int, length: int, steps: int, *overrides: str) -> Cell:
+    return Cell(method, batch, length, _CHECKPOINTED in overrides, steps, "data", overrides, str(source), accumulation)
+
+
+# As long as a heap takes to reach its size, with evaluations and checkpoints on the way.
+WHOLE_CELLS = (
+    _whole(_GLAIVE, "LoRA", 1, 2, 512, 16), _whole(ALPACA, "QLoRA", 2, 2, 384, 16), _whole(ALPACA, "IA3", 2, 2, 256, 16),
+    _whole(ALPACA, "LoRA", 2, 2, 384, 14, "adapter.use_dora=true"), _whole(ALPACA, "Full", 2, 2, 256, 14),
+    _whole(_GLAIVE, "LoRA", 1, 2, 768, 12, _CHECKPOINTED), _whole(ALPACA, "Prefix tuning", 2, 2, 512, 14),
+    _whole(_GLAIVE, "QLoRA", 1, 2, 512, 14), _whole(ALPACA, "LoKr", 2, 2, 300, 14),
+)  # fmt: skip
+
 _PAIRS = "sample:loratory-preferences"
 
 
@@ -201,6 +216,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true", help="every cell of the grid, which takes much longer")
     parser.add_argument("--varied", action="store_true", help="the cells on rows of many lengths instead")
     parser.add_argument("--data", action="store_true", help="the cells on whole datasets instead")
+    parser.add_argument("--whole", action="store_true", help="the cells of more steps on whole datasets instead")
     parser.add_argument("--preferences", action="store_true", help="the cells on pairs of answers instead")
     parser.add_argument("--list", action="store_true", help="name the cells, run none")
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -237,10 +253,10 @@ def main() -> int:
 
 def _choose_cells(options: argparse.Namespace) -> Iterator[tuple[int, Cell]]:
     grid: Sequence[Cell] = VARIED_CELLS if options.varied else DATA_CELLS if options.data else cells()
-    grid = PREFERENCE_CELLS if options.preferences else grid
+    grid = PREFERENCE_CELLS if options.preferences else WHOLE_CELLS if options.whole else grid
     if not options.cells:
-        whole = options.all or options.varied or options.data or options.preferences
-        yield from ((number, grid[number]) for number in (range(len(grid)) if whole else default_cells()))
+        every = options.all or options.varied or options.data or options.whole or options.preferences
+        yield from ((number, grid[number]) for number in (range(len(grid)) if every else default_cells()))
         return
     for part in options.cells.split(","):
         first, _, last = part.partition("-")

@@ -205,6 +205,10 @@ def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, s
     page.locator("#runs-table tr", has_text="Qwen3-0.6B · LoRA").first.locator(".tick").click()
     expect(page.locator("#overlay-chart .main-svg").first).to_be_visible()
     expect(page.locator("#differences")).to_contain_text("adapter.r")
+    page.set_viewport_size({"width": 390, "height": 844})
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert barriers(page) == []  # a table that scrolls can be reached
+    page.set_viewport_size({"width": 1280, "height": 900})
 
     rows.last.locator("td.name").click()
     expect(page.locator("#run-details h2")).to_have_text("first try, full length")

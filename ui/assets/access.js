@@ -1,6 +1,6 @@
 // What Gradio 6.31 leaves out for people who use a keyboard or a screen reader: landmarks, names that are labels and not
-// labels with all their help, a name of each group of choices, arrow keys in tabs, and invalid fields. The address of each tab,
-// and what the browser's tab shows. And number boxes that no wheel changes.
+// labels with all their help, a name of each group of choices, arrow keys in tabs, invalid fields, and a way to what scrolls.
+// The address of each tab, and what the browser's tab shows. And number boxes that no wheel changes.
 const LANDMARKS = {side: ['region', 'Your draft'], 'next-step': ['region', 'Next step']};
 const BOXES = 'input:not([type=range]), textarea';
 let named = 0;
@@ -36,6 +36,10 @@ const arrange = () => {
     const group = label.closest('fieldset, label');
     const box = group?.matches('fieldset') ? group : group?.querySelector('input:not([aria-label]), textarea:not([aria-label])');
     box?.setAttribute('aria-labelledby', label.id);
+  }
+  for (const region of document.querySelectorAll('.scroll:not([tabindex])')) {
+    const isWhole = region.scrollWidth <= region.clientWidth && region.scrollHeight <= region.clientHeight;
+    if (!isWhole && !region.querySelector('[tabindex], a, button')) region.tabIndex = 0;
   }
   // The panel lists the problems; each is shown at its field as well, which has the name of the setting as a class.
   const problems = new Map([...document.querySelectorAll('#panel .wrong [data-field]')].map((link) => [link.dataset.field, link]));
@@ -140,6 +144,7 @@ const addressTab = () => {
   else if (name !== (location.hash.slice(1) || FIRST)) history.pushState(null, '', `#${name}`);
 };
 window.addEventListener('popstate', selectTab);
+window.addEventListener('resize', () => arrangeSoon());
 
 let isAwaited = false;
 const arrangeSoon = () => {
