@@ -5,7 +5,7 @@ length × gradient checkpointing. By default some cells, in which every method m
 checkpointing where it can be checkpointed; `--all` runs every one, `--cells 0-5` a part. `--varied` runs other cells: many
 steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. `--data` runs three steps
 on whole datasets, each predicted for its rows as the page does once their lengths are known; `--preferences` does so on pairs
-of answers. `--whole` runs some of these for 12 to 16 steps with evaluations and checkpoints, none of which was looked at for the
+of answers. `--whole` runs some of these for 12 to 30 steps with evaluations and checkpoints, none of which was looked at for the
 constants: a heap needs some steps to reach its size. Prints each cell as soon as it is known, then the mean error and how
 often the bound covered the measurement; `--json FILE` keeps the figures. A cell that fails is named, counts in no mean, and
 makes the command fail. Measure on a machine that does nothing else.
@@ -147,7 +147,9 @@ DATA_CELLS = (
 )  # fmt: skip
 
 
-def _whole(source: Path, method: str, batch: int, accumulation: int, length: int, steps: int, *overrides: str) -> Cell:
+def _whole(
+    source: str | Path, method: str, batch: int, accumulation: int, length: int, steps: int, *overrides: str
+) -> Cell:
     return Cell(method, batch, length, _CHECKPOINTED in overrides, steps, "data", overrides, str(source), accumulation)
 
 
@@ -157,6 +159,11 @@ WHOLE_CELLS = (
     _whole(ALPACA, "LoRA", 2, 2, 384, 14, "adapter.use_dora=true"), _whole(ALPACA, "Full", 2, 2, 256, 14),
     _whole(_GLAIVE, "LoRA", 1, 2, 768, 12, _CHECKPOINTED), _whole(ALPACA, "Prefix tuning", 2, 2, 512, 14),
     _whole(_GLAIVE, "QLoRA", 1, 2, 512, 14), _whole(ALPACA, "LoKr", 2, 2, 300, 14),
+    _whole(_FAQ, "IA3", 4, 1, 1024, 30), _whole(_FAQ, "LoHa", 2, 2, 1024, 16), _whole(_FAQ, "Prompt tuning", 4, 1, 1024, 30),
+    _whole(_FAQ, "Prefix tuning", 4, 1, 1024, 30), _whole(_FAQ, "LoRA", 2, 4, 1024, 16), _whole(_FAQ, "MiSS", 2, 2, 1024, 16),
+    _whole(_CHATS, "IA3", 2, 1, 1024, 20), _whole(_CHATS, "LoRA", 2, 2, 512, 16), _whole(_CHATS, "QLoRA", 2, 2, 400, 14),
+    _whole(_CHATS, "AdaLoRA", 1, 2, 600, 16), _whole(_GLAIVE, "Full", 1, 2, 384, 12), _whole(_GLAIVE, "OFT", 1, 2, 400, 14),
+    _whole(ALPACA, "LoRA", 1, 3, 448, 16, "adapter.use_rslora=true", "adapter.r=8"), _whole(ALPACA, "VeRA", 2, 2, 320, 16),
 )  # fmt: skip
 
 _PAIRS = "sample:loratory-preferences"
