@@ -17,7 +17,7 @@ PRODUCT_CACHE_CAPACITY = 128
 LIBRARY_ENVIRONMENT = {
     # How OpenMP's threads wait for each other, hundreds of times a step. By itself, in a busy loop: next to one other process
     # a step that took 1.4 s took 6 to 17 s. Asleep at once: each is woken late, on a virtual machine most of all. So they look
-    # for a moment, some 50 microseconds, and then sleep. On two cores with AMX, trained tokens per second alone and next to
+    # for a moment and then sleep. On two cores with AMX, trained tokens per second alone and next to
     # one busy process: 186 and 170 with a count of 1,000, 227 and 154 with this one, 269 and 96 with 10,000, 287 alone with
     # 100,000. GOMP_SPINCOUNT is read by GNU's OpenMP, torch's on Linux.
     "OMP_WAIT_POLICY": "PASSIVE",

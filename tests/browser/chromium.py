@@ -55,7 +55,7 @@ def open_tab(page: Page, name: str) -> None:
     """Click a tab and wait until its content is there."""
     page.get_by_role("tab", name=name, exact=True).click()
     page.locator(f"#tabs button[role=tab].selected:has-text('{name}')").wait_for()
-    let_fold_settle(page)
+    let_layout_settle(page)
 
 
 def open_model_choice(page: Page) -> None:
@@ -83,7 +83,7 @@ def barriers(page: Page) -> list[str]:
     return [f"{rule['id']} {node['target']} {node['failureSummary']}" for rule in violations for node in rule["nodes"]]
 
 
-def let_fold_settle(page: Page) -> None:
+def let_layout_settle(page: Page) -> None:
     """Wait until what was typed into a fold or tab stays there.
 
     When one is opened for the first time, Gradio lays out what is in it and an animation frame later puts the first values

@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from engine.config.presets import find_preset
 from engine.hardware.devices import device_problems
 from engine.hardware.processor import describe_processor
-from tests.browser.chromium import barriers, let_fold_settle, open_tab
+from tests.browser.chromium import barriers, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.runs.supervision import wait_until
@@ -292,7 +292,7 @@ def test_what_is_wrong_is_shown_at_its_field_and_a_link_leads_there_from_another
     set_up(page)
     page.locator("#more-training button").first.click()
     norm = page.get_by_label("Max gradient norm")
-    let_fold_settle(page)
+    let_layout_settle(page)
 
     norm.fill("-1")
 

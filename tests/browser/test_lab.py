@@ -17,7 +17,7 @@ from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
-from tests.browser.chromium import PATIENCE_MS, barriers, let_fold_settle, open_tab
+from tests.browser.chromium import PATIENCE_MS, barriers, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.runs.supervision import wait_until
@@ -187,7 +187,7 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
 
     page.locator("#lab-log-fold button").first.click()
     page.locator("#lab-limits button").first.click()
-    let_fold_settle(page)
+    let_layout_settle(page)
     for name, value in (("running_per_person", ""), ("weekly_gpu_hours", "40.5"), ("device_weights", "cuda:0: 2")):
         page.locator(f"#lab-{name} textarea, #lab-{name} input").fill(value)
     page.locator("#lab-save-limits").click()
@@ -203,7 +203,7 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     expect(page.locator("#lab-log")).to_contain_text("run stopped")
 
     page.locator("#lab-news button").first.click()
-    let_fold_settle(page)
+    let_layout_settle(page)
     page.locator("#lab-maintenance input").check()
     page.locator("#lab-maintenance-text textarea, #lab-maintenance-text input").fill("Back at 14:00.")
     page.locator("#lab-save-maintenance").click()
@@ -236,7 +236,7 @@ def test_a_member_uploads_rows_opens_a_conversation_and_downloads_a_run(lab, pag
 
     open_tab(page, "Chat")
     page.locator("#chat-keep button").first.click()
-    let_fold_settle(page)
+    let_layout_settle(page)
     with page.expect_file_chooser() as chooser:
         page.locator("#chat-open").click()
     chooser.value.set_files(saved)

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browser.chromium import let_fold_settle, open_page, open_tab
+from tests.browser.chromium import let_layout_settle, open_page, open_tab
 from tests.browser.real_server import real_server
 from tests.runs.supervision import wait_until
 
@@ -40,7 +40,6 @@ def screenshots_of_every_tab(browser: Browser, url: str, state: dict, folder: Pa
         expect(page.locator("#panel dl")).to_be_visible()
         for tab in TABS:
             open_tab(page, tab)
-            let_fold_settle(page)
             page.wait_for_timeout(1500)  # someone looks at them
             page.screenshot(path=folder / f"{tab.lower()}-{theme}.png", full_page=True)
         context.close()
@@ -118,7 +117,7 @@ def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(ser
     page.locator("#open-chat").click()
     expect(page.locator("#chat-question textarea")).to_be_focused()
     page.locator("#chat-settings button").first.click()
-    let_fold_settle(page)
+    let_layout_settle(page)
     longest = page.locator("#chat-settings").get_by_label("Max new tokens")
     longest.fill("12")  # a model that was hardly trained finds no end
     longest.press("Tab")

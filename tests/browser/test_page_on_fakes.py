@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
-from tests.browser.chromium import barriers, fits_its_window, let_fold_settle, open_model_choice, open_page, open_tab
+from tests.browser.chromium import barriers, fits_its_window, let_layout_settle, open_model_choice, open_page, open_tab
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
 from tests.invented_runs import a_config
@@ -206,7 +206,7 @@ def test_runs_are_compared_copied_and_deleted_by_keyboard_and_mouse(kept_page, s
     expect(page.locator("#overlay-chart .main-svg").first).to_be_visible()
     expect(page.locator("#differences")).to_contain_text("adapter.r")
     page.set_viewport_size({"width": 390, "height": 844})
-    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    let_layout_settle(page)
     assert barriers(page) == []  # a table that scrolls can be reached
     page.set_viewport_size({"width": 1280, "height": 900})
 
@@ -332,6 +332,5 @@ def test_nothing_is_wider_than_a_narrow_window(browser, address):
     page = open_page(browser, address, width=800)
     for tab in ("Train", "Chat", "Export", "Runs"):
         open_tab(page, tab)
-        let_fold_settle(page)
         fits_its_window(page)
     page.context.close()

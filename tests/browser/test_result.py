@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from engine.paths import LoratoryHome
-from tests.browser.chromium import let_fold_settle, open_model_choice, open_tab, why_no_browser
+from tests.browser.chromium import let_layout_settle, open_model_choice, open_tab, why_no_browser
 from tests.browser.real_server import RealServer, real_server
 from tests.e2e.test_scripts_for_real import loratory
 from tests.export.hub_stand_in import TOKEN, HubStandIn
@@ -103,7 +103,7 @@ def shorten_answers(page: Page) -> None:
     page.locator("#chat-settings button").first.click()
     longest = page.locator("#chat-settings").get_by_label(re.compile("Max new tokens"))
     longest.wait_for()
-    let_fold_settle(page)
+    let_layout_settle(page)
     longest.fill(str(LONGEST_ANSWER_TOKENS))
     longest.press("Tab")
 

@@ -5,7 +5,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
-from tests.browser.chromium import let_fold_settle, open_page, open_tab
+from tests.browser.chromium import let_layout_settle, open_page, open_tab
 from tests.browser.real_server import RealServer, real_server
 from tests.runs.supervision import wait_until
 
@@ -35,7 +35,7 @@ def fill_the_form(page: Page, model: str) -> None:
     page.locator("#max-steps input").fill("6")
     page.locator("#max-steps input").press("Tab")
     page.locator("#sweep-fold button").first.click()
-    let_fold_settle(page)
+    let_layout_settle(page)
     expect(page.locator("#sweep-start")).to_be_enabled()
 
 

@@ -7,7 +7,7 @@ from playwright.sync_api import Page, expect
 
 from engine.evaluation.votes import Votes
 from engine.runs.control import change_notes, request_stop
-from tests.browser.chromium import barriers, let_fold_settle, open_model_choice, open_page, open_tab
+from tests.browser.chromium import barriers, let_layout_settle, open_model_choice, open_page, open_tab
 from tests.evaluation.test_votes import HOSTILE, a_vote
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
@@ -111,7 +111,7 @@ def test_a_typed_note_stays_while_runs_are_ticked_and_tabs_are_turned(kept_page,
     pick_run(page, "first try")
     page.locator("#run-notes button").first.click()
     note = page.locator("#note-text textarea")
-    let_fold_settle(page)
+    let_layout_settle(page)
     note.fill("What I found out so far")
 
     page.locator("#runs-table tbody .tick").first.click()

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from itertools import zip_longest
 
 import pytest
 
@@ -117,13 +118,8 @@ def page_of(tmp_path):
 def test_the_first_answer_is_that_of_gradio_alone_with_less_imported(page_of):
     ours, of_gradio = page_of("as it starts"), page_of("gradio alone")
 
-    difference = next(
-        (at for at, pair in enumerate(zip(ours["page"], of_gradio["page"], strict=False)) if len({*pair}) > 1), 0
-    )
-    assert (
-        ours["page"][difference:][:500] == of_gradio["page"][difference:][:500]
-    )  # pytest compares all of it for hours
-    assert len(ours["page"]) == len(of_gradio["page"])
+    parts = zip_longest(ours["page"].split(","), of_gradio["page"].split(","))
+    assert [pair for pair in parts if pair[0] != pair[1]][:5] == []  # pytest would compare pages for half an hour
     assert len(ours["routes"]) > 60
     assert ours["routes"] == of_gradio["routes"]
     assert ours["loaded"] == []

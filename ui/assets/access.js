@@ -144,7 +144,6 @@ const addressTab = () => {
   else if (name !== (location.hash.slice(1) || FIRST)) history.pushState(null, '', `#${name}`);
 };
 window.addEventListener('popstate', selectTab);
-window.addEventListener('resize', () => arrangeSoon());
 
 let isAwaited = false;
 const arrangeSoon = () => {
@@ -154,6 +153,7 @@ const arrangeSoon = () => {
   (document.hidden ? setTimeout : requestAnimationFrame)(() => { isAwaited = false; arrange(); entitle(); addressTab(); });
 };
 new MutationObserver(arrangeSoon).observe(document.body, {childList: true, subtree: true, attributeFilter: ['aria-selected', 'data-title', 'data-at']});
+window.addEventListener('resize', arrangeSoon);
 arrange();
 entitle();
 addressTab();

@@ -179,14 +179,11 @@ def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
         return Diagnosis("failed", "exit_code", what, f"{resume} The log may show why.")
     if code > 0:
         when = f"after step {step}" if step else "before the first step"
-        why, where = "and gave no reason", "See the end of its log."
+        what = f"The worker ended with exit code {code} {when}"
         if code == EXIT_REFUSED:
-            why, where = (
-                "as another worker had this run, or its attempt was given up",
-                "The end of its log names which.",
-            )
-        what = f"The worker ended with exit code {code} {when} {why}."
-        return Diagnosis("failed", "exit_code", what, f"{where} {resume}")
+            what = f"{what} as another worker had this run, or its attempt was given up."
+            return Diagnosis("failed", "exit_code", what, f"The end of its log names which. {resume}")
+        return Diagnosis("failed", "exit_code", f"{what} and gave no reason.", f"See the end of its log. {resume}")
     name = _signal_name(-code)
     state, reason, cause, advice = _ENDS_BY_SIGNAL.get(name, _OTHER_SIGNAL)
     words = {"name": name, "step": step, "resume": resume}
