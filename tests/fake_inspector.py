@@ -15,6 +15,7 @@ from engine.data.contract import (
     Histogram,
     PageRow,
     PairLengths,
+    RowForm,
     RowLengths,
     RowProblem,
     SearchProgress,
@@ -24,6 +25,8 @@ from engine.data.contract import (
     searchable,
 )
 from engine.data.conversation import Conversation, Message
+from engine.data.passes.row_form import look_at_rows
+from engine.data.source import SourceOptions
 from engine.errors import EngineError, ModelError
 from engine.models.shape import ModelDetails, ModelShape, ModuleShape
 
@@ -254,6 +257,9 @@ class FakeInspector:
             if "some-data" in dataset.source
             else (),
         )
+
+    def row_form(self, dataset: DatasetConfig) -> RowForm:
+        return look_at_rows(dataset, SourceOptions())
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         if "missing" in dataset.source:

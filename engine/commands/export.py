@@ -32,6 +32,7 @@ from engine.export.gguf.precisions import instead_words, predict_sizes
 from engine.export.job import ExportJob
 from engine.export.kinds import KINDS
 from engine.export.push.job import PushJob
+from engine.export.script.job import ScriptJob
 from engine.inspector.session import Inspector
 from engine.models.source import find_model
 from engine.paths import LoratoryHome
@@ -172,33 +173,38 @@ def script(
     config: ConfigName,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="A file to write instead of stdout; it must not exist.")] = None,
-    short: Annotated[
-        bool,
-        typer.Option("--short", help="At most 70 lines in the shape of the usual tutorials; names what it leaves out."),
-    ] = False,
+    exact: Annotated[
+        Path | None,
+        typer.Option(
+            "--exact",
+            metavar="FOLDER",
+            help="A folder to write instead: train.py and the tokenized rows, which repeat the losses of the run.",
+        ),
+    ] = None,
     as_yaml: Annotated[
         bool, typer.Option("--yaml", help="The complete configuration as YAML, which `loratory train` takes.")
     ] = False,
 ) -> None:
-    """Print what a run does as a script on plain transformers, PEFT, TRL and datasets."""
-    from engine.export.script.write import gather_script_facts, write_script, write_short_script
+    """Print what a run does as a script on plain transformers, PEFT, TRL and datasets; its head lists what differs."""
+    from engine.export.script.write import gather_script_facts, write_short_script
 
     store = own_runs()
-    file_to_write = named_path(out) if out is not None else None
+    file_to_write, folder_to_write = (named_path(path) if path is not None else None for path in (out, exact))
     run_config = load_config_argument(config, overrides, store.home)
-    if as_yaml:
-        text = config_to_yaml(run_config)
-    else:
-        run = None
-        if not overrides and not named_path(config).is_file():
-            with contextlib.suppress(RunError):  # of a preset
-                run = store.get(config).folder
-        if run is None and run_config.training.train_sampling_strategy == "group_by_length":
-            # It finds out how the model's attention works, by which rows are batched.
-            with contextlib.suppress(EngineError), contextlib.closing(Inspector(store.home)) as inspector:
-                inspector.module_inventory(run_config.model)
+    run = None
+    if not overrides and not named_path(config).is_file():
+        with contextlib.suppress(RunError):  # of a preset
+            run = store.get(config).folder
+    if folder_to_write is not None:
+        run_folder = run.path if run is not None else None
+        result = with_progress(ScriptJob(store.home, run_config, folder_to_write, run_folder).run)
+        _print_files(result.files, result.notes)
+        return
+    text = config_to_yaml(run_config)
+    if not as_yaml:
         facts = gather_script_facts(run_config, store.home, run)
-        text = write_short_script(facts) if short else write_script(facts)
+        with contextlib.closing(Inspector(store.home)) as inspector:
+            text = write_short_script(facts, inspector.row_form(run_config.dataset))
     if file_to_write is None:
         typer.echo(text, nl=False)
         return

@@ -1,6 +1,6 @@
 """The values of previews and checks: pages of rows, and the report that `loratory inspect` prints as JSON."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -301,3 +301,24 @@ def searchable(text: str) -> str:
             "Search for a shorter part of it.",
         )
     return text
+
+
+class RowForm(BaseModel):
+    """The form of a dataset's rows, as its first ones show it: what a script needs to read them with usual readers."""
+
+    format: str
+    columns: dict[str, str]  # of the format's roles
+    loader: dict[str, Any]  # arguments of `load_dataset`
+    role_field: str  # of a turn
+    content_field: str
+    turn_column: str  # with all turns of a row; empty where there is none
+    text_column: str | None  # with plain text; None where rows are conversations
+    is_rated: bool  # rows are answers with a label, and not pairs
+    has_dialogues: bool  # the sides of a pair are texts with Human: and Assistant: in them
+    has_system: bool  # in a column of its own
+    roles: dict[str, str] = {}  # by their names in the rows
+    has_turn_lists: bool = False  # cells hold lists of turns
+    has_json: bool = False  # lists are written as JSON in a text
+    has_reasoning: bool = False
+    most_answers: int = 0  # of one row
+    holds_whole_conversations: bool = False  # both answers of a pair begin with the prompt

@@ -103,6 +103,10 @@ class EpochPlanner:
 
     def steps(self, epoch: int) -> Iterator[Step]:
         """The steps of one epoch, counted from 0, in order; always `steps_per_epoch` of them."""
+        return map(self._step, self.units(epoch))
+
+    def units(self, epoch: int) -> list[list[tuple[int, ...]]]:
+        """Return the rows of each step, as single rows or as packed sequences."""
         order = list(range(len(self._lengths)))
         self._shuffle(order, epoch)
         units: list[tuple[int, ...]] = [(row,) for row in order]
@@ -112,9 +116,7 @@ class EpochPlanner:
             self._shuffle(units, epoch)
         size = self._order.rows_per_step
         steps = [units[start : start + size] for start in range(0, len(units), size)]
-        if self._order.groups_by_length:
-            steps = self._grouped(units, epoch)
-        return map(self._step, steps)
+        return self._grouped(units, epoch) if self._order.groups_by_length else steps
 
     def _grouped(self, units: list[tuple[int, ...]], epoch: int) -> list[list[tuple[int, ...]]]:
         """Return steps of rows of similar length in random order, followed by the rest in its order."""

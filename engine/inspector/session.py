@@ -17,6 +17,7 @@ from engine.data.contract import (
     FoundRow,
     HeldOutRows,
     PageRequest,
+    RowForm,
     SearchProgress,
     searchable,
 )
@@ -210,6 +211,14 @@ class Inspector:
             DatasetError: If it cannot be opened.
         """
         return self._ask(self._data, "columns", _params(dataset), DatasetColumns)
+
+    def row_form(self, dataset: DatasetConfig) -> RowForm:
+        """Return the form of a dataset's rows, as its first ones show it, for a script that reads them with usual readers.
+
+        Raises:
+            DatasetError: If it cannot be opened, or such readers would read rows otherwise; has the reason.
+        """
+        return self._ask(self._data, "row_form", _params(dataset), RowForm)
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         """Find the next row that holds a text, in any case: yields progress, then at last where. Closing it stops it.

@@ -37,14 +37,23 @@ def limited(seconds: float, memory_bytes: int) -> Iterator[None]:
         return
     outer = signal.getitimer(signal.ITIMER_PROF)[0]
     budget = min(seconds, outer) if outer else seconds
+    with memory_limited(memory_bytes):
+        signal.setitimer(signal.ITIMER_PROF, budget)
+        try:
+            yield
+        finally:
+            spent = budget - signal.setitimer(signal.ITIMER_PROF, 0)[0]
+            if outer:
+                signal.setitimer(signal.ITIMER_PROF, max(outer - spent, 0.001))
+
+
+@contextlib.contextmanager
+def memory_limited(memory_bytes: int) -> Iterator[None]:
+    """Bound what the code inside allocates, beyond what the process has allocated already."""
     former = limit_memory(memory_bytes)
-    signal.setitimer(signal.ITIMER_PROF, budget)
     try:
         yield
     finally:
-        spent = budget - signal.setitimer(signal.ITIMER_PROF, 0)[0]
-        if outer:
-            signal.setitimer(signal.ITIMER_PROF, max(outer - spent, 0.001))
         if former is not None:
             resource.setrlimit(resource.RLIMIT_DATA, former)
 

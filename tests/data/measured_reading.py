@@ -12,6 +12,9 @@ from engine.data.contract import DatasetReport
 
 MAX_SECONDS = 5.0
 MAX_GROWN_BYTES = 500 << 20
+# Of kinds that a library unpacks, within the kernel's limit on each step.
+MAX_UNPACKED_BYTES = 1200 << 20
+MAX_UNPACK_SECONDS = 12.0
 
 
 @dataclass(frozen=True)

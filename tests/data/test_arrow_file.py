@@ -17,7 +17,7 @@ from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from tests.data.checks import check_dataset
 from tests.data.families import family, tokenizer_of
-from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured
+from tests.data.measured_reading import MAX_UNPACK_SECONDS, MAX_UNPACKED_BYTES, read_measured
 
 MIB = 1 << 20
 ROWS = [
@@ -73,8 +73,10 @@ WRITERS = {
 def test_rows_are_what_was_written_from_every_place(tmp_path, name):
     source = open_file(WRITERS[name](tmp_path, pa.Table.from_pylist(ROWS, SCHEMA)))
 
-    assert (source.kind, source.columns, source.total_rows) == ("Arrow", ("messages", "label", "scores"), 700)
+    assert (source.kind, source.columns) == ("Arrow", ("messages", "label", "scores"))
+    assert source.total_rows == (None if "stream" in name else 700)
     assert [record.value for record in source.records()] == ROWS
+    assert source.total_rows == 700
     assert [record.row for record in source.records(695)] == list(range(695, 700))
     assert [record.value for record in source.pick([3, 650]) if record is not None] == [ROWS[3], ROWS[650]]
     assert list(source.records(700)) == []
@@ -119,12 +121,12 @@ def one_value_in_many_rows(value, rows):
 
 # What makes a table, and the words of its error or the rows that are read.
 BOMBS = {
-    "a value of 600 MiB": (lambda: pa.table({"text": ["x" * 600 * MIB]}), "The record batches of the Arrow file"),
+    "a value of 600 MiB": (lambda: pa.table({"text": ["x" * 600 * MIB]}), "the row is 629 MB long"),
     "billions of nulls in a list": (
         lambda: pa.table({"a": nulls_in_a_list(2_000_000_000)}),
-        "The values of the Arrow file",
+        "The rows of the Arrow file",
     ),
-    "a billion rows of nothing": (lambda: pa.table({"a": pa.nulls(1_000_000_000)}), "The values of the Arrow file"),
+    "a billion rows of nothing": (lambda: pa.table({"a": pa.nulls(1_000_000_000)}), "The rows of the Arrow file"),
     "text that views share": (lambda: pa.table({"a": pa.array(["x"], pa.string_view())}), "type string_view"),
     "a value of 4 MiB in 150 rows": (lambda: pa.table({"text": one_value_in_many_rows("x" * 4 * MIB, 150)}), 150),
 }
@@ -145,8 +147,8 @@ def bombs(tmp_path_factory):
 def test_what_is_small_in_the_file_stays_bounded_in_memory(bombs, name):
     reading, outcome = bombs[name], BOMBS[name][1]
 
-    assert reading.grown_bytes < MAX_GROWN_BYTES
-    assert reading.seconds < MAX_SECONDS
+    assert reading.grown_bytes < MAX_UNPACKED_BYTES
+    assert reading.seconds < MAX_UNPACK_SECONDS
     if isinstance(outcome, str):
         assert outcome in reading.what
         assert reading.fix

@@ -99,11 +99,11 @@ def test_the_merged_model_answers_as_the_adapter_does(merged_export):
 @pytest.mark.parametrize("name", SETTINGS)
 def test_the_script_of_a_quick_start_reproduces_its_losses(name, trained_runs, tmp_path):
     run = trained_runs(name)
-    loratory("script", run.id, "--out", tmp_path / "script.py", home=run.home)
+    loratory("script", run.id, "--exact", tmp_path / "exact", home=run.home)
     history = read_history(run.folder / "events.jsonl")
 
     assert len(history.steps) == STEPS
-    assert_same_losses(history, execute(tmp_path / "script.py"), within=0.01)
+    assert_same_losses(history, execute(tmp_path / "exact" / "train.py"), within=0.01)
 
 
 def test_training_chat_merged_and_served_read_the_same_ids(trained_runs, merged_export):

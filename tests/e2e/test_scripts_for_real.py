@@ -109,15 +109,15 @@ def run_alone(*arguments: object, folder: Path) -> str:
 
 
 def logged_by(script: Path) -> list[dict]:
-    """Return what a script logged that was run with its own name as the folder of its output."""
-    out = script.with_suffix("")
+    """Return what a script logged that was run with the folder next to it as its output."""
+    out = script.with_name("out")
     assert (out / "tokenizer_config.json").is_file()
     return json.loads((out / "log_history.json").read_text())
 
 
 def execute(script: Path) -> list[dict]:
-    """Run a script as someone would who has only the file, and return what it logged."""
-    run_alone(script, "--output", script.with_suffix(""), folder=script.parent)
+    """Run a script as someone would who has only its folder, and return what it logged."""
+    run_alone(script, "--output", script.with_name("out"), folder=script.parent)
     return logged_by(script)
 
 
@@ -133,8 +133,8 @@ def assert_same_losses(history: RunHistory, log: list[dict], within: float) -> N
 
 
 def script_of(home, run_id: str, folder: Path) -> tuple[RunHistory, Path]:
-    loratory("script", run_id, "--out", folder / "script.py")
-    return read_history(RunStore(home, local_owner()).get(run_id).folder.events), folder / "script.py"
+    loratory("script", run_id, "--exact", folder / "exact")
+    return read_history(RunStore(home, local_owner()).get(run_id).folder.events), folder / "exact" / "train.py"
 
 
 # Runs scripts one after the other, each in a process of its own; what they all import takes most of their time.
@@ -144,7 +144,7 @@ import datasets, peft, torch, transformers, trl
 import trl.experimental.orpo
 for script in sys.argv[1:]:
     if os.fork() == 0:
-        sys.argv = [script, "--output", script.removesuffix(".py")]
+        sys.argv = [script, "--output", os.path.join(os.path.dirname(script), "out")] if script.endswith("train.py") else [script]
         runpy.run_path(script, run_name="__main__")
         sys.exit()
     if os.wait()[1] != 0:

@@ -1,42 +1,48 @@
-"""Stand-alone scripts: they hold nothing of ours and nothing that is not needed, and make the run's very tokens.
+"""Exact scripts: they hold nothing of ours and nothing that is not needed, and train the run's very tokens in its order."""
 
-Rows that are hard to read stand in test_script_rows.py, templates with ways of their own in test_script_templates.py.
-"""
-
-import argparse
-import csv
-import gzip
 import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from engine.cli import run_command
 from engine.config.load import config_from_mapping, mapping_from_yaml
+from engine.config.methods.registry import METHODS
+from engine.config.objectives import objective_of
 from engine.config.presets import find_preset
 from engine.config.run import RunSection
 from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import prepare_dataset
+from engine.data.render.tokenize import RatedRow, TokenizedPair
 from engine.data.step_plan import EpochPlanner, PlanSettings, row_plan
-from engine.errors import StorageError
-from engine.export.script.write import gather_script_facts, write_script, write_short_script
+from engine.errors import DatasetError, RunError, StorageError
+from engine.export.script.job import ScriptOrder
+from engine.export.script.write import gather_script_facts
+from engine.export.worker.script import write_exact_script
 from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 from engine.runs.checkpoints import Manifest
-from engine.runs.history.events import ParametersData
-from engine.runs.history.log import EventWriter
 from engine.runs.run import RunFolder
+from engine.training.batching.steps import StepBatches, TrainerSetup, choose_rows
 from engine.training.checkpoints.folder import write_checkpoint
+from engine.training.objectives import TRAINING_OBJECTIVES
 
 CHAT = [
-    {"messages": [{"role": "user", "content": f"What is {n}?"}, {"role": "assistant", "content": f"A number: {n}."}]}
-    for n in range(12)
+    {
+        "messages": [
+            {"role": "user", "content": f"What is {n}?"},
+            {"role": "assistant", "content": f"It is {'so ' * n}{n}."},
+        ]
+    }
+    for n in range(13)
 ]
-SYSTEM = [{"role": "system", "content": "Be brief."}]
+PAIRS = [{"prompt": f"Q {n}?", "chosen": f"good {n}", "rejected": "bad " * (n + 1)} for n in range(12)]
+RATINGS = [{"prompt": f"Q {n}?", "completion": "good " * (1 + n * 7 % 9), "label": n % 3 > 0} for n in range(23)]
+ROWS = {"sft": CHAT, "dpo": PAIRS, "orpo": PAIRS, "kto": RATINGS}
 
 
 def write_lines(path: Path, rows: list) -> Path:
@@ -55,53 +61,36 @@ def make_config(model: Path, source: str, training: dict | None = None, adapter:
     )
 
 
-def training_of(seed: int, strategy: Any) -> TrainingConfig:
-    """Six rows a step."""
-    return TrainingConfig(
-        seed=seed,
-        per_device_train_batch_size=2,
-        gradient_accumulation_steps=3,
-        max_length=64,
-        train_sampling_strategy=strategy,
-    )
+class Exact:
+    """An exact script with its rows, and what is defined in it, not started."""
+
+    def __init__(self, config, home, folder: Path, run: RunFolder | None = None) -> None:
+        folder.mkdir(exist_ok=True)
+        order = ScriptOrder(config=config, folder=folder, run=run.path if run is not None else None)
+        write_exact_script(order, ModelSource(config.model.id, "tiny"), home, lambda _: None)
+        self.text = (folder / "train.py").read_text()
+        rows = pq.read_table(folder / "rows.parquet").to_pylist()
+        self.train = [row for row in rows if not row["held_out"]]
+        self.held_out = [row for row in rows if row["held_out"]]
+        self.names: dict = {"__name__": "a_script"}
+        exec(compile(self.text, "script", "exec"), self.names)
 
 
-def script_of(config, home, run=None) -> str:
-    return write_script(gather_script_facts(config, home, run))
-
-
-def names_of(config, home, run=None) -> dict:
-    """What stands in the script, defined and not started."""
-    return names_in(script_of(config, home, run))
-
-
-def names_in(script: str) -> dict:
-    """What stands in a script, defined and not started."""
-    names: dict = {"__name__": "a_script"}
-    exec(compile(script, "script", "exec"), names)
-    return names
-
-
-def sequences_of(script: str) -> tuple[list, list]:
-    """What a script learns from and measures on, by its own functions."""
-    names = names_in(script)
-    options = argparse.Namespace(model=names["MODEL"], data=names["DATA"])
-    parts = names["prepare"](names["load_tokenizer"](options.model), options)
-    train, held_out = ([(one["input_ids"], one["labels"]) for one in part] for part in parts)
-    return train, held_out
-
-
-def sequences_of_run(config, home) -> tuple[list, list]:
+def prepared(config, home):
     tokenizer, _ = load_tokenizer(ModelSource(config.model.id, "tiny"))
-    data = prepare_dataset(
-        config.dataset,
-        seed=config.training.seed,
-        max_length=config.training.max_length,
-        tokenizer=tokenizer,
-        home=home,
-    )
-    train, held_out = ([(row.input_ids, row.labels) for row in part] for part in (data.train, data.held_out))
-    return train, held_out
+    return prepare_dataset(
+        config.dataset, seed=config.training.seed, max_length=config.training.max_length, tokenizer=tokenizer, home=home,
+        objective=objective_of(config),
+    )  # fmt: skip
+
+
+def as_in_script(row: Any) -> dict[str, Any]:
+    result = {"input_ids": row.input_ids, "labels": row.labels}
+    if isinstance(row, TokenizedPair):
+        result |= {"rejected_ids": row.rejected.input_ids, "rejected_labels": row.rejected.labels}
+    if isinstance(row, RatedRow):
+        result |= {"desirable": row.desirable}
+    return result
 
 
 def assert_whole(text: str, folder: Path) -> None:
@@ -112,143 +101,133 @@ def assert_whole(text: str, folder: Path) -> None:
     assert result.returncode == 0, result.stdout
 
 
-def alpaca(folder: Path) -> Path:
-    rows = [{"instruction": f"Count to {n}.", "input": "Slowly." * (n % 2), "output": f"One … {n}."} for n in range(12)]
-    return write_lines(folder / "rows.jsonl", rows)
-
-
-def with_broken_lines(folder: Path) -> Path:
-    return write_lines(folder / "rows.jsonl", [CHAT[0], "{broken\n", *CHAT[1:], {"messages": []}])
-
-
-def with_duplicates(folder: Path) -> Path:
-    return write_lines(folder / "rows.jsonl", [*CHAT[:3] * 3, *CHAT])
-
-
-def with_system_turns(folder: Path) -> Path:
-    rows = [{"messages": [*SYSTEM * (n % 2), *row["messages"], *CHAT[n - 1]["messages"]]} for n, row in enumerate(CHAT)]
-    return write_lines(folder / "rows.jsonl", rows)
-
-
-def as_csv(folder: Path) -> Path:
-    with (folder / "rows.csv").open("w", newline="") as file:
-        writer = csv.writer(file, delimiter=";")
-        writer.writerows([["prompt", "completion"], *([f"Say {n};", f"It is\n{n}"] for n in range(12))])
-    return folder / "rows.csv"
-
-
-def as_packed_array(folder: Path) -> Path:
-    with gzip.open(folder / "rows.json.gz", "wt") as file:
-        json.dump(CHAT, file)
-    return folder / "rows.json.gz"
-
-
-def as_text(folder: Path) -> Path:
-    (folder / "rows.txt").write_text("\n\n".join(f"Paragraph {n}\nof a text." for n in range(12)))
-    return folder / "rows.txt"
-
-
-CASES = {
-    "a sample in Alpaca format": (lambda _: "sample:loratory-faq", {}),
-    "a sample of conversations": (lambda _: "sample:lab-chats", {}),
-    "Alpaca": (alpaca, {}),
-    "broken lines": (with_broken_lines, {}),
-    "duplicates": (with_duplicates, {}),
-    "system turns": (with_system_turns, {}),
-    "the last answer": (with_system_turns, {"train_on": "last_assistant"}),
-    "everything": (with_system_turns, {"train_on": "all"}),
-    "CSV": (as_csv, {}),
-    "a packed JSON array": (as_packed_array, {}),
-    "plain text": (as_text, {}),
-    "nothing held out": (alpaca, {"eval_fraction": 0.0}),
-    "some rows of all": (alpaca, {"max_samples": 7}),
+CASES: dict[str, tuple[str, dict, dict]] = {
+    "a sample": ("sample:loratory-faq", {"max_length": 400}, {}),
+    "a mixture": ("sample:lab-chats", {"max_length": 400}, {"mix": {"sample:loratory-faq": 0.5}}),
+    "everything trained": ("sft", {}, {"train_on": "all"}),
+    "some rows of all": ("sft", {}, {"max_samples": 9}),
+    "nothing held out": ("sft", {}, {"eval_fraction": 0.0}),
+    **{name: (name, {"objective": name}, {}) for name in ("dpo", "orpo", "kto")},
 }
 
 
-@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("name", CASES)
-def test_a_script_makes_the_tokens_masks_and_split_of_the_run(name, tiny_model_folder, home, tmp_path):
-    make, dataset = CASES[name]
-    config = make_config(tiny_model_folder, str(make(tmp_path)), {"max_length": 400}, **dataset)
+def test_the_rows_are_the_tokens_masks_and_split_of_the_run(name, tiny_model_folder, home, tmp_path):
+    source, training, dataset = CASES[name]
+    if source in ROWS:
+        source = str(write_lines(tmp_path / "rows.jsonl", [*ROWS[source], "{broken\n"]))
+    config = make_config(tiny_model_folder, source, training, **dataset)
 
-    train, held_out = sequences_of(script_of(config, home))
+    script = Exact(config, home, tmp_path / "exact")
 
-    expected_train, expected_held_out = sequences_of_run(config, home)
-    assert train == expected_train
-    assert held_out == expected_held_out
-    assert bool(held_out) == (config.dataset.eval_fraction > 0)
-
-
-def test_rows_that_say_the_same_stand_on_one_side_whatever_the_seed(tiny_model_folder, home, tmp_path):
-    source = str(with_duplicates(tmp_path))
-
-    for seed in range(8):
-        config = make_config(tiny_model_folder, source, {"max_length": 400, "seed": seed})
-        assert sequences_of(script_of(config, home)) == sequences_of_run(config, home)
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize(
-    ("training", "adapter"),
-    [
-        ({}, {}),
-        ({"packing": True, "gradient_checkpointing": True}, {"lora_dropout": 0.1, "use_dora": True}),
-        ({"early_stopping_patience": 2, "lr_scheduler_type": "cosine_with_min_lr"}, {"method": "ia3"}),
-        ({"eval_steps": 5, "save_steps": 5, "max_steps": 20}, {"method": "prefix_tuning"}),
-        ({"num_train_epochs": 1.5}, {"method": "none"}),
-    ],
-)
-def test_a_script_is_whole_and_holds_nothing_that_it_does_not_use(tiny_model_folder, home, tmp_path, training, adapter):
-    text = script_of(make_config(tiny_model_folder, str(alpaca(tmp_path)), training, adapter), home)
-
-    compile(text, "script", "exec")
-    assert "loratory" not in text.lower().split('"""', 2)[2].replace("as loratory prepared it", "")
-    assert_whole(text, tmp_path)
-    words = {
-        "packing": "def pack_rows",
-        "early_stopping_patience": "EarlyStoppingCallback",
-        "use_dora": "use_dora=True",
-    }
-    for setting, word in words.items():
-        assert (word in text) == bool({**training, **adapter}.get(setting))
+    data = prepared(config, home)
+    measured = choose_rows(data, PlanSettings(config.training)).held_out if config.dataset.eval_fraction else []
+    for rows, expected in ((script.train, data.train), (script.held_out, measured)):
+        assert [{key: row[key] for key in as_in_script(one)} for row, one in zip(rows, expected, strict=True)] == [
+            as_in_script(one) for one in expected
+        ]
+    assert bool(script.held_out) == (config.dataset.eval_fraction > 0)
 
 
 @pytest.mark.parametrize(
     ("attention", "strategy", "batching"),
     [("eager", "group_by_length", "padded"), ("eager", "random", "padded"), ("auto", "group_by_length", "joined")],
 )
-def test_a_script_takes_the_rows_in_the_runs_order(tiny_model_folder, home, tmp_path, attention, strategy, batching):
-    sizes = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "train_sampling_strategy": strategy}
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_script_takes_the_rows_in_the_runs_order(
+    tiny_model_folder, home, tmp_path, attention, strategy, batching, packing
+):
+    if packing and batching == "padded":
+        pytest.skip("packed rows are joined")
+    training = {
+        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "train_sampling_strategy": strategy,
+        "packing": packing, "num_train_epochs": 2,
+    }  # fmt: skip
     source = str(write_lines(tmp_path / "chat.jsonl", CHAT))
-    config = make_config(tiny_model_folder, source, sizes)
-    config = config.model_copy(
-        update={
-            "model": config.model.model_copy(update={"attn_implementation": attention}),
-            "run": RunSection(devices="cpu"),
-        }
-    )
-    names = names_of(config, home)
-    generator = np.random.default_rng(0)
-    rows = [{"input_ids": [row] * int(generator.integers(1, 60))} for row in range(131)]
-    settings = PlanSettings(training_of(config.training.seed, strategy), batching)
-    planner = EpochPlanner([len(row["input_ids"]) for row in rows], settings)
+    config = make_config(tiny_model_folder, source, training, eval_fraction=0.0)
+    model = config.model.model_copy(update={"attn_implementation": attention})
+    config = config.model_copy(update={"model": model, "run": RunSection(devices="cpu")})
 
+    script = Exact(config, home, tmp_path / "exact")
+
+    numbers = {tuple(row["input_ids"]): number for number, row in enumerate(script.train)}
+    planner = EpochPlanner([len(row["input_ids"]) for row in script.train], PlanSettings(config.training, batching))
     for epoch in range(2):
-        batches = [[row["input_ids"][0] for row in batch] for batch in names["Batches"](rows, lambda: epoch)]  # noqa: B023
-        assert len(batches) == len(names["Batches"](rows, None))
+        batches = [
+            [numbers[tuple(row["input_ids"])] for rows in batch for row in (rows if packing else [rows])]
+            for batch in script.names["Batches"](script.train, lambda: epoch)  # noqa: B023
+        ]
+        assert len(batches) == len(script.names["Batches"](script.train, None))
         steps = [[row for batch in batches[start : start + 3] for row in batch] for start in range(0, len(batches), 3)]
         planned = [[row for one in step.passes for row in one.rows] for step in planner.steps(epoch)]
         assert [sorted(step) for step in steps] == [sorted(step) for step in planned]
-        if strategy == "group_by_length" and batching == "padded":
+        if batching == "padded":
             assert batches == [list(one.rows) for step in planner.steps(epoch) for one in step.passes]
+
+
+@pytest.mark.parametrize(
+    ("attention", "strategy"), [("eager", "random"), ("eager", "group_by_length"), ("auto", "random")]
+)
+def test_the_mismatched_answers_of_a_step_are_those_of_the_run(
+    attention, strategy, tiny_model_folder, home, tmp_path, monkeypatch
+):
+    training = {
+        "objective": "kto", "per_device_train_batch_size": 2, "gradient_accumulation_steps": 2,
+        "train_sampling_strategy": strategy, "num_train_epochs": 2,
+    }  # fmt: skip
+    config = make_config(tiny_model_folder, str(write_lines(tmp_path / "rows.jsonl", RATINGS)), training)
+    model = config.model.model_copy(update={"attn_implementation": attention})
+    config = config.model_copy(update={"model": model, "run": RunSection(devices="cpu")})
+    script = Exact(config, home, tmp_path / "exact")
+    objective = TRAINING_OBJECTIVES["kto"](config.training)
+    settings = PlanSettings(config.training, "padded" if attention == "eager" else "joined")
+    taken: list[list[int]] = []
+    mismatched = objective.mismatched_sequence
+    monkeypatch.setattr(
+        objective, "mismatched_sequence", lambda *pair: taken.append((one := mismatched(*pair)).input_ids) or one
+    )
+    data = prepared(config, home)
+    steps = StepBatches(data.train, TrainerSetup(settings, 0, objective=objective))
+
+    for planned in EpochPlanner(data.train.lengths(), settings).steps(1):
+        steps.__getitems__(planned)
+
+    assert [row["kl_ids"] for batch in script.names["Batches"](script.train, lambda: 1) for row in batch] == taken
+
+
+@pytest.mark.exhaustive(quick=4)
+@pytest.mark.parametrize("objective", ROWS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_script_of_every_method_and_objective_is_whole(method, objective, tiny_model_folder, home, tmp_path):
+    traits, learns = METHODS[method], objective != "sft"
+    if learns and traits.trains_all:
+        pytest.skip("preferences are learned by adapters")
+    source = str(write_lines(tmp_path / "rows.jsonl", ROWS[objective]))
+    adapter = {"method": method} | ({"num_virtual_tokens": 3} if "num_virtual_tokens" in traits.fields else {})
+    config = make_config(tiny_model_folder, source, {"objective": objective, "max_steps": 20}, adapter)
+    if objective == "orpo" and traits.virtual_tokens == "inputs":
+        with pytest.raises(RunError, match="ORPOTrainer does not support virtual tokens"):
+            Exact(config, home, tmp_path / "exact")
+        return
+
+    text = Exact(config, home, tmp_path / "exact").text
+
+    assert_whole(text, tmp_path)
+    assert "loratory" not in text.lower().split('"""', 2)[2]
+    assert f"class Trainer({objective.upper()}Trainer):" in text
+    assert (traits.peft_class or "from_pretrained") in text
+    # TRL copies the adapter as a reference; the run's is the base.
+    assert ('delete_adapter("ref")' in text) == (objective in ("dpo", "kto"))
+    assert len(text.splitlines()) <= (150 if (method, objective) == ("lora", "sft") else 240)
 
 
 @pytest.mark.parametrize("method", ["prompt_tuning", "p_tuning", "prefix_tuning"])
 def test_a_script_trains_no_first_token_from_virtual_tokens_as_the_run_does_not(
     tiny_model_folder, home, tmp_path, method
 ):
-    config = make_config(tiny_model_folder, str(as_text(tmp_path)), None, {"method": method})
-    collate = names_of(config, home)["collate"]
+    (tmp_path / "rows.txt").write_text("\n\n".join(f"Paragraph {n}\nof a text." for n in range(12)))
+    config = make_config(tiny_model_folder, str(tmp_path / "rows.txt"), None, {"method": method})
+    collate = Exact(config, home, tmp_path / "exact").names["collate"]
 
     batch = collate([{"input_ids": [5, 6, 7], "labels": [5, 6, 7]}, {"input_ids": [8], "labels": [8]}])
 
@@ -257,34 +236,22 @@ def test_a_script_trains_no_first_token_from_virtual_tokens_as_the_run_does_not(
     assert batch["labels"].tolist() == [[first[0], 6, 7], [first[1], -100, -100]]
 
 
-@pytest.mark.parametrize("write", [write_script, write_short_script])
-def test_a_script_holds_the_text_of_a_long_prefix_once(write, tiny_model_folder, home, tmp_path):
-    adapter = {"method": "prefix_tuning", "num_virtual_tokens": 40, "prefix_init_text": 'Say "yes".'}
-    config = make_config(tiny_model_folder, str(write_lines(tmp_path / "chat.jsonl", CHAT)), None, adapter)
-
-    script = write(gather_script_facts(config, home))
-
-    assert script.count('Say \\"yes\\".') == 1
-    assert_whole(script, tmp_path)
-
-
 @pytest.mark.parametrize("begun", ["padded", "joined"])
 def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_model_folder, home, tmp_path, begun):
     config = make_config(tiny_model_folder, str(write_lines(tmp_path / "chat.jsonl", CHAT)))
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
-    settings = PlanSettings(training_of(7, "group_by_length"), begun)
-    other = "joined" if begun == "padded" else "padded"
-    with EventWriter(run.events, 2) as events:
-        events.append(
-            ParametersData(
-                trainable=1, total=2, compute_dtype="float32", device="cpu", attn_implementation="sdpa", batching=other
-            )
-        )
-    manifest = Manifest(step=5, files={}, row_plan=row_plan(settings, "rows"))
-    write_checkpoint(run.checkpoints, manifest, lambda folder: (folder / "progress.json").write_text("{}"))
+    training = TrainingConfig(
+        seed=7, per_device_train_batch_size=2, gradient_accumulation_steps=3, train_sampling_strategy="group_by_length"
+    )
+    plan = row_plan(PlanSettings(training, begun), "rows")
+    write_checkpoint(
+        run.checkpoints,
+        Manifest(step=5, files={}, row_plan=plan),
+        lambda folder: (folder / "progress.json").write_text("{}"),
+    )
 
-    assert gather_script_facts(config, home, run).model.groups_by_length == (begun == "padded")
+    assert gather_script_facts(config, home, run).model.pinned_order == plan.order
 
 
 def test_a_warm_start_that_leaves_the_runs_is_refused(tiny_model_folder, home, tmp_path):
@@ -295,27 +262,36 @@ def test_a_warm_start_that_leaves_the_runs_is_refused(tiny_model_folder, home, t
         gather_script_facts(config, home, RunFolder(home.runs / "20260102-000000-000-abcd"))
 
 
-def test_what_is_done_otherwise_stands_at_the_head(tiny_model_folder, home, tmp_path):
-    source = str(alpaca(tmp_path))
-    config = make_config(
-        tiny_model_folder, source, adapter={"lora_dropout": 0.1}, mix={"sample:lab-chats": 1.0}, max_samples=8
-    )
+def test_there_is_no_script_of_a_run_whose_rows_have_changed(tiny_model_folder, home, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir()
+    run.provenance.write_text(json.dumps({"dataset_fingerprint": "0" * 64}))
+    config = make_config(tiny_model_folder, str(write_lines(tmp_path / "d.jsonl", CHAT)))
 
-    head = script_of(config, home).split('"""')[1]
+    with pytest.raises(DatasetError, match="no longer those that this run was trained on"):
+        Exact(config, home, tmp_path / "exact", run)
 
-    assert "Dropout draws other random numbers" in head
-    assert "the run mixed sample:lab-chats in as well" in head
+
+@pytest.mark.parametrize(("disabled", "told"), [(True, False), (False, True)])
+def test_what_is_done_otherwise_stands_at_the_head(disabled, told, tiny_model_folder, home, tmp_path):
+    source = str(write_lines(tmp_path / "rows.jsonl", PAIRS))
+    training = {"objective": "dpo", "disable_dropout": disabled}
+    config = make_config(tiny_model_folder, source, training, {"lora_dropout": 0.1})
+
+    head = Exact(config, home, tmp_path / "exact").text.split('"""')[1]
+
+    assert ("Dropout draws other random numbers" in head) is told
 
 
 def test_a_model_that_was_spread_is_spread_by_the_script_too(tiny_model_folder, home, tmp_path):
     config = make_config(tiny_model_folder, str(write_lines(tmp_path / "d.jsonl", CHAT)))
     spread = config.model_copy(update={"run": RunSection(devices=(0, 1), device_map="balanced", launcher="local")})
 
-    assert 'device_map="balanced"' in script_of(spread, home)
-    assert "balanced" not in script_of(config, home)
+    assert 'device_map="balanced"' in Exact(spread, home, tmp_path / "spread").text
+    assert "balanced" not in Exact(config, home, tmp_path / "plain").text
 
 
-def test_the_command_prints_a_script_or_the_settings_and_overwrites_nothing(home, tiny_model_folder, tmp_path, capsys):
+def test_the_command_writes_each_form_and_overwrites_nothing(home, tiny_model_folder, tmp_path, capsys):
     modules = ("engine.commands.export", "engine.commands.configs")
     chosen = ["script", "quickstart-cpu", "--set", f"model.id={tiny_model_folder}"]
 
@@ -328,3 +304,7 @@ def test_the_command_prints_a_script_or_the_settings_and_overwrites_nothing(home
     assert run_command([*chosen, "--out", str(tmp_path / "mine.py")], modules) == 1
     assert "mine.py cannot be written (File exists)" in capsys.readouterr().err
     assert (tmp_path / "mine.py").read_text() == "mine"
+    assert run_command([*chosen, "--exact", str(tmp_path / "exact")], modules) == 0
+    assert {file.name for file in (tmp_path / "exact").iterdir()} == {"train.py", "rows.parquet"}
+    assert run_command([*chosen, "--exact", str(tmp_path / "exact")], modules) == 1
+    assert "exact exists already and is not empty" in capsys.readouterr().err

@@ -11,14 +11,20 @@ from engine.config.methods.registry import METHODS
 from engine.config.objectives import OBJECTIVES
 from engine.config.presets import list_presets
 from engine.config.training import TrainingConfig
-from engine.errors import DatasetError, EngineError, RunError
-from engine.export.script.facts import _TRL_DEFAULTS, NOT_EXPORTED
-from engine.export.script.facts import facts as example
-from engine.export.script.write import gather_script_facts, write_script, write_short_script
+from engine.data.passes.row_form import look_at_rows
+from engine.data.source import SourceOptions
+from engine.errors import DatasetError, EngineError
+from engine.export.script.facts import NOT_EXPORTED, TRL_DEFAULTS, ScriptFacts
+from engine.export.script.model_facts import ModelFacts
+from engine.export.script.write import exact_head, gather_script_facts, literal, render, write_short_script
 from tests.e2e.test_scripts_for_real import ONE_BY_ONE, run_alone
-from tests.export.test_script import CHAT, assert_whole, make_config, write_lines
+from tests.export.test_script import CHAT, ROWS, assert_whole, make_config, write_lines
 
 MOST_LINES = 70
+
+
+def short_script_of(config, home) -> str:
+    return write_short_script(gather_script_facts(config, home), look_at_rows(config.dataset, SourceOptions(home=home)))
 
 
 @pytest.mark.exhaustive
@@ -26,12 +32,10 @@ MOST_LINES = 70
 def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_path):
     config = next(one for one in list_presets() if one.name == preset).load()
     try:
-        facts = gather_script_facts(config, home)
+        text = short_script_of(config, home)
     except EngineError:  # its data is on the Hub: the same settings on rows that are here
         sample = config.dataset.model_copy(update={"source": "sample:lab-chats", "format": "auto", "column_map": {}})
-        facts = gather_script_facts(config.model_copy(update={"dataset": sample}), home)
-
-    text = write_short_script(facts)
+        text = short_script_of(config.model_copy(update={"dataset": sample}), home)
 
     compile(text, "script", "exec")
     assert len(text.splitlines()) <= MOST_LINES
@@ -43,7 +47,7 @@ def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_pat
         f"{objective.trl}Trainer(",
         "merge_and_unload()",
         "push_to_hub",
-        "Leaves out",
+        "Differs from the run",
     ):
         assert word in text
     assert ("BitsAndBytesConfig(" in text) == (config.model.quantization != "none")
@@ -58,7 +62,7 @@ def test_short_scripts_train(tiny_model_folder, home, tmp_path, monkeypatch):
     for name, rows, training in (("answers", CHAT, {}), ("pairs", pairs, preferences)):
         source = write_lines(tmp_path / f"{name}.jsonl", rows)
         config = make_config(tiny_model_folder, str(source), {"max_steps": 2, "max_length": 64, **training})
-        (tmp_path / f"{name}.py").write_text(write_short_script(gather_script_facts(config, home)))
+        (tmp_path / f"{name}.py").write_text(short_script_of(config, home))
 
     written = run_alone("-c", ONE_BY_ONE, tmp_path / "answers.py", tmp_path / "pairs.py", folder=tmp_path)
 
@@ -70,10 +74,11 @@ def test_short_scripts_train(tiny_model_folder, home, tmp_path, monkeypatch):
 
 
 def test_rows_that_tutorials_cannot_read_are_refused(tiny_model_folder, home, tmp_path):
-    source = write_lines(tmp_path / "rows.jsonl", [*CHAT, "{broken\n"])
-
-    with pytest.raises(DatasetError, match="cannot read"):
-        write_short_script(gather_script_facts(make_config(tiny_model_folder, str(source)), home))
+    tool = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
+    for row in ("{broken\n", CHAT[0]["messages"], {"messages": [CHAT[0]["messages"][0], tool]}):
+        source = write_lines(tmp_path / "rows.jsonl", [*CHAT, row])
+        with pytest.raises(DatasetError, match=r"^Row 14 of rows.jsonl .*does not read as a run does"):
+            short_script_of(make_config(tiny_model_folder, str(source)), home)
 
 
 def test_what_is_left_out_as_a_default_is_one_of_trl():
@@ -81,16 +86,8 @@ def test_what_is_left_out_as_a_default_is_one_of_trl():
 
     defaults = {field.name: field.default for field in fields(SFTConfig)}
 
-    assert {name: defaults[name] for name in _TRL_DEFAULTS} == _TRL_DEFAULTS
+    assert {name: defaults[name] for name in TRL_DEFAULTS} == TRL_DEFAULTS
 
-
-PAIRS = replace(
-    example.data,
-    format="preference",
-    columns={"prompt": "prompt", "chosen": "win", "rejected": "lose"},
-    turn_columns=set(),
-)
-RATINGS = replace(PAIRS, format="kto", columns={"prompt": "prompt", "completion": "answer", "label": "good"})
 
 # Settings whose default is not a number or a switch.
 OTHERS: dict[str, dict[str, object]] = {
@@ -117,98 +114,80 @@ def other_value(name: str) -> dict[str, object]:
     return {name: not default if isinstance(default, bool) else default / 2 if 0 < default < 1 else default + 1}
 
 
+MODEL = ModelFacts("a/b", "bfloat16", on_cpu=False)
+
+
+def both_forms(config, home) -> tuple[str, str]:
+    """The short form, and the exact one without its rows."""
+    facts = ScriptFacts(config, MODEL)
+    exact = render(
+        facts.objective.name, facts=facts, head=exact_head(facts, []), accumulate=1, exact_arguments=facts.exact_arguments,
+        peft_arguments=facts.peft_arguments, template="", tokens={},
+    )  # fmt: skip
+    return write_short_script(facts, look_at_rows(config.dataset, SourceOptions(home=home))), exact
+
+
 @pytest.mark.exhaustive(quick=3)
-@pytest.mark.parametrize("write", [write_script, write_short_script], ids=["faithful", "short"])
 @pytest.mark.parametrize("name", TrainingConfig.model_fields)
-def test_every_training_setting_reaches_the_script_or_the_list_of_exceptions(name, write):
+def test_every_training_setting_reaches_both_forms_or_the_list_of_exceptions(name, home, tmp_path):
     # What an objective alone reads shows in a script of that objective.
     reads = next((one for one in OBJECTIVES.values() if name in one.settings), None)
-    data = (
-        example.data
-        if reads is None and name != "objective"
-        else (PAIRS if reads is not OBJECTIVES["kto"] else RATINGS)
-    )
-    base = {"objective": reads.name if reads else "dpo" if data is PAIRS else "sft", "loss_type": ["sigmoid"]}
-    base = base if reads is OBJECTIVES["dpo"] else {"objective": base["objective"]}
+    objective = reads.name if reads is not None else "dpo" if name == "objective" else "sft"
+    source = str(write_lines(tmp_path / "rows.jsonl", ROWS[objective]))
+    base = {"objective": objective} | ({"loss_type": ["sigmoid"]} if reads is not None and objective == "dpo" else {})
 
-    def script(values: dict) -> str:
+    def forms(values: dict) -> tuple[str, str]:
         training = {"early_stopping_patience": None, **base, **values}  # with it, others have no effect
-        settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
-        model = example.model.__class__("a/b", "bfloat16", on_cpu=False, tokenizer=example.model.tokenizer)
-        return write(example.__class__(config_from_mapping(settings), data, model))
+        settings = {"model": {"id": "a/b"}, "dataset": {"source": source}, "training": training}
+        return both_forms(config_from_mapping(settings), home)
 
-    assert (script(other_value(name)) != script({})) == (name not in NOT_EXPORTED)
+    (short, exact), (short_before, exact_before) = forms(other_value(name)), forms({})
+    assert (short != short_before) == (name not in NOT_EXPORTED)
+    assert (exact != exact_before) == (name not in {*NOT_EXPORTED, "max_length"})  # the rows are cut already
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("method", METHODS)
-def test_both_forms_are_whole_for_every_method(method, tmp_path):
-    settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
-    written = replace(example, config=config_from_mapping({**settings, "training": {"max_steps": 20}}))
+@pytest.mark.parametrize("start", [None, "adapter"])
+@pytest.mark.parametrize("objective", ROWS)
+def test_short_scripts_are_whole_for_every_method_and_objective(method, objective, start, home, tmp_path):
+    source = str(write_lines(tmp_path / "rows.jsonl", ROWS[objective]))
+    settings = {
+        "model": {"id": "a/b"}, "dataset": {"source": source}, "adapter": {"method": method},
+        "training": {"objective": objective if not METHODS[method].trains_all else "sft", "max_steps": 20},
+    }  # fmt: skip
+    config = config_from_mapping(settings)
+    facts = ScriptFacts(config, replace(MODEL, warm_start=start))
+    if METHODS[method].trains_all and objective != "sft":
+        pytest.skip("preferences are learned by adapters")
 
-    for text in (write_script(written), write_short_script(written)):
-        compile(text, "script", "exec")
-        assert_whole(text, tmp_path)
-        assert METHODS[method].peft_class in text
+    text = write_short_script(facts, look_at_rows(config.dataset, SourceOptions(home=home)))
+
+    compile(text, "script", "exec")
+    assert_whole(text, tmp_path)
+    assert len(text.splitlines()) <= MOST_LINES
+    starts_warm = start is not None and objective != "sft"
+    assert METHODS[method].trains_all or (f"{METHODS[method].peft_class}(" in text) != starts_warm
+    assert ("is_trainable=True" in text) == starts_warm
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ('a "b"', '"a \\"b\\""'),
+        ("é\n", '"é\\n"'),
+        ({"a": [1, None, True]}, '{"a": [1, None, True]}'),
+        ("\u2028", '"\\u2028"'),
+    ],
+)
+def test_values_are_written_as_python(value, written):
+    assert literal(value) == written
+    assert eval(literal(value)) == value
 
 
 def test_every_exception_names_a_setting_and_its_reason():
     assert NOT_EXPORTED.keys() <= TrainingConfig.model_fields.keys()
     assert all(NOT_EXPORTED.values())
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("objective", ["dpo", "orpo", "kto"])
-@pytest.mark.parametrize("start", [None, "adapter"])
-def test_scripts_of_preferences_are_whole_and_name_trls_trainer(objective, start, tmp_path):
-    settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": {"objective": objective}}
-    model = replace(example.model, warm_start=start)
-    data = RATINGS if objective == "kto" else PAIRS
-    written = replace(example, config=config_from_mapping(settings), data=data, model=model)
-
-    faithful, short = write_script(written), write_short_script(written)
-
-    for text in (faithful, short):
-        compile(text, "script", "exec")
-        assert_whole(text, tmp_path)
-    assert len(short.splitlines()) <= MOST_LINES
-    assert f"{objective.upper()}Trainer(" in short
-    assert f"class Trainer({objective.upper()}Trainer):" in faithful
-    assert ("is_trainable=True" in short) == (start is not None)
-    assert ("peft_config=" in short) == (start is None)
-    # TRL copies the adapter as a reference, which is right for one that training starts from.
-    has_reference = OBJECTIVES[objective].has_reference
-    assert ('delete_adapter("ref")' in faithful) == (has_reference and start is None)
-    assert ('selected_adapters=["default"]' in faithful) == (has_reference and start is not None)
-
-
-def test_virtual_tokens_that_trls_trainer_cannot_take_are_refused(tmp_path):
-    settings = {
-        "model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": {"objective": "orpo"},
-        "adapter": {"method": "prompt_tuning"},
-    }  # fmt: skip
-
-    with pytest.raises(RunError, match="ORPOTrainer does not support virtual tokens"):
-        write_script(replace(example, config=config_from_mapping(settings), data=PAIRS))
-
-
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if not method.trains_all])
-def test_scripts_of_preferences_are_whole_for_every_method(method, tmp_path):
-    settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "adapter": {"method": method}}
-    config = config_from_mapping({**settings, "training": {"objective": "dpo", "max_steps": 20}})
-
-    assert_whole(write_script(replace(example, config=config, data=PAIRS)), tmp_path)
-
-
-@pytest.mark.parametrize(("disabled", "told"), [(True, False), (False, True)])
-def test_a_script_names_dropout_only_where_there_is_some(disabled, told, tiny_model_folder, home, tmp_path):
-    rows = [{"prompt": f"Q {n}?", "chosen": f"good {n}", "rejected": f"bad {n}"} for n in range(8)]
-    training = {"objective": "dpo", "disable_dropout": disabled}
-    source = str(write_lines(tmp_path / "rows.jsonl", rows))
-    config = make_config(tiny_model_folder, source, training, {"lora_dropout": 0.1})
-
-    assert ("Dropout draws other random numbers" in write_script(gather_script_facts(config, home))) is told
 
 
 STYLES = {
@@ -249,7 +228,7 @@ def test_a_short_script_reads_preferences_as_the_run_does(row, objective, tiny_m
     lines = [json.loads(json.dumps(row).replace("{n}", str(n))) for n in range(6)]
     source = write_lines(tmp_path / "rows.jsonl", lines)
     config = make_config(tiny_model_folder, str(source), {"objective": objective, "max_length": 64})
-    text = write_short_script(gather_script_facts(config, home))
+    text = short_script_of(config, home)
     head = text.split("\ntokenizer = ")[0]  # what the body does is TRL's
     names: dict[str, Any] = {}
     exec(compile(head, "script", "exec"), names)

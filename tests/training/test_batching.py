@@ -116,7 +116,7 @@ def test_trainer_estimate_and_script_agree(family, tiny_model, home, tmp_path):
 
     assert trained == FAMILIES[family][1]
     assert workload_of_step(shape, config, CPU).joined == (trained == JOINED)
-    assert look_at_model(config, home, None).groups_by_length == (trained == PADDED)
+    assert look_at_model(config, home, None).batching == ("padded" if trained == PADDED else "joined")
 
 
 @pytest.mark.parametrize("device", [CPU, GPU, OLD_GPU], ids=["CPU", "GPU", "old GPU"])

@@ -11,10 +11,12 @@ from pydantic import SecretStr
 from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import ChatTarget, WorkPlace
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
+from engine.config.run import RunConfig
 from engine.data.files.access import shown_name
 from engine.errors import StorageError
 from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
 from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, keep_record
+from engine.export.script.job import ScriptJob
 from engine.files import read_model, size_and_time
 from engine.paths import LoratoryHome, data_folders, typed_path
 from engine.runs.disk import require_disk_space
@@ -69,6 +71,21 @@ class ResultWork:
 
         job = self.export(ExportRequest(target=target, folder=folder, settings=settings))
         return self.exporting.start(run.id, "An export", job, keep)
+
+    def write_script(self, run: Run, config: RunConfig, folder: Path) -> Work[Any]:
+        """Write a run's exact script into a folder.
+
+        Raises:
+            RunError: If an export of this run is under way.
+            StorageError: If the person has no disk space left.
+        """
+        if self.home.owner:
+            require_disk_space(self.home, self.home.owner)
+
+        def keep(result: ExportResult) -> None:
+            keep_record(run.folder.path, ExportRecord.of("script", str(result.path), None, result))
+
+        return self.exporting.start(run.id, "An export", ScriptJob(self.home, config, folder, run.folder.path), keep)
 
     def publish(
         self, run: Run, checkpoint: str | None, repository: str, settings: PushConfig, token: SecretStr | None = None

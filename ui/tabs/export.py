@@ -38,6 +38,7 @@ from ui.page import Page
 from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, chosen_place, offered_runs, work_place
 from ui.tabs.export_formats import (
     ADAPTER,
+    EXACT,
     FOLDERS,
     FORMS,
     GGUF,
@@ -169,7 +170,7 @@ class ExportTab:
         return self._page.reader.observe(run_id)
 
     def _propose(self, run_id: str | None, checkpoint: str | None, form: str) -> Any:
-        if form not in FOLDERS or not self._page.reader.exists(run_id or ""):
+        if form not in (*FOLDERS, EXACT) or not self._page.reader.exists(run_id or ""):
             return UNCHANGED
         return self._new_folder(self._observe(run_id), checkpoint, form)
 
@@ -283,9 +284,14 @@ class ExportTab:
         else:
             proposal = self._new_folder(snapshot, checkpoint, form)
             folder = results.allowed_folder((folder_name or "").strip() or proposal)
-            export = section_by_titles(ExportConfig, settings)
-            self._unload_idle_chat(needs_device=export.verify)
-            work = results.write(snapshot.run, name, folder, export, chosen_place(where))
+            if form == EXACT:
+                if snapshot.config is None:
+                    raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
+                work = results.write_script(snapshot.run, snapshot.config, folder)
+            else:
+                export = section_by_titles(ExportConfig, settings)
+                self._unload_idle_chat(needs_device=export.verify)
+                work = results.write(snapshot.run, name, folder, export, chosen_place(where))
         self._page.services.log("pushed" if form == HUB else "exported", snapshot.run.id)
         return work_status(work, _STOPPED)
 

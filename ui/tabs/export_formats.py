@@ -25,18 +25,19 @@ from ui.views.export import render_sizes
 from ui.views.html import copyable, error_box, notices, size, with_code
 
 ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
-HUB, SCRIPT, SHORT, YAML = "Hub", "Script", "Short script", "YAML"
-TEXTS = (SCRIPT, SHORT, YAML)  # which are shown and downloaded
-FORMS = (*(kind.title for kind in KINDS.values()), HUB, *TEXTS)
+HUB, SCRIPT, EXACT, YAML = "Hub", "Script", "Exact script", "YAML"
+TEXTS = (SCRIPT, YAML)  # which are shown and downloaded
+FORMS = (*(kind.title for kind in KINDS.values()), HUB, SCRIPT, EXACT, YAML)
 FOLDERS = {kind.title: kind for kind in KINDS.values()}  # which are written to a folder
 
 _ABOUT = {
     **{kind.title: kind.about for kind in KINDS.values()},
     HUB: "A repository on the Hugging Face Hub with model card, private by default. It uses the token from HF_TOKEN or "
     "`hf auth login`; it is never stored here.",
-    SCRIPT: "One Python file on plain transformers, peft, trl and datasets that trains like the run.",
-    SHORT: "The same in the shape of the usual tutorials, in at most 70 lines. It names what it leaves out; its losses are not "
-    "exactly the run's.",
+    SCRIPT: "One Python file on plain transformers, peft, trl and datasets, in the shape of the usual tutorials. Its head lists "
+    "what differs from the run.",
+    EXACT: "A folder with train.py and the run's tokenized rows in their order. It repeats the losses of the run without "
+    "Loratory.",
     YAML: "The complete configuration of the run, for `loratory train`.",
 }
 
@@ -90,7 +91,7 @@ class ExportForms:
         kind = FOLDERS.get(form)
         settings = kind.settings if kind is not None else ()
         visible = {
-            self.to_folder: kind is not None,
+            self.to_folder: kind is not None or form == EXACT,
             self.merged_row: "dtype" in settings,
             self.gguf: "gguf_type" in settings,
             self.hub: form == HUB,
@@ -180,19 +181,20 @@ class TextPart:
             if snapshot.config is None:
                 raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
             name = "config.yaml" if form == YAML else "train.py"
-            text = config_to_yaml(snapshot.config) if form == YAML else self._script(snapshot, snapshot.config, form)
+            text = config_to_yaml(snapshot.config) if form == YAML else self._script(snapshot, snapshot.config)
             path = self._file(name, text, snapshot.run.id)
         except EngineError as error:
             return {self.text: error_box(error), self.download: HIDDEN}
         download = gr.update(value=str(path), label=f"Download {name}", visible=True)
         return {self.text: copyable(text, name), self.download: download}
 
-    def _script(self, snapshot: RunSnapshot, config: RunConfig, form: str) -> str:
+    def _script(self, snapshot: RunSnapshot, config: RunConfig) -> str:
         # Imports the readers of all data formats: it would double our part of the start-up time.
-        from engine.export.script.write import gather_script_facts, write_script, write_short_script
+        from engine.export.script.write import gather_script_facts, write_short_script
 
-        facts = gather_script_facts(config, self._page.services.home, snapshot.run.folder)
-        return write_short_script(facts) if form == SHORT else write_script(facts)
+        services = self._page.services
+        rows = services.inspector.row_form(config.dataset)
+        return write_short_script(gather_script_facts(config, services.home, snapshot.run.folder), rows)
 
     def _file(self, name: str, text: str, run_id: str) -> Path:
         # The page's own cache is served directly and cleaned up.

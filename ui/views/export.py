@@ -13,7 +13,8 @@ from engine.export.kinds import KINDS
 from engine.runs.warm_start import ADAPTER_CONFIG
 from ui.views.html import Column, Row, copyable, empty, facts, notices, pickable, plural, size, small, table
 
-KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub"}
+KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub", "script": "Exact script"}
+_COMPARED = frozenset({*KINDS, "hub"})  # with the run
 NO_EXPORTS = empty(
     "No exports yet", "An export appears here with its files and its verification, and stays with the run."
 )
@@ -27,8 +28,9 @@ def render_record(record: ExportRecord) -> str:
     else:
         place = copyable(record.place, "path")
     state = f" of {escape(record.checkpoint)}" if record.checkpoint else ""
+    verification = render_verification(record.verified) if record.kind in _COMPARED else ""
     return (
-        f"<h3>{KIND_WORDS.get(record.kind, escape(record.kind))}{state}</h3>{render_verification(record.verified)}"
+        f"<h3>{KIND_WORDS.get(record.kind, escape(record.kind))}{state}</h3>{verification}"
         f'{notices(record.notes)}<p class="small num">{plural(len(record.files), "file")}, {size(record.size_bytes)}, in</p>'
         f"{place}{_files(record.files)}"
     )
@@ -111,7 +113,7 @@ def _record(number: int, record: ExportRecord, is_chosen: bool) -> Row:
         escape(kind),
         escape(record.place),
         size(record.size_bytes),
-        f'<span class="{mark}">{verdict}</span>',
+        f'<span class="{mark}">{verdict}</span>' if record.kind in _COMPARED else "",
         record.time.astimezone().strftime("%d %b, %H:%M"),
     )
     return Row(cells, pickable(str(number), chosen=is_chosen))

@@ -71,7 +71,6 @@ class AdaLora(PeftMethod):
         "Rank, alpha, dropout": "{init_r} to {target_r}, {lora_alpha}, {lora_dropout:g}"
     }
     tensor_marks = ("lora_",)
-    script_callback = "AllocateRanks"
     regularized = True
     rules = (_ranks_that_do_not_fall, _no_step_to_prune_in)
 

@@ -29,12 +29,6 @@ def pair_rule(field: str, *others: str) -> Callable[[Callable[[RunConfig], str |
     return lambda explain: PairRule(field, (field, *others), explain)
 
 
-class Source(str):
-    """Python source in the arguments of an exported script, which takes it as it is."""
-
-    __slots__ = ()
-
-
 class ComparedRow(NamedTuple):
     """One row of the table of methods: what is set together with the method."""
 
@@ -68,7 +62,6 @@ class PeftMethod:
     why_not_mergeable: ClassVar[str] = ""  # why PEFT cannot merge it into the base, as a clause; empty: it can
     card: ClassVar[Mapping[str, str]] = {}  # rows of the model card; values name settings in braces
     tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names that distinguish its tensors from those of the base
-    script_callback: ClassVar[str] = ""  # of `engine.export.script.worker.model`, where training with PEFT needs one
     shardable: ClassVar[bool] = False  # FSDP2 can divide what it trains among processes
     regularized: ClassVar[bool] = False  # a regularizer is part of the loss
     rules: ClassVar[tuple[PairRule, ...]] = ()  # settings that cannot work together where it is chosen
@@ -127,18 +120,6 @@ class PeftMethod:
         chosen_modules = ("target_modules", "modules_to_save", "feedforward_modules")
         return {name: getattr(adapter, name) for name in self.fields if name not in chosen_modules}
 
-    def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
-        """Return the same arguments for an exported script, with the modules that get an adapter.
-
-        A `Source` may name functions of `engine.export.script.worker.model`, and `model`.
-        """
-        arguments = self.peft_arguments(adapter)
-        if self.adapts_layers:
-            arguments["target_modules"] = adapter.target_modules
-            if adapter.modules_to_save:
-                arguments["modules_to_save"] = adapter.modules_to_save
-        return arguments
-
     def initial_text(self, adapter: AdapterConfig) -> str | None:  # noqa: ARG002
         """Return the text whose keys and values a prefix starts as; None if there is none."""
         return None
@@ -162,12 +143,6 @@ class PeftMethod:
     def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:  # noqa: ARG002
         """Return whether everything it trains is multiplied in the dtype of the frozen weights, without autocast."""
         return False
-
-    def script_differences(self, adapter: AdapterConfig) -> list[str]:
-        """Return sentences on what an exported script does otherwise than the run."""
-        if self.has_dropout(adapter):
-            return ["Dropout draws other random numbers than the run did, so losses differ by chance."]
-        return []
 
 
 class FullFineTuning(PeftMethod):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from engine.config.methods.base import PeftMethod, Source, pair_rule
+from engine.config.methods.base import PeftMethod, pair_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
-    from engine.config.run import AdapterConfig, RunConfig
+    from engine.config.run import RunConfig
 
 # Endings of the names of feed-forward layers, where the person leaves the choice to the model's family.
 # Source: peft/utils/constants.py, TRANSFORMERS_MODELS_TO_IA3_FEEDFORWARD_MODULES_MAPPING.
@@ -44,11 +44,6 @@ class Ia3(PeftMethod):
     learning_rate = 5e-3
     tensor_marks = ("ia3_",)
     rules = (_feedforward_outside_targets,)
-
-    def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
-        """Return the arguments; which modules there are is known when the model is loaded."""
-        targets, feedforward = Source("ia3_targets(model)"), Source("feedforward_modules(model)")
-        return super().script_arguments(adapter) | {"target_modules": targets, "feedforward_modules": feedforward}
 
     def card_rows(self, adapter: object) -> list[tuple[str, str]]:  # noqa: ARG002
         """Return no rows: the method's name is all there is to know."""

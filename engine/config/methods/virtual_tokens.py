@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from engine.config.methods.base import PeftMethod, Source, VirtualTokens, pair_rule
+from engine.config.methods.base import PeftMethod, VirtualTokens, pair_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
@@ -105,11 +105,6 @@ class PromptTuning(_VirtualTokens):
         if adapter.prompt_tuning_init != "TEXT":
             del arguments["prompt_tuning_init_text"]
         return arguments
-
-    def script_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
-        """Return the arguments; a text is read by the tokenizer of the model."""
-        arguments = super().script_arguments(adapter)
-        return arguments | ({"tokenizer_name_or_path": Source("MODEL")} if adapter.prompt_tuning_init == "TEXT" else {})
 
 
 class PTuningSettings(Section):

@@ -320,9 +320,9 @@ def _why_none_held_out(config: DatasetConfig, counts: Counts, split: Split) -> s
 
 def _nothing_kept(reader: DatasetReader, counts: Counts) -> DatasetError:
     first = counts.problems[0]
-    rows = f"none of the {counts.rows:,} rows" if counts.rows > 1 else "the only row"
+    rows = f"none of the {counts.rows:,} rows can" if counts.rows > 1 else "the only row cannot"
     return DatasetError(
-        f"Nothing to train on in {reader.name}: {rows} can be used; {place(first.row, first.line)}: {first.problem}.",
+        f"Nothing to train on in {reader.name}: {rows} be used; {place(first.row, first.line)}: {first.problem}.",
         f"It was read as {reader.detection.format.replace('_', ' ')}. Correct the data, or choose another format, "
         "column mapping or max_length.",
     )

@@ -211,7 +211,8 @@ class DatasetPart:
         rows: list[Mapping[str, Any]] = [record.value for record in head if record.value is not None]
         if not rows:
             raise DatasetError(
-                f"{f'None of the first {len(head):,} rows' if len(head) > 1 else 'The only row'} of {self.source.name} can be read; "
+                f"{f'None of the first {len(head):,} rows' if len(head) > 1 else 'The only row'} of {self.source.name} "
+                f"{'can' if len(head) > 1 else 'cannot'} be read; "
                 f"{place(head[0].row, head[0].line)}: {head[0].problem}.",
                 f"It was read as {self.source.kind}. Correct the file, or convert it to JSONL.",
             )

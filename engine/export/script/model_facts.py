@@ -1,10 +1,9 @@
 """Facts about the model for an exported script: its location, compute dtype and chat template."""
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from engine.config.rules import choose_compute_dtype
 from engine.config.run import RunConfig
@@ -19,6 +18,7 @@ from engine.models.batching import (
     PLAIN_ATTENTION,
     VARLEN_ATTENTION,
     AttentionFacts,
+    Batching,
     choose_batching,
     expected_attention,
     takes_varlen_attention,
@@ -30,31 +30,11 @@ from engine.models.hub import find_snapshot
 from engine.models.inventory_cache import known_inventory
 from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
-from engine.runs.checkpoints import list_checkpoints
+from engine.runs.checkpoints import RowOrder, list_checkpoints
 from engine.runs.history.events import ParametersData
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
-
-# A template that takes a list of parts reads the field `text` of each.
-_READS_PARTS = re.compile(r"""\.text\b|\[\s*['"]text['"]\s*\]|\.get\(\s*['"]text['"]""")
-
-
-@dataclass(frozen=True)
-class TokenizerFacts:
-    """What is known about the tokenizer without loading it."""
-
-    template: str | None = None  # of training, if the model's own differs
-    default_template: Literal["never", "always", "if_missing"] = "never"  # when to use Loratory's default
-    has_clock: bool = False  # the template may ask for today's date
-    takes_parts: bool = False  # it may want the text of a turn as a list of parts
-    names_eos: bool = True  # the files name an end-of-sequence token
-    eos: str | None = None  # that of training, if known
-
-    @property
-    def written_template(self) -> str:
-        """The template to write into the script; empty if it needs none."""
-        return DEFAULT_TEMPLATE if self.default_template != "never" else self.template or ""
 
 
 @dataclass(frozen=True)
@@ -64,11 +44,11 @@ class ModelFacts:
     location: str  # hub id or folder, as `from_pretrained` takes it
     compute: str  # dtype of computation: bfloat16, float16 or float32
     on_cpu: bool  # the run computes on a CPU
-    tokenizer: TokenizerFacts  # what is known about the tokenizer
     revision: str | None = None  # commit on the Hub
+    template: str = ""  # chat template to write into a short script, where the model's own is not that of training
     warm_start: str | None = None  # folder of the adapter that training starts from
-    groups_by_length: bool = False  # the rows of a step are of similar length
-    pads_rows: bool = False  # rows are padded, not joined
+    batching: Batching = "joined"
+    pinned_order: RowOrder | None = None  # of the rows, as a checkpoint of the run has it
 
 
 def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) -> ModelFacts:
@@ -106,16 +86,17 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
     else:
         location = entry.hub_id if entry is not None else text
         folder = _local_folder(location, revision, home)
-    is_grouped, is_padded = _batching(config, home, run, parameters, device)
+    newest = next(reversed(list_checkpoints(run.checkpoints)), None) if run is not None else None
+    plan = newest.manifest.row_plan if newest is not None else None  # it may have begun on another kind of device
     return ModelFacts(
         location=location,
         compute=compute,
         on_cpu=on_cpu,
         revision=revision,
-        tokenizer=_look_at_tokenizer(folder, run),
+        template=_written_template(folder, run),
         warm_start=_warm_start(config, run),
-        groups_by_length=is_grouped,
-        pads_rows=is_padded,
+        batching=_batching(config, home, parameters, device),
+        pinned_order=plan.order if plan is not None else None,
     )
 
 
@@ -125,47 +106,31 @@ def _local_folder(hub_id: str, revision: str | None, home: LoratoryHome) -> Path
     return snapshot.folder if snapshot is not None else None
 
 
-def _batching(
-    config: RunConfig, home: LoratoryHome, run: RunFolder | None, parameters: ParametersData | None, device: Device
-) -> tuple[bool, bool]:
-    """Return whether steps hold rows of similar length, and whether rows are padded: as in the run, or on this device."""
-    may_group = not config.training.packing and config.training.train_sampling_strategy == "group_by_length"
-    newest = next(reversed(list_checkpoints(run.checkpoints)), None) if run is not None else None
-    if newest is not None and newest.manifest.row_plan is not None:  # it may have begun on another kind of device
-        plan = newest.manifest.row_plan
-        return may_group and plan.order.groups_by_length, plan.batching == "padded"
+def _batching(config: RunConfig, home: LoratoryHome, parameters: ParametersData | None, device: Device) -> Batching:
+    """Return how rows are batched: as in the run, or on this device."""
+    if config.training.packing:
+        return "joined"
     if parameters is not None and parameters.batching:
-        is_padded = parameters.batching == "padded"
-        return may_group and is_padded, is_padded
+        return "padded" if parameters.batching == "padded" else "joined"
     shape = known_inventory(config.model, home)
     # A model that was never inspected is assumed to be a plain decoder.
     facts = AttentionFacts.of_shape(shape) if shape is not None else PLAIN_ATTENTION
     attention = expected_attention(facts.support, config, device, has_flash_package=has_flash_attention())
     if takes_varlen_attention(facts, attention, config, device):
         attention = VARLEN_ATTENTION
-    is_padded = choose_batching(facts, attention, config, device.kind) == "padded"
-    return may_group and is_padded, is_padded
+    return choose_batching(facts, attention, config, device.kind)
 
 
-def _look_at_tokenizer(folder: Path | None, run: RunFolder | None) -> TokenizerFacts:
-    """Compare the model's own template with that of training, which a run has saved."""
+def _written_template(folder: Path | None, run: RunFolder | None) -> str:
+    """Return the template of training, which a run has saved, if the model's own differs; the default for a model without."""
+    own, of_run = own_template(folder), own_template(run.adapter if run is not None else None)
+    if of_run is not None:
+        return of_run if of_run != own else ""
     settings = _tokenizer_settings(folder)
-    own_template = _template(folder)
-    run_template = _template(run.adapter if run is not None else None)
-    eos = (_tokenizer_settings(run.adapter if run is not None else None) or {}).get("eos_token")
-    has_none = own_template is None and settings is not None and not settings.get("chat_template")
-    template = run_template if run_template is not None else DEFAULT_TEMPLATE if has_none else own_template
-    return TokenizerFacts(
-        template=run_template if run_template != own_template else None,
-        default_template="never" if run_template or own_template else "always" if has_none else "if_missing",
-        has_clock=run_template is None and (template is None or "strftime_now" in template),
-        takes_parts=template is None or _READS_PARTS.search(template) is not None,
-        names_eos=settings is not None and bool(settings.get("eos_token")),
-        eos=eos if isinstance(eos, str) else None,
-    )
+    return DEFAULT_TEMPLATE if own is None and settings is not None and not settings.get("chat_template") else ""
 
 
-def _template(folder: Path | None) -> str | None:
+def own_template(folder: Path | None) -> str | None:
     """Return a folder's chat template for conversations without tools."""
     if folder is None:
         return None

@@ -32,6 +32,7 @@ from engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
 from engine.export.kinds import ADAPTER, GGUF, MERGED
 from engine.export.worker.gguf import WrittenGguf, ask_llama, ask_perplexity, look_into, write_gguf
 from engine.export.worker.perplexity import choose_rows, mean_loss
+from engine.export.worker.script import run_script
 from engine.export.worker.verify import QUESTIONS, Measured, Reference
 from engine.export.worker.write import ExportUnderWay, merged_bytes, trained_bytes, write_adapter, write_merged
 from engine.files import fsync_tree
@@ -259,4 +260,5 @@ WRITERS: Mapping[str, Writer] = {
 
 
 if __name__ == "__main__":
-    serve({"export": partial(run_export, LoratoryHome(Path(sys.argv[1])))})
+    own_home = LoratoryHome(Path(sys.argv[1]))
+    serve({"export": partial(run_export, own_home), "script": partial(run_script, own_home)})

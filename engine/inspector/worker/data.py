@@ -20,6 +20,7 @@ from engine.data.passes.check import check_steps
 from engine.data.passes.page import find_row, read_columns, read_page, search_rows
 from engine.data.passes.prepare import held_out_steps
 from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.passes.row_form import look_at_rows
 from engine.data.render.template import FrozenTemplate
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
@@ -92,6 +93,10 @@ class DatasetHandlers:
     def columns(self, params: JsonObject, _request: Request) -> JsonObject:
         dataset = DatasetConfig.model_validate(params["dataset"])
         return read_columns(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
+
+    def row_form(self, params: JsonObject, _request: Request) -> JsonObject:
+        dataset = DatasetConfig.model_validate(params["dataset"])
+        return look_at_rows(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
 
     def find(self, params: JsonObject, request: Request) -> Steps:
         reader = self._reader(params, request, streaming=True)
@@ -185,7 +190,9 @@ def main() -> None:
     limit_memory(_MEMORY_BYTES)
     roots, home = tuple(Path(root) for root in sys.argv[1:]), LoratoryHome.from_environment()
     handlers = DatasetHandlers(home, DataAccess(roots or None), load_tokenizer)
-    about_data = {name: getattr(handlers, name) for name in "preview columns find check fetch held_out render".split()}
+    about_data = {
+        name: getattr(handlers, name) for name in "preview columns row_form find check fetch held_out render".split()
+    }
     serve(about_data | {"model_details": partial(answer_details, home=home)})
 
 
