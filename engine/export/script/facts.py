@@ -41,7 +41,8 @@ class ScriptFacts:
     model: ModelFacts
     title: str = "A run"
     output: str = "output"  # folder
-    origin: str = "a configuration"  # or "the run 2026…"
+    origin: str = "a run in Loratory"  # or "the run 2026…"
+    argument: str = "CONFIG"  # of `loratory script`
     versions: str = ""
     results: tuple[str, ...] = ()  # of the run, in sentences
 

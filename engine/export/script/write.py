@@ -42,7 +42,8 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
         model=look_at_model(config, home, run),
         title=title,
         output=re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")[:80] or "output",
-        origin=f"the run {run.path.name}" if run is not None else "a configuration",
+        origin=f"the run {run.path.name}" if run is not None else "a run in Loratory",
+        argument=run.path.name if run is not None else "CONFIG",
         versions=", ".join(f"{name} {version}" for name, version in libraries.items()),
         results=tuple(_results(run)) if run is not None else (),
     )
@@ -56,7 +57,7 @@ def write_short_script(facts: ScriptFacts, rows: RowForm) -> str:
         "",
         f"    pip install {facts.packages}",
         "",
-        f"Differs from the run; `loratory script {'RUN' if facts.results else 'CONFIG'} --exact FOLDER` repeats its losses:",
+        f"Differs from {facts.origin}; `loratory script {facts.argument} --exact FOLDER` repeats its losses:",
         *(f"- {one}" for one in _left_out(facts, rows)),
     ]
     return render("short", facts=facts, rows=rows, head="\n".join(head))
@@ -68,7 +69,7 @@ def exact_head(facts: ScriptFacts, differences: Sequence[str]) -> str:
     lines = [
         f"{facts.title}: {what} on plain transformers, PEFT, TRL and datasets.",
         "",
-        f"Written by Loratory from {facts.origin}, with its tokenized rows in rows.parquet; it does not need Loratory.",
+        f"Written by Loratory for {facts.origin}, with its tokenized rows in rows.parquet; it does not need Loratory.",
         "",
         f"    pip install {facts.packages}",
         "    python train.py [--model HUB_ID_OR_FOLDER] [--output FOLDER]",
@@ -118,7 +119,7 @@ def _left_out(facts: ScriptFacts, rows: RowForm) -> Iterator[str]:
         yield "all rows of the one dataset are used, where the run chose or mixed"
     if facts.model.revision or (facts.model.warm_start and not learns):
         yield "the revision of the model is not pinned, and training starts without an earlier adapter"
-    if facts.traits.name == "ia3" or config.adapter.prompt_tuning_init == "TEXT":
+    if "feedforward_modules" in facts.traits.fields or "prompt_tuning_init_text" in facts.peft_arguments:
         yield "arguments of PEFT that depend on the model are left to PEFT"
     if facts.traits.regularized:
         yield f"the callback and the regularizer that {config.method_name} needs are left out"
