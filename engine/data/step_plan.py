@@ -14,11 +14,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from pydantic import BaseModel
+
 from engine.config.training import TrainingConfig
 from engine.data.contract import RowLengths
 from engine.errors import RunError
 from engine.models.batching import Batching
-from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
 
 # Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so the rows of
 # a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
@@ -27,6 +28,26 @@ _FEWEST_BLOCKS = 4
 _MOST_PADDED = 1.2  # times the tokens of two passes that are merged; more costs more than one pass less saves
 _MOST_ROWS = 65_536  # of a step, where its largest pass is looked for
 _PLANNED_ROWS = 4096  # at least so many of a run are planned to find its largest pass, which takes some milliseconds
+
+
+class RowOrder(BaseModel, frozen=True):
+    """Everything that determines the rows of each step of an epoch, on any device."""
+
+    seed: int
+    rows_per_step: int  # over all processes; packed sequences where rows are packed
+    max_length: int  # tokens of a packed sequence
+    packing: bool
+    groups_by_length: bool
+
+
+class RowPlan(BaseModel, frozen=True):
+    """The rows of a run, their order, and the batching of the attempt that wrote the checkpoint."""
+
+    order: RowOrder
+    rows_sha256: str  # token ids and labels of the training rows
+    batching: str
+    world_size: int
+    merged: int = 1  # passes of a step that went through the model as one, at most
 
 
 @dataclass(frozen=True)
@@ -300,20 +321,22 @@ def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:
     )
 
 
-def settled_order(settings: PlanSettings, rows_sha256: str, checkpoint: Checkpoint | None) -> RowOrder:
-    """Return the order of the run's rows: the checkpoint's, in which no row of its epoch is repeated or skipped.
+def settled_order(settings: PlanSettings, rows_sha256: str, pinned: RowPlan | None, checkpoint: str = "") -> RowOrder:
+    """Return the order of the run's rows: the pinned one, in which no row of its epoch is repeated or skipped.
 
-    Without a checkpoint it is that of the settings. `rows_sha256` is of the training rows that this attempt has read.
+    Args:
+        rows_sha256: Of the training rows that this attempt has read.
+        pinned: What the checkpoint pins that the attempt continues from; None where an older version wrote it.
+        checkpoint: Its name; empty where there is none, and the order is that of the settings.
 
     Raises:
         RunError: If the rows are not the same, or this number of processes cannot share the steps evenly.
     """
-    if checkpoint is None:
+    if not checkpoint:
         return settings.order
-    pinned = checkpoint.manifest.row_plan
     if pinned is None or pinned.rows_sha256 != rows_sha256:
         raise RunError(
-            f"The training rows are not those of {checkpoint.folder.name}: the dataset or its tokenization changed.",
+            f"The training rows are not those of {checkpoint}: the dataset or its tokenization changed.",
             "Restore the dataset and the library versions in provenance.json and resume, or start a new run.",
         )
     order, before = pinned.order, pinned.world_size

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from engine.data.step_plan import RowPlan
 from engine.errors import StorageError
 from engine.files import sha256_of
 
@@ -26,26 +27,6 @@ class ManifestFile(BaseModel, frozen=True):
     size_bytes: int
     sha256: str
     mtime_ns: int | None = None  # when it was last changed, as it was written
-
-
-class RowOrder(BaseModel, frozen=True):
-    """Everything that determines the rows of each step of an epoch, on any device."""
-
-    seed: int
-    rows_per_step: int  # over all processes; packed sequences where rows are packed
-    max_length: int  # tokens of a packed sequence
-    packing: bool
-    groups_by_length: bool
-
-
-class RowPlan(BaseModel, frozen=True):
-    """The rows of a run, their order, and the batching of the attempt that wrote the checkpoint."""
-
-    order: RowOrder
-    rows_sha256: str  # token ids and labels of the training rows
-    batching: str
-    world_size: int
-    merged: int = 1  # passes of a step that went through the model as one, at most
 
 
 class Manifest(BaseModel, frozen=True):

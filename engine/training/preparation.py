@@ -14,7 +14,7 @@ from engine.config.run import DatasetConfig, RunConfig
 from engine.data.contract import DatasetReport
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
-from engine.data.step_plan import row_plan, settled_order
+from engine.data.step_plan import RowOrder, RowPlan, row_plan, settled_order
 from engine.errors import DatasetError, ModelError
 from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.load_tokenizer import load_tokenizer
@@ -24,7 +24,7 @@ from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, give_up_access
-from engine.runs.checkpoints import Checkpoint, RowOrder, RowPlan
+from engine.runs.checkpoints import Checkpoint
 from engine.runs.history.events import DataReportData, ParametersData, ResumedData
 from engine.runs.provenance import read_provenance, run_title, trained_base
 from engine.runs.run import RunFolder
@@ -278,7 +278,9 @@ class Preparation:
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
         """Give every process the order of rows that the first one begins or continues, even where its own device differs."""
         settings = assembly.setup.settings
-        decide = lambda: settled_order(settings, rows_sha256, self.resumed_from).model_dump_json()  # noqa: E731
+        begun = self.resumed_from
+        pinned, name = (begun.manifest.row_plan, begun.folder.name) if begun is not None else (None, "")
+        decide = lambda: settled_order(settings, rows_sha256, pinned, name).model_dump_json()  # noqa: E731
         order = RowOrder.model_validate_json(self.group.broadcast_from_main(decide))
         settings = replace(settings, pinned_order=order)
         setup = replace(assembly.setup, settings=settings)

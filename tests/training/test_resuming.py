@@ -131,7 +131,8 @@ def checkpoint_of(folder, plan):
 
 
 def continue_from(checkpoint, settings, rows="rows"):
-    return settled_order(settings, rows, checkpoint)
+    pinned, name = (checkpoint.manifest.row_plan, checkpoint.folder.name) if checkpoint is not None else (None, "")
+    return settled_order(settings, rows, pinned, name)
 
 
 @pytest.mark.parametrize("begun", ["joined", "padded"])

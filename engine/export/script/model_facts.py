@@ -8,6 +8,7 @@ from typing import Any
 from engine.config.rules import choose_compute_dtype
 from engine.config.run import RunConfig
 from engine.data.render.template import DEFAULT_TEMPLATE
+from engine.data.step_plan import RowOrder
 from engine.errors import EngineError
 from engine.files import resolve_inside
 from engine.hardware.device import Device
@@ -30,7 +31,7 @@ from engine.models.hub import find_snapshot
 from engine.models.inventory_cache import known_inventory
 from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
-from engine.runs.checkpoints import RowOrder, list_checkpoints
+from engine.runs.checkpoints import list_checkpoints
 from engine.runs.history.events import ParametersData
 from engine.runs.history.reader import read_history
 from engine.runs.run import RunFolder
