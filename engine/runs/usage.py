@@ -13,18 +13,15 @@ from typing import NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from engine.errors import EngineError
 from engine.files import write_atomically
 from engine.paths import LoratoryHome
 from engine.runs.history.log import read_lines
 from engine.runs.run import Run, RunState
-from engine.runs.store import RunStore, list_owners
 
 HALF_LIFE_SECONDS = 7 * 24 * 3600.0
 _KEPT_SECONDS = 400 * 24 * 3600.0
 _FILE = "usage.jsonl"
 _DEVICE = re.compile(r"cpu|mps|cuda:\d+")
-_STAMP = re.compile(rb'"attempt":(\d{1,9}),"time":(\d{1,12}(?:\.\d{1,9})?)')
 _JOULES_PER_KWH = 3.6e6
 
 _log = logging.getLogger(__name__)
@@ -82,25 +79,6 @@ def ended_attempt(run: Run, before: RunState, after: RunState) -> Attempt | None
         owner=run.owner, run_id=run.id, attempt=before.attempt, device=before.device, began=before.attempt_started,
         ended=after.ended or time.time(), joules=joules,
     )  # fmt: skip
-
-
-def recovered_attempts(run: Run, state: RunState) -> Iterator[Attempt]:
-    """Yield the ended attempts at a run as its event log dates them; the device is that of the newest one."""
-    spans: dict[int, tuple[float, float]] = {}
-    for line in read_lines(run.folder.events).lines:
-        match = _STAMP.search(line)
-        if match is not None:
-            attempt, moment = int(match[1]), float(match[2])
-            began, end = spans.get(attempt, (moment, moment))
-            spans[attempt] = min(began, moment), max(end, moment)
-    is_over = state.is_final or state.state == "queued"
-    if is_over and state.attempt_started is not None and state.ended is not None:
-        spans[state.attempt] = state.attempt_started, state.ended
-    for attempt, (began, end) in sorted(spans.items()):
-        if attempt < state.attempt or (is_over and attempt == state.attempt):
-            yield Attempt(
-                owner=run.owner, run_id=run.id, attempt=attempt, device=state.device or "cpu", began=began, ended=end
-            )  # fmt: skip
 
 
 class DecayedSeconds:
@@ -163,7 +141,7 @@ def weeks_of(attempt: Attempt) -> Iterator[tuple[Week, float]]:
 class UsageLedger:
     """The ended attempts of a home, in a file that survives restarts and the deletion of runs.
 
-    What the file lacks, after a crash or its loss, is taken from the runs that are still there.
+    An attempt is added before its end is saved, so one that a crash kept out is ended, and added, again.
     """
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.time) -> None:
@@ -176,10 +154,9 @@ class UsageLedger:
         self._run_seconds: dict[str, float] = {}
         self.decayed = DecayedSeconds(now)
         self._load()
-        self._recover()
 
     def add(self, attempt: Attempt) -> None:
-        """Count an ended attempt once; if the file cannot be written, it is counted again from the run."""
+        """Count an ended attempt once; if the file cannot be written, it is lost at the next start."""
         if self._count(attempt):
             line = attempt.model_dump_json(exclude_defaults=True).encode() + b"\n"
             try:
@@ -223,28 +200,11 @@ class UsageLedger:
             text = "".join(f"{attempt.model_dump_json(exclude_defaults=True)}\n" for attempt in attempts)
             write_atomically(self._path, text)
 
-    def _recover(self) -> None:
-        for run in _all_runs(self._home):
-            with contextlib.suppress(EngineError, OSError):  # one that cannot be read counts nothing
-                state = run.folder.read_saved_state()
-                if state is None or not state.attempt:
-                    continue
-                last = state.attempt if state.is_final or state.state == "queued" else state.attempt - 1
-                if any((run.id, attempt) not in self._counted_attempts for attempt in range(1, last + 1)):
-                    for attempt in recovered_attempts(run, state):
-                        self.add(attempt)
-
 
 def _parse(lines: Iterable[bytes]) -> Iterator[Attempt]:
     for line in lines:
         with contextlib.suppress(ValidationError):
             yield Attempt.model_validate_json(line)
-
-
-def _all_runs(home: LoratoryHome) -> Iterator[Run]:
-    for owner in list_owners(home):
-        with contextlib.suppress(EngineError, OSError):
-            yield from RunStore(home, owner).list()
 
 
 @dataclass(frozen=True)

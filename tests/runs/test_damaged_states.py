@@ -1,4 +1,4 @@
-"""A state file that something deleted or damaged is rebuilt from what there is, and no run is started twice."""
+"""A server that finds a state file deleted or damaged rebuilds it from what there is, and no run is started twice."""
 
 import os
 import shutil
@@ -10,13 +10,12 @@ import pytest
 from engine.errors import StorageError
 from engine.hardware.lease import LeaseBook
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.control import request_cancel, request_stop
+from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.log import read_events
 from engine.runs.history.reader import HistoryReader, read_history
 from engine.runs.run import Run, RunFolder
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
-from engine.runs.supervision.states import DAMAGED_STATE_FILE
 from engine.runs.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, executions, fake_settings, let_go, wait_for_step, wait_until
 from ui.backend.run_reader import RunReader
@@ -47,7 +46,6 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "wrong schema": lambda path: path.write_text('{"state": "dancing", "attempt": []}'),
     "a list": lambda path: path.write_text("[1, 2]"),
     "long": lambda path: path.write_bytes(b'{"state": "' + b"x" * 3_000_000),
-    "a folder": make_folder,
     "a dangling link": dangle,
 }
 LOST: dict[str, tuple[str, ...]] = {
@@ -101,36 +99,39 @@ def ends_once(loop: SupervisorLoop, run: Run) -> None:
 
 
 @pytest.mark.exhaustive(quick=2)
-def test_the_state_of_a_run_at_work_is_rebuilt_at_the_next_look(store, home, loop, damage):
+def test_a_server_that_starts_rebuilds_the_state_of_a_run_at_work(store, home, loop, damage):
     run = working(store, loop)
     before = run.folder.read_saved_state()
     damage(run)
+    later = SupervisorLoop(home, fake_settings())
 
-    loop.tick()
+    later.tick()
 
     after = run.folder.read_saved_state()
-    assert after is not None
-    assert after.notice.startswith("state.json was ")
-    assert after.model_copy(update={"notice": "", "changed": before.changed}) == before
-    remaining = {path.name for path in run.folder.path.iterdir() if DAMAGED_STATE_FILE in path.name}
-    assert len(remaining) == ("missing" not in after.notice)
-    ends_once(loop, run)
+    assert (after.state, after.attempt, after.device) == (before.state, before.attempt, before.device)
+    assert after.notice.startswith("state.json was lost or damaged")
+    ends_once(later, run)
 
 
-def test_a_state_that_lost_its_permissions_is_rebuilt_and_a_disk_that_fails_is_waited_for(
-    store, home, loop, monkeypatch
+@pytest.mark.parametrize("is_folder", [True, False], ids=["a folder", "unreadable"])
+def test_a_state_that_cannot_be_read_or_replaced_is_reported_and_its_run_left_alone(
+    store, home, loop, monkeypatch, caplog, is_folder
 ):
     run = working(store, loop)
+    kept = run.folder.state.read_bytes()
+    later = SupervisorLoop(home, fake_settings())
     with monkeypatch.context() as failing:
-        failing.setattr(RunFolder, "read_saved_state", refuse)
-        os.utime(run.folder.state, ns=(1, 1))  # now might be the very moment at which it was written
-        loop.tick()
-        assert run.folder.path.joinpath(DAMAGED_STATE_FILE).exists() is False
-        failing.setattr("os.access", lambda *_: False)  # the tests may run as root, to whom no file is closed
-        loop.tick()
+        if is_folder:
+            make_folder(run.folder.state)
+        else:
+            failing.setattr(RunFolder, "read_saved_state", refuse)
+        later.tick()
+    assert f"{run.id} cannot be supervised" in caplog.text
+    if is_folder:
+        shutil.rmtree(run.folder.state)
+        run.folder.state.write_bytes(kept)
 
-    assert run.folder.read_saved_state().notice.startswith("state.json was damaged")
-    ends_once(loop, run)
+    ends_once(later, run)
 
 
 def test_a_run_at_work_whose_files_are_lost_is_never_shown_as_waiting_and_never_started_twice(store, home, loop, lose):
@@ -140,7 +141,7 @@ def test_a_run_at_work_whose_files_are_lost_is_never_shown_as_waiting_and_never_
     assert run.folder.read_state().state == "running", "without any supervisor"
     for _ in range(3):
         loop.tick()
-        assert run.folder.read_saved_state().state == "running"
+        assert run.folder.read_state().state == "running"
     ends_once(loop, run)
 
 
@@ -161,7 +162,7 @@ def test_a_server_that_starts_follows_a_run_at_work_whose_files_are_lost(store, 
 def test_a_log_that_was_lost_comes_back_and_shows_how_the_run_ended(store, home, loop):
     run = store.create(config_for("steps=60 hold=3"))
     until(loop, lambda: run.folder.read_state().state == "running")
-    reader = HistoryReader.of_run(run)
+    reader = HistoryReader(run.folder.events)
     wait_for_step(run, 3)
     reader.update()
     run.folder.events.unlink()
@@ -198,18 +199,6 @@ def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, loop, words, 
     assert executions(run) == ["1"]
 
 
-def test_a_server_notices_an_ended_run_whose_state_is_damaged_while_it_works(store, home, loop, monkeypatch):
-    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
-    run = store.create(config_for("steps=3"))
-    until(loop, lambda: run.folder.read_state().is_final)
-    run.folder.state.write_bytes(b"")
-
-    until(loop, lambda: run.folder.read_saved_state() is not None and run.folder.read_saved_state().is_final)
-
-    assert run.folder.read_saved_state().state == "completed"
-    assert executions(run) == ["1"]
-
-
 @pytest.mark.parametrize("left", ["adapter", "checkpoints", "worker.log"])
 def test_a_run_of_which_only_results_are_left_is_not_trained_again(store, home, loop, left):
     run = store.create(config_for("steps=4 checkpoint=2"))
@@ -225,31 +214,47 @@ def test_a_run_of_which_only_results_are_left_is_not_trained_again(store, home, 
     assert executions(run) == ["1"]
 
 
-@pytest.mark.parametrize("damage", [DAMAGE["empty"], DAMAGE["a folder"]], ids=["empty", "a folder"])
-def test_a_waiting_run_keeps_its_place_when_its_state_is_damaged(store, home, damage):
+def test_a_waiting_run_keeps_its_place_when_its_state_is_damaged(store, home):
     busy = SupervisorLoop(home, fake_settings(devices=lambda: ()))
     run = store.create(config_for("steps=3"))
     busy.tick()
-    damage(run.folder.state)
+    run.folder.state.write_bytes(b"")
 
     busy.tick()
 
-    assert (run.folder.read_saved_state().state, run.folder.read_saved_state().attempt) == ("queued", 0)
+    assert (run.folder.read_state().state, run.folder.read_state().attempt) == ("queued", 0)
     free = SupervisorLoop(home, fake_settings())
     until(free, lambda: run.folder.read_state().is_final)
     assert executions(run) == ["1"]
 
 
+def test_a_resumed_run_that_waits_is_shown_as_waiting_again_when_its_reason_is_saved(store, home, loop, monkeypatch):
+    run = working(store, loop)
+    request_stop(run)
+    until(loop, lambda: run.folder.read_state().is_final)
+    busy = SupervisorLoop(home, fake_settings(devices=lambda: ()))
+    request_resume(home, run)
+    busy.tick()
+    run.folder.state.write_bytes(b"")
+    monkeypatch.setattr("engine.runs.supervision.scheduler._EXPLAIN_SECONDS", 0.0)
+
+    busy.tick()
+
+    state = run.folder.read_saved_state()
+    assert (state.state, state.attempt, state.reason) == ("queued", 1, "device_missing")
+
+
 def test_a_person_reads_one_sentence_about_it_until_the_next_attempt(store, home, loop):
     run = working(store, loop)
     run.folder.state.write_bytes(b"{")
-    loop.tick()
+    later = SupervisorLoop(home, fake_settings())
+    later.tick()
 
     snapshot = RunReader(store).observe(run.id)
 
-    assert render_warnings(snapshot).count("state.json was damaged (it is kept as state.json.damaged)") == 1
+    assert render_warnings(snapshot).count("state.json was lost or damaged") == 1
     assert summarize(run).notice == snapshot.state.notice
-    ends_once(loop, run)
+    ends_once(later, run)
 
 
 @pytest.mark.parametrize("spoil", [Path.unlink, lambda path: path.write_bytes(b"")], ids=["deleted", "emptied"])
@@ -264,15 +269,4 @@ def test_the_lease_of_a_run_at_work_comes_back(store, home, loop, spoil):
 
     again = LeaseBook(home).holder("cpu")
     assert (again.process, again.run_id) == (holder.process, run.id)
-    ends_once(loop, run)
-
-
-def test_damage_again_and_again_keeps_one_file_aside(store, home, loop):
-    run = working(store, loop)
-    for name in ("garbage", "a folder", "a folder", "empty", "a dangling link", "truncated"):
-        DAMAGE[name](run.folder.state)
-        loop.tick()
-
-    aside = [path.name for path in run.folder.path.iterdir() if path.name.startswith("state.json")]
-    assert sorted(aside) == ["state.json", DAMAGED_STATE_FILE]
     ends_once(loop, run)

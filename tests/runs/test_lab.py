@@ -15,9 +15,20 @@ from engine.runs.lab_queue import QueueBoard
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.queue import QueueOrder
+from engine.runs.supervision.supervisor import SupervisorLoop
 from engine.runs.supervision.urgent import UrgentSlot
 from engine.runs.usage import usage_by_week
-from tests.runs.supervision import config_for, cpu, executions, gpu, let_go, wait_for_state, wait_for_step, wait_until
+from tests.runs.supervision import (
+    config_for,
+    cpu,
+    executions,
+    fake_settings,
+    gpu,
+    let_go,
+    wait_for_state,
+    wait_for_step,
+    wait_until,
+)
 
 ANN, BOB = (Person(name, "member", 0.0) for name in ("ann", "bob"))
 ADMIN = Person("root", "admin", 0.0)
@@ -102,6 +113,23 @@ def test_a_run_that_reaches_its_time_limit_saves_and_stops_with_that_reason(lab,
     assert state.started is not None
     assert state.ended is not None
     assert state.ended - state.started >= 1
+
+
+def test_an_attempt_that_ends_while_no_server_runs_is_counted_once(lab, home, store):
+    run = store.create(config_for("steps=4 hold=2"))
+    before = SupervisorLoop(home, fake_settings())
+    wait_until(lambda: before.tick() or run.folder.read_state().state == "running")
+    wait_for_step(run, 2)
+    let_go(run)
+    wait_until(lambda: not run.folder.has_living_worker())
+
+    for _ in range(2):
+        later = SupervisorLoop(home, fake_settings())
+        wait_until(lambda later=later: later.tick() or run.folder.read_state().is_final)
+
+    (week,) = usage_by_week(home)
+    assert (week.owner, week.runs) == ("ann", 1)
+    assert len((home.server / "usage.jsonl").read_text().splitlines()) == 1
 
 
 def test_maintenance_starts_nothing_and_lets_runs_continue(lab, store, bobs, start_supervisor):

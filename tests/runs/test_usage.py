@@ -1,11 +1,9 @@
-"""GPU time by person and week, kept and recovered."""
+"""GPU time by person and week."""
 
 from datetime import datetime
 
 import pytest
 
-from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.usage import (
     HALF_LIFE_SECONDS,
@@ -14,7 +12,6 @@ from engine.runs.usage import (
     UsageLedger,
     Week,
     ended_attempt,
-    recovered_attempts,
     usage_by_week,
     week_of,
     weeks_of,
@@ -101,32 +98,6 @@ def test_a_torn_line_is_removed_and_the_rest_kept(home):
     UsageLedger(home, lambda: NOW).add(attempt(3600, run_id="run-2"))
 
     assert UsageLedger(home, lambda: NOW).gpu_hours("ann", week_of(NOW)) == pytest.approx(2)
-
-
-def run_with_two_attempts(store, **state: object):
-    run = store.create(config_for())
-    for number in (1, 2):
-        with EventWriter(run.folder.events, number) as events:
-            events.append(StatusData(phase="training"))
-            events.append(StatusData(phase="finished"))
-    values = {"state": "completed", "attempt": 2, "device": "cuda:1", "attempt_started": NOW - 7200, "ended": NOW}
-    run.folder.write_state(RunState.model_validate({**values, **state}))
-    return run
-
-
-def test_what_the_file_lacks_is_recovered_from_the_runs_and_kept_when_these_are_deleted(home, store):
-    home.server.mkdir(exist_ok=True)
-    run = run_with_two_attempts(store)
-
-    assert UsageLedger(home, lambda: NOW).gpu_hours("ann", week_of(NOW)) == pytest.approx(2, rel=0.01)
-    store.delete(run.id)
-    assert UsageLedger(home, lambda: NOW).gpu_hours("ann", week_of(NOW)) == pytest.approx(2, rel=0.01)
-
-
-def test_an_attempt_that_still_runs_is_not_counted_as_ended(store):
-    run = run_with_two_attempts(store, state="running", ended=None)
-
-    assert [one.attempt for one in recovered_attempts(run, run.folder.read_state())] == [1]
 
 
 def test_energy_is_that_of_the_attempt_alone_and_divided_among_weeks(home, store):

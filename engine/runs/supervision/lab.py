@@ -99,8 +99,8 @@ class LabSupervision:
     def note_end(self, run: Run, before: RunState, after: RunState) -> None:
         """Count an attempt that has ended."""
         attempt = ended_attempt(run, before, after)
-        if attempt is not None and self._ledger is not None:
-            self._ledger.add(attempt)
+        if attempt is not None and self._rules.read() is not None:
+            self._open_ledger().add(attempt)
 
     def look(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
         """Return the current order of runs, after stopping those at their time limit; None without accounts."""
@@ -108,9 +108,7 @@ class LabSupervision:
         if rules is None:
             self._ledger = None
             return None
-        if self._ledger is None:
-            self._ledger = UsageLedger(self.home, self.clock)
-        ledger, now = self._ledger, self.clock()
+        ledger, now = self._open_ledger(), self.clock()
         live = {
             run_id: attempt
             for run_id, (run, state) in active.items()
@@ -162,6 +160,11 @@ class LabSupervision:
             return
         self._published, self._published_at = snapshot, now
 
+    def _open_ledger(self) -> UsageLedger:
+        if self._ledger is None:
+            self._ledger = UsageLedger(self.home, self.clock)
+        return self._ledger
+
     def _standing(
         self,
         rules: LabRules,
@@ -169,8 +172,7 @@ class LabSupervision:
         live: Iterable[Attempt],
         people: Collection[str],
     ) -> LabStanding:
-        assert self._ledger is not None, "only a lab has a standing"
-        now, ledger, weight = self.clock(), self._ledger, rules.limits.weight
+        now, ledger, weight = self.clock(), self._open_ledger(), rules.limits.weight
         present, week = DecayedSeconds(now), week_of(now)
         hours = {person: ledger.gpu_hours(person, week) for person in people}
         for attempt in live:

@@ -90,10 +90,9 @@ class Scheduler:
             executor.close()
 
     def look(self) -> None:
-        """Find new runs, repair damaged states, check every run with a job, and handle requests."""
+        """Find new runs, check every run with a job, and handle requests."""
         self._find_new()
         due = [monitor for monitor in self.active.values() if monitor.is_due()]
-        self._mend_states(due)
         self._look_at_workers(due)
         self._obey_requests()
 
@@ -113,7 +112,7 @@ class Scheduler:
     def _look_into(self, folder: OwnerFolder) -> None:
         runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
         for run_id, run in runs.items():
-            if run_id in folder.known and not self._lost_its_state(run) and not self._went_on(run):
+            if run_id in folder.known and not self._went_on(run):
                 continue
             with self._problems.guard(run_id, "cannot be supervised"):
                 self._take_in(run)
@@ -125,14 +124,6 @@ class Scheduler:
             self._states.forget(deleted)
         folder.known &= runs.keys()
 
-    def _lost_its_state(self, run: Run) -> bool:
-        """Whether something deleted or damaged the state of a run that has ended."""
-        if run.id in self.active or run.id in self.waiting:
-            return False  # `_mend_states` sees to those
-        with self._problems.guard(run.id, "has a state that cannot be read"):
-            return not self._states.is_intact(run)
-        return False
-
     def _went_on(self, run: Run) -> bool:
         """Whether a worker that a person or a cluster started continues a run that had ended."""
         if run.id in self.active or run.id in self.waiting:
@@ -140,19 +131,6 @@ class Scheduler:
         with self._problems.guard(run.id, "has a worker that cannot be checked"):
             return self._states.has_later_worker(run)
         return False
-
-    def _mend_states(self, due: Sequence[WorkerMonitor]) -> None:
-        """Rebuild the state files of runs that are not over, where something deleted or damaged them."""
-        for monitor in due:
-            with self._problems.guard(monitor.run.id, "has a state that cannot be rebuilt"):
-                if not self._states.is_intact(monitor.run):
-                    monitor.state = self._states.rebuild(monitor.run, monitor.state)
-        for run in self.waiting.values():
-            with self._problems.guard(run.id, "has a state that cannot be rebuilt"):
-                if not self._states.is_intact(run):
-                    attempt, step = run.folder.attempts_seen(), run.folder.newest_checkpoint_step()
-                    queued_state = RunState(attempt=attempt, resumable_step=step, changed=time.time())
-                    self._states.rebuild(run, queued_state)
 
     def _look_at_workers(self, due: Sequence[WorkerMonitor]) -> None:
         for monitor in due:
@@ -329,18 +307,17 @@ class Scheduler:
                 continue
             with self._problems.guard(run_id, "could not save why it waits"):
                 state = run.folder.read_state()
-                if (state.reason, state.cause) != (why.reason, why.cause):
-                    self._states.save(run, state.model_copy(update={**why._asdict(), "changed": now}))
+                if (state.state, state.reason, state.cause) != ("queued", why.reason, why.cause):
+                    self._states.save(
+                        run, state.model_copy(update={"state": "queued", **why._asdict(), "changed": now})
+                    )
                     self._explained_at[run_id] = now
 
     def _take_in(self, run: Run) -> None:
-        state = self._states.load(run)
+        state = run.folder.read_saved_state()
         if state is None:
             state = self._recover(run)
-            if state.state == "queued" and not run.folder.state.exists():  # it is new
-                self._states.save(run, state)
-            else:
-                state = self._states.rebuild(run, state)
+            self._states.save(run, state)
         if state.state == "queued":
             self.waiting[run.id] = run
         elif not state.is_final:
@@ -363,8 +340,9 @@ class Scheduler:
             name = run.folder.read_config().run.executor
         device, since = self._executor(name).held_for(run), state.started or now
         return RunState(
-            state="running", attempt=state.attempt, executor=name, device=device, started=since, changed=now
-        )
+            state="running", attempt=state.attempt, executor=name, device=device, started=since, changed=now,
+            notice="state.json was lost or damaged; it was rebuilt from the event log, process.json and the worker's lock.",
+        )  # fmt: skip
 
     def _resume(self, run: Run, attempt: int | None) -> None:
         """Put an ended run back into the queue, unless it has continued since `attempt`, or is running."""

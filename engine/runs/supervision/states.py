@@ -2,15 +2,12 @@
 
 import contextlib
 import logging
-import os
-import shutil
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-from engine.errors import EngineError, StorageError
+from engine.errors import EngineError
 from engine.executors.base import Executor
-from engine.files import FileStamp, stamp_of
+from engine.files import stamp_of
 from engine.runs.control import asks_to_end
 from engine.runs.history.log import last_event
 from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Reason, Run, RunFolder, RunState, Why
@@ -18,8 +15,6 @@ from engine.runs.store import RunStore
 from engine.runs.supervision.diagnosis import out_of_memory_kills
 
 _log = logging.getLogger(__name__)
-
-DAMAGED_STATE_FILE = "state.json.damaged"  # the newest alone
 
 
 def begun(before: RunState, executor: Executor, attempt: int, device: str) -> RunState:
@@ -106,14 +101,10 @@ _GIVEN_UP: frozenset[Reason | None] = frozenset({"unknown", "ended_by_executor"}
 
 
 class StateFiles:
-    """Writes the states of all runs of a home, and detects state files that another process changed.
-
-    An unchanged file costs one `stat`.
-    """
+    """Writes the states of all runs of a home, and finds workers that no supervisor started."""
 
     def __init__(self) -> None:
-        self._stamps: dict[str, FileStamp | None] = {}  # of files that were written or read here, by run
-        self._workers: dict[str, object] = {}  # of process.json and log of runs that have ended, by run
+        self._stamps: dict[str, object] = {}  # of process.json and log of runs that have ended, by run
 
     def save(self, run: Run, state: RunState) -> None:
         """Replace a state; does nothing where the run was deleted.
@@ -122,37 +113,7 @@ class StateFiles:
             StorageError: If the disk is full or the folder cannot be written.
         """
         if run.folder.path.is_dir():
-            if run.folder.state.is_dir():
-                _keep_aside(run.folder.state)
             run.folder.write_state(state)
-            self._stamps[run.id] = stamp_of(run.folder.state)
-
-    def load(self, run: Run) -> RunState | None:
-        """Return the state as it was saved; None where the file is missing, damaged, or closed to us.
-
-        Raises:
-            StorageError: If the disk or a file server fails at present.
-        """
-        try:
-            state = run.folder.read_saved_state()
-        except StorageError:
-            if os.access(run.folder.state, os.R_OK):
-                raise
-            return None
-        if state is not None:
-            self._stamps[run.id] = stamp_of(run.folder.state)
-        return state
-
-    def is_intact(self, run: Run) -> bool:
-        """Whether a state can be read, or the run was deleted.
-
-        Raises:
-            StorageError: If the disk or a file server fails at present.
-        """
-        stamp = self._stamps.get(run.id)
-        if stamp is not None and stamp_of(run.folder.state) == stamp:
-            return True
-        return self.load(run) is not None or not run.folder.path.is_dir()
 
     def has_later_worker(self, run: Run) -> bool:
         """Whether a run that had ended has or had a worker since, which no supervisor started.
@@ -164,7 +125,7 @@ class StateFiles:
             StorageError: If the disk or a file server fails at present.
         """
         stamp = stamp_of(run.folder.process), stamp_of(run.folder.events)
-        if stamp[0] is None or stamp == self._workers.get(run.id):
+        if stamp[0] is None or stamp == self._stamps.get(run.id):
             return False
         worker, state, last = run.folder.read_worker(), run.folder.read_saved_state(), last_event(run.folder.events)
         if worker is not None and state is not None:
@@ -174,40 +135,12 @@ class StateFiles:
                     return True
             elif state.job_id and state.reason in _GIVEN_UP and reported > (state.ended or 0.0):
                 return True
-        self._workers[run.id] = stamp
+        self._stamps[run.id] = stamp
         return False
-
-    def rebuild(self, run: Run, state: RunState) -> RunState:
-        """Move a damaged file aside, and save the state that the run's other files and its worker show.
-
-        Returns:
-            `state` with a sentence about it for the person.
-
-        Raises:
-            StorageError: If the disk is full or the folder cannot be written.
-        """
-        is_missing = not os.path.lexists(run.folder.state)
-        if not is_missing:
-            _keep_aside(run.folder.state)
-        what = "missing" if is_missing else f"damaged (it is kept as {DAMAGED_STATE_FILE})"
-        sources = "the event log, process.json and the worker's lock"
-        rebuilt = state.model_copy(update={"notice": f"state.json was {what}; it was rebuilt from {sources}."})
-        self.save(run, rebuilt)
-        return rebuilt
 
     def forget(self, run_id: str) -> None:
         """Forget a deleted run."""
         self._stamps.pop(run_id, None)
-        self._workers.pop(run_id, None)
-
-
-def _keep_aside(path: Path) -> None:
-    aside = path.with_name(DAMAGED_STATE_FILE)
-    if aside.is_dir() and not aside.is_symlink():
-        shutil.rmtree(aside, ignore_errors=True)
-    if path.is_dir() and not path.is_symlink():
-        aside.unlink(missing_ok=True)
-    path.replace(aside)
 
 
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time

@@ -38,7 +38,7 @@ class WorkerMonitor:
         self.state = state
         self.job = job
         self._patience = patience
-        self._history = HistoryReader.of_run(run)
+        self._history = HistoryReader(run.folder.events)
         self._watch = ProgressWatch(run.folder, patience.silence)
         self._cancel_seen = state.cancel_seen
         self._stop_was_passed_on = False
