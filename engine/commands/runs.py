@@ -37,7 +37,7 @@ from engine.runs.control import (
     wish_place,
 )
 from engine.runs.electricity import energy_words, read_electricity, save_electricity
-from engine.runs.history.reader import HistoryReader
+from engine.runs.history.reader import read_history
 from engine.runs.run import Run, State
 from engine.runs.store import RunStore, folder_size_bytes
 from engine.runs.summary import RunIndex, RunSummary, summarize
@@ -94,7 +94,7 @@ def show(
     store = _store()
     run = store.get(run_id)
     if as_csv:
-        typer.echo(steps_csv(HistoryReader.of_run(run).update()), nl=False)
+        typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
     elif as_json:
         print_json(_summary_json(store, summarize(run)) | {"findings": [asdict(one) for one in findings_of(run)]})
     else:

@@ -29,7 +29,7 @@ from engine.paths import LoratoryHome
 from engine.quantities import duration
 from engine.runs.control import request_stop
 from engine.runs.history.preference_health import Finding, preference_findings
-from engine.runs.history.reader import HistoryReader
+from engine.runs.history.reader import HistoryReader, read_history
 from engine.runs.history.run_history import RunHistory, seconds_left
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.run import Run
@@ -117,7 +117,7 @@ def findings_of(run: Run, history: RunHistory | None = None) -> tuple[Finding, .
         training = run.folder.read_config().training
     except EngineError:  # lost or edited: the rest of the run is shown all the same
         return ()
-    return preference_findings(history or HistoryReader.of_run(run).update(), training)
+    return preference_findings(history or read_history(run.folder.events), training)
 
 
 def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:

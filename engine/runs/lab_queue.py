@@ -147,7 +147,9 @@ class QueueBoard:
         with self._lock:
             if len(self._readers) > _MOST_FOLLOWED:
                 self._readers.clear()
-            seconds = seconds_left(self._readers.setdefault(run.id, HistoryReader.of_run(run)).update(), self._clock)
+            seconds = seconds_left(
+                self._readers.setdefault(run.id, HistoryReader(run.folder.events)).update(), self._clock
+            )
         hours = rules.limits.guest_run_hours if run.owner in rules.guests else rules.limits.longest_run_hours
         if not local_devices(state.device):  # the lab limits the use of its own devices
             hours = None

@@ -20,7 +20,6 @@ from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
 from engine.runs.control import resume_is_requested
-from engine.runs.history.reader import cached_history_path
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import Run, RunFolder
 
@@ -144,7 +143,6 @@ class RunStore:
         try:
             self._set_aside(run, trash)
             size = folder_size_bytes(trash)
-            self._forget_cached(trash)
             with contextlib.suppress(FileNotFoundError):  # a server that starts sweeps it away at the same time
                 shutil.rmtree(trash)
             shutil.rmtree(trash, ignore_errors=True)  # the two together leave nothing
@@ -185,7 +183,6 @@ class RunStore:
         with contextlib.suppress(FileNotFoundError), FileLock(self.home.server / f"create-{self.owner}.lock"):
             for path in list(self.folder.iterdir()):
                 if path.name.startswith(_DOOMED_PREFIX) or self._is_left_half_made(path.name):
-                    self._forget_cached(path)
                     shutil.rmtree(path, ignore_errors=True)
 
     def _is_left_half_made(self, name: str) -> bool:
@@ -194,12 +191,6 @@ class RunStore:
             return False
         is_named_by_us = RUN_ID.fullmatch(run_id) is not None
         return not is_named_by_us or self._clock() - _milliseconds_of(run_id) / 1000 > _MAKING_SECONDS
-
-    def _forget_cached(self, trash: Path) -> None:
-        """Remove what is cached of a run whose folder is about to go."""
-        run = self._run(trash.name.removeprefix(_DOOMED_PREFIX))
-        with contextlib.suppress(OSError):  # a stale cache file only takes space
-            cached_history_path(run).unlink(missing_ok=True)
 
     def _exists(self, run_id: str) -> bool:
         # Nothing but an id passes the pattern, so no path can be smuggled in.

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from engine.errors import EngineError, StorageError
 from engine.files import read_model, size_and_time, write_atomically
 from engine.runs.control import RunNotes, read_notes
-from engine.runs.history.reader import HistoryReader
+from engine.runs.history.reader import HistoryReader, read_history
 from engine.runs.history.run_history import RunHistory
 from engine.runs.provenance import MemoryFigures, PeakKind, Provenance, describe_config, read_provenance
 from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
@@ -83,7 +83,7 @@ class RunSummary(BaseModel):
 
 def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | None = None) -> RunSummary:
     """Return the row of one run; reads its log and folder unless the caller passes their content."""
-    history = HistoryReader.of_run(run).update() if history is None else history
+    history = read_history(run.folder.events) if history is None else history
     provenance = read_provenance(run.folder)
     notes = read_notes(run.folder)
     values: dict[str, Any] = {
@@ -283,7 +283,7 @@ class RunIndex:
         return summary
 
     def _follow(self, run: Run) -> RunHistory:
-        return self._readers.setdefault(run.id, HistoryReader.of_run(run)).update()
+        return self._readers.setdefault(run.id, HistoryReader(run.folder.events)).update()
 
     def _remember(self) -> dict[str, _IndexEntry]:
         if self._entries is None:

@@ -20,7 +20,7 @@ from engine.config.load import config_from_mapping, config_to_yaml
 from engine.paths import LoratoryHome
 from engine.runs.history.events import EvalData, Event, StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import HistoryCache, HistoryReader
+from engine.runs.history.reader import HistoryReader
 from engine.runs.history.steps import smooth, thin
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import RunFolder, RunState
@@ -82,12 +82,10 @@ def measure_list(home: LoratoryHome, count: int) -> None:
 def measure_chart(log: Path, steps: int) -> None:
     """Reading and thinning a very long run."""
     write_long_log(log, steps)
-    cache = log.with_suffix(".npz")
-    for what in ("read for the first time", "read after a restart of the server"):
-        reader = HistoryReader(log, HistoryCache(cache, log))
-        began = time.perf_counter()
-        history = reader.update()
-        say(f"{steps:,} steps, {what} ({log.stat().st_size / 1e6:.0f} MB)", time.perf_counter() - began)
+    reader = HistoryReader(log)
+    began = time.perf_counter()
+    history = reader.update()
+    say(f"{steps:,} steps, read whole ({log.stat().st_size / 1e6:.0f} MB)", time.perf_counter() - began)
     assert len(history.steps) == steps
     writer = EventWriter(log, 1)
     newest = steps

@@ -77,7 +77,7 @@ def state_of(run):
 
 
 def losses(run):
-    steps = HistoryReader.of_run(run).update().steps
+    steps = HistoryReader(run.folder.events).update().steps
     return list(zip(steps.column("step"), steps.column("loss"), strict=True))
 
 

@@ -7,12 +7,12 @@ import re
 import plotly.graph_objects as go
 import pytest
 
-from engine.config.objectives import LONGER_PREFERRED, METRICS
+from engine.config.objectives import LONGER_PREFERRED
 from engine.config.training import TrainingConfig
 from engine.runs.history.events import DataReportData, EvalData, ResumedData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.preference_health import preference_findings
-from engine.runs.history.reader import HistoryCache, HistoryReader, read_history
+from engine.runs.history.reader import read_history
 
 DPO = TrainingConfig(objective="dpo")
 STEPS = 40
@@ -152,20 +152,6 @@ def test_metrics_of_steps_are_read_back_and_a_resumed_run_drops_those_beyond(tmp
     assert values[-1] == 7.0
     assert read_history(log).steps.metric("rewards/margins")[0][-1] == 30
     assert read_history(log).steps.metric("no such metric")[0].size == 0
-
-
-def test_a_cached_history_has_its_metrics(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.runs.history.reader._WORTHWHILE_BYTES", 10)
-    log = log_of(tmp_path, lambda share: rewards(share, -share))
-    readers = [HistoryReader(log, HistoryCache(tmp_path / "cache.npz", log)) for _ in range(2)]
-
-    whole = readers[0].update()
-    monkeypatch.setattr("engine.runs.history.reader.HistoryReader._take_lines", None)  # nothing is read again
-    again = readers[1].update()
-
-    for name in METRICS:
-        for one, other in zip(whole.steps.metric(name), again.steps.metric(name), strict=True):
-            assert one.tolist() == other.tolist()
 
 
 @pytest.mark.parametrize("forged", ["[1]", '"x"', '{"rewards/chosen": "many"}', '{"rewards/chosen": [1]}', "7"])

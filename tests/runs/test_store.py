@@ -12,9 +12,8 @@ from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.errors import RunError, StorageError
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import cached_history_path
 from engine.runs.provenance import Provenance, read_provenance
-from engine.runs.run import Run, RunState
+from engine.runs.run import RunState
 from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
 from tests.runs.supervision import config_for
 
@@ -154,9 +153,6 @@ def test_deleting_frees_what_the_run_had_saved(store):
 def test_a_deletion_that_a_starting_server_helps_with_is_not_an_error(store, home, monkeypatch):
     """The server sweeps before the deletion removes its first file, and again behind its second."""
     run, removed, remove = end_run(store.create(config_for())), [], os.unlink
-    cached = cached_history_path(run)
-    cached.parent.mkdir(parents=True)
-    cached.touch()
 
     def sweep_meanwhile(path, **where):
         remove(path, **where)
@@ -169,7 +165,6 @@ def test_a_deletion_that_a_starting_server_helps_with_is_not_an_error(store, hom
 
     assert len(removed) > 3
     assert list(store.folder.iterdir()) == []
-    assert not cached.exists()
 
 
 def test_a_deletion_that_was_swept_away_before_it_began_is_not_an_error(store, home, monkeypatch):
@@ -237,13 +232,8 @@ def test_what_a_crash_left_half_made_or_half_deleted_is_swept(store):
     (store.folder / ".deleted-20260101-000000-000-abcd").mkdir()
     (store.folder / "somebody's folder").mkdir()
     assert store.ids() == [run.id]
-    cached = cached_history_path(Run("20260101-000000-000-abcd", store.owner, run.folder))
-    cached.parent.mkdir(parents=True)
-    cached.touch()
 
     store.sweep()
-
-    assert not cached.exists()
 
     assert sorted(path.name for path in store.folder.iterdir()) == sorted([run.id, "somebody's folder"])
 

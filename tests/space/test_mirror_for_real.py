@@ -34,7 +34,7 @@ ROWS = "\n".join(
 
 
 def losses(run):
-    steps = HistoryReader.of_run(run).update().steps
+    steps = HistoryReader(run.folder.events).update().steps
     return list(zip(steps.column("step"), steps.column("loss"), strict=True))
 
 

@@ -219,7 +219,7 @@ class RunReader:
 
     def _history_of(self, run: Run) -> RunHistory:
         with self._lock:
-            reader = self._histories.setdefault(run.id, HistoryReader.of_run(run))
+            reader = self._histories.setdefault(run.id, HistoryReader(run.folder.events))
             self._histories.move_to_end(run.id)
         history = reader.update()
         with self._lock:
