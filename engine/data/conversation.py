@@ -29,7 +29,7 @@ class Message:
     tool_calls: tuple[ToolCall, ...] = ()
     name: str | None = None  # of the tool that answers
     tool_call_id: str | None = None
-    is_learned: bool = True  # False where the data marks an assistant's turn as context only
+    is_trained: bool = True  # False where the data marks an assistant's turn as context only
 
     @property
     def is_empty(self) -> bool:
@@ -51,7 +51,7 @@ class Conversation:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison(Conversation):
+class PreferencePair(Conversation):
     """Two answers to one prompt. `messages` end with the chosen one, which begins at `completion_start`."""
 
     rejected: tuple[Message, ...] = ()  # in place of the chosen answer
@@ -80,7 +80,7 @@ class Comparison(Conversation):
 
 
 @dataclass(frozen=True, slots=True)
-class Rated(Conversation):
+class LabeledCompletion(Conversation):
     """A conversation whose answer, from `completion_start` on, was rated."""
 
     desirable: bool = True
@@ -110,7 +110,7 @@ def warnings_of(example: Example) -> tuple[RowWarning, ...]:
     """Return warnings about the turns of a conversation: their order, empty ones, calls without results."""
     if isinstance(example, PlainText):
         return ()
-    if isinstance(example, Comparison):
+    if isinstance(example, PreferencePair):
         return _warnings_of_pair(example)
     messages = example.messages
     warnings: list[RowWarning] = []
@@ -133,7 +133,7 @@ def warnings_of(example: Example) -> tuple[RowWarning, ...]:
     return tuple(warnings)
 
 
-def _warnings_of_pair(pair: Comparison) -> tuple[RowWarning, ...]:
+def _warnings_of_pair(pair: PreferencePair) -> tuple[RowWarning, ...]:
     chosen, rejected = (" ".join(turn.content for turn in side) for side in (pair.chosen, pair.rejected))
     warnings = dict.fromkeys(warning for side in pair.sides() for warning in warnings_of(side))
     if "".join(chosen.split()) == "".join(rejected.split()) and not any(turn.tool_calls for turn in pair.chosen):

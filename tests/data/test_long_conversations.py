@@ -67,7 +67,7 @@ def conversation(draw: random.Random, turns: int) -> Conversation:
             messages.append(Message("tool", words() or "16"))
         reasoning = words() if kind in ("reasoning", "mixed") and draw.random() < 0.5 else None
         trained = kind != "mixed" or draw.random() < 0.8
-        messages.append(Message("assistant", words(), reasoning=reasoning, is_learned=trained))
+        messages.append(Message("assistant", words(), reasoning=reasoning, is_trained=trained))
     return Conversation(tuple(messages), TOOLS if kind == "tools" else ())
 
 

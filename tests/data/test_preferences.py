@@ -6,7 +6,7 @@ import pytest
 
 from engine.config.objectives import OBJECTIVES
 from engine.config.run import DatasetConfig
-from engine.data.conversation import Comparison, Message, Rated
+from engine.data.conversation import LabeledCompletion, Message, PreferencePair
 from engine.data.formats import Converter, detect_format
 from engine.data.passes.prepare import prepare_dataset
 from engine.data.passes.reader import DatasetReader, Renderer
@@ -62,7 +62,7 @@ def test_pairs_are_recognized_in_all_their_styles(row, format_):
 
     assert detection.format == (format_ or "preference")
     assert detection.sure is (format_ is not None)
-    assert isinstance(pair, Comparison)
+    assert isinstance(pair, PreferencePair)
     assert pair.prompt[-1] == Message("user", pair.prompt[-1].content)
     assert pair.prompt[-1].content.strip().removesuffix(" A") == "Which bird?"  # cut where the two begin to differ
     assert len(pair.prompt) == (3 if detection.format == "hh" else 1)
@@ -82,7 +82,7 @@ RATINGS = {
 def test_rated_answers_are_recognized(row):
     rated = convert_row(row)
 
-    assert isinstance(rated, Rated)
+    assert isinstance(rated, LabeledCompletion)
     assert not rated.desirable
     assert [turn.content for turn in rated.messages[rated.completion_start :]] == ["A fish."]
 
@@ -101,7 +101,7 @@ def test_columns_of_any_name_can_be_mapped():
 
     assert (pair.chosen[0].content, pair.rejected[0].content) == ("A heron.", "A fish.")
     # The chosen answers alone can still be learned as answers.
-    assert not isinstance(convert_row(row, column_map={"prompt": "asked", "completion": "win"}), Comparison)
+    assert not isinstance(convert_row(row, column_map={"prompt": "asked", "completion": "win"}), PreferencePair)
 
 
 MALFORMED = {

@@ -19,7 +19,7 @@ TWO_TURNS = talk("What does alpha do?", "It scales.", "And the rank?", "It bound
 
 
 def with_unlearned(conversation: Conversation, *indexes: int) -> Conversation:
-    messages = [replace(m, is_learned=index not in indexes) for index, m in enumerate(conversation.messages)]
+    messages = [replace(m, is_trained=index not in indexes) for index, m in enumerate(conversation.messages)]
     return replace(conversation, messages=tuple(messages))
 
 
@@ -29,23 +29,23 @@ def learned_text(conversation: Conversation, tokenizer, options=ALL) -> str:
 
 
 @pytest.mark.parametrize(
-    ("weight", "is_learned"),
+    ("weight", "is_trained"),
     [(0, False), (0.0, False), (False, False), (1, True), (1.0, True), (None, True), (math.nan, True), ("none", True)],
 )
 @pytest.mark.parametrize(
     ("speaker", "words", "assistant"), [("role", "content", "assistant"), ("from", "value", "gpt")]
 )
-def test_a_weight_says_whether_a_turn_is_learned(weight, is_learned, speaker, words, assistant):
+def test_a_weight_says_whether_a_turn_is_learned(weight, is_trained, speaker, words, assistant):
     turns = [{speaker: "user", words: "Hi"}, {speaker: assistant, words: "Hello", "weight": weight}]
     column = "messages" if speaker == "role" else "conversations"
 
-    assert [message.is_learned for message in convert({column: turns}).messages] == [True, is_learned]
+    assert [message.is_trained for message in convert({column: turns}).messages] == [True, is_trained]
 
 
 def test_a_weight_of_another_person_means_nothing():
     turns = [{"role": "user", "content": "Hi", "weight": 0}, {"role": "assistant", "content": "Hello"}]
 
-    assert all(message.is_learned for message in convert({"messages": turns}).messages)
+    assert all(message.is_trained for message in convert({"messages": turns}).messages)
 
 
 def test_a_weight_between_is_refused_with_its_turn():
@@ -62,7 +62,7 @@ def test_words_and_a_call_of_another_weight_stay_apart():
     call = {"from": "function_call", "value": '{"name": "f", "arguments": {}}', "weight": 0}
     turns = [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "I look."}, call]
 
-    assert [message.is_learned for message in convert({"conversations": turns}).messages] == [True, True, False]
+    assert [message.is_trained for message in convert({"conversations": turns}).messages] == [True, True, False]
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -93,9 +93,9 @@ def test_turns_that_a_template_makes_one_are_not_learned_with_one_that_is_not():
     abilities = replace(abilities_of(tokenizer_of(FAMILIES[1])), repeated_roles=False)
     conversation = Conversation((Message("user", "Hi"), Message("assistant", "One."), Message("assistant", "Two.")))
 
-    assert [message.is_learned for message in adapt_to_template(conversation, abilities).messages] == [True, True]
+    assert [message.is_trained for message in adapt_to_template(conversation, abilities).messages] == [True, True]
     assert [
-        message.is_learned for message in adapt_to_template(with_unlearned(conversation, 1), abilities).messages
+        message.is_trained for message in adapt_to_template(with_unlearned(conversation, 1), abilities).messages
     ] == [
         True,
         False,
@@ -108,7 +108,7 @@ def test_calls_that_a_template_takes_one_by_one_keep_the_weight_of_their_turn():
     asked = replace(WITH_TOOLS, messages=(Message("user", "Hi"), Message("assistant", tool_calls=calls)))
 
     split = adapt_to_template(with_unlearned(asked, 1), abilities).messages
-    assert [message.is_learned for message in split] == [True, False, False]
+    assert [message.is_trained for message in split] == [True, False, False]
 
 
 def test_rows_that_differ_in_a_weight_alone_are_not_duplicates():

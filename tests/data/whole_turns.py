@@ -78,7 +78,7 @@ def plan_conversation(
         if turn is not None:
             turns.append(turn)
     if not turns:
-        marked = any(not message.is_learned for message in adapted.messages)
+        marked = any(not message.is_trained for message in adapted.messages)
         reason = "every assistant turn has weight 0" if marked else "every assistant turn is empty"
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)

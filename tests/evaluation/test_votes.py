@@ -10,7 +10,7 @@ import pytest
 from engine.cli import run_command
 from engine.config.results import SamplingConfig
 from engine.config.run import DatasetConfig
-from engine.data.conversation import Comparison
+from engine.data.conversation import PreferencePair
 from engine.data.formats import Converter, detect_format, unread_columns
 from engine.errors import StorageError
 from engine.evaluation import votes as module
@@ -106,7 +106,7 @@ def test_pairs_are_a_dataset_that_is_recognized(store):
     (row,) = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
     detection = detect_format(DatasetConfig(source="x"), [row])
     pair = Converter(detection).convert(row)
-    assert isinstance(pair, Comparison)
+    assert isinstance(pair, PreferencePair)
     assert detection.format == "preference"
     assert [turn.role for turn in pair.prompt] == ["system", "user"]
     assert pair.chosen[0].content == "A letter."

@@ -321,12 +321,12 @@ def _answers_in(turns: Sequence[Message]) -> frozenset[int]:
 def _turns(messages: Sequence[Message], trained_turns: Container[int]) -> str:
     turns = []
     for number, message in enumerate(messages):
-        is_learned = number in trained_turns
+        is_trained = number in trained_turns
         body = escape(message.content[:_SHOWN_CHARACTERS])
         if message.reasoning:
             body = f'<span class="small">thinks: {escape(message.reasoning[:_SHOWN_CHARACTERS])}</span>\n{body}'
         for call in message.tool_calls:
             body += f"\n<code>calls {escape(call.name)}({escape(str(call.arguments)[:2000])})</code>"
-        css, word = (" learned", _TRAINED) if is_learned else ("", "")
+        css, word = (" learned", _TRAINED) if is_trained else ("", "")
         turns.append(f'<div class="turn{css}"><span class="role">{escape(message.role)}{word}</span>{body}</div>')
     return "".join(turns)

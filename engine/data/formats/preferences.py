@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.config.objectives import RowKind
-from engine.data.conversation import Comparison, Message, Rated
+from engine.data.conversation import LabeledCompletion, Message, PreferencePair
 from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table, is_missing
 from engine.data.formats.pairs import question_of
 from engine.data.formats.turns import ROLES, answer, is_turn, is_turns, list_of_turns, turn_list
@@ -37,7 +37,7 @@ class Pairs(DataFormat):
         needed = {role: table.names[role] for role in self.required if role in table.names}
         return [self.detected(needed, reason, table, Evidence.PREFERENCES)] if reason else []
 
-    def pair(self, row: Cells, prompt: Sequence[Message], chosen: Any, rejected: Any) -> Comparison:
+    def pair(self, row: Cells, prompt: Sequence[Message], chosen: Any, rejected: Any) -> PreferencePair:
         """Return a row as a pair; turns at the beginning that both answers share are the prompt's.
 
         Raises:
@@ -63,7 +63,7 @@ class Pairs(DataFormat):
         if not any(turn.role in ("user", "tool") and not turn.is_empty for turn in whole.messages):
             raise RowProblemError("pair", "there is no prompt before the answers")
         start = len(whole.messages)
-        return Comparison((*whole.messages, *better), whole.tools, start, rejected=worse)
+        return PreferencePair((*whole.messages, *better), whole.tools, start, rejected=worse)
 
 
 class Preference(Pairs):
@@ -100,7 +100,7 @@ class Preference(Pairs):
             return next((table.names[name] for name in ("question", "query", "input") if name in table.names), None)
         return super().optional_column(role, detection, table)
 
-    def convert(self, row: Cells) -> Comparison:
+    def convert(self, row: Cells) -> PreferencePair:
         prompt, chosen, rejected = _prompt(row), row.required("chosen"), row.required("rejected")
         both_text = isinstance(chosen, str) and isinstance(rejected, str) and not is_turns(chosen)
         if not prompt and both_text:
@@ -130,7 +130,7 @@ class HH(Pairs):
             return ""
         return f"the columns {table.names['chosen']} and {table.names['rejected']}, each a dialogue of Human: and Assistant:"
 
-    def convert(self, row: Cells) -> Comparison:
+    def convert(self, row: Cells) -> PreferencePair:
         chosen, rejected = (_dialogue(row.text(role), row.columns[role]) for role in ("chosen", "rejected"))
         return self.pair(row, (), chosen, rejected)
 
@@ -157,7 +157,7 @@ class Ranking(Pairs):
             return ""
         return f"the columns {asked}, {table.names['chosen']} and {table.names['rejected']}"
 
-    def convert(self, row: Cells) -> Comparison:
+    def convert(self, row: Cells) -> PreferencePair:
         if "conversations" in row.columns:
             prompt = row.turns("conversations")
         elif "instruction" in row.columns:
@@ -202,7 +202,7 @@ class Ratings(DataFormat):
         reason = f"the columns {answered} and {rated}, which is true or false"
         return [self.detected(columns, reason, table, Evidence.PREFERENCES)]
 
-    def convert(self, row: Cells) -> Rated:
+    def convert(self, row: Cells) -> LabeledCompletion:
         prompt = _prompt(row)
         turns = _turns_or_answer(row, "completion", row.required("completion"))
         whole = row.conversation([*prompt, *turns])
@@ -211,7 +211,9 @@ class Ratings(DataFormat):
         start = max(last + 1, len(messages) - len(turns))
         if last < 0 or not any(turn.role == "assistant" for turn in messages[start:]):
             raise RowProblemError("no_assistant_turn", "no answer follows the prompt")
-        return Rated(messages, whole.tools, start, desirable=_label(row.required("label"), row.columns["label"]))
+        return LabeledCompletion(
+            messages, whole.tools, start, desirable=_label(row.required("label"), row.columns["label"])
+        )
 
 
 def _prompt(row: Cells) -> list[Message]:

@@ -93,7 +93,7 @@ def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_f
         message = _turn(turn, number, role_fields, content_fields)
         last = messages[-1] if messages else None
         is_call_alone = last is not None and message.tool_calls and last.role == "assistant" and not message.content
-        if last is not None and is_call_alone and last.is_learned == message.is_learned:
+        if last is not None and is_call_alone and last.is_trained == message.is_trained:
             # Text and the call that follows it are one turn of the assistant.
             messages[-1] = replace(last, tool_calls=(*last.tool_calls, *message.tool_calls))
         else:
@@ -114,9 +114,9 @@ def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Se
         raise RowProblemError("unknown_role", f"turn {number} has the unknown role {shortened(str(role_text), 30)!r}")
     role = ROLES[tag]
     content = next((turn[name] for name in content_fields if name in turn), None)
-    is_learned = role != "assistant" or _is_learned(turn, number)
+    is_trained = role != "assistant" or _is_trained_turn(turn, number)
     if tag == "function_call":
-        return Message("assistant", tool_calls=_sharegpt_calls(content, number), is_learned=is_learned)
+        return Message("assistant", tool_calls=_sharegpt_calls(content, number), is_trained=is_trained)
     calls = _openai_calls(turn, number) if role == "assistant" else ()
     if content is None and not (calls or turn.get("reasoning_content")):
         raise RowProblemError("not_text", f"turn {number} has no content")
@@ -129,7 +129,7 @@ def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Se
     message = answer(words)
     fields = (turn.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
     reasoning = message.reasoning or next((field for field in fields if isinstance(field, str)), None) or None
-    return replace(message, tool_calls=calls, is_learned=is_learned, reasoning=reasoning)
+    return replace(message, tool_calls=calls, is_trained=is_trained, reasoning=reasoning)
 
 
 def refuse_endless(turns: Sequence[Any], column: str) -> None:
@@ -144,7 +144,7 @@ def is_turns(value: Any) -> bool:
     return isinstance(value, list)
 
 
-def _is_learned(turn: Mapping[str, Any], number: int) -> bool:
+def _is_trained_turn(turn: Mapping[str, Any], number: int) -> bool:
     """Return whether `weight` marks an assistant's turn as trained: 1 is trained, 0 is context only.
 
     Source: OpenAI's guide to fine-tuning, "Multi-turn chat examples"; Mistral's has the same.

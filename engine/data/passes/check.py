@@ -23,7 +23,7 @@ from engine.data.contract import (
     SourceReport,
     TokenLengths,
 )
-from engine.data.conversation import Comparison
+from engine.data.conversation import PreferencePair
 from engine.data.files.access import write_cached
 from engine.data.passes.preferences import PreferenceCounts
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer, digest_of
@@ -87,7 +87,7 @@ class Counts:
             return
         self.first_sequences.append(len(self.lengths))
         self.notes.update(row.rendering.notes)
-        if isinstance(row.example, Comparison):
+        if isinstance(row.example, PreferencePair):
             self.shared.append(count_shared(*(sequence.encoded.ids for sequence in row.rendering.rows)))
         for sequence in row.rendering.rows:
             self.lengths.append(sequence.uncut_tokens)

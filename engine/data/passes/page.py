@@ -18,7 +18,7 @@ from engine.data.contract import (
     SequenceView,
     TokenSpan,
 )
-from engine.data.conversation import Comparison, Conversation, Message, PlainText, Rated
+from engine.data.conversation import Conversation, LabeledCompletion, Message, PlainText, PreferencePair
 from engine.data.formats import column_names, likeliest_format
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
 from engine.data.records import Record
@@ -134,10 +134,10 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
     trained: tuple[int, ...] = ()
     if isinstance(example, Conversation):
         talk = Conversation(_shown_turns(example.messages), example.tools, example.completion_start)
-        is_preference = isinstance(example, Comparison | Rated)
+        is_preference = isinstance(example, PreferencePair | LabeledCompletion)
         trained = trained_turns(example, "completion" if is_preference else reader.config.train_on)
     views = tuple(sequence_view(sequence, brief=brief) for sequence in sequences)
-    if isinstance(example, Comparison) and len(sequences) == 2 and not brief:
+    if isinstance(example, PreferencePair) and len(sequences) == 2 and not brief:
         views = pair_views(sequences[0], sequences[1])
     return PageRow(
         row=record.row,
@@ -146,8 +146,8 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
         text=_clip(example.content) if isinstance(example, PlainText) else None,
         raw=raw,
         notices=tuple(notice for _, notice in row.notices),
-        rejected=_shown_turns(example.rejected) if isinstance(example, Comparison) else (),
-        desirable=example.desirable if isinstance(example, Rated) else None,
+        rejected=_shown_turns(example.rejected) if isinstance(example, PreferencePair) else (),
+        desirable=example.desirable if isinstance(example, LabeledCompletion) else None,
         trained_turns=trained,
         sequences=views,
     )

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engine.config.objectives import RowKind
 from engine.data.contract import Histogram, PairLengths
-from engine.data.conversation import Comparison, Example, Rated
+from engine.data.conversation import Example, LabeledCompletion, PreferencePair
 from engine.data.render.tokenize import Rendering
 
 _FEWEST_PAIRS = 20
@@ -33,10 +33,10 @@ class PreferenceCounts:
 
     def add(self, row: int, example: Example, group: int, rendering: Rendering | None) -> None:
         """Count one row; `group` is equal for rows with one prompt."""
-        if isinstance(example, Rated):
+        if isinstance(example, LabeledCompletion):
             self._ratings.append(example.desirable)
             self._prompts.append(group)
-        if not isinstance(example, Comparison):
+        if not isinstance(example, PreferencePair):
             return
         self._rows.append(row)
         self._prompts.append(group)
@@ -109,7 +109,7 @@ class PreferenceCounts:
         )
 
 
-def _length_difference(pair: Comparison, rendering: Rendering | None) -> int:
+def _length_difference(pair: PreferencePair, rendering: Rendering | None) -> int:
     """Return the length difference of chosen and rejected answer: in trained tokens before the cut, else in characters."""
     if rendering is not None:
         chosen, rejected = (one.trained_tokens + one.lost_trained_tokens for one in rendering.rows)

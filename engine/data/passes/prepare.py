@@ -11,7 +11,7 @@ from typing import TypeVar, overload
 from engine.config.objectives import Objective
 from engine.config.run import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
-from engine.data.conversation import Comparison, Rated
+from engine.data.conversation import LabeledCompletion, PreferencePair
 from engine.data.formats import require_rows_of
 from engine.data.passes.check import finish, pass_steps
 from engine.data.passes.reader import DatasetReader, DatasetRow, Renderer
@@ -132,7 +132,7 @@ class TokenizedPairs(Sequence[TokenizedPair]):
 
 
 class RatedRows(Sequence[RatedRow]):
-    """Rated answers in order."""
+    """Labeled completions in order."""
 
     def __init__(self, sequences: TokenizedRows, desirable: Sequence[int]) -> None:
         self.sequences = sequences
@@ -201,11 +201,11 @@ def prepare_dataset(
 
     def keep(row: DatasetRow) -> None:
         assert row.rendering is not None
-        is_pair = isinstance(row.example, Comparison)
+        is_pair = isinstance(row.example, PreferencePair)
         for sequence in row.rendering.rows[:1] if is_pair and "pairs" not in kinds else row.rendering.rows:
             rows.append(sequence)
         first_sequences.append(len(rows))
-        if isinstance(row.example, Rated):
+        if isinstance(row.example, LabeledCompletion):
             desirable.extend(bytes(row.record.row + 1 - len(desirable)))
             desirable[row.record.row] = row.example.desirable
 

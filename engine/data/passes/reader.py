@@ -10,7 +10,15 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from engine.config.run import DatasetConfig
-from engine.data.conversation import Comparison, Conversation, Example, PlainText, Rated, RowWarning, warnings_of
+from engine.data.conversation import (
+    Conversation,
+    Example,
+    LabeledCompletion,
+    PlainText,
+    PreferencePair,
+    RowWarning,
+    warnings_of,
+)
 from engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from engine.data.formats.base import Detection
 from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, place
@@ -264,7 +272,7 @@ def printable_names(names: Iterable[str]) -> tuple[str, ...]:
 
 def _shared_prompt(example: Example) -> Example | None:
     """Return the prompt that several preferences may share; a model would be measured on what it was trained on."""
-    return Conversation(example.prompt) if isinstance(example, Comparison | Rated) else None
+    return Conversation(example.prompt) if isinstance(example, PreferencePair | LabeledCompletion) else None
 
 
 def digest_of(example: Example) -> int:
@@ -285,9 +293,9 @@ def _canonical(example: Example) -> str:
         return example.content
     if (
         not example.tools
-        and not isinstance(example, Comparison | Rated)
+        and not isinstance(example, PreferencePair | LabeledCompletion)
         and not any(
-            message.tool_calls or message.role == "tool" or message.reasoning or not message.is_learned
+            message.tool_calls or message.role == "tool" or message.reasoning or not message.is_trained
             for message in example.messages
         )
     ):
@@ -295,6 +303,6 @@ def _canonical(example: Example) -> str:
         return "\x1e".join(f"{message.role}\x1f{message.content}" for message in example.messages)
     values = asdict(example)
     for message in (*values["messages"], *values.get("rejected", ())):
-        if message["is_learned"]:  # default values are left out
-            del message["is_learned"]
+        if message["is_trained"]:  # default values are left out
+            del message["is_trained"]
     return json.dumps(values, ensure_ascii=False, sort_keys=True, default=str)

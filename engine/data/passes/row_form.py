@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.config.run import DatasetConfig
 from engine.data.contract import RowForm
-from engine.data.conversation import Comparison, Conversation
+from engine.data.conversation import Conversation, PreferencePair
 from engine.data.files import open_file
 from engine.data.files.access import ANY_FILE
 from engine.data.formats import FORMATS
@@ -91,14 +91,14 @@ def _look_at_row(form: RowForm, row: DatasetRow) -> Iterator[str]:
     messages = row.example.messages
     if row.example.tools or any(message.tool_calls or message.role == "tool" for message in messages):
         yield "has tools"
-    if not all(message.is_learned for message in messages):
+    if not all(message.is_trained for message in messages):
         yield "has turns of weight 0"
     if row.record.raw[:64].lstrip()[:1] in (b"[", "["):
         yield "is a bare list of turns"
     form.most_answers = max(form.most_answers, sum(message.role == "assistant" for message in messages))
     form.has_reasoning |= any(message.reasoning for message in messages)
     value = row.record.value or {}
-    if isinstance(row.example, Comparison):
+    if isinstance(row.example, PreferencePair):
         cells = [turn_list(value.get(form.columns[side])) for side in ("chosen", "rejected")]
         opening = [str(cell[0].get("role", cell[0].get("from"))).strip().lower() for cell in cells if cell]
         form.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)

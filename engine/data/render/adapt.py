@@ -217,7 +217,7 @@ def _calls_one_by_one(steps: AdaptedConversation) -> AdaptedConversation:
         results = list(itertools.takewhile(lambda turn: turn.role == "tool", following))
         turns: list[Message] = []
         for position, call in enumerate(message.tool_calls):
-            turn = message if position == 0 else Message("assistant", is_learned=message.is_learned)
+            turn = message if position == 0 else Message("assistant", is_trained=message.is_trained)
             turns.append(replace(turn, tool_calls=(call,)))
             turns.extend(result for result in results if result.tool_call_id == call.id)
         pieces += [*([] for _ in results), turns]
@@ -263,7 +263,7 @@ def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
         joined = group[0]
         if len(group) > 1:  # at once, in time that grows with the words alone
             content = "\n\n".join(message.content for message in group)
-            joined = replace(joined, content=content, is_learned=all(message.is_learned for message in group))
+            joined = replace(joined, content=content, is_trained=all(message.is_trained for message in group))
         pieces += [*([] for _ in group[1:]), [joined]]  # in the place of the last
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
     return _rewritten(steps, pieces, note)

@@ -71,7 +71,7 @@ def plan_conversation(
         if turn is not None:
             turns.append(turn)
     if not turns:
-        has_marks = any(not message.is_learned for message in adapted.messages)
+        has_marks = any(not message.is_trained for message in adapted.messages)
         reason = "every assistant turn has weight 0" if has_marks else "every assistant turn is empty"
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
@@ -123,7 +123,7 @@ def _chosen_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
     elif train_on == "completion" and answers:
         questions = (index for index in range(answers[-1], -1, -1) if messages[index].role == "user")
         start = next(questions, -1) + 1
-    return [index for index in answers if index >= start and messages[index].is_learned]
+    return [index for index in answers if index >= start and messages[index].is_trained]
 
 
 def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:

@@ -5,7 +5,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from engine.config.run import TrainOn
-from engine.data.conversation import Comparison, Conversation, Example, Message, PlainText, Rated, RowWarning
+from engine.data.conversation import (
+    Conversation,
+    Example,
+    LabeledCompletion,
+    Message,
+    PlainText,
+    PreferencePair,
+    RowWarning,
+)
 from engine.data.records import RowProblemError
 from engine.data.render.encoded import Encoded, earlier_answer, encode, last_answer
 from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
@@ -127,7 +135,7 @@ def render_many(
     A row becomes one sequence, or several where the template rewrites earlier turns. It is a problem where the template
     refuses it, where nothing in it can be trained, or where the cut leaves nothing. A pair becomes two.
     """
-    if any(isinstance(example, Comparison) for _, example in examples):
+    if any(isinstance(example, PreferencePair) for _, example in examples):
         return _render_pairs(examples, tokenizer, options)
     plans: list[RowPlan | RowProblemError] = []
     sizes = [len(example.text()) for _, example in examples]
@@ -139,7 +147,7 @@ def render_many(
                     plans.append(plan_text(example, tokenizer))
                 else:
                     # The answer was rated, so it is trained in any case.
-                    train_on = "completion" if isinstance(example, Rated) else options.train_on
+                    train_on = "completion" if isinstance(example, LabeledCompletion) else options.train_on
                     plans.append(plan_conversation(example, tokenizer, train_on, options.max_length))
             except RowProblemError as problem:
                 plans.append(problem)
@@ -160,10 +168,12 @@ def _render_pairs(
 ) -> list[Rendering | RowProblemError]:
     sides: list[tuple[int, Example]] = []
     for row, example in examples:
-        sides += [(row, side) for side in (example.sides() if isinstance(example, Comparison) else (example,))]
+        sides += [(row, side) for side in (example.sides() if isinstance(example, PreferencePair) else (example,))]
     rendered = iter(render_many(sides, tokenizer, replace(options, train_on="completion")))
     return [
-        _joined_sides(next(rendered), next(rendered), options) if isinstance(example, Comparison) else next(rendered)
+        _joined_sides(next(rendered), next(rendered), options)
+        if isinstance(example, PreferencePair)
+        else next(rendered)
         for _, example in examples
     ]
 
