@@ -41,12 +41,12 @@ def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  
         session = Sessions(database).begin(person, "1.2.3.4", SESSION)
         invitation = accounts.invite("member", by="ann").token
         mirror = spaces.begin(home)
-        mirror._save()
+        mirror.save()
 
     again = spaces.again()
 
     assert hugging_face.public == set()
-    assert spaces.restored[:2] == (2, 1)
+    assert spaces.restored.runs == 2
     assert files_of(RunStore(again, "bea").get(runs[1].id))["config.yaml"] == files_of(runs[1])["config.yaml"]
     assert RunStore(again, "ann").get(runs[0].id).folder.newest_checkpoint_step() == 300
     contents = b"".join(hugging_face.files[BUCKET].values())
@@ -76,18 +76,18 @@ REFUSALS = [
 @pytest.mark.parametrize(("what", "error", "words"), REFUSALS)
 def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, words):  # noqa: F811
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
     run = a_run(home)
     hugging_face.faults = [Fault("batch", what, times=20)]
     with pytest.raises(error) as raised:
-        mirror._save()
+        mirror.save()
     assert words in raised.value.what
     assert raised.value.fix
     assert TOKEN not in str(raised.value)
     assert raised.value.__cause__ is None
 
     hugging_face.faults = []
-    mirror._save()
+    mirror.save()
     assert RunStore(spaces.again(), "ann").ids() == [run.id]
 
 
@@ -96,7 +96,7 @@ def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging
 @pytest.mark.parametrize("what", [401, 403, 404, 503, "reset"])
 def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, hugging_face, step, what):  # noqa: F811
     run = a_run(home)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
     before = dict(hugging_face.files[BUCKET])
     disk = spaces.disk()
     hugging_face.faults = [Fault(step, what, times=50)]
@@ -142,9 +142,9 @@ def test_an_idle_hour_costs_no_request(spaces, home, hugging_face):  # noqa: F81
     for number in range(3):
         a_run(home, seed=number)
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
     before = hugging_face.requests.copy()
     for _ in range(240):  # looks of fifteen seconds
-        mirror._save()
+        mirror.save()
 
     assert hugging_face.requests == before
