@@ -24,7 +24,7 @@ from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.states import ProblemLog
 from engine.space.environment import SpaceEnvironment
 from engine.space.mirror_bucket import MirrorBucket
-from engine.space.mirror_index import CHECKPOINTS, HOME_INDEX, INCOMING, UPLOADS, Index, index_of, read_contents
+from engine.space.mirror_index import HOME_INDEX, INCOMING, Index, index_of, read_contents
 from engine.space.mirror_restore import Restorer, RestoreResult
 from engine.space.mirror_scan import HomeScan, RunScan
 from engine.space.unsaved import Unsaved, View
@@ -164,26 +164,18 @@ class Mirror:
         Raises:
             EngineError: If the bucket cannot be written, or the accounts cannot be read.
         """
-        late: EngineError | None = None
         changes = self._changed_runs()
         if not changes.keys() <= self._ours:
             self._record(changes)  # before they are sent: a run that is deleted later must not come back
-        try:
-            people = self._people.look()
-            if people != self._mirror_bucket.indexes.get(HOME_INDEX):
-                changes[HOME_INDEX] = people
-        except EngineError as error:  # the runs come first
-            late = error
         deletions = {name for name in self._ours if self._was_deleted(name)}
         try:
             self._mirror_bucket.write(changes, deletions)
+            self._mirror_bucket.write({HOME_INDEX: self._people.look()})
         finally:
             self._publish()
         if deletions:
             self._ours -= deletions
             self._record(())
-        if late is not None:
-            raise late
 
     def _changed_runs(self) -> dict[str, Index]:
         scans, changes = dict[str, RunScan](), dict[str, Index]()
@@ -215,14 +207,8 @@ class Mirror:
         write_atomically(self._home.server / _RECORD, record.model_dump_json())
 
     def _publish(self) -> None:
-        indexes = self._mirror_bucket.indexes
-        self._view = self._view._replace(
-            saved=frozenset(indexes),
-            training={name: _newest_step(indexes.get(name)) for name, scan in self._runs.items() if scan.is_training},
-            uploads=frozenset(
-                path for index in indexes.values() for path in index.files if path.startswith(f"{UPLOADS}/")
-            ),
-        )
+        training = frozenset(name for name, scan in self._runs.items() if scan.is_training)
+        self._view = self._view._replace(indexes=dict(self._mirror_bucket.indexes), training=training)
 
     # The thread.
 
@@ -251,11 +237,6 @@ class Mirror:
         if trouble is not None and (before is None or before.what != trouble.what):
             _log.error("%s", trouble)
         self._view = self._view._replace(trouble=trouble)
-
-
-def _newest_step(index: Index | None) -> int | None:
-    paths = [path for path in index.files if CHECKPOINTS in path] if index is not None else []
-    return max((int(path.split("/")[4].removeprefix("step-")) for path in paths), default=None)
 
 
 def _end_workers(home: LoratoryHome, seconds: float) -> None:

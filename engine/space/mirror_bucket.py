@@ -67,12 +67,13 @@ class MirrorBucket:
         if contents.unreadable:
             self._stored &= self._named()
 
-    def write(self, changes: Mapping[str, Index], deletions: Collection[str]) -> None:
+    def write(self, changes: Mapping[str, Index], deletions: Collection[str] = ()) -> None:
         """Send what was found, and remove runs that are gone; asks nothing where there is nothing to do.
 
         Raises:
             EngineError: If the bucket cannot be written; what is not in an index by then is to be sent again.
         """
+        changes = {name: index for name, index in changes.items() if index != self.indexes.get(name)}
         deletions = [name for name in deletions if name in self.indexes]
         if not (changes or deletions or self._stored - self._named()):
             return
@@ -109,7 +110,7 @@ class MirrorBucket:
         if not all(self._is_still(path, file) for path, file in files.items()):
             return False  # as a checkpoint that was replaced by the next one: the next look finds that
         self._require_ours()
-        self._bucket.put({name: index.content})
+        self._bucket.put({name: index.model_dump_json(exclude_none=True).encode()})
         self.indexes[name] = index
         return True
 

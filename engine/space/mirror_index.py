@@ -61,11 +61,6 @@ class Index(BaseModel, frozen=True):
     files: dict[str, str | StoredFile] = Field(max_length=MOST_FILES)  # the text of a short one
 
     @property
-    def content(self) -> bytes:
-        """As it is in the bucket."""
-        return self.model_dump_json(exclude_none=True).encode()
-
-    @property
     def stored(self) -> dict[str, StoredFile]:
         """The files that it does not have itself."""
         return {path: file for path, file in self.files.items() if isinstance(file, StoredFile)}

@@ -48,6 +48,7 @@ class Restorer:
         self._contents = contents
         self._home = home
         self._left_out: list[str] = []
+        self._sizes: list[int] = []  # of the runs that came back
 
     def restore(self) -> RestoreResult:
         """Restore people and settings, and runs where there are none; as many as fit, the newest first.
@@ -69,14 +70,15 @@ class Restorer:
                 files = self._choose()
                 self._fetch(files)
                 self._remove_damaged(files)
+                runs = dict.fromkeys("/".join(path.split("/")[:3]) for path in files if path.startswith(f"{RUNS}/"))
                 for path in files:
                     if not path.startswith(f"{RUNS}/"):
                         self._place(path)
-                folders = dict.fromkeys("/".join(path.split("/")[:3]) for path in files if path.startswith(f"{RUNS}/"))
-                sizes = [self._place_run(folder) for folder in folders if self._has_configuration(folder)]
+                for path in runs:
+                    self._place_run(path)
         except OSError as error:
             raise StorageError(f"The mirror cannot be restored ({error.strerror}).", "Free some space.") from error
-        return RestoreResult(len(sizes), sum(sizes), tuple(self._left_out))
+        return RestoreResult(len(self._sizes), sum(self._sizes), tuple(self._left_out))
 
     def _choose(self) -> dict[str, str | StoredFile]:
         """Return the files that are not here, by their path below the home, as far as the disk has room."""
@@ -153,20 +155,16 @@ class Restorer:
             self._left_out.append(f"{error.what} Invite people again.")
             accounts.unlink()
 
-    def _has_configuration(self, folder: str) -> bool:
-        if (self._incoming / folder / "config.yaml").is_file():
-            return True
-        self._left_out.append(f"{folder} has no configuration in the bucket and was left out.")
-        return False
-
-    def _place_run(self, path: str) -> int:
-        """Let a run appear at once; returns its bytes."""
+    def _place_run(self, path: str) -> None:
+        """Let a run appear at once."""
         folder = RunFolder(self._incoming / path)
+        if not folder.config.is_file():
+            self._left_out.append(f"{path} has no configuration in the bucket and was left out.")
+            return
         folder.control.mkdir(mode=0o700, exist_ok=True)
         _name_worker(folder)
-        size = sum(file.stat().st_size for file in folder.path.rglob("*"))
+        self._sizes.append(sum(file.stat().st_size for file in folder.path.rglob("*") if file.is_file()))
         self._place(path)
-        return size
 
     def _place(self, path: str) -> None:
         """Let a file or a folder appear, if it arrived whole and nothing is in its place."""

@@ -105,37 +105,31 @@ class RunScan:
         times = size_and_time(folder.path)[1], size_and_time(folder.control)[1]
         return times if time.time() - max(times) / 1e9 > _UNSETTLED_SECONDS else None
 
+    def _name_of(self, path: Path) -> str:
+        return path.relative_to(self._home.root).as_posix()
+
     def _names_below(self, folder: Path) -> Iterator[str]:
         """Yield the files below a folder by their path below the home; links are not followed."""
         for parent, _, names in os.walk(folder):
-            yield from (Path(parent, name).relative_to(self._home.root).as_posix() for name in names)
+            yield from (self._name_of(Path(parent, name)) for name in names)
 
     def _checkpoint_files(self) -> Iterator[str]:
         """Yield the files of the newest whole checkpoint, and of the best one, to which a run may go back at its end."""
         whole = list(offered_checkpoints(self._run.folder.checkpoints))
         for checkpoint in (*whole[:1], *[one for one in whole if one.manifest.best][:1]):
-            folder = checkpoint.folder.relative_to(self._home.root).as_posix()
+            folder = self._name_of(checkpoint.folder)
             yield from (f"{folder}/{name}" for name in (*checkpoint.manifest.files, MANIFEST))
 
     def _uploads(self) -> tuple[str, ...]:
         """Return the uploads without which the run could not be resumed."""
         if self._inputs is None:
-            names: list[str] = []
+            texts: list[str] = []
             with contextlib.suppress(EngineError, OSError):
                 # Most name none, and reading YAML takes a while.
                 if UPLOADS.encode() in self._run.folder.config.read_bytes():
-                    names = [text for _, text in self._run.folder.read_config().names]
-            uploads = self._home.root / UPLOADS
-            paths = [
-                Path(text) for text in names if ".." not in Path(text).parts and Path(text).is_relative_to(uploads)
-            ]
-            self._inputs = tuple(
-                name
-                for path in paths
-                for name in (
-                    self._names_below(path) if path.is_dir() else [path.relative_to(self._home.root).as_posix()]
-                )
-            )
+                    texts = [text for _, text in self._run.folder.read_config().names]
+            paths = [Path(text) for text in texts if Path(text).is_relative_to(self._home.root / UPLOADS)]
+            self._inputs = tuple(name for path in paths for name in (self._name_of(path), *self._names_below(path)))
         return self._inputs
 
 

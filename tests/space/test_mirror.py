@@ -263,17 +263,6 @@ def what_restarts_find(run):
     return newest, whole, damage(list_checkpoints(run.folder.checkpoints)[-1])
 
 
-def test_a_run_at_work_is_known_as_interrupted_by_a_restart(home, spaces):
-    run = a_run(home, state="running", steps=40)
-    run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    spaces.begin(home).save()
-
-    again = spaces.again()
-    worker = RunStore(again, "ann").get(run.id).folder.read_worker()
-    assert worker.liveness() == "gone"
-    assert worker.attempt == 1
-
-
 def test_a_state_that_is_older_than_the_log_counts_its_attempts(home, spaces):
     run = a_run(home, state="running", steps=10)
     with EventWriter(run.folder.events, attempt=2) as events:

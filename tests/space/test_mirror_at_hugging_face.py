@@ -136,15 +136,3 @@ def test_a_public_bucket_gets_nothing(spaces, home, hugging_face):  # noqa: F811
     with pytest.raises(PushError, match="is public"):
         spaces.begin(home)
     assert hugging_face.files[BUCKET] == {}
-
-
-def test_an_idle_hour_costs_no_request(spaces, home, hugging_face):  # noqa: F811
-    for number in range(3):
-        a_run(home, seed=number)
-    mirror = spaces.begin(home)
-    mirror.save()
-    before = hugging_face.requests.copy()
-    for _ in range(240):  # looks of fifteen seconds
-        mirror.save()
-
-    assert hugging_face.requests == before

@@ -20,20 +20,14 @@ from tests.space.mirrored import a_checkpoint, a_run, age
 RESUMES = {"resume_after_restart": True}
 
 
-def test_there_is_no_notice_where_nothing_would_be_lost(home, spaces):
-    a_run(home)
-    mirror = spaces.begin(home)
-    mirror.save()
-
-    assert mirror.unsaved("ann").words == ""
-    assert mirror.unsaved("bea").words == ""
-
-
 def test_what_a_restart_would_lose_is_shown_to_its_owner_alone(home, spaces):
     run = a_run(home, state="running", steps=10)
     a_checkpoint(run, 4)
+    other = a_run(home, "cleo")
     mirror = spaces.begin(home)
+    assert mirror.unsaved("cleo").runs == (read_provenance(other.folder).title,)
     mirror.save()
+    assert mirror.unsaved("cleo").words == ""
     for path in ("uploads/ann/rows.jsonl", "exports/ann/merged/model.safetensors"):
         (home.root / path).parent.mkdir(parents=True)
         (home.root / path).write_text("{}")
