@@ -185,11 +185,9 @@ class Mirror:
                 before = self._mirror_bucket.indexes.get(name)
                 scan = scans[name] = self._runs.get(name) or RunScan(self._home, run, before)
                 with self._problems.guard(run.id, "cannot be saved to the bucket"):
-                    index = scan.look()
-                    if index is not None and index != before:
+                    index = scan.look(before)
+                    if index is not None:
                         changes[name] = index
-                    elif index is not None:
-                        scan.settle()
         self._runs = scans
         return changes
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _CHECK_SECONDS = 5.0  # between two looks at whether the bucket is still ours
 _LAG_SECONDS = (0.0, 1.0, 2.0)  # before each look at what was put just now, as a list may lag behind
 _LARGEST_MARKER_BYTES = 10_000
+_NOTHING = Index(format=2, files={})
 
 
 class MirrorBucket:
@@ -77,7 +78,6 @@ class MirrorBucket:
         deletions = [name for name in deletions if name in self.indexes]
         if not (changes or deletions or self._stored - self._named()):
             return
-        self._require_ours()
         for name in [name for name, index in changes.items() if self._send(name, self._without_new(name, index))]:
             self._send(name, changes[name])
         self._remove(deletions)
@@ -90,17 +90,18 @@ class MirrorBucket:
     def _without_new(self, name: str, index: Index) -> Index:
         """Return an index with the checkpoints that are there: new ones take long, and may be replaced meanwhile."""
         files = {path: file for path, file in index.files.items() if CHECKPOINTS not in path}
-        before = self.indexes[name].files if name in self.indexes else {}
-        files |= {path: file for path, file in before.items() if CHECKPOINTS in path}
+        before = self.indexes.get(name, _NOTHING)
+        files |= {path: file for path, file in before.files.items() if CHECKPOINTS in path}
         return index.model_copy(update={"files": files})
 
     def _send(self, name: str, index: Index) -> bool:
         """Put an index after its files, unless one of them changed on the way; returns whether it is there."""
-        before = self.indexes[name] if name in self.indexes else Index(format=2, files={})
+        before = self.indexes.get(name, _NOTHING)
         if index == before:
             return True
         files = {path: file for path, file in index.stored.items() if file != before.files.get(path)}
         places = {path: place_of(self._home, path) for path in files}
+        self._require_ours()
         self._stored |= files.keys()
         try:
             self._bucket.put({f"{HOME}/{path}": place for path, place in places.items()})

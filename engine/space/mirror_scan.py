@@ -71,17 +71,18 @@ class RunScan:
         self._index = before  # what was found last
         self._inputs: tuple[str, ...] | None = None
         self._times: tuple[int, int] | None = None  # of the folder then; None where it may change without a trace
-        self._quiet: tuple[int, int] | None = None  # times for which nothing is to be sent any more
         self.is_training = False
 
-    def look(self) -> Index | None:
-        """Return what belongs into the mirror; None where nothing can have changed since the last look.
+    def look(self, saved: Index | None) -> Index | None:
+        """Return what belongs into the mirror; None where that is saved and has not changed.
+
+        An unchanged run that has ended costs two looks at folders.
 
         Raises:
             StorageError: If the run cannot be read, or has too many files.
         """
         times = self._folder_times()
-        if times is not None and times == self._quiet:
+        if times is not None and times == self._times and self._index == saved:
             return None
         folder, own = self._run.folder, index_of(self._run.owner, self._run.id)
         names = {name for name in self._names_below(folder.path) if CHECKPOINTS not in name}
@@ -94,10 +95,6 @@ class RunScan:
         # A worker writes into files without a trace in the folder's time; once it has ended, all else leaves one.
         self._times = times if state.is_final and not folder.has_living_worker() else None
         return index
-
-    def settle(self) -> None:
-        """Take what was found last for saved: an unchanged run that has ended costs two looks at folders from now on."""
-        self._quiet = self._times
 
     def _folder_times(self) -> tuple[int, int] | None:
         """Return when names in the run's folder and its requests changed; None where that was just now."""

@@ -13,6 +13,7 @@ from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.hub_bucket import RunBucket
 from engine.hub_errors import MIRROR
 from engine.runs.store import RunStore
+from engine.space import mirror_bucket
 from tests.accounts.conftest import PASSWORD
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
 from tests.jobs.service import Fault
@@ -111,7 +112,8 @@ def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, huggin
     assert RunStore(disk, "ann").ids() == [run.id]
 
 
-def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face):  # noqa: F811
+def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(mirror_bucket, "_CHECK_SECONDS", 0.0)
     mirror = spaces.begin(home)
     mirror.start()
     hugging_face.faults = [

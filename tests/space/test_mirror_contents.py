@@ -48,7 +48,7 @@ ELSEWHERE = [
     "../outside", "/etc/outside", "runs/ann/../../outside", "runs/bea/20260101-000000-000-abcd/config.yaml", "lab.yaml",
     "uploads/bea/rows.jsonl", "uploads/ann/../bea/rows.jsonl", "server/supervisor.json", "uploads", "uploads/",
     "{run}/lock", "{run}/process.json", "{run}/.hidden", "{run}/control/../../x", "{run}//x", "{run}/a\\b", "{run}/a\0b",
-    "{run}/" + "x/" * 20 + "x", "{run}/" + "x" * 500, "{run}/.new-x/config.yaml", "accounts.sqlite3",
+    "{run}/" + "x/" * 20 + "x", "{run}/" + "x" * 300, "{run}/.new-x/config.yaml", "accounts.sqlite3",
     "{run}/config.yaml/below", "{run}/adapter",  # a file that is a folder as well
 ]  # fmt: skip
 
