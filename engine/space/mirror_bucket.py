@@ -9,8 +9,19 @@ from engine.errors import EngineError, PushError
 from engine.files import read_model, stamp_of
 from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
-from engine.space.mirror_index import CHECKPOINTS, HOME, MARKER, MIRROR, RUNS, Contents, Index, Marker, StoredFile
-from engine.space.mirror_scan import is_growing, place_of
+from engine.space.mirror_index import (
+    CHECKPOINTS,
+    HOME,
+    MARKER,
+    MIRROR,
+    RUNS,
+    Contents,
+    Index,
+    Marker,
+    StoredFile,
+    unit_of,
+)
+from engine.space.mirror_scan import place_of
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile
@@ -116,8 +127,9 @@ class MirrorBucket:
         return True
 
     def _is_still(self, path: str, file: StoredFile) -> bool:
+        """Whether what was sent fits its index; a file that is useful alone may be newer, as a log that grows is."""
         stamp = stamp_of(place_of(self._home, path))
-        return stamp is not None and (is_growing(path) or stamp[1:] == (file.size, file.changed))
+        return stamp is not None and (unit_of(path) == path or stamp[1:] == (file.size, file.changed))
 
     def _named(self) -> set[str]:
         return {path for index in self.indexes.values() for path in index.stored}

@@ -62,7 +62,7 @@ class Restorer:
             )
         for name in self._contents.earlier:
             self._left_out.append(
-                f"{name} was saved by an earlier version of Loratory and was left out; the bucket keeps it with its data."
+                f"{name} was saved by an earlier version of Loratory and was left out; the bucket keeps it for that version."
             )
         try:
             with tempfile.TemporaryDirectory(prefix=INCOMING, dir=self._home.root) as folder:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator
@@ -19,18 +18,12 @@ from engine.runs.run import LIVE_STATES, Run
 from engine.space.mirror_index import CHECKPOINTS, MOST_FILES, UPLOADS, Index, StoredFile, index_of, may_name, unit_of
 
 _TEXT_BYTES = 16_384  # what is not longer is in the index itself
-_GROWING = re.compile(r"runs/[^/]+/[^/]+/(events\.jsonl|worker\.log)|audit\.jsonl|server/[a-z]+\.jsonl")
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
 
 
 def place_of(home: LoratoryHome, name: str) -> Path:
     """Return where a file is that is sent; of the accounts, their copy without sessions."""
     return home.server / f"mirror-{DATABASE_FILE}" if name == DATABASE_FILE else home.root / name
-
-
-def is_growing(name: str) -> bool:
-    """Whether lines are added to a file, and to nothing but its end."""
-    return _GROWING.fullmatch(name) is not None
 
 
 def _describe(home: LoratoryHome, names: Iterable[str], before: Index | None = None) -> Index:

@@ -153,7 +153,7 @@ def test_what_an_earlier_version_saved_is_reported_and_stays_as_it_was(spaces, b
     mirror.save()
 
     assert spaces.restored.left_out == tuple(
-        f"{name} was saved by an earlier version of Loratory and was left out; the bucket keeps it with its data."
+        f"{name} was saved by an earlier version of Loratory and was left out; the bucket keeps it for that version."
         for name in names
     )
     assert before.items() <= bucket.files.items()
