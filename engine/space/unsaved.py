@@ -7,8 +7,10 @@ from typing import NamedTuple
 
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
+from engine.runs.provenance import read_provenance
+from engine.runs.run import Run
 from engine.runs.store import RunStore
-from engine.space.mirror_index import RunKey
+from engine.space.mirror_index import CHECKPOINTS, Index, index_of
 
 
 class Unsaved(NamedTuple):
@@ -47,26 +49,31 @@ def _join(parts: list[str]) -> str:
 class View(NamedTuple):
     """What pages see, by indexes of runs; replaced as a whole by the mirror's thread."""
 
-    saved: frozenset[str] = frozenset()
-    titles: Mapping[str, str] = {}
-    training: Mapping[str, int | None] = {}  # the step of the saved checkpoint
-    uploads: frozenset[str] = frozenset()  # paths of uploads that are saved
+    indexes: Mapping[str, Index] = {}  # in the bucket
+    training: frozenset[str] = frozenset()  # at work
     trouble: EngineError | None = None
 
     def unsaved(self, home: LoratoryHome, owner: str) -> Unsaved:
-        """Return what a restart at this moment would lose of a person; looks at no file of a run."""
-        own = [RunKey(owner, run_id) for run_id in RunStore(home, owner).ids()]
-        fresh = tuple(self.titles.get(key.index, key.run_id) for key in own if key.index not in self.saved)
-        training = tuple(
-            (self.titles[key.index], self.training[key.index])
-            for key in own
-            if key.index in self.training and key.index in self.saved
-        )
+        """Return what a restart at this moment would lose of a person."""
+        runs = {index_of(owner, run.id): run for run in RunStore(home, owner).list()}
+        saved = {name: self.indexes[name] for name in runs if name in self.indexes}
+        fresh = tuple(_title(run) for name, run in runs.items() if name not in saved)
+        training = tuple((_title(runs[name]), _newest_step(saved[name])) for name in saved if name in self.training)
+        saved_paths = {path for index in saved.values() for path in index.files}
         mine = home.of(owner)
-        uploads = sum(name not in self.uploads for name in _plain_files(mine.uploads, home.root))
+        uploads = sum(name not in saved_paths for name in _plain_files(mine.uploads, home.root))
         exports = sum(not path.name.startswith(".") for path in _entries(mine.exports))
         trouble = f"{self.trouble.what} {self.trouble.fix}" if self.trouble is not None else ""
         return Unsaved(fresh, training, uploads, exports, trouble)
+
+
+def _title(run: Run) -> str:
+    return read_provenance(run.folder).title or run.id
+
+
+def _newest_step(index: Index) -> int | None:
+    paths = (path for path in index.files if CHECKPOINTS in path)
+    return max((int(path.split("/")[4].removeprefix("step-")) for path in paths), default=None)
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
-from engine.errors import EngineError, HubUnreachableError
+from engine.errors import EngineError, HubUnreachableError, PushError
 
 
 class Killed(BaseException):
@@ -61,6 +61,8 @@ class FakeBucket:
         }
 
     def put(self, files: Mapping[str, bytes | Path]) -> None:
+        if not files:
+            return
         self._ask("put")
         for name, source in files.items():
             try:
@@ -87,7 +89,10 @@ class FakeBucket:
         if not names:
             return
         self._ask("remove")
+        missing = [name for name in names if name not in self.files]
         for name in names:
-            del self.files[name]
+            self.files.pop(name, None)
             self.after_each(name)
+        if missing:
+            raise PushError(f"{len(missing)} files are not there.", "Check the bucket.")
         self._answer()

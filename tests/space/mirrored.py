@@ -4,14 +4,15 @@ import os
 import time
 from pathlib import Path
 
+from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import Manifest, describe_files
 from engine.runs.run import Run
 from engine.runs.store import RunStore
-from engine.space.mirror import Mirror, MirrorSettings
-from engine.space.mirror_index import Bucket
+from engine.space.mirror import Mirror
 from engine.space.mirror_restore import RestoreResult
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
+from tests.space.fake_bucket import FakeBucket
 
 SPACE = "ann/lab"
 
@@ -23,7 +24,7 @@ class Spaces:
         restored: What came back at the last start.
     """
 
-    def __init__(self, bucket: Bucket, root: Path) -> None:
+    def __init__(self, bucket: FakeBucket | RunBucket, root: Path) -> None:
         self.bucket = bucket
         self._root = root
         self._disks = 0
@@ -36,10 +37,10 @@ class Spaces:
         home.make_writable()
         return home
 
-    def begin(self, home: LoratoryHome, space: str = SPACE, look: float = 0.02) -> Mirror:
+    def begin(self, home: LoratoryHome, space: str = SPACE, look_seconds: float = 0.02) -> Mirror:
         """Restore a home, as a Space that starts does."""
-        mirror = Mirror(home, self.bucket, space, MirrorSettings(look=look, patience=0))
-        self.restored = mirror.restore()
+        mirror = Mirror(home, self.bucket, space, look_seconds)
+        self.restored = mirror.restore(patience_seconds=0)
         return mirror
 
     def again(self) -> LoratoryHome:

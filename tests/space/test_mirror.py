@@ -19,7 +19,7 @@ from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from engine.space import mirror_files, mirror_scan
+from engine.space import mirror_scan
 from engine.space.mirror_index import Index
 from tests.accounts.conftest import PASSWORD
 from tests.invented_runs import write_adapter
@@ -33,7 +33,7 @@ def test_runs_and_who_owns_them_are_back_on_an_empty_disk(home, spaces):
     )]  # fmt: skip
     runs[0].folder.shared_mark.touch()
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
 
     again = spaces.again()
 
@@ -56,11 +56,10 @@ def test_people_and_settings_are_back_and_sessions_are_not(home, spaces, bucket)
         accounts.accept(accounts.invite("admin", by="").token, "ann", PASSWORD)
         token = Sessions(database).begin(accounts.person("ann"), "1.2.3.4", "browser")
         save_settings(home, LabSettings(public_url="https://ann-lab.hf.space"))
-        spaces.begin(home)._save()
+        spaces.begin(home).save()
 
     again = spaces.again()
 
-    assert spaces.restored.people == 1
     assert read_settings(again).public_url == "https://ann-lab.hf.space"
     with contextlib.closing(open_database(again)) as database:
         assert Accounts(database, quick_passwords).person("ann").role == "admin"
@@ -72,62 +71,59 @@ def test_an_idle_mirror_asks_nothing(home, spaces, bucket):
     for number in range(5):
         a_run(home, seed=number)
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
     age(home)
-    mirror._save()
+    mirror.save()
     before = bucket.requests.copy()
     for _ in range(20):
-        mirror._save()
+        mirror.save()
 
     assert bucket.requests == before
 
 
-def test_a_long_event_log_is_sent_once(home, spaces, bucket):
-    run = a_run(home, state="running", steps=5_000)
-    size = run.folder.events.stat().st_size
-    assert size > 900_000
+def test_a_log_that_grows_is_sent_and_nothing_else(home, spaces, bucket):
+    run = a_run(home, state="running", steps=300)
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
     before = bucket.sent
     with EventWriter(run.folder.events, attempt=1) as events:
-        for step in range(5_001, 5_021):
-            events.append(StepData(step=step, epoch=1.0, loss=1.0, learning_rate=1e-4, tokens=9, tokens_per_second=1.0))
-            mirror._save()
+        events.append(StepData(step=301, epoch=1.0, loss=1.0, learning_rate=1e-4, tokens=9, tokens_per_second=1.0))
+    mirror.save()
 
-    assert bucket.sent - before < 20 * 270_000
-    index = Index.model_validate_json(bucket.files[f"runs/ann/{run.id}.json"])
-    assert index.files[f"runs/ann/{run.id}/events.jsonl"].size == run.folder.events.stat().st_size
+    log, index = (bucket.files[name] for name in (f"home/runs/ann/{run.id}/events.jsonl", f"runs/ann/{run.id}.json"))
+    assert log == run.folder.events.read_bytes()
+    assert bucket.sent - before == len(log) + len(index)
 
 
 def test_older_checkpoints_leave_the_bucket_once_the_newer_is_there(home, spaces, bucket):
     run = a_run(home, state="running", steps=10)
     a_checkpoint(run, 4)
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
     newer = a_checkpoint(run, 8)
     (newer / "MANIFEST.json").rename(newer / "not yet")
-    mirror._save()
+    mirror.save()
     assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [4], "one without a manifest is not complete"
     mirror = spaces.begin(home)
     (newer / "not yet").rename(newer / "MANIFEST.json")
-    mirror._save()
+    mirror.save()
 
     assert steps_of(run) == [4, 8]
     assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [8]
-    assert data_in(bucket) == named_in(bucket)
+    assert stored_in(bucket) == named_in(bucket)
 
 
 def steps_of(run):
     return [one.step for one in list_checkpoints(run.folder.checkpoints)]
 
 
-def data_in(bucket):
-    return {name for name in bucket.files if name.startswith("data/")}
+def stored_in(bucket):
+    return {name for name in bucket.files if name.startswith("home/")}
 
 
 def named_in(bucket):
-    indexes = [data for name, data in bucket.files.items() if name.startswith("runs/") or name == "mirror/home.json"]
-    return {f"data/{part.sha256}" for data in indexes for part in Index.model_validate_json(data).parts}
+    indexes = [data for name, data in bucket.files.items() if name.startswith("runs/") or name == "mirror/lab.json"]
+    return {f"home/{path}" for data in indexes for path in Index.model_validate_json(data).stored}
 
 
 def test_the_best_checkpoint_stays_with_the_newest(home, spaces):
@@ -136,7 +132,7 @@ def test_the_best_checkpoint_stays_with_the_newest(home, spaces):
         folder = a_checkpoint(run, step)
         told = Manifest.model_validate_json((folder / "MANIFEST.json").read_bytes())
         (folder / "MANIFEST.json").write_text(told.model_copy(update={"best": step == 4}).model_dump_json())
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
 
     assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [4, 12]
 
@@ -145,7 +141,7 @@ def test_a_damaged_checkpoint_does_not_replace_a_whole_one(home, spaces):
     run = a_run(home, state="running", steps=10)
     a_checkpoint(run, 4)
     (a_checkpoint(run, 8) / "adapter" / "adapter_model.safetensors").write_bytes(b"torn")
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
 
     assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [4]
 
@@ -153,23 +149,23 @@ def test_a_damaged_checkpoint_does_not_replace_a_whole_one(home, spaces):
 def test_a_run_that_was_deleted_stays_deleted(home, spaces, bucket):
     run, other_run = a_run(home, seed=1), a_run(home, seed=2)
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
     RunStore(home, "ann").delete(run.id)
-    mirror._save()
+    mirror.save()
 
     again = spaces.again()
     assert RunStore(again, "ann").ids() == [other_run.id]
-    assert data_in(bucket) == named_in(bucket)
+    assert stored_in(bucket) == named_in(bucket)
 
 
 def test_a_run_deleted_while_the_network_was_away_stays_deleted_after_a_restart(home, spaces, bucket):
     run = a_run(home)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
     RunStore(home, "ann").delete(run.id)
 
     mirror = spaces.begin(home)  # the process alone started again
     assert RunStore(home, "ann").ids() == []
-    mirror._save()
+    mirror.save()
 
     again = spaces.again()
     assert RunStore(again, "ann").ids() == []
@@ -178,7 +174,7 @@ def test_a_run_deleted_while_the_network_was_away_stays_deleted_after_a_restart(
 def test_votes_are_saved_with_their_owner(home, spaces):
     for owner in ("ann", "bea"):
         write_atomically(home.of(owner).votes / "votes.jsonl", f"{owner}\n", makes_folder=True)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
 
     again = spaces.again()
 
@@ -187,7 +183,7 @@ def test_votes_are_saved_with_their_owner(home, spaces):
 
 def test_nothing_here_is_overwritten(home, spaces):
     run = a_run(home)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
     again = spaces.disk()
     place = RunStore(again, "ann").folder / run.id
     place.mkdir(parents=True)
@@ -200,44 +196,54 @@ def test_nothing_here_is_overwritten(home, spaces):
     assert (again.root / "lab.yaml").read_text() == "public_url: https://mine.example\n"
 
 
-def test_killed_at_any_moment_the_state_before_or_the_one_after_is_found(home, tmp_path):
+def test_killed_at_any_moment_a_run_comes_back_and_at_worst_without_its_adapter(home, tmp_path):
     run = a_run(home, state="running", steps=10)
     a_checkpoint(run, 4)
+    write_adapter(run.folder.adapter)
+    write_large_weights(run)
     place = tmp_path / "before"
     shutil.copytree(home.root, place)
     before = what_restarts_find(run)
     a_checkpoint(run, 8)
     shutil.rmtree(run.folder.checkpoint(4))
-    write_adapter(run.folder.adapter)
-    for name in ("adapter_model.safetensors", "tokenizer.json"):
-        (run.folder.adapter / name).write_bytes(os.urandom(19_000))
+    write_large_weights(run)
     run.folder.write_state(RunState(state="completed", attempt=1))
     after = what_restarts_find(run)
-    observations = []
+    observations, left_out = [], []
     for moment in itertools.count():
         bucket = FakeBucket()
         spaces = Spaces(bucket, tmp_path / str(moment))
         disk = spaces.disk()
         shutil.copytree(place, disk.root, dirs_exist_ok=True)
         mirror = spaces.begin(disk)
-        mirror._save()
+        mirror.save()
         shutil.rmtree(disk.runs)
         shutil.copytree(home.runs, disk.runs)
         bucket.after_each = kill_after(moment)
         try:
-            mirror._save()
+            mirror.save()
             break
         except Killed:
             bucket.after_each = lambda _: None
         observations.append(what_restarts_find(RunStore(spaces.again(), "ann").get(run.id)))
-        assert spaces.restored.left_out == ()
-        spaces.begin(disk)._save()  # the process starts again on its disk
+        left_out.append(spaces.restored.left_out)
+        spaces.begin(disk).save()  # the process starts again on its disk
         assert what_restarts_find(RunStore(spaces.again(), "ann").get(run.id)) == after
+        assert stored_in(bucket) == named_in(bucket)
     assert len(observations) > 4
-    assert observations[0] == before
-    assert observations[-1] == after
+    without_adapter = 4, {name: data for name, data in before[1].items() if not name.startswith("adapter/")}, before[2]
     between = 4, *after[1:]  # all but the checkpoint, which comes last
-    assert all(one in (before, between, after) for one in observations)
+    assert observations[0] == without_adapter, "its weights are in place, and its index is not"
+    assert observations[-1] == after
+    assert all(one in (without_adapter, between, after) for one in observations)
+    for one, sentences in zip(observations, left_out, strict=True):
+        lost = (f"runs/ann/{run.id}/adapter is damaged in the bucket and was left out.",)
+        assert sentences == (lost if one == without_adapter else ())
+
+
+def write_large_weights(run):
+    for name in ("adapter_model.safetensors", "tokenizer.json"):
+        (run.folder.adapter / name).write_bytes(os.urandom(19_000))
 
 
 def kill_after(moment):
@@ -257,22 +263,11 @@ def what_restarts_find(run):
     return newest, whole, damage(list_checkpoints(run.folder.checkpoints)[-1])
 
 
-def test_a_run_at_work_is_known_as_interrupted_by_a_restart(home, spaces):
-    run = a_run(home, state="running", steps=40)
-    run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    spaces.begin(home)._save()
-
-    again = spaces.again()
-    worker = RunStore(again, "ann").get(run.id).folder.read_worker()
-    assert worker.liveness() == "gone"
-    assert worker.attempt == 1
-
-
 def test_a_state_that_is_older_than_the_log_counts_its_attempts(home, spaces):
     run = a_run(home, state="running", steps=10)
     with EventWriter(run.folder.events, attempt=2) as events:
         events.append(StepData(step=11, epoch=1.0, loss=1.0, learning_rate=1e-4, tokens=9, tokens_per_second=1.0))
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
 
     back = RunStore(spaces.again(), "ann").get(run.id)
     assert back.folder.read_state().attempt == back.folder.read_worker().attempt == 2
@@ -281,22 +276,21 @@ def test_a_state_that_is_older_than_the_log_counts_its_attempts(home, spaces):
 def test_a_run_on_a_job_has_no_worker_here(home, spaces):
     run = a_run(home, state="running", steps=10)
     JobRecord(attempt=1, namespace="ann", flavor="l4x1", limit_hours=2, id="a").save(run.folder)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
 
     back = RunStore(spaces.again(), "ann").get(run.id)
     assert JobRecord.read(back.folder).id == "a"
     assert back.folder.read_worker() is None
 
 
-def test_what_came_from_the_bucket_is_neither_read_nor_sent_again(home, spaces, bucket, monkeypatch):
+def test_what_came_from_the_bucket_is_neither_hashed_nor_sent_again(home, spaces, bucket, monkeypatch):
     run = a_run(home, state="stopped", steps=300, resumable_step=400)
     a_checkpoint(run, 400)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
     mirror = spaces.begin(spaces.disk())
     assert spaces.restored.runs == 1
-    for module, name in ((mirror_scan, "damage"), (mirror_files, "sha256_of")):
-        monkeypatch.setattr(module, name, lambda *_: pytest.fail("a file was read"))
+    monkeypatch.setattr(mirror_scan, "sha256_of", lambda *_: pytest.fail("an adapter was read"))
     before = bucket.sent
-    mirror._save()
+    mirror.save()
 
     assert bucket.sent == before

@@ -13,6 +13,7 @@ from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.hub_bucket import RunBucket
 from engine.hub_errors import MIRROR
 from engine.runs.store import RunStore
+from engine.space import mirror_bucket
 from tests.accounts.conftest import PASSWORD
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
 from tests.jobs.service import Fault
@@ -41,12 +42,12 @@ def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  
         session = Sessions(database).begin(person, "1.2.3.4", SESSION)
         invitation = accounts.invite("member", by="ann").token
         mirror = spaces.begin(home)
-        mirror._save()
+        mirror.save()
 
     again = spaces.again()
 
     assert hugging_face.public == set()
-    assert spaces.restored[:2] == (2, 1)
+    assert spaces.restored.runs == 2
     assert files_of(RunStore(again, "bea").get(runs[1].id))["config.yaml"] == files_of(runs[1])["config.yaml"]
     assert RunStore(again, "ann").get(runs[0].id).folder.newest_checkpoint_step() == 300
     contents = b"".join(hugging_face.files[BUCKET].values())
@@ -76,18 +77,18 @@ REFUSALS = [
 @pytest.mark.parametrize(("what", "error", "words"), REFUSALS)
 def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, words):  # noqa: F811
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
     run = a_run(home)
     hugging_face.faults = [Fault("batch", what, times=20)]
     with pytest.raises(error) as raised:
-        mirror._save()
+        mirror.save()
     assert words in raised.value.what
     assert raised.value.fix
     assert TOKEN not in str(raised.value)
     assert raised.value.__cause__ is None
 
     hugging_face.faults = []
-    mirror._save()
+    mirror.save()
     assert RunStore(spaces.again(), "ann").ids() == [run.id]
 
 
@@ -96,7 +97,7 @@ def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging
 @pytest.mark.parametrize("what", [401, 403, 404, 503, "reset"])
 def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, hugging_face, step, what):  # noqa: F811
     run = a_run(home)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
     before = dict(hugging_face.files[BUCKET])
     disk = spaces.disk()
     hugging_face.faults = [Fault(step, what, times=50)]
@@ -111,7 +112,8 @@ def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, huggin
     assert RunStore(disk, "ann").ids() == [run.id]
 
 
-def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face):  # noqa: F811
+def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(mirror_bucket, "_CHECK_SECONDS", 0.0)
     mirror = spaces.begin(home)
     mirror.start()
     hugging_face.faults = [
@@ -136,15 +138,3 @@ def test_a_public_bucket_gets_nothing(spaces, home, hugging_face):  # noqa: F811
     with pytest.raises(PushError, match="is public"):
         spaces.begin(home)
     assert hugging_face.files[BUCKET] == {}
-
-
-def test_an_idle_hour_costs_no_request(spaces, home, hugging_face):  # noqa: F811
-    for number in range(3):
-        a_run(home, seed=number)
-    mirror = spaces.begin(home)
-    mirror._save()
-    before = hugging_face.requests.copy()
-    for _ in range(240):  # looks of fifteen seconds
-        mirror._save()
-
-    assert hugging_face.requests == before

@@ -5,7 +5,7 @@ import pytest
 from engine.errors import HubUnreachableError, PushError
 from engine.runs.store import RunStore
 from engine.space import mirror_bucket
-from engine.space.mirror import Mirror, MirrorSettings
+from engine.space.mirror import Mirror
 from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.mirrored import SPACE, a_run
 
@@ -14,7 +14,7 @@ AWAY = HubUnreachableError("The bucket cannot be reached.", "Wait.")
 
 def test_another_space_is_refused_and_destroys_nothing(home, spaces, bucket):
     a_run(home)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
     before = dict(bucket.files)
     copy = spaces.disk()
 
@@ -25,16 +25,16 @@ def test_another_space_is_refused_and_destroys_nothing(home, spaces, bucket):
 
 def test_a_process_that_was_replaced_stops_writing(home, spaces, bucket, monkeypatch):
     monkeypatch.setattr(mirror_bucket, "_LAG_SECONDS", (0.0,))
+    monkeypatch.setattr(mirror_bucket, "_CHECK_SECONDS", 0.0)
     a_run(home)
     first = spaces.begin(home)
-    first._save()
+    first.save()
     spaces.again()
     before = dict(bucket.files)
     a_run(home, seed=3)
-    first._mirror_bucket._last_check = float("-inf")
 
     with pytest.raises(PushError, match="Another process has begun to save"):
-        first._save()
+        first.save()
     assert bucket.files == before
 
 
@@ -55,7 +55,7 @@ def test_of_two_that_take_a_new_bucket_at_once_one_is_refused(spaces, bucket, mo
 def test_a_list_that_lags_behind_is_no_other_process(home, spaces, bucket, monkeypatch):
     monkeypatch.setattr(mirror_bucket, "_LAG_SECONDS", (0.0, 0.0, 0.0))
     run = a_run(home)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
     marker = bucket.files["mirror/space.json"]
     looks: list[bytes] = []
 
@@ -75,7 +75,7 @@ def test_a_list_that_lags_behind_is_no_other_process(home, spaces, bucket, monke
 @pytest.mark.parametrize("kind", ["make", "list", "put", "get"])
 def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, kind):
     a_run(home)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
     before = {name: data for name, data in bucket.files.items() if name != "mirror/space.json"}
 
     def refuse(asked):
@@ -84,9 +84,9 @@ def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, 
 
     bucket.refuse = refuse
     again = spaces.disk()
-    mirror = Mirror(again, bucket, SPACE, MirrorSettings(patience=0))
+    mirror = Mirror(again, bucket, SPACE)
     with pytest.raises(HubUnreachableError):
-        mirror.restore()
+        mirror.restore(patience_seconds=0)
     bucket.refuse = lambda _: None
     mirror.start()
     assert not mirror.stop(1)

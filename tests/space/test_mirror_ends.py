@@ -4,10 +4,11 @@ import os
 import threading
 
 from engine.config.load import config_from_mapping
-from engine.errors import PushError, StorageError
+from engine.errors import StorageError
 from engine.runs.history.events import StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.reader import read_history
+from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder, RunState
 from engine.runs.store import RunStore
 from engine.space import mirror_scan
@@ -19,20 +20,14 @@ from tests.space.mirrored import a_checkpoint, a_run, age
 RESUMES = {"resume_after_restart": True}
 
 
-def test_there_is_no_notice_where_nothing_would_be_lost(home, spaces):
-    a_run(home)
-    mirror = spaces.begin(home)
-    mirror._save()
-
-    assert mirror.unsaved("ann").words == ""
-    assert mirror.unsaved("bea").words == ""
-
-
 def test_what_a_restart_would_lose_is_shown_to_its_owner_alone(home, spaces):
     run = a_run(home, state="running", steps=10)
     a_checkpoint(run, 4)
+    other = a_run(home, "cleo")
     mirror = spaces.begin(home)
-    mirror._save()
+    assert mirror.unsaved("cleo").runs == (read_provenance(other.folder).title,)
+    mirror.save()
+    assert mirror.unsaved("cleo").words == ""
     for path in ("uploads/ann/rows.jsonl", "exports/ann/merged/model.safetensors"):
         (home.root / path).parent.mkdir(parents=True)
         (home.root / path).write_text("{}")
@@ -40,20 +35,14 @@ def test_what_a_restart_would_lose_is_shown_to_its_owner_alone(home, spaces):
 
     unsaved = mirror.unsaved("ann")
 
-    assert unsaved.runs == (fresh.id,)
+    title = read_provenance(fresh.folder).title
+    assert unsaved.runs == (title,)
     assert unsaved.training[0][1] == 4
     assert unsaved.words == (
-        f"A restart of this Space would lose all of “{fresh.id}”, the training of “{unsaved.training[0][0]}” since step 4, "
+        f"A restart of this Space would lose all of “{title}”, the training of “{unsaved.training[0][0]}” since step 4, "
         "1 upload that no run uses and 1 export."
     )
     assert mirror.unsaved("bea").words == ""
-
-
-def test_trouble_is_part_of_the_notice(home, spaces, bucket):
-    mirror = spaces.begin(home)
-    mirror._set_trouble(PushError("The account has no room.", "Add storage."))
-
-    assert mirror.unsaved("ann").words == "The account has no room. Add storage."
 
 
 def test_uploads_that_a_run_needs_are_saved_with_it(home, spaces):
@@ -67,7 +56,7 @@ def test_uploads_that_a_run_needs_are_saved_with_it(home, spaces):
     }})  # fmt: skip
     RunStore(home, "ann").create(config)
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
     assert mirror.unsaved("ann").uploads == 1
 
     again = spaces.again()
@@ -83,7 +72,7 @@ def test_a_link_in_a_run_is_not_followed(home, spaces, bucket):
     run = a_run(home)
     (run.folder.adapter / "link.txt").symlink_to(secret)
     (run.folder.path / "linked").symlink_to(home.root.parent)
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
 
     assert not any(b"a secret of the machine" in data for data in bucket.files.values())
 
@@ -101,9 +90,9 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket
             weights.write_bytes(data)
 
     bucket.after_each = change
-    mirror._save()
+    mirror.save()
     assert f"runs/ann/{run.id}.json" not in bucket.files
-    mirror._save()
+    mirror.save()
 
     back = RunStore(spaces.again(), "ann").get(run.id)
     assert (back.folder.adapter / weights.name).read_bytes() == weights.read_bytes()
@@ -112,7 +101,7 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket
 
 def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself(home, spaces, start_supervisor):  # noqa: F811
     run = RunStore(home, "ann").create(config_for("steps=100000 checkpoint=5", run=RESUMES))
-    mirror = spaces.begin(home, look=60)  # nothing but the end saves
+    mirror = spaces.begin(home, look_seconds=60)  # nothing but the end saves
     mirror.start()
     supervisor = start_supervisor(home)
     wait_for_step(run, 7)
@@ -139,7 +128,7 @@ def test_a_run_that_does_not_ask_for_it_is_interrupted_and_can_be_resumed(home, 
         events.append(StepData(step=1, epoch=0.1, loss=1.0, learning_rate=1e-4, tokens=9, tokens_per_second=1.0))
     a_checkpoint(run, 1)
     run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    spaces.begin(home)._save()
+    spaces.begin(home).save()
 
     again = spaces.again()
     start_supervisor(again)
@@ -161,7 +150,7 @@ def test_a_deadline_is_kept_although_the_bucket_hangs(home, spaces, bucket):
     a_run(home)
     assert hanging.wait(PATIENCE_SECONDS)
 
-    assert not mirror.stop(0.3, ends_training=False)
+    assert not mirror.stop(0.3)
     ends.set()
 
 
@@ -176,7 +165,7 @@ def test_a_checkpoint_that_is_replaced_while_it_is_sent_holds_up_nothing_else(ho
             weights.unlink()
 
     bucket.refuse = replace
-    mirror._save()
+    mirror.save()
 
     again = spaces.again()
     assert RunStore(again, "ann").get(run.id).folder.events.read_bytes() == run.folder.events.read_bytes()
@@ -195,8 +184,8 @@ def test_a_run_that_cannot_be_read_holds_up_nothing_else(home, spaces, monkeypat
 
     monkeypatch.setattr(RunFolder, "read_state", refuse)
     mirror = spaces.begin(home)
-    mirror._save()
-    assert mirror.unsaved("ann").runs == (odd.id,)
+    mirror.save()
+    assert mirror.unsaved("ann").runs == (read_provenance(odd.folder).title,)
     monkeypatch.undo()
 
     assert RunStore(spaces.again(), "ann").ids() == [run.id]
@@ -208,7 +197,7 @@ def test_more_files_than_an_index_may_name_are_refused_and_hold_up_nothing_else(
     for number in range(51):
         (large.folder.adapter / f"part-{number}").touch()
     mirror = spaces.begin(home)
-    mirror._save()
+    mirror.save()
 
     assert len(mirror.unsaved("ann").runs) == 1
     assert RunStore(spaces.again(), "ann").ids() == [run.id]

@@ -77,7 +77,7 @@ def test_a_training_that_lost_its_disk_ends_with_the_same_losses_and_weights(tmp
         run = launcher.start(config)
         wait_for_step(run, 5)
         wait_until(lambda: run.folder.newest_checkpoint_step() is not None)
-        mirror._save()
+        mirror.save()
         os.kill(run.folder.read_worker().pid, signal.SIGKILL)
         monkeypatch.delenv(faults.VARIABLE)
     expected, adapter = losses(whole), weights(whole)
