@@ -6,15 +6,12 @@ needs no local process. The contract with the worker is the run folder, on any m
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol, Self
-
-from pydantic import BaseModel
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from engine.config.run import RunConfig
-from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder
-from engine.runs.run import Run, RunFolder, RunState, Why
+from engine.runs.run import Run, RunState, Why
 
 JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
@@ -50,16 +47,6 @@ class Activity(Protocol):
 
     def cpu_seconds(self) -> float | None:
         """Processor time that it has used; None where it is not measured."""
-
-
-class UnmeteredActivity:
-    """Activity of a job whose process is not visible: it counts as busy, so only a long silence is too long."""
-
-    def is_suspended(self) -> bool:
-        return False
-
-    def cpu_seconds(self) -> float | None:
-        return None
 
 
 EXIT_REFUSED = 3  # of a worker that the run's folder did not let in
@@ -124,52 +111,12 @@ class Job(ABC):
         return 0.0
 
     def activity(self) -> Activity | None:
-        """Return how busy its process is; None without a visible process."""
-        return UnmeteredActivity()
+        """Return how busy its process is; None without a visible process, whose silence then means nothing."""
+        return None
 
     def holder(self) -> LeaseHolder | None:
         """Return the job as holder of devices of this machine; None where it uses none."""
         return None
-
-
-class LostJob(Job):
-    """An attempt without a saved record: it was never submitted."""
-
-    def __init__(self, where: str, advice: str) -> None:
-        self._where = where
-        self._advice = advice
-
-    def poll(self, *, has_reported: bool) -> JobStatus:
-        return JobStatus("gone" if has_reported else "never_started")
-
-    def cancel(self) -> None:
-        """Do nothing: there is no process."""
-
-    def end(self) -> JobEnd:
-        return JobEnd(cause=f"The record of the job at {self._where} is lost.", advice=self._advice)
-
-    def describe(self) -> str:
-        return self._where
-
-
-class SavedJob(BaseModel, frozen=True):
-    """`job.json` in a run's folder: an executor's record of one attempt's job, which survives restarts of the server."""
-
-    attempt: int
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> Self | None:
-        """Load it; None where the run never had such a job."""
-        return read_model(folder.job, cls)
-
-    def save(self, folder: RunFolder) -> Self:
-        """Save and return it.
-
-        Raises:
-            StorageError: If the disk is full.
-        """
-        write_atomically(folder.job, self.model_dump_json())
-        return self
 
 
 class Executor(ABC):

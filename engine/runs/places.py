@@ -121,20 +121,7 @@ class SlurmCluster(RunPlace):
         self._earlier = earlier
 
     def options(self, config: RunConfig) -> Options:
-        cluster, gpu_type = self._cluster(), config.slurm.gpu_type
-        if config.run.devices == "cpu":
-            memory = round((config.slurm.memory_gib or cluster.memory_gib) * GIB)
-            return ((Device("cpu", 0, "CPU of a node", memory, memory, has_fast_bfloat16=False, cores=cluster.cpus),),)
-        kinds = sorted(cluster.gpu_types, key=lambda kind: kind.memory_gib)
-        matching = [kind for kind in kinds if gpu_type in ("", kind.name)]
-        if not matching:
-            there = ", ".join(kind.name for kind in kinds) or "none"
-            raise DeviceError(
-                f"The cluster has no GPUs of type {gpu_type}." if gpu_type else "The cluster has no GPUs.",
-                f"Its types are {there}; an admin lists them in cluster.yaml, and run.devices cpu takes no GPU.",
-            )
-        sizes = [(kind.name, round(kind.memory_gib * GIB)) for kind in matching]
-        return tuple((Device("cuda", 0, name, size, size, has_fast_bfloat16=True),) for name, size in sizes)
+        return tuple((device,) for device in self._cluster().devices_for(config))
 
     def suitable(
         self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
