@@ -9,11 +9,11 @@ import gradio as gr
 import pytest
 
 from engine.errors import EngineError
+from engine.executors.places import places_of
 from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape, ModuleShape
 from engine.paths import LoratoryHome
-from engine.runs.places import places_of
 from tests.fake_inspector import FakeInspector
 from ui.backend.dataset_checks import DatasetChecks
 from ui.draft import read_draft

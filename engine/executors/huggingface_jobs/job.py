@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
-from engine.executors.base import JobEnd
 from engine.executors.follower import JobView, RemoteJob
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.download import JobDownload
@@ -26,6 +25,7 @@ from engine.hub_bucket import RunBucket, is_missing
 from engine.hub_errors import JOBS
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
+from engine.runs.job import JobEnd
 from engine.runs.run import Run
 from engine.wheel import build_wheel
 

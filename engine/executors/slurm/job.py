@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 
 from engine.errors import ClusterError, ClusterUnreachableError, EngineError
-from engine.executors.base import JobEnd, JobStatus
 from engine.executors.follower import JobView, RemoteJob
 from engine.executors.slurm.commands import JobLine, Slurm
 from engine.executors.slurm.fetch import Fetch
@@ -15,6 +14,7 @@ from engine.executors.slurm.script import job_options, job_script
 from engine.files import size_and_time
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
+from engine.runs.job import JobEnd, JobStatus
 from engine.runs.run import Run
 
 _MISSES = 3  # looks at the queue in a row that do not show a job, before its worker decides

@@ -1,8 +1,8 @@
 """Slurm's reasons in plain words: why a job waits, and how it ended."""
 
-from engine.executors.base import EndWord, JobEnd
 from engine.executors.slurm.commands import JobLine
 from engine.executors.slurm.record import SlurmRecord
+from engine.runs.job import EndWord, JobEnd
 
 WAITS_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 ENDED_STATES = frozenset(

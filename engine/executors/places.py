@@ -11,20 +11,24 @@ from engine.errors import DeviceError, MemoryUnknownError
 from engine.executors.huggingface_jobs.flavors import (
     DEFAULT_LIMIT_HOURS,
     Flavor,
+    HardwareList,
     estimate_limit_hours,
     flavor_named,
 )
-from engine.executors.slurm.place import ClusterPlace
+from engine.executors.huggingface_jobs.login import logins_of
+from engine.executors.slurm.place import ClusterPlace, read_place
 from engine.executors.slurm.record import JobResources
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options
 from engine.memory.estimate import GIB
 from engine.models.shape import ModelShape
+from engine.paths import LoratoryHome
 from engine.runs.job_needs import estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
 from engine.runs.plan import plan_run
 from engine.runs.prediction import needs_of
 from engine.runs.summary import RunSummary
 
+Flavors = Callable[[], Sequence[Flavor]]  # asks for the hardware that Hugging Face rents
 Options = tuple[tuple[Device, ...], ...]  # every set of devices that a run may get, the best first
 
 
@@ -77,7 +81,7 @@ class HuggingFaceJobs(RunPlace):
 
     name = "jobs"
 
-    def __init__(self, flavors: Callable[[], Sequence[Flavor]]) -> None:
+    def __init__(self, flavors: Flavors) -> None:
         self._flavors = flavors
 
     def options(self, config: RunConfig) -> Options:
@@ -175,9 +179,20 @@ def _first_that_fits(
     return (fits[0],)
 
 
+def places_at(
+    home: LoratoryHome,
+    devices: Callable[[], Sequence[Device]],
+    flavors: Flavors | None,
+    earlier: Callable[[], Iterable[RunSummary]],
+) -> Mapping[str, RunPlace]:
+    """Return every place of a home; Hugging Face's hardware is that which its person's login shows where none is given."""
+    known_flavors = flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask
+    return places_of(devices, known_flavors, lambda: read_place(home), earlier)
+
+
 def places_of(
     devices: Callable[[], Sequence[Device]],
-    flavors: Callable[[], Sequence[Flavor]],
+    flavors: Flavors,
     cluster: Callable[[], ClusterPlace],
     earlier: Callable[[], Iterable[RunSummary]] = tuple,
 ) -> Mapping[str, RunPlace]:
