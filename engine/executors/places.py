@@ -36,6 +36,7 @@ class RunPlace(ABC):
     """One value of `run.where`."""
 
     name: ClassVar[str]
+    how_to_choose: ClassVar[str] = ""  # the device, where the place cannot
 
     @abstractmethod
     def options(self, config: RunConfig) -> Options:
@@ -45,19 +46,36 @@ class RunPlace(ABC):
             EngineError: If it can get none, or the place cannot be asked.
         """
 
+    def is_chosen(self, config: RunConfig) -> bool:  # noqa: ARG002
+        """Return whether a run names its device, or gets the first one."""
+        return True
+
     def suitable(
-        self,
-        options: Options,
-        config: RunConfig,  # noqa: ARG002
-        shape: ModelShape,  # noqa: ARG002
-        rows: RowLengths | None = None,  # noqa: ARG002
+        self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
     ) -> Options:
         """Return those that the place would give a run of this model on these rows.
+
+        Where it names none, that is the first one whose memory covers the 90% upper bound.
 
         Raises:
             DeviceError: If none is large enough.
         """
-        return options
+        if self.is_chosen(config):
+            return options
+        try:
+            needs = [(option, needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
+        except MemoryUnknownError as error:
+            what = "The memory that this model needs is not known, so its hardware cannot be chosen."
+            raise DeviceError(what, self.how_to_choose) from error
+        fits = [option for option, need in needs if need <= option[0].total_bytes]
+        if not fits:
+            ((largest,), need) = max(needs, key=lambda one: one[0][0].total_bytes)
+            raise DeviceError(
+                f"This run may need {need / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
+                f"{largest.total_bytes / GIB:.1f}.",
+                "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
+            )
+        return (fits[0],)
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:  # noqa: ARG002
         """Return the configuration with the settings that the place fills in."""
@@ -80,6 +98,7 @@ class HuggingFaceJobs(RunPlace):
     """Machines of Hugging Face, one device each."""
 
     name = "jobs"
+    how_to_choose = "Name it in jobs.flavor, such as l4x1."
 
     def __init__(self, flavors: Flavors) -> None:
         self._flavors = flavors
@@ -98,13 +117,8 @@ class HuggingFaceJobs(RunPlace):
             )
         return ((choice.device,),)
 
-    def suitable(
-        self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
-    ) -> Options:
-        """Return the cheapest whose memory covers the 90% upper bound, where none is named."""
-        if config.jobs.flavor:
-            return options
-        return _first_that_fits(options, config, shape, rows, "Name it in jobs.flavor, such as l4x1.")
+    def is_chosen(self, config: RunConfig) -> bool:
+        return bool(config.jobs.flavor)
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
         flavor = next(one for one in self._flavors() if one.device == device)
@@ -119,6 +133,7 @@ class SlurmCluster(RunPlace):
     """The nodes of a cluster that shares the home, as its admin described them."""
 
     name = "slurm"
+    how_to_choose = "Name its type in slurm.gpu_type."
 
     def __init__(self, cluster: Callable[[], ClusterPlace], earlier: Callable[[], Iterable[RunSummary]]) -> None:
         self._cluster = cluster
@@ -127,13 +142,8 @@ class SlurmCluster(RunPlace):
     def options(self, config: RunConfig) -> Options:
         return tuple((device,) for device in self._cluster().devices_for(config))
 
-    def suitable(
-        self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
-    ) -> Options:
-        """Return the smallest type of GPU whose memory covers the 90% upper bound, where none is named."""
-        if config.slurm.gpu_type or options[0][0].kind == "cpu":
-            return options
-        return _first_that_fits(options, config, shape, rows, "Name its type in slurm.gpu_type.")
+    def is_chosen(self, config: RunConfig) -> bool:
+        return bool(config.slurm.gpu_type) or config.run.devices == "cpu"
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
         """Fill in the type of GPU, RAM and time limit from our own estimate.
@@ -156,27 +166,6 @@ class SlurmCluster(RunPlace):
                 memory_gib = host_memory_bytes(shape, config, device, processes, report.row_lengths) / GIB
         slurm = with_gpu_type.model_copy(update={"memory_gib": memory_gib, "limit_hours": hours})
         return config.model_copy(update={"slurm": slurm})
-
-
-def _first_that_fits(
-    options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None, fix: str
-) -> Options:
-    """Return the first option that covers the 90% upper bound, of several that come the best first."""
-    try:
-        needs = [(option, needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
-    except MemoryUnknownError as error:
-        raise DeviceError(
-            "The memory that this model needs is not known, so its hardware cannot be chosen.", fix
-        ) from error
-    fits = [option for option, need in needs if need <= option[0].total_bytes]
-    if not fits:
-        ((largest,), need) = max(needs, key=lambda one: one[0][0].total_bytes)
-        raise DeviceError(
-            f"This run may need {need / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
-            f"{largest.total_bytes / GIB:.1f}.",
-            "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
-        )
-    return (fits[0],)
 
 
 def places_at(

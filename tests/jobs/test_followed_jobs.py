@@ -188,14 +188,6 @@ def test_a_job_that_was_not_looked_at_yet_waits_unless_it_may_have_something_to_
     assert followed_run.job.poll(has_reported=False).phase == "alive"
 
 
-def test_a_cancel_before_it_is_sent_starts_nothing(followed_run, hugging_face):
-    followed_run.job.cancel()
-    followed_run.step()
-
-    assert not hugging_face.jobs
-    assert followed_run.job.view.stage == "ended"
-
-
 def test_a_person_without_a_login_reads_what_to_do(followed_run, hugging_face, home, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     executor = JobsExecutor(home)

@@ -163,10 +163,11 @@ def test_a_job_ends_before_the_token_that_it_gets(lab, hugging_face):
 def test_a_cancel_needs_no_login_before_the_run_is_sent(lab, hugging_face):
     job = lab.follow(lab.run("ada"))
     job.step()
-    job.wants_cancel = True
+    job.cancel()
     job.step()
 
-    assert job.view.end.cause == "Cancelled before it was sent."
+    assert job.poll(has_reported=False).phase == "gone"
+    assert job.end().cause == "Cancelled before it was sent."
     assert hugging_face.asked_as == []
 
 

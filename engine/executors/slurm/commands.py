@@ -170,7 +170,8 @@ class Slurm:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if with_stderr else subprocess.PIPE,
-                env=_environment(),
+                # Without secrets and the person's own Slurm options.
+                env={**environment_for(()), **which_slurm(), "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"},
                 start_new_session=True,
                 text=True,
                 errors="replace",
@@ -250,11 +251,6 @@ def _time_of(text: str) -> float | None:
 def which_slurm() -> dict[str, str]:
     """Return the variables by which Slurm's commands find their cluster."""
     return {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of a command, without secrets and the person's own Slurm options."""
-    return {**environment_for(()), **which_slurm(), "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
 
 
 def _end(process: subprocess.Popen[str]) -> None:
