@@ -171,20 +171,15 @@ class SlurmCluster(RunPlace):
 def places_at(
     home: LoratoryHome,
     devices: Callable[[], Sequence[Device]],
-    flavors: Flavors | None,
-    earlier: Callable[[], Iterable[RunSummary]],
-) -> Mapping[str, RunPlace]:
-    """Return every place of a home; Hugging Face's hardware is that which its person's login shows where none is given."""
-    known_flavors = flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask
-    return places_of(devices, known_flavors, lambda: read_place(home), earlier)
-
-
-def places_of(
-    devices: Callable[[], Sequence[Device]],
-    flavors: Flavors,
-    cluster: Callable[[], ClusterPlace],
+    flavors: Flavors | None = None,
     earlier: Callable[[], Iterable[RunSummary]] = tuple,
 ) -> Mapping[str, RunPlace]:
-    """Return every place, by the name that `run.where` gives it; `earlier` runs show how fast a cluster is."""
-    every = (ThisMachine(devices), HuggingFaceJobs(flavors), SlurmCluster(cluster, earlier))
+    """Return every place of a home, by the name that `run.where` gives it.
+
+    Args:
+        flavors: Hugging Face's hardware; that which the login of the home's person shows where None.
+        earlier: Runs that show how fast a cluster is.
+    """
+    jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask)
+    every = (ThisMachine(devices), jobs, SlurmCluster(lambda: read_place(home), earlier))
     return {place.name: place for place in every}
