@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from engine.chat.contract import ChatTarget, WorkPlace
 from engine.config.run import RunConfig
 from engine.executors.base import Executor
-from engine.executors.huggingface_jobs.executor import JobsExecutor
+from engine.executors.huggingface_jobs.job import JobsExecutor
 from engine.executors.huggingface_jobs.login import LoginOf
 from engine.executors.local import LocalContext, LocalExecutor, WorkerCommand
 from engine.executors.slurm.executor import SlurmExecutor

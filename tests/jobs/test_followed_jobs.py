@@ -5,8 +5,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from engine.errors import HubUnreachableError
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.executor import JobsExecutor
-from engine.executors.huggingface_jobs.job import HubJob
+from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.control import request_stop

@@ -14,9 +14,8 @@ from engine.accounts.logins import Logins
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.executor import JobsExecutor
 from engine.executors.huggingface_jobs.flavors import HardwareList
-from engine.executors.huggingface_jobs.job import HubJob
+from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.login import logins_of, sign_in
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.admission import resume_run

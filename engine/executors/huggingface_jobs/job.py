@@ -1,4 +1,4 @@
-"""One job at Hugging Face: uploads the run, submits the job, forwards requests, and downloads results."""
+"""Jobs at Hugging Face: each uploads its run, submits the job, forwards requests, and downloads results."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
-from engine.executors.follower import JobView, RemoteJob
+from engine.executors.base import JobSpec
+from engine.executors.follower import JobView, RemoteExecutor, RemoteJob
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.download import JobDownload
-from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
+from engine.executors.huggingface_jobs.flavors import DEFAULT_LIMIT_HOURS, price_per_hour_usd
 from engine.executors.huggingface_jobs.inputs import collect_inputs, whole_lines
-from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
-from engine.executors.huggingface_jobs.login import LoginOf
-from engine.executors.huggingface_jobs.record import JobRecord
+from engine.executors.huggingface_jobs.layout import JobOrder
+from engine.executors.huggingface_jobs.login import LoginOf, logins_of
+from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from engine.files import write_atomically
 from engine.hub_bucket import RunBucket, is_missing
 from engine.hub_errors import JOBS
@@ -99,12 +100,11 @@ class HubJob(RemoteJob[JobRecord]):
             latest = self.record.sent_at + (self.record.limit_hours + _HOURS_IN_A_QUEUE) * 3600
             if self.wants_cancel and time.time() > latest:
                 self.close(JobEnd(cause="The job is over. Its results were not downloaded: you had not signed in."))
-        except EngineError as error:
+        except (EngineError, OSError) as error:
             self._failures += 1
+            if isinstance(error, OSError):
+                error = StorageError(f"The run's folder cannot be written ({error.strerror}).", "Free some space.")
             self._note(error)
-        except OSError as error:
-            self._failures += 1
-            self._note(StorageError(f"The run's folder cannot be written ({error.strerror}).", "Free some space."))
         except Exception as error:
             # A bucket can hold anything. Other jobs are still followed.
             _log.error("the job of %s cannot be followed (%s)", self.run.id, type(error).__name__)
@@ -149,7 +149,7 @@ class HubJob(RemoteJob[JobRecord]):
             return
         if result is None and job is not None:
             self._keep_output()
-        self._end = self._explain(job, result)
+        self._end = JobEnd(exit_code=result.exit_code) if result is not None else self.record.end_without_result(job)
         self.save(is_downloaded=True)
         self._clean_up()
 
@@ -290,20 +290,50 @@ class HubJob(RemoteJob[JobRecord]):
             before = f"{worker_log}\n--- Output of the job ---\n"
         write_atomically(self.run.folder.log, before + self._output())
 
-    def _explain(self, job: JobInfo | None, result: JobResult | None) -> JobEnd:
-        if result is not None:
-            return JobEnd(exit_code=result.exit_code)
-        if job is None or job.status.stage == "DELETED":
-            return JobEnd(cause="The job is no longer known at Hugging Face.")
-        if job.status.stage == "CANCELED":
-            return JobEnd(cause="The job was cancelled at Hugging Face.")
-        limit = self.record.limit_hours
-        message = (job.status.message or "").strip().rstrip(".")
-        if "time" in message.lower() or self.record.running_seconds >= limit * 3600 * 0.99:
-            return JobEnd(
-                cause=f"The job reached its time limit of {limit:g} h at Hugging Face.",
-                advice="Resume it with a higher time limit.",
-            )
-        if job.status.stage == "COMPLETED":
-            return JobEnd(cause="The job ended at Hugging Face, and its results did not arrive.", advice="See its log.")
-        return JobEnd(cause=f"The job failed at Hugging Face ({message or 'no reason given'}).", advice="See its log.")
+
+class JobsExecutor(RemoteExecutor[HubJob]):
+    """Submits jobs to Hugging Face, and follows those of each person in a separate thread, so people do not wait for others.
+
+    Args:
+        login_of: Returns a person's login at Hugging Face; a lab without it has none.
+        look_seconds: Between two looks at a job.
+    """
+
+    name = "jobs"
+    title = "Hugging Face"
+    advice_if_lost = "See its page."
+    close_seconds = 10.0
+
+    def __init__(
+        self, home: LoratoryHome, login_of: LoginOf | None = None, look_seconds: float = _LOOK_SECONDS
+    ) -> None:
+        super().__init__()
+        self._home = home
+        self._look_seconds = look_seconds
+        self._login_of = login_of or logins_of(home)
+
+    def submit(self, spec: JobSpec) -> HubJob:
+        """Start to upload the run; raises StorageError if the disk is full."""
+        jobs, request, before = spec.config.jobs, JobRequest.read(spec.run.folder), JobRecord.read(spec.run.folder)
+        record = JobRecord(
+            attempt=spec.attempt,
+            namespace=jobs.namespace,
+            flavor=request.flavor or jobs.flavor,
+            limit_hours=request.limit_hours or jobs.limit_hours or DEFAULT_LIMIT_HOURS,
+            earlier_usd=before.cost_usd if before is not None else 0.0,
+        )
+        return self.follow(self._job(spec.run, record.save(spec.run.folder)))
+
+    def find(self, run: Run, attempt: int) -> HubJob | None:
+        record = JobRecord.of_attempt(run.folder, attempt)
+        return self._job(run, record) if record is not None else None
+
+    def _job(self, run: Run, record: JobRecord) -> HubJob:
+        return HubJob(run, record, self._home, self._login_of, self._look_seconds)
+
+    def thread_of(self, run: Run) -> str:
+        return run.owner
+
+    def look(self, jobs: list[HubJob]) -> None:
+        for job in jobs:
+            self.try_step(job, job.step)

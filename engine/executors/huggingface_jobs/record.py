@@ -1,7 +1,9 @@
 """`job.json`: the record of a run's job at Hugging Face, which survives restarts of the server."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from pydantic import BaseModel
 
@@ -10,7 +12,11 @@ from engine.errors import RunError
 from engine.executors.follower import SavedJob
 from engine.executors.huggingface_jobs.layout import BUCKET_NAME
 from engine.files import read_model, write_atomically
+from engine.runs.job import JobEnd
 from engine.runs.run import RunFolder
+
+if TYPE_CHECKING:
+    from huggingface_hub import JobInfo
 
 
 class JobRecord(SavedJob, frozen=True):
@@ -49,6 +55,22 @@ class JobRecord(SavedJob, frozen=True):
         if self.price_per_hour_usd is None or self.earlier_usd is None:
             return None
         return self.earlier_usd + self.price_per_hour_usd * hours
+
+    def end_without_result(self, job: JobInfo | None) -> JobEnd:
+        """Return how the job ended, by Hugging Face alone; `job` is None where it is no longer known there."""
+        if job is None or job.status.stage == "DELETED":
+            return JobEnd(cause="The job is no longer known at Hugging Face.")
+        if job.status.stage == "CANCELED":
+            return JobEnd(cause="The job was cancelled at Hugging Face.")
+        message = (job.status.message or "").strip().rstrip(".")
+        if "time" in message.lower() or self.running_seconds >= self.limit_hours * 3600 * 0.99:
+            return JobEnd(
+                cause=f"The job reached its time limit of {self.limit_hours:g} h at Hugging Face.",
+                advice="Resume it with a higher time limit.",
+            )
+        if job.status.stage == "COMPLETED":
+            return JobEnd(cause="The job ended at Hugging Face, and its results did not arrive.", advice="See its log.")
+        return JobEnd(cause=f"The job failed at Hugging Face ({message or 'no reason given'}).", advice="See its log.")
 
 
 class JobRequest(BaseModel, frozen=True):
