@@ -10,7 +10,7 @@ from engine.accounts.people import Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
 from engine.executors.huggingface_jobs.flavors import HardwareList
-from engine.executors.slurm.place import read_place
+from engine.executors.places import RunPlace, places_at
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
@@ -18,7 +18,6 @@ from engine.memory.estimate import MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.runs.launch import Launcher
 from engine.runs.memory_measurement import MeasuredStep
-from engine.runs.places import RunPlace, places_of
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
 from ui.backend.background import BackgroundWork, Job
@@ -71,4 +70,4 @@ class Services:
 
     def place(self, name: str, earlier: Callable[[], Iterable[RunSummary]] = tuple) -> RunPlace:
         """Return the place of that name from known facts, without asking another process."""
-        return places_of(self.devices, self.hardware.known, lambda: read_place(self.home), earlier)[name]
+        return places_at(self.home, self.devices, self.hardware.known, earlier)[name]

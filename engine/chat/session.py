@@ -28,7 +28,7 @@ from engine.config.run import ModelConfig, RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import EngineError, GpuQuotaError, RunError, WorkerError
-from engine.executors.work import machine_of
+from engine.executors import machine_of
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device

@@ -1,24 +1,18 @@
 """`loratory cluster`: describe a Slurm cluster that shares the home, and check that runs can train there."""
 
-import secrets
-import time
 from typing import Annotated
 
 import typer
 
 from engine.commands.output import AsJson, print_result
-from engine.errors import ClusterError, ClusterUnreachableError
-from engine.executors.slurm import probe as probes
+from engine.errors import ClusterError
 from engine.executors.slurm.commands import Slurm
 from engine.executors.slurm.discovery import differences, list_groups, propose, to_yaml, unknown_types, write_place
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
-from engine.executors.slurm.reasons import ENDED_STATES, waits_words
+from engine.executors.slurm.probe import ProbeReport, probe_node
 from engine.paths import LoratoryHome
 
 cluster = typer.Typer(name="cluster", help="A Slurm cluster: describe it, check it.", no_args_is_help=True)
-
-_LOOK_SECONDS = 1.0
-_FILE_SERVER_SECONDS = 90.0  # after the end of the job, for a file server to show what it wrote
 
 
 @cluster.command()
@@ -58,59 +52,15 @@ def check(
             f"{CLUSTER_FILE} has no GPU type {gpu_type!r}.", f"Its types are {', '.join(names) or 'none'}."
         )
     kind = gpu_type if gpu_type is not None else next(iter(names), "")
-    slurm = Slurm(place.command_seconds)
-    probe = probes.submit_probe(home, place, slurm, kind, secrets.token_hex(6))
-    try:
-        report = _await(slurm, probe, wait)
-    except BaseException:
-        slurm.cancel(probe.job_id)
-        raise
+    typer.echo(f"Asking Slurm for a node with {f'1×{kind}' if names else 'CPU'}.", err=True)
+    report = probe_node(home, place, kind, wait)
     problems = find_problems(place, kind, report)
-    print_result(
-        {"job": probe.job_id, **report.model_dump(mode="json"), "problems": problems},
-        _words(probe.job_id, report, problems),
-        as_json=as_json,
-    )
-    probes.clear_probe(probe)
+    print_result({**report.model_dump(mode="json"), "problems": problems}, _words(report, problems), as_json=as_json)
     if problems:
         raise typer.Exit(1)
 
 
-def _await(slurm: Slurm, probe: probes.Probe, wait_seconds: float) -> probes.ProbeReport:
-    deadline, last_words = time.monotonic() + wait_seconds, ""
-    ended_at: float | None = None
-    while True:
-        if (report := probes.read_probe(probe)) is not None:
-            return report
-        now, line = time.monotonic(), None
-        try:
-            queue = slurm.queue()
-            line = probes.line_of(probe, queue)
-        except ClusterUnreachableError as error:
-            words = error.what
-        else:
-            words = waits_words(line)[0] if line is not None and line.state == "PENDING" else ""
-            if line is None or line.state in ENDED_STATES:
-                ended_at = ended_at or now
-        if words and words != last_words:
-            typer.echo(words, err=True)
-            last_words = words
-        has_failed = line is not None and line.state in ENDED_STATES - {"COMPLETED"}
-        if has_failed or (ended_at is not None and now - ended_at > _FILE_SERVER_SECONDS):
-            end = f"ended with {line.state}" if line is not None else "ended"
-            raise ClusterError(
-                f"Job {probe.job_id} {end} and reported nothing.",
-                f"See {probe.log}; is the folder of LORATORY_HOME the same there, and the Python of {CLUSTER_FILE}?",
-            )
-        if now > deadline:
-            raise ClusterError(
-                f"Job {probe.job_id} did not end within {wait_seconds:g} s and was cancelled.",
-                "Give --wait more seconds.",
-            )
-        time.sleep(_LOOK_SECONDS)
-
-
-def find_problems(place: ClusterPlace, kind: str, report: probes.ProbeReport) -> list[str]:
+def find_problems(place: ClusterPlace, kind: str, report: ProbeReport) -> list[str]:
     """Return what of a node does not agree with the description, a sentence each."""
     problems = []
     gpu_type = next((one for one in place.gpu_types if one.name == kind), None)
@@ -120,6 +70,8 @@ def find_problems(place: ClusterPlace, kind: str, report: probes.ProbeReport) ->
         problems.append(
             f"{report.gpus[0].name} has {report.gpus[0].memory_gib:.1f} GiB; {CLUSTER_FILE} has {gpu_type.memory_gib:g}."
         )
+    if not report.has_home:
+        problems.append(f"{report.host} cannot write to LORATORY_HOME, which nodes and this machine share.")
     if report.versions.get("torch") is None:
         problems.append("PyTorch is not installed for the Python of the nodes.")
     if not place.offline and not report.has_internet:
@@ -127,11 +79,11 @@ def find_problems(place: ClusterPlace, kind: str, report: probes.ProbeReport) ->
     return problems
 
 
-def _words(job_id: str, report: probes.ProbeReport, problems: list[str]) -> str:
+def _words(report: ProbeReport, problems: list[str]) -> str:
     gpus = ", ".join(f"{one.name} ({one.memory_gib:.1f} GiB)" for one in report.gpus) or "none"
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in report.versions.items())
     lines = [
-        f"Job {job_id} ran on {report.host} and wrote into the shared home.",
+        f"Job {report.job} ran on {report.host}.",
         f"  GPU       {gpus}" + (f", CUDA_VISIBLE_DEVICES={report.visible}" if report.visible else ""),
         f"  node      {report.cores} cores for the job, {report.memory_gib:.1f} GiB RAM",
         f"  software  Python {report.python}, {versions}",

@@ -18,7 +18,7 @@ from engine.data.hub import hub_access
 from engine.errors import EngineError, RunError, StorageError
 from engine.evaluation.preference import PreferenceResult, accuracy_words, flip_words
 from engine.evaluation.ratings import RatingResult, rating_words
-from engine.executors.work import machine_of
+from engine.executors import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob

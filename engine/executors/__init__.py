@@ -1,14 +1,23 @@
-"""All executors, by the name that `RunSection.executor` gives them."""
+"""All executors, by the name that `RunSection.executor` gives them, and where else a model can be loaded."""
 
 from collections.abc import Callable, Mapping
 
+from engine.chat.contract import ChatTarget, WorkPlace
+from engine.config.run import RunConfig
 from engine.executors.base import Executor
-from engine.executors.huggingface_jobs.executor import JobsExecutor
+from engine.executors.huggingface_jobs.job import JobsExecutor
 from engine.executors.huggingface_jobs.login import LoginOf
-from engine.executors.local import AccelerateExecutor, LocalContext, LocalExecutor, WorkerCommand
+from engine.executors.local import LocalContext, LocalExecutor, WorkerCommand
 from engine.executors.slurm.executor import SlurmExecutor
+from engine.executors.slurm.script import node_machine
+from engine.hardware.device_job import OtherMachine
+from engine.paths import LoratoryHome
+from engine.runs.run import RunFolder
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
+
+# For chat, evaluation and export, by the configuration of the run whose result is loaded; this machine is not among them.
+_MACHINES: Mapping[WorkPlace, Callable[[LoratoryHome, RunConfig | None], OtherMachine]] = {"slurm": node_machine}
 
 
 def make_executors(
@@ -20,6 +29,19 @@ def make_executors(
         command: Another way to start workers on this machine, for tests.
         login_of: Returns a person's login at Hugging Face.
     """
-    here = (kind(context, command) for kind in (LocalExecutor, AccelerateExecutor))
-    home = context.book.home
-    return {executor.name: executor for executor in (*here, JobsExecutor(home, login_of), SlurmExecutor(home))}
+    here, home = LocalExecutor(context, command), context.book.home
+    by_name = {executor.name: executor for executor in (here, JobsExecutor(home, login_of), SlurmExecutor(home))}
+    return {**by_name, "accelerate": here}  # a launcher of runs here, by which they name their executor
+
+
+def machine_of(home: LoratoryHome, target: ChatTarget) -> OtherMachine | None:
+    """Return the machine that a target names; None for this one.
+
+    Raises:
+        EngineError: If it cannot be used.
+    """
+    if target.where not in _MACHINES:
+        return None
+    folder = RunFolder(target.tuned.folder) if target.tuned is not None else None
+    run = folder.read_config() if folder is not None and folder.config.is_file() else None
+    return _MACHINES[target.where](home, run)

@@ -1,29 +1,16 @@
 """The interface of an executor, which starts the worker of a run somewhere and lets its supervisor reach it.
 
-An executor submits jobs; a job is one attempt at one run. The supervisor polls it, forwards requests and fetches logs; it
-needs no local process. The contract with the worker is the run folder, on any machine.
+An executor submits jobs; a job is one attempt at one run, and needs no local process. The contract with the worker is the run
+folder, on any machine.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, Protocol, Self
-
-from pydantic import BaseModel
+from typing import ClassVar, NamedTuple
 
 from engine.config.run import RunConfig
-from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
-from engine.hardware.lease import LeaseHolder
-from engine.runs.run import Run, RunFolder, RunState, Why
-
-JobPhase = Literal[
-    "waiting",  # submitted, and waiting in the executor's own queue
-    "alive",  # started, or about to
-    "gone",
-    "unknown",  # out of sight; the state of the run does not change
-    "never_started",  # no worker ever had this attempt: the run can be queued again
-    "superseded",  # a worker of another attempt has the run
-]
+from engine.runs.job import Job
+from engine.runs.run import Run, RunState
 
 
 class JobSpec(NamedTuple):
@@ -33,143 +20,6 @@ class JobSpec(NamedTuple):
     config: RunConfig
     devices: tuple[Device, ...]  # of this machine; none for executors that do not use them
     attempt: int
-
-
-class JobStatus(NamedTuple):
-    """The answer to a poll."""
-
-    phase: JobPhase
-    why: Why | None = None  # the executor's reason for a wait, or for losing sight of it
-
-
-class Activity(Protocol):
-    """How busy the process of a job is."""
-
-    def is_suspended(self) -> bool:
-        """Whether it is stopped by a signal or a debugger."""
-
-    def cpu_seconds(self) -> float | None:
-        """Processor time that it has used; None where it is not measured."""
-
-
-class UnmeteredActivity:
-    """Activity of a job whose process is not visible: it counts as busy, so only a long silence is too long."""
-
-    def is_suspended(self) -> bool:
-        return False
-
-    def cpu_seconds(self) -> float | None:
-        return None
-
-
-EXIT_REFUSED = 3  # of a worker that the run's folder did not let in
-
-EndWord = Literal["out_of_memory", "time_limit", "node_failed", "preempted", "cancelled"]
-
-
-@dataclass(frozen=True)
-class JobEnd:
-    """What an executor knows about the end of a job; the worker's events have more detail."""
-
-    exit_code: int | None = None  # negative for a signal; None where it is not known
-    on_this_boot: bool = False  # it ran on this machine since it was started last
-    rebooted: bool = False  # this machine has been restarted since
-    lost_host: str | None = None  # of a job that ran elsewhere and is out of sight
-    word: EndWord | None = None  # the executor's own verdict, which has priority over what this machine sees
-    cause: str = ""  # the executor's own reason, a sentence that names job and host
-    advice: str = ""
-
-
-class Job(ABC):
-    """One attempt at one run, submitted now or by an earlier supervisor."""
-
-    id: str = ""  # the executor's name for it, kept in `state.json`; empty where process.json identifies the worker
-
-    @abstractmethod
-    def poll(self, *, has_reported: bool) -> JobStatus:
-        """Look at the job.
-
-        Args:
-            has_reported: Whether the event log has anything of this attempt.
-
-        Raises:
-            EngineError: If the executor does not answer now; the job counts as unchanged.
-        """
-
-    @abstractmethod
-    def cancel(self) -> None:
-        """End the job at once, with everything that it started."""
-
-    @abstractmethod
-    def end(self) -> JobEnd:
-        """Report how a job ended, after ending the processes that it left behind."""
-
-    @abstractmethod
-    def describe(self) -> str:
-        """Return where it runs, for `RunState.device`: leased devices, or the executor's words."""
-
-    def request_stop(self) -> None:  # noqa: B027 - most see the folder
-        """Ask the job to save and stop, for workers that do not see the run's `control` folder."""
-
-    def fetch_logs(self) -> None:  # noqa: B027 - most write into the folder
-        """Bring the worker's output, events and results into the run folder.
-
-        Raises:
-            EngineError: If it fails for now. The end of a job is diagnosed only after its logs were fetched, so an executor
-                that has lost them for good returns.
-        """
-
-    def look_seconds(self) -> float:
-        """Return for how long the last poll is valid, since polling hundreds of waiting jobs is not free."""
-        return 0.0
-
-    def activity(self) -> Activity | None:
-        """Return how busy its process is; None without a visible process."""
-        return UnmeteredActivity()
-
-    def holder(self) -> LeaseHolder | None:
-        """Return the job as holder of devices of this machine; None where it uses none."""
-        return None
-
-
-class LostJob(Job):
-    """An attempt without a saved record: it was never submitted."""
-
-    def __init__(self, where: str, advice: str) -> None:
-        self._where = where
-        self._advice = advice
-
-    def poll(self, *, has_reported: bool) -> JobStatus:
-        return JobStatus("gone" if has_reported else "never_started")
-
-    def cancel(self) -> None:
-        """Do nothing: there is no process."""
-
-    def end(self) -> JobEnd:
-        return JobEnd(cause=f"The record of the job at {self._where} is lost.", advice=self._advice)
-
-    def describe(self) -> str:
-        return self._where
-
-
-class SavedJob(BaseModel, frozen=True):
-    """`job.json` in a run's folder: an executor's record of one attempt's job, which survives restarts of the server."""
-
-    attempt: int
-
-    @classmethod
-    def read(cls, folder: RunFolder) -> Self | None:
-        """Load it; None where the run never had such a job."""
-        return read_model(folder.job, cls)
-
-    def save(self, folder: RunFolder) -> Self:
-        """Save and return it.
-
-        Raises:
-            StorageError: If the disk is full.
-        """
-        write_atomically(folder.job, self.model_dump_json())
-        return self
 
 
 class Executor(ABC):

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from engine.config.run import RunConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.executors.base import EXIT_REFUSED, Activity, Executor, Job, JobEnd, JobSpec, JobStatus
+from engine.executors.base import Executor, JobSpec
 from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity, end_group
@@ -20,6 +20,7 @@ from engine.processes.spawn import Access, allocator_environment, cap_log, spawn
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
+from engine.runs.job import EXIT_REFUSED, Activity, Job, JobEnd, JobStatus
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
 
@@ -51,12 +52,8 @@ class LocalExecutor(Executor):
         self.report = context.report
         self.claim_seconds = context.claim_seconds
         self.unseen_seconds = context.unseen_seconds
-        self._command = command or self.command
+        self._command = command or worker_command
         self._ours: dict[str, tuple[tuple[str, ...], LeaseHolder]] = {}  # devices not yet passed on to a worker, by run
-
-    def command(self, spec: JobSpec) -> list[str]:
-        """Return the command line of a worker."""
-        return worker_command(spec)
 
     def reserve(self, spec: JobSpec) -> None:
         holder = _holder(spec.run, run_title(spec.config), ProcessIdentity.current())
@@ -109,15 +106,6 @@ class LocalExecutor(Executor):
             self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
         except (EngineError, OSError) as error:
             self.report(run.id, f"The device of {run.id} could not be leased again: {error}")
-
-
-class AccelerateExecutor(LocalExecutor):
-    """Starts one process per device under torch's launcher; with one device it is the same as `LocalExecutor`."""
-
-    name = "accelerate"
-
-    def command(self, spec: JobSpec) -> list[str]:
-        return training_command(spec.run.folder.path, len(spec.devices))
 
 
 @dataclass(eq=False)
@@ -263,7 +251,6 @@ class Nodes:
     count: int
     endpoint: str  # HOST:PORT on one of them, reachable from all
     name: str  # of the meeting, the same for all and of no other run: a scheduler's job id, with the attempt
-    address: str = ""  # of this machine, reachable from the rest; empty for its host name
 
 
 def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = "") -> list[str]:
@@ -286,7 +273,7 @@ def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = Non
         meeting = ["--standalone", "--local-addr", "127.0.0.1", "--nnodes", "1"]
     else:
         meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", nodes.endpoint, "--rdzv-id", nodes.name]
-        meeting += ["--nnodes", str(nodes.count), *(("--local-addr", nodes.address) if nodes.address else ())]
+        meeting += ["--nnodes", str(nodes.count)]
     return [
         *(python, "-P", "-m", "torch.distributed.run", *meeting),
         # Set explicitly, or environment variables decide them.

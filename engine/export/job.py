@@ -11,7 +11,7 @@ from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.run import RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
-from engine.executors.work import machine_of
+from engine.executors import machine_of
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from engine.export.folder import made_aside
 from engine.export.gguf.llama_cpp import require_quantizer

@@ -13,9 +13,7 @@ from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.data.formats import require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
-from engine.executors.huggingface_jobs.flavors import Flavor, HardwareList
-from engine.executors.huggingface_jobs.login import logins_of
-from engine.executors.slurm.place import read_place
+from engine.executors.places import Flavors, Options, places_at
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector
@@ -26,7 +24,6 @@ from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, local_owner, typed_path
 from engine.runs.admission import admitted, require_admission
 from engine.runs.lab_rules import lab_problems, may_be_path, with_allowed_paths, within_guest_limit
-from engine.runs.places import Options, places_of
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
@@ -56,13 +53,12 @@ class Preflight:
         inspector: Inspector,
         devices: Callable[[], Sequence[Device]] = list_devices,
         resolve: ResolveModel = resolve_model,
-        flavors: Callable[[], Sequence[Flavor]] | None = None,
+        flavors: Flavors | None = None,
     ) -> None:
         self._home = home
         self._inspector = inspector
         self._resolve = resolve
-        ask = flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask
-        self._places = places_of(devices, ask, lambda: read_place(home), lambda: _earlier_runs(home))
+        self._places = places_at(home, devices, flavors, lambda: _earlier_runs(home))
 
     def check(
         self,

@@ -40,8 +40,8 @@ def services(tmp_path_factory):
         made.runs, config, InventedRun(state="interrupted", steps=40, resumable_step=40, cause=cause, advice=advice)
     )
     JobRecord(
-        attempt=1, namespace="ada", flavor="l4x1", hardware="1x Nvidia L4", price_per_hour_usd=0.8, limit_hours=1, id="x",
-        url="https://huggingface.co/jobs/ada/x", running_seconds=1800, is_closed=True,
+        attempt=1, namespace="ada", flavor="l4x1", hardware="1x Nvidia L4", price_per_hour_usd=0.8, limit_hours=1, job_id="x",
+        url="https://huggingface.co/jobs/ada/x", running_seconds=1800, is_over=True,
     ).save(run.folder)  # fmt: skip
     return made
 

@@ -12,7 +12,7 @@ from huggingface_hub.utils import _xet
 
 from engine.accounts.accounts import open_database
 from engine.accounts.lab import change_settings
-from engine.executors.huggingface_jobs import follower
+from engine.executors.huggingface_jobs import job
 from engine.paths import LoratoryHome
 from engine.wheel import build_wheel
 from tests.jobs.followed_run import FollowedRun
@@ -31,7 +31,7 @@ def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[J
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
-    monkeypatch.setattr(follower, "build_wheel", _wheel)
+    monkeypatch.setattr(job, "build_wheel", _wheel)
     with JobsStandIn(folder) as stand_in:
         monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
         yield stand_in

@@ -1,8 +1,7 @@
 """A run on Hugging Face Jobs whose job does what a test decides."""
 
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.executor import HubJob
-from engine.executors.huggingface_jobs.follower import JobFollower
+from engine.executors.huggingface_jobs.job import HubJob
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.provenance import Provenance
@@ -26,8 +25,7 @@ class FollowedRun:
 
     def follow(self, home, api) -> None:
         self.api, self.home = api, home
-        self.follower = JobFollower(self.run, self.record, home, lambda _: HubLogin(self.api), 1.0, lambda: self.now)
-        self.job = HubJob(self.follower, lambda _: None)
+        self.job = HubJob(self.run, self.record, home, lambda _: HubLogin(self.api), 1.0, lambda: self.now)
 
     def restart(self) -> None:
         """As a server that comes back finds it."""
@@ -36,8 +34,8 @@ class FollowedRun:
 
     def step(self, times=1):
         for _ in range(times):
-            self.pause = self.follower.step()
-        return self.follower.view
+            self.job.step()
+        return self.job.view
 
     def begins(self):
         self.step()

@@ -2,7 +2,7 @@
 
 from engine.accounts.logins import Logins
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.follower import JobFollower
+from engine.executors.huggingface_jobs.job import HubJob
 from engine.executors.huggingface_jobs.login import logins_of
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.provenance import Provenance
@@ -35,7 +35,7 @@ class Lab:
 
     def follow(self, run):
         record = JobRecord.read(run.folder) or JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2)
-        return JobFollower(run, record.save(run.folder), self.home, logins_of(self.home, self.logins), 1.0)
+        return HubJob(run, record.save(run.folder), self.home, logins_of(self.home, self.logins), 1.0)
 
     def bucket_of(self, run, name):
         account = self.hugging_face.accounts[TOKENS[run.owner]]

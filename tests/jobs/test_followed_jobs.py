@@ -5,11 +5,11 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from engine.errors import HubUnreachableError
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.executor import JobsExecutor
-from engine.executors.huggingface_jobs.follower import JobFollower
+from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.control import request_stop
+from engine.runs.run import RunState
 from tests.jobs.followed_run import BUCKET, FollowedRun
 from tests.jobs.service import Fault
 from tests.jobs.stand_in import TOKEN
@@ -28,7 +28,7 @@ def test_a_run_is_sent_in_a_private_bucket_and_its_job_named(followed_run, huggi
     assert sent == {"run/config.yaml", "run/provenance.json", "run/events.jsonl"}
     assert any(name.startswith("wheels/") for name in hugging_face.files[BUCKET])
     record = JobRecord.read(followed_run.run.folder)
-    assert (record.id, record.namespace, record.hardware) == (job.id, "ada", "1x Nvidia L4")
+    assert (record.job_id, record.namespace, record.hardware) == (job.id, "ada", "1x Nvidia L4")
     assert record.price_per_hour_usd == pytest.approx(0.8)
     assert record.url.endswith(job.id)
     assert view.stage == "waiting"
@@ -90,9 +90,9 @@ def test_a_hub_that_is_away_before_the_start_is_asked_again(followed_run, huggin
     hugging_face.faults = [Fault(step, what, times=7)]
 
     view = followed_run.step()
-    assert view.stage == "sending"
+    assert view.stage == "preparing"
     assert isinstance(view.trouble, HubUnreachableError)
-    assert followed_run.pause > 1
+    assert followed_run.job.pause > 1
     hugging_face.faults = []
     view = followed_run.step()
 
@@ -109,7 +109,7 @@ def test_an_answer_that_was_lost_starts_no_second_job(followed_run, hugging_face
     followed_run.step(3)
 
     assert len(hugging_face.jobs) == 1
-    assert JobRecord.read(followed_run.run.folder).id == hugging_face.only_job().id
+    assert JobRecord.read(followed_run.run.folder).job_id == hugging_face.only_job().id
 
 
 ENDS = [
@@ -187,28 +187,20 @@ def test_a_job_that_was_not_looked_at_yet_waits_unless_it_may_have_something_to_
     assert followed_run.job.poll(has_reported=False).phase == "alive"
 
 
-def test_a_cancel_before_it_is_sent_starts_nothing(followed_run, hugging_face):
-    followed_run.job.cancel()
-    followed_run.step()
-
-    assert not hugging_face.jobs
-    assert followed_run.follower.view.stage == "ended"
-
-
 def test_a_person_without_a_login_reads_what_to_do(followed_run, hugging_face, home, monkeypatch):
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     executor = JobsExecutor(home)
-    follower = JobFollower(followed_run.run, followed_run.record, home, executor._login_of)
-    follower.step()
+    job = HubJob(followed_run.run, followed_run.record, home, executor._login_of)
+    job.step()
 
-    assert "needs a token" in follower.view.end.cause
-    assert "hf auth login" in follower.view.end.advice
+    assert "needs a token" in job.view.end.cause
+    assert "hf auth login" in job.view.end.advice
 
 
 def test_no_job_is_looked_at_once_another_process_may(followed_run, hugging_face, home, api):
     hugging_face.starts_jobs = False
     executor = JobsExecutor(home, lambda _: HubLogin(api), 0.001)
-    executor._follow(followed_run.run, followed_run.record)
+    executor.attach(followed_run.run, RunState(attempt=1))
     wait_until(lambda: hugging_face.requests["inspect"] > 2)
 
     executor.close()

@@ -17,6 +17,17 @@ def folder(home):
     return made
 
 
+def test_a_record_of_an_earlier_version_still_finds_its_job(folder):
+    folder.job.write_text(
+        '{"attempt": 1, "namespace": "ada", "flavor": "l4x1", "limit_hours": 2, "id": "x", "is_closed": true}'
+    )
+
+    record = JobRecord.of_attempt(folder, 1)
+
+    assert (record.job_id, record.is_over) == ("x", True)
+    assert JobRecord.of_attempt(folder, 2) is None
+
+
 def test_a_piece_of_the_log_is_written_once(tmp_path):
     log = tmp_path / "events"
     assert not write_piece(log, 5, b"late\n")
@@ -51,11 +62,17 @@ def test_a_run_of_this_machine_has_no_wish(home):
 
 def test_a_run_costs_what_all_its_jobs_cost_and_at_most_what_the_last_one_may_add():
     first = JobRecord(
-        attempt=1, namespace="ada", flavor="l4x1", price_per_hour_usd=0.8, limit_hours=2, id="x", running_seconds=3600
+        attempt=1,
+        namespace="ada",
+        flavor="l4x1",
+        price_per_hour_usd=0.8,
+        limit_hours=2,
+        job_id="x",
+        running_seconds=3600,
     )
     refused = JobRecord(attempt=2, namespace="ada", flavor="l4x1", limit_hours=2, earlier_usd=first.cost_usd)
     second = JobRecord(
-        attempt=3, namespace="ada", flavor="a100-large", price_per_hour_usd=2.5, limit_hours=2, id="y",
+        attempt=3, namespace="ada", flavor="a100-large", price_per_hour_usd=2.5, limit_hours=2, job_id="y",
         running_seconds=1800, earlier_usd=refused.cost_usd,
     )  # fmt: skip
 

@@ -45,7 +45,7 @@ def test_a_job_that_ends_is_brought_home_and_removed_there(followed_run, hugging
     assert followed_run.run.folder.log.read_bytes() == b"hello\n"
     assert (followed_run.run.folder.adapter / "adapter_model.safetensors").read_bytes() == b"weights"
     assert [name for name in hugging_face.files[BUCKET] if not name.startswith("wheels/")] == []
-    assert JobRecord.read(followed_run.run.folder).is_closed
+    assert JobRecord.read(followed_run.run.folder).is_over
 
 
 def test_names_that_lead_elsewhere_are_not_written(followed_run, tmp_path):

@@ -14,9 +14,8 @@ from engine.accounts.logins import Logins
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.executor import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.flavors import HardwareList
-from engine.executors.huggingface_jobs.follower import JobFollower
+from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.login import logins_of, sign_in
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.admission import resume_run
@@ -41,15 +40,13 @@ def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face,
         state = RunState(attempt=1)
         JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2).save(run.folder)
         job = executor.attach(run, state)
-        wait_until(
-            lambda job=job: job.poll(has_reported=False).why is not None and job._follower.view.stage == "waiting"
-        )
+        wait_until(lambda job=job: job.poll(has_reported=False).why is not None and job.view.stage == "waiting")
     for run in runs:
         there = next(one for one in hugging_face.jobs.values() if one.namespace == f"{run.owner}-hub")
         assert there.spec["secrets"] == {"HF_TOKEN": TOKENS[run.owner]}
         lab.writes(run, layout.END, layout.JobResult(exit_code=0).model_dump_json().encode())
         hugging_face.end(there, "COMPLETED")
-        wait_until(lambda run=run: JobRecord.read(run.folder).is_closed)
+        wait_until(lambda run=run: JobRecord.read(run.folder).is_over)
     executor.close()  # nothing is written while it is read
 
     assert {token for step, token in hugging_face.asked_as if step != "other"} == set(TOKENS.values())
@@ -72,39 +69,36 @@ def test_the_login_of_the_machine_is_for_no_person_of_a_lab(lab, hugging_face, h
         for owner in ("ada", "", "local", "root"):
             with pytest.raises(SignInNeededError):
                 login_of(owner)
-    follower = JobFollower(
-        run, JobRecord(attempt=1, namespace="server", flavor="l4x1", limit_hours=2), home, logins_of(home)
-    )
-    follower.step()
+    job = HubJob(run, JobRecord(attempt=1, namespace="server", flavor="l4x1", limit_hours=2), home, logins_of(home))
+    job.step()
     with pytest.raises(SignInNeededError):
         HardwareList(lambda: logins_of(home)("ada")).ask()
 
-    assert "Sign in again to send this run" in follower.view.trouble.what
+    assert "Sign in again to send this run" in job.view.trouble.what
     assert hugging_face.asked_as == []
 
 
 def test_a_token_that_expires_lets_the_run_wait_and_stops_are_kept(lab, hugging_face):
     run = lab.run("ada")
     lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
+    job = lab.follow(run)
+    job.step()
     there = hugging_face.only_job()
     there.stage = "RUNNING"
-    follower.step()
+    job.step()
     lab.now += 9 * 3600
     request_count = len(hugging_face.asked_as)
-    job = HubJob(follower, lambda _: None)
     job.request_stop()
-    pause = follower.step()
+    job.step()
 
     assert job.poll(has_reported=True).phase == "alive"
     assert job.poll(has_reported=True).why.cause == "Sign in again to follow this job."
     assert job.activity() is None  # its silence is not counted
-    assert pause == 1.0  # it is noticed at once when the person signs in
+    assert job.pause == 1.0  # it is noticed at once when the person signs in
     assert len(hugging_face.asked_as) == request_count
     lab.writes(run, layout.segment_name(0), b'{"n": 1}\n')
     lab.signs_in("ada", token=TOKENS["ada"])
-    follower.step()
+    job.step()
     assert job.poll(has_reported=True).why is None
     assert run.folder.events.read_bytes() == b'{"n": 1}\n'
     bucket, name = lab.bucket_of(run, layout.STOP_REQUEST)
@@ -117,38 +111,36 @@ def test_after_a_restart_the_job_is_followed_again_once_the_person_signs_in(lab,
     lab.follow(run).step()
     hugging_face.only_job().stage = "RUNNING"
     lab.restarts()
-    follower = lab.follow(run)
-    follower.step()
+    job = lab.follow(run)
+    job.step()
     request_stop(run)
 
-    status = HubJob(follower, lambda _: None).poll(has_reported=False)
+    status = job.poll(has_reported=False)
     assert (status.phase, status.why.cause) == ("alive", "Sign in again to follow this job.")
     lab.writes(run, layout.END, layout.JobResult(exit_code=0).model_dump_json().encode())
     hugging_face.end(hugging_face.only_job(), "COMPLETED")
     lab.signs_in("bob")
-    follower.step()
-    assert follower.view.end.exit_code == 0
+    job.step()
+    assert job.view.end.exit_code == 0
     assert len(hugging_face.jobs) == 1
 
 
 def test_another_account_does_not_look_for_the_job(lab, hugging_face):
     run = lab.run("ada")
     lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
+    job = lab.follow(run)
+    job.step()
     lab.signs_in("ada", token=TOKENS["bob"])
     for _ in range(5):
-        follower.step()
+        job.step()
 
-    assert follower.view.stage != "ended"
-    assert follower.view.trouble.what == (
-        "This job is of ada-hub at Hugging Face, and you are signed in there as bob-hub."
-    )
+    assert job.view.stage != "ended"
+    assert job.view.trouble.what == ("This job is of ada-hub at Hugging Face, and you are signed in there as bob-hub.")
     requests = [step for step, token in hugging_face.asked_as if token == TOKENS["bob"]]
     assert requests == ["whoami"], "once for all steps"
     lab.signs_in("ada")
-    follower.step()
-    assert follower.view.trouble is None
+    job.step()
+    assert job.view.trouble is None
 
 
 def test_a_job_ends_before_the_token_that_it_gets(lab, hugging_face):
@@ -168,12 +160,13 @@ def test_a_job_ends_before_the_token_that_it_gets(lab, hugging_face):
 
 
 def test_a_cancel_needs_no_login_before_the_run_is_sent(lab, hugging_face):
-    follower = lab.follow(lab.run("ada"))
-    follower.step()
-    follower.wants_cancel = True
-    follower.step()
+    job = lab.follow(lab.run("ada"))
+    job.step()
+    job.cancel()
+    job.step()
 
-    assert follower.view.end.cause == "Cancelled before it was sent."
+    assert job.poll(has_reported=False).phase == "gone"
+    assert job.end().cause == "Cancelled before it was sent."
     assert hugging_face.asked_as == []
 
 
@@ -214,29 +207,29 @@ def test_members_train_there_and_guests_do_not(lab, home):
 def test_a_hub_that_refuses_a_token_reports_it_to_its_person(lab, hugging_face):
     run = lab.run("ada")
     lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
+    job = lab.follow(run)
+    job.step()
     hugging_face.faults = [Fault("inspect", 401, times=9)]
-    follower.step()
+    job.step()
 
-    assert "does not accept your token" in follower.view.trouble.what
-    assert "Train tab" in follower.view.trouble.fix
+    assert "does not accept your token" in job.view.trouble.what
+    assert "Train tab" in job.view.trouble.fix
 
 
 def test_a_cancelled_job_that_no_one_follows_any_more_is_over_after_its_time(lab, hugging_face):
     run = lab.run("ada")
     lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
+    job = lab.follow(run)
+    job.step()
     lab.restarts()
-    follower = lab.follow(run)
-    follower.wants_cancel = True
-    follower.step()
-    assert follower.view.stage == "unseen", "the cancel waits for its person"
-    follower.record = follower.record.model_copy(update={"sent_at": time.time() - 27 * 3600})
-    follower.step()
+    job = lab.follow(run)
+    job.wants_cancel = True
+    job.step()
+    assert job.view.stage == "unseen", "the cancel waits for its person"
+    job.record = job.record.model_copy(update={"sent_at": time.time() - 27 * 3600})
+    job.step()
 
-    assert follower.view.end.cause == "The job is over. Its results were not downloaded: you had not signed in."
+    assert job.view.end.cause == "The job is over. Its results were not downloaded: you had not signed in."
 
 
 def test_a_job_waits_for_no_device_of_the_lab_and_counts_for_no_gpu_time(lab, hugging_face, home):

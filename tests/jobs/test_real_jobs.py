@@ -9,8 +9,8 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.executors import make_executors
-from engine.executors.huggingface_jobs.executor import JobsExecutor
 from engine.executors.huggingface_jobs.flavors import read_flavors
+from engine.executors.huggingface_jobs.job import JobsExecutor
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from engine.inspector.session import Inspector
@@ -124,7 +124,7 @@ def test_a_job_at_its_time_limit_is_resumed_elsewhere_as_if_nothing_had_happened
     assert adapter_of(run) == adapter_of(whole)
     assert (second.spec["flavor"], second.spec["timeoutSeconds"]) == ("cpu-upgrade", 7200)
     record = JobRecord.read(run.folder)
-    assert record.is_closed
+    assert record.is_over
     assert record.cost_usd > record.earlier_usd > 0
     assert state_of(run).device == "CPU Upgrade at Hugging Face"
     assert [name for name in hugging_face.files["ada/loratory-runs"] if not name.startswith("wheels/")] == []

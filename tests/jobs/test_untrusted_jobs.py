@@ -26,21 +26,21 @@ HOSTILE = [
 def test_what_a_person_puts_into_the_own_bucket_harms_no_one(lab, hugging_face, name, data):
     run = lab.run("ada")
     lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
+    job = lab.follow(run)
+    job.step()
     there = hugging_face.only_job()
     there.stage = "RUNNING"
     lab.writes(run, name, data)
     if name.startswith("results"):
         lab.writes(run, layout.END, b'{"exit_code": 0}')
-    follower.step()
+    job.step()
     hugging_face.end(there, "COMPLETED")
-    follower.wants_cancel = True
-    follower._clock = lambda: 1e9
+    job.wants_cancel = True
+    job._clock = lambda: 1e9
     for _ in range(4):
-        follower.step()
+        job.step()
 
-    assert follower.view.stage == "ended"
+    assert job.view.stage == "ended"
     sizes = [path.stat().st_size for path in run.folder.path.rglob("*") if path.is_file()]
     assert max(sizes) < 16_000_000
 
@@ -48,15 +48,15 @@ def test_what_a_person_puts_into_the_own_bucket_harms_no_one(lab, hugging_face, 
 def test_a_manifest_names_no_file_of_another_person(lab, hugging_face, home):
     run, other = lab.run("ada"), lab.run("bob")
     lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
+    job = lab.follow(run)
+    job.step()
     hugging_face.only_job().stage = "RUNNING"
     secret = other.folder.config.read_bytes()
     outside = f"../../../../../bob/{other.id}/config.yaml"
     told = {outside: {"size_bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}}
     (run.folder.path / "checkpoints").mkdir(exist_ok=True)
     lab.writes(run, "checkpoints/step-1/MANIFEST.json", json.dumps({"step": 1, "files": told}).encode())
-    follower.step()
+    job.step()
 
     assert list((run.folder.path / "checkpoints").iterdir()) == []
 
@@ -79,17 +79,17 @@ def test_what_exceeds_the_disk_space_of_its_person_is_not_fetched(lab, hugging_f
     save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=0.01, free_disk_gb=0)))
     run = lab.run("ada")
     lab.signs_in("ada")
-    follower = lab.follow(run)
-    follower.step()
+    job = lab.follow(run)
+    job.step()
     hugging_face.only_job().stage = "RUNNING"
     offset = 0
     for _ in range(40):
         lab.writes(run, layout.segment_name(offset), b'"x"\n' * 100_000)
         offset += 400_000
-        follower.step()
+        job.step()
 
-    assert "of 10.0 MB" in follower.view.trouble.what
+    assert "of 10.0 MB" in job.view.trouble.what
     assert run.folder.events.stat().st_size < 12_000_000
     save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=1, free_disk_gb=0)))
-    follower.step()
-    assert follower.view.trouble is None
+    job.step()
+    assert job.view.trouble is None

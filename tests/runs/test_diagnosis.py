@@ -2,8 +2,8 @@ import signal
 
 import pytest
 
-from engine.executors.base import JobEnd
 from engine.runs.history.events import FailedData, StatusData
+from engine.runs.job import JobEnd
 from engine.runs.supervision.diagnosis import Diagnosis, Evidence, diagnose, out_of_memory_kills
 from engine.runs.supervision.progress_watch import Silence
 

@@ -4,11 +4,11 @@ import pytest
 
 from engine.config.run import DatasetConfig, SlurmConfig
 from engine.data.contract import RowLengths
+from engine.executors.places import SlurmCluster
 from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.hardware.device import Device
 from engine.hardware.known_devices import known_device
 from engine.runs.job_needs import estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
-from engine.runs.places import places_of
 from engine.runs.plan import RunPlan
 from engine.runs.summary import RunSummary
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
@@ -81,7 +81,7 @@ def test_a_job_asks_for_the_smallest_gpu_with_ram_and_time_by_the_estimate_unles
     cluster = ClusterPlace(gpu_types=types, limit_hours=24)
     report = a_report(DatasetConfig(source="data.jsonl"), None, 1024)
     report = report.model_copy(update={"total_tokens": 10**9, "row_lengths": None})
-    place = places_of(tuple, tuple, lambda: cluster)["slurm"]
+    place = SlurmCluster(lambda: cluster, tuple)
 
     def asked(**slurm) -> SlurmConfig:
         config = config_for(run={"where": "slurm"}, slurm=slurm)

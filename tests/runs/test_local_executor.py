@@ -8,25 +8,14 @@ from engine.executors import local
 from engine.executors.base import JobSpec
 from engine.executors.local import (
     WORKER_MODULE,
-    AccelerateExecutor,
-    LocalContext,
-    LocalExecutor,
     Nodes,
     start_worker,
     training_command,
+    worker_command,
 )
-from engine.hardware.lease import LeaseBook
-from engine.paths import LoratoryHome
 from engine.processes.spawn import cap_log
 from engine.runs.run import Run, RunFolder
 from tests.runs.supervision import config_for, cpu, gpu
-
-
-def command_of(spec: JobSpec) -> list[str]:
-    """The command line of the executor that the configuration names."""
-    (executor,) = (kind for kind in (LocalExecutor, AccelerateExecutor) if kind.name == spec.config.run.launcher)
-    context = LocalContext(LeaseBook(LoratoryHome(spec.run.folder.path)), lambda *_: None, 0)
-    return executor(context).command(spec)
 
 
 @pytest.fixture
@@ -35,18 +24,19 @@ def run(tmp_path):
 
 
 def test_one_process_trains_on_one_device(run):
-    assert command_of(JobSpec(run, config_for(), (cpu(),), 1)) == [
+    assert worker_command(JobSpec(run, config_for(), (cpu(),), 1)) == [
         sys.executable, "-P", "-m", "engine.training.worker", str(run.folder.path),
     ]  # fmt: skip
 
 
 def test_several_processes_are_started_one_for_each_device(run):
-    config = config_for(run={"launcher": "accelerate"})
-    command = command_of(JobSpec(run, config, (gpu(0), gpu(2)), 1))
+    config = config_for(run={"launcher": "accelerate", "devices": [0, 2]})
+    command = worker_command(JobSpec(run, config, (gpu(0), gpu(2)), 1))
 
     assert command[command.index("--nproc-per-node") + 1] == "2"
     assert command[-3:] == ["--module", "engine.training.worker", str(run.folder.path)]
-    assert command_of(JobSpec(run, config, (cpu(),), 1)) == command_of(JobSpec(run, config_for(), (cpu(),), 1))
+    alone = config_for(run={"launcher": "accelerate"})
+    assert worker_command(JobSpec(run, alone, (cpu(),), 1)) == worker_command(JobSpec(run, config_for(), (cpu(),), 1))
 
 
 def test_on_several_nodes_each_launcher_gets_the_same_command(run):
@@ -69,7 +59,9 @@ def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeyp
 
     for name, value in {"NNODES": "3", "NPROC_PER_NODE": "7", "MAX_RESTARTS": "5", "RDZV_ENDPOINT": "other:1"}.items():
         monkeypatch.setenv(f"PET_{name}", value)
-    command = command_of(JobSpec(run, config_for(run={"launcher": "accelerate"}), (gpu(0), gpu(2)), 1))
+    command = worker_command(
+        JobSpec(run, config_for(run={"launcher": "accelerate", "devices": [0, 2]}), (gpu(0), gpu(2)), 1)
+    )
 
     arguments = parse_args(command[4:])
 
@@ -87,7 +79,7 @@ def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeyp
     for folder in folders:
         folder.mkdir()
         order = JobSpec(Run(folder.name, "ann", RunFolder(folder)), config, (gpu(0), gpu(1)), 1)
-        launches.append(start_worker(order, command_of))
+        launches.append(start_worker(order, worker_command))
 
     for launch, folder in zip(launches, folders, strict=True):
         assert launch.wait(timeout=900) == 0, (folder / "worker.log").read_text()[-2000:]
@@ -101,7 +93,7 @@ def test_one_process_sees_all_gpus_that_its_layers_are_spread_over(run):
     order = JobSpec(run, config, (gpu(2), gpu(0)), 1)
     show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
 
-    assert command_of(order) == command_of(order._replace(config=config_for(), devices=(cpu(),)))
+    assert worker_command(order) == worker_command(order._replace(config=config_for(), devices=(cpu(),)))
     start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
     assert run.folder.log.read_text() == "2,0\n"
 

@@ -8,11 +8,11 @@ import pytest
 
 from engine.errors import ClusterError, ClusterUnreachableError
 from engine.executors.slurm.commands import JobLine, Slurm, exit_code_of, seconds_of
-from engine.executors.slurm.executor import SlurmJob
-from engine.executors.slurm.follower import SlurmFollower
-from engine.executors.slurm.forecast import ExpectedStart, expected_start, free_gpus
+from engine.executors.slurm.discovery import free_gpus
+from engine.executors.slurm.job import SlurmJob
 from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.script import expected_start
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.store import RunStore
@@ -177,9 +177,8 @@ def test_the_expected_start_is_slurms(program):
         "sbatch",
         "echo 'sbatch: Job 11 to start at 1795786346 using 4 processors on nodes n[1-2] in partition long' >&2",
     )
-    config = config_for(run={"where": "slurm"})
 
-    assert expected_start(Slurm(), ClusterPlace(), config) == ExpectedStart(1795786346.0, "n[1-2]")
+    assert expected_start(Slurm(), ClusterPlace(), JobResources()) == 1795786346.0
 
 
 @pytest.mark.parametrize("state", ["mixed", "allocated-", "planned", "allocated+", "idle~", "mixed#"])
@@ -188,7 +187,7 @@ def test_what_no_node_has_never_starts_however_busy_the_nodes_are(program, state
     program("sinfo", f"echo idle; echo '{state}'")
 
     with pytest.raises(ClusterError, match="No node of the cluster has"):
-        expected_start(Slurm(), ClusterPlace(), config_for(run={"where": "slurm"}))
+        expected_start(Slurm(), ClusterPlace(), JobResources())
 
 
 @pytest.mark.parametrize("state", ["down", "drained", "unknown", "idle*", "idle$", "draining-"])
@@ -197,7 +196,7 @@ def test_what_no_node_has_is_not_known_while_one_is_away(program, state):
     program("sinfo", f"echo idle; echo '{state}'")
 
     Slurm().require_possible("#!/bin/sh\n", [])
-    assert expected_start(Slurm(), ClusterPlace(), config_for(run={"where": "slurm"})) is None
+    assert expected_start(Slurm(), ClusterPlace(), JobResources()) is None
 
 
 @pytest.mark.parametrize(
@@ -224,9 +223,9 @@ def test_what_became_of_a_run_on_another_node_is_what_slurm_shows(program, home,
     )
     run.folder.write_state(RunState(state="running", attempt=1, executor="slurm", job_id="7", device="slurm 7"))
 
-    follower = SlurmFollower(run, record.save(run.folder), ClusterPlace(), Slurm())
-    follower.step(Slurm().queue())
-    end = WorkerMonitor(run, run.folder.read_state(), SlurmJob(follower, lambda: None), Patience()).look()
+    job = SlurmJob(run, record.save(run.folder), ClusterPlace(), Slurm())
+    job.step(Slurm().queue())
+    end = WorkerMonitor(run, run.folder.read_state(), job, Patience()).look()
 
     assert (end.state, end.reason) == (state, reason)
     assert words in end.cause

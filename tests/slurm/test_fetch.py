@@ -3,8 +3,8 @@
 import pytest
 
 from engine.data.source import list_samples
-from engine.errors import ClusterError
-from engine.executors.slurm.fetch import Fetch, needs_fetching
+from engine.errors import EngineError
+from engine.executors.slurm.fetch import Fetch
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for, wait_until
 
@@ -12,8 +12,7 @@ from tests.runs.supervision import config_for, wait_until
 def test_a_run_of_local_files_fetches_nothing(home, tmp_path):
     config = config_for(model={"id": str(tmp_path)}, dataset={"source": list_samples()[0]})
 
-    assert not needs_fetching(config)
-    assert Fetch(RunStore(home, "ann").create(config), config).look() is None
+    assert Fetch(RunStore(home, "ann").create(config), config).poll() is None
 
 
 def test_a_model_that_cannot_be_fetched_ends_the_run_with_the_hubs_words(home, tmp_path):
@@ -23,8 +22,8 @@ def test_a_model_that_cannot_be_fetched_ends_the_run_with_the_hubs_words(home, t
 
     def has_failed():
         try:
-            assert "Downloading" in fetch.look()
-        except ClusterError as error:
+            assert "Downloading" in fetch.poll()
+        except EngineError as error:
             errors.append(error)
         return bool(errors)
 
@@ -38,7 +37,7 @@ def test_a_fetch_that_is_given_up_leaves_no_process(home):
     fetch = Fetch(RunStore(home, "ann").create(config), config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.executors.slurm.fetch.worker_argv", lambda *_: ["/bin/sleep", "600"])
-        fetch.look()
+        fetch.poll()
     process = fetch._process
 
     fetch.end()

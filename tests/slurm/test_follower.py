@@ -7,8 +7,8 @@ import pytest
 from engine.errors import ClusterError, ClusterUnreachableError
 from engine.executors.base import JobSpec
 from engine.executors.slurm.commands import JobLine
-from engine.executors.slurm.executor import SlurmExecutor, SlurmJob
-from engine.executors.slurm.follower import SlurmFollower
+from engine.executors.slurm.executor import SlurmExecutor
+from engine.executors.slurm.job import SlurmJob
 from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.executors.slurm.reasons import job_end, waits_words
 from engine.executors.slurm.record import JobResources, SlurmRecord
@@ -36,130 +36,127 @@ def run(home):
 
 
 @pytest.fixture
-def follower(run, slurm):
+def job(run, slurm):
     record = SlurmRecord(attempt=1, resources=JobResources(gpu_type="a100"), warning_seconds=300).save(run.folder)
-    return SlurmFollower(run, record, ClusterPlace(), slurm)
+    return SlurmJob(run, record, ClusterPlace(), slurm)
 
 
-def step(followed, times=1):
+def step(job, times=1):
     for _ in range(times):
-        try:
-            followed.step(followed._slurm.queue())
-        except ClusterUnreachableError as error:
-            followed.unreachable(error)
-    return followed.view
+        job.step(job._slurm.queue())
+    return job.view
 
 
-def again(followed):
+def again(job):
     """As a server that comes back finds it."""
-    record = SlurmRecord.read(followed.run.folder)
-    return SlurmFollower(followed.run, record, followed.place, followed._slurm)
+    return SlurmJob(job.run, SlurmRecord.read(job.run.folder), job.place, job._slurm)
 
 
-def test_a_job_is_submitted_held_saved_and_then_released(follower, slurm):
+def test_a_job_is_submitted_held_saved_and_then_released(job, slurm):
     slurm.fails["release"] = AWAY
-    step(follower)
-    record = SlurmRecord.read(follower.run.folder)
+    step(job)
+    record = SlurmRecord.read(job.run.folder)
     assert (record.job_id, record.is_released) == ("100", False)
 
     del slurm.fails["release"]
-    view = step(again(follower), 1)
+    view = step(again(job), 1)
     assert view.words.startswith("Waiting at Slurm: None, job 100")
-    assert SlurmRecord.read(follower.run.folder).is_released
+    assert SlurmRecord.read(job.run.folder).is_released
     assert len(slurm.scripts) == 1
 
 
-def test_a_submission_whose_answer_was_lost_is_found_and_not_repeated(follower, slurm):
+def test_a_submission_whose_answer_was_lost_is_found_and_not_repeated(job, slurm):
     slurm.fails["lost answer"] = AWAY
-    view = step(follower)
+    view = step(job)
     assert view.trouble is AWAY
-    assert follower.record.job_id == ""
+    assert job.record.job_id == ""
 
-    step(again(follower))
+    step(again(job))
 
-    assert SlurmRecord.read(follower.run.folder).job_id == "100"
+    assert SlurmRecord.read(job.run.folder).job_id == "100"
     assert len(slurm.scripts) == 1
 
 
-def test_of_two_submissions_of_one_attempt_only_one_begins(follower, slurm):
-    step(follower)
+def test_of_two_submissions_of_one_attempt_only_one_begins(job, slurm):
+    step(job)
     slurm.jobs["999"] = slurm.jobs["100"]._replace(id="999")
 
-    step(follower)
+    step(job)
 
     assert "cancel 999" in slurm.commands
     assert "cancel 100" not in slurm.commands
 
 
-def test_no_answer_and_a_job_that_is_missed_once_change_nothing(follower, slurm):
-    step(follower)
+def test_no_answer_and_a_job_that_is_missed_once_change_nothing(job, slurm, home):
+    step(job)
     slurm.change("100", state="RUNNING", nodes="node7")
-    assert step(follower).stage == "running"
+    assert step(job).stage == "running"
 
     slurm.fails["queue"] = AWAY
-    assert step_or_trouble(follower).stage == "running"
+    SlurmExecutor(home, ClusterPlace, slurm).look([job])
+    assert (job.view.stage, job.view.trouble) == ("running", AWAY)
     del slurm.fails["queue"]
 
     jobs, slurm.jobs = slurm.jobs, {}
-    assert step(follower, 2).stage == "running"
+    assert step(job, 2).stage == "running"
     slurm.jobs = jobs
-    assert step(follower).stage == "running"
+    assert step(job).stage == "running"
     slurm.jobs = {}
-    assert step(follower, 3).stage == "ended"
+    assert step(job, 3).stage == "ended"
 
 
-def test_a_job_that_the_queue_leaves_out_is_as_the_controller_shows_it(follower, slurm):
-    step(follower)
+def test_a_job_that_the_queue_leaves_out_is_as_the_controller_shows_it(job, slurm):
+    step(job)
     slurm.change("100", state="RUNNING", nodes="node7")
-    step(follower)
+    step(job)
     slurm.is_silent = True
 
-    assert step(follower, 10).stage == "running"
+    assert step(job, 10).stage == "running"
     slurm.change("100", state="OUT_OF_MEMORY", exit_code=1)
-    assert step(follower, 2).end.word == "out_of_memory"
+    assert step(job, 2).end.word == "out_of_memory"
 
 
-def test_a_forgotten_job_runs_as_long_as_its_worker_does(follower, slurm):
-    step(follower)
+def test_a_forgotten_job_runs_as_long_as_its_worker_does(job, slurm):
+    step(job)
     slurm.jobs.clear()
-    claim = follower.run.folder.claim()
-    view = step(follower, 10)
+    claim = job.run.folder.claim()
+    view = step(job, 10)
     assert (view.stage, view.words) == ("running", "Slurm does not list job 100, and its worker still writes.")
 
-    with EventWriter(follower.run.folder.events, 1) as events:
+    with EventWriter(job.run.folder.events, 1) as events:
         events.append(StatusData(phase="finished", message="Finished."))
     claim.lock.release()
 
-    assert step(follower).stage == "ended"
+    assert step(job).stage == "ended"
 
 
-def test_a_worker_elsewhere_whose_job_is_forgotten_lives_while_it_writes(follower, slurm, monkeypatch):
-    step(follower)
+def test_a_worker_elsewhere_whose_job_is_forgotten_lives_while_it_writes(job, slurm, monkeypatch):
+    step(job)
     slurm.jobs.clear()
-    claim = follower.run.folder.claim()
+    claim = job.run.folder.claim()
     claim.lock.release()
-    elsewhere = follower.run.folder.read_worker().model_copy(update={"host": "node7", "boot_id": "another"})
-    follower.run.folder.process.write_text(elsewhere.model_dump_json())
+    elsewhere = job.run.folder.read_worker().model_copy(update={"host": "node7", "boot_id": "another"})
+    job.run.folder.process.write_text(elsewhere.model_dump_json())
     now = [0.0]
-    monkeypatch.setattr("engine.executors.slurm.follower.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("engine.executors.slurm.job.time.monotonic", lambda: now[0])
     for _ in range(10):
         now[0] += 60
-        follower.run.folder.log.open("a").write("step\n")
-        step(follower)
-    assert follower.view.stage == "running"
+        job.run.folder.log.open("a").write("step\n")
+        step(job)
+    assert job.view.stage == "running"
 
     now[0] += 600
-    view = step(follower)
+    view = step(job)
 
     assert view.end.cause == "Slurm no longer knows job 100, and its worker gives no sign of life."
-    assert again(follower).view == view
+    assert again(job).view == view
 
 
-def test_another_job_with_the_number_of_a_forgotten_one_is_not_taken_for_it(follower, slurm):
-    step(follower)
+def test_another_job_with_the_number_of_a_forgotten_one_is_not_taken_for_it(job, slurm):
+    step(job)
     slurm.jobs = {"100": JobLine("100", "RUNNING", "None", "of another run", "node7")}
 
-    assert step(follower, 3).stage == "ended"
+    assert step(job, 3).stage == "ended"
 
 
 def test_a_cancel_reaches_slurm_while_its_queue_cannot_be_read(home, run, slurm):
@@ -174,54 +171,47 @@ def test_a_cancel_reaches_slurm_while_its_queue_cannot_be_read(home, run, slurm)
     executor.close()
 
 
-def step_or_trouble(followed):
-    with pytest.raises(ClusterUnreachableError):
-        followed._slurm.queue()
-    followed.unreachable(AWAY)
-    return followed.view
-
-
-def test_a_refusal_ends_the_run_with_slurms_words(follower, slurm):
+def test_a_refusal_ends_the_run_with_slurms_words(job, slurm):
     slurm.fails["submit"] = ClusterError("Slurm refused sbatch: Invalid account.", "Correct cluster.yaml.")
 
-    view = step(follower)
+    view = step(job)
 
     assert view.end.cause == "Slurm refused sbatch: Invalid account."
-    assert SlurmRecord.read(follower.run.folder).is_over
+    assert SlurmRecord.read(job.run.folder).is_over
 
 
-def test_a_full_queue_of_the_account_is_waited_for(follower, slurm):
+def test_a_full_queue_of_the_account_is_waited_for(job, slurm):
     slurm.fails["submit"] = ClusterError("Slurm refused sbatch: error: QOSMaxSubmitJobPerUserLimit.", "Ask its admin.")
 
-    view = step(follower, 3)
+    view = step(job, 3)
 
     assert (view.stage, slurm.commands.count("submit")) == ("preparing", 1)  # not tried again at every look
     assert "no more jobs" in view.words
     del slurm.fails["submit"]
-    assert step(again(follower)).stage == "waiting"
+    assert step(again(job)).stage == "waiting"
 
 
-def test_a_cancelled_job_leaves_the_queue_or_is_killed_where_it_runs(follower, slurm, home):
-    step(follower)
-    other = SlurmFollower(
-        follower.run, SlurmRecord(attempt=2, resources=JobResources(), warning_seconds=1), ClusterPlace(), slurm
+def test_a_cancelled_job_leaves_the_queue_or_is_killed_where_it_runs(job, slurm, home):
+    step(job)
+    other = SlurmJob(
+        job.run, SlurmRecord(attempt=2, resources=JobResources(), warning_seconds=1), ClusterPlace(), slurm
     )
     step(other)
     slurm.change("101", state="RUNNING")
     step(other)
-    follower.wants_cancel = other.wants_cancel = True
+    job.wants_cancel = other.wants_cancel = True
 
-    step(follower)
+    step(job)
     step(other)
 
     assert slurm.commands[-3:-2] == ["cancel 100"]
     assert slurm.commands[-1] == "kill 101"
 
 
-def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(follower, slurm):
-    follower.wants_cancel = True
+def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(job, slurm):
+    job.wants_cancel = True
 
-    assert step(follower).end.word == "cancelled"
+    assert step(job).end.word == "cancelled"
     assert slurm.scripts == []
 
 
@@ -232,13 +222,13 @@ def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(follower, slur
         ("PREEMPTED", "preempted"), ("CANCELLED", "cancelled"), ("BOOT_FAIL", "node_failed"), ("FAILED", None), ("COMPLETED", None),
     ],
 )  # fmt: skip
-def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(follower, slurm, state, word):
-    step(follower)
+def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(job, slurm, state, word):
+    step(job)
     slurm.change("100", state=state, nodes="node7", exit_code=1, started=0.0, ended=60.0, limit_seconds=3600.0)
-    view = step(follower)
+    view = step(job)
     slurm.jobs = {}
 
-    later = again(follower)
+    later = again(job)
 
     assert view.end.word == later.view.end.word == word
     if word is not None:
@@ -246,11 +236,11 @@ def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(follower, slurm, st
         assert "{" not in view.end.cause
 
 
-def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(follower, slurm):
-    step(follower)
+def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(job, slurm):
+    step(job)
     slurm.change("100", state="COMPLETED", exit_code=0, started=0.0, ended=3400.0, limit_seconds=3600.0)
 
-    assert step(follower).end.word == "time_limit"
+    assert step(job).end.word == "time_limit"
 
 
 @pytest.mark.parametrize(
@@ -274,7 +264,7 @@ def test_a_reason_that_is_not_known_is_shown_as_it_is():
     assert waits_words(JobLine("7", "PENDING", "SomethingNew", ""))[0] == "Waiting at Slurm: SomethingNew, job 7."
 
 
-def test_the_script_has_no_secret_and_becomes_the_worker(follower, monkeypatch):
+def test_the_script_has_no_secret_and_becomes_the_worker(job, monkeypatch):
     for name in ("HF_TOKEN", "WANDB_API_KEY", "HTTPS_PROXY", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "a-secret")
     offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
@@ -282,26 +272,26 @@ def test_the_script_has_no_secret_and_becomes_the_worker(follower, monkeypatch):
         monkeypatch.delenv(name, raising=False)  # the script has them from cluster.yaml
     place = ClusterPlace(setup=("module load cuda",), python="/opt/python it's")
 
-    script = job_script(follower.run, follower.record, place)
+    script = job_script(job.run, job.record, place)
 
     assert "a-secret" not in script
     assert "export LORATORY_ATTEMPT=1\n" in script
     assert all(f"export {name}=1\n" in script for name in offline)
-    assert "OFFLINE" not in job_script(follower.run, follower.record, place.model_copy(update={"offline": False}))
+    assert "OFFLINE" not in job_script(job.run, job.record, place.model_copy(update={"offline": False}))
     assert "export TORCH_ELASTIC_SHUTDOWN_TIMEOUT=300\n" in script
     *_, setup, command = script.splitlines()
     assert setup == "module load cuda"
     srun, _, worker = command.partition(" '/opt/python it'\"'\"'s' ")
     assert srun.startswith("exec srun --export=ALL --kill-on-bad-exit=1 ")
     assert srun.endswith("--nodes=1 --ntasks=1 --ntasks-per-node=1 --cpus-per-task=4")
-    assert worker == f"-P -m engine.training.worker {follower.run.folder.path}"
+    assert worker == f"-P -m engine.training.worker {job.run.folder.path}"
 
 
-def test_several_gpus_or_nodes_start_torchs_launcher(follower):
-    wide = follower.record.model_copy(update={"resources": JobResources(gpus=4, nodes=2)})
+def test_several_gpus_or_nodes_start_torchs_launcher(job):
+    wide = job.record.model_copy(update={"resources": JobResources(gpus=4, nodes=2)})
 
-    arguments = worker_arguments(follower.run, wide, ClusterPlace())
-    script = job_script(follower.run, wide, ClusterPlace())
+    arguments = worker_arguments(job.run, wide, ClusterPlace())
+    script = job_script(job.run, wide, ClusterPlace())
 
     assert arguments[arguments.index("--nproc-per-node") + 1] == "4"
     assert arguments[arguments.index("--nnodes") + 1] == "2"
@@ -382,21 +372,21 @@ def test_a_queue_that_hangs_blocks_neither_poll_nor_submission(home, slurm):
     executor.close()
 
 
-def test_processor_time_of_a_worker_counts_only_while_its_job_is_seen_to_run(follower, slurm):
+def test_processor_time_of_a_worker_counts_only_while_its_job_is_seen_to_run(job, slurm):
     """Of that on another node, so one that hangs there does not look busy; see `ReportedActivity`."""
-    job, observations = SlurmJob(follower, lambda: None), []
-    step(follower)
+    observations = []
+    step(job)
     for state in ("PENDING", "RUNNING", "SUSPENDED", "RUNNING"):
         slurm.change("100", state=state, nodes="node7")
-        step(follower)
+        step(job)
         observations.append(type(job.activity()))
-    follower.unreachable(AWAY)
+    job.show_trouble(AWAY)
 
     assert observations == [type(None), ReportedActivity, type(None), ReportedActivity]
     assert job.activity() is None
 
 
-def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(follower, home, slurm):
+def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(job, home, slurm):
     wait_for_ever = threading.Event()
     slurm.queue = lambda: wait_for_ever.wait() and []
     executor = SlurmExecutor(home, ClusterPlace, slurm)
@@ -404,32 +394,31 @@ def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(followe
         state="submitted", attempt=1, executor="slurm", reason="executor_queue", cause="Waiting: Resources."
     )
 
-    status = executor.attach(follower.run, record).poll(has_reported=False)
+    status = executor.attach(job.run, record).poll(has_reported=False)
 
     assert (status.phase, status.why.cause) == ("waiting", "Waiting: Resources.")
     wait_for_ever.set()
     executor.close()
 
 
-def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(follower, slurm):
-    step(follower)
+def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(job, slurm):
+    step(job)
     slurm.change("100", state="COMPLETED", exit_code=0, nodes="node7")
-    step(follower)
-    job = SlurmJob(follower, lambda: None)
+    step(job)
 
     with pytest.raises(ClusterError, match="not visible here yet"):
         job.fetch_logs()
-    with EventWriter(follower.run.folder.events, 1) as events:
+    with EventWriter(job.run.folder.events, 1) as events:
         events.append(StatusData(phase="finished", message="Finished."))
     job.fetch_logs()
 
 
-def test_no_word_is_waited_for_of_a_job_that_never_began(follower, slurm):
-    step(follower)
+def test_no_word_is_waited_for_of_a_job_that_never_began(job, slurm):
+    step(job)
     slurm.change("100", state="CANCELLED", exit_code=0)
-    step(follower)
+    step(job)
 
-    SlurmJob(follower, lambda: None).fetch_logs()
+    job.fetch_logs()
 
 
 def test_an_attempt_without_a_record_was_never_submitted(home, run, slurm):

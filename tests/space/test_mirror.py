@@ -275,11 +275,11 @@ def test_a_state_that_is_older_than_the_log_counts_its_attempts(home, spaces):
 
 def test_a_run_on_a_job_has_no_worker_here(home, spaces):
     run = a_run(home, state="running", steps=10)
-    JobRecord(attempt=1, namespace="ann", flavor="l4x1", limit_hours=2, id="a").save(run.folder)
+    JobRecord(attempt=1, namespace="ann", flavor="l4x1", limit_hours=2, job_id="a").save(run.folder)
     spaces.begin(home).save()
 
     back = RunStore(spaces.again(), "ann").get(run.id)
-    assert JobRecord.read(back.folder).id == "a"
+    assert JobRecord.read(back.folder).job_id == "a"
     assert back.folder.read_worker() is None
 
 

@@ -9,11 +9,11 @@ import gradio as gr
 import pytest
 
 from engine.errors import EngineError
+from engine.executors.places import HuggingFaceJobs, SlurmCluster, ThisMachine
 from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape, ModuleShape
 from engine.paths import LoratoryHome
-from engine.runs.places import places_of
 from tests.fake_inspector import FakeInspector
 from ui.backend.dataset_checks import DatasetChecks
 from ui.draft import read_draft
@@ -104,7 +104,11 @@ def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None 
         tokenizers=SimpleNamespace(trouble=lambda model: untokenized),
         devices=known_devices,
         home=LoratoryHome(Path("unused")),
-        place=lambda name: places_of(known_devices, lambda: (), ClusterPlace)[name],
+        place={
+            "local": ThisMachine(known_devices),
+            "jobs": HuggingFaceJobs(tuple),
+            "slurm": SlurmCluster(ClusterPlace, tuple),
+        }.__getitem__,
     )
     values = dict(zip(form.names, form.updates({}), strict=True))
     values |= {name.replace("__", "."): value for name, value in given.items()}

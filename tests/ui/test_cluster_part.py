@@ -8,7 +8,6 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import ClusterUnreachableError
-from engine.executors.slurm.forecast import ExpectedStart
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace
 from engine.paths import LoratoryHome
 from tests.invented_runs import a_config
@@ -51,7 +50,7 @@ def answering(services: Services, ask) -> None:
 
 
 def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(cluster, laid_out, services):
-    starts = ExpectedStart(time.time() + 1230)
+    starts = time.time() + 1230
     answering(services, lambda *_: Forecast({"t4": 0, "a100": 3}, starts))
     tab = laid_out(TrainTab)
     draft = draft_for(tab, slurm__gpu_type="a100", slurm__gpus=2, slurm__memory_gib=24, slurm__limit_hours=3)
@@ -154,7 +153,7 @@ def test_html_in_what_slurm_answers_is_text():
 
     assert "<b>" not in result
     assert "Slurm gives no expected start." in result
-    assert "Expected start: now." in render_forecast(Forecast(start=ExpectedStart(10.0)), is_asking=False, now=9.0)
+    assert "Expected start: now." in render_forecast(Forecast(start=10.0), is_asking=False, now=9.0)
 
 
 def test_people_of_a_lab_may_choose_a_cluster_once_an_admin_has_set_it_up_and_guests_never(home):

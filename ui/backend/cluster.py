@@ -8,8 +8,10 @@ from typing import NamedTuple
 from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.executors.slurm.commands import Slurm
-from engine.executors.slurm.forecast import ExpectedStart, expected_start, free_gpus
+from engine.executors.slurm.discovery import free_gpus
 from engine.executors.slurm.place import ClusterPlace
+from engine.executors.slurm.record import JobResources
+from engine.executors.slurm.script import expected_start
 from ui.backend.background import as_engine_error
 
 _FRESH_SECONDS = 30.0
@@ -19,7 +21,7 @@ class Forecast(NamedTuple):
     """Slurm's answer."""
 
     free: Mapping[str, int] = {}  # GPUs of each type that no job has
-    start: ExpectedStart | None = None  # None where Slurm makes no promise
+    start: float | None = None  # in seconds since the epoch; None where Slurm makes no promise
     trouble: EngineError | None = None  # why it is not known
 
 
@@ -34,7 +36,7 @@ def ask_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
     except EngineError as error:
         return Forecast(trouble=error)
     try:
-        return Forecast(free, expected_start(slurm, place, config))
+        return Forecast(free, expected_start(slurm, place, JobResources.of(config, place)))
     except EngineError as error:
         return Forecast(free, trouble=error)
 

@@ -137,7 +137,7 @@ def render_forecast(forecast: Forecast | None, *, is_asking: bool, now: float | 
     free = ", ".join(f"{count} × {name or 'GPU'}" for name, count in forecast.free.items())
     words = [f"Free now: {free}."] if free else []
     if forecast.start is not None:
-        seconds = forecast.start.time - (time.time() if now is None else now)
+        seconds = forecast.start - (time.time() if now is None else now)
         words.append(f"Expected start: in {duration(seconds)}." if seconds > _SOON_SECONDS else "Expected start: now.")
     elif is_asking:
         words.append("Asking Slurm when it would start …")

@@ -112,9 +112,13 @@ class Companion:
             thread.join()
         code = worker.returncode
         result = JobResult(exit_code=code, reached_limit=self._reached_limit)
-        self._persist(lambda: self._bucket.put(self._with_names(self._results())))
-        self._persist(lambda: self._bucket.put(self._with_names({layout.END: result.model_dump_json().encode()})))
+        self._keep_uploading(lambda: self._put(self._results()), end)
+        self._keep_uploading(lambda: self._put({layout.END: result.model_dump_json().encode()}), end)
         return code
+
+    def _put(self, files: Upload) -> bool:
+        self._bucket.put(self._with_names(files))
+        return False
 
     def _with_names(self, files: Upload) -> dict[str, bytes | Path]:
         return {f"{self._order.folder}/{name}": source for name, source in files.items()}
@@ -131,7 +135,7 @@ class Companion:
             self.folder.stop_request.touch()
 
     def _keep_uploading(self, upload_next: Callable[[], bool], end: threading.Event) -> None:
-        """Upload until the worker has ended and nothing is left."""
+        """Upload until the worker has ended and nothing is left; then what the Hub refuses is given up after a while."""
         wait = self._order.look_seconds
         give_up = math.inf
         while time.monotonic() < give_up:
@@ -163,7 +167,7 @@ class Companion:
                 files[layout.LOG] = _tail(self.folder.log)
             if not files:
                 return False
-            self._bucket.put(self._with_names(files))
+            self._put(files)
             self._sent_events += len(lines)
             self._sent_log = log_now
         return len(lines) * 2 > _LARGEST_SEGMENT_BYTES  # more may follow; else it is not worth a request at once
@@ -196,12 +200,12 @@ class Companion:
             for name in (*newest.manifest.files, MANIFEST):
                 (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
                 (snapshot / name).hardlink_to(newest.folder / name)
-            self._bucket.put(self._with_names({f"{prefix}/{name}": snapshot / name for name in newest.manifest.files}))
+            self._put({f"{prefix}/{name}": snapshot / name for name in newest.manifest.files})
             # A run that resumes from this checkpoint writes only what comes after it: its events are there first.
             while self._next_events():
                 pass
             # Uploaded last, as the worker writes it: a checkpoint with a manifest is complete.
-            self._bucket.put(self._with_names({f"{prefix}/{MANIFEST}": snapshot / MANIFEST}))
+            self._put({f"{prefix}/{MANIFEST}": snapshot / MANIFEST})
         self._sent_checkpoints.add(newest.folder.name)
         return True
 
@@ -213,20 +217,6 @@ class Companion:
             if path.is_file() and not path.is_symlink()
         }
         return {**files, layout.LOG: _tail(self.folder.log)}
-
-    def _persist(self, upload: Callable[[], None]) -> None:
-        """Upload; retry while the Hub is unavailable, and skip what it refuses."""
-        give_up, wait = time.monotonic() + _FAREWELL_SECONDS, self._order.look_seconds
-        while True:
-            try:
-                upload()
-                return
-            except (EngineError, OSError) as error:
-                print(f"Not uploaded yet: {error}", flush=True)
-                if time.monotonic() > give_up:
-                    return
-            time.sleep(wait)
-            wait = min(wait * 2, _LONGEST_WAIT_SECONDS)
 
 
 def _tail(log: Path) -> bytes:

@@ -1,24 +1,27 @@
 """`job.json`: the record of a run's job at Hugging Face, which survives restarts of the server."""
 
-import secrets
-from pathlib import Path
-from typing import Self
+from __future__ import annotations
 
-from pydantic import BaseModel, Field
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+from pydantic import BaseModel
 
 from engine.config.load import config_from_mapping
 from engine.errors import RunError
-from engine.executors.base import SavedJob
+from engine.executors.follower import SavedJob
 from engine.executors.huggingface_jobs.layout import BUCKET_NAME
 from engine.files import read_model, write_atomically
+from engine.runs.job import JobEnd
 from engine.runs.run import RunFolder
+
+if TYPE_CHECKING:
+    from huggingface_hub import JobInfo
 
 
 class JobRecord(SavedJob, frozen=True):
     """The job of one attempt."""
 
-    # A label of the job, by which it is found again where its id was not saved.
-    number: str = Field(default_factory=lambda: secrets.token_hex(12))
     account: str = ""  # in whose name it was submitted; another one may not see it
     namespace: str  # the account that pays
     flavor: str  # Hugging Face's name of the hardware
@@ -26,12 +29,10 @@ class JobRecord(SavedJob, frozen=True):
     price_per_hour_usd: float | None = None  # at the time of the start; None where it was not known
     limit_hours: float  # after which Hugging Face ends the job
     sent_at: float = 0.0  # when it may have been submitted without its id being saved; 0 before
-    id: str = ""  # Hugging Face's; empty until it is submitted
     url: str = ""  # its page
     running_seconds: float = 0.0  # that were paid for so far
     earlier_usd: float | None = 0.0  # what the jobs of earlier attempts cost; None where a price was not known
-    is_downloaded: bool = False  # whether everything was downloaded or lost
-    is_closed: bool = False  # whether nothing of it is left at Hugging Face either
+    is_downloaded: bool = False  # or lost; it is over once nothing of it is left at Hugging Face either
 
     @property
     def bucket(self) -> str:
@@ -54,6 +55,22 @@ class JobRecord(SavedJob, frozen=True):
         if self.price_per_hour_usd is None or self.earlier_usd is None:
             return None
         return self.earlier_usd + self.price_per_hour_usd * hours
+
+    def end_without_result(self, job: JobInfo | None) -> JobEnd:
+        """Return how the job ended, by Hugging Face alone; `job` is None where it is no longer known there."""
+        if job is None or job.status.stage == "DELETED":
+            return JobEnd(cause="The job is no longer known at Hugging Face.")
+        if job.status.stage == "CANCELED":
+            return JobEnd(cause="The job was cancelled at Hugging Face.")
+        message = (job.status.message or "").strip().rstrip(".")
+        if "time" in message.lower() or self.running_seconds >= self.limit_hours * 3600 * 0.99:
+            return JobEnd(
+                cause=f"The job reached its time limit of {self.limit_hours:g} h at Hugging Face.",
+                advice="Resume it with a higher time limit.",
+            )
+        if job.status.stage == "COMPLETED":
+            return JobEnd(cause="The job ended at Hugging Face, and its results did not arrive.", advice="See its log.")
+        return JobEnd(cause=f"The job failed at Hugging Face ({message or 'no reason given'}).", advice="See its log.")
 
 
 class JobRequest(BaseModel, frozen=True):

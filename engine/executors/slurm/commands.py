@@ -25,6 +25,7 @@ _NO_ANSWER = (
     "unable to establish controller machine", "transport endpoint", "no route to host", "slurm_load_jobs error",
 )  # fmt: skip
 _IMPOSSIBLE = "node configuration is not available"
+_START = re.compile(r"to start at (\d+)")
 # States of a node as `sinfo` prints them, and the flags of nodes that are planned for a waiting job (`-`), empty a job (`+`)
 # or are switched by power saving. Source: sinfo(1), "NODE STATE CODES".
 _TAKES_JOBS = frozenset({"idle", "mixed", "allocated", "completing", "planned"})
@@ -74,19 +75,17 @@ class Slurm:
         answer = self.ask("sbatch", *options, stdin=script)
         job_id = answer.strip().partition(";")[0]
         if not job_id.isdecimal():
-            raise ClusterUnreachableError(
-                f"sbatch printed {shorten(answer)!r} instead of a job id.", "Look with squeue."
-            )
+            raise _unreadable("sbatch", answer, "a job id")
         return job_id
 
-    def expected_start(self, script: str, options: Sequence[str]) -> str:
-        """Return Slurm's text on when a job would start, empty if it makes no promise; nothing is submitted.
+    def expected_start(self, script: str, options: Sequence[str]) -> float | None:
+        """Return when a job would start, in seconds since the epoch; None if Slurm makes no promise. It is not submitted.
 
         Raises:
             NeverStartsError: If no node of the cluster ever has what the job asks for.
         """
         try:
-            return self.ask("sbatch", "--test-only", *options, stdin=script, with_stderr=True).strip()
+            answer = self.ask("sbatch", "--test-only", *options, stdin=script, with_stderr=True)
         except ClusterUnreachableError:
             raise
         except ClusterError as error:
@@ -96,7 +95,9 @@ class Slurm:
             partition = [option for option in options if option.startswith("--partition=")]
             if all(map(takes_jobs, self.ask("sinfo", "--noheader", *partition, "--format=%T").split())):
                 raise NeverStartsError() from error
-            return ""
+            return None
+        match = _START.search(answer)
+        return float(match[1]) if match else None
 
     def require_possible(self, script: str, options: Sequence[str]) -> None:
         """Raise NeverStartsError if no node ever has what a job asks for; Slurm accepts a held job anyway."""
@@ -113,7 +114,7 @@ class Slurm:
         answer = self.ask("squeue", "--noheader", "--me", "--states=all", f"--Format={form}")
         jobs = [_job_line(line) for line in answer.splitlines() if line.count(FIELD_END) == len(_FIELDS)]
         if answer.strip() and not jobs:
-            raise _unreadable("squeue", answer)
+            raise _unreadable("squeue", answer, "jobs")
         return jobs
 
     def find(self, job_id: str) -> JobLine | None:
@@ -126,19 +127,13 @@ class Slurm:
             return self._find_recorded(job_id)
         values = [re.search(rf"(?:^| ){name}=(.*?)(?= [A-Z][\w/:]*=|$)", answer, re.MULTILINE) for name in _SHOWN]
         if values[1] is None:
-            raise _unreadable("scontrol", answer)
+            raise _unreadable("scontrol", answer, "a job")
         return _job_line(FIELD_END.join(value[1] if value is not None else "" for value in values))
 
     def _find_recorded(self, job_id: str) -> JobLine | None:
-        form = (
-            "--noheader",
-            "--allocations",
-            "--parsable2",
-            f"--delimiter={FIELD_END}",
-            f"--format={','.join(_RECORDED)}",
-        )
+        form = ("--parsable2", f"--delimiter={FIELD_END}", f"--format={','.join(_RECORDED)}")
         try:
-            answer = self.ask("sacct", *form, f"--jobs={job_id}")
+            answer = self.ask("sacct", "--noheader", "--allocations", *form, f"--jobs={job_id}")
         except ClusterError:  # many clusters keep no accounts
             return None
         lines = [_job_line(line) for line in answer.splitlines() if line.count(FIELD_END) == len(_RECORDED) - 1]
@@ -175,7 +170,8 @@ class Slurm:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT if with_stderr else subprocess.PIPE,
-                env=_environment(),
+                # Without secrets and the person's own Slurm options.
+                env={**environment_for(()), **which_slurm(), "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"},
                 start_new_session=True,
                 text=True,
                 errors="replace",
@@ -188,17 +184,12 @@ class Slurm:
             out, err = process.communicate(stdin, timeout=self.limit_seconds)
         except subprocess.TimeoutExpired as error:
             _end(process)
-            raise ClusterUnreachableError(
-                f"Slurm does not answer ({argv[0]} took longer than {self.limit_seconds:g} s).",
-                "Runs continue; Loratory tries again.",
-            ) from error
+            raise _no_answer(f"{argv[0]} took longer than {self.limit_seconds:g} s") from error
         if process.returncode == 0:
             return out
         words = " ".join((err or out or "").split()).removeprefix(f"{argv[0]}: ")
         if any(sign in words.lower() for sign in _NO_ANSWER):
-            raise ClusterUnreachableError(
-                f"Slurm does not answer ({shorten(words, 200)}).", "Runs continue; Loratory tries again."
-            )
+            raise _no_answer(shorten(words, 200))
         raise ClusterError(
             f"Slurm refused {argv[0]}: {shorten(words, 300)}.", "Correct cluster.yaml, or ask its admin."
         )
@@ -242,9 +233,13 @@ def _job_line(line: str) -> JobLine:
     )  # fmt: skip
 
 
-def _unreadable(command: str, answer: str) -> ClusterUnreachableError:
+def _no_answer(detail: str) -> ClusterUnreachableError:
+    return ClusterUnreachableError(f"Slurm does not answer ({detail}).", "Runs continue; Loratory tries again.")
+
+
+def _unreadable(command: str, answer: str, expected: str) -> ClusterUnreachableError:
     return ClusterUnreachableError(
-        f"{command} printed {shorten(answer.strip(), 100)!r} instead of jobs.",
+        f"{command} printed {shorten(answer.strip(), 100)!r} instead of {expected}.",
         f"Runs continue; Loratory tries again. Check {command} on this machine.",
     )
 
@@ -256,11 +251,6 @@ def _time_of(text: str) -> float | None:
 def which_slurm() -> dict[str, str]:
     """Return the variables by which Slurm's commands find their cluster."""
     return {name: os.environ[name] for name in ("SLURM_CONF", "SLURM_CLUSTERS") if name in os.environ}
-
-
-def _environment() -> dict[str, str]:
-    """Return the environment of a command, without secrets and the person's own Slurm options."""
-    return {**environment_for(()), **which_slurm(), "SLURM_TIME_FORMAT": "%s", "LC_ALL": "C"}
 
 
 def _end(process: subprocess.Popen[str]) -> None:

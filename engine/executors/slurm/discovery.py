@@ -1,19 +1,21 @@
-"""A first `cluster.yaml` for an admin, from the output of `sinfo`."""
+"""What `sinfo` shows: a first `cluster.yaml` for an admin, and the GPUs that are free."""
 
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import yaml
 
 from engine.errors import ClusterError
-from engine.executors.slurm.commands import FIELD_END, Slurm, seconds_of
+from engine.executors.slurm.commands import FIELD_END, Slurm, seconds_of, takes_jobs
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, read_place
 from engine.files import write_atomically
-from engine.hardware.known_devices import KNOWN_DEVICES
+from engine.hardware.known_devices import similar_device
 from engine.paths import LoratoryHome
 
 _FIELDS = ("Partition", "Available", "Time", "Nodes", "CPUs", "Memory", "Gres", "Features")
+_NODE_FIELDS = ("NodeList", "Gres", "GresUsed", "StateLong")
 _GPU = re.compile(r"(?:^|,)gpu(?::([A-Za-z][A-Za-z0-9_.-]*))?:(\d+)")
 _UNKNOWN_GIB = 8.0  # small, so nothing is promised that may not fit
 
@@ -107,19 +109,11 @@ def memory_of(kind: str) -> float | None:
     """
     words = re.split(r"[^a-z0-9]+", kind.lower())
     sizes = {int(word.removesuffix("gb")) for word in words if re.fullmatch(r"\d+gb", word)}
-    text = "".join(words)
-    fitting = [
-        device
-        for device in KNOWN_DEVICES
-        if device.capability is not None
-        and (plain := re.sub(r"[^a-z0-9]+", "", device.model.lower())) in text
-        and (not sizes or device.sold_gb in sizes)
-        and (len(plain) > 2 or plain in words)
-    ]
-    if not fitting:
+    device = similar_device(kind, min(sizes, default=0))
+    if device is None or device.capability is None or (sizes and device.sold_gb not in sizes):
         return None
-    longest = max(len(device.model) for device in fitting)  # l40s, not l4
-    return min(device.memory_gib for device in fitting if len(device.model) == longest)
+    is_whole_word = device.model.lower() in words
+    return device.memory_gib if len(device.model) > 2 or is_whole_word else None
 
 
 def to_yaml(place: ClusterPlace) -> str:
@@ -143,6 +137,24 @@ def differences(home: LoratoryHome, proposal: ClusterPlace) -> list[str]:
     """Return the differences between a home's file and what was found, one line each."""
     before, after = read_place(home).model_dump(mode="json"), proposal.model_dump(mode="json")
     return [f"{name}: {before[name]!r}, found {after[name]!r}" for name in after if before[name] != after[name]]
+
+
+def free_gpus(slurm: Slurm, place: ClusterPlace) -> Mapping[str, int]:
+    """Return how many GPUs of each type no job has, in nodes that take jobs.
+
+    Raises:
+        ClusterUnreachableError: If Slurm did not answer.
+    """
+    form = ",".join(f"{name}:{FIELD_END}" for name in _NODE_FIELDS)
+    partition = (f"--partition={place.partition}",) if place.partition else ()
+    lines = slurm.ask("sinfo", "--noheader", "--Node", *partition, f"--Format={form}").splitlines()
+    nodes = {parts[0].strip(): parts for line in lines if len(parts := line.split(FIELD_END)) > len(_NODE_FIELDS)}
+    free = Counter[str]({kind.name: 0 for kind in place.gpu_types})
+    for _, has, used, state, *_ in nodes.values():  # a node of several partitions comes once for each
+        if takes_jobs(state):
+            free.update(dict(gpus_in(has)))
+            free.subtract(dict(gpus_in(used)))
+    return {kind.name: max(0, free[kind.name]) for kind in place.gpu_types}
 
 
 def write_place(home: LoratoryHome, place: ClusterPlace) -> None:

@@ -1,9 +1,10 @@
 """Download a run's model and data to the shared home before its job is submitted, since nodes may have no internet.
 
 `Fetch` is the server's side. `python -P -m engine.executors.slurm.fetch RUN_DIR` does it, in a process that alone has the
-person's login; it prints one line of JSON.
+person's login; where it fails, it prints the error as one line of JSON.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,58 +12,44 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import BaseModel, ValidationError
-
 from engine.config.run import RunConfig
-from engine.data.hub import hub_access, reads_from_hub
+from engine.data.hub import hub_access
 from engine.errors import ClusterError, EngineError
-from engine.models.source import may_need_hub
 from engine.paths import LAB
-from engine.processes.spawn import Access, spawn, worker_argv
+from engine.processes.messages import error_from_json, error_to_json
+from engine.processes.spawn import spawn, worker_argv
 from engine.runs.provenance import home_of_run, read_provenance
 from engine.runs.run import Run, RunFolder
 
 
-class _Result(BaseModel):
-    what: str = ""  # empty where all is there
-    fix: str = ""
-
-
 class Fetch:
-    """Downloads for one run, once; the executor's thread calls `look`."""
+    """Downloads for one run, once; the executor's thread calls `poll`."""
 
     def __init__(self, run: Run, config: RunConfig) -> None:
         self._run = run
-        self._config = config
+        self._access = hub_access(config.model, config.dataset)
         self._process: subprocess.Popen[bytes] | None = None
-        self._is_done = False
+        self._is_done = not self._access  # nothing that it needs may be elsewhere
 
-    def look(self) -> str | None:
+    def poll(self) -> str | None:
         """Return a progress message; None once everything is there.
 
         Raises:
             EngineError: If it cannot be fetched.
         """
-        if self._is_done or not needs_fetching(self._config):
+        if self._is_done:
             return None
         if self._process is None:
-            is_persons = bool(read_provenance(self._run.folder).person)
-            access = frozenset[Access]() if is_persons else hub_access(self._config.model, self._config.dataset)
-            argv = worker_argv("engine.executors.slurm.fetch", (str(self._run.folder.path),))
-            self._process = spawn(argv, log_file=self._run.folder.log, access=access, asked=True)
+            folder = self._run.folder
+            access = self._access if not read_provenance(folder).person else ()
+            argv = worker_argv("engine.executors.slurm.fetch", (str(folder.path),))
+            self._process = spawn(argv, log_file=folder.log, access=access, asked=True)
         if self._process.poll() is None:
             return "Downloading the model and the data; the job is submitted then."
         output, _ = self._process.communicate()
-        try:
-            result = _Result.model_validate_json(output)
-        except ValidationError:
-            result = _Result(
-                what=f"Downloading the model and the data failed (exit code {self._process.returncode}).",
-                fix="See the run's log, then resume it.",
-            )
-        self._process = None
-        if result.what:
-            raise ClusterError(result.what, result.fix)
+        code, self._process = self._process.returncode, None
+        if code:
+            raise _error_in(output, code)
         self._is_done = True
         return None
 
@@ -74,21 +61,21 @@ class Fetch:
             self._process = None
 
 
-def needs_fetching(config: RunConfig) -> bool:
-    """Whether a run needs something that may not be on this machine."""
-    return may_need_hub(config.model) or reads_from_hub(config.dataset)
+def _error_in(output: bytes, code: int) -> EngineError:
+    with contextlib.suppress(ValueError, KeyError):
+        return error_from_json(json.loads(output))
+    what = f"Downloading the model and the data failed (exit code {code})."
+    return ClusterError(what, "See the run's log, then resume it.")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Fetch what the run in a folder needs."""
-    folder = RunFolder(Path(arguments[0]).resolve())
     results, sys.stdout = sys.stdout, sys.stderr  # libraries print what they like
-    result = _Result()
     try:
-        _fetch(folder)
+        _fetch(RunFolder(Path(arguments[0]).resolve()))
     except EngineError as error:
-        result = _Result(what=error.what, fix=error.fix)
-    print(json.dumps(result.model_dump()), file=results, flush=True)
+        print(json.dumps(error_to_json(error)), file=results, flush=True)
+        return 1
     return 0
 
 

@@ -6,7 +6,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from engine.config.load import mapping_from_file, section_from_mapping
-from engine.errors import ClusterError
+from engine.config.run import RunConfig
+from engine.errors import ClusterError, DeviceError
+from engine.hardware.device import Device
 from engine.paths import LoratoryHome
 
 CLUSTER_FILE = "cluster.yaml"
@@ -58,6 +60,27 @@ class ClusterPlace(BaseModel):
     def interpreter(self) -> str:
         """The Python of the nodes."""
         return self.python or sys.executable
+
+    def devices_for(self, config: RunConfig) -> tuple[Device, ...]:
+        """Return the devices that each process of a run may get, smallest memory first.
+
+        Raises:
+            DeviceError: If the cluster has none that the run names.
+        """
+        gpu_type = config.slurm.gpu_type
+        if config.run.devices == "cpu":
+            memory = round((config.slurm.memory_gib or self.memory_gib) * 2**30)
+            return (Device("cpu", 0, "CPU of a node", memory, memory, has_fast_bfloat16=False, cores=self.cpus),)
+        kinds = sorted(self.gpu_types, key=lambda kind: kind.memory_gib)
+        matching = [kind for kind in kinds if gpu_type in ("", kind.name)]
+        if not matching:
+            there = ", ".join(kind.name for kind in kinds) or "none"
+            raise DeviceError(
+                f"The cluster has no GPUs of type {gpu_type}." if gpu_type else "The cluster has no GPUs.",
+                f"Its types are {there}; an admin lists them in cluster.yaml, and run.devices cpu takes no GPU.",
+            )
+        sizes = [(kind.name, round(kind.memory_gib * 2**30)) for kind in matching]
+        return tuple(Device("cuda", 0, name, size, size, has_fast_bfloat16=True) for name, size in sizes)
 
 
 def read_place(home: LoratoryHome) -> ClusterPlace:

@@ -1,31 +1,31 @@
-"""A small job that reports what a compute node has: `python -P -m engine.executors.slurm.probe FILE` there.
+"""A look at a compute node: `srun` starts this module there, and it reports what the node has."""
 
-`submit_probe` and `read_probe` are the side of this machine.
-"""
-
+import contextlib
 import os
 import platform
-import shlex
 import socket
 import sys
-from collections.abc import Sequence
+import threading
 from pathlib import Path
 
 from pydantic import BaseModel
 
-from engine.executors.slurm.commands import JobLine, Slurm
-from engine.executors.slurm.place import ClusterPlace
-from engine.executors.slurm.script import place_options
-from engine.files import read_model, write_atomically
+from engine.errors import ClusterError, WorkerError
+from engine.executors.slurm.commands import Slurm
+from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace
+from engine.executors.slurm.record import JobResources
+from engine.executors.slurm.script import expected_start, step_on_node
 from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.libraries import library_version
 from engine.hardware.processor import memory_now
 from engine.paths import LoratoryHome
+from engine.processes.json_lines import JsonLinesProcess
+from engine.processes.messages import CancelledRequestError, serve
 
 _LIBRARIES = ("loratory", "torch", "transformers", "peft", "bitsandbytes")
 _INTERNET = ("huggingface.co", 443)
 _INTERNET_SECONDS = 5.0
-_FOLDER = "cluster-checks"
+_LIMIT_MINUTES = 5.0
 
 
 class ProbeGpu(BaseModel, frozen=True):
@@ -36,6 +36,7 @@ class ProbeGpu(BaseModel, frozen=True):
 class ProbeReport(BaseModel, frozen=True):
     """The resources of a node."""
 
+    job: str = ""
     host: str
     python: str
     versions: dict[str, str | None]
@@ -44,73 +45,57 @@ class ProbeReport(BaseModel, frozen=True):
     cores: int
     memory_gib: float
     has_internet: bool
+    has_home: bool = True  # whether LORATORY_HOME of this machine can be written there
 
 
-class Probe(BaseModel, frozen=True):
-    """A probe that was submitted."""
-
-    job_id: str
-    file: Path
-    log: Path
-
-
-def submit_probe(home: LoratoryHome, place: ClusterPlace, slurm: Slurm, gpu_type: str, number: str) -> Probe:
-    """Submit a probe for one GPU, or for none where the cluster has none.
+def probe_node(home: LoratoryHome, place: ClusterPlace, gpu_type: str, wait_seconds: float) -> ProbeReport:
+    """Return what a node has, with one GPU of a type, or with none where the cluster has none.
 
     Raises:
-        ClusterError: If Slurm refuses it or does not answer.
-        StorageError: If the home cannot be written.
+        ClusterError: If Slurm accepts no such job or gave no node in time, or what was started there ended.
     """
-    folder = home.server / _FOLDER
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    file, log = folder / f"{number}.json", folder / f"{number}.log"
-    options = {
-        "job-name": "loratory-check", "comment": f"loratory check {number}", "output": str(log).replace("%", "%%"),
-        "chdir": str(folder), "export": "NIL", "time": "5", "mem": "1024M", "ntasks": "1",
-        **place_options(place),
-    }  # fmt: skip
-    if place.gpu_types:
-        options["gpus-per-node"] = f"{gpu_type}:1" if gpu_type else "1"
-    command = [place.interpreter, "-P", "-m", "engine.executors.slurm.probe", str(file)]
-    environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME") if name in os.environ}
-    exports = [f"export {name}={shlex.quote(value)}" for name, value in environment.items()]
-    start = f"exec srun --export=ALL {shlex.join(command)}"
-    script = "\n".join(("#!/bin/bash", *exports, *place.setup, start, ""))
-    arguments = [f"--{name}={value}" for name, value in options.items()]
-    return Probe(job_id=slurm.submit(script, ["--parsable", "--no-requeue", *arguments]), file=file, log=log)
-
-
-def read_probe(probe: Probe) -> ProbeReport | None:
-    """Return what the node wrote; None before."""
-    return read_model(probe.file, ProbeReport)
-
-
-def line_of(probe: Probe, queue: Sequence[JobLine]) -> JobLine | None:
-    """Return the job as Slurm shows it."""
-    return next((line for line in queue if line.id == probe.job_id), None)
-
-
-def clear_probe(probe: Probe) -> None:
-    """Remove the files of a probe."""
-    for path in (probe.file, probe.log):
-        path.unlink(missing_ok=True)
-
-
-def look_around() -> ProbeReport:
-    """Return the resources of this machine."""
-    memory = memory_now()
-    gpus = tuple(
-        ProbeGpu(name=one.name, memory_gib=one.total_bytes / 2**30) for one in list_cuda_devices(load_nvml(), memory)
+    resources = JobResources(
+        gpus=int(bool(place.gpu_types)), gpu_type=gpu_type, cpus=1, memory_gib=1, limit_minutes=_LIMIT_MINUTES
     )
+    expected_start(Slurm(place.command_seconds), place, resources)  # raises what a run that is submitted would meet
+    launcher, environment = step_on_node(home, place, resources)
+    process = JsonLinesProcess(
+        "engine.executors.slurm.probe", log_file=home.logs / "cluster-check.log", arguments=(str(home.root),),
+        environment=environment, restarts=False, launcher=launcher,
+    )  # fmt: skip
+    has_waited = threading.Event()
+    timer = threading.Timer(wait_seconds, has_waited.set)
+    timer.start()
+    with contextlib.closing(process):
+        try:
+            return ProbeReport.model_validate(process.call("look_around", {}, stopped=has_waited))
+        except CancelledRequestError as error:
+            raise ClusterError(
+                f"No node reported within {wait_seconds:g} s; the job was cancelled.", "Give --wait more seconds."
+            ) from error
+        except WorkerError as error:
+            raise ClusterError(
+                f"The node reported nothing. {error.what}", f"Is the Python of {CLUSTER_FILE} there? {error.fix}"
+            ) from error
+        finally:
+            timer.cancel()
+
+
+def look_around(home: Path) -> ProbeReport:
+    """Return the resources of this machine, and whether it has the home."""
+    memory = memory_now()
+    devices = list_cuda_devices(load_nvml(), memory)
     return ProbeReport(
+        job=os.environ.get("SLURM_JOB_ID", ""),
         host=platform.node(),
         python=platform.python_version(),
         versions={name: library_version(name) for name in _LIBRARIES},
-        gpus=gpus,
+        gpus=tuple(ProbeGpu(name=device.name, memory_gib=device.total_bytes / 2**30) for device in devices),
         visible=os.environ.get("CUDA_VISIBLE_DEVICES", ""),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         memory_gib=memory.total_bytes / 2**30,
         has_internet=_reaches_internet(),
+        has_home=os.access(home, os.R_OK | os.W_OK),
     )
 
 
@@ -123,4 +108,4 @@ def _reaches_internet() -> bool:
 
 
 if __name__ == "__main__":
-    write_atomically(Path(sys.argv[1]), look_around().model_dump_json())
+    serve({"look_around": lambda *_: look_around(Path(sys.argv[1])).model_dump(mode="json")})

@@ -1,8 +1,8 @@
 """Slurm's reasons in plain words: why a job waits, and how it ended."""
 
-from engine.executors.base import EndWord, JobEnd
 from engine.executors.slurm.commands import JobLine
 from engine.executors.slurm.record import SlurmRecord
+from engine.runs.job import EndWord, JobEnd
 
 WAITS_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 ENDED_STATES = frozenset(
@@ -16,8 +16,6 @@ _WAITS = {
     "Resources": "its node or GPUs are in use",
     "Priority": "jobs of higher priority come first",
     "None": "Slurm has not looked at it yet",
-    "Dependency": "another job has to end first",
-    "DependencyNeverSatisfied": "the job that it depends on failed, so it never starts",
     "BeginTime": "it may begin later only",
     "JobHeldUser": "it is held",
     "JobHeldAdmin": "an admin of the cluster holds it",
@@ -37,7 +35,6 @@ _WAITS = {
     "QOSMax": "it is beyond a limit of your QoS",
     "QOSMin": "it asks for less than your QoS demands",
     "QOSGrp": "all jobs of this QoS together use as much as it allows",
-    "QOSUsageThreshold": "your QoS has used its share",
     "QOSNotAllowed": "your account may not use this QoS",
     "QOSTimeLimit": "it asks for more time than your QoS allows",
     "QOSResourceLimit": "it is beyond a limit of your QoS",
@@ -52,13 +49,7 @@ _WAITS = {
     "MaxJobsPerAccount": "this account has as many jobs running as it may have",
     "MaxCpuPerAccount": "jobs of this account use as many cores as it may have",
     "MaxMemPerLimit": "it asks for more memory than the limit of its partition",
-    "InvalidAccount": "its account is not valid",
-    "InvalidQOS": "its QoS is not valid",
     "JobLaunchFailure": "it could not be started on its node; Slurm tries again",
-    "JobArrayTaskLimit": "as many jobs of its kind run as may",
-    "Cleaning": "it is being cleaned up after its last start",
-    "Prolog": "its node is being prepared",
-    "FrontEndDown": "no front end can start it at present",
     "SystemFailure": "Slurm itself, a file system or the network failed",
     "launch failed requeued held": "its start failed, and Slurm holds it",
 }
@@ -66,8 +57,8 @@ _BY_LENGTH = sorted(_WAITS, key=len, reverse=True)
 
 _NEVER = frozenset(
     """
-    DependencyNeverSatisfied PartitionNodeLimit PartitionTimeLimit BadConstraints QOSNotAllowed InvalidAccount InvalidQOS
-    MaxMemPerLimit QOSTimeLimit AssociationTimeLimit
+    PartitionNodeLimit PartitionTimeLimit BadConstraints QOSNotAllowed InvalidAccount InvalidQOS MaxMemPerLimit QOSTimeLimit
+    AssociationTimeLimit
     """.split()
 )
 

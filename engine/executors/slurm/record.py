@@ -1,14 +1,13 @@
 """`job.json` of a run on a cluster: the record of its job, which survives restarts of the server and of Slurm."""
 
-import secrets
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.config.run import RunConfig
-from engine.executors.base import SavedJob
+from engine.executors.follower import SavedJob
 from engine.executors.slurm.place import ClusterPlace
-from engine.runs.run import Run, RunFolder
+from engine.runs.run import Run
 
 _MINUTES_AT_LEAST = 1.0  # Slurm counts in minutes
 
@@ -52,21 +51,12 @@ class SlurmRecord(SavedJob, frozen=True):
     executor: str = Field(default="slurm", pattern="^slurm$")
     resources: JobResources
     warning_seconds: int  # before the time limit, as the job was submitted
-    # In the job's comment, by which it is found again where its id was not saved.
-    number: str = Field(default_factory=lambda: secrets.token_hex(8))
-    job_id: str = ""  # Slurm's; empty until it is submitted
     is_released: bool = False  # until then it is held
     nodes: str = ""  # where it runs or ran
     end_state: str = ""  # Slurm's last word, such as TIMEOUT; empty before, and where Slurm has forgotten it
     exit_code: int | None = None
     near_limit: bool = False  # whether it ended after the warning that its time is up
-    is_over: bool = False
 
     def comment(self, run: Run) -> str:
         """Return what Slurm shows of it."""
         return f"loratory {run.id} attempt {self.attempt} {self.number}"
-
-    def changed(self, folder: RunFolder, **changes: object) -> Self:
-        """Return a copy with other values, and save it if one has changed."""
-        new = self.model_copy(update=changes)
-        return self if new == self else new.save(folder)

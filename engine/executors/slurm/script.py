@@ -1,12 +1,23 @@
-"""A job: the options of `sbatch`, and the script, which has no secrets, because Slurm stores and shows it."""
+"""What Slurm is told to run: a job's options and script, without secrets because Slurm stores and shows them, or one step.
+
+A step is a model on a compute node: `srun` runs a worker and forwards its stdin and stdout. It has no record and no follower,
+as it ends with the pipe, and so with the server.
+"""
 
 import math
 import shlex
+import shutil
+from collections.abc import Mapping
 
+from engine.config.run import DatasetConfig, ModelConfig, RunConfig
+from engine.errors import ClusterError
 from engine.executors.local import Nodes, training_command
-from engine.executors.slurm.place import ClusterPlace
+from engine.executors.slurm.commands import Slurm, which_slurm
+from engine.executors.slurm.place import ClusterPlace, read_place
 from engine.executors.slurm.record import JobResources, SlurmRecord
-from engine.processes.spawn import LIBRARY_ENVIRONMENT, allocator_environment, environment_for
+from engine.hardware.device_job import OtherMachine
+from engine.paths import LoratoryHome
+from engine.processes.spawn import LIBRARY_ENVIRONMENT, Launcher, allocator_environment, environment_for
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
 
 # Of the server's machine, or decided by Slurm; a proxy's address may hold a password.
@@ -46,8 +57,11 @@ def resource_options(resources: JobResources, place: ClusterPlace) -> list[str]:
         "cpus-per-task": str(cores_of(resources)),
         "mem": f"{math.ceil(resources.memory_gib * 1024)}M",
         "time": str(math.ceil(resources.limit_minutes)),
-        **place_options(place),
     }
+    by_admin = {
+        "partition": place.partition, "account": place.account, "qos": place.qos, "constraint": place.constraint
+    }  # fmt: skip
+    options |= {name: value for name, value in by_admin.items() if value}
     if resources.gpus:
         options["gpus-per-node"] = (
             f"{resources.gpu_type}:{resources.gpus}" if resources.gpu_type else str(resources.gpus)
@@ -60,12 +74,14 @@ def cores_of(resources: JobResources) -> int:
     return resources.cpus * max(1, resources.gpus)
 
 
-def place_options(place: ClusterPlace) -> dict[str, str]:
-    """Return the options that the admin sets for every job."""
-    options = {
-        "partition": place.partition, "account": place.account, "qos": place.qos, "constraint": place.constraint
-    }  # fmt: skip
-    return {name: value for name, value in options.items() if value}
+def expected_start(slurm: Slurm, place: ClusterPlace, resources: JobResources) -> float | None:
+    """Return when a job would start by Slurm's current plan; None if it makes no promise.
+
+    Raises:
+        ClusterError: If no node ever has what the job asks for (NeverStartsError), or Slurm refuses it otherwise.
+        ClusterUnreachableError: If Slurm did not answer.
+    """
+    return slurm.expected_start("#!/bin/sh\n", ["--export=NIL", *resource_options(resources, place)])
 
 
 def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
@@ -100,3 +116,44 @@ def worker_arguments(run: Run, record: SlurmRecord, place: ClusterPlace) -> list
     resources = record.resources
     nodes = Nodes(resources.nodes, _ENDPOINT, record.number)
     return training_command(run.folder.path, max(1, resources.gpus), nodes, place.interpreter)
+
+
+def node_machine(home: LoratoryHome, run: RunConfig | None) -> OtherMachine:
+    """Return a node with one GPU like those that a run asks for, or of the smallest type; with none where it asks for none.
+
+    Raises:
+        ClusterError: If no cluster was set up, or a guest of a lab asks.
+        ConfigError: If cluster.yaml has a mistake.
+        DeviceError: If the cluster has no such GPU.
+    """
+    if home.is_guest:
+        raise ClusterError("A guest of the lab uses no cluster.", "Choose this machine.")
+    place = read_place(home)
+    config = run or RunConfig(model=ModelConfig(id="-"), dataset=DatasetConfig(source="-"))
+    if not place.gpu_types:
+        config = config.model_copy(update={"run": config.run.model_copy(update={"devices": "cpu"})})
+    device = place.devices_for(config)[0]
+    gpu = {"gpus": 1, "gpu_type": device.name} if device.kind == "cuda" else {"gpus": 0, "gpu_type": ""}
+    changes = {**gpu, "nodes": 1, "limit_minutes": place.work_hours * 60}
+    resources = JobResources.of(config, place).model_copy(update=changes)
+    command, environment = step_on_node(home, place, resources)
+    return OtherMachine(device, command, environment, f"Asking Slurm for a node with {resources.words}.")
+
+
+def step_on_node(
+    home: LoratoryHome, place: ClusterPlace, resources: JobResources
+) -> tuple[Launcher, Mapping[str, str]]:
+    """Return what starts a worker on a node and forwards its stdin and stdout, and the environment that this needs.
+
+    Raises:
+        ClusterError: If Slurm's commands are not here.
+    """
+    if shutil.which("srun") is None:
+        raise ClusterError("srun is not on this machine.", "Install Slurm's commands here, or choose this machine.")
+    launcher = Launcher((
+        "env", *(f"--unset={name}" for name in sorted(NOT_PASSED)),
+        "srun", "--job-name=loratory-work", "--comment=loratory work", "--kill-on-bad-exit=1", f"--chdir={home.root}",
+        *resource_options(resources, place),
+        "bash", "-c", "\n".join((*place.setup, 'exec "$@"')), "bash", place.interpreter,
+    ), mark="srun: error: ")  # fmt: skip
+    return launcher, {**which_slurm(), **(OFFLINE if place.offline else {})}

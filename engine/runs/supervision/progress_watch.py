@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from engine.executors.base import Activity
 from engine.files import size_and_time
+from engine.runs.job import Activity
 from engine.runs.run import RunFolder
 
 _IDLE_SHARE_OF_A_CORE = 0.02

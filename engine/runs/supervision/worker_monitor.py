@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from engine.errors import EngineError
-from engine.executors.base import EXIT_REFUSED, Job, JobStatus
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.runs.control import asks_to_end, time_limit_hours
 from engine.runs.history.log import noted_failure
 from engine.runs.history.reader import HistoryReader
+from engine.runs.job import EXIT_REFUSED, Job, JobStatus
 from engine.runs.prediction import advice_on_memory
 from engine.runs.run import Run, RunState, State, Why
 from engine.runs.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words

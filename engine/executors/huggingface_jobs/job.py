@@ -1,4 +1,4 @@
-"""Follows one job from this machine: uploads the run, submits the job, forwards requests, and downloads results."""
+"""Jobs at Hugging Face: each uploads its run, submits the job, forwards requests, and downloads results."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
-from engine.executors.base import JobEnd
+from engine.executors.base import JobSpec
+from engine.executors.follower import JobView, RemoteExecutor, RemoteJob
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.download import JobDownload
-from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
+from engine.executors.huggingface_jobs.flavors import DEFAULT_LIMIT_HOURS, price_per_hour_usd
 from engine.executors.huggingface_jobs.inputs import collect_inputs, whole_lines
-from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
-from engine.executors.huggingface_jobs.login import LoginOf
-from engine.executors.huggingface_jobs.record import JobRecord
+from engine.executors.huggingface_jobs.layout import JobOrder
+from engine.executors.huggingface_jobs.login import LoginOf, logins_of
+from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from engine.files import write_atomically
 from engine.hub_bucket import RunBucket, is_missing
 from engine.hub_errors import JOBS
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
+from engine.runs.job import JobEnd
 from engine.runs.run import Run
 from engine.wheel import build_wheel
 
@@ -36,7 +38,8 @@ IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")  # not imported here: it brings huggingface_hub
 _COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingface_hub>=2.4", "python", "-c")
 
-_LONGEST_WAIT_SECONDS = 60.0
+_LOOK_SECONDS = 4.0
+_MOST_DOUBLINGS = 4  # of the time between two looks, while they fail
 _GAP_SECONDS = 60.0  # after the end of a job, for pieces of its log that are still on the way
 _MISSING_LOOKS = 3  # answers in a row that there is no such job
 _LOG_LINES = 400  # of the job's own output, if its companion writes none
@@ -49,23 +52,10 @@ _SHORTEST_HOURS = 0.5  # of a job, unless a person chose a shorter one
 _log = logging.getLogger(__name__)
 
 
-Stage = Literal["unseen", "sending", "waiting", "running", "ended"]
-
-
-class JobView(NamedTuple):
-    """The state of a follower; replaced as a whole, so other threads may read it at any time."""
-
-    stage: Stage
-    words: str = ""  # why it waits, or why it is out of sight
-    trouble: EngineError | None = None  # that keeps Hugging Face from being asked
-    end: JobEnd | None = None  # once it has ended, and everything was downloaded
-
-
-class JobFollower:
-    """A state machine whose `step` one thread calls repeatedly; it survives interruption between steps.
+class HubJob(RemoteJob[JobRecord]):
+    """A job of a person; one thread calls `step` repeatedly, and it survives interruption between steps.
 
     Args:
-        record: Its job, as `job.json` has it.
         login_of: Returns the owner's login at Hugging Face; called at each step, since it may change or expire.
         look_seconds: Between two looks at a job.
         clock: A monotonic clock, in seconds.
@@ -73,12 +63,10 @@ class JobFollower:
 
     def __init__(
         self, run: Run, record: JobRecord, home: LoratoryHome, login_of: LoginOf,
-        look_seconds: float = 4.0, clock: Callable[[], float] = time.monotonic,
+        look_seconds: float = _LOOK_SECONDS, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
-        self.run = run
-        self.record = record
-        self.view = JobView("unseen" if record.id else "sending", "Looking for the job.")
-        self.wants_stop = self.wants_cancel = False
+        super().__init__(run, record)
+        self.wants_stop = False
         self._home = home
         self._login_of = login_of
         self._look_seconds = look_seconds
@@ -92,147 +80,139 @@ class JobFollower:
         self._ended_at: float | None = None
         self._end = JobEnd()  # after a restart, the worker's files have more detail
 
-    def step(self) -> float:
-        """Do the next step; return the seconds until the next call."""
+    @property
+    def pause(self) -> float:
+        return self._look_seconds * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
+
+    def request_stop(self) -> None:
+        self.wants_stop = True
+        self.hurry()
+
+    def describe(self) -> str:
+        return f"{self.record.hardware or self.record.flavor} at Hugging Face"
+
+    def step(self) -> None:
+        """Do the next step; what keeps it from being done is shown, and it is tried again."""
         try:
             self._advance()
         except SignInNeededError as error:
             self._note(error)  # Hugging Face was not asked: the next look costs nothing
             latest = self.record.sent_at + (self.record.limit_hours + _HOURS_IN_A_QUEUE) * 3600
             if self.wants_cancel and time.time() > latest:
-                self._close(JobEnd(cause="The job is over. Its results were not downloaded: you had not signed in."))
-        except EngineError as error:
+                self.close(JobEnd(cause="The job is over. Its results were not downloaded: you had not signed in."))
+        except (EngineError, OSError) as error:
             self._failures += 1
+            if isinstance(error, OSError):
+                error = StorageError(f"The run's folder cannot be written ({error.strerror}).", "Free some space.")
             self._note(error)
-        except OSError as error:
-            self._failures += 1
-            self._note(StorageError(f"The run's folder cannot be written ({error.strerror}).", "Free some space."))
         except Exception as error:
             # A bucket can hold anything. Other jobs are still followed.
             _log.error("the job of %s cannot be followed (%s)", self.run.id, type(error).__name__)
             self._failures += 1
             self._note(HubUnreachableError("The data of this job at Hugging Face cannot be used.", "Cancel it."))
             if self._cancel_was_sent:
-                self._close(JobEnd(cause="Cancelled; the data that the job left at Hugging Face cannot be used."))
+                self.close(JobEnd(cause="Cancelled; the data that the job left at Hugging Face cannot be used."))
         else:
             self._failures = 0
-        return min(self._look_seconds * 2.0**self._failures, _LONGEST_WAIT_SECONDS)
 
     def _note(self, error: EngineError) -> None:
-        if self.record.id or isinstance(error, HubUnreachableError):
-            self.view = self.view._replace(trouble=error)
+        if self.record.job_id or isinstance(error, HubUnreachableError):
+            self.show_trouble(error)
         else:  # refused before there was a job
-            self._close(JobEnd(cause=error.what, advice=error.fix))
+            self.close(JobEnd(cause=error.what, advice=error.fix))
 
     def _advance(self) -> None:
         if self.view.stage == "ended":
             return
-        if self.record.is_closed:
-            self._close(self._end)
-            return
-        if self.wants_cancel and not self.record.sent_at and not self.record.id:
-            self._close(JobEnd(cause="Cancelled before it was sent."))
+        if self.wants_cancel and not self.record.sent_at and not self.record.job_id:
+            self.close(JobEnd(cause="Cancelled before it was sent."))
             return
         hours_left = self._use_login()
         self._bucket = RunBucket(self._api, self.record.bucket)
         if self.record.is_downloaded:
             self._clean_up()
             return
-        if not self.record.id and not self._submit(hours_left):
+        if not self.record.job_id and not self._submit(hours_left):
             return
         self._pass_on_requests()
         job = self._inspect()
         if job is not None:
-            self._keep(running_seconds=float((job.durations and job.durations.running_secs) or 0))
-        is_over = job is None or job.status.stage in ("COMPLETED", "CANCELED", "ERROR", "DELETED")
+            self.save(running_seconds=float((job.durations and job.durations.running_secs) or 0))
         has_gap, result = self._download.fetch(self._bucket)
         if result is not None and result.reached_limit:
             request_stop_for_time(self.run.folder, self.record.limit_hours)
-        if not is_over:
-            assert job is not None
-            is_running = job.status.stage == "RUNNING"
-            if is_running and not self._download.has_log and self._clock() >= self._output_due:
-                self._output_due = self._clock() + _LOG_SECONDS
-                with contextlib.suppress(EngineError):  # the next look may give it
-                    write_atomically(self.run.folder.log, self._output())
-            words = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
-            self.view = JobView("running" if is_running else "waiting", words)
+        if job is not None and job.status.stage not in ("COMPLETED", "CANCELED", "ERROR", "DELETED"):
+            self._show(is_running=job.status.stage == "RUNNING")
             return
         self._ended_at = self._clock() if self._ended_at is None else self._ended_at
         if has_gap and self._clock() - self._ended_at < _GAP_SECONDS:
             return
         if result is None and job is not None:
             self._keep_output()
-        self._end = self._explain(job, result)
-        self._keep(is_downloaded=True)
+        self._end = JobEnd(exit_code=result.exit_code) if result is not None else self.record.end_without_result(job)
+        self.save(is_downloaded=True)
         self._clean_up()
+
+    def _show(self, *, is_running: bool) -> None:
+        if is_running and not self._download.has_log and self._clock() >= self._output_due:
+            self._output_due = self._clock() + _LOG_SECONDS
+            with contextlib.suppress(EngineError):  # the next look may give it
+                write_atomically(self.run.folder.log, self._output())
+        words = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
+        self.view = JobView("running" if is_running else "waiting", words)
 
     def _clean_up(self) -> None:
         """Remove the job's files from the bucket after everything was downloaded; an empty bucket is then no loss."""
         self._bucket.remove([f"{self._folder}/{name}" for name in self._bucket.list(self._folder)])
-        self._close(self._end)
+        self.close(self._end)
 
     def _use_login(self) -> float:
-        """Use the current login if its account is the job's; return for how many hours it is valid."""
+        """Use the current login if its account is the job's; return for how many hours it is valid.
+
+        Other accounts would not find the job, and it would count as lost.
+        """
+        record = self.record
         try:
             login = self._login_of(self.run.owner)
         except SignInNeededError as error:
-            self._account = "", ""
-            what = "follow this job" if self.record.id else "send this run"
+            what = "follow this job" if record.job_id else "send this run"
             raise SignInNeededError(f"Sign in again to {what}.", error.fix) from None
-        self._api = login.api
         token = str(login.api.token)
         if token != self._account[0]:
             with JOBS.explained("your account"):
                 self._account = token, str(login.api.whoami()["name"])
-        self._require_account(self._account[1])
-        return login.hours_left
-
-    def _require_account(self, name: str) -> None:
-        """Refuse other accounts: they would not find the job, and it would count as lost."""
-        record = self.record
-        if not (record.id or record.sent_at):
-            self._keep(account=name, namespace=name if record.namespace in ("", record.account) else record.namespace)
+        self._api, name = login.api, self._account[1]
+        if not (record.job_id or record.sent_at):
+            self.save(account=name, namespace=name if record.namespace in ("", record.account) else record.namespace)
         elif record.account not in ("", name):
             what = f"This job is of {record.account} at Hugging Face, and you are signed in there as {name}."
             raise SignInNeededError(what, f"Sign in as {record.account} to follow it.")
-
-    def _close(self, end: JobEnd) -> None:
-        self._keep(is_closed=True)
-        self.view = JobView("ended", end=end)
-
-    def _keep(self, **changes: object) -> None:
-        record = self.record.model_copy(update=changes)
-        if record != self.record:
-            self.record = record.save(self.run.folder)
+        return login.hours_left
 
     def _submit(self, hours_left: float) -> bool:
         """Upload the run and start the job, or find it if its id was not saved; return False if it was cancelled."""
-        if not self.record.sent_at:
-            self._require_time(hours_left)
         labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
         with JOBS.explained(namespace):
             job = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
         if job is None:
             if self.wants_cancel:
-                self._close(JobEnd(cause="Cancelled before it was sent."))
+                self.close(JobEnd(cause="Cancelled before it was sent."))
                 return False
             self._require_time(hours_left)
-            self.view = JobView("sending", "Sending the run to Hugging Face.")
+            self.view = JobView("preparing", "Sending the run to Hugging Face.")
             job = self._send()
-        self._keep(id=job.id, url=job.url)
+        self.save(job_id=job.id, url=job.url)
         return True
 
     def _require_time(self, hours_left: float) -> None:
         """Limit the job to the lifetime of its token, which it needs to save results."""
-        latest = hours_left - _HOURS_TO_SEND
-        if latest < min(self.record.limit_hours, _SHORTEST_HOURS):
+        latest, limit = hours_left - _HOURS_TO_SEND, self.record.limit_hours
+        if latest < min(limit, _SHORTEST_HOURS):
             raise SignInNeededError(
                 "Sign in again to send this run: your sign-in ends too soon.", "The run is uploaded then."
             )
-        self._keep(
-            limit_hours=min(self.record.limit_hours, math.floor(latest * 10) / 10 if latest < math.inf else latest)
-        )
+        if latest < limit:
+            self.save(limit_hours=math.floor(latest * 10) / 10)
 
     def _send(self) -> JobInfo:
         """Upload what the job needs, then submit it."""
@@ -256,8 +236,8 @@ class JobFollower:
         with JOBS.explained(record.namespace):
             hardware = next((one for one in self._api.list_jobs_hardware() if one.name == record.flavor), None)
             if hardware is not None:
-                self._keep(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
-            self._keep(sent_at=time.time())
+                self.save(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
+            self.save(sent_at=time.time())
             return self._api.run_job(
                 image=IMAGE,
                 command=[*_COMMAND, _BOOTSTRAP.read_text(encoding="utf-8")],
@@ -273,7 +253,7 @@ class JobFollower:
     def _pass_on_requests(self) -> None:
         if self.wants_cancel and not self._cancel_was_sent:
             with JOBS.explained(self.record.namespace):
-                self._api.cancel_job(job_id=self.record.id, namespace=self.record.namespace)
+                self._api.cancel_job(job_id=self.record.job_id, namespace=self.record.namespace)
             self._cancel_was_sent = True
         if self.wants_stop and not self._stop_was_sent:
             self._bucket.put({f"{self._folder}/{layout.STOP_REQUEST}": b"stop"})
@@ -282,24 +262,23 @@ class JobFollower:
     def _inspect(self) -> JobInfo | None:
         """Return the job; None if Hugging Face no longer knows it."""
         try:
-            job = self._api.inspect_job(job_id=self.record.id, namespace=self.record.namespace)
+            job = self._api.inspect_job(job_id=self.record.job_id, namespace=self.record.namespace)
         except Exception as error:
             with JOBS.explained(self.record.namespace):
                 if not is_missing(error):
                     raise
-                self._missing_looks += 1
-                if self._missing_looks < _MISSING_LOOKS:
-                    raise HubUnreachableError("Hugging Face does not show the job at present.", "Wait.") from None
+            self._missing_looks += 1
+            if self._missing_looks < _MISSING_LOOKS:
+                raise HubUnreachableError("Hugging Face does not show the job at present.", "Wait.") from None
             return None
         self._missing_looks = 0
         return job
 
     def _output(self) -> str:
         """Return the end of the job's own output, for example while Loratory is installed there."""
-        with JOBS.explained(self.record.namespace):
-            logs = self._api.fetch_job_logs(
-                job_id=self.record.id, namespace=self.record.namespace, tail=_LOG_LINES
-            )  # fmt: skip
+        record = self.record
+        with JOBS.explained(record.namespace):
+            logs = self._api.fetch_job_logs(job_id=record.job_id, namespace=record.namespace, tail=_LOG_LINES)
             lines = [str(line)[:_LONGEST_LINE] for line in itertools.islice(logs, 2 * _LOG_LINES)]
         return "".join(f"{line}\n" for line in lines[-_LOG_LINES:])
 
@@ -311,20 +290,50 @@ class JobFollower:
             before = f"{worker_log}\n--- Output of the job ---\n"
         write_atomically(self.run.folder.log, before + self._output())
 
-    def _explain(self, job: JobInfo | None, result: JobResult | None) -> JobEnd:
-        if result is not None:
-            return JobEnd(exit_code=result.exit_code)
-        if job is None or job.status.stage == "DELETED":
-            return JobEnd(cause="The job is no longer known at Hugging Face.")
-        if job.status.stage == "CANCELED":
-            return JobEnd(cause="The job was cancelled at Hugging Face.")
-        limit = self.record.limit_hours
-        message = (job.status.message or "").strip().rstrip(".")
-        if "time" in message.lower() or self.record.running_seconds >= limit * 3600 * 0.99:
-            return JobEnd(
-                cause=f"The job reached its time limit of {limit:g} h at Hugging Face.",
-                advice="Resume it with a higher time limit.",
-            )
-        if job.status.stage == "COMPLETED":
-            return JobEnd(cause="The job ended at Hugging Face, and its results did not arrive.", advice="See its log.")
-        return JobEnd(cause=f"The job failed at Hugging Face ({message or 'no reason given'}).", advice="See its log.")
+
+class JobsExecutor(RemoteExecutor[HubJob]):
+    """Submits jobs to Hugging Face, and follows those of each person in a separate thread, so people do not wait for others.
+
+    Args:
+        login_of: Returns a person's login at Hugging Face; a lab without it has none.
+        look_seconds: Between two looks at a job.
+    """
+
+    name = "jobs"
+    title = "Hugging Face"
+    advice_if_lost = "See its page."
+    close_seconds = 10.0
+
+    def __init__(
+        self, home: LoratoryHome, login_of: LoginOf | None = None, look_seconds: float = _LOOK_SECONDS
+    ) -> None:
+        super().__init__()
+        self._home = home
+        self._look_seconds = look_seconds
+        self._login_of = login_of or logins_of(home)
+
+    def submit(self, spec: JobSpec) -> HubJob:
+        """Start to upload the run; raises StorageError if the disk is full."""
+        jobs, request, before = spec.config.jobs, JobRequest.read(spec.run.folder), JobRecord.read(spec.run.folder)
+        record = JobRecord(
+            attempt=spec.attempt,
+            namespace=jobs.namespace,
+            flavor=request.flavor or jobs.flavor,
+            limit_hours=request.limit_hours or jobs.limit_hours or DEFAULT_LIMIT_HOURS,
+            earlier_usd=before.cost_usd if before is not None else 0.0,
+        )
+        return self.follow(self._job(spec.run, record.save(spec.run.folder)))
+
+    def find(self, run: Run, attempt: int) -> HubJob | None:
+        record = JobRecord.of_attempt(run.folder, attempt)
+        return self._job(run, record) if record is not None else None
+
+    def _job(self, run: Run, record: JobRecord) -> HubJob:
+        return HubJob(run, record, self._home, self._login_of, self._look_seconds)
+
+    def thread_of(self, run: Run) -> str:
+        return run.owner
+
+    def look(self, jobs: list[HubJob]) -> None:
+        for job in jobs:
+            self.try_step(job, job.step)

@@ -11,20 +11,24 @@ from engine.errors import DeviceError, MemoryUnknownError
 from engine.executors.huggingface_jobs.flavors import (
     DEFAULT_LIMIT_HOURS,
     Flavor,
+    HardwareList,
     estimate_limit_hours,
     flavor_named,
 )
-from engine.executors.slurm.place import ClusterPlace
+from engine.executors.huggingface_jobs.login import logins_of
+from engine.executors.slurm.place import ClusterPlace, read_place
 from engine.executors.slurm.record import JobResources
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options
 from engine.memory.estimate import GIB
 from engine.models.shape import ModelShape
+from engine.paths import LoratoryHome
 from engine.runs.job_needs import estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
 from engine.runs.plan import plan_run
 from engine.runs.prediction import needs_of
 from engine.runs.summary import RunSummary
 
+Flavors = Callable[[], Sequence[Flavor]]  # asks for the hardware that Hugging Face rents
 Options = tuple[tuple[Device, ...], ...]  # every set of devices that a run may get, the best first
 
 
@@ -32,6 +36,7 @@ class RunPlace(ABC):
     """One value of `run.where`."""
 
     name: ClassVar[str]
+    how_to_choose: ClassVar[str] = ""  # the device, where the place cannot
 
     @abstractmethod
     def options(self, config: RunConfig) -> Options:
@@ -41,19 +46,36 @@ class RunPlace(ABC):
             EngineError: If it can get none, or the place cannot be asked.
         """
 
+    def is_chosen(self, config: RunConfig) -> bool:  # noqa: ARG002
+        """Return whether a run names its device, or gets the first one."""
+        return True
+
     def suitable(
-        self,
-        options: Options,
-        config: RunConfig,  # noqa: ARG002
-        shape: ModelShape,  # noqa: ARG002
-        rows: RowLengths | None = None,  # noqa: ARG002
+        self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
     ) -> Options:
         """Return those that the place would give a run of this model on these rows.
+
+        Where it names none, that is the first one whose memory covers the 90% upper bound.
 
         Raises:
             DeviceError: If none is large enough.
         """
-        return options
+        if self.is_chosen(config):
+            return options
+        try:
+            needs = [(option, needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
+        except MemoryUnknownError as error:
+            what = "The memory that this model needs is not known, so its hardware cannot be chosen."
+            raise DeviceError(what, self.how_to_choose) from error
+        fits = [option for option, need in needs if need <= option[0].total_bytes]
+        if not fits:
+            ((largest,), need) = max(needs, key=lambda one: one[0][0].total_bytes)
+            raise DeviceError(
+                f"This run may need {need / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
+                f"{largest.total_bytes / GIB:.1f}.",
+                "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
+            )
+        return (fits[0],)
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:  # noqa: ARG002
         """Return the configuration with the settings that the place fills in."""
@@ -76,8 +98,9 @@ class HuggingFaceJobs(RunPlace):
     """Machines of Hugging Face, one device each."""
 
     name = "jobs"
+    how_to_choose = "Name it in jobs.flavor, such as l4x1."
 
-    def __init__(self, flavors: Callable[[], Sequence[Flavor]]) -> None:
+    def __init__(self, flavors: Flavors) -> None:
         self._flavors = flavors
 
     def options(self, config: RunConfig) -> Options:
@@ -94,13 +117,8 @@ class HuggingFaceJobs(RunPlace):
             )
         return ((choice.device,),)
 
-    def suitable(
-        self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
-    ) -> Options:
-        """Return the cheapest whose memory covers the 90% upper bound, where none is named."""
-        if config.jobs.flavor:
-            return options
-        return _first_that_fits(options, config, shape, rows, "Name it in jobs.flavor, such as l4x1.")
+    def is_chosen(self, config: RunConfig) -> bool:
+        return bool(config.jobs.flavor)
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
         flavor = next(one for one in self._flavors() if one.device == device)
@@ -115,34 +133,17 @@ class SlurmCluster(RunPlace):
     """The nodes of a cluster that shares the home, as its admin described them."""
 
     name = "slurm"
+    how_to_choose = "Name its type in slurm.gpu_type."
 
     def __init__(self, cluster: Callable[[], ClusterPlace], earlier: Callable[[], Iterable[RunSummary]]) -> None:
         self._cluster = cluster
         self._earlier = earlier
 
     def options(self, config: RunConfig) -> Options:
-        cluster, gpu_type = self._cluster(), config.slurm.gpu_type
-        if config.run.devices == "cpu":
-            memory = round((config.slurm.memory_gib or cluster.memory_gib) * GIB)
-            return ((Device("cpu", 0, "CPU of a node", memory, memory, has_fast_bfloat16=False, cores=cluster.cpus),),)
-        kinds = sorted(cluster.gpu_types, key=lambda kind: kind.memory_gib)
-        matching = [kind for kind in kinds if gpu_type in ("", kind.name)]
-        if not matching:
-            there = ", ".join(kind.name for kind in kinds) or "none"
-            raise DeviceError(
-                f"The cluster has no GPUs of type {gpu_type}." if gpu_type else "The cluster has no GPUs.",
-                f"Its types are {there}; an admin lists them in cluster.yaml, and run.devices cpu takes no GPU.",
-            )
-        sizes = [(kind.name, round(kind.memory_gib * GIB)) for kind in matching]
-        return tuple((Device("cuda", 0, name, size, size, has_fast_bfloat16=True),) for name, size in sizes)
+        return tuple((device,) for device in self._cluster().devices_for(config))
 
-    def suitable(
-        self, options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None = None
-    ) -> Options:
-        """Return the smallest type of GPU whose memory covers the 90% upper bound, where none is named."""
-        if config.slurm.gpu_type or options[0][0].kind == "cpu":
-            return options
-        return _first_that_fits(options, config, shape, rows, "Name its type in slurm.gpu_type.")
+    def is_chosen(self, config: RunConfig) -> bool:
+        return bool(config.slurm.gpu_type) or config.run.devices == "cpu"
 
     def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
         """Fill in the type of GPU, RAM and time limit from our own estimate.
@@ -167,33 +168,18 @@ class SlurmCluster(RunPlace):
         return config.model_copy(update={"slurm": slurm})
 
 
-def _first_that_fits(
-    options: Options, config: RunConfig, shape: ModelShape, rows: RowLengths | None, fix: str
-) -> Options:
-    """Return the first option that covers the 90% upper bound, of several that come the best first."""
-    try:
-        needs = [(option, needs_of(shape, config, option, rows)[0].needed_bytes) for option in options]
-    except MemoryUnknownError as error:
-        raise DeviceError(
-            "The memory that this model needs is not known, so its hardware cannot be chosen.", fix
-        ) from error
-    fits = [option for option, need in needs if need <= option[0].total_bytes]
-    if not fits:
-        ((largest,), need) = max(needs, key=lambda one: one[0][0].total_bytes)
-        raise DeviceError(
-            f"This run may need {need / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
-            f"{largest.total_bytes / GIB:.1f}.",
-            "See `loratory estimate` for what would make it fit: often nf4, shorter rows or checkpointing.",
-        )
-    return (fits[0],)
-
-
-def places_of(
+def places_at(
+    home: LoratoryHome,
     devices: Callable[[], Sequence[Device]],
-    flavors: Callable[[], Sequence[Flavor]],
-    cluster: Callable[[], ClusterPlace],
+    flavors: Flavors | None = None,
     earlier: Callable[[], Iterable[RunSummary]] = tuple,
 ) -> Mapping[str, RunPlace]:
-    """Return every place, by the name that `run.where` gives it; `earlier` runs show how fast a cluster is."""
-    every = (ThisMachine(devices), HuggingFaceJobs(flavors), SlurmCluster(cluster, earlier))
+    """Return every place of a home, by the name that `run.where` gives it.
+
+    Args:
+        flavors: Hugging Face's hardware; that which the login of the home's person shows where None.
+        earlier: Runs that show how fast a cluster is.
+    """
+    jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask)
+    every = (ThisMachine(devices), jobs, SlurmCluster(lambda: read_place(home), earlier))
     return {place.name: place for place in every}

@@ -1,11 +1,10 @@
-"""One job from submission to its end: each step does one thing and saves it before the next."""
+"""One job of Slurm: submitted held, saved, released, and followed by the queue, the controller, or its worker alone."""
 
 import time
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
 
-from engine.errors import ClusterUnreachableError, EngineError
-from engine.executors.base import JobEnd
+from engine.errors import ClusterError, ClusterUnreachableError, EngineError
+from engine.executors.follower import JobView, RemoteJob
 from engine.executors.slurm.commands import JobLine, Slurm
 from engine.executors.slurm.fetch import Fetch
 from engine.executors.slurm.place import ClusterPlace
@@ -15,6 +14,7 @@ from engine.executors.slurm.script import job_options, job_script
 from engine.files import size_and_time
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
+from engine.runs.job import JobEnd, JobStatus
 from engine.runs.run import Run
 
 _MISSES = 3  # looks at the queue in a row that do not show a job, before its worker decides
@@ -23,58 +23,92 @@ _SILENT_SECONDS = 120.0
 _TOO_MANY = "MaxSubmitJob"  # in Slurm's refusal where an account or QoS has as many jobs in the queue as it may have
 _TOO_MANY_SECONDS = 30.0  # until such a submission is tried again
 _WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was asked to
-
-Stage = Literal["unseen", "preparing", "waiting", "running", "ended"]
-
-
-class JobView(NamedTuple):
-    """A job as it was seen last; replaced as a whole."""
-
-    stage: Stage = "unseen"
-    words: str = ""  # why it waits, or what is unusual
-    advice: str = ""
-    trouble: EngineError | None = None  # why Slurm does not answer
-    is_suspended: bool = False
-    end: JobEnd | None = None
+_WAITING_LOOK_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
+_EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
+_FILE_SERVER_SECONDS = 60.0  # for which a file server may show old content
 
 
-class SlurmFollower:
-    """Takes one job through Slurm; only the executor's thread calls `step`."""
+class SlurmJob(RemoteJob[SlurmRecord]):
+    """A job of a cluster; only the executor's thread calls `step`.
+
+    Args:
+        fetch: Brings what it needs before it is submitted.
+    """
 
     def __init__(
         self, run: Run, record: SlurmRecord, place: ClusterPlace, slurm: Slurm, fetch: Fetch | None = None
     ) -> None:
-        self.run = run
-        self.record = record
+        super().__init__(run, record, job_end(record))
         self.place = place
-        self.view = JobView("ended", end=job_end(record)) if record.is_over else JobView()
-        self.wants_cancel = False
         self._slurm = slurm
-        self._fetch = fetch  # brings what it needs before it is submitted
+        self._fetch = fetch
         self._misses = 0
         self._signs: object = None  # sizes and times of what the worker writes, and when they changed
         self._signs_changed = 0.0
         self._submits_from = 0.0
+        self._ended_seen = 0.0
 
     @property
-    def is_over(self) -> bool:
-        return self.view.stage == "ended"
+    def id(self) -> str:  # type: ignore[override]
+        """The id that Slurm gave the job, once known."""
+        return self.record.job_id
+
+    @property
+    def pause(self) -> float:
+        return self.place.poll_seconds
+
+    def poll(self, *, has_reported: bool) -> JobStatus:
+        if has_reported and not self.record.nodes and self._is_before_start():
+            self.hurry()  # its worker ended before the next query of the queue
+        return super().poll(has_reported=has_reported)
+
+    def look_seconds(self) -> float:
+        return _WAITING_LOOK_SECONDS if self._is_before_start() else 0.0
+
+    def _is_before_start(self) -> bool:
+        return self.view.stage in ("waiting", "preparing") and bool(self.view.words)
+
+    def describe(self) -> str:
+        record = self.record
+        return " · ".join(filter(None, (f"slurm {record.job_id}".strip(), record.nodes, record.resources.words)))
+
+    def fetch_logs(self) -> None:
+        """Wait a while for the worker's last event, which a file server may show later than Slurm shows the end."""
+        record = self.record
+        has_a_word = record.end_state in ("COMPLETED", "FAILED") and record.exit_code in _EXITS_WITH_A_WORD
+        if self.view.stage != "ended" or not has_a_word or self._has_last_word():
+            return
+        self._ended_seen = self._ended_seen or time.monotonic()
+        if time.monotonic() - self._ended_seen < _FILE_SERVER_SECONDS:
+            raise ClusterError(
+                f"Job {record.job_id} has ended, and its last events are not visible here yet.",
+                "Loratory waits for them.",
+            )
+
+    def _has_last_word(self) -> bool:
+        last = last_event(self.run.folder.events)
+        return last is not None and last.attempt == self.record.attempt and is_last_word(last.data)
 
     def step(self, queue: Sequence[JobLine]) -> None:
         """Do the next step of the job, from the lines of Slurm's queue with its number, or from the whole queue.
 
         Raises:
-            ClusterUnreachableError: If Slurm does not answer; the job is unchanged.
+            ClusterError: If Slurm refuses something; the queue will show what became of the job.
             StorageError: If the disk is full; saving is tried again.
         """
-        own = [line for line in queue if self.record.number and self.record.number in line.comment.split()]
+        try:
+            self._advance([line for line in queue if self.record.number in line.comment.split()])
+        except ClusterUnreachableError as error:
+            self.show_trouble(error)
+
+    def _advance(self, own: list[JobLine]) -> None:
         if not self.record.job_id:
             if own:  # it was submitted, and we ended before its id was saved
-                self._save(job_id=own[0].id)
+                self.save(job_id=own[0].id)
             elif self.wants_cancel:
                 if self._fetch is not None:
                     self._fetch.end()
-                self._record_end(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
+                self.close(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
                 return
             elif not self._submit():
                 return
@@ -89,51 +123,47 @@ class SlurmFollower:
             if line is None or line.state in WAITS_STATES:
                 self._slurm.release(self.record.job_id)
                 line = line._replace(reason="None") if line is not None else None
-            self._save(is_released=True)
+            self.save(is_released=True)
         self._look(line)
-        if self.wants_cancel and not self.is_over:
-            self._cancel()
+        self.cancel_if_wanted()
 
-    def unreachable(self, trouble: EngineError) -> None:
-        """Record that Slurm does not answer; the job is unchanged."""
-        self.view = self.view._replace(trouble=trouble)
-
-    def cancel_unseen(self) -> None:
-        """Cancel the job while the queue cannot be read, where that is wanted.
+    def cancel_if_wanted(self) -> None:
+        """Cancel the job where that is wanted, also while the queue cannot be read.
 
         Raises:
             ClusterError: If Slurm does not answer, or refuses.
         """
-        if self.wants_cancel and self.record.job_id and not self.is_over:
-            self._cancel()
+        if not self.wants_cancel or not self.record.job_id or self.view.stage == "ended":
+            return
+        # What a person wants to end at once saves nothing.
+        end = self._slurm.kill if self.view.stage == "running" else self._slurm.cancel
+        end(self.record.job_id)
 
     def _submit(self) -> bool:
         try:
-            waits_for = self._fetch.look() if self._fetch is not None else None
-        except EngineError as error:
-            self._record_end(JobEnd(cause=error.what, advice=error.fix))
-            return False
-        if waits_for is not None:
-            self.view = JobView("preparing", waits_for)
-            return False
-        options, script = job_options(self.run, self.record, self.place), job_script(self.run, self.record, self.place)
-        if time.monotonic() < self._submits_from:
-            return False
-        try:
+            waits_for = self._fetch.poll() if self._fetch is not None else None
+            if waits_for is not None:
+                self.view = JobView("preparing", waits_for)
+            if waits_for is not None or time.monotonic() < self._submits_from:
+                return False
+            options, script = (
+                job_options(self.run, self.record, self.place),
+                job_script(self.run, self.record, self.place),
+            )
             self._slurm.require_possible(script, options)
             job_id = self._slurm.submit(script, options)
         except ClusterUnreachableError:
             raise
         except EngineError as error:
-            if _TOO_MANY in error.what:
-                self.view = JobView(
-                    "preparing", "Slurm takes no more jobs of this account at present; it is submitted later."
-                )
-                self._submits_from = time.monotonic() + _TOO_MANY_SECONDS
+            if _TOO_MANY not in error.what:
+                self.close(JobEnd(cause=error.what, advice=error.fix))
                 return False
-            self._record_end(JobEnd(cause=error.what, advice=error.fix))
+            self.view = JobView(
+                "preparing", "Slurm takes no more jobs of this account at present; it is submitted later."
+            )
+            self._submits_from = time.monotonic() + _TOO_MANY_SECONDS
             return False
-        self._save(job_id=job_id)
+        self.save(job_id=job_id)
         return True
 
     def _look(self, line: JobLine | None) -> None:
@@ -147,10 +177,10 @@ class SlurmFollower:
             return
         self._misses = 0
         if line.nodes:
-            self._save(nodes=line.nodes)
+            self.save(nodes=line.nodes)
         if line.state in ENDED_STATES:
-            self._save(end_state=line.state, exit_code=line.exit_code, near_limit=self._ended_near_limit(line))
-            self._record_end(job_end(self.record))
+            self.save(end_state=line.state, exit_code=line.exit_code, near_limit=self._ended_near_limit(line))
+            self.close(job_end(self.record))
         elif line.state in WAITS_STATES:
             self.view = JobView("waiting", *waits_words(line))
         else:
@@ -167,15 +197,14 @@ class SlurmFollower:
         elif self._worker_may_live():
             self.view = JobView("running", f"Slurm does not list job {job_id}, and its worker still writes.")
         else:
-            self._record_end(job_end(self.record))
+            self.close(job_end(self.record))
 
     def _worker_may_live(self) -> bool:
-        folder, attempt = self.run.folder, self.record.attempt
+        folder = self.run.folder
         if folder.has_living_worker():
             return True
-        worker, last = folder.read_worker(), last_event(folder.events)
-        has_ended = last is not None and last.attempt == attempt and is_last_word(last.data)
-        if worker is None or worker.attempt != attempt or has_ended:
+        worker = folder.read_worker()
+        if worker is None or worker.attempt != self.record.attempt or self._has_last_word():
             return False
         liveness = worker.liveness()
         if liveness != "unknown":
@@ -190,16 +219,3 @@ class SlurmFollower:
             return False
         warned_at = line.limit_seconds - self.record.warning_seconds - _WARNED_EARLIER_SECONDS
         return line.ended - line.started >= warned_at
-
-    def _cancel(self) -> None:
-        if self.view.stage == "running":  # what a person wants to end at once saves nothing
-            self._slurm.kill(self.record.job_id)
-        else:
-            self._slurm.cancel(self.record.job_id)
-
-    def _record_end(self, end: JobEnd) -> None:
-        self._save(is_over=True)
-        self.view = JobView("ended", end=end)
-
-    def _save(self, **changes: object) -> None:
-        self.record = self.record.changed(self.run.folder, **changes)
