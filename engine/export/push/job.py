@@ -30,7 +30,7 @@ from engine.processes.spawn import Access
 WORKER_MODULE = "engine.export.push.upload"
 
 _KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
-_SHARD_GB = 2.0  # progress is reported, and an interrupted upload resumes, per file
+_SHARD_GB = 2.0  # an interrupted upload resumes per file
 # What libraries of the process might say or draw would end in a log.
 _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 
@@ -47,6 +47,7 @@ class PushJob:
     make_export: Callable[[LoratoryHome, ExportRequest], ExportJob] = ExportJob  # writes and verifies a folder
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
     _export: ExportJob | None = field(default=None, init=False)
+    _process: JsonLinesProcess | None = field(default=None, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> PushResult:
         """Check, prepare, upload, commit. Whatever happens before the commit, the repository shows nothing of it.
@@ -65,7 +66,7 @@ class PushJob:
         _require_repository(self.request.repository, self.request.settings.revision)
         plan = plan_load(self.request.target, self.home)
         trained = require_trained(plan)
-        process = JsonLinesProcess(
+        self._process = process = JsonLinesProcess(
             WORKER_MODULE,
             log_file=self.home.logs / "push.log",
             environment=_ENVIRONMENT,
@@ -77,7 +78,6 @@ class PushJob:
         self.request = self.request.model_copy(update={"token": None})  # it serves this one push
 
         def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
-            """When the push is stopped, the process is ended, even while it waits."""
             return process.call(
                 method,
                 params if token is None else {**params, "token": token.get_secret_value()},
@@ -110,6 +110,8 @@ class PushJob:
         self._stopped.set()
         if (export := self._export) is not None:
             export.stop()
+        if (process := self._process) is not None:  # at once: what would have arrived within seconds is not committed
+            process.close(timeout_seconds=0.0)
 
     def _place(self, plan: LoadPlan, folder: Path, repository: str) -> Path:
         """Return the folder to prepare in, whose name changes with everything that decides what is written.
