@@ -10,7 +10,7 @@ from engine.config.results import PushConfig
 from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.export.contract import UploadOrder
 from engine.export.push.upload import HubPush
-from engine.hub_errors import Patience
+from engine.hub_errors import Patience, quoted
 from tests.export.hub_stand_in import TOKEN, Blob, Fault, HubStandIn, StoredRepository
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
 
@@ -309,6 +309,14 @@ def test_no_answer_at_all_is_reported(monkeypatch, tmp_path):
 
     with pytest.raises(HubUnreachableError, match="needs the Hub, which cannot be reached"):
         Pusher(gone).push(adapter_folder(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("token", [TOKEN, "hf_oauth_eyJhbGciOi.J9-x_y", "a token of another kind"])
+def test_the_words_of_a_server_are_shown_without_a_token(token):
+    words = quoted(f"Forbidden for {token}\x1b[31m.", token if " " in token else "another")
+
+    assert words.startswith(": Forbidden for …")
+    assert "eyJ" not in words
 
 
 def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):

@@ -1,6 +1,5 @@
 """Putting a result on the Hugging Face Hub: exported and verified here first, then uploaded and committed in one piece."""
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -137,7 +136,7 @@ class PushJob:
 
     def _prepare(self, place: Path, name: str, on_progress: OnProgress) -> ExportResult:
         """Export into a folder that outlives an interruption, so the next attempt need not merge again."""
-        former = _read_kept(place / "export.json")
+        former = read_model(place / "export.json", ExportResult)
         if former is not None:
             return former
         shutil.rmtree(place, ignore_errors=True)
@@ -188,13 +187,3 @@ def _require_repository(repository: str, revision: str | None) -> None:
         )
     if revision is not None and not is_revision(revision):
         raise PushError(f"{revision[:100]!r} cannot be a branch.", "Name one such as main or v2.")
-
-
-def _read_kept(file: Path) -> ExportResult | None:
-    """What an earlier attempt has exported, if every file is as it was written; the card is always written again."""
-    result = read_model(file, ExportResult)
-    files = [one for one in result.files if one.name != "README.md"] if result is not None else []
-    with contextlib.suppress(OSError):
-        if result is not None and all((result.path / one.name).stat().st_size == one.size_bytes for one in files):
-            return result
-    return None
