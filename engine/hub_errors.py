@@ -1,11 +1,14 @@
-"""The one table of what goes wrong when the Hugging Face Hub is asked for something, or takes a push or a Space."""
+"""What goes wrong when the Hugging Face Hub is asked for something or takes something, by cause; and how long to ask again."""
 
 import errno
-from collections.abc import Iterator, Mapping
+import itertools
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from engine.errors import (
     DatasetAccessError,
@@ -19,188 +22,86 @@ from engine.errors import (
 )
 from engine.paths import looks_in_working_folder
 
-_LOGIN_FIX = (
-    "Make one with write access at https://huggingface.co/settings/tokens, then `hf auth login` or set HF_TOKEN."
-)
-_SPACE_LOGIN_FIX = (
-    "Set the secret HF_TOKEN in the Space's settings to a token with write access to its owner's buckets."
-)
+Answer = TypeVar("Answer")
+
+_SILENCE_SECONDS = 60.0  # of a server, while something is written; the Hub's library would wait forever
 
 
 class HubFault(Enum):
     """What went wrong: which error of its `Subject` it is, a sentence with the fact, one with the fix."""
 
-    GATED = (
-        "access",
-        "{name} is gated: its owner asks you to accept terms first.",
-        "Accept them at https://huggingface.co/{path} and log in with `hf auth login` or HF_TOKEN.",
-    )
-    MISSING = (
-        "access",
-        "There is no {kind} {name} on the Hub, or it is private or gated.",
-        "Check the id; for a private or gated {kind} log in with `hf auth login` or HF_TOKEN.",
-    )
-    NO_REVISION = (
-        "error",
-        "{name} has no revision {revision}.",
-        "Leave the revision empty, or name a branch, tag or commit that it has.",
-    )
-    FORBIDDEN = (
-        "access",
-        "The Hub refuses access to {name} ({detail}).",
-        "Check your token and its rights with `hf auth whoami`, then log in again.",
+    GATED = ("access", "{name} is gated: its owner asks you to accept terms first.", "Accept them at {page}. {login}")
+    MISSING = ("access", "There is no {kind} {name} on the Hub that {token} can access.", "{missing}")
+    NO_REVISION = ("error", "{name} has no revision {revision}.", "Name a branch, tag or commit that it has.")
+    NO_TOKEN = ("access", "{name} needs a Hugging Face token, and there is none.", "{login}")
+    WRONG_TOKEN = ("access", "The Hub does not accept {token} ({detail}).", "{login}")
+    FORBIDDEN = ("access", "The Hub does not let {token} {use} {name} ({detail}).", "{login}")
+    NO_ROOM = ("error", "The account has no credit, plan or room for {name} ({detail}).", "{room}")
+    CHANGED = (
+        "changed",
+        "{name} was changed by another request at the same time ({detail}).",
+        "Wait a moment, then try again.",
     )
     RATE_LIMITED = ("unreachable", "Rate limited by the Hub ({detail}).", "Wait {wait}{again}.")
     DOWN = ("unreachable", "The Hub is out of order ({detail}).", "Wait until it is back{again}.")
-    REFUSED = ("error", "The Hub does not give {name} ({detail}).", "Check the id, or choose another {kind}.")
-    OFFLINE = (
-        "unreachable",
-        "{name} needs the Hub, which may not be asked (HF_HUB_OFFLINE is set).",
-        "Unset HF_HUB_OFFLINE, or choose {local}.",
-    )
-    UNREACHABLE = (
-        "unreachable",
-        "{name} {absent} ({detail}).",
-        "Check the name and the network connection, or choose {local}.",
-    )
-    NOT_STORED = (
-        "storage",
-        "{name} cannot be stored in the Hub's cache ({detail}).",
-        "Free some space, or set HF_HOME to a folder that has it.",
-    )
+    OFFLINE = ("unreachable", "{name} needs the Hub, and HF_HUB_OFFLINE is set.", "Unset it, or choose {instead}.")
+    UNREACHABLE = ("unreachable", "{name} {absent} ({detail}).", "Check the name and the network, or choose {instead}.")
+    NOT_STORED = ("storage", "{name} cannot be stored or read ({detail}).", "Free space, or set HF_HOME elsewhere.")
+    REFUSED = ("error", "The Hub refuses this for {name} ({detail}).", "Check the name and its page on the Hub.")
 
-    # Of jobs alone.
-    JOBS_TOKEN = (
-        "access",
-        "The Hub does not accept your token ({detail}).",
-        "Log in with `hf auth login` or HF_TOKEN; in a lab, give a token of yours on the Train tab.",
-    )
-    NO_CREDIT = (
-        "access",
-        "Hugging Face starts no job: the account has no credit for it ({detail}).",
-        "Add credit at https://huggingface.co/settings/billing, or train on this machine.",
-    )
-    NO_JOBS_RIGHT = (
-        "access",
-        "Your token may not use jobs and buckets of {name} ({detail}).",
-        "Choose an account or organisation of yours in jobs.namespace, or a token with write access and the right to jobs.",
-    )
 
-    # Of a Space's mirror alone.
-    MIRROR_TOKEN = ("access", "Hugging Face does not accept the token of this Space ({detail}).", _SPACE_LOGIN_FIX)
-    MIRROR_RIGHT = (
-        "access",
-        "The token of this Space may not write to the bucket {name}, or its storage is full ({detail}).",
-        f"Free some space at https://huggingface.co/settings/billing, or: {_SPACE_LOGIN_FIX}",
-    )
-    MIRROR_FULL = (
-        "error",
-        "The account has no room for the bucket {name} ({detail}).",
-        "Delete runs, or add storage at https://huggingface.co/settings/billing; saving is tried again by itself.",
-    )
-    MIRROR_GONE = (
-        "error",
-        "The bucket {name} does not exist any more ({detail}).",
-        "Restart the Space to make another one; what is only here is lost with a restart, so download it first.",
-    )
-    MIRROR_REFUSED = (
-        "error",
-        "Hugging Face refuses to save to the bucket {name} ({detail}).",
-        "Check the bucket at https://huggingface.co/{path}; saving is tried again by itself.",
-    )
-    MIRROR_AWAY = (
-        "unreachable",
-        "The bucket {name} cannot be reached ({detail}).",
-        "Saving is tried again by itself; check https://status.huggingface.co if it lasts.",
-    )
-
-    # Of a Space alone.
-    NO_PLAN = (
-        "access",
-        "The account has no plan or credit for this Space ({detail}{quote}).",
-        "cpu-basic needs a PRO or Team plan and other hardware credit (https://huggingface.co/settings/billing); "
-        "--sdk gradio --hardware zero-a10g needs neither.",
-    )
-    NO_SPACE = (
-        "access",
-        "There is no Space {name} that your token can see ({detail}{quote}).",
-        "Check the name and the token's rights; `loratory space create` makes a new one.",
-    )
-    SPACE_REFUSED = ("error", "The Hub refuses this for {name} ({detail}{quote}).", "Correct what it names.")
-
-    # Of a push alone, or of a Space.
-    NO_TOKEN = ("access", "{doing} needs a Hugging Face token, and there is none.", _LOGIN_FIX)
-    WRONG_TOKEN = ("access", "The Hub does not accept your token ({detail}{quote}).", _LOGIN_FIX)
-    NO_ROOM = ("error", "The account has no room or plan for this ({detail}{quote}).", "Free some space on the Hub.")
-    READ_ONLY = (
-        "access",
-        "Your token may not write to {name} ({detail}{quote}).",
-        "Choose a repository of your own, or a token with write access to this one.",
-    )
-    NO_REPOSITORY = (
-        "access",
-        "The Hub finds no {name} that you may write to ({detail}{quote}).",
-        "Check the owner's name and whether your account belongs to it.",
-    )
-    CHANGED = (
-        "error",
-        "{name} was changed by another push at the same time ({detail}).",
-        "Push again; what has arrived is not sent a second time.",
-    )
-    TOO_LARGE = ("error", "The Hub finds a file too large ({detail}{quote}).", "Push an adapter, or in 16 bits.")
-    PUSH_REFUSED = (
-        "error",
-        "The Hub refuses the push to {name} ({detail}{quote}).",
-        "Nothing was committed; correct what it names, then push again.",
-    )
-    CARD_REFUSED = ("error", "The Hub refuses the model card{quote}.", "Change what it names, then push again.")
-    LOST = ("unreachable", "The connection to the Hub ({name}) was lost {detail}.", "Check the network{again}.")
-    NONSENSE = (
-        "unreachable",
-        "The Hub's answer makes no sense ({detail}).",
-        "Check that {name} is a Hugging Face Hub, or update huggingface_hub.",
-    )
-    FILE_UNREADABLE = ("storage", "A file of the export cannot be read ({detail}).", "Push again.")
+_NOT_NOW = frozenset({HubFault.RATE_LIMITED, HubFault.DOWN, HubFault.UNREACHABLE})
 
 
 class Fault(NamedTuple):
     """One thing that went wrong."""
 
-    fault: HubFault
-    detail: str = ""  # such as "HTTP 503", or the name of an error
-    quote: str = ""  # the server's own words, after ": "
-    wait: str = "some minutes"
+    cause: HubFault
+    detail: str = ""  # such as "HTTP 503: what the server says", or the name of an error
+    wait_seconds: float | None = None  # that the Hub asks for; None where it does not say
+
+
+class Patience(NamedTuple):
+    """How often and how long to ask again."""
+
+    attempts: int = 6
+    first_wait_seconds: float = 1.0  # doubles each time
+    longest_wait_seconds: float = 300.0  # a server that asks for more is asked again by the person
+    sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What the Hub was asked for."""
+    """What the Hub was asked for: the nouns of the sentences, and what helps."""
 
-    kind: str  # in words
+    kind: str
     folder: str = ""  # in the addresses of the Hub's pages
+    token: str = "your token"  # noqa: S105 - a noun
+    use: str = "read"  # what the token does with it
     absent: str = "needs the Hub, which cannot be reached"  # what else is true where the Hub cannot be reached
-    local: str  # what can be had without the Hub
-    doing: str = ""  # what needs a token or the Hub; it begins sentences
+    login: str = "Log in with `hf auth login` or HF_TOKEN."
+    missing: str = "Check the id; if it is private or gated, log in with `hf auth login` or HF_TOKEN."
+    room: str = "See https://huggingface.co/settings/billing."
+    instead: str  # what can be had without the Hub
     again: str = ", then try again"  # once the Hub serves again
+    in_lab: str = ""  # what helps where a login would, in a lab: its server has none
     error: type[EngineError] = PushError  # raised in general
     access: type[EngineError] = PushError  # raised where a login may help
     unreachable: type[EngineError] = HubUnreachableError  # raised where asking later may help
+    changed: type[EngineError] = PushError  # raised where two write at the same time
     storage: type[EngineError] = StorageError  # raised where the disk is full or read-only
-    in_lab: str = ""  # what helps where a login would, in a lab: its server has none
-    refusals: Mapping[int, HubFault] = field(
-        default_factory=dict
-    )  # by HTTP status, where they mean something here alone
-    refused: HubFault = HubFault.REFUSED  # any other refusal, where the server's words are quoted
-    away: HubFault = HubFault.UNREACHABLE  # no answer at all
 
     def explain(self, fault: Fault, name: str, revision: str | None = None) -> EngineError:
         """Return the error that people see."""
-        role, what, fix = fault.fault.value
-        words = {**vars(self), **fault._asdict(), "name": name, "revision": revision, "path": f"{self.folder}{name}"}
+        role, what, fix = fault.cause.value
+        minutes = (fault.wait_seconds or 0.0) / 60
+        values = {**vars(self), **fault._asdict(), "name": name, "revision": revision or "of that name"}
+        values["page"] = f"https://huggingface.co/{self.folder}{name}"
+        values["wait"] = f"{minutes:.0f} minutes" if minutes >= 2 else "some minutes"
         error: type[EngineError] = getattr(self, role)
         if error is self.access and self.in_lab and not looks_in_working_folder():
             fix = self.in_lab
-        return error(what.format(**words), fix.format(**words))
+        return error(what.format(**values), fix.format(**values))
 
     @contextmanager
     def explained(self, name: str, revision: str | None = None) -> Iterator[None]:
@@ -221,26 +122,50 @@ class Subject:
             # Its text may quote what was sent, the token among it.
             raise self.explain(self._fault_in(error), name, revision) from None
 
-    def _fault_in(self, error: Exception) -> Fault:
-        status = status_of(error)
-        if status is not None and status in self.refusals:
-            return Fault(self.refusals[status], f"HTTP {status}")
+    def _fault_in(self, error: Exception, token: str | None = None) -> Fault:
         # What is not in the table comes from a network library, and means no answer at all.
-        fault = find_fault(error) or Fault(HubFault.UNREACHABLE, type(error).__name__)
-        return fault._replace(fault=self.away) if fault.fault is HubFault.UNREACHABLE else fault
+        return find_fault(error, token) or Fault(HubFault.UNREACHABLE, type(error).__name__)
+
+    def retried(
+        self, name: str, ask: Callable[[], Answer], token: str | None, report: Callable[[str], None], patience: Patience
+    ) -> Answer:
+        """Ask until there is an answer, or patience is at its end; refusals are not asked again.
+
+        Args:
+            ask: May be called several times, and so must be able to continue from where it was.
+            token: What the server says is quoted without it.
+            report: Gets why and how long it waits.
+
+        Raises:
+            EngineError: As `explained` does.
+        """
+        from huggingface_hub import get_session
+
+        for attempt in itertools.count(1):
+            try:
+                get_session().timeout = _SILENCE_SECONDS
+                return ask()
+            except EngineError:
+                raise
+            except Exception as error:
+                fault = self._fault_in(error, token)
+                reason = self.explain(fault, name)
+                seconds = fault.wait_seconds or patience.first_wait_seconds * 2.0 ** (attempt - 1)
+                is_last = attempt == patience.attempts or seconds > patience.longest_wait_seconds
+                if is_last or fault.cause not in _NOT_NOW:
+                    raise reason from None
+            report(f"{reason.what} Trying again in {max(1, round(seconds))} s.")
+            patience.sleep(seconds)
+        raise AssertionError("the last attempt returns or raises")
 
 
-_REFUSALS = {
-    401: HubFault.WRONG_TOKEN,
-    403: HubFault.READ_ONLY,
-    412: HubFault.CHANGED,
-    413: HubFault.TOO_LARGE,
-}  # of what is written to the Hub
+_LOGIN_TO_WRITE = (
+    "Log in with `hf auth login` or HF_TOKEN; https://huggingface.co/settings/tokens makes a token with write access."
+)
 MODEL = Subject(
     kind="model",
-    local="a local folder or the demo model",
-    in_lab="Check the id and accept its terms at https://huggingface.co/{path}, then download it in the Model tab "
-    "under “Gated or private model”.",
+    instead="a local folder or the demo model",
+    in_lab="Check the id, accept its terms at {page}, then use “Gated or private model” in the Model tab.",
     error=ModelError,
     access=ModelAccessError,
 )
@@ -249,7 +174,7 @@ DATASET = Subject(
     folder="datasets/",
     absent="is not a file here, and the Hub cannot be reached",
     in_lab="Check the id; download a gated or private dataset in the Data tab with your own token.",
-    local="a file or one of the samples",
+    instead="a file or one of the samples",
     error=DatasetError,
     access=DatasetAccessError,
     unreachable=DatasetError,
@@ -257,43 +182,43 @@ DATASET = Subject(
 )
 PUSH = Subject(
     kind="repository",
-    doing="Pushing",
-    local="an export into a folder",
+    use="write to",
+    login=_LOGIN_TO_WRITE,
+    missing="Check the owner's name and whether your account belongs to it.",
+    room="Free some space on the Hub, or push an adapter or 16 bits.",
+    instead="an export into a folder",
     again="; push again then, and only what is missing is sent",
-    refusals={**_REFUSALS, 402: HubFault.NO_ROOM, 404: HubFault.NO_REPOSITORY, 409: HubFault.CHANGED},
-    refused=HubFault.PUSH_REFUSED,
 )
 JOBS = Subject(
-    kind="bucket",
-    folder="buckets/",
-    local="this machine to train on",
+    kind="account or bucket",
+    use="use jobs and buckets of",
+    login="Log in with `hf auth login`, HF_TOKEN, or in a lab on the Train tab; the token needs the right to jobs.",
+    missing="Choose an account or organization of yours in jobs.namespace.",
+    room="Add credit at https://huggingface.co/settings/billing, or train on this machine.",
+    instead="this machine to train on",
     again="; the job continues meanwhile",
-    refusals={401: HubFault.JOBS_TOKEN, 402: HubFault.NO_CREDIT, 403: HubFault.NO_JOBS_RIGHT},
 )
 MIRROR = Subject(
     kind="bucket",
-    folder="buckets/",
+    token="the token of this Space",  # noqa: S106 - a noun
+    use="write to the bucket",
     absent="cannot be reached",
-    local="another bucket",
+    login="Set the secret HF_TOKEN in the Space's settings to a token with write access to its owner's buckets, "
+    "and free some space there if they are full.",
+    missing="Restart the Space to make another one; what is only here is lost with a restart, so download it first.",
+    room="Delete runs, or add storage at https://huggingface.co/settings/billing; saving is tried again by itself.",
+    instead="another bucket; saving is tried again by itself",
     again="; saving is tried again by itself",
-    refusals={
-        **dict.fromkeys((400, 405, 410, 413, 422), HubFault.MIRROR_REFUSED),
-        401: HubFault.MIRROR_TOKEN,
-        402: HubFault.MIRROR_FULL,
-        403: HubFault.MIRROR_RIGHT,
-        404: HubFault.MIRROR_GONE,
-        409: HubFault.MIRROR_AWAY,
-        507: HubFault.MIRROR_FULL,
-    },
-    away=HubFault.MIRROR_AWAY,
+    changed=HubUnreachableError,
 )
 SPACE = Subject(
     kind="Space",
-    folder="spaces/",
-    doing="A Space",
-    local="--dry-run",
-    refusals={**_REFUSALS, 402: HubFault.NO_PLAN, 404: HubFault.NO_SPACE},
-    refused=HubFault.SPACE_REFUSED,
+    use="write to",
+    login=_LOGIN_TO_WRITE,
+    missing="Check the name and the token's rights; `loratory space create` makes a new one.",
+    room="cpu-basic needs a PRO or Team plan and other hardware credit (https://huggingface.co/settings/billing); "
+    "--sdk gradio --hardware zero-a10g needs neither.",
+    instead="--dry-run",
 )
 
 # By name, for `datasets` and the Hub's library choose among HTTP libraries, and to import none of them here.
@@ -302,32 +227,57 @@ _BY_NAME = {
     "RevisionNotFoundError": HubFault.NO_REVISION,
     "DatasetNotFoundError": HubFault.MISSING,
     "RepositoryNotFoundError": HubFault.MISSING,
+    "RemoteEntryNotFoundError": HubFault.REFUSED,  # a file that the Hub lists, and does not have
     "OfflineModeIsEnabled": HubFault.OFFLINE,
+    **dict.fromkeys(("LocalEntryNotFoundError", "TransportError", "TimeoutException"), HubFault.UNREACHABLE),
+    **dict.fromkeys(("TimeoutError", "ConnectionError", "gaierror"), HubFault.UNREACHABLE),
 }
-_BY_STATUS = {401: HubFault.FORBIDDEN, 403: HubFault.FORBIDDEN, 429: HubFault.RATE_LIMITED}
-_NO_CONNECTION = frozenset(
-    ("LocalEntryNotFoundError", "TransportError", "TimeoutException", "TimeoutError", "ConnectionError", "gaierror")
-)
+_BY_STATUS = {
+    401: HubFault.WRONG_TOKEN,
+    403: HubFault.FORBIDDEN,
+    404: HubFault.MISSING,
+    408: HubFault.DOWN,
+    429: HubFault.RATE_LIMITED,
+    **dict.fromkeys((402, 413, 507), HubFault.NO_ROOM),
+    **dict.fromkeys((409, 412), HubFault.CHANGED),
+}
 _NOT_STORED = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS})
+_RESET = re.compile(r";\s*t=(\d+)")  # of the `ratelimit` header: seconds until requests are allowed again
+_TOKEN = re.compile(r"hf_[\w.-]{8,}")
 
 
-def find_fault(error: BaseException) -> Fault | None:
-    """Return what went wrong with the Hub, by an error or what it was raised from; None for any other error."""
+def find_fault(error: BaseException, token: str | None = None) -> Fault | None:
+    """Return what went wrong with the Hub, by an error or what it was raised from; None for any other error.
+
+    Args:
+        token: That the Hub was asked with; its words are quoted only where it is known, and so can be left out.
+    """
     chain = list(error_chain(error))
     for link in chain:
-        kinds = [kind.__name__ for kind in type(link).__mro__]
-        fault = next((_BY_NAME[kind] for kind in kinds if kind in _BY_NAME), None)
-        if fault is not None:
-            return Fault(fault)
-        if not _NO_CONNECTION.isdisjoint(kinds):
-            return Fault(HubFault.UNREACHABLE, type(chain[-1]).__name__)
-        status = status_of(link)
-        if status is not None and status >= 400:
-            other = HubFault.DOWN if status >= 500 else HubFault.REFUSED
-            return Fault(_BY_STATUS.get(status, other), f"HTTP {status}")
+        status = status_of(link) or 0
+        cause = next((_BY_NAME[kind.__name__] for kind in type(link).__mro__ if kind.__name__ in _BY_NAME), None)
+        if cause is None and status >= 400:
+            cause = _BY_STATUS.get(status, HubFault.DOWN if status >= 500 else HubFault.REFUSED)
+        if cause is not None and not status:
+            return Fault(cause, type(chain[-1]).__name__)
+        if cause is not None:
+            headers = link.response.headers  # type: ignore[attr-defined]  # has a status
+            text = getattr(link, "server_message", None) or headers.get("X-Error-Message") or ""
+            return Fault(cause, f"HTTP {status}{quoted(text, token)}", _wait_seconds(headers))
         if isinstance(link, OSError) and link.errno in _NOT_STORED:
             return Fault(HubFault.NOT_STORED, (link.strerror or "I/O error").lower())
+        if isinstance(link, ValueError) and token:  # such as a model card that the Hub does not accept
+            return Fault(HubFault.REFUSED, f"{type(link).__name__}{quoted(str(link), token)}")
     return None
+
+
+def quoted(text: str, token: str | None) -> str:
+    """Return a server's words, made safe to show, after a colon; nothing where it has none, or the token is not known."""
+    if not token:
+        return ""
+    text = _TOKEN.sub("…", text.replace(token, "…"))
+    plain = "".join(character for character in text if character.isprintable()).strip().rstrip(".")[:200]
+    return f": {plain}" if plain else ""
 
 
 def status_of(error: BaseException) -> int | None:
@@ -342,3 +292,12 @@ def error_chain(error: BaseException) -> Iterator[BaseException]:
     while link is not None:
         yield link
         link = link.__cause__
+
+
+def _wait_seconds(headers: Mapping[str, str]) -> float | None:
+    """Return the seconds of `Retry-After`, or the Hub's own `ratelimit` header."""
+    value = headers.get("retry-after", "").strip()
+    if value.isdecimal():
+        return float(value)
+    match = _RESET.search(headers.get("ratelimit", ""))
+    return float(match[1]) if match else None

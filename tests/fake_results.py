@@ -193,7 +193,6 @@ class FakePush(_Paced):
             repository=self.request.repository,
             private=self.request.settings.private,
             files=(ExportedFile(name="adapter_model.safetensors", size_bytes=19_000),),
-            sent_bytes=19_000,
             verified=a_verification(),
         )
 

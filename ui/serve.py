@@ -30,7 +30,7 @@ from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownShapes, Shapes, Tokenizers
-from ui.backend.own_models import OwnDatasets, OwnModels
+from ui.backend.own_models import OwnDownloads
 from ui.backend.results import ResultWork
 from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app
@@ -107,8 +107,8 @@ def build_services(
         hardware=hardware,
         person=person,
         logins=logins if person is not None and may(person, Action.USE_JOBS) else None,
-        own_models=OwnModels(runs) if home.owner and not home.is_guest else None,
-        own_datasets=OwnDatasets(runs) if home.owner and not home.is_guest else None,
+        own_models=OwnDownloads(runs, "model") if home.owner and not home.is_guest else None,
+        own_datasets=OwnDownloads(runs, "dataset") if home.owner and not home.is_guest else None,
         standing_by=supervisor.explain_standing_by,
     )
 

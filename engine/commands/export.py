@@ -166,7 +166,7 @@ def push(
     else:
         _print_files(result.files, result.notes)
         who = "private" if result.private else "public"
-        typer.echo(f"{result.url} ({who}), commit {result.commit[:12]}, {size(result.sent_bytes)} sent")
+        typer.echo(f"{result.url} ({who}), commit {result.commit[:12]}")
 
 
 def script(

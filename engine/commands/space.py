@@ -196,15 +196,14 @@ def _hub() -> "Iterator[SpaceHub]":
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from engine.export.push.hub_answers import hub_client
     from engine.hub_errors import SPACE, Fault, HubFault
     from engine.space.hub import SpaceHub
 
     token = get_token()
     if token is None:
-        raise SPACE.explain(Fault(HubFault.NO_TOKEN), "")
+        raise SPACE.explain(Fault(HubFault.NO_TOKEN), "A Space")
     disable_progress_bars()
-    with hub_client(), ProgressLine() as line:
+    with ProgressLine() as line:
         yield SpaceHub(HfApi(token=token), line.say)
 
 

@@ -300,38 +300,17 @@ def _explain(error: Exception, name: str) -> EngineError:
     fault = find_fault(error)
     if fault is not None:
         return DATASET.explain(fault, name)
-    reason = _reason(chain[-1])
-    for kinds, what, fix in _CONTENT_ERRORS:
-        if kinds & {kind.__name__ for kind in type(error).__mro__ + type(chain[-1]).__mro__}:
-            return DatasetError(what.format(name=name, reason=reason), fix)
+    kinds = {kind.__name__ for kind in type(error).__mro__ + type(chain[-1]).__mro__}
+    if kinds & {"DataFilesNotFoundError", "EmptyDatasetError"}:
+        return DatasetError(
+            f"{name} holds no data files that can be read.",
+            "Choose a dataset that is stored as Parquet, JSON, CSV, Arrow or text.",
+        )
+    # No such subset or split, for which the library's message lists those that exist; data that is damaged; a script.
     return DatasetError(
-        f"{name} cannot be read: {reason}.", "Choose another revision, or download its files and choose those."
+        f"{name} cannot be read: {_reason(chain[-1])}.",
+        "Correct the subset, split or revision, or download its files and choose those.",
     )
-
-
-# Kinds of errors by name, as the library has no module that is light to import.
-_CONTENT_ERRORS = (
-    (
-        {"DataFilesNotFoundError", "EmptyDatasetError"},
-        "{name} holds no data files that can be read.",
-        "Choose a dataset that is stored as Parquet, JSON, CSV, Arrow or text.",
-    ),
-    (
-        {"DatasetBuildError", "CastError", "ArrowException"},
-        "The data files of {name} cannot be read as rows: {reason}.",
-        "Choose another subset or revision, or download the files and choose those that are whole.",
-    ),
-    ({"DatasetsError"}, "{name} does not match its description: {reason}.", "Choose another revision or dataset."),
-    # No such subset or split; the library's message lists those that exist.
-    ({"ValueError"}, "{name} cannot be opened: {reason}.", "Correct the subset, split or revision."),
-    # A repository that needs its own Python code.
-    ({"RuntimeError"}, "{name} cannot be opened: {reason}.", "Choose a dataset that is stored as files."),
-    (
-        {"OSError"},
-        "The files of {name} could not be fetched or read ({reason}).",
-        "Check the permissions of the cache of Hugging Face, and try again.",
-    ),
-)
 
 
 def _reason(error: BaseException) -> str:

@@ -128,7 +128,6 @@ class PushResult(Written):
     commit: str
     repository: str  # owner/name
     private: bool
-    sent_bytes: int  # what had to be uploaded; 0 where everything was there already
 
 
 class ExportRecord(Written):

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # type: ignore[attr-defined]
-from huggingface_hub.utils.tqdm import tqdm as hub_tqdm
+from huggingface_hub.utils.tqdm import disable_progress_bars
 from pydantic import AliasPath, BaseModel, Field, TypeAdapter, field_validator
 
 from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
@@ -50,11 +50,6 @@ class HubSnapshot(NamedTuple):
     commit: str
 
 
-class _Listing(NamedTuple):
-    commit: str
-    sizes: dict[str, int]  # bytes by file name: the top folder, and chat templates with names of their own
-
-
 def cached_snapshot(
     hub_id: str, revision: str | None, part: ModelPart, cache: Path | None = None
 ) -> HubSnapshot | None:
@@ -62,11 +57,11 @@ def cached_snapshot(
 
     Without a revision, that is the default branch as it was when it was last fetched.
     """
-    commit = revision or constants.DEFAULT_REVISION
+    commit, storage = revision or constants.DEFAULT_REVISION, _storage_folder(hub_id, cache)
     try:
         if not _COMMIT.fullmatch(commit):
-            commit = _reference(hub_id, commit, cache).read_text(encoding="utf-8").strip()
-        folder = _storage_folder(hub_id, cache) / "snapshots" / commit
+            commit = (storage / "refs" / commit).read_text(encoding="utf-8").strip()
+        folder = storage / "snapshots" / commit
         check_model_folder(folder, hub_id, part)
     except (OSError, ModelError):
         return None
@@ -112,30 +107,24 @@ def fetch_from_hub(
     on_progress(ModelProgress("looking", f"Looking up {hub_id} on the Hub."))
     try:
         listing = _list_files(hub_id, revision, timeout_seconds, token)
-    except (HubUnreachableError, ModelAccessError):  # a copy that is here may be read without a login
+        _refuse_by_list(hub_id, listing, part)
+        folder = _Fetching(hub_id, listing, on_progress, token, require_room).fetch(part)
+    except (HubUnreachableError, ModelAccessError):
+        # A copy that is here may be read without a login; the Hub lists the files of gated models to all.
         if cached is not None:
             return cached
         raise
-    try:
-        return _fetch(hub_id, revision, part, _Fetching(hub_id, listing, on_progress, token, require_room))
-    except ModelAccessError:  # the Hub lists the files of gated models to all
-        if cached is not None:
-            return cached
-        raise
-
-
-def _fetch(hub_id: str, revision: str | None, part: ModelPart, fetching: "_Fetching") -> HubSnapshot:
-    listing = fetching.listing
-    _refuse_by_list(hub_id, listing, part)
-    folder = _storage_folder(hub_id) / "snapshots" / listing.commit
-    for names in _groups_without_shards(part, listing):
-        fetching.fetch(names)
-    refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
-    if part is ModelPart.WEIGHTS:
-        fetching.fetch([file.name for file in weight_files(folder, hub_id)])
-    check_model_folder(folder, hub_id, part)
-    _remember_revision(hub_id, revision or constants.DEFAULT_REVISION, listing.commit)
+    if revision != listing.commit:  # found again without a network, once all of it is here
+        with suppress(OSError, StorageError):  # costs a look-up next time, not the model
+            reference = _storage_folder(hub_id) / "refs" / (revision or constants.DEFAULT_REVISION)
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(reference, listing.commit)
     return HubSnapshot(folder, listing.commit)
+
+
+class _Listing(NamedTuple):
+    commit: str
+    sizes: dict[str, int]  # bytes by file name: the top folder, and chat templates with names of their own
 
 
 def _within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
@@ -184,20 +173,6 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
         raise ModelError(f"{hub_id} has no safetensors weights.", "Choose another model.")
 
 
-def _groups_without_shards(part: ModelPart, listing: _Listing) -> Iterator[Sequence[str]]:
-    """Yield names to fetch, group after group: what makes a tokenizer look complete comes after all that belongs to it.
-
-    A download that is cut off in between then never looks like a model without a chat template.
-    """
-    yield ["config.json", "generation_config.json"]
-    if part.value >= ModelPart.TOKENIZER.value:
-        yield [*_TOKENIZER_SIDE_FILES, *filter(is_named_template, listing.sizes)]
-        yield [name for name in TOKENIZER_FILES if name != "tokenizer.json"]
-        yield ["tokenizer.json"]
-    if part is ModelPart.WEIGHTS:
-        yield [WEIGHTS_INDEX]
-
-
 class _Fetching(NamedTuple):
     """What the files of one model are fetched with."""
 
@@ -207,19 +182,40 @@ class _Fetching(NamedTuple):
     token: str | None
     require_room: RequireRoom
 
-    def fetch(self, names: Sequence[str]) -> None:
-        hub_id, commit, sizes = self.hub_id, self.listing.commit, self.listing.sizes
-        storage = _storage_folder(hub_id)
-        folder = storage / "snapshots" / commit
+    def fetch(self, part: ModelPart) -> Path:
+        """Fetch what a part needs, group after group, and return the folder.
+
+        What makes a tokenizer look complete comes after all that belongs to it: a download that is cut off in between
+        then never looks like a model without a chat template.
+        """
+        hub_id = self.hub_id
+        folder = _storage_folder(hub_id) / "snapshots" / self.listing.commit
+        groups: list[Sequence[str]] = [["config.json", "generation_config.json"]]
+        if part.value >= ModelPart.TOKENIZER.value:
+            groups.append([*_TOKENIZER_SIDE_FILES, *filter(is_named_template, self.listing.sizes)])
+            groups += [name for name in TOKENIZER_FILES if name != "tokenizer.json"], ["tokenizer.json"]
+        if part is ModelPart.WEIGHTS:
+            groups.append([WEIGHTS_INDEX])
+        for names in groups:
+            self._fetch_files(folder, names)
+        refuse_own_code(read_config(folder / "config.json", hub_id), hub_id)
+        if part is ModelPart.WEIGHTS:
+            self._fetch_files(folder, [file.name for file in weight_files(folder, hub_id)])
+        check_model_folder(folder, hub_id, part)
+        return folder
+
+    def _fetch_files(self, folder: Path, names: Sequence[str]) -> None:
+        sizes, storage = self.listing.sizes, _storage_folder(self.hub_id)
         missing = [name for name in names if name in sizes and not (folder / name).exists()]
         if not missing:
             return
         total = sum(sizes[name] for name in missing)
-        with MODEL.explained(hub_id), _bytes_followed(storage / "blobs", hub_id, total, self.on_progress):
+        disable_progress_bars()
+        with MODEL.explained(self.hub_id), _bytes_followed(storage / "blobs", self.hub_id, total, self.on_progress):
             storage.mkdir(parents=True, exist_ok=True)
-            self.require_room(storage, total, hub_id, "set HF_HOME")
+            self.require_room(storage, total, self.hub_id, "set HF_HOME")
             huggingface_hub.snapshot_download(
-                hub_id, revision=commit, allow_patterns=missing, tqdm_class=_SilentBar, token=self.token
+                self.hub_id, revision=self.listing.commit, allow_patterns=missing, token=self.token
             )
 
 
@@ -247,27 +243,8 @@ def _bytes_followed(blobs: Path, hub_id: str, total_bytes: int, on_progress: OnM
         follower.join()
 
 
-def _remember_revision(hub_id: str, revision: str, commit: str) -> None:
-    """Record the commit of a branch, as huggingface_hub does, to find it again without a network."""
-    if revision == commit:
-        return
-    reference = _reference(hub_id, revision)
-    with suppress(OSError, StorageError):  # costs a look-up next time, not the model
-        reference.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(reference, commit)
-
-
-def _reference(hub_id: str, revision: str, cache: Path | None = None) -> Path:
-    return _storage_folder(hub_id, cache) / "refs" / revision
-
-
 def _storage_folder(hub_id: str, cache: Path | None = None) -> Path:
     return (cache or Path(constants.HF_HUB_CACHE)) / f"models--{hub_id.replace('/', '--')}"
-
-
-class _SilentBar(hub_tqdm):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{**options, "disable": True})  # type: ignore[no-untyped-call]
 
 
 class HubModel(BaseModel, frozen=True):

@@ -143,10 +143,9 @@ def _resolve_on_hub(
 
     # What a person fetched with a token of their own is used as it is: asking again would need the token.
     own = home.own_hub_cache
-    if own is not None and (own_snapshot := cached_snapshot(text, revision, part, own)) is not None:
-        return ModelSource(str(own_snapshot.folder), text, hub_id=text, revision=own_snapshot.commit)
+    own_snapshot = cached_snapshot(text, revision, part, own) if own is not None else None
     try:
-        snapshot = fetch_from_hub(text, revision, part, on_progress)
+        snapshot = own_snapshot or fetch_from_hub(text, revision, part, on_progress)
     except ModelError as error:
         names = [entry.id for entry in list_catalog()]
         close = difflib.get_close_matches(text, names, n=1, cutoff=0.8)

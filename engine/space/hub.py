@@ -1,10 +1,9 @@
 """A Space on the Hub: make it, update it, watch it start, delete it. Each request can be repeated without harm."""
 
 import hashlib
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
@@ -16,9 +15,8 @@ from huggingface_hub.hf_api import SpaceInfo
 from engine.chat.zero_gpu import ZERO_GPU
 from engine.errors import ConfigError, Problem, PushError
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
-from engine.export.push.hub_answers import Patience, persist, push_errors_explained, quoted
 from engine.hub_bucket import RunBucket
-from engine.hub_errors import SPACE, Fault, HubFault
+from engine.hub_errors import SPACE, Fault, HubFault, Patience, quoted
 from engine.space.environment import ADMITTED, BUCKET
 from engine.space.repository import Sdk, SpacePlan, Visibility, address_of, hardware_problem, is_ours
 from engine.space.state import Status, stage_of
@@ -75,11 +73,10 @@ class SpaceHub:
     api: HfApi  # with the token in it
     report: Callable[[str], None]  # gets a line of progress
     patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
-    sleep: Callable[[float], None] = time.sleep
 
     def prices(self) -> dict[str, float]:
         """Return what Spaces can run on by name, with the price of an hour in USD."""
-        hardware = self._ask("hardware", self.api.list_spaces_hardware)
+        hardware = self._ask("A Space", self.api.list_spaces_hardware)
         # ZeroGPU has no price by the hour: people have a quota of seconds a day.
         return {ZERO_GPU: 0.0} | {one.name: price_per_hour_usd(one) for one in hardware}
 
@@ -100,7 +97,7 @@ class SpaceHub:
         """Return a Space; raises PushError where there is none."""
         status = self.look(name)
         if status is None:
-            raise SPACE.explain(Fault(HubFault.NO_SPACE, "HTTP 404"), name)
+            raise SPACE.explain(Fault(HubFault.MISSING), name)
         return status
 
     def refuse_unless_possible(self, plan: SpacePlan) -> float:
@@ -110,7 +107,7 @@ class SpaceHub:
             ConfigError: If there is no such hardware.
             PushError: If the account may not make it, or the Space exists.
         """
-        account = self._ask("your account", self.api.whoami)
+        account = self._ask("A Space", self.api.whoami)
         own = [str(one["name"]) for one in (account, *(account.get("orgs") or ()))]
         owner = plan.name.partition("/")[0]
         if owner.casefold() not in {name.casefold() for name in own}:
@@ -165,7 +162,7 @@ class SpaceHub:
     def make_bucket(self, bucket: str) -> None:
         """Create the private bucket of a Space where it is missing; raises PushError where it is public."""
         self.report(f"Creating the bucket {bucket}.")
-        self._ask(bucket, RunBucket(self.api, bucket, self._explain).make)
+        self._ask(bucket, RunBucket(self.api, bucket, lambda _: nullcontext()).make)
 
     def change(self, name: str, settings: Settings) -> list[str]:
         """Set what is given, and return in words what was set."""
@@ -246,7 +243,7 @@ class SpaceHub:
                     f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.words}",
                     "It continues without this command; check `loratory space status`.",
                 )
-            self.sleep(_LOOK_SECONDS)
+            self.patience.sleep(_LOOK_SECONDS)
             elapsed += _LOOK_SECONDS
 
     def runtime(self, name: str) -> SpaceRuntime:
@@ -296,14 +293,7 @@ class SpaceHub:
         return ()
 
     def _ask(self, name: str, ask: Callable[[], Answer]) -> Answer:
-        def explained() -> Answer:
-            with self._explain(name):
-                return ask()
-
-        return persist(explained, self.patience, self.report, self.sleep, SPACE)
-
-    def _explain(self, name: str) -> AbstractContextManager[None]:
-        return push_errors_explained(name, self._token, SPACE)
+        return SPACE.retried(name, ask, self._token, self.report, self.patience)
 
     @property
     def _token(self) -> str | None:

@@ -36,7 +36,6 @@ class FakeJob:
             repository="ada/x",
             private=self._request.settings.private,
             files=(ExportedFile(name="adapter_model.safetensors", size_bytes=2048),),
-            sent_bytes=1024,
             verified=None,
             notes=("Be careful.",),
         )
@@ -83,7 +82,7 @@ def test_people_read_files_notes_and_where_it_is(run_id, capsys):
     output = capsys.readouterr().out
     assert "2.0 kB  adapter_model.safetensors" in output
     assert "Be careful." in output
-    assert "https://hub.example/ada/x (private), commit cccccccccccc, 1.0 kB sent" in output
+    assert "https://hub.example/ada/x (private), commit cccccccccccc" in output
 
 
 def test_what_goes_wrong_is_reported_in_two_sentences(job, run_id, capsys):

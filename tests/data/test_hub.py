@@ -119,7 +119,7 @@ REFUSALS = {
     "script": (RuntimeError("Dataset scripts are no longer supported"), "scripts are no longer supported"),
     "disk": (
         OSError(errno.ENOSPC, "No space left on device"),
-        "cannot be stored in the Hub's cache (no space left on device)",
+        "cannot be stored or read (no space left on device)",
     ),
     "no data files": (DataFilesNotFoundError("at /root/cwd"), "holds no data files"),
     "empty": (EmptyDatasetError("x"), "holds no data files"),
@@ -129,15 +129,15 @@ REFUSALS = {
     ),
     "rows of other columns": (
         raised_from(DatasetGenerationError("An error occurred"), CAST_ERROR),
-        "cannot be read as rows: Couldn't cast",
+        "cannot be read: Couldn't cast",
     ),
     "a damaged file": (
         raised_from(DatasetGenerationError("An error"), pyarrow.ArrowInvalid("in /home/me/.cache/f.parquet: cut")),
-        "cannot be read as rows: in (a file) cut",
+        "cannot be read: in (a file) cut",
     ),
-    "a kind of column": (pyarrow.ArrowNotImplementedError("no such cast"), "cannot be read as rows: no such cast"),
-    "too large": (pyarrow.lib.ArrowCapacityError("array cannot hold it"), "cannot be read as rows: array cannot"),
-    "checksums": (NonMatchingSplitsSizesError("sizes"), "does not match its description: sizes"),
+    "a kind of column": (pyarrow.ArrowNotImplementedError("no such cast"), "cannot be read: no such cast"),
+    "too large": (pyarrow.lib.ArrowCapacityError("array cannot hold it"), "cannot be read: array cannot"),
+    "checksums": (NonMatchingSplitsSizesError("sizes"), "cannot be read: sizes"),
     "a README that stumbles": (KeyError("dataset_info"), "someone/data cannot be read: 'dataset_info'"),
 }
 

@@ -61,10 +61,10 @@ def test_a_public_bucket_gets_no_data(followed_run, hugging_face):
 
 REFUSALS = [
     ("make", 401, "does not accept your token"),
-    ("make", 403, "may not use jobs and buckets of ada"),
-    ("submit", 402, "the account has no credit"),
-    ("submit", 403, "may not use jobs and buckets of ada"),
-    ("submit", 404, "HTTP 404"),
+    ("make", 403, "does not let your token use jobs and buckets of ada"),
+    ("submit", 402, "no credit"),
+    ("submit", 403, "does not let your token use jobs and buckets of ada"),
+    ("submit", 404, "no account or bucket ada"),
     ("submit", 409, "HTTP 409"),
 ]
 

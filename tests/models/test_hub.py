@@ -154,7 +154,7 @@ def test_a_file_that_another_program_left_out_of_the_cache_is_added(hub):
         (404, "RepoNotFound", ModelError, "no model org/model"),
         (403, "GatedRepo", ModelError, "gated"),
         (401, "GatedRepo", ModelError, "gated"),
-        (403, "", ModelError, "refuses access"),
+        (403, "", ModelError, "does not let your token read org/model"),
         (418, "", ModelError, "HTTP 418"),
         (429, "", HubUnreachableError, "Rate limited"),
         (500, "", HubUnreachableError, "out of order"),

@@ -6,7 +6,7 @@ import pytest
 
 from engine.cli import run_command
 from engine.commands import space as space_command
-from engine.export.push.hub_answers import Patience
+from engine.hub_errors import Patience
 from engine.space import hub as space_hub
 from engine.wheel import Wheel
 from tests.export.hub_stand_in import TOKEN
@@ -21,9 +21,7 @@ def hub(monkeypatch):
     with SpacesStandIn() as stand_in:
         stand_in.serve_all(monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        quick = functools.partial(
-            space_hub.SpaceHub, patience=Patience(attempts=3, first_wait_seconds=0.01), sleep=lambda _: None
-        )
+        quick = functools.partial(space_hub.SpaceHub, patience=Patience(attempts=3, sleep=lambda _: None))
         monkeypatch.setattr(space_hub, "SpaceHub", quick)
         # The real one takes a while to build, and has tests of its own.
         monkeypatch.setattr(

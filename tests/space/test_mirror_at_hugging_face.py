@@ -60,11 +60,11 @@ def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  
 
 REFUSALS = [
     (401, PushError, "does not accept the token of this Space"),
-    (402, PushError, "has no room"),
-    (403, PushError, "may not write to the bucket ada/mirror, or its storage is full"),
-    (404, PushError, "does not exist any more"),
-    (409, HubUnreachableError, "cannot be reached (HTTP 409)"),
-    (413, PushError, "refuses to save"),
+    (402, PushError, "no credit, plan or room"),
+    (403, PushError, "does not let the token of this Space write to the bucket ada/mirror"),
+    (404, PushError, "There is no bucket ada/mirror"),
+    (409, HubUnreachableError, "was changed by another request"),
+    (413, PushError, "no credit, plan or room"),
     (429, HubUnreachableError, "Rate limited"),
     (500, HubUnreachableError, "out of order"),
     (503, HubUnreachableError, "out of order"),

@@ -132,7 +132,7 @@ def test_a_free_account_gets_the_plan_that_it_needs(hub, loratory):
     hub.has_plan = False
     code, _, err = loratory("create", NAME, "--no-bucket")
     assert code == 1
-    assert "no plan or credit" in err
+    assert "no credit, plan or room" in err
     assert "PRO or Team" in err
     assert hub.spaces == {}
 
@@ -147,8 +147,8 @@ def test_a_free_account_gets_the_plan_that_it_needs(hub, loratory):
     ("status", "words"),
     [
         (401, "does not accept your token"),
-        (402, "no plan or credit"),
-        (403, "may not write to ada/loratory"),
+        (402, "no credit, plan or room"),
+        (403, "does not let your token write to ada/loratory"),
         (400, "refuses this for ada/loratory"),
         (429, "Rate limited"),
         (503, "out of order"),

@@ -1,33 +1,35 @@
 """Gated models and datasets of one person of a lab: downloads with their own token, what they have, and its removal."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
 
 from pydantic import SecretStr
 
-from engine.config.run import ModelConfig
-from engine.data.own import OwnDataset, OwnDatasetJob, list_own_datasets, remove_own_dataset, require_dataset_id
-from engine.errors import EngineError, ModelError
-from engine.models.own import OwnModel, OwnModelJob, hub_id_of, list_own_models, remove_own_model
+from engine.errors import EngineError
 from engine.paths import LoratoryHome
+from engine.private_hub import (
+    PrivateCopy,
+    PrivateDownload,
+    PrivateKind,
+    list_private,
+    remove_private,
+    require_hub_id,
+)
 from engine.runs.model_use import models_needed_by
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job, Message, Work
-from ui.backend.dataset_checks import model_of
 from ui.backend.models import in_words
 
 _KEY = "own"  # one download at a time
-Arrived = TypeVar("Arrived")
+MakeJob = Callable[[LoratoryHome, PrivateKind, str, str | None, SecretStr], Job[PrivateCopy]]
 
 
 @dataclass(frozen=True)
-class _InWords(Generic[Arrived]):
-    job: Job[Arrived]
+class _InWords:
+    job: Job[PrivateCopy]
 
-    def run(self, on_progress: Callable[[Message], None]) -> Arrived:
+    def run(self, on_progress: Callable[[Message], None]) -> PrivateCopy:
         return self.job.run(lambda progress: on_progress(in_words(progress)))
 
     def stop(self) -> None:
@@ -35,16 +37,17 @@ class _InWords(Generic[Arrived]):
 
 
 @dataclass(frozen=True)
-class OwnDownloads(ABC, Generic[Arrived]):
-    """What a person downloads from the Hub with tokens of their own."""
-
-    kind: ClassVar[str]
+class OwnDownloads:
+    """Models or datasets that a person downloads from the Hub with tokens of their own; `job` makes a download."""
 
     runs: RunStore  # of the person; downloads go to its home
-    downloading: BackgroundWork[Arrived] = field(default_factory=BackgroundWork, kw_only=True)  # the newest download
+    kind: PrivateKind
+    job: MakeJob = PrivateDownload
+    downloading: BackgroundWork[PrivateCopy] = field(
+        default_factory=BackgroundWork, kw_only=True
+    )  # the newest download
 
-    @abstractmethod
-    def start(self, name: str, revision: str | None, token: SecretStr) -> Work[Arrived]:
+    def start(self, name: str, revision: str | None, token: SecretStr) -> Work[PrivateCopy]:
         """Download what has that id on the Hub; the token serves this one download.
 
         Raises:
@@ -52,26 +55,36 @@ class OwnDownloads(ABC, Generic[Arrived]):
             DatasetError: If that cannot be a dataset on the Hub.
             RunError: If another is being downloaded.
         """
+        hub_id = require_hub_id(self.kind, name, revision)
+        job = self.job(self.runs.home, self.kind, hub_id, revision, token)
+        return self.downloading.start(_KEY, f"A download of a {self.kind}", _InWords(job))
 
-    @abstractmethod
-    def list(self) -> list[Arrived]:
+    def list(self) -> list[PrivateCopy]:
         """Return what the person has."""
+        return list_private(self.runs.home, self.kind)
 
-    @abstractmethod
     def remove(self, hub_id: str) -> None:
-        """Remove one of them.
+        """Remove one of them that nothing needs.
 
         Raises:
             ModelError: If that model is not there, or is needed.
             DatasetError: If that dataset is not there, or a run needs it.
             StorageError: If its files cannot be removed.
         """
+        in_use = models_needed_by(self.runs) if self.kind == "model" else self._sources_in_use()
+        remove_private(self.runs.home, self.kind, hub_id, in_use)
 
-    def _begin(self, job: Job[Arrived]) -> Work[Arrived]:
-        return self.downloading.start(_KEY, f"A download of a {self.kind}", _InWords(job))
+    def _sources_in_use(self) -> set[str]:
+        sources: set[str] = set()
+        for run in self.runs.list():
+            with suppress(EngineError):  # one that cannot be read needs nothing
+                if not run.folder.read_state().is_final:
+                    dataset = run.folder.read_config().dataset
+                    sources |= {dataset.source, *dataset.mix}
+        return sources
 
     @property
-    def work(self) -> Work[Arrived] | None:
+    def work(self) -> Work[PrivateCopy] | None:
         """The newest download; None without one since the page was opened."""
         return self.downloading.find(_KEY)
 
@@ -82,55 +95,3 @@ class OwnDownloads(ABC, Generic[Arrived]):
     def stop_all(self) -> None:
         """Stop it before the page is closed."""
         self.downloading.stop_all()
-
-
-@dataclass(frozen=True)
-class OwnModels(OwnDownloads[OwnModel]):
-    """Models; `job` makes a download."""
-
-    kind = "model"
-
-    job: Callable[[LoratoryHome, SecretStr, ModelConfig], Job[OwnModel]] = OwnModelJob
-
-    def start(self, name: str, revision: str | None, token: SecretStr) -> Work[OwnModel]:
-        """Download a model, with its id on the Hub or its name in the catalogue."""
-        model = model_of({"model": {"id": name, "revision": revision}})
-        if model is None:
-            raise ModelError("No model.", "Type its id on the Hub, such as owner/name.")
-        hub_id_of(model)
-        return self._begin(self.job(self.runs.home, token, model))
-
-    def list(self) -> list[OwnModel]:
-        """Return what the person has."""
-        return list_own_models(self.runs.home)
-
-    def remove(self, hub_id: str) -> None:
-        """Remove a model that nothing needs."""
-        remove_own_model(self.runs.home, hub_id, models_needed_by(self.runs))
-
-
-@dataclass(frozen=True)
-class OwnDatasets(OwnDownloads[OwnDataset]):
-    """Datasets, among the person's uploads; `job` makes a download."""
-
-    kind = "dataset"
-
-    job: Callable[[LoratoryHome, SecretStr, str, str | None], Job[OwnDataset]] = OwnDatasetJob
-
-    def start(self, name: str, revision: str | None, token: SecretStr) -> Work[OwnDataset]:
-        """Download a dataset."""
-        return self._begin(self.job(self.runs.home, token, require_dataset_id(name, revision), revision))
-
-    def list(self) -> list[OwnDataset]:
-        """Return what the person has."""
-        return list_own_datasets(self.runs.home)
-
-    def remove(self, hub_id: str) -> None:
-        """Remove a dataset that no run needs."""
-        sources: set[str] = set()
-        for run in self.runs.list():
-            with suppress(EngineError):  # one that cannot be read needs nothing
-                if not run.folder.read_state().is_final:
-                    dataset = run.folder.read_config().dataset
-                    sources |= {dataset.source, *dataset.mix}
-        remove_own_dataset(self.runs.home, hub_id, sources)

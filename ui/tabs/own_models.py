@@ -11,6 +11,7 @@ from engine.accounts.logins import require_token
 from engine.accounts.people import Action, require
 from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
+from engine.private_hub import PrivateCopy
 from ui.backend.own_models import OwnDownloads
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, live_html, pick_list, picked_value
 from ui.page import Page
@@ -34,7 +35,7 @@ class _OwnPart(ABC):
     audit_kind: AuditKind
     lead: str
 
-    def __init__(self, page: Page, own: OwnDownloads[Any]) -> None:
+    def __init__(self, page: Page, own: OwnDownloads) -> None:
         self._page, self._own = page, own
         name = f"own-{own.kind}"
         with gr.Accordion(f"Gated or private {own.kind}", open=False, elem_id=f"{name}s") as self.panel:
@@ -74,7 +75,7 @@ class _OwnPart(ABC):
         return self.poll.submit(self._end, None, [self.arrival, *self._outputs], **QUICK)
 
     @abstractmethod
-    def _arrival_of(self, result: Any) -> _Arrival:
+    def _arrival_of(self, result: PrivateCopy) -> _Arrival:
         """Return what follows the arrival."""
 
     def _render_list(self, asked_id: str) -> str:
@@ -147,7 +148,7 @@ class OwnModelsPart(_OwnPart):
             return {}
         return {self.panel: gr.update(open=True), self.model: model_id}
 
-    def _arrival_of(self, result: Any) -> _Arrival:
+    def _arrival_of(self, result: PrivateCopy) -> _Arrival:
         if result.revision is None:
             return _Arrival(f"{result.hub_id} is downloaded. Your runs, chats and exports can use it.", result.hub_id)
         return _Arrival(
@@ -161,5 +162,5 @@ class OwnDatasetsPart(_OwnPart):
     audit_kind = "dataset downloaded"
     lead = "Accept the dataset's terms on its page at the Hub first. Its data files go to your uploads; its scripts are not run."
 
-    def _arrival_of(self, result: Any) -> _Arrival:
+    def _arrival_of(self, result: PrivateCopy) -> _Arrival:
         return _Arrival(f"{result.hub_id} is here, in {result.folder}.", str(result.folder))

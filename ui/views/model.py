@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from html import escape
 
-from engine.data.own import OwnDataset
 from engine.models.catalog import CatalogEntry, list_catalog
 from engine.models.hub import HubModel
-from engine.models.own import OwnModel
 from engine.models.shape import ModelDetails
+from engine.private_hub import PrivateCopy
 from ui.backend.models import METHODS_JUDGED, Fits
 from ui.views.html import Column, Row, count, empty, facts, log, notices, pick_button, pickable, size, table, under
 
@@ -75,7 +74,7 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
     return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
 
 
-def render_own(what: str, models: Sequence[OwnModel | OwnDataset], asked_id: str) -> str:
+def render_own(what: str, models: Sequence[PrivateCopy], asked_id: str) -> str:
     """Return the user's own downloads; the one with `asked_id` asks whether to remove it.
 
     Args:
@@ -93,7 +92,7 @@ def render_own(what: str, models: Sequence[OwnModel | OwnDataset], asked_id: str
     return f"<h3>Your own {what}</h3>{table([Column(title), Column.of_numbers('On disk'), Column('')], rows)}"
 
 
-def _removal(model: OwnModel | OwnDataset, *, is_asked: bool) -> str:
+def _removal(model: PrivateCopy, *, is_asked: bool) -> str:
     words = f"Remove {size(model.bytes)}" if is_asked else "Remove"
     return pick_button(f"really:{model.hub_id}" if is_asked else model.hub_id, words, label=f"{words} {model.hub_id}")
 

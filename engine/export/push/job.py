@@ -1,6 +1,5 @@
 """Putting a result on the Hugging Face Hub: exported and verified here first, then uploaded and committed in one piece."""
 
-import contextlib
 import hashlib
 import json
 import shutil
@@ -30,7 +29,7 @@ from engine.processes.spawn import Access
 WORKER_MODULE = "engine.export.push.upload"
 
 _KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
-_SHARD_GB = 2.0  # progress is reported, and an interrupted upload resumes, per file
+_SHARD_GB = 2.0  # an interrupted upload resumes per file
 # What libraries of the process might say or draw would end in a log.
 _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 
@@ -47,6 +46,7 @@ class PushJob:
     make_export: Callable[[LoratoryHome, ExportRequest], ExportJob] = ExportJob  # writes and verifies a folder
     _stopped: threading.Event = field(default_factory=threading.Event, init=False)
     _export: ExportJob | None = field(default=None, init=False)
+    _process: JsonLinesProcess | None = field(default=None, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> PushResult:
         """Check, prepare, upload, commit. Whatever happens before the commit, the repository shows nothing of it.
@@ -65,7 +65,7 @@ class PushJob:
         _require_repository(self.request.repository, self.request.settings.revision)
         plan = plan_load(self.request.target, self.home)
         trained = require_trained(plan)
-        process = JsonLinesProcess(
+        self._process = process = JsonLinesProcess(
             WORKER_MODULE,
             log_file=self.home.logs / "push.log",
             environment=_ENVIRONMENT,
@@ -77,7 +77,6 @@ class PushJob:
         self.request = self.request.model_copy(update={"token": None})  # it serves this one push
 
         def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
-            """When the push is stopped, the process is ended, even while it waits."""
             return process.call(
                 method,
                 params if token is None else {**params, "token": token.get_secret_value()},
@@ -110,6 +109,8 @@ class PushJob:
         self._stopped.set()
         if (export := self._export) is not None:
             export.stop()
+        if (process := self._process) is not None:  # at once: what would have arrived within seconds is not committed
+            process.close(timeout_seconds=0.0)
 
     def _place(self, plan: LoadPlan, folder: Path, repository: str) -> Path:
         """Return the folder to prepare in, whose name changes with everything that decides what is written.
@@ -135,7 +136,7 @@ class PushJob:
 
     def _prepare(self, place: Path, name: str, on_progress: OnProgress) -> ExportResult:
         """Export into a folder that outlives an interruption, so the next attempt need not merge again."""
-        former = _read_kept(place / "export.json")
+        former = read_model(place / "export.json", ExportResult)
         if former is not None:
             return former
         shutil.rmtree(place, ignore_errors=True)
@@ -186,13 +187,3 @@ def _require_repository(repository: str, revision: str | None) -> None:
         )
     if revision is not None and not is_revision(revision):
         raise PushError(f"{revision[:100]!r} cannot be a branch.", "Name one such as main or v2.")
-
-
-def _read_kept(file: Path) -> ExportResult | None:
-    """What an earlier attempt has exported, if every file is as it was written; the card is always written again."""
-    result = read_model(file, ExportResult)
-    files = [one for one in result.files if one.name != "README.md"] if result is not None else []
-    with contextlib.suppress(OSError):
-        if result is not None and all((result.path / one.name).stat().st_size == one.size_bytes for one in files):
-            return result
-    return None

@@ -17,13 +17,13 @@ from engine.accounts.oidc import Provider
 from engine.accounts.passwords import Passwords
 from engine.accounts.people import Person, Role
 from engine.accounts.sessions import Sessions
-from engine.models.own import OwnModel
 from engine.paths import LoratoryHome
+from engine.private_hub import PrivateCopy
 from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
 from tests.real_tls import certificate_for, serve_over_tls
 from ui.backend.background import FunctionJob
-from ui.backend.own_models import OwnDatasets, OwnModels
+from ui.backend.own_models import OwnDownloads
 from ui.front.gate import COOKIE
 from ui.front.pages import PersonPages
 from ui.front.serve import build_gate
@@ -118,13 +118,17 @@ def running_lab(
 def fake_services_of(own: LoratoryHome, person: Person) -> Services:
     """Services that need no model, in a person's own folders."""
     services = fake_services(own.root, home=own, owner=person.name)
-    own_models = None if own.is_guest else OwnModels(services.runs, lambda _home, _token, model: Arriving(model.id))
-    own_datasets = None if own.is_guest else OwnDatasets(services.runs)
+    own_models = (
+        None
+        if own.is_guest
+        else OwnDownloads(services.runs, "model", lambda _home, _kind, hub_id, *_: Arriving(hub_id))
+    )
+    own_datasets = None if own.is_guest else OwnDownloads(services.runs, "dataset")
     return replace(services, person=person, own_models=own_models, own_datasets=own_datasets)
 
 
-class Arriving(FunctionJob[OwnModel]):
+class Arriving(FunctionJob[PrivateCopy]):
     """A download of a model that is there at once."""
 
     def __init__(self, hub_id: str) -> None:
-        super().__init__(lambda _: OwnModel(hub_id, 0))
+        super().__init__(lambda _: PrivateCopy(hub_id, 0, Path(hub_id)))

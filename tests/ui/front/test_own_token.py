@@ -17,11 +17,11 @@ import pytest
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.config.run import ModelConfig
-from engine.data.own import list_own_datasets
 from engine.export.push.job import PushJob
 from engine.models.folder import ModelPart
 from engine.models.hub import find_snapshot
 from engine.models.source import resolve_model
+from engine.private_hub import list_private
 from engine.runs.store import RunStore
 from tests.export.hub_stand_in import HubStandIn
 from tests.export.quick_export import QuickExport
@@ -29,11 +29,11 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from tests.models.fake_hub import FakeHub
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import Lab, fake_services_of, running_lab
-from ui.backend.own_models import OwnModels
+from ui.backend.own_models import OwnDownloads
 from ui.tabs.export_formats import ADAPTER, HUB
 
 MODEL, DATASET = "owner/gated", "owner/gated-rows"
-WORKERS = ("models.own_download", "data.own_download", "push.upload")
+WORKERS = ("engine.private_hub", "push.upload")
 TOKEN = f"hf_{secrets.token_hex(16)}"  # of this process: every process of the machine is looked at
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
@@ -50,7 +50,7 @@ def hubs(tmp_path, tiny_model_folder, monkeypatch):
         services = fake_services_of(own, person)
         push = partial(PushJob, own, make_export=QuickExport())
         results = replace(services.results, push=push)
-        own_models = OwnModels(services.runs) if services.own_models is not None else None
+        own_models = OwnDownloads(services.runs, "model") if services.own_models is not None else None
         return replace(services, results=results, own_models=own_models)
 
     with FakeHub() as gated, HubStandIn() as pushed, running_lab(tmp_path / "home", services_of) as running:
@@ -185,8 +185,8 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         assert fetched is not None, page.answers[-1]
         assert fetched.ended.wait(300)
         assert fetched.error is None
-        assert [one.hub_id for one in list_own_datasets(own)] == [DATASET]
-        assert list_own_datasets(lab.home.of("bea")) == []
+        assert [one.hub_id for one in list_private(own, "dataset")] == [DATASET]
+        assert list_private(lab.home.of("bea"), "dataset") == []
 
         monkeypatch.setenv("HF_ENDPOINT", pushed.address)
         page.open_tab_with("export-run")
