@@ -30,7 +30,7 @@ from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownShapes, Shapes, Tokenizers
-from ui.backend.own_models import OwnDatasets, OwnModels
+from ui.backend.own_models import OwnDownloads
 from ui.backend.results import ResultWork
 from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app
@@ -107,8 +107,8 @@ def build_services(
         hardware=hardware,
         person=person,
         logins=logins if person is not None and may(person, Action.USE_JOBS) else None,
-        own_models=OwnModels(runs) if home.owner and not home.is_guest else None,
-        own_datasets=OwnDatasets(runs) if home.owner and not home.is_guest else None,
+        own_models=OwnDownloads(runs, "model") if home.owner and not home.is_guest else None,
+        own_datasets=OwnDownloads(runs, "dataset") if home.owner and not home.is_guest else None,
         standing_by=supervisor.explain_standing_by,
     )
 
@@ -116,13 +116,10 @@ def build_services(
 def close_services(services: Services) -> None:
     """End what a page started for itself; runs continue."""
     services.chat.unload()
-    services.results.stop_all()
-    services.measurements.stop_all()
-    services.tokenizers.stop_all()
-    if services.own_models is not None:
-        services.own_models.stop_all()
-    if services.own_datasets is not None:
-        services.own_datasets.stop_all()
+    results, own = services.results, (services.own_models, services.own_datasets)
+    downloads = [of_kind.downloading for of_kind in own if of_kind is not None]
+    for works in (results.measuring, results.exporting, services.measurements, services.tokenizers.works, *downloads):
+        works.stop_all()
     services.inspector.close()
 
 

@@ -25,7 +25,7 @@ from ui.backend.background import BackgroundWork, Job
 from ui.backend.cluster import ClusterForecast
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownFits, KnownShapes, Tokenizers
-from ui.backend.own_models import OwnDatasets, OwnModels
+from ui.backend.own_models import OwnDownloads
 from ui.backend.results import ResultWork
 from ui.backend.shared_runs import SharedReaders
 from ui.backend.transfers import Transfers
@@ -64,10 +64,15 @@ class Services:
     # Logs an action on a run in the lab's audit log, by its id.
     log: Callable[[AuditKind, str], None] = lambda _kind, _run_id: None
     logins: Logins | None = None  # where a person of a lab may sign in at Hugging Face, to train there
-    own_models: OwnModels | None = None  # of a person of a lab, fetched with their own token; a guest has none
-    own_datasets: OwnDatasets | None = None
+    own_models: OwnDownloads | None = None  # of a person of a lab, fetched with their own token; a guest has none
+    own_datasets: OwnDownloads | None = None
     lab: "LabAdmin | None" = None  # where the person is an admin
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts
+
+    def unload_idle_chat(self) -> None:
+        """Unload the chat's model, which would occupy the device of other work."""
+        if self.chat.state.phase == "ready":
+            self.chat.unload()
 
     def place(self, name: str, earlier: Callable[[], Iterable[RunSummary]] = tuple) -> RunPlace:
         """Return the place of that name from known facts, without asking another process."""

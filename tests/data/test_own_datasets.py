@@ -15,7 +15,7 @@ from engine.runs.store import RunStore
 from tests.invented_runs import a_config
 from tests.models.fake_hub import NEXT_COMMIT
 from tests.models.own_downloads import PausingHub, require_hidden_token, stop_midway
-from ui.backend.own_models import OwnDatasets
+from ui.backend.own_models import OwnDownloads
 
 DATASET = "owner/gated-rows"
 TOKEN = "hf_CanaryOfAnnsDatasetsThatIsNowhere42"
@@ -62,8 +62,9 @@ def test_its_owner_opens_it_as_an_upload_and_no_one_else_does(hub, home):
         rows_of(bea, result.folder, "train")
     assert disk_use(home, "ann").uploads >= result.bytes > 0
 
-    own = OwnDatasets(RunStore(ann, "ann"))
-    run = own.runs.create(a_config(dataset__source=str(result.folder / "data")))
+    runs = RunStore(ann, "ann")
+    own = OwnDownloads(runs, "dataset")
+    run = runs.create(a_config(dataset__source=str(result.folder / "data")))
     with pytest.raises(DatasetError, match="needed by a run"):
         own.remove(DATASET)
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))

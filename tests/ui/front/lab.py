@@ -23,7 +23,7 @@ from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
 from tests.real_tls import certificate_for, serve_over_tls
 from ui.backend.background import FunctionJob
-from ui.backend.own_models import OwnDatasets, OwnModels
+from ui.backend.own_models import OwnDownloads
 from ui.front.gate import COOKIE
 from ui.front.pages import PersonPages
 from ui.front.serve import build_gate
@@ -118,9 +118,10 @@ def running_lab(
 def fake_services_of(own: LoratoryHome, person: Person) -> Services:
     """Services that need no model, in a person's own folders."""
     services = fake_services(own.root, home=own, owner=person.name)
-    own_models = None if own.is_guest else OwnModels(services.runs, lambda _home, _token, model: Arriving(model.id))
-    own_datasets = None if own.is_guest else OwnDatasets(services.runs)
-    return replace(services, person=person, own_models=own_models, own_datasets=own_datasets)
+    if own.is_guest:
+        return replace(services, person=person)
+    models = OwnDownloads(services.runs, "model", lambda _home, _kind, hub_id, *_: Arriving(hub_id))
+    return replace(services, person=person, own_models=models, own_datasets=OwnDownloads(services.runs, "dataset"))
 
 
 class Arriving(FunctionJob[OwnModel]):
