@@ -10,7 +10,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import gradio as gr
 from gradio.components.base import Component
-from gradio.events import Dependency
 
 from engine.errors import EngineError
 from ui.backend.background import UNEXPECTED
@@ -86,18 +85,6 @@ def clear_error_after(place: Component, components: Iterable[Component], typed_b
     events: list[Any] = [changed_by_hand(component) for component in components if hasattr(component, "input")]
     events += [typed_box.input] if typed_box is not None else []
     gr.on(events, None, place, place, js="(html) => String(html ?? '').includes('role=\"alert\"') ? '' : html", **QUICK)
-
-
-def look_after_start(start: Dependency, status: Component, last_stamp: Component) -> Dependency:
-    """Return the event after which a page looks at work that it started, whose first words are in `status`.
-
-    A tick may have drawn the end of that work before those words arrived: the look must draw it again.
-    """
-
-    def forget(html: str, stamp: str) -> str:
-        return stamp if 'role="alert"' in html else "started"  # an error of the start stays
-
-    return start.then(forget, [status, last_stamp], last_stamp, **QUICK)
 
 
 def script(name: str) -> str:

@@ -14,7 +14,9 @@ from gradio.events import Dependency
 
 from engine.config.suited import SETTINGS, suited_settings
 from engine.models.shape import ModelShape
+from engine.runs.run import Run
 from engine.runs.store import RUN_ID
+from ui.backend.background import BackgroundWork, Message, Work
 from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
@@ -23,6 +25,7 @@ from ui.draft import Draft, known_rows, read_draft, read_settings, suit
 from ui.form import ALL_LINEAR, JUDGE_FOR, SUITED, Form, setting_in, targets_update
 from ui.form_change import FormChange, Reading
 from ui.gradio_internals import changed_by_hand
+from ui.job_panel import WorkStatus
 from ui.services import Services
 from ui.views.html import small
 
@@ -64,7 +67,10 @@ class Page:
         # Of starts, which the bar makes in any tab: what is within one that was never in front is not laid out, and has no events.
         self.start_token = browser_state("", "start")
         self.start_goes_to = gr.Textbox("", visible=False)
-        self.start_timer = gr.Timer(0.5, active=False)
+        self.starts: BackgroundWork[Sequence[Run]] = BackgroundWork(Message)  # by the key of a start
+        self.start_job = WorkStatus(
+            self.starts.find, _render_start, elem_id="start-problems", live_id="start-live", is_placed=False
+        )
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
         self.wants_run = gr.State(False)  # whether Train shows the chosen run when it is opened
@@ -379,6 +385,10 @@ class Page:
     def _shape(self, mapping: Mapping[str, Any]) -> ModelShape | None:
         model = model_of({"model": mapping.get("model", {})})
         return self.services.shapes.get(model.id, model.revision) if model is not None else None
+
+
+def _render_start(work: Work[Any] | None) -> str:
+    return small(work.words, role="status") if work is not None and work.is_under_way else ""
 
 
 def _merge(mapping: Mapping[str, Any], change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -116,13 +116,10 @@ def build_services(
 def close_services(services: Services) -> None:
     """End what a page started for itself; runs continue."""
     services.chat.unload()
-    services.results.stop_all()
-    services.measurements.stop_all()
-    services.tokenizers.stop_all()
-    if services.own_models is not None:
-        services.own_models.stop_all()
-    if services.own_datasets is not None:
-        services.own_datasets.stop_all()
+    results, own = services.results, (services.own_models, services.own_datasets)
+    downloads = [of_kind.downloading for of_kind in own if of_kind is not None]
+    for works in (results.measuring, results.exporting, services.measurements, services.tokenizers.works, *downloads):
+        works.stop_all()
     services.inspector.close()
 
 

@@ -68,6 +68,11 @@ class Services:
     lab: "LabAdmin | None" = None  # where the person is an admin
     board: "QueueBoard | None" = None  # the queue of a lab; None where there are no accounts
 
+    def unload_idle_chat(self) -> None:
+        """Unload the chat's model, which would occupy the device of other work."""
+        if self.chat.state.phase == "ready":
+            self.chat.unload()
+
     def place(self, name: str, earlier: Callable[[], Iterable[RunSummary]] = tuple) -> RunPlace:
         """Return the place of that name from known facts, without asking another process."""
         return places_at(self.home, self.devices, self.hardware.known, earlier)[name]

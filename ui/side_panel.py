@@ -10,12 +10,13 @@ from engine.config.load import change_of
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
 from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
-from engine.memory.advice import Advice, advise
+from engine.memory.advice import advise
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import config_of_rows
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import PLACES, Draft
 from ui.gradio_internals import Dropdown
+from ui.job_panel import WorkStatus
 from ui.page import DraftView, Page
 from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
 
@@ -30,14 +31,15 @@ class SidePanel:
         self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Estimate memory for", elem_id="judge-for")
         # Changes with the place: choices are sent only then, not while a user picks one.
         self._place = gr.Textbox(PLACES["local"], visible=False)
-        self.measurement = gr.HTML(elem_id="measured-step")
+        self.job = WorkStatus(
+            page.services.measurements.find, render_measured_step, elem_id="measured-step", live_id="measured-step-live"
+        )
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
         self.longest = gr.Button("Measure longest rows", size="sm", visible=False, elem_id="measure-longest")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
-        self.timer = gr.Timer(1.5, active=False)
         self.advice = pick_list(elem_id="advice")
         self._change = gr.State({})
-        self._measuring = [self.measurement, self.start, self.longest, self.stop, self.timer]
+        self._measuring = [*self.job.outputs, self.start, self.longest, self.stop]
         page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
@@ -49,10 +51,10 @@ class SidePanel:
         """Connect the events."""
         page, components = self._page, self._page.form.components
         for trigger, handler in (
-            (self.start.click, self._start),
-            (self.longest.click, self._start_longest),
-            (self.stop.click, self._stop),
-            (self.timer.tick, self._measurement),
+            (self.start.click, lambda draft: self.begin(draft, measured_configs(draft)[:1])),
+            (self.longest.click, lambda draft: self.begin(draft, measured_configs(draft)[1:])),
+            (self.stop.click, self.end),
+            (self.job.changed, self.measurement),
         ):
             trigger(self._on_draft(handler), components, self._measuring, **QUICK)
 
@@ -67,47 +69,43 @@ class SidePanel:
             page.change_undoably_after(change_event, self._change)
 
     def _measured_view(self, component: Any) -> DraftView:
-        return lambda draft: self._measurement(draft)[component]
+        return lambda draft: self.measurement(draft)[component]
 
     def _on_draft(self, handler: Callable[[Draft], Updates]) -> Callable[..., Updates]:
         return shown_as_message(lambda *values: handler(self._page.draft(values)))
 
-    def _start(self, draft: Draft) -> Updates:
-        return self._begin(draft, _measured_configs(draft)[:1])
-
-    def _start_longest(self, draft: Draft) -> Updates:
-        return self._begin(draft, _measured_configs(draft)[1:])
-
-    def _begin(self, draft: Draft, configs: Sequence[RunConfig]) -> Updates:
+    def begin(self, draft: Draft, configs: Sequence[RunConfig]) -> Updates:
+        """Start to measure a step of each configuration."""
         if not configs or draft.shape is None or draft.device is None:
             raise ConfigError([Problem("", "choose a model and correct the settings first.")])
         services = self._page.services
         for config in configs:
             expected = Estimator(draft.shape, draft.device).estimate_step(config)  # the panel's is of a whole run
             services.measurements.start(_key(config), "A measurement", services.measure(config, expected))
-        return self._measurement(draft)
+        return self.measurement(draft)
 
-    def _stop(self, draft: Draft) -> Updates:
-        for config in _measured_configs(draft):
+    def end(self, draft: Draft) -> Updates:
+        """Stop the measurements of a draft."""
+        for config in measured_configs(draft):
             self._page.services.measurements.stop(_key(config))
-        return self._measurement(draft)
+        return self.measurement(draft)
 
-    def _measurement(self, draft: Draft) -> Updates:
-        configs = _measured_configs(draft)
-        works = [self._page.services.measurements.find(_key(config)) for config in configs]
-        under_way = any(work is not None and work.is_under_way for work in works)
+    def measurement(self, draft: Draft) -> Updates:
+        """Return the measurements of a draft, and which of them can be started."""
+        configs = measured_configs(draft)
+        updates = self.job.follow(*map(_key, configs))
+        under_way = bool(updates[self.job.poll])
         can_start = _is_here(draft) and bool(configs) and not under_way
         most = configs[-1].training.max_length if configs else 0
         return {
-            self.measurement: "".join(map(render_measured_step, works)),
+            **updates,
             self.start: visible_if(can_start),
             self.longest: gr.update(value=f"Measure {most:,}-token rows", visible=can_start and len(configs) > 1),
             self.stop: visible_if(under_way),
-            self.timer: gr.Timer(active=under_way),
         }
 
 
-def _measured_configs(draft: Draft) -> tuple[RunConfig, ...]:
+def measured_configs(draft: Draft) -> tuple[RunConfig, ...]:
     """Return what can be measured: a step of the chosen rows, then one of the longest rows allowed where those need more."""
     if draft.memory_config is None or draft.estimate is None or draft.shape is None or draft.device is None:
         return ()
@@ -151,13 +149,8 @@ def overrides_of(pick: str) -> dict[str, dict[str, Any]]:
     return change_of(pick.split())
 
 
-def _advice(draft: Draft) -> Advice | None:
+def _render_advice(draft: Draft) -> str:
     device, estimate = draft.device_memory.device, draft.device_memory.estimate
     if draft.shape is None or draft.memory_config is None or device is None or estimate is None:
-        return None
-    return advise(draft.shape, draft.memory_config, device, draft.rows)
-
-
-def _render_advice(draft: Draft) -> str:
-    advice, estimate = _advice(draft), draft.device_memory.estimate
-    return render_advice(advice, estimate) if advice is not None and estimate is not None else ""
+        return ""
+    return render_advice(advise(draft.shape, draft.memory_config, device, draft.rows), estimate)

@@ -27,7 +27,7 @@ class Shown:
             "lengths": tab.lengths, "stop": tab.stop, "read": tab.read, "poll": tab.timer, "last_stamp": tab._last_stamp,
             "source": tab._shown_source, "trouble": tab._page.data_trouble, "kind": tab._page.data_kind,
             "row": tab.rows.number, "row_html": tab.rows.row_html, "list": tab.rows.list, "listing": tab.rows.listing,
-            "fetching": tab.tokenizer.line, "fetch_again": tab.tokenizer.again, "fetch_key": tab.tokenizer.poll,
+            "fetching": tab.tokenizer.status, "fetch_again": tab.tokenizer.again, "fetch_key": tab.tokenizer.poll,
             "reading": tab.format.column, "mapping": tab.format.mapping, "fold": tab.format.fold,
             "box_format": tab.format.box_format,
             **{f"role{number}": role for number, role in enumerate(tab.format.roles)},

@@ -3,11 +3,8 @@
 import gradio as gr
 import pytest
 
-from engine.errors import RunError
 from ui.build import build_app
-from ui.components import look_after_start
 from ui.gradio_internals import Dropdown, Radio
-from ui.views.html import error_box
 
 
 @pytest.mark.parametrize("kind", [Dropdown, Radio])
@@ -57,13 +54,3 @@ def test_errors_go_once_what_they_may_be_about_is_changed(services):
     assert places["measure-status"] >= {"measure-max_rows", "measure-max_new_tokens"}
     assert places["export-status"] >= {"export-folder", "export-repository", "export-run"}
     assert "chat-question" in places["chat-trouble"]
-
-
-def test_after_a_start_the_next_look_draws_again_unless_the_start_was_refused():
-    with gr.Blocks() as blocks:
-        status, seen, button = gr.HTML(), gr.State(""), gr.Button()
-        look_after_start(button.click(lambda: "", None, status), status, seen)
-    (forget,) = [function.fn for function in blocks.fns.values() if len(function.inputs) == 2]
-
-    assert forget("Starting.", "stamp-1") != "stamp-1", "a tick may have drawn its end before these words came"
-    assert forget(error_box(RunError("No run is chosen.", "Choose one.")), "stamp-1") == "stamp-1"

@@ -9,7 +9,6 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
 from ui.backend.results import MeasuredRun
 from ui.backend.run_reader import FINAL
-from ui.components import shown_in_place
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
 from ui.views.evaluation import pages_of, question_of, render_across, render_answered, render_evaluation
@@ -32,82 +31,95 @@ def run(services):
     return write_run(services.runs, a_config(run__name="faq <16>"), InventedRun())
 
 
-def start_evaluation(part):
-    start = shown_in_place(part._start)  # as the page has it
-    return lambda run_id, checkpoint, *settings: start(run_id, checkpoint, "local", *settings)
+def start(part, run_id, checkpoint=FINAL, rows=None, answered=20) -> str:
+    """Return the status after a start, as the page has it."""
+    handler = part.job.shown_in_status(part.start)
+    return handler(run_id, checkpoint, 0, "local", rows, answered, 64, True)[part.job.status]
 
 
-def look(part, run_id, checkpoint=FINAL, number=0, seen="") -> Changes:
-    return Changes(part, part.look(run_id, checkpoint, number, seen))
+def show(part, run_id, checkpoint=FINAL, number=0) -> Changes:
+    return Changes(part, part.show(run_id, checkpoint, number))
+
+
+def buttons(part, changes) -> Changes:
+    return Changes(part.job, changes._updates)
 
 
 def measure(part, services, run, checkpoint=FINAL, answered=20):
-    start_evaluation(part)(run.id, checkpoint, None, answered, 64, True)
+    start(part, run.id, checkpoint, answered=answered)
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
 
 
 def test_before_it_is_measured_it_reports_what_would_be(part, run):
-    changes = look(part, run.id, FINAL, 0, "")
+    changes = show(part, run.id)
 
     assert "Not measured yet" in changes.result
-    assert changes.start["value"] == "Measure"
+    assert buttons(part, changes).start["value"] == "Measure"
     assert not changes.answers["visible"]
-    assert look(part, run.id, FINAL, 0, changes.last_stamp).names() == []
 
 
 def test_a_setting_that_cannot_work_is_named_as_its_box_is(part, run):
-    told = start_evaluation(part)(run.id, FINAL, None, -5, 64, True)
+    told = start(part, run.id, answered=-5)
 
     assert "Rows to answer" in told
     assert "answered_rows" not in told
 
 
 def test_a_model_alone_cannot_be_measured(part):
-    changes = look(part, A_MODEL, FINAL, 0, "")
+    changes = show(part, A_MODEL)
 
     assert "Choose a run to measure" in changes.result
-    assert not changes.start["interactive"]
-    assert "No run is chosen" in start_evaluation(part)(A_MODEL, FINAL, None, 20, 64, True)
+    assert not buttons(part, changes).start["interactive"]
+    assert "No run is chosen" in start(part, A_MODEL)
 
 
 def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, run):
     request = EvaluationRequest(target=ChatTarget.of_run(run.folder.path))
     services.results.measuring.start(run.id, "An evaluation", FakeEvaluation(request, pace_seconds=5))
 
-    changes = look(part, run.id, FINAL, 0, "")
-    assert changes.stop["visible"]
-    assert not changes.start["interactive"]
-    assert "is under way" in start_evaluation(part)(run.id, FINAL, None, 20, 64, True)
+    changes = show(part, run.id)
+    assert buttons(part, changes).stop["visible"]
+    assert not buttons(part, changes).start["interactive"]
+    assert "is under way" in start(part, run.id)
 
-    part._stop(run.id)
+    part.job.end(run.id)
     assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
-    changes = look(part, run.id, FINAL, 0, changes.last_stamp)
-    assert "nothing was saved" in changes.status
+    changes = show(part, run.id)
+    assert "nothing was saved" in buttons(part, changes).status
     assert "Not measured yet" in changes.result
 
 
 def test_what_was_found_is_read_page_by_page_and_survives_the_server(part, services, run, laid_out):
     measure(part, services, run)
 
-    changes = look(part, run.id, FINAL, 0, "")
+    changes = show(part, run.id)
     assert "1.0821" in changes.result
     assert "15.09" in changes.result  # e to 2.7143
     assert "1–5 of 20 answered rows" in changes.where
     assert changes.rows.count("<section>") == 5
     assert not changes.previous["interactive"]
-    last = look(part, run.id, FINAL, 99, "")
+    last = show(part, run.id, number=99)
     assert last.number == 3
     assert not last.next["interactive"]
 
     services.results.measuring._works.clear()  # as after a restart of the server
-    assert "1.0821" in look(laid_out(ChatTab).evaluate, run.id).result
+    assert "1.0821" in show(laid_out(ChatTab).evaluate, run.id).result
+
+
+def test_a_result_of_another_process_is_shown_once_it_is_there(part, services, run):
+    question = show(part, run.id)._updates[part.job.poll]
+    assert '"submit":false' in part.job.news(question, "")
+
+    FakeEvaluation(EvaluationRequest(target=ChatTarget.of_run(run.folder.path)), 0).run(lambda _: None)
+
+    assert '"submit":true' in part.job.news(question, "")
 
 
 def test_each_state_of_a_run_has_its_own_result(part, services, run):
     measure(part, services, run, "step-90")
 
-    assert "Not measured yet" in look(part, run.id, FINAL, 0, "").result
-    assert "1.0821" in look(part, run.id, "step-90", 0, "").result
+    assert "Not measured yet" in show(part, run.id).result
+    assert "1.0821" in show(part, run.id, "step-90").result
 
 
 def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services, run):
@@ -115,7 +127,7 @@ def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services,
     measure(part, services, run, "step-90")
     measure(part, services, other)
 
-    html = look(part, run.id, FINAL, 0, "").across
+    html = show(part, run.id).across
 
     assert html.count("data-pick") == 2
     assert "faq &lt;16&gt;" in html
@@ -132,7 +144,7 @@ def test_the_model_of_the_chat_is_unloaded_first(tab, services, run):
 
 
 def test_settings_out_of_bounds_are_reported_in_place(part, services, run):
-    html = start_evaluation(part)(run.id, FINAL, 0, -1, 64, True)
+    html = start(part, run.id, rows=0, answered=-1)
 
     assert "2 settings need your attention" in html
     assert services.results.measuring.find(run.id) is None

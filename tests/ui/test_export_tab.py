@@ -7,7 +7,7 @@ import pytest
 from gradio import EventData
 
 from engine.config.load import config_from_mapping, mapping_from_yaml
-from engine.errors import StorageError
+from engine.errors import RunError, StorageError
 from engine.export.contract import ExportRecord, PerplexityCheck
 from tests.fake_results import FakeExport, a_verification
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -15,7 +15,6 @@ from tests.tiny_model import make_tiny_model
 from tests.ui.changes import Changes
 from ui.backend.run_reader import FINAL
 from ui.backend.transfers import Transfers, list_files
-from ui.components import shown_in_place
 from ui.tabs.export import ExportTab
 from ui.tabs.export_formats import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
 from ui.views.export import loading_script, render_record, render_verification
@@ -33,21 +32,31 @@ def run(services):
     return write_run(services.runs, a_config(run__name="faq: rank 16 / <b>"), InventedRun())
 
 
-def look(tab, run_id, form, seen="", *place, number=0, exports=0) -> Changes:
-    return Changes(tab, tab.look(run_id, form, number, seen, *place, exports=exports))
+def show(tab, run_id, form, number=0) -> Changes:
+    return Changes(tab, tab.show(run_id, FINAL, form, number))
+
+
+def job(tab, changes) -> Changes:
+    return Changes(tab.job, changes._updates)
+
+
+def folder(tab, run, form, checkpoint=FINAL) -> str:
+    return str(tab.show(run.id, checkpoint, form, 0)[tab.forms.folder])
 
 
 def offer(tab, *asked) -> Changes:
-    return Changes(tab, tab._offer(*asked))
+    return Changes(tab, tab.offer(*asked))
 
 
 def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0):
-    values = (folder, repository, "float32", shard, "q8_0", False, "adapter", private, verify)
-    html = shown_in_place(tab._start)(run.id, checkpoint, form, "local", *values)
+    """Return the status after a start, as the page has it, once the work ended."""
+    settings = ("float32", shard, "q8_0", False, "adapter", private, verify)
+    handler = tab.job.shown_in_status(tab.start)
+    updates = handler(run.id, checkpoint, form, 0, "local", folder, repository, "", *settings)
     work = tab._page.services.results.exporting.find(run.id)
     if work is not None:
         assert work.ended.wait(WAIT_SECONDS)
-    return html
+    return updates[tab.job.status]
 
 
 def test_runs_that_hold_something_are_offered(tab, services, run):
@@ -63,13 +72,7 @@ def test_runs_that_hold_something_are_offered(tab, services, run):
 def test_who_names_no_folder_gets_the_proposed_one(tab, run):
     assert "trouble" not in start(tab, run, ADAPTER, folder=" ")
 
-    assert "exports/faq-rank-16-b-adapter" in look(tab, run.id, ADAPTER, "").result
-
-
-def test_what_was_wrong_with_a_start_stays_in_sight(tab, run):
-    assert "There is no run" in shown_in_place(tab._start)("20250101-000000-000-abcd", FINAL, ADAPTER, *[None] * 10)
-
-    assert look(tab, run.id, ADAPTER, "").status == {"__type__": "update"}
+    assert "exports/faq-rank-16-b-adapter" in show(tab, run.id, ADAPTER).result
 
 
 def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, monkeypatch):
@@ -90,15 +93,15 @@ def test_without_a_result_it_reports_when_there_will_be_one(tab):
 
 
 def test_a_new_folder_is_proposed_for_each_form(tab, services, run):
-    assert tab._propose(run.id, FINAL, MERGED) == str(services.home.exports / "faq-rank-16-b-merged")
-    assert tab._propose(run.id, "step-90", ADAPTER).endswith("faq-rank-16-b-step-90-adapter")
+    assert folder(tab, run, MERGED) == str(services.home.exports / "faq-rank-16-b-merged")
+    assert folder(tab, run, ADAPTER, "step-90").endswith("faq-rank-16-b-step-90-adapter")
 
 
 @pytest.mark.parametrize(("form", "file"), [(ADAPTER, "adapter_model"), (MERGED, "model.safetensors"), (GGUF, ".gguf")])
 def test_a_form_is_written_verified_and_listed(tab, run, form, file):
     assert "trouble" not in start(tab, run, form, folder="mine")
 
-    changes = look(tab, run.id, form, "")
+    changes = show(tab, run.id, form)
 
     assert file in changes.result
     assert "20 of 20 greedy answers" in changes.result
@@ -106,65 +109,58 @@ def test_a_form_is_written_verified_and_listed(tab, run, form, file):
     assert "exports/mine" in changes.result
     assert Changes(tab.archive, changes._updates).panel["visible"]
     assert f"loratory export {run.id}" in changes.use
-    assert look(tab, run.id, form, changes.last_stamp).names() == []
 
 
 def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_reported_once(tab, services, run):
     assert "forbidden" not in start(tab, run, HUB, repository="me/forbidden")
-    assert "this token may not write there" in look(tab, run.id, HUB, "").status
+    assert "this token may not write there" in job(tab, show(tab, run.id, HUB)).status
 
     start(tab, run, HUB, repository=" me/faq ", private=False)
 
     request = services.results.exporting.find(run.id).job.request
     assert (request.repository, request.settings.private) == ("me/faq", False)
-    changes = look(tab, run.id, HUB, "")
+    changes = show(tab, run.id, HUB)
     assert 'href="https://huggingface.co/me/faq"' in changes.result
     assert not Changes(tab.archive, changes._updates).panel["visible"]
 
 
 def test_a_name_that_is_taken_makes_room_for_another_and_what_was_typed_since_stays(tab, services, run):
-    taken = tab._propose(run.id, FINAL, ADAPTER)
-    before = look(tab, run.id, ADAPTER, "").last_stamp
+    taken = folder(tab, run, ADAPTER)
     start(tab, run, ADAPTER, folder=taken)
 
-    changes = look(tab, run.id, ADAPTER, before, FINAL, taken)
-    assert Changes(tab.forms, changes._updates).folder == f"{taken}-2"
-    assert Changes(tab.forms, look(tab, run.id, ADAPTER, before, FINAL, "mine")._updates).folder == {
-        "__type__": "update"
-    }
-    assert Changes(tab.forms, look(tab, run.id, ADAPTER, "", FINAL, taken)._updates).folder == {
-        "__type__": "update"
-    }  # nothing new was made
+    assert tab.refresh(run.id, FINAL, ADAPTER, 0, taken, 0)[tab.forms.folder] == f"{taken}-2"
+    assert tab.forms.folder not in tab.refresh(run.id, FINAL, ADAPTER, 0, "mine", 0)
+    assert tab.forms.folder not in tab.refresh(run.id, FINAL, ADAPTER, 0, taken, 1)  # nothing new was made
 
 
 def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
     start(tab, run, ADAPTER, folder="one")
-    first = look(tab, run.id, ADAPTER, "")
+    first = show(tab, run.id, ADAPTER)
     start(tab, run, MERGED, folder="two", checkpoint="step-90")
 
-    changes = look(tab, run.id, MERGED, first.last_stamp, exports=first.exports)
+    changes = Changes(tab, tab.refresh(run.id, FINAL, MERGED, 1, "two", first.exports))
     assert "exports/two" in changes.result
     assert "Merged model of step-90" in changes.result
     assert changes.before.count("data-pick") == 2
-    number = tab._pick(EventData(None, {"pick": "1"}))[tab.number]
-    assert "exports/one" in look(tab, run.id, MERGED, number=number).result
-    assert tab._shown_folder(run.id, number).name == "one"
+    picked = Changes(tab, tab.pick(EventData(None, {"pick": "1"}), run.id, MERGED))
+    assert "exports/one" in picked.result
+    assert tab.shown_folder(run.id, picked.number).name == "one"
 
 
 def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
     slow = FakeExport(services.results.export, pace_seconds=5)
     services.results.exporting.start(run.id, "An export", slow)
 
-    changes = look(tab, run.id, ADAPTER, "")
+    changes = job(tab, show(tab, run.id, ADAPTER))
     assert changes.stop["visible"]
     assert not changes.start["interactive"]
-    assert "An export is under way" in shown_in_place(tab._start)(
-        run.id, FINAL, ADAPTER, "local", "mine", "", "auto", 5.0, "auto", False, "adapter", True, True
-    )
+    with pytest.raises(RunError, match="An export is under way"):
+        tab.start(run.id, FINAL, ADAPTER, 0, "local", "mine", "", "", *[None] * 7)
 
-    tab._stop(run.id)
+    tab.job.end(run.id)
     assert services.results.exporting.find(run.id).ended.wait(WAIT_SECONDS)
-    assert "nothing was written" in look(tab, run.id, ADAPTER, changes.last_stamp).status
+    assert "nothing was written" in job(tab, show(tab, run.id, ADAPTER)).status
+    assert job(tab, show(tab, run.id, SCRIPT)).status == "", "a text is not exported"
 
 
 @pytest.mark.parametrize("folder", ["/etc/mine", "../runs/mine", "."])
@@ -180,27 +176,27 @@ def test_settings_out_of_bounds_are_reported_in_place(tab, services, run):
 def test_prefix_tuning_reports_why_it_cannot_be_merged(tab, services):
     prefix = write_run(services.runs, a_config(adapter__method="prefix_tuning"), InventedRun())
 
-    changes = tab._switch(prefix.id, MERGED)
+    changes = show(tab, prefix.id, MERGED)._updates
 
     assert "Prefix tuning cannot be merged" in changes[tab.forms.about]
     assert not any(changes[panel]["visible"] for panel in tab.forms.panels[1:])
     assert "Prefix tuning cannot be merged" in start(tab, prefix, GGUF, folder="mine")
-    assert "cannot be merged" not in tab._switch(prefix.id, ADAPTER)[tab.forms.about]
-    assert "--to adapter --out" in tab._use(tab._observe(prefix.id), None, None)
+    assert "cannot be merged" not in show(tab, prefix.id, ADAPTER)._updates[tab.forms.about]
+    assert "--to adapter --out" in show(tab, prefix.id, ADAPTER).use
 
 
 def test_a_whole_model_has_no_adapter_to_take(tab, services):
     full = write_run(services.runs, a_config(adapter__method="none"), InventedRun())
 
-    assert "trained the whole model" in tab._switch(full.id, ADAPTER)[tab.forms.about]
-    assert "trained the whole model" not in tab._switch(full.id, MERGED)[tab.forms.about]
+    assert "trained the whole model" in show(tab, full.id, ADAPTER)._updates[tab.forms.about]
+    assert "trained the whole model" not in show(tab, full.id, MERGED)._updates[tab.forms.about]
 
 
 def test_every_form_shows_its_own_settings(tab, run):
     shown = {
         form: [switched[panel]["visible"] for panel in tab.forms.panels[1:6]]
         for form in FORMS
-        if (switched := tab._switch(run.id, form))
+        if (switched := show(tab, run.id, form)._updates)
     }
 
     assert shown[MERGED] == [True, True, False, False, True]
@@ -214,28 +210,28 @@ def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, serv
     run = write_run(services.runs, a_config(model__id=str(base)), InventedRun())
     monkeypatch.setattr("engine.export.gguf.converter.importlib.util.find_spec", lambda name: None)
 
-    sizes = tab._switch(run.id, GGUF)[tab.forms.sizes]
+    sizes = show(tab, run.id, GGUF)._updates[tab.forms.sizes]
 
     assert sizes["visible"]
     assert "</b>q4_k_m</div>" in sizes["value"]
     assert "Rows of 64 weights do not fill blocks of 256" in sizes["value"]
     assert "<code>pip install &#x27;loratory[gguf]&#x27;</code>" in sizes["value"]
     assert "pip install &#x27;loratory[llama-cpp]&#x27;" in sizes["value"]
-    assert not tab._switch(run.id, MERGED)[tab.forms.sizes]["visible"]
+    assert not show(tab, run.id, MERGED)._updates[tab.forms.sizes]["visible"]
 
 
 def test_yaml_is_the_whole_configuration(tab, run):
-    changes = tab._switch(run.id, YAML)
+    changes = show(tab, run.id, YAML)._updates
 
     assert changes[tab.text.panel]["visible"]
-    assert not changes[tab.buttons]["visible"]
+    assert not changes[tab.job.buttons]["visible"]
     assert "loratory-faq" in changes[tab.text.text]
     content = Path(changes[tab.text.download]["value"]).read_text()
     assert config_from_mapping(mapping_from_yaml(content)) == a_config(run__name="faq: rank 16 / <b>")
 
 
 def test_the_script_is_python_and_names_the_run(tab, run, services):
-    changes = tab._switch(run.id, SCRIPT)
+    changes = show(tab, run.id, SCRIPT)._updates
 
     assert "SFTTrainer" in changes[tab.text.text]
     source = Path(changes[tab.text.download]["value"]).read_text()
@@ -244,10 +240,10 @@ def test_the_script_is_python_and_names_the_run(tab, run, services):
 
 
 def test_a_run_that_was_deleted_is_reported_as_gone(tab):
-    changes = look(tab, "20250101-000000-000-abcd", ADAPTER, "")
+    updates = tab.job.shown_in_status(tab.show)("20250101-000000-000-abcd", FINAL, ADAPTER, 0)
 
-    assert "There is no run" in changes.status
-    assert look(tab, "20250101-000000-000-abcd", ADAPTER, changes.last_stamp).names() == []
+    assert list(updates) == [tab.job.status]
+    assert "There is no run" in updates[tab.job.status]
 
 
 @pytest.mark.parametrize(

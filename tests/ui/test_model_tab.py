@@ -3,6 +3,7 @@
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import gradio as gr
 import pytest
@@ -11,12 +12,18 @@ from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.hardware.known_devices import known_device
 from engine.models.catalog import list_catalog
+from engine.private_hub import PrivateCopy
 from tests.invented_runs import a_config
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
+from ui.backend.background import FunctionJob
 from ui.backend.dataset_checks import lengths_stamp
 from ui.backend.models import FitTable, Tokenizers
+from ui.backend.own_models import DOWNLOAD, OwnDownloads
+from ui.gradio_internals import Blocks
+from ui.page import Page
 from ui.tabs.model import _JUDGED_TOGETHER, ModelTab
+from ui.tabs.own_models import OwnPart
 
 MODEL = "some/model"
 
@@ -179,7 +186,7 @@ def test_details_are_those_of_the_revision_in_the_form(tab, services):
 
 
 def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
-    changes, again, key = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
+    changes, key, again = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
 
     assert services.tokenizers.is_ready(ModelConfig(id=MODEL))
     assert (changes, again["visible"], key) == ("", False, "")
@@ -201,7 +208,7 @@ def test_why_there_is_no_tokenizer_is_reported_once(tab, services):
     tab._page.services = replace(services, tokenizers=Tokenizers(resolve))
 
     details = tab.describe(ModelConfig(id=MODEL))
-    changes, again, _ = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
+    changes, _, again = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
     assert "hidden size" in details
     assert (details + changes).count("No connection to the Hub.") == 1
     assert again["visible"]
@@ -231,3 +238,21 @@ def test_a_picked_model_is_not_looked_up_once_more_when_it_is_in_the_form(tab):
     description = tab._choose(MODEL, "")[tab._described_name]
 
     assert tab._begin(MODEL, None, description, "")[tab._sought] is None
+
+
+def test_a_private_model_is_chosen_once_its_download_ended_however_soon_that_is(services):
+    own = OwnDownloads(
+        services.runs,
+        "model",
+        lambda _home, _kind, hub_id, *_: FunctionJob(lambda _: PrivateCopy(hub_id, 0, Path(hub_id))),
+    )
+    with Blocks():
+        part = OwnPart(Page(services), own)
+
+    begun = part.download("owner/gated", "", f"hf_{'x' * 32}")
+    own.downloading.find(DOWNLOAD).ended.wait(300)
+
+    assert '"submit":true' in part.job.news(begun[part.job.poll], "")
+    ended = part.show_end()
+    assert (ended[part.arrival], ended[part.job.poll]) == ("owner/gated", "")
+    assert "owner/gated is downloaded." in ended[part.job.status]

@@ -5,7 +5,7 @@ import pytest
 from engine.config.run import ModelConfig
 from tests.ui.data_tab_visitor import wait_for
 from ui.backend.dataset_checks import question_of
-from ui.side_panel import SidePanel
+from ui.side_panel import SidePanel, measured_configs
 
 CHOSEN = {"model.id": "smollm2-135m-instruct", "dataset.source": "rows.jsonl"}
 
@@ -23,20 +23,21 @@ def draft_on(panel: SidePanel):
 
 
 def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_next_to_it(panel, services):
-    before = panel._measurement(draft_on(panel))
+    before = panel.measurement(draft_on(panel))
     check = services.checks.read(question_of(draft_on(panel).mapping))
     wait_for(lambda: check.is_done)
     draft = draft_on(panel)
-    offers = panel._measurement(draft)
+    offers = panel.measurement(draft)
 
-    panel._start(draft)
-    wait_for(lambda: "One step, measured" in panel._measurement(draft)[panel.measurement])
-    of_rows = panel._measurement(draft)[panel.measurement]
-    panel._start_longest(draft)
-    wait_for(lambda: panel._measurement(draft)[panel.measurement].count("One step, measured") == 2)
+    of_rows_alone, longest = measured_configs(draft)
+    panel.begin(draft, [of_rows_alone])
+    wait_for(lambda: "One step, measured" in panel.measurement(draft)[panel.job.status])
+    of_rows = panel.measurement(draft)[panel.job.status]
+    panel.begin(draft, [longest])
+    wait_for(lambda: panel.measurement(draft)[panel.job.status].count("One step, measured") == 2)
 
     assert not before[panel.longest]["visible"]
     assert before[panel.start]["visible"]
     assert offers[panel.longest] == {"value": "Measure 1,024-token rows", "visible": True, "__type__": "update"}
     assert "a step of 8 rows of " in of_rows
-    assert "a step of 2 rows of 1,024 tokens" in panel._measurement(draft)[panel.measurement]
+    assert "a step of 2 rows of 1,024 tokens" in panel.measurement(draft)[panel.job.status]

@@ -28,11 +28,11 @@ def tab(laid_out) -> TrainTab:
 
 
 def begin(tab: TrainTab, token: str, copied_from: str, *values) -> Changes:
-    return Changes(tab.start, tab.start.begin(token, "", copied_from, "", "", True, *values))
+    return Changes(tab.start, tab.start.begin("run", token, "", copied_from, "", "", True, *values))
 
 
 def begin_sweep(tab: TrainTab, token: str, copied_from: str, *values) -> Changes:
-    return Changes(tab.start, tab.start.begin_sweep(token, "", copied_from, *values))
+    return Changes(tab.start, tab.start.begin("sweep", token, "", copied_from, *values))
 
 
 def agree(tab: TrainTab, question: Changes, token: str, *values) -> Changes:
@@ -51,12 +51,12 @@ def chosen(tab: TrainTab, shown: Changes) -> str:
 
 
 def waited_for(tab: TrainTab, shown: Changes) -> Changes:
-    """What the timer finds in the end."""
+    """What the page shows in the end."""
     deadline = time.monotonic() + 300
-    while shown.timer["active"]:
+    while shown._updates[tab.start.job.poll]:
         assert time.monotonic() < deadline, "the start did not come to an end"
         time.sleep(0.01)
-        shown = Changes(tab.start, tab.start.look(shown.pending))
+        shown = Changes(tab.start, tab.start.show(shown.pending))
     return shown
 
 
@@ -80,14 +80,14 @@ def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
 def test_a_look_that_was_on_its_way_when_the_run_was_queued_changes_nothing_about_where_the_page_goes(tab):
     start_run(tab, "token", a_config(training__max_steps=3))
 
-    assert tab.start.goes_to not in tab.start.look("")
+    assert tab.start.goes_to not in tab.start.show("")
 
 
 def test_a_start_that_is_asked_for_twice_before_it_is_shown_is_one_run(tab):
     values = values_of(tab, a_config(training__max_steps=3))
 
     first = waited_for(tab, begin(tab, "token", "", *values))
-    second = Changes(tab.start, tab.start.begin("token", first.pending, "", "", "", True, *values))
+    second = Changes(tab.start, tab.start.begin("run", "token", first.pending, "", "", "", True, *values))
 
     assert chosen(tab, first) == chosen(tab, second)
     assert second.start["interactive"] is False  # until the run is shown
@@ -172,7 +172,7 @@ def test_problems_are_shown_in_place_and_nothing_starts(tab):
     assert "training.learning_rate" in changes.problems
     assert not tab._page.services.runs.ids()
     assert tab._page.chosen_run not in changes._updates  # the chosen run stays
-    assert changes.timer["active"] is False
+    assert changes._updates[tab.start.job.poll] == ""
 
 
 def test_a_start_reports_what_it_is_checking_and_holds_no_handler_meanwhile(tab, monkeypatch):
@@ -186,9 +186,9 @@ def test_a_start_reports_what_it_is_checking_and_holds_no_handler_meanwhile(tab,
 
     monkeypatch.setattr(launcher, "start", slow)
     changes = begin(tab, "token", "", *values_of(tab, a_config(training__max_steps=3)))
-    assert changes.timer["active"]
+    question = changes._updates[tab.start.job.poll]
     deadline = time.monotonic() + 300
-    while "12 rows" not in tab.start.look(changes.pending)[tab.start.problems]:
+    while "12 rows" not in str(tab.start.job.news(question, "")):
         assert time.monotonic() < deadline
     goes_on.set()
     assert waited_for(tab, changes).problems == ""
@@ -274,7 +274,7 @@ def test_what_can_never_fit_cannot_be_started(tab, services):
 
 def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
     app = build_app(services)
-    start = next(one.fn.__self__ for one in app.fns.values() if getattr(one.fn, "__func__", None) is StartPart.begin)
+    start = next(one.fn.__self__ for one in app.fns.values() if getattr(one.fn, "__func__", None) is StartPart.show)
     (clearing,) = [one for one in app.fns.values() if one.targets == [(start._draft._id, "change")]]
 
     assert clearing.outputs == [start.problems, start.confirm.panel]

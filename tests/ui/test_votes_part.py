@@ -67,7 +67,7 @@ def vote(tab, turns, pick: str) -> Changes:
 
 
 def press(tab, pick: str, number=0) -> Changes:
-    return Changes(tab.votes, tab.votes._delete(EventData(None, {"pick": pick}), number, False))
+    return Changes(tab.votes, tab.votes.pick(EventData(None, {"pick": pick}), False, number))
 
 
 def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
@@ -203,12 +203,12 @@ def test_the_tally_stays_where_a_vote_is_too_long(tab, run, votes, monkeypatch):
 
 
 def test_votes_are_looked_through_and_deleted(tab, votes):
-    assert "No votes yet" in tab.votes.look(0, False)[tab.votes.counts]
+    assert "No votes yet" in tab.votes.show(False)[tab.votes.counts]
     for number in range(7):
         votes.keep(a_vote(f"Question {number} {HOSTILE}", left=HOSTILE, minute=number))
     votes.keep(a_vote("Equal?", verdict="equal", minute=9))
 
-    first, last = (Changes(tab.votes, tab.votes.look(page, False)) for page in (0, 99))
+    first, last = (Changes(tab.votes, tab.votes.show(False, page)) for page in (0, 99))
 
     assert "7 pairs. Left out: 1 tie." in first.counts
     assert first.list.count("<section>") == 5
@@ -223,16 +223,16 @@ def test_votes_are_looked_through_and_deleted(tab, votes):
     assert identifier not in gone.list
     assert "0 votes deleted." in press(tab, "really:of-another-person").status
     assert press(tab, "nonsense")._updates == {}
-    assert "7 votes deleted." in tab.votes._delete_all(False)[tab.votes.status]
+    assert "7 votes deleted." in tab.votes.delete(False)[tab.votes.status]
 
 
 def test_votes_become_the_data_of_the_draft(tab, votes):
     with pytest.raises(StorageError, match="give no pair"):
-        tab.votes._use(False)
+        tab.votes.use(False)
     votes.keep(a_vote())
     votes.keep(a_vote("Equal?", verdict="equal"))
 
-    used = Changes(tab.votes, tab.votes._use(False))
+    used = Changes(tab.votes, tab.votes.use(False))
 
     source = used._updates[tab.votes._change]["dataset"]["source"]
     assert source.startswith(str(votes.home.uploads))

@@ -51,14 +51,14 @@ class Job(Protocol[Finished]):
 class FunctionJob(Generic[R]):
     """A job of one function, which reports progress from any thread; after a stop, it ends at its next report."""
 
-    def __init__(self, function: Callable[[Callable[[Message], None]], R]) -> None:
+    def __init__(self, function: Callable[[Callable[[Any], None]], R]) -> None:
         self._function = function
         self._stop_requested = threading.Event()
 
-    def run(self, on_progress: Callable[[Message], None]) -> R:
+    def run(self, on_progress: Callable[[Any], None]) -> R:
         worker = threading.get_ident()
 
-        def report(progress: Message) -> None:
+        def report(progress: Any) -> None:
             # An exception in another thread, such as one that downloads, would not end the job.
             if self._stop_requested.is_set() and threading.get_ident() == worker:
                 raise CancelledRequestError
@@ -104,9 +104,10 @@ class Work(Generic[R]):
 
 
 class BackgroundWork(Generic[R]):
-    """Starts jobs and keeps their state."""
+    """Starts jobs and keeps their state; `describe` gives the words of their progress."""
 
-    def __init__(self) -> None:
+    def __init__(self, describe: Callable[[Any], Message] = lambda progress: progress) -> None:
+        self._describe = describe
         self._works: OrderedDict[str, Work[R]] = OrderedDict()
         self._lock = threading.RLock()  # guards _works: handlers of many pages ask at once
 
@@ -117,15 +118,13 @@ class BackgroundWork(Generic[R]):
             RunError: If there is work already under this key, such as a run's id.
         """
         with self._lock:
-            present = self._works.get(key)
-            if present is not None and present.is_under_way:
-                raise RunError(f"{present.title} is under way for this run.", "Wait for its end, or stop it.")
+            self.require_none(key)
             work = Work(title, job)
             self._works[key] = work
             self._works.move_to_end(key)
             for old in [name for name, one in self._works.items() if not one.is_under_way][:-_MOST_ENTRIES]:
                 del self._works[old]
-        threading.Thread(target=_run, args=(work, keep), name="background-work", daemon=True).start()
+        threading.Thread(target=self._run, args=(work, keep), name="background-work", daemon=True).start()
         return work
 
     def start_once(self, key: str, title: str, job: Job[R], *, again: bool = False) -> Work[R]:
@@ -140,6 +139,16 @@ class BackgroundWork(Generic[R]):
         """Return the work under a key; None if there is none since the server started."""
         with self._lock:
             return self._works.get(key)
+
+    def require_none(self, key: str) -> None:
+        """Refuse to begin under a key while work is under way there.
+
+        Raises:
+            RunError: If it is.
+        """
+        present = self.find(key)
+        if present is not None and present.is_under_way:
+            raise RunError(f"{present.title} is under way for this run.", "Wait for its end, or stop it.")
 
     def stop(self, key: str) -> None:
         """Request an early end; the work's result is discarded."""
@@ -159,19 +168,19 @@ class BackgroundWork(Generic[R]):
         for work in working:
             work.ended.wait(max(0.0, deadline - time.monotonic()))
 
+    def _run(self, work: Work[R], keep: Callable[[R], None]) -> None:
+        def note(progress: Any) -> None:
+            shown = self._describe(progress)
+            work.message, work.fraction = shown.message, shown.fraction
 
-def _run(work: Work[R], keep: Callable[[R], None]) -> None:
-    def note(progress: Message) -> None:
-        work.message, work.fraction = progress.message, progress.fraction
-
-    try:
-        result = work.job.run(note)
-        keep(result)
-        work.result = result
-    except Exception as error:
-        work.error = as_engine_error(error)
-    finally:
-        work.ended.set()
+        try:
+            result = work.job.run(note)
+            keep(result)
+            work.result = result
+        except Exception as error:
+            work.error = as_engine_error(error)
+        finally:
+            work.ended.set()
 
 
 class Cache(Generic[R]):

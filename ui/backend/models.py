@@ -25,7 +25,7 @@ from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from ui.backend.background import BackgroundWork, FunctionJob, Message, Work
+from ui.backend.background import BackgroundWork, FunctionJob, Message, Work, stamp
 from ui.backend.dataset_checks import CheckQuestion
 from ui.views.html import size
 
@@ -92,7 +92,7 @@ class Tokenizers:
 
     def __init__(self, resolve: Callable[[ModelConfig, OnModelProgress], object]) -> None:
         self._resolve = resolve
-        self._works: BackgroundWork[object] = BackgroundWork()
+        self.works: BackgroundWork[object] = BackgroundWork(in_words)  # by `key_of` a model
 
     @classmethod
     def on_this_machine(cls, home: LoratoryHome) -> "Tokenizers":
@@ -101,24 +101,17 @@ class Tokenizers:
 
     def ask(self, model: ModelConfig, *, again: bool = False) -> Work[object]:
         """Return the download of a model's tokenizer; start it if missing, or `again` after a failure."""
-
-        def download(report: Callable[[Message], None]) -> object:
-            return self._resolve(model, lambda progress: report(in_words(progress)))
-
-        return self._works.start_once(key_of(model), "Downloading the tokenizer", FunctionJob(download), again=again)
-
-    def find(self, key: str) -> Work[object] | None:
-        """Return the download under a key; None without one."""
-        return self._works.find(key)
+        job = FunctionJob(lambda report: self._resolve(model, report))
+        return self.works.start_once(key_of(model), "Downloading the tokenizer", job, again=again)
 
     def is_ready(self, model: ModelConfig) -> bool:
         """Return whether the model's tokenizer is available."""
-        work = self.find(key_of(model))
+        work = self.works.find(key_of(model))
         return work is not None and not work.is_under_way and work.error is None
 
     def trouble(self, model: ModelConfig) -> EngineError | None:
         """Return why a model's tokenizer could not be downloaded; None if it was or never requested."""
-        work = self.find(key_of(model))
+        work = self.works.find(key_of(model))
         return work.error if work is not None and not work.was_stopped else None
 
     def answerable(self, question: CheckQuestion) -> CheckQuestion:
@@ -128,14 +121,10 @@ class Tokenizers:
         self.ask(question.model)
         return question if self.is_ready(question.model) else replace(question, model=None)
 
-    def stop_all(self) -> None:
-        """Stop all downloads."""
-        self._works.stop_all()
-
 
 def key_of(model: ModelConfig) -> str:
     """Return the key of a model's tokenizer."""
-    return f"{model.id}\n{model.revision or ''}"
+    return stamp(model.id, model.revision or "")
 
 
 def in_words(progress: ModelProgress) -> Message:

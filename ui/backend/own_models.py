@@ -18,22 +18,11 @@ from engine.private_hub import (
 )
 from engine.runs.model_use import models_needed_by
 from engine.runs.store import RunStore
-from ui.backend.background import BackgroundWork, Job, Message, Work
+from ui.backend.background import BackgroundWork, Job, Work
 from ui.backend.models import in_words
 
-_KEY = "own"  # one download at a time
+DOWNLOAD = "own"  # the key of the one download at a time
 MakeJob = Callable[[LoratoryHome, PrivateKind, str, str | None, SecretStr], Job[PrivateCopy]]
-
-
-@dataclass(frozen=True)
-class _InWords:
-    job: Job[PrivateCopy]
-
-    def run(self, on_progress: Callable[[Message], None]) -> PrivateCopy:
-        return self.job.run(lambda progress: on_progress(in_words(progress)))
-
-    def stop(self) -> None:
-        self.job.stop()
 
 
 @dataclass(frozen=True)
@@ -43,9 +32,7 @@ class OwnDownloads:
     runs: RunStore  # of the person; downloads go to its home
     kind: PrivateKind
     job: MakeJob = PrivateDownload
-    downloading: BackgroundWork[PrivateCopy] = field(
-        default_factory=BackgroundWork, kw_only=True
-    )  # the newest download
+    downloading: BackgroundWork[PrivateCopy] = field(default_factory=lambda: BackgroundWork(in_words), kw_only=True)
 
     def start(self, name: str, revision: str | None, token: SecretStr) -> Work[PrivateCopy]:
         """Download what has that id on the Hub; the token serves this one download.
@@ -57,7 +44,7 @@ class OwnDownloads:
         """
         hub_id = require_hub_id(self.kind, name, revision)
         job = self.job(self.runs.home, self.kind, hub_id, revision, token)
-        return self.downloading.start(_KEY, f"A download of a {self.kind}", _InWords(job))
+        return self.downloading.start(DOWNLOAD, f"A download of a {self.kind}", job)
 
     def list(self) -> list[PrivateCopy]:
         """Return what the person has."""
@@ -82,16 +69,3 @@ class OwnDownloads:
                     dataset = run.folder.read_config().dataset
                     sources |= {dataset.source, *dataset.mix}
         return sources
-
-    @property
-    def work(self) -> Work[PrivateCopy] | None:
-        """The newest download; None without one since the page was opened."""
-        return self.downloading.find(_KEY)
-
-    def stop(self) -> None:
-        """Stop the download."""
-        self.downloading.stop(_KEY)
-
-    def stop_all(self) -> None:
-        """Stop it before the page is closed."""
-        self.downloading.stop_all()

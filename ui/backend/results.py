@@ -62,15 +62,10 @@ class ResultWork:
             RunError: If an export of this run is under way.
             StorageError: If the person has no disk space left.
         """
-        if self.home.owner:
-            require_disk_space(self.home, self.home.owner)
+        require_disk_space(self.home, self.home.owner)
         target = ChatTarget.of_run(run.folder.path, checkpoint).model_copy(update={"where": where})
-
-        def keep(result: ExportResult) -> None:
-            keep_record(run.folder.path, ExportRecord.of(settings.kind, str(result.path), checkpoint, result))
-
         job = self.export(ExportRequest(target=target, folder=folder, settings=settings))
-        return self.exporting.start(run.id, "An export", job, keep)
+        return self._start_export(run, checkpoint, settings.kind, "An export", job)
 
     def write_script(self, run: Run, config: RunConfig, folder: Path) -> Work[Any]:
         """Write a run's exact script into a folder.
@@ -79,13 +74,9 @@ class ResultWork:
             RunError: If an export of this run is under way.
             StorageError: If the person has no disk space left.
         """
-        if self.home.owner:
-            require_disk_space(self.home, self.home.owner)
-
-        def keep(result: ExportResult) -> None:
-            keep_record(run.folder.path, ExportRecord.of("script", str(result.path), None, result))
-
-        return self.exporting.start(run.id, "An export", ScriptJob(self.home, config, folder, run.folder.path), keep)
+        require_disk_space(self.home, self.home.owner)
+        job = ScriptJob(self.home, config, folder, run.folder.path)
+        return self._start_export(run, None, "script", "An export", job)
 
     def publish(
         self, run: Run, checkpoint: str | None, repository: str, settings: PushConfig, token: SecretStr | None = None
@@ -96,12 +87,15 @@ class ResultWork:
             RunError: If an export of this run is under way.
         """
         target = ChatTarget.of_run(run.folder.path, checkpoint)
-
-        def keep(result: PushResult) -> None:
-            keep_record(run.folder.path, ExportRecord.of("hub", result.url, checkpoint, result))
-
         job = self.push(PushRequest(target=target, repository=repository, settings=settings, token=token))
-        return self.exporting.start(run.id, "A push to the Hub", job, keep)
+        return self._start_export(run, checkpoint, "hub", "A push to the Hub", job)
+
+    def _start_export(self, run: Run, checkpoint: str | None, kind: str, title: str, job: Job[Any]) -> Work[Any]:
+        def keep(result: ExportResult | PushResult) -> None:
+            place = result.url if isinstance(result, PushResult) else str(result.path)
+            keep_record(run.folder.path, ExportRecord.of(kind, place, checkpoint, result))
+
+        return self.exporting.start(run.id, title, job, keep)
 
     def proposed_folder(self, title: str, kind: str) -> Path:
         """Return a folder that does not exist yet, named for a run."""
@@ -136,11 +130,6 @@ class ResultWork:
             )
         return folder
 
-    def stop_all(self) -> None:
-        """Stop all evaluations and exports."""
-        self.measuring.stop_all()
-        self.exporting.stop_all()
-
 
 class MeasuredRun(NamedTuple):
     """One line of the table across runs."""
@@ -163,11 +152,13 @@ class Evaluations:
 
     def read(self, run_id: str, checkpoint: str | None) -> EvaluationResult | None:
         """Return the newest evaluation of a run or a checkpoint; None without one."""
-        return self._read(self._file(run_id, checkpoint))
+        return self._read(evaluation_file(self._runs.get(run_id).folder.path, checkpoint))
 
-    def stamp(self, run_id: str, checkpoint: str | None) -> str:
-        """Return a stamp that changes with each new evaluation."""
-        return stamp(*size_and_time(self._file(run_id, checkpoint)))
+    def stamp(self, run_id: str) -> str:
+        """Return a stamp that changes with each evaluation of a run; of an unknown one, it stays the same."""
+        if not self._reader.exists(run_id):
+            return ""
+        return stamp(*size_and_time(evaluation_file(self._runs.get(run_id).folder.path, None).parent))
 
     def across(self) -> list[MeasuredRun]:
         """Return the evaluations of every run and checkpoint, the newest run first."""
@@ -183,9 +174,6 @@ class Evaluations:
                 state = FINAL_WORDS if file.stem == FINAL else file.stem
                 rows.append(MeasuredRun(run.id, file.stem, snapshot.title, state, Path(data).name, result))
         return rows
-
-    def _file(self, run_id: str, checkpoint: str | None) -> Path:
-        return evaluation_file(self._runs.get(run_id).folder.path, checkpoint)
 
     def _read(self, file: Path) -> EvaluationResult | None:
         return self._cache.get((file, *size_and_time(file)), lambda: read_model(file, EvaluationResult))

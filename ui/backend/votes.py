@@ -62,17 +62,13 @@ def _pair(turns: Sequence[Turn], one: Branch, other: Branch, system: str) -> Tur
 
 def ballot(votes: Votes, turns: Sequence[Turn], number: int) -> dict[Branch, bool]:
     """Return the answers of a turn that can be voted for, each with whether it was."""
-    pairs = pairs_of_turn(turns, number)
-    branches = {branch for pair in pairs for branch in pair.sides}
-    known_votes = [(pair, votes.find(pair.id)) for pair in pairs]
-    chosen = {
-        branch
-        for pair, vote in known_votes
-        if vote is not None and not vote.is_tie
-        for branch, messages in pair.sides.items()
-        if messages == vote.sides[0].turns
-    }
-    return {branch: branch in chosen for branch in branches}
+    chosen: dict[Branch, bool] = {}
+    for pair in pairs_of_turn(turns, number):
+        vote = votes.find(pair.id)
+        for branch, messages in pair.sides.items():
+            is_better = vote is not None and not vote.is_tie and messages == vote.sides[0].turns
+            chosen[branch] = chosen.get(branch, False) or is_better
+    return chosen
 
 
 def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by: str) -> None:

@@ -68,7 +68,7 @@ class ChatTab:
         looking: dict[str, Any] = {
             "fn": self._look, "inputs": [self.last_look, self.blind.judging], "outputs": self._look_outputs, **QUICK,
         }  # fmt: skip
-        page.rest_elsewhere(self._tab, self.timer, self.evaluate.timer)
+        page.rest_elsewhere(self._tab, self.timer)
         offering = [page.chosen_run, choice.run, choice.model]
         offer_event = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
         awake = offer_event.then(
@@ -91,7 +91,7 @@ class ChatTab:
         self.talk.wire(look_event)
         self.blind.wire(self.talk)
         mode_event = self.mode.input(self._switch, self.mode, self._modes, **QUICK)
-        self.evaluate.wire(awake, mode_event, chosen, self.mode)
+        self.evaluate.wire(awake, mode_event, chosen)
         self.votes.wire(mode_event)
         self.blind.show_count_after(mode_event)
 

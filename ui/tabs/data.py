@@ -17,7 +17,7 @@ from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, nothing, pick
 from ui.page import Page
 from ui.tabs.dataset_format import DatasetFormat
 from ui.tabs.model import TokenizerStatus
-from ui.tabs.own_models import OwnDatasetsPart
+from ui.tabs.own_models import OwnPart
 from ui.tabs.row_viewer import RowViewer, row_of
 from ui.views import dataset as view
 from ui.views.html import Column, Row, error_box, pickable, table
@@ -53,7 +53,7 @@ class DataTab:
                     visible=not page.services.home.is_guest,
                 )  # fmt: skip
         own = page.services.own_datasets
-        self.own_datasets = OwnDatasetsPart(page, own) if own is not None else None
+        self.own_datasets = OwnPart(page, own) if own is not None else None
         page.form.register("dataset.source", gr.Textbox("", visible=False))
         page.form.show_problems_of("dataset.source", self.own)
         self.summary = gr.HTML(view.NO_DATASET, elem_id="dataset-summary")
@@ -102,7 +102,7 @@ class DataTab:
         self.stop.click(self._stop, values, None, **SLOW)
         self.open_after(self.read.click(self._read, values, None, **SLOW))
         self.open_after(self.tokenizer.again.click(self._fetch_again, values, self.tokenizer.outputs, **SLOW))
-        self.open_after(page.refresh_after(self.tokenizer.end_event(nothing, None, None, **SLOW)))
+        self.open_after(page.refresh_after(self.tokenizer.changed(nothing, None, None, **SLOW)))
         # Train counts the rows itself, after an edit of max_length.
         others = [tab.select for tab in page.tabs.children if isinstance(tab, gr.Tab) and tab.id != "train"]
         gr.on(others, None, **self._asking_if_chosen)

@@ -72,11 +72,10 @@ class ExportForms:
                 )  # fmt: skip
                 hub_kind = component_of_field(push["kind"], min_width=240, elem_id="export-hub-kind")
             private = component_of_field(push["private"], elem_id="export-private")
-            if asks_token:
-                self.token = gr.Textbox(
-                    label="Your Hugging Face token", info="Needs write access. Used for this push and not stored.",
-                    type="password", max_lines=1, elem_id="export-token",
-                )  # fmt: skip
+            self.token = gr.Textbox(
+                label="Your Hugging Face token", info="Needs write access. Used for this push and not stored.",
+                type="password", max_lines=1, visible=asks_token, elem_id="export-token",
+            )  # fmt: skip
         self.verify = component_of_field(fields["verify"], elem_id="export-verify")
         # In the order of `settings_of`.
         self.settings = {
@@ -113,6 +112,17 @@ class ExportForms:
             by_name["kind"] = kind.name
             names = ("kind", *kind.settings, "verify")
         return {name: by_name[name] for name in names if name in by_name}
+
+
+def config_of(snapshot: RunSnapshot) -> RunConfig:
+    """Return the configuration of a run.
+
+    Raises:
+        RunError: If it cannot be read.
+    """
+    if snapshot.config is None:
+        raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
+    return snapshot.config
 
 
 def why_not(form: str, config: RunConfig | None) -> str:
@@ -178,10 +188,9 @@ class TextPart:
     def updates(self, form: str, snapshot: RunSnapshot) -> Updates:
         """Return a run's text with its download, or the error."""
         try:
-            if snapshot.config is None:
-                raise RunError("This run's config.yaml cannot be read.", "Restore it from a copy.")
+            config = config_of(snapshot)
             name = "config.yaml" if form == YAML else "train.py"
-            text = config_to_yaml(snapshot.config) if form == YAML else self._script(snapshot, snapshot.config)
+            text = config_to_yaml(config) if form == YAML else self._script(snapshot, config)
             path = self._file(name, text, snapshot.run.id)
         except EngineError as error:
             return {self.text: error_box(error), self.download: HIDDEN}

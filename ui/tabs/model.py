@@ -16,20 +16,22 @@ from ui.backend.background import Work, as_engine_error, stamp
 from ui.backend.dataset_checks import model_of
 from ui.backend.models import Fits, FitTable, key_of
 from ui.components import (
+    HIDDEN,
     QUICK,
     SLOW,
     UNCHANGED,
     Updates,
     clear_error_after,
-    live_html,
     nothing,
     pick_list,
     picked_value,
+    visible_if,
 )
 from ui.gradio_internals import changed_by_hand
+from ui.job_panel import WorkStatus
 from ui.page import Page
 from ui.polls import poll, poll_answer
-from ui.tabs.own_models import OwnModelsPart
+from ui.tabs.own_models import OwnPart
 from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
 
@@ -69,7 +71,7 @@ class ModelTab:
         form.show_problems_of("model.id", self.own)
         self.details = gr.HTML(NOT_CHOSEN, elem_id="model-details")
         own = page.services.own_models
-        self.own_models = OwnModelsPart(page, own) if own is not None else None
+        self.own_models = OwnPart(page, own) if own is not None else None
         self.tokenizer = TokenizerStatus(page, "model")
         with gr.Accordion("Advanced", open=False, elem_id="model-advanced"):
             form.setting("model.revision", elem_id="model-revision")
@@ -114,7 +116,7 @@ class ModelTab:
         )  # fmt: skip
         self._fetch_after(page.refresh_after(revise_event))
         self._fetch_after(self.tokenizer.again.click(nothing, None, None, **QUICK))
-        tokenizer_event = self.tokenizer.end_event(self._describe_form, page.form.components, self.details, **SLOW)
+        tokenizer_event = self.tokenizer.changed(self._describe_form, page.form.components, self.details, **SLOW)
         self._fetch_after(page.refresh_after(tokenizer_event), again=False)
         # A preset, a run or the browser's draft may put a model into the form. The change fires before the rest of the form,
         # such as the revision, is filled.
@@ -277,39 +279,25 @@ def _search_hub(query: str) -> str:
         return error_box(error)
 
 
-class TokenizerStatus:
-    """Lays out the line with the progress of a tokenizer, in the same words on each tab.
-
-    Its `end_event` fires when there is something new to show with the model.
-    """
+class TokenizerStatus(WorkStatus):
+    """Lays out the line with the progress of a tokenizer, in the same words on each tab."""
 
     def __init__(self, page: Page, tab: str) -> None:
         self._page = page
-        self.line = live_html(elem_id=f"{tab}-tokenizer")
+        super().__init__(
+            lambda key: page.services.tokenizers.works.find(key), _render_download, elem_id=f"{tab}-tokenizer",
+            live_id=f"{tab}-tokenizer-live",
+        )  # fmt: skip
         self.again = gr.Button("Try again", size="sm", visible=False, elem_id=f"{tab}-tokenizer-again")
-        self.poll = poll(self._news, 0.5, elem_id=f"{tab}-tokenizer-live")
-        self.end_event: Any = self.poll.submit  # fires when the download has ended
-        # What `updates` changes.
-        self.outputs = [self.line, self.again, self.poll]
+        self.outputs.append(self.again)
 
     def updates(self, model: ModelConfig | None, *, again: bool = False) -> Updates:
         """Download a tokenizer if it is missing, or `again` after a failure; return its status soon."""
         if model is None:
-            return {self.line: "", self.again: gr.update(visible=False), self.poll: ""}
+            return {**self.follow(), self.again: HIDDEN}
         work = self._page.services.tokenizers.ask(model, again=again)
         work.ended.wait(_BLINK_SECONDS)
-        return {
-            self.line: _render_download(work),
-            self.again: gr.update(visible=work.error is not None),
-            self.poll: key_of(model) if work.is_under_way else "",
-        }
-
-    def _news(self, key: str, last_stamp: str) -> str | None:
-        work = self._page.services.tokenizers.find(key)
-        stamp = work.stamp if work is not None else "none"
-        has_ended = work is None or not work.is_under_way
-        places = {str(self.line.elem_id): _render_download(work)}
-        return poll_answer(stamp, places, submit=has_ended) if stamp != last_stamp else None
+        return {**self.follow(key_of(model)), self.again: visible_if(work.error is not None)}
 
 
 def _render_download(work: Work[object] | None) -> str:

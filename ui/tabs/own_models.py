@@ -1,7 +1,6 @@
 """Gated or private models and datasets in a lab, downloaded with the user's own token for them alone."""
 
-from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
+from typing import Any
 
 import gradio as gr
 from pydantic import SecretStr
@@ -12,34 +11,29 @@ from engine.accounts.people import Action, require
 from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
 from engine.private_hub import PrivateCopy
-from ui.backend.own_models import OwnDownloads
-from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, live_html, pick_list, picked_value
+from ui.backend.own_models import DOWNLOAD, OwnDownloads
+from ui.components import QUICK, Updates, pick_list, picked_value
+from ui.job_panel import JobPanel
 from ui.page import Page
-from ui.polls import poll, poll_answer
-from ui.views.html import error_box, small, work_status
+from ui.views.html import error_box, small
 from ui.views.model import render_own
 
-_STOPPED = "Download stopped. Downloaded files are kept."
 _REALLY = "really:"
-_DOWNLOADING = "downloading"
+_LOGGED: dict[str, AuditKind] = {"model": "model downloaded", "dataset": "dataset downloaded"}
+_LEADS = {
+    "model": "Accept the model's terms on its page at the Hub first. It is stored in your own folder, for you alone.",
+    "dataset": "Accept the dataset's terms on its page at the Hub first. Its data files go to your uploads; its scripts are not run.",
+}
 
 
-class _Arrival(NamedTuple):
-    note: str  # message for the user
-    arrival: str  # to choose on the page; empty for none
-
-
-class _OwnPart(ABC):
-    """Lays out the part; `wire` connects it. Its `arrival` names what has just arrived."""
-
-    audit_kind: AuditKind
-    lead: str
+class OwnPart:
+    """Lays out the downloads of one kind; `wire` connects them. Its `arrival` names what has just arrived."""
 
     def __init__(self, page: Page, own: OwnDownloads) -> None:
         self._page, self._own = page, own
         name = f"own-{own.kind}"
         with gr.Accordion(f"Gated or private {own.kind}", open=False, elem_id=f"{name}s") as self.panel:
-            gr.HTML(small(self.lead))
+            gr.HTML(small(_LEADS[own.kind]))
             with gr.Row():
                 self.model = gr.Textbox(
                     label=own.kind.capitalize(), info="A Hub id: owner/name.", max_lines=1, min_width=240, elem_id=name
@@ -52,95 +46,21 @@ class _OwnPart(ABC):
                     label="Your Hugging Face token", info="Needs read access. Not stored.",
                     type="password", max_lines=1, min_width=240, elem_id=f"{name}-token",
                 )  # fmt: skip
-            with gr.Row():
-                self.start = gr.Button(
-                    "Download", variant="primary", scale=0, min_width=150, elem_id=f"{name}-download"
-                )
-                self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id=f"{name}-stop")
-            self.status = live_html(elem_id=f"{name}-status")
+            self.job = JobPanel(
+                own.downloading, "Download", "Download stopped. Downloaded files are kept.", name=name,
+                start_id="download",
+            )  # fmt: skip
             self.list = pick_list(self._render_list(""), elem_id=f"{name}-list")
-            self.poll = poll(self._news, 0.5, elem_id=f"{name}-live")
-        self.arrival = gr.State("")
-        self._outputs = [self.status, self.start, self.stop, self.list, self.poll]
+        self.arrival = gr.State("")  # to be chosen on the page; empty for nothing
 
     def wire(self) -> Any:
         """Connect the events; return the one that fires at the end of a download."""
-        start_event = self.start.click(
-            self._download, [self.model, self.revision, self.token], self._outputs, trigger_mode="once", **SLOW
-        )
+        outputs = [self.arrival, self.list, *self.job.outputs]
+        start_event = self.job.start_by(self.download, [self.model, self.revision, self.token], outputs)
         start_event.then(lambda: "", None, self.token, **QUICK)
-        clear_error_after(self.status, [self.model, self.revision, self.token])
-        self.stop.click(self._stop, None, self.status, **QUICK)
-        self.list.click(self._remove, None, [self.list, self.status], **QUICK)
-        return self.poll.submit(self._end, None, [self.arrival, *self._outputs], **QUICK)
-
-    @abstractmethod
-    def _arrival_of(self, result: PrivateCopy) -> _Arrival:
-        """Return what follows the arrival."""
-
-    def _render_list(self, asked_id: str) -> str:
-        return render_own(f"{self._own.kind}s", self._own.list(), asked_id)
-
-    def _download(self, hub_id: str | None, revision: str | None, token: str | None) -> Updates:
-        try:
-            require(self._page.services.person, Action.USE_OWN_DATA)
-            secret, name = SecretStr(require_token(token or "", "read access")), (hub_id or "").strip()
-            work = self._own.start(name, (revision or "").strip() or None, secret)
-            self._page.services.log(self.audit_kind, name)
-        except EngineError as error:
-            return {self.status: error_box(error)}
-        return {
-            self.status: work_status(work, _STOPPED),
-            self.start: gr.update(interactive=False),
-            self.stop: gr.update(visible=True),
-            self.poll: _DOWNLOADING,
-        }
-
-    def _news(self, _question: str, last_stamp: str) -> str | None:
-        work = self._own.work
-        now = work.stamp if work is not None else ""
-        has_ended = work is None or not work.is_under_way
-        places = {str(self.status.elem_id): work_status(work, _STOPPED)}
-        return poll_answer(now, places, submit=has_ended) if now != last_stamp else None
-
-    def _end(self) -> Updates:
-        work = self._own.work
-        if work is not None and work.is_under_way:
-            return UNCHANGED
-        result = work.result if work is not None else None
-        arrival = self._arrival_of(result) if result is not None else _Arrival("", "")
-        return {
-            self.arrival: arrival.arrival,
-            self.status: work_status(work, _STOPPED) or small(arrival.note, role="status"),
-            self.start: gr.update(interactive=True),
-            self.stop: gr.update(visible=False),
-            self.list: self._render_list(""),
-            self.poll: "",
-        }
-
-    def _stop(self) -> str:
-        self._own.stop()
-        return work_status(self._own.work, _STOPPED)
-
-    def _remove(self, event: gr.EventData) -> Updates:
-        """Ask at the first click, remove at the second."""
-        pick = picked_value(event)
-        hub_id = pick.removeprefix(_REALLY)
-        status = ""
-        if pick.startswith(_REALLY):
-            try:
-                self._own.remove(hub_id)
-            except EngineError as error:
-                status = error_box(error)
-        confirm_id = "" if pick.startswith(_REALLY) else hub_id
-        return {self.list: self._render_list(confirm_id), self.status: status}
-
-
-class OwnModelsPart(_OwnPart):
-    """Models, in the Model tab."""
-
-    audit_kind = "model downloaded"
-    lead = "Accept the model's terms on its page at the Hub first. It is stored in your own folder, for you alone."
+        self.job.stop.click(lambda: self.job.end(DOWNLOAD), None, self.job.outputs, **QUICK)
+        self.list.click(self.remove, None, [self.list, self.job.status], **QUICK)
+        return self.job.changed(self.show_end, None, outputs, **QUICK)
 
     def offer(self, model_id: str, error: Exception | None) -> Updates:
         """Open the part with the model filled in if the Hub refused it without a login."""
@@ -148,19 +68,44 @@ class OwnModelsPart(_OwnPart):
             return {}
         return {self.panel: gr.update(open=True), self.model: model_id}
 
-    def _arrival_of(self, result: PrivateCopy) -> _Arrival:
+    def download(self, hub_id: str | None, revision: str | None, token: str | None) -> Updates:
+        """Start a download."""
+        require(self._page.services.person, Action.USE_OWN_DATA)
+        secret, name = SecretStr(require_token(token or "", "read access")), (hub_id or "").strip()
+        self._own.start(name, (revision or "").strip() or None, secret)
+        self._page.services.log(_LOGGED[self._own.kind], name)
+        # The end is shown by its own event, however soon it comes.
+        return {**self.job.follow(DOWNLOAD), self.job.poll: f"\n{DOWNLOAD}", self.arrival: ""}
+
+    def show_end(self) -> Updates:
+        """Return what has arrived, once the download has ended."""
+        updates, work = self.job.follow(DOWNLOAD), self._own.downloading.find(DOWNLOAD)
+        if work is None or work.is_under_way:
+            return updates
+        updates |= {self.job.poll: "", self.list: self._render_list("")}
+        if work.result is None:
+            return updates
+        note, arrival = self._describe(work.result)
+        return {**updates, self.job.status: small(note, role="status"), self.arrival: arrival}
+
+    def remove(self, event: gr.EventData) -> Updates:
+        """Ask at the first click, remove at the second."""
+        pick = picked_value(event)
+        if not pick.startswith(_REALLY):
+            return {self.list: self._render_list(pick), self.job.status: ""}
+        try:
+            self._own.remove(pick.removeprefix(_REALLY))
+        except EngineError as error:
+            return {self.list: self._render_list(""), self.job.status: error_box(error)}
+        return {self.list: self._render_list(""), self.job.status: ""}
+
+    def _render_list(self, asked_id: str) -> str:
+        return render_own(f"{self._own.kind}s", self._own.list(), asked_id)
+
+    def _describe(self, result: PrivateCopy) -> tuple[str, str]:
+        """Return the message about what has arrived, and what to choose on the page."""
+        if self._own.kind == "dataset":
+            return f"{result.hub_id} is here, in {result.folder}.", str(result.folder)
         if result.revision is None:
-            return _Arrival(f"{result.hub_id} is downloaded. Your runs, chats and exports can use it.", result.hub_id)
-        return _Arrival(
-            f"{result.hub_id} is here. Choose it as “Other model”, and {result.revision} under “Advanced”.", ""
-        )
-
-
-class OwnDatasetsPart(_OwnPart):
-    """Datasets, in the Data tab."""
-
-    audit_kind = "dataset downloaded"
-    lead = "Accept the dataset's terms on its page at the Hub first. Its data files go to your uploads; its scripts are not run."
-
-    def _arrival_of(self, result: PrivateCopy) -> _Arrival:
-        return _Arrival(f"{result.hub_id} is here, in {result.folder}.", str(result.folder))
+            return f"{result.hub_id} is downloaded. Your runs, chats and exports can use it.", result.hub_id
+        return f"{result.hub_id} is here. Choose it as “Other model”, and {result.revision} under “Advanced”.", ""

@@ -1,6 +1,7 @@
 """The start on the Train tab: a run, or a sweep over learning rates and ranks; the same draft starts again only if confirmed."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import time
@@ -18,7 +19,7 @@ from engine.config.suited import HIGH_RATE_FACTOR, given_settings, learning_rate
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem, RunError
 from engine.runs.run import Run
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs
-from ui.backend.background import UNEXPECTED, BackgroundWork, FunctionJob, Message, Work
+from ui.backend.background import UNEXPECTED, FunctionJob, Work
 from ui.backend.dataset_checks import CheckQuestion
 from ui.components import HIDDEN, NOT_SHOWN, QUICK, Confirmation, Updates, clear_error_after
 from ui.draft import Draft
@@ -42,19 +43,15 @@ class _Request(NamedTuple):
     alpha_follows: bool
     values: Sequence[Any]  # of the form
 
-    @classmethod
-    def of(cls, values: Sequence[Any]) -> "_Request":
-        """Divide the inputs of a handler."""
-        return cls._make([*values[:6], values[6:]])
-
 
 class StartPart:
-    """Lays out the start; it runs in the background, and a timer looks at its progress."""
+    """Lays out the start, which runs in the background."""
 
     def __init__(self, page: Page) -> None:
         self._page = page
-        self._starts: BackgroundWork[Sequence[Run]] = BackgroundWork()
-        self.problems = gr.HTML(elem_id="start-problems")
+        self.job = page.start_job
+        self.problems = self.job.status
+        self.problems.render()
         self.confirm = Confirmation(
             "Start again", "Do not start", elem_id="confirm-start", yes_id="really-start", no_id="do-not-start",
             variant="primary",
@@ -87,7 +84,6 @@ class StartPart:
         self.pending = gr.State("")  # key of the start that this page waits for
         # After a start: the tab, "train" or "runs", and the id of the first run; or `REFUSED`. Changes at each.
         self.goes_to = page.start_goes_to
-        self.timer = page.start_timer
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
         page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None and not draft.problems))
         page.on_draft(self.reason, render_reason)
@@ -103,43 +99,36 @@ class StartPart:
         page, components, confirm = self._page, self._page.form.components, self.confirm
         enclosing_page().load(None, self.token, self.token, js=_NAMED_BY_BROWSER, **QUICK)
         outputs = [
-            self.problems, page.chosen_run, self.token, self.sweep, self.asked, self.pending, self.timer, self.goes_to,
+            self.problems, page.chosen_run, self.token, self.sweep, self.asked, self.pending, self.job.poll, self.goes_to,
             confirm.panel, confirm.question, confirm.really, *self._buttons,
         ]  # fmt: skip
         self._draft.change(None, None, [self.problems, confirm.panel], js=_FORGET, **QUICK)
         sweep = [self.rates, self.ranks, self.ratio]
         inputs = [self.token, self.pending, page.copied_from, *sweep, *components]
         once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
-        gr.on([button.click for button in self._buttons], self.begin, inputs, outputs, **once)
-        self.sweep.click(self.begin_sweep, inputs, outputs, **once)
+        starts = [button.click for button in self._buttons]
+        gr.on(starts, functools.partial(self.begin, "run"), inputs, outputs, **once)
+        self.sweep.click(functools.partial(self.begin, "sweep"), inputs, outputs, **once)
         confirm.really.click(self.begin_agreed, [self.asked, *inputs], outputs, **once)
         confirm.close_by(confirm.keep.click)
         for part in sweep:  # these are not part of the draft
             confirm.close_by(changed_by_hand(part))
         clear_error_after(self.problems, sweep)
-        self.timer.tick(self.look, self.pending, outputs, **once)
+        self.job.changed(self.show, self.pending, outputs, **QUICK)
 
     def enable_after(self, event: Dependency) -> None:
         """Enable the buttons again after the event that shows the started run: until then, a click is the same start."""
-        event.then(self._idle, None, [*self._buttons, self.sweep, self.pending, self.timer], **QUICK)
+        event.then(self._idle, None, [*self._buttons, self.sweep, self.pending, self.job.poll], **QUICK)
 
-    def begin(self, *values: Any) -> Updates:
-        """Begin to check the draft and to queue its run."""
-        return self._begin("run", _Request.of(values))
-
-    def begin_sweep(self, *values: Any) -> Updates:
-        """Begin to check every combination and to queue a run for each."""
-        return self._begin("sweep", _Request.of(values))
-
-    def begin_agreed(self, asked: tuple[str, str], *values: Any) -> Updates:
+    def begin_agreed(self, asked: tuple[str, str], token: str, *values: Any) -> Updates:
         """Begin what the question was about."""
         kind, existing_id = asked
-        request = _Request.of(values)
-        # The same for each click on "Start again", which starts one run.
-        request = request._replace(token=existing_id or request.token)
-        return {self.token: request.token, **self._begin(kind, request, is_agreed=True)}
+        token = existing_id or token  # the same for each click on "Start again", which starts one run
+        return {self.token: token, **self.begin(kind, token, *values, is_agreed=True)}
 
-    def _begin(self, kind: str, request: _Request, *, is_agreed: bool = False) -> Updates:
+    def begin(self, kind: str, *values: Any, is_agreed: bool = False) -> Updates:
+        """Begin to check the draft and to queue its run; of a "sweep", every combination and a run for each."""
+        request = _Request._make([*values[:6], values[6:]])
         draft, services = self._page.draft(request.values), self._page.services
         launcher, log, checks = services.launcher, services.log, services.checks
         is_sweep = kind == "sweep"
@@ -155,7 +144,7 @@ class StartPart:
         previewed = check.report if check is not None else None
         key, copied_from = start_key(request.token, configs), request.copied_from
         origin = copied_from if self._page.reader.exists(copied_from) else None
-        work = self._starts.find(key)
+        work = self._page.starts.find(key)
         if work is not None and (work.is_under_way or request.pending == key):
             return self._progress(key, work)
         existing = services.runs.find_by_key(f"{key}/0" if is_sweep else key)
@@ -169,11 +158,8 @@ class StartPart:
                 self.goes_to: f"{REFUSED} {uuid.uuid4().hex}",
             }
 
-        def start(report: Callable[[Message], None]) -> Sequence[Run]:
-            def note(words: str) -> None:
-                report(Message(words))
-
-            same: dict[str, Any] = {"copied_from": origin, "on_progress": note, "previewed": previewed}
+        def start(report: Callable[[str], None]) -> Sequence[Run]:
+            same: dict[str, Any] = {"copied_from": origin, "on_progress": report, "previewed": previewed}
             try:
                 runs = (
                     launcher.start_all(configs, key, **same) if is_sweep else [launcher.start(configs[0], key, **same)]
@@ -186,8 +172,8 @@ class StartPart:
             return runs
 
         with contextlib.suppress(RunError):  # another request has begun it meanwhile
-            self._starts.start(key, "A start", FunctionJob(start))
-        return self.look(key)
+            self._page.starts.start(key, "A start", FunctionJob(start))
+        return self.show(key)
 
     def _question(self, configs: Sequence[RunConfig], existing: Run | None) -> tuple[str, str] | None:
         """Return what a person should confirm before a start, as HTML, and the button for it; None where it is clear."""
@@ -208,27 +194,28 @@ class StartPart:
         words = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} for {method}."
         return f"{escape(words)} Lower it, or start anyway.", "Start anyway"
 
-    def look(self, pending: str) -> Updates:
+    def show(self, pending: str) -> Updates:
         """Return the progress of the start that this page waits for."""
-        work = self._starts.find(pending)
+        work = self._page.starts.find(pending)
         return self._idle() if work is None else self._progress(pending, work)
 
     def _progress(self, key: str, work: Work[Sequence[Run]]) -> Updates:
+        status = self.job.follow(key)
         if work.error is not None:
             return self._show_error(work.error)
         updates: Updates = {
-            self.problems: small(work.words, role="status") if work.is_under_way else "",
+            **status,
             self.confirm.panel: HIDDEN,
             **dict.fromkeys(self._buttons, gr.update(value="Starting …", interactive=False)),
             self.sweep: gr.update(interactive=False),
             self.pending: key,
-            self.timer: gr.update(active=work.result is None),
         }
         if work.result is not None:
             self._page.reader.look_again()
             run_id = work.result[0].id
             place = "train" if len(work.result) == 1 else "runs"
-            updates |= {self._page.chosen_run: run_id, self.goes_to: f"{place} {run_id} {uuid.uuid4().hex}"}
+            going = {self._page.chosen_run: run_id, self.goes_to: f"{place} {run_id} {uuid.uuid4().hex}"}
+            updates |= {self.job.poll: "", self.problems: "", **going}
         return updates
 
     def _idle(self) -> Updates:
@@ -236,7 +223,7 @@ class StartPart:
             **dict.fromkeys(self._buttons, gr.update(value="Start training", interactive=True)),
             self.sweep: gr.update(interactive=True),
             self.pending: "",
-            self.timer: gr.update(active=False),
+            self.job.poll: "",
         }
 
     def _show_error(self, error: EngineError) -> Updates:

@@ -33,7 +33,9 @@ class VotesPart:
                 elem_id="votes-cut-off",
             )
             with gr.Row(elem_id="votes-buttons"):
-                self.use = gr.Button("Use as dataset", variant="primary", scale=0, min_width=170, elem_id="votes-use")
+                self.use_button = gr.Button(
+                    "Use as dataset", variant="primary", scale=0, min_width=170, elem_id="votes-use"
+                )
                 self.delete_all = gr.Button("Delete all", scale=0, min_width=110, elem_id="votes-delete-all")
             self.confirm = Confirmation(
                 "Delete votes", "Keep votes", elem_id="votes-confirm", yes_id="votes-really", no_id="votes-keep"
@@ -46,32 +48,29 @@ class VotesPart:
         self.list = pick_list(elem_id="votes-list")
         self.number = gr.State(0)  # of the page
         self._change = gr.State({})
-        self._state_outputs = [
-            self.counts, self.panel, self.use, self.newer, self.older, self.where, self.list, self.number,
+        self._outputs = [
+            self.counts, self.panel, self.use_button, self.newer, self.older, self.where, self.list, self.number,
             self.confirm.panel,
         ]  # fmt: skip
 
     def wire(self, mode_event: Any) -> None:
         """Connect the events; the votes are read after each `mode_event`."""
-        page = self._page
-        mode_event.then(self.look, [self.number, self.with_cut_off], self._state_outputs, **QUICK)
-        self.with_cut_off.input(self.look, [self.number, self.with_cut_off], self._state_outputs, **QUICK)
-        for button, step in ((self.newer, -1), (self.older, 1)):
-            button.click(
-                lambda number, cut_off, step=step: self.look(number + step, cut_off),
-                [self.number, self.with_cut_off], self._state_outputs, **QUICK,
-            )  # fmt: skip
-        self.list.click(self._delete, [self.number, self.with_cut_off], [*self._state_outputs, self.status], **QUICK)
+        page, shown = self._page, [self.with_cut_off, self.number]
+        for event in (mode_event.then, self.with_cut_off.input):
+            event(self.show, shown, self._outputs, **QUICK)
+        self.newer.click(lambda cut_off, number: self.show(cut_off, number - 1), shown, self._outputs, **QUICK)
+        self.older.click(lambda cut_off, number: self.show(cut_off, number + 1), shown, self._outputs, **QUICK)
+        self.list.click(self.pick, shown, [*self._outputs, self.status], **QUICK)
         self.confirm.wire(self.delete_all.click, self._ask, self.number)
-        self.confirm.really.click(self._delete_all, self.with_cut_off, [*self._state_outputs, self.status], **QUICK)
-        use_event = self.use.click(
-            shown_as_message(self._use), self.with_cut_off, [self._change, self.status], trigger_mode="once", **SLOW
+        self.confirm.really.click(self.delete, self.with_cut_off, [*self._outputs, self.status], **QUICK)
+        use_event = self.use_button.click(
+            shown_as_message(self.use), self.with_cut_off, [self._change, self.status], trigger_mode="once", **SLOW
         )
         change_event = page.change_undoably_after(use_event, self._change)
         change_event.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
         page.open_tab(use_event, "data")
 
-    def look(self, number: int, with_cut_off: bool) -> Updates:
+    def show(self, with_cut_off: bool, number: int = 0) -> Updates:
         """Return the counts and one page of the votes."""
         votes = self._votes.read()
         pairs = pairs_of_votes(votes.votes, with_cut_off=bool(with_cut_off))
@@ -80,7 +79,7 @@ class VotesPart:
         return {
             self.counts: view.render_counts(votes, pairs),
             self.panel: gr.update(visible=bool(votes.votes or votes.damaged_lines)),
-            self.use: gr.update(interactive=bool(pairs.rows)),
+            self.use_button: gr.update(interactive=bool(pairs.rows)),
             self.newer: gr.update(interactive=number > 0),
             self.older: gr.update(interactive=number < pages - 1),
             self.where: view.page_words(votes.votes, number) if pages else "",
@@ -89,11 +88,12 @@ class VotesPart:
             self.confirm.panel: gr.update(visible=False),
         }
 
-    def _use(self, with_cut_off: bool) -> Updates:
+    def use(self, with_cut_off: bool) -> Updates:
+        """Write the pairs of the votes as a dataset, and choose it."""
         path, pairs = self._votes.snapshot(with_cut_off=bool(with_cut_off))
         return {self._change: with_source(str(path)), self.status: small(f"In use as {path.name}: {pairs.words}")}
 
-    def _delete(self, event: gr.EventData, number: int, with_cut_off: bool) -> Updates:
+    def pick(self, event: gr.EventData, with_cut_off: bool, number: int) -> Updates:
         """Ask at the first click, delete at the second."""
         pick = picked_value(event)
         if pick.startswith(_DELETE):
@@ -101,17 +101,15 @@ class VotesPart:
             return {self.list: votes_html, self.status: ""}
         if not pick.startswith(_REALLY):
             return UNCHANGED
-        return self._deleting([pick.removeprefix(_REALLY)], number, with_cut_off)
+        return self.delete(with_cut_off, number, [pick.removeprefix(_REALLY)])
 
-    def _delete_all(self, with_cut_off: bool) -> Updates:
-        return self._deleting(None, 0, with_cut_off)
-
-    def _deleting(self, identifiers: list[str] | None, number: int, with_cut_off: bool) -> Updates:
+    def delete(self, with_cut_off: bool, number: int = 0, identifiers: list[str] | None = None) -> Updates:
+        """Delete votes; all of them without identifiers."""
         try:
             words = small(f"{plural(self._votes.remove(identifiers), 'vote')} deleted.", role="status")
         except EngineError as error:
             words = error_box(error)
-        return {**self.look(number, with_cut_off), self.status: words}
+        return {**self.show(with_cut_off, number), self.status: words}
 
     def _ask(self, _number: int) -> tuple[str, str]:
         count = plural(len(self._votes.read().votes), "vote")

@@ -118,13 +118,10 @@ def running_lab(
 def fake_services_of(own: LoratoryHome, person: Person) -> Services:
     """Services that need no model, in a person's own folders."""
     services = fake_services(own.root, home=own, owner=person.name)
-    own_models = (
-        None
-        if own.is_guest
-        else OwnDownloads(services.runs, "model", lambda _home, _kind, hub_id, *_: Arriving(hub_id))
-    )
-    own_datasets = None if own.is_guest else OwnDownloads(services.runs, "dataset")
-    return replace(services, person=person, own_models=own_models, own_datasets=own_datasets)
+    if own.is_guest:
+        return replace(services, person=person)
+    models = OwnDownloads(services.runs, "model", lambda _home, _kind, hub_id, *_: Arriving(hub_id))
+    return replace(services, person=person, own_models=models, own_datasets=OwnDownloads(services.runs, "dataset"))
 
 
 class Arriving(FunctionJob[PrivateCopy]):

@@ -29,7 +29,7 @@ from tests.invented_runs import InventedRun, a_config, write_run
 from tests.models.fake_hub import FakeHub
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import Lab, fake_services_of, running_lab
-from ui.backend.own_models import OwnDownloads
+from ui.backend.own_models import DOWNLOAD, OwnDownloads
 from ui.tabs.export_formats import ADAPTER, HUB
 
 MODEL, DATASET = "owner/gated", "owner/gated-rows"
@@ -50,8 +50,8 @@ def hubs(tmp_path, tiny_model_folder, monkeypatch):
         services = fake_services_of(own, person)
         push = partial(PushJob, own, make_export=QuickExport())
         results = replace(services.results, push=push)
-        own_models = OwnDownloads(services.runs, "model") if services.own_models is not None else None
-        return replace(services, results=results, own_models=own_models)
+        models = OwnDownloads(services.runs, "model") if services.own_models is not None else None
+        return replace(services, results=results, own_models=models)
 
     with FakeHub() as gated, HubStandIn() as pushed, running_lab(tmp_path / "home", services_of) as running:
         gated.repositories[MODEL] = files
@@ -173,7 +173,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
 
         monkeypatch.setenv("HF_ENDPOINT", gated.address)
         page.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token=TOKEN)
-        work = lab.pages._pages["ann"].services.own_models.work
+        work = lab.pages._pages["ann"].services.own_models.downloading.find(DOWNLOAD)
         assert work is not None, page.answers[-1]
         assert work.ended.wait(300)
         assert work.error is None
@@ -181,7 +181,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         assert Path(result.location).is_relative_to(own.own_models)
 
         page.press("own-dataset-download", own_dataset=DATASET, own_dataset_revision="", own_dataset_token=TOKEN)
-        fetched = lab.pages._pages["ann"].services.own_datasets.work
+        fetched = lab.pages._pages["ann"].services.own_datasets.downloading.find(DOWNLOAD)
         assert fetched is not None, page.answers[-1]
         assert fetched.ended.wait(300)
         assert fetched.error is None
@@ -239,7 +239,8 @@ def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):
         Visitor(ann).press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token=TOKEN)
         theirs = Visitor(bea)
         theirs.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token="")
-        wait_until(lambda: lab.pages._pages["ann"].services.own_models.work.ended.is_set())
+        downloading = lab.pages._pages["ann"].services.own_models.downloading
+        wait_until(lambda: downloading.find(DOWNLOAD).ended.is_set())
 
     assert "not a Hugging Face token" in theirs.answers[1]
     assert find_snapshot(MODEL, None, ModelPart.WEIGHTS, lab.home.of("ann")) is not None

@@ -1,0 +1,103 @@
+"""The panel of a job: it follows work that any page started, and draws it again once it began or ended."""
+
+import json
+import threading
+
+import gradio as gr
+import pytest
+
+from engine.errors import RunError
+from ui.backend.background import BackgroundWork, FunctionJob, Message
+from ui.job_panel import JobPanel
+
+WAIT_SECONDS = 300
+
+
+@pytest.fixture
+def works() -> BackgroundWork[str]:
+    return BackgroundWork()
+
+
+@pytest.fixture
+def panel(works) -> JobPanel:
+    with gr.Blocks():
+        return JobPanel(works, "Export", "Stopped; nothing was written.", name="export", watch=lambda _: "same")
+
+
+def begin(works, words="Row 1 of 8.") -> threading.Event:
+    """Start a job that reports once, and ends when the event is set."""
+    reported, may_end = threading.Event(), threading.Event()
+
+    def run(report) -> str:
+        report(Message(words, 0.125))
+        reported.set()
+        assert may_end.wait(WAIT_SECONDS)
+        report(Message("Ending."))
+        return "result"
+
+    works.start("run", "An export", FunctionJob(run))
+    assert reported.wait(WAIT_SECONDS)
+    return may_end
+
+
+def ask(panel, question, stamp="") -> dict | None:
+    answer = panel.news(question, stamp)
+    return None if answer is None else json.loads(answer)
+
+
+def test_work_that_another_page_started_and_its_end_are_drawn_again(panel, works):
+    idle = panel.follow("run")[panel.poll]
+    assert not ask(panel, idle)["submit"]
+
+    may_end = begin(works)
+    assert ask(panel, idle)["submit"]
+    shown = panel.follow("run")
+    assert (shown[panel.start]["interactive"], shown[panel.stop]["visible"]) == (False, True)
+    news = ask(panel, shown[panel.poll])
+    assert not news["submit"]
+    assert "Row 1 of 8." in news["places"]["export-status"]
+    assert ask(panel, shown[panel.poll], news["stamp"]) is None
+
+    may_end.set()
+    assert works.find("run").ended.wait(WAIT_SECONDS)
+    assert ask(panel, shown[panel.poll], news["stamp"])["submit"]
+    shown = panel.follow("run")
+    assert (shown[panel.start]["interactive"], shown[panel.stop]["visible"]) == (True, False)
+
+
+def test_a_stop_is_shown_at_once_and_its_end_with_what_it_means(panel, works):
+    may_end = begin(works)
+    question = panel.follow("run")[panel.poll]
+
+    stopping = panel.end("run")
+    assert "Stopping …" in stopping[panel.status]
+    assert not stopping[panel.stop]["interactive"]
+    assert panel.poll not in stopping
+    assert ask(panel, question)["submit"], "what else the page shows of it is drawn again"
+
+    may_end.set()
+    assert works.find("run").ended.wait(WAIT_SECONDS)
+    assert "nothing was written" in panel.follow("run")[panel.status]
+
+
+def test_without_a_key_nothing_is_asked_and_nothing_can_be_started(panel):
+    shown = panel.follow()
+
+    assert (shown[panel.status], shown[panel.poll], shown[panel.start]["interactive"]) == ("", "", False)
+
+
+def test_an_error_of_a_start_is_shown_in_the_status_alone(panel):
+    def start():
+        raise RunError("No run is chosen.", "Choose one.")
+
+    updates = panel.shown_in_status(start)()
+
+    assert list(updates) == [panel.status]
+    assert "No run is chosen." in updates[panel.status]
+
+
+@pytest.mark.parametrize("question", ["", "\n", "x\nunknown\n\x1f", "\n" * 500])
+def test_what_a_browser_invents_as_question_is_answered_once(panel, question):
+    news = ask(panel, question)
+
+    assert news is None or ask(panel, question, news["stamp"]) is None

@@ -1,0 +1,139 @@
+"""Background work on the page: its status, a poll that follows it, and the buttons that start and stop it."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec
+
+import gradio as gr
+from gradio.components.base import Component
+from gradio.events import Dependency
+
+from ui.backend.background import BackgroundWork, Work, as_engine_error, stamp
+from ui.components import SLOW, Updates, clear_error_after, live_html
+from ui.polls import poll, poll_answer
+from ui.views.html import error_box, work_status
+
+P = ParamSpec("P")
+_MOST_KEYS = 2  # of one status
+
+
+class WorkStatus:
+    """Lays out the status of background work, and a poll that follows it while it is in sight.
+
+    The question of the poll has what the page shows, then the keys of the work. Progress is put in place. `changed` fires
+    when the page shows another state than the work has, so answers of handlers may arrive in any order.
+
+    Args:
+        find: Returns the work under a key, which a client can forge.
+        render: Returns the status of a work as HTML.
+        watch: Returns a stamp of whatever else is shown of a key; with it, the poll continues after the end of the work.
+        is_placed: Whether the status is laid out here; another part may do it with `render`.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], Work[Any] | None],
+        render: Callable[[Work[Any] | None], str],
+        *,
+        elem_id: str,
+        live_id: str,
+        seconds: float = 0.5,
+        watch: Callable[[str], object] | None = None,
+        is_placed: bool = True,
+    ) -> None:
+        self._find, self._render, self._watch = find, render, watch
+        self.status = live_html(elem_id=elem_id, render=is_placed)
+        self.poll = poll(self.news, seconds, elem_id=live_id)
+        self.changed: Any = self.poll.submit
+        self.outputs: list[Component] = [self.poll, self.status]  # drawn one by one, the poll is the first to look
+
+    def follow(self, *keys: str) -> Updates:
+        """Return the status of all work under these keys, and what the poll asks from now on; nothing without keys."""
+        state = self._state(keys)  # first: what changes meanwhile is drawn again
+        works = [self._find(key) for key in keys]
+        polls = any(self._watch is not None or (work is not None and work.is_under_way) for work in works)
+        question = "\n".join([state, *keys]) if polls else ""
+        return {self.status: "".join(map(self._render, works)), self.poll: question}
+
+    def news(self, question: str, last_stamp: str) -> str | None:
+        """Return what is new of the work, as `ui.polls.poll` sends it; None where nothing is new."""
+        shown, *keys = question.split("\n", _MOST_KEYS)
+        state = self._state(keys)
+        works = [self._find(key) for key in keys]
+        now = stamp(state, *(work.stamp for work in works if work is not None))
+        if now == last_stamp:
+            return None
+        is_outdated = state != shown
+        places = {} if is_outdated else {str(self.status.elem_id): "".join(map(self._render, works))}
+        return poll_answer(now, places, submit=is_outdated)
+
+    def shown_in_status(self, handler: Callable[P, Updates]) -> Callable[P, Updates]:
+        """Let a handler return the box of an error in the status instead of raising it."""
+
+        @functools.wraps(handler)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> Updates:
+            try:
+                return handler(*args, **kwargs)
+            except Exception as error:
+                return {self.status: error_box(as_engine_error(error))}
+
+        return wrapper
+
+    def _state(self, keys: Sequence[str]) -> str:
+        works = (self._find(key) for key in keys)
+        parts = [(work.started, work.is_under_way, work.stopping) for work in works if work is not None]
+        return stamp(*parts, *(self._watch(key) for key in keys if self._watch is not None))
+
+
+class JobPanel(WorkStatus):
+    """Lays out the two buttons of a job above its status.
+
+    Args:
+        works: Where it runs, at most once at a time under each key.
+        name: What the `elem_id` of each part begins with.
+        stopped: What is shown after a stop.
+    """
+
+    def __init__(
+        self,
+        works: BackgroundWork[Any],
+        start: str,
+        stopped: str,
+        *,
+        name: str,
+        start_id: str = "start",
+        min_width: int = 150,
+        seconds: float = 0.5,
+        watch: Callable[[str], object] | None = None,
+    ) -> None:
+        self._works = works
+        with gr.Row(elem_id=f"{name}-buttons") as self.buttons:
+            self.start = gr.Button(start, variant="primary", scale=0, min_width=min_width, elem_id=f"{name}-{start_id}")
+            self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id=f"{name}-stop")
+        super().__init__(
+            works.find, lambda work: work_status(work, stopped), elem_id=f"{name}-status", live_id=f"{name}-live",
+            seconds=seconds, watch=watch,
+        )  # fmt: skip
+        self.outputs += [self.start, self.stop]
+
+    def follow(self, *keys: str) -> Updates:
+        """Return the buttons too; without a key nothing can be started."""
+        updates = super().follow(*keys)
+        works = [work for key in keys if (work := self._works.find(key)) is not None and work.is_under_way]
+        return {
+            **updates,
+            self.start: gr.update(interactive=bool(keys) and not works),
+            self.stop: gr.update(visible=bool(works), interactive=not any(work.stopping for work in works)),
+        }
+
+    def end(self, key: str | None) -> Updates:
+        """Stop the work under a key; `changed` draws the rest of the page."""
+        self._works.stop(key or "")
+        updates = self.follow(key or "")
+        del updates[self.poll]
+        return updates
+
+    def start_by(self, start: Callable[..., Updates], inputs: list[Any], outputs: list[Any]) -> Dependency:
+        """Let the button start work; an error is shown in the status until an input is edited."""
+        clear_error_after(self.status, inputs)
+        return self.start.click(self.shown_in_status(start), inputs, outputs, trigger_mode="once", **SLOW)
