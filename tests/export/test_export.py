@@ -123,6 +123,18 @@ def run_with_templates(run_of_close_calls, tmp_path) -> Path:
     return run
 
 
+@pytest.mark.parametrize("kind", ["adapter", "merged"])
+def test_names_of_files_elsewhere_are_not_taken_along(home, run, tmp_path, kind):
+    run = shutil.copytree(run, tmp_path / "run")
+    path = run / "adapter" / "tokenizer_config.json"
+    elsewhere = {"tokenizer_file": "/home/ann/.cache/tokenizer.json", "merges_file": "merges-of-ann.txt"}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **elsewhere}))
+
+    export(home, run, tmp_path / "out", kind=kind)
+
+    assert "ann" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
+
+
 @pytest.mark.parametrize("settings", [{"kind": "adapter"}, {"kind": "merged"}], ids=str)
 def test_chat_templates_with_names_are_taken_along(home, run_with_templates, tmp_path, settings):
     result = export(home, run_with_templates, tmp_path / "out", **settings)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -14,6 +15,7 @@ from engine.errors import ModelError, StorageError
 from engine.models.prepared import MANIFEST_NAME, ModelProgress, Recipe, is_prepared, prepare_gguf, prepare_once
 from engine.paths import LoratoryHome
 from tests.models.interrupted_maker import RECIPE
+from tests.recorded_request import RecordedRequest
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -183,3 +185,18 @@ def test_counts_in_the_head_of_a_gguf_file_are_checked_before_it_is_converted(tm
 
     with pytest.raises(ModelError, match=rf"huge\.gguf cannot be converted: .*{reason}"):
         prepare_gguf(tmp_path / "huge.gguf", LoratoryHome(tmp_path / "home"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel bounds memory on Linux alone")
+def test_a_conversion_may_not_need_much_more_memory_than_the_weights_of_its_file(tmp_path):
+    from engine.inspector.worker.convert_gguf import convert  # imports torch
+
+    gguf, before = tmp_path / "small.gguf", resource.getrlimit(resource.RLIMIT_DATA)
+    gguf.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    allocated = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    try:
+        with pytest.raises(ModelError):  # it has no tokenizer
+            convert({"gguf": str(gguf), "target": str(tmp_path)}, RecordedRequest())
+        assert 0 < resource.getrlimit(resource.RLIMIT_DATA)[0] - allocated < 5 << 30
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

@@ -94,6 +94,16 @@ def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(
     require_disk_space(home, "bob", 300_000)
 
 
+def test_files_on_their_way_into_or_out_of_the_page_count(home, limited_home):
+    limited_home(disk_gb_per_person=0.001)
+    transfers = home.of("ann").transfers
+    transfers.mkdir(parents=True)
+    (transfers / "rows.jsonl").write_bytes(bytes(900_000))
+
+    with pytest.raises(StorageError, match=r"You use 900 kB of 1\.0 MB \(transfers 900 kB\); 200 kB more"):
+        require_disk_space(home, "ann", 200_000)
+
+
 def test_a_disk_limit_is_measured_again_where_room_is_short(home, limited_home):
     limited_home(disk_gb_per_person=0.001)
     watch, uploads = QuotaWatch(home, "ann"), home.of("ann").uploads

@@ -1,4 +1,4 @@
-"""What a real worker writes into its log: no warning about how we, or PEFT for us, call a library."""
+"""What a real worker writes into its log, and what it reports where a library cannot be loaded."""
 
 import os
 import re
@@ -7,7 +7,9 @@ import sys
 
 import pytest
 
-from engine.training.worker import EXIT_FINISHED
+from engine.runs.history.events import FailedData
+from engine.runs.history.log import last_event
+from engine.training.worker import EXIT_FAILED, EXIT_FINISHED
 from tests.fork_server import REPOSITORY
 
 pytestmark = pytest.mark.e2e
@@ -60,3 +62,30 @@ def test_the_log_of_a_process_of_its_own_begins_and_ends_without_complaints(runs
     assert "trainable params:" in process.stdout
     assert warnings_in(process.stdout) == []
     assert "leaked" not in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ('raise ImportError("libcudart.so.12: no such file")', "libcudart.so.12: no such file"),
+        ('raise OSError("/home/ann/lib/libgomp.so: cannot map")', "libgomp.so: cannot map"),
+        ("raise MemoryError", "MemoryError"),
+    ],
+    ids=["absent", "path", "memory"],
+)
+def test_a_library_that_cannot_be_loaded_is_the_reason_of_the_failure(runs, tmp_path, fault, reason):
+    run = runs.create(training=SHORT)
+    (tmp_path / "peft.py").write_text(fault)
+
+    process = subprocess.run(
+        [sys.executable, "-P", "-m", "engine.training.worker", str(run.folder.path)],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=REPOSITORY,
+        check=False,
+    )
+
+    failed = last_event(run.folder.events).data
+    assert process.returncode == EXIT_FAILED
+    assert isinstance(failed, FailedData)
+    assert failed.what == f"A library that training needs cannot be loaded ({reason})."
+    assert "ulimit -v" in failed.fix
