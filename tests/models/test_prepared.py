@@ -192,7 +192,9 @@ def test_a_conversion_may_not_need_much_more_memory_than_the_weights_of_its_file
     from engine.inspector.worker.convert_gguf import convert  # imports torch
 
     gguf, before = tmp_path / "small.gguf", resource.getrlimit(resource.RLIMIT_DATA)
-    gguf.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    name, value = b"general.architecture", b"llama"
+    setting = struct.pack("<Q", len(name)) + name + struct.pack("<IQ", 8, len(value)) + value  # 8: text
+    gguf.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + setting)
     allocated = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
     try:
         with pytest.raises(ModelError):  # it has no tokenizer
