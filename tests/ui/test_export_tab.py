@@ -16,7 +16,7 @@ from tests.ui.changes import Changes
 from ui.backend.run_reader import FINAL
 from ui.backend.transfers import Transfers, list_files
 from ui.tabs.export import ExportTab
-from ui.tabs.export_formats import ADAPTER, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
+from ui.tabs.export_formats import ADAPTER, EXACT, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
 from ui.views.export import loading_script, render_record, render_verification
 
 WAIT_SECONDS = 300
@@ -109,6 +109,25 @@ def test_a_form_is_written_verified_and_listed(tab, run, form, file):
     assert "exports/mine" in changes.result
     assert Changes(tab.archive, changes._updates).panel["visible"]
     assert f"loratory export {run.id}" in changes.use
+
+
+@pytest.mark.e2e
+def test_an_exact_script_is_written_into_a_folder_and_listed(tab, services, tiny_model_folder, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(f'{{"instruction": "Add {n} and 1.", "output": "{n + 1}"}}\n' for n in range(12)))
+    config = a_config(model__id=str(tiny_model_folder), dataset__source=str(rows))
+    run = write_run(services.runs, config, InventedRun())
+
+    status = start(tab, run, EXACT, folder="mine")
+
+    work = services.results.exporting.find(run.id)
+    assert work.error is None, status
+    written = services.home.exports / "mine"
+    assert {"train.py", "rows.parquet"} <= {path.name for path in written.iterdir()}
+    compile((written / "train.py").read_text(), "train.py", "exec")
+    changes = show(tab, run.id, EXACT)
+    assert "rows.parquet" in changes.result
+    assert "exports/mine" in changes.result
 
 
 def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_reported_once(tab, services, run):
