@@ -43,6 +43,13 @@ CHAT = [
 PAIRS = [{"prompt": f"Q {n}?", "chosen": f"good {n}", "rejected": "bad " * (n + 1)} for n in range(12)]
 RATINGS = [{"prompt": f"Q {n}?", "completion": "good " * (1 + n * 7 % 9), "label": n % 3 > 0} for n in range(23)]
 ROWS = {"sft": CHAT, "dpo": PAIRS, "orpo": PAIRS, "kto": RATINGS}
+# Preferences are learned by adapters alone.
+COMBINATIONS = [
+    (method, objective)
+    for method, traits in METHODS.items()
+    for objective in ROWS
+    if objective == "sft" or not traits.trains_all
+]
 
 
 def write_lines(path: Path, rows: list) -> Path:
@@ -130,15 +137,17 @@ def test_the_rows_are_the_tokens_masks_and_split_of_the_run(name, tiny_model_fol
 
 
 @pytest.mark.parametrize(
-    ("attention", "strategy", "batching"),
-    [("eager", "group_by_length", "padded"), ("eager", "random", "padded"), ("auto", "group_by_length", "joined")],
+    ("attention", "strategy", "batching", "packing"),
+    [
+        ("eager", "group_by_length", "padded", False),
+        ("eager", "random", "padded", False),
+        ("auto", "group_by_length", "joined", False),
+        ("auto", "group_by_length", "joined", True),
+    ],
 )
-@pytest.mark.parametrize("packing", [False, True])
 def test_a_script_takes_the_rows_in_the_runs_order(
     tiny_model_folder, home, tmp_path, attention, strategy, batching, packing
 ):
-    if packing and batching == "padded":
-        pytest.skip("packed rows are joined")
     training = {
         "per_device_train_batch_size": 2, "gradient_accumulation_steps": 3, "train_sampling_strategy": strategy,
         "packing": packing, "num_train_epochs": 2,
@@ -196,12 +205,9 @@ def test_the_mismatched_answers_of_a_step_are_those_of_the_run(
 
 
 @pytest.mark.exhaustive(quick=4)
-@pytest.mark.parametrize("objective", ROWS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "objective"), COMBINATIONS)
 def test_a_script_of_every_method_and_objective_is_whole(method, objective, tiny_model_folder, home, tmp_path):
-    traits, learns = METHODS[method], objective != "sft"
-    if learns and traits.trains_all:
-        pytest.skip("preferences are learned by adapters")
+    traits = METHODS[method]
     source = str(write_lines(tmp_path / "rows.jsonl", ROWS[objective]))
     adapter = {"method": method} | ({"num_virtual_tokens": 3} if "num_virtual_tokens" in traits.fields else {})
     config = make_config(tiny_model_folder, source, {"objective": objective, "max_steps": 20}, adapter)

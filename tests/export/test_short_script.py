@@ -18,7 +18,7 @@ from engine.export.script.facts import NOT_EXPORTED, TRL_DEFAULTS, ScriptFacts
 from engine.export.script.model_facts import ModelFacts
 from engine.export.script.write import exact_head, gather_script_facts, literal, render, write_short_script
 from tests.e2e.test_scripts_for_real import ONE_BY_ONE, run_alone
-from tests.export.test_script import CHAT, ROWS, assert_whole, make_config, write_lines
+from tests.export.test_script import CHAT, COMBINATIONS, ROWS, assert_whole, make_config, write_lines
 
 MOST_LINES = 70
 
@@ -147,19 +147,16 @@ def test_every_training_setting_reaches_both_forms_or_the_list_of_exceptions(nam
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("start", [None, "adapter"])
-@pytest.mark.parametrize("objective", ROWS)
+@pytest.mark.parametrize(("method", "objective"), COMBINATIONS)
 def test_short_scripts_are_whole_for_every_method_and_objective(method, objective, start, home, tmp_path):
     source = str(write_lines(tmp_path / "rows.jsonl", ROWS[objective]))
     settings = {
         "model": {"id": "a/b"}, "dataset": {"source": source}, "adapter": {"method": method},
-        "training": {"objective": objective if not METHODS[method].trains_all else "sft", "max_steps": 20},
+        "training": {"objective": objective, "max_steps": 20},
     }  # fmt: skip
     config = config_from_mapping(settings)
     facts = ScriptFacts(config, replace(MODEL, warm_start=start))
-    if METHODS[method].trains_all and objective != "sft":
-        pytest.skip("preferences are learned by adapters")
 
     text = write_short_script(facts, look_at_rows(config.dataset, SourceOptions(home=home)))
 
