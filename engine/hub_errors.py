@@ -31,7 +31,7 @@ class HubFault(Enum):
     """What went wrong: which error of its `Subject` it is, a sentence with the fact, one with the fix."""
 
     GATED = ("access", "{name} is gated: its owner asks you to accept terms first.", "Accept them at {page}. {login}")
-    MISSING = ("access", "There is no {kind} {name} on the Hub that {token} can access.", "{missing}")
+    MISSING = ("access", "The Hub has no {kind} {name} that {token} can access.", "{missing}")
     NO_REVISION = ("error", "{name} has no revision {revision}.", "Name a branch, tag or commit that it has.")
     NO_TOKEN = ("access", "{name} needs a Hugging Face token, and there is none.", "{login}")
     WRONG_TOKEN = ("access", "The Hub does not accept {token} ({detail}).", "{login}")

@@ -25,7 +25,7 @@ from engine.data.contract import (
     searchable,
 )
 from engine.data.conversation import Conversation, Message
-from engine.data.passes.row_form import look_at_rows
+from engine.data.passes.row_form import read_row_form
 from engine.data.source import SourceOptions
 from engine.errors import EngineError, ModelError
 from engine.models.shape import ModelDetails, ModelShape, ModuleShape
@@ -259,7 +259,7 @@ class FakeInspector:
         )
 
     def row_form(self, dataset: DatasetConfig) -> RowForm:
-        return look_at_rows(dataset, SourceOptions())
+        return read_row_form(dataset, SourceOptions())
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         if "missing" in dataset.source:

@@ -16,7 +16,7 @@ from engine.config.suited import SETTINGS, suited_settings
 from engine.models.shape import ModelShape
 from engine.runs.run import Run
 from engine.runs.store import RUN_ID
-from ui.backend.background import BackgroundWork, Message, Work
+from ui.backend.background import BackgroundWork, Message
 from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
@@ -27,7 +27,7 @@ from ui.form_change import FormChange, Reading
 from ui.gradio_internals import changed_by_hand
 from ui.job_panel import WorkStatus
 from ui.services import Services
-from ui.views.html import small
+from ui.views.html import small, start_status
 
 # Browser storage holds no secrets; a fixed key keeps it readable after a restart of the server.
 STORAGE_KEY = "loratory"
@@ -69,7 +69,7 @@ class Page:
         self.start_goes_to = gr.Textbox("", visible=False)
         self.starts: BackgroundWork[Sequence[Run]] = BackgroundWork(Message)  # by the key of a start
         self.start_job = WorkStatus(
-            self.starts.find, _render_start, elem_id="start-problems", live_id="start-live", is_placed=False
+            self.starts.find, start_status, elem_id="start-problems", live_id="start-live", is_placed=False
         )
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
@@ -385,10 +385,6 @@ class Page:
     def _shape(self, mapping: Mapping[str, Any]) -> ModelShape | None:
         model = model_of({"model": mapping.get("model", {})})
         return self.services.shapes.get(model.id, model.revision) if model is not None else None
-
-
-def _render_start(work: Work[Any] | None) -> str:
-    return small(work.words, role="status") if work is not None and work.is_under_way else ""
 
 
 def _merge(mapping: Mapping[str, Any], change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

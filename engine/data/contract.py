@@ -303,7 +303,7 @@ def searchable(text: str) -> str:
     return text
 
 
-class RowForm(BaseModel):
+class RowForm(_Part):
     """The form of a dataset's rows, as its first ones show it: what a script needs to read them with usual readers."""
 
     format: str

@@ -321,7 +321,9 @@ def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:
     )
 
 
-def settled_order(settings: PlanSettings, rows_sha256: str, pinned: RowPlan | None, checkpoint: str = "") -> RowOrder:
+def choose_row_order(
+    settings: PlanSettings, rows_sha256: str, pinned: RowPlan | None, checkpoint: str = ""
+) -> RowOrder:
     """Return the order of the run's rows: the pinned one, in which no row of its epoch is repeated or skipped.
 
     Args:

@@ -151,7 +151,7 @@ class LostJob(Job):
         return JobStatus("gone" if has_reported else "never_started")
 
     def cancel(self) -> None:
-        """Do nothing: there is no process."""
+        """Do nothing; a job that was never submitted has no process."""
 
     def end(self) -> JobEnd:
         return JobEnd(cause=f"The record of the job at {self._where} is lost.", advice=self._advice)
@@ -179,7 +179,7 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
         """Return the job of an attempt as an earlier server saved it; None if it saved none."""
 
     @abstractmethod
-    def look(self, jobs: list[RemoteJobT]) -> None:
+    def step_jobs(self, jobs: list[RemoteJobT]) -> None:
         """Do the next step of jobs that are due, by `try_step`."""
 
     def thread_of(self, run: Run) -> str:  # noqa: ARG002
@@ -243,7 +243,7 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
                     continue
                 jobs = list(due) if self.looks_at_all else [min(due, key=due.__getitem__)]
                 due.update(dict.fromkeys(jobs, math.inf))
-            self.look(jobs)
+            self.step_jobs(jobs)
             last_look = time.monotonic()
             with self._changed:
                 for job in jobs:

@@ -14,7 +14,7 @@ from engine.config.run import DatasetConfig, RunConfig
 from engine.data.contract import DatasetReport
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
-from engine.data.step_plan import RowOrder, RowPlan, row_plan, settled_order
+from engine.data.step_plan import RowOrder, RowPlan, choose_row_order, row_plan
 from engine.errors import DatasetError, ModelError
 from engine.hardware.libraries import note_architectures
 from engine.inspector.worker.load_tokenizer import load_tokenizer
@@ -280,7 +280,7 @@ class Preparation:
         settings = assembly.setup.settings
         begun = self.resumed_from
         pinned, name = (begun.manifest.row_plan, begun.folder.name) if begun is not None else (None, "")
-        decide = lambda: settled_order(settings, rows_sha256, pinned, name).model_dump_json()  # noqa: E731
+        decide = lambda: choose_row_order(settings, rows_sha256, pinned, name).model_dump_json()  # noqa: E731
         order = RowOrder.model_validate_json(self.group.broadcast_from_main(decide))
         settings = replace(settings, pinned_order=order)
         setup = replace(assembly.setup, settings=settings)

@@ -110,7 +110,7 @@ def raised_from(error, cause):
 
 
 REFUSALS = {
-    "gone": (DatasetNotFoundError("gone"), "There is no dataset someone/data"),
+    "gone": (DatasetNotFoundError("gone"), "The Hub has no dataset someone/data"),
     "no network": (ConnectionError("no network"), "Hub cannot be reached"),
     "too slow": (httpx.ReadTimeout("slow"), "Hub cannot be reached (ReadTimeout)"),
     "nothing answers": (httpx.ConnectError("refused"), "Hub cannot be reached"),
@@ -158,7 +158,7 @@ def test_what_the_hub_refuses_is_reported_in_two_sentences(hub, error, words, wh
 
 
 def test_offline_a_name_that_is_not_a_file_reports_both(monkeypatch):
-    with pytest.raises(DatasetError, match=r"not a file here, and the Hub cannot be reached|There is no dataset"):
+    with pytest.raises(DatasetError, match=r"not a file here, and the Hub cannot be reached|has no dataset"):
         DatasetReader(DatasetConfig(source="nobody/nothing-here"), SourceOptions())
 
 

@@ -90,10 +90,10 @@ REFUSALS = [
     ("create", 401, PushError, "does not accept your token (HTTP 401"),
     ("create", 403, PushError, "does not let your token write to ada/my-adapter (HTTP 403"),
     ("preupload", 403, PushError, "does not let your token write to ada/my-adapter (HTTP 403"),
-    ("preupload", 404, PushError, "There is no repository ada/my-adapter on the Hub that your token can access"),
+    ("preupload", 404, PushError, "The Hub has no repository ada/my-adapter that your token can access"),
     ("put", 403, PushError, "does not let your token write to ada/my-adapter (HTTP 403"),
     ("commit", 403, PushError, "does not let your token write to ada/my-adapter (HTTP 403"),
-    ("commit", 404, PushError, "There is no repository ada/my-adapter on the Hub that your token can access"),
+    ("commit", 404, PushError, "The Hub has no repository ada/my-adapter that your token can access"),
     ("commit", 412, PushError, "ada/my-adapter was changed by another request at the same time (HTTP 412"),
     ("commit", 418, PushError, "The Hub refuses this for ada/my-adapter (HTTP 418"),
 ]

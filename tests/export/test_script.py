@@ -274,19 +274,19 @@ def test_there_is_no_script_of_a_run_whose_rows_have_changed(tiny_model_folder, 
     run.provenance.write_text(json.dumps({"dataset_fingerprint": "0" * 64}))
     config = make_config(tiny_model_folder, str(write_lines(tmp_path / "d.jsonl", CHAT)))
 
-    with pytest.raises(DatasetError, match="no longer those that this run was trained on"):
+    with pytest.raises(DatasetError, match="have changed since this run was trained on them"):
         Exact(config, home, tmp_path / "exact", run)
 
 
-@pytest.mark.parametrize(("disabled", "told"), [(True, False), (False, True)])
-def test_what_is_done_otherwise_stands_at_the_head(disabled, told, tiny_model_folder, home, tmp_path):
+@pytest.mark.parametrize(("disabled", "is_listed"), [(True, False), (False, True)])
+def test_the_head_lists_what_differs_from_the_run(disabled, is_listed, tiny_model_folder, home, tmp_path):
     source = str(write_lines(tmp_path / "rows.jsonl", PAIRS))
     training = {"objective": "dpo", "disable_dropout": disabled}
     config = make_config(tiny_model_folder, source, training, {"lora_dropout": 0.1})
 
     head = Exact(config, home, tmp_path / "exact").text.split('"""')[1]
 
-    assert ("Dropout draws other random numbers" in head) is told
+    assert ("Dropout draws other random numbers" in head) is is_listed
 
 
 def test_a_model_that_was_spread_is_spread_by_the_script_too(tiny_model_folder, home, tmp_path):

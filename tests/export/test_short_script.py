@@ -11,7 +11,7 @@ from engine.config.methods.registry import METHODS
 from engine.config.objectives import OBJECTIVES
 from engine.config.presets import list_presets
 from engine.config.training import TrainingConfig
-from engine.data.passes.row_form import look_at_rows
+from engine.data.passes.row_form import read_row_form
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError, EngineError
 from engine.export.script.facts import NOT_EXPORTED, TRL_DEFAULTS, ScriptFacts
@@ -24,7 +24,9 @@ MOST_LINES = 70
 
 
 def short_script_of(config, home) -> str:
-    return write_short_script(gather_script_facts(config, home), look_at_rows(config.dataset, SourceOptions(home=home)))
+    return write_short_script(
+        gather_script_facts(config, home), read_row_form(config.dataset, SourceOptions(home=home))
+    )
 
 
 @pytest.mark.exhaustive
@@ -124,7 +126,7 @@ def both_forms(config, home) -> tuple[str, str]:
         facts.objective.name, facts=facts, head=exact_head(facts, []), accumulate=1, exact_arguments=facts.exact_arguments,
         peft_arguments=facts.peft_arguments, template="", tokens={},
     )  # fmt: skip
-    return write_short_script(facts, look_at_rows(config.dataset, SourceOptions(home=home))), exact
+    return write_short_script(facts, read_row_form(config.dataset, SourceOptions(home=home))), exact
 
 
 @pytest.mark.exhaustive(quick=3)
@@ -158,7 +160,7 @@ def test_short_scripts_are_whole_for_every_method_and_objective(method, objectiv
     config = config_from_mapping(settings)
     facts = ScriptFacts(config, replace(MODEL, warm_start=start))
 
-    text = write_short_script(facts, look_at_rows(config.dataset, SourceOptions(home=home)))
+    text = write_short_script(facts, read_row_form(config.dataset, SourceOptions(home=home)))
 
     compile(text, "script", "exec")
     assert_whole(text, tmp_path)

@@ -117,7 +117,7 @@ ENDS = [
     ("ERROR", "Job timeout", "its time limit of 2 h"),
     ("ERROR", "Job failed with exit code: 137", "failed at Hugging Face (Job failed with exit code: 137)"),
     ("COMPLETED", None, "its results did not arrive"),
-    ("DELETED", None, "no longer known"),
+    ("DELETED", None, "does not list the job"),
 ]
 
 
@@ -144,7 +144,7 @@ def test_a_job_that_vanishes_counts_as_lost_only_after_several_looks(followed_ru
     view = followed_run.step(2)
 
     assert view.stage == "ended"
-    assert "no longer known" in view.end.cause
+    assert "does not list the job" in view.end.cause
 
 
 @pytest.mark.parametrize("what", [401, 403, 429, 500, "reset"])

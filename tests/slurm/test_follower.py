@@ -93,7 +93,7 @@ def test_no_answer_and_a_job_that_is_missed_once_change_nothing(job, slurm, home
     assert step(job).stage == "running"
 
     slurm.fails["queue"] = AWAY
-    SlurmExecutor(home, ClusterPlace, slurm).look([job])
+    SlurmExecutor(home, ClusterPlace, slurm).step_jobs([job])
     assert (job.view.stage, job.view.trouble) == ("running", AWAY)
     del slurm.fails["queue"]
 

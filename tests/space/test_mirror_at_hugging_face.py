@@ -62,7 +62,7 @@ REFUSALS = [
     (401, PushError, "does not accept the token of this Space"),
     (402, PushError, "no credit, plan or room"),
     (403, PushError, "does not let the token of this Space write to the bucket ada/mirror"),
-    (404, PushError, "There is no bucket ada/mirror"),
+    (404, PushError, "The Hub has no bucket ada/mirror"),
     (409, HubUnreachableError, "was changed by another request"),
     (413, PushError, "no credit, plan or room"),
     (429, HubUnreachableError, "Rate limited"),

@@ -72,7 +72,7 @@ def test_an_update_changes_what_is_given(hub, loratory, monkeypatch):
 
 
 def test_an_update_of_what_is_not_there_or_not_ours_changes_nothing(hub, loratory):
-    assert "There is no Space ada/loratory" in loratory("update", NAME)[2]
+    assert "The Hub has no Space ada/loratory" in loratory("update", NAME)[2]
     with_space(hub, NAME, {"index.html": b"hi"}, sdk="static")
     code, _, err = loratory("update", NAME)
     assert code == 1
@@ -111,7 +111,7 @@ def test_a_deletion_asks_for_the_name_and_leaves_the_bucket(hub, loratory):
     assert "The bucket ada/loratory-loratory stays." in out
     assert hub.spaces == {}
     assert hub.buckets == {"ada/loratory-loratory": True}
-    assert "There is no Space" in loratory("delete", NAME, "--yes")[2]
+    assert "has no Space" in loratory("delete", NAME, "--yes")[2]
 
 
 @pytest.mark.parametrize("answer", [NAME, "loratory", ""])

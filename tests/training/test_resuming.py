@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine.config.training import TrainingConfig
-from engine.data.step_plan import PlanSettings, row_plan, settled_order
+from engine.data.step_plan import PlanSettings, choose_row_order, row_plan
 from engine.errors import RunError, StorageError
 from engine.runs.checkpoints import MANIFEST, Manifest, list_checkpoints
 from engine.training.checkpoints.folder import (
@@ -132,7 +132,7 @@ def checkpoint_of(folder, plan):
 
 def continue_from(checkpoint, settings, rows="rows"):
     pinned, name = (checkpoint.manifest.row_plan, checkpoint.folder.name) if checkpoint is not None else (None, "")
-    return settled_order(settings, rows, pinned, name)
+    return choose_row_order(settings, rows, pinned, name)
 
 
 @pytest.mark.parametrize("begun", ["joined", "padded"])

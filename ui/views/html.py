@@ -273,6 +273,11 @@ def work_status(work: Work[Any] | None, stop_text: str) -> str:
     return error_box(work.error) if work.error is not None else ""
 
 
+def start_status(work: Work[Any] | None) -> str:
+    """Return how a start is doing; empty once it has ended."""
+    return small(work.words, role="status") if work is not None and work.is_under_way else ""
+
+
 def log(text: str, label: str) -> str:
     """Return preformatted text that scrolls."""
     return f'<pre class="log" tabindex="0" aria-label="{escape(label, quote=True)}">{escape(text)}</pre>'

@@ -58,7 +58,11 @@ class ParquetRows(ColumnarRows):
         at_once = int(_BATCH_BYTES / max(1.0, group.total_byte_size / max(1, group.num_rows)))
         chunks = [group.column(column) for column in range(group.num_columns)]
         # What rows share stays shared; other types have no dictionary in memory.
-        shared = [one.path_in_schema for one in chunks if one.has_dictionary_page and one.physical_type == "BYTE_ARRAY"]
+        shared = [
+            chunk.path_in_schema
+            for chunk in chunks
+            if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"
+        ]
         with self._open(self._metadata, shared) as reader:
             batches = reader.iter_batches(batch_size=max(1, min(_BATCH_ROWS, at_once)), row_groups=[number])
             for batch in in_bounded_steps(batches):

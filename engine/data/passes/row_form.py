@@ -3,6 +3,7 @@
 import itertools
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from engine.config.run import DatasetConfig
@@ -18,13 +19,27 @@ from engine.data.source import SAMPLE_PREFIX, SourceOptions, data_files
 from engine.errors import DatasetError
 from engine.paths import SAMPLES_FOLDER
 
-_LOOKED_AT_ROWS = 1_000
+_ROWS = 1_000
 _BUILDERS = {"json_lines": "json", "json_array": "json", "delimited": "csv", "parquet": "parquet", "lines": "text",
              "paragraphs": "text"}  # fmt: skip
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
-def look_at_rows(config: DatasetConfig, options: SourceOptions) -> RowForm:
+@dataclass
+class _Seen:
+    """What the rows so far show, as the fields of `RowForm` have it."""
+
+    role_field: str
+    content_field: str
+    roles: dict[str, str] = field(default_factory=dict)
+    most_answers: int = 0
+    has_turn_lists: bool = False
+    has_json: bool = False
+    has_reasoning: bool = False
+    holds_whole_conversations: bool = False
+
+
+def read_row_form(config: DatasetConfig, options: SourceOptions) -> RowForm:
     """Find the form of a dataset from its first rows.
 
     Raises:
@@ -45,14 +60,15 @@ def look_at_rows(config: DatasetConfig, options: SourceOptions) -> RowForm:
         turn_column=detection.columns.get(FORMATS[detection.format].turn_column, ""),
         text_column=None if FORMATS[detection.format].has_turns else detection.columns["text"],
     )
-    for row in itertools.islice(reader.rows(), _LOOKED_AT_ROWS):
-        for why in _look_at_row(form, row):
+    seen = _Seen(role_field, content_field)
+    for row in itertools.islice(reader.rows(), _ROWS):
+        for why in _note_row(seen, form, row):
             raise DatasetError(
                 f"Row {row.record.row + 1:,} of {reader.parts[0].source.name} {why}, which a short script does "
                 "not read as a run does.",
                 "Write an exact script instead, with --exact.",
             )
-    return form
+    return form.model_copy(update=vars(seen))
 
 
 def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
@@ -63,7 +79,7 @@ def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
     if source.startswith(SAMPLE_PREFIX):
         files = [SAMPLES_FOLDER / f"{source.removeprefix(SAMPLE_PREFIX)}.jsonl"]
     else:
-        path = ANY_FILE.resolve(source)
+        path = ANY_FILE.resolve(source)  # the reader has checked that it may be read
         files = data_files(path, config.split) if path.is_dir() else [path]
     kinds = {open_file(file).form.kind for file in files}
     if len(kinds) > 1 or form.kind not in _BUILDERS:
@@ -81,7 +97,7 @@ def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
     return {"path": _BUILDERS[form.kind], **options}
 
 
-def _look_at_row(form: RowForm, row: DatasetRow) -> Iterator[str]:
+def _note_row(seen: _Seen, form: RowForm, row: DatasetRow) -> Iterator[str]:
     """Note what a row shows; yield why a short script would read it otherwise than a run."""
     if row.example is None:
         yield f"is left out in training ({row.problem})"
@@ -95,19 +111,19 @@ def _look_at_row(form: RowForm, row: DatasetRow) -> Iterator[str]:
         yield "has turns of weight 0"
     if row.record.raw[:64].lstrip()[:1] in (b"[", "["):
         yield "is a bare list of turns"
-    form.most_answers = max(form.most_answers, sum(message.role == "assistant" for message in messages))
-    form.has_reasoning |= any(message.reasoning for message in messages)
+    seen.most_answers = max(seen.most_answers, sum(message.role == "assistant" for message in messages))
+    seen.has_reasoning |= any(message.reasoning for message in messages)
     value = row.record.value or {}
     if isinstance(row.example, PreferencePair):
         cells = [turn_list(value.get(form.columns[side])) for side in ("chosen", "rejected")]
         opening = [str(cell[0].get("role", cell[0].get("from"))).strip().lower() for cell in cells if cell]
-        form.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)
+        seen.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)
         if form.columns.keys() == {"chosen", "rejected"} and not (opening or form.has_dialogues):
             yield "has its prompt in both answers"
-    yield from _look_at_turns(form, value)
+    yield from _note_turns(seen, form, value)
 
 
-def _look_at_turns(form: RowForm, value: Mapping[str, Any]) -> Iterator[str]:
+def _note_turns(seen: _Seen, form: RowForm, value: Mapping[str, Any]) -> Iterator[str]:
     role_names = (form.columns.get("from", "from"), form.columns.get("role", "role"))
     content_names = (form.columns.get("value", "value"), form.columns.get("content", "content"))
     roles = ("conversations", "messages", "prompt", "completion", *FORMATS[form.format].may_hold_turns)
@@ -115,15 +131,15 @@ def _look_at_turns(form: RowForm, value: Mapping[str, Any]) -> Iterator[str]:
         turns = turn_list([cell] if isinstance(cell, dict) else cell)
         if turns is None:
             continue
-        form.has_turn_lists = True
-        form.has_json |= isinstance(cell, str)
+        seen.has_turn_lists = True
+        seen.has_json |= isinstance(cell, str)
         for turn in turns:
-            form.role_field = next(name for name in role_names if name in turn)
-            form.content_field = next((name for name in content_names if name in turn), form.content_field)
-            tag = turn[form.role_field]
+            seen.role_field = next(name for name in role_names if name in turn)
+            seen.content_field = next((name for name in content_names if name in turn), seen.content_field)
+            tag = turn[seen.role_field]
             if tag != tag.strip().lower():
                 yield f"names a role {json.dumps(tag)}"
-            form.roles[tag.strip().lower()] = ROLES[tag.strip().lower()]
-            if not isinstance(turn.get(form.content_field), str):
+            seen.roles[tag.strip().lower()] = ROLES[tag.strip().lower()]
+            if not isinstance(turn.get(seen.content_field), str):
                 yield "has turns that are more than a text"
-            form.has_reasoning |= any(isinstance(turn.get(name), str) for name in _REASONING_FIELDS)
+            seen.has_reasoning |= any(isinstance(turn.get(name), str) for name in _REASONING_FIELDS)

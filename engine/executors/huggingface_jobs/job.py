@@ -334,6 +334,6 @@ class JobsExecutor(RemoteExecutor[HubJob]):
     def thread_of(self, run: Run) -> str:
         return run.owner
 
-    def look(self, jobs: list[HubJob]) -> None:
+    def step_jobs(self, jobs: list[HubJob]) -> None:
         for job in jobs:
             self.try_step(job, job.step)

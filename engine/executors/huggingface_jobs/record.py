@@ -57,9 +57,9 @@ class JobRecord(SavedJob, frozen=True):
         return self.earlier_usd + self.price_per_hour_usd * hours
 
     def end_without_result(self, job: JobInfo | None) -> JobEnd:
-        """Return how the job ended, by Hugging Face alone; `job` is None where it is no longer known there."""
+        """Return how the job ended, by Hugging Face alone; `job` is None where Hugging Face has forgotten it."""
         if job is None or job.status.stage == "DELETED":
-            return JobEnd(cause="The job is no longer known at Hugging Face.")
+            return JobEnd(cause="Hugging Face does not list the job any more.")
         if job.status.stage == "CANCELED":
             return JobEnd(cause="The job was cancelled at Hugging Face.")
         message = (job.status.message or "").strip().rstrip(".")

@@ -79,7 +79,7 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
         fetch = Fetch(run, config) if config is not None and place.offline else None
         return SlurmJob(run, record, place, self._slurm or Slurm(place.command_seconds), fetch)
 
-    def look(self, jobs: list[SlurmJob]) -> None:
+    def step_jobs(self, jobs: list[SlurmJob]) -> None:
         slurm = self._slurm or Slurm(jobs[0].place.command_seconds)
         try:
             queue = slurm.queue()

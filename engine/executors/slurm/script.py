@@ -1,4 +1,4 @@
-"""What Slurm is told to run: a job's options and script, without secrets because Slurm stores and shows them, or one step.
+"""What Slurm runs: a job's options and script, without secrets because Slurm stores and shows them, or one step.
 
 A step is a model on a compute node: `srun` runs a worker and forwards its stdin and stdout. It has no record and no follower,
 as it ends with the pipe, and so with the server.

@@ -143,7 +143,7 @@ class HubPush:
                 commit_message=order.message,
                 revision=branch,
                 parent_commit=there.commit,
-                num_threads=1,  # so that what is interrupted has sent whole files
+                num_threads=1,  # an interrupted upload has then sent whole files
             )
         except (ConnectionError, TimeoutError):  # of the native uploader (Xet), which a Hub may not have
             constants.HF_HUB_DISABLE_XET = True

@@ -90,7 +90,7 @@ def write_exact_script(
     pinned = read_provenance(run).dataset_fingerprint if run is not None else None
     if pinned is not None and pinned != data.report.fingerprint:
         raise DatasetError(
-            f"The rows of {config.dataset.source} are no longer those that this run was trained on.",
+            f"The rows of {config.dataset.source} have changed since this run was trained on them.",
             "Restore the data, or write the script of a new run.",
         )
     if not len(data.held_out):

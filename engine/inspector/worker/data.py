@@ -20,7 +20,7 @@ from engine.data.passes.check import check_steps
 from engine.data.passes.page import find_row, read_columns, read_page, search_rows
 from engine.data.passes.prepare import held_out_steps
 from engine.data.passes.reader import DatasetReader, Renderer
-from engine.data.passes.row_form import look_at_rows
+from engine.data.passes.row_form import read_row_form
 from engine.data.render.template import FrozenTemplate
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
@@ -96,7 +96,7 @@ class DatasetHandlers:
 
     def row_form(self, params: JsonObject, _request: Request) -> JsonObject:
         dataset = DatasetConfig.model_validate(params["dataset"])
-        return look_at_rows(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
+        return read_row_form(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
 
     def find(self, params: JsonObject, request: Request) -> Steps:
         reader = self._reader(params, request, streaming=True)
