@@ -6,10 +6,9 @@ from typing import Any, ParamSpec
 
 import gradio as gr
 from gradio.components.base import Component
-from gradio.events import Dependency
 
 from ui.backend.background import BackgroundWork, Work, as_engine_error, stamp
-from ui.components import SLOW, Updates, clear_error_after, live_html
+from ui.components import QUICK, SLOW, Updates, clear_error_after, live_html
 from ui.polls import poll, poll_answer
 from ui.views.html import error_box, work_status
 
@@ -60,10 +59,11 @@ class WorkStatus:
         shown, *keys = question.split("\n", _MOST_KEYS)
         state = self._state(keys)
         works = [self._find(key) for key in keys]
-        now = stamp(state, *(work.stamp for work in works if work is not None))
-        if now == last_stamp:
+        now, is_outdated = stamp(state, *(work.stamp for work in works if work is not None)), state != shown
+        is_under_way = any(work is not None and work.is_under_way for work in works)
+        # Without progress to put in place, the status may have an error that its work does not know.
+        if now == last_stamp or not (is_outdated or is_under_way):
             return None
-        is_outdated = state != shown
         places = {} if is_outdated else {str(self.status.elem_id): "".join(map(self._render, works))}
         return poll_answer(now, places, submit=is_outdated)
 
@@ -133,7 +133,15 @@ class JobPanel(WorkStatus):
         del updates[self.poll]
         return updates
 
-    def start_by(self, start: Callable[..., Updates], inputs: list[Any], outputs: list[Any]) -> Dependency:
-        """Let the button start work; an error is shown in the status until an input is edited."""
-        clear_error_after(self.status, inputs)
-        return self.start.click(self.shown_in_status(start), inputs, outputs, trigger_mode="once", **SLOW)
+    def start_by(
+        self, start: Callable[..., Updates], inputs: list[Any], outputs: list[Any], secret: gr.Textbox | None = None
+    ) -> None:
+        """Let the button start work; an error is shown in the status until an input is edited.
+
+        Args:
+            secret: One of the inputs, which each start empties.
+        """
+        clear_error_after(self.status, [component for component in inputs if component is not secret], typed_box=secret)
+        event = self.start.click(self.shown_in_status(start), inputs, outputs, trigger_mode="once", **SLOW)
+        if secret is not None:
+            event.then(lambda: "", None, secret, **QUICK)

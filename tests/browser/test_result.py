@@ -201,6 +201,22 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
     picture(page, "result-measured")
 
 
+def test_the_error_of_a_start_stays_while_the_page_polls(export_page):
+    page, status = export_page, export_page.locator("#export-status")
+    folder = page.locator("#export-folder input, #export-folder textarea").first
+    proposed = folder.input_value()
+    folder.fill("/etc/loratory")
+    page.locator("#export-start").click()
+    for _ in range(3):
+        with page.expect_response(lambda response: "/component_server" in response.url):
+            expect(status).to_contain_text("may not write to /etc/loratory")
+    expect(status).to_contain_text("may not write to /etc/loratory")
+
+    folder.fill(proposed)
+
+    expect(status).not_to_contain_text("may not write")
+
+
 # An adapter alone is written on fakes, and for real by the push below.
 @pytest.mark.parametrize(("form", "file"), [("Merged model", "model.safetensors"), ("GGUF", ".gguf")])
 def test_a_form_is_written_and_verified(export_page, server, form, file):

@@ -110,8 +110,7 @@ class ExportTab:
         refreshing = [*shown, forms.folder, self.exports]
         job.changed(job.shown_in_status(self.refresh), refreshing, self._outputs, **QUICK)
         starting = [*shown, self.where, forms.folder, forms.repository, forms.token, *forms.settings.values()]
-        start_event = job.start_by(self.start, starting, self._outputs)
-        start_event.then(lambda: "", None, forms.token, **QUICK)
+        job.start_by(self.start, starting, self._outputs, secret=forms.token)
         job.stop.click(job.end, self.run, job.outputs, **QUICK)
         self.before.click(job.shown_in_status(self.pick), [self.run, self.form], self._outputs, **QUICK)
         self.archive.wire([self.run, self.number], self.shown_folder)

@@ -58,7 +58,7 @@ class JobsLogin:
             [self.use.click, self.token.submit], self._use, self.token, self.status, trigger_mode="once", **SLOW
         )
         self._page.refresh_after(use_event.then(lambda: "", None, self.token, **QUICK))
-        clear_error_after(self.status, [self.token])
+        clear_error_after(self.status, [], typed_box=self.token)
         self._page.refresh_after(self.forget.click(self._forget, None, self.status, **QUICK))
 
     def _use(self, token: str | None) -> str:

@@ -56,8 +56,7 @@ class OwnPart:
     def wire(self) -> Any:
         """Connect the events; return the one that fires at the end of a download."""
         outputs = [self.arrival, self.list, *self.job.outputs]
-        start_event = self.job.start_by(self.download, [self.model, self.revision, self.token], outputs)
-        start_event.then(lambda: "", None, self.token, **QUICK)
+        self.job.start_by(self.download, [self.model, self.revision, self.token], outputs, secret=self.token)
         self.job.stop.click(lambda: self.job.end(DOWNLOAD), None, self.job.outputs, **QUICK)
         self.list.click(self.remove, None, [self.list, self.job.status], **QUICK)
         return self.job.changed(self.show_end, None, outputs, **QUICK)
