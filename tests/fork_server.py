@@ -156,14 +156,14 @@ class ForkServers:
         """Start a worker and return its process id; None where only a new process will do."""
         module = _module_of(argv)
         kind = next((kind for kind, modules in KINDS.items() if module in modules), None)
-        if kind is None or (environment.get("CUDA_VISIBLE_DEVICES") and kind != "light"):
+        # A server finds modules in the repository alone, and has imported them.
+        finds_others = kind != "light" and environment.get("PYTHONPATH", str(REPOSITORY)) != str(REPOSITORY)
+        if kind is None or finds_others or (environment.get("CUDA_VISIBLE_DEVICES") and kind != "light"):
             return None
         early = frozenset(
             (name, value)
             for name, value in environment.items()
-            if kind != "light"
-            and not name.startswith(_READ_LATE)
-            and (name, value) != ("PYTHONPATH", str(REPOSITORY))  # a server's own
+            if kind != "light" and not name.startswith((*_READ_LATE, "PYTHONPATH"))
         )
         key = kind, early
         with self._lock:

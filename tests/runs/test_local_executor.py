@@ -73,7 +73,7 @@ def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeyp
 def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(local, "WORKER_MODULE", "tests.training.meeting_ranks")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    config = config_for(run={"launcher": "accelerate"})
+    config = config_for(run={"launcher": "accelerate", "devices": [0, 1]})
     folders = [tmp_path / name for name in ("one", "other")]
     launches = []
     for folder in folders:
