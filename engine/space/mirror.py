@@ -1,7 +1,7 @@
 """The mirror of a Space: its disk is gone after a restart, so its runs, people and settings are kept in a private bucket.
 
 Runs never happen on the bucket, which has neither locks nor renames: a thread sends what changed, and `restore` brings it back
-into an empty home. `mirror_index` describes what is in the bucket.
+into an empty home.
 """
 
 import contextlib
@@ -11,23 +11,25 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
 from engine.errors import EngineError, HubUnreachableError, PushError
-from engine.files import read_model, write_atomically
+from engine.files import FileStamp, read_model, write_atomically
 from engine.hub_bucket import RunBucket
 from engine.hub_errors import MIRROR
 from engine.paths import LoratoryHome
+from engine.runs.provenance import read_provenance
+from engine.runs.run import Run
 from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.states import ProblemLog
 from engine.space.environment import SpaceEnvironment
 from engine.space.mirror_bucket import MirrorBucket
-from engine.space.mirror_index import HOME_INDEX, INCOMING, Index, index_of, read_contents
+from engine.space.mirror_files import CHECKPOINTS, INCOMING, RUNS, UPLOADS, HomeScan, RunScan, run_of
 from engine.space.mirror_restore import Restorer, RestoreResult
-from engine.space.mirror_scan import HomeScan, RunScan
-from engine.space.unsaved import Unsaved, View
 
 _RECORD = "mirror.json"
 _PATIENCE_SECONDS = 120.0  # for the bucket to answer before a restore is given up
@@ -46,12 +48,49 @@ def mirror_of(space: SpaceEnvironment, home: LoratoryHome) -> "Mirror | None":
     return Mirror(home, RunBucket(HfApi(token=space.token), space.bucket, MIRROR.explained), space.space_id)
 
 
+class Unsaved(NamedTuple):
+    """What a restart at this moment would lose of a person."""
+
+    runs: tuple[str, ...] = ()  # titles of runs that are not saved at all yet
+    # Titles of runs at work, each with the step from which it would continue; None where it would start over.
+    training: tuple[tuple[str, int | None], ...] = ()
+    uploads: int = 0  # how many uploaded files no run uses
+    exports: int = 0  # how many exports
+    trouble: str = ""  # why saving does not work at present; empty where it does
+
+    @property
+    def text(self) -> str:
+        """A notice for the page; empty where nothing would be lost."""
+        parts = [f"all of “{title}”" for title in self.runs]
+        parts += [
+            f"the training of “{title}” since step {step:,}" if step is not None else f"the training of “{title}”"
+            for title, step in self.training
+        ]
+        parts += [_count(self.uploads, "upload that no run uses", "uploads that no run uses")] if self.uploads else []
+        parts += [_count(self.exports, "export", "exports")] if self.exports else []
+        parts = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
+        listed = " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+        return " ".join(filter(None, (f"A restart of this Space would lose {listed}." if parts else "", self.trouble)))
+
+
+def _count(number: int, singular: str, plural: str) -> str:
+    return f"{number:,} {singular if number == 1 else plural}"
+
+
 class _Record(BaseModel, frozen=True):
-    """`server/mirror.json`: whose mirror this disk has, and which runs it sent or got; what is missing was deleted."""
+    """`server/mirror.json`: whose mirror this disk has, and which runs stay in the bucket although they are not here."""
 
     bucket: str
     space: str
-    runs: tuple[str, ...] = ()
+    left: frozenset[str] = frozenset()
+
+
+class _View(NamedTuple):
+    """What pages see; replaced as a whole by the mirror's thread."""
+
+    saved: frozenset[str] = frozenset()  # paths in the bucket
+    training: frozenset[str] = frozenset()  # folders of the runs at work
+    trouble: EngineError | None = None
 
 
 class Mirror:
@@ -72,12 +111,11 @@ class Mirror:
         self._space = space
         self._look_seconds = look_seconds
         self._mirror_bucket = MirrorBucket(bucket, home, space)
-        self._is_restored = False
-        self._ours: set[str] = set()  # indexes of runs that this disk has or had
+        self._record: _Record | None = None  # once the home is restored
         self._runs: dict[str, RunScan] = {}
         self._people = HomeScan(home)
         self._problems = ProblemLog()
-        self._view = View()
+        self._view = _View()
         self._wake, self._ending = threading.Event(), threading.Event()
         self._deadline = float("inf")
         self._thread: threading.Thread | None = None
@@ -115,26 +153,25 @@ class Mirror:
         self._home.server.mkdir(mode=0o700, exist_ok=True)
         for leftover in self._home.root.glob(f"{INCOMING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        self._mirror_bucket.take()
-        contents = read_contents(self._bucket, self._home)
-        self._mirror_bucket.know(contents)
+        stored = self._mirror_bucket.take()
         record = read_model(self._home.server / _RECORD, _Record)
         result = RestoreResult()
-        if record is not None and (record.bucket, record.space) == (self._bucket.name, self._space):
-            self._ours = set(record.runs)
-        else:
-            result = Restorer(self._bucket, contents, self._home).restore()
-            self._ours = set()
-            self._record(filter(self._has, contents.indexes))
-        if result.words:
-            _log.warning("%s", result.words)
-        self._is_restored = True
+        if record is None or (record.bucket, record.space) != (self._bucket.name, self._space):
+            result = Restorer(self._bucket, stored, self._home).restore()
+            self._mirror_bucket.sent = dict(result.stamps)
+            runs = {run for run in map(run_of, self._mirror_bucket.stored) if run is not None}
+            left = frozenset(run for run in runs if not (self._home.root / run).is_dir())
+            record = _Record(bucket=self._bucket.name, space=self._space, left=left)
+            write_atomically(self._home.server / _RECORD, record.model_dump_json())
+        if result.text:
+            _log.warning("%s", result.text)
+        self._record = record
         self._publish()
         return result
 
     def start(self) -> None:
         """Begin to save, in a thread of its own; does nothing where nothing could be restored."""
-        if self._is_restored and self._thread is None:
+        if self._record is not None and self._thread is None:
             self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
             self._thread.start()
 
@@ -156,57 +193,63 @@ class Mirror:
 
     def unsaved(self, owner: str) -> Unsaved:
         """Return what a restart at this moment would lose of a person."""
-        return self._view.unsaved(self._home, owner)
+        view, own = self._view, self._home.of(owner)
+        fresh, training = [], []
+        for run in RunStore(self._home, owner).list():
+            folder = _folder_of(run)
+            if f"{folder}/config.yaml" not in view.saved:
+                fresh.append(_title(run))
+            elif folder in view.training:
+                training.append((_title(run), _newest_step(view.saved, folder)))
+        uploads = sum(path not in view.saved for path in _plain_files(own.uploads, self._home.root))
+        exports = sum(not path.name.startswith(".") for path in own.exports.glob("*"))
+        trouble = f"{view.trouble.what} {view.trouble.fix}" if view.trouble is not None else ""
+        return Unsaved(tuple(fresh), tuple(training), uploads, exports, trouble)
 
     def save(self) -> None:
         """Look at everything, and send what changed; asks the bucket nothing where nothing did.
 
+        What is gone here is removed there once all else of its run is there: a checkpoint after the next one.
+
         Raises:
             EngineError: If the bucket cannot be written, or the accounts cannot be read.
         """
-        changes = self._changed_runs()
-        if not changes.keys() <= self._ours:
-            self._record(changes)  # before they are sent: a run that is deleted later must not come back
-        deletions = {name for name in self._ours if self._was_deleted(name)}
+        found = self._scan_runs()
         try:
-            self._mirror_bucket.write(changes, deletions)
-            self._mirror_bucket.write({HOME_INDEX: self._people.look()})
+            sent = {folder for folder, files in found.items() if self._mirror_bucket.send(files)}
+            people = self._people.look()
+            self._mirror_bucket.send(people)
+            wanted = {path for files in (people, *found.values()) for path in files}
+            self._mirror_bucket.remove(
+                [path for path in self._mirror_bucket.stored - wanted if self._is_garbage(path, sent)]
+            )
         finally:
             self._publish()
-        if deletions:
-            self._ours -= deletions
-            self._record(())
 
-    def _changed_runs(self) -> dict[str, Index]:
-        scans, changes = dict[str, RunScan](), dict[str, Index]()
+    def _scan_runs(self) -> dict[str, Mapping[str, FileStamp]]:
+        """Return the files of each run that can be read, by its folder below the home."""
+        scans, found = dict[str, RunScan](), dict[str, Mapping[str, FileStamp]]()
         for owner in list_owners(self._home):
             for run in RunStore(self._home, owner).list():
-                name = index_of(owner, run.id)
-                before = self._mirror_bucket.indexes.get(name)
-                scan = scans[name] = self._runs.get(name) or RunScan(self._home, run, before)
+                folder = _folder_of(run)
+                scan = scans[folder] = self._runs.get(folder) or RunScan(self._home, run)
                 with self._problems.guard(run.id, "cannot be saved to the bucket"):
-                    index = scan.look(before)
-                    if index is not None:
-                        changes[name] = index
+                    found[folder] = scan.look()
         self._runs = scans
-        return changes
+        return found
 
-    def _has(self, index: str) -> bool:
-        return (self._home.root / index.removesuffix(".json")).is_dir()
-
-    def _was_deleted(self, index: str) -> bool:
-        """Whether a run is gone from a folder that is there: a folder out of reach proves nothing."""
-        return not self._has(index) and (self._home.root / index).parent.is_dir()
-
-    def _record(self, indexes: Iterable[str]) -> None:
-        """Note runs as being on this disk."""
-        self._ours |= set(indexes)
-        record = _Record(bucket=self._bucket.name, space=self._space, runs=tuple(sorted(self._ours)))
-        write_atomically(self._home.server / _RECORD, record.model_dump_json())
+    def _is_garbage(self, path: str, sent: set[str]) -> bool:
+        """Whether what is not wanted any more can be removed: what is out of reach or not restored stays."""
+        assert self._record is not None
+        run = run_of(path)
+        if run is not None:
+            is_gone = run not in self._runs and (self._home.root / run).parent.is_dir()
+            return run in sent or (is_gone and run not in self._record.left)
+        return not path.startswith(f"{UPLOADS}/") or (sent == self._runs.keys() and not self._record.left)
 
     def _publish(self) -> None:
-        training = frozenset(name for name, scan in self._runs.items() if scan.is_training)
-        self._view = self._view._replace(indexes=dict(self._mirror_bucket.indexes), training=training)
+        training = frozenset(folder for folder, scan in self._runs.items() if scan.is_training)
+        self._view = self._view._replace(saved=frozenset(self._mirror_bucket.sent), training=training)
 
     # The thread.
 
@@ -235,6 +278,25 @@ class Mirror:
         if trouble is not None and (before is None or before.what != trouble.what):
             _log.error("%s", trouble)
         self._view = self._view._replace(trouble=trouble)
+
+
+def _folder_of(run: Run) -> str:
+    return f"{RUNS}/{run.owner}/{run.id}"
+
+
+def _title(run: Run) -> str:
+    return read_provenance(run.folder).title or run.id
+
+
+def _newest_step(saved: frozenset[str], folder: str) -> int | None:
+    start = f"{folder}{CHECKPOINTS}step-"
+    return max((int(path.removeprefix(start).split("/")[0]) for path in saved if path.startswith(start)), default=None)
+
+
+def _plain_files(folder: Path, root: Path) -> Iterator[str]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from ((Path(parent) / name).relative_to(root).as_posix() for name in names if not name.startswith("."))
 
 
 def _end_workers(home: LoratoryHome, seconds: float) -> None:

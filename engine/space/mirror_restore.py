@@ -7,21 +7,24 @@ import shutil
 import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from engine.accounts.backup import check_accounts
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import AccountError, StorageError
-from engine.files import sha256_of, size_and_time, write_atomically
+from engine.files import FileStamp, size_and_time, stamp_of, write_atomically
 from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, read_manifest
 from engine.runs.disk import free_bytes
 from engine.runs.run import RunFolder, WorkerRecord
-from engine.space.mirror_index import INCOMING, RUNS, Contents, StoredFile, may_name, unit_of
+from engine.space.mirror_files import CHECKPOINTS, INCOMING, UPLOADS, may_mirror, run_of
+
+if TYPE_CHECKING:
+    from huggingface_hub import BucketFile
 
 _KEPT_FREE_BYTES = 1_000_000_000  # for what runs write
-_MOST_WORDS = 20  # about what is left out
+_MOST_SENTENCES = 20  # about what is left out
 
 
 class RestoreResult(NamedTuple):
@@ -30,123 +33,103 @@ class RestoreResult(NamedTuple):
     runs: int = 0
     bytes: int = 0
     left_out: tuple[str, ...] = ()  # what is damaged, foreign or too large, in sentences
+    stamps: Mapping[str, FileStamp] = {}  # of the files that are here as they are in the bucket
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """One paragraph for people; empty where there was nothing."""
         runs = "1 run" if self.runs == 1 else f"{self.runs:,} runs"
         parts = [f"Restored {runs} ({self.bytes / 1e9:.1f} GB)."] if self.runs else []
-        more = len(self.left_out) - _MOST_WORDS
-        return " ".join([*parts, *self.left_out[:_MOST_WORDS], *([f"And {more:,} more."] if more > 0 else [])])
+        more = len(self.left_out) - _MOST_SENTENCES
+        return " ".join([*parts, *self.left_out[:_MOST_SENTENCES], *([f"And {more:,} more."] if more > 0 else [])])
 
 
 class Restorer:
-    """Puts what indexes name into a home."""
+    """Puts the files of a bucket into a home.
 
-    def __init__(self, bucket: RunBucket, contents: Contents, home: LoratoryHome) -> None:
+    Args:
+        stored: By their path below the home, as the bucket names them.
+    """
+
+    def __init__(self, bucket: RunBucket, stored: "Mapping[str, BucketFile]", home: LoratoryHome) -> None:
         self._bucket = bucket
-        self._contents = contents
+        self._stored = stored
         self._home = home
         self._left_out: list[str] = []
         self._sizes: list[int] = []  # of the runs that came back
 
     def restore(self) -> RestoreResult:
-        """Restore people and settings, and runs where there are none; as many as fit, the newest first.
+        """Restore people, settings and uploads, and runs where there are none; as many as fit, the newest first.
 
         Raises:
             EngineError: If the bucket cannot be read, or the home cannot be written; what is there by then is whole.
         """
-        for name in self._contents.unreadable:
-            self._left_out.append(
-                f"{name} in the bucket cannot be read and was left out; remove it there if this lasts."
-            )
-        for name in self._contents.earlier:
-            self._left_out.append(
-                f"{name} was saved by an earlier version of Loratory and was left out; the bucket keeps it for that version."
-            )
         try:
             with tempfile.TemporaryDirectory(prefix=INCOMING, dir=self._home.root) as folder:
                 self._incoming = Path(folder)
-                files = self._choose()
-                self._fetch(files)
-                self._remove_damaged(files)
-                runs = dict.fromkeys("/".join(path.split("/")[:3]) for path in files if path.startswith(f"{RUNS}/"))
-                for path in files:
-                    if not path.startswith(f"{RUNS}/"):
+                paths = self._choose()
+                stamps = self._fetch(paths)
+                self._remove_damaged(paths)
+                for path in dict.fromkeys(run_of(path) or path for path in paths):
+                    if path in self._stored:
                         self._place(path)
-                for path in runs:
-                    self._place_run(path)
+                    else:
+                        self._place_run(path)
         except OSError as error:
             raise StorageError(f"The mirror cannot be restored ({error.strerror}).", "Free some space.") from error
-        return RestoreResult(len(self._sizes), sum(self._sizes), tuple(self._left_out))
+        stamps = {path: stamp for path, stamp in stamps.items() if stamp_of(self._home.root / path) == stamp}
+        return RestoreResult(len(self._sizes), sum(self._sizes), tuple(self._left_out), stamps)
 
-    def _choose(self) -> dict[str, str | StoredFile]:
-        """Return the files that are not here, by their path below the home, as far as the disk has room."""
-        chosen: dict[str, str | StoredFile] = {}
-        folders: set[str] = set()
+    def _choose(self) -> list[str]:
+        """Return the files that are not here as far as the disk has room: settings, then runs, then uploads."""
+        folders = {str(folder) for path in self._stored for folder in PurePosixPath(path).parents}
+        together: dict[str, list[str]] = {}  # files of a run, by its folder; other files by themselves
+        for path in self._stored:
+            name = run_of(path) or path
+            if not may_mirror(path) or path in folders:
+                self._left_out.append(f"{path[:80]!r} in the bucket is not part of a mirror and was left out.")
+            elif not os.path.lexists(self._home.root / name):
+                together.setdefault(name, []).append(path)
+        runs = sorted(filter(run_of, together), key=lambda name: name.split("/")[2], reverse=True)
+        uploads = [name for name in together if name.startswith(f"{UPLOADS}/")]
+        settings = together.keys() - {*runs, *uploads}
+        chosen: list[str] = []
         room, failures = free_bytes(self._home) - _KEPT_FREE_BYTES, 0
-        for name, index in self._contents.indexes.items():
-            if (self._home.root / name.removesuffix(".json")).exists():
-                continue
-            files: dict[str, str | StoredFile] = {}
-            for path, file in index.files.items():
-                above = [str(folder) for folder in PurePosixPath(path).parents]
-                if not may_name(name, path) or path in folders or any(one in files or one in chosen for one in above):
-                    self._left_out.append(f"{path[:80]!r} does not belong to {name} and was left out.")
-                elif path not in chosen and not os.path.lexists(self._home.root / path):
-                    files[path] = file
-                    folders.update(above)
-            size = sum(map(self._bytes_of, files))
+        for name in (*settings, *runs, *uploads):
+            size = sum(self._stored[path].size for path in together[name])
             if size <= room:
-                chosen.update(files)
+                chosen += together[name]
                 room -= size
             else:
                 failures += 1
         if failures:
             self._left_out.append(
-                f"{failures:,} {'run does' if failures == 1 else 'runs do'} not fit on the disk of this Space; the bucket keeps "
-                "what does not come back."
+                f"{failures:,} {'run or upload does' if failures == 1 else 'runs or uploads do'} not fit on the disk of this "
+                "Space; the bucket keeps what does not come back."
             )
         return chosen
 
-    def _bytes_of(self, path: str) -> int:
-        """Return how much is fetched: what an index says proves nothing."""
-        return self._contents.stored[path].size if path in self._contents.stored else 0
-
-    def _fetch(self, files: Mapping[str, str | StoredFile]) -> None:
+    def _fetch(self, paths: Collection[str]) -> dict[str, FileStamp]:
         """Write whole files into the folder for what arrives; what comes torn is fetched once more."""
-        wanted: dict[str, StoredFile] = {}
-        for path, file in files.items():
-            if isinstance(file, str):
-                (self._incoming / path).parent.mkdir(parents=True, exist_ok=True)
-                (self._incoming / path).write_bytes(file.encode())
-            elif path in self._contents.stored:
-                wanted[path] = file
+        missing = list(paths)
         for _ in range(2):
-            self._bucket.get([(self._contents.stored[path], self._incoming / path) for path in wanted])
-            wanted = {path: file for path, file in wanted.items() if not self._is_whole(path, file)}
-        for path in wanted:
+            self._bucket.get([(self._stored[path], self._incoming / path) for path in missing])
+            missing = [path for path in missing if size_and_time(self._incoming / path)[0] != self._stored[path].size]
+        for path in missing:
             (self._incoming / path).unlink(missing_ok=True)
         for place in self._incoming.rglob("*"):
             place.chmod(0o700 if place.is_dir() else 0o600)
+        stamps = ((path, stamp_of(self._incoming / path)) for path in paths)
+        return {path: stamp for path, stamp in stamps if stamp is not None}
 
-    def _is_whole(self, path: str, file: StoredFile) -> bool:
-        """Whether a file arrived whole; it gets the time by which a mirror knows that it did not change."""
-        place = self._incoming / path
-        if size_and_time(place)[0] != self._bytes_of(path) or (file.sha256 and sha256_of(place) != file.sha256):
-            return False
-        os.utime(place, ns=(file.changed, file.changed))
-        return True
-
-    def _remove_damaged(self, files: Collection[str]) -> None:
-        """Remove what did not arrive whole, and what is useless without it."""
-        lost = {unit_of(path) for path in files if not (self._incoming / path).is_file()}
+    def _remove_damaged(self, paths: Collection[str]) -> None:
+        """Remove checkpoints that did not arrive whole, and accounts that cannot be read."""
+        lost = [path for path in paths if CHECKPOINTS not in path and not (self._incoming / path).is_file()]
         for checkpoint in self._incoming.glob("runs/*/*/checkpoints/*"):
             if not _is_whole_checkpoint(checkpoint):
-                lost.add(checkpoint.relative_to(self._incoming).as_posix())
-        for unit in sorted(lost):
-            self._left_out.append(f"{unit} is damaged in the bucket and was left out.")
-            shutil.rmtree(self._incoming / unit, ignore_errors=True)
+                lost.append(checkpoint.relative_to(self._incoming).as_posix())
+                shutil.rmtree(checkpoint, ignore_errors=True)
+        self._left_out += [f"{path} is damaged in the bucket and was left out." for path in sorted(lost)]
         accounts = self._incoming / DATABASE_FILE
         try:
             if accounts.is_file():

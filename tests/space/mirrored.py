@@ -74,6 +74,16 @@ def files_of(run: Run) -> dict[str, bytes]:
     }
 
 
+def stored_in(bucket: FakeBucket) -> set[str]:
+    """Return the paths of the files of the home in a bucket."""
+    return {name.removeprefix("home/") for name in bucket.files if name.startswith("home/")}
+
+
+def paths_of(run: Run) -> set[str]:
+    """Return the paths of all that a mirror may know of a run."""
+    return {f"runs/{run.owner}/{run.id}/{name}" for name in files_of(run)}
+
+
 def age(home: LoratoryHome) -> None:
     """Let everything have happened a while ago, so nothing is looked at twice for being new."""
     then = time.time() - 60

@@ -121,7 +121,7 @@ def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face, m
     ]  # fmt: skip
     run = a_run(home, steps=300)
     a_checkpoint(run, 400)
-    wait_until(lambda: not any(fault.times for fault in hugging_face.faults) and not mirror.unsaved("ann").words)
+    wait_until(lambda: not any(fault.times for fault in hugging_face.faults) and not mirror.unsaved("ann").text)
     RunStore(home, "ann").delete(a_run(home, seed=9).id)
     assert mirror.stop(PATIENCE_SECONDS)
 

@@ -90,7 +90,7 @@ def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, 
     bucket.refuse = lambda _: None
     mirror.start()
     assert not mirror.stop(1)
-    assert "cannot be reached" in mirror.unsaved("ann").words
+    assert "cannot be reached" in mirror.unsaved("ann").text
     assert {name: data for name, data in bucket.files.items() if name != "mirror/space.json"} == before
 
 
@@ -99,7 +99,7 @@ def test_saving_continues_after_trouble_and_after_answers_that_were_lost(home, s
     mirror = spaces.begin(home)
     mirror.start()
     bucket.lost = AWAY
-    wait_until(lambda: f"runs/ann/{run.id}.json" in bucket.files)
+    wait_until(lambda: f"home/runs/ann/{run.id}/config.yaml" in bucket.files)
     refusals = []
 
     def refuse(kind):
@@ -109,10 +109,10 @@ def test_saving_continues_after_trouble_and_after_answers_that_were_lost(home, s
     bucket.refuse = refuse
     other = a_run(home, seed=2)
     wait_until(lambda: len(refusals) > 1)
-    assert "no room" in mirror.unsaved("ann").words
+    assert "no room" in mirror.unsaved("ann").text
     assert mirror.unsaved("ann").runs
     bucket.refuse = lambda _: None
-    wait_until(lambda: mirror.unsaved("ann").words == "")
+    wait_until(lambda: mirror.unsaved("ann").text == "")
     assert mirror.stop(PATIENCE_SECONDS)
 
     again = spaces.again()

@@ -1,8 +1,6 @@
 """What is in the bucket is not believed: damaged, foreign, too large, or leading elsewhere."""
 
-import json
 import os
-import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +12,7 @@ from engine.errors import PushError
 from engine.hub_errors import MIRROR
 from engine.runs.history.log import read_lines
 from engine.runs.store import RunStore, list_owners
-from engine.space import mirror_index, mirror_restore
-from engine.space.mirror_index import index_of
+from engine.space import mirror_restore
 from tests.space.mirrored import a_checkpoint, a_run, files_of
 
 
@@ -29,58 +26,43 @@ def space(spaces):
     return run
 
 
-def index_name(run):
-    return index_of(run.owner, run.id)
-
-
-def change(bucket, run, edit):
-    """Edit the files of an index."""
-    index = json.loads(bucket.files[index_name(run)])
-    edit(index["files"])
-    bucket.files[index_name(run)] = json.dumps(index).encode()
-
-
 def stored_name(run, inside):
     return f"home/runs/{run.owner}/{run.id}/{inside}"
 
 
 ELSEWHERE = [
-    "../outside", "/etc/outside", "runs/ann/../../outside", "runs/bea/20260101-000000-000-abcd/config.yaml", "lab.yaml",
-    "uploads/bea/rows.jsonl", "uploads/ann/../bea/rows.jsonl", "server/supervisor.json", "uploads", "uploads/",
+    "../outside", "/etc/outside", "runs/ann/../../outside", "runs/ann/not-a-run/config.yaml", "runs/ann/notes.txt",
+    "uploads/ann/../bea/rows.jsonl", "server/supervisor.json", "uploads", "uploads/", "uploads/rows.jsonl",
     "{run}/lock", "{run}/process.json", "{run}/.hidden", "{run}/control/../../x", "{run}//x", "{run}/a\\b", "{run}/a\0b",
-    "{run}/" + "x/" * 20 + "x", "{run}/" + "x" * 300, "{run}/.new-x/config.yaml", "accounts.sqlite3",
-    "{run}/config.yaml/below", "{run}/adapter",  # a file that is a folder as well
+    "{run}/" + "x/" * 20 + "x", "{run}/" + "x" * 300, "{run}/.new-x/config.yaml", "{run}/adapter",  # which is a folder as well
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ELSEWHERE)
-def test_an_index_reaches_no_file_but_its_own(space, bucket, spaces, path):
-    named = path.replace("{run}", f"runs/ann/{space.id}")
-    change(bucket, space, lambda files: files.update({named: "outside"}))
+def test_nothing_but_files_of_a_home_comes_back_and_the_rest_stays_where_it_is(space, bucket, spaces, path):
+    name = "home/" + path.replace("{run}", f"runs/ann/{space.id}")
+    bucket.files[name] = b"outside"
 
-    home = spaces.again()
+    home = spaces.disk()
+    mirror = spaces.begin(home)
+    mirror.save()
 
-    assert "does not belong to" in spaces.restored.words
+    assert "is not part of a mirror" in spaces.restored.text
     assert RunStore(home, "ann").get(space.id).folder.config.is_file()
     for place in home.root.parent.rglob("*"):
         assert not place.is_file() or b"outside" not in place.read_bytes()
+    assert path == "{run}/adapter" or bucket.files[name] == b"outside"
 
 
-def test_what_does_not_match_its_hash_is_left_out(space, bucket, spaces):
-    whole = files_of(space)
-    units = ("checkpoints/step-300/adapter", "adapter")
-    for unit in units:
-        bucket.files[stored_name(space, f"{unit}/adapter_model.safetensors")] = os.urandom(19_000)
+def test_a_checkpoint_that_does_not_match_its_hashes_is_left_out(space, bucket, spaces):
+    bucket.files[stored_name(space, "checkpoints/step-300/adapter/adapter_model.safetensors")] = os.urandom(19_000)
 
     back = RunStore(spaces.again(), "ann").get(space.id)
 
-    assert spaces.restored.left_out == tuple(
-        f"runs/ann/{space.id}/{unit} is damaged in the bucket and was left out."
-        for unit in ("adapter", "checkpoints/step-300")
-    )
+    left_out = f"runs/ann/{space.id}/checkpoints/step-300 is damaged in the bucket and was left out."
+    assert spaces.restored.left_out == (left_out,)
     assert not back.folder.checkpoint(300).exists()
-    assert not back.folder.adapter.exists()
-    assert files_of(back)["config.yaml"] == whole["config.yaml"]
+    assert files_of(back)["config.yaml"] == files_of(space)["config.yaml"]
 
 
 def test_a_torn_event_log_keeps_what_is_before(space, bucket, spaces):
@@ -108,84 +90,23 @@ def test_what_arrives_torn_once_is_fetched_again(space, bucket, spaces):
     assert files_of(back)["adapter/adapter_model.safetensors"] == files_of(space)["adapter/adapter_model.safetensors"]
 
 
-@pytest.mark.parametrize(
-    "content",
-    [b"", b"{", b"[]", b'{"format": 2}', b'{"format": 3, "files": {}}', b'{"files": 3}', b"\xff\xfe", b"[" * 100_000],
-)
-def test_an_index_that_cannot_be_read_is_left_and_nothing_it_may_name_is_removed(space, bucket, spaces, content):
-    bucket.files[index_name(space)] = content
-    before = dict(bucket.files)
-
-    mirror = spaces.begin(home := spaces.disk())
-    a_run(home, seed=5)
-    mirror.save()
-
-    assert "cannot be read" in spaces.restored.words
-    assert {name: bucket.files.get(name) for name in before if name != "mirror/space.json"} == {
-        name: data for name, data in before.items() if name != "mirror/space.json"
-    }
-
-
-def test_what_is_sent_after_an_index_that_cannot_be_read_is_collected_all_the_same(space, bucket, spaces):
-    bucket.files[index_name(space)] = b"{"
-    home = spaces.disk()
-    mirror = spaces.begin(home)
-    before = set(bucket.files)
-    run = a_run(home, state="running", steps=10)
-    a_checkpoint(run, 4)
-    mirror.save()
-    shutil.rmtree(run.folder.checkpoint(4))
-    a_checkpoint(run, 8)
-    mirror.save()
-
-    assert not any("step-4" in name for name in bucket.files)
-    assert before <= set(bucket.files)
-
-
-def test_what_an_earlier_version_saved_is_reported_and_stays_as_it_was(spaces, bucket):
-    index = b'{"files": {"runs/ann/x/config.yaml": {"text": "a"}, "lab.yaml": {"parts": [{"sha256": "0", "size": 1}]}}}'
-    names = ("runs/ann/20260101-000000-000-abcd.json", "mirror/home.json")
-    bucket.files |= {**dict.fromkeys(names, index), "data/0": b"1"}
-    before = dict(bucket.files)
-
-    mirror = spaces.begin(home := spaces.disk())
-    a_run(home)
-    mirror.save()
-
-    assert spaces.restored.left_out == tuple(
-        f"{name} was saved by an earlier version of Loratory and was left out; the bucket keeps it for that version."
-        for name in names
-    )
-    assert before.items() <= bucket.files.items()
-
-
-def test_an_index_larger_than_any_is_not_fetched(space, bucket, spaces, monkeypatch):
-    monkeypatch.setattr(mirror_index, "_LARGEST_INDEX_BYTES", 100)
-
-    home = spaces.again()
-
-    assert list_owners(home) == []
-    assert "cannot be read" in spaces.restored.words
-
-
 def test_a_run_larger_than_the_disk_is_not_fetched(space, bucket, spaces, monkeypatch):
     monkeypatch.setattr(mirror_restore, "free_bytes", lambda _: 1_000_050_000)
-    name = f"runs/ann/{space.id}/huge"
-    bucket.files[f"home/{name}"] = bytes(50_000)  # more than the index says
-    change(bucket, space, lambda files: files.update({name: {"size": 1, "changed": 0}}))
+    upload = "home/uploads/ann/rows.jsonl"
+    bucket.files |= {stored_name(space, "huge"): bytes(50_000), upload: b"{}"}
 
     home = spaces.again()
 
     assert list_owners(home) == []
-    assert "1 run does not fit on the disk" in spaces.restored.words
+    assert "1 run or upload does not fit on the disk" in spaces.restored.text
     a_run(home, seed=5)
     spaces.begin(home).save()
     spaces.begin(home).save()
-    assert index_name(space) in bucket.files, "it was not deleted here"
+    assert {stored_name(space, "config.yaml"), upload} <= bucket.files.keys(), "they were not deleted here"
 
 
 def test_foreign_files_stay_where_they_are(space, bucket, spaces):
-    foreign = {"runs/x": b"1", "runs/ann/notes.txt": b"2", "photos/a.png": b"3", "home.bin": b"4", "mirror/other": b"5"}
+    foreign = {"runs/x": b"1", "home/runs/x": b"2", "photos/a.png": b"3", "home.bin": b"4", "mirror/other": b"5"}
     bucket.files |= foreign
 
     home = spaces.again()
@@ -197,22 +118,26 @@ def test_foreign_files_stay_where_they_are(space, bucket, spaces):
 
 
 def test_a_checkpoint_whose_manifest_names_other_files_is_left_out(space, bucket, spaces):
-    path = f"runs/ann/{space.id}/checkpoints/step-300/adapter/chat_template.jinja"
-    change(bucket, space, lambda files: files.pop(path))
+    del bucket.files[stored_name(space, "checkpoints/step-300/adapter/chat_template.jinja")]
 
     back = RunStore(spaces.again(), "ann").get(space.id)
 
     assert not back.folder.checkpoint(300).exists()
-    assert "checkpoints/step-300 is damaged" in spaces.restored.words
+    assert "checkpoints/step-300 is damaged" in spaces.restored.text
 
 
 def test_a_run_without_a_configuration_is_left_out(space, bucket, spaces):
-    change(bucket, space, lambda files: files.pop(f"runs/ann/{space.id}/config.yaml"))
+    del bucket.files[stored_name(space, "config.yaml")]
+    before = dict(bucket.files)
 
-    home = spaces.again()
+    home = spaces.disk()
+    mirror = spaces.begin(home)
+    a_run(home, seed=5)
+    mirror.save()
 
-    assert RunStore(home, "ann").ids() == []
-    assert "has no configuration" in spaces.restored.words
+    assert space.id not in RunStore(home, "ann").ids()
+    assert "has no configuration" in spaces.restored.text
+    assert before.keys() <= bucket.files.keys(), "it may be repaired there"
 
 
 def test_damaged_accounts_are_left_out_with_a_message(spaces, bucket):
@@ -224,7 +149,7 @@ def test_damaged_accounts_are_left_out_with_a_message(spaces, bucket):
     again = spaces.again()
 
     assert not (again.root / DATABASE_FILE).exists()
-    assert "are damaged" in spaces.restored.words
+    assert "are damaged" in spaces.restored.text
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"space": 1}', bytes(20_000)])

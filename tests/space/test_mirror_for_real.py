@@ -112,7 +112,7 @@ def test_a_space_that_is_asked_to_end_saves_and_the_next_one_has_everything(tmp_
     with start_space(tmp_path, **space) as (server, _, log):
         pass
     assert server.returncode == 0, log.read_text()
-    assert f"runs/ann/{run.id}.json" in hugging_face.files["ada/mirror"]
+    assert f"home/runs/ann/{run.id}/config.yaml" in hugging_face.files["ada/mirror"]
     assert "before everything was saved" not in log.read_text()
 
     shutil.rmtree(home.root)

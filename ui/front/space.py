@@ -82,7 +82,7 @@ def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Sp
         mirror.start()
 
     def unsaved_words(owner: str) -> str:
-        return _LOST if mirror is None else mirror.unsaved(owner).words
+        return _LOST if mirror is None else mirror.unsaved(owner).text
 
     provider = Provider(environment.oidc, environment.address.origin, reauthenticates=False)
     places = InspectorPlaces()

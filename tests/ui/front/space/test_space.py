@@ -12,7 +12,7 @@ from engine.accounts.lab import audit_log_path
 from engine.accounts.sessions import Sessions
 from engine.chat.zero_gpu import ZeroGpu
 from engine.errors import DeviceError, PushError
-from engine.space.unsaved import Unsaved
+from engine.space.mirror import Unsaved
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
 from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refusal_of, start, visit
 from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, environment_at, space_at
