@@ -31,9 +31,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _serve_lab(options: argparse.Namespace) -> int:
-    from engine.accounts.lab import Listener, PublicAddress, forget_secrets
+    from engine.accounts.lab import PublicAddress, forget_secrets
+    from engine.accounts.listener import Listener, TrustedProxy
     from engine.accounts.oidc_settings import read_oidc_settings
-    from engine.accounts.proxy import TrustedProxy
     from engine.errors import AccountError
     from engine.paths import LAB, typed_path
 
@@ -61,7 +61,8 @@ def _serve_lab(options: argparse.Namespace) -> int:
 
 def _serve_space(options: argparse.Namespace) -> int:
     """Serve the lab of a Hugging Face Space, or what keeps it from starting."""
-    from engine.accounts.lab import Listener, forget_secrets
+    from engine.accounts.lab import forget_secrets
+    from engine.accounts.listener import Listener
     from engine.space.environment import ADMITTED, BUCKET, SpaceEnvironment
 
     listener = Listener.in_a_space(options.port)

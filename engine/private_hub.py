@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 from pydantic import SecretStr
 
-from engine.accounts.logins import require_token
+from engine.accounts.people import require_token
 from engine.data.files import kind_of
 from engine.data.files.access import shown_name
 from engine.errors import AccountError, DatasetError, EngineError, ModelError, StorageError

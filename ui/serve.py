@@ -13,8 +13,7 @@ from pathlib import Path
 import gradio as gr
 from starlette.middleware import Middleware
 
-from engine.accounts.logins import Logins
-from engine.accounts.people import Action, Person, may
+from engine.accounts.people import Action, Logins, Person, may
 from engine.chat.session import ChatSession
 from engine.evaluation.job import EvaluationJob
 from engine.executors.huggingface_jobs.flavors import HardwareList

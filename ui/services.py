@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from engine.accounts.audit import AuditKind
-from engine.accounts.logins import Logins
-from engine.accounts.people import Person
+from engine.accounts.people import Logins, Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
 from engine.executors.huggingface_jobs.flavors import HardwareList

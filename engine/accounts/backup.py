@@ -26,7 +26,7 @@ HOME_FILES = (
     "lab.yaml", "audit.jsonl", "electricity.json",
     "server/queue.json", "server/urgent.json", "server/usage.jsonl", "server/disk.jsonl",
 )  # fmt: skip
-_FOLDERS = ("runs", "votes", "server/keys")
+_FOLDERS = ("runs/", "votes/", "server/keys/")
 # Of a worker on this machine, which is not there after a restore; and what is half-made or half-deleted.
 _LEFT_OUT = re.compile(r"lock|process\.json|\.(new|deleted)-.*|\..*\.tmp")
 _CHECKPOINTS = "checkpoints"
@@ -97,6 +97,7 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
         raise StorageError(
             f"{home.root} cannot be written ({error.strerror}).", "Set LORATORY_HOME to a folder that you may write to."
         ) from error
+    mask = os.umask(0o077)
     try:
         size = _unpack(path, temporary)
         for entry in list(temporary.iterdir()):
@@ -117,6 +118,8 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
             )
             raise StorageError(f"The backup cannot be unpacked ({error.strerror}).", fix) from error
         raise
+    finally:
+        os.umask(mask)
 
 
 def belongs_to_backup(name: str) -> bool:
@@ -219,31 +222,13 @@ def _unpack(path: Path, target: Path) -> BackupSize:
 
 
 def _unpack_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    parts = PurePosixPath(member.name).parts
-    is_ours = member.name in (DATABASE_FILE, *HOME_FILES) or member.name.startswith(
-        tuple(f"{name}/" for name in _FOLDERS)
-    )
-    content = (
-        tar.extractfile(member)
-        if member.isreg() and is_ours and ".." not in parts and "\0" not in member.name
-        else None
-    )
-    if content is None or member.name != "/".join(parts):
-        raise AccountError(
-            f"The backup holds {member.name[:80]!r}, which is not part of a lab.", "Give another backup."
-        )
-    place = target.joinpath(*parts)
-    for folder in reversed(place.relative_to(target).parents[:-1]):
-        (target / folder).mkdir(mode=0o700, exist_ok=True)
-    try:
-        descriptor = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    except FileExistsError as error:
-        raise AccountError(f"The backup holds {member.name[:80]!r} twice.", "Give another backup.") from error
-    with os.fdopen(descriptor, "wb") as file:
-        shutil.copyfileobj(content, file, 2**20)
-    if place.stat().st_size != member.size:
-        raise tarfile.ReadError("it ends too early")
-    os.utime(place, (member.mtime, member.mtime))
+    name, path = member.name, PurePosixPath(member.name)
+    is_plain = member.isreg() and name == str(path) and ".." not in path.parts and "\0" not in name
+    if not is_plain or not (name in (DATABASE_FILE, *HOME_FILES) or name.startswith(_FOLDERS)):
+        raise AccountError(f"The backup holds {name[:80]!r}, which is not part of a lab.", "Give another backup.")
+    if (target / path).exists():
+        raise AccountError(f"The backup holds {name[:80]!r} twice.", "Give another backup.")
+    tar.extract(member.replace(mode=0o600, deep=False), target, filter="data")
 
 
 def check_accounts(path: Path, name: str) -> int:

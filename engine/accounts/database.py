@@ -10,9 +10,8 @@ from pathlib import Path
 from engine.errors import StorageError
 
 _BUSY_SECONDS = 10
-_VERSION = 3
 _SCHEMA = """
-CREATE TABLE people (
+CREATE TABLE IF NOT EXISTS people (
     name TEXT PRIMARY KEY,
     role TEXT NOT NULL CHECK (role IN ('admin', 'member', 'guest')),
     password TEXT,
@@ -21,7 +20,7 @@ CREATE TABLE people (
     disabled REAL,
     removed REAL
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE sessions (
+CREATE TABLE IF NOT EXISTS sessions (
     digest BLOB PRIMARY KEY,
     person TEXT NOT NULL REFERENCES people (name),
     created REAL NOT NULL,
@@ -30,8 +29,8 @@ CREATE TABLE sessions (
     address TEXT NOT NULL,
     browser TEXT NOT NULL
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX sessions_of_person ON sessions (person);
-CREATE TABLE invitations (
+CREATE INDEX IF NOT EXISTS sessions_of_person ON sessions (person);
+CREATE TABLE IF NOT EXISTS invitations (
     digest BLOB PRIMARY KEY,
     role TEXT NOT NULL CHECK (role IN ('admin', 'member', 'guest')),
     person TEXT REFERENCES people (name),
@@ -40,19 +39,17 @@ CREATE TABLE invitations (
     expires REAL NOT NULL,
     used REAL
 ) STRICT, WITHOUT ROWID;
-CREATE TABLE identities (
+CREATE TABLE IF NOT EXISTS identities (
     provider TEXT NOT NULL,
     subject TEXT NOT NULL,
     person TEXT NOT NULL REFERENCES people (name),
     unlinked REAL,
     PRIMARY KEY (provider, subject)
 ) STRICT, WITHOUT ROWID;
-"""
-_LISTED_NAMES = """
-CREATE TABLE listed_names (
+CREATE TABLE IF NOT EXISTS listed_names (
     name TEXT PRIMARY KEY,
     subject TEXT NOT NULL
-) STRICT, WITHOUT ROWID
+) STRICT, WITHOUT ROWID;
 """
 
 
@@ -63,7 +60,7 @@ class Database:
         path: Created with mode 0600 where it is missing, its folder with 0700.
 
     Raises:
-        StorageError: If it cannot be opened, or was written by a newer version.
+        StorageError: If it cannot be opened.
     """
 
     def __init__(self, path: Path) -> None:
@@ -85,20 +82,8 @@ class Database:
         except (OSError, sqlite3.Error) as error:
             raise self._unusable(error) from error
         with self.transaction() as connection:
-            version = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version > _VERSION:
-                raise StorageError(
-                    f"The accounts in {path.name} were written by a newer Loratory (format {version}).",
-                    "Install that version again, or restore a backup.",
-                )
-            if version == 0:
-                for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-            elif version == 1:
-                connection.execute("ALTER TABLE identities ADD COLUMN unlinked REAL")
-            if version < 3:
-                connection.execute(_LISTED_NAMES)
-            connection.execute(f"PRAGMA user_version = {_VERSION}")
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

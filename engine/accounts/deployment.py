@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.accounts.lab import PublicAddress
-from engine.accounts.proxy import require_identity_header
+from engine.accounts.listener import require_identity_header
 from engine.errors import AccountError
 
 _PATH = re.compile(r"(/[A-Za-z0-9._@+-]+)+")  # needs no quoting in a unit, in a Caddyfile or in a shell

@@ -1,8 +1,6 @@
 """A lab as a whole: the one address at which browsers reach it, and its files below the home."""
 
 import os
-import socket
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,17 +10,14 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from engine.accounts.limits import SETTINGS_FILE, LabLimits, Maintenance
-from engine.errors import AccountError, DeviceError
+from engine.errors import AccountError
 from engine.files import write_atomically
-from engine.paths import LAB, LoratoryHome, typed_path
+from engine.paths import LAB, LoratoryHome
 from engine.processes.liveness import FileLock
 from engine.processes.spawn import environment_for
-from engine.serve.guard import bound_socket
 
 if TYPE_CHECKING:
     from engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
-
-_LONGEST_SOCKET_PATH = 100  # of the kernel's 108 bytes
 
 
 @dataclass(frozen=True)
@@ -141,97 +136,6 @@ def join_link(address: PublicAddress, invitation: "Invitation") -> str:
 
 def _settings_path(home: LoratoryHome) -> Path:
     return home.root / SETTINGS_FILE
-
-
-@dataclass(frozen=True)
-class Listener:
-    """Where a lab listens: a socket file for a proxy on this machine, or a port with TLS; in a Space, a port without."""
-
-    socket_path: Path | None = None  # of the file; None with TLS
-    host: str = ""  # address of the port
-    port: int = 0  # number of the port
-    certificate: Path | None = None  # PEM file with the chain; None on a socket
-    key: Path | None = None  # PEM file with its key
-    # Whether the port is that of a Space, which only the proxy of Hugging Face reaches; it ends TLS.
-    is_in_a_space: bool = False
-
-    @classmethod
-    def in_a_space(cls, port: int) -> "Listener":
-        """Return where a Space listens: https://huggingface.co/docs/hub/spaces-sdks-docker."""
-        return cls(None, "0.0.0.0", port, is_in_a_space=True)  # noqa: S104 - a container's own network
-
-    @classmethod
-    def chosen(
-        cls, socket_path: str | None, host: str, port: int, certificate: str | None, key: str | None
-    ) -> "Listener":
-        """Return where to listen, as options on the command line say.
-
-        Raises:
-            DeviceError: If they would let anyone read what is sent, or contradict each other.
-        """
-        if socket_path is not None:
-            if certificate is not None or key is not None:
-                raise DeviceError("A socket and a certificate were both given.", "With --socket, the proxy ends TLS.")
-            return cls(typed_path(socket_path).absolute())
-        if certificate is None or key is None:
-            raise DeviceError(
-                f"Without TLS, passwords could be read on the way to {host}:{port}.",
-                "Give --socket for a proxy that ends TLS, or --tls-cert and --tls-key.",
-            )
-        files = typed_path(certificate), typed_path(key)
-        for file in files:
-            if not os.access(file, os.R_OK):
-                raise DeviceError(
-                    f"{file} cannot be read.", "Give the PEM file of the certificate chain, and of its key."
-                )
-        return cls(None, host, port, *files)
-
-    @property
-    def behind_proxy(self) -> bool:
-        """Whether every request comes through a proxy, which may say where from."""
-        return self.socket_path is not None or self.is_in_a_space
-
-    def open(self) -> socket.socket:
-        """Return the bound socket. A socket file is for this user and its group alone, which the proxy is in.
-
-        Raises:
-            DeviceError: If it cannot be bound, or a running server has it.
-        """
-        path = self.socket_path
-        if path is None:
-            return bound_socket(self.host, self.port)
-        try:
-            _remove_stale(path)
-            listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            mask = os.umask(0o117)
-            try:
-                listener.bind(str(path))
-            finally:
-                os.umask(mask)
-            return listener
-        except OSError as error:
-            what = f"{path} cannot be listened on ({error.strerror or error})."
-            raise DeviceError(what, "Close the other program, or choose another --socket.") from error
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove the socket file of a server that has ended."""
-    if len(os.fsencode(path)) > _LONGEST_SOCKET_PATH:
-        raise DeviceError(f"The path {path} is too long for a socket.", "Choose one of at most 100 bytes.")
-    try:
-        mode = path.lstat().st_mode
-    except FileNotFoundError:
-        return
-    if not stat.S_ISSOCK(mode):
-        raise DeviceError(f"{path} exists and is not a socket.", "Choose another path with --socket.")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(2)
-        try:
-            probe.connect(str(path))
-        except OSError:
-            path.unlink(missing_ok=True)
-            return
-    raise DeviceError(f"Another program listens on {path}.", "Stop it, or choose another path with --socket.")
 
 
 def forget_secrets() -> bool:

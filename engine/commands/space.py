@@ -16,12 +16,11 @@ from engine.errors import ConfigError, EngineError, Problem, PushError, RunError
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.quantities import size
-from engine.space.repository import Sdk, SpacePlan, Visibility, check_name, space_files
-from engine.space.state import Status, stage_of
+from engine.space.repository import Sdk, Settings, SpacePlan, Visibility, check_name, space_files
 from engine.wheel import build_wheel
 
 if TYPE_CHECKING:
-    from engine.space.hub import Settings, SpaceHub
+    from engine.space.hub import SpaceHub, Status
 
 space = typer.Typer(name="space", help="Loratory in a Hugging Face Space.", no_args_is_help=True)
 
@@ -209,9 +208,7 @@ def _hub() -> "Iterator[SpaceHub]":
 
 def _settings(
     secrets: Sequence[str] | None, admitted: Sequence[str] | None, bucket: str | None, sleep_hours: float | None
-) -> "Settings":
-    from engine.space.hub import Settings
-
+) -> Settings:
     if bucket:
         check_name(bucket, "bucket")
     names = (
@@ -259,8 +256,10 @@ def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
     print_result({"folder": str(path), "files": sizes}, text, as_json=as_json)
 
 
-def _report(status: Status, changed: Sequence[str] | None = None, *, as_json: bool) -> None:
+def _report(status: "Status", changed: Sequence[str] | None = None, *, as_json: bool) -> None:
     """Print where a Space is and what it does; one that failed is an error."""
+    from engine.space.hub import stage_of
+
     if stage_of(status.stage).has_failed:
         log = "".join(f"\n  {line}" for line in status.log)
         fix = f"Look at {status.page}; once it is fixed, run `loratory space update {status.name}`."
@@ -272,7 +271,7 @@ def _report(status: Status, changed: Sequence[str] | None = None, *, as_json: bo
     print_result(values, "\n".join(lines), as_json=as_json)
 
 
-def _lines(status: Status) -> list[str]:
+def _lines(status: "Status") -> list[str]:
     price = "price unknown" if status.price_per_hour_usd is None else f"${status.price_per_hour_usd:,.2f} an hour"
     hardware = status.hardware or status.requested_hardware or "none yet"
     if status.requested_hardware not in (None, hardware):
@@ -290,7 +289,7 @@ def _lines(status: Status) -> list[str]:
     return [f"{status.name} {status.words}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
 
 
-def _where_runs_are_kept(status: Status) -> str:
+def _where_runs_are_kept(status: "Status") -> str:
     if status.bucket is None:
         return "lost at each restart: no bucket"
     if not status.has_token:

@@ -1,16 +1,22 @@
-"""The demo of a Space: one run that is trained there once, for everyone to read and to ask."""
+"""The demo of a Space: one run that is trained there once for everyone to read and to ask, and what its page shows besides."""
 
 import logging
 import threading
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel
 
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.people import DEMO_OWNER, Person
 from engine.config.presets import find_preset
+from engine.config.run import RunConfig
+from engine.data.contract import DatasetPage, PageRow
 from engine.errors import EngineError
-from engine.files import read_model
+from engine.files import read_model, write_atomically
 from engine.inspector.session import Inspector, InspectorPlaces
 from engine.paths import LoratoryHome
 from engine.runs.control import request_resume, request_stop, resume_is_requested
@@ -19,8 +25,7 @@ from engine.runs.run import Reason, Run, RunState
 from engine.runs.sharing import is_shared, set_shared
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
-from engine.space.demo_chat import DemoBusyError, DemoChat, demo_session
-from engine.space.demo_sample import Ask, DemoSample, SampleFile
+from engine.space.demo_chat import DemoAnswer, DemoBusyError, DemoChat, demo_session
 
 DEMO_PRESET = "quickstart-cpu"
 _LOOK_SECONDS = 3.0
@@ -28,9 +33,42 @@ _REPEAT_SECONDS = 60.0  # after something failed
 _MOST_FAILURES = 5  # of computing what the page shows, until the server starts again
 _RECORDED_SECONDS = 120.0  # for an answer that stays on the page
 _MOST_ATTEMPTS = 8  # at the run
+_SHOWN_ROWS = 3
+_ANSWERED_ROWS = 3
+_LONGEST_QUESTION = 300  # characters
 _FOR_A_DEVICE: frozenset[Reason | None] = frozenset({"device_in_use", "memory", "other_persons_run"})
 
 _log = logging.getLogger(__name__)
+
+
+class SampleAnswers(BaseModel, frozen=True):
+    """A question of a held-out row, the answer in the data, and what base and tuned answer."""
+
+    prompt: str
+    reference: str
+    base: DemoAnswer
+    tuned: DemoAnswer
+
+
+class DemoSample(BaseModel, frozen=True):
+    """Rows of the data as the model is trained on them, and answers to questions that it was not trained on."""
+
+    page: DatasetPage | None = None
+    answers: tuple[SampleAnswers, ...] | None = None  # None before they are known; none where no row was held out
+
+
+class _Question(NamedTuple):
+    prompt: str
+    reference: str
+
+
+def _question(row: PageRow) -> _Question | None:
+    """Return the first question of a row and its answer; None where it does not begin with one."""
+    messages = row.conversation.messages if row.conversation is not None else ()
+    turns = [message for message in messages if message.role != "system"][:2]
+    if [message.role for message in turns] != ["user", "assistant"]:
+        return None
+    return _Question(turns[0].content, turns[1].content)
 
 
 @dataclass(eq=False)
@@ -81,8 +119,13 @@ class Demo:
 
     def sample_of(self, run: Run) -> DemoSample:
         """Return what was computed for the page of a run so far."""
-        stamp, sample = self._sample
-        return sample if stamp == run.id else self._keep(run, SampleFile(self.home, run).read())
+        if self._sample[0] != run.id:  # what cannot be read is computed again
+            self._sample = (run.id, read_model(self.sample_path(run), DemoSample) or DemoSample())
+        return self._sample[1]
+
+    def sample_path(self, run: Run) -> Path:
+        """Return the file with the sample of a run, which a restart finds."""
+        return self.home.of(DEMO_OWNER).cache / f"{run.id}.json"
 
     def look(self, *, computes: bool = True) -> None:
         """Do the next thing that the demo needs, if any.
@@ -155,13 +198,27 @@ class Demo:
         return any(place.owner != DEMO_OWNER and place.reason in _FOR_A_DEVICE for place in waiting)
 
     def _compute(self, run: Run, state: RunState) -> None:
-        sample, file = self.sample_of(run), SampleFile(self.home, run)
+        config, sample = run.folder.read_config(), self.sample_of(run)
         if sample.page is None:
-            self._keep(run, file.write_rows(self.inspector))
+            page = self.inspector.preview(config.dataset, config.model, config.training.max_length, count=_SHOWN_ROWS)
+            self._keep(run, sample.model_copy(update={"page": page}))
         elif state.state == "completed" and sample.answers is None:
-            ask: Ask = lambda prompt: self.chat.ask(run, prompt, _RECORDED_SECONDS)  # noqa: E731
-            self._keep(run, file.write_answers(self.inspector, ask))
+            answers = []
+            for question in self._questions(config):
+                pair = self.chat.ask(run, question.prompt, _RECORDED_SECONDS)
+                answers.append(SampleAnswers(**question._asdict(), base=pair.base, tuned=pair.tuned))
+            self._keep(run, sample.model_copy(update={"answers": tuple(answers)}))
 
-    def _keep(self, run: Run, sample: DemoSample) -> DemoSample:
+    def _questions(self, config: RunConfig) -> list[_Question]:
+        """Return questions of rows that were held out."""
+        training, count = config.training, 4 * _ANSWERED_ROWS
+        held_out = self.inspector.held_out(
+            config.dataset, config.model, training.max_length, seed=training.seed, count=count
+        )
+        rows = self.inspector.preview(config.dataset, rows=held_out.rows).rows if held_out.rows else ()
+        questions = filter(None, map(_question, rows))
+        return [question for question in questions if len(question.prompt) <= _LONGEST_QUESTION][:_ANSWERED_ROWS]
+
+    def _keep(self, run: Run, sample: DemoSample) -> None:
+        write_atomically(self.sample_path(run), sample.model_dump_json(), makes_folder=True)
         self._sample = (run.id, sample)
-        return sample

@@ -2,24 +2,24 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from enum import Enum
 from functools import partial
-from typing import NamedTuple, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, SpaceRuntime
 from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.hf_api import SpaceInfo
 
 from engine.chat.zero_gpu import ZERO_GPU
-from engine.errors import ConfigError, Problem, PushError
+from engine.errors import ConfigError, PushError
 from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
 from engine.hub_bucket import RunBucket
 from engine.hub_errors import SPACE, Fault, HubFault, Patience, quoted
 from engine.space.environment import ADMITTED, BUCKET
-from engine.space.repository import Sdk, SpacePlan, Visibility, address_of, hardware_problem, is_ours
-from engine.space.state import Status, stage_of
+from engine.space.repository import Sdk, Settings, SpacePlan, Visibility, address_of, hardware_problem, is_ours
 
 Answer = TypeVar("Answer")
 
@@ -29,33 +29,56 @@ _UNTIL_IT_BUILDS_SECONDS = 60.0  # after a commit, the old state may still be re
 _LOG_LINES = 20
 
 
-class Settings(NamedTuple):
-    """What a Space gets besides files; what is None stays as it is."""
+class Stage(NamedTuple):
+    """What a state of a Space means."""
 
-    secrets: Mapping[str, str]  # values by name; in no message, file or command line
-    admitted: Sequence[str] | None = None  # people and organizations that may sign in
-    bucket: str | None = None  # to which runs are mirrored; empty for none
-    hardware: str | None = None  # as Hugging Face names it
-    sleep_seconds: int | None = None  # without a visit, until it sleeps
+    words: str  # for people, after "The Space"
+    is_end: bool = True  # whether it stays like that until something is done
+    has_failed: bool = False  # whether it does not run, and should
+    log: Literal["build", "run"] | None = None  # that explains it
 
-    @property
-    def listed(self) -> str:
-        """Who is admitted, as one value."""
-        return ",".join(self.admitted or ())
 
-    def refuse_impossible(self, name: str, hardware: str, *, is_private: bool) -> None:
-        """Check that a Space can sleep as asked, and that people who are admitted can get there; raises ConfigError."""
-        if self.sleep_seconds is not None and hardware == "cpu-basic":
-            message = "cpu-basic always sleeps after 48 hours without a visit; other hardware takes another time."
-            raise ConfigError([Problem("sleep_hours", message)])
-        owner = name.partition("/")[0]
-        hidden = [one for one in self.admitted or () if one.removeprefix("@").casefold() != owner.casefold()]
-        if is_private and hidden:
-            message = (
-                f"the Hub shows a private Space to {owner} alone, so {hidden[0]} cannot open it. Make it protected, "
-                "which hides its files, or public: --visibility of `create`, or the settings of the Space."
-            )
-            raise ConfigError([Problem("admit", message)])
+# Source: huggingface_hub.SpaceStage; SLEEPING is not in it, but is what the Hub reports.
+STAGES: Mapping[str, Stage] = {
+    "RUNNING": Stage("is running."),
+    "SLEEPING": Stage("is asleep and wakes up with the next visit."),
+    "PAUSED": Stage("is paused and costs nothing; restart it in its settings."),
+    "STOPPED": Stage("is stopped; restart it in its settings.", has_failed=True, log="run"),
+    "BUILDING": Stage("is building its image.", is_end=False),
+    "RUNNING_BUILDING": Stage("is running, and builds its next image.", is_end=False),
+    "APP_STARTING": Stage("is starting.", is_end=False),
+    "RUNNING_APP_STARTING": Stage("is running, and starts its next version.", is_end=False),
+    "NO_APP_FILE": Stage("has no files yet; `loratory space update` sends them.", has_failed=True),
+    "CONFIG_ERROR": Stage("has settings in README.md that the Hub rejects.", has_failed=True),
+    "BUILD_ERROR": Stage("could not build its image.", has_failed=True, log="build"),
+    "RUNTIME_ERROR": Stage("ended, or did not answer in time.", has_failed=True, log="run"),
+    "DELETING": Stage("is being deleted."),
+}
+
+
+def stage_of(name: str | Enum) -> Stage:
+    """Return what a state means; one that is not known counts as failed."""
+    text = str(name.value if isinstance(name, Enum) else name)
+    unknown = f"is in the state {text[:40]}, which this version does not know."
+    return STAGES.get(text) or Stage(unknown, has_failed=True)
+
+
+class Status(NamedTuple):
+    """A Space as the Hub reports it."""
+
+    name: str  # as owner/name
+    stage: str  # as the Hub names it
+    words: str  # the same for people
+    hardware: str | None  # that it has; None before the first build
+    requested_hardware: str | None  # that it is to have
+    price_per_hour_usd: float | None  # while it runs; None where the Hub lists none
+    sleep_seconds: int | None  # without a visit, until it sleeps; None if it never does
+    address: str  # of the app itself, where people sign in
+    page: str  # of the Space on the Hub
+    bucket: str | None = None  # to which runs are mirrored
+    has_token: bool = False  # whether it may write there
+    admitted: str | None = None  # as they were listed
+    log: tuple[str, ...] = ()  # its last lines, where they explain the stage
 
 
 class Sent(NamedTuple):

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import yaml
 from packaging.requirements import Requirement
@@ -61,6 +61,35 @@ class SpacePlan:
     def warm_models(self) -> tuple[str, ...]:
         """Ids on the Hub of all models in the image."""
         return tuple(dict.fromkeys(hub_model_id(name) for name in (DEMO_MODEL_ID, *self.models)))
+
+
+class Settings(NamedTuple):
+    """What a Space gets besides files; what is None stays as it is."""
+
+    secrets: Mapping[str, str]  # values by name; in no message, file or command line
+    admitted: Sequence[str] | None = None  # people and organizations that may sign in
+    bucket: str | None = None  # to which runs are mirrored; empty for none
+    hardware: str | None = None  # as Hugging Face names it
+    sleep_seconds: int | None = None  # without a visit, until it sleeps
+
+    @property
+    def listed(self) -> str:
+        """Who is admitted, as one value."""
+        return ",".join(self.admitted or ())
+
+    def refuse_impossible(self, name: str, hardware: str, *, is_private: bool) -> None:
+        """Check that a Space can sleep as asked, and that people who are admitted can get there; raises ConfigError."""
+        if self.sleep_seconds is not None and hardware == "cpu-basic":
+            message = "cpu-basic always sleeps after 48 hours without a visit; other hardware takes another time."
+            raise _problem("sleep_hours", message)
+        owner = name.partition("/")[0]
+        hidden = [other for other in self.admitted or () if other.removeprefix("@").casefold() != owner.casefold()]
+        if is_private and hidden:
+            message = (
+                f"the Hub shows a private Space to {owner} alone, so {hidden[0]} cannot open it. Make it protected, "
+                "which hides its files, or public: --visibility of `create`, or the settings of the Space."
+            )
+            raise _problem("admit", message)
 
 
 def check_name(name: str, field: str) -> None:

@@ -1,6 +1,5 @@
 """Invitations are used once, passwords open one account, and a lab never loses its last admin."""
 
-import sqlite3
 import stat
 import subprocess
 import sys
@@ -175,15 +174,6 @@ def test_the_file_is_for_its_user_alone_and_holds_no_secret(accounts, home, make
         content = path.read_bytes()
         assert PASSWORD.encode() not in content
         assert invitation.token.encode() not in content
-
-
-def test_what_a_newer_version_wrote_is_left_alone(home, database):
-    database.close()
-    with sqlite3.connect(home.root / FILE_NAME) as connection:
-        connection.execute("PRAGMA user_version = 99")
-
-    with pytest.raises(StorageError, match="newer Loratory"):
-        open_database(home)
 
 
 def test_a_file_that_is_something_else_is_reported(home):

@@ -1,11 +1,10 @@
 """An account of another service opens one account of the lab, of a person who was invited or whom a rule lets in."""
 
-import sqlite3
 import threading
 
 import pytest
 
-from engine.accounts.accounts import FILE_NAME, Accounts, open_database
+from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.identities import Identities, Identity
 from engine.errors import AccountError
 from tests.accounts.conftest import PASSWORD
@@ -137,21 +136,3 @@ def test_of_ten_who_join_with_one_identity_at_once_one_gets_an_account(home, qui
         thread.join()
 
     assert sorted(results) == [""] * 9 + ["ann"]
-
-
-def test_accounts_of_an_older_version_are_kept(home, quick_passwords):
-    database = open_database(home)
-    accounts = Accounts(database, quick_passwords)
-    ann = accounts.accept(accounts.invite("member", by="").token, "ann", PASSWORD)
-    database.close()
-    with sqlite3.connect(home.root / FILE_NAME) as connection:
-        connection.execute("ALTER TABLE identities DROP COLUMN unlinked")
-        connection.execute("DROP TABLE listed_names")
-        connection.execute("INSERT INTO identities VALUES (?, ?, 'ann')", (ISSUER, "4711"))
-        connection.execute("PRAGMA user_version = 1")
-    connection.close()
-
-    database = open_database(home)
-    assert Identities(database, Accounts(database, quick_passwords)).person_of(ANN) == ann
-    database.close()
-    open_database(home).close()

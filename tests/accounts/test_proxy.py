@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.accounts.lab import Listener
-from engine.accounts.proxy import TrustedProxy
+from engine.accounts.listener import Listener, TrustedProxy
 from engine.errors import DeviceError
 
 SOCKET = Listener(Path("/run/loratory/page.sock"))

@@ -1,6 +1,6 @@
 """A lab whose people train at Hugging Face."""
 
-from engine.accounts.logins import Logins
+from engine.accounts.people import Logins
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.job import HubJob
 from engine.executors.huggingface_jobs.login import logins_of

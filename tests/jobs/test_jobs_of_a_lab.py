@@ -10,7 +10,7 @@ import pytest
 
 from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
-from engine.accounts.logins import Logins
+from engine.accounts.people import Logins
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs import layout

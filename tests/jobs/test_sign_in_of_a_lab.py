@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.accounts.logins import Logins
+from engine.accounts.people import Logins
 from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.executors.huggingface_jobs.login import logins_of
 from engine.runs.supervision.supervisor import Supervisor

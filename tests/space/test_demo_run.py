@@ -16,7 +16,6 @@ from engine.runs.sharing import is_shared
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from engine.space.demo_chat import DemoBusyError, demo_session
-from engine.space.demo_sample import SampleFile
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.runs.supervision import PATIENCE_SECONDS, wait_until
@@ -180,7 +179,7 @@ def test_what_was_computed_is_found_again(demo, tmp_path):
     assert restarted.sample_of(run) == demo.sample_of(run)
     assert session.requests == []
     assert request_count == 3
-    SampleFile(demo.home, run).path.write_text("{ torn")
+    demo.sample_path(run).write_text("{ torn")
     assert a_demo(tmp_path).sample_of(run).page is None
 
 

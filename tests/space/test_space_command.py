@@ -7,7 +7,7 @@ from huggingface_hub import SpaceStage
 
 from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource
-from engine.space.state import STAGES
+from engine.space.hub import STAGES
 from tests.export.hub_stand_in import TOKEN, Fault
 from tests.space.stand_in import with_space
 

@@ -20,9 +20,8 @@ from starlette.routing import Route
 
 from engine.accounts.accounts import Accounts
 from engine.accounts.audit import AuditKind, AuditLog
-from engine.accounts.logins import Logins
 from engine.accounts.passwords import LONGEST, PASSWORD_THREADS, SHORTEST
-from engine.accounts.people import Person
+from engine.accounts.people import Logins, Person
 from engine.accounts.sessions import Sessions, SignedIn
 from engine.accounts.throttle import SignInThrottle, ThrottledError
 from engine.errors import AccountError, EngineError

@@ -7,7 +7,7 @@ import uvicorn
 from starlette.responses import HTMLResponse
 from starlette.types import Receive, Scope, Send
 
-from engine.accounts.lab import Listener
+from engine.accounts.listener import Listener
 from engine.errors import EngineError, HubUnreachableError
 from engine.space.environment import HUB
 from ui.front.forms import page, problem_box

@@ -14,10 +14,9 @@ from starlette.applications import Starlette
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditKind, AuditLog
 from engine.accounts.identities import Identities
-from engine.accounts.lab import Listener, PublicAddress, audit_log_path, read_notice, read_settings, save_settings
-from engine.accounts.logins import Logins
-from engine.accounts.people import Action, Person, may
-from engine.accounts.proxy import TrustedProxy
+from engine.accounts.lab import PublicAddress, audit_log_path, read_notice, read_settings, save_settings
+from engine.accounts.listener import Listener, TrustedProxy
+from engine.accounts.people import Action, Logins, Person, may
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.chat.session import ChatSession

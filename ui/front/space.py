@@ -15,8 +15,8 @@ from engine.accounts.accounts import Accounts
 from engine.accounts.audit import AuditLog
 from engine.accounts.database import Database
 from engine.accounts.identities import Identities, Purpose
-from engine.accounts.logins import Logins
 from engine.accounts.oidc import Arrival, Provider, Round
+from engine.accounts.people import Logins
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.chat.zero_gpu import ZeroGpu

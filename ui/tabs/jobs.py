@@ -6,8 +6,7 @@ from html import escape
 
 import gradio as gr
 
-from engine.accounts.logins import Logins
-from engine.accounts.people import Action, Person, require
+from engine.accounts.people import Action, Logins, Person, require
 from engine.errors import EngineError, SignInNeededError
 from engine.executors.huggingface_jobs.flavors import Flavor, flavor_named
 from engine.executors.huggingface_jobs.login import sign_in

@@ -6,8 +6,7 @@ import gradio as gr
 from pydantic import SecretStr
 
 from engine.accounts.audit import AuditKind
-from engine.accounts.logins import require_token
-from engine.accounts.people import Action, require
+from engine.accounts.people import Action, require, require_token
 from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
 from engine.private_hub import PrivateCopy

@@ -4,8 +4,8 @@ from dataclasses import dataclass, field
 from html import escape
 
 from engine.runs.summary import compare_peaks
+from engine.space.demo import DemoSample, SampleAnswers
 from engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
-from engine.space.demo_sample import DemoSample, SampleAnswers
 from ui.backend.background import stamp
 from ui.backend.run_reader import RunSnapshot, has_adapter
 from ui.views.dataset import render_tokens

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.accounts.limits import is_lab
-from engine.accounts.logins import Logins, require_token
+from engine.accounts.people import Logins, require_token
 from engine.errors import PushError, SignInNeededError
 from engine.hub_errors import JOBS
 from engine.paths import LoratoryHome

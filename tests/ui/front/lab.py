@@ -12,10 +12,9 @@ from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.lab import PublicAddress, change_settings
-from engine.accounts.logins import Logins
 from engine.accounts.oidc import Provider
 from engine.accounts.passwords import Passwords
-from engine.accounts.people import Person, Role
+from engine.accounts.people import Logins, Person, Role
 from engine.accounts.sessions import Sessions
 from engine.paths import LoratoryHome
 from engine.private_hub import PrivateCopy

@@ -10,9 +10,9 @@ import pytest
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.identities import Identities, Identity
-from engine.accounts.lab import Listener, PublicAddress, audit_log_path
-from engine.accounts.logins import Logins
-from engine.accounts.proxy import TrustedProxy
+from engine.accounts.lab import PublicAddress, audit_log_path
+from engine.accounts.listener import Listener, TrustedProxy
+from engine.accounts.people import Logins
 from engine.accounts.sessions import Sessions
 from tests.accounts.conftest import quick_passwords  # noqa: F401 - a fixture
 from tests.real_tls import serve_over_tls
