@@ -10,7 +10,7 @@ from engine.config.methods.registry import DEFAULT_METHOD
 from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.hardware.device import Device
-from engine.memory.config_changes import Changes, as_overrides, largest_that_fits, new_problems, with_changes
+from engine.memory.compare import Changes, as_overrides, largest_that_fits, new_problems, with_changes
 from engine.memory.estimate import SLOW_INT8, Estimator, Verdict, judge
 from engine.memory.workload import compute_width_bytes
 from engine.models.shape import ModelShape

@@ -12,8 +12,7 @@ from itertools import accumulate, chain, islice
 
 from engine.errors import ConfigError, Problem
 from engine.memory.persistent import weight_bytes
-from engine.memory.structure import decoder_layers
-from engine.memory.targets import AdapterTargets
+from engine.memory.structure import AdapterTargets, decoder_layers
 from engine.memory.workload import Workload
 from engine.models.shape import ModelShape, ModuleShape
 

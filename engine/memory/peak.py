@@ -5,11 +5,17 @@ from dataclasses import astuple, dataclass, replace
 
 from engine.errors import ConfigError, ModelError, Problem
 from engine.memory.device_need import TensorsAtPeak, is_hopper
-from engine.memory.optimizers import optimizer_scratch_bytes
-from engine.memory.persistent import Persistent, gradient_bytes, persistent_bytes, quantized_bytes, unquantized_width
+from engine.memory.persistent import (
+    Persistent,
+    TrainableCount,
+    gradient_bytes,
+    optimizer_scratch_bytes,
+    persistent_bytes,
+    quantized_bytes,
+    unquantized_width,
+)
 from engine.memory.phases import Held, Phase, StepPeaks
 from engine.memory.structure import ModelStructure
-from engine.memory.trainable import TrainableCount
 from engine.memory.workload import Workload
 from engine.models.shape import ModelShape, ModuleShape
 

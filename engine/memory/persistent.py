@@ -1,20 +1,44 @@
-"""What is there through the whole step: weights, adapter, optimizer state, and gradients that wait."""
+"""What is there through the whole step: weights, adapter, optimizer state, and gradients that wait; and what optimizers take."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import NamedTuple
 
-from engine.memory.optimizers import optimizer_state_bytes
 from engine.memory.structure import ModelStructure
-from engine.memory.workload import Workload
+from engine.memory.workload import Optimizer, Workload
 from engine.models.shape import ModuleShape
 
-if TYPE_CHECKING:  # whose rules for methods read this module
-    from engine.memory.trainable import TrainableCount
+TensorShape = tuple[int, ...]
 
+EIGHT_BIT_BLOCK = 256  # elements of 8-bit optimizer state that share a scale
+SMALLEST_EIGHT_BIT = 4096  # elements; smaller tensors keep 32-bit state
+SMALLEST_PAGED = 100_000  # elements; smaller tensors keep their state on the device
 _BLOCK = 64  # weights that share one scale in bitsandbytes' 4-bit formats
 _NESTED_BLOCK = 256  # scales that share one scale under double quantization
 _LINEAR_KINDS = ("linear", "conv1d", "experts", "router")
+
+
+class TrainableCount(NamedTuple):
+    """Parameters, not bytes."""
+
+    total: int  # the base model and everything that the adapter adds, as PEFT counts
+    trainable: int  # of these, what is trained
+    added: int  # what is trained and not part of the base model
+    # Shapes of every trained tensor: what may decay, then norms and biases, which transformers' trainer keeps from it.
+    # An optimizer takes one group after the other.
+    groups: tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]
+    resident: int = 0  # what the adapter keeps at 32 bits and does not train
+
+    @property
+    def shapes(self) -> tuple[TensorShape, ...]:
+        """Of every trained tensor; optimizers treat small ones and vectors apart."""
+        return (*self.groups[0], *self.groups[1])
+
+    @property
+    def percent(self) -> float:
+        return 100.0 * self.trainable / self.total if self.total else 0.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +108,7 @@ def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
     return _four_bit_bytes(inputs * outputs, double_quant=workload.double_quant)
 
 
-def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> Persistent:
+def persistent_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> Persistent:
     """Everything that does not move during a step."""
     weights, unquantized = weight_bytes(structure.shape.modules, workload)
     on_device, paged = optimizer_state_bytes(counts.shapes, workload.optimizer)
@@ -103,7 +127,7 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: "Tra
     )
 
 
-def _reference_bytes(workload: Workload, counts: "TrainableCount") -> int:
+def _reference_bytes(workload: Workload, counts: TrainableCount) -> int:
     """Source: `Reference.of`, engine/training/objectives/reference.py."""
     if not workload.has_reference or not workload.trains_adapter:
         return 0
@@ -112,7 +136,7 @@ def _reference_bytes(workload: Workload, counts: "TrainableCount") -> int:
     return kept * workload.precision.adapter
 
 
-def _copied_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:
+def _copied_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
     """Source: `LoraLinears.step` and `FrozenWeights`, engine/training/ops/lora_linear.py and frozen_weights.py."""
     compute = workload.precision.compute
     # With checkpointing, copies and written-out weights last as long as a layer's call.
@@ -145,7 +169,7 @@ def _loading_bytes(structure: ModelStructure, workload: Workload, loaded: int) -
     return loaded + sum(module.in_features * module.out_features * 2 for module in quantized)
 
 
-def gradient_bytes(structure: ModelStructure, workload: Workload, counts: "TrainableCount") -> int:
+def gradient_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
     """All gradients: each as wide as its weight."""
     if not workload.trains_adapter:
         return sum(weight_bytes(structure.shape.modules, workload))
@@ -173,3 +197,112 @@ def _four_bit_bytes(elements: int, *, double_quant: bool) -> int:
 def dequantized_scale_bytes(elements: int) -> int:
     """Scales of one double-quantized weight, written out at 32 bits while the weight is in use."""
     return -(-elements // _BLOCK) * 4
+
+
+class OptimizerState(NamedTuple):
+    """Bytes of optimizer state that stay on the device, and that may leave it."""
+
+    on_device: int
+    paged: int
+
+
+def optimizer_state_bytes(shapes: Iterable[TensorShape], optimizer: Optimizer) -> OptimizerState:
+    """State of the optimizer, tensor by tensor, without the numbers that count steps.
+
+    AdamW keeps two tensors of each weight's size, SGD with momentum one. Adafactor keeps one number a row and one a column
+    of a matrix, of each matrix where several are stacked, and all of a vector. The 8-bit one keeps a byte an element and a
+    32-bit scale for each 256, except for tensors below 4,096 elements; the paged ones hold their state in memory that the
+    driver moves, except for tensors below 100,000 elements.
+
+    Args:
+        shapes: Of every trained tensor.
+
+    Source: Loshchilov and Hutter 2019 (arXiv:1711.05101), Dettmers et al. 2022 (arXiv:2110.02861), Shazeer and Stern
+    2018 (arXiv:1804.04235), algorithm 4 and `Adafactor` in transformers/optimization.py; `Optimizer8bit.get_state_buffer`
+    and `Optimizer2State.init_state` in bitsandbytes/optim/optimizer.py.
+    """
+    on_device = paged = 0
+    for shape in shapes:
+        state = state_of_tensor(shape, optimizer)
+        if is_paged(shape, optimizer):
+            paged += state
+        else:
+            on_device += state
+        if optimizer.master_weights:
+            on_device += math.prod(shape) * 4
+    return OptimizerState(on_device, paged)
+
+
+def is_paged(shape: TensorShape, optimizer: Optimizer) -> bool:
+    """Whether the state of this tensor may leave the device."""
+    return optimizer.paged and math.prod(shape) >= SMALLEST_PAGED
+
+
+def state_of_tensor(shape: TensorShape, optimizer: Optimizer) -> int:
+    """Bytes that the optimizer keeps of one tensor."""
+    kind, elements = optimizer.kind, math.prod(shape)
+    if kind == "adamw":
+        return 2 * elements * optimizer.state_width
+    if kind == "adamw_8bit":
+        if elements < SMALLEST_EIGHT_BIT:
+            return 2 * elements * 4
+        return 2 * (elements + -(-elements // EIGHT_BIT_BLOCK) * 4)
+    if kind == "sgd_momentum":
+        return elements * optimizer.state_width
+    if kind == "adafactor":
+        return sum(_rows_and_columns(shape)) * 4 if len(shape) > 1 else elements * 4
+    return 0
+
+
+def _rows_and_columns(shape: TensorShape) -> tuple[int, int]:
+    """Numbers that Adafactor keeps of a matrix, or of a stack of matrices; none of a vector."""
+    return (math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]) if len(shape) > 1 else (0, 0)
+
+
+def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: Optimizer) -> int:
+    """Temporaries while the optimizer steps.
+
+    The foreach kernels take the roots of all second moments of a group at once, or with SGD its decayed gradients; loops
+    that take tensor by tensor hold the last one's result until the next one's is there. Fused and 8-bit kernels need none.
+    Where 32-bit copies of 16-bit weights are stepped, their gradients are cast all at once.
+
+    Args:
+        groups: Shapes of what is trained, in the groups that the optimizer takes one after the other.
+
+    Source: `_multi_tensor_adamw` and `_single_tensor_adamw` in torch/optim/adam.py; torch/optim/sgd.py;
+    transformers/optimization.py.
+    """
+    filled = [group for group in groups if group]
+    if not filled:
+        return 0
+    cast_gradients = sum(math.prod(shape) for group in filled for shape in group) if optimizer.master_weights else 0
+    return 4 * (_scratch_elements(filled, optimizer) + cast_gradients)
+
+
+def _scratch_elements(groups: Sequence[Sequence[TensorShape]], optimizer: Optimizer) -> int:
+    """Elements of 32 bits, of narrower ones as many as fill them."""
+    if optimizer.kind == "adafactor":
+        return _adafactor_scratch([shape for group in groups for shape in group])
+    if optimizer.fused or optimizer.kind == "adamw_8bit":
+        return 0
+    sizes = [[math.prod(shape) for shape in group] for group in groups]
+    if optimizer.kind == "adamw":
+        # The root of the second moment, divided: both at once, with what the tensor before has left.
+        one_by_one = (2 * now + before for group in sizes for before, now in pairwise((0, *group)))
+        elements = max(map(sum, sizes)) if optimizer.foreach else max(one_by_one)
+        return elements * optimizer.state_width // 4
+    if not optimizer.decays:
+        return 0
+    # What does not decay is the second group.
+    return sum(sizes[0]) if optimizer.foreach else max(sizes[0])
+
+
+def _adafactor_scratch(shapes: Sequence[TensorShape]) -> int:
+    """Elements at the highest point of Adafactor's loop.
+
+    A tensor begins with its squares and their sum with a small number, while the update of the one before is alive. Later
+    its update is alive with its squares, with one number a row and one a column.
+    """
+    sizes = [math.prod(shape) for shape in shapes]
+    begins = (2 * now + before for before, now in pairwise((0, *sizes)))
+    return max(*begins, *(2 * math.prod(shape) + sum(_rows_and_columns(shape)) for shape in shapes))

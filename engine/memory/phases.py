@@ -22,8 +22,7 @@ from engine.memory.layers.losses import (
 )
 from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext
-from engine.memory.structure import LayerStructure, ModelStructure
-from engine.memory.targets import AdapterTargets
+from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
 from engine.memory.workload import Workload
 
 Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step"]

@@ -2,34 +2,12 @@
 
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from engine.config.run import AdapterConfig
 from engine.memory.methods.registry import MEMORY_RULES
-from engine.memory.optimizers import TensorShape
-from engine.memory.targets import AdapterTargets, find_targets
+from engine.memory.persistent import TensorShape, TrainableCount
+from engine.memory.structure import AdapterTargets, find_targets
 from engine.models.shape import ModelShape, ModuleShape
-
-
-class TrainableCount(NamedTuple):
-    """Parameters, not bytes."""
-
-    total: int  # the base model and everything that the adapter adds, as PEFT counts
-    trainable: int  # of these, what is trained
-    added: int  # what is trained and not part of the base model
-    # Shapes of every trained tensor: what may decay, then norms and biases, which transformers' trainer keeps from it.
-    # An optimizer takes one group after the other.
-    groups: tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]
-    resident: int = 0  # what the adapter keeps at 32 bits and does not train
-
-    @property
-    def shapes(self) -> tuple[TensorShape, ...]:
-        """Of every trained tensor; optimizers treat small ones and vectors apart."""
-        return (*self.groups[0], *self.groups[1])
-
-    @property
-    def percent(self) -> float:
-        return 100.0 * self.trainable / self.total if self.total else 0.0
 
 
 def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterTargets | None = None) -> TrainableCount:

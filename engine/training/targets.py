@@ -5,7 +5,7 @@ from typing import Any
 from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, Problem
-from engine.memory.targets import ALL_LINEAR, ends_with_one_of, match_pattern, stacked_experts_among
+from engine.memory.structure import ALL_LINEAR, ends_with_one_of, match_pattern, stacked_experts_among
 from engine.models.shape import EXPERT_PROJECTIONS
 
 _QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})

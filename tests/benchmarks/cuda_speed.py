@@ -128,7 +128,7 @@ def _train_ours(
     from engine.data.contract import RowLengths
     from engine.hardware.devices import list_devices
     from engine.inspector.worker.inventory import inventory_of
-    from engine.memory.config_changes import with_changes
+    from engine.memory.compare import with_changes
     from engine.memory.estimate import Estimator
     from engine.models.folder import read_config
     from engine.training.batching.merging import choose_merging

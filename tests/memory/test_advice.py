@@ -9,8 +9,7 @@ from engine.errors import ConfigError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.advice import advise
-from engine.memory.compare import compare_methods, recommend, share_among
-from engine.memory.config_changes import largest_that_fits
+from engine.memory.compare import compare_methods, largest_that_fits, recommend, share_among
 from engine.memory.estimate import Estimator, estimate_memory
 from engine.models.catalog import find_in_catalog
 

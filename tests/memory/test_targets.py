@@ -4,7 +4,7 @@ import pytest
 
 from engine.config.run import AdapterConfig
 from engine.errors import ConfigError
-from engine.memory.targets import find_targets
+from engine.memory.structure import find_targets
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 
 SHAPE = published_shape(

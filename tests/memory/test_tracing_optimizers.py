@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from engine.config.run import AdapterConfig
-from engine.memory.optimizers import optimizer_scratch_bytes, optimizer_state_bytes
-from engine.memory.targets import find_targets
+from engine.memory.persistent import optimizer_scratch_bytes, optimizer_state_bytes
+from engine.memory.structure import find_targets
 from engine.memory.trainable import count_trainable
 from engine.memory.workload import Optimizer
 from tests.memory.live_bytes import LiveBytes

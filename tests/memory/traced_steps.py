@@ -7,8 +7,7 @@ import torch
 
 from engine.config.run import AdapterConfig
 from engine.memory.phases import StepRules, simulate_step
-from engine.memory.structure import read_structure
-from engine.memory.targets import find_targets
+from engine.memory.structure import find_targets, read_structure
 from engine.memory.workload import Precision
 from tests.benchmarks.published.other_trainers import PlainLoss, PlainTape, PlainWorkload, simulate_plain_step
 from tests.memory.live_bytes import LiveBytes

@@ -11,7 +11,7 @@ from engine.data.contract import RowLengths
 from engine.data.step_plan import EpochPlanner, PlanSettings, pad_rows
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
-from engine.memory.config_changes import with_changes
+from engine.memory.compare import with_changes
 from engine.memory.estimate import Estimator
 from engine.models.catalog import find_in_catalog
 from engine.training.batching.merging import choose_merging

@@ -12,8 +12,7 @@ from engine.config.load import change_of
 from engine.config.methods.base import FOUR_BIT
 from engine.config.methods.registry import DEFAULT_METHOD, METHODS
 from engine.config.run import AdapterConfig
-from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
-from engine.memory.config_changes import as_overrides
+from engine.memory.compare import DeviceShare, MethodNeed, as_overrides, compare_methods, recommend, share_among
 from engine.memory.estimate import Estimator, Verdict
 from ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import Draft

@@ -7,8 +7,7 @@ from typing import Concatenate, ParamSpec
 
 from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Group, Parameter, Storage, Value, share
-from engine.memory.structure import ModelStructure
-from engine.memory.targets import AdapterTargets
+from engine.memory.structure import AdapterTargets, ModelStructure
 from engine.memory.workload import Workload
 
 _Arguments = ParamSpec("_Arguments")

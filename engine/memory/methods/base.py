@@ -6,7 +6,7 @@ from engine.config.run import AdapterConfig
 from engine.memory.autograd.tensors import Parameter, Value
 from engine.memory.layers.modules import base_projection
 from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.optimizers import TensorShape
+from engine.memory.persistent import TensorShape
 from engine.models.shape import ModelShape, ModuleShape
 
 

@@ -5,14 +5,9 @@ from collections.abc import Iterator, Sequence
 from engine.memory.autograd.tensors import Value
 from engine.memory.layers.modules import base_projection
 from engine.memory.layers.step_context import StepContext, in_scope
-from engine.memory.methods.adalora import AdaLoraMemory
 from engine.memory.methods.base import MemoryRule
-from engine.memory.methods.ia3 import Ia3Memory
-from engine.memory.methods.lora import LoraMemory
-from engine.memory.methods.lycoris import LoHaMemory, LoKrMemory
-from engine.memory.methods.miss import MissMemory
-from engine.memory.methods.oft import OftMemory
-from engine.memory.methods.vera import VeraMemory
+from engine.memory.methods.lora import AdaLoraMemory, LoraMemory
+from engine.memory.methods.structured import Ia3Memory, LoHaMemory, LoKrMemory, MissMemory, OftMemory, VeraMemory
 from engine.memory.methods.virtual_tokens import PrefixTuningMemory, PromptTuningMemory, PTuningMemory
 from engine.models.shape import ModuleShape
 

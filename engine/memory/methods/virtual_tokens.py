@@ -7,7 +7,7 @@ from engine.memory.autograd.tensors import Value
 from engine.memory.layers.modules import autocast_linear
 from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.methods.base import MemoryRule
-from engine.memory.optimizers import TensorShape
+from engine.memory.persistent import TensorShape
 from engine.models.shape import ModelShape
 
 

@@ -14,7 +14,7 @@ from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.errors import EngineError
 from engine.hardware.device import Device
-from engine.memory.config_changes import with_changes
+from engine.memory.compare import with_changes
 from engine.memory.estimate import Estimator
 from engine.models.shape import ModelShape
 

@@ -10,8 +10,7 @@ from engine.memory.autograd.tensors import Group, Node, Storage, Value
 from engine.memory.layers.decoder import embed
 from engine.memory.layers.modules import normalize
 from engine.memory.layers.step_context import StepContext
-from engine.memory.structure import LayerStructure, ModelStructure
-from engine.memory.targets import AdapterTargets
+from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
 from tests.benchmarks.published.other_trainers import PlainTape, PlainWorkload, plain_layer, plain_loss
 
 

@@ -14,11 +14,15 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Iterable
 
-from engine.memory.optimizers import TensorShape, is_paged, state_of_tensor
-from engine.memory.persistent import quantized_bytes, unquantized_width
-from engine.memory.structure import ModelStructure
-from engine.memory.targets import AdapterTargets
-from engine.memory.trainable import TrainableCount
+from engine.memory.persistent import (
+    TensorShape,
+    TrainableCount,
+    is_paged,
+    quantized_bytes,
+    state_of_tensor,
+    unquantized_width,
+)
+from engine.memory.structure import AdapterTargets, ModelStructure
 from engine.memory.workload import Optimizer, Workload
 from tests.benchmarks.published.allocation_trace import StepStream, trace_step
 

@@ -24,8 +24,7 @@ from engine.memory.device_need import (
     need_on_device,
 )
 from engine.memory.peak import find_peak, refuse_nonsense
-from engine.memory.structure import read_structure
-from engine.memory.targets import find_targets
+from engine.memory.structure import find_targets, read_structure
 from engine.memory.trainable import count_trainable
 from tests.benchmarks.published.caching_allocator import reserve_of_step
 from tests.benchmarks.published.gpus import is_before_ampere

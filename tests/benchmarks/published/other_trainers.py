@@ -12,8 +12,7 @@ from engine.memory.layers.losses import cross_entropy, loss_of_trained_positions
 from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.methods.registry import project
 from engine.memory.phases import Held, StepPeaks, StepRules, simulate_step
-from engine.memory.structure import LayerStructure, ModelStructure
-from engine.memory.targets import AdapterTargets
+from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
 from engine.memory.workload import Loss, Workload
 from engine.models.shape import ModuleShape
 

@@ -15,7 +15,7 @@ from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
 from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, ModelError
-from engine.memory.targets import find_targets
+from engine.memory.structure import find_targets
 from engine.models.shape import PatternMatcher
 from engine.training.targets import choose_targets
 from tests.chat.tiny_adapters import lora, make_adapter
