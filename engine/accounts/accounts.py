@@ -144,10 +144,6 @@ class Accounts:
         is_right = self._passwords.is_right(password, row["password"] if row else None)
         if row is None or not is_right or row["disabled"] is not None:
             return None
-        if self._passwords.is_outdated(row["password"]):
-            password_hash = self._passwords.hash(password, row["name"])
-            with self._database.transaction() as connection:
-                connection.execute("UPDATE people SET password = ? WHERE name = ?", (password_hash, row["name"]))
         return self.person(row["name"])
 
     def device_token(self, name: str) -> str:

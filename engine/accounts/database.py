@@ -105,6 +105,15 @@ class Database:
             except sqlite3.Error as error:
                 raise self._unusable(error) from error
 
+    def execute(self, query: str, *values: object) -> None:
+        """Change something in a transaction of its own.
+
+        Raises:
+            StorageError: If the file cannot be read or written.
+        """
+        with self.transaction() as connection:
+            connection.execute(query, values)
+
     def rows(self, query: str, *values: object) -> list[sqlite3.Row]:
         """Return what a query that changes nothing finds.
 

@@ -68,10 +68,6 @@ class Passwords:
         """
         return self._in_turn(lambda: self._matches(password[: LONGEST + 1], password_hash))
 
-    def is_outdated(self, password_hash: str) -> bool:
-        """Return whether a hash was made with other parameters, and should be made again at the next sign-in."""
-        return self._hasher.check_needs_rehash(password_hash)
-
     def _matches(self, password: str, password_hash: str | None) -> bool:
         try:
             self._hasher.verify(password_hash or self._dummy, password)

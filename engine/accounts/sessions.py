@@ -90,14 +90,12 @@ class Sessions:
         values = dict(rows[0])
         used, confirmed = values.pop("used"), values.pop("confirmed")
         if now - used > _WRITE_USE_SECONDS:
-            with self._database.transaction() as connection:
-                connection.execute("UPDATE sessions SET used = ? WHERE digest = ?", (now, digest))
+            self._database.execute("UPDATE sessions SET used = ? WHERE digest = ?", now, digest)
         return SignedIn(Person(**values), _name_of(digest), confirmed)
 
     def confirm(self, token: str) -> None:
         """Note that the person has just given the password in this session."""
-        with self._database.transaction() as connection:
-            connection.execute("UPDATE sessions SET confirmed = ? WHERE digest = ?", (self._clock(), digest_of(token)))
+        self._database.execute("UPDATE sessions SET confirmed = ? WHERE digest = ?", self._clock(), digest_of(token))
 
     def is_confirmed(self, signed_in: SignedIn) -> bool:
         """Return whether the password was given recently enough for a change of rights."""
@@ -118,26 +116,20 @@ class Sessions:
 
     def end(self, token: str) -> None:
         """Sign out."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM sessions WHERE digest = ?", (digest_of(token),))
+        self._database.execute("DELETE FROM sessions WHERE digest = ?", digest_of(token))
 
     def end_named(self, person: Person, session: str) -> None:
         """End one session of a person, by its name in `of`; another person's stays."""
-        with self._database.transaction() as connection:
-            connection.execute(
-                "DELETE FROM sessions WHERE person = ? AND lower(substr(hex(digest), 1, 12)) = ?",
-                (person.name, session),
-            )
+        query = "DELETE FROM sessions WHERE person = ? AND lower(substr(hex(digest), 1, 12)) = ?"
+        self._database.execute(query, person.name, session)
 
     def end_all(self, person: Person) -> None:
         """Sign a person out everywhere."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM sessions WHERE person = ?", (person.name,))
+        self._database.execute("DELETE FROM sessions WHERE person = ?", person.name)
 
     def clear(self) -> None:
         """Sign all people out."""
-        with self._database.transaction() as connection:
-            connection.execute("DELETE FROM sessions")
+        self._database.execute("DELETE FROM sessions")
 
     def _oldest(self, now: float) -> tuple[float, float]:
         return now - IDLE_SECONDS, now - LONGEST_SECONDS
