@@ -19,6 +19,7 @@ FILE_NAME = DATABASE_FILE
 INVITATION_SECONDS = 72 * 3600
 _TOKEN_BYTES = 32
 _PERSON = "SELECT name, role, created, last_sign_in, disabled FROM people WHERE removed IS NULL"
+_INVITATION = "SELECT role, person, invited_by, expires FROM invitations WHERE used IS NULL AND expires > ?"
 _ACTIVE_ADMINS = "SELECT count(*) FROM people WHERE role = 'admin' AND disabled IS NULL AND removed IS NULL"
 
 
@@ -64,7 +65,8 @@ class Accounts:
         """
         rows = self._database.rows(f"{_PERSON} AND name = ?", name.strip().lower())
         if not rows:
-            raise _unknown(name)
+            what = f"There is no account {shorten(name, 40)!r}."
+            raise AccountError(what, "List them with `loratory people list`.")
         return person_of(rows[0])
 
     def invite(self, role: Role, by: str) -> Invitation:
@@ -91,10 +93,7 @@ class Accounts:
 
     def invitations(self) -> list[InvitationState]:
         """Return the invitations that can still be used, those that end first in front."""
-        rows = self._database.rows(
-            "SELECT role, person, invited_by, expires FROM invitations WHERE used IS NULL AND expires > ? ORDER BY expires",
-            self._clock(),
-        )
+        rows = self._database.rows(f"{_INVITATION} ORDER BY expires", self._clock())
         return [InvitationState(**dict(row)) for row in rows]
 
     def find_invitation(self, token: str) -> InvitationState:
@@ -103,11 +102,7 @@ class Accounts:
         Raises:
             AccountError: If it does not exist, was used, or has expired; which of these is not revealed.
         """
-        rows = self._database.rows(
-            "SELECT role, person, invited_by, expires FROM invitations WHERE digest = ? AND used IS NULL AND expires > ?",
-            digest_of(token),
-            self._clock(),
-        )
+        rows = self._database.rows(f"{_INVITATION} AND digest = ?", self._clock(), digest_of(token))
         if not rows:
             raise _invalid_link()
         return InvitationState(**dict(rows[0]))
@@ -164,11 +159,6 @@ class Accounts:
             # The kept password has a random salt of 128 bits, so a signature allows no guesses of the password.
             return hmac.new(row["password"].encode(), f"{row['name']} {nonce}".encode(), sha256).hexdigest()
         return ""
-
-    def has_password(self, name: str) -> bool:
-        """Return whether a person can sign in with a password; those whom another service lets in may have none."""
-        query = "SELECT 1 FROM people WHERE name = ? AND password IS NOT NULL"
-        return bool(self._database.rows(query, name))
 
     def change_password(self, name: str, old: str, new: str) -> None:
         """Replace a person's password; all of their sessions end.
@@ -326,10 +316,6 @@ def _require_an_admin_instead_of(person: Person, connection: sqlite3.Connection)
     was_admin = person.role == "admin" and person.disabled is None
     if was_admin and connection.execute(_ACTIVE_ADMINS).fetchone()[0] == 0:
         raise AccountError("No admin would be left.", "Make another person an admin first.")
-
-
-def _unknown(name: str) -> AccountError:
-    return AccountError(f"There is no account {shorten(name, 40)!r}.", "List them with `loratory people list`.")
 
 
 def _invalid_link() -> AccountError:

@@ -63,10 +63,6 @@ class Identities:
         rows = self._database.rows(query, issuer, person.name)
         return rows[0]["subject"] if rows else None
 
-    def is_linked(self, person: Person, issuer: str) -> bool:
-        """Return whether an account of that service opens this person's."""
-        return self.subject_of(person, issuer) is not None
-
     def link(self, person: Person, identity: Identity) -> None:
         """Let an account of another service open a person's.
 

@@ -59,18 +59,9 @@ class Sessions:
                 "(SELECT digest FROM sessions WHERE person = ? ORDER BY used DESC LIMIT -1 OFFSET ?)",
                 (person.name, _MOST_OF_A_PERSON - 1),
             )
-            connection.execute(
-                "INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (
-                    digest_of(token),
-                    person.name,
-                    now,
-                    now,
-                    now if is_confirmed else 0.0,
-                    address,
-                    browser[:_LONGEST_BROWSER],
-                ),
-            )
+            confirmed, browser = now if is_confirmed else 0.0, browser[:_LONGEST_BROWSER]
+            values = (digest_of(token), person.name, now, now, confirmed, address, browser)
+            connection.execute("INSERT INTO sessions VALUES (?, ?, ?, ?, ?, ?, ?)", values)
             connection.execute("UPDATE people SET last_sign_in = ? WHERE name = ?", (now, person.name))
         return token
 

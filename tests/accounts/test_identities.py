@@ -100,7 +100,7 @@ def test_the_last_way_into_an_account_stays(identities, accounts, make_person):
     person = identities.accept(accounts.invite("member", by="").token, "ann", ANN)
     with pytest.raises(AccountError, match="Set a password first"):
         identities.unlink(person, ISSUER)
-    assert identities.is_linked(person, ISSUER)
+    assert identities.subject_of(person, ISSUER)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ class IdentityPages(PlainPages, ABC):
     def links_of(self, person: Person, has_password: bool) -> str:
         """Return the part of the account page about this service."""
         name = escape(self.service.title)
-        if not self.identities.is_linked(person, self.service.issuer):
+        if self.identities.subject_of(person, self.service.issuer) is None:
             link = (
                 f'<h2>{name}</h2><p class="small">Sign in with your {name} account as well.</p>'
                 f'<form method="post" action="{SIGN_IN_WITH}">'

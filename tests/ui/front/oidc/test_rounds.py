@@ -136,7 +136,7 @@ def test_a_round_belongs_to_the_session_that_began_it(lab, institute, purpose):
     with lab.signed_in("root") as other:
         other.cookies.set(ROUND_COOKIE, round_cookie)
         assert come_back(other, values).status_code == 403
-    assert not identities(lab).is_linked(lab.accounts.person("root"), institute.issuer)
+    assert identities(lab).subject_of(lab.accounts.person("root"), institute.issuer) is None
 
 
 def test_without_a_session_nothing_is_linked_confirmed_or_unlinked(lab, institute):
