@@ -7,7 +7,7 @@ from engine.inspector.worker.inventory import module_inventory
 from engine.memory.estimate import Estimator
 from engine.training.worker import EXIT_FINISHED
 from tests.gpu.cuda_training import CELLS, sections_of, the_gpu, write_long_answers
-from tests.memory.measured_on_gpu import assert_predicted
+from tests.memory.test_measured_on_gpu import assert_predicted
 from tests.training.worker_runs import WorkerRuns, data_of_events
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e]

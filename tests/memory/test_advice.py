@@ -253,16 +253,15 @@ def test_a_product_of_unknown_size_gives_a_message_and_may_train(shape):
     assert "while it trains" in error_info.value.fix
 
 
-@pytest.mark.parametrize("mistake", [AssertionError, KeyError, ZeroDivisionError])
-def test_a_mistake_of_the_estimate_is_not_laid_to_the_model(shape, mistake, monkeypatch):
+def test_a_mistake_of_the_estimate_is_not_laid_to_the_model(shape, monkeypatch):
     def fail(*_):
-        raise mistake("a mistake of ours")
+        raise KeyError("a mistake of ours")
 
     monkeypatch.setattr("engine.memory.estimate.find_peak", fail)
 
-    with pytest.raises(mistake, match="a mistake of ours"):
+    with pytest.raises(KeyError, match="a mistake of ours"):
         estimate_memory(shape, config_from_mapping(mapping()), gpu(8))
-    with pytest.raises(mistake):
+    with pytest.raises(KeyError):
         compare_methods(shape, config_from_mapping(mapping()), gpu(8))
 
 

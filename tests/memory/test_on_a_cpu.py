@@ -1,15 +1,20 @@
-"""On a CPU the process counts: what it holds besides tensors is explained, and quantized weights save memory there too."""
+"""On a CPU the process counts: what it holds besides tensors is explained, with products that are compiled for each size of a pass."""
+
+import dataclasses
 
 import pytest
 
 from engine.config.load import config_from_mapping
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
+from engine.memory.device_need import compiled_products_bytes
 from engine.memory.estimate import GIB, estimate_memory
 from engine.models.catalog import find_in_catalog
 
 CPU = Device("cpu", 0, "a CPU", 64 * GIB, 64 * GIB, has_fast_bfloat16=True, cores=2)
 LLAMA = inventory_of(find_in_catalog("meta-llama/Llama-2-7b-hf").config)
+SMOLLM = inventory_of(find_in_catalog("HuggingFaceTB/SmolLM2-135M-Instruct").config)
+MIB = 2**20
 
 
 def estimate(quantization, max_length):
@@ -43,3 +48,28 @@ def test_a_peak_before_the_first_step_is_called_by_its_parts():
     assert loading.components_bytes["Python and libraries"] < 1 * GIB
     assert sum(part.bytes for part in loading.components) == loading.needed_bytes
     assert "files" not in [part.key for part in in_a_step.components]
+
+
+def expected_bytes(steps, device=CPU, **model):
+    training = {"max_steps": steps, "gradient_accumulation_steps": 1}
+    sections = {"model": {"id": "m", **model}, "dataset": {"source": "-"}, "training": training}
+    return estimate_memory(SMOLLM, config_from_mapping(sections), device).expected_bytes
+
+
+@pytest.mark.parametrize("model", [{}, {"quantization": "nf4"}, {"compute_dtype": "float16"}])
+def test_a_run_of_many_sizes_needs_more_within_a_bound(model):
+    one, several, endless = (expected_bytes(steps, **model) for steps in (1, 3, -1))
+
+    assert 20 * MIB < several - one <= endless - one < 200 * MIB
+    assert expected_bytes(10**6, **model) == endless
+
+
+def test_products_that_are_not_compiled_add_nothing():
+    gpu = dataclasses.replace(CPU, kind="cuda", name="NVIDIA A100")
+    apple = dataclasses.replace(CPU, kind="mps")
+    for device, model in ((CPU, {"compute_dtype": "float32"}), (gpu, {}), (apple, {})):
+        assert expected_bytes(1, device, **model) == expected_bytes(-1, device, **model)
+
+
+def test_the_first_size_is_part_of_the_process_itself():
+    assert compiled_products_bytes(1) == 0

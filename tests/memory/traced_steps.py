@@ -1,6 +1,6 @@
 """Tiny real models whose dimensions share no factor, so no two tensors of a step have the same size by chance."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -185,6 +185,3 @@ def simulate(case, workload=None, shape=None):
         "forward": peaks["forward"],
         "backward": max(peaks["loss_backward"], peaks["layer_backward"]),
     }
-
-
-__all__ = ["Case", "build_model", "plain_step", "replace", "shape_of", "simulate", "trace", "workload_of"]
