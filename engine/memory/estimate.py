@@ -10,11 +10,11 @@ from engine.data.contract import RowLengths
 from engine.hardware.device import Device
 from engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, need_on_device
 from engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
+from engine.memory.methods.registry import count_trainable
 from engine.memory.peak import Peak, find_peak, refuse_nonsense
 from engine.memory.persistent import TrainableCount, weight_bytes
 from engine.memory.phases import Phase, simulate_step
 from engine.memory.structure import AdapterTargets, find_targets, read_structure
-from engine.memory.trainable import count_trainable
 from engine.memory.workload import Workload, workload_of_run, workload_of_step
 from engine.models.shape import ModelShape
 

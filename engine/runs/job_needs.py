@@ -11,7 +11,7 @@ from engine.hardware.device import Device
 from engine.hardware.known_devices import similar_device
 from engine.memory.device_need import PROCESS_ITSELF
 from engine.memory.estimate import GIB, Estimator
-from engine.memory.trainable import count_trainable
+from engine.memory.methods.registry import count_trainable
 from engine.models.shape import ModelShape
 from engine.runs.plan import RunPlan
 from engine.runs.summary import RunSummary

@@ -13,8 +13,8 @@ from engine.config.run import AdapterConfig
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.device_need import PROCESS_MARGIN, TensorsAtPeak
+from engine.memory.methods.registry import count_trainable
 from engine.memory.structure import find_targets
-from engine.memory.trainable import count_trainable
 from engine.models.catalog import find_in_catalog
 from engine.training.targets import choose_targets
 from tests.benchmarks.published.evaluate import (

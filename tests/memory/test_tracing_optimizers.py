@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from engine.config.run import AdapterConfig
+from engine.memory.methods.registry import count_trainable
 from engine.memory.persistent import optimizer_scratch_bytes, optimizer_state_bytes
 from engine.memory.structure import find_targets
-from engine.memory.trainable import count_trainable
 from engine.memory.workload import Optimizer
 from tests.memory.live_bytes import LiveBytes
 from tests.memory.traced_steps import LORA, Case, build_model, plain_step, shape_of

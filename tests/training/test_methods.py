@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
 from engine.inspector.worker.inventory import inventory_of
+from engine.memory.methods.registry import count_trainable
 from engine.memory.structure import find_targets
-from engine.memory.trainable import count_trainable
 from engine.runs.history.events import StepData
 from engine.training.callbacks import RunCallback, TrainerHooks
 from engine.training.checkpoints.state_files import save_adapter

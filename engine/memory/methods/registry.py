@@ -1,7 +1,9 @@
-"""The memory rule of each PEFT method. The rule of a new method is added here."""
+"""The memory rule of each PEFT method, and what it trains, counted as PEFT does. The rule of a new method is added here."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 
+from engine.config.run import AdapterConfig
 from engine.memory.autograd.tensors import Value
 from engine.memory.layers.modules import base_projection
 from engine.memory.layers.step_context import StepContext, in_scope
@@ -9,7 +11,9 @@ from engine.memory.methods.base import MemoryRule
 from engine.memory.methods.lora import AdaLoraMemory, LoraMemory
 from engine.memory.methods.structured import Ia3Memory, LoHaMemory, LoKrMemory, MissMemory, OftMemory, VeraMemory
 from engine.memory.methods.virtual_tokens import PrefixTuningMemory, PromptTuningMemory, PTuningMemory
-from engine.models.shape import ModuleShape
+from engine.memory.persistent import TensorShape, TrainableCount
+from engine.memory.structure import AdapterTargets, find_targets
+from engine.models.shape import ModelShape, ModuleShape
 
 MEMORY_RULES: dict[str, MemoryRule] = {
     "lora": LoraMemory(),
@@ -46,3 +50,71 @@ def project_each(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> It
             r.tape.leave_scope(outer, values)
             cache = {one.name: value for one, value in zip(together, values, strict=False)}
         yield cache[module.name] if module.name in cache else project(r, x, module)
+
+
+def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterTargets | None = None) -> TrainableCount:
+    """Count what this fine-tune trains.
+
+    Args:
+        targets: As `find_targets` gives them, where they are known already.
+
+    Raises:
+        ConfigError: If `target_modules` match nothing.
+
+    Source: PEFT `get_nb_trainable_parameters`: every named parameter once, tied ones at their first name.
+    """
+    method, rule = adapter.traits, MEMORY_RULES[adapter.method]
+    if method.trains_all:
+        return TrainableCount(shape.num_parameters, shape.num_parameters, 0, _grouped(shape.modules))
+    targets = targets or find_targets(shape, adapter)
+    ours = [
+        *rule.virtual_token_tensors(shape, adapter),
+        *(tensor for module in targets.modules for tensor in rule.layer_tensors(module, adapter)),
+    ]
+    copied, copied_apart = _grouped(targets.saved_in_full, as_copies=True)
+    added = sum(map(math.prod, (*ours, *copied, *copied_apart)))
+    frozen = rule.frozen_parameters(adapter, targets.modules)
+    biases = rule.trained_biases(shape, adapter, targets.modules)
+    return TrainableCount(
+        total=shape.num_parameters + added + frozen,
+        trainable=added + sum(map(math.prod, biases)),
+        added=added,
+        groups=((*ours, *copied), (*copied_apart, *biases)),
+        resident=frozen + rule.buffer_elements(adapter, targets.modules),
+    )
+
+
+def _grouped(
+    modules: Iterable[ModuleShape], *, as_copies: bool = False
+) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
+    """Tensors of whole modules, or of what replaces them: what may decay, then norms and biases.
+
+    Args:
+        as_copies: A tied module, whose weight is counted elsewhere, becomes a tensor of its own when it is copied.
+
+    Source: `Trainer.get_decay_parameter_names` in transformers/trainer.py.
+    """
+    decay: list[TensorShape] = []
+    apart: list[TensorShape] = []
+    for module in modules:
+        is_copied = as_copies and module.tied_to is not None
+        total = module.in_features * module.out_features if is_copied else module.parameters
+        if module.bare_parameters and total:
+            parameters = module.bare_parameters.items()
+            weights = [shape for name, shape in parameters if not name.endswith("bias")]
+            biases = [shape for name, shape in parameters if name.endswith("bias")]
+        else:
+            bias = module.bias_parameters if total > module.bias_parameters else 0
+            weights = [_weight_shape(module, total - bias)] if total else []
+            biases = [(bias,)] if bias else []
+        (apart if module.kind == "norm" else decay).extend(weights)
+        apart.extend(biases)
+    return tuple(decay), tuple(apart)
+
+
+def _weight_shape(module: ModuleShape, elements: int) -> TensorShape:
+    """Parameters of unknown shape count as vectors, for which optimizers keep the most state."""
+    if module.kind == "norm" or elements != module.in_features * module.out_features:
+        return (elements,)
+    is_linear = module.kind == "linear"
+    return (module.out_features, module.in_features) if is_linear else (module.in_features, module.out_features)

@@ -23,9 +23,9 @@ from engine.memory.device_need import (
     cuda_context_bytes,
     need_on_device,
 )
+from engine.memory.methods.registry import count_trainable
 from engine.memory.peak import find_peak, refuse_nonsense
 from engine.memory.structure import find_targets, read_structure
-from engine.memory.trainable import count_trainable
 from tests.benchmarks.published.caching_allocator import reserve_of_step
 from tests.benchmarks.published.gpus import is_before_ampere
 from tests.benchmarks.published.measurements import (
