@@ -20,7 +20,7 @@ class Deployment:
 
     Raises:
         AccountError: If a value cannot be written into a unit as it is, or two of them exclude each other.
-        DeviceError: If the header cannot name people.
+        DeviceError: If the header cannot name people, or misses its proxy.
     """
 
     address: PublicAddress
@@ -51,10 +51,7 @@ class Deployment:
     def _require_proxy(self) -> None:
         if self.identity_header is None and self.proxy_user is None:
             return
-        if self.identity_header is None or self.proxy_user is None:
-            what = "A header that names people needs the proxy that sets it."
-            raise AccountError(what, "Give --identity-header and --proxy-user.")
-        require_identity_header(self.identity_header)
+        require_identity_header(self.identity_header, self.proxy_user)
         if self.certificate is not None or self.oidc is not None:
             what = "Where a proxy names people, they reach the lab through it alone and have no other provider."
             raise AccountError(what, "Leave out --tls-cert and --oidc, or --identity-header.")

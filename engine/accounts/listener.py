@@ -129,10 +129,7 @@ class TrustedProxy:
         """
         if header is None and user is None:
             return None
-        if header is None or user is None:
-            raise DeviceError(
-                "A header that names people needs the proxy that sets it.", "Give --identity-header and --proxy-user."
-            )
+        header, user = require_identity_header(header, user)
         if listener.socket_path is None:
             raise DeviceError(
                 "On a port, anyone could send the header that names people.",
@@ -140,7 +137,6 @@ class TrustedProxy:
             )
         if not hasattr(socket, "SO_PEERCRED"):
             raise DeviceError("This system does not report who connects to a socket.", "Leave out --identity-header.")
-        require_identity_header(header)
         try:
             user_id = pwd.getpwnam(user).pw_uid
         except (KeyError, ValueError) as error:
@@ -161,14 +157,18 @@ class TrustedProxy:
         return guard
 
 
-def require_identity_header(header: str) -> None:
-    """Refuse what is not a header, or one that has another use.
+def require_identity_header(header: str | None, user: str | None) -> tuple[str, str]:
+    """Return a header that names people and the user of the proxy that sets it.
 
     Raises:
-        DeviceError: If it cannot name people.
+        DeviceError: If one of them is missing, or the header cannot name people.
     """
+    if header is None or user is None:
+        what = "A header that names people needs the proxy that sets it."
+        raise DeviceError(what, "Give --identity-header and --proxy-user.")
     if not _HEADER.fullmatch(header) or _OTHER_USES.fullmatch(header.lower()):
         raise DeviceError(f"{header[:60]!r} cannot name people.", "Choose a header such as X-Remote-User.")
+    return header, user
 
 
 class _GuardedSocket(socket.socket):
