@@ -235,6 +235,8 @@ class Mirror:
                 scan = scans[folder] = self._runs.get(folder) or RunScan(self._home, run)
                 with self._problems.guard(run.id, "cannot be saved to the bucket"):
                     found[folder] = scan.look()
+                    if f"{folder}/config.yaml" not in found[folder]:  # deleted just now, or out of reach
+                        del found[folder]
         self._runs = scans
         return found
 

@@ -8,7 +8,6 @@ import threading
 import pytest
 
 from engine.accounts.accounts import FILE_NAME, INVITATION_SECONDS, Accounts, guests_in, open_database
-from engine.accounts.database import Database
 from engine.errors import AccountError, StorageError
 from tests.accounts.conftest import PASSWORD
 
@@ -181,14 +180,6 @@ def test_a_file_that_is_something_else_is_reported(home):
 
     with pytest.raises(StorageError, match="cannot be used"):
         open_database(home)
-
-
-def test_a_copy_holds_what_the_original_holds(accounts, database, make_person, tmp_path, quick_passwords):
-    make_person("ann", "admin")
-
-    database.copy_to(tmp_path / "copy.sqlite3")
-
-    assert Accounts(Database(tmp_path / "copy.sqlite3"), quick_passwords).people() == accounts.people()
 
 
 def test_what_a_server_writes_is_seen_after_commands_came_and_went(home):
