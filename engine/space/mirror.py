@@ -234,9 +234,9 @@ class Mirror:
                 folder = _folder_of(run)
                 scan = scans[folder] = self._runs.get(folder) or RunScan(self._home, run)
                 with self._problems.guard(run.id, "cannot be saved to the bucket"):
-                    found[folder] = scan.look()
-                    if f"{folder}/config.yaml" not in found[folder]:  # deleted just now, or out of reach
-                        del found[folder]
+                    files = scan.look()
+                    if f"{folder}/config.yaml" in files:  # else it was deleted just now, or is out of reach
+                        found[folder] = files
         self._runs = scans
         return found
 
