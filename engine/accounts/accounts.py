@@ -160,6 +160,11 @@ class Accounts:
             return hmac.new(row["password"].encode(), f"{row['name']} {nonce}".encode(), sha256).hexdigest()
         return ""
 
+    def has_password(self, name: str) -> bool:
+        """Return whether a person can sign in with a password; those whom another service lets in may have none."""
+        query = "SELECT 1 FROM people WHERE name = ? AND password IS NOT NULL"
+        return bool(self._database.rows(query, name))
+
     def change_password(self, name: str, old: str, new: str) -> None:
         """Replace a person's password; all of their sessions end.
 

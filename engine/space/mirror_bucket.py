@@ -86,7 +86,7 @@ class MirrorBucket:
         """
         changed = {path: stamp for path, stamp in files.items() if self.sent.get(path) != stamp}
         short = {path: stamp for path, stamp in changed.items() if CHECKPOINTS not in path}
-        return self._put(short) and self._put({path: changed[path] for path in changed.keys() - short.keys()})
+        return self._put(short) and self._put({path: stamp for path, stamp in changed.items() if path not in short})
 
     def _put(self, files: Mapping[str, FileStamp]) -> bool:
         if not files:

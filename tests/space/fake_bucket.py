@@ -64,11 +64,11 @@ class FakeBucket:
         if not files:
             return
         self._ask("put")
-        for name, source in files.items():
-            try:
-                data = source if isinstance(source, bytes) else source.read_bytes()
-            except OSError as error:
-                raise HubUnreachableError(f"It cannot be reached ({type(error).__name__}).", "Wait.") from None
+        try:  # all are read before any is stored
+            contents = {name: data if isinstance(data, bytes) else data.read_bytes() for name, data in files.items()}
+        except OSError as error:
+            raise HubUnreachableError(f"It cannot be reached ({type(error).__name__}).", "Wait.") from None
+        for name, data in contents.items():
             self.files[name] = data
             self.sent += len(data)
             self.after_each(name)

@@ -103,7 +103,7 @@ def test_where_another_rule_decides_who_gets_in_there_are_no_links(admin, caller
     with pytest.raises(AccountError, match="People that ann lists"):
         ACTIONS[action](replace(admin, who_gets_in="People that ann lists get an account."), caller)
     assert admin.accounts.invitations() == []
-    assert admin.accounts.device_token("bea")
+    assert admin.accounts.has_password("bea")
 
 
 @pytest.mark.parametrize("token", ["", "A" * 43])
