@@ -3,13 +3,14 @@
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine.errors import StorageError
+from engine.files import read_models
 
 AuditKind = Literal[
     "signed in", "sign-in failed", "signed out", "invited", "joined", "password set", "linked", "unlinked",
@@ -68,17 +69,9 @@ class AuditLog:
                 "Free some space, or check the permissions of LORATORY_HOME.",
             ) from error
 
-    def entries(self) -> Iterator[AuditEntry]:
-        """Yield the entries, oldest first; a torn line is passed over."""
-        try:
-            with self._path.open(encoding="utf-8", errors="replace") as lines:
-                for line in lines:
-                    try:
-                        yield AuditEntry.model_validate_json(line)
-                    except ValidationError:
-                        continue
-        except FileNotFoundError:
-            return
+    def entries(self) -> tuple[AuditEntry, ...]:
+        """Return all entries, oldest first; a torn line is left out."""
+        return read_models(self._path, AuditEntry)
 
     def newest(self, count: int, words: str = "", kind: str = "") -> list[AuditEntry]:
         """Return the newest entries first, of one kind and with all words where these are given.
