@@ -234,7 +234,7 @@ class Mirror:
                 folder = _folder_of(run)
                 scan = scans[folder] = self._runs.get(folder) or RunScan(self._home, run)
                 with self._problems.guard(run.id, "cannot be saved to the bucket"):
-                    files = scan.look()
+                    files = scan.look(self._mirror_bucket.sent)
                     if f"{folder}/config.yaml" in files:  # else it was deleted just now, or is out of reach
                         found[folder] = files
         self._runs = scans

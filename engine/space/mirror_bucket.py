@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 
 from engine.errors import EngineError, PushError
-from engine.files import FileStamp, read_model
+from engine.files import FileStamp, read_model, stamp_of
 from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
 from engine.space.mirror_files import CHECKPOINTS, local_path, may_mirror
@@ -100,7 +100,8 @@ class MirrorBucket:
             if all(place.exists() for place in places.values()):
                 raise
             return False  # as a checkpoint that was replaced by the next one: the next look finds that
-        self.sent.update(files)
+        # One that changed on the way is sent again.
+        self.sent |= {path: stamp for path, stamp in files.items() if stamp_of(places[path]) == stamp}
         return True
 
     def remove(self, paths: Collection[str]) -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from engine.accounts.accounts import open_database
@@ -80,14 +80,17 @@ class RunScan:
         self._times: tuple[int, int] | None = None  # of the folder then; None where it may change without a trace
         self.is_training = False
 
-    def look(self) -> dict[str, FileStamp]:
+    def look(self, sent: Mapping[str, FileStamp]) -> dict[str, FileStamp]:
         """Return the files that belong into the mirror; an unchanged run that has ended costs two looks at folders.
+
+        Args:
+            sent: What is in the bucket.
 
         Raises:
             StorageError: If the run cannot be read.
         """
         times, folder = self._folder_times(), self._run.folder
-        if times is not None and times == self._times:
+        if times is not None and times == self._times and self._files.items() <= sent.items():
             return self._files
         paths = {path for path in self._files_below(folder.path) if CHECKPOINTS not in path}
         paths |= {*self._checkpoint_files(), *self._uploads()}
