@@ -1,4 +1,4 @@
-"""A header names people only where no one but the proxy can send it."""
+"""A header names people only where no one but the proxy can send it; a lab does not start where its options allow more."""
 
 import os
 import pwd
@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from app import main
 from engine.accounts.listener import Listener, TrustedProxy
 from engine.errors import DeviceError
 
+LAB = ["--lab", "--public-url", "https://gpu.lab.example"]
 SOCKET = Listener(Path("/run/loratory/page.sock"))
 TLS = Listener(None, "0.0.0.0", 443, Path("/c"), Path("/k"))
 OWN = pwd.getpwuid(os.geteuid()).pw_name
@@ -62,3 +64,38 @@ def test_the_socket_hangs_up_on_everyone_but_the_proxy(tmp_path, is_proxy):
             with pytest.raises(ConnectionAbortedError):
                 guarded.accept()
             assert has_ended(client)
+
+
+@pytest.fixture
+def provider(tmp_path):
+    path = tmp_path / "oidc.yaml"
+    path.write_text("issuer: https://id.example\nclient_id: lab\nclient_secret: canary-7\n")
+    path.chmod(0o600)
+    return path
+
+
+def refusal_of(capsys, *options):
+    assert main([*LAB, *map(str, options)]) == 1
+    words = capsys.readouterr().err
+    assert "canary" not in words
+    return words
+
+
+def test_a_header_that_names_people_needs_a_socket(tmp_path, capsys):
+    pem = tmp_path / "pem"
+    pem.write_text("")
+    tls = ("--tls-cert", pem, "--tls-key", pem)
+    assert "Give --socket" in refusal_of(
+        capsys, *tls, "--identity-header", "X-Remote-User", "--proxy-user", OTHER.pw_name
+    )
+
+
+def test_people_are_named_by_one_service(tmp_path, capsys, provider):
+    named = ("--identity-header", "X-Remote-User", "--proxy-user", OTHER.pw_name)
+    assert "Give --oidc or" in refusal_of(capsys, "--socket", tmp_path / "s", "--oidc", provider, *named)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640])
+def test_a_secret_that_others_may_read_is_not_used(tmp_path, capsys, provider, mode):
+    provider.chmod(mode)
+    assert f"chmod 600 {provider}" in refusal_of(capsys, "--socket", tmp_path / "s", "--oidc", provider)
