@@ -162,13 +162,7 @@ class RulesReader:
                 _log.error("The limits of the lab could not be read: %s", error)
         return self._rules
 
-
-def idle_limit(home: LoratoryHome) -> Callable[[], float | None]:
-    """Return what looks up how many seconds a model may be idle; None where there are no accounts."""
-    reader = RulesReader(home)
-
-    def seconds() -> float | None:
-        rules = reader.read()
+    def idle_seconds(self) -> float | None:
+        """Return how long a model may be idle; None where there are no accounts."""
+        rules = self.read()
         return None if rules is None else rules.limits.idle_minutes * 60
-
-    return seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.accounts.limits import idle_limit
+from engine.accounts.limits import RulesReader
 from engine.chat import zero_gpu
 from engine.chat.contract import (
     ChatChunk,
@@ -91,7 +91,7 @@ class ChatSession:
 
     def __post_init__(self) -> None:
         self._leases = LeaseBook(self.home)
-        self._idle_limit = idle_limit(self.home)
+        self._idle_limit = RulesReader(self.home).idle_seconds
         # Guards everything below; held for moments only, never while the process works.
         self._lock = threading.Lock()
         self._active: _ActiveModel | None = None
