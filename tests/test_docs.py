@@ -10,7 +10,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
 REFERENCES = {"settings.md", "cli.md", "events.md"}
 
 
@@ -40,9 +40,17 @@ def test_links_between_pages_lead_to_a_page_and_a_heading(page):
 
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = re.findall(r"[\w-]+\.md", str(yaml.safe_load(text)["nav"]))
+    listed = re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"]))
 
-    assert sorted(listed) == [page.name for page in PAGES]
+    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "design").glob("*.md")), ids=lambda page: page.name)
+def test_the_design_names_files_that_exist(page):
+    named = set(re.findall(r"`([a-z_/]+\.py)`", page.read_text(encoding="utf-8")))
+
+    assert named
+    assert not [name for name in named if not any((ROOT / folder / name).is_file() for folder in ("", "engine", "ui"))]
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name not in REFERENCES], ids=lambda page: page.name)
