@@ -13,11 +13,11 @@ from engine.config.results import SamplingConfig
 from engine.data.conversation import Message, ToolCall
 
 # These change nothing about an answer here.
-_IGNORED = frozenset(
+IGNORED = frozenset(
     "metadata parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier service_tier store user".split()
 )
 # These would; they are accepted only where they ask for nothing.
-_NEUTRAL: Mapping[str, tuple[Any, ...]] = {
+NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
     "frequency_penalty": (None, 0),
     "function_call": (None, "none"),
@@ -166,11 +166,11 @@ def read_request(body: Any) -> ChatCompletionRequest:
         raise RefusedRequestError("The body is not a JSON object.")
     fields = ChatCompletionRequest.model_fields
     for name, value in body.items():
-        if name in _NEUTRAL:
-            if value not in _NEUTRAL[name] or (isinstance(value, bool) and name == "n"):
+        if name in NEUTRAL:
+            if value not in NEUTRAL[name] or (isinstance(value, bool) and name == "n"):
                 what = f"{name} is not supported here with this value; leave it out."
                 raise RefusedRequestError(what, param=name, code="unsupported_parameter")
-        elif name not in fields and name not in _IGNORED:
+        elif name not in fields and name not in IGNORED:
             what = f"Unrecognized request argument: {name[:60]}."
             raise RefusedRequestError(what, param=name[:60], code="unknown_parameter")
     try:

@@ -1,0 +1,75 @@
+"""The examples, as their heads say, with tiny settings."""
+
+import csv
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from engine.config.results import SamplingConfig
+from engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes
+from engine.paths import local_owner
+from engine.runs.store import RunStore
+
+pytestmark = pytest.mark.e2e
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TINY = ("training.max_steps=2", "training.max_length=64", "run.devices=cpu")
+
+
+def run_example(name: str, *arguments: object) -> str:
+    """What an example prints, with `loratory` on the PATH."""
+    program = [sys.executable] if name.endswith(".py") else ["sh"]
+    process = subprocess.run(
+        [*program, EXAMPLES / name, *map(str, arguments)],
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout[-1000:] + process.stderr[-3000:]
+    return process.stdout
+
+
+def test_a_csv_becomes_a_model_votes_a_second_run_and_events_a_table(home, tmp_path, tiny_model_folder):
+    model, data = f"model.id={tiny_model_folder}", tmp_path / "support.csv"
+    with data.open("w", newline="") as file:
+        csv.writer(file).writerows(
+            [("question", "answer"), *((f"Is {n} a rank?", f"Yes, {n} is one.") for n in range(30))]
+        )
+
+    shown = run_example("csv_to_model.sh", data, tmp_path / "model", model, *TINY)
+
+    (run,) = RunStore(home, local_owner()).list()
+    assert run.id in shown
+    assert (tmp_path / "model" / "config.json").is_file()
+
+    table = run_example("read_events.py", run.folder.path)
+    assert [line.split()[0] for line in table.splitlines() if line[:1].isdigit()] == ["1", "2"]
+
+    name, answers = AnswerModel(name="tuned", base=str(tiny_model_folder)), {}
+    for side in ("good", "bad"):
+        turn = VotedTurn(role="assistant", content=f"A {side} answer.")
+        answers[side] = VotedAnswer(turns=(turn,), finish_reason="eos", model=name)
+    for number in range(4):
+        asked = [VotedTurn(role="user", content=f"Question {number}?")]
+        Votes(home).keep(Vote.new(
+            asked, answers["good"], answers["bad"], verdict="left", source="chat", sampling=SamplingConfig(), time=datetime.now(UTC)
+        ))  # fmt: skip
+
+    assert "accuracy" in run_example("dpo_from_votes.sh", run.id, model, *TINY)
+
+
+def test_a_sweep_prints_its_runs_by_held_out_loss(home, tmp_path, tiny_model_folder):
+    lines = run_example("sweep.sh", "quickstart-cpu", f"model.id={tiny_model_folder}", *TINY).splitlines()
+
+    losses = [float(line.split()[0]) for line in lines]
+    assert len(losses) == 4
+    assert losses == sorted(losses)
+    configs = [run.folder.read_config() for run in RunStore(home, local_owner()).list()]
+    assert {(config.adapter.r, config.training.learning_rate) for config in configs} == {
+        (8, 1e-4), (8, 2e-4), (16, 1e-4), (16, 2e-4)
+    }  # fmt: skip
