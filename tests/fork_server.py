@@ -235,7 +235,7 @@ def _import_kind(kind: str) -> None:
         importlib.import_module(module)
     if kind == "data":
         with sys.modules[inspector.DATA_WORKER_MODULE].torch_hidden():
-            importlib.import_module("engine.inspector.worker.details")
+            importlib.import_module("engine.inspector.worker.load_tokenizer")
     elif kind == "heavy":
         importlib.import_module("transformers.models.llama.modeling_llama")  # of nearly all models in tests
         # The table of all families that transformers makes for a process' first model: constants, with thousands of patterns.

@@ -12,9 +12,9 @@ from engine.config.run import ModelConfig
 from engine.errors import ModelError, RunError
 from engine.hardware.device import Device
 from engine.models.catalog import find_in_catalog
-from engine.models.demo import DEMO_MODEL_ID
 from engine.models.fingerprint import WeightsFile, changed_file
 from engine.models.folder import read_config
+from engine.models.prepared import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints

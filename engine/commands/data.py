@@ -16,7 +16,7 @@ from engine.data.render.tokenize import IGNORED_LABEL
 from engine.data.source import SourceOptions
 from engine.errors import ConfigError, Problem
 from engine.inspector.session import Inspector, RenderedSequence
-from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
+from engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
 from engine.paths import LoratoryHome
 from engine.quantities import duration
 

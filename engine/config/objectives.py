@@ -5,16 +5,28 @@ How rows become a loss is the other half, in `engine.training.objectives`, under
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from engine.config.preference import ObjectiveName, ObjectiveSettings, PreferenceLoss
 from engine.config.run import RunConfig
 
 RowKind = Literal["answers", "pairs", "ratings"]
-ROWS_IN_WORDS: Mapping[RowKind, str] = {
-    "answers": "conversations or text",
-    "pairs": "pairs of a chosen and a rejected answer",
-    "ratings": "answers with a label, good or bad",
+
+
+class RowTraits(NamedTuple):
+    """The traits of a kind of row; its content and its warnings are a class in `engine.data.conversation`."""
+
+    content: str  # for people
+    noun: str = "row"
+    better: str = "good"  # how answers that are preferred to others are called
+    worse: str = "bad"
+    sequences: int = 1  # that one row becomes; more where a template needs several for one conversation
+
+
+ROW_KINDS: Mapping[RowKind, RowTraits] = {
+    "answers": RowTraits("conversations or text"),
+    "pairs": RowTraits("pairs of a chosen and a rejected answer", "pair", "chosen", "rejected", sequences=2),
+    "ratings": RowTraits("answers with a label, good or bad", "rated answer"),
 }
 _REWARDS = (
     "rewards/chosen",
@@ -37,7 +49,6 @@ class Objective:
     help: str  # one sentence: what it learns
     rows: frozenset[RowKind]  # what it learns from; the first format of a dataset decides
     metrics: tuple[str, ...] = ()  # measured next to the loss, by TRL's names
-    sequences_per_example: int = 1  # that pass through the model at once, each up to `max_length`
     losses: tuple[PreferenceLoss, ...] = ()  # those to choose from, the default first
     adds_losses: bool = False  # several may be chosen
     kl_losses: frozenset[PreferenceLoss] = frozenset()  # those that need an estimate of the KL
@@ -46,6 +57,16 @@ class Objective:
     trains_prompts: bool = False  # the loss is over the prompt as well
     trl: str = "SFT"  # how the names of TRL's trainer and its configuration begin
     settings: tuple[str, ...] = ()  # of `ObjectiveSettings`, that it reads
+
+    @property
+    def row_traits(self) -> RowTraits:
+        """The traits of its rows."""
+        return ROW_KINDS[next(iter(self.rows))]
+
+    @property
+    def sequences_per_example(self) -> int:
+        """Sequences that pass through the model at once, each up to `max_length`."""
+        return self.row_traits.sequences
 
     @property
     def learns_preferences(self) -> bool:
@@ -77,7 +98,6 @@ DPO = Objective(
     "Learns to prefer the chosen answer of each pair, compared with the model that training starts from.",
     frozenset({"pairs"}),
     metrics=(*_REWARDS, LONGER_PREFERRED),
-    sequences_per_example=2,
     losses=(
         "sigmoid",
         "hinge",
@@ -103,7 +123,6 @@ ORPO = Objective(
     "Learns the chosen answer of each pair and to prefer it, without a reference model.",
     frozenset({"pairs"}),
     metrics=(*_REWARDS, "nll_loss", "log_odds_ratio", "log_odds_chosen", LONGER_PREFERRED),
-    sequences_per_example=2,
     trains_prompts=True,
     trl="ORPO",
     settings=("beta", "disable_dropout"),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from engine.config.objectives import ROWS_IN_WORDS, RowKind, objective_of, objectives_for
+from engine.config.objectives import ROW_KINDS, RowKind, objective_of, objectives_for
 from engine.config.run import RunConfig, field_of
 
 _LARGE_BATCH = 32  # rows a step
@@ -60,7 +60,7 @@ def _objective(_: RunConfig, rows: SeenRows | None) -> Suited | None:
     if rows is None:
         return Suited(field_of("training.objective").default, "", awaits_rows=True)
     objective = objectives_for(rows.kind)[0]
-    return Suited(objective.name, ROWS_IN_WORDS[rows.kind]) if objective.learns_preferences else None
+    return Suited(objective.name, ROW_KINDS[rows.kind].content) if objective.learns_preferences else None
 
 
 def usual_learning_rate(config: RunConfig) -> float:

@@ -5,7 +5,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from engine.config.objectives import RowKind
-from engine.config.run import DataFormatName, TrainOn
+from engine.config.run import DataFormatName, DatasetConfig, ModelConfig, TrainOn
 from engine.config.suited import KnownRows
 from engine.data.conversation import Conversation, Message
 from engine.data.records import ProblemKind
@@ -204,11 +204,25 @@ MAX_SEARCH_CHARACTERS = 1000
 class PageRequest(_Part):
     """Which rows to show."""
 
-    first_row: int = Field(0, ge=0)
-    count: int = Field(10, ge=1, le=200)
-    search: str = Field("", max_length=MAX_SEARCH_CHARACTERS)  # only rows that hold this text, in any case
-    rows: tuple[int, ...] | None = Field(None, max_length=200)  # only these rows, in this order
+    first_row: int = Field(default=0, ge=0)
+    count: int = Field(default=10, ge=1, le=200)
+    search: str = Field(default="", max_length=MAX_SEARCH_CHARACTERS)  # only rows that hold this text, in any case
+    rows: tuple[int, ...] | None = Field(default=None, max_length=200)  # only these rows, in this order
     brief: bool = False  # how long sequences are, without their text: enough for a list
+
+
+class DataRequest(_Part):
+    """A question about a dataset, for the inspector's process; each question reads some of what follows its dataset."""
+
+    dataset: DatasetConfig
+    model: ModelConfig | None = None  # whose tokenizer counts; None for no tokens
+    max_length: int | None = None  # where sequences are cut, in tokens; None cuts none
+    page: PageRequest = Field(default_factory=PageRequest)
+    row: int = 0
+    text: str = Field(default="", max_length=MAX_SEARCH_CHARACTERS)
+    after_row: int = -1
+    seed: int = 42
+    count: int = 200
 
 
 class TokenSpan(_Part):

@@ -1,9 +1,12 @@
-"""The content of a row, independent of its format, and warnings about it."""
+"""The content of a row, independent of its format; what is special about a kind of row is here, in its class."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from engine.config.objectives import RowKind
+from engine.config.run import TrainOn
 from engine.data.records import ProblemKind, shortened
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -37,8 +40,55 @@ class Message:
         return not self.content.strip() and not self.tool_calls and not (self.reasoning or "").strip()
 
 
+RowWarning = tuple[ProblemKind, str]
+
+
+class Example:
+    """A row; each kind of row has a class."""
+
+    __slots__ = ()
+    kind: ClassVar[RowKind] = "answers"
+
+    def text(self) -> str:
+        """Return all text, for search and samples."""
+        raise NotImplementedError
+
+    def sides(self) -> tuple["Example", ...]:
+        """Return what becomes training sequences of the row: the row itself, or each of the answers that it compares."""
+        return (self,)
+
+    def shared_prompt(self) -> "Example | None":
+        """Return what several rows may share and must not be on both sides of the split; None for the whole row."""
+        return None
+
+    def trained_part(self, train_on: TrainOn) -> TrainOn:
+        """Return what is trained of it, where the config asks for `train_on`."""
+        return train_on
+
+    def warnings(self) -> tuple[RowWarning, ...]:
+        """Return what is odd about it, although it is kept."""
+        return ()
+
+    def preview(self, clip: Callable[[str], str]) -> dict[str, Any]:
+        """Return what a page shows of it, as fields of a `PageRow`; `clip` shortens long texts."""
+        raise NotImplementedError
+
+
 @dataclass(frozen=True, slots=True)
-class Conversation:
+class PlainText(Example):
+    """A row without roles: all of it is trained."""
+
+    content: str
+
+    def text(self) -> str:
+        return self.content
+
+    def preview(self, clip: Callable[[str], str]) -> dict[str, Any]:
+        return {"text": clip(self.content)}
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation(Example):
     """Turns in order, with the tools that the assistant may call."""
 
     messages: tuple[Message, ...]
@@ -46,20 +96,44 @@ class Conversation:
     completion_start: int | None = None  # index of the first turn of the completion, where the format marks it
 
     def text(self) -> str:
-        """Return all text, for search and samples."""
         return "\n".join(message.content for message in self.messages)
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        """The turns before the completion."""
+        return self.messages[: self.completion_start]
+
+    def warnings(self) -> tuple[RowWarning, ...]:
+        """Return what is odd about its turns: their order, empty ones, calls without results."""
+        return tuple(_turn_warnings(self.messages))
+
+    def preview(self, clip: Callable[[str], str]) -> dict[str, Any]:
+        return {"conversation": Conversation(_clipped(self.messages, clip), self.tools, self.completion_start)}
+
+
+@dataclass(frozen=True, slots=True)
+class LabeledCompletion(Conversation):
+    """A conversation whose answer, from `completion_start` on, was rated."""
+
+    kind: ClassVar[RowKind] = "ratings"
+    desirable: bool = True
+
+    def shared_prompt(self) -> Conversation:
+        return Conversation(self.prompt)
+
+    def trained_part(self, train_on: TrainOn) -> TrainOn:  # noqa: ARG002 - the answer was rated
+        return "completion"
+
+    def preview(self, clip: Callable[[str], str]) -> dict[str, Any]:
+        return {**Conversation.preview(self, clip), "desirable": self.desirable}
 
 
 @dataclass(frozen=True, slots=True)
 class PreferencePair(Conversation):
     """Two answers to one prompt. `messages` end with the chosen one, which begins at `completion_start`."""
 
+    kind: ClassVar[RowKind] = "pairs"
     rejected: tuple[Message, ...] = ()  # in place of the chosen answer
-
-    @property
-    def prompt(self) -> tuple[Message, ...]:
-        """The turns that both answers follow."""
-        return self.messages[: self.completion_start]
 
     @property
     def chosen(self) -> tuple[Message, ...]:
@@ -74,68 +148,43 @@ class PreferencePair(Conversation):
             Conversation((*self.prompt, *self.rejected), self.tools, start),
         )
 
+    def shared_prompt(self) -> Conversation:
+        return Conversation(self.prompt)
+
+    def trained_part(self, train_on: TrainOn) -> TrainOn:  # noqa: ARG002 - the answers are compared
+        return "completion"
+
     def text(self) -> str:
-        """Return all text, for search and samples."""
         return "\n".join(message.content for message in (*self.messages, *self.rejected))
 
+    def warnings(self) -> tuple[RowWarning, ...]:
+        chosen, rejected = (" ".join(turn.content for turn in side) for side in (self.chosen, self.rejected))
+        warnings = dict.fromkeys(warning for side in self.sides() for warning in side.warnings())
+        if "".join(chosen.split()) == "".join(rejected.split()) and not any(turn.tool_calls for turn in self.chosen):
+            warnings["white_space", "the chosen and the rejected answer differ in white space only"] = None
+        return tuple(warnings)
 
-@dataclass(frozen=True, slots=True)
-class LabeledCompletion(Conversation):
-    """A conversation whose answer, from `completion_start` on, was rated."""
-
-    desirable: bool = True
-
-    @property
-    def prompt(self) -> tuple[Message, ...]:
-        """The turns that the answer follows."""
-        return self.messages[: self.completion_start]
+    def preview(self, clip: Callable[[str], str]) -> dict[str, Any]:
+        return {**Conversation.preview(self, clip), "rejected": _clipped(self.rejected, clip)}
 
 
-@dataclass(frozen=True, slots=True)
-class PlainText:
-    """A row without roles: all of it is trained."""
-
-    content: str
-
-    def text(self) -> str:
-        """Return all text, for search and samples."""
-        return self.content
+def _clipped(messages: Sequence[Message], clip: Callable[[str], str]) -> tuple[Message, ...]:
+    return tuple(replace(message, content=clip(message.content)) for message in messages)
 
 
-Example = Conversation | PlainText
-RowWarning = tuple[ProblemKind, str]
-
-
-def warnings_of(example: Example) -> tuple[RowWarning, ...]:
-    """Return warnings about the turns of a conversation: their order, empty ones, calls without results."""
-    if isinstance(example, PlainText):
-        return ()
-    if isinstance(example, PreferencePair):
-        return _warnings_of_pair(example)
-    messages = example.messages
-    warnings: list[RowWarning] = []
+def _turn_warnings(messages: Sequence[Message]) -> Iterator[RowWarning]:
     if next((message.role for message in messages if message.role != "system"), "") == "assistant":
-        reason = "the assistant speaks first; that turn has no prompt, so it is context and not trained"
-        warnings.append(("order", reason))
+        yield "order", "the assistant speaks first; that turn has no prompt, so it is context and not trained"
     for number, message in enumerate(messages, start=1):
         if message.role == "user" and (not message.content or message.content.isspace()):
-            warnings.append(("empty", f"turn {number} is the user's, and it is empty"))
+            yield "empty", f"turn {number} is the user's, and it is empty"
     for number, (before, message) in enumerate(pairwise(messages), start=2):
         if message.role == before.role == "user":
-            warnings.append(("order", f"turn {number} is the user's, and so is the one before it"))
+            yield "order", f"turn {number} is the user's, and so is the one before it"
         if before.tool_calls and message.role != "tool":
             names = ", ".join(shortened(call.name, 30) for call in before.tool_calls)
-            warnings.append(("tools", f"the call of {names} in turn {number - 1} has no result"))
+            yield "tools", f"the call of {names} in turn {number - 1} has no result"
         if message.role == "tool" and before.role not in ("assistant", "tool"):
-            warnings.append(("tools", f"turn {number} is the result of no call"))
+            yield "tools", f"turn {number} is the result of no call"
     if messages[-1].role in ("user", "tool"):
-        warnings.append(("unanswered", f"the last turn is the {messages[-1].role}'s; nothing answers it"))
-    return tuple(warnings)
-
-
-def _warnings_of_pair(pair: PreferencePair) -> tuple[RowWarning, ...]:
-    chosen, rejected = (" ".join(turn.content for turn in side) for side in (pair.chosen, pair.rejected))
-    warnings = dict.fromkeys(warning for side in pair.sides() for warning in warnings_of(side))
-    if "".join(chosen.split()) == "".join(rejected.split()) and not any(turn.tool_calls for turn in pair.chosen):
-        warnings["white_space", "the chosen and the rejected answer differ in white space only"] = None
-    return tuple(warnings)
+        yield "unanswered", f"the last turn is the {messages[-1].role}'s; nothing answers it"

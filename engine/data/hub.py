@@ -20,7 +20,7 @@ from typing import Any
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.files import names_file
 from engine.data.files.access import shown_name
-from engine.data.files.arrow_rows import without_gaps
+from engine.data.files.columnar import without_gaps
 from engine.data.records import Record, RowSource, SourceForm, lookup
 from engine.errors import DatasetError, EngineError
 from engine.hub_errors import DATASET, error_chain, find_fault

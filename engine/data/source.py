@@ -12,7 +12,7 @@ from engine.allowed_paths import AllowedPaths
 from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS, kind_of, open_file
 from engine.data.files.access import ANY_FILE, DataAccess, shown_name
-from engine.data.files.plain_text import PlainTextReader
+from engine.data.files.base import PlainTextReader
 from engine.data.hub import HubRows, is_on_hub
 from engine.data.records import Record, RowSource
 from engine.errors import DatasetError

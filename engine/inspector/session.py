@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.contract import (
     CheckProgress,
+    DataRequest,
     DatasetColumns,
     DatasetPage,
     DatasetReport,
@@ -55,6 +56,21 @@ class RenderedSequence(BaseModel):
     tokens: tuple[str, ...]  # as the vocabulary spells them
     pieces: tuple[str, ...]  # the text of each
     uncut_tokens: int
+
+
+class RenderedSequences(BaseModel):
+    """All training sequences of a row."""
+
+    model_config = ConfigDict(frozen=True)
+
+    sequences: tuple[RenderedSequence, ...]
+
+
+class DetailsRequest(BaseModel, frozen=True):
+    """A question for the details of a model."""
+
+    model: ModelConfig
+    described: ModelDetails  # what is known without its tokenizer and files
 
 
 @dataclass(frozen=True)
@@ -177,8 +193,7 @@ class Inspector:
         shape, entry = self.module_inventory(model), find_in_catalog(model.id)
         details = ModelDetails.of(model.id, shape, entry)
         # The rest needs its tokenizer, and no torch.
-        params = {"model": model.model_dump(mode="json"), "described": details.model_dump(mode="json")}
-        return self._ask(self._data, "model_details", params, ModelDetails)
+        return self._ask(self._data, "model_details", DetailsRequest(model=model, described=details), ModelDetails)
 
     def preview(
         self,
@@ -201,8 +216,8 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         page = PageRequest(first_row=first_row, count=count, search=searchable(search), rows=rows, brief=brief)
-        params = _params(dataset, model, max_length) | {"page": page.model_dump(mode="json")}
-        return self._ask(self._data, "preview", params, DatasetPage)
+        request = DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
+        return self._ask(self._data, "preview", request, DatasetPage)
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         """Return the columns of a dataset that no format fits, and the format to begin with.
@@ -210,7 +225,7 @@ class Inspector:
         Raises:
             DatasetError: If it cannot be opened.
         """
-        return self._ask(self._data, "columns", _params(dataset), DatasetColumns)
+        return self._ask(self._data, "columns", DataRequest(dataset=dataset), DatasetColumns)
 
     def row_form(self, dataset: DatasetConfig) -> RowForm:
         """Return the form of a dataset's rows, as its first ones show it, for a script that reads them with usual readers.
@@ -218,7 +233,7 @@ class Inspector:
         Raises:
             DatasetError: If it cannot be opened, or such readers would read rows otherwise; has the reason.
         """
-        return self._ask(self._data, "row_form", _params(dataset), RowForm)
+        return self._ask(self._data, "row_form", DataRequest(dataset=dataset), RowForm)
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         """Find the next row that holds a text, in any case: yields progress, then at last where. Closing it stops it.
@@ -228,9 +243,8 @@ class Inspector:
         Raises:
             DatasetError: If the dataset cannot be read, or the text is too long.
         """
-        params = _params(dataset) | {"text": searchable(text), "after_row": after_row}
-        answers = self._stream(self._data, "find", params)
-        yield from _validated(answers, SearchProgress, FoundRow)
+        request = DataRequest(dataset=dataset, text=searchable(text), after_row=after_row)
+        yield from _validated(self._stream(self._data, "find", _dump(request)), SearchProgress, FoundRow)
 
     def check(
         self,
@@ -249,8 +263,8 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
-        params = _params(dataset, model, max_length) | {"seed": seed}
-        answers = self._stream(self._whole_reader(dataset), "check", params, waits_seconds=math.inf)
+        request = DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed)
+        answers = self._stream(self._whole_reader(dataset), "check", _dump(request), waits_seconds=math.inf)
         for step in _validated(answers, CheckProgress, DatasetReport):
             if isinstance(step, DatasetReport):
                 return step
@@ -269,8 +283,8 @@ class Inspector:
             DatasetError: If the dataset cannot be read, or nothing in it can be trained on.
             ModelError: If the tokenizer cannot be loaded.
         """
-        params = _params(dataset, model, max_length) | {"seed": seed, "count": count}
-        return self._ask(self._whole_reader(dataset), "held_out", params, HeldOutRows)
+        request = DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed, count=count)
+        return self._ask(self._whole_reader(dataset), "held_out", request, HeldOutRows)
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
@@ -281,14 +295,14 @@ class Inspector:
             DatasetError: If there is no such row, or it is left out, with the reason.
             ModelError: If the tokenizer cannot be loaded.
         """
-        answer = result_of(self._stream(self._data, "render", _params(dataset, model, max_length) | {"row": row}))
-        return tuple(RenderedSequence.model_validate(sequence) for sequence in answer["sequences"])
+        request = DataRequest(dataset=dataset, model=model, max_length=max_length, row=row)
+        return self._ask(self._data, "render", request, RenderedSequences).sequences
 
     def _whole_reader(self, dataset: DatasetConfig) -> ProcessPool:
         return self._fetching if reads_from_hub(dataset) else self._data
 
-    def _ask(self, pool: ProcessPool, method: str, params: JsonObject, result: type[Result]) -> Result:
-        return result.model_validate(result_of(self._stream(pool, method, params)))
+    def _ask(self, pool: ProcessPool, method: str, request: BaseModel, result: type[Result]) -> Result:
+        return result.model_validate(result_of(self._stream(pool, method, _dump(request))))
 
     def _stream(
         self, pool: ProcessPool, method: str, params: JsonObject, *, waits_seconds: float = _WAITS_SECONDS
@@ -324,12 +338,9 @@ def _validated(
             yield progress.model_validate(answer["progress"])
 
 
-def _params(dataset: DatasetConfig, model: ModelConfig | None = None, max_length: int | None = None) -> JsonObject:
-    return {
-        "dataset": dataset.model_dump(mode="json"),
-        "model": model.model_dump(mode="json") if model is not None else None,
-        "max_length": max_length,
-    }
+def _dump(request: BaseModel) -> JsonObject:
+    params: JsonObject = request.model_dump(mode="json")
+    return params
 
 
 def _explain_overrun(params: JsonObject) -> EngineError:

@@ -146,7 +146,7 @@ def shares_prompts(batching: Batching, config: RunConfig, device_kind: str) -> b
 
     The worker tries it before it uses it.
     """
-    is_pair = objective_of(config).sequences_per_example == 2
+    is_pair = objective_of(config).sequences_per_example > 1
     own_attention = (
         batching == "joined" and device_kind == "cpu" and not config.model.attn_implementation.startswith("flash")
     )

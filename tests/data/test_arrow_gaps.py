@@ -9,7 +9,7 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.conversation import ToolCall
-from engine.data.files.arrow_rows import without_gaps
+from engine.data.files.columnar import without_gaps
 from engine.data.hub import HubRows
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions

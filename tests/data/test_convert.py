@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.conversation import Conversation, Message, PlainText, ToolCall, warnings_of
+from engine.data.conversation import Conversation, Message, PlainText, ToolCall
 from engine.data.formats import Converter, detect_format
 from engine.data.records import RowProblemError
 
@@ -243,13 +243,14 @@ ODD = {
 
 @pytest.mark.parametrize(("row", "kind", "words"), ODD.values(), ids=ODD)
 def test_what_is_only_odd_is_kept_and_told(row, kind, words):
-    notices = warnings_of(convert(row))
+    notices = convert(row).warnings()
 
     assert [notice[0] for notice in notices] == [kind]
     assert words in notices[0][1]
 
 
 def test_nothing_is_odd_about_an_ordinary_conversation():
-    assert warnings_of(convert(ALPACA)) == ()
-    assert warnings_of(convert({"messages": [{"role": "user", "content": "x"}, CALL]})) == ()
-    assert warnings_of(Conversation((Message("system", "s"), Message("user", "u"), Message("assistant", "a")))) == ()
+    assert convert(ALPACA).warnings() == ()
+    assert convert({"messages": [{"role": "user", "content": "x"}, CALL]}).warnings() == ()
+    turns = (Message("system", "s"), Message("user", "u"), Message("assistant", "a"))
+    assert Conversation(turns).warnings() == ()

@@ -32,7 +32,7 @@ def write(path, rows, end="\n"):
 def read_list(path, first_row=0, **settings):
     reader = DatasetReader(DatasetConfig(source=str(path), **settings), SourceOptions())
     return [
-        row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[union-attr]
+        row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[attr-defined]
         for row in reader.rows(first_row)
     ]
 

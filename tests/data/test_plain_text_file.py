@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.data.files.plain_text import PlainTextReader
+from engine.data.files.base import PlainTextReader
 from engine.data.files.text_stream import TextStream
 from engine.data.records import Position
 
@@ -37,7 +37,7 @@ def test_bytes_that_are_not_text_cost_their_row(tmp_path):
 
 @pytest.mark.parametrize("lines", [1, 50])
 def test_a_paragraph_beyond_the_bound_is_left_out_without_being_held(tmp_path, monkeypatch, lines):
-    monkeypatch.setattr("engine.data.files.plain_text.MAX_ROW_BYTES", 100)
+    monkeypatch.setattr("engine.data.files.base.MAX_ROW_BYTES", 100)
     monkeypatch.setattr("engine.data.files.text_stream.MAX_ROW_BYTES", 100)
 
     records = read_text(tmp_path / "a.txt", "first\n\n" + f"{'x' * 120}\n" * lines + "\nlast\n")

@@ -11,7 +11,7 @@ from engine.data.formats import Converter, detect_format
 from engine.data.passes.prepare import prepare_dataset
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.records import RowProblemError
-from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedPair
+from engine.data.render.tokenize import IGNORED_LABEL
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from tests.data.checks import check_dataset
@@ -225,7 +225,7 @@ def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_pat
 
     shown = [row.rendering.rows for row in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 256)).rows()]
     for pair, (chosen, rejected) in zip(data.train, shown, strict=True):
-        assert isinstance(pair, TokenizedPair)
+        assert pair.rejected is not None
         assert (pair.input_ids, pair.labels) == (chosen.input_ids, chosen.labels)
         assert (pair.rejected.input_ids, pair.rejected.labels) == (rejected.input_ids, rejected.labels)
         starts = [
@@ -249,7 +249,6 @@ def test_ratings_stay_with_their_answers(tmp_path, tokenizer, home):
     )
 
     for row in (*prepared_data.train, *prepared_data.held_out):
-        assert isinstance(row, RatedRow)
         number = int(tokenizer.decode(row.input_ids).split("A ")[1].split(".")[0])
         assert row.desirable == (number % 3 == 0)
 

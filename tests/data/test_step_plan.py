@@ -40,32 +40,33 @@ def learned_rows_of(steps) -> list[int]:
     return [row for step in steps for one in step.passes if one.is_trained for row in one.rows]
 
 
-@pytest.mark.parametrize("batching", ["joined", "padded"])
-def test_every_row_comes_once_an_epoch(batching):
-    planner = EpochPlanner(random_lengths(), make_settings(batching=batching))
-
-    steps = list(planner.steps(0))
-
-    assert sorted(rows_of(steps)) == list(range(57))
-    assert len(steps) == planner.steps_per_epoch == 10  # 57 rows, six a step
+GROUPED = {"batching": "padded", "train_sampling_strategy": "group_by_length", "gradient_accumulation_steps": 1}
 
 
-def test_packed_epochs_hold_every_row_once_too():
-    planner = EpochPlanner(random_lengths(longest=40), make_settings(packing=True))
+@pytest.mark.parametrize(
+    "values", [{}, {"batching": "padded"}, {"packing": True}, GROUPED, GROUPED | {"gradient_accumulation_steps": 4}]
+)
+@pytest.mark.parametrize("count", [1, 7, 57, 401])
+def test_every_row_comes_once_an_epoch(values, count):
+    planner = EpochPlanner(random_lengths(count, longest=40), make_settings(**values))
 
     for epoch in range(3):
         steps = list(planner.steps(epoch))
-        assert sorted(rows_of(steps)) == list(range(57))
+        assert sorted(rows_of(steps)) == list(range(count))
         assert len(steps) == planner.steps_per_epoch
+        if "packing" not in values:
+            full = 2 * values.get("gradient_accumulation_steps", 3)
+            assert [len(rows_of([step])) for step in steps[:-1]] == [full] * (len(steps) - 1)
 
 
-def test_the_order_is_a_function_of_seed_and_epoch():
-    lengths = random_lengths()
-    first = list(EpochPlanner(lengths, make_settings()).steps(2))
+@pytest.mark.parametrize("values", [{}, GROUPED])
+def test_the_order_is_a_function_of_seed_and_epoch(values):
+    lengths = random_lengths(300)
+    first = list(EpochPlanner(lengths, make_settings(**values)).steps(2))
 
-    assert list(EpochPlanner(lengths, make_settings()).steps(2)) == first
-    assert list(EpochPlanner(lengths, make_settings()).steps(3)) != first
-    assert list(EpochPlanner(lengths, make_settings(seed=8)).steps(2)) != first
+    assert list(EpochPlanner(lengths, make_settings(**values)).steps(2)) == first
+    assert list(EpochPlanner(lengths, make_settings(**values)).steps(3)) != first
+    assert list(EpochPlanner(lengths, make_settings(**values, seed=8)).steps(2)) != first
 
 
 def test_joining_and_padding_learn_the_same_rows_in_each_step():
@@ -103,29 +104,11 @@ def test_padded_passes_hold_rows_of_like_length():
     assert all(len(one.rows) <= 2 for one in step.passes)
 
 
-GROUPED = {"batching": "padded", "train_sampling_strategy": "group_by_length", "gradient_accumulation_steps": 1}
-
-
 def padding_share(lengths, steps) -> float:
     """Which part of what goes through the model is padding."""
     passes = [one.rows for step in steps for one in step.passes]
     padded = sum(max(lengths[row] for row in rows) * len(rows) for rows in passes)
     return 1 - sum(lengths) / padded
-
-
-@pytest.mark.parametrize("count", [1, 7, 57, 400, 1201])
-@pytest.mark.parametrize("accumulation", [1, 4])
-def test_grouped_epochs_hold_every_row_once_too(count, accumulation):
-    lengths = random_lengths(count)
-    settings = make_settings(**GROUPED | {"gradient_accumulation_steps": accumulation})
-    planner = EpochPlanner(lengths, settings)
-
-    for epoch in range(3):
-        steps = list(planner.steps(epoch))
-        assert sorted(rows_of(steps)) == list(range(count))
-        assert len(steps) == planner.steps_per_epoch
-        full = 2 * accumulation
-        assert [len(rows_of([step])) for step in steps[:-1]] == [full] * (len(steps) - 1)
 
 
 def test_rows_of_like_length_share_a_step_where_they_are_padded():
@@ -156,15 +139,6 @@ def test_a_rows_company_changes_from_epoch_to_epoch():
     steps = [{tuple(sorted(rows_of([step]))) for step in planner.steps(epoch)} for epoch in range(2)]
 
     assert len(steps[0] & steps[1]) < len(steps[0]) / 4
-
-
-def test_the_grouped_order_is_a_function_of_seed_and_epoch():
-    lengths = random_lengths(300)
-    first = list(EpochPlanner(lengths, make_settings(**GROUPED)).steps(2))
-
-    assert list(EpochPlanner(lengths, make_settings(**GROUPED)).steps(2)) == first
-    assert list(EpochPlanner(lengths, make_settings(**GROUPED)).steps(3)) != first
-    assert list(EpochPlanner(lengths, make_settings(**GROUPED, seed=8)).steps(2)) != first
 
 
 def test_grouped_shares_of_a_step_are_of_like_length():

@@ -23,10 +23,8 @@ def read_stream(path, offset=0):
         b"\xef\xbb\xbf" + TEXT.encode(),
         b"\xff\xfe" + TEXT.encode("utf-16-le"),
         b"\xfe\xff" + TEXT.encode("utf-16-be"),
-        TEXT.encode("utf-16-le"),
-        TEXT.encode("utf-16-be"),
     ],
-    ids=["utf-8", "utf-8 with mark", "utf-16-le", "utf-16-be", "utf-16-le without mark", "utf-16-be without mark"],
+    ids=["utf-8", "utf-8 with mark", "utf-16-le", "utf-16-be"],
 )
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [1, 1 << 20])
@@ -37,8 +35,9 @@ def test_everything_becomes_utf_8(tmp_path, monkeypatch, data, compressed, chunk
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", chunk_bytes)
 
     assert b"".join(stream.chunks()).decode() == TEXT
-    offset = TEXT.encode().index(b"\n") + 1
-    assert b"".join(stream.chunks(offset)).decode() == '{"a": 2}\n'
+    if stream.seeks:
+        offset = TEXT.encode().index(b"\n") + 1
+        assert b"".join(stream.chunks(offset)).decode() == '{"a": 2}\n'
     assert stream.bytes_read == path.stat().st_size
 
 

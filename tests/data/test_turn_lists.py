@@ -24,7 +24,7 @@ def detect(*rows, **settings):
 def turns_of(source):
     reader = DatasetReader(DatasetConfig(source=str(source)), SourceOptions())
     return [
-        row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[union-attr]
+        row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[attr-defined]
         for row in reader.rows()
     ]
 

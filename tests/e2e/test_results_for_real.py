@@ -24,7 +24,7 @@ from engine.export.job import ExportJob
 from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
 from engine.hardware.processor import describe_processor
 from engine.inspector.worker.load_tokenizer import load_tokenizer
-from engine.models.demo import DEMO_MODEL_ID
+from engine.models.prepared import DEMO_MODEL_ID
 from engine.models.source import ModelSource
 from engine.paths import LoratoryHome, local_owner
 from engine.runs.history.reader import read_history

@@ -17,7 +17,6 @@ from engine.config.presets import find_preset
 from engine.config.run import RunSection
 from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import prepare_dataset
-from engine.data.render.tokenize import RatedRow, TokenizedPair
 from engine.data.step_plan import EpochPlanner, PlanSettings, row_plan
 from engine.errors import DatasetError, RunError, StorageError
 from engine.export.script.job import ScriptOrder
@@ -93,9 +92,9 @@ def prepared(config, home):
 
 def as_in_script(row: Any) -> dict[str, Any]:
     result = {"input_ids": row.input_ids, "labels": row.labels}
-    if isinstance(row, TokenizedPair):
+    if row.rejected is not None:
         result |= {"rejected_ids": row.rejected.input_ids, "rejected_labels": row.rejected.labels}
-    if isinstance(row, RatedRow):
+    if row.desirable is not None:
         result |= {"desirable": row.desirable}
     return result
 

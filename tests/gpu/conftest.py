@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.models.demo import DEMO_MODEL_ID
+from engine.models.prepared import DEMO_MODEL_ID
 from engine.runs.run import Run
 from tests.gpu.cuda_training import SHAPES, save_in_shape, the_gpu
 from tests.training.worker_runs import WorkerRuns, write_questions

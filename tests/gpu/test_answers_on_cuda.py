@@ -13,7 +13,7 @@ from engine.chat.worker.static_cache import FixedCaches, LentCache
 from engine.chat.worker.weights import BranchWeights
 from engine.config.results import SamplingConfig
 from engine.evaluation.worker.batched_answers import BatchedAnswers, most_rows
-from engine.models.demo import DEMO_MODEL_ID
+from engine.models.prepared import DEMO_MODEL_ID
 from tests.chat.tiny_adapters import lora, make_adapter
 
 pytestmark = [pytest.mark.gpu, pytest.mark.e2e]

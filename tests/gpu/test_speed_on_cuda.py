@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from engine.models.demo import DEMO_MODEL_ID
+from engine.models.prepared import DEMO_MODEL_ID
 from tests.gpu.cuda_training import auto_dtype, cuda_placement, the_gpu
 from tests.training.tiny_training import make_config, make_rows, make_training
 

@@ -9,6 +9,7 @@ from engine.inspector.worker.data import DatasetHandlers, torch_hidden
 
 with torch_hidden():
     from engine.inspector.worker.load_tokenizer import load_tokenizer
+from engine.data.contract import DataRequest
 from engine.data.files.access import DataAccess
 from engine.paths import LoratoryHome
 
@@ -19,8 +20,8 @@ params = {"dataset": dataset, "model": {"id": sys.argv[1]}, "max_length": 256, "
 class Request:
     def work_with(self, subject): ...
 
-(sequence,) = handlers.render(params, Request())["sequences"]
-assert sequence["labels"]
+(sequence,) = handlers.render(DataRequest.model_validate(params), Request()).sequences
+assert sequence.labels
 from engine.data.hub import _import_datasets
 
 datasets = _import_datasets()

@@ -18,8 +18,8 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError
 from engine.inspector.worker import inventory
-from engine.inspector.worker.details import complete_details
 from engine.inspector.worker.inventory import inventory_of, module_inventory
+from engine.inspector.worker.load_tokenizer import complete_details
 from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.inventory_cache import SHIPPED, architecture_values, cached_inventory, known_inventory
 from engine.models.shape import ModelDetails

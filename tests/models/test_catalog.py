@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from engine.models.architectures import is_causal_lm, is_known_model_type
-from engine.models.catalog import find_in_catalog, list_catalog, search_catalog
+from engine.models.catalog import find_in_catalog, is_causal_lm, is_known_model_type, list_catalog, search_catalog
 from engine.models.source import is_hub_id
 
 

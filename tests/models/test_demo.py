@@ -13,8 +13,7 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
-from engine.models.demo import _RECIPE, demo_folder
-from engine.models.prepared import is_prepared
+from engine.models.prepared import _DEMO_RECIPE, demo_folder, is_prepared
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 
@@ -89,7 +88,7 @@ def test_interruptions_leave_nothing_and_two_at_once_make_it_once(interrupted_ho
 
     assert all(output.splitlines()[-1] == f"ready {demo_folder(home)}" for output in outputs)
     assert sum("downloading" in output for output in outputs) == 1
-    assert is_prepared(demo_folder(home), _RECIPE)
+    assert is_prepared(demo_folder(home), _DEMO_RECIPE)
     assert sorted(path.name for path in home.models.iterdir()) == [
         ".smollm2-135m-instruct.lock",
         "smollm2-135m-instruct",

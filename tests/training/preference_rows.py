@@ -2,17 +2,18 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from transformers import AutoTokenizer, TrainerCallback
 
-from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedPair, TokenizedRow
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from tests.training.tiny_training import TinyTraining
 
 
-def make_pairs(count: int, seed: int = 0) -> list[TokenizedPair]:
+def make_pairs(count: int, seed: int = 0) -> list[TokenizedRow]:
     """Pairs that share a prompt; the answers differ in length."""
     generator = random.Random(seed)
     pairs = []
@@ -22,13 +23,13 @@ def make_pairs(count: int, seed: int = 0) -> list[TokenizedPair]:
         for _ in range(2):
             answer = _tokens(generator, 2, 20)
             sides.append((prompt + answer, [IGNORED_LABEL] * len(prompt) + answer))
-        pairs.append(TokenizedPair(row, 0, *sides[0], TokenizedRow(row, 1, *sides[1])))
+        pairs.append(TokenizedRow(row, 0, *sides[0], rejected=TokenizedRow(row, 1, *sides[1])))
     return pairs
 
 
-def make_ratings(count: int, seed: int = 0) -> list[RatedRow]:
+def make_ratings(count: int, seed: int = 0) -> list[TokenizedRow]:
     """Answers, every other one a good one."""
-    return [RatedRow(one.row, 0, one.input_ids, one.labels, one.row % 2 == 0) for one in make_pairs(count, seed)]
+    return [replace(pair, rejected=None, desirable=pair.row % 2 == 0) for pair in make_pairs(count, seed)]
 
 
 def _tokens(generator: random.Random, fewest: int, most: int) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
-from engine.config.objectives import OBJECTIVES, ROWS_IN_WORDS, SUPERVISED, Objective, objectives_for
+from engine.config.objectives import OBJECTIVES, ROW_KINDS, SUPERVISED, Objective, objectives_for
 from engine.config.preference import ObjectiveSettings
 from engine.config.presets import Preset, find_preset, list_presets
 from engine.config.run import DatasetConfig
@@ -222,10 +222,10 @@ def _render_choice(draft: Draft) -> Any:
     objectives, current = _objectives_for(draft), draft.objective
     info = current.help
     # The rows that the other objectives need.
-    for kind, words in ROWS_IN_WORDS.items() if not current.learns_preferences else ():
+    for kind, traits in ROW_KINDS.items() if not current.learns_preferences else ():
         names = [one.label for one in OBJECTIVES.values() if kind in one.rows and one not in objectives]
         if names:
-            info += f" {' and '.join(names)} {'needs' if len(names) == 1 else 'need'} {words}."
+            info += f" {' and '.join(names)} {'needs' if len(names) == 1 else 'need'} {traits.content}."
     return gr.update(choices=[(one.label, one.name) for one in objectives], value=current.name, info=info)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Container, Sequence
 from html import escape
 
+from engine.config.objectives import ROW_KINDS
 from engine.data.contract import CheckProgress, DatasetPage, DatasetReport, PageRow, SequenceView, TokenSpan
 from engine.data.conversation import Message
 from engine.data.files import DATA_LABELS
@@ -116,7 +117,7 @@ def render_opening(source: str) -> str:
 
 def render_facts(report: DatasetReport) -> str:
     """Return the figures of a finished check."""
-    noun = {"pairs": "pair", "ratings": "rated answer"}.get(FORMATS[report.format].rows, "row")
+    noun = ROW_KINDS[FORMATS[report.format].rows].noun
     figures = [_counted(report.kept, noun, " kept"), _counted(report.dropped, "row", " skipped")]
     if report.desirable is not None:
         figures += [

@@ -28,8 +28,7 @@ def preference_figure(history: RunHistory, training: TrainingConfig, revision: s
     objective = OBJECTIVES[training.objective]
     if not objective.learns_preferences or not _has_any(history, objective.metrics):
         return ""
-    pairs = "pairs" in objective.rows
-    better, worse = ("chosen", "rejected") if pairs else ("good", "bad")
+    better, worse = objective.row_traits.better, objective.row_traits.worse
     # A title has to fit half of a telephone's width.
     ratio = "β · log-ratio" if objective.has_reference else "β · log p"
     panels = [

@@ -3,12 +3,10 @@
 from pathlib import Path, PurePath
 
 from engine.data.files.access import UnpackedFile, gzipped_start, open_regular, shown_name
-from engine.data.files.arrow import ArrowRows
-from engine.data.files.base import BinaryRows, TextFileRows, TextReader, TextStart
+from engine.data.files.base import BinaryRows, PlainTextReader, TextFileRows, TextReader, TextStart
+from engine.data.files.columnar import ArrowRows, ParquetRows
 from engine.data.files.delimited import DelimitedReader
 from engine.data.files.json_files import JsonLinesReader, JsonValuesReader
-from engine.data.files.parquet import ParquetRows
-from engine.data.files.plain_text import PlainTextReader
 from engine.data.files.text_stream import TextStream
 from engine.data.files.xlsx import XlsxRows
 from engine.data.records import RowSource
@@ -43,7 +41,7 @@ def names_file(name: str) -> bool:
 
 
 def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
-    """Open one regular file by its content; the folder, if there is one, keeps indexes of rows and unpacked files.
+    """Open one regular file by its content; the folder, if there is one, keeps indexes of rows.
 
     Raises:
         DatasetError: If it cannot be read, or holds no rows.
@@ -55,7 +53,7 @@ def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
         return kind(path)
     kind = _binary_kind(gzipped_start(path, _MAGIC_BYTES))
     if kind is not None:
-        return kind(path, UnpackedFile(path, index_folder))
+        return kind(path, UnpackedFile(path))
     stream = TextStream(path)  # raises where the content shows what the file is instead
     kind_by_name = kind_of(path.name)
     if kind_by_name in _BINARY_KINDS:

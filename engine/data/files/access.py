@@ -7,7 +7,6 @@ import os
 import re
 import stat
 import tempfile
-import time
 import unicodedata
 import weakref
 import zlib
@@ -184,50 +183,22 @@ def gzipped_start(path: Path, size: int) -> bytes:
 
 
 class UnpackedFile:
-    """The content of a gzip file, unpacked into a file.
-
-    Files not read for a week are removed when another is unpacked; without a cache folder, it is removed with this object.
+    """The content of a gzip file, unpacked into a temporary file that is removed with this object.
 
     Raises:
         DatasetError: If it is damaged, a decompression bomb, or too large for the disk.
     """
 
-    def __init__(self, path: Path, cache_folder: Path | None) -> None:
-        if cache_folder is None:
-            self.path = _write(path, Path(tempfile.gettempdir()))
-            weakref.finalize(self, self.path.unlink, missing_ok=True)
-            return
-        folder = cache_folder / "unpacked"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.path = folder / fingerprint_of(path)
+    def __init__(self, path: Path) -> None:
+        descriptor, name = tempfile.mkstemp(prefix="loratory-")
+        self.path = Path(name)
+        weakref.finalize(self, self.path.unlink, missing_ok=True)
         try:
-            os.utime(self.path)
-        except OSError:
-            _remove_old(folder)
-            _write(path, folder).replace(self.path)
-
-
-def _write(path: Path, folder: Path) -> Path:
-    descriptor, name = tempfile.mkstemp(prefix="loratory-", suffix=".part", dir=folder)
-    try:
-        with os.fdopen(descriptor, "wb") as target, open_regular(path) as file:
-            for piece in unpacked_pieces(file, path.name):
-                target.write(piece)
-    except BaseException as error:
-        Path(name).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason = (error.strerror or "I/O error").lower()
+            with os.fdopen(descriptor, "wb") as target, open_regular(path) as file:
+                for piece in unpacked_pieces(file, path.name):
+                    target.write(piece)
+        except OSError as error:
             raise DatasetError(
-                f"{shown_name(path.name)} cannot be unpacked ({reason}).",
+                f"{shown_name(path.name)} cannot be unpacked ({(error.strerror or 'I/O error').lower()}).",
                 "Make room on the disk, or unpack it yourself.",
             ) from error
-        raise
-    return Path(name)
-
-
-def _remove_old(folder: Path) -> None:
-    oldest = time.time() - 7 * 24 * 3600.0
-    for file in folder.iterdir():
-        with contextlib.suppress(OSError):  # another process has moved it, or reads it
-            if file.stat().st_mtime < oldest:
-                file.unlink()

@@ -1,4 +1,4 @@
-"""Base classes of file kinds: text that a reader splits into rows, or binary files with rows."""
+"""Base classes of file kinds: binary files with rows, or text that a reader splits into rows; and plain text itself."""
 
 import sys
 from abc import ABC, abstractmethod
@@ -10,12 +10,13 @@ from typing import ClassVar, NamedTuple
 from pydantic import BaseModel
 
 from engine.data.files.access import UnpackedFile, fingerprint_of, shown_name, write_cached
-from engine.data.files.text_stream import TextStream
-from engine.data.records import Position, Record, RowSource, SourceForm, lookup
+from engine.data.files.text_stream import Line, TextStream, read_lines
+from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, RowSource, SourceForm, lookup
 from engine.errors import DatasetError
 from engine.files import read_model
 
 EVERY_ROW = range(sys.maxsize)
+_TEXT_COLUMN = "text"  # of plain text
 
 
 class TextStart(NamedTuple):
@@ -136,12 +137,11 @@ class TextFileRows(RowSource):
         return self._index.total_rows
 
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
-        """Yield some rows; skipped ones are read once, and later jumped over if the file allows it."""
+        """Yield some rows; skipped ones are read once, and later jumped over where the stream can seek."""
         numbers, seeks = lookup(rows), self._stream.seeks
         count = 0  # of rows that were yielded
         while count < len(rows) and (self.total_rows is None or rows[count] < self.total_rows):
-            start = self._index.nearest(rows[count])
-            yield from self._stream.approach(start.offset)
+            start = self._index.nearest(rows[count]) if seeks else Position(0, 1, 0)
             for record in self._read(start, numbers):
                 if record.row not in numbers:
                     yield None
@@ -169,3 +169,53 @@ class TextFileRows(RowSource):
 
     def fingerprint(self) -> str:
         return fingerprint_of(self._stream.path)
+
+
+class PlainTextReader(TextReader):
+    """Splits a text file into rows."""
+
+    label = "plain text"
+    endings = (".txt", ".text", ".md")
+    trusts_ending = True
+    columns = (_TEXT_COLUMN,)
+
+    def __init__(self, stream: TextStream) -> None:
+        self._stream = stream
+        lines = stream.head().rstrip().split(b"\n")
+        self._by_paragraph = any(not line.strip() for line in lines)
+        unit = "paragraph" if self._by_paragraph else "line"
+        self.form = SourceForm(f"{unit}s", f"plain text, a row for each {unit}")
+
+    @classmethod
+    def recognize(cls, start: TextStart) -> "PlainTextReader":
+        return cls(start.stream)
+
+    def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+        row = start.row
+        lines: list[Line] = []
+        size_bytes = 0
+        for line in read_lines(self._stream, start.offset, start.line, blank=self._by_paragraph):
+            if line.data and not line.data.isspace():
+                if size_bytes <= MAX_ROW_BYTES:  # the beginning of a row that is too long is enough
+                    lines.append(line)
+                size_bytes += line.size_bytes + 1
+                if self._by_paragraph:
+                    continue
+            if lines:
+                yield _record(row, lines, size_bytes)
+                lines, size_bytes = [], 0
+                row += 1
+        if lines:
+            yield _record(row, lines, size_bytes)
+
+
+def _record(row: int, lines: list[Line], size_bytes: int) -> Record:
+    position = Position(row, lines[0].number, lines[0].offset)
+    raw = b"\n".join(line.data for line in lines)
+    if size_bytes - 1 > MAX_ROW_BYTES:
+        return Record.bad(position, raw, RowProblemError.too_long(size_bytes))
+    try:
+        text = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return Record.bad(position, raw, RowProblemError.not_utf8(error))
+    return Record(row, position.line, {_TEXT_COLUMN: text.replace("\r\n", "\n").rstrip("\r")}, raw, position.offset)

@@ -15,7 +15,6 @@ from engine.errors import DatasetError
 _DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _NEVER_CLOSED = "a quotation mark opens here and is never closed"
 _NOT_CLOSED = "unexpected end of data"  # the message of Python's reader
-_VEILED_RETURN = "\udc0d"  # half a character, which text in UTF-8 never holds
 _MAX_LINES_OF_A_ROW = 5000  # a longer quoted cell has lost its closing quote
 
 
@@ -71,11 +70,6 @@ class DelimitedReader(TextReader):
                 _, cells = self._cells(first, lines)
         columns = tuple(cell.strip() or f"column {number}" for number, cell in enumerate(cells, start=1))
         name = shown_name(self._stream.path.name)
-        if any("\r" in column.replace("\r\n", "") for column in columns):
-            raise DatasetError(
-                f"The first line of {name} contains a carriage return, which ends lines in some files.",
-                "Save it with one kind of line ends.",
-            )
         if not any(cell.strip() for cell in cells):
             raise DatasetError(f"The first line of {name} names no columns.", "Put the columns' names there.")
         require_unique(columns, name)
@@ -112,12 +106,12 @@ class DelimitedReader(TextReader):
             if len(row_lines) == 1 and _NOT_CLOSED not in str(error):
                 return first.data, self._cells_of_an_odd_line(first)
             raise RowProblemError("csv", _NEVER_CLOSED) from error
-        return b"\n".join(line.data for line in row_lines), _shorten_cells(cells)
+        return b"\n".join(line.data for line in row_lines), cells
 
     def _cells_of_an_odd_line(self, line: Line) -> list[str]:
         """Return the cells of a line with a misplaced quotation mark, which is read as an ordinary character."""
         try:
-            return _shorten_cells(next(csv.reader([_text_of(line)], delimiter=self.delimiter)))
+            return next(csv.reader([_text_of(line)], delimiter=self.delimiter))
         except csv.Error as error:
             raise RowProblemError("csv", f"not readable as CSV: {error}") from error
 
@@ -135,16 +129,7 @@ def _texts_of(row_lines: list[Line], lines: "_Lines") -> Iterator[str]:
 
 
 def _text_of(line: Line) -> str:
-    """Return a line with its end; other carriage returns are replaced, because the reader would end the row there."""
-    text = line.data.decode("utf-8")
-    if "\r" in text:
-        bare = text.rstrip("\r")
-        text = bare.replace("\r", _VEILED_RETURN) + text[len(bare) :]
-    return text + "\n"
-
-
-def _shorten_cells(cells: list[str]) -> list[str]:
-    return [cell.replace(_VEILED_RETURN, "\r") if _VEILED_RETURN in cell else cell for cell in cells]
+    return line.data.decode("utf-8") + "\n"
 
 
 class _Lines:
@@ -171,7 +156,7 @@ class _Lines:
 
 def _sniff_delimiter(head: str) -> str:
     """Return the delimiter that splits the first lines into equally many cells, at least two; else a comma."""
-    lines = [line.rstrip("\r").replace("\r", _VEILED_RETURN) for line in head.split("\n") if line.strip()][:20]
+    lines = [line.replace("\r", " ") for line in head.split("\n") if line.strip()][:20]
     best, best_score = ",", (0, 0)
     for delimiter in _DELIMITERS:
         try:

@@ -1,5 +1,7 @@
 """Rows of JSON files: one a line, in an array, or as objects over several lines; streamed."""
 
+import codecs
+import itertools
 import json
 import re
 from collections import Counter
@@ -11,7 +13,6 @@ from engine.data.files.base import EVERY_ROW, TextReader, TextStart
 from engine.data.files.text_stream import TextStream, read_lines
 from engine.data.formats.turns import conversation_column
 from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, describe_kind, shortened
-from engine.errors import DatasetError
 
 
 def json_record(position: Position, raw: bytes) -> Record:
@@ -60,24 +61,11 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _DECODER = JSONDecoder(object_pairs_hook=_without_duplicates)
 
-_REASONS = (
-    ("Unterminated string", "it ends inside a string"),
-    ("Expecting value", "a value is missing or misspelt"),
-    ("Expecting property name", "a key in double quotes is missing"),
-    ("Expecting ':'", "a colon is missing"),
-    ("Expecting ','", "a comma or a closing bracket is missing"),
-    ("Invalid control character", "a control character is inside a string"),
-    ("Invalid \\", "a backslash precedes the wrong character"),
-    ("Extra data", "there is more after its end"),
-    ("Illegal trailing comma", "a comma precedes the closing bracket"),
-)
-
 
 def _why(error: json.JSONDecodeError) -> str:
-    reason = next((words for start, words in _REASONS if error.msg.startswith(start)), error.msg.lower())
-    if error.pos >= len(error.doc.rstrip()) and not reason.startswith("it ends"):
+    if error.pos >= len(error.doc.rstrip()):
         return "it ends too early"
-    return f"{reason} (character {error.pos + 1:,})"
+    return f"{error.msg.lower()} (character {error.pos + 1:,})"
 
 
 class JsonLinesReader(TextReader):
@@ -132,18 +120,19 @@ def _has_list_lines(start: TextStart) -> bool:
     return start.named is JsonLinesReader and json_record(Position(0, 1, 0), first).value is not None
 
 
-# A whole string at once, so brackets inside it do not count. JSON strings have no line feeds, so an unclosed one
-# ends with its line, and the rows after it are found again. A string may also continue in the next chunk.
-_TOKEN = re.compile(rb'"[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|\\?\Z|(?=\\?\n))|[{}\[\],]')
-_STRING_REST = re.compile(rb'[^"\\\n]*(?:\\[^\n][^"\\\n]*)*(?:"|(?=\\?\n))')
-_QUOTE, _COMMA, _OPEN_OBJECT, _OPEN_ARRAY, _CLOSE_OBJECT, _CLOSE_ARRAY = b'",{[}]'
-_PARTNER = {_CLOSE_OBJECT: _OPEN_OBJECT, _CLOSE_ARRAY: _OPEN_ARRAY}
-_SPACE = b" \t\r\n"
-_MAX_DEPTH = 1_000_000
+# Also reads numbers of any length; what is wrong with a row is found out when it is parsed.
+_VALUES = JSONDecoder(parse_int=str, parse_float=str)
+_SPACE, _BETWEEN_ROWS = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
+_OPENING = re.compile(r'\{\s*"[^"\n]{0,100}"')  # of a row: its first key
+_KEPT_CHARACTERS = 200  # of what is passed over: more than what a row begins with
+_SPLIT_TOKEN_CHARACTERS = 16  # a token that the end of a chunk cuts is not longer, unless it is a string
 
 
 class JsonValuesReader(TextReader):
-    """Splits a stream of JSON, with rows in one array or one after another, with one row in memory at a time."""
+    """Splits a stream of JSON, with rows in one array or one after another, with one row in memory at a time.
+
+    A malformed row ends where another one seems to begin: with the same key.
+    """
 
     label = "JSON"
     endings = (".json",)
@@ -162,134 +151,114 @@ class JsonValuesReader(TextReader):
         return cls(start.stream, is_array) if is_array or first == b"{" else None
 
     def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
-        scanner = _Scanner(start, self._array)
-        chunks = self._stream.chunks(start.offset)
-        for chunk in chunks:
-            yield from scanner.feed(chunk)
-            if scanner.after_end is not None:
+        text = _JsonText(self._stream.chunks(start.offset), start)
+        if self._array and start.offset == 0:
+            text.skip(_SPACE)
+            text.advance(text.at + 1)
+        for row in itertools.count(start.row):
+            text.skip(_BETWEEN_ROWS)
+            if text.next_character() in (("", "]") if self._array else ("",)):
                 break
-        yield from scanner.end()
+            yield text.take_row(row)
         if not self._array:
             return
-        if scanner.after_end is None:
+        if not text.next_character():
             self.notes = ["The file ends without the bracket that closes its array; it may be cut off."]
-        elif scanner.after_end.strip(_SPACE) or any(chunk.strip(_SPACE) for chunk in chunks):
+            return
+        text.advance(text.at + 1)
+        text.skip(_SPACE)
+        if text.next_character():
             self.notes = ["There is more after the end of the array, which is not read."]
 
 
-class _Scanner:
-    """The open brackets, and the bytes of the current row."""
+class _JsonText:
+    """The text of a stream from the current row on; bytes that are not UTF-8 are surrogates in it."""
 
-    def __init__(self, start: Position, array: bool) -> None:
-        self._row, self._line, self._offset = start  # of the beginning of `_row_bytes`
-        self._base = 1 if array else 0  # open brackets between rows
-        self._open = bytearray(b"[" if array and start.offset > 0 else b"")
-        self._open_counts = {bracket: self._open.count(bracket) for bracket in (_OPEN_OBJECT, _OPEN_ARRAY)}
-        self._row_bytes = b""  # the row under way, from its first byte on
-        self._dropped_bytes = self._dropped_lines = 0  # bytes and line ends that were dropped because it is too long
-        self._in_string = False
-        self._ends_in_escape = False  # the chunk ended with a backslash inside a string
-        self.after_end: bytes | None = None  # what follows the array in the chunk that closed it
+    def __init__(self, chunks: Iterator[bytes], start: Position) -> None:
+        self._chunks = chunks
+        self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+        self._text = ""
+        self._is_whole = False  # the stream has ended
+        self._line, self._offset = start.line, start.offset  # of `at`
+        self.at = 0  # in `_text`
 
-    def feed(self, chunk: bytes) -> Iterator[Record]:
-        """Yield rows that end in this chunk."""
-        item = 0  # in `chunk`: where the row under way, or its continuation, begins
-        for token in _TOKEN.finditer(chunk, self._skip_string(chunk) if self._in_string else 0):
-            start, end = token.span()
-            mark = chunk[start]
-            if mark == _QUOTE:
-                if end == len(chunk):
-                    string = token.group()
-                    is_closed = len(string) > 1 and string.endswith(b'"') and not _ends_escaped(string[:-1])
-                    self._in_string = not is_closed
-                    self._ends_in_escape = self._in_string and _ends_escaped(string)
-            elif mark == _COMMA:
-                if len(self._open) == self._base:
-                    yield from self._finish(chunk[item:start], b",")
-                    item = end
-            elif mark in (_OPEN_OBJECT, _OPEN_ARRAY):
-                if self._base and not self._open:
-                    self._take(chunk[item:end])
-                    self._forget()
-                    item = end
-                if len(self._open) >= _MAX_DEPTH:
-                    raise DatasetError(
-                        f"Line {self._line:,} opens more than {_MAX_DEPTH:,} brackets inside one another.",
-                        "Choose another file.",
-                    )
-                self._open.append(mark)
-                self._open_counts[mark] += 1
-            elif self._close(mark):
-                if self._base and not self._open:
-                    yield from self._finish(chunk[item:start], b"")
-                    self.after_end = chunk[end:]
-                    return
-                if not self._base and not self._open:
-                    yield from self._finish(chunk[item:end], b"")
-                    item = end
-        self._take(chunk[item:])
+    def next_character(self) -> str:
+        """Return the character that follows; empty at the end."""
+        return self._text[self.at : self.at + 1]
 
-    def end(self) -> Iterator[Record]:
-        """Yield what is left when the file ends."""
-        if self.after_end is None:
-            yield from self._finish(b"", b"")
+    def skip(self, pattern: re.Pattern[str]) -> None:
+        """Pass over what matches."""
+        while True:
+            match = pattern.match(self._text, self.at)
+            self.advance(match.end() if match is not None else self.at)
+            if self.at < len(self._text) or not self._extend():
+                return
 
-    def _close(self, mark: int) -> bool:
-        """Close the bracket of `mark`, and any unclosed ones inside it."""
-        opener = _PARTNER[mark]
-        inside_row = self._open_counts[opener] - (self._base if opener == _OPEN_ARRAY else 0)
-        if len(self._open) > self._base and not inside_row:
-            return False  # a stray bracket; its row will not be valid
-        partner = self._open.rfind(opener)  # found near the end, or never looked for
-        if partner < 0:
-            return False
-        for bracket in self._open[partner:]:
-            self._open_counts[bracket] -= 1
-        del self._open[partner:]
-        return True
+    def advance(self, end: int) -> None:
+        """Move on to `end`."""
+        passed = self._text[self.at : end]
+        self._line += passed.count("\n")
+        self._offset += len(_as_bytes(passed))
+        self.at = end
 
-    def _skip_string(self, chunk: bytes) -> int:
-        start = 1 if self._ends_in_escape else 0
-        match = _STRING_REST.match(chunk, start)
-        if match is None:
-            self._ends_in_escape = _ends_escaped(chunk[start:])
-            return len(chunk)
-        self._in_string = self._ends_in_escape = False
-        return match.end()
+    def take_row(self, row: int) -> Record:
+        """Return the row that begins here, and move behind it."""
+        position = Position(row, self._line, self._offset)
+        end = self._value_end()
+        if end is not None:
+            raw = self._text[self.at : end]
+            self.advance(end)
+            return json_record(position, _as_bytes(raw))
+        raw = self._pass_malformed_row()
+        size = self._offset - position.offset
+        if size > MAX_ROW_BYTES:
+            why = ", or a bracket or quotation mark is missing in it"
+            return Record.bad(position, _as_bytes(raw), RowProblemError.too_long(size, why))
+        return json_record(position, _as_bytes(raw).rstrip(b" \t\r\n,"))
 
-    def _take(self, piece: bytes) -> None:
-        if not self._row_bytes and not self._dropped_bytes:
-            # Leading space belongs to no row; moving past it keeps line and offset those of the row itself.
-            bare = piece.lstrip(_SPACE)
-            space = piece[: len(piece) - len(bare)]
-            self._line += space.count(b"\n")
-            self._offset += len(space)
-            piece = bare
-        room = MAX_ROW_BYTES - len(self._row_bytes)
-        self._row_bytes += piece[:room]
-        if len(piece) > room:
-            self._dropped_bytes += len(piece) - room
-            self._dropped_lines += piece.count(b"\n", room)
+    def _value_end(self) -> int | None:
+        """Return where the value ends that begins here; None if it is malformed, or longer than a row may be."""
+        while True:
+            try:
+                _, end = _VALUES.raw_decode(self._text, self.at)
+                if end < len(self._text) or self._is_whole:
+                    return end
+            except json.JSONDecodeError as error:
+                is_cut = error.msg.startswith("Unterminated") or (
+                    error.pos >= len(self._text) - _SPLIT_TOKEN_CHARACTERS
+                )
+                if self._is_whole or not is_cut:
+                    return None
+            except RecursionError:
+                return None
+            if len(self._text) - self.at > MAX_ROW_BYTES:
+                return None
+            self._extend()
 
-    def _finish(self, piece: bytes, separator: bytes) -> Iterator[Record]:
-        self._take(piece)
-        raw = self._row_bytes.rstrip(_SPACE)
-        if raw or self._dropped_bytes:
-            position = Position(self._row, self._line, self._offset)
-            if self._dropped_bytes:
-                why = ", or a bracket or quotation mark is missing in it"
-                yield Record.bad(position, raw, RowProblemError.too_long(len(raw) + self._dropped_bytes, why))
-            else:
-                yield json_record(position, raw)
-            self._row += 1
-        self._row_bytes += separator
-        self._forget()
+    def _pass_malformed_row(self) -> str:
+        """Move to where another row seems to begin; return the row, or how it begins where it is too long."""
+        opening = _OPENING.match(self._text, self.at)
+        begins = re.escape(opening.group()) if opening is not None else r"\{"
+        following = re.compile(rf"(?<=[\s,}}])(?={begins})")
+        raw = ""
+        while (found := following.search(self._text, self.at + 1)) is None and not self._is_whole:
+            if len(self._text) - self.at > MAX_ROW_BYTES:
+                raw = raw or self._text[self.at : self.at + _KEPT_CHARACTERS]
+                self.advance(len(self._text) - _KEPT_CHARACTERS)
+            self._extend()
+        found = found or re.compile(r"(?=\]\s*\Z)").search(self._text, self.at + 1)
+        end = found.end() if found is not None else len(self._text)
+        raw = raw or self._text[self.at : end]
+        self.advance(end)
+        return raw
 
-    def _forget(self) -> None:
-        self._line += self._row_bytes.count(b"\n") + self._dropped_lines
-        self._offset += len(self._row_bytes) + self._dropped_bytes
-        self._row_bytes, self._dropped_bytes, self._dropped_lines = b"", 0, 0
+    def _extend(self) -> bool:
+        chunk = next(self._chunks, None)
+        self._is_whole = chunk is None
+        self._text = self._text[self.at :] + self._decoder.decode(chunk or b"", self._is_whole)
+        self.at = 0
+        return not self._is_whole
 
 
-def _ends_escaped(text: bytes) -> bool:
-    return (len(text) - len(text.rstrip(b"\\"))) % 2 == 1
+def _as_bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

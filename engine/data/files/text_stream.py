@@ -2,7 +2,6 @@
 
 import codecs
 import contextlib
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -39,7 +38,7 @@ class TextStream:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.bytes_read = 0  # of the file on disk, for progress
+        self.bytes_read = self._mark_bytes = 0  # of the file on disk, for progress
         with open_regular(path) as file:
             self.size_bytes = file.seek(0, 2)
             file.seek(0)
@@ -54,7 +53,6 @@ class TextStream:
                 )
         self.encoding, self._mark_bytes = _encoding_of(start)
         self._old_line_ends = False
-        self._ahead: tuple[int, Iterator[bytes]] | None = None  # an offset, and the stream from there on
         self._old_line_ends = b"\r" in self.head() and b"\n" not in self.head()
 
     @property
@@ -72,56 +70,37 @@ class TextStream:
         return head[:size]
 
     def chunks(self, offset: int = 0) -> Iterator[bytes]:
-        """Yield the stream from `offset` on, in pieces of about a megabyte.
+        """Yield the stream in pieces of about a megabyte; from an `offset` on only where it `seeks`.
 
         Raises:
             DatasetError: If the file turns out to be damaged, or to be a decompression bomb.
         """
-        for piece in self._pieces(offset):
-            if piece:
-                yield piece.replace(b"\r", b"\n") if self._old_line_ends else piece
-
-    def approach(self, offset: int) -> Iterator[None]:
-        """Unpack up to `offset` step by step; the next `chunks(offset)` continues from there."""
-        self._ahead = None
-        if self.seeks or not offset:
-            return
-        pieces = self._pieces(offset)
-        for piece in pieces:
-            if piece:
-                self._ahead = (offset, itertools.chain((piece,), pieces))
-                return
-            yield
-
-    def _pieces(self, offset: int) -> Iterator[bytes]:
-        """Yield the stream from `offset` on; what is unpacked before it comes as empty pieces."""
-        ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] == offset:
-            yield from ahead[1]
-            return
         with open_regular(self.path) as file:
-            if self.encoding == "utf-8":
-                yield from self._raw(file, offset + self._mark_bytes)
-                return
-            for piece in self._decompress(file):
-                yield piece[offset:]
-                offset = max(0, offset - len(piece))
+            for piece in self._decoded(self._raw(file, offset)):
+                if piece:
+                    yield piece.replace(b"\r", b"\n") if self._old_line_ends else piece
 
-    def _decompress(self, file: BinaryIO) -> Iterator[bytes]:
+    def _decoded(self, pieces: Iterator[bytes]) -> Iterator[bytes]:
+        if self.encoding == "utf-8":
+            yield from pieces
+            return
         decoder = codecs.getincrementaldecoder(self.encoding)(errors="surrogatepass")
-        for piece in self._raw(file, self._mark_bytes):
+        for piece in pieces:
             yield decoder.decode(piece).encode("utf-8", errors="surrogatepass")
         with contextlib.suppress(UnicodeDecodeError):  # an incomplete character; its row is cut off too, and reported
             yield decoder.decode(b"", final=True).encode("utf-8", errors="surrogatepass")
 
     def _raw(self, file: BinaryIO, offset: int) -> Iterator[bytes]:
-        """Yield the bytes of the file, without gzip, from `offset` on; what is unpacked before it as empty pieces."""
-        if self.is_gzipped:
-            pieces, skip = unpacked_pieces(file, self.path.name, CHUNK_BYTES), offset
-        else:
-            file.seek(offset)
-            pieces, skip = iter(lambda: file.read(CHUNK_BYTES), b""), 0
-        for piece in pieces:
+        """Yield the bytes of the file, without gzip and without its byte order mark."""
+        skip = self._mark_bytes + offset
+        if not self.is_gzipped:
+            file.seek(skip)
+            skip = 0
+        for piece in (
+            unpacked_pieces(file, self.path.name, CHUNK_BYTES)
+            if self.is_gzipped
+            else iter(lambda: file.read(CHUNK_BYTES), b"")
+        ):
             self.bytes_read = file.tell()
             yield piece[skip:]
             skip = max(0, skip - len(piece))
@@ -135,13 +114,6 @@ def _encoding_of(start: bytes) -> tuple[str, int]:
         return "utf-16-le", 2
     if start.startswith(codecs.BOM_UTF16_BE):
         return "utf-16-be", 2
-    # Without a byte order mark: in UTF-16, every other byte of ASCII text is zero.
-    first, second = start[::2].count(0), start[1::2].count(0)
-    many, few = len(start) // 8, 1 + len(start) // 100
-    if len(start) >= 4 and second > many and first <= few:
-        return "utf-16-le", 0
-    if len(start) >= 4 and first > many and second <= few:
-        return "utf-16-be", 0
     return "utf-8", 0
 
 

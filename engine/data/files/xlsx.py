@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from engine.data.files.access import UnpackedFile, open_regular, shown_name
-from engine.data.files.arrow_rows import in_bounded_steps
 from engine.data.files.base import BinaryRows, require_unique
+from engine.data.files.columnar import in_bounded_steps
 from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, lookup
 from engine.errors import DatasetError
 from engine.processes.limits import TimeLimitError, memory_limited, time_limit

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from engine.config.objectives import OBJECTIVES, ROWS_IN_WORDS, Objective
+from engine.config.objectives import OBJECTIVES, ROW_KINDS, Objective
 from engine.config.run import DataFormatName, DatasetConfig
 from engine.data.conversation import Conversation, Example
 from engine.data.files.access import shown_name
 from engine.data.formats.base import SYSTEM_NAMES, TURN_FIELDS, Cells, DataFormat, Detection, Table
-from engine.data.formats.conversations import MESSAGES, SHAREGPT
+from engine.data.formats.conversations import MESSAGES, SHAREGPT, TEXT
 from engine.data.formats.pairs import ALPACA, ANSWER_NAMES, MATERIAL_NAMES, PROMPT_COMPLETION, single_spaced
 from engine.data.formats.preferences import FORMATS_OF_PREFERENCES
-from engine.data.formats.text import TEXT
 from engine.data.formats.turns import are_single_turns, is_turn, turn_list
 from engine.data.records import RowProblemError
 from engine.errors import DatasetError
@@ -115,8 +114,8 @@ def require_rows_of(objective: Objective, formats: Iterable[DataFormatName], con
         if kind not in objective.rows:
             fitting = " or ".join(other.name for other in OBJECTIVES.values() if kind in other.rows)
             raise DatasetError(
-                f"{config.source} holds {ROWS_IN_WORDS[kind]}; training.objective {objective.name} learns from "
-                f"{' or '.join(ROWS_IN_WORDS[other_kind] for other_kind in sorted(objective.rows))}.",
+                f"{config.source} holds {ROW_KINDS[kind].content}; training.objective {objective.name} learns from "
+                f"{' or '.join(ROW_KINDS[other_kind].content for other_kind in sorted(objective.rows))}.",
                 f"Set training.objective to {fitting}, or choose other rows." if fitting else "Choose other rows.",
             )
 

@@ -1,11 +1,12 @@
-"""Formats whose rows hold one list of turns: ShareGPT's from and value, and OpenAI's role and content."""
+"""Formats whose rows hold one list of turns, ShareGPT's from and value or OpenAI's role and content, or plain text."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from engine.data.conversation import Conversation
+from engine.data.conversation import Conversation, PlainText
 from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
-from engine.data.formats.turns import begins_like_turns, is_turn, turn_list
+from engine.data.formats.turns import are_single_turns, begins_like_turns, is_turn, looks_like_turns, turn_list
+from engine.data.records import RowProblemError
 
 # Columns that may hold lists of turns without being the conversation.
 _NO_CONVERSATION = frozenset({"history", "tools", "prompt", "completion"})
@@ -80,5 +81,36 @@ def _first_turns(name: str, table: Table) -> list[Any] | None:
     return next((turns for turns in map(turn_list, table.cells(name)) if turns is not None), None)
 
 
-SHAREGPT = ShareGPT()
-MESSAGES = Messages()
+class Text(DataFormat):
+    """A column of text without roles."""
+
+    name = "text"
+    label = "plain text"
+    columns = (Column("text", True, "plain text; every token is trained"),)
+    has_turns = False
+
+    def detect(self, table: Table) -> list[Detection]:
+        names = table.names
+        reason = sure = None
+        if "text" in names:
+            name, sure = names["text"], names["text"] == "text"
+        elif "content" in names and not are_single_turns(names, table.rows):
+            name = names["content"]
+        elif len(set(names.values())) == 1:
+            name = next(iter(names.values()))
+            values = table.cells(name)
+            if not all(isinstance(value, str) for value in values) or any(map(looks_like_turns, values)):
+                return []
+            reason = f"the column {name} alone, and it holds text"
+        else:
+            return []
+        return [Detection(self.name, reason or f"the column {name}", {"text": name}, bool(sure), Evidence.TEXT)]
+
+    def convert(self, row: Cells) -> PlainText:
+        text = row.text("text")
+        if not text.strip():
+            raise RowProblemError("empty", f"{row.columns['text']} is empty")
+        return PlainText(text)
+
+
+SHAREGPT, MESSAGES, TEXT = ShareGPT(), Messages(), Text()

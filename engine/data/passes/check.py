@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeVar
 
 import numpy as np
 
+from engine.config.objectives import ROW_KINDS
 from engine.config.run import DatasetConfig
 from engine.data.contract import (
     CheckProgress,
@@ -23,14 +24,12 @@ from engine.data.contract import (
     SourceReport,
     TokenLengths,
 )
-from engine.data.conversation import PreferencePair
 from engine.data.files.access import write_cached
 from engine.data.passes.preferences import PreferenceCounts
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer, digest_of
 from engine.data.passes.split import Positions, Split, draw_split
 from engine.data.records import ProblemKind, Record, place
 from engine.data.render.template import tokenizer_fingerprint
-from engine.data.render.tokenize import count_shared
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from engine.files import read_model
@@ -59,7 +58,6 @@ class Counts:
         self.lengths = array("I")  # of sequences, before the cut
         self.length_rows = array("I")  # the row of each sequence
         self.uncut_trained = array("I")  # trained tokens of each sequence, before the cut
-        self.shared = array("I")  # tokens that both sequences of each pair begin with, before the cut
         self.first_sequences = array("Q")  # of each kept row, the number of its first one
         self.total_tokens = 0
         self.trained_tokens = 0
@@ -87,8 +85,6 @@ class Counts:
             return
         self.first_sequences.append(len(self.lengths))
         self.notes.update(row.rendering.notes)
-        if isinstance(row.example, PreferencePair):
-            self.shared.append(count_shared(*(sequence.encoded.ids for sequence in row.rendering.rows)))
         for sequence in row.rendering.rows:
             self.lengths.append(sequence.uncut_tokens)
             self.length_rows.append(record.row)
@@ -125,8 +121,8 @@ class Counts:
             return None
         lengths = np.asarray(self.lengths)
         held_out = lengths[self._sequences_of(split.held_out)]
-        kind = self.preferences.kind(len(self.kept_rows))
-        per_row = 2 if kind == "pairs" else 1
+        kind, shared = self.preferences.kind, np.asarray(self.preferences.shared)
+        per_row = ROW_KINDS[kind].sequences
         numbers = numbers.reshape(-1, per_row)
         count = len(numbers)
         if count * per_row > MAX_LENGTHS:
@@ -139,7 +135,7 @@ class Counts:
             longest_held_out=int(held_out.max(initial=0)),
             per_row=per_row,
             kind=kind,
-            shared=tuple(np.asarray(self.shared)[numbers[:, 0] // 2].tolist()) if kind == "pairs" else (),
+            shared=tuple(shared[numbers[:, 0] // per_row].tolist()) if per_row > 1 else (),
         )
 
     def _sequences_of(self, rows: Positions) -> np.ndarray:
@@ -314,7 +310,7 @@ def _why_none_held_out(config: DatasetConfig, counts: Counts, split: Split) -> s
     rows = len(np.unique(split.train))
     if rows < 2:
         return "No held-out rows: there is one row."
-    share_prompt = counts.preferences.kind(len(counts.kept_rows)) != "answers"
+    share_prompt = counts.preferences.kind != "answers"
     return f"No held-out rows: all {rows:,} rows {'share one prompt' if share_prompt else 'are equal'}."
 
 

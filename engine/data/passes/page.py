@@ -1,7 +1,6 @@
 """The rows of a page, by position, search or number, as conversations and trained tokens."""
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
 from difflib import SequenceMatcher
 from itertools import groupby, islice
 from typing import Any
@@ -18,7 +17,7 @@ from engine.data.contract import (
     SequenceView,
     TokenSpan,
 )
-from engine.data.conversation import Conversation, LabeledCompletion, Message, PlainText, PreferencePair
+from engine.data.conversation import Conversation
 from engine.data.formats import column_names, likeliest_format
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
 from engine.data.records import Record
@@ -130,26 +129,19 @@ def _page_row(row: DatasetRow, reader: DatasetReader, *, brief: bool) -> PageRow
     if row.example is None:
         return PageRow(row=record.row, line=record.line, raw=raw, problem=row.problem)
     sequences = row.rendering.rows if row.rendering is not None else ()
-    example, talk = row.example, None
-    trained: tuple[int, ...] = ()
-    if isinstance(example, Conversation):
-        talk = Conversation(_shown_turns(example.messages), example.tools, example.completion_start)
-        is_preference = isinstance(example, PreferencePair | LabeledCompletion)
-        trained = trained_turns(example, "completion" if is_preference else reader.config.train_on)
-    views = tuple(sequence_view(sequence, brief=brief) for sequence in sequences)
-    if isinstance(example, PreferencePair) and len(sequences) == 2 and not brief:
+    example, trained_part = row.example, row.example.trained_part(reader.config.train_on)
+    if sequences and len(example.sides()) > 1 and not brief:
         views = pair_views(sequences[0], sequences[1])
+    else:
+        views = tuple(sequence_view(sequence, brief=brief) for sequence in sequences)
     return PageRow(
         row=record.row,
         line=record.line,
-        conversation=talk,
-        text=_clip(example.content) if isinstance(example, PlainText) else None,
         raw=raw,
         notices=tuple(notice for _, notice in row.notices),
-        rejected=_shown_turns(example.rejected) if isinstance(example, PreferencePair) else (),
-        desirable=example.desirable if isinstance(example, LabeledCompletion) else None,
-        trained_turns=trained,
+        trained_turns=trained_turns(example, trained_part) if isinstance(example, Conversation) else (),
         sequences=views,
+        **example.preview(_clip),
     )
 
 
@@ -159,16 +151,12 @@ _MOST_COMPARED = 1_000_000  # products of two lengths in tokens; answers that ar
 _FEWEST_EQUAL = 2  # tokens in a row between differences: a single full stop does not make texts similar
 
 
-def _shown_turns(messages: Sequence[Message]) -> tuple[Message, ...]:
-    return tuple(replace(message, content=_clip(message.content)) for message in messages)
-
-
 def _clip(text: str) -> str:
     more = len(text) - MAX_SHOWN_CHARACTERS
     return text if more <= 0 else f"{text[:MAX_SHOWN_CHARACTERS]}… and {more:,} more characters"
 
 
-def pair_views(chosen: RenderedRow, rejected: RenderedRow) -> tuple[SequenceView, SequenceView]:
+def pair_views(chosen: RenderedRow, rejected: RenderedRow) -> tuple[SequenceView, ...]:
     """Show both answers of a pair: their prompt, and where they differ, token by token."""
     sides = chosen, rejected
     both = enumerate(zip(chosen.input_ids, rejected.input_ids, chosen.labels, rejected.labels, strict=False))
@@ -178,12 +166,10 @@ def pair_views(chosen: RenderedRow, rejected: RenderedRow) -> tuple[SequenceView
         min(len(side.input_ids) for side in sides),
     )
     differing = differing_tokens(*(side.input_ids[shared:] for side in sides))
-    views = (
+    return tuple(
         sequence_view(side, differs=[False] * shared + marks, shared_tokens=shared)
         for side, marks in zip(sides, differing, strict=True)
     )
-    first, second = views
-    return first, second
 
 
 def differing_tokens(one: Sequence[int], other: Sequence[int]) -> tuple[list[bool], list[bool]]:

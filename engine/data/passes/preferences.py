@@ -1,6 +1,7 @@
 """Counts of preferences in a pass: lengths of both answers, contradicting pairs, labels and prompts."""
 
 from array import array
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from engine.config.objectives import RowKind
 from engine.data.contract import Histogram, PairLengths
 from engine.data.conversation import Example, LabeledCompletion, PreferencePair
-from engine.data.render.tokenize import Rendering
+from engine.data.render.tokenize import Rendering, count_shared
 
 _FEWEST_PAIRS = 20
 _BIASED_SHARE = 0.9
@@ -23,6 +24,8 @@ class PreferenceCounts:
 
     def __init__(self, digest: Callable[[Example], int]) -> None:
         self._digest = digest  # 64 bits that are equal for equal conversations
+        self._kinds: Counter[RowKind] = Counter()
+        self.shared = array("I")  # tokens that both sequences of each pair begin with, before the cut
         self._rows = array("I")  # numbers of the pairs' rows
         self._differences = array("q")  # chosen minus rejected, in tokens or characters
         self._counts_tokens = False
@@ -33,13 +36,16 @@ class PreferenceCounts:
 
     def add(self, row: int, example: Example, group: int, rendering: Rendering | None) -> None:
         """Count one row; `group` is equal for rows with one prompt."""
+        self._kinds[example.kind] += 1
+        if example.kind != "answers":
+            self._prompts.append(group)
         if isinstance(example, LabeledCompletion):
             self._ratings.append(example.desirable)
-            self._prompts.append(group)
         if not isinstance(example, PreferencePair):
             return
         self._rows.append(row)
-        self._prompts.append(group)
+        if rendering is not None:
+            self.shared.append(count_shared(*(sequence.encoded.ids for sequence in rendering.rows)))
         self._differences.append(_length_difference(example, rendering))
         self._counts_tokens = rendering is not None
         one, other = (self._digest(side) for side in example.sides())
@@ -50,10 +56,10 @@ class PreferenceCounts:
     def pairs(self) -> int:
         return len(self._rows)
 
-    def kind(self, kept: int) -> RowKind:
-        """Return what all of the `kept` rows are; answers where they are of several kinds."""
-        kinds: dict[RowKind, int] = {"pairs": self.pairs, "ratings": len(self._ratings)}
-        return next((kind for kind, count in kinds.items() if count == kept and kept), "answers")
+    @property
+    def kind(self) -> RowKind:
+        """What all rows are; answers where they are of several kinds."""
+        return next(iter(self._kinds)) if len(self._kinds) == 1 else "answers"
 
     def report(self, most_rows: int) -> dict[str, Any]:
         """Return the fields of a `DatasetReport` about preferences."""

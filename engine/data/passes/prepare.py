@@ -2,22 +2,21 @@
 
 import hashlib
 from array import array
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar, overload
 
 from engine.config.objectives import Objective
 from engine.config.run import DatasetConfig
 from engine.data.contract import CheckProgress, DatasetReport, HeldOutRows
-from engine.data.conversation import LabeledCompletion, PreferencePair
 from engine.data.formats import require_rows_of
 from engine.data.passes.check import finish, pass_steps
 from engine.data.passes.reader import DatasetReader, DatasetRow, Renderer
 from engine.data.passes.split import Positions
 from engine.data.render.template import ChatTokenizer
-from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedPair, TokenizedRow
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.data.source import SourceOptions
 from engine.paths import LoratoryHome
 
@@ -25,34 +24,32 @@ Item = TypeVar("Item")
 
 
 class TokenizedRows(Sequence[TokenizedRow]):
-    """Sequences in order, at five bytes a token; subsets share the tokens."""
+    """Rows in order, at five bytes a token; subsets share the tokens."""
 
-    def __init__(self) -> None:
+    def __init__(self, sequences_per_row: int = 1) -> None:
+        self._each = sequences_per_row  # 2 for pairs: chosen, then rejected
         self._ids = array("i")
         self._trained = bytearray()
         self._ends = array("q", [0])  # a sequence begins where the one before it ends
-        self._rows = array("q")
-        self._parts = array("i")
-        self._numbers = array("q")  # numbers of sequences in the arrays above
+        self._rows, self._parts, self._desirable = array("q"), array("i"), array("b")
+        self._numbers = array("q")  # numbers of the rows' first sequences in the arrays above
 
-    def append(self, row: TokenizedRow) -> None:
-        """Append a sequence."""
-        self._numbers.append(len(self._rows))
+    def append(self, row: TokenizedRow, desirable: bool | None = None) -> None:
+        """Append a sequence, and how it was rated, if it was."""
+        if len(self._rows) % self._each == 0:
+            self._numbers.append(len(self._rows))
         self._ids.extend(row.input_ids)
         self._trained.extend(label != IGNORED_LABEL for label in row.labels)
         self._ends.append(len(self._ids))
         self._rows.append(row.row)
         self._parts.append(row.part)
+        self._desirable.append(-1 if desirable is None else desirable)
 
-    def select(self, numbers: Iterable[int]) -> "TokenizedRows":
-        """Return sequences by the numbers under which they were appended."""
+    def select(self, places: Iterable[int]) -> "TokenizedRows":
+        """Return the rows at these places."""
         subset = copy(self)
-        subset._numbers = array("q", numbers)
+        subset._numbers = array("q", [self._numbers[place] for place in places])
         return subset
-
-    def numbers(self, places: Iterable[int]) -> Iterator[int]:
-        """Return the numbers under which the sequences at these places were appended."""
-        return (self._numbers[place] for place in places)
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -65,22 +62,31 @@ class TokenizedRows(Sequence[TokenizedRow]):
 
     def __getitem__(self, index: int | slice) -> "TokenizedRow | TokenizedRows":
         if isinstance(index, slice):
-            return self.select(self._numbers[index])
+            return self.select(range(len(self))[index])
         number = self._numbers[index]
-        place = slice(self._ends[number], self._ends[number + 1])
+        first, *others = (self._sequence(number + side) for side in range(self._each))
+        return replace(first, rejected=others[0]) if others else first
+
+    def _sequence(self, number: int) -> TokenizedRow:
+        place, rating = self._place(number), self._desirable[number]
         ids = self._ids[place].tolist()
         labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, self._trained[place], strict=True)]
-        return TokenizedRow(self._rows[number], self._parts[number], ids, labels)
+        desirable = None if rating < 0 else bool(rating)
+        return TokenizedRow(self._rows[number], self._parts[number], ids, labels, desirable=desirable)
+
+    def _place(self, number: int, count: int = 1) -> slice:
+        return slice(self._ends[number], self._ends[number + count])
 
     def lengths(self) -> list[int]:
-        """Return tokens of each sequence, for grouping by length."""
-        return [self._ends[number + 1] - self._ends[number] for number in self._numbers]
+        """Return the tokens of each row, for grouping by length."""
+        return [self._ends[number + self._each] - self._ends[number] for number in self._numbers]
 
     def sha256(self) -> str:
-        """Return a hash of every sequence's tokens and labels, in order, in hexadecimal digits."""
-        digest = hashlib.sha256(array("q", self.lengths()).tobytes())
-        for number in self._numbers:
-            place = slice(self._ends[number], self._ends[number + 1])
+        """Return a hash of every sequence's tokens, labels and rating, in order, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for number in (number + side for number in self._numbers for side in range(self._each)):
+            place = self._place(number)
+            digest.update(f"{place.stop - place.start} {self._desirable[number]} ".encode())
             digest.update(memoryview(self._ids)[place])
             digest.update(memoryview(self._trained)[place])
         return digest.hexdigest()
@@ -88,92 +94,16 @@ class TokenizedRows(Sequence[TokenizedRow]):
     @property
     def trained_tokens(self) -> int:
         """Trained tokens of all of them."""
-        return sum(self._trained.count(1, self._ends[number], self._ends[number + 1]) for number in self._numbers)
-
-
-class TokenizedPairs(Sequence[TokenizedPair]):
-    """Pairs in order; `sequences` has the chosen and the rejected answer of each, one after the other."""
-
-    def __init__(self, sequences: TokenizedRows) -> None:
-        self.sequences = sequences
-
-    def __len__(self) -> int:
-        return len(self.sequences) // 2
-
-    @overload
-    def __getitem__(self, index: int) -> TokenizedPair: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "TokenizedPairs": ...
-
-    def __getitem__(self, index: int | slice) -> "TokenizedPair | TokenizedPairs":
-        if isinstance(index, slice):
-            places = range(len(self))[index]
-            return TokenizedPairs(
-                self.sequences.select(self.sequences.numbers(2 * at + side for at in places for side in (0, 1)))
-            )
-        place = range(len(self))[index]
-        chosen, rejected = self.sequences[2 * place], self.sequences[2 * place + 1]
-        return TokenizedPair(chosen.row, chosen.part, chosen.input_ids, chosen.labels, rejected)
-
-    def lengths(self) -> list[int]:
-        """Return tokens of both sequences of each pair."""
-        lengths = self.sequences.lengths()
-        return [chosen + rejected for chosen, rejected in zip(lengths[::2], lengths[1::2], strict=True)]
-
-    def sha256(self) -> str:
-        """Return a hash of every sequence's tokens and labels, in order, in hexadecimal digits."""
-        return self.sequences.sha256()
-
-    @property
-    def trained_tokens(self) -> int:
-        """Trained tokens of all of them."""
-        return self.sequences.trained_tokens
-
-
-class RatedRows(Sequence[RatedRow]):
-    """Labeled completions in order."""
-
-    def __init__(self, sequences: TokenizedRows, desirable: Sequence[int]) -> None:
-        self.sequences = sequences
-        self.desirable = desirable  # 1 or 0 for each row of the dataset
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    @overload
-    def __getitem__(self, index: int) -> RatedRow: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> "RatedRows": ...
-
-    def __getitem__(self, index: int | slice) -> "RatedRow | RatedRows":
-        if isinstance(index, slice):
-            return RatedRows(self.sequences[index], self.desirable)
-        one = self.sequences[index]
-        return RatedRow(one.row, one.part, one.input_ids, one.labels, bool(self.desirable[one.row]))
-
-    def lengths(self) -> list[int]:
-        """Return tokens of each sequence."""
-        return self.sequences.lengths()
-
-    def sha256(self) -> str:
-        """Return a hash of tokens, labels and ratings, in order, in hexadecimal digits."""
-        ratings = bytes(one.desirable for one in self)
-        return hashlib.sha256(self.sequences.sha256().encode() + ratings).hexdigest()
-
-    @property
-    def trained_tokens(self) -> int:
-        """Trained tokens of all of them."""
-        return self.sequences.trained_tokens
+        places = (self._place(number, self._each) for number in self._numbers)
+        return sum(self._trained.count(1, place.start, place.stop) for place in places)
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
     """The rows to train on and to evaluate on. No row of one part repeats a row of the other."""
 
-    train: TokenizedRows | TokenizedPairs | RatedRows
-    held_out: TokenizedRows | TokenizedPairs | RatedRows
+    train: TokenizedRows
+    held_out: TokenizedRows
     report: DatasetReport
 
 
@@ -194,36 +124,28 @@ def prepare_dataset(
     Raises:
         DatasetError: If the source cannot be read, or nothing in it can be trained on.
     """
-    kinds = objective.rows if objective is not None else frozenset()
-    rows = TokenizedRows()
-    first_sequences = array("q", [0])
-    desirable = bytearray()  # of each row of the dataset
+    sequences_per_row = objective.sequences_per_example if objective is not None else 1
+    rows = TokenizedRows(sequences_per_row)
+    first_rows = array("q", [0])  # of each kept row, the number of its first one
 
     def keep(row: DatasetRow) -> None:
         assert row.rendering is not None
-        is_pair = isinstance(row.example, PreferencePair)
-        for sequence in row.rendering.rows[:1] if is_pair and "pairs" not in kinds else row.rendering.rows:
-            rows.append(sequence)
-        first_sequences.append(len(rows))
-        if isinstance(row.example, LabeledCompletion):
-            desirable.extend(bytes(row.record.row + 1 - len(desirable)))
-            desirable[row.record.row] = row.example.desirable
+        assert row.example is not None
+        is_compared = len(row.example.sides()) > sequences_per_row
+        desirable = getattr(row.example, "desirable", None) if objective is not None else None
+        for sequence in row.rendering.rows[:1] if is_compared else row.rendering.rows:
+            rows.append(sequence, desirable)
+        first_rows.append(len(rows))
 
-    def sequences(positions: Positions) -> TokenizedRows | TokenizedPairs | RatedRows:
-        chosen = rows.select(
-            chain.from_iterable(
-                range(first_sequences[position], first_sequences[position + 1]) for position in positions.tolist()
-            )
-        )
-        if "pairs" in kinds:
-            return TokenizedPairs(chosen)
-        return RatedRows(chosen, desirable) if "ratings" in kinds else chosen
+    def select(positions: Positions) -> TokenizedRows:
+        ranges = (range(first_rows[position], first_rows[position + 1]) for position in positions.tolist())
+        return rows.select(chain.from_iterable(ranges))
 
     reader = DatasetReader(config, SourceOptions(home=home), Renderer(tokenizer, max_length))
     if objective is not None:
         require_rows_of(objective, [part.detection.format for part in reader.parts], config)
     report, split, _ = finish(pass_steps(reader, seed, keep), on_progress)
-    return PreparedDataset(train=sequences(split.train), held_out=sequences(split.held_out), report=report)
+    return PreparedDataset(train=select(split.train), held_out=select(split.held_out), report=report)
 
 
 def held_out_steps(

@@ -10,15 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from engine.config.run import DatasetConfig
-from engine.data.conversation import (
-    Conversation,
-    Example,
-    LabeledCompletion,
-    PlainText,
-    PreferencePair,
-    RowWarning,
-    warnings_of,
-)
+from engine.data.conversation import Conversation, Example, RowWarning
 from engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from engine.data.formats.base import Detection
 from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, place
@@ -180,8 +172,8 @@ class DatasetReader(SeveralSources):
         try:
             example = self.parts[part].converter.convert(record.value)
             digest = digest_of(example)
-            group = digest_of(prompt) if (prompt := _shared_prompt(example)) is not None else digest
-            return DatasetRow(record, part, example, notices=warnings_of(example), digest=digest, group=group)
+            group = digest_of(prompt) if (prompt := example.shared_prompt()) is not None else digest
+            return DatasetRow(record, part, example, notices=example.warnings(), digest=digest, group=group)
         except RowProblemError as problem:
             return DatasetRow(record, part, kind=problem.kind, problem=problem.problem)
 
@@ -270,11 +262,6 @@ def printable_names(names: Iterable[str]) -> tuple[str, ...]:
     return tuple(str(name).encode("utf-8", "replace").decode() for name in names)
 
 
-def _shared_prompt(example: Example) -> Example | None:
-    """Return the prompt that several preferences may share; a model would be measured on what it was trained on."""
-    return Conversation(example.prompt) if isinstance(example, PreferencePair | LabeledCompletion) else None
-
-
 def digest_of(example: Example) -> int:
     """Return 64 bits that are equal for exact duplicates.
 
@@ -289,11 +276,11 @@ def digest_of(example: Example) -> int:
 
 
 def _canonical(example: Example) -> str:
-    if isinstance(example, PlainText):
-        return example.content
+    if not isinstance(example, Conversation):
+        return example.text()
     if (
-        not example.tools
-        and not isinstance(example, PreferencePair | LabeledCompletion)
+        type(example) is Conversation
+        and not example.tools
         and not any(
             message.tool_calls or message.role == "tool" or message.reasoning or not message.is_trained
             for message in example.messages

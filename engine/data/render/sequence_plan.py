@@ -2,24 +2,41 @@
 
 For each assistant turn the template is asked twice: for the prompt that the chat will send at that point, and for the
 conversation up to and with the turn. The turn's answer is what the second adds to the first. Turns share one sequence
-only where its text holds, character by character, each turn's own prompt followed by its own answer. Of a long conversation
-`engine.data.render.turn_renderer` asks for a bounded number of turns in whole, and proves those between by the turns around them. A template that
+only where its text holds, character by character, each turn's own prompt followed by its own answer. A template that
 rewrites earlier turns (Qwen3 drops their reasoning, gpt-oss ends them otherwise) fails that proof, and such turns get
 sequences of their own: nothing is masked by guesswork.
 """
 
+import json
+import re
 from dataclasses import dataclass, replace
 
 from engine.config.run import TrainOn
-from engine.data.conversation import Conversation, PlainText, RowWarning
-from engine.data.records import RowProblemError
-from engine.data.render.adapt import abilities_of, adapt_to_template
-from engine.data.render.encoded import answer_in
-from engine.data.render.template import ChatTokenizer, control_token_pattern, ids_of
-from engine.data.render.turn_renderer import Turn, TurnRenderer
+from engine.data.conversation import Conversation, RowWarning
+from engine.data.records import RowProblemError, shortened
+from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
+from engine.data.render.template import (
+    ChatTokenizer,
+    apply_template,
+    control_token_pattern,
+    control_token_texts,
+    ids_of,
+)
 
-_LOOK_EVERY_TURNS = 8
 _MAX_CHARACTERS = 8 << 20  # of all sequences of a row; as tokens they take some thirty times as many bytes
+# About two seconds: messages of all renderings of a row, of which there are two for each turn.
+_MAX_RENDERED_MESSAGES = 150_000
+_CHARACTERS_OF_A_MESSAGE = 2_000  # that take as long: long lists of tools are rendered each time
+_OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")
+_CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One assistant turn: the prompt that the chat would send, and the answer to train on."""
+
+    prompt: str
+    answer: str
 
 
 @dataclass(frozen=True)
@@ -61,13 +78,15 @@ def plan_conversation(
     targets = _chosen_turns(adapted, train_on)
     turns: list[Turn] = []
     beyond: list[int] = []
-    length = _Length(tokenizer, max_length)
-    rendered = renderer.turns(targets)
-    for number in range(len(targets)):
-        if number % _LOOK_EVERY_TURNS == 0 and turns and length.is_exceeded_by(turns[-1]):
-            beyond = targets[number:]
-            break
-        turn = next(rendered)
+    measured = 0  # characters of the longest prompt whose tokens were counted
+    for number, index in enumerate(targets):
+        # Counted each time it has grown by half, which takes a few times as long as counting it once.
+        if turns and max_length is not None and len(turns[-1].prompt) > max(max_length, 1.5 * measured):
+            measured = len(turns[-1].prompt)
+            if len(ids_of(turns[-1].prompt, tokenizer)) > max_length:
+                beyond = targets[number:]
+                break
+        turn = renderer.turn(index)
         if turn is not None:
             turns.append(turn)
     if not turns:
@@ -82,10 +101,10 @@ def plan_conversation(
     return RowPlan(sequences, adapted.notes, notices + renderer.left_out(sequences[-1].text))
 
 
-def plan_text(plain: PlainText, tokenizer: ChatTokenizer) -> RowPlan:
+def plan_text(text: str, tokenizer: ChatTokenizer) -> RowPlan:
     """Return plain text as one sequence that ends with the end-of-sequence token."""
     eos = tokenizer.eos_token or ""
-    text = plain.content if eos and plain.content.endswith(eos) else plain.content + eos
+    text = text if eos and text.endswith(eos) else text + eos
     return RowPlan((SequencePlan(text, (), plain=True),))
 
 
@@ -139,30 +158,13 @@ def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenize
     )
 
 
-def _sequence_of(index: int, renderer: TurnRenderer) -> SequencePlan | None:
+def _sequence_of(index: int, renderer: "TurnRenderer") -> SequencePlan | None:
     """Return the sequence of one turn alone; None where the template refuses it, as it is not trained anyway."""
     try:
         turn = renderer.turn(index)
     except RowProblemError:
         return None
     return SequencePlan(turn.prompt + turn.answer, (turn,)) if turn is not None else None
-
-
-class _Length:
-    """Return whether prompts, each a prefix of the next, are longer than max_length; counted incrementally."""
-
-    def __init__(self, tokenizer: ChatTokenizer, max_length: int | None) -> None:
-        self._tokenizer = tokenizer
-        self._max_length = max_length
-        self._characters = self._tokens = 0  # counted so far, to within some tokens
-
-    def is_exceeded_by(self, turn: Turn) -> bool:
-        if self._max_length is None or turn.start <= self._max_length:
-            return False
-        self._tokens += len(ids_of(turn.base[self._characters : turn.base_length], self._tokenizer))
-        self._characters = turn.base_length
-        # Tokens that reach across where counting stopped are miscounted, by a few of a hundred.
-        return self._tokens > 0.9 * self._max_length and (len(ids_of(turn.prompt, self._tokenizer)) > self._max_length)
 
 
 def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
@@ -183,7 +185,7 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
         trained: list[Turn] = []
         apart: list[Turn] = []
         for turn in remaining[:-1]:
-            fitting = _as_in(text, last, turn, tokenizer)
+            fitting = _as_in(text, turn, tokenizer)
             if fitting is None:
                 apart.append(turn)
             else:
@@ -193,11 +195,118 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
     return tuple(reversed(sequences))
 
 
-def _as_in(text: str, last: Turn, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
+def _answer_in(text: str, start: int, answer: str, tokenizer: ChatTokenizer) -> str | None:
+    """Return an answer as it appears in a longer text from `start` on; None if the text differs."""
+    if text.startswith(answer, start):
+        return answer
+    # Some templates, such as Phi-3's, close only the whole text with eos, after the turn's own end.
+    shorter = answer.removesuffix(tokenizer.eos_token or "")
+    ends_itself = shorter.rstrip().endswith(control_token_texts(tokenizer))
+    return shorter if ends_itself and text.startswith(shorter, start) else None
+
+
+def _as_in(text: str, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
     """Return the turn as it is in the text of a later one, or None where that text differs."""
-    if turn.base is not last.base:
-        is_beginning = text.startswith(turn.prompt)
-    else:
-        is_beginning = turn.base_length <= last.base_length and text.startswith(turn.call, turn.base_length)
-    answer = answer_in(text, turn.start, turn.answer, tokenizer) if is_beginning else None
+    answer = _answer_in(text, len(turn.prompt), turn.answer, tokenizer) if text.startswith(turn.prompt) else None
     return replace(turn, answer=answer) if answer is not None else None
+
+
+class TurnRenderer:
+    """Renders one conversation, which is in the template's terms, up to any of its turns."""
+
+    def __init__(self, adapted: AdaptedConversation, tokenizer: ChatTokenizer) -> None:
+        self._messages = adapted.messages
+        self._tokenizer = tokenizer
+        self._dicts = adapted.for_template(abilities_of(tokenizer))
+        self._tools = [tool_schema(tool) for tool in adapted.tools]
+        self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt excludes
+        questions = (index for index, message in enumerate(self._messages) if message.role != "assistant")
+        self._first_asked = next(questions, len(self._messages))
+        self._rendered_messages = 0
+
+    def text(self, count: int) -> str:
+        """Return the first `count` messages."""
+        return self._render(count, prompt=False)
+
+    def prompt(self, count: int) -> str:
+        """Return the same with the template's generation prompt."""
+        return self._render(count, prompt=True)
+
+    def turn(self, index: int) -> Turn | None:
+        """Return prompt and answer of an assistant turn; None where nothing comes before it to answer.
+
+        Raises:
+            RowProblemError: If the template refuses it, or rendering takes too long.
+        """
+        if self._first_asked >= index:
+            return None
+        message, prompt, whole = self._messages[index], self.prompt(index), self.text(index + 1)
+        if whole.startswith(prompt):
+            return Turn(prompt, self._with_reasoning(whole[len(prompt) :], index))
+        shared = _shared_length(prompt, whole)
+        if not prompt[shared:].strip():
+            return Turn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
+        tag = _OPENED_TAG.search(prompt)
+        if tag is not None and whole.startswith(prompt[: tag.start()]):
+            # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
+            reasoning = (message.reasoning or "").strip("\n")
+            answer = whole[tag.start() :].lstrip("\n")
+            return Turn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}")
+        if message.reasoning and _CLOSED_TAG.search(prompt) and index not in self._without_reasoning:
+            # The prompt ends the reasoning before the answer begins: this template answers without.
+            self._without_reasoning.add(index)
+            bare = {key: value for key, value in self._dicts[index].items() if key != "reasoning_content"}
+            self._dicts[index] = bare | {"content": message.content}
+            return self.turn(index)
+        raise RowProblemError(
+            "template",
+            f"the model's chat template asks for an answer with {shortened(prompt[shared:], 40)!r}, "
+            "yet begins answers otherwise",
+        )
+
+    def left_out(self, text: str) -> tuple[RowWarning, ...]:
+        """Return turns whose words do not come out of the template, and special tokens in people's words."""
+        losses: list[RowWarning] = []
+        place = 0
+        for number, message in enumerate(self._messages, start=1):
+            words = message.content.strip()
+            if not words or (number == len(self._messages) and message.role != "assistant"):
+                continue
+            position = text.find(words, place)
+            if position >= 0:  # nearly always, and near
+                place = position + len(words)
+            elif words not in text and json.dumps(words)[1:-1] not in text:
+                name = f"turn {number} ({message.role}: {shortened(words, 30)!r})"
+                losses.append(("template_leaves_out", f"{name} is left out or changed by the model's chat template"))
+        losses.extend(
+            ("template_leaves_out", f"the reasoning of turn {index + 1} is left out: the template answers without any")
+            for index in sorted(self._without_reasoning)
+        )
+        return tuple(losses)
+
+    def _render(self, count: int, *, prompt: bool) -> str:
+        if self._rendered_messages > _MAX_RENDERED_MESSAGES:
+            raise RowProblemError(
+                "too_long", f"its {len(self._messages):,} turns take too long to render with the model's chat template"
+            )
+        text = apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=prompt)
+        self._rendered_messages += count + len(text) // _CHARACTERS_OF_A_MESSAGE
+        return text
+
+    def _with_reasoning(self, answer: str, index: int) -> str:
+        """Put the reasoning before an answer if the template removed it."""
+        reasoning = (self._messages[index].reasoning or "").strip()
+        if not reasoning or reasoning in answer or index in self._without_reasoning:
+            return answer
+        return f"<think>\n{reasoning}\n</think>\n\n{answer}"
+
+
+def _shared_length(first: str, second: str) -> int:
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[:middle] == second[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low

@@ -1,24 +1,21 @@
 """The one renderer: a row becomes text, `input_ids` and `labels`, for the preview, the checks, the trainer and the chat."""
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from engine.config.run import TrainOn
-from engine.data.conversation import (
-    Conversation,
-    Example,
-    LabeledCompletion,
-    Message,
-    PlainText,
-    PreferencePair,
-    RowWarning,
-)
+from engine.data.conversation import Conversation, Example, Message, RowWarning
 from engine.data.records import RowProblemError
-from engine.data.render.encoded import Encoded, earlier_answer, encode, last_answer
-from engine.data.render.sequence_plan import RowPlan, SequencePlan, plan_conversation, plan_text, prompt_text
-from engine.data.render.template import ChatTokenizer, control_token_ids, next_row_confined, rendering_confined
-from engine.data.render.turn_renderer import Turn
+from engine.data.render.sequence_plan import RowPlan, SequencePlan, Turn, plan_conversation, plan_text, prompt_text
+from engine.data.render.template import (
+    ChatTokenizer,
+    control_token_ids,
+    ids_of,
+    next_row_confined,
+    rendering_confined,
+)
 
 IGNORED_LABEL = -100  # what PyTorch's cross entropy leaves out
 
@@ -39,30 +36,24 @@ class TokenizedRow:
     part: int  # from 0: a row whose turns cannot share one text has several sequences
     input_ids: list[int]
     labels: list[int]
+    rejected: "TokenizedRow | None" = field(default=None, kw_only=True)  # of a pair, whose chosen answer this is
+    desirable: bool | None = field(default=None, kw_only=True)  # how the answer was rated
+    # Log-probabilities of both answers of a pair by the reference, where they are precomputed.
+    reference: tuple[float, float] | None = field(default=None, kw_only=True)
 
     @property
     def trained_tokens(self) -> int:
         return len(self.labels) - self.labels.count(IGNORED_LABEL)
 
     @property
-    def length(self) -> int:
-        """Tokens that pass through the model for it."""
-        return len(self.input_ids)
-
-
-@dataclass(frozen=True)
-class TokenizedPair(TokenizedRow):
-    """The sequence of the chosen answer, with that of the rejected one."""
-
-    rejected: TokenizedRow
-    reference: tuple[float, float] | None = (
-        None  # log-probabilities of both answers by the reference, where precomputed
-    )
+    def sequences(self) -> tuple["TokenizedRow", ...]:
+        """What passes through the model for it: itself, and the rejected answer of a pair."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
     @property
     def length(self) -> int:
-        """Tokens of both sequences."""
-        return len(self.input_ids) + len(self.rejected.input_ids)
+        """Tokens of its sequences."""
+        return sum(len(sequence.input_ids) for sequence in self.sequences)
 
 
 def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
@@ -71,11 +62,43 @@ def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
     return next((place for place, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
 
 
-@dataclass(frozen=True)
-class RatedRow(TokenizedRow):
-    """A sequence whose answer was rated."""
+@dataclass
+class Encoded:
+    """A text, its tokens, and the range of characters of each token."""
 
-    desirable: bool
+    text: str
+    ids: list[int]
+    spans: list[tuple[int, int]]
+
+    def append(self, text: str, tokenizer: ChatTokenizer) -> None:
+        """Append the tokens of `text`, tokenized as a continuation, not as the start of a text."""
+        lead, shift, more = len(ids_of("\n", tokenizer)), len(self.text) - 1, encode(f"\n{text}", tokenizer)
+        if len(more.ids) <= lead or more.spans[lead][0] != 1:  # the line feed was merged with the text
+            lead, shift, more = 0, len(self.text), encode(text, tokenizer)
+        self.text += text
+        self.ids += more.ids[lead:]
+        self.spans += [(start + shift, end + shift) for start, end in more.spans[lead:]]
+
+    def boundary(self, character: int, tokenizer: ChatTokenizer) -> int | None:
+        """Return the token that starts at `character`; None if tokens before it do not end there."""
+        first = bisect_left(self.spans, (character, -1))
+        across = first > 0 and self.spans[first - 1][1] > character
+        if across or (first < len(self.spans) and self.spans[first][0] != character):
+            return None
+        # Control tokens split a text before any merge, so comparing from the last one on is enough.
+        controls = control_token_ids(tokenizer)
+        back = next((token for token in range(first - 1, -1, -1) if self.ids[token] in controls), 0)
+        begin = self.spans[back][0] if first else 0
+        return first if ids_of(self.text[begin:character], tokenizer) == self.ids[back:first] else None
+
+    def turn_end(self, first: int, after: int, tokenizer: ChatTokenizer) -> int | None:
+        """Return the index after the control token that ends a turn, and before the white space that a template adds."""
+        for end in range(after, first, -1):
+            if self.ids[end - 1] in control_token_ids(tokenizer):
+                return end
+            if self.text[slice(*self.spans[end - 1])].strip():
+                break
+        return None
 
 
 @dataclass(frozen=True)
@@ -135,52 +158,38 @@ def render_many(
     A row becomes one sequence, or several where the template rewrites earlier turns. It is a problem where the template
     refuses it, where nothing in it can be trained, or where the cut leaves nothing. A pair becomes two.
     """
-    if any(isinstance(example, PreferencePair) for _, example in examples):
-        return _render_pairs(examples, tokenizer, options)
+    sides = [
+        (row, side, example.trained_part(options.train_on)) for row, example in examples for side in example.sides()
+    ]
     plans: list[RowPlan | RowProblemError] = []
-    sizes = [len(example.text()) for _, example in examples]
+    sizes = [len(side.text()) for _, side, _ in sides]
     with rendering_confined(sum(sizes)):
-        for (_, example), size in zip(examples, sizes, strict=True):
+        for (_, side, train_on), size in zip(sides, sizes, strict=True):
             next_row_confined(size)
             try:
-                if isinstance(example, PlainText):
-                    plans.append(plan_text(example, tokenizer))
+                if isinstance(side, Conversation):
+                    plans.append(plan_conversation(side, tokenizer, train_on, options.max_length))
                 else:
-                    # The answer was rated, so it is trained in any case.
-                    train_on = "completion" if isinstance(example, LabeledCompletion) else options.train_on
-                    plans.append(plan_conversation(example, tokenizer, train_on, options.max_length))
+                    plans.append(plan_text(side.text(), tokenizer))
             except RowProblemError as problem:
                 plans.append(problem)
     good = [plan for plan in plans if isinstance(plan, RowPlan)]
     # Where a template rewrites earlier turns, a row has many sequences that hold most of it.
     with rendering_confined(sum(len(sequence.text) for plan in good for sequence in _sequences_to_encode(plan))):
         encoded = iter(_encode_plans(good, tokenizer))
-        return [
+        rendered = iter(
             plan
             if isinstance(plan, RowProblemError)
             else _finish(row, plan, [next(encoded) for _ in _sequences_to_encode(plan)], tokenizer, options)
-            for (row, _), plan in zip(examples, plans, strict=True)
-        ]
+            for (row, _, _), plan in zip(sides, plans, strict=True)
+        )
+        return [_join_sides([next(rendered) for _ in example.sides()], options) for _, example in examples]
 
 
-def _render_pairs(
-    examples: Sequence[tuple[int, Example]], tokenizer: ChatTokenizer, options: RenderOptions
-) -> list[Rendering | RowProblemError]:
-    sides: list[tuple[int, Example]] = []
-    for row, example in examples:
-        sides += [(row, side) for side in (example.sides() if isinstance(example, PreferencePair) else (example,))]
-    rendered = iter(render_many(sides, tokenizer, replace(options, train_on="completion")))
-    return [
-        _joined_sides(next(rendered), next(rendered), options)
-        if isinstance(example, PreferencePair)
-        else next(rendered)
-        for _, example in examples
-    ]
-
-
-def _joined_sides(
-    chosen: Rendering | RowProblemError, rejected: Rendering | RowProblemError, options: RenderOptions
-) -> Rendering | RowProblemError:
+def _join_sides(sides: Sequence[Rendering | RowProblemError], options: RenderOptions) -> Rendering | RowProblemError:
+    if len(sides) == 1:
+        return sides[0]
+    chosen, rejected = sides
     for name, side in (("chosen", chosen), ("rejected", rejected)):
         if isinstance(side, RowProblemError):
             return RowProblemError(side.kind, f"the {name} answer: {side.problem}")
@@ -286,9 +295,38 @@ def _mark_trained(
     if not sequence.trained:  # every token is trained except the first, which has no context
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.trained
-    encoded, start, end = last_answer(encoded, last.prompt, last.answer, tokenizer)
-    places = [(turn, earlier_answer(encoded, turn.start, len(turn.answer), tokenizer)) for turn in earlier]
+    encoded, start, end = _last_answer(encoded, last.prompt, last.answer, tokenizer)
+    places = [(turn, _earlier_answer(encoded, len(turn.prompt), len(turn.answer), tokenizer)) for turn in earlier]
     trained = [False] * len(encoded.ids)
     for first, after in ((start, end), *(place for _, place in places if place is not None)):
         trained[first:after] = [True] * (after - first)
     return encoded, trained, [turn for turn, place in places if place is None]
+
+
+def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
+    """Tokenize a text."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    return Encoded(text, list(encoding["input_ids"]), list(encoding["offset_mapping"]))
+
+
+def _last_answer(encoded: Encoded, prompt: str, answer: str, tokenizer: ChatTokenizer) -> tuple[Encoded, int, int]:
+    """Return the tokens of a prompt and its final answer, and the token range of the answer."""
+    start = encoded.boundary(len(prompt), tokenizer)
+    if start is None:  # a token reaches across; the chat sends the prompt by itself
+        encoded = encode(prompt, tokenizer)
+        start = len(encoded.ids)
+        encoded.append(answer, tokenizer)
+    end = encoded.turn_end(start, len(encoded.ids), tokenizer)
+    if end is None:  # this template ends a turn without a token of its own
+        encoded.append(tokenizer.eos_token or "", tokenizer)
+        end = len(encoded.ids)
+    return encoded, start, end
+
+
+def _earlier_answer(encoded: Encoded, start: int, length: int, tokenizer: ChatTokenizer) -> tuple[int, int] | None:
+    """Return the token range of an answer within the text; None if its prompt alone is tokenized differently."""
+    first = encoded.boundary(start, tokenizer)
+    if first is None:
+        return None
+    after = bisect_left(encoded.spans, (start + length, -1))
+    return first, encoded.turn_end(first, after, tokenizer) or after

@@ -14,7 +14,7 @@ from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_evenly
-from engine.data.render.tokenize import RatedRow, TokenizedPair, TokenizedRow
+from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DatasetError
 from engine.evaluation.general_text import general_rows
 from engine.evaluation.job import BranchLoss, DataThen, EvaluationOrder, EvaluationResult
@@ -73,7 +73,7 @@ class EvaluationWorker:
         evaluation = Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
         with memory_errors(place), torch.inference_mode():
             row_losses = _row_losses(evaluation, rows, "the loss, row")
-            desirable = [number for number, row in enumerate(rows) if not isinstance(row, RatedRow) or row.desirable]
+            desirable = [number for number, row in enumerate(rows) if row.desirable is not False]
             numbers = desirable or range(len(rows))
             losses = _mean_losses(
                 {branch: [losses[number] for number in numbers] for branch, losses in row_losses.items()},
@@ -193,17 +193,17 @@ def _measure_preference(
     evaluation: Evaluation, rows: Sequence[TokenizedRow], chosen: Mapping[Branch, Sequence[float]]
 ) -> PreferenceResult | None:
     """Measure the rejected answers too; `chosen` has the losses of the chosen ones. None if the rows are not pairs."""
-    pairs = [row for row in rows if isinstance(row, TokenizedPair)]
-    if not pairs or len(pairs) < len(rows):
+    rejected_rows = [row.rejected for row in rows if row.rejected is not None]
+    if not rejected_rows:
         return None
-    rejected = _row_losses(evaluation, [pair.rejected for pair in pairs], "rejected answers, pair")
+    rejected = _row_losses(evaluation, rejected_rows, "rejected answers, pair")
     likelihoods = {
         branch: PairLikelihoods([-loss for loss in chosen[branch]], [-loss for loss in losses])
         for branch, losses in rejected.items()
     }
     run = evaluation.order.run
     reference = _start_of(run) if objective_of(run).has_reference else None
-    tokens = [(_predicted_tokens(pair), _predicted_tokens(pair.rejected)) for pair in pairs]
+    tokens = list(zip(map(_predicted_tokens, rows), map(_predicted_tokens, rejected_rows), strict=True))
     return measure_preference(likelihoods, tokens, reference, run.training.beta)
 
 
@@ -211,7 +211,7 @@ def _measure_ratings(
     run: RunConfig, rows: Sequence[TokenizedRow], losses: Mapping[Branch, Sequence[float]]
 ) -> RatingResult | None:
     """Compare the rewards of completions with their labels. None if the rows have no labels."""
-    labels = [row.desirable for row in rows if isinstance(row, RatedRow)]
+    labels = [row.desirable for row in rows if row.desirable is not None]
     if len(labels) < len(rows):
         return None
     likelihoods = {branch: [-loss for loss in row_losses] for branch, row_losses in losses.items()}

@@ -11,7 +11,7 @@ from engine.config.run import RunConfig
 from engine.errors import RunError
 from engine.executors.huggingface_jobs import layout
 from engine.models.catalog import find_in_catalog
-from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared
+from engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, offered_checkpoints
 from engine.runs.provenance import read_provenance

@@ -11,8 +11,9 @@ from engine.errors import PushError
 from engine.export.contract import ExportedFile
 from engine.export.folder import TOKENIZER_FILES
 from engine.export.kinds import KINDS
-from engine.models.folder import MAX_SAFETENSORS_HEADER_BYTES, is_named_template
+from engine.models.folder import is_named_template
 
+_MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
 _ALWAYS = frozenset({"README.md", "generation_config.json", *TOKENIZER_FILES})
 
 # A vocabulary holds pieces of the whole world's texts, paths among them; only this machine's own are looked for there.
@@ -110,7 +111,7 @@ def _safetensors_header(path: Path) -> bytes:
     """Return the text parts of a weights file; the rest is numbers. It is empty, and not JSON, where it is not such a file."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        return file.read(length) if length < MAX_SAFETENSORS_HEADER_BYTES else b""
+        return file.read(length) if length < _MAX_SAFETENSORS_HEADER_BYTES else b""
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -25,10 +25,10 @@ from engine.models.batching import (
     takes_varlen_attention,
 )
 from engine.models.catalog import find_in_catalog
-from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from engine.models.folder import ModelPart
 from engine.models.hub import find_snapshot
 from engine.models.inventory_cache import known_inventory
+from engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.checkpoints import list_checkpoints

@@ -15,7 +15,7 @@ from engine.chat.contract import Progress
 from engine.config.objectives import objective_of
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
-from engine.data.render.tokenize import RatedRow, TokenizedPair, TokenizedRow
+from engine.data.render.tokenize import TokenizedRow
 from engine.data.step_plan import EpochPlanner, PlanSettings
 from engine.errors import DatasetError, RunError, StorageError
 from engine.export.contract import ExportResult
@@ -149,9 +149,9 @@ def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSetting
 
 def _tokens_of(row: TokenizedRow) -> dict[str, Any]:
     values: dict[str, Any] = {"input_ids": row.input_ids, "labels": row.labels}
-    if isinstance(row, TokenizedPair):
+    if row.rejected is not None:
         values |= {"rejected_ids": row.rejected.input_ids, "rejected_labels": row.rejected.labels}
-    if isinstance(row, RatedRow):
+    if row.desirable is not None:
         values |= {"desirable": row.desirable}
     return values
 

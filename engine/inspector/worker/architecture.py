@@ -11,8 +11,8 @@ from pydantic import JsonValue
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from engine.errors import ModelError
-from engine.models.architectures import is_causal_lm, is_known_model_type
 from engine.models.batching import AttentionFacts
+from engine.models.catalog import is_causal_lm, is_known_model_type
 from engine.models.shape import AttentionSupport, ModelShape
 from engine.processes.limits import TimeLimitError
 

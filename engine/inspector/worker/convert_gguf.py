@@ -47,9 +47,11 @@ def convert(params: JsonObject, request: Request) -> JsonObject:
     gguf, target = Path(params["gguf"]), Path(params["target"])
     request.progress({"message": f"Reading {gguf.name}."})
     try:
+        limit_memory(_BASE_MEMORY_BYTES)  # a small file may list more than any model has
         tensors = GgufHeader.from_file(str(gguf)).tensors
         if sum(tensor.nbytes for tensor in tensors) > gguf.stat().st_size:
             raise ValueError("its tensors are larger than the file")
+        lift_memory_limit()
         limit_memory(_BASE_MEMORY_BYTES + _BYTES_PER_WEIGHT * sum(math.prod(tensor.shape) for tensor in tensors))
         tokenizer = _load_tokenizer(gguf)
         request.progress({"message": "Unpacking the weights to bfloat16."})

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from engine.config.run import DatasetConfig, ModelConfig
-from engine.data.contract import PageRequest
+from engine.data.contract import DataRequest
 from engine.data.files.access import DataAccess
 from engine.data.hub import is_on_hub
 from engine.data.passes.check import check_steps
@@ -24,7 +24,7 @@ from engine.data.passes.row_form import read_row_form
 from engine.data.render.template import FrozenTemplate
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from engine.inspector.session import RenderedSequence
+from engine.inspector.session import DetailsRequest, RenderedSequences
 from engine.models.folder import ModelPart, tokenizer_files_fingerprint
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome
@@ -84,78 +84,93 @@ class DatasetHandlers:
 
         self._renderer_of = renderer_of
 
-    def preview(self, params: JsonObject, request: Request) -> Steps:
-        page = PageRequest.model_validate(params["page"])
+    def preview(self, request: DataRequest, job: Request) -> Steps:
         # Chosen rows come from a pass over all of them, for which a dataset of the Hub was fetched.
-        reader = self._reader(params, request, streaming=page.rows is None)
-        return (yield from _reporting(read_page(reader, page), request))
+        reader = self._reader(request, job, streaming=request.page.rows is None)
+        return (yield from _reporting(read_page(reader, request.page), job))
 
-    def columns(self, params: JsonObject, _request: Request) -> JsonObject:
-        dataset = DatasetConfig.model_validate(params["dataset"])
-        return read_columns(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
+    def columns(self, request: DataRequest, _job: Request) -> BaseModel:
+        return read_columns(request.dataset, replace(self._options, streaming=True))
 
-    def row_form(self, params: JsonObject, _request: Request) -> JsonObject:
-        dataset = DatasetConfig.model_validate(params["dataset"])
-        return read_row_form(dataset, replace(self._options, streaming=True)).model_dump(mode="json")
+    def row_form(self, request: DataRequest, _job: Request) -> BaseModel:
+        return read_row_form(request.dataset, replace(self._options, streaming=True))
 
-    def find(self, params: JsonObject, request: Request) -> Steps:
-        reader = self._reader(params, request, streaming=True)
-        return (yield from _reporting(search_rows(reader, params["text"], params["after_row"]), request))
+    def find(self, request: DataRequest, job: Request) -> Steps:
+        reader = self._reader(request, job, streaming=True)
+        return (yield from _reporting(search_rows(reader, request.text, request.after_row), job))
 
-    def check(self, params: JsonObject, request: Request) -> Steps:
-        dataset, renderer = self._parse(params, request)
-        steps = check_steps(dataset, self._options, seed=params["seed"], renderer=renderer)
-        return (yield from _reporting(steps, request))
+    def check(self, request: DataRequest, job: Request) -> Steps:
+        renderer = self._renderer(request, job)
+        steps = check_steps(request.dataset, self._options, seed=request.seed, renderer=renderer)
+        return (yield from _reporting(steps, job))
 
-    def held_out(self, params: JsonObject, request: Request) -> Steps:
-        dataset, renderer = self._parse(params, request)
+    def held_out(self, request: DataRequest, job: Request) -> Steps:
+        renderer = self._renderer(request, job)
         if renderer is None:
             raise ValueError("held-out rows need a model")
-        steps = held_out_steps(dataset, self._options, seed=params["seed"], renderer=renderer, count=params["count"])
-        return (yield from _reporting(steps, request))
+        steps = held_out_steps(
+            request.dataset, self._options, seed=request.seed, renderer=renderer, count=request.count
+        )
+        return (yield from _reporting(steps, job))
 
-    def fetch(self, params: JsonObject, _request: Request) -> JsonObject:
+    def render(self, request: DataRequest, job: Request) -> BaseModel:
+        row = find_row(self._reader(request, job, streaming=True), request.row)
+        if row.rendering is None:
+            raise DatasetError(
+                f"Row {request.row + 1:,} is left out: {row.problem}.", "Choose another row, or correct this one."
+            )
+        return RenderedSequences.model_validate({"sequences": row.rendering.rows}, from_attributes=True)
+
+    def fetch(self, params: JsonObject, _job: Request) -> JsonObject:
         """Make a model of the Hub available on this machine; nothing but its configuration is read."""
         resolve_model(ModelConfig.model_validate(params["model"]), self._home, part=ModelPart[params["part"]])
         return {}
 
-    def render(self, params: JsonObject, request: Request) -> JsonObject:
-        row = find_row(self._reader(params, request, streaming=True), params["row"])
-        if row.rendering is None:
-            raise DatasetError(
-                f"Row {params['row'] + 1:,} is left out: {row.problem}.", "Choose another row, or correct this one."
-            )
-        sequences = (RenderedSequence.model_validate(one, from_attributes=True) for one in row.rendering.rows)
-        return {"sequences": [sequence.model_dump(mode="json") for sequence in sequences]}
+    def details(self, params: JsonObject, job: Request) -> JsonObject:
+        """Return the details of a model, with what its tokenizer and files add."""
+        from engine.inspector.worker.load_tokenizer import complete_details  # imported by then, without torch
 
-    def _reader(self, params: JsonObject, request: Request, *, streaming: bool) -> DatasetReader:
-        dataset, renderer = self._parse(params, request)
+        request = DetailsRequest.model_validate(params)
+        return _dump(complete_details(request.described, request.model, self._home, job))
+
+    def _reader(self, request: DataRequest, job: Request, *, streaming: bool) -> DatasetReader:
+        renderer = self._renderer(request, job)
         if streaming:
-            return self._previews.get(dataset, renderer)
-        return DatasetReader(dataset, self._options, renderer)
+            return self._previews.get(request.dataset, renderer)
+        return DatasetReader(request.dataset, self._options, renderer)
 
-    def _parse(self, params: JsonObject, request: Request) -> tuple[DatasetConfig, Renderer | None]:
-        dataset = DatasetConfig.model_validate(params["dataset"])
-        if params["model"] is None:
-            return dataset, None
-        source = resolve_model(ModelConfig.model_validate(params["model"]), self._home, part=ModelPart.TOKENIZER)
+    def _renderer(self, request: DataRequest, job: Request) -> Renderer | None:
+        if request.model is None:
+            return None
+        source = resolve_model(request.model, self._home, part=ModelPart.TOKENIZER)
         files = tokenizer_files_fingerprint(Path(source.location))
-        request.work_with(files)
-        return dataset, replace(self._renderer_of(source, files), max_length=params["max_length"])
+        job.work_with(files)
+        return replace(self._renderer_of(source, files), max_length=request.max_length)
 
 
-def _reporting(steps: Generator[BaseModel | None, None, BaseModel], request: Request) -> Steps:
+def _answer(
+    method: Callable[[DataRequest, Request], Steps | BaseModel], params: JsonObject, job: Request
+) -> Steps | JsonObject:
+    answer = method(DataRequest.model_validate(params), job)
+    return _dump(answer) if isinstance(answer, BaseModel) else answer
+
+
+def _dump(result: BaseModel) -> JsonObject:
+    values: JsonObject = result.model_dump(mode="json")
+    return values
+
+
+def _reporting(steps: Generator[BaseModel | None, None, BaseModel], job: Request) -> Steps:
     """Do long work step by step, with other requests answered in between; ends early when it is cancelled."""
     while True:
         try:
             progress = next(steps)
         except StopIteration as end:
-            result: JsonObject = end.value.model_dump(mode="json")
-            return result
-        if request.is_cancelled():
+            return _dump(end.value)
+        if job.is_cancelled():
             raise CancelledRequestError
         if progress is not None:
-            request.progress(progress.model_dump(mode="json"))
+            job.progress(_dump(progress))
         yield
 
 
@@ -184,16 +199,14 @@ def torch_hidden() -> Iterator[None]:
 def main() -> None:
     """Answer until stdin closes."""
     with torch_hidden():
-        from engine.inspector.worker.details import answer_details
         from engine.inspector.worker.load_tokenizer import load_tokenizer
 
     limit_memory(_MEMORY_BYTES)
     roots, home = tuple(Path(root) for root in sys.argv[1:]), LoratoryHome.from_environment()
-    handlers = DatasetHandlers(home, DataAccess(roots or None), load_tokenizer)
-    about_data = {
-        name: getattr(handlers, name) for name in "preview columns row_form find check fetch held_out render".split()
-    }
-    serve(about_data | {"model_details": partial(answer_details, home=home)})
+    answers = DatasetHandlers(home, DataAccess(roots or None), load_tokenizer)
+    about_data = (answers.preview, answers.columns, answers.row_form, answers.find, answers.check, answers.held_out)
+    handlers = {method.__name__: partial(_answer, method) for method in (*about_data, answers.render)}
+    serve({**handlers, "fetch": answers.fetch, "model_details": answers.details})
 
 
 if __name__ == "__main__":

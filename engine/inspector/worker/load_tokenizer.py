@@ -1,19 +1,33 @@
-"""The one way to load a tokenizer: complete, and with its template frozen."""
+"""The one way to load a tokenizer: complete, and with its template frozen; and what it adds to the details of a model."""
 
 from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer
 
+from engine.config.run import ModelConfig
 from engine.data.render.template import FrozenTemplate, freeze_template, rendering_confined
 from engine.errors import ModelError, ModelLimitError
-from engine.models.folder import check_template_length, check_tokenizer_files
-from engine.models.source import ModelSource
+from engine.models.catalog import find_in_catalog
+from engine.models.folder import (
+    ModelPart,
+    check_template_length,
+    check_tokenizer_files,
+    license_in,
+    read_config,
+    tokenizer_files_fingerprint,
+)
+from engine.models.prepared import DEMO_MODEL_ID, is_demo_prepared
+from engine.models.shape import ModelDetails
+from engine.models.source import ModelSource, resolve_model
+from engine.paths import LoratoryHome
 from engine.processes.limits import limited
+from engine.processes.messages import Request
 
 # Reading a vocabulary of the largest size and turning it into a fast tokenizer take less than half of each.
 _LOAD_SECONDS = 20.0
 _LOAD_MEMORY_BYTES = 5 << 28  # 1.25 GiB
+_DEMO_NOT_HERE = "The demo model is not on this machine yet. It is fetched (93 MB) and unpacked once; then its chat template is shown here."
 
 
 def load_tokenizer(source: ModelSource) -> tuple[Any, FrozenTemplate]:
@@ -58,3 +72,47 @@ def open_tokenizer(source: ModelSource) -> Any:
     check_template_length(tokenizer.chat_template, source.name)
     tokenizer.name_or_path = source.name  # a path elsewhere; errors name it, and it is not saved
     return tokenizer
+
+
+def complete_details(
+    details: ModelDetails, model: ModelConfig, home: LoratoryHome, request: Request | None = None
+) -> ModelDetails:
+    """Return the details with what tokenizer and files add; fetches the tokenizer, never the weights.
+
+    A model of the catalogue is described also where the Hub is out of reach; the facts about its tokenizer are left out then.
+
+    Raises:
+        ModelLimitError: If its files are known to overrun.
+    """
+    if model.id.strip() == DEMO_MODEL_ID and not is_demo_prepared(home):
+        return details.model_copy(update={"tokenizer_missing": _DEMO_NOT_HERE})
+    try:
+        source = resolve_model(model, home, part=ModelPart.TOKENIZER)
+        if request is not None:
+            request.work_with(tokenizer_files_fingerprint(Path(source.location)))
+        return details.model_copy(update=_from_files(source, find_in_catalog(model.id) is not None))
+    except ModelError as error:
+        return details.model_copy(update={"tokenizer_missing": str(error)})
+
+
+def _from_files(source: ModelSource, is_in_catalog: bool) -> dict[str, object]:
+    folder = Path(source.location)
+    tokenizer = open_tokenizer(source)
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several, by name
+        template = template.get("default") or next(iter(template.values()), None)
+    config = read_config(folder / "config.json", source.name)
+    facts: dict[str, object] = {
+        "dtype": str(config.get("dtype") or config.get("torch_dtype") or ""),
+        "size_bytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) or None,
+        "tokenizer_tokens": len(tokenizer),
+        "special_tokens": {
+            name: str(token)
+            for name in ("bos", "eos", "pad", "unk")
+            if (token := getattr(tokenizer, f"{name}_token", None)) is not None
+        },
+        "chat_template": template or None,
+    }
+    if not is_in_catalog:
+        facts |= {"name": source.name, "hub_id": source.hub_id, "license": license_in(folder)}
+    return facts

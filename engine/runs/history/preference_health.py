@@ -73,8 +73,7 @@ def _falling_together(history: RunHistory, training: TrainingConfig, objective: 
     ratio = chosen / training.beta
     if ratio > -_LESS_LIKELY or rejected / training.beta > -_LESS_LIKELY:
         return None
-    better = "chosen" if "pairs" in objective.rows else "good"
-    worse = "rejected" if "pairs" in objective.rows else "bad"
+    better, worse = objective.row_traits.better, objective.row_traits.worse
     helps = ["lower the learning rate", "raise beta"]
     if objective.adds_losses and "sft" not in training.loss_type:
         helps.insert(0, "add sft to loss_type")

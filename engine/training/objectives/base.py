@@ -36,7 +36,7 @@ class TrainingObjective:
 
     def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
         """Return the token sequences of one row, in the order in which `losses` expects them."""
-        return (row,)
+        return row.sequences
 
     def mismatched_sequence(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:  # noqa: ARG002
         """Return a row's prompt with another row's answer, if `estimate` needs it."""

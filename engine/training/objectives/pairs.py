@@ -8,7 +8,7 @@ from torch.nn.functional import logsigmoid
 
 from engine.config.objectives import DPO, ORPO
 from engine.config.preference import PreferenceLoss
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedPair, TokenizedRow
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.training.batching.batches import PassTensors
 from engine.training.objectives.base import (
     MaskedValues,
@@ -32,11 +32,8 @@ class DirectPreference(TrainingObjective):
 
     traits = DPO
 
-    def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
-        return (row, row.rejected) if isinstance(row, TokenizedPair) else (row,)
-
     def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
-        references = [row.reference for row in rows if isinstance(row, TokenizedPair) and row.reference is not None]
+        references = [row.reference for row in rows if row.reference is not None]
         return {"reference": torch.tensor(references).flatten()} if references else {}
 
     def terms(self, one: PassTensors) -> tuple[int, ...]:
@@ -90,14 +87,14 @@ class OddsRatio(TrainingObjective):
     traits = ORPO
 
     def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
-        if not isinstance(row, TokenizedPair):
+        if row.rejected is None:
             return (row,)
         return (TokenizedRow(row.row, row.part, row.input_ids, row.input_ids), row.rejected)
 
     def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
         answers: list[bool] = []  # of each trained token: whether it is an answer's
         for row in rows:
-            if isinstance(row, TokenizedPair):
+            if row.rejected is not None:
                 answers += [label != IGNORED_LABEL for label in row.labels[1:]]
                 answers += [True] * sum(label != IGNORED_LABEL for label in row.rejected.labels[1:])
         return {"answers": torch.tensor(answers)}

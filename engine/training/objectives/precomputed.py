@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from engine.config.run import RunConfig
 from engine.data.files.access import fingerprint_of
-from engine.data.render.tokenize import TokenizedPair
+from engine.data.render.tokenize import TokenizedRow
 
 _NAME = "log_probabilities"  # (pairs, 2): of the chosen and of the rejected answer
 
@@ -52,7 +52,7 @@ class ReferenceCache:
         )  # fmt: skip
         return cls(folder / "reference" / hashlib.sha256(repr(facts).encode()).hexdigest())
 
-    def load(self, pairs: Sequence[TokenizedPair]) -> torch.Tensor | None:
+    def load(self, pairs: Sequence[TokenizedRow]) -> torch.Tensor | None:
         """Return the cached values of exactly these pairs; None if there are none."""
         with contextlib.suppress(OSError, SafetensorError, KeyError):
             values = load_file(self._file(pairs))[_NAME]
@@ -60,7 +60,7 @@ class ReferenceCache:
                 return values
         return None
 
-    def save(self, pairs: Sequence[TokenizedPair], log_probabilities: torch.Tensor) -> None:
+    def save(self, pairs: Sequence[TokenizedRow], log_probabilities: torch.Tensor) -> None:
         """Save the values; errors are ignored, since the values can be computed again."""
         file = self._file(pairs)
         partial = file.with_suffix(".partial")
@@ -69,9 +69,9 @@ class ReferenceCache:
             save_file({_NAME: log_probabilities.contiguous()}, partial)
             partial.replace(file)
 
-    def _file(self, pairs: Sequence[TokenizedPair]) -> Path:
+    def _file(self, pairs: Sequence[TokenizedRow]) -> Path:
         digest = hashlib.sha256()
         for pair in pairs:
-            for one in (pair, pair.rejected):
+            for one in pair.sequences:
                 digest.update(array("q", [len(one.input_ids), one.trained_tokens, *one.input_ids]).tobytes())
         return self.path / f"{digest.hexdigest()}.safetensors"

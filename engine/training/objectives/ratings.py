@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from engine.config.objectives import KTO
-from engine.data.render.tokenize import IGNORED_LABEL, RatedRow, TokenizedRow
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.training.batching.batches import PassTensors
 from engine.training.objectives.base import (
     MaskedValues,
@@ -37,7 +37,7 @@ class KahnemanTversky(TrainingObjective):
         return TokenizedRow(row.row, row.part, ids, labels)
 
     def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
-        return {"desirable": torch.tensor([row.desirable for row in rows if isinstance(row, RatedRow)])}
+        return {"desirable": torch.tensor([row.desirable for row in rows if row.desirable is not None])}
 
     def terms(self, one: PassTensors) -> tuple[int, ...]:
         return (one.sequences,)
