@@ -20,7 +20,7 @@ from engine.accounts.logins import require_token
 from engine.data.files import kind_of
 from engine.data.files.access import shown_name
 from engine.errors import AccountError, DatasetError, EngineError, ModelError, StorageError
-from engine.hub_errors import DATASET
+from engine.hub import DATASET
 from engine.models.cache_space import NEEDS
 from engine.models.catalog import find_in_catalog
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.commands.output import AsJson, print_json, print_table
-from engine.config.load import config_from_mapping, mapping_from_file, with_overrides
-from engine.config.presets import find_preset, list_presets
+from engine.config.load import config_from_mapping, find_preset, list_presets, mapping_from_file, with_overrides
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem, RunError, StorageError, shorten
 from engine.models.catalog import search_catalog

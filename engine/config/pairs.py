@@ -8,7 +8,7 @@ from engine.config.run import RunConfig
 from engine.errors import Problem
 
 
-@pair_rule("training.gradient_checkpointing", "adapter.method")
+@pair_rule("training.gradient_checkpointing")
 def _method_with_checkpointing(config: RunConfig) -> str | None:
     method = config.adapter.traits
     if method.gradient_checkpointing or not config.training.gradient_checkpointing:
@@ -19,7 +19,7 @@ def _method_with_checkpointing(config: RunConfig) -> str | None:
     )
 
 
-@pair_rule("adapter.num_virtual_tokens", "adapter.method", "training.max_length")
+@pair_rule("adapter.num_virtual_tokens")
 def _virtual_tokens_fill_the_context(config: RunConfig) -> str | None:
     tokens, training = config.adapter.traits.count_virtual_tokens(config.adapter), config.training
     if tokens >= training.max_length:
@@ -27,14 +27,14 @@ def _virtual_tokens_fill_the_context(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.packing", "adapter.method")
+@pair_rule("training.packing")
 def _virtual_tokens_with_packing(config: RunConfig) -> str | None:
     if config.adapter.traits.virtual_tokens != "none" and config.training.packing:
         return "packing joins rows, and only the first of them would see the virtual tokens; switch packing off."
     return None
 
 
-@pair_rule("model.quantization", "adapter.method")
+@pair_rule("model.quantization")
 def _method_on_quantized(config: RunConfig) -> str | None:
     method, quantization = config.adapter.traits, config.model.quantization
     if quantization == "none" or quantization in method.quantization:
@@ -43,28 +43,28 @@ def _method_on_quantized(config: RunConfig) -> str | None:
     return f"{method.label} cannot be trained on {quantization} weights; set quantization to none, or the method to {other}."
 
 
-@pair_rule("adapter.warm_start", "adapter.method")
+@pair_rule("adapter.warm_start")
 def _warm_start_without_adapter(config: RunConfig) -> str | None:
     if config.adapter.traits.trains_all and config.adapter.warm_start is not None:
         return "full fine-tuning has no adapter to start from; give the trained folder as model.id instead."
     return None
 
 
-@pair_rule("training.load_best_model_at_end", "dataset.eval_fraction")
+@pair_rule("training.load_best_model_at_end")
 def _best_without_held_out(config: RunConfig) -> str | None:
     if config.training.load_best_model_at_end and config.dataset.eval_fraction == 0:
         return "the best weights are those of the lowest held-out loss; set dataset.eval_fraction above 0."
     return None
 
 
-@pair_rule("training.early_stopping_patience", "dataset.eval_fraction")
+@pair_rule("training.early_stopping_patience")
 def _early_stopping_without_held_out(config: RunConfig) -> str | None:
     if config.training.early_stopping_patience is not None and config.dataset.eval_fraction == 0:
         return "stopping early needs a held-out loss; set dataset.eval_fraction above 0, or leave this empty."
     return None
 
 
-@pair_rule("dataset.train_on", "dataset.format")
+@pair_rule("dataset.train_on")
 def _completion_of_conversations(config: RunConfig) -> str | None:
     dataset = config.dataset
     if dataset.format == "text" and dataset.train_on in ("assistant", "last_assistant", "completion"):
@@ -72,7 +72,7 @@ def _completion_of_conversations(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.packing", "training.objective")
+@pair_rule("training.packing")
 def _packed_preferences(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if config.training.packing and objective.learns_preferences:
@@ -83,7 +83,7 @@ def _packed_preferences(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.objective", "adapter.method")
+@pair_rule("training.objective")
 def _reference_without_adapter(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if objective.has_reference and config.adapter.traits.trains_all:
@@ -91,7 +91,7 @@ def _reference_without_adapter(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.loss_type", "training.objective")
+@pair_rule("training.loss_type")
 def _losses_of_another_objective(config: RunConfig) -> str | None:
     objective, losses = objective_of(config), config.training.loss_type
     unknown = [name for name in losses if name not in objective.losses]
@@ -106,7 +106,7 @@ def _losses_of_another_objective(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.loss_weights", "training.loss_type")
+@pair_rule("training.loss_weights")
 def _weights_without_losses(config: RunConfig) -> str | None:
     weights, losses = config.training.loss_weights, config.training.loss_type
     if weights and len(weights) != len(losses):
@@ -114,14 +114,14 @@ def _weights_without_losses(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.label_smoothing", "training.loss_type")
+@pair_rule("training.label_smoothing")
 def _exo_without_smoothing(config: RunConfig) -> str | None:
     if "exo_pair" in config.training.loss_type and config.training.label_smoothing == 0:
         return "exo_pair divides by it; set it to 0.001, as its authors do."
     return None
 
 
-@pair_rule("training.precompute_ref_log_probs", "training.objective")
+@pair_rule("training.precompute_ref_log_probs")
 def _precomputed_for_others(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if config.training.precompute_ref_log_probs and objective.has_reference and not objective.precomputes:
@@ -129,7 +129,7 @@ def _precomputed_for_others(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.device_map", "run.devices")
+@pair_rule("run.device_map")
 def _spread_over_one_device(config: RunConfig) -> str | None:
     if config.run.device_map == "none" or config.run.spread_over > 1:
         return None
@@ -141,7 +141,7 @@ def _spread_over_one_device(config: RunConfig) -> str | None:
     )
 
 
-@pair_rule("run.launcher", "run.device_map")
+@pair_rule("run.launcher")
 def _spread_by_several_processes(config: RunConfig) -> str | None:
     if config.run.device_map != "none" and config.run.launcher != "local":
         return (
@@ -151,7 +151,7 @@ def _spread_by_several_processes(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.fsdp", "run.launcher", "run.device_map", "run.devices", "run.where", "slurm.gpus", "slurm.nodes")
+@pair_rule("run.fsdp")
 def _sharded_over_one_process(config: RunConfig) -> str | None:
     run = config.run
     if run.fsdp == "none":
@@ -170,12 +170,12 @@ def _sharded_over_one_process(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.fsdp", "adapter.method", "model.quantization", "training.optim", "training.objective")
+@pair_rule("run.fsdp")
 def _what_cannot_be_sharded(config: RunConfig) -> str | None:
     return sharding_problem(config) if config.run.fsdp != "none" else None
 
 
-@pair_rule("training.optim", "run.device_map")
+@pair_rule("training.optim")
 def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
     if config.run.device_map != "none" and config.training.optim.startswith("paged_"):
         return (
@@ -185,15 +185,14 @@ def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.devices", "run.where")
+@pair_rule("run.devices")
 def _device_of_this_machine(config: RunConfig) -> str | None:
     if config.run.is_elsewhere and not isinstance(config.run.devices, str):
-        field = "flavor" if config.run.where == "jobs" else "gpu_type"
-        return f"it names GPUs of this machine, and a job has its own; set auto, and choose {config.run.where}.{field}."
+        return f"it names GPUs of this machine, and a job has its own; set auto, and choose in {config.run.where}."
     return None
 
 
-@pair_rule("training.report_to", "run.where")
+@pair_rule("training.report_to")
 def _tracker_elsewhere(config: RunConfig) -> str | None:
     if config.run.is_elsewhere and config.training.report_to:
         return "a job has no login of a tracker; leave this empty, or train on this machine."
@@ -225,8 +224,7 @@ PAIR_RULES = (
 )
 
 
-def pair_problems(config: RunConfig, ignoring: frozenset[str] = frozenset()) -> list[Problem]:
-    """List every pair of settings that cannot work, except where a field in `ignoring` is involved."""
-    rules = PAIR_RULES if "adapter.method" in ignoring else (*PAIR_RULES, *config.adapter.traits.rules)
-    messages = [(rule.field, rule.explain(config)) for rule in rules if ignoring.isdisjoint(rule.involves)]
-    return [Problem(field, message) for field, message in messages if message is not None]
+def pair_problems(config: RunConfig) -> list[Problem]:
+    """List every pair of settings that cannot work."""
+    rules = (*PAIR_RULES, *config.adapter.traits.rules)
+    return [Problem(rule.field, message) for rule in rules if (message := rule.explain(config)) is not None]

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.allowed_paths import AllowedPaths
+from pydantic import BaseModel
+
 from engine.chat.contract import OnProgress, Progress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
-from engine.config.run import RunSection
+from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
 from engine.executors import machine_of
@@ -19,7 +20,9 @@ from engine.export.kinds import KINDS
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
-from engine.paths import LoratoryHome, typed_path
+from engine.hardware.processor import describe_processor
+from engine.paths import AllowedPaths, LoratoryHome, typed_path
+from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
 
 WORKER_MODULE = "engine.export.worker.main"
@@ -113,3 +116,52 @@ def require_trained(plan: LoadPlan) -> PlannedWeights:
 def run_in(folder: Path) -> Path | None:
     """Return a folder if it is a run's; None for that of a bare adapter."""
     return folder if RunFolder(folder).config.is_file() else None
+
+
+WORKER_MODULE = "engine.export.worker.main"
+
+
+class ScriptOrder(BaseModel, frozen=True):
+    """What the process is asked for."""
+
+    config: RunConfig
+    folder: Path  # empty, to be filled
+    run: Path | None = None  # the run's folder; None for a configuration
+
+
+@dataclass(eq=False)
+class ScriptJob:
+    """Writes the exact form of a run, or of a configuration; can be stopped from another thread."""
+
+    home: LoratoryHome
+    config: RunConfig
+    folder: Path  # must not exist, or be empty
+    run_folder: Path | None = None
+    _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
+        """Write the folder; on any error nothing of it is left.
+
+        Raises:
+            DatasetError: If the data cannot be read, or is not what the run was trained on.
+            ModelError: If the model cannot be found or read.
+            RunError: If TRL's trainer of the objective cannot train this adapter.
+            StorageError: If the folder is not empty or cannot be written.
+            CancelledRequestError: If it was stopped.
+            WorkerError: If the process ended.
+        """
+        job = DeviceJob(
+            home=self.home, module=WORKER_MODULE, purpose="export", title=run_title(self.config),
+            device=describe_processor(), holds_device=False, access=hub_access(self.config.model, self.config.dataset),
+            model=self.config.model.id,
+        )  # fmt: skip
+        with made_aside(self.folder) as aside:
+            order = ScriptOrder(config=self.config, folder=aside, run=self.run_folder)
+            on_progress(Progress(phase="starting", message="Starting a process for the script."))
+            report: Callable[[dict[str, object]], None] = lambda value: on_progress(Progress.model_validate(value))  # noqa: E731
+            answer = job.run("script", order.model_dump(mode="json"), self._stop_requested, report, lambda _: None)
+        return ExportResult.model_validate({**answer, "path": self.folder})
+
+    def stop(self) -> None:
+        """End it within seconds; nothing of it is left."""
+        self._stop_requested.set()

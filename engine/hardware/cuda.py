@@ -189,7 +189,7 @@ def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None
 
 
 def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
-    """What this process takes of a GPU that it has used; None where the driver does not tell, as on Windows.
+    """What this process takes of a GPU that it has used; None where the driver does not tell.
 
     In a container the driver may count processes by numbers of the host. Where only one works on the GPU, it is this one.
 

@@ -5,14 +5,13 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.allowed_paths import AllowedPaths
 from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError
 from engine.models.catalog import find_in_catalog, list_catalog
 from engine.models.demo import DEMO_MODEL_ID, demo_folder, is_demo_prepared, prepare_demo
 from engine.models.folder import ModelPart, check_model_folder
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress, prepare_gguf
-from engine.paths import LoratoryHome, looks_in_working_folder
+from engine.paths import AllowedPaths, LoratoryHome, looks_in_working_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.people import DEMO_OWNER, Person
-from engine.config.presets import find_preset
+from engine.config.load import find_preset
 from engine.errors import EngineError
 from engine.files import read_model
 from engine.inspector.session import Inspector, InspectorPlaces

@@ -17,8 +17,7 @@ from pydantic import BaseModel
 
 from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.files import read_model, write_atomically
-from engine.hub_bucket import RunBucket
-from engine.hub_errors import MIRROR
+from engine.hub import MIRROR, RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore, list_owners
 from engine.runs.supervision.states import ProblemLog

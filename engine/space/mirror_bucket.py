@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, PushError
 from engine.files import read_model, stamp_of
-from engine.hub_bucket import RunBucket
+from engine.hub import RunBucket
 from engine.paths import LoratoryHome
 from engine.space.mirror_index import (
     CHECKPOINTS,

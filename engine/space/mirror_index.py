@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, StringConstraints
 from engine.accounts.backup import HOME_FILES, belongs_to_backup
 from engine.accounts.limits import DATABASE_FILE
 from engine.files import read_model
-from engine.hub_bucket import RunBucket
+from engine.hub import RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.store import RUN_ID
 

@@ -10,7 +10,7 @@ from engine.errors import StorageError
 
 NOBODY = "~nobody-of-that-name/x"
 LONG = "a" * 300
-MODULES = tuple(f"engine.commands.{name}" for name in ("chat", "export", "estimate", "serve"))
+MODULES = tuple(f"engine.commands.{name}" for name in ("chat", "export", "estimate"))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from engine.runs.store import RunStore
 from engine.serve.endpoint import Listening
 from tests.chat.tiny_adapters import lora, make_adapter
 
-MODULES = ("engine.commands.serve", "engine.commands.configs")
+MODULES = ("engine.commands.chat", "engine.commands.configs")
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from huggingface_hub import HfApi, constants
 from engine.config.results import PushConfig
 from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.export.contract import UploadOrder
-from engine.export.push.upload import HubPush
-from engine.hub_errors import Patience, quoted
+from engine.export.push_upload import HubPush
+from engine.hub import Patience, quoted
 from tests.export.hub_stand_in import TOKEN, Blob, Fault, HubStandIn, StoredRepository
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
 

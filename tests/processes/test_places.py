@@ -11,8 +11,7 @@ import pytest
 
 from engine.errors import WorkerError
 from engine.processes.json_lines import JsonLinesProcess, result_of
-from engine.processes.places import ProcessPlaces
-from engine.processes.pool import ProcessPool
+from engine.processes.pool import ProcessPlaces, ProcessPool
 from tests.runs.supervision import PATIENCE_SECONDS, count_living, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +26,7 @@ def places_for(most: int) -> ProcessPlaces:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Who waits looks again soon."""
-    monkeypatch.setattr("engine.processes.places._LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("engine.processes.pool._LOOK_SECONDS", 0.02)
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ class LoraSettings(Section):
     """Learns the magnitude of each weight apart from its direction. Often better at low rank, slower by a third."""
 
 
-@pair_rule("adapter.bias", "model.quantization")
+@pair_rule("adapter.bias")
 def _biases_of_quantized_layers(config: RunConfig) -> str | None:
     if config.adapter.bias == "none" or config.model.quantization == "none":
         return None

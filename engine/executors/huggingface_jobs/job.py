@@ -22,8 +22,7 @@ from engine.executors.huggingface_jobs.layout import JobOrder
 from engine.executors.huggingface_jobs.login import LoginOf, logins_of
 from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from engine.files import write_atomically
-from engine.hub_bucket import RunBucket, is_missing
-from engine.hub_errors import JOBS
+from engine.hub import JOBS, RunBucket, is_missing
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
 from engine.runs.job import JobEnd

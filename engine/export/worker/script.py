@@ -20,8 +20,8 @@ from engine.data.step_plan import EpochPlanner, PlanSettings
 from engine.errors import DatasetError, RunError, StorageError
 from engine.export.contract import ExportResult
 from engine.export.folder import list_files
+from engine.export.job import ScriptOrder
 from engine.export.script.facts import TRL_DEFAULTS, ScriptFacts, without_defaults
-from engine.export.script.job import ScriptOrder
 from engine.export.script.model_facts import own_template
 from engine.export.script.write import differences_of, exact_head, gather_script_facts, render
 from engine.files import fsync_tree
@@ -43,7 +43,7 @@ _PAIR_FIELDS = {"rejected_ids": _TOKENS, "rejected_labels": _TOKENS}
 
 
 def run_script(home: LoratoryHome, params: JsonObject, request: Request) -> JsonObject:
-    """Fill the folder of an order of `engine.export.script.job`."""
+    """Fill the folder of an order of `engine.export.job`."""
     order = ScriptOrder.model_validate(params)
 
     def report(message: str) -> None:

@@ -1,4 +1,4 @@
-"""The process that talks to the Hub: `python -P -m engine.export.push.upload`, JSON lines on stdio; has no torch.
+"""The process that talks to the Hub: `python -P -m engine.export.push_upload`, JSON lines on stdio; has no torch.
 
 Everything appears in one commit. A process of its own can be ended in the middle of a large file. The token comes from the
 environment or the login, is found here, and goes nowhere but to the Hub.
@@ -17,9 +17,9 @@ from engine.chat.contract import OnProgress, Phase, Progress
 from engine.config.results import PushConfig, PushKind
 from engine.errors import PushError
 from engine.export.contract import ExportedFile, PushResult, UploadOrder
+from engine.export.folder import intended_files, refuse_private_content
 from engine.export.kinds import KINDS
-from engine.export.push.files import intended_files, refuse_private_content
-from engine.hub_errors import PUSH, Fault, HubFault, Patience
+from engine.hub import PUSH, Fault, HubFault, Patience
 from engine.processes.messages import JsonObject, Request, serve
 from engine.quantities import size
 

@@ -26,7 +26,7 @@ from engine.processes.liveness import FileLock
 from engine.processes.messages import CancelledRequestError
 from engine.processes.spawn import Access
 
-WORKER_MODULE = "engine.export.push.upload"
+WORKER_MODULE = "engine.export.push_upload"
 
 _KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
 _SHARD_GB = 2.0  # an interrupted upload resumes per file
