@@ -44,7 +44,7 @@ class HubFault(Enum):
     WRONG_TOKEN = ("access", "The Hub does not accept {token} ({detail}).", "{login}")
     FORBIDDEN = ("access", "The Hub does not let {token} {use} {name} ({detail}).", "{login}")
     NO_ROOM = ("error", "The account has no credit, plan or room for {name} ({detail}).", "{room}")
-    CHANGED = ("unreachable", "{name} was changed by another request at the same time ({detail}).", "Try again.")
+    CHANGED = ("changed", "{name} was changed by another request at the same time ({detail}).", "Try again.")
     RATE_LIMITED = ("unreachable", "Rate limited by the Hub ({detail}).", "Wait {wait}, then try again.")
     DOWN = ("unreachable", "The Hub is out of order ({detail}).", "Wait until it is back, then try again.")
     OFFLINE = ("unreachable", "{name} needs the Hub, and HF_HUB_OFFLINE is set.", "Unset it, or choose {instead}.")
@@ -57,7 +57,7 @@ class HubFault(Enum):
     REFUSED = ("error", "The Hub refuses this for {name} ({detail}).", "Check the name and its page on the Hub.")
 
 
-_NOT_NOW = frozenset({HubFault.CHANGED, HubFault.RATE_LIMITED, HubFault.DOWN, HubFault.UNREACHABLE})
+_NOT_NOW = frozenset({HubFault.RATE_LIMITED, HubFault.DOWN, HubFault.UNREACHABLE})
 
 
 class Fault(NamedTuple):
@@ -93,6 +93,7 @@ class Subject:
     error: type[EngineError] = PushError  # raised in general
     access: type[EngineError] = PushError  # raised where a login may help
     unreachable: type[EngineError] = HubUnreachableError  # raised where asking later may help
+    changed: type[EngineError] = PushError  # raised where two write at the same time
     storage: type[EngineError] = StorageError  # raised where the disk is full or read-only
 
     def explain(self, fault: Fault, name: str, revision: str | None = None) -> EngineError:
@@ -202,6 +203,7 @@ MIRROR = Subject(
     login="Set the secret HF_TOKEN of the Space to a token with write access, and free space in the buckets.",
     missing="Restart the Space to make another one; what is only here is lost with a restart, so download it first.",
     instead="another bucket; saving is tried again by itself",
+    changed=HubUnreachableError,
 )
 SPACE = Subject(
     kind="Space",
@@ -295,11 +297,6 @@ def _wait_seconds(headers: Mapping[str, str]) -> float | None:
 
 
 _MOST_FILES = 200_000  # of one list: a full bucket must not fill our memory
-
-
-def is_missing(error: BaseException) -> bool:
-    """Whether the Hub answered that it does not know what was asked for."""
-    return status_of(error) == 404
 
 
 class RunBucket:

@@ -1,4 +1,4 @@
-"""Where everything lives: one home folder, and the files that ship with the program."""
+"""Where everything lives: one home folder, the files that ship with the program, and what a person of a lab may name."""
 
 import contextlib
 import getpass

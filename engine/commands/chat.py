@@ -270,7 +270,7 @@ def serve(
     Ctrl-C ends it and frees the device. An idle model makes room for a run that waits; in a lab it is also unloaded after the
     idle time that the admin set. The next request loads it again.
     """
-    from engine.serve.endpoint import Listening, serve_model
+    from engine.serve.endpoint import serve_model
     from engine.serve.model import ServedModel
 
     store = own_runs()
@@ -291,11 +291,11 @@ def serve(
         with ProgressLine() as line:
             served.load(lambda progress: show_loading(line, progress))
 
-    def listening(where: Listening) -> None:
+    def listening(url: str, models: Sequence[str]) -> None:
         if as_json:
-            print_json({"url": where.url, "models": where.models})
+            print_json({"url": url, "models": models})
         else:
-            typer.echo(f"{where.url} answers as {' and '.join(where.models)}. Ctrl-C ends it.", err=True)
+            typer.echo(f"{url} answers as {' and '.join(models)}. Ctrl-C ends it.", err=True)
 
     serve_model(served, host, port, listening, load)
 

@@ -27,7 +27,7 @@ from engine.config.load import config_to_yaml, section_from_mapping
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import EngineError, RunError, StorageError
 from engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
-from engine.export.gguf.precisions import instead_words, predict_sizes
+from engine.export.gguf.precisions import predict_sizes
 from engine.export.job import ExportJob, ScriptJob
 from engine.export.kinds import KINDS
 from engine.export.push import PushJob
@@ -81,12 +81,9 @@ def _announce_sizes(target: ChatTarget, home: LoratoryHome) -> None:
         model = plan_load(target, home).model
         folder = find_model(model, home)
         sizes = predict_sizes(folder, model.id) if folder is not None else {}
-        if not sizes:
-            return
-        text = ", ".join(f"{name} {size(one.size_bytes)}" for name, one in sizes.items())
-        typer.echo(f"Predicted sizes: {text}.", err=True)
-        if words := instead_words(sizes):
-            typer.echo(words, err=True)
+        if sizes:
+            text = ", ".join(f"{name} {size(size_bytes)}" for name, size_bytes in sizes.items())
+            typer.echo(f"Predicted sizes: {text}.", err=True)
 
 
 def _report(result: ExportResult) -> None:

@@ -1,8 +1,7 @@
-"""Text, mappings and `key=value` overrides into a RunConfig, with every problem reported together; and back."""
+"""Text, mappings, presets and `key=value` overrides into a RunConfig, with every problem reported together; and back."""
 
 import copy
 import difflib
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,20 +10,14 @@ from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-
-from engine.config.run import RunConfig
-from engine.errors import ConfigError, Problem, shorten
-from engine.paths import PRESETS_FOLDER
-
-try:  # libyaml: ten times as fast, and bounded in how deep it nests
-    from yaml import CSafeDumper as SafeDumper
-    from yaml import CSafeLoader as SafeLoader
-except ImportError:  # PyYAML was built without it
-    from yaml import SafeDumper, SafeLoader  # type: ignore[assignment]
+from yaml import CSafeDumper as SafeDumper  # libyaml: ten times as fast, and bounded in how deep it nests
+from yaml import CSafeLoader as SafeLoader
 
 from engine.config.pairs import pair_problems
+from engine.config.run import RunConfig
 from engine.config.suited import SeenRows, with_suited_defaults
-from engine.errors import StorageError, brief_repr
+from engine.errors import ConfigError, Problem, StorageError, brief_repr, shorten
+from engine.paths import PRESETS_FOLDER
 
 _MAX_CHARACTERS = 200_000  # of a configuration; one with every default has 2,400
 _MAX_NUMBER_CHARACTERS = 100
@@ -297,7 +290,7 @@ def setting_names() -> list[str]:
     return [f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields]
 
 
-_HEADER = re.compile(r"^# (Title|Device|About|Starts from): (.+)$")
+_HEADER = re.compile(r"^# (Title|Device|About|Starts from): (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -327,13 +320,13 @@ def list_presets(folder: Path = PRESETS_FOLDER) -> list[Preset]:
     return sorted(presets, key=lambda preset: (preset.memory_gib or 0, preset.name))
 
 
-def find_preset(name: str, folder: Path = PRESETS_FOLDER) -> Preset:
+def find_preset(name: str) -> Preset:
     """Look up one preset.
 
     Raises:
         ConfigError: If there is none of that name; lists those that exist.
     """
-    presets = {preset.name: preset for preset in list_presets(folder)}
+    presets = {preset.name: preset for preset in list_presets()}
     if name not in presets:
         message = f"there is no file or preset {shorten(name)!r}; the presets are {', '.join(presets)}."
         raise ConfigError([Problem("", message)])
@@ -341,12 +334,8 @@ def find_preset(name: str, folder: Path = PRESETS_FOLDER) -> Preset:
 
 
 def _read_preset(path: Path) -> Preset:
-    lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-    header = {match[1]: match[2].strip() for line in lines if (match := _HEADER.match(line))}
-    missing = {"Title", "Device", "About"} - header.keys()
-    if missing:
-        raise ConfigError([Problem("", f"the preset {path.stem} lacks the opening line {', '.join(sorted(missing))}.")])
-    memory = None if header["Device"].startswith("CPU") else re.search(r"([0-9.]+) GiB", header["Device"])
+    header = dict(_HEADER.findall(path.read_text(encoding="utf-8")))
+    memory = re.search(r"([0-9.]+) GiB", header["Device"]) if not header["Device"].startswith("CPU") else None
     gib = float(memory[1]) if memory else None
     return Preset(
         path.stem, header["Title"], header["About"], header["Device"], gib, path, header.get("Starts from", "")

@@ -1,4 +1,7 @@
-"""An export's folder: made aside and renamed when it is whole, holding only files that were meant to be in it."""
+"""An export's folder: made aside and renamed when it is whole, holding only files that were meant to be in it.
+
+Of these, only some may leave this machine, and none of them may reveal it.
+"""
 
 import contextlib
 import glob

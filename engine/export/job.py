@@ -29,13 +29,37 @@ WORKER_MODULE = "engine.export.worker.main"
 
 
 @dataclass(eq=False)
-class ExportJob:
-    """One export; can be stopped from another thread."""
+class _FolderJob:
+    """Fills a folder in a process of its own; can be stopped from another thread."""
 
     home: LoratoryHome
+    _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def stop(self) -> None:
+        """End it within seconds; nothing of it is left."""
+        self._stop_requested.set()
+
+    def _fill(
+        self, job: DeviceJob, folder: Path, method: str, order: Callable[[Path], BaseModel], on_progress: OnProgress
+    ) -> ExportResult:
+        """Ask the process for an `order` of the folder that it fills; on any error nothing of it is left."""
+        with made_aside(folder) as aside:
+            answer = job.run(
+                method,
+                order(aside).model_dump(mode="json"),
+                self._stop_requested,
+                lambda value: on_progress(Progress.model_validate(value)),
+                lambda holder: on_progress(Progress(phase="starting", message=holder.why_wait)),
+            )
+        return ExportResult.model_validate({**answer, "path": folder})
+
+
+@dataclass(eq=False)
+class ExportJob(_FolderJob):
+    """One export."""
+
     request: ExportRequest
     choose: Callable[[RunSection], Device] = choose_device  # for the verification
-    _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
         """Write the folder and verify it; on any error nothing of it is left.
@@ -69,8 +93,11 @@ class ExportJob:
             model=plan.model.id,
             machine=machine,
         )
-        with made_aside(folder) as aside:
-            order = ExportOrder(
+        starts = machine.words if machine is not None else "Starting a process for the export."
+        on_progress(Progress(phase="starting", message=starts))
+
+        def order(aside: Path) -> ExportOrder:
+            return ExportOrder(
                 plan=plan.model_copy(update={"second": None}),
                 name=folder.name,
                 folder=aside,
@@ -79,16 +106,8 @@ class ExportJob:
                 run=run,
                 llama_cpp=self.request.llama_cpp,
             )
-            starts = machine.words if machine is not None else "Starting a process for the export."
-            on_progress(Progress(phase="starting", message=starts))
-            answer = job.run(
-                "export",
-                order.model_dump(mode="json"),
-                self._stop_requested,
-                lambda value: on_progress(Progress.model_validate(value)),
-                lambda present: on_progress(Progress(phase="starting", message=present.why_wait)),
-            )
-        return ExportResult.model_validate({**answer, "path": folder})
+
+        return self._fill(job, folder, "export", order, on_progress)
 
     def _folder(self) -> Path:
         folder = typed_path(self.request.folder).resolve()
@@ -96,10 +115,6 @@ class ExportJob:
         if (allowed := AllowedPaths.of(self.home)) is not None and pushes not in folder.parents:
             return allowed.write(self.request.folder)
         return folder
-
-    def stop(self) -> None:
-        """End it within seconds; nothing of it is left."""
-        self._stop_requested.set()
 
 
 def require_trained(plan: LoadPlan) -> PlannedWeights:
@@ -118,9 +133,6 @@ def run_in(folder: Path) -> Path | None:
     return folder if RunFolder(folder).config.is_file() else None
 
 
-WORKER_MODULE = "engine.export.worker.main"
-
-
 class ScriptOrder(BaseModel, frozen=True):
     """What the process is asked for."""
 
@@ -130,14 +142,12 @@ class ScriptOrder(BaseModel, frozen=True):
 
 
 @dataclass(eq=False)
-class ScriptJob:
-    """Writes the exact form of a run, or of a configuration; can be stopped from another thread."""
+class ScriptJob(_FolderJob):
+    """Writes the exact form of a run, or of a configuration."""
 
-    home: LoratoryHome
     config: RunConfig
     folder: Path  # must not exist, or be empty
     run_folder: Path | None = None
-    _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
         """Write the folder; on any error nothing of it is left.
@@ -155,13 +165,9 @@ class ScriptJob:
             device=describe_processor(), holds_device=False, access=hub_access(self.config.model, self.config.dataset),
             model=self.config.model.id,
         )  # fmt: skip
-        with made_aside(self.folder) as aside:
-            order = ScriptOrder(config=self.config, folder=aside, run=self.run_folder)
-            on_progress(Progress(phase="starting", message="Starting a process for the script."))
-            report: Callable[[dict[str, object]], None] = lambda value: on_progress(Progress.model_validate(value))  # noqa: E731
-            answer = job.run("script", order.model_dump(mode="json"), self._stop_requested, report, lambda _: None)
-        return ExportResult.model_validate({**answer, "path": self.folder})
+        on_progress(Progress(phase="starting", message="Starting a process for the script."))
 
-    def stop(self) -> None:
-        """End it within seconds; nothing of it is left."""
-        self._stop_requested.set()
+        def order(aside: Path) -> ScriptOrder:
+            return ScriptOrder(config=self.config, folder=aside, run=self.run_folder)
+
+        return self._fill(job, self.folder, "script", order, on_progress)

@@ -1,4 +1,4 @@
-"""What a run can execute on."""
+"""What a run can execute on, and GPUs that it can be judged for although they are not here."""
 
 import re
 from collections.abc import Mapping
@@ -64,7 +64,7 @@ def visible_only(devices: tuple[Device, ...]) -> Mapping[str, str]:
 
 THIS_MACHINE = "this machine"
 _GIB = 2**30
-_FIRST_WITH_BFLOAT16 = (8, 0)
+FIRST_WITH_BFLOAT16 = (8, 0)  # Ampere; CUDA C++ Programming Guide, arithmetic instructions
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class KnownDevice:
         memory = round(self.memory_gib * _GIB)
         if self.capability is None:  # of macOS 14 and later
             return Device("mps", 0, self.name, memory, memory, has_fast_bfloat16=True)
-        has_bfloat16 = self.capability >= _FIRST_WITH_BFLOAT16
+        has_bfloat16 = self.capability >= FIRST_WITH_BFLOAT16
         return Device("cuda", 0, f"NVIDIA {self.name}", memory, memory, has_bfloat16, capability=self.capability)
 
 
@@ -102,6 +102,14 @@ def _apple(memory_gb: int) -> KnownDevice:
     return KnownDevice(f"Apple M-series {memory_gb} GB", memory_gb, usable, None)
 
 
+# Memory is what PyTorch reports as a GPU's total on Linux, the smallest where drivers differ: what the driver and error
+# correction take is gone from it, and the CUDA context is part of every estimate. A screen may take up to 1 GiB more.
+# Sources: "total capacity" in PyTorch's messages about memory, in public issues (3060: dreambooth-gui 78; 3090: GaoLii/DSP
+# 10; 4070: Kolors 11; 4090: DepthAnyVideo 16 and torchchat 1341; 5090: TrajectoryCrafter 20; T4: CatVTON 133; A100: CoSeR 10
+# and Control-GIC 6); programs that print it (5060 Ti, as 5070 Ti and 5080: lucebox 407; B200: pytorch/ao 4002; RTX PRO 6000:
+# ds4 431); for the rest nvidia-smi's figure (modal-client 2797) less what those of the same kind lose. Capability and speed:
+# NVIDIA's data sheets. Apple: `recommendedMaxWorkingSetSize` in issues of llama.cpp (2011, 3213) and ollama (434): two thirds
+# of the memory up to 32 GB, three quarters above.
 KNOWN_DEVICES: tuple[KnownDevice, ...] = (
     KnownDevice("RTX 3060 12 GB", 12, 11.75, (8, 6)),
     KnownDevice("RTX 3090", 24, 23.60, (8, 6)),

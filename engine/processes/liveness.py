@@ -39,7 +39,7 @@ class ProcessIdentity(BaseModel):
     start_time: float
     boot_id: str
     host: str  # name of the machine, or of the container
-    pid_namespace: str  # containers of one machine share its boot, and count pids on their own
+    pid_namespace: str = ""  # containers of one machine share its boot, and count pids on their own
 
     @classmethod
     def current(cls) -> Self:

@@ -189,7 +189,7 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained_runs, 
 
     quantized, log = tmp_path / "q4_k_m.gguf", tmp_path / "llama.log"
     quantize(tmp_path / "out" / "out-f16.gguf", quantized, PRECISIONS["q4_k_m"].file_type, log, lambda _: None)
-    prediction = predict_sizes(tmp_path / "out" / "merged", "merged")["q4_k_m"].size_bytes
+    prediction = predict_sizes(tmp_path / "out" / "merged", "merged")["q4_k_m"]
     assert quantized.stat().st_size == pytest.approx(prediction, rel=0.01)
     ids = prompt_ids(tokenizer, QUESTIONS[0])
     assert 0 <= next(Llama(str(quantized), n_ctx=128, verbose=False).generate(ids, temp=0.0)) < len(tokenizer)

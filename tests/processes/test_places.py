@@ -1,7 +1,6 @@
 """Places for the helper processes of several people: never more than there are, and no one takes them all."""
 
 import itertools
-import sys
 import threading
 import time
 from pathlib import Path
@@ -187,6 +186,3 @@ def test_a_closed_pool_starts_no_process_any_more(pool_of):
         pool.call("echo", {})
     assert not pool.pids
     assert other.call("echo", {})["pid"], "its place is free"
-
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes end by signals")

@@ -233,7 +233,6 @@ def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, serv
 
     assert sizes["visible"]
     assert "</b>q4_k_m</div>" in sizes["value"]
-    assert "Rows of 64 weights do not fill blocks of 256" in sizes["value"]
     assert "<code>pip install &#x27;loratory[gguf]&#x27;</code>" in sizes["value"]
     assert "pip install &#x27;loratory[llama-cpp]&#x27;" in sizes["value"]
     assert not show(tab, run.id, MERGED)._updates[tab.forms.sizes]["visible"]

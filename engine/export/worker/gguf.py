@@ -30,7 +30,7 @@ from engine.export.gguf.llama_cpp import (
     find_converter,
     require_known_architecture,
 )
-from engine.export.gguf.precisions import PRECISIONS, instead_words, predict_sizes
+from engine.export.gguf.precisions import PRECISIONS
 from engine.export.worker.merge import BaseFiles
 from engine.export.worker.verify import ANSWER_TOKENS, Measured, PerplexityRows, Reference
 from engine.export.worker.write import ExportUnderWay, write_merged
@@ -69,9 +69,6 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
     stem = re.sub(r"[^\w.-]+", "-", order.name).strip("-.")[:80] or "model"
     file = order.folder / f"{stem}-{gguf_type}.gguf"
     _write_file(export, converter, WrittenGguf(file, merged, gguf_type, tokenizer, ""), dtype)
-    predicted = predict_sizes(merged, "the merged model").get(gguf_type)
-    if predicted is not None and (words := instead_words({gguf_type: predicted})):
-        export.notes.append(words)
     implied_bos = (tokenizer.bos_token or "") if _adds_bos(file) else ""
     export.notes.append(_write_modelfile(file, stem.lower(), tokenizer, implied_bos))
     return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)

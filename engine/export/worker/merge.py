@@ -1,4 +1,4 @@
-"""Working an adapter into its base's weights, one tensor at a time."""
+"""Work an adapter into its base's weights, one tensor at a time, so a model of any size fits through a small memory."""
 
 import itertools
 import json
