@@ -1,5 +1,6 @@
 """Write the exact form of a script: `train.py`, and `rows.parquet` with the run's tokenized rows in their batches."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -125,7 +126,7 @@ def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSetting
                     batches[row].append(first + slot // size)
                     slots[row].append(slot)
             first += math.ceil(len(units) / size)
-    fields = _FIELDS | (_PAIR_FIELDS if facts.learns_pairs else {})
+    fields = _FIELDS | (_PAIR_FIELDS if "pairs" in facts.objective.rows else {})
     if "ratings" in facts.objective.rows:
         fields |= {"desirable": pa.bool_()}
     schema = pa.schema([*fields.items(), ("held_out", pa.bool_()), ("batches", _TOKENS), ("slots", _TOKENS)])
@@ -137,14 +138,10 @@ def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSetting
         for row in measured:
             yield {**_tokens_of(row), "held_out": True, "batches": [], "slots": []}
 
+    rows = values()
     with ParquetWriter(file, schema, compression="zstd") as writer:
-        some: list[dict[str, Any]] = []
-        for value in values():
-            some.append(value)
-            if len(some) == _ROWS_AT_ONCE:
-                writer.write_table(pa.Table.from_pylist(some, schema))
-                some = []
-        writer.write_table(pa.Table.from_pylist(some, schema))
+        while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(some, schema))
 
 
 def _tokens_of(row: TokenizedRow) -> dict[str, Any]:
