@@ -26,7 +26,7 @@ from engine.config.results import EvaluationConfig, ExportConfig, PushConfig, Sa
 from engine.config.run import RunConfig
 from engine.config.suited import RULES
 from engine.executors.slurm.place import ClusterPlace
-from engine.hardware.known_devices import known_device
+from engine.hardware.device import known_device
 from engine.memory.compare import compare_methods
 from engine.models.inventory_cache import known_inventory
 from engine.paths import LoratoryHome

@@ -41,13 +41,12 @@ def sha256_of(path: Path) -> str:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make renames and new names inside `folder` survive a power cut; a no-op where folders cannot be opened."""
-    with contextlib.suppress(PermissionError, IsADirectoryError):  # Windows has no handle for a folder
+    """Make renames and new names inside `folder` survive a power cut."""
+    # Some network filesystems refuse fsync on a folder; the rename itself is still atomic there.
+    with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            # Some network filesystems refuse fsync on a folder; the rename itself is still atomic there.
-            with contextlib.suppress(OSError):
-                os.fsync(descriptor)
+            os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -57,8 +56,8 @@ def fsync_tree(folder: Path) -> None:
     for path in (*folder.rglob("*"), folder):
         if path.is_dir():
             fsync_folder(path)
-        elif path.is_file():  # Windows syncs only what is open for writing
-            with path.open("rb+" if os.access(path, os.W_OK) else "rb") as file:
+        elif path.is_file():
+            with path.open("rb") as file:
                 os.fsync(file.fileno())
 
 

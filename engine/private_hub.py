@@ -20,7 +20,7 @@ from engine.accounts.people import require_token
 from engine.data.files import kind_of
 from engine.data.files.access import shown_name
 from engine.errors import AccountError, DatasetError, EngineError, ModelError, StorageError
-from engine.hub_errors import DATASET
+from engine.hub import DATASET
 from engine.models.cache_space import NEEDS
 from engine.models.catalog import find_in_catalog
 from engine.models.prepared import ModelProgress, OnModelProgress, ignore_progress
@@ -199,7 +199,11 @@ def fetch_dataset(params: JsonObject, request: Request) -> JsonObject:
             hub_id, revision=params["revision"], files_metadata=True, timeout=_TIMEOUT_SECONDS
         )
         sizes = {file.rfilename: file.size or 0 for file in info.siblings or () if _is_data(file.rfilename)}
-        _require_files(hub_id, sizes)
+        if not 0 < len(sizes) <= _MOST_FILES:
+            raise DatasetError(
+                f"{shown_name(hub_id)} has {len(sizes):,} data files that can be read; 1 to {_MOST_FILES:,} are possible.",
+                "Choose a dataset that is stored as Parquet, JSON, CSV, Arrow or text.",
+            )
         done, total = 0, sum(sizes.values())
         require_disk_space(home, home.owner, total)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -220,19 +224,6 @@ def _is_data(name: str) -> bool:
     parts = PurePosixPath(name).parts
     is_plain = "\\" not in name and ".." not in parts and not any(part.startswith(".") for part in parts)
     return is_plain and name != "README.md" and kind_of(name) is not None
-
-
-def _require_files(hub_id: str, sizes: dict[str, int]) -> None:
-    if not sizes:
-        raise DatasetError(
-            f"{shown_name(hub_id)} holds no data files that can be read.",
-            "Choose a dataset that is stored as Parquet, JSON, CSV, Arrow or text.",
-        )
-    if len(sizes) > _MOST_FILES:
-        raise DatasetError(
-            f"{shown_name(hub_id)} has {len(sizes):,} data files; {_MOST_FILES:,} can be read.",
-            "Choose another dataset.",
-        )
 
 
 if __name__ == "__main__":

@@ -263,7 +263,7 @@ def test_more_than_a_persons_disk_space_is_not_fetched(hub, home):
 
 def test_a_dataset_without_data_files_is_refused(hub, home):
     hub.repositories[DATASET] = {"script.py": b"", "pictures.zip": b"", "../escape.jsonl": ROW % 1}
-    with pytest.raises(DatasetError, match="no data files"):
+    with pytest.raises(DatasetError, match="has 0 data files"):
         job(home.of("ann"), "dataset").run()
 
 

@@ -12,9 +12,8 @@ from engine.config.suited import SETTINGS, SeenRows, Suited, suited_settings
 from engine.data.contract import RowLengths
 from engine.data.formats import FORMATS, require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, Problem
-from engine.hardware.device import Device
+from engine.hardware.device import Device, KnownDevice
 from engine.hardware.devices import device_problems
-from engine.hardware.known_devices import KnownDevice
 from engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
 from engine.runs.lab_rules import lab_problems

@@ -16,7 +16,7 @@ from engine.config.load import SectionType, config_in_the_making, section_from_m
 from engine.config.run import RunConfig
 from engine.config.section import BY_DECADES
 from engine.errors import ConfigError, Problem
-from engine.hardware.known_devices import KnownDevice, find_known_device
+from engine.hardware.device import KnownDevice, find_known_device
 from engine.models.shape import ModelShape
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio, Slider
 

@@ -19,7 +19,7 @@ from engine.evaluation.job import EvaluationJob
 from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.executors.huggingface_jobs.login import logins_of
 from engine.export.job import ExportJob
-from engine.export.push.job import PushJob
+from engine.export.push import PushJob
 from engine.inspector.session import Inspector, InspectorPlaces
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.launch import Launcher, Preflight

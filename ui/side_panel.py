@@ -9,7 +9,7 @@ import gradio as gr
 from engine.config.load import change_of
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
-from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
+from engine.hardware.device import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import advise
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import config_of_rows

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
 from engine.config.methods.base import PeftMethod
 from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
@@ -16,7 +15,7 @@ from engine.models.fingerprint import WeightsFile, changed_file
 from engine.models.folder import read_config
 from engine.models.prepared import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
-from engine.paths import LoratoryHome
+from engine.paths import AllowedPaths, LoratoryHome
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
 from engine.runs.provenance import run_title, trained_base

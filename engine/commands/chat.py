@@ -1,15 +1,17 @@
-"""`loratory chat`: one question with --prompt, or a conversation in the terminal."""
+"""`loratory chat`, `serve` and `ui`: talk in the terminal, from any OpenAI client, or on the page."""
 
 import contextlib
+import importlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, TextIO
+from typing import Annotated, Any, TextIO
 
 import typer
 
 from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, LoadedModel, Progress
 from engine.chat.session import ChatSession
+from engine.chat.target import plan_load
 from engine.commands.configs import named_path
 from engine.commands.output import (
     AsJson,
@@ -19,7 +21,7 @@ from engine.commands.output import (
     WorkWhere,
     own_runs,
     print_json,
-    setting_option,
+    setting_options,
 )
 from engine.config.load import section_from_mapping
 from engine.config.results import SamplingConfig
@@ -38,52 +40,36 @@ QuantizationName = Annotated[
 ]
 
 
+@setting_options(SamplingConfig, max_new_tokens="--max-tokens")
 def chat(
     run: TargetName,
+    settings: dict[str, Any],
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it a conversation begins.")] = None,
     base: Annotated[bool, typer.Option("--base", help="Let the base answer, with the adapter switched off.")] = False,
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,
     quantization: QuantizationName = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
-    temperature: Annotated[float | None, setting_option(SamplingConfig, "temperature", "--temperature")] = None,
-    top_p: Annotated[float | None, setting_option(SamplingConfig, "top_p", "--top-p")] = None,
-    top_k: Annotated[int | None, setting_option(SamplingConfig, "top_k", "--top-k")] = None,
-    repetition_penalty: Annotated[
-        float | None, setting_option(SamplingConfig, "repetition_penalty", "--repetition-penalty")
-    ] = None,
-    max_tokens: Annotated[int | None, setting_option(SamplingConfig, "max_new_tokens", "--max-tokens")] = None,
-    seed: Annotated[int | None, setting_option(SamplingConfig, "seed", "--seed")] = None,
     where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
     """Talk to a run, an adapter or a model."""
     if as_json and prompt is None:
         raise typer.BadParameter("--json answers one question; give it with --prompt.")
-    values = {
-        "temperature": temperature,
-        "top_p": top_p,
-        "top_k": top_k,
-        "repetition_penalty": repetition_penalty,
-        "max_new_tokens": max_tokens,
-        "seed": seed,
-    }
-    sampling = section_from_mapping(SamplingConfig, values)
+    sampling = section_from_mapping(SamplingConfig, settings)
     store = own_runs()
     target = choose_target(run, store, checkpoint, model, quantization).model_copy(update={"where": where})
     opening = (Message("system", system),) if system else ()
     session = ChatSession(store.home)
-    line = ProgressLine()
     try:
-        loaded = session.load(target, lambda progress: show_loading(line, progress))
-        line.clear()
+        with ProgressLine() as line:
+            loaded = session.load(target, lambda progress: show_loading(line, progress))
         branch: Branch = "base" if base or "tuned" not in loaded.branches else "tuned"
         if prompt is None:
             TerminalConversation(session, loaded, opening, sampling, (branch,)).run()
         else:
             _answer_once(session, (*opening, Message("user", prompt)), branch, sampling, as_json=as_json)
     finally:
-        line.clear()
         session.unload()
 
 
@@ -267,4 +253,66 @@ class TerminalConversation:
         print(text, file=self.out, flush=True)
 
 
-COMMANDS = (chat,)
+def serve(
+    run: TargetName,
+    host: Annotated[str, typer.Option("--host", help="Loopback address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", help="Port to listen on; 0 takes any that is free.")] = 8000,
+    checkpoint: CheckpointName = None,
+    base: Annotated[bool, typer.Option("--base", help="Serve the base alone, without what was trained.")] = False,
+    model: BaseModelName = None,
+    quantization: QuantizationName = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object on stdout once clients may come, nothing else.")
+    ] = False,
+) -> None:
+    """Serve a run to any OpenAI client, with its base model under the name `base`.
+
+    Ctrl-C ends it and frees the device. An idle model makes room for a run that waits; in a lab it is also unloaded after the
+    idle time that the admin set. The next request loads it again.
+    """
+    from engine.serve.endpoint import serve_model
+    from engine.serve.model import ServedModel
+
+    store = own_runs()
+    target = choose_target(run, store, checkpoint, model, quantization)
+    plan = plan_load(target)
+    if base and target.tuned is None:
+        raise RunError("A model is its own base.", "Leave --base out.")
+    if base:
+        target = ChatTarget.of_model(plan.model)
+    name, aliases = _names(target, plan.tuned.name if plan.tuned is not None else "")
+
+    def unloaded(reason: str) -> None:
+        typer.echo(f"{reason} The next request loads it again.", err=True)
+
+    served = ServedModel(ChatSession(store.home, on_unload=unloaded), target, name, aliases)
+
+    def load() -> None:
+        with ProgressLine() as line:
+            served.load(lambda progress: show_loading(line, progress))
+
+    def listening(url: str, models: Sequence[str]) -> None:
+        if as_json:
+            print_json({"url": url, "models": models})
+        else:
+            typer.echo(f"{url} answers as {' and '.join(models)}. Ctrl-C ends it.", err=True)
+
+    serve_model(served, host, port, listening, load)
+
+
+def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
+    """What clients call it: a run by its id, its title or `tuned`; a model by its name."""
+    if target.tuned is not None:
+        return target.tuned.folder.name, (title, "tuned")
+    assert target.model is not None
+    return target.model.shown_name, ()
+
+
+def ui(context: typer.Context) -> None:
+    """Open the Loratory page in a browser, or serve it to a lab; `loratory ui --help` lists the options."""
+    # The engine must not import the page, so it is found by name when it is asked for; it parses its own options.
+    raise typer.Exit(importlib.import_module("app").main(context.args))
+
+
+COMMANDS = (chat, serve)
+PASSED_ON = (ui,)

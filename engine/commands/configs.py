@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from engine.commands.output import AsJson, print_json, print_table
-from engine.config.load import config_from_mapping, mapping_from_file, with_overrides
-from engine.config.presets import find_preset, list_presets
+from engine.config.load import config_from_mapping, find_preset, list_presets, mapping_from_file, with_overrides
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem, RunError, StorageError, shorten
 from engine.models.catalog import search_catalog
@@ -67,19 +66,11 @@ def named_path(text: str | Path) -> Path:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return path
-    except RuntimeError as error:  # of expanduser
-        person = Path(text).parts[0]
-        raise _refusal(text, f"{shorten(person)} is not the home of a user here") from error
-    except OSError as error:
-        raise _refusal(text, error.strerror or type(error).__name__) from error
-    except ValueError as error:  # a NUL byte, or half of a character
-        raise _refusal(text, "it holds characters that no path has") from error
+    except (OSError, RuntimeError, ValueError) as error:  # too long, closed; no such user; characters that no path has
+        reason = shorten(getattr(error, "strerror", None) or str(error).rstrip("."))
+        what = f"The path {shorten(str(text))} cannot be used ({reason})."
+        raise StorageError(what, "Check its name and permissions.") from error
     return path
-
-
-def _refusal(text: str | Path, reason: str) -> StorageError:
-    what = f"The path {shorten(str(text))} cannot be used ({reason})."
-    return StorageError(what, "Check its name and permissions.")
 
 
 def presets(as_json: AsJson = False) -> None:

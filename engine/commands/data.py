@@ -3,11 +3,12 @@
 import contextlib
 import itertools
 from collections.abc import Iterator
-from typing import Annotated, get_args
+from typing import Annotated, Any
 
 import typer
 
-from engine.commands.output import AsJson, ProgressLine, print_json, print_result
+from engine.commands.output import AsJson, ProgressLine, print_json, print_result, setting_options
+from engine.config.load import section_from_mapping
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import CheckProgress, DatasetReport, RowProblem
@@ -23,33 +24,26 @@ from engine.quantities import duration
 _SHOWN_PROBLEMS = 20
 
 DataArgument = Annotated[str, typer.Argument(help="A file or folder, a Hub id, or sample:NAME.")]
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Whose tokenizer and chat template; as model.id of a configuration.")
-]
 MaxLengthOption = Annotated[
     int | None, typer.Option("--max-length", min=8, help="Cut longer rows there, in tokens. Nothing is cut without it.")
 ]
-FormatOption = Annotated[str, typer.Option("--format", help="auto looks at the rows; or say which it is.")]
 MapOption = Annotated[
     list[str] | None,
     typer.Option("--map", help="role=column, such as output=answer, any number of times; role= leaves a role out."),
 ]
-TrainOnOption = Annotated[str, typer.Option("--train-on", help="assistant, last_assistant, completion or all.")]
-SubsetOption = Annotated[str | None, typer.Option("--subset", help="Configuration of a Hub dataset.")]
-SplitOption = Annotated[str, typer.Option("--split", help="Split of a Hub dataset.")]
-RevisionOption = Annotated[str | None, typer.Option("--revision", help="Revision of a Hub dataset.")]
+_dataset_options = setting_options(DatasetConfig, "format", "train_on", "subset", "split", "revision")
 
 
+@_dataset_options
 def inspect(
     data: DataArgument,
-    model: ModelOption = None,
+    settings: dict[str, Any],
+    model: Annotated[
+        str | None,
+        typer.Option("--model", help="Whose tokenizer and chat template; as model.id of a configuration."),
+    ] = None,
     max_length: MaxLengthOption = None,
-    format_: FormatOption = "auto",
     column_map: MapOption = None,
-    train_on: TrainOnOption = "assistant",
-    subset: SubsetOption = None,
-    split: SplitOption = "train",
-    revision: RevisionOption = None,
     tokens: Annotated[
         bool, typer.Option(help="Count tokens; without --model, with the demo model if it is here.")
     ] = True,
@@ -57,32 +51,26 @@ def inspect(
 ) -> None:
     """Check every row of a dataset: what is kept, what is left out and why, how long it is, what repeats."""
     home = LoratoryHome.from_environment()
-    where = {"subset": subset, "split": split, "revision": revision}
-    config = _dataset_config(data, format_, column_map, train_on).model_copy(update=where)
+    config = _dataset_config(data, column_map, settings)
     counting = _model_config(model) if model else ModelConfig(id=DEMO_MODEL_ID) if is_demo_prepared(home) else None
     report = _check(config, counting if tokens else None, max_length, home)
     # What the estimate needs of each row is too long to read.
     print_result(report.model_copy(update={"row_lengths": None}), report_text(report), as_json=as_json)
 
 
+@_dataset_options
 def render(
     data: DataArgument,
+    settings: dict[str, Any],
     row: Annotated[int, typer.Option("--row", min=1, help="Number of the row, from 1.")],
     model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template; as model.id.")],
     max_length: MaxLengthOption = None,
-    format_: FormatOption = "auto",
     column_map: MapOption = None,
-    train_on: TrainOnOption = "assistant",
-    subset: SubsetOption = None,
-    split: SplitOption = "train",
-    revision: RevisionOption = None,
     as_json: AsJson = False,
 ) -> None:
     """Show one row exactly as training sees it: its text, its tokens, and which of them are trained."""
-    home = LoratoryHome.from_environment()
-    where = {"subset": subset, "split": split, "revision": revision}
-    config = _dataset_config(data, format_, column_map, train_on).model_copy(update=where)
-    with contextlib.closing(Inspector(home)) as inspector:
+    config = _dataset_config(data, column_map, settings)
+    with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
         sequences = inspector.render(config, _model_config(model), max_length, row=row - 1)
     if as_json:
         # The last sequence holds the conversation to its end; earlier ones exist where a template rewrites earlier turns.
@@ -92,30 +80,18 @@ def render(
         typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
 
 
-def _dataset_config(data: str, format_: str, column_map: list[str] | None, train_on: str) -> DatasetConfig:
-    problems = []
-    for field, option, value in (("format", "--format", format_), ("train_on", "--train-on", train_on)):
-        choices = get_args(DatasetConfig.model_fields[field].annotation)
-        if value not in choices:
-            problems.append(Problem(option, f"{value!r} is not one of {', '.join(choices)}."))
-    mapped = {}
+def _dataset_config(data: str, column_map: list[str] | None, settings: dict[str, Any]) -> DatasetConfig:
+    columns = {}
     for text in column_map or ():
         role, equals, column = text.partition("=")
         if not equals or not role.strip():
-            problems.append(Problem("--map", f"{text!r} is not of the form role=column."))
-        mapped[role.strip()] = column
-    if not 0 < len(data) <= 1000:
-        problems.append(Problem("DATA", "a name of 1 to 1,000 characters is needed."))
-    if problems:
-        raise ConfigError(problems)
-    values = {"source": data, "format": format_, "column_map": mapped, "train_on": train_on}
-    return DatasetConfig.model_validate(values)
+            raise ConfigError([Problem("--map", f"{text!r} is not of the form role=column.")])
+        columns[role.strip()] = column
+    return section_from_mapping(DatasetConfig, {**settings, "source": data, "column_map": columns})
 
 
 def _model_config(model: str) -> ModelConfig:
-    if not 0 < len(model) <= 400:
-        raise ConfigError([Problem("--model", "a name of 1 to 400 characters is needed.")])
-    return ModelConfig(id=model)
+    return section_from_mapping(ModelConfig, {"id": model})
 
 
 def _check(

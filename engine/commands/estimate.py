@@ -2,20 +2,18 @@
 
 import contextlib
 from collections.abc import Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import typer
-from pydantic import BaseModel
 
 from engine.commands.configs import load_config_argument
-from engine.commands.output import AsJson, ConfigName, Overrides, print_json, with_progress
+from engine.commands.output import AsJson, ConfigName, Overrides, ProgressLine, print_json, with_progress
 from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.data.hub import reads_from_hub
 from engine.errors import EngineError
-from engine.hardware.device import Device
+from engine.hardware.device import THIS_MACHINE, Device, known_device
 from engine.hardware.devices import device_options, device_problems, list_devices
-from engine.hardware.known_devices import THIS_MACHINE, known_device
 from engine.inspector.session import Inspector
 from engine.memory.advice import Advice, advise
 from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
@@ -101,16 +99,6 @@ def estimate(
         typer.echo("\n".join(lines))
 
 
-class RowsJudged(BaseModel, frozen=True):
-    """The rows that the figures are about."""
-
-    count: int
-    longest: int  # tokens, after the cut
-    at_once: int  # that pass through the model together
-    tokens_at_once: int  # of them, padding included
-    ceiling_bytes: int  # expected where rows as long as max_length came
-
-
 def _lengths(
     inspector: Inspector, config: RunConfig, read_rows: bool | None
 ) -> tuple[RowLengths | None, Sequence[str]]:
@@ -121,15 +109,14 @@ def _lengths(
         return None, ["The dataset is on the Hub: figures are for rows as long as max_length; --data reads all rows."]
     training = config.training
     try:
-        report = with_progress(
-            lambda on_progress: inspector.check(
+        with ProgressLine() as line:
+            report = inspector.check(
                 config.dataset,
                 config.model,
                 training.max_length,
                 seed=training.seed,
-                on_progress=lambda step: on_progress(CheckedRows(f"{step.rows:,} rows", step.fraction)),
+                on_progress=lambda step: line.show(f"{step.rows:,} rows", step.fraction),
             )
-        )
     except EngineError as error:
         if read_rows:
             raise
@@ -137,25 +124,19 @@ def _lengths(
     return report.row_lengths, ()
 
 
-class CheckedRows(NamedTuple):
-    """How far the data has been read."""
-
-    message: str
-    fraction: float | None
-
-
 def _rows(
     lengths: RowLengths | None, result: MemoryEstimate, ceiling: MemoryEstimate, config: RunConfig
-) -> RowsJudged | None:
+) -> dict[str, int] | None:
+    """Return the rows that the figures are about; None where they are about rows as long as `max_length`."""
     if lengths is None:
         return None
-    return RowsJudged(
-        count=lengths.count,
-        longest=min(lengths.longest, config.training.max_length),
-        at_once=result.pass_rows,
-        tokens_at_once=result.pass_tokens,
-        ceiling_bytes=ceiling.expected_bytes,
-    )
+    return {
+        "count": lengths.count,
+        "longest": min(lengths.longest, config.training.max_length),
+        "at_once": result.pass_rows,  # that pass through the model together
+        "tokens_at_once": result.pass_tokens,  # of them, padding included
+        "ceiling_bytes": ceiling.expected_bytes,
+    }
 
 
 def _device_elsewhere(name: str | None, memory_gib: float | None) -> Device | None:
@@ -185,23 +166,23 @@ def _as_json(
 
 
 def _text(
-    result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], judged: RowsJudged | None
+    result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], rows: dict[str, int] | None
 ) -> list[str]:
     lines = [
         f"{_VERDICT_WORDS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
         f"{_gib(result.free_bytes)} free on {result.device_name}.",
         f"Trains {result.parameters.trainable:,} of {result.parameters.total:,} parameters "
         f"({result.parameters.trainable_percent:.4f}%). Peak in the {result.phase_words}.",
-        *_rows_text(judged),
+        *_rows_text(rows),
         "",
     ]
     lines += [f"  {component.label:<32}{_gib(component.bytes):>8} GiB" for component in result.components]
     if advice.changes:
         lines += ["", "What would change it:"]
         lines += [f"  {_gib(change.needed_bytes):>8} GiB  {change.change} ({change.cost})" for change in advice.changes]
-    rows, batch = advice.longest_max_length, advice.largest_batch_size
-    if rows and batch:
-        lines += ["", f"Room for rows of {rows:,} tokens, or for a batch of {batch:,}."]
+    length, batch = advice.longest_max_length, advice.largest_batch_size
+    if length and batch:
+        lines += ["", f"Room for rows of {length:,} tokens, or for a batch of {batch:,}."]
     lines += ["", "Other methods with the same settings:"]
     for method in methods:
         need = f"{_gib(method.needed_bytes):>8} GiB" if method.needed_bytes is not None else "       –    "
@@ -211,12 +192,12 @@ def _text(
     return lines
 
 
-def _rows_text(judged: RowsJudged | None) -> list[str]:
-    if judged is None:
+def _rows_text(rows: dict[str, int] | None) -> list[str]:
+    if rows is None:
         return []
     return [
-        f"For the {judged.count:,} rows to train on, the longest of {judged.longest:,} tokens: {judged.at_once:,} at once, "
-        f"{judged.tokens_at_once:,} tokens. With all as long as max_length: {_gib(judged.ceiling_bytes)} GiB."
+        f"For the {rows['count']:,} rows to train on, the longest of {rows['longest']:,} tokens: {rows['at_once']:,} at once, "
+        f"{rows['tokens_at_once']:,} tokens. With all as long as max_length: {_gib(rows['ceiling_bytes'])} GiB."
     ]
 
 

@@ -1,6 +1,7 @@
-"""`loratory evaluate`: base against tuned on the rows that a run held out."""
+"""`loratory evaluate`: base against tuned on the rows that a run held out; `votes`: which answers people preferred."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
@@ -10,49 +11,50 @@ from engine.commands.output import (
     CheckpointName,
     RunId,
     WorkWhere,
+    confirm,
     own_runs,
     print_json,
+    print_result,
     print_table,
-    setting_option,
+    setting_options,
     with_progress,
 )
 from engine.config.load import section_from_mapping
 from engine.config.results import EvaluationConfig
-from engine.errors import shorten
+from engine.errors import RunError, StorageError, shorten
 from engine.evaluation.job import (
     EvaluationJob,
     EvaluationRequest,
     EvaluationResult,
+    comparison_table,
     forgetting_words,
     gain_words,
     preference_sentences,
 )
-from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
+from engine.evaluation.votes import Vote, Votes, pairs_of_votes
+from engine.files import write_atomically
+from engine.paths import LoratoryHome
 
 
+@setting_options(
+    EvaluationConfig,
+    max_rows="--rows",
+    answered_rows="--answers",
+    max_new_tokens="--max-tokens",
+    general_text="--forgetting/--no-forgetting",
+)
 def evaluate(
     run: RunId,
+    settings: dict[str, Any],
     checkpoint: CheckpointName = None,
-    rows: Annotated[int | None, setting_option(EvaluationConfig, "max_rows", "--rows")] = None,
-    answers: Annotated[int | None, setting_option(EvaluationConfig, "answered_rows", "--answers")] = None,
-    max_tokens: Annotated[int | None, setting_option(EvaluationConfig, "max_new_tokens", "--max-tokens")] = None,
-    general_text: Annotated[
-        bool | None, setting_option(EvaluationConfig, "general_text", "--forgetting/--no-forgetting")
-    ] = None,
     where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
     """Measure base and tuned on the held-out rows, and let both answer some of them."""
-    overrides = {
-        "max_rows": rows,
-        "answered_rows": answers,
-        "max_new_tokens": max_tokens,
-        "general_text": general_text,
-    }
-    settings = section_from_mapping(EvaluationConfig, overrides)
+    config = section_from_mapping(EvaluationConfig, settings)
     store = own_runs()
     target = ChatTarget.of_run(store.get(run).folder.path, checkpoint).model_copy(update={"where": where})
-    result = with_progress(EvaluationJob(store.home, EvaluationRequest(target=target, settings=settings)).run)
+    result = with_progress(EvaluationJob(store.home, EvaluationRequest(target=target, settings=config)).run)
     if as_json:
         values = result.model_dump(mode="json")
         print_json(values.pop("losses") | values | {"gained": result.gain, "forgot": result.forgetting})
@@ -61,32 +63,8 @@ def evaluate(
 
 
 def _report(result: EvaluationResult) -> None:
-    header = ["", "loss", "perplexity"]
-    table = [
-        [_name(branch), f"{measured.loss:.4f}", f"{measured.perplexity:.2f}"]
-        for branch, measured in result.losses.items()
-    ]
-    if result.scores:
-        header += ["exact", "ROUGE-L", "chrF"]
-        for row, scores in zip(table, result.scores.values(), strict=True):
-            row += [f"{scores.exact:.0%}", f"{scores.rouge_l:.3f}", f"{scores.chrf:.3f}"]
-    if (preference := result.preference) is not None:
-        header += ["chosen likelier", "per token", "margin"]
-        for row, measured in zip(table, (preference.branches[branch] for branch in result.losses), strict=True):
-            row += [
-                f"{measured.preferred / preference.pairs:.0%}",
-                f"{measured.preferred_per_token / preference.pairs:.0%}",
-                f"{measured.margin:.2f}",
-            ]
-    if (ratings := result.ratings) is not None:
-        header += [name.lower() for name in RATING_COLUMNS]
-        for row, branch in zip(table, result.losses, strict=True):
-            row += (
-                rating_cells(ratings.branches[branch], ratings)
-                if branch in ratings.branches
-                else ["–"] * len(RATING_COLUMNS)
-            )
-    print_table(header, table)
+    header, rows = comparison_table(result)
+    print_table(["", *header], [[_name(branch), *cells] for branch, cells in rows.items()])
     tokens = next(iter(result.losses.values())).tokens
     typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered)} answered.")
     for sentence in preference_sentences(result):
@@ -113,4 +91,76 @@ def _in_a_line(text: str) -> str:
     return shorten(" ".join(text.split()))
 
 
-COMMANDS = (evaluate,)
+votes = typer.Typer(name="votes", help="Votes on answers: list, export as pairs, delete.", no_args_is_help=True)
+
+
+@votes.command(name="list")
+def list_(as_json: AsJson = False) -> None:
+    """Show the votes, the newest first."""
+    saved_votes = _votes().read()
+    if as_json:
+        print_json(
+            {
+                "votes": [vote.model_dump(mode="json") for vote in saved_votes.votes],
+                "damaged": saved_votes.damaged_lines,
+            }
+        )
+        return
+    if saved_votes.votes:
+        print_table(["id", "voted", "in", "preferred", "question"], [_row(vote) for vote in saved_votes.votes])
+    typer.echo(f"{len(saved_votes.votes):,} votes give {pairs_of_votes(saved_votes.votes).words}")
+    if saved_votes.damaged_lines:
+        typer.echo(f"Damaged lines skipped: {saved_votes.damaged_lines:,}.")
+
+
+@votes.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="JSON lines to write, with prompt, chosen and rejected.")],
+    with_cut_off: Annotated[
+        bool, typer.Option("--with-cut-off", help="Keep pairs whose better answer ended at the token limit.")
+    ] = False,
+    replace: Annotated[bool, typer.Option("--replace", help="Replace the file if it exists.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the votes as pairs; ties are left out."""
+    if file.exists() and not replace:
+        raise StorageError(f"{file} exists.", "Choose another name, or add --replace.")
+    pairs = pairs_of_votes(_votes().read().votes, with_cut_off=with_cut_off)
+    if not pairs.rows:
+        raise RunError(f"The votes give no pair. {pairs.words}", "Vote in Chat or in the blind test first.")
+    write_atomically(file, pairs.json_lines())
+    values = {"file": str(file.absolute()), "pairs": len(pairs.rows), "left_out": pairs.left_out}
+    print_result(values, f"{file}: {pairs.words}", as_json=as_json)
+
+
+@votes.command()
+def delete(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Ids of the list.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Delete every vote.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete votes; datasets that were made of them stay."""
+    if bool(ids) == all_:
+        raise typer.BadParameter("Give ids, or --all.")
+    store = _votes()
+    missing = [one for one in ids or () if store.find(one) is None]
+    if missing:
+        raise RunError(f"Vote not found: {missing[0][:60]}.", "See `loratory votes list`.")
+    if all_:
+        confirm(f"Delete all {len(store.read().votes):,} votes?", given=yes)
+    removed = store.remove(None if all_ else ids)
+    print_result({"deleted": removed}, f"{removed:,} deleted.", as_json=as_json)
+
+
+def _votes() -> Votes:
+    return Votes(LoratoryHome.from_environment())
+
+
+def _row(vote: Vote) -> list[str]:
+    preferred = vote.verdict if vote.is_tie else vote.sides[0].model.name
+    question = shorten(" ".join(vote.question.split()), 48)
+    return [vote.id, f"{vote.time.astimezone():%Y-%m-%d %H:%M}", vote.source, preferred, question]
+
+
+COMMANDS = (evaluate, votes)

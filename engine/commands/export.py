@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -20,19 +20,17 @@ from engine.commands.output import (
     WorkWhere,
     own_runs,
     print_json,
-    setting_option,
+    setting_options,
     with_progress,
 )
 from engine.config.load import config_to_yaml, section_from_mapping
-from engine.config.results import ExportConfig, ExportDtype, ExportKind, GgufType, PushConfig
-from engine.config.run import ModelConfig
+from engine.config.results import ExportConfig, PushConfig
 from engine.errors import EngineError, RunError, StorageError
 from engine.export.contract import ExportedFile, ExportRequest, ExportResult, PushRequest
-from engine.export.gguf.precisions import instead_words, predict_sizes
-from engine.export.job import ExportJob
+from engine.export.gguf.precisions import predict_sizes
+from engine.export.job import ExportJob, ScriptJob
 from engine.export.kinds import KINDS
-from engine.export.push.job import PushJob
-from engine.export.script.job import ScriptJob
+from engine.export.push import PushJob
 from engine.inspector.session import Inspector
 from engine.models.source import find_model
 from engine.paths import LoratoryHome
@@ -41,45 +39,30 @@ from engine.quantities import size
 TrainedName = Annotated[str, typer.Argument(metavar="RUN", help="A run's id, or a folder with an adapter.")]
 
 
+@setting_options(ExportConfig, kind="--to")
 def export(
     run: TrainedName,
-    kind: Annotated[ExportKind, setting_option(ExportConfig, "kind", "--to")],
+    settings: dict[str, Any],
     out: Annotated[Path, typer.Option(help="The folder to write; it must not exist, or be empty.")],
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,
-    dtype: Annotated[ExportDtype, setting_option(ExportConfig, "dtype")] = "auto",
-    gguf_type: Annotated[GgufType, setting_option(ExportConfig, "gguf_type", "--gguf-type")] = "auto",
-    keep_merged: Annotated[bool, setting_option(ExportConfig, "keep_merged", "--keep-merged")] = False,
     llama_cpp: Annotated[
         Path | None,
         typer.Option("--llama-cpp", help="A llama.cpp checkout whose converter writes the GGUF; its code is run."),
     ] = None,
-    max_shard_gb: Annotated[float | None, setting_option(ExportConfig, "max_shard_gb", "--max-shard-gb")] = None,
-    verify: Annotated[bool, setting_option(ExportConfig, "verify", "--verify/--no-verify")] = True,
     where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
     """Take a run's result away and verify it: as an adapter, a complete model, or a GGUF file."""
-    values = {
-        "kind": kind,
-        "dtype": dtype,
-        "gguf_type": gguf_type,
-        "keep_merged": keep_merged,
-        "verify": verify,
-        "max_shard_gb": max_shard_gb,
-    }
+    config = section_from_mapping(ExportConfig, settings)
     store = own_runs()
-    folder = named_path(run)
-    target = ChatTarget.of_run(folder.resolve() if folder.is_dir() else store.get(run).folder.path, checkpoint)
-    target = target.model_copy(update={"where": where})
-    if model is not None:
-        target = target.model_copy(update={"model": ModelConfig(id=model)})
-    if KINDS[kind].takes_converter:
+    target = choose_target(run, store, checkpoint, model).model_copy(update={"where": where})
+    if KINDS[config.kind].takes_converter:
         _announce_sizes(target, store.home)
     request = ExportRequest(
         target=target,
         folder=named_path(out),
-        settings=section_from_mapping(ExportConfig, values),
+        settings=config,
         llama_cpp=named_path(llama_cpp) if llama_cpp is not None else None,
     )
     result = with_progress(ExportJob(store.home, request).run)
@@ -98,12 +81,9 @@ def _announce_sizes(target: ChatTarget, home: LoratoryHome) -> None:
         model = plan_load(target, home).model
         folder = find_model(model, home)
         sizes = predict_sizes(folder, model.id) if folder is not None else {}
-        if not sizes:
-            return
-        text = ", ".join(f"{name} {size(one.size_bytes)}" for name, one in sizes.items())
-        typer.echo(f"Predicted sizes: {text}.", err=True)
-        if words := instead_words(sizes):
-            typer.echo(words, err=True)
+        if sizes:
+            text = ", ".join(f"{name} {size(size_bytes)}" for name, size_bytes in sizes.items())
+            typer.echo(f"Predicted sizes: {text}.", err=True)
 
 
 def _report(result: ExportResult) -> None:
@@ -128,38 +108,33 @@ def _print_files(files: Sequence[ExportedFile], notes: Sequence[str]) -> None:
         typer.echo(note)
 
 
+@setting_options(
+    PushConfig,
+    *("private", "dtype", "verify", "revision", "commit_message"),
+    private="--private/--public",
+    commit_message="--message -m",
+)
 def push(
     run: TrainedName,
     repository: Annotated[
         str, typer.Argument(metavar="REPO", help="owner/name, or a name alone for your own account. Made if missing.")
     ],
-    private: Annotated[bool, setting_option(PushConfig, "private", "--private/--public")] = True,
+    settings: dict[str, Any],
     merged: Annotated[
         bool, typer.Option("--merged", help="A complete model, with the adapter worked in, instead of the adapter.")
     ] = False,
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,
-    dtype: Annotated[ExportDtype, setting_option(PushConfig, "dtype")] = "auto",
-    revision: Annotated[str | None, setting_option(PushConfig, "revision")] = None,
-    message: Annotated[str | None, setting_option(PushConfig, "commit_message", "--message", "-m")] = None,
-    verify: Annotated[bool, setting_option(PushConfig, "verify", "--verify/--no-verify")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Put a run's result on the Hugging Face Hub.
 
     The token comes from HF_TOKEN or from `hf auth login`, and is kept nowhere.
     """
-    values = {
-        "kind": "merged" if merged else "adapter",
-        "private": private,
-        "dtype": dtype,
-        "revision": revision,
-        "commit_message": message,
-        "verify": verify,
-    }
+    config = section_from_mapping(PushConfig, settings | {"kind": "merged" if merged else "adapter"})
     store = own_runs()
     target = choose_target(run, store, checkpoint, model)
-    request = PushRequest(target=target, repository=repository, settings=section_from_mapping(PushConfig, values))
+    request = PushRequest(target=target, repository=repository, settings=config)
     result = with_progress(PushJob(store.home, request).run)
     if as_json:
         print_json(result)

@@ -1,4 +1,4 @@
-"""`loratory lab`: run a lab as a service of this machine, back it up, restore it."""
+"""`loratory people`, `lab` and `cluster`: the accounts of a lab, its service and backups, and its Slurm cluster."""
 
 import sys
 from pathlib import Path
@@ -6,13 +6,131 @@ from typing import Annotated, Literal
 
 import typer
 
-from engine.accounts.audit import AuditLog
+from engine.accounts.accounts import Accounts, Invitation, open_database
+from engine.accounts.audit import AuditKind, AuditLog
 from engine.accounts.backup import BackupSize, restore_backup, write_backup
 from engine.accounts.deployment import Deployment
-from engine.accounts.lab import audit_log_path, public_address
-from engine.commands.output import AsJson, print_result
+from engine.accounts.lab import PublicAddress, audit_log_path, join_link, public_address
+from engine.accounts.people import Person, require_role
+from engine.commands.output import AsJson, confirm, print_json, print_result, print_table, words_of_time
+from engine.errors import ClusterError
+from engine.executors.slurm.commands import Slurm
+from engine.executors.slurm.discovery import differences, list_groups, propose, to_yaml, unknown_types, write_place
+from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
+from engine.executors.slurm.probe import ProbeReport, probe_node
 from engine.paths import LoratoryHome, typed_path
 from engine.quantities import size
+
+people = typer.Typer(
+    name="people",
+    help="The accounts of a lab: list, invite, reset, role, disable, enable, remove.",
+    no_args_is_help=True,
+)
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="The account.")]
+PublicUrl = Annotated[
+    str | None, typer.Option("--public-url", help="Address of the lab, where it has not been served yet.")
+]
+
+
+@people.command("list")
+def list_people(as_json: AsJson = False) -> None:
+    """List the accounts, and the invitations that were not used yet."""
+    accounts = _accounts()
+    members, invitations = accounts.people(), accounts.invitations()
+    if as_json:
+        print_json({"people": [vars(person) for person in members], "invitations": [vars(one) for one in invitations]})
+        return
+    if not members:
+        print("There are no accounts yet. Invite the first admin with `loratory people invite --admin`.")
+    else:
+        header = ("name", "role", "last sign-in", "state")
+        print_table(header, [(one.name, one.role, words_of_time(one.last_sign_in), _state(one)) for one in members])
+    for one in invitations:
+        what = one.role if one.person is None else f"password of {one.person}"
+        print(f"An invitation ({what}) can be used until {words_of_time(one.expires)}.")
+
+
+@people.command()
+def invite(
+    role: Annotated[str, typer.Option("--role", help="member, guest or admin.")] = "member",
+    admin: Annotated[bool, typer.Option("--admin", help="The same as --role admin.")] = False,
+    public_url: PublicUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print a link that makes one account; it is valid once, for 72 hours."""
+    address = public_address(LoratoryHome.from_environment(), public_url)
+    invitation = _accounts().invite(require_role("admin" if admin else role), by="")
+    _log("invited", detail=invitation.role)
+    _print_link(address, invitation, as_json)
+
+
+@people.command()
+def reset(name: Name, public_url: PublicUrl = None, as_json: AsJson = False) -> None:
+    """Print a link with which a person sets another password; the present one, and links to other services, end at once."""
+    address = public_address(LoratoryHome.from_environment(), public_url)
+    invitation = _accounts().reset(name, by="")
+    _log("invited", subject=invitation.person or "", detail="password")
+    _print_link(address, invitation, as_json)
+
+
+@people.command()
+def role(
+    name: Name,
+    new: Annotated[str, typer.Argument(metavar="ROLE", help="member, guest or admin.")],
+    as_json: AsJson = False,
+) -> None:
+    """Change what a person may do."""
+    _print_person(_accounts().set_role(name, require_role(new)), "role changed", as_json)
+
+
+@people.command()
+def disable(name: Name, as_json: AsJson = False) -> None:
+    """Keep a person out, and end their sessions; their runs continue."""
+    _print_person(_accounts().disable(name), "disabled", as_json)
+
+
+@people.command()
+def enable(name: Name, as_json: AsJson = False) -> None:
+    """Let a disabled person sign in again."""
+    _print_person(_accounts().enable(name), "enabled", as_json)
+
+
+@people.command()
+def remove(
+    name: Name, yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False, as_json: AsJson = False
+) -> None:
+    """Remove an account; its runs stay, and its name is not given again."""
+    accounts = _accounts()
+    person = accounts.person(name)
+    confirm(f"Remove {person.name} for good?", given=yes)
+    accounts.remove(person.name)
+    _log("removed", subject=person.name)
+    print_result({"removed": person.name}, f"{person.name} was removed.", as_json=as_json)
+
+
+def _accounts() -> Accounts:
+    return Accounts(open_database(LoratoryHome.from_environment()))
+
+
+def _log(kind: AuditKind, subject: str = "", detail: str = "") -> None:
+    AuditLog(audit_log_path(LoratoryHome.from_environment())).write("", kind, subject, detail)
+
+
+def _print_link(address: PublicAddress, invitation: Invitation, as_json: bool) -> None:
+    link = join_link(address, invitation)
+    text = f"{link}\nIt can be used once, until {words_of_time(invitation.expires)}. Send it over a channel you trust."
+    print_result({"link": link, "expires": invitation.expires, "role": invitation.role}, text, as_json=as_json)
+
+
+def _print_person(person: Person, kind: AuditKind, as_json: bool) -> None:
+    _log(kind, subject=person.name, detail=person.role)
+    print_result(vars(person), f"{person.name}: {person.role}, {_state(person)}.", as_json=as_json)
+
+
+def _state(person: Person) -> str:
+    return "active" if person.disabled is None else f"disabled since {words_of_time(person.disabled)}"
+
 
 lab = typer.Typer(name="lab", help="A lab as a service: files, backup, restore.", no_args_is_help=True)
 
@@ -86,4 +204,84 @@ def _print_size(path: Path, backup: BackupSize, as_json: bool) -> None:
     print_result({"file": str(path), **backup._asdict()}, text, as_json=as_json)
 
 
-COMMANDS = (lab,)
+cluster = typer.Typer(name="cluster", help="A Slurm cluster: describe it, check it.", no_args_is_help=True)
+
+
+@cluster.command()
+def discover(
+    replace: Annotated[bool, typer.Option("--replace", help=f"Replace {CLUSTER_FILE}; the old one is kept.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write cluster.yaml from what sinfo shows."""
+    home = LoratoryHome.from_environment()
+    proposal = propose(list_groups(Slurm()))
+    if has_place(home) and not replace:
+        different = differences(home, proposal)
+        text = "\n".join(f"  {line}" for line in different) or "  nothing"
+        raise ClusterError(
+            f"There is a {CLUSTER_FILE} already; it differs from what sinfo shows in:\n{text}\n",
+            "Edit it, or replace it with --replace.",
+        )
+    write_place(home, proposal)
+    words = [to_yaml(proposal), f"Written to {home.root / CLUSTER_FILE}. Edit it, then run `loratory cluster check`."]
+    if unknown := unknown_types(proposal):
+        words.append(f"Memory assumed, so check it: {', '.join(unknown)}.")
+    print_result(proposal.model_dump(mode="json"), "\n".join(words), as_json=as_json)
+
+
+@cluster.command()
+def check(
+    gpu_type: Annotated[str | None, typer.Option("--gpu-type", help="Check this type of GPU, else the first.")] = None,
+    wait: Annotated[float, typer.Option("--wait", min=1, help="Seconds to wait for the job.")] = 600.0,
+    as_json: AsJson = False,
+) -> None:
+    """Submit a small job that reports GPU, memory, versions and network of a node."""
+    home = LoratoryHome.from_environment()
+    place = read_place(home)
+    names = [kind.name for kind in place.gpu_types]
+    if gpu_type is not None and gpu_type not in names:
+        raise ClusterError(
+            f"{CLUSTER_FILE} has no GPU type {gpu_type!r}.", f"Its types are {', '.join(names) or 'none'}."
+        )
+    kind = gpu_type if gpu_type is not None else next(iter(names), "")
+    typer.echo(f"Asking Slurm for a node with {f'1×{kind}' if names else 'CPU'}.", err=True)
+    report = probe_node(home, place, kind, wait)
+    problems = find_problems(place, kind, report)
+    print_result({**report.model_dump(mode="json"), "problems": problems}, _words(report, problems), as_json=as_json)
+    if problems:
+        raise typer.Exit(1)
+
+
+def find_problems(place: ClusterPlace, kind: str, report: ProbeReport) -> list[str]:
+    """Return what of a node does not agree with the description, a sentence each."""
+    problems = []
+    gpu_type = next((one for one in place.gpu_types if one.name == kind), None)
+    if gpu_type is not None and not report.gpus:
+        problems.append(f"{report.host} shows no GPU to NVIDIA's driver, although the job had one.")
+    if gpu_type is not None and report.gpus and report.gpus[0].memory_gib < gpu_type.memory_gib - 0.5:
+        problems.append(
+            f"{report.gpus[0].name} has {report.gpus[0].memory_gib:.1f} GiB; {CLUSTER_FILE} has {gpu_type.memory_gib:g}."
+        )
+    if not report.has_home:
+        problems.append(f"{report.host} cannot write to LORATORY_HOME, which nodes and this machine share.")
+    if report.versions.get("torch") is None:
+        problems.append("PyTorch is not installed for the Python of the nodes.")
+    if not place.offline and not report.has_internet:
+        problems.append(f"The node cannot reach Hugging Face; set offline: true in {CLUSTER_FILE}.")
+    return problems
+
+
+def _words(report: ProbeReport, problems: list[str]) -> str:
+    gpus = ", ".join(f"{one.name} ({one.memory_gib:.1f} GiB)" for one in report.gpus) or "none"
+    versions = ", ".join(f"{name} {version or 'missing'}" for name, version in report.versions.items())
+    lines = [
+        f"Job {report.job} ran on {report.host}.",
+        f"  GPU       {gpus}" + (f", CUDA_VISIBLE_DEVICES={report.visible}" if report.visible else ""),
+        f"  node      {report.cores} cores for the job, {report.memory_gib:.1f} GiB RAM",
+        f"  software  Python {report.python}, {versions}",
+        f"  network   {'reaches Hugging Face' if report.has_internet else 'offline'}",
+    ]
+    return "\n".join([*lines, *(f"Problem: {problem}" for problem in problems)])
+
+
+COMMANDS = (people, lab, cluster)

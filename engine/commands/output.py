@@ -1,5 +1,7 @@
 """Options that commands share, and what they print: JSON on stdout, tables, a line of progress on stderr."""
 
+import functools
+import inspect
 import math
 import sys
 import time
@@ -39,9 +41,40 @@ _BAR_CELLS = 24
 _PLAIN_SECONDS = 10.0
 
 
-def setting_option(section: type[BaseModel], field: str, *names: str) -> Any:
-    """Return an option with the help text of a setting, whose own default and bounds hold."""
-    return typer.Option(*names, help=section.model_fields[field].description)
+def setting_options(
+    section: type[BaseModel], *fields: str, **names: str
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command an option for each of these settings; it gets their values by name as `settings`.
+
+    Args:
+        section: Has their types, defaults and help. Bounds are checked where the values become a section.
+        fields: The settings; all where none is named.
+        names: What options are called that do not bear the setting's name, such as `kind="--to"`.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        options = {}
+        for name in fields or section.model_fields:
+            field = section.model_fields[name]
+            option = typer.Option(*names.get(name, "").split(), help=field.description)
+            default = inspect.Parameter.empty if field.is_required() else field.default
+            kind = Annotated[field.annotation, option]  # type: ignore[name-defined]
+            options[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        own = [
+            parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in inspect.signature(command).parameters.values()
+            if parameter.name != "settings"
+        ]
+
+        @functools.wraps(command)
+        def run(**values: Any) -> None:
+            command(settings={name: values.pop(name) for name in options}, **values)
+
+        run.__signature__ = inspect.Signature([*own, *options.values()])  # type: ignore[attr-defined]
+        run.__annotations__ = {}
+        return run
+
+    return decorate
 
 
 def with_where(overrides: list[str] | None, where: str | None) -> list[str] | None:

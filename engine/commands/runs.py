@@ -13,20 +13,15 @@ from engine.commands.output import (
     RunId,
     Where,
     confirm,
-    or_dash,
     own_runs,
     print_json,
     print_result,
-    print_table,
-    words_of_loss,
-    words_of_memory,
-    words_of_time,
 )
-from engine.commands.train import findings_of, follow_to_the_end, report
-from engine.errors import RunError, shorten
+from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report
+from engine.errors import RunError
 from engine.executors.huggingface_jobs.record import JobRequest
 from engine.paths import LoratoryHome
-from engine.quantities import duration, size
+from engine.quantities import size
 from engine.runs.admission import resume_run
 from engine.runs.control import (
     change_notes,
@@ -36,7 +31,7 @@ from engine.runs.control import (
     request_stop,
     wish_place,
 )
-from engine.runs.electricity import energy_words, read_electricity, save_electricity
+from engine.runs.electricity import read_electricity, save_electricity
 from engine.runs.history.reader import read_history
 from engine.runs.run import Run, State
 from engine.runs.store import RunStore, folder_size_bytes
@@ -81,8 +76,7 @@ def runs(
         restricts = query.words or query.states or query.methods or query.models or query.tags
         print("No such runs." if restricts else "No runs yet. Start one with `loratory train quickstart-cpu`.")
     else:
-        header = ("run", "name", "state", "steps", "loss", "held out", "duration", "size")
-        print_table(header, [_row(row) for row in summaries])
+        print_runs(summaries)
 
 
 def show(
@@ -98,7 +92,7 @@ def show(
     elif as_json:
         print_json(_summary_json(store, summarize(run)) | {"findings": [asdict(one) for one in findings_of(run)]})
     else:
-        print("\n\n".join([_description(store.home, run, summarize(run)), *(one.words for one in findings_of(run))]))
+        print("\n\n".join([describe(run, summarize(run), store.home), *(one.words for one in findings_of(run))]))
 
 
 def stop(run_id: RunId, as_json: AsJson = False) -> None:
@@ -262,51 +256,6 @@ def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: floa
 def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, object]:
     place = {"run_id": summary.id, "directory": str(store.folder / summary.id), "status": summary.state}
     return place | summary.model_dump() | {"seconds": summary.seconds}
-
-
-def _row(summary: RunSummary) -> tuple[str, ...]:
-    return (
-        summary.id,
-        shorten(summary.name, 40),
-        summary.state,
-        _steps(summary),
-        words_of_loss(summary.final_loss),
-        words_of_loss(summary.eval_loss),
-        or_dash(summary.seconds, duration),
-        size(summary.size_bytes),
-    )
-
-
-def _steps(summary: RunSummary) -> str:
-    return f"{summary.steps:,} of {summary.total_steps:,}" if summary.total_steps else f"{summary.steps:,}"
-
-
-def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
-    speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
-    best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
-    base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_memory(summary.predicted_bytes)
-    accuracy = summary.preference_accuracy
-    facts = [
-        ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
-        ("method", ", ".join(filter(None, (summary.method, summary.objective)))),
-        ("model", summary.model),
-        ("dataset", summary.dataset),
-        ("device", summary.device or "–"),
-        ("created", words_of_time(summary.created)),
-        ("duration", or_dash(summary.seconds, duration)),
-        ("steps", _steps(summary)),
-        ("loss", words_of_loss(summary.final_loss)),
-        ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
-        *([] if accuracy is None else [("prefers", f"the better answer of {accuracy:.0%} of the held-out pairs")]),
-        ("speed", speed),
-        ("peak memory", f"{words_of_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
-        ("size", size(summary.size_bytes)),
-        ("electricity", energy_words(summary, read_electricity(home)) or "–"),
-        ("tags", ", ".join(summary.tags) or "–"),
-        ("folder", str(run.folder.path)),
-    ]
-    lines = [f"{summary.name}  ({run.id})", *(f"  {label:<15}{value}" for label, value in facts)]
-    return "\n".join(lines + ([f"\n{summary.note}"] if summary.note else []))
 
 
 COMMANDS = (runs, show, stop, cancel, resume, delete, rename, note, tag, move, start_anyway, electricity)

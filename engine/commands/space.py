@@ -35,11 +35,15 @@ Hardware = Annotated[
 ]
 Admit = Annotated[
     list[str] | None,
-    typer.Option("--admit", metavar="NAME", help="A person or organization that may sign in besides you; repeatable."),
+    typer.Option(
+        "--admit",
+        metavar="NAME",
+        help="A person or organization that may sign in besides you; repeatable. '' for you alone.",
+    ),
 ]
 Bucket = Annotated[
     str | None,
-    typer.Option("--bucket", metavar="OWNER/NAME", help="Where runs are kept. Default: OWNER/loratory-NAME."),
+    typer.Option("--bucket", metavar="OWNER/NAME", help="Where runs are kept; of a new Space OWNER/loratory-NAME."),
 ]
 NoBucket = Annotated[bool, typer.Option("--no-bucket", help="Keep no runs over a restart.")]
 Secret = Annotated[
@@ -110,17 +114,12 @@ def create(
 @space.command()
 def update(
     name: SpaceName,
-    hardware: Annotated[str | None, typer.Option("--hardware", help="Move it to this hardware.")] = None,
-    admit: Annotated[
-        list[str] | None,
-        typer.Option("--admit", metavar="NAME", help="The new list of people and organizations; '' for you alone."),
-    ] = None,
-    bucket: Annotated[str | None, typer.Option("--bucket", metavar="OWNER/NAME", help="Where runs are kept.")] = None,
+    hardware: Hardware = None,
+    admit: Admit = None,
+    bucket: Bucket = None,
     no_bucket: NoBucket = False,
     secret: Secret = None,
-    warm: Annotated[
-        list[str] | None, typer.Option("--warm", metavar="MODEL", help="The new list of models in the image.")
-    ] = None,
+    warm: Warm = None,
     sleep_hours: SleepHours = None,
     wait: Wait = True,
     as_json: AsJson = False,
@@ -195,7 +194,7 @@ def _hub() -> "Iterator[SpaceHub]":
     from huggingface_hub import HfApi, get_token
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
-    from engine.hub_errors import SPACE, Fault, HubFault
+    from engine.hub import SPACE, Fault, HubFault
     from engine.space.hub import SpaceHub
 
     token = get_token()
@@ -211,15 +210,13 @@ def _settings(
 ) -> Settings:
     if bucket:
         check_name(bucket, "bucket")
-    names = (
-        None if admitted is None else [name.strip() for text in admitted for name in text.split(",") if name.strip()]
-    )
-    for name in names or ():
+    names = [name.strip() for text in admitted or () for name in text.split(",") if name.strip()]
+    for name in names:
         if not _ADMITTED.fullmatch(name):
             raise ConfigError([Problem("admit", f"{name[:100]!r} is not the name of a person or an organization.")])
     return Settings(
         dict(map(_secret, secrets or ())),
-        names,
+        names if admitted is not None else None,
         bucket,
         sleep_seconds=None if sleep_hours is None else round(sleep_hours * 3600),
     )

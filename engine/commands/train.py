@@ -3,7 +3,7 @@
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -22,12 +22,14 @@ from engine.commands.output import (
     with_where,
     words_of_loss,
     words_of_memory,
+    words_of_time,
 )
-from engine.errors import EngineError, RunError
+from engine.errors import EngineError, RunError, shorten
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
-from engine.quantities import duration
+from engine.quantities import duration, size
 from engine.runs.control import request_stop
+from engine.runs.electricity import energy_words, read_electricity
 from engine.runs.history.preference_health import Finding, preference_findings
 from engine.runs.history.reader import HistoryReader, read_history
 from engine.runs.history.run_history import RunHistory, seconds_left
@@ -129,7 +131,9 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
     if as_json:
         print_json(result_json(run, summary))
     elif summary.state in _ENDED_WELL:
-        print(_result_text(run, summary))
+        print(describe(run, summary, LoratoryHome.located()))
+        if summary.state == "completed":
+            print(f"Talk to it: loratory chat {run.id}")
     if summary.state not in _ENDED_WELL:
         raise RunError(summary.cause or f"The run {summary.state}.", summary.advice or f"See {run.folder.log.name}.")
 
@@ -140,27 +144,56 @@ def result_json(run: Run, summary: RunSummary) -> dict[str, Any]:
     return place | summary.model_dump(include=_REPORTED) | {"seconds": summary.seconds}
 
 
-def _result_text(run: Run, summary: RunSummary) -> str:
-    losses = words_of_loss(summary.eval_loss)
-    if summary.base_eval_loss and summary.eval_loss:
-        change = summary.eval_loss / summary.base_eval_loss - 1
-        losses += f" ({change:+.0%} against {words_of_loss(summary.base_eval_loss)} of the base)"
-    accuracy = summary.preference_accuracy
+def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
+    """Return the state of a run and all its figures, for people."""
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
-    lines = [
-        f"{summary.state.capitalize()} after {summary.steps:,} steps in {or_dash(summary.seconds, duration)}.",
-        f"  loss            {words_of_loss(summary.final_loss)}",
-        f"  held-out loss   {losses}",
-        *([] if accuracy is None else [f"  preferences     {accuracy:.0%} of the held-out pairs"]),
-        f"  speed           {speed}",
-        f"  peak memory     {words_of_memory(summary.peak_memory_bytes)}",
-        f"  saved in        {run.folder.path}",
+    best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
+    base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_memory(summary.predicted_bytes)
+    accuracy = summary.preference_accuracy
+    facts = [
+        ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
+        ("method", ", ".join(filter(None, (summary.method, summary.objective)))),
+        ("model", summary.model),
+        ("dataset", summary.dataset),
+        ("device", summary.device or "–"),
+        ("created", words_of_time(summary.created)),
+        ("duration", or_dash(summary.seconds, duration)),
+        ("steps", _steps(summary)),
+        ("loss", words_of_loss(summary.final_loss)),
+        ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
+        *([] if accuracy is None else [("prefers", f"the better answer of {accuracy:.0%} of the held-out pairs")]),
+        ("speed", speed),
+        ("peak memory", f"{words_of_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
+        ("size", size(summary.size_bytes)),
+        ("electricity", energy_words(summary, read_electricity(home)) or "–"),
+        ("tags", ", ".join(summary.tags) or "–"),
+        ("folder", str(run.folder.path)),
     ]
-    if summary.cause:
-        lines.insert(1, f"  {summary.cause} {summary.advice}".rstrip())
-    if summary.state == "completed":
-        lines.append(f"Talk to it: loratory chat {run.id}")
-    return "\n".join(lines)
+    lines = [f"{summary.name}  ({run.id})", *(f"  {label:<15}{value}" for label, value in facts)]
+    return "\n".join(lines + ([f"\n{summary.note}"] if summary.note else []))
+
+
+def print_runs(summaries: Sequence[RunSummary]) -> None:
+    """Print a table of runs."""
+    header = ("run", "name", "state", "steps", "loss", "held out", "duration", "size")
+    rows = [
+        (
+            summary.id,
+            shorten(summary.name, 40),
+            summary.state,
+            _steps(summary),
+            words_of_loss(summary.final_loss),
+            words_of_loss(summary.eval_loss),
+            or_dash(summary.seconds, duration),
+            size(summary.size_bytes),
+        )
+        for summary in summaries
+    ]
+    print_table(header, rows)
+
+
+def _steps(summary: RunSummary) -> str:
+    return f"{summary.steps:,} of {summary.total_steps:,}" if summary.total_steps else f"{summary.steps:,}"
 
 
 def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> None:
@@ -226,21 +259,14 @@ def sweep(
     if as_json:
         print_json([{"name": summary.name, **result_json(run, summary)} for run, summary in results])
     else:
-        _print_results([summary for _, summary in results])
+        print_runs([summary for _, summary in results])
+        if (best := best_by_held_out_loss([summary for _, summary in results])) is not None:
+            print(f"Lowest held-out loss: {words_of_loss(best.best_eval_loss)}, {best.id}.")
     failures = [summary for _, summary in results if summary.state not in _ENDED_WELL]
     if failures:
         raise RunError(
             f"{len(failures)} of {len(runs)} runs did not end well.", f"See `loratory show {failures[0].id}`."
         )
-
-
-def _print_results(summaries: list[RunSummary]) -> None:
-    best = best_by_held_out_loss(summaries)
-    rows = []
-    for one in summaries:
-        loss, took = words_of_loss(one.best_eval_loss), or_dash(one.seconds, duration)
-        rows.append((one.id, one.name, one.state, loss, took, "best" if one is best else ""))
-    print_table(("run", "name", "state", "held out", "duration", ""), rows)
 
 
 COMMANDS = (train, sweep)

@@ -1,25 +1,23 @@
-"""Text, mappings and `key=value` overrides into a RunConfig, with every problem reported together; and back."""
+"""Text, mappings, presets and `key=value` overrides into a RunConfig, with every problem reported together; and back."""
 
 import copy
 import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
-
-try:  # libyaml: ten times as fast, and bounded in how deep it nests
-    from yaml import CSafeDumper as SafeDumper
-    from yaml import CSafeLoader as SafeLoader
-except ImportError:  # PyYAML was built without it
-    from yaml import SafeDumper, SafeLoader  # type: ignore[assignment]
+from yaml import CSafeDumper as SafeDumper  # libyaml: ten times as fast, and bounded in how deep it nests
+from yaml import CSafeLoader as SafeLoader
 
 from engine.config.pairs import pair_problems
 from engine.config.run import RunConfig
 from engine.config.suited import SeenRows, with_suited_defaults
 from engine.errors import ConfigError, Problem, StorageError, brief_repr, shorten
+from engine.paths import PRESETS_FOLDER
 
 _MAX_CHARACTERS = 200_000  # of a configuration; one with every default has 2,400
 _MAX_NUMBER_CHARACTERS = 100
@@ -111,17 +109,13 @@ def config_from_mapping(values: Mapping[str, Any], rows: SeenRows | None = None)
     Where `rows` are not known yet, `with_suited_defaults` settles what follows them later.
 
     Raises:
-        ConfigError: Lists every problem: of single fields, and of pairs whose fields are fine by themselves.
+        ConfigError: Lists every problem of single fields, or where these are fine, of pairs of them.
     """
     try:
         config = with_suited_defaults(RunConfig.model_validate(dict(values)), rows)
     except ValidationError as error:
-        problems = _field_problems(error)
-        broken = frozenset(problem.field for problem in problems)
-        problems.extend(_pair_problems_of_the_rest(values, broken))
-        raise ConfigError(problems) from error
-    problems = pair_problems(config)
-    if problems:
+        raise ConfigError(_field_problems(error)) from error
+    if problems := pair_problems(config):
         raise ConfigError(problems)
     return config
 
@@ -296,19 +290,53 @@ def setting_names() -> list[str]:
     return [f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields]
 
 
-def _pair_problems_of_the_rest(values: Mapping[str, Any], broken: frozenset[str]) -> list[Problem]:
-    """Check pairs although some fields are broken: drop those, and let no rule read them."""
-    sections: dict[str, Any] = {}
-    for name, section in _SECTIONS.items():
-        section_values = values.get(name)
-        section_values = section_values if isinstance(section_values, Mapping) else {}
-        sound = [field for field in section.model_fields if field in section_values and f"{name}.{field}" not in broken]
-        sections[name] = {field: section_values[field] for field in sound}
-    # The two fields without a default: any value serves, for no pair rule reads them.
-    sections["model"].setdefault("id", "-")
-    sections["dataset"].setdefault("source", "-")
-    try:
-        config = RunConfig.model_validate(sections)
-    except ValidationError:  # a section was itself malformed; its fields are reported already
-        return []
-    return pair_problems(config, ignoring=broken)
+_HEADER = re.compile(r"^# (Title|Device|About|Starts from): (.+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named starting point."""
+
+    name: str
+    title: str
+    about: str
+    device: str  # the device it is made for, in words
+    memory_gib: float | None  # of that device, where it is a GPU; None for the CPU
+    path: Path
+    starts_from: str = ""  # the preset whose result it is made to continue
+
+    def load(self) -> RunConfig:
+        """Read the configuration."""
+        return config_from_mapping(self.mapping())
+
+    def mapping(self) -> dict[str, Any]:
+        """Plain values, for overrides."""
+        return mapping_from_file(self.path)
+
+
+def list_presets(folder: Path = PRESETS_FOLDER) -> list[Preset]:
+    """All presets, CPU first, then by memory of the device."""
+    presets = [_read_preset(path) for path in folder.glob("*.yaml")]
+    return sorted(presets, key=lambda preset: (preset.memory_gib or 0, preset.name))
+
+
+def find_preset(name: str) -> Preset:
+    """Look up one preset.
+
+    Raises:
+        ConfigError: If there is none of that name; lists those that exist.
+    """
+    presets = {preset.name: preset for preset in list_presets()}
+    if name not in presets:
+        message = f"there is no file or preset {shorten(name)!r}; the presets are {', '.join(presets)}."
+        raise ConfigError([Problem("", message)])
+    return presets[name]
+
+
+def _read_preset(path: Path) -> Preset:
+    header = dict(_HEADER.findall(path.read_text(encoding="utf-8")))
+    memory = re.search(r"([0-9.]+) GiB", header["Device"]) if not header["Device"].startswith("CPU") else None
+    gib = float(memory[1]) if memory else None
+    return Preset(
+        path.stem, header["Title"], header["About"], header["Device"], gib, path, header.get("Starts from", "")
+    )

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from engine.config.preference import ObjectiveName, ObjectiveSettings, PreferenceLoss
 from engine.config.run import RunConfig
+from engine.config.training import ObjectiveName, ObjectiveSettings, PreferenceLoss
 
 RowKind = Literal["answers", "pairs", "ratings"]
 

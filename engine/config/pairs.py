@@ -1,14 +1,104 @@
-"""Settings that are fine alone and cannot work together."""
+"""Settings that depend on each other: how GPUs share the work, and what is fine alone and cannot work together."""
 
-from engine.config.distribution import count_processes, sharding_problem
-from engine.config.methods.base import pair_rule
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from engine.config.methods.base import PairRule
 from engine.config.methods.registry import METHODS
 from engine.config.objectives import objective_of
-from engine.config.run import RunConfig
+from engine.config.run import JobsConfig, RunConfig, RunSection, SlurmConfig
 from engine.errors import Problem
 
+DistributionName = Literal["DDP", "FSDP", "device_map"]  # as PyTorch, transformers and people call them
 
-@pair_rule("training.gradient_checkpointing", "adapter.method")
+# Their state is a tensor of the parameter's shape for each, which is divided as the parameter is.
+SHARDED_OPTIMIZERS = frozenset({"adamw_torch", "adamw_torch_fused", "sgd"})
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """One way of training on several GPUs."""
+
+    name: DistributionName
+    label: str
+    meaning: str  # one or two sentences
+    settings: Mapping[str, str]  # of the run section
+
+    def changes(self, devices: Iterable[int]) -> dict[str, Any]:
+        """Return what choosing it on these devices changes in a configuration."""
+        return {"run.devices": list(devices), **{f"run.{name}": value for name, value in self.settings.items()}}
+
+
+DISTRIBUTIONS: Mapping[DistributionName, Distribution] = {
+    one.name: one
+    for one in (
+        Distribution(
+            "DDP",
+            "One copy per GPU",
+            "Each device holds the whole model and trains on its own rows.",
+            {"launcher": "accelerate", "device_map": "none", "fsdp": "none"},
+        ),
+        Distribution(
+            "FSDP",
+            "Sharded",
+            "Weights, gradients and optimizer state are divided; each layer is put together while it runs.",
+            {"launcher": "accelerate", "device_map": "none", "fsdp": "full_shard"},
+        ),
+        Distribution(
+            "device_map",
+            "Layers split",
+            "Each device holds some of the layers, and they work in turn: for models that one cannot hold.",
+            {"launcher": "local", "device_map": "balanced", "fsdp": "none"},
+        ),
+    )
+}
+
+
+def distribution_of(run: RunSection) -> Distribution | None:
+    """Return how a run uses several GPUs of this machine; None where it names one or none."""
+    if isinstance(run.devices, str) or len(run.devices) < 2:
+        return None
+    distribution = (
+        one
+        for one in DISTRIBUTIONS.values()
+        if all(getattr(run, name) == value for name, value in one.settings.items())
+    )
+    return next(distribution, None)
+
+
+def count_processes(config: RunConfig) -> int:
+    """Return how many processes train a run together, wherever it runs: one for each GPU."""
+    section: JobsConfig | SlurmConfig | None = getattr(config, config.run.where, None)  # of a place elsewhere
+    return config.run.processes if section is None else section.count_processes(config.run)
+
+
+def sharding_problem(config: RunConfig) -> str | None:
+    """Return why FSDP2 cannot divide what a run trains, as a sentence with its fix; None where it can."""
+    method, model, training = config.adapter.traits, config.model, config.training
+    if not method.shardable:
+        return f"{method.label} cannot be sharded; use LoRA or full fine-tuning, or one copy per GPU (fsdp none)."
+    if model.quantization == "int8":
+        return "FSDP2 divides floating-point numbers alone, and int8 weights are none; set quantization to nf4 or none."
+    if not objective_of(config).shardable:
+        return (
+            f"{training.objective} also passes answers behind other prompts through the model, of which processes of a sharded run "
+            "have unequally many; use one copy per GPU (fsdp none)."
+        )
+    if training.optim not in SHARDED_OPTIMIZERS:
+        return f"{training.optim} keeps state that cannot be divided as the weights are; set optim to adamw_torch."
+    return None
+
+
+_RULES: list[PairRule] = []
+
+
+def _rule(field: str) -> Callable[[Callable[[RunConfig], str | None]], None]:
+    """Add a function as a rule whose problem is shown at a field."""
+    return lambda explain: _RULES.append(PairRule(field, explain))
+
+
+@_rule("training.gradient_checkpointing")
 def _method_with_checkpointing(config: RunConfig) -> str | None:
     method = config.adapter.traits
     if method.gradient_checkpointing or not config.training.gradient_checkpointing:
@@ -19,7 +109,7 @@ def _method_with_checkpointing(config: RunConfig) -> str | None:
     )
 
 
-@pair_rule("adapter.num_virtual_tokens", "adapter.method", "training.max_length")
+@_rule("adapter.num_virtual_tokens")
 def _virtual_tokens_fill_the_context(config: RunConfig) -> str | None:
     tokens, training = config.adapter.traits.count_virtual_tokens(config.adapter), config.training
     if tokens >= training.max_length:
@@ -27,14 +117,14 @@ def _virtual_tokens_fill_the_context(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.packing", "adapter.method")
+@_rule("training.packing")
 def _virtual_tokens_with_packing(config: RunConfig) -> str | None:
     if config.adapter.traits.virtual_tokens != "none" and config.training.packing:
         return "packing joins rows, and only the first of them would see the virtual tokens; switch packing off."
     return None
 
 
-@pair_rule("model.quantization", "adapter.method")
+@_rule("model.quantization")
 def _method_on_quantized(config: RunConfig) -> str | None:
     method, quantization = config.adapter.traits, config.model.quantization
     if quantization == "none" or quantization in method.quantization:
@@ -43,28 +133,28 @@ def _method_on_quantized(config: RunConfig) -> str | None:
     return f"{method.label} cannot be trained on {quantization} weights; set quantization to none, or the method to {other}."
 
 
-@pair_rule("adapter.warm_start", "adapter.method")
+@_rule("adapter.warm_start")
 def _warm_start_without_adapter(config: RunConfig) -> str | None:
     if config.adapter.traits.trains_all and config.adapter.warm_start is not None:
         return "full fine-tuning has no adapter to start from; give the trained folder as model.id instead."
     return None
 
 
-@pair_rule("training.load_best_model_at_end", "dataset.eval_fraction")
+@_rule("training.load_best_model_at_end")
 def _best_without_held_out(config: RunConfig) -> str | None:
     if config.training.load_best_model_at_end and config.dataset.eval_fraction == 0:
         return "the best weights are those of the lowest held-out loss; set dataset.eval_fraction above 0."
     return None
 
 
-@pair_rule("training.early_stopping_patience", "dataset.eval_fraction")
+@_rule("training.early_stopping_patience")
 def _early_stopping_without_held_out(config: RunConfig) -> str | None:
     if config.training.early_stopping_patience is not None and config.dataset.eval_fraction == 0:
         return "stopping early needs a held-out loss; set dataset.eval_fraction above 0, or leave this empty."
     return None
 
 
-@pair_rule("dataset.train_on", "dataset.format")
+@_rule("dataset.train_on")
 def _completion_of_conversations(config: RunConfig) -> str | None:
     dataset = config.dataset
     if dataset.format == "text" and dataset.train_on in ("assistant", "last_assistant", "completion"):
@@ -72,7 +162,7 @@ def _completion_of_conversations(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.packing", "training.objective")
+@_rule("training.packing")
 def _packed_preferences(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if config.training.packing and objective.learns_preferences:
@@ -83,7 +173,7 @@ def _packed_preferences(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.objective", "adapter.method")
+@_rule("training.objective")
 def _reference_without_adapter(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if objective.has_reference and config.adapter.traits.trains_all:
@@ -91,7 +181,7 @@ def _reference_without_adapter(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.loss_type", "training.objective")
+@_rule("training.loss_type")
 def _losses_of_another_objective(config: RunConfig) -> str | None:
     objective, losses = objective_of(config), config.training.loss_type
     unknown = [name for name in losses if name not in objective.losses]
@@ -106,7 +196,7 @@ def _losses_of_another_objective(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.loss_weights", "training.loss_type")
+@_rule("training.loss_weights")
 def _weights_without_losses(config: RunConfig) -> str | None:
     weights, losses = config.training.loss_weights, config.training.loss_type
     if weights and len(weights) != len(losses):
@@ -114,14 +204,14 @@ def _weights_without_losses(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("training.label_smoothing", "training.loss_type")
+@_rule("training.label_smoothing")
 def _exo_without_smoothing(config: RunConfig) -> str | None:
     if "exo_pair" in config.training.loss_type and config.training.label_smoothing == 0:
         return "exo_pair divides by it; set it to 0.001, as its authors do."
     return None
 
 
-@pair_rule("training.precompute_ref_log_probs", "training.objective")
+@_rule("training.precompute_ref_log_probs")
 def _precomputed_for_others(config: RunConfig) -> str | None:
     objective = objective_of(config)
     if config.training.precompute_ref_log_probs and objective.has_reference and not objective.precomputes:
@@ -129,7 +219,7 @@ def _precomputed_for_others(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.device_map", "run.devices")
+@_rule("run.device_map")
 def _spread_over_one_device(config: RunConfig) -> str | None:
     if config.run.device_map == "none" or config.run.spread_over > 1:
         return None
@@ -141,7 +231,7 @@ def _spread_over_one_device(config: RunConfig) -> str | None:
     )
 
 
-@pair_rule("run.launcher", "run.device_map")
+@_rule("run.launcher")
 def _spread_by_several_processes(config: RunConfig) -> str | None:
     if config.run.device_map != "none" and config.run.launcher != "local":
         return (
@@ -151,7 +241,7 @@ def _spread_by_several_processes(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.fsdp", "run.launcher", "run.device_map", "run.devices", "run.where", "slurm.gpus", "slurm.nodes")
+@_rule("run.fsdp")
 def _sharded_over_one_process(config: RunConfig) -> str | None:
     run = config.run
     if run.fsdp == "none":
@@ -170,12 +260,12 @@ def _sharded_over_one_process(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.fsdp", "adapter.method", "model.quantization", "training.optim", "training.objective")
+@_rule("run.fsdp")
 def _what_cannot_be_sharded(config: RunConfig) -> str | None:
     return sharding_problem(config) if config.run.fsdp != "none" else None
 
 
-@pair_rule("training.optim", "run.device_map")
+@_rule("training.optim")
 def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
     if config.run.device_map != "none" and config.training.optim.startswith("paged_"):
         return (
@@ -185,48 +275,21 @@ def _spread_with_paged_optimizer(config: RunConfig) -> str | None:
     return None
 
 
-@pair_rule("run.devices", "run.where")
+@_rule("run.devices")
 def _device_of_this_machine(config: RunConfig) -> str | None:
     if config.run.is_elsewhere and not isinstance(config.run.devices, str):
-        field = "flavor" if config.run.where == "jobs" else "gpu_type"
-        return f"it names GPUs of this machine, and a job has its own; set auto, and choose {config.run.where}.{field}."
+        return f"it names GPUs of this machine, and a job has its own; set auto, and choose hardware in {config.run.where}."
     return None
 
 
-@pair_rule("training.report_to", "run.where")
+@_rule("training.report_to")
 def _tracker_elsewhere(config: RunConfig) -> str | None:
     if config.run.is_elsewhere and config.training.report_to:
         return "a job has no login of a tracker; leave this empty, or train on this machine."
     return None
 
 
-PAIR_RULES = (
-    _packed_preferences,
-    _reference_without_adapter,
-    _losses_of_another_objective,
-    _weights_without_losses,
-    _exo_without_smoothing,
-    _precomputed_for_others,
-    _method_with_checkpointing,
-    _virtual_tokens_fill_the_context,
-    _virtual_tokens_with_packing,
-    _method_on_quantized,
-    _warm_start_without_adapter,
-    _best_without_held_out,
-    _early_stopping_without_held_out,
-    _spread_over_one_device,
-    _spread_by_several_processes,
-    _spread_with_paged_optimizer,
-    _sharded_over_one_process,
-    _what_cannot_be_sharded,
-    _completion_of_conversations,
-    _device_of_this_machine,
-    _tracker_elsewhere,
-)
-
-
-def pair_problems(config: RunConfig, ignoring: frozenset[str] = frozenset()) -> list[Problem]:
-    """List every pair of settings that cannot work, except where a field in `ignoring` is involved."""
-    rules = PAIR_RULES if "adapter.method" in ignoring else (*PAIR_RULES, *config.adapter.traits.rules)
-    messages = [(rule.field, rule.explain(config)) for rule in rules if ignoring.isdisjoint(rule.involves)]
-    return [Problem(field, message) for field, message in messages if message is not None]
+def pair_problems(config: RunConfig) -> list[Problem]:
+    """List every pair of settings that cannot work."""
+    rules = (*_RULES, *config.adapter.traits.rules)
+    return [Problem(rule.field, message) for rule in rules if (message := rule.explain(config)) is not None]

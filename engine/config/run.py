@@ -186,6 +186,10 @@ class JobsConfig(Section):
     namespace: str = setting("", "Paid by", max_length=96, pattern=r"^[A-Za-z0-9._-]*$")
     """Your organisation that pays for the job and keeps its files meanwhile. Empty means your own account."""
 
+    def count_processes(self, run: RunSection) -> int:  # noqa: ARG002
+        """Return how many processes train such a run together."""
+        return 1
+
 
 class SlurmConfig(Section):
     """What a run on a Slurm cluster asks for; ignored elsewhere. The cluster itself is described in cluster.yaml."""
@@ -200,6 +204,10 @@ class SlurmConfig(Section):
     """Beyond it, Slurm ends the run. Empty takes an estimate."""
     limit_hours: float | None = setting(None, "Time limit, hours", gt=0, le=8760)
     """The run saves before it, and continues as another job. Empty takes an estimate."""
+
+    def count_processes(self, run: RunSection) -> int:
+        """Return one for each GPU of each node."""
+        return self.nodes * (1 if run.devices == "cpu" else self.gpus)
 
 
 class RunConfig(Section):

@@ -23,7 +23,7 @@ from engine.data.files.access import shown_name
 from engine.data.files.columnar import without_gaps
 from engine.data.records import Record, RowSource, SourceForm, lookup
 from engine.errors import DatasetError, EngineError
-from engine.hub_errors import DATASET, error_chain, find_fault
+from engine.hub import DATASET, error_chain, find_fault
 from engine.models.source import is_hub_id, may_need_hub
 from engine.paths import looks_in_working_folder
 from engine.processes.spawn import Access

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.allowed_paths import AllowedPaths
 from engine.config.run import DatasetConfig
 from engine.data.files import DATA_ENDINGS, kind_of, open_file
 from engine.data.files.access import ANY_FILE, DataAccess, shown_name
@@ -16,7 +15,7 @@ from engine.data.files.base import PlainTextReader
 from engine.data.hub import HubRows, is_on_hub
 from engine.data.records import Record, RowSource
 from engine.errors import DatasetError
-from engine.paths import SAMPLES_FOLDER, LoratoryHome
+from engine.paths import SAMPLES_FOLDER, AllowedPaths, LoratoryHome
 
 SAMPLE_PREFIX = "sample:"
 

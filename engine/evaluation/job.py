@@ -3,7 +3,7 @@
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import EngineError, RunError, StorageError
 from engine.evaluation.preference import PreferenceResult, accuracy_words, flip_words
-from engine.evaluation.ratings import RatingResult, rating_words
+from engine.evaluation.ratings import RATING_COLUMNS, RatingResult, rating_cells, rating_words
 from engine.executors import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
@@ -182,6 +182,38 @@ def preference_sentences(result: EvaluationResult) -> list[str]:
         return []
     flips = [flip_words(preference, branch, names[branch]) for branch in preference.turned if branch in names]
     return [*accuracy_words(preference, names), *flips]
+
+
+def comparison_table(result: EvaluationResult) -> tuple[list[str], dict[Branch, list[str]]]:
+    """Return the header of a table with all figures on held-out rows, and its cells by branch; – where there is none."""
+    groups: list[tuple[Sequence[str], dict[Branch, list[str]]]] = [
+        (
+            ("Loss", "Perplexity"),
+            {name: [f"{one.loss:.4f}", f"{one.perplexity:.2f}"] for name, one in result.losses.items()},
+        ),
+        (
+            ("Exact", "ROUGE-L", "chrF"),
+            {
+                name: [f"{one.exact:.0%}", f"{one.rouge_l:.3f}", f"{one.chrf:.3f}"]
+                for name, one in result.scores.items()
+            },
+        ),
+    ]
+    if (preference := result.preference) is not None:
+        pairs = preference.pairs
+        cells = {
+            name: [f"{one.preferred / pairs:.0%}", f"{one.preferred_per_token / pairs:.0%}", f"{one.margin:.2f}"]
+            for name, one in preference.branches.items()
+        }
+        groups.append((("Chosen likelier", "Per token", "Margin"), cells))
+    if (ratings := result.ratings) is not None:
+        groups.append((RATING_COLUMNS, {name: rating_cells(one, ratings) for name, one in ratings.branches.items()}))
+    groups = [(columns, cells) for columns, cells in groups if cells]
+    rows = {
+        branch: [cell for columns, cells in groups for cell in cells.get(branch, ["–"] * len(columns))]
+        for branch in result.losses
+    }
+    return [column for columns, _ in groups for column in columns], rows
 
 
 def evaluation_file(run: Path, checkpoint: str | None) -> Path:

@@ -20,12 +20,12 @@ from engine.data.source import SAMPLE_PREFIX
 from engine.errors import EngineError, ModelError
 from engine.evaluation.job import (
     EvaluationResult,
+    comparison_table,
     forgetting_words,
     perplexity_of,
     preference_sentences,
     read_evaluation,
 )
-from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
 from engine.export.kinds import ADAPTER, KINDS
 from engine.export.vllm import look_at_adapter
 from engine.models.catalog import find_in_catalog
@@ -234,51 +234,25 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
 
 
 def _evaluation(result: EvaluationResult) -> Iterator[str]:
-    """Losses and, where answers were written, their scores; base and tuned on the same rows."""
-    losses = {name: result.losses[name] for name in ("base", "tuned") if name in result.losses}
-    if not losses:
+    """Yield all figures on held-out rows as a table, and what they mean in sentences."""
+    if not result.losses:
         return
-    scored = not result.scores.keys().isdisjoint(losses)
-    header = "| | Loss | Perplexity |" + (" Exact | ROUGE-L | chrF |" if scored else "")
-    lines = [header, "|---|---:|---:|" + ("---:|---:|---:|" if scored else "")]
-    for name, loss in losses.items():
-        line = f"| {'Base' if name == 'base' else 'This'} | {_loss(loss.loss)} | {loss.perplexity:.2f} |"
-        scores = result.scores.get(name)
-        if scores is not None:
-            line += f" {scores.exact:.0%} | {scores.rouge_l:.3f} | {scores.chrf:.3f} |"
-        elif scored:
-            line += " | | |"
-        lines.append(line)
+    header, cells = comparison_table(result)
+    lines = [f"| | {' | '.join(header)} |", f"|---|{'---:|' * len(header)}"]
+    lines += [f"| {_BRANCHES[branch]} | {' | '.join(row)} |" for branch, row in cells.items()]
     answer_rows = max((scores.rows for scores in result.scores.values()), default=0)
-    on = f"Measured on {result.rows:,} held-out rows" + (
-        f", answers on {answer_rows:,} of them." if answer_rows else "."
-    )
-    yield f"## Evaluation\n\n{on}\n\n" + "\n".join(lines) + "\n"
-    if (found := result.preference) is not None:
-        rows = "\n".join(
-            f"| {_BRANCHES[branch]} | {one.preferred / found.pairs:.0%} | {one.preferred_per_token / found.pairs:.0%} | {one.margin:.2f} |"
-            for branch, one in found.branches.items()
-        )
-        yield _preferences(result, "| | Chosen likelier | Per token | Margin |\n|---|---:|---:|---:|", rows)
-    if (ratings := result.ratings) is not None:
-        rows = "\n".join(
-            f"| {_BRANCHES[branch]} | {' | '.join(rating_cells(one, ratings))} |"
-            for branch, one in ratings.branches.items()
-        )
-        head = f"| | {' | '.join(RATING_COLUMNS)} |\n|---|{'---:|' * len(RATING_COLUMNS)}"
-        yield _preferences(result, head, rows)
+    answers = f", answers on {answer_rows:,} of them" if answer_rows else ""
+    yield f"## Evaluation\n\nMeasured on {result.rows:,} held-out rows{answers}.\n\n" + "\n".join(lines) + "\n"
+    # The card does not name the run that training started from.
+    sentences = preference_sentences(result.model_copy(update={"start": "the adapter that training started from"}))
+    if sentences:
+        yield f"{' '.join(sentences)}\n"
     if result.forgetting is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         yield (
             f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
             f"{_loss(base.loss)}: {forgetting_words(result.forgetting)}.\n"
         )
-
-
-def _preferences(result: EvaluationResult, head: str, rows: str) -> str:
-    """Return sentences and a table; the card does not name the run that training started from."""
-    sentences = preference_sentences(result.model_copy(update={"start": "the adapter that training started from"}))
-    return f"### Preferences\n\n{' '.join(sentences)}\n\n{head}\n{rows}\n"
 
 
 def _loss(value: float) -> str:

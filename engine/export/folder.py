@@ -1,21 +1,29 @@
-"""An export's folder: made aside and renamed when it is whole, holding only files that were meant to be in it."""
+"""An export's folder: made aside and renamed when it is whole, holding only files that were meant to be in it.
+
+Of these, only some may leave this machine, and none of them may reveal it.
+"""
 
 import contextlib
 import glob
 import json
 import os
+import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from engine.errors import ModelError, StorageError
+from engine.config.results import PushKind
+from engine.errors import ModelError, PushError, StorageError
 from engine.export.contract import ExportedFile
+from engine.export.kinds import KINDS
 from engine.files import fsync_folder
-from engine.models.folder import named_templates
+from engine.models.folder import is_named_template, named_templates
 
+_MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
 # What a tokenizer may consist of; nothing else of a folder is taken along.
 TOKENIZER_FILES = tuple(
     """
@@ -93,3 +101,115 @@ def list_files(folder: Path) -> tuple[ExportedFile, ...]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     )
+
+
+_ALWAYS = frozenset({"README.md", "generation_config.json", *TOKENIZER_FILES})
+
+# A vocabulary holds pieces of the whole world's texts, paths among them; only this machine's own are looked for there.
+_VOCABULARIES = frozenset({"merges.txt", "tekken.json", "tokenizer.json", "vocab.json", "vocab.txt"})
+_TEXT_SUFFIXES = frozenset({".json", ".md", ".txt", ".jinja"})
+_PATH_VALUE = re.compile(r"(/[^/\s]+){2,}/?|~[^/\s]*/\S+|[A-Za-z]:[\\/]\S.*|\\\\\S+\\\S.*")  # a whole JSON value
+_PATH_IN_PROSE = re.compile(r"(?<![\w.:/])(/home/|/Users/|/root/|[A-Za-z]:\\)[^\s`)\"']+")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
+
+
+def is_intended(name: str, kind: PushKind) -> bool:
+    """Return whether a file of this name belongs to a result of this kind; all others stay here."""
+    if name == "config.json":
+        return name in KINDS[kind].needed_files
+    return name in _ALWAYS or is_named_template(name) or KINDS[kind].holds_weights(name)
+
+
+def intended_files(folder: Path, kind: PushKind) -> tuple[tuple[ExportedFile, ...], tuple[str, ...]]:
+    """List the files to send, by name, and the names of others, which are no part of a result; links are never followed.
+
+    Raises:
+        PushError: If something is missing without which the rest is of no use.
+    """
+    files, left_out = [], []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir() and not path.is_symlink():
+            continue
+        if path.is_file() and not path.is_symlink() and is_intended(name, kind):
+            files.append(ExportedFile(name=name, size_bytes=path.stat().st_size))
+        else:
+            left_out.append(name)
+    names = {file.name for file in files}
+    missing = sorted(KINDS[kind].needed_files - names)
+    if not missing and not any(name.endswith(".safetensors") for name in names):
+        missing = ["model.safetensors"]
+    if missing:
+        raise PushError(f"The export lacks {missing[0]}, so nothing was sent.", "Export it again, then push.")
+    return tuple(files), tuple(left_out)
+
+
+def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[Path], token: str | None) -> None:
+    """Read what would be sent once more, and refuse what reveals this machine or gives access to it.
+
+    `names` are those of the files that would be sent, `places` folders of this machine whose paths must not appear anywhere,
+    and `token` is what gives access to the Hub.
+
+    Raises:
+        PushError: Names the file; never shows what was found in it.
+    """
+    own = tuple(f"{place}" for place in places if len(place.parts) > 2)
+    for name in names:
+        path = folder / name
+        is_weights = path.suffix == ".safetensors"
+        content = _safetensors_header(path) if is_weights else path.read_bytes()
+        reason = _private_in_bytes(content, own, token)
+        if reason is None and is_weights:
+            reason = _private_in_json(content, "safetensors header")
+        elif reason is None and path.suffix in _TEXT_SUFFIXES and path.name not in _VOCABULARIES:
+            reason = _private_in_text(path, content)
+        if reason is not None:
+            raise PushError(
+                f"{name} holds {reason}, which must not leave this machine; nothing was sent.",
+                "Look at that file in an export, take it out of the run's name, notes or template, and push again.",
+            )
+
+
+def _private_in_text(path: Path, content: bytes) -> str | None:
+    text = content.decode("utf-8", errors="replace")
+    if _TOKEN.search(text):
+        return "an access token"
+    if path.suffix == ".json":
+        return _private_in_json(text, "JSON")
+    return "a path" if _PATH_IN_PROSE.search(text) else None
+
+
+def _private_in_json(content: str | bytes, form: str) -> str | None:
+    try:
+        return "a path" if any(_PATH_VALUE.fullmatch(value) for value in _strings(json.loads(content))) else None
+    except ValueError:
+        return f"no valid {form}"
+
+
+def _private_in_bytes(content: bytes, own: Sequence[str], token: str | None) -> str | None:
+    if token and token.encode() in content:
+        return "an access token"
+    for place in own:
+        # JSON writes a backslash twice, and letters beyond ASCII as escapes.
+        if place.encode() in content or json.dumps(place)[1:-1].encode() in content:
+            return "a path"
+    return None
+
+
+def _safetensors_header(path: Path) -> bytes:
+    """Return the text parts of a weights file; the rest is numbers. It is empty, and not JSON, where it is not such a file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return file.read(length) if length < _MAX_SAFETENSORS_HEADER_BYTES else b""
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every text value of a JSON tree; keys are names of settings, tokens and tensors."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

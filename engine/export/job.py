@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.allowed_paths import AllowedPaths
+from pydantic import BaseModel
+
 from engine.chat.contract import OnProgress, Progress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
-from engine.config.run import RunSection
+from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
 from engine.executors import machine_of
@@ -19,20 +20,46 @@ from engine.export.kinds import KINDS
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
-from engine.paths import LoratoryHome, typed_path
+from engine.hardware.processor import describe_processor
+from engine.paths import AllowedPaths, LoratoryHome, typed_path
+from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
 
 WORKER_MODULE = "engine.export.worker.main"
 
 
 @dataclass(eq=False)
-class ExportJob:
-    """One export; can be stopped from another thread."""
+class _FolderJob:
+    """Fills a folder in a process of its own; can be stopped from another thread."""
 
     home: LoratoryHome
+    _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
+
+    def stop(self) -> None:
+        """End it within seconds; nothing of it is left."""
+        self._stop_requested.set()
+
+    def _fill(
+        self, job: DeviceJob, folder: Path, method: str, order: Callable[[Path], BaseModel], on_progress: OnProgress
+    ) -> ExportResult:
+        """Ask the process for an `order` of the folder that it fills; on any error nothing of it is left."""
+        with made_aside(folder) as aside:
+            answer = job.run(
+                method,
+                order(aside).model_dump(mode="json"),
+                self._stop_requested,
+                lambda value: on_progress(Progress.model_validate(value)),
+                lambda holder: on_progress(Progress(phase="starting", message=holder.why_wait)),
+            )
+        return ExportResult.model_validate({**answer, "path": folder})
+
+
+@dataclass(eq=False)
+class ExportJob(_FolderJob):
+    """One export."""
+
     request: ExportRequest
     choose: Callable[[RunSection], Device] = choose_device  # for the verification
-    _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
         """Write the folder and verify it; on any error nothing of it is left.
@@ -66,8 +93,11 @@ class ExportJob:
             model=plan.model.id,
             machine=machine,
         )
-        with made_aside(folder) as aside:
-            order = ExportOrder(
+        starts = machine.words if machine is not None else "Starting a process for the export."
+        on_progress(Progress(phase="starting", message=starts))
+
+        def order(aside: Path) -> ExportOrder:
+            return ExportOrder(
                 plan=plan.model_copy(update={"second": None}),
                 name=folder.name,
                 folder=aside,
@@ -76,16 +106,8 @@ class ExportJob:
                 run=run,
                 llama_cpp=self.request.llama_cpp,
             )
-            starts = machine.words if machine is not None else "Starting a process for the export."
-            on_progress(Progress(phase="starting", message=starts))
-            answer = job.run(
-                "export",
-                order.model_dump(mode="json"),
-                self._stop_requested,
-                lambda value: on_progress(Progress.model_validate(value)),
-                lambda present: on_progress(Progress(phase="starting", message=present.why_wait)),
-            )
-        return ExportResult.model_validate({**answer, "path": folder})
+
+        return self._fill(job, folder, "export", order, on_progress)
 
     def _folder(self) -> Path:
         folder = typed_path(self.request.folder).resolve()
@@ -93,10 +115,6 @@ class ExportJob:
         if (allowed := AllowedPaths.of(self.home)) is not None and pushes not in folder.parents:
             return allowed.write(self.request.folder)
         return folder
-
-    def stop(self) -> None:
-        """End it within seconds; nothing of it is left."""
-        self._stop_requested.set()
 
 
 def require_trained(plan: LoadPlan) -> PlannedWeights:
@@ -113,3 +131,43 @@ def require_trained(plan: LoadPlan) -> PlannedWeights:
 def run_in(folder: Path) -> Path | None:
     """Return a folder if it is a run's; None for that of a bare adapter."""
     return folder if RunFolder(folder).config.is_file() else None
+
+
+class ScriptOrder(BaseModel, frozen=True):
+    """What the process is asked for."""
+
+    config: RunConfig
+    folder: Path  # empty, to be filled
+    run: Path | None = None  # the run's folder; None for a configuration
+
+
+@dataclass(eq=False)
+class ScriptJob(_FolderJob):
+    """Writes the exact form of a run, or of a configuration."""
+
+    config: RunConfig
+    folder: Path  # must not exist, or be empty
+    run_folder: Path | None = None
+
+    def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
+        """Write the folder; on any error nothing of it is left.
+
+        Raises:
+            DatasetError: If the data cannot be read, or is not what the run was trained on.
+            ModelError: If the model cannot be found or read.
+            RunError: If TRL's trainer of the objective cannot train this adapter.
+            StorageError: If the folder is not empty or cannot be written.
+            CancelledRequestError: If it was stopped.
+            WorkerError: If the process ended.
+        """
+        job = DeviceJob(
+            home=self.home, module=WORKER_MODULE, purpose="export", title=run_title(self.config),
+            device=describe_processor(), holds_device=False, access=hub_access(self.config.model, self.config.dataset),
+            model=self.config.model.id,
+        )  # fmt: skip
+        on_progress(Progress(phase="starting", message="Starting a process for the script."))
+
+        def order(aside: Path) -> ScriptOrder:
+            return ScriptOrder(config=self.config, folder=aside, run=self.run_folder)
+
+        return self._fill(job, self.folder, "script", order, on_progress)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.config.methods.base import PeftMethod
 from engine.errors import ModelError
-from engine.export.gguf.converter import find_converter
+from engine.export.gguf.llama_cpp import find_converter
 
 _GENERATE = """
 prompt = tokenizer.apply_chat_template(

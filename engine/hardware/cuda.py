@@ -14,12 +14,11 @@ from typing import Any, NamedTuple, TypeVar
 
 import psutil
 
-from engine.hardware.device import Device, MemoryNow
+from engine.hardware.device import FIRST_WITH_BFLOAT16, Device, MemoryNow
 from engine.hardware.libraries import Driver, TorchBuild
 
 Answer = TypeVar("Answer")
 
-_FIRST_CAPABILITY_WITH_BFLOAT16 = (8, 0)  # Ampere; CUDA C++ Programming Guide, arithmetic instructions
 _MIG_INDEXES = 100  # indexes that each GPU has for its instances; NVIDIA's largest has seven
 
 Nvml = Any  # the module pynvml, which has no types
@@ -33,11 +32,9 @@ class _DeviceEntry(NamedTuple):
     device: Device
 
 
-def load_nvml() -> Nvml | None:
-    """Return NVML's Python binding, or None where it is not installed."""
-    with contextlib.suppress(ImportError):
-        return importlib.import_module("pynvml")
-    return None
+def load_nvml() -> Nvml:
+    """Return NVML's Python binding."""
+    return importlib.import_module("pynvml")
 
 
 def ask_driver(nvml: Nvml, question: Callable[[], Answer]) -> Answer | None:
@@ -61,7 +58,7 @@ def device_handle(nvml: Nvml, index: int) -> Any:
 
 
 def list_cuda_devices(
-    nvml: Nvml | None, shared_memory: MemoryNow, torch: TorchBuild | None = None, *, hidden_too: bool = False
+    nvml: Nvml, shared_memory: MemoryNow, torch: TorchBuild | None = None, *, hidden_too: bool = False
 ) -> tuple[Device, ...]:
     """Return every GPU that this process may use, in the order of `nvidia-smi`; none where there is no driver.
 
@@ -70,14 +67,16 @@ def list_cuda_devices(
         torch: Decides which of them have an obstacle; None where that is of no interest.
         hidden_too: List those as well that CUDA_VISIBLE_DEVICES hides.
     """
-    if nvml is None:
-        return ()
 
     def describe_all() -> tuple[Device, ...]:
         entries = [one for index in range(nvml.nvmlDeviceGetCount()) for one in _entries_of(nvml, index, shared_memory)]
-        driver = driver_version(nvml) if entries else None
+        devices = tuple(one.device for one in (entries if hidden_too else _visible(entries)))
+        driver = driver_version(nvml) if devices else None
         return tuple(
-            _with_obstacle(one.device, torch, driver) for one in (entries if hidden_too else _visible(entries))
+            device
+            if torch is None or device.capability is None
+            else replace(device, obstacle=torch.obstacle(device.name, device.capability, driver))
+            for device in devices
         )
 
     return ask_driver(nvml, describe_all) or ()
@@ -90,12 +89,6 @@ def driver_version(nvml: Nvml) -> Driver | None:
     except nvml.NVMLError:
         return None
     return Driver(version, (cuda // 1000, cuda % 1000 // 10))
-
-
-def _with_obstacle(device: Device, torch: TorchBuild | None, driver: Driver | None) -> Device:
-    if torch is None or device.capability is None:
-        return device
-    return replace(device, obstacle=torch.obstacle(device.name, device.capability, driver))
 
 
 def _entries_of(nvml: Nvml, index: int, shared_memory: MemoryNow) -> Iterator[_DeviceEntry]:
@@ -137,7 +130,7 @@ def _memory(nvml: Nvml, handle: Any, shared_memory: MemoryNow) -> MemoryNow:
 
 def _describe(index: int, uuid: str, name: str, capability: Sequence[int], now: MemoryNow) -> Device:
     major, minor = capability
-    has_fast_bfloat16, name = (major, minor) >= _FIRST_CAPABILITY_WITH_BFLOAT16, name.removeprefix("NVIDIA ")
+    has_fast_bfloat16, name = (major, minor) >= FIRST_WITH_BFLOAT16, name.removeprefix("NVIDIA ")
     return Device("cuda", index, name, *now, has_fast_bfloat16, capability=(major, minor), uuid=uuid)
 
 
@@ -177,7 +170,7 @@ def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None
     """
     meter = nvml or load_nvml()
     indexes = [int(index) for index in re.findall(r"\bcuda:(\d+)\b", devices)]
-    if meter is None or not indexes:
+    if not indexes:
         return None
 
     def joules() -> float:
@@ -189,7 +182,7 @@ def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None
 
 
 def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
-    """What this process takes of a GPU that it has used; None where the driver does not tell, as on Windows.
+    """What this process takes of a GPU that it has used; None where the driver does not tell.
 
     In a container the driver may count processes by numbers of the host. Where only one works on the GPU, it is this one.
 
@@ -220,8 +213,6 @@ def list_gpu_programs(index: int, nvml: Nvml | None = None) -> tuple[GpuProgram,
     Source: NVML API reference, nvmlDeviceGetComputeRunningProcesses: contexts for graphics do not count.
     """
     driver = nvml or load_nvml()
-    if driver is None:
-        return ()
     processes = (
         ask_driver(driver, lambda: driver.nvmlDeviceGetComputeRunningProcesses(device_handle(driver, index))) or ()
     )

@@ -6,8 +6,8 @@ from engine.config.run import ModelConfig, RunConfig, RunSection
 from engine.errors import DeviceError, Problem
 from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.device import Device
-from engine.hardware.libraries import installed_torch, library_version
-from engine.hardware.processor import describe_processor, list_apple_gpus, memory_now, this_system
+from engine.hardware.libraries import installed_torch
+from engine.hardware.processor import describe_processor, list_apple_gpus, memory_now
 from engine.paths import LoratoryHome
 
 _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it another program is at work there
@@ -20,7 +20,7 @@ def list_devices() -> tuple[Device, ...]:
     """
     memory = memory_now()
     gpus = list_cuda_devices(load_nvml(), memory, installed_torch(LoratoryHome.located()))
-    return (*gpus, *list_apple_gpus(this_system(), memory), describe_processor())
+    return (*gpus, *list_apple_gpus(memory), describe_processor())
 
 
 def choose_device(run: RunSection) -> Device:
@@ -96,10 +96,6 @@ def first_that_fits(
     return next((option for option in options if all((need(one) or 0) <= one.free_bytes for one in option)), None)
 
 
-# The first that has kernels for Apple's GPU (bitsandbytes/backends/mps).
-BITSANDBYTES_WITH_MPS = (0, 50)
-
-
 def device_problems(config: RunConfig, device: Device) -> list[Problem]:
     """Settings that the device cannot run, each with the nearest that it can."""
     training, model = config.training, config.model
@@ -136,22 +132,16 @@ def _cuda_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
 
 
 def _apple_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
-    """What an older system or an older bitsandbytes cannot do on Apple's GPU."""
+    """What an older system cannot do on Apple's GPU."""
     # Source: the table of platforms in bitsandbytes' README: macOS 14 for int8 and 4 bits, 8-bit optimizers still to come.
     has_macos_14 = device.has_fast_bfloat16  # this is what decides it
     if model.compute_dtype == "bfloat16" and not has_macos_14:
         message = "bfloat16 on Apple's GPU needs macOS 14; float32 is the nearest, and float16 takes as little memory."
         yield Problem("model.compute_dtype", message)
-    if model.quantization == "none":
-        return
-    version = library_version("bitsandbytes") or "missing"
-    missing = [] if has_macos_14 else ["macOS 14"]
-    if version_parts(version) < BITSANDBYTES_WITH_MPS:
-        missing.append(f"bitsandbytes {'.'.join(map(str, BITSANDBYTES_WITH_MPS))} (this is {version})")
-    if missing:
+    if model.quantization != "none" and not has_macos_14:
         message = (
-            f"{model.quantization} weights on Apple's GPU need {' and '.join(missing)}. Update, set none for 16-bit weights, "
-            "or set run.devices to cpu, where they work."
+            f"{model.quantization} weights on Apple's GPU need macOS 14. Update, set none for 16-bit weights, or set "
+            "run.devices to cpu, where they work."
         )
         yield Problem("model.quantization", message)
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-from engine.errors import DeviceError, StorageError
+from engine.errors import DeviceError
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
@@ -21,7 +20,6 @@ from engine.processes.messages import CancelledRequestError
 
 Purpose = Literal["training", "chat", "evaluation", "export", "measurement"]
 
-_SWEPT_SECONDS = 7 * 24 * 3600.0  # a machine that shares the home takes or gives back a device more often
 _WANTED_SECONDS = 10.0  # a waiting process asks several times a second
 
 
@@ -70,33 +68,22 @@ class LeaseBook:
         self._clock = clock
 
     def take(self, devices: Iterable[str], holder: LeaseHolder) -> None:
-        """Give devices, named by `lease_name`, to a living process: all of them or none.
-
-        What it holds already for the same thing stays its own.
+        """Give devices, named by `lease_name`, to a living process, if all of them are free or its own for the same thing.
 
         Raises:
             DeviceError: If one of them is in use; names the holder.
-            StorageError: If the book cannot be written.
+            StorageError: If the book cannot be written; those that were written stay its own, until it asks again or ends.
         """
         names = tuple(devices)
-        new = []
         with self._open():
             for device in names:
                 present = self.holder(device)
-                if present is None:
-                    new.append(device)
-                elif not present.is_the_same_as(holder):
+                if present is not None and not present.is_the_same_as(holder):
                     fix = "Wait until it is free, or stop what uses it."
                     raise DeviceError(f"{device_words(device)} is in use {present.as_seen_by(holder.owner).use}.", fix)
-            try:
-                for device in names:
-                    self._wanted_mark(device).unlink(missing_ok=True)
-                    self._write(device, holder)
-            except (StorageError, OSError):
-                for device in new:  # the last one as well: it may have been written before its folder could not be
-                    with contextlib.suppress(OSError):
-                        self._file(device).unlink(missing_ok=True)
-                raise
+            for device in names:
+                self._wanted_mark(device).unlink(missing_ok=True)
+                self._write(device, holder)
 
     def hand_over(self, devices: Sequence[str], giver: ProcessIdentity, holder: LeaseHolder) -> None:
         """Pass devices on, for example from the process that started a worker to that worker.
@@ -134,17 +121,6 @@ class LeaseBook:
                 if holder is not None and is_given_back(holder):
                     file.unlink(missing_ok=True)
                     file.with_suffix(".wanted").unlink(missing_ok=True)
-
-    def sweep(self) -> None:
-        """Remove what earlier boots of this machine left; folders of other machines stay while one is in use."""
-        for folder in self._folder.parent.glob("*"):
-            if folder == self._folder or not folder.is_dir():
-                continue
-            with contextlib.suppress(OSError):
-                holders = [read_model(file, LeaseHolder) for file in folder.glob("*.json")]
-                is_gone = all(holder is None or holder.process.liveness() == "gone" for holder in holders)
-                if is_gone and self._clock() - folder.stat().st_mtime > _SWEPT_SECONDS:
-                    shutil.rmtree(folder, ignore_errors=True)
 
     def holder(self, device: str) -> LeaseHolder | None:
         """Who has a device now; None where no living process does."""

@@ -3,15 +3,12 @@
 Apple's GPU, which torch calls mps, is found without torch, by what the system reports about itself.
 """
 
-import ctypes
-import ctypes.util
 import itertools
 import os
 import platform
 import re
-import sys
+import subprocess
 from pathlib import Path
-from typing import NamedTuple
 
 import psutil
 
@@ -72,14 +69,10 @@ def has_fast_bfloat16(cpuinfo: str) -> bool:
     return "amx_bf16" in flags or ("avx512_bf16" in flags and facts.get("vendor_id") != "GenuineIntel")
 
 
-def has_bfloat16(cpuinfo: str) -> bool:
-    """Whether the processor has instructions for bfloat16, quick or not."""
-    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_facts(cpuinfo).get("flags", "").split())
-
-
-def this_processor_has_bfloat16() -> bool:
-    """The same of the processor that this runs on."""
-    return has_bfloat16(_read_text(_CPUINFO))
+def has_bfloat16(cpuinfo: str | None = None) -> bool:
+    """Whether a processor, or this one, has instructions for bfloat16, quick or not."""
+    flags = _facts(_read_text(_CPUINFO) if cpuinfo is None else cpuinfo).get("flags", "").split()
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 def processor_name(cpuinfo: str) -> str:
@@ -108,22 +101,7 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-class AppleSystem(NamedTuple):
-    """What must be known of a system to tell whether it has a GPU that torch trains on."""
-
-    platform: str  # as sys.platform
-    machine: str  # as platform.machine()
-    macos: str  # such as 14.5; empty elsewhere
-    chip: str  # such as Apple M2 Pro; empty where the system does not say
-
-
-def this_system() -> AppleSystem:
-    """The system that this process runs on."""
-    macos = platform.mac_ver()[0] if sys.platform == "darwin" else ""
-    return AppleSystem(sys.platform, platform.machine(), macos, _chip() if sys.platform == "darwin" else "")
-
-
-def list_apple_gpus(system: AppleSystem, memory: MemoryNow, recommended_bytes: int | None = None) -> tuple[Device, ...]:
+def list_apple_gpus(memory: MemoryNow, recommended_bytes: int | None = None) -> tuple[Device, ...]:
     """The GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for other Macs.
 
     Args:
@@ -131,23 +109,18 @@ def list_apple_gpus(system: AppleSystem, memory: MemoryNow, recommended_bytes: i
         recommended_bytes: How much of it Metal advises one program to take, where torch was asked
             (`torch.mps.recommended_max_memory`).
     """
-    if system.platform != "darwin" or system.machine != "arm64":
+    if platform.system() != "Darwin" or platform.machine() != "arm64":
         return ()
-    macos = [int(part) for part in system.macos.split(".")[:2] if part.isdigit()]
+    macos = [int(part) for part in platform.mac_ver()[0].split(".")[:2] if part.isdigit()]
     total = memory.total_bytes if not recommended_bytes else min(memory.total_bytes, recommended_bytes)
     has_fast_bfloat16 = macos >= [14]  # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
-    name, free = f"{system.chip or 'Apple'} GPU", min(memory.free_bytes, total)
+    name, free = f"{_chip() or 'Apple'} GPU", min(memory.free_bytes, total)
     return (Device("mps", 0, name, total, free, has_fast_bfloat16),)
 
 
 def _chip() -> str:
-    """The chip's name, from the system call sysctlbyname(3); empty where there is none."""
-    value, size = ctypes.create_string_buffer(256), ctypes.c_size_t(256)
+    """The chip's name, such as Apple M2 Pro; empty where the system does not say."""
     try:
-        library = ctypes.CDLL(ctypes.util.find_library("c"))
-        error_code = library.sysctlbyname(
-            b"machdep.cpu.brand_string", value, ctypes.byref(size), None, ctypes.c_size_t(0)
-        )
-    except (OSError, AttributeError):
+        return subprocess.check_output(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
+    except (OSError, subprocess.SubprocessError):
         return ""
-    return "" if error_code else value.value.decode("utf-8", "replace").strip()

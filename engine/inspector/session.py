@@ -32,8 +32,7 @@ from engine.models.shape import ModelDetails, ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.messages import JsonObject
-from engine.processes.places import ProcessPlaces
-from engine.processes.pool import ProcessPool
+from engine.processes.pool import ProcessPlaces, ProcessPool
 from engine.processes.spawn import Access, has_hub_login
 
 DATA_WORKER_MODULE = "engine.inspector.worker.data"

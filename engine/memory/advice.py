@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
-from engine.config.distribution import count_processes
 from engine.config.methods.registry import DEFAULT_METHOD
+from engine.config.pairs import count_processes
 from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.hardware.device import Device

@@ -5,9 +5,8 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from engine.config.distribution import DISTRIBUTIONS, DistributionName, sharding_problem
 from engine.config.methods.registry import METHODS
-from engine.config.pairs import pair_problems
+from engine.config.pairs import DISTRIBUTIONS, DistributionName, pair_problems, sharding_problem
 from engine.config.run import AdapterConfig, RunConfig
 from engine.data.contract import RowLengths
 from engine.errors import EngineError, Problem

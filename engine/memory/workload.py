@@ -5,9 +5,9 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from engine.config.distribution import count_processes
 from engine.config.objectives import objective_of
 from engine.config.optimizations import is_wanted
+from engine.config.pairs import count_processes
 from engine.config.rules import (
     JOINED_MULTIPLE,
     LOSS_CHUNK_BYTES,

@@ -15,7 +15,7 @@ from pydantic import AliasPath, BaseModel, Field, TypeAdapter, field_validator
 
 from engine.errors import HubUnreachableError, ModelAccessError, ModelError, StorageError
 from engine.files import size_and_time, write_atomically
-from engine.hub_errors import MODEL
+from engine.hub import MODEL
 from engine.models.catalog import is_causal_lm
 from engine.models.folder import (
     ADAPTER_CONFIG,

@@ -5,7 +5,6 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.allowed_paths import AllowedPaths
 from engine.config.run import ModelConfig
 from engine.errors import HubUnreachableError, ModelError
 from engine.models.catalog import find_in_catalog, list_catalog
@@ -20,7 +19,7 @@ from engine.models.prepared import (
     prepare_demo,
     prepare_gguf,
 )
-from engine.paths import LoratoryHome, looks_in_working_folder
+from engine.paths import AllowedPaths, LoratoryHome, looks_in_working_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")

@@ -3,11 +3,12 @@
 The kernel enforces `limited`, also while the interpreter is stuck in a library's C code. Too much memory is a
 `MemoryError` in Python; in other languages it ends the process (SIGABRT). Too much computing ends the process with
 `DEADLINE_SIGNAL`, without asking Python; its asker knows what it was working on. On Linux both bounds hold, on macOS the
-one on time, on Windows none.
+one on time.
 """
 
 import contextlib
 import re
+import resource
 import signal
 import sys
 import threading
@@ -15,13 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
-if sys.platform != "win32":
-    import resource
-
-DEADLINE_SIGNAL = int(getattr(signal, "SIGPROF", 0))
-OVERRUN_EXIT_CODES = frozenset({-DEADLINE_SIGNAL, -int(signal.SIGABRT)}) if DEADLINE_SIGNAL else frozenset[int]()
+DEADLINE_SIGNAL = int(signal.SIGPROF)
+OVERRUN_EXIT_CODES = frozenset({-DEADLINE_SIGNAL, -int(signal.SIGABRT)})
 
 
 @contextlib.contextmanager
@@ -32,9 +28,6 @@ def limited(seconds: float, memory_bytes: int) -> Iterator[None]:
         seconds: Of computing, of all threads together; the process ends after it.
         memory_bytes: Beyond what the process has allocated already.
     """
-    if not DEADLINE_SIGNAL:
-        yield
-        return
     outer = signal.getitimer(signal.ITIMER_PROF)[0]
     budget = min(seconds, outer) if outer else seconds
     with memory_limited(memory_bytes):
@@ -60,7 +53,7 @@ def memory_limited(memory_bytes: int) -> Iterator[None]:
 
 def renew_deadline(seconds: float) -> None:
     """Restart the time limit, for the next of several pieces of work inside `limited`; does nothing outside."""
-    if DEADLINE_SIGNAL and signal.getitimer(signal.ITIMER_PROF)[0]:
+    if signal.getitimer(signal.ITIMER_PROF)[0]:
         signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
@@ -82,9 +75,8 @@ def limit_memory(memory_bytes: int) -> tuple[int, int] | None:
 
 def lift_memory_limit() -> None:
     """Drop the bound that this process got from the one that started it, for work that needs more."""
-    if sys.platform != "win32":
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    resource.setrlimit(resource.RLIMIT_DATA, (hard, hard))
 
 
 class TimeLimitError(Exception):
@@ -96,12 +88,12 @@ def time_limit(seconds: float) -> Iterator[None]:
     """Interrupt pure Python code that computes for more than `seconds`.
 
     The clock counts this process's computing time, not waiting, so a busy machine does not interrupt good code. It
-    works in the main thread of a POSIX process, where signals arrive; elsewhere the code runs without a bound.
+    works in the main thread, where signals arrive; elsewhere the code runs without a bound.
 
     Raises:
         TimeLimitError: Out of the code inside, when its time is up.
     """
-    if not hasattr(signal, "SIGVTALRM") or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
 
@@ -119,8 +111,6 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 def peak_process_bytes() -> int:
     """The most that this process ever held in RAM, its starter not counted."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
     if sys.platform == "linux":
         # Rather than ru_maxrss, in which a process inherits what the one that started it had held.
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")

@@ -4,10 +4,10 @@ A pid alone is handed out again; together with its start time and the boot it ne
 """
 
 import contextlib
+import fcntl
 import functools
 import os
 import platform
-import signal
 import struct
 import sys
 import threading
@@ -20,11 +20,6 @@ from pydantic import BaseModel, ConfigDict
 
 from engine.errors import StorageError
 
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
-
 _START_TIME_TOLERANCE_SECONDS = 0.02  # two clock ticks; start times elsewhere come from clocks that are read each time
 
 
@@ -35,7 +30,7 @@ class ProcessIdentity(BaseModel):
     """One process, for ever: what is signalled or believed alive is this one and no later bearer of its pid.
 
     `start_time` is in seconds: since boot on Linux (the kernel's own count, which no clock change moves), since the
-    epoch elsewhere. `host` and `pid_namespace` are empty in files of older versions.
+    epoch elsewhere.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -43,7 +38,7 @@ class ProcessIdentity(BaseModel):
     pid: int
     start_time: float
     boot_id: str
-    host: str = ""  # name of the machine, or of the container
+    host: str  # name of the machine, or of the container
     pid_namespace: str = ""  # containers of one machine share its boot, and count pids on their own
 
     @classmethod
@@ -70,7 +65,7 @@ class ProcessIdentity(BaseModel):
         """
         if not self.is_of_this_boot():
             return "unknown" if self.is_of_another_host() else "gone"
-        if self.pid_namespace not in ("", _pid_namespace()):
+        if self.pid_namespace != _pid_namespace():
             return "unknown"
         start_time = _start_time_of_living(self.pid)
         if start_time is not None and abs(start_time - self.start_time) <= _START_TIME_TOLERANCE_SECONDS:
@@ -83,7 +78,7 @@ class ProcessIdentity(BaseModel):
 
     def is_of_another_host(self) -> bool:
         """Whether it ran on another machine; one that was restarted, and has its name still, is the same."""
-        return not self.is_of_this_boot() and self.host not in ("", platform.node())
+        return not self.is_of_this_boot() and self.host != platform.node()
 
     def is_of_this_boot(self) -> bool:
         """Whether it ran on this machine since it was started last, in whichever container."""
@@ -114,21 +109,11 @@ class ProcessIdentity(BaseModel):
 
     def kill(self) -> bool:
         """End it at once; returns whether it was there to be ended."""
-        if not hasattr(os, "pidfd_open"):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(self.pid)  # refuses to kill a later process of this pid
             if self.is_alive():
-                with contextlib.suppress(OSError):
-                    os.kill(self.pid, getattr(signal, "SIGKILL", signal.SIGTERM))
-                    return True
-            return False
-        # A descriptor names one process, so its pid cannot change hands between the look and the signal.
-        with contextlib.suppress(OSError):
-            descriptor = os.pidfd_open(self.pid)
-            try:
-                if self.is_alive():
-                    signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-                    return True
-            finally:
-                os.close(descriptor)
+                process.kill()
+                return True
         return False
 
 
@@ -174,8 +159,6 @@ def end_group(process_group: int, environment_mark: tuple[str, str]) -> int:
     A group outlives its leader, and its number may later belong to other programs: the mark, a variable that we set when we
     started the leader, distinguishes the two.
     """
-    if not hasattr(os, "getpgid"):
-        return 0
     name, value = environment_mark
     count = 0
     for process in psutil.process_iter():
@@ -297,10 +280,7 @@ class FileLock:
         """Open the file and lock it; None where another process has the lock."""
         descriptor = os.open(self._path, flags, 0o600)
         try:
-            if sys.platform == "win32":
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            else:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(descriptor)
             if isinstance(error, BlockingIOError | PermissionError):  # EAGAIN and EACCES both mean that another has it

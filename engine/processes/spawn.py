@@ -1,6 +1,7 @@
 """Start our processes: argv as a list, a session of their own, output to a file, no secret unless it is for their work."""
 
 import contextlib
+import fcntl
 import os
 import re
 import select
@@ -37,8 +38,6 @@ _PASSED_VARIABLES = frozenset(
     """
     PATH HOME USER LOGNAME SHELL LANG LANGUAGE TZ TERM TMPDIR TEMP TMP XDG_CACHE_HOME XDG_CONFIG_HOME XDG_DATA_HOME
     XDG_RUNTIME_DIR VIRTUAL_ENV CONDA_PREFIX LD_LIBRARY_PATH LD_PRELOAD DYLD_LIBRARY_PATH DYLD_FALLBACK_LIBRARY_PATH
-    SYSTEMROOT SYSTEMDRIVE WINDIR COMSPEC PATHEXT APPDATA LOCALAPPDATA USERPROFILE PROGRAMDATA PROGRAMFILES
-    NUMBER_OF_PROCESSORS PROCESSOR_ARCHITECTURE
 
     PYTHONPATH PYTHONHOME PYTHONUNBUFFERED PYTHONDONTWRITEBYTECODE PYTHONPYCACHEPREFIX PYTHONIOENCODING PYTHONUTF8
     PYTHONHASHSEED PYTHONNOUSERSITE PYTHONWARNINGS PYTHONMALLOC
@@ -216,7 +215,7 @@ def spawn_helper(
 
     It ends even where we are killed and it is stuck in C code: it has one end of a pipe to which nothing is ever written.
     The kernel closes our end when we end in any way, and then sends the helper a signal that ends it; neither Python
-    nor the interpreter's lock takes part. On Windows there is no such signal, and helpers only notice that stdin closes.
+    nor the interpreter's lock takes part.
 
     Args:
         launcher: Starts it on another machine, where only the end of its stdin reaches it.
@@ -229,7 +228,7 @@ def spawn_helper(
     """
     if launcher is not None:
         argv = [*launcher.command, *argv[1:]]
-    read_end, write_end = (None, None) if sys.platform == "win32" or launcher is not None else os.pipe()
+    read_end, write_end = (None, None) if launcher is not None else os.pipe()
     try:
         process = spawn(
             argv,
@@ -252,7 +251,7 @@ def spawn_helper(
 def end_with_asker() -> None:
     """Arrange in a worker that it ends with its asker; does nothing where it was started without such a pipe."""
     name = os.environ.pop(LIFE_LINE, None)
-    if name is None or sys.platform == "win32":
+    if name is None:
         return
     end = int(name)
     with contextlib.suppress(OSError):
@@ -270,7 +269,7 @@ def end_children_with_us() -> None:
     They have the far end of a pipe that only this process holds open; the kernel signals its group, of which they alone
     are left. They also get no stdin: multiprocessing closes it in a child, which hangs where a thread here reads it.
     """
-    if sys.platform == "win32" or os.getpgrp() != os.getpid():
+    if os.getpgrp() != os.getpid():
         return
     read_end, write_end = os.pipe()
     _signal_when_closed(read_end, -os.getpgrp())
@@ -285,7 +284,5 @@ def end_children_with_us() -> None:
 
 def _signal_when_closed(end: int, process: int) -> None:
     """Let the kernel send SIGIO, which ends a process, once the other end of a pipe is closed; a group where negative."""
-    import fcntl
-
     fcntl.fcntl(end, fcntl.F_SETOWN, process)
     fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)

@@ -7,8 +7,7 @@ from engine.config.objectives import preference_name
 from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.errors import ConfigError, ModelError
-from engine.hardware.device import Device
-from engine.hardware.known_devices import similar_device
+from engine.hardware.device import Device, similar_device
 from engine.memory.device_need import PROCESS_ITSELF
 from engine.memory.estimate import GIB, Estimator
 from engine.memory.methods.registry import count_trainable

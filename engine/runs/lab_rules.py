@@ -4,7 +4,6 @@ from pathlib import Path
 
 from engine.accounts.lab import read_settings
 from engine.accounts.limits import LabLimits
-from engine.allowed_paths import REFUSAL, AllowedPaths
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.data.hub import is_on_hub
@@ -12,7 +11,7 @@ from engine.data.source import SAMPLE_PREFIX
 from engine.errors import EngineError, Problem, StorageError
 from engine.models.catalog import find_in_catalog
 from engine.models.source import is_hub_id
-from engine.paths import LoratoryHome
+from engine.paths import REFUSAL, AllowedPaths, LoratoryHome
 from engine.runs.plan import plan_run
 from engine.runs.store import RUN_ID, RunStore
 

@@ -3,11 +3,10 @@
 import contextlib
 from pathlib import Path
 
-from engine.allowed_paths import AllowedPaths
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError, Problem
 from engine.files import resolve_inside
-from engine.paths import LoratoryHome, typed_path
+from engine.paths import AllowedPaths, LoratoryHome, typed_path
 from engine.runs.store import RUN_ID
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import signal
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -173,23 +173,17 @@ async def _answer_http_error(_: Request, error: Exception) -> Response:
     return RefusedRequestError(message, status=error.status_code).response()
 
 
-class Listening(NamedTuple):
-    """Where clients find it."""
-
-    url: str  # what they call `base_url`
-    models: tuple[str, ...]
-
-
 def serve_model(
     served: ServedModel,
     host: str,
     port: int,
-    on_listening: Callable[[Listening], None],
+    on_listening: Callable[[str, Sequence[str]], None],
     load: Callable[[], object],
 ) -> None:
     """Load the model, then answer until Ctrl-C or SIGTERM; the model's process has ended when this returns.
 
-    `host` is a loopback address; port 0 takes any that is free. `load` loads the model, as `served.load` does.
+    `host` is a loopback address; port 0 takes any that is free. `load` loads the model, as `served.load` does. Then
+    `on_listening` gets what clients call `base_url`, and the names of the models.
 
     Raises:
         DeviceError: If the address cannot be used, or the device is in use.
@@ -213,7 +207,7 @@ def serve_model(
         )
         listener.listen()  # who comes from now on is kept waiting for a moment and not refused
         host_text = f"[{host}]" if ":" in host else host
-        on_listening(Listening(f"http://{host_text}:{listener.getsockname()[1]}/v1", tuple(served.offered)))
+        on_listening(f"http://{host_text}:{listener.getsockname()[1]}/v1", served.offered)
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         return

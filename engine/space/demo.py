@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.people import DEMO_OWNER, Person
-from engine.config.presets import find_preset
+from engine.config.load import find_preset
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetPage, PageRow
 from engine.errors import EngineError

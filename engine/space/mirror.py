@@ -19,8 +19,7 @@ from pydantic import BaseModel
 
 from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.files import FileStamp, read_model, write_atomically
-from engine.hub_bucket import RunBucket
-from engine.hub_errors import MIRROR
+from engine.hub import MIRROR, RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from engine.errors import EngineError, PushError
 from engine.files import FileStamp, read_model, stamp_of
-from engine.hub_bucket import RunBucket
+from engine.hub import RunBucket
 from engine.paths import LoratoryHome
 from engine.space.mirror_files import CHECKPOINTS, local_path, may_mirror
 

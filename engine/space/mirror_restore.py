@@ -13,7 +13,7 @@ from engine.accounts.backup import check_accounts
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import AccountError, StorageError
 from engine.files import FileStamp, size_and_time, stamp_of, write_atomically
-from engine.hub_bucket import RunBucket
+from engine.hub import RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, Checkpoint, damage, read_manifest
 from engine.runs.disk import free_bytes

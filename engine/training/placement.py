@@ -16,7 +16,7 @@ from engine.hardware.cuda import ask_driver, driver_version, list_cuda_devices, 
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.libraries import TorchBuild, installed_torch
-from engine.hardware.processor import list_apple_gpus, memory_now, this_system
+from engine.hardware.processor import list_apple_gpus, memory_now
 from engine.paths import LoratoryHome
 
 _Result = TypeVar("_Result")
@@ -169,7 +169,7 @@ def choose_placement(config: RunConfig) -> Placement:
         # How much Metal advises one program to take; not every torch asks it.
         recommended = getattr(torch.mps, "recommended_max_memory", None)
         most = int(recommended()) if recommended is not None else None
-        (apple,) = list_apple_gpus(this_system(), memory_now(), most) or (processor,)
+        (apple,) = list_apple_gpus(memory_now(), most) or (processor,)
         return Placement(apple, torch.device("mps"), group)
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", group.world_size))  # on this machine
     torch.set_num_threads(max(1, min(torch.get_num_threads(), processor.cores // neighbours)))
@@ -216,7 +216,7 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
         known = gpus[0].obstacle
         if known is not None:
             raise DeviceError(known.what, known.fix)
-        driver = ask_driver(nvml, lambda: driver_version(nvml)) if nvml is not None else None
+        driver = ask_driver(nvml, lambda: driver_version(nvml))
         raise DeviceError(
             f"PyTorch {version} (CUDA {cuda or 'none'}) cannot use {gpus[0].name}, which NVIDIA's driver "
             f"{driver.version if driver is not None else '(version unknown)'} lists.",

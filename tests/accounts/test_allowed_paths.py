@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from engine.allowed_paths import REFUSAL, AllowedPaths
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
 from engine.config.results import ExportConfig
@@ -17,10 +16,10 @@ from engine.errors import ConfigError, EngineError, ModelError, StorageError
 from engine.evaluation.job import EvaluationJob
 from engine.export.contract import ExportRequest
 from engine.export.job import ExportJob
-from engine.export.push.job import PushJob
+from engine.export.push import PushJob
 from engine.models.inventory_cache import architecture_values, known_inventory
 from engine.models.source import resolve_model
-from engine.paths import LAB, LoratoryHome
+from engine.paths import LAB, REFUSAL, AllowedPaths, LoratoryHome
 from engine.runs.lab_rules import lab_problems, with_allowed_paths
 from engine.runs.launch import Preflight
 from engine.runs.memory_measurement import MeasurementJob

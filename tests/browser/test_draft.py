@@ -6,7 +6,7 @@ import threading
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.config.presets import find_preset
+from engine.config.load import find_preset
 from engine.hardware.devices import device_problems
 from engine.hardware.processor import describe_processor
 from tests.browser.chromium import barriers, let_layout_settle, open_tab

@@ -21,7 +21,7 @@ from engine.hardware.device import Device
 )
 def test_auto_is_what_the_device_answers_quickly_in(monkeypatch, kind, bfloat16, expected):
     monkeypatch.setattr(weights, "faster_dtype_on_this_processor", lambda: torch.float32)
-    monkeypatch.setattr(weights, "this_processor_has_bfloat16", lambda: False)
+    monkeypatch.setattr(weights, "has_bfloat16", lambda: False)
     device = Device(kind, 0, "a device", 8 << 30, 8 << 30, bfloat16)
 
     assert choose_dtype(ModelConfig(id="m"), device) is expected
@@ -31,6 +31,6 @@ def test_auto_is_what_the_device_answers_quickly_in(monkeypatch, kind, bfloat16,
 @pytest.mark.parametrize("is_fast", [True, False])
 def test_a_processor_with_instructions_answers_in_bfloat16_without_a_measurement(monkeypatch, is_fast):
     monkeypatch.setattr(weights, "faster_dtype_on_this_processor", lambda: pytest.fail("measured"))
-    monkeypatch.setattr(weights, "this_processor_has_bfloat16", lambda: True)
+    monkeypatch.setattr(weights, "has_bfloat16", lambda: True)
 
     assert choose_dtype(ModelConfig(id="m"), Device("cpu", 0, "it", 8 << 30, 8 << 30, is_fast)) is torch.bfloat16

@@ -228,4 +228,4 @@ def test_a_conversation_is_saved_and_never_over_another_file(tmp_path):
     assert [turn["role"] for turn in json.loads(file.read_text())["messages"]] == ["user", "assistant"]
     assert "talk.json exists already." in output
     assert "No file was named." in output
-    assert "~nobody-of-that-name is not the home of a user here" in output
+    assert "~nobody-of-that-name/x cannot be used (Could not determine home directory)" in output

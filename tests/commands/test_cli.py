@@ -107,4 +107,4 @@ def test_a_home_that_cannot_be_written_is_one_clear_message(capsys, monkeypatch,
     monkeypatch.setenv("LORATORY_HOME", str(tmp_path / "file"))
 
     assert run_command(["runs"], ("engine.commands.runs",)) == 1
-    assert "is not a folder. Set LORATORY_HOME" in capsys.readouterr().err
+    assert "cannot be written (File exists). Set LORATORY_HOME" in capsys.readouterr().err

@@ -1,8 +1,16 @@
-import pytest
+"""`loratory models`, as a person and as a script see it."""
 
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from engine.cli import build_app
 from engine.commands.configs import load_config_argument
 from engine.config.load import config_to_yaml
 from engine.errors import ConfigError, StorageError
+from engine.models.catalog import list_catalog
+from engine.models.hub import HubModel
 from engine.paths import local_owner
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for
@@ -34,3 +42,51 @@ def test_a_name_that_is_nothing_reports_what_there_is(home):
         load_config_argument("nosuch", (), home)
     with pytest.raises(StorageError, match=r"nosuch\.yaml cannot be read"):
         load_config_argument("nosuch.yaml", (), home)
+
+
+@pytest.fixture
+def run():
+    app = build_app(("engine.commands.configs",))
+    app.callback()(lambda: None)
+    return lambda *arguments: CliRunner().invoke(app, ["models", *arguments])
+
+
+def test_json_lists_the_whole_catalogue_with_its_facts(run):
+    rows = json.loads(run("--json").stdout)
+
+    assert [row["id"] for row in rows] == [entry.id for entry in list_catalog()]
+    assert {"id", "parameters", "license", "context_length", "gated", "hub_id", "title", "about"} <= rows[0].keys()
+    assert all(row["parameters"] > 0 and row["context_length"] > 0 for row in rows)
+
+
+def test_a_query_narrows_the_list(run):
+    assert json.loads(run("qwen3 8b", "--json").stdout)[0]["id"] == "Qwen/Qwen3-8B"
+    assert [row["id"] for row in json.loads(run("qwen3-8b", "--json").stdout)] == ["Qwen/Qwen3-8B"]
+
+
+def test_no_match_is_an_empty_list_and_a_word_on_stderr(run):
+    result = run("nothing-like-this", "--json")
+    assert json.loads(result.stdout) == []
+
+    result = run("nothing-like-this")
+    assert result.stdout == ""
+    assert "--hub" in result.stderr
+
+
+def test_people_get_one_line_for_each_model(run):
+    lines = run().stdout.splitlines()
+
+    assert len(lines) == len(list_catalog())
+    assert lines[0].startswith("smollm2-135m-instruct")
+    assert "135M" in lines[0]
+    assert "8,192" in lines[0]
+
+
+def test_the_hub_is_searched_on_demand(run, monkeypatch):
+    result = HubModel(id="org/model", parameters=None, tags=("license:mit",), gated=True, model_type=None)
+    monkeypatch.setattr("engine.models.hub.search_hub", lambda query: (result,))
+
+    (row,) = json.loads(run("model", "--hub", "--json").stdout)
+
+    assert (row["id"], row["license"], row["gated"]) == ("org/model", "mit", True)
+    assert run("model", "--hub").stdout.startswith("org/model")

@@ -113,7 +113,7 @@ def test_preferences_are_columns_and_sentences(run_id, capsys, monkeypatch):
 
     assert run_command(["evaluate", run_id], MODULES) == 0
     output = capsys.readouterr().out
-    assert "chosen likelier" in output
+    assert "Chosen likelier" in output
     assert any(line.startswith("start") and "53%" in line for line in output.splitlines())
     assert "Preference accuracy 93%: since its start" in output
     assert run_command(["evaluate", run_id, "--json"], MODULES) == 0
@@ -126,7 +126,7 @@ def test_ratings_are_columns_and_sentences(run_id, capsys, monkeypatch):
     assert run_command(["evaluate", run_id], MODULES) == 0
     output = capsys.readouterr().out
     lines = {line.split()[0]: line for line in reversed(output.splitlines()) if line}
-    assert "reward, desirable" in output
+    assert "Reward, desirable" in output
     assert lines["tuned"].split()[-4:] == ["83%", "+0.850", "-0.670", "+1.520"]
     assert lines["base"].split()[-4:] == ["–"] * 4  # it is the reference
     assert "Accuracy 83%: the reward has the sign of the label in 25 of 30" in output

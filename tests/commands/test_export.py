@@ -105,7 +105,6 @@ def test_sizes_are_printed_before_a_gguf_is_written(run_id, home, tmp_path, caps
 
     output = capsys.readouterr().err
     assert output.index("Predicted sizes: q4_k_m ") < output.index("Writing.")
-    assert "Rows of 64 weights do not fill blocks of 256" in output
 
 
 def test_gguf_takes_its_own_settings(job, run_id, tmp_path):

@@ -9,10 +9,9 @@ from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.paths import local_owner
 from engine.runs.store import RunStore
-from engine.serve.endpoint import Listening
 from tests.chat.tiny_adapters import lora, make_adapter
 
-MODULES = ("engine.commands.serve", "engine.commands.configs")
+MODULES = ("engine.commands.chat", "engine.commands.configs")
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def calls_to_serve(monkeypatch):
 
     def note(model, host, port, on_listening, load):
         calls.append((model, host, port))
-        on_listening(Listening(f"http://{host}:{port}/v1", (model.name, "base")))
+        on_listening(f"http://{host}:{port}/v1", (model.name, "base"))
 
     monkeypatch.setattr("engine.serve.endpoint.serve_model", note)
     return calls

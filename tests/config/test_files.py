@@ -50,7 +50,7 @@ def test_a_home_that_is_a_file_is_explained(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("LORATORY_HOME", str(tmp_path / "file"))
 
-    with pytest.raises(StorageError, match="is not a folder") as error_info:
+    with pytest.raises(StorageError, match="cannot be written") as error_info:
         LoratoryHome.from_environment()
 
     assert "LORATORY_HOME" in error_info.value.fix

@@ -4,8 +4,15 @@ import re
 
 import pytest
 
-from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
-from engine.config.presets import Preset, find_preset, list_presets
+from engine.config.load import (
+    Preset,
+    config_from_mapping,
+    config_to_yaml,
+    find_preset,
+    list_presets,
+    mapping_from_yaml,
+    with_overrides,
+)
 from engine.errors import ConfigError
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of

@@ -2,8 +2,10 @@
 
 import pytest
 
+from engine.config.optimizations import OPTIMIZATIONS, VARIABLE, is_wanted
 from engine.config.rules import Cadence
 from engine.config.training import TrainingConfig
+from engine.errors import ConfigError
 
 
 def at(predicate, total):
@@ -45,3 +47,19 @@ def test_settings_come_first():
 
 def test_nothing_is_measured_where_nothing_is_held_out():
     assert at(Cadence.of(TrainingConfig(eval_steps=1), 10, measures=False).measures_at, 10) == []
+
+
+@pytest.mark.parametrize("value", ["", " ", ",", "fused_norms", " fused_norms , varlen_attention,"])
+def test_what_the_variable_names_is_left_out(monkeypatch, value):
+    monkeypatch.setenv(VARIABLE, value)
+
+    assert [name for name in OPTIMIZATIONS if not is_wanted(name)] == sorted(
+        (name.strip() for name in value.split(",") if name.strip()), key=list(OPTIMIZATIONS).index
+    )
+
+
+def test_an_unknown_name_is_an_error_that_lists_the_known_ones(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "fused_norms,fussed_loss")
+
+    with pytest.raises(ConfigError, match=r"fussed_loss is not one of unmasked_rows, .*fused_loss"):
+        is_wanted("fused_norms")

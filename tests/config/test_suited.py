@@ -2,9 +2,8 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
+from engine.config.load import config_from_mapping, config_to_yaml, list_presets, mapping_from_yaml, with_overrides
 from engine.config.methods.registry import METHODS
-from engine.config.presets import list_presets
 from engine.config.suited import (
     RULES,
     SETTINGS,

@@ -112,7 +112,7 @@ def raised_from(error, cause):
 REFUSALS = {
     "gone": (DatasetNotFoundError("gone"), "The Hub has no dataset someone/data"),
     "no network": (ConnectionError("no network"), "Hub cannot be reached"),
-    "too slow": (httpx.ReadTimeout("slow"), "Hub cannot be reached (ReadTimeout)"),
+    "too slow": (httpx.ReadTimeout("slow"), "Hub cannot be reached for someone/data (ReadTimeout)"),
     "nothing answers": (httpx.ConnectError("refused"), "Hub cannot be reached"),
     "a server in trouble": (http_error(503), "The Hub is out of order (HTTP 503)"),
     "split": (ValueError('Unknown split "x". Should be one of ["train"].\nmore'), "Unknown split"),
@@ -158,7 +158,7 @@ def test_what_the_hub_refuses_is_reported_in_two_sentences(hub, error, words, wh
 
 
 def test_offline_a_name_that_is_not_a_file_reports_both(monkeypatch):
-    with pytest.raises(DatasetError, match=r"not a file here, and the Hub cannot be reached|has no dataset"):
+    with pytest.raises(DatasetError, match=r"The Hub cannot be reached for|has no dataset"):
         DatasetReader(DatasetConfig(source="nobody/nothing-here"), SourceOptions())
 
 

@@ -18,7 +18,7 @@ from engine.config.results import ExportConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 from engine.export.contract import ExportRequest, ExportResult
-from engine.export.gguf.llama_cpp import quantize
+from engine.export.gguf.llama_cpp import ask_llama_cpp
 from engine.export.gguf.precisions import PRECISIONS, predict_sizes
 from engine.export.job import ExportJob
 from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
@@ -188,8 +188,10 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained_runs, 
     assert equal >= ASKED_ONCE_MORE - 1, f"{equal} of {ASKED_ONCE_MORE} answers are the same"
 
     quantized, log = tmp_path / "q4_k_m.gguf", tmp_path / "llama.log"
-    quantize(tmp_path / "out" / "out-f16.gguf", quantized, PRECISIONS["q4_k_m"].file_type, log, lambda _: None)
-    prediction = predict_sizes(tmp_path / "out" / "merged", "merged")["q4_k_m"].size_bytes
+    source, file_type = tmp_path / "out" / "out-f16.gguf", PRECISIONS["q4_k_m"].file_type
+    params = {"source": str(source), "target": str(quantized), "file_type": file_type}
+    ask_llama_cpp("quantize", params, log, lambda _: None)
+    prediction = predict_sizes(tmp_path / "out" / "merged", "merged")["q4_k_m"]
     assert quantized.stat().st_size == pytest.approx(prediction, rel=0.01)
     ids = prompt_ids(tokenizer, QUESTIONS[0])
     assert 0 <= next(Llama(str(quantized), n_ctx=128, verbose=False).generate(ids, temp=0.0)) < len(tokenizer)

@@ -172,7 +172,7 @@ def test_a_guest_has_no_votes(home):
 
 def test_votes_are_listed_exported_and_deleted_by_command(store, tmp_path, capsys):
     def run(*arguments) -> tuple[int, str]:
-        code = run_command(["votes", *map(str, arguments)], ("engine.commands.votes", "engine.commands.configs"))
+        code = run_command(["votes", *map(str, arguments)], ("engine.commands.evaluate", "engine.commands.configs"))
         return code, capsys.readouterr().out
 
     first_vote, tie = a_vote(), a_vote("Why?", verdict="equal", minute=1)

@@ -13,14 +13,15 @@ from transformers import AutoModelForCausalLM
 from engine.chat.target import PlannedWeights
 from engine.errors import ModelError
 from engine.export.worker.merge import (
+    BaseFiles,
     NotByTensorError,
     plan_merge,
     tied_weights,
     untie_changed,
+    write_shards,
     write_untied_config,
 )
-from engine.export.worker.shards import BaseFiles, write_shards
-from tests.chat.tiny_adapters import ia3, lora, make_adapter
+from tests.chat.tiny_adapters import lora, make_adapter
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 
 IDS = torch.arange(4, 24).reshape(1, -1)
@@ -31,7 +32,6 @@ CONFIGS = {
     "patterns": lambda: lora(rank_pattern={"q_proj": 2}, alpha_pattern={"layers.1.mlp.down_proj": 32}),
     "dora": lambda: lora(use_dora=True),
     "saved modules": lambda: lora(modules_to_save=["norm", "embed_tokens"]),
-    "ia3": ia3,
 }
 
 
@@ -77,17 +77,16 @@ def test_merged_as_peft_merges(base, tmp_path, name):
     assert not torch.allclose(expected, logits(AutoModelForCausalLM.from_pretrained(base)), atol=0.1)
 
 
-@pytest.mark.parametrize("config", [lambda: lora(bias="all"), ia3], ids=["trained biases", "rescaled biases"])
-def test_biases_are_merged_too(tmp_path, config):
+def test_biases_are_merged_too(tmp_path):
     biased = make_tiny_model(tmp_path / "biased", model_type="qwen2", tie_word_embeddings=False, initializer_range=0.4)
     model = AutoModelForCausalLM.from_pretrained(biased)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
     model.save_pretrained(biased)
-    adapter = make_adapter(biased, tmp_path / "adapter", config())
+    adapter = make_adapter(biased, tmp_path / "adapter", lora(bias="all"))
 
-    merged_model = merge_into(tmp_path / "merged", biased, plan_weights(adapter, config()))
+    merged_model = merge_into(tmp_path / "merged", biased, plan_weights(adapter, lora(bias="all")))
 
     model = AutoModelForCausalLM.from_pretrained(merged_model, dtype=torch.float32)
     torch.testing.assert_close(logits(model), logits(peft_merged(biased, adapter)), rtol=1e-4, atol=1e-4)

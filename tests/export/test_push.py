@@ -19,7 +19,7 @@ from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import PushConfig
 from engine.errors import HubUnreachableError, ModelError, PushError, RunError
 from engine.export.contract import PushRequest
-from engine.export.push.job import PushJob
+from engine.export.push import PushJob
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.export.hub_stand_in import TOKEN, Fault, HubStandIn

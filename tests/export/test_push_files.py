@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from engine.errors import PushError
-from engine.export.push.files import intended_files, is_intended, refuse_private_content
+from engine.export.folder import intended_files, is_intended, refuse_private_content
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
 
 TOKEN = "hf_" + "a1B2" * 8

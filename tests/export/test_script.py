@@ -10,16 +10,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from engine.cli import run_command
-from engine.config.load import config_from_mapping, mapping_from_yaml
+from engine.config.load import config_from_mapping, find_preset, mapping_from_yaml
 from engine.config.methods.registry import METHODS
 from engine.config.objectives import objective_of
-from engine.config.presets import find_preset
 from engine.config.run import RunSection
 from engine.config.training import TrainingConfig
 from engine.data.passes.prepare import prepare_dataset
 from engine.data.step_plan import EpochPlanner, PlanSettings, row_plan
 from engine.errors import DatasetError, RunError, StorageError
-from engine.export.script.job import ScriptOrder
+from engine.export.job import ScriptOrder
 from engine.export.script.write import gather_script_facts
 from engine.export.worker.script import write_exact_script
 from engine.inspector.worker.load_tokenizer import load_tokenizer

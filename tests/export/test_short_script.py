@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from engine.config.load import config_from_mapping
+from engine.config.load import config_from_mapping, list_presets
 from engine.config.methods.registry import METHODS
 from engine.config.objectives import OBJECTIVES
-from engine.config.presets import list_presets
 from engine.config.training import TrainingConfig
 from engine.data.passes.row_form import read_row_form
 from engine.data.source import SourceOptions

@@ -17,8 +17,8 @@ from engine.data.hub import hub_access
 from engine.errors import EngineError
 from engine.executors.base import JobSpec
 from engine.executors.local import start_worker, worker_command
-from engine.export.gguf.converter import Converter, convert
-from engine.export.push.job import WORKER_MODULE as PUSH_WORKER
+from engine.export.gguf.llama_cpp import Converter, convert
+from engine.export.push import WORKER_MODULE as PUSH_WORKER
 from engine.hardware.device_job import DeviceJob
 from engine.inspector.session import Inspector
 from engine.models.prepared import _download_wheel, convert_gguf, ignore_progress

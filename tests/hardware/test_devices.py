@@ -40,9 +40,8 @@ def test_gpus_are_described_as_the_driver_tells():
     assert nvml.open == 0
 
 
-def test_no_driver_or_no_binding_means_no_gpus():
+def test_no_driver_means_no_gpus():
     assert list_cuda_devices(FakeNvml(RTX_4090, driver=False), RAM) == ()
-    assert list_cuda_devices(None, RAM) == ()
 
 
 def test_a_lost_gpu_does_not_hide_the_others():

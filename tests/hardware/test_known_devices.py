@@ -4,8 +4,8 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.errors import DeviceError
+from engine.hardware.device import KNOWN_DEVICES, find_known_device, known_device
 from engine.hardware.devices import device_problems
-from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device, known_device
 from tests.benchmarks.published.gpus import memory_of_gpu
 
 

@@ -1,6 +1,8 @@
 import itertools
+import math
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,9 @@ import pytest
 from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
 from engine.hardware.device import Device
-from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
+from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
 from engine.processes.liveness import ProcessIdentity
+from engine.processes.messages import CancelledRequestError
 
 
 @pytest.fixture
@@ -70,17 +73,6 @@ def full_at(number: int) -> Callable[[Path, str], None]:
         write_atomically(path, content)
 
     return write
-
-
-def test_of_several_devices_none_is_held_where_the_last_could_not_be_written_down(book, monkeypatch):
-    book.take(["cuda:2"], holder())
-    monkeypatch.setattr("engine.hardware.lease.write_atomically", full_at(3))
-
-    with pytest.raises(StorageError, match="No space left"):
-        book.take(["cuda:2", "cuda:0", "cuda:1"], holder())
-
-    names = ("cuda:2", "cuda:0", "cuda:1")
-    assert [book.holder(name) is not None for name in names] == [True, False, False], "what it had before stays its own"
 
 
 def test_a_lease_ends_with_its_process(book):
@@ -194,3 +186,53 @@ def test_devices_that_a_full_disk_let_pass_on_in_part_are_passed_on_once_there_i
     book.hand_over(["cuda:0", "cuda:1"], ourselves, worker)
 
     assert [book.holder(name).process for name in ("cuda:0", "cuda:1")] == [another_process] * 2
+
+
+@pytest.fixture
+def chat(another_process):
+    return LeaseHolder(purpose="chat", title="a model", process=another_process, preemptible=True)
+
+
+@pytest.fixture
+def run():
+    return LeaseHolder(purpose="training", title="a run", process=ProcessIdentity.current())
+
+
+def test_several_devices_are_taken_together(book, run):
+    hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(0.0))
+
+    assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
+
+
+def test_none_is_taken_while_someone_holds_one_of_them(book, run, chat):
+    book.take(["cuda:1"], chat)
+
+    with pytest.raises(DeviceError, match="GPU 1 is in use for chat"):
+        hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(0.0))
+
+    assert book.holder("cuda:0") is None
+
+
+def test_preemptible_holders_release_and_then_all_are_taken(book, run, chat):
+    book.take(["cuda:1"], chat)
+    waited = []
+
+    def leave(present):
+        waited.append(present.title)
+        assert book.is_preemption_requested(chat.process)
+        book.release(chat.process)
+
+    hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(math.inf, leave))
+
+    assert waited == ["a model"]
+    assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
+
+
+def test_who_waits_can_be_stopped(book, run, chat):
+    stopped = threading.Event()
+    book.take(["cpu"], chat)
+
+    with pytest.raises(CancelledRequestError):
+        hold_devices(book, ("cpu",), run, Wait(math.inf, lambda _: stopped.set(), stopped))
+
+    assert book.holder("cpu").title == "a model"

@@ -7,10 +7,10 @@ import pytest
 
 from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
-from engine.allowed_paths import REFUSAL
 from engine.errors import RunError
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.inputs import collect_inputs
+from engine.paths import REFUSAL
 
 HOSTILE = [
     (layout.END, b"{"),

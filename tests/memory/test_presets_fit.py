@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from engine.config.presets import Preset, list_presets
+from engine.config.load import Preset, list_presets
 from engine.hardware.device import Device
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import estimate_memory

@@ -104,3 +104,82 @@ def test_the_worker_ends_when_it_is_closed_and_when_its_asker_is_gone(process):
     assert identity is not None
     process.close()
     assert not identity.is_alive()
+
+
+ENOUGH_TO_STILL_RUN = 10_000_000
+
+
+@pytest.fixture
+def interleaving(tmp_path):
+    worker = JsonLinesProcess(
+        "tests.processes.interleaving_worker",
+        log_file=tmp_path / "worker.log",
+        environment={"PYTHONPATH": str(ROOT)},
+    )
+    yield worker
+    worker.close()
+
+
+def test_two_requests_that_yield_advance_side_by_side(interleaving):
+    observations: list[str] = []
+    first = interleaving.stream("count", {"name": "a", "to": ENOUGH_TO_STILL_RUN})
+    next(first)
+    second = interleaving.stream("count", {"name": "b", "to": 50})
+
+    finished = threading.Event()
+
+    def follow_second():
+        observations.extend(answer["progress"]["name"] for answer in second if "progress" in answer)
+        finished.set()
+
+    threading.Thread(target=follow_second, daemon=True).start()
+    numbers = []
+    for answer in first:
+        numbers.append(answer["progress"]["number"])
+        if finished.is_set():
+            break
+    first.close()
+
+    assert observations == ["b"] * 50
+    assert numbers == list(range(1, len(numbers) + 1))
+
+
+def test_a_short_question_is_answered_while_a_long_one_runs(interleaving):
+    long = interleaving.stream("count", {"name": "a", "to": ENOUGH_TO_STILL_RUN})
+    next(long)
+
+    assert interleaving.call("ping", {}) == {"pong": True}
+    assert "progress" in next(long)
+    long.close()
+
+
+def test_a_cancelled_request_still_answers_with_its_result(interleaving):
+    request_id = interleaving.reserve_id()
+    stream = interleaving.stream("count", {"name": "a", "to": ENOUGH_TO_STILL_RUN}, request_id=request_id)
+    next(stream)
+
+    interleaving.cancel(request_id)
+    answers = list(stream)
+
+    assert answers[-1]["result"]["cancelled"] is True
+    assert answers[-1]["result"]["reached"] < ENOUGH_TO_STILL_RUN
+
+
+def test_a_cancel_that_comes_before_the_request_counts(interleaving):
+    interleaving.start()
+    request_id = interleaving.reserve_id()
+    interleaving.cancel(request_id)
+
+    (answer,) = interleaving.stream("count", {"name": "a", "to": 5}, request_id=request_id)
+
+    assert answer["result"] == {"reached": 0, "cancelled": True}
+
+
+def test_an_error_between_two_turns_reaches_its_asker_and_no_one_else(interleaving):
+    other = interleaving.stream("count", {"name": "a", "to": ENOUGH_TO_STILL_RUN})
+    next(other)
+
+    with pytest.raises(DatasetError, match=r"The third row is empty\. Delete it\."):
+        interleaving.call("fail_later", {})
+    assert "progress" in next(other)
+    other.close()

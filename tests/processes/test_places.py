@@ -1,7 +1,6 @@
 """Places for the helper processes of several people: never more than there are, and no one takes them all."""
 
 import itertools
-import sys
 import threading
 import time
 from pathlib import Path
@@ -11,8 +10,7 @@ import pytest
 
 from engine.errors import WorkerError
 from engine.processes.json_lines import JsonLinesProcess, result_of
-from engine.processes.places import ProcessPlaces
-from engine.processes.pool import ProcessPool
+from engine.processes.pool import ProcessPlaces, ProcessPool
 from tests.runs.supervision import PATIENCE_SECONDS, count_living, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +25,7 @@ def places_for(most: int) -> ProcessPlaces:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Who waits looks again soon."""
-    monkeypatch.setattr("engine.processes.places._LOOK_SECONDS", 0.02)
+    monkeypatch.setattr("engine.processes.pool._LOOK_SECONDS", 0.02)
 
 
 @pytest.fixture
@@ -188,6 +186,3 @@ def test_a_closed_pool_starts_no_process_any_more(pool_of):
         pool.call("echo", {})
     assert not pool.pids
     assert other.call("echo", {})["pid"], "its place is free"
-
-
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="processes end by signals")

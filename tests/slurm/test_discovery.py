@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.commands.cluster import find_problems
+from engine.commands.lab import find_problems
 from engine.config.load import section_from_mapping
 from engine.errors import ClusterError, ConfigError
 from engine.executors.slurm.discovery import NodeGroup, list_groups, memory_of, propose, to_yaml, write_place

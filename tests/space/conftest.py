@@ -6,7 +6,7 @@ import pytest
 
 from engine.cli import run_command
 from engine.commands import space as space_command
-from engine.hub_errors import Patience
+from engine.hub import Patience
 from engine.space import hub as space_hub
 from engine.wheel import Wheel
 from tests.export.hub_stand_in import TOKEN

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from engine.accounts.people import DEMO_OWNER
-from engine.config.presets import find_preset
+from engine.config.load import find_preset
 from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore

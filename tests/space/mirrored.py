@@ -4,7 +4,7 @@ import os
 import time
 from pathlib import Path
 
-from engine.hub_bucket import RunBucket
+from engine.hub import RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import Manifest, describe_files
 from engine.runs.run import Run

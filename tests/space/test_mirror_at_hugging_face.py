@@ -10,8 +10,7 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
 from engine.errors import EngineError, HubUnreachableError, PushError
-from engine.hub_bucket import RunBucket
-from engine.hub_errors import MIRROR
+from engine.hub import MIRROR, RunBucket
 from engine.runs.store import RunStore
 from engine.space import mirror_bucket
 from tests.accounts.conftest import PASSWORD

@@ -5,11 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from engine import hub_bucket
+from engine import hub as hub_bucket
 from engine.accounts.accounts import open_database
 from engine.accounts.limits import DATABASE_FILE
 from engine.errors import PushError
-from engine.hub_errors import MIRROR
+from engine.hub import MIRROR
 from engine.runs.history.log import read_lines
 from engine.runs.store import RunStore, list_owners
 from engine.space import mirror_restore

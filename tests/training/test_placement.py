@@ -9,7 +9,6 @@ from engine.hardware import devices as hardware
 from engine.hardware import libraries
 from engine.hardware.device import Device, MemoryNow
 from engine.hardware.libraries import TorchBuild
-from engine.hardware.processor import AppleSystem
 from engine.training import placement
 from engine.training.placement import choose_placement, passed_over
 from tests.hardware.fake_nvml import GTX_1080, RTX_4090, FakeNvml
@@ -57,7 +56,9 @@ def test_the_processor_where_it_is_asked_for(machine):
 @pytest.mark.parametrize("asked", [True, False], ids=["torch tells", "torch does not"])
 def test_apples_gpu_is_described_by_the_memory_that_it_shares(machine, monkeypatch, asked):
     machine(cuda=False, mps=True)
-    monkeypatch.setattr(placement, "this_system", lambda: AppleSystem("darwin", "arm64", "14.5", "Apple M2"))
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    monkeypatch.setattr("engine.hardware.processor._chip", lambda: "Apple M2")
     monkeypatch.setattr(placement, "memory_now", lambda: MemoryNow(8 << 30, 6 << 30))
     if asked:
         monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 5 << 30)

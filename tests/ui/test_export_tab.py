@@ -227,13 +227,12 @@ def test_every_form_shows_its_own_settings(tab, run):
 def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, services, tmp_path, monkeypatch):
     base = make_tiny_model(tmp_path / "base")
     run = write_run(services.runs, a_config(model__id=str(base)), InventedRun())
-    monkeypatch.setattr("engine.export.gguf.converter.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.export.gguf.llama_cpp.importlib.util.find_spec", lambda name: None)
 
     sizes = show(tab, run.id, GGUF)._updates[tab.forms.sizes]
 
     assert sizes["visible"]
     assert "</b>q4_k_m</div>" in sizes["value"]
-    assert "Rows of 64 weights do not fill blocks of 256" in sizes["value"]
     assert "<code>pip install &#x27;loratory[gguf]&#x27;</code>" in sizes["value"]
     assert "pip install &#x27;loratory[llama-cpp]&#x27;" in sizes["value"]
     assert not show(tab, run.id, MERGED)._updates[tab.forms.sizes]["visible"]

@@ -10,7 +10,7 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
-from engine.hardware.known_devices import known_device
+from engine.hardware.device import known_device
 from engine.models.catalog import list_catalog
 from engine.private_hub import PrivateCopy
 from tests.invented_runs import a_config

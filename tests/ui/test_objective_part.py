@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from engine.config.load import find_preset
 from engine.config.objectives import OBJECTIVES
-from engine.config.presets import find_preset
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.data_tab_visitor import wait_for
 from tests.ui.form_visitor import FormVisitor

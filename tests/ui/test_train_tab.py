@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import gradio as gr
 import pytest
 
-from engine.config.presets import find_preset, list_presets
+from engine.config.load import find_preset, list_presets
 from engine.errors import DatasetError
 from engine.hardware.devices import device_problems
 from engine.hardware.processor import describe_processor

@@ -13,9 +13,8 @@ from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.data.contract import RowLengths
 from engine.errors import EngineError
-from engine.hardware.device import Device
+from engine.hardware.device import Device, KnownDevice
 from engine.hardware.devices import list_devices
-from engine.hardware.known_devices import KnownDevice
 from engine.inspector.session import Inspector
 from engine.memory.compare import MethodNeed, compare_rows
 from engine.memory.estimate import Verdict

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import ChatTarget, WorkPlace
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
 from engine.config.run import RunConfig
@@ -16,9 +15,9 @@ from engine.data.files.access import shown_name
 from engine.errors import StorageError
 from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
 from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, keep_record
-from engine.export.script.job import ScriptJob
+from engine.export.job import ScriptJob
 from engine.files import read_model, size_and_time
-from engine.paths import LoratoryHome, data_folders, typed_path
+from engine.paths import AllowedPaths, LoratoryHome, data_folders, typed_path
 from engine.runs.disk import require_disk_space
 from engine.runs.run import Run
 from engine.runs.store import RunStore

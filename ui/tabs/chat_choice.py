@@ -6,7 +6,6 @@ from typing import Any, NamedTuple, get_args
 import gradio as gr
 
 from engine.accounts.people import Action
-from engine.allowed_paths import AllowedPaths
 from engine.chat.contract import AdapterChoice, Branch, ChatTarget, WorkPlace
 from engine.chat.target import list_checkpoints
 from engine.config.objectives import objective_of
@@ -14,7 +13,7 @@ from engine.config.run import ModelConfig, Quantization, RunConfig
 from engine.errors import EngineError, ModelError, RunError
 from engine.evaluation.votes import AnswerModel
 from engine.executors.slurm.place import has_place
-from engine.paths import data_folders, typed_path
+from engine.paths import AllowedPaths, data_folders, typed_path
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunFolder
 from engine.runs.warm_start import start_of

@@ -11,8 +11,7 @@ from engine.config.load import config_to_yaml
 from engine.config.results import ExportConfig, PushConfig
 from engine.config.run import RunConfig
 from engine.errors import EngineError, ModelError, RunError, StorageError
-from engine.export.gguf.converter import find_converter
-from engine.export.gguf.llama_cpp import require_quantizer
+from engine.export.gguf.llama_cpp import find_converter, require_quantizer
 from engine.export.gguf.precisions import predict_sizes
 from engine.export.kinds import KINDS
 from engine.models.source import find_model

@@ -9,7 +9,7 @@ from gradio.events import Dependency
 from engine.config.run import ModelConfig, id_of_page
 from engine.data.files.access import shown_name
 from engine.errors import EngineError, ModelError
-from engine.hardware.known_devices import THIS_MACHINE, find_known_device
+from engine.hardware.device import THIS_MACHINE, find_known_device
 from engine.models.catalog import find_in_catalog, search_catalog
 from engine.models.hub import search_hub
 from ui.backend.background import Work, as_engine_error, stamp

@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.config.load import Preset, find_preset, list_presets
 from engine.config.objectives import OBJECTIVES, ROW_KINDS, SUPERVISED, Objective, objectives_for
-from engine.config.preference import ObjectiveSettings
-from engine.config.presets import Preset, find_preset, list_presets
 from engine.config.run import DatasetConfig
 from engine.config.suited import open_settings
+from engine.config.training import ObjectiveSettings
 from engine.data.source import SAMPLE_PREFIX
 from engine.runs.run import Run
 from ui.backend.run_reader import has_adapter

@@ -6,11 +6,11 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.config.load import find_preset, list_presets
 from engine.config.objectives import preference_name
-from engine.config.preference import ObjectiveSettings
-from engine.config.presets import find_preset, list_presets
 from engine.config.suited import SETTINGS
-from engine.hardware.known_devices import find_known_device
+from engine.config.training import ObjectiveSettings
+from engine.hardware.device import find_known_device
 from engine.hardware.lease import lease_name
 from engine.memory.estimate import estimate_memory
 from engine.runs.summary import RunSummary

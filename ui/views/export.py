@@ -8,7 +8,6 @@ from pathlib import Path
 
 from engine.config.results import ExportKind, GgufType
 from engine.export.contract import ExportedFile, ExportRecord, Verification
-from engine.export.gguf.precisions import PredictedSize, instead_words
 from engine.export.kinds import KINDS
 from engine.runs.warm_start import ADAPTER_CONFIG
 from ui.views.html import Column, Row, copyable, empty, facts, notices, pickable, plural, size, small, table
@@ -76,12 +75,12 @@ def render_verification(verification: Verification | None) -> str:
     return f'<p class="sentence">{head}</p>{facts(figures)}{small(comparison)}'
 
 
-def render_sizes(sizes: Mapping[GgufType, PredictedSize]) -> str:
-    """Return the size of a GGUF file by precision, and what llama.cpp cannot store."""
+def render_sizes(sizes: Mapping[GgufType, int]) -> str:
+    """Return the size of a GGUF file by precision."""
     if not sizes:
         return small("The base's weights are quantized already, so file sizes cannot be predicted.")
-    words = f"Predicted from the base's tensors by llama.cpp's rules, within 1%. {instead_words(sizes)}"
-    return facts((size(one.size_bytes), escape(name)) for name, one in sizes.items()) + small(words.strip())
+    figures = facts((size(size_bytes), escape(name)) for name, size_bytes in sizes.items())
+    return figures + small("Predicted from the base's tensors by llama.cpp's rules, within 1%.")
 
 
 def _files(files: Sequence[ExportedFile]) -> str:

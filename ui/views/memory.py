@@ -5,9 +5,9 @@ from html import escape
 from typing import Any, NamedTuple
 
 from engine.config.methods.registry import METHODS
-from engine.config.preference import ObjectiveSettings
 from engine.config.run import AdapterConfig
 from engine.config.suited import HIGH_RATE_FACTOR, learning_rate_factor, objective_and_method, usual_learning_rate
+from engine.config.training import ObjectiveSettings
 from engine.memory.advice import Advice, AdvisedChange
 from engine.memory.estimate import MemoryEstimate
 from engine.runs.memory_measurement import MeasuredStep

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from html import escape
 
+from engine.config.load import find_preset
 from engine.config.methods.registry import METHODS
-from engine.config.presets import find_preset
 from engine.runs.run import FINAL_STATES
 from engine.runs.summary import RunSummary
 from ui.draft import Draft

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from engine.config.presets import Preset
+from engine.config.load import Preset
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.memory.estimate import Verdict

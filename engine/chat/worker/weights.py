@@ -23,7 +23,7 @@ from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DeviceError, EngineError, ModelError
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
-from engine.hardware.processor import memory_now, this_processor_has_bfloat16
+from engine.hardware.processor import has_bfloat16, memory_now
 from engine.models.folder import check_model_folder, read_safetensors_header, weight_files
 from engine.training.batching.batches import pad
 from engine.training.failure import is_out_of_memory
@@ -43,7 +43,7 @@ def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
         return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[model.compute_dtype]
     if device.kind != "cpu":
         return torch.bfloat16 if device.has_fast_bfloat16 else torch.float16
-    return torch.bfloat16 if this_processor_has_bfloat16() else faster_dtype_on_this_processor()
+    return torch.bfloat16 if has_bfloat16() else faster_dtype_on_this_processor()
 
 
 def faster_dtype_on_this_processor() -> torch.dtype:

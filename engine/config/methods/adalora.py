@@ -41,7 +41,7 @@ def too_few_steps(tinit: int, tfinal: int, steps: int) -> str:
     )
 
 
-@pair_rule("adapter.target_r", "adapter.init_r")
+@pair_rule("adapter.target_r")
 def _ranks_that_do_not_fall(config: RunConfig) -> str | None:
     adapter = config.adapter
     if adapter.target_r < adapter.init_r:
@@ -49,7 +49,7 @@ def _ranks_that_do_not_fall(config: RunConfig) -> str | None:
     return f"{adapter.target_r} is not below init_r, which is {adapter.init_r}; lower it, or use LoRA."
 
 
-@pair_rule("adapter.tinit", "adapter.tfinal", "training.max_steps")
+@pair_rule("adapter.tinit")
 def _no_step_to_prune_in(config: RunConfig) -> str | None:
     adapter, steps = config.adapter, config.training.max_steps
     return too_few_steps(adapter.tinit, adapter.tfinal, steps) if 0 < steps <= adapter.tinit + adapter.tfinal else None

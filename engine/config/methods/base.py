@@ -20,13 +20,12 @@ class PairRule(NamedTuple):
     """A refusal that involves several fields; `explain` returns the message, or None where the pair is fine."""
 
     field: str  # where the problem is shown
-    involves: tuple[str, ...]  # every field that `explain` reads
     explain: Callable[[RunConfig], str | None]
 
 
-def pair_rule(field: str, *others: str) -> Callable[[Callable[[RunConfig], str | None]], PairRule]:
-    """Make a function the rule of a field; it reads the others as well."""
-    return lambda explain: PairRule(field, (field, *others), explain)
+def pair_rule(field: str) -> Callable[[Callable[[RunConfig], str | None]], PairRule]:
+    """Make a function a rule whose problem is shown at a field."""
+    return lambda explain: PairRule(field, explain)
 
 
 class ComparedRow(NamedTuple):

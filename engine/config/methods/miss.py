@@ -23,7 +23,7 @@ class MissSettings(Section):
     """Outputs that share an update in the variant mini; must divide them."""
 
 
-@pair_rule("adapter.init_weights", "model.quantization")
+@pair_rule("adapter.init_weights")
 def _bat_on_quantized(config: RunConfig) -> str | None:
     quantization = config.model.quantization
     if config.adapter.init_weights != "bat" or quantization == "none":

@@ -3,11 +3,10 @@
 from engine.config.methods.adalora import AdaLora, AdaLoraSettings
 from engine.config.methods.base import FullFineTuning, PeftMethod, SharedSettings
 from engine.config.methods.ia3 import Ia3, Ia3Settings
-from engine.config.methods.lora import Lora, LoraSettings
+from engine.config.methods.lora import Lora, LoraSettings, Vera, VeraSettings
 from engine.config.methods.lycoris import LoHa, LoKr, LoKrSettings, LycorisSettings
 from engine.config.methods.miss import Miss, MissSettings
 from engine.config.methods.oft import Oft, OftSettings
-from engine.config.methods.vera import Vera, VeraSettings
 from engine.config.methods.virtual_tokens import (
     PrefixTuning,
     PrefixTuningSettings,

@@ -73,7 +73,7 @@ class PromptTuningSettings(Section):
     """With TEXT: what the virtual tokens start as, repeated or cut to their number."""
 
 
-@pair_rule("adapter.prompt_tuning_init_text", "adapter.prompt_tuning_init")
+@pair_rule("adapter.prompt_tuning_init_text")
 def _text_is_missing(config: RunConfig) -> str | None:
     if config.adapter.prompt_tuning_init != "TEXT" or (config.adapter.prompt_tuning_init_text or "").strip():
         return None

@@ -17,9 +17,9 @@ from typing import BinaryIO, cast
 
 from pydantic import BaseModel
 
-from engine.allowed_paths import AllowedPaths
 from engine.errors import DatasetError, StorageError
 from engine.files import write_atomically
+from engine.paths import AllowedPaths
 
 _ADDRESS = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 

@@ -21,7 +21,7 @@ from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.executors.local import training_command
 from engine.files import size_and_time, write_atomically
-from engine.hub_bucket import RunBucket
+from engine.hub import RunBucket
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, allocator_environment, environment_for
 from engine.runs.checkpoints import MANIFEST, list_checkpoints

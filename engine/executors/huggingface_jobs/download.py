@@ -16,7 +16,7 @@ from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.layout import JobResult
 from engine.executors.huggingface_jobs.record import write_piece
 from engine.files import write_atomically
-from engine.hub_bucket import RunBucket
+from engine.hub import RunBucket
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints
 from engine.runs.disk import require_disk_space

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, HubUnreachableError
 from engine.executors.huggingface_jobs.login import HubLogin
-from engine.hardware.device import Device
-from engine.hardware.known_devices import similar_device
-from engine.hub_errors import JOBS
+from engine.hardware.device import Device, similar_device
+from engine.hub import JOBS
 from engine.runs.job_needs import PROCESSOR_TFLOPS_PER_CORE, estimated_hours, in_half_hours
 
 if TYPE_CHECKING:

@@ -5,14 +5,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from engine.accounts.limits import is_lab
-from engine.allowed_paths import AllowedPaths
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
 from engine.errors import RunError
 from engine.executors.huggingface_jobs import layout
 from engine.models.catalog import find_in_catalog
 from engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
-from engine.paths import LoratoryHome
+from engine.paths import AllowedPaths, LoratoryHome
 from engine.runs.checkpoints import MANIFEST, offered_checkpoints
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run

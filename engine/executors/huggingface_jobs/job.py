@@ -22,8 +22,7 @@ from engine.executors.huggingface_jobs.layout import JobOrder
 from engine.executors.huggingface_jobs.login import LoginOf, logins_of
 from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from engine.files import write_atomically
-from engine.hub_bucket import RunBucket, is_missing
-from engine.hub_errors import JOBS
+from engine.hub import JOBS, RunBucket, status_of
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
 from engine.runs.job import JobEnd
@@ -265,7 +264,7 @@ class HubJob(RemoteJob[JobRecord]):
             job = self._api.inspect_job(job_id=self.record.job_id, namespace=self.record.namespace)
         except Exception as error:
             with JOBS.explained(self.record.namespace):
-                if not is_missing(error):
+                if status_of(error) != 404:
                     raise
             self._missing_looks += 1
             if self._missing_looks < _MISSING_LOOKS:

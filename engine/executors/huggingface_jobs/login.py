@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from engine.accounts.limits import is_lab
 from engine.accounts.people import Logins, require_token
 from engine.errors import PushError, SignInNeededError
-from engine.hub_errors import JOBS
+from engine.hub import JOBS
 from engine.paths import LoratoryHome
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from engine.errors import ClusterError
 from engine.executors.slurm.commands import FIELD_END, Slurm, seconds_of, takes_jobs
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, read_place
 from engine.files import write_atomically
-from engine.hardware.known_devices import similar_device
+from engine.hardware.device import similar_device
 from engine.paths import LoratoryHome
 
 _FIELDS = ("Partition", "Available", "Time", "Nodes", "CPUs", "Memory", "Gres", "Features")

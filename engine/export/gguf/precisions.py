@@ -4,6 +4,7 @@ Sizes follow the mixtures of llama.cpp's `llama_tensor_get_type_impl` (src/llama
 its role, its layer and the length of its rows.
 """
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -76,16 +77,8 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 _TOKEN_BYTES, _TENSOR_BYTES = 36, 80
 
 
-class PredictedSize(NamedTuple):
-    """How large a file will be, and what part of its weights llama.cpp cannot store in the precision's own types."""
-
-    size_bytes: int
-    instead: float = 0.0  # from 0 to 1
-    row: int = 0  # length of rows of which it is true; 0 where there are none
-
-
-def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, PredictedSize]:
-    """Return the size of a merged model in each precision; empty where the base's files are quantized themselves.
+def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, int]:
+    """Return the bytes of a merged model in each precision; empty where the base's files are quantized themselves.
 
     Only headers are read. The files that llama.cpp wrote were within 1% of it.
 
@@ -108,23 +101,17 @@ def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, PredictedSize]:
 
 class _Shape(NamedTuple):
     layers: int
-    experts: int
     tied: bool
     values: tuple[str, ...]  # names of the attention values, by layer
 
     @classmethod
     def of(cls, config: Mapping[str, object], records: Sequence[TensorRecord]) -> "_Shape":
-        def number(*names: str) -> int:
-            return next((value for name in names if isinstance(value := config.get(name), int)), 0)
-
-        heads = any(_HEAD.search(record.name) for record in records)
-        values = sorted((record.name for record in records if _VALUES.search(record.name)), key=_layer_of)
+        names = [record.name for record in records]
+        has_head = any(map(_HEAD.search, names))
         return cls(
-            layers=number("num_hidden_layers", "n_layer")
-            or 1 + max(map(_layer_of, (r.name for r in records)), default=0),
-            experts=number("num_local_experts", "num_experts", "n_routed_experts"),
-            tied=bool(config.get("tie_word_embeddings", not heads)) or not heads,
-            values=tuple(values),
+            layers=1 + max(map(_layer_of, names), default=0),
+            tied=bool(config.get("tie_word_embeddings", not has_head)) or not has_head,
+            values=tuple(sorted(filter(_VALUES.search, names), key=_layer_of)),
         )
 
 
@@ -133,24 +120,16 @@ def _layer_of(name: str) -> int:
     return int(match[1]) if match is not None else 0
 
 
-def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precision) -> PredictedSize:
-    size, weights, instead, row = 0, 0, 0, 0
+def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precision) -> int:
+    size = 0
     for record in records:
         if shape.tied and _HEAD.search(record.name):
             continue  # the embedding is stored once
-        count = 1
-        for length in record.shape:
-            count *= length
-        target = _target_type(record, shape, precision)
-        actual = _actual_type(target, record.shape[-1] if record.shape else 1)
-        block = BLOCKS[actual]
-        size += count // block.weights * block.size_bytes + _TENSOR_BYTES
-        weights += count
-        if actual != target:
-            instead, row = instead + count, row or record.shape[-1]
+        block = BLOCKS[_actual_type(_target_type(record, shape, precision), record.shape[-1] if record.shape else 1)]
+        size += math.prod(record.shape) // block.weights * block.size_bytes + _TENSOR_BYTES
         if _EMBEDDING.search(record.name) and record.shape:
             size += record.shape[0] * _TOKEN_BYTES
-    return PredictedSize(size, instead / max(1, weights), row)
+    return size
 
 
 def _target_type(record: TensorRecord, shape: _Shape, precision: Precision) -> str:
@@ -160,11 +139,6 @@ def _target_type(record: TensorRecord, shape: _Shape, precision: Precision) -> s
         return "f32"
     if _HEAD.search(name) or (shape.tied and _EMBEDDING.search(name)):
         return precision.head
-    is_mixed = precision.file_type is not None
-    if is_mixed and shape.experts == 8 and re.search(r"\.[kv]_proj\.weight$", name):
-        return "q8_0"
-    if is_mixed and shape.experts == 8 and name.endswith(".o_proj.weight") and precision.weights == "q4_k":
-        return "q5_k"
     if _VALUES.search(name):
         return precision.more if _gets_more(shape.values.index(name), len(shape.values)) else precision.weights
     if _DOWN.search(name) and _gets_more(_layer_of(name), shape.layers):
@@ -183,21 +157,3 @@ def _actual_type(target: str, row: int) -> str:
         return target
     instead = _INSTEAD.get(target, "f16")
     return instead if row % BLOCKS[instead].weights == 0 else "f16"
-
-
-def instead_words(sizes: Mapping[GgufType, PredictedSize]) -> str:
-    """Return what llama.cpp cannot store in these precisions, in a sentence; empty where it can."""
-    fallbacks = [(precision, size) for precision, size in sizes.items() if size.row]
-    if not fallbacks:
-        return ""
-    precision, first = fallbacks[0]
-    text = ", ".join(f"{' or '.join(_stored_instead(name, size.row))} in {name}" for name, size in fallbacks)
-    return (
-        f"Rows of {first.row:,} weights do not fill blocks of {BLOCKS[PRECISIONS[precision].weights].weights}, so llama.cpp "
-        f"stores {first.instead:.0%} of the weights otherwise: {text}."
-    )
-
-
-def _stored_instead(precision: GgufType, row: int) -> list[str]:
-    target = PRECISIONS[precision]
-    return sorted({_actual_type(kind, row) for kind in (target.weights, target.more)} - {target.weights})

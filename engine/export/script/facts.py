@@ -57,11 +57,6 @@ class ScriptFacts:
         return self.config.adapter.traits
 
     @property
-    def learns_pairs(self) -> bool:
-        """Whether rows have two answers each."""
-        return "pairs" in self.objective.rows
-
-    @property
     def estimates_kl(self) -> bool:
         """Whether the loss needs a KL that is estimated from mismatched prompts and answers."""
         return not self.objective.kl_losses.isdisjoint(self.objective.losses_of(self.config))

@@ -4,10 +4,10 @@ It is compared by llama.cpp's own answers, or, where that is not installed, by w
 """
 
 import contextlib
-import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -19,22 +19,22 @@ from gguf.quants import dequantize
 
 from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
 from engine.config.results import ExportDtype, GgufType
-from engine.config.run import DatasetConfig
-from engine.data.conversation import Conversation, Message
-from engine.data.passes.reader import DatasetReader
-from engine.data.source import SourceOptions
+from engine.data.conversation import Message
 from engine.errors import EngineError
-from engine.export.gguf.converter import Converter, WrittenType, convert, find_converter, require_known_architecture
 from engine.export.gguf.go_template import NotTranslatableError, translate
-from engine.export.gguf.llama_cpp import ask_llama_cpp, quantize
-from engine.export.gguf.precisions import PRECISIONS, instead_words, predict_sizes
-from engine.export.worker.perplexity import PerplexityRows
-from engine.export.worker.shards import BaseFiles
-from engine.export.worker.verify import ANSWER_TOKENS, Measured, Reference
+from engine.export.gguf.llama_cpp import (
+    Converter,
+    WrittenType,
+    ask_llama_cpp,
+    convert,
+    find_converter,
+    require_known_architecture,
+)
+from engine.export.gguf.precisions import PRECISIONS
+from engine.export.worker.merge import BaseFiles
+from engine.export.worker.verify import ANSWER_TOKENS, Measured, PerplexityRows, Reference
 from engine.export.worker.write import ExportUnderWay, write_merged
-from engine.runs.run import RunFolder
 
-_LOOKED_AT_ROWS = 200
 # Merged straight into the precision of the file, so weights are rounded once.
 _MERGED_DTYPE: dict[str, ExportDtype] = {"f16": "float16", "bf16": "bfloat16"}
 
@@ -69,12 +69,8 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
     stem = re.sub(r"[^\w.-]+", "-", order.name).strip("-.")[:80] or "model"
     file = order.folder / f"{stem}-{gguf_type}.gguf"
     _write_file(export, converter, WrittenGguf(file, merged, gguf_type, tokenizer, ""), dtype)
-    predicted = predict_sizes(merged, "the merged model").get(gguf_type)
-    if predicted is not None and (words := instead_words({gguf_type: predicted})):
-        export.notes.append(words)
     implied_bos = (tokenizer.bos_token or "") if _adds_bos(file) else ""
-    system = _common_system_prompt(RunFolder(order.run).read_config().dataset) if order.run is not None else None
-    export.notes.append(_write_modelfile(file, stem.lower(), tokenizer, implied_bos, system))
+    export.notes.append(_write_modelfile(file, stem.lower(), tokenizer, implied_bos))
     return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)
 
 
@@ -87,21 +83,20 @@ def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf,
     target = file if file_type is None else merged / f"{first_type}.gguf"
     expected = sum(path.stat().st_size for path in merged.glob("*.safetensors"))
 
-    def report(done_bytes: int) -> None:
-        message = f"Writing {first_type} GGUF, {done_bytes / 1e9:.1f} GB so far."
+    def report(step: str, done_bytes: int) -> None:
+        message = f"{step}, {done_bytes / 1e9:.1f} GB so far."
         export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
 
     with _prepared_for_llama_cpp(merged, gguf.tokenizer):
-        convert(converter, merged, target, first_type, report)
+        convert(converter, merged, target, first_type, partial(report, f"Writing {first_type} GGUF"))
     if file_type is None:
         return
-
-    def report_quantized(done_bytes: int) -> None:
-        message = f"Quantizing to {gguf.gguf_type}, {done_bytes / 1e9:.1f} GB so far."
-        export.report("writing", message, min(1.0, done_bytes / max(1, expected)))
-
+    params = {"source": str(target), "target": str(file), "file_type": file_type}
+    step = f"Quantizing to {gguf.gguf_type}"
     try:
-        quantize(target, file, file_type, export.logs / "llama_cpp.log", report_quantized)
+        ask_llama_cpp(
+            "quantize", params, export.logs / "llama_cpp.log", lambda progress: report(step, progress["bytes"])
+        )
     finally:
         target.unlink(missing_ok=True)
 
@@ -145,7 +140,7 @@ def _field(reader: GGUFReader, name: str) -> Any:
     return found.contents() if found is not None else None
 
 
-def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied_bos: str, system: str | None) -> str:
+def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied_bos: str) -> str:
     """Write the Modelfile next to the GGUF, and return what the person should know."""
     lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{gguf.name}", ""]
     try:
@@ -161,29 +156,11 @@ def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied
     else:
         note = "The Modelfile's TEMPLATE renders sample conversations exactly as the trained chat template does."
         lines += [f'TEMPLATE """{template.go_text}"""', ""]
-    if system is not None and '"""' not in system:
-        lines += [f'SYSTEM """{system}"""', ""]
     for stop in tokenizer.convert_ids_to_tokens(sorted(end_token_ids(tokenizer, None))):
         escaped = stop.replace("\\", "\\\\").replace('"', '\\"')
         lines.append(f'PARAMETER stop "{escaped}"')
     gguf.with_name("Modelfile").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return note
-
-
-def _common_system_prompt(dataset: DatasetConfig) -> str | None:
-    """Return the system prompt of every one of the first rows, if the data can still be read and has one."""
-    prompts: set[str] = set()
-    try:
-        rows = DatasetReader(dataset, SourceOptions(streaming=True)).rows()
-        for row in itertools.islice(rows, _LOOKED_AT_ROWS):
-            if isinstance(row.example, Conversation):
-                first = row.example.messages[0]
-                prompts.add(first.content if first.role == "system" else "")
-            if len(prompts) > 1:
-                return None
-    except EngineError:  # it is gone, or was never on this machine
-        return None
-    return prompts.pop() or None if prompts else None
 
 
 def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]) -> Measured:

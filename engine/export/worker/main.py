@@ -31,9 +31,8 @@ from engine.export.gguf.llama_cpp import has_llama_cpp
 from engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
 from engine.export.kinds import ADAPTER, GGUF, MERGED
 from engine.export.worker.gguf import WrittenGguf, ask_llama, ask_perplexity, look_into, write_gguf
-from engine.export.worker.perplexity import choose_rows, mean_loss
 from engine.export.worker.script import run_script
-from engine.export.worker.verify import QUESTIONS, Measured, Reference
+from engine.export.worker.verify import QUESTIONS, Measured, Reference, choose_rows, mean_loss
 from engine.export.worker.write import ExportUnderWay, merged_bytes, trained_bytes, write_adapter, write_merged
 from engine.files import fsync_tree
 from engine.hardware.processor import memory_now

@@ -1,5 +1,6 @@
 """Write the exact form of a script: `train.py`, and `rows.parquet` with the run's tokenized rows in their batches."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -20,8 +21,8 @@ from engine.data.step_plan import EpochPlanner, PlanSettings
 from engine.errors import DatasetError, RunError, StorageError
 from engine.export.contract import ExportResult
 from engine.export.folder import list_files
+from engine.export.job import ScriptOrder
 from engine.export.script.facts import TRL_DEFAULTS, ScriptFacts, without_defaults
-from engine.export.script.job import ScriptOrder
 from engine.export.script.model_facts import own_template
 from engine.export.script.write import differences_of, exact_head, gather_script_facts, render
 from engine.files import fsync_tree
@@ -43,7 +44,7 @@ _PAIR_FIELDS = {"rejected_ids": _TOKENS, "rejected_labels": _TOKENS}
 
 
 def run_script(home: LoratoryHome, params: JsonObject, request: Request) -> JsonObject:
-    """Fill the folder of an order of `engine.export.script.job`."""
+    """Fill the folder of an order of `engine.export.job`."""
     order = ScriptOrder.model_validate(params)
 
     def report(message: str) -> None:
@@ -125,7 +126,7 @@ def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSetting
                     batches[row].append(first + slot // size)
                     slots[row].append(slot)
             first += math.ceil(len(units) / size)
-    fields = _FIELDS | (_PAIR_FIELDS if facts.learns_pairs else {})
+    fields = _FIELDS | (_PAIR_FIELDS if "pairs" in facts.objective.rows else {})
     if "ratings" in facts.objective.rows:
         fields |= {"desirable": pa.bool_()}
     schema = pa.schema([*fields.items(), ("held_out", pa.bool_()), ("batches", _TOKENS), ("slots", _TOKENS)])
@@ -137,14 +138,10 @@ def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSetting
         for row in measured:
             yield {**_tokens_of(row), "held_out": True, "batches": [], "slots": []}
 
+    rows = values()
     with ParquetWriter(file, schema, compression="zstd") as writer:
-        some: list[dict[str, Any]] = []
-        for value in values():
-            some.append(value)
-            if len(some) == _ROWS_AT_ONCE:
-                writer.write_table(pa.Table.from_pylist(some, schema))
-                some = []
-        writer.write_table(pa.Table.from_pylist(some, schema))
+        while some := list(itertools.islice(rows, _ROWS_AT_ONCE)):
+            writer.write_table(pa.Table.from_pylist(some, schema))
 
 
 def _tokens_of(row: TokenizedRow) -> dict[str, Any]:

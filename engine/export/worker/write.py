@@ -20,8 +20,16 @@ from engine.errors import ModelError
 from engine.export.contract import ExportOrder
 from engine.export.folder import copy_tokenizer, rewrite_json
 from engine.export.vllm import VLLM_FOLDER, look_at_adapter
-from engine.export.worker.merge import Merge, NotByTensorError, plan_merge, untie, untie_changed, write_untied_config
-from engine.export.worker.shards import BaseFiles, write_shards
+from engine.export.worker.merge import (
+    BaseFiles,
+    Merge,
+    NotByTensorError,
+    plan_merge,
+    untie,
+    untie_changed,
+    write_shards,
+    write_untied_config,
+)
 from engine.models.source import ModelSource
 from engine.paths import LoratoryHome
 from engine.processes.messages import CancelledRequestError, Request

@@ -250,7 +250,6 @@ class Housekeeping:
         if now - self._last_sweep >= _SWEEP_SECONDS:
             self._last_sweep = now
             self._sweep_keys()
-            LeaseBook(self._home).sweep()
 
     def _sweep_keys(self) -> None:
         """Remove keys whose run was deleted; a request with such a key starts another run anyway."""

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from engine.config.objectives import DPO, ORPO
-from engine.config.preference import PreferenceLoss
+from engine.config.training import PreferenceLoss
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.training.batching.batches import PassTensors
 from engine.training.objectives.base import (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import logsigmoid
 
-from engine.config.preference import PreferenceLoss
+from engine.config.training import PreferenceLoss
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.inspector.session import Inspector, InspectorPlaces
-from engine.processes.places import ProcessPlaces
+from engine.processes.pool import ProcessPlaces
 from tests.runs.supervision import count_living, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -17,7 +17,7 @@ import pytest
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.config.run import ModelConfig
-from engine.export.push.job import PushJob
+from engine.export.push import PushJob
 from engine.models.folder import ModelPart
 from engine.models.hub import find_snapshot
 from engine.models.source import resolve_model

@@ -1,14 +1,17 @@
-"""What goes wrong when the Hugging Face Hub is asked for something or takes something, by cause; and how long to ask again."""
+"""The Hugging Face Hub: what goes wrong there, by cause, how long to ask again, and a bucket of a person or a Space."""
+
+from __future__ import annotations
 
 import errno
 import itertools
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from engine.errors import (
     DatasetAccessError,
@@ -21,6 +24,10 @@ from engine.errors import (
     StorageError,
 )
 from engine.paths import looks_in_working_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import BucketFile, HfApi
+
 
 Answer = TypeVar("Answer")
 
@@ -37,15 +44,15 @@ class HubFault(Enum):
     WRONG_TOKEN = ("access", "The Hub does not accept {token} ({detail}).", "{login}")
     FORBIDDEN = ("access", "The Hub does not let {token} {use} {name} ({detail}).", "{login}")
     NO_ROOM = ("error", "The account has no credit, plan or room for {name} ({detail}).", "{room}")
-    CHANGED = (
-        "changed",
-        "{name} was changed by another request at the same time ({detail}).",
-        "Wait a moment, then try again.",
-    )
-    RATE_LIMITED = ("unreachable", "Rate limited by the Hub ({detail}).", "Wait {wait}{again}.")
-    DOWN = ("unreachable", "The Hub is out of order ({detail}).", "Wait until it is back{again}.")
+    CHANGED = ("changed", "{name} was changed by another request at the same time ({detail}).", "Try again.")
+    RATE_LIMITED = ("unreachable", "Rate limited by the Hub ({detail}).", "Wait {wait}, then try again.")
+    DOWN = ("unreachable", "The Hub is out of order ({detail}).", "Wait until it is back, then try again.")
     OFFLINE = ("unreachable", "{name} needs the Hub, and HF_HUB_OFFLINE is set.", "Unset it, or choose {instead}.")
-    UNREACHABLE = ("unreachable", "{name} {absent} ({detail}).", "Check the name and the network, or choose {instead}.")
+    UNREACHABLE = (
+        "unreachable",
+        "The Hub cannot be reached for {name} ({detail}).",
+        "Check the name and the network, or choose {instead}.",
+    )
     NOT_STORED = ("storage", "{name} cannot be stored or read ({detail}).", "Free space, or set HF_HOME elsewhere.")
     REFUSED = ("error", "The Hub refuses this for {name} ({detail}).", "Check the name and its page on the Hub.")
 
@@ -78,12 +85,10 @@ class Subject:
     folder: str = ""  # in the addresses of the Hub's pages
     token: str = "your token"  # noqa: S105 - a noun
     use: str = "read"  # what the token does with it
-    absent: str = "needs the Hub, which cannot be reached"  # what else is true where the Hub cannot be reached
     login: str = "Log in with `hf auth login` or HF_TOKEN."
     missing: str = "Check the id; if it is private or gated, log in with `hf auth login` or HF_TOKEN."
-    room: str = "See https://huggingface.co/settings/billing."
+    room: str = "Free space, or see https://huggingface.co/settings/billing."
     instead: str  # what can be had without the Hub
-    again: str = ", then try again"  # once the Hub serves again
     in_lab: str = ""  # what helps where a login would, in a lab: its server has none
     error: type[EngineError] = PushError  # raised in general
     access: type[EngineError] = PushError  # raised where a login may help
@@ -99,7 +104,7 @@ class Subject:
         values["page"] = f"https://huggingface.co/{self.folder}{name}"
         values["wait"] = f"{minutes:.0f} minutes" if minutes >= 2 else "some minutes"
         error: type[EngineError] = getattr(self, role)
-        if error is self.access and self.in_lab and not looks_in_working_folder():
+        if role == "access" and self.in_lab and not looks_in_working_folder():
             fix = self.in_lab
         return error(what.format(**values), fix.format(**values))
 
@@ -159,9 +164,7 @@ class Subject:
         raise AssertionError("the last attempt returns or raises")
 
 
-_LOGIN_TO_WRITE = (
-    "Log in with `hf auth login` or HF_TOKEN; https://huggingface.co/settings/tokens makes a token with write access."
-)
+_LOGIN_TO_WRITE = "Log in with `hf auth login` or HF_TOKEN, with a token that has write access."
 MODEL = Subject(
     kind="model",
     instead="a local folder or the demo model",
@@ -172,7 +175,6 @@ MODEL = Subject(
 DATASET = Subject(
     kind="dataset",
     folder="datasets/",
-    absent="is not a file here, and the Hub cannot be reached",
     in_lab="Check the id; download a gated or private dataset in the Data tab with your own token.",
     instead="a file or one of the samples",
     error=DatasetError,
@@ -185,30 +187,22 @@ PUSH = Subject(
     use="write to",
     login=_LOGIN_TO_WRITE,
     missing="Check the owner's name and whether your account belongs to it.",
-    room="Free some space on the Hub, or push an adapter or 16 bits.",
     instead="an export into a folder",
-    again="; push again then, and only what is missing is sent",
 )
 JOBS = Subject(
     kind="account or bucket",
     use="use jobs and buckets of",
     login="Log in with `hf auth login`, HF_TOKEN, or in a lab on the Train tab; the token needs the right to jobs.",
     missing="Choose an account or organization of yours in jobs.namespace.",
-    room="Add credit at https://huggingface.co/settings/billing, or train on this machine.",
     instead="this machine to train on",
-    again="; the job continues meanwhile",
 )
 MIRROR = Subject(
     kind="bucket",
     token="the token of this Space",  # noqa: S106 - a noun
     use="write to the bucket",
-    absent="cannot be reached",
-    login="Set the secret HF_TOKEN in the Space's settings to a token with write access to its owner's buckets, "
-    "and free some space there if they are full.",
+    login="Set the secret HF_TOKEN of the Space to a token with write access, and free space in the buckets.",
     missing="Restart the Space to make another one; what is only here is lost with a restart, so download it first.",
-    room="Delete runs, or add storage at https://huggingface.co/settings/billing; saving is tried again by itself.",
     instead="another bucket; saving is tried again by itself",
-    again="; saving is tried again by itself",
     changed=HubUnreachableError,
 )
 SPACE = Subject(
@@ -216,8 +210,7 @@ SPACE = Subject(
     use="write to",
     login=_LOGIN_TO_WRITE,
     missing="Check the name and the token's rights; `loratory space create` makes a new one.",
-    room="cpu-basic needs a PRO or Team plan and other hardware credit (https://huggingface.co/settings/billing); "
-    "--sdk gradio --hardware zero-a10g needs neither.",
+    room="cpu-basic needs a PRO or Team plan, other hardware credit; --sdk gradio --hardware zero-a10g needs neither.",
     instead="--dry-run",
 )
 
@@ -301,3 +294,78 @@ def _wait_seconds(headers: Mapping[str, str]) -> float | None:
         return float(value)
     match = _RESET.search(headers.get("ratelimit", ""))
     return float(match[1]) if match else None
+
+
+_MOST_FILES = 200_000  # of one list: a full bucket must not fill our memory
+
+
+class RunBucket:
+    """The bucket, as one side uses it.
+
+    Args:
+        name: As owner/name.
+        explained: Turns what goes wrong with a bucket of a name into errors in words.
+    """
+
+    def __init__(
+        self, api: HfApi, name: str, explained: Callable[[str], AbstractContextManager[None]] = JOBS.explained
+    ) -> None:
+        from huggingface_hub.utils.tqdm import disable_progress_bars
+
+        disable_progress_bars()
+        self._api = api
+        self._explained = explained
+        self.name = name
+
+    def make(self) -> None:
+        """Create the bucket where it is missing.
+
+        Raises:
+            PushError: If it is refused, or is there and public.
+            HubUnreachableError: If the Hub does not answer.
+        """
+        with self._explained(self.name):
+            self._api.create_bucket(self.name, private=True, exist_ok=True)
+            is_private = self._api.bucket_info(self.name).private
+        if not is_private:
+            raise PushError(
+                f"The bucket {self.name} is public, and runs with their data would be readable by everyone.",
+                f"Make it private at {self._api.endpoint}/buckets/{self.name}, or rename it.",
+            )
+
+    def list(self, folder: str) -> dict[str, BucketFile]:
+        """Return the files below a folder, by their names within it; raises as `put` does, and PushError for too many."""
+        with self._explained(self.name):
+            tree = self._api.list_bucket_tree(self.name, prefix=f"{folder}/", recursive=True)
+            entries = list(itertools.islice(tree, _MOST_FILES + 1))
+        if len(entries) > _MOST_FILES:
+            raise PushError(
+                f"The bucket {self.name} holds more than {_MOST_FILES:,} files below {folder}.",
+                "Remove what does not belong there, or use another bucket.",
+            )
+        files = (entry for entry in entries if entry.type == "file" and entry.path.startswith(f"{folder}/"))
+        return {entry.path.removeprefix(f"{folder}/"): entry for entry in files}
+
+    def put(self, files: Mapping[str, bytes | Path]) -> None:
+        """Store contents or files of this machine under names, all in one request.
+
+        Raises:
+            HubUnreachableError: If the Hub does not answer, or not now.
+            PushError: If it refuses.
+        """
+        if files:
+            with self._explained(self.name):
+                self._api.batch_bucket_files(self.name, add=[(source, name) for name, source in files.items()])
+
+    def get(self, files: Sequence[tuple[BucketFile, Path]]) -> None:
+        """Write files as `list` gave them to paths; raises as `put` does, and StorageError where the disk is full."""
+        for _, path in files:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with self._explained(self.name):
+            self._api.download_bucket_files(self.name, list(files))
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Delete files; raises as `put` does."""
+        if names:
+            with self._explained(self.name):
+                self._api.batch_bucket_files(self.name, delete=list(names))

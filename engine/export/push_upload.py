@@ -1,4 +1,4 @@
-"""The process that talks to the Hub: `python -P -m engine.export.push.upload`, JSON lines on stdio; has no torch.
+"""The process that talks to the Hub: `python -P -m engine.export.push_upload`, JSON lines on stdio; has no torch.
 
 Everything appears in one commit. A process of its own can be ended in the middle of a large file. The token comes from the
 environment or the login, is found here, and goes nowhere but to the Hub.
@@ -17,9 +17,9 @@ from engine.chat.contract import OnProgress, Phase, Progress
 from engine.config.results import PushConfig, PushKind
 from engine.errors import PushError
 from engine.export.contract import ExportedFile, PushResult, UploadOrder
+from engine.export.folder import intended_files, refuse_private_content
 from engine.export.kinds import KINDS
-from engine.export.push.files import intended_files, refuse_private_content
-from engine.hub_errors import PUSH, Fault, HubFault, Patience
+from engine.hub import PUSH, Fault, HubFault, Patience
 from engine.processes.messages import JsonObject, Request, serve
 from engine.quantities import size
 
@@ -95,12 +95,6 @@ class HubPush:
         commit = self._ask("uploading", repository, partial(self._commit, order, files))
         self._report("committing", f"Checking what arrived in {repository}.")
         arrived = self._ask("committing", repository, partial(self._require, repository, commit))
-        # Nothing is called finished that the Hub does not list.
-        if lacking := [file.name for file in files if arrived.sizes.get(file.name) != file.size_bytes]:
-            raise PushError(
-                f"The commit {commit[:10]} in {repository} lacks {lacking[0]}, or holds another one.",
-                "Push again, and look at the repository on the Hub.",
-            )
         notes = [f"{name} is not part of the result and was not sent." for name in left_out]
         if arrived.is_private and not settings.private:
             notes.insert(0, f"{repository} was private already and stays so; its settings on the Hub can change that.")

@@ -22,11 +22,10 @@ from engine.models.folder import ModelPart
 from engine.models.source import can_be_repository, is_revision, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.processes.json_lines import JsonLinesProcess
-from engine.processes.liveness import FileLock
 from engine.processes.messages import CancelledRequestError
 from engine.processes.spawn import Access
 
-WORKER_MODULE = "engine.export.push.upload"
+WORKER_MODULE = "engine.export.push_upload"
 
 _KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
 _SHARD_GB = 2.0  # an interrupted upload resumes per file
@@ -89,16 +88,10 @@ class PushJob:
             settings = self.request.settings.model_dump(mode="json")
             repository = str(ask("check", {"repository": self.request.repository, "settings": settings})["repository"])
             place = self._place(plan, trained.folder, repository)
-            lock = FileLock(place.with_suffix(".lock"))
-            if not lock.acquire(timeout_seconds=0.0):
-                raise PushError(f"This is being pushed to {repository} already.", "Wait until that push has ended.")
-            try:
-                export = self._prepare(place, repository.rpartition("/")[2], on_progress)
-                order = self._order(export.path, plan, trained, repository)
-                answer = PushResult.model_validate(ask("upload", order.model_dump(mode="json")))
-                shutil.rmtree(place, ignore_errors=True)
-            finally:
-                lock.release()
+            export = self._prepare(place, repository.rpartition("/")[2], on_progress)
+            order = self._order(export.path, plan, trained, repository)
+            answer = PushResult.model_validate(ask("upload", order.model_dump(mode="json")))
+            shutil.rmtree(place, ignore_errors=True)
         finally:
             process.close(timeout_seconds=0.5)
         on_progress(Progress(phase="ready", message=f"{repository} is complete.", fraction=1.0))
@@ -122,7 +115,7 @@ class PushJob:
         for path in pushes.iterdir():
             try:
                 if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+                    shutil.rmtree(path, ignore_errors=True)
             except OSError:
                 continue
         stamps = [
