@@ -39,7 +39,7 @@ from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerClaim
 from engine.runs.sharing import set_shared
 from engine.runs.store import RunStore
-from tests.benchmarks.ten_pages import share_of_a_core
+from tests.benchmarks.first_load import share_of_a_core
 from tests.invented_runs import a_config
 from tests.page_client import PageClient, read_config
 from tests.real_tls import certificate_for

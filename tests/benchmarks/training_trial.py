@@ -1,6 +1,6 @@
-"""One measured training of the demo model on Alpaca rows, in a process of its own: ours, a plain script's, or a bare loop's.
+"""One measured training of the demo model on Alpaca rows, in a process of its own: ours or a plain script's.
 
-All kinds learn the same rows in the same order. `python -m tests.benchmarks.training_trial KIND RECIPE` prints a trial as
+Both learn the same rows in the same order. `python -m tests.benchmarks.training_trial KIND RECIPE` prints a trial as
 JSON; `measure` does this from another program.
 """
 
@@ -25,7 +25,7 @@ WARM_UP_STEPS = 3  # not timed: kernels are compiled for the first shapes
 LEARNING_RATE = 2e-4
 RANK, ALPHA = 16, 32
 
-Kind = Literal["ours", "plain", "bare"]
+Kind = Literal["ours", "plain"]
 DtypeName = Literal["bfloat16", "float32"]
 
 
@@ -224,9 +224,9 @@ def main() -> None:
         from engine.training.worker import keep_freed_memory
 
         keep_freed_memory()  # before torch, as the worker does
-        from tests.benchmarks.our_training import train_bare, train_ours
+        from tests.benchmarks.our_training import train_ours
 
-        result = train_bare(recipe) if kind == "bare" else train_ours(recipe)
+        result = train_ours(recipe)
     result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(asdict(result)))
 
