@@ -13,8 +13,8 @@ from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
 from tests.browser.chromium import open_tab
 from tests.fake_services import fake_services
+from tests.hub.jobs import HARDWARE
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.jobs.service import HARDWARE
 from tests.runs.supervision import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]

@@ -15,8 +15,9 @@ from engine.paths import LoratoryHome
 from tests.browser.chromium import let_layout_settle, open_model_choice, open_tab, why_no_browser
 from tests.browser.real_server import RealServer, real_server
 from tests.e2e.test_scripts_for_real import loratory
-from tests.export.hub_stand_in import TOKEN, HubStandIn
 from tests.export.stand_in_converter import make_checkout
+from tests.hub.repositories import OwnHub
+from tests.hub.server import TOKEN
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
@@ -32,7 +33,7 @@ _NOTES_MEASURING = """() => {
 
 @pytest.fixture(scope="module")
 def hub():
-    with HubStandIn() as stand_in:
+    with OwnHub() as stand_in:
         yield stand_in
 
 

@@ -22,16 +22,17 @@ from engine.export.contract import PushRequest
 from engine.export.push.job import PushJob
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, make_adapter
-from tests.export.hub_stand_in import TOKEN, Fault, HubStandIn
 from tests.export.push_folders import ADAPTER_FILES
 from tests.export.quick_export import QuickExport
+from tests.hub.repositories import OwnHub
+from tests.hub.server import TOKEN, Fault
 
 NAME = "ada/my-adapter"
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    with HubStandIn() as stand_in:
+    with OwnHub() as stand_in:
         monkeypatch.setenv("HF_ENDPOINT", stand_in.address)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -208,7 +209,7 @@ def test_after_an_interruption_nothing_is_prepared_or_sent_twice(hub, home, run)
 def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
     reached, release = threading.Event(), threading.Event()
 
-    def hangs(path, body):
+    def hangs(_):
         reached.set()
         release.wait(300)
         return 200, {}

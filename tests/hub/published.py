@@ -1,0 +1,112 @@
+"""Models and datasets that others published: listed, sent, gated or refused."""
+
+import json
+from collections.abc import Mapping
+from typing import ClassVar
+
+from tests.hub.server import NAME, Answer, Asked, HubServer, git_oid, refused
+
+COMMIT = "a" * 40
+NEXT_COMMIT = "b" * 40
+
+
+class PublishedHub(HubServer):
+    """Serves files of repositories to everyone.
+
+    Attributes:
+        repositories: Files by repository id and name.
+        refusals: Repository id → (HTTP status, X-Error-Code).
+        commits: Branch or tag → commit.
+        requests: Files also count as `get` and `head`.
+        paths: Every path that was asked for.
+        lost: Names of files that are listed, but not given.
+        gated: Repositories that are given to those who send this hub's `token` alone.
+        lists_gated: Whether all others learn which files those have, as from the real Hub.
+    """
+
+    _ID = rf"/api/(?:models|datasets)/({NAME})"
+    routes: ClassVar = [
+        (r"/api/models", "search"),
+        (rf"{_ID}(?:/revision/([^/]+))?", "info"),
+        (rf"{_ID}/tree/([^/]+)(?:/(.+))?", "tree"),
+        (rf"{_ID}/paths-info/([^/]+)", "paths"),
+        (rf"/(?:datasets/)?({NAME})/resolve/([^/]+)/(.+)", "file"),
+        (r"(.*)", "other"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.repositories: dict[str, Mapping[str, bytes]] = {}
+        self.refusals: dict[str, tuple[int, str]] = {}
+        self.commits = {"main": COMMIT}
+        self.queries: list[dict[str, list[str]]] = []
+        self.paths: list[str] = []
+        self.tokens: set[str] = set()  # authorization headers
+        self.lost: set[str] = set()
+        self.gated: set[str] = set()
+        self.lists_gated = False
+        self.token = "hf_secret"
+
+    def _refusal(self, asked: Asked) -> Answer | None:
+        self.paths.append(asked.path)
+        if asked.token:
+            self.tokens.add(f"Bearer {asked.token}")
+        if asked.step == "search":
+            return None
+        if asked.step == "other":
+            return refused("RepoNotFound")
+        if asked.name in self.refusals:
+            status, code = self.refusals[asked.name]
+            return refused(code, status=status)
+        is_listing = asked.step != "file" and self.lists_gated
+        if asked.name in self.gated and asked.token != self.token and not is_listing:
+            return refused("GatedRepo", status=401)
+        if asked.name not in self.repositories:
+            return refused("EntryNotFound" if asked.step == "file" else "RepoNotFound")
+        if asked.step in ("info", "tree") and self._commit_of(asked) is None:
+            return refused("RevisionNotFound")
+        return None
+
+    def _commit_of(self, asked: Asked) -> str | None:
+        revision = asked.found[2] or "main"
+        return self.commits.get(revision, revision if revision in self.commits.values() else None)
+
+    def _search(self, asked: Asked) -> Answer:
+        self.queries.append(asked.query)
+        return 200, [{"id": name, **json.loads(files["search.json"])} for name, files in self.repositories.items()]
+
+    def _info(self, asked: Asked) -> Answer:
+        files = self.repositories[asked.name]
+        siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+        return 200, {"id": asked.name, "sha": self._commit_of(asked), "siblings": siblings}
+
+    def _entries(self, asked: Asked) -> list[dict[str, object]]:
+        files = self.repositories[asked.name]
+        folders = sorted({name.rpartition("/")[0] for name in files if "/" in name})
+        return [
+            *({"type": "file", "path": name, "size": len(data), "oid": git_oid(data)} for name, data in files.items()),
+            *({"type": "directory", "path": folder, "oid": git_oid(folder.encode())} for folder in folders),
+        ]
+
+    def _tree(self, asked: Asked) -> Answer:
+        folder = asked.found[3]
+        return 200, [
+            entry for entry in self._entries(asked) if not folder or str(entry["path"]).rpartition("/")[0] == folder
+        ]
+
+    def _paths(self, asked: Asked) -> Answer:
+        wanted = asked.json()["paths"]
+        return 200, [entry for entry in self._entries(asked) if entry["path"] in wanted]
+
+    def _file(self, asked: Asked) -> Answer:
+        name = asked.found[3]
+        content = self.repositories[asked.name].get(name)
+        if content is None or name in self.lost:
+            return refused("EntryNotFound")
+        self.requests[asked.method.lower()] += 1
+        headers = {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": asked.found[2], "Content-Type": "text/plain"}
+        if (part := asked.headers.get("Range")) is None:
+            return 200, content, headers
+        first, _, last = part.removeprefix("bytes=").partition("-")
+        start, end = int(first), min(int(last or len(content)) + 1, len(content))
+        return 206, content[start:end], {**headers, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
