@@ -16,7 +16,6 @@ from engine.data.render import turn_renderer
 from engine.data.render.sequence_plan import plan_conversation
 from engine.data.render.template import DEFAULT_TEMPLATE, apply_template
 from engine.data.render.tokenize import RenderOptions
-from tests.data import whole_turns
 from tests.data.conversations import TOOLS, render_conversation
 from tests.data.families import CORPUS, FAMILIES, family, sentencepiece_tokenizer, tokenizer_of
 
@@ -71,34 +70,32 @@ def conversation(draw: random.Random, turns: int) -> Conversation:
     return Conversation(tuple(messages), TOOLS if kind == "tools" else ())
 
 
-def describe(plan):
-    """All that a plan says, whatever its classes."""
+def plan_row(*arguments):
+    """All that a plan says."""
+    try:
+        plan = plan_conversation(*arguments)
+    except RowProblemError as problem:
+        return problem.kind, problem.problem
     every = (*plan.sequences, *([plan.whole] if plan.whole else []))
     sequences = [(one.text, [(turn.prompt, turn.answer) for turn in one.trained]) for one in every]
     return sequences, plan.notes, plan.notices, plan.beyond_tokens
 
 
-def plan_row(plan, *arguments):
-    try:
-        return describe(plan(*arguments))
-    except RowProblemError as problem:
-        return problem.kind, problem.problem
-
-
 @pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_the_plan_is_the_one_that_whole_renderings_give(monkeypatch, name):
-    monkeypatch.setattr(turn_renderer, "_WHOLE_TURNS", 3)
     draw = random.Random(f"turns of {name}")
     tokenizer = tokenizer_named(name)
     for number in range(12):
         talk = conversation(draw, draw.randint(4, 40))
         train_on = draw.choice(("assistant", "assistant", "completion", "last_assistant"))
         max_length = draw.choice((None, None, 64, 300))
+        monkeypatch.setattr(turn_renderer, "_WHOLE_TURNS", len(talk.messages))
 
-        expected = plan_row(whole_turns.plan_conversation, talk, tokenizer, train_on, max_length)
+        expected = plan_row(talk, tokenizer, train_on, max_length)
 
-        assert plan_row(plan_conversation, talk, tokenizer, train_on, max_length) == expected, (name, number)
+        monkeypatch.setattr(turn_renderer, "_WHOLE_TURNS", 3)
+        assert plan_row(talk, tokenizer, train_on, max_length) == expected, (name, number)
 
 
 @pytest.mark.exhaustive(quick=2)
