@@ -81,30 +81,6 @@ def dropouts_of(model_type: str) -> dict[str, float]:
     return dict.fromkeys(names, 0.1) if model_type in _WITH_LAYER_NORM else {}
 
 
-def guess_model_type(model_id: str) -> str:
-    """The architecture that a model's name points to; most decoders are shaped like Llama."""
-    name = model_id.casefold()
-    for part, model_type in (
-        ("qwen3-30b-a3b", "qwen3_moe"),
-        ("qwen3", "qwen3"),
-        ("qwen2", "qwen2"),
-        ("qwen1.5", "qwen2"),
-        ("phi-3", "phi3"),
-        ("phi-4", "phi3"),
-        ("gemma-2", "gemma2"),
-        ("gemma-3", "gemma3_text"),
-        ("gemma", "gemma"),
-        ("mixtral", "mixtral"),
-        ("mistral", "mistral"),
-        ("santacoder", "gpt_bigcode"),
-        ("starcoderbase", "gpt_bigcode"),
-        ("gpt2", "gpt2"),
-    ):
-        if part in name:
-            return model_type
-    return "llama"
-
-
 def published_shape(name: str, sizes: PublishedSizes, *, experts_are_modules: bool = True) -> ModelShape:
     """Build the inventory of a decoder from its sizes.
 
