@@ -165,7 +165,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
     run = write_run(RunStore(lab.home, "ann"), a_config(model__id=MODEL), InventedRun())
     own = lab.home.of("ann")
     with lab.signed_in("ann") as client, Watch(TOKEN) as watch:
-        monkeypatch.setattr(gated, "_answer", watch.after_a_look(gated._answer))
+        monkeypatch.setattr(gated, "_serve", watch.after_a_look(gated._serve))
         monkeypatch.setattr(pushed, "_serve", watch.after_a_look(pushed._serve))
         page = Visitor(client)
         assert len(page.readers_of("own-model-token")) == len(page.readers_of("export-token")) == 1
