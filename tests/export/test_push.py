@@ -15,13 +15,12 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from engine.chat.contract import ChatTarget
-from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import PushConfig
 from engine.errors import HubUnreachableError, ModelError, PushError, RunError
 from engine.export.contract import PushRequest
 from engine.export.push.job import PushJob
 from engine.processes.messages import CancelledRequestError
-from tests.chat.tiny_adapters import lora, make_adapter
+from tests.chat.tiny_adapters import lora, write_trained_run
 from tests.export.push_folders import ADAPTER_FILES
 from tests.export.quick_export import QuickExport
 from tests.hub.repositories import OwnHub
@@ -42,17 +41,7 @@ def hub(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tiny_model_folder, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    config = config_from_mapping(
-        {
-            "model": {"id": str(tiny_model_folder)},
-            "dataset": {"source": "/home/somebody/secret-data/rows.jsonl"},
-            "run": {"name": "my run"},
-        }
-    )
-    make_adapter(tiny_model_folder, folder / "adapter", lora())
-    (folder / "config.yaml").write_text(config_to_yaml(config))
-    return folder
+    return write_trained_run(tmp_path_factory.mktemp("runs") / "run", tiny_model_folder, lora())
 
 
 def job(home, run: Path, export=None, repository: str = NAME, **settings) -> PushJob:

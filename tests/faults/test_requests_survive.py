@@ -36,23 +36,9 @@ def processes_of_session(leader):
     return matches
 
 
-@pytest.fixture(scope="module")
-def whole():
-    """Losses of a run that no one asked anything."""
-    return {}
-
-
-def reference_run(whole, workers, runs):
-    if not whole:
-        run = runs.create(**SECTIONS)
-        assert workers.run(run.folder.path) == EXIT_FINISHED
-        whole.update(losses_of(run))
-    return list(whole.items())
-
-
 @pytest.mark.parametrize("place", ["training:step-6", "checkpoint:filled#1"], ids=["between steps", "while saving"])
-def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, runs, whole, tmp_path):
-    expected = reference_run(whole, workers, runs)
+def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, runs, losses_without_faults, tmp_path):
+    expected = losses_without_faults(SECTIONS)
     run = runs.create(**SECTIONS)
     pid = workers.start(run.folder.path, f"{place}=wait:{tmp_path / 'go'}")
     wait_for_step(run, 6 if "step-6" in place else 4)
