@@ -14,9 +14,8 @@ leaves to TRL and PEFT what we leave to ours, and against the tuned one with dro
 
 import argparse
 import statistics
-from pathlib import Path
 
-from tests.benchmarks.training_trial import WARM_UP_STEPS, Recipe, Trial, TrialBook, faster_dtype
+from tests.benchmarks.training_trial import WARM_UP_STEPS, Recipe, Trial, faster_dtype, measure
 
 TOLERATED_LOSS_DIFFERENCE = 0.01
 PARTS = ("losses", "ratios", "long", "preferences")
@@ -32,7 +31,6 @@ class TrainSpeed:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
-        self._book = TrialBook(options.keep)
 
     def losses(self) -> None:
         """The same losses step by step, and the same held-out loss in the end."""
@@ -40,9 +38,9 @@ class TrainSpeed:
         at = (steps,)
         accumulate = self._options.accumulate
         same = Recipe(steps, dropout=0.05, accumulate=accumulate, plain_dtype=self._options.plain_dtype, measured_at=at)
-        plain = self._book.trial("plain", same)
-        ours = self._book.trial("ours", same)
-        defaults = self._book.trial("ours", Recipe(steps, accumulate=accumulate, measured_at=at))
+        plain = measure("plain", same)
+        ours = measure("ours", same)
+        defaults = measure("ours", Recipe(steps, accumulate=accumulate, measured_at=at))
         print(f"\nLosses with LoRA dropout 0.05, the same rows: plain ({self._options.plain_dtype}) · ours")
         pairs = list(zip(plain.losses, ours.losses, strict=True))
         for start in range(0, len(pairs), 5):
@@ -68,7 +66,7 @@ class TrainSpeed:
         trials: dict[str, list[Trial]] = {name: [] for name in kinds}
         for number in range(self._options.rounds):
             for name, (kind, recipe) in kinds.items():
-                trials[name].append(self._book.trial(kind, recipe, f"round {number + 1}"))
+                trials[name].append(measure(kind, recipe, f"round {number + 1}"))
         dtype = self._options.plain_dtype
         compare(
             f"Same settings, LoRA dropout 0.05, against the tuned script ({dtype})", trials["same"], trials["tuned"]
@@ -83,7 +81,7 @@ class TrainSpeed:
         measured_at = tuple(_LONG_STEPS * number // 6 for number in range(1, 7))
         dtype = self._options.plain_dtype
         recipe = Recipe(_LONG_STEPS, accumulate=1, measured_at=measured_at, plain_dtype=dtype)
-        ours, plain = self._book.trial("ours", recipe), self._book.trial("plain", recipe)
+        ours, plain = measure("ours", recipe), measure("plain", recipe)
         print(f"\nHeld-out loss, plain script ({dtype} weights) beside ours")
         differences = []
         for step in measured_at:
@@ -97,8 +95,8 @@ class TrainSpeed:
         recipe = Recipe(12, max_length=256, objective="dpo")
         plain, ours = [], []
         for number in range(self._options.rounds):
-            plain.append(self._book.trial("plain", recipe, f"round {number + 1}"))
-            ours.append(self._book.trial("ours", recipe, f"round {number + 1}"))
+            plain.append(measure("plain", recipe, f"round {number + 1}"))
+            ours.append(measure("ours", recipe, f"round {number + 1}"))
         print("\nDPO, losses of the first round, TRL · ours")
         print("  " + "   ".join(f"{p:.4f} · {o:.4f}" for p, o in zip(plain[0].losses, ours[0].losses, strict=True)))
         compare(f"DPO, {recipe.plain_dtype}, {recipe.rows_per_pass} × {recipe.accumulate} pairs a step", ours, plain)
@@ -137,9 +135,6 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=4, help="passes of two rows a step")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--plain-dtype", choices=["bfloat16", "float32"], default=faster_dtype())
-    parser.add_argument(
-        "--keep", type=Path, help="a folder for finished trials, from which an interrupted command continues"
-    )
     options = parser.parse_args()
     speed = TrainSpeed(options)
     for part in [options.part] if options.part else PARTS:

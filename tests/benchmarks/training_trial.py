@@ -4,7 +4,6 @@ Both learn the same rows in the same order. `python -m tests.benchmarks.training
 JSON; `measure` does this from another program.
 """
 
-import hashlib
 import json
 import os
 import resource
@@ -167,7 +166,7 @@ def prepare(config: Any) -> Prepared:
     return Prepared(source, tokenizer, data)
 
 
-def measure(kind: Kind, recipe: Recipe) -> Trial:
+def measure(kind: Kind, recipe: Recipe, label: str = "1") -> Trial:
     """Run one trial in a process of its own, and return what it measured."""
     process = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.training_trial", kind, json.dumps(asdict(recipe))],
@@ -179,7 +178,9 @@ def measure(kind: Kind, recipe: Recipe) -> Trial:
     )
     if process.returncode:
         raise SystemExit(process.stderr[-3000:])
-    return Trial(**json.loads(process.stdout.splitlines()[-1]))
+    result = Trial(**json.loads(process.stdout.splitlines()[-1]))
+    print(f"{kind}, {label}: {result.speed:.0f} trained tokens/s", file=sys.stderr, flush=True)
+    return result
 
 
 def _environment(kind: Kind) -> dict[str, str]:
@@ -187,28 +188,6 @@ def _environment(kind: Kind) -> dict[str, str]:
     worker = LIBRARY_ENVIRONMENT | allocator_environment()
     inherited = {name: value for name, value in os.environ.items() if name not in worker}
     return {**inherited, **(worker if kind != "plain" else {}), "PYTHONWARNINGS": "ignore"}
-
-
-class TrialBook:
-    """Measures trials and, where it is given a folder, keeps them: a command that was interrupted continues from there."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-
-    def trial(self, kind: Kind, recipe: Recipe, label: str = "1") -> Trial:
-        """The trial of this recipe and label; measured unless the folder holds it."""
-        key_text = json.dumps([kind, asdict(recipe), label], sort_keys=True)
-        kept = None
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            kept = self._folder / f"{kind}-{hashlib.sha256(key_text.encode()).hexdigest()[:16]}.json"
-            if kept.exists():
-                return Trial(**json.loads(kept.read_text())["trial"])
-        result = measure(kind, recipe)
-        if kept is not None:
-            kept.write_text(json.dumps({"recipe": json.loads(key_text), "trial": asdict(result)}))
-        print(f"{kind}, {label}: {result.speed:.0f} trained tokens/s", file=sys.stderr, flush=True)
-        return result
 
 
 def main() -> None:
