@@ -17,7 +17,6 @@ from tests.browser.chromium import (
 )
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
-from tests.invented_runs import a_config
 from ui.services import Services
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
@@ -123,23 +122,6 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     page.locator("#open-chat").click()
     expect(page.locator("#chat-run input")).to_have_value(re.compile("stopped"))
     expect(page.locator("#side")).to_be_hidden()
-
-
-def test_cancel_asks_first(page, services):
-    run = services.launcher.start(a_config(run__name="to be cancelled", training__max_steps=ENDLESS))
-    open_tab(page, "Train")
-    expect(page.locator("#run-heading")).to_contain_text("to be cancelled")
-
-    page.locator("#cancel").click()
-    expect(page.locator("#confirm-cancel")).to_contain_text("Stop and save loses nothing")
-    page.locator("#keep-running").click()
-    expect(page.locator("#confirm-cancel")).to_be_hidden()
-    assert not run.folder.cancel_request.exists()
-
-    page.locator("#cancel").click()
-    page.locator("#really-cancel").click()
-    expect(page.locator("#run-heading")).to_contain_text("stopped")
-    assert run.folder.cancel_request.exists()
 
 
 def test_curves_follow_the_theme_without_asking_the_server(kept_page):
