@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
-from tests.checkpoints import newest_intact
 from tests.runs.supervision import wait_for_step, wait_until
-from tests.training.worker_runs import data_of_events, events_of, is_pending, losses_of
+from tests.training.worker_runs import data_of_events, events_of, is_pending, losses_of, newest_intact
 
 pytestmark = pytest.mark.e2e
 

@@ -15,9 +15,8 @@ import pytest
 from engine.models.demo import DEMO_MODEL_ID
 from engine.runs.run import Run
 from engine.training.worker import EXIT_FINISHED
-from tests.checkpoints import newest_intact
 from tests.gpu.cuda_training import SHAPES, save_in_shape, the_gpu
-from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, write_questions
+from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, newest_intact, write_questions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER_SECONDS = 300

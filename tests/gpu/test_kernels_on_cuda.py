@@ -4,10 +4,9 @@ import importlib.util
 
 import pytest
 
-from tests.checkpoints import newest_intact
 from tests.gpu.cuda_training import auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
-from tests.training.worker_runs import data_of_events
+from tests.training.worker_runs import data_of_events, newest_intact
 
 pytestmark = pytest.mark.gpu
 
