@@ -53,9 +53,9 @@ class PausingHub(PublishedHub):
         self.go = threading.Event()
         self.go.set()
 
-    def _file(self, asked):
+    def _file(self, request):
         self.go.wait(300)
-        return super()._file(asked)
+        return super()._file(request)
 
 
 @pytest.fixture

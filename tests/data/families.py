@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from engine.data.render.template import ChatTokenizer, freeze_template
+from tests.tiny_model import train_bpe
 
 CORPUS = "user assistant system the a rank of an adapter is a number and what does it do with one two three "
 
@@ -115,18 +116,7 @@ def sentencepiece_tokenizer():
 
 
 def bpe_tokenizer(controls: tuple[str, ...]):
-    """A byte-level BPE tokenizer that merges across line ends and spaces, as real ones do."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE tokenizer with these control tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=list(controls),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([f"{CORPUS}\n\n{CORPUS}\n" * 20], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=train_bpe(f"{CORPUS}\n\n{CORPUS}\n", list(controls), 500))

@@ -187,10 +187,10 @@ def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
     arrived = threading.Event()
     real = hub._put
 
-    def fails_at_the_last(asked):
-        if asked.name == last and not arrived.is_set():
+    def fails_at_the_last(request):
+        if request.name == last and not arrived.is_set():
             return 500, {"error": "full"}
-        return real(asked)
+        return real(request)
 
     hub._put = fails_at_the_last
     with pytest.raises(HubUnreachableError):

@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar
 
-from tests.hub.server import ACCOUNT, NAME, TOKEN, Answer, Asked, HubServer, log_events, sha256
+from tests.hub.server import ACCOUNT, NAME, TOKEN, Answer, HubRequest, HubServer, log_events, sha256
 
 STORAGE_CLIENT = Path(__file__).parent / "storage_client"
 
@@ -186,52 +186,52 @@ class JobsHub(HubServer):
                 error = None if code == 0 else f"Job failed with exit code: {code}"
                 job.stage, job.message = ("COMPLETED" if code == 0 else "ERROR"), error
 
-    def _refusal(self, asked: Asked) -> Answer | None:
-        if asked.step == "storage":
+    def _refusal(self, request: HubRequest) -> Answer | None:
+        if request.step == "storage":
             return None
-        self.asked_as.append((asked.step, asked.token))
-        self.paths_as.append((asked.path, asked.token))
-        refusal = super()._refusal(asked)
-        if refusal is not None or not asked.found.groups() or asked.step in ("other", "submit"):
+        self.asked_as.append((request.step, request.token))
+        self.paths_as.append((request.path, request.token))
+        refusal = super()._refusal(request)
+        if refusal is not None or not request.found.groups() or request.step in ("other", "submit"):
             return refusal  # which answers by itself
-        if asked.name.split("/")[0] in (self.accounts[asked.token], "lab"):
+        if request.name.split("/")[0] in (self.accounts[request.token], "lab"):
             return None
-        is_hidden = asked.step in ("inspect", "cancel", "logs")
+        is_hidden = request.step in ("inspect", "cancel", "logs")
         return (404, {"error": "Not found"}) if is_hidden else (403, {"error": "Forbidden"})
 
-    def _hardware(self, _: Asked) -> Answer:
+    def _hardware(self, _: HubRequest) -> Answer:
         return 200, HARDWARE
 
-    def _submit(self, asked: Asked) -> Answer:
-        if asked.method == "GET":
+    def _submit(self, request: HubRequest) -> Answer:
+        if request.method == "GET":
             self.requests["find"] += 1
-            labels = dict(text.split("=", 1) for text in asked.query.get("label", [])).items()
-            mine = [one for one in self.jobs.values() if one.namespace == asked.name]
-            return 200, [self._job_json(one) for one in mine if labels <= one.spec["labels"].items()]
-        spec = asked.json()
+            labels = dict(text.split("=", 1) for text in request.query.get("label", [])).items()
+            mine = [job for job in self.jobs.values() if job.namespace == request.name]
+            return 200, [self._job_json(job) for job in mine if labels <= job.spec["labels"].items()]
+        spec = request.json()
         wrong = wrong_with(spec)
-        if wrong or asked.name not in (self.accounts[asked.token], "lab"):
+        if wrong or request.name not in (self.accounts[request.token], "lab"):
             return 400, {"error": wrong or "no such namespace"}
         number = f"{len(self.jobs):024x}"
-        job = self.jobs[number] = FakeJob(number, spec, self._root / f"job-{number[-3:]}", asked.name)
+        job = self.jobs[number] = FakeJob(number, spec, self._root / f"job-{number[-3:]}", request.name)
         job.folder.mkdir(parents=True)
         if self.starts_jobs:
             self.start(job)
         return 200, self._job_json(job)
 
-    def _inspect(self, asked: Asked) -> Answer:
-        job = self.jobs.get(asked.found[2])
+    def _inspect(self, request: HubRequest) -> Answer:
+        job = self.jobs.get(request.found[2])
         return (200, self._job_json(job)) if job is not None else (404, {"error": "Job not found"})
 
-    def _cancel(self, asked: Asked) -> Answer:
-        if job := self.jobs.get(asked.found[2]):
+    def _cancel(self, request: HubRequest) -> Answer:
+        if job := self.jobs.get(request.found[2]):
             self.end(job, "CANCELED")
-        return self._inspect(asked)
+        return self._inspect(request)
 
-    def _logs(self, asked: Asked) -> Answer:
-        log = self.jobs[asked.found[2]].log
+    def _logs(self, request: HubRequest) -> Answer:
+        log = self.jobs[request.found[2]].log
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return log_events(lines[-int(asked.query["tail"][0]) :] if "tail" in asked.query else lines)
+        return log_events(lines[-int(request.query["tail"][0]) :] if "tail" in request.query else lines)
 
     def _job_json(self, job: FakeJob) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
@@ -245,9 +245,9 @@ class JobsHub(HubServer):
             "owner": {"id": "5e9ecfc04957053f60648a3e", "name": job.namespace, "type": "user"},
         }  # fmt: skip
 
-    def _make(self, asked: Asked) -> Answer:
-        name, url = asked.name, {"url": f"{self.address}/buckets/{asked.name}"}
-        if asked.method == "GET":
+    def _make(self, request: HubRequest) -> Answer:
+        name, url = request.name, {"url": f"{self.address}/buckets/{request.name}"}
+        if request.method == "GET":
             if name not in self.files:
                 return 404, {"error": "Bucket not found"}
             sizes = [len(data) for data in self.files[name].values()]
@@ -256,26 +256,26 @@ class JobsHub(HubServer):
         if name in self.files:
             return 409, url
         self.files[name] = {}
-        if asked.json().get("visibility") != "private":
+        if request.json().get("visibility") != "private":
             self.public.add(name)
         return 200, url
 
-    def _tree(self, asked: Asked) -> Answer:
-        assert asked.query.get("recursive") in (["True"], ["true"]), asked.query
-        prefix, after = asked.found[2] or "", asked.query.get("cursor", [""])[0]
-        files = self.files.get(asked.name)
+    def _tree(self, request: HubRequest) -> Answer:
+        assert request.query.get("recursive") in (["True"], ["true"]), request.query
+        prefix, after = request.found[2] or "", request.query.get("cursor", [""])[0]
+        files = self.files.get(request.name)
         if files is None:
             return 404, {"error": "Bucket not found"}
         names = [name for name in sorted(files) if name.startswith(prefix) and name > after]
         headers = {}
         if len(names) > 100:
-            following = f"{self.address}/api/buckets/{asked.name}/tree/{prefix}?recursive=True&cursor={names[99]}"
+            following = f"{self.address}/api/buckets/{request.name}/tree/{prefix}?recursive=True&cursor={names[99]}"
             headers["Link"] = f'<{following}>; rel="next"'
         return 200, [_entry(name, files[name]) for name in names[:100]], headers
 
-    def _batch(self, asked: Asked) -> Answer:
-        files = self.files[asked.name]
-        changes = [json.loads(line) for line in asked.body.splitlines()]
+    def _batch(self, request: HubRequest) -> Answer:
+        files = self.files[request.name]
+        changes = [json.loads(line) for line in request.body.splitlines()]
         for change in changes:
             name = change["path"]
             if change["type"] == "addFile":
@@ -288,25 +288,25 @@ class JobsHub(HubServer):
                 return 400, {"error": change["type"]}
         return 200, {"succeeded": len(changes), "failed": []}
 
-    def _about(self, asked: Asked) -> Answer:
-        data = self.files[asked.name].get(asked.found[2])
+    def _about(self, request: HubRequest) -> Answer:
+        data = self.files[request.name].get(request.found[2])
         if data is None:
             return 404, {"error": "Entry not found"}
-        route = f"{self.address}/api/buckets/{asked.name}/xet-read-token"
+        route = f"{self.address}/api/buckets/{request.name}/xet-read-token"
         return 200, b"", {"X-Xet-Hash": sha256(data), "X-Xet-Refresh-Route": route, "X-Linked-Size": str(len(data))}
 
-    def _paths(self, asked: Asked) -> Answer:
-        files = self.files[asked.name]
-        return 200, [_entry(name, files[name]) for name in asked.json()["paths"] if name in files]
+    def _paths(self, request: HubRequest) -> Answer:
+        files = self.files[request.name]
+        return 200, [_entry(name, files[name]) for name in request.json()["paths"] if name in files]
 
-    def _token(self, _: Asked) -> Answer:
+    def _token(self, _: HubRequest) -> Answer:
         return 200, {"accessToken": "storage", "exp": int(time.time()) + 3600, "casUrl": f"{self.address}/storage"}
 
-    def _storage(self, asked: Asked) -> Answer:
-        if asked.method == "GET":
-            return 200, self._contents[asked.name], {"Content-Type": "application/octet-stream"}
-        assert sha256(asked.body) == asked.name
-        self._contents[asked.name] = asked.body
+    def _storage(self, request: HubRequest) -> Answer:
+        if request.method == "GET":
+            return 200, self._contents[request.name], {"Content-Type": "application/octet-stream"}
+        assert sha256(request.body) == request.name
+        self._contents[request.name] = request.body
         return 200, {}
 
 
@@ -314,7 +314,7 @@ def wrong_with(spec: dict[str, Any]) -> str:
     """What the real service would refuse, by what `HfApi.run_job` may send."""
     if unknown := spec.keys() - _SPEC_KEYS:
         return f"unknown keys {sorted(unknown)}"
-    if spec["flavor"] not in [one["name"] for one in HARDWARE]:
+    if spec["flavor"] not in [machine["name"] for machine in HARDWARE]:
         return f"unknown flavor {spec['flavor']}"
     if not all(isinstance(part, str) for part in spec["command"]) or not spec["command"]:
         return "a command is a list of strings"

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import ClassVar
 
-from tests.hub.server import NAME, Answer, Asked, HubServer, git_oid, refused
+from tests.hub.server import NAME, Answer, HubRequest, HubServer, git_oid, refused
 
 COMMIT = "a" * 40
 NEXT_COMMIT = "b" * 40
@@ -47,65 +47,65 @@ class PublishedHub(HubServer):
         self.lists_gated = False
         self.token = "hf_secret"
 
-    def _refusal(self, asked: Asked) -> Answer | None:
-        self.paths.append(asked.path)
-        if asked.token:
-            self.tokens.add(f"Bearer {asked.token}")
-        if asked.step == "search":
+    def _refusal(self, request: HubRequest) -> Answer | None:
+        self.paths.append(request.path)
+        if request.token:
+            self.tokens.add(f"Bearer {request.token}")
+        if request.step == "search":
             return None
-        if asked.step == "other":
+        if request.step == "other":
             return refused("RepoNotFound")
-        if asked.name in self.refusals:
-            status, code = self.refusals[asked.name]
+        if request.name in self.refusals:
+            status, code = self.refusals[request.name]
             return refused(code, status=status)
-        is_listing = asked.step != "file" and self.lists_gated
-        if asked.name in self.gated and asked.token != self.token and not is_listing:
+        is_listing = request.step != "file" and self.lists_gated
+        if request.name in self.gated and request.token != self.token and not is_listing:
             return refused("GatedRepo", status=401)
-        if asked.name not in self.repositories:
-            return refused("EntryNotFound" if asked.step == "file" else "RepoNotFound")
-        if asked.step in ("info", "tree") and self._commit_of(asked) is None:
+        if request.name not in self.repositories:
+            return refused("EntryNotFound" if request.step == "file" else "RepoNotFound")
+        if request.step in ("info", "tree") and self._commit_of(request) is None:
             return refused("RevisionNotFound")
         return None
 
-    def _commit_of(self, asked: Asked) -> str | None:
-        revision = asked.found[2] or "main"
+    def _commit_of(self, request: HubRequest) -> str | None:
+        revision = request.found[2] or "main"
         return self.commits.get(revision, revision if revision in self.commits.values() else None)
 
-    def _search(self, asked: Asked) -> Answer:
-        self.queries.append(asked.query)
+    def _search(self, request: HubRequest) -> Answer:
+        self.queries.append(request.query)
         return 200, [{"id": name, **json.loads(files["search.json"])} for name, files in self.repositories.items()]
 
-    def _info(self, asked: Asked) -> Answer:
-        files = self.repositories[asked.name]
+    def _info(self, request: HubRequest) -> Answer:
+        files = self.repositories[request.name]
         siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-        return 200, {"id": asked.name, "sha": self._commit_of(asked), "siblings": siblings}
+        return 200, {"id": request.name, "sha": self._commit_of(request), "siblings": siblings}
 
-    def _entries(self, asked: Asked) -> list[dict[str, object]]:
-        files = self.repositories[asked.name]
+    def _entries(self, request: HubRequest) -> list[dict[str, object]]:
+        files = self.repositories[request.name]
         folders = sorted({name.rpartition("/")[0] for name in files if "/" in name})
         return [
             *({"type": "file", "path": name, "size": len(data), "oid": git_oid(data)} for name, data in files.items()),
             *({"type": "directory", "path": folder, "oid": git_oid(folder.encode())} for folder in folders),
         ]
 
-    def _tree(self, asked: Asked) -> Answer:
-        folder = asked.found[3]
+    def _tree(self, request: HubRequest) -> Answer:
+        folder = request.found[3]
         return 200, [
-            entry for entry in self._entries(asked) if not folder or str(entry["path"]).rpartition("/")[0] == folder
+            entry for entry in self._entries(request) if not folder or str(entry["path"]).rpartition("/")[0] == folder
         ]
 
-    def _paths(self, asked: Asked) -> Answer:
-        wanted = asked.json()["paths"]
-        return 200, [entry for entry in self._entries(asked) if entry["path"] in wanted]
+    def _paths(self, request: HubRequest) -> Answer:
+        wanted = request.json()["paths"]
+        return 200, [entry for entry in self._entries(request) if entry["path"] in wanted]
 
-    def _file(self, asked: Asked) -> Answer:
-        name = asked.found[3]
-        content = self.repositories[asked.name].get(name)
+    def _file(self, request: HubRequest) -> Answer:
+        name = request.found[3]
+        content = self.repositories[request.name].get(name)
         if content is None or name in self.lost:
             return refused("EntryNotFound")
-        self.requests[asked.method.lower()] += 1
-        headers = {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": asked.found[2], "Content-Type": "text/plain"}
-        if (part := asked.headers.get("Range")) is None:
+        self.requests[request.method.lower()] += 1
+        headers = {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": request.found[2], "Content-Type": "text/plain"}
+        if (part := request.headers.get("Range")) is None:
             return 200, content, headers
         first, _, last = part.removeprefix("bytes=").partition("-")
         start, end = int(first), min(int(last or len(content)) + 1, len(content))

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-from tests.hub.server import ACCOUNT, NAME, Answer, Asked, HubServer, git_oid, refused, sha256
+from tests.hub.server import ACCOUNT, NAME, Answer, HubRequest, HubServer, git_oid, refused, sha256
 
 
 class Blob(NamedTuple):
@@ -76,8 +76,8 @@ class OwnHub(HubServer):
     def token(self, token: str) -> None:
         self.accounts = {token: ACCOUNT}
 
-    def _create(self, asked: Asked) -> Answer:
-        payload = asked.json()
+    def _create(self, request: HubRequest) -> Answer:
+        payload = request.json()
         owner = payload.get("organization") or ACCOUNT
         name = f"{owner}/{payload['name']}"
         if owner.lower() not in (ACCOUNT, "lab"):
@@ -88,8 +88,8 @@ class OwnHub(HubServer):
             self.repositories[name] = StoredRepository(private)
         return (409 if exists else 200), {"url": f"{self.address}/{name}"}
 
-    def _info(self, asked: Asked) -> Answer:
-        repository, revision = self.repositories.get(asked.name), asked.found[2] or "main"
+    def _info(self, request: HubRequest) -> Answer:
+        repository, revision = self.repositories.get(request.name), request.found[2] or "main"
         if repository is None:
             return refused("RepoNotFound")
         commit = repository.branches.get(revision, revision)
@@ -100,61 +100,61 @@ class OwnHub(HubServer):
             size = len(blob.content)
             lfs = {"lfs": {"sha256": blob.oid, "size": size, "pointerSize": 134}} if blob.is_large else {}
             siblings.append({"rfilename": file, "size": size, "blobId": git_oid(blob.content), **lfs})
-        return 200, {"id": asked.name, "sha": commit, "private": repository.private, "siblings": siblings}
+        return 200, {"id": request.name, "sha": commit, "private": repository.private, "siblings": siblings}
 
-    def _refs(self, asked: Asked) -> Answer:
+    def _refs(self, request: HubRequest) -> Answer:
         branches = [
             {"name": name, "ref": f"refs/heads/{name}", "targetCommit": commit}
-            for name, commit in self.repositories[asked.name].branches.items()
+            for name, commit in self.repositories[request.name].branches.items()
         ]
         return 200, {"branches": branches, "converts": [], "tags": []}
 
-    def _branch(self, asked: Asked) -> Answer:
-        branches = self.repositories[asked.name].branches
-        if asked.found[2] in branches:
+    def _branch(self, request: HubRequest) -> Answer:
+        branches = self.repositories[request.name].branches
+        if request.found[2] in branches:
             return 409, {"error": "Reference already exists"}
-        branches[asked.found[2]] = branches["main"]
+        branches[request.found[2]] = branches["main"]
         return 200, {}
 
-    def _yaml(self, asked: Asked) -> Answer:
-        if not asked.json()["content"].startswith("---\n"):
+    def _yaml(self, request: HubRequest) -> Answer:
+        if not request.json()["content"].startswith("---\n"):
             return 400, {"errors": [{"message": "empty or missing yaml metadata"}], "warnings": []}
         return 200, {"errors": [], "warnings": []}
 
-    def _preupload(self, asked: Asked) -> Answer:
-        repository = self.repositories[asked.name]
-        there = repository.commits[repository.branches[asked.found[2]]]
+    def _preupload(self, request: HubRequest) -> Answer:
+        repository = self.repositories[request.name]
+        there = repository.commits[repository.branches[request.found[2]]]
         files = []
-        for payload in asked.json()["files"]:
+        for payload in request.json()["files"]:
             blob = there.get(payload["path"])
             is_large = payload["path"].endswith((".safetensors", "tokenizer.json", ".whl"))
             mode = {"uploadMode": "lfs" if is_large else "regular", "shouldIgnore": False}
             files.append({"path": payload["path"], **mode, "oid": None if blob is None else blob.oid})
         return 200, {"files": files}
 
-    def _batch(self, asked: Asked) -> Answer:
+    def _batch(self, request: HubRequest) -> Answer:
         objects = []
-        for payload in asked.json()["objects"]:
+        for payload in request.json()["objects"]:
             upload = {"actions": {"upload": {"href": f"{self.address}/large/{payload['oid']}"}}}
             is_missing = payload["oid"] not in self.large
             objects.append({"oid": payload["oid"], "size": payload["size"], **(upload if is_missing else {})})
         return 200, {"transfer": "basic", "objects": objects}
 
-    def _put(self, asked: Asked) -> Answer:
-        if asked.token:
-            self.unauthorized_uploads.append(asked.token)
-        if sha256(asked.body) != asked.name:
+    def _put(self, request: HubRequest) -> Answer:
+        if request.token:
+            self.unauthorized_uploads.append(request.token)
+        if sha256(request.body) != request.name:
             return 400, {"error": "checksum"}
-        self.large[asked.name] = asked.body
-        self.put.append(asked.name)
+        self.large[request.name] = request.body
+        self.put.append(request.name)
         return 200, {}
 
-    def _xet(self, asked: Asked) -> Answer:
+    def _xet(self, request: HubRequest) -> Answer:
         return 404, {"error": "there is no such storage here", "code": ""}
 
-    def _commit(self, asked: Asked) -> Answer:
-        repository, branch = self.repositories[asked.name], asked.found[2]
-        header, *changes = (json.loads(line) for line in asked.body.splitlines())
+    def _commit(self, request: HubRequest) -> Answer:
+        repository, branch = self.repositories[request.name], request.found[2]
+        header, *changes = (json.loads(line) for line in request.body.splitlines())
         before = repository.branches[branch]
         if header["value"].get("parentCommit") not in (None, before):
             return 412, {"error": "the branch has moved"}
@@ -169,8 +169,8 @@ class OwnHub(HubServer):
                 files[value["path"]] = Blob(self.large[value["oid"]], is_large=True)
             else:
                 del files[value["path"]]
-        commit = hashlib.sha1(before.encode() + asked.body).hexdigest()
+        commit = hashlib.sha1(before.encode() + request.body).hexdigest()
         repository.commits[commit] = files
         repository.branches[branch] = commit
         repository.messages.append(header["value"]["summary"])
-        return 200, {"commitUrl": f"{self.address}/{asked.name}/commit/{commit}", "commitOid": commit}
+        return 200, {"commitUrl": f"{self.address}/{request.name}/commit/{commit}", "commitOid": commit}

@@ -38,7 +38,7 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Asked(NamedTuple):
+class HubRequest(NamedTuple):
     """A request."""
 
     step: str
@@ -115,25 +115,25 @@ class HubServer:
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", not xet)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
 
-    def _serve(self, request: BaseHTTPRequestHandler) -> None:
-        asked, fault = self._begin(request)
+    def _serve(self, handler: BaseHTTPRequestHandler) -> None:
+        request, fault = self._begin(handler)
         if fault is not None and fault.what == "reset":
-            _cut(request)
+            _cut(handler)
             return
         if fault is not None and isinstance(fault.what, int):
-            _send(request, fault.what, {"error": f"refused with {asked.token or TOKEN}"}, fault.headers)
+            _send(handler, fault.what, {"error": f"refused with {request.token or TOKEN}"}, fault.headers)
             return
-        answer = self._refusal(asked)
+        answer = self._refusal(request)
         if answer is None:
             with self._lock:
-                answer = getattr(self, f"_{asked.step}")(asked)
+                answer = getattr(self, f"_{request.step}")(request)
         if fault is not None:
-            _cut(request)
+            _cut(handler)
         else:
-            _send(request, *answer)
+            _send(handler, *answer)
 
-    def _begin(self, request: BaseHTTPRequestHandler) -> tuple[Asked, Fault | None]:
-        parts = urlsplit(request.path)
+    def _begin(self, handler: BaseHTTPRequestHandler) -> tuple[HubRequest, Fault | None]:
+        parts = urlsplit(handler.path)
         path = unquote(parts.path)
         step, found = next((step, match) for pattern, step in self.routes if (match := re.fullmatch(pattern, path)))
         with self._lock:
@@ -141,28 +141,30 @@ class HubServer:
             fault = next((fault for fault in self.faults if fault.step == step and fault.times > 0), None)
             if fault is not None:
                 fault.times -= 1
-        length = int(request.headers.get("Content-Length") or 0)
-        body = request.rfile.read(length // 2 if fault is not None and fault.what == "reset" else length)
-        token = (request.headers.get("Authorization") or "").removeprefix("Bearer ")
-        return Asked(step, path, found, parse_qs(parts.query), body, request.command, request.headers, token), fault
+        length = int(handler.headers.get("Content-Length") or 0)
+        body = handler.rfile.read(length // 2 if fault is not None and fault.what == "reset" else length)
+        token = (handler.headers.get("Authorization") or "").removeprefix("Bearer ")
+        return HubRequest(
+            step, path, found, parse_qs(parts.query), body, handler.command, handler.headers, token
+        ), fault
 
-    def _refusal(self, asked: Asked) -> Answer | None:
+    def _refusal(self, request: HubRequest) -> Answer | None:
         """Refuse whoever may not ask."""
-        if asked.step in self.open_steps or asked.token in self.accounts:
+        if request.step in self.open_steps or request.token in self.accounts:
             return None
-        words = "Invalid credentials in Authorization header"
-        return 401, {"error": words}, {"X-Error-Message": words}
+        message = "Invalid credentials in Authorization header"
+        return 401, {"error": message}, {"X-Error-Message": message}
 
-    def _whoami(self, asked: Asked) -> Answer:
-        return 200, {"type": "user", "name": self.accounts[asked.token], "orgs": [{"name": "lab"}]}
+    def _whoami(self, request: HubRequest) -> Answer:
+        return 200, {"type": "user", "name": self.accounts[request.token], "orgs": [{"name": "lab"}]}
 
-    def _other(self, asked: Asked) -> Answer:
-        return 404, {"error": f"there is no {asked.path} here", "code": ""}
+    def _other(self, request: HubRequest) -> Answer:
+        return 404, {"error": f"there is no {request.path} here", "code": ""}
 
 
-def refused(code: str, words: str = "Repository not found", status: int = 404) -> Answer:
+def refused(code: str, message: str = "Repository not found", status: int = 404) -> Answer:
     """Return an answer with an error code of the Hub."""
-    return status, {"error": words, "code": code}
+    return status, {"error": message, "code": code}
 
 
 def log_events(lines: list[str]) -> Answer:
@@ -182,20 +184,20 @@ def git_oid(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _cut(request: BaseHTTPRequestHandler) -> None:
+def _cut(handler: BaseHTTPRequestHandler) -> None:
     """Reset the connection instead of closing it."""
-    request.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-    request.close_connection = True
-    request.connection.close()
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.close_connection = True
+    handler.connection.close()
 
 
-def _send(request: BaseHTTPRequestHandler, status: int, value: object, headers: dict[str, str] | None = None) -> None:
+def _send(handler: BaseHTTPRequestHandler, status: int, value: object, headers: dict[str, str] | None = None) -> None:
     body = value if isinstance(value, bytes) else json.dumps(value).encode()
     code = {"X-Error-Code": value["code"]} if isinstance(value, dict) and value.get("code") else {}
-    request.send_response(status)
+    handler.send_response(status)
     for name, text in {"Content-Type": "application/json", **code, **(headers or {})}.items():
-        request.send_header(name, text)
-    request.send_header("Content-Length", str(len(body)))
-    request.end_headers()
-    if request.command != "HEAD":
-        request.wfile.write(body)
+        handler.send_header(name, text)
+    handler.send_header("Content-Length", str(len(body)))
+    handler.end_headers()
+    if handler.command != "HEAD":
+        handler.wfile.write(body)
