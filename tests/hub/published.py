@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from tests.hub.server import NAME, Answer, HubRequest, HubServer, git_oid, refused
 
@@ -80,18 +80,18 @@ class PublishedHub(HubServer):
         siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
         return 200, {"id": request.name, "sha": self._commit_of(request), "siblings": siblings}
 
-    def _entries(self, request: HubRequest) -> list[dict[str, object]]:
+    def _entries(self, request: HubRequest) -> list[dict[str, Any]]:
         files = self.repositories[request.name]
         folders = sorted({name.rpartition("/")[0] for name in files if "/" in name})
-        return [
-            *({"type": "file", "path": name, "size": len(data), "oid": git_oid(data)} for name, data in files.items()),
-            *({"type": "directory", "path": folder, "oid": git_oid(folder.encode())} for folder in folders),
+        entries = [
+            {"type": "file", "path": name, "size": len(data), "oid": git_oid(data)} for name, data in files.items()
         ]
+        return entries + [{"type": "directory", "path": name, "oid": git_oid(name.encode())} for name in folders]
 
     def _tree(self, request: HubRequest) -> Answer:
         folder = request.found[3]
         return 200, [
-            entry for entry in self._entries(request) if not folder or str(entry["path"]).rpartition("/")[0] == folder
+            entry for entry in self._entries(request) if not folder or entry["path"].rpartition("/")[0] == folder
         ]
 
     def _paths(self, request: HubRequest) -> Answer:
