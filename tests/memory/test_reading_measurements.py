@@ -109,12 +109,6 @@ def test_a_part_of_a_name_is_not_the_name():
     assert cuda_context_bytes("NVIDIA A10") < cuda_context_bytes("NVIDIA A100")
 
 
-def test_a_larger_model_is_not_taken_for_the_smallest_of_its_family():
-    assert known_sizes("openai-community/gpt2").num_hidden_layers == 12
-    assert known_sizes("openai-community/gpt2-xl") is None
-    assert known_sizes("distilgpt2") is None
-
-
 @pytest.mark.parametrize(
     "model_id",
     [

@@ -48,11 +48,10 @@ def shape_of_point(point: MeasuredPoint) -> ModelShape:
         DeclinedError: If its sizes are neither given nor known.
     """
     given, named = point.arch, known_sizes(point.model_id)
-    experts_are_modules = _transformers(point) < (5,)
     if given is None:
         if named is None:
             raise DeclinedError(f"{point.model_id} is not known, and no sizes are given.")
-        return published_shape(point.model_id, named, experts_are_modules=experts_are_modules)
+        return published_shape(point.model_id, named)
     model_type = named.model_type if named else "llama"
     sizes = PublishedSizes(
         model_type=model_type,
@@ -67,7 +66,7 @@ def shape_of_point(point: MeasuredPoint) -> ModelShape:
         max_position_embeddings=named.max_position_embeddings if named else None,
         **dropouts_of(model_type),
     )
-    return published_shape(given.name or point.model_id, sizes, experts_are_modules=experts_are_modules)
+    return published_shape(given.name or point.model_id, sizes)
 
 
 def device_of_point(point: MeasuredPoint) -> Device:
