@@ -1,4 +1,11 @@
-"""Fixtures that every room shares."""
+"""Fixtures that every room shares, and three things that differ in a test run from what people run:
+
+- `os.fsync` does nothing in this process (below): files survive a process that is killed without it.
+- Heavy workers are not started, but forked by `tests/fork_server.py` from processes that have imported torch already: wherever
+  this process starts one with `subprocess`, its import time is spared, and nothing else. Workers of a started server or command
+  are real ones, unless the server itself is started by `tests/browser/forking_app.py`.
+- Files run side by side, each as a whole in one process; the longest first.
+"""
 
 import gc
 import os
@@ -27,8 +34,8 @@ from tests.fork_server import forking_workers
 # Images forbid it; each of hundreds of processes would compile our modules, and each worker the assertions of all tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
-# Files of tests survive a killed process without it, and no test cuts the power; other processes keep their own.
-os.fsync = os.fstat  # type: ignore[assignment]  # refuses what is not open
+# No test cuts the power. It still refuses what is not open.
+os.fsync = os.fstat  # type: ignore[assignment]
 
 QUICK_AT_ONCE = 3  # on two cores, which these keep busy
 ALL_AT_ONCE = 4  # a third of the time, the others wait for processes and browsers

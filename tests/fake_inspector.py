@@ -28,7 +28,8 @@ from engine.data.conversation import Conversation, Message
 from engine.data.passes.row_form import read_row_form
 from engine.data.source import SourceOptions
 from engine.errors import EngineError, ModelError
-from engine.models.shape import ModelDetails, ModelShape, ModuleShape
+from engine.models.shape import ModelDetails, ModelShape
+from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 
 QUESTIONS = (
     ("What does lora_alpha do?", "It scales the adapter's update: the product of the two matrices is multiplied by "
@@ -39,67 +40,15 @@ QUESTIONS = (
     ("Can I train <b>embeddings</b> with LoRA?", "Yes: name them in modules_to_save & they are trained in full."),
 )  # fmt: skip
 
+SMOLLM2 = PublishedSizes(
+    hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+    vocab_size=49152, tie_word_embeddings=True, max_position_embeddings=8192,
+)  # fmt: skip
+
 
 def a_shape() -> ModelShape:
     """The sizes of SmolLM2-135M."""
-    hidden, inner, vocabulary, layers, key_value = 576, 1536, 49152, 30, 192
-    sizes = {
-        "self_attn.q_proj": (hidden, hidden),
-        "self_attn.k_proj": (hidden, key_value),
-        "self_attn.v_proj": (hidden, key_value),
-        "self_attn.o_proj": (hidden, hidden),
-        "mlp.gate_proj": (hidden, inner),
-        "mlp.up_proj": (hidden, inner),
-        "mlp.down_proj": (inner, hidden),
-    }
-    modules = [
-        ModuleShape(
-            name="model.embed_tokens",
-            kind="embedding",
-            class_name="Embedding",
-            parameters=vocabulary * hidden,
-            in_features=vocabulary,
-            out_features=hidden,
-        )
-    ]
-    for layer in range(layers):
-        modules += [
-            ModuleShape(
-                name=f"model.layers.{layer}.{name}",
-                kind="linear",
-                class_name="Linear",
-                parameters=rows * columns,
-                in_features=rows,
-                out_features=columns,
-            )
-            for name, (rows, columns) in sizes.items()
-        ]
-        modules += [
-            ModuleShape(
-                name=f"model.layers.{layer}.{name}",
-                kind="norm",
-                class_name="LlamaRMSNorm",
-                parameters=hidden,
-                in_features=hidden,
-                out_features=hidden,
-            )
-            for name in ("input_layernorm", "post_attention_layernorm")
-        ]
-    return ModelShape(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        num_parameters=sum(module.parameters for module in modules) + hidden,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        head_dim=64,
-        intermediate_size=inner,
-        vocab_size=vocabulary,
-        max_position_embeddings=8192,
-        tie_word_embeddings=True,
-        modules=tuple(modules),
-    )
+    return published_shape("LlamaForCausalLM", SMOLLM2)
 
 
 def a_report(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> DatasetReport:

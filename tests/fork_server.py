@@ -44,7 +44,6 @@ WORKERS = (
 )
 # Workers of tests that share their steps, see `tests.training.forked_ranks`.
 RANKS = (
-    "tests.training.blind_rank",
     "tests.training.faulty_rank",
     "tests.training.sharded_ranks",
     "tests.training.two_ranks",

@@ -1,6 +1,7 @@
 """The seam of PEFT methods: everything asks the registry, and what the registry says agrees with PEFT."""
 
 import ast
+from itertools import product
 from pathlib import Path
 
 import peft
@@ -115,18 +116,25 @@ def test_a_method_keeps_settings_that_a_person_gave_and_changes_other_defaults()
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=lambda method: method.name)
-@pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_quantized_weights_are_refused_before_anything_starts(method, quantization):
-    mapping = {
-        "model": {"id": "m", "quantization": quantization},
-        "dataset": {"source": "d"},
-        "adapter": {"method": method.name},
-    }
-    if quantization in method.quantization:
-        config_from_mapping(mapping)
-        return
-    with pytest.raises(ConfigError) as error_info:
-        config_from_mapping(mapping)
-    (problem,) = error_info.value.problems
-    assert problem.field == "model.quantization"
-    assert problem.message.startswith(f"{method.label} cannot be trained on {quantization} weights; set quantization")
+def test_what_a_method_cannot_be_combined_with_is_refused_before_anything_starts(method):
+    for quantization, checkpointing, packing in product(("none", "nf4", "fp4", "int8"), (False, True), (False, True)):
+        mapping = {
+            "model": {"id": "m", "quantization": quantization},
+            "dataset": {"source": "d"},
+            "adapter": {"method": method.name},
+            "training": {"gradient_checkpointing": checkpointing, "packing": packing},
+        }
+        expected = {
+            *(["model.quantization"] if quantization not in ("none", *method.quantization) else []),
+            *(["training.gradient_checkpointing"] if checkpointing and not method.gradient_checkpointing else []),
+            *(["training.packing"] if packing and method.virtual_tokens != "none" else []),
+        }
+        if not expected:
+            config_from_mapping(mapping)
+            continue
+        with pytest.raises(ConfigError) as error_info:
+            config_from_mapping(mapping)
+        problems = {problem.field: problem.message for problem in error_info.value.problems}
+        assert problems.keys() == expected
+        for field in expected - {"training.packing"}:
+            assert problems[field].startswith(method.label)

@@ -30,8 +30,8 @@ from engine.processes.messages import CancelledRequestError
 from engine.runs.disk import disk_use
 from engine.runs.store import RunStore
 from tests.fake_inspector import a_shape
+from tests.hub.published import NEXT_COMMIT, PublishedHub
 from tests.invented_runs import a_config
-from tests.models.fake_hub import NEXT_COMMIT, FakeHub
 from tests.runs.supervision import wait_until
 from ui.backend.own_models import OwnDownloads
 
@@ -45,7 +45,7 @@ ROW = b'{"instruction": "Say it.", "output": "%d"}\n'
 both_kinds = pytest.mark.parametrize("kind", ["model", "dataset"])
 
 
-class PausingHub(FakeHub):
+class PausingHub(PublishedHub):
     """Holds files back until `go` is set."""
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ class PausingHub(FakeHub):
         self.go = threading.Event()
         self.go.set()
 
-    def _answer_file(self, *args, **options):
+    def _file(self, request):
         self.go.wait(300)
-        super()._answer_file(*args, **options)
+        return super()._file(request)
 
 
 @pytest.fixture
@@ -77,11 +77,8 @@ def hub(tiny_model_folder, tmp_path, monkeypatch):
         for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH", "HF_HUB_CACHE"):
             monkeypatch.delenv(name, raising=False)
         # Those of this process were read when the library was imported.
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "ENDPOINT", fake.address)
+        fake.serve_all(monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache / "hub"))
-        template = fake.address + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         yield fake
         fake.go.set()
 

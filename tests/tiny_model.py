@@ -45,22 +45,11 @@ def make_tiny_model(folder: Path, *, model_type: str = "llama", seed: int = 0, *
 
 def make_tiny_tokenizer():
     """A byte-level BPE tokenizer of some 400 tokens: any text survives the round trip; ChatML special tokens."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=specials,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(["user assistant system the a rank of an adapter is a number " * 20], trainer)
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+        tokenizer_object=train_bpe("user assistant system the a rank of an adapter is a number ", specials, 400),
         bos_token="<|im_start|>",
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
@@ -69,3 +58,20 @@ def make_tiny_tokenizer():
     )
     fast.chat_template = CHATML_TEMPLATE
     return fast
+
+
+def train_bpe(text: str, specials: list[str], vocab_size: int):
+    """Train a byte-level BPE tokenizer on a text; it merges across line ends and spaces, as real ones do."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=specials,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text * 20], trainer)
+    return tokenizer

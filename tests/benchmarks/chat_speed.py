@@ -1,4 +1,4 @@
-"""How fast the chat answers, against plain `generate`, and what side by side costs: `python -m tests.benchmarks.chat_speed`.
+"""How fast the chat answers, against plain `generate`: `python -m tests.benchmarks.chat_speed`.
 
 Both run in processes of their own and take turns, so whatever else the machine does hits both equally. Uses the demo
 model from the Loratory home (or `--model FOLDER`) and a LoRA of rank 16 on all linear layers with random weights.
@@ -8,11 +8,8 @@ import argparse
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
-
-import psutil
 
 from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
@@ -26,7 +23,6 @@ from tests.chat.tiny_adapters import lora, make_adapter
 
 ROOT = Path(__file__).resolve().parents[2]
 MESSAGES = (Message("user", "Explain in a few sentences how low-rank adaptation changes a language model. " * 4),)
-MIB = 1024**2
 
 
 def main() -> None:
@@ -45,8 +41,6 @@ def main() -> None:
         session = ChatSession(home)
         try:
             print_speed(session, base, folder, adapter, options)
-            print_stop(session)
-            print_memory(session, base, adapter, options.tokens)
         finally:
             session.unload()
 
@@ -83,39 +77,6 @@ def print_speed(
             other = [scale * pair[number] for pair in theirs]
             ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
             print(f"  {name:18} chat {spread_words(mine)}   generate {spread_words(other)}   ratio {ratio:.3f}")
-
-
-def print_stop(session: ChatSession) -> None:
-    """Tokens that still come after a stop was asked for, and how long it takes."""
-    tokens, seconds = [], []
-    for _ in range(5):
-        request = request_of(("tuned",), 400)
-        seen, asked_at, at_stop = 0, 0.0, 0
-        for chunk in session.stream(request):
-            seen = chunk.tokens
-            if seen == 20 and not asked_at:
-                at_stop, asked_at = seen, time.perf_counter()
-                session.stop(request.id)
-        tokens.append(seen - at_stop)
-        seconds.append(time.perf_counter() - asked_at)
-    print(f"stop: {max(tokens)} more tokens at most, {1000 * max(seconds):.0f} ms at most")
-
-
-def print_memory(session: ChatSession, base: ModelConfig, adapter: Path, tokens: int) -> None:
-    """Resident memory of the process: base alone after an answer, then side by side after two."""
-    resident = {}
-    for name, trained, branches in (("one model", None, ("base",)), ("side by side", adapter, ("base", "tuned"))):
-        session.unload()
-        session.load(target_of(base, trained))
-        rates = [chunk.tokens_per_second for chunk in ask(session, branches, tokens) if chunk.done]
-        resident[name] = session.state.process_bytes
-        text = " and ".join(f"{rate:.1f}" for rate in rates)
-        print(f"{name}: {resident[name] / MIB:.0f} MiB resident, {text} tokens per second")
-    print(f"memory of side by side against one model: {resident['side by side'] / resident['one model']:.3f}")
-    processes = {process.pid for process in psutil.Process().children(recursive=True)}
-    session.unload()
-    left = [pid for pid in processes if psutil.pid_exists(pid)]
-    print(f"processes left after unloading: {len(left)}")
 
 
 def target_of(base: ModelConfig, adapter: Path | None) -> ChatTarget:

@@ -4,8 +4,6 @@ Models with random weights in the shapes of Qwen 0.5B, 1.5B and Llama 8B, in bfl
 two rows a pass and four passes a step: by ours, by ours without each optimization (`LORATORY_WITHOUT`), by TRL with Liger's
 kernels, and by Unsloth where it is installed. Each is a process of its own. Printed is a table in Markdown: tokens a second
 (padding not counted), the most that tensors took, and what the estimate predicted for ours; then what was not measured, and why.
-
-`--dry-run` trains a tiny model on the processor by the same code, to try the command itself.
 """
 
 import argparse
@@ -325,7 +323,7 @@ def on_gpu(options: argparse.Namespace) -> None:
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit("This benchmark needs a CUDA GPU, and PyTorch finds none. --dry-run works without one.")
+        sys.exit("This benchmark needs a CUDA GPU, and PyTorch finds none.")
     from tests.gpu.cuda_training import save_in_shape
 
     ends = time.monotonic() + 60 * options.minutes
@@ -344,38 +342,16 @@ def on_gpu(options: argparse.Namespace) -> None:
     print(f"\n{torch.cuda.get_device_name(0)}; {versions()}\n\n{table(measurements)}")
 
 
-def dry_run() -> dict[Cell, Figures | str]:
-    """Train a tiny model on the processor by the same code."""
-    from tests.tiny_model import make_tiny_model
-
-    measurements: dict[Cell, Figures | str] = {}
-    with tempfile.TemporaryDirectory() as root:
-        folder = make_tiny_model(Path(root) / TINY)
-        for cell in (Cell(TINY, "none", "ours"), Cell(TINY, "none", "trl"), Cell(TINY, "none", "ours", "fused_lora")):
-            before = os.environ.get(VARIABLE)
-            os.environ[VARIABLE] = cell.without
-            try:
-                measurements[cell] = measure(cell, folder)
-            finally:
-                os.environ.pop(VARIABLE)
-                os.environ.update({VARIABLE: before} if before is not None else {})
-    measurements[Cell(TINY, "none", "unsloth")] = "a dry run leaves it out"
-    return measurements
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--shapes", default=",".join(SHAPES))
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "loratory-shapes")
-    parser.add_argument("--dry-run", action="store_true", help="try the command with a tiny model on the processor")
     parser.add_argument("--cell", nargs=2, metavar=("CELL", "FOLDER"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.cell is not None:
         result = measure(Cell(**json.loads(options.cell[0])), Path(options.cell[1]))
         print(json.dumps(asdict(result)), flush=True)
-    elif options.dry_run:
-        print(table(dry_run()))
     else:
         on_gpu(options)
 

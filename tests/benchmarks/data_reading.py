@@ -28,7 +28,6 @@ MB = 1_000_000
 LINES_BYTES = 1000 * MB
 ARRAY_BYTES = 125 * MB
 TOKENS_BYTES = 40 * MB  # checked with token counts; enough to be steady
-TINY_ROWS = 10_000_000
 WORDS = ("the", "rank", "of", "an", "adapter", "sets", "how", "much", "it", "can", "learn", "while", "data", "decides")
 
 
@@ -36,7 +35,6 @@ def main() -> None:
     """Make the files, measure, print one line for each figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the files are made and kept; else they are removed")
-    parser.add_argument("--tiny-rows", action="store_true", help="also check ten million rows of a few bytes")
     parser.add_argument("--small", action="store_true", help="a fiftieth of the sizes, to try the benchmark itself")
     arguments = parser.parse_args()
     scale = 50 if arguments.small else 1
@@ -47,8 +45,6 @@ def main() -> None:
         array = make_array(folder / f"array-{ARRAY_BYTES // scale}.json", ARRAY_BYTES // scale)
         counted = make_lines(folder / f"lines-{TOKENS_BYTES // scale}.jsonl", TOKENS_BYTES // scale)
         measure(lines, array, counted, Path(temporary))
-        if arguments.tiny_rows:
-            measure_tiny_rows(folder / f"tiny-{TINY_ROWS // scale}.jsonl", TINY_ROWS // scale, Path(temporary))
 
 
 def rows(seed: int = 0) -> Iterator[str]:
@@ -130,17 +126,6 @@ def measure(lines: Path, array: Path, counted: Path, temporary: Path) -> None:
         f"\ncheck with tokens of {model.id}: {seconds:.1f} s for {counted.stat().st_size / MB:,.0f} MB, "
         f"{tokens / seconds:,.0f} tokens/s, {report.rows / seconds:,.0f} rows/s, process at most {checking.peak_mb():,.0f} MB"
     )
-    checking.close()
-
-
-def measure_tiny_rows(path: Path, count: int, temporary: Path) -> None:
-    """Print what a check of very many very small rows takes."""
-    if not path.exists():
-        with path.open("w") as file:
-            file.writelines(f'{{"text": "{number}"}}\n' for number in range(count))
-    checking = Measured(fresh_home(temporary, temporary))
-    seconds, report = checking.time(lambda ask: ask.check(DatasetConfig(source=str(path))))
-    print(f"\n{report.rows:,} tiny rows: {seconds:.1f} s, process at most {checking.peak_mb():,.0f} MB")
     checking.close()
 
 

@@ -21,7 +21,6 @@ from urllib.parse import urlsplit
 import psutil
 from playwright.sync_api import Browser, Page
 
-from tests.benchmarks.ten_pages import share_of_a_core
 from tests.browser.chromium import chromium
 from tests.browser.real_server import ROOT, real_server
 
@@ -99,6 +98,14 @@ def visit(browser: Browser, checkout: Path, idle_seconds: float) -> Load:
 def _server(checkout: Path, home: Path) -> Iterator[tuple[str, psutil.Process]]:
     with real_server(home, root=checkout, python=other_python(checkout)) as server:
         yield server.url, psutil.Process(server.process.pid)
+
+
+def share_of_a_core(process: psutil.Process, seconds: float) -> float:
+    """Processor time of a server alone, without its workers."""
+    began, before = time.monotonic(), process.cpu_times()
+    time.sleep(seconds)
+    after = process.cpu_times()
+    return (after.user + after.system - before.user - before.system) / (time.monotonic() - began)
 
 
 def other_python(checkout: Path) -> str:

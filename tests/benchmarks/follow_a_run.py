@@ -1,29 +1,24 @@
 """`python -m tests.benchmarks.follow_a_run`: what it costs to look at a run of a million steps.
 
-Prints the time from a new step on the disk to the answer that a page gets, its size, the time of a question that finds
-nothing new, and in a real browser how long such an update takes from the question to the drawn charts, and its bytes.
+Prints how long an update with a new step takes in a real browser, from the page's question to the drawn charts, and its bytes.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
-import time
 from pathlib import Path
 
-import gradio as gr
 from playwright.sync_api import Page, Response
 
 from engine.runs.history.events import EvalData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import Run
+from tests.benchmarks.runs_tab import say
 from tests.browser.chromium import chromium, open_page, open_tab
 from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
-from ui.page import Page as OurPage
 from ui.services import Services
-from ui.tabs.train import TrainTab
 
 _LOOKS = 7
 # Notes how long each question took whose answer was drawn: `react` works at once, while the answer is put into place.
@@ -74,29 +69,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="loratory-benchmark-") as folder:
         services = fake_services(Path(folder))
         run = _write_long_run(services, steps)
-        with gr.Blocks():
-            page = OurPage(services)
-            with gr.Tabs() as page.tabs, gr.Tab("Train"):
-                follow = TrainTab(page).follow
-        began = time.perf_counter()
-        updates_shown = follow.look(run.id, 0.9, False, False)
-        print(f"first look at {steps:,} steps: {time.perf_counter() - began:.2f} s")
-        updates, idle, stamp, answer = [], [], "", None
-        with EventWriter(run.folder.events, attempt=1) as writer:
-            for extra in range(1, _LOOKS + 1):
-                writer.append(_step(steps + extra, steps))
-                began = time.perf_counter()
-                answer = follow.answer(updates_shown[follow.live], stamp)
-                updates.append(time.perf_counter() - began)
-                assert answer is not None
-                stamp = json.loads(answer)["stamp"]
-                began = time.perf_counter()
-                assert follow.answer(updates_shown[follow.live], stamp) is None
-                idle.append(time.perf_counter() - began)
-        _say("an answer with a new step, all charts", updates)
-        _say("an answer with nothing new", idle)
-        assert answer is not None
-        print(f"the answer has {len(answer) / 1000:.0f} kB")
         with page_of(services) as address, chromium() as browser:
             tab = open_page(browser, address)
             open_tab(tab, "Train")
@@ -116,17 +88,12 @@ def measure_in_browser(tab: Page, run: Run, steps: int) -> None:
     tab.evaluate(_WATCH)
     tab.on("response", remember)
     with EventWriter(run.folder.events, attempt=1) as writer:
-        for extra in range(_LOOKS + 1, 2 * _LOOKS + 1):
+        for extra in range(1, _LOOKS + 1):
             writer.append(_step(steps + extra, steps))
-            tab.wait_for_function(f"window.updates.length >= {extra - _LOOKS}", timeout=60_000)
+            tab.wait_for_function(f"window.updates.length >= {extra}", timeout=60_000)
     for until, times in (("the drawn loss curve", "lossUpdates"), ("all five charts", "updates")):
-        _say(f"from the page's question to {until}", [value / 1000 for value in tab.evaluate(f"window.{times}")])
+        say(f"from the page's question to {until}", [value / 1000 for value in tab.evaluate(f"window.{times}")])
     print(f"bytes of such an update: {statistics.median(sizes) / 1000:.0f} kB")
-
-
-def _say(what: str, seconds: list[float]) -> None:
-    low, middle, high = min(seconds), statistics.median(seconds), max(seconds)
-    print(f"{what}: {middle * 1000:.1f} ms (from {low * 1000:.1f} to {high * 1000:.1f})")
 
 
 if __name__ == "__main__":

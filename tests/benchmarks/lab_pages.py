@@ -10,21 +10,15 @@ With `--run own` each person follows a run of theirs; with `--run shared` all fo
 import argparse
 import os
 import random
-import socket
-import ssl
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 from argon2 import PasswordHasher
 
@@ -39,13 +33,11 @@ from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerClaim
 from engine.runs.sharing import set_shared
 from engine.runs.store import RunStore
-from tests.benchmarks.ten_pages import share_of_a_core
+from tests.benchmarks.first_load import share_of_a_core
+from tests.browser.real_server import LabServer
 from tests.invented_runs import a_config
 from tests.page_client import PageClient, read_config
-from tests.real_tls import certificate_for
-from ui.front.gate import COOKIE
 
-_ROOT = Path(__file__).resolve().parents[2]
 _TABS = ("Model", "Data", "Method", "Train", "Chat", "Export", "Runs")
 _STEPS = 1_000_000
 _SETTLE_SECONDS = 5
@@ -72,44 +64,6 @@ class Work:
                 tokens=self._step * 100, tokens_per_second=1000.0, memory_bytes=2**30,
             )
         )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Server:
-    """A lab that answers."""
-
-    url: str
-    trust: ssl.SSLContext
-    process: psutil.Process
-
-
-@contextmanager
-def real_lab(home: LoratoryHome) -> Iterator[Server]:
-    """Start `app.py --lab` behind a certificate of its own, wait until it answers, and end it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url, certificate = f"https://localhost:{port}", certificate_for("localhost", home.root)
-    command = [sys.executable, "app.py", "--lab", "--public-url", url, "--port", str(port)]
-    with (home.root / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [*command, "--tls-cert", str(certificate.chain), "--tls-key", str(certificate.key)],
-            cwd=_ROOT, env={**os.environ, "LORATORY_HOME": str(home.root), "HF_HUB_OFFLINE": "1"}, stdout=log, stderr=log,
-        )  # fmt: skip
-        try:
-            deadline = time.monotonic() + 60
-            while True:
-                try:
-                    httpx.get(f"{url}/sign-in", verify=certificate.trust)
-                    break
-                except httpx.TransportError:
-                    assert process.poll() is None, (home.root / "server.log").read_text()
-                    assert time.monotonic() < deadline, "the lab did not answer"
-                    time.sleep(0.1)
-            yield Server(url, certificate.trust, psutil.Process(process.pid))
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 class Visitor:
@@ -191,20 +145,21 @@ def main() -> None:
             set_shared(works[0].run, people[0], True, AuditLog(audit_log_path(home)))
             shared = f"{names[0]}/{works[0].run.id}"
         sessions = Sessions(database)
-        server = stack.enter_context(real_lab(home))
-        say_memory("nobody is signed in", server.process)
+        server = LabServer(home, home.root)
+        process = psutil.Process(stack.enter_context(server.running()).pid)
+        say_memory("nobody is signed in", process)
         visitors = []
         for number, person in enumerate(people):
-            http = stack.enter_context(_browser(server, sessions.begin(person, "127.0.0.1", "benchmark")))
+            http = stack.enter_context(server.browser(sessions.begin(person, "127.0.0.1", "benchmark")))
             began = time.perf_counter()
             page = stack.enter_context(PageClient.open(http, read_config(http)))
             visitors.append(Visitor(page, number, shared=shared if number else ""))
             if number in (0, len(people) - 1):
-                say_memory(f"{number + 1} open (this one in {time.perf_counter() - began:.1f} s)", server.process)
-        measure(server, visitors, works, options.every, options.seconds)
+                say_memory(f"{number + 1} open (this one in {time.perf_counter() - began:.1f} s)", process)
+        measure(process, visitors, works, options.every, options.seconds)
 
 
-def measure(server: Server, visitors: list[Visitor], works: list[Work], every: float, seconds: float) -> None:
+def measure(process: psutil.Process, visitors: list[Visitor], works: list[Work], every: float, seconds: float) -> None:
     """Let all follow their run, and print what it costs."""
     over = threading.Event()
     for work in works:
@@ -218,12 +173,12 @@ def measure(server: Server, visitors: list[Visitor], works: list[Work], every: f
     time.sleep(_SETTLE_SECONDS)
     for visitor in visitors:
         visitor.seconds.clear()
-    share = share_of_a_core(server.process, seconds)
+    share = share_of_a_core(process, seconds)
     over.set()
     for thread in threads:
         thread.join()
     times = sorted(1000 * value for visitor in visitors for value in visitor.seconds)
-    say_memory(f"{len(visitors)} follow a run (wanted: below 305 MiB)", server.process)
+    say_memory(f"{len(visitors)} follow a run (wanted: below 305 MiB)", process)
     print(f"the server's processor time: {share:.1%} of a core (wanted: below 15%)")
     percentile = statistics.quantiles(times, n=20)[-1]
     print(
@@ -237,11 +192,6 @@ def _log_steps(works: list[Work], over: threading.Event) -> None:
     while not over.wait(1.0):
         for work in works:
             work.step()
-
-
-def _browser(server: Server, token: str) -> httpx.Client:
-    headers = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
-    return httpx.Client(base_url=server.url, verify=server.trust, headers=headers, cookies={COOKIE: token}, timeout=120)
 
 
 def say_memory(when: str, process: psutil.Process) -> None:

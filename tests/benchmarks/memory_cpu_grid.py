@@ -1,32 +1,27 @@
-"""Predicted against measured peak RAM of real runs on this CPU: `python -m tests.benchmarks.memory_cpu_grid`.
+"""Predicted against measured peak RAM of real runs on this CPU: `python -m tests.benchmarks.memory_cpu_grid [SET]`.
 
-Each cell is a real run of the demo model by the real worker, two optimizer steps on rows of full length: method × batch ×
-length × gradient checkpointing. By default some cells, in which every method meets every batch and every length, with and without
-checkpointing where it can be checkpointed; `--all` runs every one, `--cells 0-5` a part. `--varied` runs other cells: many
-steps on Alpaca rows, each of another length, of which only the first was looked at for the constants. `--data` runs three steps
-on whole datasets, each predicted for its rows as the page does once their lengths are known; `--preferences` does so on pairs
-of answers. `--whole` runs some of these for 12 to 30 steps with evaluations and checkpoints, none of which was looked at for the
-constants: a heap needs some steps to reach its size. Prints each cell as soon as it is known, then the mean error and how
-often the bound covered the measurement; `--json FILE` keeps the figures. A cell that fails is named, counts in no mean, and
-makes the command fail. Measure on a machine that does nothing else.
+Each cell is a real run of the demo model by the real worker on a whole dataset, predicted for its rows as the page does once
+their lengths are known. `whole` runs 12 to 30 steps with evaluations and checkpoints, none of which was looked at for the
+constants: a heap needs some steps to reach its size. `data` runs three steps, `preferences` does so on pairs of answers.
+`--cells 0-5` runs a part. Prints each cell as soon as it is known, then the mean error and how often the bound covered the
+measurement; `--json FILE` keeps the figures. A cell that fails is named, counts in no mean, and makes the command fail.
+Measure on a machine that does nothing else.
 
-The constants of `engine/memory/device_need.py` were found on runs of this grid: it shows how well they hold on this machine and
+The constants of `engine/memory/device_need.py` were found on runs like these: it shows how well they hold on this machine and
 with these libraries, not how well they would foretell other models.
 """
 
 import argparse
 import contextlib
 import dataclasses
-import itertools
 import json
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from engine.config.load import config_from_mapping
 from engine.config.methods.registry import METHODS as PEFT_METHODS
@@ -59,47 +54,31 @@ METHODS |= {
     for method in PEFT_METHODS.values()
     if method.label not in METHODS and not method.trains_all
 }
-_UNCHECKPOINTED = frozenset(method.label for method in PEFT_METHODS.values() if not method.gradient_checkpointing)
-BATCH_SIZES = (1, 4)
-LENGTHS = (128, 512, 1024)
-# Of batch, length and checkpointing.
-_DEFAULT_PLACES = frozenset({(1, 128, False), (1, 512, True), (1, 1024, False), (4, 128, True), (4, 512, False)})
 _LONGEST_SECONDS = 900  # of one cell
-WORD = "memory tensor adapter gradient layer token batch length weight rank "
 
 
 class Cell(NamedTuple):
-    """One run of the grid."""
+    """One run."""
 
+    source: str
     method: str
     batch_size: int
+    accumulation: int
     length: int
-    checkpointing: bool
-    steps: int = 2
-    rows: Literal["longest", "alpaca", "data"] = "longest"
+    steps: int
     overrides: tuple[str, ...] = ()
-    source: str = ""  # of "data"
-    accumulation: int = 2
 
-    def config(self, dataset: Path, model: str) -> RunConfig:
+    def config(self, model: str) -> RunConfig:
         """What is run."""
-        varied = self.rows == "alpaca"
-        if self.rows == "data":
-            # Held-out rows as well, but few: measuring them takes longer than the steps.
-            data: dict[str, object] = {"source": self.source, "eval_fraction": 0.01}
-        elif varied:
-            data = {"source": str(ALPACA), "max_samples": self.steps * self.batch_size, "eval_fraction": 0}
-        else:
-            data = {"source": str(dataset), "format": "text", "train_on": "all", "eval_fraction": 0}
         sections: dict[str, dict[str, object]] = {
             "model": {"id": model},
             "adapter": {},
-            "dataset": data,
+            # Held-out rows as well, but few: measuring them takes longer than the steps.
+            "dataset": {"source": self.source, "eval_fraction": 0.01},
             "training": {
                 "per_device_train_batch_size": self.batch_size,
-                "gradient_accumulation_steps": 1 if varied else self.accumulation,
+                "gradient_accumulation_steps": self.accumulation,
                 "max_length": self.length,
-                "gradient_checkpointing": self.checkpointing,
                 "max_steps": self.steps,
             },
         }
@@ -110,16 +89,6 @@ class Cell(NamedTuple):
         return config_from_mapping(sections)
 
 
-VARIED_CELLS = (
-    Cell("LoRA", 2, 512, False, 32, "alpaca", ("adapter.lora_dropout=0.05",)),
-    Cell("LoRA", 2, 256, False, 16, "alpaca"),
-    Cell("LoRA", 2, 512, False, 16, "alpaca", ("model.compute_dtype=float32",)),
-    Cell("LoRA", 4, 512, True, 16, "alpaca"),
-    Cell("Prefix tuning", 2, 512, False, 16, "alpaca"),
-    Cell("IA3", 2, 512, False, 16, "alpaca"),
-    Cell("QLoRA", 2, 512, False, 16, "alpaca"),
-)
-
 _GLAIVE = ALPACA.parent / "sharegpt_glaive_toolcall_300.json"
 _FAQ, _CHATS = "sample:loratory-faq", "sample:lab-chats"
 
@@ -128,8 +97,7 @@ _AT_THE_ENDS = ("training.eval_steps=1000", "training.save_steps=1000")  # held-
 
 
 def _on(source: str | Path, method: str, batch: int, accumulation: int, *overrides: str, length: int = 1024) -> Cell:
-    checkpointing = "training.gradient_checkpointing=true" in overrides
-    return Cell(method, batch, length, checkpointing, 3, "data", (*overrides, *_AT_THE_ENDS), str(source), accumulation)
+    return Cell(str(source), method, batch, accumulation, length, 3, (*overrides, *_AT_THE_ENDS))
 
 
 _CHECKPOINTED, _PACKED = "training.gradient_checkpointing=true", "training.packing=true"
@@ -150,7 +118,7 @@ DATA_CELLS = (
 def _whole(
     source: str | Path, method: str, batch: int, accumulation: int, length: int, steps: int, *overrides: str
 ) -> Cell:
-    return Cell(method, batch, length, _CHECKPOINTED in overrides, steps, "data", overrides, str(source), accumulation)
+    return Cell(str(source), method, batch, accumulation, length, steps, overrides)
 
 
 # As long as a heap takes to reach its size, with evaluations and checkpoints on the way.
@@ -183,6 +151,9 @@ PREFERENCE_CELLS = (
 )  # fmt: skip
 
 
+SETS = {"whole": WHOLE_CELLS, "data": DATA_CELLS, "preferences": PREFERENCE_CELLS}
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """A cell, measured."""
@@ -200,31 +171,12 @@ class Result:
         return self.expected_bytes / self.measured_bytes - 1
 
 
-def cells() -> list[Cell]:
-    """The grid, without checkpointing where a method cannot be combined with it."""
-    grid = itertools.product(METHODS, BATCH_SIZES, LENGTHS, (False, True))
-    return [Cell(*values) for values in grid if not (values[0] in _UNCHECKPOINTED and values[3])]
-
-
-def default_cells() -> list[int]:
-    """Numbers of the cells that are run unless others are asked for: the quicker ones of each method, evenly."""
-    return [number for number, cell in enumerate(cells()) if _place(cell) in _DEFAULT_PLACES]
-
-
-def _place(cell: Cell) -> tuple[int, int, bool]:
-    return cell.batch_size, cell.length, cell.checkpointing
-
-
 def main() -> int:
     """Run the cells that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="smollm2-135m-instruct")
+    parser.add_argument("set", choices=SETS, nargs="?", default="whole")
     parser.add_argument("--cells", default="", help="such as 0-5 or 3,7")
-    parser.add_argument("--all", action="store_true", help="every cell of the grid, which takes much longer")
-    parser.add_argument("--varied", action="store_true", help="the cells on rows of many lengths instead")
-    parser.add_argument("--data", action="store_true", help="the cells on whole datasets instead")
-    parser.add_argument("--whole", action="store_true", help="the cells of more steps on whole datasets instead")
-    parser.add_argument("--preferences", action="store_true", help="the cells on pairs of answers instead")
     parser.add_argument("--list", action="store_true", help="name the cells, run none")
     parser.add_argument("--json", type=Path, help="write the figures here")
     options = parser.parse_args()
@@ -237,21 +189,19 @@ def main() -> int:
     results: list[Result] = []
     failed = 0
     began = time.monotonic()
-    with tempfile.TemporaryDirectory() as scratch:
-        dataset = write_rows(Path(scratch) / "rows.jsonl")
-        for number, cell in chosen:
-            config = cell.config(dataset, options.model)
-            shape = module_inventory(config.model, home)
-            try:
-                result = measure(cell, config, shape, device, home)
-            except (RuntimeError, subprocess.TimeoutExpired) as error:
-                failed += 1
-                print(f"{number:>3} {cell.method} failed: {error}", flush=True)
-                continue
-            results.append(result)
-            print(f"{number:>3} {describe(result)}", flush=True)
-            if options.json:
-                options.json.write_text(json.dumps([_plain(item) for item in results], indent=1))
+    for number, cell in chosen:
+        config = cell.config(options.model)
+        shape = module_inventory(config.model, home)
+        try:
+            result = measure(cell, config, shape, device, home)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            failed += 1
+            print(f"{number:>3} {cell.method} failed: {error}", flush=True)
+            continue
+        results.append(result)
+        print(f"{number:>3} {describe(result)}", flush=True)
+        if options.json:
+            options.json.write_text(json.dumps([_plain(item) for item in results], indent=1))
     if results:
         print_summary(results)
     print(f"{failed} failed. {(time.monotonic() - began) / 60:.1f} min on {device.name} with {device.cores} cores.")
@@ -259,35 +209,19 @@ def main() -> int:
 
 
 def _choose_cells(options: argparse.Namespace) -> Iterator[tuple[int, Cell]]:
-    grid: Sequence[Cell] = VARIED_CELLS if options.varied else DATA_CELLS if options.data else cells()
-    grid = PREFERENCE_CELLS if options.preferences else WHOLE_CELLS if options.whole else grid
-    if not options.cells:
-        every = options.all or options.varied or options.data or options.whole or options.preferences
-        yield from ((number, grid[number]) for number in (range(len(grid)) if every else default_cells()))
-        return
-    for part in options.cells.split(","):
+    cells = SETS[options.set]
+    for part in (options.cells or f"0-{len(cells) - 1}").split(","):
         first, _, last = part.partition("-")
         for number in range(int(first), int(last or first) + 1):
-            yield number, grid[number]
+            yield number, cells[number]
 
 
-def write_rows(path: Path) -> Path:
-    """Rows longer than any length of the grid, so every row is cut to exactly that length."""
-    rows = [{"text": f"{number} " + WORD * 400} for number in range(32)]
-    path.write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return path
-
-
-def predict(cell: Cell, config: RunConfig, shape: ModelShape, device: Device) -> MemoryEstimate:
-    """Predict the run; of rows that are cut to one length it is known that all passes have one size."""
-    rows = None
-    if cell.rows == "data":
-        with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
-            report = inspector.check(config.dataset, config.model, cell.length, seed=config.training.seed)
-        rows = report.row_lengths
-    workload = workload_of_run(shape, config, device, rows)
-    if cell.rows == "longest":
-        workload = dataclasses.replace(workload, pass_sizes=1)
+def predict(config: RunConfig, shape: ModelShape, device: Device) -> MemoryEstimate:
+    """Predict the run for the rows that it has."""
+    with contextlib.closing(Inspector(LoratoryHome.from_environment())) as inspector:
+        training = config.training
+        report = inspector.check(config.dataset, config.model, training.max_length, seed=training.seed)
+    workload = workload_of_run(shape, config, device, report.row_lengths)
     return describe_peak(Estimator(shape, device).peak(workload), workload, device)
 
 
@@ -297,7 +231,7 @@ def measure(cell: Cell, config: RunConfig, shape: ModelShape, device: Device, ho
     Raises:
         RuntimeError: If the run failed.
     """
-    estimate = predict(cell, config, shape, device)
+    estimate = predict(config, shape, device)
     store = RunStore(home, "memory-grid")
     run = store.create(config)
     began = time.monotonic()
@@ -333,7 +267,7 @@ def describe(result: Result) -> str:
     """One line."""
     cell = result.cell
     return (
-        f"{cell.method:<14} batch {cell.batch_size} × {cell.length:>4}{' checkpointed' if cell.checkpointing else '':<13}"
+        f"{cell.method:<14} batch {cell.batch_size} × {cell.length:>4}{' checkpointed' if _CHECKPOINTED in cell.overrides else '':<13}"
         f"  tensors {result.allocated_bytes / MIB:>6.0f}  expected {result.expected_bytes / MIB:>6.0f}"
         f"  measured {result.measured_bytes / MIB:>6.0f} MiB  {result.error:>+7.1%}"
         f"  bound {result.needed_bytes / MIB:>6.0f}{' ' if result.needed_bytes >= result.measured_bytes else ' <'}"

@@ -11,8 +11,12 @@ from pathlib import Path
 
 from playwright.sync_api import Browser, Page
 
+from engine.config.load import config_from_mapping, config_to_yaml
 from engine.paths import LoratoryHome, local_owner
-from tests.benchmarks.runs import make_runs
+from engine.runs.history.events import StepData
+from engine.runs.history.log import EventWriter
+from engine.runs.provenance import Provenance, describe_config
+from engine.runs.run import RunFolder, RunState
 from tests.browser.chromium import chromium, open_page
 from tests.browser.real_server import real_server
 
@@ -72,6 +76,32 @@ def main() -> None:
                     )
     say(f"{count:,} runs, from the click on Runs to the first table of a fresh server (wanted: 1 s)", first)
     say(f"{count:,} runs, from the last letter to the filtered table (wanted: 200 ms)", matches)
+
+
+def make_runs(home: LoratoryHome, count: int, owner: str) -> None:
+    """Ended runs of eleven steps as a worker leaves them, without waiting for the disk each time."""
+    folder = home.runs / owner
+    folder.mkdir(parents=True)
+    models = ("Qwen/Qwen3-0.6B", "smollm2-135m-instruct", "meta-llama/Llama-3.2-1B")
+    for number in range(count):
+        run = RunFolder(folder / f"2026{number // 2500 + 1:02d}01-{number % 24:02d}0000-000-{number:04x}")
+        run.path.mkdir()
+        name = {"name": f"Run {number % 100}"}
+        config = config_from_mapping(
+            {"model": {"id": models[number % 3]}, "dataset": {"source": "data.jsonl"}, "run": name}
+        )
+        run.config.write_text(config_to_yaml(config))
+        record = Provenance(created=1.7e9 + number).model_copy(update=describe_config(config))
+        run.provenance.write_text(record.model_dump_json())
+        run.state.write_text(RunState(state="completed", started=1.0, ended=2.0).model_dump_json())
+        with EventWriter(run.events, 1) as events:
+            for step in range(1, 12):
+                events.append(
+                    StepData(
+                        step=step, epoch=step / 11, loss=3.0 - number / count - step / 20, learning_rate=2e-4, grad_norm=0.5,
+                        tokens=step * 512, trained_tokens=step * 300, tokens_per_second=900.0, memory_bytes=1_500_000_000,
+                    )
+                )  # fmt: skip
 
 
 def measure(browser: Browser, address: str, found: list[float]) -> float:

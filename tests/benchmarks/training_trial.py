@@ -1,10 +1,9 @@
-"""One measured training of the demo model on Alpaca rows, in a process of its own: ours, a plain script's, or a bare loop's.
+"""One measured training of the demo model on Alpaca rows, in a process of its own: ours or a plain script's.
 
-All kinds learn the same rows in the same order. `python -m tests.benchmarks.training_trial KIND RECIPE` prints a trial as
+Both learn the same rows in the same order. `python -m tests.benchmarks.training_trial KIND RECIPE` prints a trial as
 JSON; `measure` does this from another program.
 """
 
-import hashlib
 import json
 import os
 import resource
@@ -25,7 +24,7 @@ WARM_UP_STEPS = 3  # not timed: kernels are compiled for the first shapes
 LEARNING_RATE = 2e-4
 RANK, ALPHA = 16, 32
 
-Kind = Literal["ours", "plain", "bare"]
+Kind = Literal["ours", "plain"]
 DtypeName = Literal["bfloat16", "float32"]
 
 
@@ -167,7 +166,7 @@ def prepare(config: Any) -> Prepared:
     return Prepared(source, tokenizer, data)
 
 
-def measure(kind: Kind, recipe: Recipe) -> Trial:
+def measure(kind: Kind, recipe: Recipe, label: str = "1") -> Trial:
     """Run one trial in a process of its own, and return what it measured."""
     process = subprocess.run(
         [sys.executable, "-m", "tests.benchmarks.training_trial", kind, json.dumps(asdict(recipe))],
@@ -179,7 +178,9 @@ def measure(kind: Kind, recipe: Recipe) -> Trial:
     )
     if process.returncode:
         raise SystemExit(process.stderr[-3000:])
-    return Trial(**json.loads(process.stdout.splitlines()[-1]))
+    result = Trial(**json.loads(process.stdout.splitlines()[-1]))
+    print(f"{kind}, {label}: {result.speed:.0f} trained tokens/s", file=sys.stderr, flush=True)
+    return result
 
 
 def _environment(kind: Kind) -> dict[str, str]:
@@ -187,28 +188,6 @@ def _environment(kind: Kind) -> dict[str, str]:
     worker = LIBRARY_ENVIRONMENT | allocator_environment()
     inherited = {name: value for name, value in os.environ.items() if name not in worker}
     return {**inherited, **(worker if kind != "plain" else {}), "PYTHONWARNINGS": "ignore"}
-
-
-class TrialBook:
-    """Measures trials and, where it is given a folder, keeps them: a command that was interrupted continues from there."""
-
-    def __init__(self, folder: Path | None) -> None:
-        self._folder = folder
-
-    def trial(self, kind: Kind, recipe: Recipe, label: str = "1") -> Trial:
-        """The trial of this recipe and label; measured unless the folder holds it."""
-        key_text = json.dumps([kind, asdict(recipe), label], sort_keys=True)
-        kept = None
-        if self._folder is not None:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            kept = self._folder / f"{kind}-{hashlib.sha256(key_text.encode()).hexdigest()[:16]}.json"
-            if kept.exists():
-                return Trial(**json.loads(kept.read_text())["trial"])
-        result = measure(kind, recipe)
-        if kept is not None:
-            kept.write_text(json.dumps({"recipe": json.loads(key_text), "trial": asdict(result)}))
-        print(f"{kind}, {label}: {result.speed:.0f} trained tokens/s", file=sys.stderr, flush=True)
-        return result
 
 
 def main() -> None:
@@ -224,9 +203,9 @@ def main() -> None:
         from engine.training.worker import keep_freed_memory
 
         keep_freed_memory()  # before torch, as the worker does
-        from tests.benchmarks.our_training import train_bare, train_ours
+        from tests.benchmarks.our_training import train_ours
 
-        result = train_bare(recipe) if kind == "bare" else train_ours(recipe)
+        result = train_ours(recipe)
     result.peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps(asdict(result)))
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 CHROMIUM = Path("/usr/bin/chromium")
 PATIENCE_MS = 300_000  # ends a test that hangs; a busy machine takes many times as long as a quiet one
@@ -56,6 +56,15 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
     page.locator(f"#tabs button[role=tab].selected:has-text('{name}')").wait_for()
     let_layout_settle(page)
+
+
+def choose_model_and_data(page: Page) -> None:
+    """Take the first model of the catalogue and the first sample."""
+    page.locator("#catalog [data-pick]").first.click()
+    expect(page.locator("#model-details .facts")).to_be_visible()
+    open_tab(page, "Data")
+    page.locator("#samples [data-pick]").first.click()
+    expect(page.locator("#facts .facts")).to_be_visible()
 
 
 def open_model_choice(page: Page) -> None:

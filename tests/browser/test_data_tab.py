@@ -10,9 +10,9 @@ from playwright.sync_api import Page, expect
 
 from engine.models.prepared import ModelProgress
 from tests.browser.chromium import fits_its_window, open_page, open_tab
-from tests.browser.data_scenes import make_files
 from tests.browser.real_server import real_server
 from tests.browser.show_fake import page_of
+from tests.fake_inspector import QUESTIONS
 from tests.fake_services import fake_services
 from ui.backend.models import Tokenizers
 
@@ -26,11 +26,52 @@ LONGER_THAN_A_TEST = 3600  # seconds
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
-    make_files(folder)
+    (folder / "alpaca.json").write_text(json.dumps([alpaca_row(number) for number in range(999)]))
+    (folder / "sharegpt-tools.json").write_text(json.dumps([row_with_tools(number) for number in range(300)]))
+    (folder / "problems.jsonl").write_text("\n".join(lines_with_problems()) + "\n")
+    (folder / "odd-columns.csv").write_text("q,a,source\n" + "".join(f'"{q}","{a}",book\n' for q, a in QUESTIONS))
     with (folder / "long.jsonl").open("w") as file:
         for number in range(LONG_ROWS):
             file.write(json.dumps({"instruction": f"Question {number}?", "output": f"Answer {number}. " * 20}) + "\n")
     return folder
+
+
+def alpaca_row(number):
+    question, answer = QUESTIONS[number % len(QUESTIONS)]
+    return {"instruction": question, "input": "", "output": f"{answer} " * (1 + number % 7)}
+
+
+def row_with_tools(number):
+    weather = {"name": "get_weather", "description": "Weather of a place.", "parameters": {"type": "object"}}
+    place = ("Oslo", "Lima", "Pune", "Bern")[number % 4]
+    turns = [
+        ("human", f"What is the weather in {place}?"),
+        ("function_call", json.dumps({"name": "get_weather", "arguments": {"place": place}})),
+        ("observation", json.dumps({"degrees": number % 30})),
+        ("gpt", f"It is {number % 30} degrees in {place}."),
+    ]
+    return {"conversations": [{"from": who, "value": words} for who, words in turns], "tools": json.dumps([weather])}
+
+
+def lines_with_problems():
+    """Four hundred lines, of which every third has something wrong or odd."""
+    lines = []
+    for number in range(400):
+        question, answer = QUESTIONS[number % len(QUESTIONS)]
+        turns = [{"role": "user", "content": f"{question} ({number})"}, {"role": "assistant", "content": answer}]
+        whole = json.dumps({"messages": turns})
+        wrong = (
+            whole[: len(whole) // 2],
+            json.dumps({"messages": turns[:1]}),
+            json.dumps({"messages": [turns[0], {"role": "assistant", "content": ""}]}),
+            json.dumps({"messages": [turns[0], {"role": "narrator", "content": "…"}]}),
+            json.dumps([1, 2]),
+            json.dumps({"messages": [turns[0], turns[0], turns[1]]}),
+            json.dumps({"messages": [*turns, turns[0]]}),
+            json.dumps({"messages": [turns[0], {"role": "assistant", "content": "It ends with <|im_end|> always."}]}),
+        )
+        lines.append(wrong[number // 3 % len(wrong)] if number % 3 == 2 else whole)
+    return lines
 
 
 @pytest.fixture(scope="module")

@@ -122,17 +122,6 @@ def test_panel_and_catalogue_follow_the_device_that_is_judged_for_and_the_choice
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
 
 
-def test_a_slider_may_be_emptied_and_typed_again(page):
-    open_tab(page, "Method")
-    rank = page.locator("#rank input[type=number]")
-
-    for typed, text in (("", "r 16"), ("0", "out of range"), ("24", "r 24")):
-        rank.fill(typed)
-        expect(page.locator("#panel")).to_contain_text(text)
-
-    expect(page.locator("#side .error, [data-testid=toast-body]")).to_have_count(0)
-
-
 def test_boxes_stay_empty_however_they_come_into_sight_and_advice_does_what_it_says_and_is_undone(page):
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
@@ -197,10 +186,15 @@ def test_an_adapter_to_begin_with_is_seen_can_be_taken_out_and_goes_with_its_mod
     assert services.launcher.started[-1].folder.read_config().adapter.warm_start is None
 
 
-def test_the_tick_at_alpha_tells_whether_it_is_twice_the_rank(page):
+def test_a_slider_may_be_emptied_and_the_tick_at_alpha_tells_whether_it_is_twice_the_rank(page):
     linked = page.get_by_label("Keep alpha at twice the rank")
     rank, alpha = (page.get_by_label(f"number input for {name}") for name in ("Rank (r)", "Alpha (lora_alpha)"))
     open_tab(page, "Method")
+    for typed, text in (("", "r 16"), ("0", "out of range"), ("24", "r 24")):
+        rank.fill(typed)
+        expect(page.locator("#panel")).to_contain_text(text)
+    expect(page.locator("#side .error, [data-testid=toast-body]")).to_have_count(0)
+
     rank.fill("20")
     expect(alpha).to_have_value("40")
     alpha.fill("16")
@@ -268,7 +262,7 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
     expect(page.locator("#plan")).to_contain_text("trained tokens")
 
 
-def test_a_learning_rate_steps_by_factors_no_wheel_changes_a_number_and_an_emptied_one_shows_its_default(page):
+def test_numbers_step_as_they_should_and_what_is_wrong_is_shown_at_its_field_to_which_a_link_leads(page):
     set_up(page)
     rate, epochs = page.locator("#learning-rate input"), page.locator("#epochs input")
 
@@ -287,9 +281,6 @@ def test_a_learning_rate_steps_by_factors_no_wheel_changes_a_number_and_an_empti
     expect(epochs).to_have_attribute("placeholder", "3")
     expect(page.locator("#panel")).to_contain_text("Learning rate")
 
-
-def test_what_is_wrong_is_shown_at_its_field_and_a_link_leads_there_from_another_tab(page):
-    set_up(page)
     page.locator("#more-training button").first.click()
     norm = page.get_by_label("Max gradient norm")
     let_layout_settle(page)

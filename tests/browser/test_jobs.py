@@ -11,10 +11,10 @@ from engine.errors import PushError
 from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
-from tests.browser.chromium import open_tab
+from tests.browser.chromium import choose_model_and_data, open_tab
 from tests.fake_services import fake_services
+from tests.hub.jobs import HARDWARE
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.jobs.service import HARDWARE
 from tests.runs.supervision import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
@@ -46,17 +46,9 @@ def services(tmp_path_factory):
     return made
 
 
-def choose_model_and_data(page):
-    page.locator("#catalog [data-pick]").first.click()
-    expect(page.locator("#model-details .facts")).to_be_visible()
-    open_tab(page, "Data")
-    page.locator("#samples [data-pick]").first.click()
-    expect(page.locator("#facts .facts")).to_be_visible()
-    open_tab(page, "Train")
-
-
 def test_hardware_price_and_the_most_it_costs_are_shown_before_the_start(page, services):
     choose_model_and_data(page)
+    open_tab(page, "Train")
     expect(page.locator("#jobs")).to_be_hidden()
     page.get_by_role("radio", name="Hugging Face Jobs").check()
 
@@ -82,6 +74,7 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
     monkeypatch.setattr(services.hardware, "_answer", None)
     monkeypatch.setattr("engine.executors.huggingface_jobs.flavors._TROUBLE_SECONDS", 1e6)
     choose_model_and_data(page)
+    open_tab(page, "Train")
     page.get_by_role("radio", name="Hugging Face Jobs").check()
     expect(page.locator("#jobs-offer")).to_contain_text("needs a token")
     expect(page.locator("#start")).to_be_disabled()

@@ -17,7 +17,7 @@ from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
-from tests.browser.chromium import PATIENCE_MS, barriers, let_layout_settle, open_tab
+from tests.browser.chromium import PATIENCE_MS, barriers, choose_model_and_data, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.runs.supervision import wait_until
@@ -97,14 +97,6 @@ def join(lab: Lab, page: Page, link: str, name: str) -> None:
     page.get_by_label("New password again").fill(PASSWORD)
     page.get_by_role("button", name="Continue").click()
     expect(page.locator("#header .account")).to_contain_text(name)
-
-
-def choose_model_and_data(page: Page) -> None:
-    page.locator("#catalog [data-pick]").first.click()
-    expect(page.locator("#model-details .facts")).to_be_visible()
-    open_tab(page, "Data")
-    page.locator("#samples [data-pick]").first.click()
-    expect(page.locator("#facts .facts")).to_be_visible()
 
 
 def test_an_invited_person_joins_trains_leaves_and_comes_back(lab, page):
@@ -210,15 +202,6 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     expect(page.locator("#header .notice")).to_contain_text("Maintenance: no runs start. Back at 14:00.")
 
 
-def test_a_member_has_no_lab_tab(lab, page):
-    lab.add("dan")
-    sign_in(lab, page, "dan")
-    expect(page.get_by_role("tab", name="Runs", exact=True)).to_be_visible()
-    expect(page.get_by_role("tab", name="Lab", exact=True)).to_have_count(0)
-    page.goto(f"{lab.url}/account")
-    assert barriers(page) == []
-
-
 def test_a_member_uploads_rows_opens_a_conversation_and_downloads_a_run(lab, page, tmp_path):
     lab.add("hal")
     write_run(RunStore(lab.home, "hal"), a_config(), InventedRun())
@@ -226,6 +209,8 @@ def test_a_member_uploads_rows_opens_a_conversation_and_downloads_a_run(lab, pag
     rows.write_text('{"text": "When is it due?"}\n')
     saved.write_text(json.dumps({"turns": [{"question": "And on a Sunday?", "answers": []}]}))
     sign_in(lab, page, "hal")
+    expect(page.get_by_role("tab", name="Runs", exact=True)).to_be_visible()
+    expect(page.get_by_role("tab", name="Lab", exact=True)).to_have_count(0)
 
     open_tab(page, "Data")
     with page.expect_file_chooser() as chooser:
@@ -251,6 +236,8 @@ def test_a_member_uploads_rows_opens_a_conversation_and_downloads_a_run(lab, pag
             page.locator("#download-text").click()
         assert download.value.suggested_filename == name
         assert "learning_rate" in download.value.path().read_text()
+    page.goto(f"{lab.url}/account")
+    assert barriers(page) == []
 
 
 SECRET = "Only for the eyes of eva"

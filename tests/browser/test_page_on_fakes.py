@@ -6,10 +6,17 @@ import pytest
 from playwright.sync_api import Page, expect
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 
-from tests.browser.chromium import barriers, fits_its_window, let_layout_settle, open_model_choice, open_page, open_tab
+from tests.browser.chromium import (
+    barriers,
+    choose_model_and_data,
+    fits_its_window,
+    let_layout_settle,
+    open_model_choice,
+    open_page,
+    open_tab,
+)
 from tests.fake_launcher import ENDLESS
 from tests.fake_services import fake_services, invent_runs
-from tests.invented_runs import a_config
 from ui.services import Services
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
@@ -53,14 +60,6 @@ def is_not_tall(page: Page) -> None:
     """Wait until a page on which nothing was opened has found its height; what was just drawn may still take its place."""
     page.set_viewport_size({"width": 1366, "height": 860})
     page.wait_for_function("document.documentElement.scrollHeight <= 1600")
-
-
-def choose_model_and_data(page: Page) -> None:
-    page.locator("#catalog [data-pick]").first.click()
-    expect(page.locator("#model-details .facts")).to_be_visible()
-    open_tab(page, "Data")
-    page.locator("#samples [data-pick]").first.click()
-    expect(page.locator("#facts .facts")).to_be_visible()
 
 
 def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, address):
@@ -123,23 +122,6 @@ def test_a_run_is_set_up_started_followed_and_stopped(page, services, browser, a
     page.locator("#open-chat").click()
     expect(page.locator("#chat-run input")).to_have_value(re.compile("stopped"))
     expect(page.locator("#side")).to_be_hidden()
-
-
-def test_cancel_asks_first(page, services):
-    run = services.launcher.start(a_config(run__name="to be cancelled", training__max_steps=ENDLESS))
-    open_tab(page, "Train")
-    expect(page.locator("#run-heading")).to_contain_text("to be cancelled")
-
-    page.locator("#cancel").click()
-    expect(page.locator("#confirm-cancel")).to_contain_text("Stop and save loses nothing")
-    page.locator("#keep-running").click()
-    expect(page.locator("#confirm-cancel")).to_be_hidden()
-    assert not run.folder.cancel_request.exists()
-
-    page.locator("#cancel").click()
-    page.locator("#really-cancel").click()
-    expect(page.locator("#run-heading")).to_contain_text("stopped")
-    assert run.folder.cancel_request.exists()
 
 
 def test_curves_follow_the_theme_without_asking_the_server(kept_page):
@@ -247,17 +229,15 @@ def test_the_result_can_be_downloaded(kept_page):
     assert download.value.path().read_bytes()[:2] == b"PK"
 
 
-def test_an_incomplete_draft_cannot_be_started(page):
+def test_every_tab_is_open_to_everyone(page, services):
+    """No barrier that axe-core knows, in light and dark; one heading on top, names that are labels, keys that work."""
     open_tab(page, "Train")
     expect(page.get_by_label("Follow", exact=True)).to_be_checked()  # a run is under way, which comes first
     page.locator("#train-view label", has_text="Set up").click()
-
     expect(page.locator("#start")).to_be_disabled()
     expect(page.locator("#start-reason")).to_contain_text("Choose a model. Choose a dataset.")
+    open_tab(page, "Model")
 
-
-def test_every_tab_is_open_to_everyone(page, services):
-    """No barrier that axe-core knows, in light and dark; one heading on top, names that are labels, keys that work."""
     pick = page.locator("#catalog tr[data-pick]")
     pick.nth(1).focus()
     page.keyboard.press("ArrowUp")
@@ -287,8 +267,6 @@ def test_every_tab_is_open_to_everyone(page, services):
     assert barriers(page) == []
 
     open_tab(page, "Train")
-    expect(page.get_by_label("Follow", exact=True)).to_be_checked()
-    page.locator("#train-view label", has_text="Set up").click()
     expect(page.locator("#plan .facts")).to_be_visible()
     expect(page.get_by_role("textbox", name="Name", exact=True)).to_have_accessible_description(re.compile("look for"))
     expect(page.locator("#objective input:checked")).to_have_value("dpo")

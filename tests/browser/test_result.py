@@ -4,7 +4,6 @@ Pictures, light and dark, wide and narrow, are left in the folder that LORATORY_
 """
 
 import json
-import os
 import re
 from pathlib import Path
 
@@ -15,8 +14,9 @@ from engine.paths import LoratoryHome
 from tests.browser.chromium import let_layout_settle, open_model_choice, open_tab, why_no_browser
 from tests.browser.real_server import RealServer, real_server
 from tests.e2e.test_scripts_for_real import loratory
-from tests.export.hub_stand_in import TOKEN, HubStandIn
 from tests.export.stand_in_converter import make_checkout
+from tests.hub.repositories import OwnHub
+from tests.hub.server import TOKEN
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 
@@ -32,7 +32,7 @@ _NOTES_MEASURING = """() => {
 
 @pytest.fixture(scope="module")
 def hub():
-    with HubStandIn() as stand_in:
+    with OwnHub() as stand_in:
         yield stand_in
 
 
@@ -64,23 +64,6 @@ def address(server: RealServer) -> str:
     return server.url
 
 
-def picture(page: Page, name: str) -> None:
-    """Light and dark at two widths, where someone wants to look at them."""
-    pictures_folder = os.environ.get("LORATORY_SCREENSHOTS")
-    if not pictures_folder:
-        return
-    Path(pictures_folder).mkdir(parents=True, exist_ok=True)
-    for theme in ("light", "dark"):
-        page.evaluate(f"document.body.classList.toggle('dark', {str(theme == 'dark').lower()})")
-        for width in (1280, 800):
-            page.set_viewport_size({"width": width, "height": 900})
-            page.wait_for_timeout(300)
-            page.screenshot(path=Path(pictures_folder) / f"{name}-{theme}-{width}.png", full_page=True)
-            assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.evaluate("document.body.classList.remove('dark')")
-    page.set_viewport_size({"width": 1280, "height": 900})
-
-
 def load(page: Page) -> None:
     open_tab(page, "Chat")
     expect(page.locator("#chat-run input")).to_have_value(re.compile("tiny faq"))
@@ -108,7 +91,7 @@ def shorten_answers(page: Page) -> None:
     longest.press("Tab")
 
 
-def test_talk_keeps_its_conversation_and_gives_it_away(page, server):
+def test_talk_is_kept_and_given_away_and_the_blind_test_tells_nothing_before_the_choice(page, server):
     load(page)
     shorten_answers(page)
     page.locator("#suggestions [data-pick='0']").click()
@@ -130,7 +113,6 @@ def test_talk_keeps_its_conversation_and_gives_it_away(page, server):
     expect(page.locator("#transcript .edit")).to_be_visible()  # no answer is written any more
     expect(page.locator("#chat-again")).to_be_visible()
     expect(page.locator("#transcript .question")).to_have_count(1)
-    picture(page, "result-talk")
 
     page.locator("#chat-keep button").first.click()
     with page.expect_download() as download:
@@ -139,18 +121,6 @@ def test_talk_keeps_its_conversation_and_gives_it_away(page, server):
     assert turn["reference"]
     assert {answer["branch"] for answer in turn["answers"]} == {"base", "tuned"}
 
-    page.reload()
-    page.locator("#tabs button[role=tab]").first.wait_for()
-    open_tab(page, "Chat")
-    expect(page.locator("#transcript .question")).to_contain_text(turn["question"])
-    page.locator("#transcript .edit").click()
-    expect(page.locator("#chat-question textarea")).to_have_value(turn["question"])
-    expect(page.locator("#transcript .question")).to_have_count(0)
-
-
-def test_the_blind_test_tells_nothing_before_the_choice_and_keeps_the_tally(page, server):
-    load(page)
-    shorten_answers(page)
     page.locator("#chat-mode label", has_text="Blind test").click()
     page.locator("#blind-next").click()
     expect(page.locator("#blind-left")).to_be_visible()
@@ -161,17 +131,23 @@ def test_the_blind_test_tells_nothing_before_the_choice_and_keeps_the_tally(page
     )
     assert "Left" in markup
     assert not re.search(r"base|tuned", markup, re.IGNORECASE)
-    picture(page, "result-blind-pair")
 
     page.locator("#blind-left").click()
     expect(page.locator("#blind-pair")).to_contain_text("You preferred")
     expect(page.locator("#blind-left")).to_be_hidden()
     page.locator("#blind-tally-show").click()
     expect(page.locator("#blind-tally")).to_contain_text("sign test")
-    picture(page, "result-blind-tally")
 
     (remaining,) = (server.home / "runs").glob("*/*/evaluations/blind-test-final.jsonl")
     assert json.loads(remaining.read_text().splitlines()[0])["verdict"] == "left"
+
+    page.reload()
+    page.locator("#tabs button[role=tab]").first.wait_for()
+    open_tab(page, "Chat")
+    expect(page.locator("#transcript .question")).to_contain_text(turn["question"])
+    page.locator("#transcript .edit").click()
+    expect(page.locator("#chat-question textarea")).to_have_value(turn["question"])
+    expect(page.locator("#transcript .question")).to_have_count(0)
 
 
 def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, server):
@@ -198,7 +174,6 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
     page.locator("#measure-next").click()
     expect(page.locator("#measure-answered-rows section")).to_have_count(1)
     expect(page.locator("#measure-across tr[data-pick]")).to_have_count(1)
-    picture(page, "result-measured")
 
 
 def test_the_error_of_a_start_stays_while_the_page_polls(export_page):
@@ -242,7 +217,6 @@ def test_a_form_is_written_and_verified(export_page, server, form, file):
     with page.expect_download() as download:
         page.locator("#download-zip").click()
     assert download.value.path().read_bytes()[:2] == b"PK"
-    picture(page, f"result-export-{form.split()[0].lower()}")
 
 
 def test_a_push_ends_in_one_commit_of_a_private_repository(export_page, server, hub):
@@ -256,7 +230,6 @@ def test_a_push_ends_in_one_commit_of_a_private_repository(export_page, server, 
 
     assert "lab/tiny-faq" in hub.repositories
     expect(page.locator("#export-before tr[data-pick]").first).to_contain_text("On the Hub")
-    picture(page, "result-export-hub")
 
 
 def test_the_token_is_nowhere_after_a_push_from_the_page(export_page, server, hub):
@@ -283,7 +256,6 @@ def test_script_and_yaml_are_shown_and_downloaded(export_page, form, name, words
 
     assert download.value.suggested_filename == name
     assert words in download.value.path().read_text()
-    picture(page, f"result-export-{form.lower()}")
 
 
 def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, server):
@@ -328,7 +300,6 @@ def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, se
     assert earlier.locator("h4").all_inner_texts()[:2] == ["Base model", "Tuned"], "whose answers these were"
     names = newest.locator("h4").all_inner_texts()
     assert [name.partition(":")[0] for name in names] == ["Base model", "Supervised", "Preferred"]
-    picture(page, "result-three")
     votes = [json.loads(line) for line in (server.home / "votes" / "votes.jsonl").read_text().splitlines()]
     assert {vote["source"] for vote in votes} == {"chat", "blind test"}
     (snapshot,) = (server.home / "uploads").glob("votes-*.jsonl")

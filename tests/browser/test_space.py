@@ -11,7 +11,7 @@ from engine.accounts.people import Person
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore
 from engine.space.demo import Demo
-from tests.browser.chromium import PATIENCE_MS, barriers, open_tab
+from tests.browser.chromium import PATIENCE_MS, barriers, choose_model_and_data, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.institute import Institute, running_institute
@@ -104,11 +104,7 @@ def test_the_frame_shows_the_demo_and_leads_the_creator_to_the_address_where_tra
         expect(frame.locator("body")).to_contain_text(DEMO_TITLE)
         expect(frame.locator("#header")).to_have_count(0)
 
-        page.locator("#catalog [data-pick]").first.click()
-        expect(page.locator("#model-details .facts")).to_be_visible()
-        open_tab(page, "Data")
-        page.locator("#samples [data-pick]").first.click()
-        expect(page.locator("#facts .facts")).to_be_visible()
+        choose_model_and_data(page)
         open_tab(page, "Train")
         page.locator("#start").click()
         expect(page.locator("#run-heading")).to_contain_text("running")

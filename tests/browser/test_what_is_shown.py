@@ -87,6 +87,7 @@ def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(kept_pa
     pick_run(page, "goes on for long")
     page.locator("#one-cancel").click()
     expect(page.locator("#one-confirm-cancel")).to_contain_text("goes on for long stops now")
+    expect(page.locator("#one-confirm-cancel")).to_contain_text("Stop and save loses nothing")
     pick_run(page, "first try")
     expect(page.locator("#one-confirm-cancel")).to_be_hidden()
 
@@ -94,6 +95,9 @@ def test_a_confirmation_names_its_run_and_goes_when_another_one_is_shown(kept_pa
     expect(page.locator("#confirm-delete")).to_contain_text("first try, full length")
     pick_run(page, "goes on for long")
     expect(page.locator("#confirm-delete")).to_be_hidden()
+    page.locator("#one-cancel").click()
+    page.locator("#one-keep-running").click()
+    expect(page.locator("#one-confirm-cancel")).to_be_hidden()
     assert not run.folder.cancel_request.exists()
 
     page.locator("#one-cancel").click()

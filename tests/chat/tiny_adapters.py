@@ -1,6 +1,9 @@
 """Adapters of every method on the tiny model, with weights that are random and not zero."""
 
 from pathlib import Path
+from typing import Any
+
+from engine.config.load import config_from_mapping, config_to_yaml
 
 
 def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1, scale: float = 0.3) -> Path:
@@ -26,6 +29,20 @@ def make_adapter(base: Path, folder: Path, config: object, *, seed: int = 1, sca
     peft.peft_config["default"].base_model_name_or_path = str(base)
     peft.save_pretrained(folder)
     AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    return folder
+
+
+def write_trained_run(folder: Path, base: Path, adapter_config: object, **sections: dict[str, Any]) -> Path:
+    """Write what a finished run leaves that can be talked to, exported and measured: its adapter and its configuration."""
+    values: dict[str, dict[str, Any]] = {
+        "model": {"id": str(base)},
+        "dataset": {"source": "/home/somebody/secret-data/rows.jsonl"},
+        "run": {"name": "my run"},
+    }
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    make_adapter(base, folder / "adapter", adapter_config)
+    (folder / "config.yaml").write_text(config_to_yaml(config_from_mapping(values)))
     return folder
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 
 from engine.data.render.template import ChatTokenizer, freeze_template
+from tests.tiny_model import train_bpe
 
 CORPUS = "user assistant system the a rank of an adapter is a number and what does it do with one two three "
 
@@ -24,91 +25,27 @@ class Family:
 
 
 FAMILIES = (
-    Family(
-        "qwen3",
-        "qwen3.jinja",
-        "<|im_end|>",
-        "<|im_end|>",
-        ("<|im_start|>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
-        pad="<|endoftext|>",
-        rewrites_turns=True,
-    ),
-    Family(
-        "qwen2.5",
-        "qwen2_5.jinja",
-        "<|im_end|>",
-        "<|im_end|>",
-        ("<|im_start|>", "<tool_call>", "</tool_call>"),
-        pad="<|endoftext|>",
-        oracle="qwen2_5_training.jinja",
-    ),
-    Family(
-        "llama3",
-        "llama3.jinja",
-        "<|eot_id|>",
-        "<|eot_id|>",
-        ("<|start_header_id|>", "<|end_header_id|>"),
-        bos="<|begin_of_text|>",
-        oracle="llama3_training.jinja",
-    ),
-    Family(
-        "llama3.1",
-        "llama3_1.jinja",
-        "<|eot_id|>",
-        "<|eot_id|>",
-        ("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>"),
-        bos="<|begin_of_text|>",
-        pad="<|finetune_right_pad_id|>",
-    ),
-    Family(
-        "gemma",
-        "gemma.jinja",
-        "<eos>",
-        "<end_of_turn>",
-        ("<start_of_turn>", "<end_of_turn>"),
-        bos="<bos>",
-        pad="<pad>",
-        oracle="gemma_training.jinja",
-    ),
-    Family(
-        "phi3",
-        "phi3.jinja",
-        "<|endoftext|>",
-        "<|end|>",
-        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
-        pad="<|placeholder1|>",
-        oracle="phi3_training.jinja",
-    ),
-    Family(
-        "cohere",
-        "cohere.jinja",
-        "<|END_OF_TURN_TOKEN|>",
-        "<|END_OF_TURN_TOKEN|>",
-        ("<|START_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
-        bos="<BOS_TOKEN>",
-        pad="<PAD>",
-        oracle="cohere_training.jinja",
-    ),
-    Family(
-        "gpt-oss",
-        "gptoss.jinja",
-        "<|return|>",
-        "<|return|>",
-        ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>"),
-        pad="<|endoftext|>",
-        rewrites_turns=True,
-    ),
-    Family(
-        "deepseek-r1-distill",
-        "deepseek_r1_distill.jinja",
-        "<｜end▁of▁sentence｜>",
-        "<｜end▁of▁sentence｜>",
-        ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
-        bos="<｜begin▁of▁sentence｜>",
-        pad="<｜▁pad▁｜>",
-        rewrites_turns=True,
-    ),
-)
+    Family("qwen3", "qwen3.jinja", "<|im_end|>", "<|im_end|>", ("<|im_start|>", "<think>", "</think>", "<tool_call>", "</tool_call>"),
+           pad="<|endoftext|>", rewrites_turns=True),
+    Family("qwen2.5", "qwen2_5.jinja", "<|im_end|>", "<|im_end|>", ("<|im_start|>", "<tool_call>", "</tool_call>"),
+           pad="<|endoftext|>", oracle="qwen2_5_training.jinja"),
+    Family("llama3", "llama3.jinja", "<|eot_id|>", "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>"),
+           bos="<|begin_of_text|>", oracle="llama3_training.jinja"),
+    Family("llama3.1", "llama3_1.jinja", "<|eot_id|>", "<|eot_id|>", ("<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>"),
+           bos="<|begin_of_text|>", pad="<|finetune_right_pad_id|>"),
+    Family("gemma", "gemma.jinja", "<eos>", "<end_of_turn>", ("<start_of_turn>", "<end_of_turn>"),
+           bos="<bos>", pad="<pad>", oracle="gemma_training.jinja"),
+    Family("phi3", "phi3.jinja", "<|endoftext|>", "<|end|>", ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+           pad="<|placeholder1|>", oracle="phi3_training.jinja"),
+    Family("cohere", "cohere.jinja", "<|END_OF_TURN_TOKEN|>", "<|END_OF_TURN_TOKEN|>",
+           ("<|START_OF_TURN_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
+           bos="<BOS_TOKEN>", pad="<PAD>", oracle="cohere_training.jinja"),
+    Family("gpt-oss", "gptoss.jinja", "<|return|>", "<|return|>", ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>"),
+           pad="<|endoftext|>", rewrites_turns=True),
+    Family("deepseek-r1-distill", "deepseek_r1_distill.jinja", "<｜end▁of▁sentence｜>", "<｜end▁of▁sentence｜>",
+           ("<｜User｜>", "<｜Assistant｜>", "<think>", "</think>"),
+           bos="<｜begin▁of▁sentence｜>", pad="<｜▁pad▁｜>", rewrites_turns=True),
+)  # fmt: skip
 
 
 def family(name: str) -> Family:
@@ -179,18 +116,7 @@ def sentencepiece_tokenizer():
 
 
 def bpe_tokenizer(controls: tuple[str, ...]):
-    """A byte-level BPE tokenizer that merges across line ends and spaces, as real ones do."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    """A byte-level BPE tokenizer with these control tokens."""
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=500,
-        special_tokens=list(controls),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([f"{CORPUS}\n\n{CORPUS}\n" * 20], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    return PreTrainedTokenizerFast(tokenizer_object=train_bpe(f"{CORPUS}\n\n{CORPUS}\n", list(controls), 500))

@@ -2,15 +2,8 @@
 
 import contextlib
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
-import httpx
 import pytest
 from argon2 import PasswordHasher
 
@@ -31,9 +24,8 @@ from engine.runs.provenance import Provenance
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.runs.supervision.urgent import UrgentSlot
-from engine.serve.guard import bound_socket
-from tests.real_tls import certificate_for
-from tests.runs.supervision import REPOSITORY, wait_until
+from tests.browser.real_server import LabServer
+from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model
 from ui.front.gate import COOKIE
 
@@ -46,68 +38,19 @@ PEOPLE = ("ann", "bea", "cid")
 LIMITS = LabLimits(running_per_person=1, waiting_per_person=7, weekly_gpu_hours=12.5, free_disk_gb=0)
 
 
-class LabServer:
-    """`app.py --lab` behind real TLS on one port, started as often as a test asks."""
+def sign_in(server: LabServer, name: str) -> str:
+    """Sign in as a person does; returns the cookie."""
+    with server.browser() as browser:
+        answer = browser.post("/sign-in", data={"name": name, "password": PASSWORD})
+        assert answer.status_code == 303, answer.text
+        return answer.cookies[COOKIE]
 
-    def __init__(self, home: LoratoryHome, folder: Path) -> None:
-        self._reserved = bound_socket("127.0.0.1", 0)  # kept: a port that is free again goes to whoever asks
-        self._port = self._reserved.getsockname()[1]
-        self._certificate, self._log = certificate_for("localhost", folder), folder / "server.log"
-        self._home = home
-        self.url = f"https://localhost:{self._port}"
 
-    def close(self) -> None:
-        """Give its port back."""
-        self._reserved.close()
-
-    def browser(self, token: str = "") -> httpx.Client:
-        """Return a client that behaves as the lab's own page does."""
-        headers = {"Origin": self.url, "Sec-Fetch-Site": "same-origin"}
-        cookies = {COOKIE: token} if token else {}
-        return httpx.Client(
-            base_url=self.url, verify=self._certificate.trust, headers=headers, cookies=cookies, timeout=300
-        )
-
-    @contextlib.contextmanager
-    def running(self) -> Iterator[subprocess.Popen[bytes]]:
-        """Start the server, wait until it answers, and end it at last, however it fares."""
-        with self._log.open("ab") as log:
-            process = subprocess.Popen(
-                [
-                    sys.executable, "app.py", "--lab", "--public-url", self.url, "--port", str(self._port),
-                    "--tls-cert", str(self._certificate.chain), "--tls-key", str(self._certificate.key),
-                ],
-                cwd=REPOSITORY, env={**os.environ, "LORATORY_HOME": str(self._home.root)}, stdout=log, stderr=log,
-            )  # fmt: skip
-        try:
-            with self.browser() as browser:
-                deadline = time.monotonic() + PATIENCE_SECONDS
-                while True:
-                    with contextlib.suppress(httpx.TransportError):
-                        browser.get("/sign-in").raise_for_status()
-                        break
-                    assert process.poll() is None, self._log.read_text()
-                    assert time.monotonic() < deadline, "the lab did not answer"
-                    time.sleep(0.1)
-            yield process
-        finally:
-            process.terminate()
-            process.wait(300)
-
-    def sign_in(self, name: str) -> str:
-        """Sign in as a person does; returns the cookie."""
-        with self.browser() as browser:
-            answer = browser.post("/sign-in", data={"name": name, "password": PASSWORD})
-            assert answer.status_code == 303, answer.text
-            return answer.cookies[COOKIE]
-
-    def name_on_account_page(self, token: str) -> str:
-        """Return whose session a cookie is, as the page shows it; the status where it is not."""
-        with self.browser(token) as browser:
-            answer = browser.get("/account")
-            return next(
-                (name for name in PEOPLE if f"Signed in as <b>{name}</b>" in answer.text), str(answer.status_code)
-            )
+def name_on_account_page(server: LabServer, token: str) -> str:
+    """Return whose session a cookie is, as the page shows it; the status where it is not."""
+    with server.browser(token) as browser:
+        answer = browser.get("/account")
+        return next((name for name in PEOPLE if f"Signed in as <b>{name}</b>" in answer.text), str(answer.status_code))
 
 
 @pytest.fixture
@@ -162,7 +105,7 @@ def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, la
     runs = [ann]
     try:
         with server.running() as first:
-            cookies = {name: server.sign_in(name) for name in PEOPLE}
+            cookies = {name: sign_in(server, name) for name in PEOPLE}
             wait_until(lambda: last_step(ann) >= 3 or ann.folder.read_state().is_final, PATIENCE_SECONDS)
             wait_until(lambda: state_of(ann) == "running" or ann.folder.read_state().is_final, PATIENCE_SECONDS)
             assert state_of(ann) == "running", ann.folder.read_state()
@@ -180,7 +123,7 @@ def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, la
         step_before = last_step(ann)
         wait_until(lambda: last_step(ann) > step_before, PATIENCE_SECONDS)  # it trains without a server
         with server.running():
-            assert {name: server.name_on_account_page(token) for name, token in cookies.items()} == {
+            assert {name: name_on_account_page(server, token) for name, token in cookies.items()} == {
                 name: name for name in PEOPLE
             }
             assert accounts.people() == people

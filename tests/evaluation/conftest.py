@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
-from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import EvaluationConfig
 from engine.data.passes.prepare import prepare_dataset
 from engine.data.render.template import freeze_template
@@ -19,7 +18,8 @@ from engine.evaluation.job import (
 )
 from engine.evaluation.worker.main import EvaluationWorker
 from engine.hardware.processor import describe_processor
-from tests.chat.tiny_adapters import lora, make_adapter
+from engine.runs.run import RunFolder
+from tests.chat.tiny_adapters import lora, write_trained_run
 from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model
 
@@ -45,30 +45,25 @@ def run(base, data, tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "run", base, data, lora())
 
 
-def write_run(folder: Path, base: Path, data: Path, adapter_config: object, method: str = "lora") -> Path:
-    make_adapter(base, folder / "adapter", adapter_config)
-    config = config_from_mapping(
-        {
-            "model": {"id": str(base), "compute_dtype": "float32"},
-            "dataset": {"source": str(data), "eval_fraction": 0.2},
-            "adapter": {"method": method},
-            "training": {"max_length": 256},
-        }
+def write_run(folder: Path, base: Path, data: Path, adapter_config: object, method: str = "lora", **model: Any) -> Path:
+    return write_trained_run(
+        folder,
+        base,
+        adapter_config,
+        model={"compute_dtype": "float32", **model},
+        dataset={"source": str(data), "eval_fraction": 0.2},
+        adapter={"method": method, "num_virtual_tokens": 5},
+        training={"max_length": 256},
     )
-    (folder / "config.yaml").write_text(config_to_yaml(config))
-    return folder
 
 
-def order_of(run: Path, **settings: Any) -> EvaluationOrder:
-    plan = plan_load(ChatTarget.of_run(run))
-    from engine.runs.run import RunFolder
-
+def order_of(run: Path, device=None, **settings: Any) -> EvaluationOrder:
     values = {"answered_rows": 0, "max_new_tokens": 8, "general_text": False, **settings}
     return EvaluationOrder(
-        plan=plan,
+        plan=plan_load(ChatTarget.of_run(run)),
         run=RunFolder(run).read_config(),
         settings=EvaluationConfig(**values),
-        device=describe_processor(),
+        device=device or describe_processor(),
     )
 
 

@@ -15,23 +15,23 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from engine.chat.contract import ChatTarget
-from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import PushConfig
 from engine.errors import HubUnreachableError, ModelError, PushError, RunError
 from engine.export.contract import PushRequest
 from engine.export.push import PushJob
 from engine.processes.messages import CancelledRequestError
-from tests.chat.tiny_adapters import lora, make_adapter
-from tests.export.hub_stand_in import TOKEN, Fault, HubStandIn
+from tests.chat.tiny_adapters import lora, write_trained_run
 from tests.export.push_folders import ADAPTER_FILES
 from tests.export.quick_export import QuickExport
+from tests.hub.repositories import OwnHub
+from tests.hub.server import TOKEN, Fault
 
 NAME = "ada/my-adapter"
 
 
 @pytest.fixture
 def hub(monkeypatch):
-    with HubStandIn() as stand_in:
+    with OwnHub() as stand_in:
         monkeypatch.setenv("HF_ENDPOINT", stand_in.address)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         monkeypatch.setenv("HF_HUB_OFFLINE", "0")
@@ -41,17 +41,7 @@ def hub(monkeypatch):
 
 @pytest.fixture(scope="module")
 def run(tiny_model_folder, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    config = config_from_mapping(
-        {
-            "model": {"id": str(tiny_model_folder)},
-            "dataset": {"source": "/home/somebody/secret-data/rows.jsonl"},
-            "run": {"name": "my run"},
-        }
-    )
-    make_adapter(tiny_model_folder, folder / "adapter", lora())
-    (folder / "config.yaml").write_text(config_to_yaml(config))
-    return folder
+    return write_trained_run(tmp_path_factory.mktemp("runs") / "run", tiny_model_folder, lora())
 
 
 def job(home, run: Path, export=None, repository: str = NAME, **settings) -> PushJob:
@@ -208,7 +198,7 @@ def test_after_an_interruption_nothing_is_prepared_or_sent_twice(hub, home, run)
 def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
     reached, release = threading.Event(), threading.Event()
 
-    def hangs(path, body):
+    def hangs(_):
         reached.set()
         release.wait(300)
         return 200, {}

@@ -11,8 +11,10 @@ from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.export.contract import UploadOrder
 from engine.export.push_upload import HubPush
 from engine.hub import Patience, quoted
-from tests.export.hub_stand_in import TOKEN, Blob, Fault, HubStandIn, StoredRepository
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
+from tests.export.test_push_files import TOKEN
+from tests.hub.repositories import Blob, OwnHub, StoredRepository
+from tests.hub.server import TOKEN, Fault
 
 NAME = "ada/my-adapter"
 ATTEMPTS = 3
@@ -21,7 +23,7 @@ LIBRARYS_OWN = ("preupload", "batch", "put")  # what huggingface_hub asks for ag
 
 @pytest.fixture
 def hub(monkeypatch):
-    with HubStandIn() as stand_in:
+    with OwnHub() as stand_in:
         stand_in.serve_all(monkeypatch)
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
         yield stand_in
@@ -30,7 +32,7 @@ def hub(monkeypatch):
 class Pusher:
     """Pushes and remembers what was told and how long it would have waited."""
 
-    def __init__(self, hub: HubStandIn, token: str = TOKEN) -> None:
+    def __init__(self, hub: OwnHub, token: str = TOKEN) -> None:
         self.messages: list[str] = []
         self.waits: list[float] = []
         self._api = lambda: HfApi(endpoint=hub.address, token=token)
@@ -178,10 +180,10 @@ def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
     arrived = threading.Event()
     real = hub._put
 
-    def fails_at_the_last(path, body):
-        if path.endswith(last) and not arrived.is_set():
+    def fails_at_the_last(request):
+        if request.name == last and not arrived.is_set():
             return 500, {"error": "full"}
-        return real(path, body)
+        return real(request)
 
     hub._put = fails_at_the_last
     with pytest.raises(HubUnreachableError):
@@ -294,7 +296,7 @@ def test_a_wrong_token_and_a_foreign_owner_are_distinguished(hub, tmp_path):
 
 
 def test_no_answer_at_all_is_reported(monkeypatch, tmp_path):
-    with HubStandIn() as gone:
+    with OwnHub() as gone:
         address = gone.address
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

@@ -1,18 +1,28 @@
-"""Real training workers, for tests that break them."""
+"""Real training workers, for tests that break them, and what their runs would have learned without it."""
 
 import pytest
 
-from tests.training.forking_workers import ForkingWorkers
-from tests.training.worker_runs import WorkerRuns, write_questions
+from engine.training.worker import EXIT_FINISHED
+from tests.training.conftest import runs, workers  # noqa: F401 - fixtures
+from tests.training.worker_runs import losses_of
 
 
 @pytest.fixture(scope="session")
-def workers():
-    """Starts real workers."""
-    return ForkingWorkers()
+def known_losses():
+    """By what was asked for; each is trained once."""
+    return {}
 
 
 @pytest.fixture
-def runs(home, tiny_model_folder, tmp_path) -> WorkerRuns:
-    """Makes runs of the tiny model."""
-    return WorkerRuns(home, tiny_model_folder, write_questions(tmp_path / "questions.jsonl"))
+def losses_without_faults(known_losses, workers, runs):  # noqa: F811
+    """Gives the losses of a run with these sections that nothing happened to."""
+
+    def find(sections):
+        key = repr(sections)
+        if key not in known_losses:
+            run = runs.create(**sections)
+            assert workers.run(run.folder.path) == EXIT_FINISHED
+            known_losses[key] = losses_of(run)
+        return known_losses[key]
+
+    return find

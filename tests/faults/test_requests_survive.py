@@ -14,9 +14,8 @@ from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
 from engine.training.signals import REPEAT_SECONDS
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
-from tests.checkpoints import newest_intact
 from tests.runs.supervision import wait_for_step, wait_until
-from tests.training.worker_runs import data_of_events, is_pending, losses_of
+from tests.training.worker_runs import data_of_events, is_pending, losses_of, newest_intact
 
 pytestmark = pytest.mark.e2e
 
@@ -36,23 +35,9 @@ def processes_of_session(leader):
     return matches
 
 
-@pytest.fixture(scope="module")
-def whole():
-    """Losses of a run that no one asked anything."""
-    return {}
-
-
-def reference_run(whole, workers, runs):
-    if not whole:
-        run = runs.create(**SECTIONS)
-        assert workers.run(run.folder.path) == EXIT_FINISHED
-        whole.update(losses_of(run))
-    return list(whole.items())
-
-
 @pytest.mark.parametrize("place", ["training:step-6", "checkpoint:filled#1"], ids=["between steps", "while saving"])
-def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, runs, whole, tmp_path):
-    expected = reference_run(whole, workers, runs)
+def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, runs, losses_without_faults, tmp_path):
+    expected = losses_without_faults(SECTIONS)
     run = runs.create(**SECTIONS)
     pid = workers.start(run.folder.path, f"{place}=wait:{tmp_path / 'go'}")
     wait_for_step(run, 6 if "step-6" in place else 4)

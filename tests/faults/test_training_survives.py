@@ -10,9 +10,8 @@ from safetensors.torch import load_file
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
-from tests.checkpoints import newest_intact
 from tests.runs.supervision import wait_for_step, wait_until
-from tests.training.worker_runs import data_of_events, events_of, is_pending, losses_of
+from tests.training.worker_runs import data_of_events, events_of, is_pending, losses_of, newest_intact
 
 pytestmark = pytest.mark.e2e
 
@@ -34,23 +33,8 @@ STEPS_LEFT = [None, None, None, None, 2, 4, 4, 4, 4, 6, 8, 8, 8, 8, 8, 10, 10]  
 SAVES_OFTEN = {"training": {"save_steps": 2}, "adapter": {"lora_dropout": 0.1}}
 
 
-@pytest.fixture(scope="module")
-def reference_run():
-    """Losses of a run that nothing happened to, by what was asked for; each is trained once."""
-    return {}
-
-
-def losses_without_faults(uninterrupted, workers, runs, sections):
-    key = repr(sections)
-    if key not in uninterrupted:
-        run = runs.create(**sections)
-        assert workers.run(run.folder.path) == EXIT_FINISHED
-        uninterrupted[key] = losses_of(run)
-    return uninterrupted[key]
-
-
-def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(workers, runs, reference_run):
-    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
+def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(workers, runs, losses_without_faults):
+    expected = losses_without_faults(SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
 
     for place, step in zip(KILLS, STEPS_LEFT, strict=True):
@@ -79,8 +63,8 @@ def test_a_kill_while_saving_leaves_a_newest_checkpoint_that_loads(workers, runs
     ],
     ids=["LoRA with dropout", "QLoRA", "packing"],
 )
-def test_a_run_killed_at_step_7_continues_from_step_5_bit_by_bit(sections, workers, runs, reference_run):
-    expected = losses_without_faults(reference_run, workers, runs, sections)
+def test_a_run_killed_at_step_7_continues_from_step_5_bit_by_bit(sections, workers, runs, losses_without_faults):
+    expected = losses_without_faults(sections)
     run = runs.create(**sections)
 
     assert workers.run(run.folder.path, "training:step-7=kill") == KILLED
@@ -93,25 +77,10 @@ def test_a_run_killed_at_step_7_continues_from_step_5_bit_by_bit(sections, worke
     assert losses_of(run) == expected
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over(workers, runs, reference_run):
-    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
-    run = runs.create(**SAVES_OFTEN)
-    workers.run(run.folder.path, "training:step-9=kill")
-    weights = run.folder.checkpoint(8) / "adapter" / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-
-    assert workers.run(run.folder.path) == EXIT_FINISHED
-
-    assert data_of_events(run, "resumed")[0].step == 6
-    (warning,) = [data for data in data_of_events(run, "warning") if data.code == "checkpoint_damaged"]
-    assert warning.message.startswith(
-        "step-8 is damaged (the content of adapter/adapter_model.safetensors has changed)"
-    )
-    assert losses_of(run) == expected
-    assert not list(run.folder.checkpoints.glob("damaged-*"))  # later ones stand
-
-
-def test_a_damaged_checkpoint_stays_until_a_later_one_stands(workers, runs):
+def test_a_damaged_newest_checkpoint_is_passed_over_and_stays_until_a_later_one_stands(
+    workers, runs, losses_without_faults
+):
+    expected = losses_without_faults(SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     workers.run(run.folder.path, "training:step-9=kill")
     weights = run.folder.checkpoint(8) / "adapter" / "adapter_model.safetensors"
@@ -119,11 +88,19 @@ def test_a_damaged_checkpoint_stays_until_a_later_one_stands(workers, runs):
 
     assert workers.run(run.folder.path, "training:step-7=kill") == KILLED
 
+    assert data_of_events(run, "resumed")[0].step == 6
+    (warning,) = [data for data in data_of_events(run, "warning") if data.code == "checkpoint_damaged"]
+    assert warning.message.startswith(
+        "step-8 is damaged (the content of adapter/adapter_model.safetensors has changed)"
+    )
     assert {path.name for path in run.folder.checkpoints.iterdir()} == {"step-6", "damaged-step-8"}
+    assert workers.run(run.folder.path) == EXIT_FINISHED
+    assert losses_of(run) == expected
+    assert not list(run.folder.checkpoints.glob("damaged-*"))
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(workers, runs, reference_run):
-    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
+def test_a_run_whose_checkpoints_are_all_damaged_restarts_only_when_asked_again(workers, runs, losses_without_faults):
+    expected = losses_without_faults(SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     workers.run(run.folder.path, "training:step-9=kill")
     for path in run.folder.checkpoints.glob("step-*/optimizer.safetensors"):
@@ -220,8 +197,8 @@ def test_a_machine_out_of_memory_has_advice(workers, runs, tmp_path):
     assert failure.fix
 
 
-def test_training_waits_while_the_disk_is_full_and_continues_by_itself(workers, runs, reference_run):
-    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
+def test_training_waits_while_the_disk_is_full_and_continues_by_itself(workers, runs, losses_without_faults):
+    expected = losses_without_faults(SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     full = ";".join(f"checkpoint:filled#{number}=disk_full" for number in (3, 4, 5))
 
@@ -241,8 +218,8 @@ def test_training_waits_while_the_disk_is_full_and_continues_by_itself(workers, 
     ],
     ids=["events", "adapter"],
 )
-def test_a_disk_that_is_full_anywhere_is_waited_for(full, workers, runs, reference_run):
-    expected = losses_without_faults(reference_run, workers, runs, SAVES_OFTEN)
+def test_a_disk_that_is_full_anywhere_is_waited_for(full, workers, runs, losses_without_faults):
+    expected = losses_without_faults(SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
 
     assert workers.run(run.folder.path, f"{full};disk_full:hurry=yes") == EXIT_FINISHED

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,11 +14,13 @@ import pytest
 
 from engine.models.prepared import DEMO_MODEL_ID
 from engine.runs.run import Run
+from engine.training.worker import EXIT_FINISHED
 from tests.gpu.cuda_training import SHAPES, save_in_shape, the_gpu
-from tests.training.worker_runs import WorkerRuns, write_questions
+from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, newest_intact, write_questions
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER_SECONDS = 300
+RESUME_TOLERANCE = 0.01  # of a loss in 16 bits
 
 # What a shape needs: of the GPU, to make it in bfloat16 and to train it; and of the disk.
 _GPU_GIB = {"0.5B": 6, "1.5B": 10, "8B": 24}
@@ -98,6 +101,30 @@ class CudaWorkers:
 def cuda_workers(tmp_path) -> CudaWorkers:
     """Starts workers on the GPU."""
     return CudaWorkers(tmp_path / "workers.log")
+
+
+@pytest.fixture
+def resumed_run(cuda_runs, cuda_workers):
+    """Trains a run to its end, and another with the same sections that is killed at step 7 and resumed; gives both.
+
+    Kernels on CUDA add up in an order of their own (atomics in the backward pass of embeddings and of attention), so the
+    second follows the first within rounding of 16 bits and not bit by bit.
+    """
+
+    def make(**sections) -> tuple[Run, Run, float]:
+        whole, run = cuda_runs.create(**sections), cuda_runs.create(**sections)
+        assert cuda_workers.run(whole) == EXIT_FINISHED, cuda_workers.end_of_log()
+        assert cuda_workers.run(run, "training:step-7=kill") == -signal.SIGKILL
+        assert newest_intact(run.folder.checkpoints).step == 5
+        assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
+        assert data_of_events(run, "resumed")[0].step == 5
+        expected, got = dict(losses_of(whole)), dict(losses_of(run))
+        assert got.keys() == expected.keys()
+        worst = max(abs(got[step] - expected[step]) / expected[step] for step in got)
+        assert worst < RESUME_TOLERANCE
+        return whole, run, worst
+
+    return make
 
 
 @pytest.fixture

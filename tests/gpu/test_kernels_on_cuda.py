@@ -4,16 +4,13 @@ import importlib.util
 
 import pytest
 
-from engine.training.worker import EXIT_FINISHED
-from tests.checkpoints import newest_intact
 from tests.gpu.cuda_training import auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
-from tests.training.worker_runs import data_of_events, losses_of
+from tests.training.worker_runs import data_of_events, newest_intact
 
 pytestmark = pytest.mark.gpu
 
 TOLERANCE = 0.02  # of the losses in bfloat16
-RESUME_TOLERANCE = 0.01  # as in test_methods_on_cuda.py
 
 
 def train(folder, tmp_path, **training):
@@ -52,15 +49,8 @@ def test_kernels_of_layers_have_the_losses_of_the_models_own(name, family, metho
 
 
 @pytest.mark.e2e
-def test_a_float16_run_continues_with_the_scale_of_its_loss(cuda_runs, cuda_workers):
-    sections = {"model": {"compute_dtype": "float16"}, "run": {"devices": "auto"}}
-    whole, run = cuda_runs.create(**sections), cuda_runs.create(**sections)
+def test_a_float16_run_continues_with_the_scale_of_its_loss(resumed_run):
+    _, run, _ = resumed_run(model={"compute_dtype": "float16"}, run={"devices": "auto"})
 
-    assert cuda_workers.run(whole) == EXIT_FINISHED, cuda_workers.end_of_log()
-    assert cuda_workers.run(run, "training:step-7=kill") < 0
     assert (newest_intact(run.folder.checkpoints).folder / "scaler.json").is_file()
-    assert cuda_workers.run(run) == EXIT_FINISHED, cuda_workers.end_of_log()
-
     assert data_of_events(run, "parameters")[-1].compute_dtype == "float16"
-    for (_, got), (_, expected) in zip(losses_of(run), losses_of(whole), strict=True):
-        assert got == pytest.approx(expected, rel=RESUME_TOLERANCE)

@@ -9,12 +9,11 @@ from engine.hardware.devices import list_devices
 from engine.training.device_memory import DeviceMemory
 from engine.training.placement import Placement
 from engine.training.worker import EXIT_FINISHED
-from tests.checkpoints import newest_intact
 from tests.gpu.conftest import WORKER_SECONDS
 from tests.gpu.cuda_training import cuda_placement
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows, make_training
-from tests.training.worker_runs import data_of_events, losses_of
+from tests.training.worker_runs import data_of_events, losses_of, newest_intact
 
 pytestmark = pytest.mark.gpu
 

@@ -1,7 +1,6 @@
 """Chat, evaluation and export on a GPU: the answers of the processor in float32, and memory that returns."""
 
 import json
-import time
 
 import pytest
 import torch
@@ -10,19 +9,14 @@ from engine.chat.contract import ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.chat.target import plan_load
 from engine.chat.worker.weights import ModelPlace, Weights
-from engine.config.load import config_from_mapping, config_to_yaml
-from engine.config.results import EvaluationConfig, ExportConfig, SamplingConfig
+from engine.config.results import SamplingConfig
 from engine.data.conversation import Message
-from engine.evaluation.job import EvaluationOrder, EvaluationResult
-from engine.evaluation.worker.main import EvaluationWorker
-from engine.export.contract import ExportOrder, ExportResult
-from engine.export.folder import made_aside
-from engine.export.worker.main import run_export
 from engine.hardware.processor import describe_processor
-from engine.runs.run import RunFolder
-from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
+from tests.chat.tiny_adapters import ia3, lora, prefix_tuning
+from tests.evaluation.conftest import evaluate, order_of, write_run
+from tests.export.exporting import export
 from tests.gpu.cuda_training import the_gpu
-from tests.recorded_request import RecordedRequest
+from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model
 from tests.training.worker_runs import write_questions
 
@@ -49,16 +43,7 @@ def run_of(base, tmp_path_factory):
     def make(method, quantization="none", dtype="float32"):
         folder = root / f"{method}-{quantization}-{dtype}"
         if not folder.exists():
-            make_adapter(base, folder / "adapter", ADAPTERS[method])
-            config = config_from_mapping(
-                {
-                    "model": {"id": str(base), "quantization": quantization, "compute_dtype": dtype},
-                    "dataset": {"source": str(data), "eval_fraction": 0.2},
-                    "adapter": {"method": method, "num_virtual_tokens": 5},
-                    "training": {"max_length": 256},
-                }
-            )
-            (folder / "config.yaml").write_text(config_to_yaml(config))
+            write_run(folder, base, data, ADAPTERS[method], method, quantization=quantization, compute_dtype=dtype)
         return folder
 
     return make
@@ -115,10 +100,7 @@ def test_a_conversation_gives_its_memory_back_when_it_is_unloaded(home, run_of):
     assert chat_model.device == the_gpu().name
     assert {chunk.branch for chunk in chunks} == {"base", "tuned"}
     assert during < before
-    deadline = time.monotonic() + SECONDS_TO_RETURN_MEMORY
-    while the_gpu().free_bytes < before - 2**27:
-        assert time.monotonic() < deadline, "the memory did not return"
-        time.sleep(0.1)
+    wait_until(lambda: the_gpu().free_bytes >= before - 2**27, SECONDS_TO_RETURN_MEMORY)
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
@@ -126,14 +108,7 @@ def test_held_out_losses_are_those_of_the_processor(method, home, run_of):
     run = run_of(method)
 
     def losses(device):
-        order = EvaluationOrder(
-            plan=plan_load(ChatTarget.of_run(run)),
-            run=RunFolder(run).read_config(),
-            settings=EvaluationConfig(answered_rows=0, max_new_tokens=8),
-            device=device,
-        )
-        answer = EvaluationWorker(home).evaluate(order.model_dump(mode="json"), RecordedRequest())
-        return {branch: loss.loss for branch, loss in EvaluationResult.model_validate(answer).losses.items()}
+        return {branch: loss.loss for branch, loss in evaluate(home, order_of(run, device)).losses.items()}
 
     expected, got = losses(describe_processor()), losses(the_gpu())
 
@@ -145,18 +120,8 @@ def test_held_out_losses_are_those_of_the_processor(method, home, run_of):
 def test_a_merged_export_from_a_gpu_answers_as_the_run_does(quantization, home, run_of, tmp_path):
     run, folder = run_of("lora", quantization), tmp_path / "merged"
 
-    with made_aside(folder) as aside:
-        order = ExportOrder(
-            plan=plan_load(ChatTarget.of_run(run)),
-            name=folder.name,
-            folder=aside,
-            settings=ExportConfig(kind="merged", dtype="float32"),
-            device=the_gpu(),
-            run=run,
-        )
-        answer = run_export(home, order.model_dump(mode="json"), RecordedRequest())
+    verification = export(home, run, folder, device=the_gpu(), kind="merged", dtype="float32").verified
 
-    verification = ExportResult.model_validate(answer).verified
     assert verification is not None
     assert verification.passed, verification
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"

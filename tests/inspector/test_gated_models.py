@@ -9,7 +9,7 @@ import pytest
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.errors import ModelError
 from engine.inspector.session import Inspector
-from tests.models.fake_hub import FakeHub
+from tests.hub.published import PublishedHub
 
 MODEL = ModelConfig(id="owner/gated")
 DATASET = DatasetConfig(source="sample:lab-chats")
@@ -17,7 +17,7 @@ DATASET = DatasetConfig(source="sample:lab-chats")
 
 @pytest.fixture
 def hub(tiny_model_folder, tmp_path, monkeypatch):
-    with FakeHub() as fake:
+    with PublishedHub() as fake:
         files = [path for path in tiny_model_folder.iterdir() if path.is_file()]
         fake.repositories[MODEL.id] = {path.name: path.read_bytes() for path in files}
         fake.gated.add(MODEL.id)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, constants
+from huggingface_hub import HfApi
 from huggingface_hub.utils import _xet
 
 from engine.accounts.accounts import open_database
@@ -15,25 +15,24 @@ from engine.accounts.lab import change_settings
 from engine.executors.huggingface_jobs import job
 from engine.paths import LoratoryHome
 from engine.wheel import build_wheel
+from tests.hub.jobs import STORAGE_CLIENT, JobsHub
+from tests.hub.server import TOKEN
 from tests.jobs.followed_run import FollowedRun
 from tests.jobs.lab import SERVERS_OWN, Lab
-from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN, JobsStandIn
 
 _wheel = functools.cache(build_wheel)  # of hundreds of files that no test changes
 
 
 @contextmanager
-def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsStandIn]:
+def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[JobsHub]:
     """Let huggingface_hub ask the stand-in, and store files with it as well, in this process."""
     monkeypatch.syspath_prepend(str(STORAGE_CLIENT))
     for name in [name for name in sys.modules if name.partition(".")[0] == "hf_xet"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     monkeypatch.setattr(job, "build_wheel", _wheel)
-    with JobsStandIn(folder) as stand_in:
-        monkeypatch.setattr(constants, "ENDPOINT", stand_in.address)
+    with JobsHub(folder) as stand_in:
+        stand_in.serve_all(monkeypatch, xet=True)
         yield stand_in
     sys.modules.pop("hf_xet", None)
 

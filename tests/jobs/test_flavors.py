@@ -9,7 +9,7 @@ from engine.executors.huggingface_jobs.flavors import HardwareList, estimate_lim
 from engine.executors.huggingface_jobs.login import HubLogin
 from engine.runs.launch import Preflight
 from tests.fake_inspector import FakeInspector
-from tests.jobs.service import HARDWARE
+from tests.hub.jobs import HARDWARE
 from tests.runs.supervision import cpu
 
 FLAVORS = read_flavors(JobHardwareInfo(**one) for one in HARDWARE)

@@ -10,9 +10,8 @@ from engine.executors.huggingface_jobs.login import HubLogin
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.control import request_stop
 from engine.runs.run import RunState
+from tests.hub.server import TOKEN, Fault
 from tests.jobs.followed_run import BUCKET, FollowedRun
-from tests.jobs.service import Fault
-from tests.jobs.stand_in import TOKEN
 from tests.runs.supervision import wait_until
 
 

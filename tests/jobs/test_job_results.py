@@ -5,9 +5,9 @@ import random
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.record import JobRecord
 from engine.runs.store import RunStore
+from tests.hub.server import Fault
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.jobs.followed_run import BUCKET
-from tests.jobs.service import Fault
 
 
 def test_events_arrive_whole_and_once_however_they_come(followed_run, hugging_face):

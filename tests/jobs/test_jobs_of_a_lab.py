@@ -25,9 +25,9 @@ from engine.runs.run import RunState
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.usage import usage_by_week
+from tests.hub.server import Fault
 from tests.invented_runs import a_config
 from tests.jobs.lab import SERVERS_OWN, TOKENS
-from tests.jobs.service import Fault
 from tests.runs.supervision import wait_until
 
 

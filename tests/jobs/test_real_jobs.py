@@ -20,7 +20,7 @@ from engine.runs.launch import Launcher, Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
-from tests.jobs.stand_in import TOKEN
+from tests.hub.server import TOKEN
 from tests.runs.supervision import cpu, wait_until
 from tests.tiny_model import make_tiny_model
 

@@ -10,7 +10,7 @@ from engine.executors.huggingface_jobs.flavors import HardwareList
 from engine.executors.huggingface_jobs.login import logins_of
 from engine.runs.supervision.supervisor import Supervisor
 from tests.fake_services import fake_services
-from tests.jobs.stand_in import TOKEN
+from tests.hub.server import TOKEN
 from tests.page_client import PageClient, read_config
 from tests.ui.front.lab import running_lab
 from ui.serve import build_services

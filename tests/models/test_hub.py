@@ -12,7 +12,7 @@ from engine.models.catalog import list_catalog
 from engine.models.folder import ModelPart
 from engine.models.hub import cached_snapshot, fetch_from_hub, search_hub
 from engine.models.source import is_hub_id, is_revision, resolve_model
-from tests.models.fake_hub import COMMIT, NEXT_COMMIT, FakeHub
+from tests.hub.published import COMMIT, NEXT_COMMIT, PublishedHub
 from tests.models.model_files import LLAMA_CONFIG, model_files, safetensors_bytes
 
 MODEL = "org/model"
@@ -20,13 +20,9 @@ MODEL = "org/model"
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    with FakeHub() as fake:
-        monkeypatch.setattr(constants, "ENDPOINT", fake.address)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", fake.address + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+    with PublishedHub() as fake:
+        fake.serve_all(monkeypatch)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         fake.repositories[MODEL] = model_files()
         yield fake
 

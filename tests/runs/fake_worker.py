@@ -33,25 +33,12 @@ class Plan:
     """What a run's name asks for."""
 
     def __init__(self, name: str) -> None:
-        self.steps, self.pace, self.checkpoint, self.before, self.hold = 5, 0.02, 0, 0.0, -1
+        self.steps, self.pace, self.checkpoint, self.before, self.hold, self.attempts = 5, 0.02, 0, 0.0, -1, 1
         self.mishap, self.mishap_step = "", -1
-        self.mishap_attempts = 1
         for word in name.split():
             key, equals, value = word.partition("=")
-            if equals:
-                number = float(value)
-                if key == "steps":
-                    self.steps = int(number)
-                elif key == "pace":
-                    self.pace = number
-                elif key == "checkpoint":
-                    self.checkpoint = int(number)
-                elif key == "before":
-                    self.before = number
-                elif key == "hold":
-                    self.hold = int(number)
-                elif key == "attempts":
-                    self.mishap_attempts = int(number)
+            if equals and key in vars(self):
+                setattr(self, key, type(getattr(self, key))(value))
             elif "@" in word:
                 self.mishap, _, step = word.partition("@")
                 self.mishap_step = int(step)
@@ -111,7 +98,7 @@ def main(path: Path) -> int:
             save(folder, events, step)
         while step == plan.hold and not (path / "go").exists():
             time.sleep(0.01)
-        if step == plan.mishap_step and claim.attempt <= plan.mishap_attempts:
+        if step == plan.mishap_step and claim.attempt <= plan.attempts:
             code = happen(plan.mishap, events)
             if code is not None:
                 return code

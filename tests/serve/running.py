@@ -2,8 +2,7 @@
 
 import contextlib
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -13,6 +12,7 @@ from engine.config.run import ModelConfig
 from engine.serve.endpoint import build_endpoint
 from engine.serve.guard import bound_socket
 from engine.serve.model import ServedModel
+from tests.runs.supervision import wait_until
 
 TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))
 
@@ -126,18 +126,10 @@ def listening(served: ServedModel) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, args=([bound],), daemon=True)
     thread.start()
-    wait_for(lambda: server.started)
+    wait_until(lambda: server.started)
     try:
         yield f"http://127.0.0.1:{bound.getsockname()[1]}/v1"
     finally:
         server.should_exit = True
         thread.join(300)
         bound.close()
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.01)

@@ -11,7 +11,8 @@ from openai import OpenAI
 
 from engine.errors import DeviceError, ModelError, RunError, WorkerError
 from engine.serve.model import ServedModel, StopScanner
-from tests.serve.running import TARGET, ScriptedSession, listening, wait_for
+from tests.runs.supervision import wait_until
+from tests.serve.running import TARGET, ScriptedSession, listening
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -145,7 +146,7 @@ def test_stop_texts_end_the_answer_and_are_not_shown(client, session, stop):
     assert answer.choices[0].message.content == "Hel"
     assert answer.choices[0].finish_reason == "stop"
     assert session.stopped == [session.requests[0].id]
-    wait_for(lambda: session.ended == 1)
+    wait_until(lambda: session.ended == 1)
 
 
 def test_stop_texts_hold_in_streams_too(client, session):
@@ -236,13 +237,13 @@ def test_who_leaves_stops_the_model(url, session, stream):
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=300)
     body = json.dumps({"model": "my-run", "messages": HI, "stream": stream})
     connection.request("POST", "/v1/chat/completions", body, {"Content-Type": "application/json"})
-    wait_for(lambda: len(session.requests) == 1)
+    wait_until(lambda: len(session.requests) == 1)
     assert session.stopped == []
 
     connection.sock.close()
 
-    wait_for(lambda: session.stopped == [session.requests[0].id])
-    wait_for(lambda: session.ended == 1)
+    wait_until(lambda: session.stopped == [session.requests[0].id])
+    wait_until(lambda: session.ended == 1)
 
 
 def test_many_clients_are_answered_and_few_at_a_time(url, session):
@@ -254,12 +255,12 @@ def test_many_clients_are_answered_and_few_at_a_time(url, session):
     threads = [threading.Thread(target=one) for _ in range(20)]
     for thread in threads:
         thread.start()
-    wait_for(lambda: session.at_once == 16)
+    wait_until(lambda: session.at_once == 16)
     session.hold.set()
     for thread in threads:
         thread.join(300)
 
-    wait_for(lambda: session.ended == 20)  # a client has its answer a moment before its iterator is closed
+    wait_until(lambda: session.ended == 20)  # a client has its answer a moment before its iterator is closed
     assert session.most_at_once == 16
 
 

@@ -31,7 +31,8 @@ from engine.paths import LoratoryHome
 from engine.serve.model import ServedModel
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.data.conversations import render_conversation
-from tests.serve.running import listening, wait_for
+from tests.runs.supervision import wait_until
+from tests.serve.running import listening
 from tests.tiny_model import make_tiny_model
 
 pytestmark = pytest.mark.e2e
@@ -146,20 +147,20 @@ def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires
         answer = say(client, "mine", **greedy)
         assert say(client, "base", **greedy) != answer
 
-        wait_for(lambda: session.state.generating == 1)  # the long one is still being written
+        wait_until(lambda: session.state.generating == 1)  # the long one is still being written
         let_a_minute_pass()
         count_before = len(looks)
-        wait_for(lambda: len(looks) > count_before + 2)
+        wait_until(lambda: len(looks) > count_before + 2)
         assert session.state.phase == "generating"
         assert messages == []
 
         stream.close()  # who leaves frees the model within a moment
-        wait_for(lambda: session.state.phase == "ready")
+        wait_until(lambda: session.state.phase == "ready")
         client.models.list()
 
         let_a_minute_pass()
 
-        wait_for(lambda: bool(messages))
+        wait_until(lambda: bool(messages))
         assert messages == ["tiny-llama was unloaded, because it was idle for 1 min."]
         assert leases.holder("cpu") is None
         assert say(client, "mine", **greedy) == answer

@@ -9,16 +9,16 @@ from engine.commands import space as space_command
 from engine.hub import Patience
 from engine.space import hub as space_hub
 from engine.wheel import Wheel
-from tests.export.hub_stand_in import TOKEN
+from tests.hub.server import TOKEN
+from tests.hub.spaces import SpacesHub
 from tests.space.fake_bucket import FakeBucket
 from tests.space.mirrored import Spaces
-from tests.space.stand_in import SpacesStandIn
 
 
 @pytest.fixture
 def hub(monkeypatch):
     """The stand-in, asked by the login of this test, without waits."""
-    with SpacesStandIn() as stand_in:
+    with SpacesHub() as stand_in:
         stand_in.serve_all(monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         quick = functools.partial(space_hub.SpaceHub, patience=Patience(attempts=3, sleep=lambda _: None))

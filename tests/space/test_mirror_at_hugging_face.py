@@ -14,9 +14,8 @@ from engine.hub import MIRROR, RunBucket
 from engine.runs.store import RunStore
 from engine.space import mirror_bucket
 from tests.accounts.conftest import PASSWORD
+from tests.hub.server import TOKEN, Fault
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
-from tests.jobs.service import Fault
-from tests.jobs.stand_in import TOKEN
 from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
 

@@ -17,8 +17,9 @@ from engine.runs.store import RunStore
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from engine.training import faults
+from tests.hub.jobs import STORAGE_CLIENT
+from tests.hub.server import TOKEN
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
-from tests.jobs.stand_in import STORAGE_CLIENT, TOKEN
 from tests.runs.supervision import cpu, wait_for_state, wait_for_step, wait_until
 from tests.space.fake_bucket import FakeBucket
 from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of

@@ -8,8 +8,8 @@ from huggingface_hub import SpaceStage
 from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource
 from engine.space.hub import STAGES
-from tests.export.hub_stand_in import TOKEN, Fault
-from tests.space.stand_in import with_space
+from tests.export.test_push_files import TOKEN
+from tests.hub.server import TOKEN, Fault
 
 NAME = "ada/loratory"
 SHOWN = ("--visibility", "protected")
@@ -71,7 +71,7 @@ def test_a_dry_run_writes_the_files_without_a_request(hub, loratory, tmp_path, m
 
 
 def test_a_space_that_is_there_is_left_alone(hub, loratory):
-    with_space(hub, NAME, {"README.md": b"mine"})
+    hub.add(NAME, {"README.md": b"mine"})
     code, _, err = loratory("create", NAME)
     assert code == 1
     assert "Use `loratory space update`" in err

@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from tests.export.hub_stand_in import Fault
-from tests.space.stand_in import with_space
+from tests.hub.server import Fault
 
 NAME = "ada/loratory"
 SHOWN = ("--visibility", "protected")
@@ -36,7 +35,7 @@ def test_an_update_sends_what_changed_and_nothing_twice(hub, loratory):
 
 
 def test_an_update_whose_answer_was_lost_reports_what_it_changed(hub, loratory):
-    with_space(hub, NAME, {"Dockerfile": b"FROM scratch"})
+    hub.add(NAME, {"Dockerfile": b"FROM scratch"})
     hub.faults = [Fault("commit", "lost")]
 
     record = json.loads(loratory("update", NAME, "--json")[1])
@@ -73,7 +72,7 @@ def test_an_update_changes_what_is_given(hub, loratory, monkeypatch):
 
 def test_an_update_of_what_is_not_there_or_not_ours_changes_nothing(hub, loratory):
     assert "The Hub has no Space ada/loratory" in loratory("update", NAME)[2]
-    with_space(hub, NAME, {"index.html": b"hi"}, sdk="static")
+    hub.add(NAME, {"index.html": b"hi"}, sdk="static")
     code, _, err = loratory("update", NAME)
     assert code == 1
     assert "static Space" in err

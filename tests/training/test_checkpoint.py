@@ -12,7 +12,7 @@ from engine.training.checkpoints.folder import (
     sweep,
     write_checkpoint,
 )
-from tests.checkpoints import newest_intact
+from tests.training.worker_runs import newest_intact
 
 
 def fill_with(content: str):

@@ -63,7 +63,7 @@ def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(work
     manifest = read_manifest(folder).model_copy(update={"files": describe_files(folder)})
     (folder / MANIFEST).write_text(manifest.model_dump_json())
 
-    results = launch_ranks("tests.training.blind_rank", run.folder.path, folder=run.folder.path)
+    results = launch_ranks("tests.training.faulty_rank", run.folder.path, folder=run.folder.path)
 
     assert results.returncode == 0, results.stderr[-2000:]
     assert data_of_events(run, "resumed")[-1].step == 5

@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.config.load import config_from_mapping
 from engine.paths import LoratoryHome
+from engine.runs.checkpoints import Checkpoint, damage, list_checkpoints
 from engine.runs.history.events import Event
 from engine.runs.history.log import read_events
 from engine.runs.history.reader import read_history
@@ -16,23 +17,7 @@ from engine.runs.history.run_history import RunHistory
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 
-WORDS = [
-    "rank",
-    "alpha",
-    "adapter",
-    "dropout",
-    "target",
-    "layer",
-    "batch",
-    "step",
-    "loss",
-    "rate",
-    "token",
-    "frozen",
-    "weight",
-    "base",
-    "tune",
-]
+WORDS = "rank alpha adapter dropout target layer batch step loss rate token frozen weight base tune".split()
 
 
 def write_questions(path: Path, count: int = 30) -> Path:
@@ -98,6 +83,11 @@ def losses_of(run: Run) -> list[tuple[int, float]]:
     """Step and loss, without what was superseded."""
     steps = history_of(run).steps
     return list(zip(steps.steps.tolist(), steps.losses.tolist(), strict=True))
+
+
+def newest_intact(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint whose every file is as it was written, as a worker that resumes finds it."""
+    return next((known for known in reversed(list_checkpoints(folder)) if not damage(known)), None)
 
 
 def is_pending(pid: int, number: int) -> bool:

@@ -1,6 +1,5 @@
 """A Data tab on fakes, whose handlers are called as the browser would."""
 
-import time
 from types import SimpleNamespace
 
 import gradio as gr
@@ -53,13 +52,6 @@ class Visitor:
 
     def tick(self, last_stamp="", listing="all", **settings):
         return Shown(self.tab, self.tab._tick(last_stamp, listing, 0, *self.values(**settings)))
-
-
-def wait_for(condition) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.01)
 
 
 def question_on(source: str, **changes) -> CheckQuestion:

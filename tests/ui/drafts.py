@@ -12,71 +12,24 @@ from engine.errors import EngineError
 from engine.executors.places import HuggingFaceJobs, SlurmCluster, ThisMachine
 from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.devices import list_devices
-from engine.models.shape import ModelShape, ModuleShape
+from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
+from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.fake_inspector import FakeInspector
 from ui.backend.dataset_checks import DatasetChecks
 from ui.draft import read_draft
 from ui.form import JUDGE_FOR, Form
 from ui.gradio_internals import Blocks
 
-SIZES = {  # of a Llama with hidden size 64 and four heads
-    "q_proj": (64, 64),
-    "k_proj": (64, 64),
-    "v_proj": (64, 64),
-    "o_proj": (64, 64),
-    "gate_proj": (64, 128),
-    "up_proj": (64, 128),
-    "down_proj": (128, 64),
-}
-NAMES = tuple(SIZES)
+NAMES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+SIZES = PublishedSizes(
+    hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=100,
+    tie_word_embeddings=True, max_position_embeddings=512,
+)  # fmt: skip
 
 
 def small_shape() -> ModelShape:
-    linears = [
-        ModuleShape(
-            name=f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}",
-            kind="linear",
-            class_name="Linear",
-            parameters=inner * outer,
-            in_features=inner,
-            out_features=outer,
-        )
-        for layer in range(2)
-        for name, (inner, outer) in SIZES.items()
-    ]
-    norms = [
-        ModuleShape(name=name, kind="norm", class_name="LlamaRMSNorm", parameters=64, in_features=64, out_features=64)
-        for name in ("model.layers.0.input_layernorm", "model.layers.1.input_layernorm", "model.norm")
-    ]
-    embedding = ModuleShape(
-        name="model.embed_tokens",
-        kind="embedding",
-        class_name="Embedding",
-        parameters=6400,
-        in_features=100,
-        out_features=64,
-    )
-    head = ModuleShape(
-        name="lm_head", kind="linear", class_name="Linear", parameters=0, in_features=64, out_features=100,
-        tied_to="model.embed_tokens", is_output_head=True,
-    )  # fmt: skip
-    modules = (embedding, *linears, *norms, head)
-    return ModelShape(
-        architecture="LlamaForCausalLM",
-        model_type="llama",
-        num_parameters=sum(module.parameters for module in modules),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        head_dim=16,
-        intermediate_size=128,
-        vocab_size=100,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        modules=modules,
-    )
+    return published_shape("LlamaForCausalLM", SIZES)
 
 
 @pytest.fixture

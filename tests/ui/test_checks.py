@@ -10,7 +10,8 @@ import pytest
 from engine.config.run import ModelConfig
 from engine.data.contract import CheckProgress
 from tests.fake_inspector import a_report
-from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
+from tests.runs.supervision import wait_until
+from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
 from ui.backend.dataset_checks import DatasetChecks
 from ui.build import build_app
 
@@ -56,7 +57,7 @@ def test_a_page_that_asks_again_ends_its_former_pass(checks, inspector):
     for length in (1, 10, 102, 1024):
         checks.ask(with_length(length), "page")
 
-    wait_for(lambda: inspector.under_way == [1024])
+    wait_until(lambda: inspector.under_way == [1024])
     assert checks.find(with_length(102)) is None, "no one stopped it, so it begins again when it is asked"
 
 
@@ -65,16 +66,16 @@ def test_a_pass_that_another_page_waits_for_continues(checks, inspector):
     checks.ask(with_length(512), "other")
     checks.ask(with_length(1024), "one")
 
-    wait_for(lambda: sorted(inspector.under_way) == [512, 1024])
+    wait_until(lambda: sorted(inspector.under_way) == [512, 1024])
     checks.ask(with_length(1024), "other")
-    wait_for(lambda: inspector.under_way == [1024])
+    wait_until(lambda: inspector.under_way == [1024])
 
 
 def test_a_pass_without_a_page_or_one_that_has_ended_is_left_alone(checks, inspector):
     unasked = checks.ask(with_length(256))
     inspector.goes_on.set()
     ended = checks.ask(with_length(512), "page")
-    wait_for(lambda: ended.is_done and unasked.is_done)
+    wait_until(lambda: ended.is_done and unasked.is_done)
     checks.ask(with_length(1024), "page")
 
     assert checks.find(with_length(512)) is ended
@@ -85,10 +86,10 @@ def test_rows_are_looked_at_with_and_without_a_tokenizer_for_one_form(checks, in
     question = with_length(512)
     checks.ask(replace(question, model=None), "page")
     checks.ask(question, "page")
-    wait_for(lambda: inspector.under_way == [512, 512])
+    wait_until(lambda: inspector.under_way == [512, 512])
 
     checks.ask(replace(question, model=ModelConfig(id="another")), "page")
-    wait_for(lambda: len(inspector.under_way) == 2)
+    wait_until(lambda: len(inspector.under_way) == 2)
 
 
 @pytest.mark.parametrize(("source", "stops"), [("owner/data", 0), ("owner/another", 1), ("rows.jsonl", 1)])
@@ -105,11 +106,11 @@ def test_fetching_ends_once_the_page_has_gone_on_to_other_data(checks, inspector
 def test_a_pass_whose_page_was_closed_ends(checks, inspector, monkeypatch):
     monkeypatch.setattr("ui.backend.dataset_checks._LEAVING_SECONDS", 0.0)
     checks.ask(with_length(512), "page")
-    wait_for(lambda: inspector.under_way == [512])
+    wait_until(lambda: inspector.under_way == [512])
 
     checks.leave("page")
 
-    wait_for(lambda: inspector.under_way == [])
+    wait_until(lambda: inspector.under_way == [])
     assert checks.find(with_length(512)) is None
 
 
@@ -135,7 +136,7 @@ def test_a_pass_that_no_page_looks_at_ends_by_itself(checks, inspector, monkeypa
     forgotten = checks.ask(with_length(512), "page")
 
     assert forgotten.stop.wait(PATIENCE_SECONDS)
-    wait_for(lambda: inspector.under_way == [])
+    wait_until(lambda: inspector.under_way == [])
 
 
 def test_fetching_for_a_page_that_was_closed_ends(checks, inspector, monkeypatch):
@@ -145,7 +146,7 @@ def test_fetching_for_a_page_that_was_closed_ends(checks, inspector, monkeypatch
 
     checks.leave("page")
 
-    wait_for(lambda: inspector.fetching_was_stopped == 1)
+    wait_until(lambda: inspector.fetching_was_stopped == 1)
 
 
 def test_closing_a_page_is_passed_on(services):

@@ -9,7 +9,8 @@ from engine.data.contract import CheckProgress
 from engine.errors import ModelError
 from engine.models.prepared import ModelProgress
 from tests.invented_runs import a_config
-from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on, wait_for
+from tests.runs.supervision import wait_until
+from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on
 from ui.backend.models import Tokenizers, key_of
 from ui.build import build_app
 from ui.tabs.data import DataTab
@@ -149,7 +150,7 @@ def test_what_no_one_foresaw_is_reported_in_two_sentences(visitor, monkeypatch, 
     values = visitor.values(dataset__source="rows.jsonl")
     if handler == "_list":
         check = visitor.tab._page.services.checks.ask(question_on("rows.jsonl"))
-        wait_for(lambda: check.is_done)
+        wait_until(lambda: check.is_done)
         check.report = check.report.model_copy(update={"longest_rows": (3, 4)})
     for name in ("preview", "find_steps"):
         monkeypatch.setattr(inspector, name, broken)
@@ -212,7 +213,7 @@ def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow
     assert '"submit":false' in tab.tokenizer.news(updates["fetch_key"], "")
 
     slow.go_on.set()
-    wait_for(lambda: tab._page.services.tokenizers.is_ready(MODEL))
+    wait_until(lambda: tab._page.services.tokenizers.is_ready(MODEL))
     assert '"submit":true' in tab.tokenizer.news(updates["fetch_key"], "")  # the page opens the dataset again
     updates = visitor.open(**settings)
 
@@ -236,7 +237,7 @@ def test_a_tokenizer_that_cannot_be_had_leaves_the_rows_and_can_be_tried_again(v
 
     slow.error = None
     visitor.tab._fetch_again(*visitor.values(**settings))
-    wait_for(lambda: visitor.tab._page.services.tokenizers.is_ready(MODEL))
+    wait_until(lambda: visitor.tab._page.services.tokenizers.is_ready(MODEL))
     assert slow.lookups == 2
 
 

@@ -4,8 +4,9 @@ import gradio as gr
 import pytest
 
 from engine.data.contract import RowProblem
+from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
-from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, some_report, wait_for
+from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, some_report
 from ui.views.row_lists import PAGE_ROWS, ListPage, listing_choices, render_counts, render_problem_list
 
 
@@ -15,7 +16,7 @@ def checked_visitor(visitor, services):
     question = question_on("rows.jsonl")
     services.tokenizers.ask(question.model).ended.wait(PATIENCE_SECONDS)
     check = services.checks.ask(question)
-    wait_for(lambda: check.is_done)
+    wait_until(lambda: check.is_done)
     check.report = some_report()
     return visitor
 

@@ -8,7 +8,8 @@ import gradio as gr
 from engine.data.contract import CheckProgress
 from engine.errors import WorkerError
 from tests.fake_inspector import FakeInspector
-from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
+from tests.runs.supervision import wait_until
+from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
 from ui.backend.dataset_checks import DatasetChecks
 
 
@@ -21,7 +22,7 @@ def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor
     assert not services.checks.find(question_on("somebody/some-data")).is_under_way
 
     visitor.tab._read(*visitor.values(dataset__source="somebody/some-data"))
-    wait_for(lambda: services.checks.find(question_on("somebody/some-data")).is_done)
+    wait_until(lambda: services.checks.find(question_on("somebody/some-data")).is_done)
 
     assert "rows kept" in visitor.tick(dataset__source="somebody/some-data")["facts"]
     # Another length is another question about rows that are here by now.
@@ -51,7 +52,7 @@ def test_a_stop_stays_until_a_person_reads_again(visitor, services):
     assert visitor.open(**settings)["stop"]["visible"]
 
     visitor.tab._stop(*visitor.values(**settings))
-    wait_for(lambda: services.checks.find(question_on("rows.jsonl")).is_done)
+    wait_until(lambda: services.checks.find(question_on("rows.jsonl")).is_done)
     updates = visitor.open(**settings)
 
     assert "Reading was stopped" in updates["facts"]
@@ -60,7 +61,7 @@ def test_a_stop_stays_until_a_person_reads_again(visitor, services):
 
     visitor.tab._read(*visitor.values(**settings))
     assert services.checks.find(question_on("rows.jsonl")).is_under_way
-    wait_for(lambda: inspector.checks == 2)
+    wait_until(lambda: inspector.checks == 2)
     visitor.tab._stop(*visitor.values(**settings))
 
 
@@ -76,11 +77,11 @@ def test_an_error_stays_until_the_question_changes(services):
     checks = DatasetChecks(inspector)
     for _ in range(3):
         check = checks.ask(question_on("rows.jsonl"))
-        wait_for(lambda check=check: check.is_done)
+        wait_until(lambda check=check: check.is_done)
 
     assert inspector.checks == 1
     assert "unexpected" in check.error.what
-    wait_for(lambda: checks.ask(question_on("rows.jsonl", training__max_length=64)).is_done)
+    wait_until(lambda: checks.ask(question_on("rows.jsonl", training__max_length=64)).is_done)
     assert inspector.checks == 2
 
 
@@ -103,7 +104,7 @@ def test_a_fetch_from_the_hub_ends_at_once_when_it_is_stopped(services):
     check = checks.read(question)
 
     checks.stop(question)
-    wait_for(lambda: check.is_done)
+    wait_until(lambda: check.is_done)
 
     assert check.was_stopped
     assert checks.ask(question) is check

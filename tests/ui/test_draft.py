@@ -6,7 +6,7 @@ from engine.config.run import ModelConfig
 from engine.errors import MemoryUnknownError, ModelError
 from engine.memory.estimate import estimate_memory
 from tests.fake_inspector import FakeInspector
-from tests.ui.data_tab_visitor import wait_for
+from tests.runs.supervision import wait_until
 from tests.ui.drafts import NAMES, draft_of, small_shape
 from tests.ui.drafts import form as form
 from ui.backend.background import UNEXPECTED
@@ -40,7 +40,7 @@ def test_memory_is_that_of_the_chosen_rows_once_their_lengths_are_known(form):
     settings = {"model__id": "m", "dataset__source": "rows.jsonl", "adapter__target_modules": list(NAMES)}
     before = draft_of(form, small_shape(), checks=checks, **settings)
     check = checks.read(question_of(before.mapping))
-    wait_for(lambda: check.is_done)
+    wait_until(lambda: check.is_done)
 
     draft = draft_of(form, small_shape(), checks=checks, **settings)
     longer = draft_of(form, small_shape(), checks=checks, training__max_length=4096, **settings)
@@ -61,7 +61,7 @@ def test_rows_that_are_cut_and_a_rate_that_is_rarely_meant_are_alarms_next_to_th
     checks = DatasetChecks(FakeInspector())
     settings = {"model__id": "m", "dataset__source": "rows.jsonl", "adapter__target_modules": list(NAMES)}
     check = checks.read(question_of(draft_of(form, small_shape(), checks=checks, **settings).mapping))
-    wait_for(lambda: check.is_done)
+    wait_until(lambda: check.is_done)
     rows = check.report.row_lengths
 
     usual = render_side_panel(draft_of(form, small_shape(), checks=checks, training__max_length=240, **settings))

@@ -7,7 +7,7 @@ import pytest
 
 from engine.config.pairs import distribution_of
 from engine.config.run import AdapterConfig, RunSection
-from tests.ui.drafts import NAMES, SIZES, draft_of, small_shape
+from tests.ui.drafts import NAMES, draft_of, small_shape
 from tests.ui.drafts import form as form
 from ui.form import targets_update
 from ui.tabs.method import (
@@ -25,7 +25,8 @@ def test_trainable_parameters_follow_the_targets(form):
     all_of_them = draft_of(form, small_shape(), model__id="m", adapter__target_modules=list(NAMES))
 
     assert few.estimate.parameters.trainable == 2 * 16 * (64 + 64)
-    assert all_of_them.estimate.parameters.trainable == 2 * 16 * sum(sum(sizes) for sizes in SIZES.values())
+    layers = [module for module in small_shape().modules if module.is_quantizable]
+    assert all_of_them.estimate.parameters.trainable == 16 * sum(one.in_features + one.out_features for one in layers)
     assert f"{few.estimate.parameters.trainable:,}" in render_trainable(few)
 
 

@@ -14,8 +14,9 @@ from engine.hardware.device import known_device
 from engine.models.catalog import list_catalog
 from engine.private_hub import PrivateCopy
 from tests.invented_runs import a_config
+from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
-from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on, wait_for
+from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
 from ui.backend.background import FunctionJob
 from ui.backend.dataset_checks import lengths_stamp
 from ui.backend.models import FitTable, Tokenizers
@@ -106,16 +107,16 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     assert tab._fits_news("fits", "") is None
 
     goes_on.release(_JUDGED_TOGETHER)
-    wait_for(lambda: tab._fits_news("fits", "") is not None)
+    wait_until(lambda: tab._fits_news("fits", "") is not None)
     first = json.loads(tab._fits_news("fits", ""))
     assert first["submit"]
     assert tab._fits_news("fits", first["stamp"]) is None
-    wait_for(lambda: tab._filter("", "").count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
+    wait_until(lambda: tab._filter("", "").count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
     html, question = tab._fill_fits("", "").values()
     assert f" of {count + others} models estimated" in html
     assert question == gr.skip()
     goes_on.release(count - _JUDGED_TOGETHER)
-    wait_for(lambda: fits.on(None).progress == (count + others, True))
+    wait_until(lambda: fits.on(None).progress == (count + others, True))
     html, question = tab._fill_fits("", "").values()
     assert "…</span>" not in html
     assert "models estimated" not in html
@@ -138,7 +139,7 @@ def test_the_catalogue_is_judged_for_another_device_and_asks_until_it_is(service
     html, question = tab._judge("", "", "RTX 4090").values()
     assert "on NVIDIA RTX 4090" in html
     assert question == "RTX 4090"
-    wait_for(lambda: fits.on(known_device("RTX 4090")).progress == (len(list_catalog()), True))
+    wait_until(lambda: fits.on(known_device("RTX 4090")).progress == (len(list_catalog()), True))
     html, question = tab._fill_fits("", "", "RTX 4090").values()
     assert "on NVIDIA RTX 4090" in html
     assert "…</span>" not in html
@@ -150,10 +151,10 @@ def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_know
     fits = FitTable(services.shapes.learn, services.devices)
     tab = laid_out(lambda page: ModelTab(page, fits))
     check = services.checks.read(question_on("rows.jsonl"))
-    wait_for(lambda: check.is_done)
+    wait_until(lambda: check.is_done)
 
     html, question = tab._judge("", "", "RTX 4090", lengths_stamp(check)).values()
-    wait_for(lambda: tab._fits_for("RTX 4090", lengths_stamp(check)).progress == (len(list_catalog()), True))
+    wait_until(lambda: tab._fits_for("RTX 4090", lengths_stamp(check)).progress == (len(list_catalog()), True))
     answer = tab._fits_news(question, "")
 
     assert "Fits: your rows at batch 2 on NVIDIA RTX 4090." in html

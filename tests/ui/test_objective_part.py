@@ -7,7 +7,7 @@ import pytest
 from engine.config.load import find_preset
 from engine.config.objectives import OBJECTIVES
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.ui.data_tab_visitor import wait_for
+from tests.runs.supervision import wait_until
 from tests.ui.form_visitor import FormVisitor
 from ui.backend.dataset_checks import question_of
 from ui.tabs.objective import ObjectivePart, _choose, _render_choice, _render_losses
@@ -39,7 +39,7 @@ def draft_of(visitor: FormVisitor, source: str = "", **given):
         question = question_of(visitor.mapping)
         assert question is not None
         check = page.services.checks.ask(question)
-        wait_for(lambda: check.is_done)
+        wait_until(lambda: check.is_done)
     visitor.refresh()
     return page.draft(visitor._form())
 

@@ -17,8 +17,8 @@ from engine.runs.run import RunState
 from engine.runs.summary import RunIndex
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
-from tests.ui.data_tab_visitor import wait_for
 from ui.tabs.runs import RunsTab
 from ui.views.run_table import (
     _COLUMNS,
@@ -140,7 +140,7 @@ def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history,
     assert f"Reading {len(history) - shown} older runs" in first
     assert max(history) in first
 
-    wait_for(lambda: table_of(tab).count("<tr data-pick") == len(history))
+    wait_until(lambda: table_of(tab).count("<tr data-pick") == len(history))
     assert "older runs" not in table_of(tab)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.config.run import ModelConfig
-from tests.ui.data_tab_visitor import wait_for
+from tests.runs.supervision import wait_until
 from ui.backend.dataset_checks import question_of
 from ui.side_panel import SidePanel, measured_configs
 
@@ -25,16 +25,16 @@ def draft_on(panel: SidePanel):
 def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_next_to_it(panel, services):
     before = panel.measurement(draft_on(panel))
     check = services.checks.read(question_of(draft_on(panel).mapping))
-    wait_for(lambda: check.is_done)
+    wait_until(lambda: check.is_done)
     draft = draft_on(panel)
     offers = panel.measurement(draft)
 
     of_rows_alone, longest = measured_configs(draft)
     panel.begin(draft, [of_rows_alone])
-    wait_for(lambda: "One step, measured" in panel.measurement(draft)[panel.job.status])
+    wait_until(lambda: "One step, measured" in panel.measurement(draft)[panel.job.status])
     of_rows = panel.measurement(draft)[panel.job.status]
     panel.begin(draft, [longest])
-    wait_for(lambda: panel.measurement(draft)[panel.job.status].count("One step, measured") == 2)
+    wait_until(lambda: panel.measurement(draft)[panel.job.status].count("One step, measured") == 2)
 
     assert not before[panel.longest]["visible"]
     assert before[panel.start]["visible"]

@@ -11,7 +11,6 @@ from engine.runs.provenance import read_provenance
 from tests.invented_runs import a_config
 from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
-from tests.ui.data_tab_visitor import wait_for
 from tests.ui.drafts import values_of
 from ui.backend.dataset_checks import CheckQuestion
 from ui.build import build_app
@@ -219,7 +218,7 @@ def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatc
     monkeypatch.setattr(services.launcher, "start", refuse)
     question = CheckQuestion.of(config)
     check = services.checks.ask(question)
-    wait_for(lambda: check.is_done)
+    wait_until(lambda: check.is_done)
 
     changes = start_run(tab, "token", config)
 

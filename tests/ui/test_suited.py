@@ -6,7 +6,7 @@ import pytest
 
 from engine.config.methods.registry import METHODS
 from tests.invented_runs import a_config
-from tests.ui.data_tab_visitor import wait_for
+from tests.runs.supervision import wait_until
 from tests.ui.form_visitor import FormVisitor
 from ui.backend.dataset_checks import CheckQuestion, question_of
 from ui.draft import Draft
@@ -146,7 +146,7 @@ def count_rows(visitor: FormVisitor, page: Page) -> None:
     question = question_of(visitor.mapping)
     assert question is not None
     check = page.services.checks.read(question)
-    wait_for(lambda: check.is_done)
+    wait_until(lambda: check.is_done)
     visitor.refresh()
 
 

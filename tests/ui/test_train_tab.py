@@ -14,7 +14,7 @@ from engine.errors import DatasetError
 from engine.hardware.devices import device_problems
 from engine.hardware.processor import describe_processor
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.ui.data_tab_visitor import wait_for
+from tests.runs.supervision import wait_until
 from tests.ui.drafts import values_of
 from tests.ui.form_visitor import FormVisitor
 from ui.backend.models import Tokenizers
@@ -142,10 +142,10 @@ def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_m
     assert clock["active"]
 
     goes_on.set()
-    wait_for(lambda: count(tab, values)[2] == "No connection.")
+    wait_until(lambda: count(tab, values)[2] == "No connection.")
     assert [field for field, _ in tab._page.draft(values).problems] == ["model.id"]
     tab._page.services.tokenizers.ask(config.model, again=True)
-    wait_for(lambda: count(tab, values)[2] == "")
+    wait_until(lambda: count(tab, values)[2] == "")
     assert tab._page.draft(values).problems == ()
 
 
@@ -179,7 +179,7 @@ def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_
     values = values_of(tab, a_config(dataset__source="rows.jsonl"))
     assert why_not(tab._page.draft(values)) is None
 
-    wait_for(lambda: count(tab, values)[2] == "rows.jsonl cannot be read.")
+    wait_until(lambda: count(tab, values)[2] == "rows.jsonl cannot be read.")
 
     draft = tab._page.draft(values)
     assert why_not(draft) == "One setting needs your attention."

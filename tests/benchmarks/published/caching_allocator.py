@@ -3,11 +3,8 @@
 Requests up to 1 MiB are cut from segments of 2 MiB, larger ones from segments of 20 MiB, and from 10 MiB on each gets a
 segment of its own, rounded to 2 MiB. The free block that fits best is used again; what is left over is cut off, except
 for less than 1 MiB of a large block. What long-lived tensors cut from the blocks of short-lived ones fragments the memory.
-With expandable segments there is one segment for small and one for large requests; it grows at its end, and every
-remainder is cut off.
 
-Source: c10/cuda/CUDACachingAllocator.cpp (round_size, get_allocation_size, get_free_block, should_split,
-try_merge_blocks, try_allocate_expandable_block).
+Source: c10/cuda/CUDACachingAllocator.cpp (round_size, get_allocation_size, get_free_block, should_split, try_merge_blocks).
 """
 
 import math
@@ -60,9 +57,7 @@ class CachingAllocator:
             next larger size, and the last of them a new segment: with the logits, their 16-bit block and their 32-bit one.
     """
 
-    def __init__(self, *, expandable_segments: bool = False) -> None:
-        self._expandable = expandable_segments
-        self._ends: dict[bool, Block] = {}  # last block of each expandable segment
+    def __init__(self) -> None:
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = self.spare_bytes = 0
         self._free: dict[bool, list[tuple[int, int, Block]]] = {True: [], False: []}  # by whether blocks are small
@@ -74,14 +69,9 @@ class CachingAllocator:
         is_small = size <= _SMALL
         free = self._free[is_small]
         position = bisect_left(free, (size, -1))
-        if position < len(free):
-            block = free.pop(position)[2]
-        elif self._expandable:
-            block = self._expand(size, is_small=is_small)
-        else:
-            block = self._new_segment(size, is_small=is_small)
+        block = free.pop(position)[2] if position < len(free) else self._new_segment(size, is_small=is_small)
         rest = block.size - size
-        if rest >= _SMALLEST if is_small or self._expandable else rest > _SMALL:
+        if rest >= _SMALLEST if is_small else rest > _SMALL:
             self._split_block(block, size)
         block.is_free = False
         self.allocated += block.size
@@ -115,31 +105,9 @@ class CachingAllocator:
         else:
             segment = -(-size // _ROUND_SEGMENT) * _ROUND_SEGMENT
         self._next_address += 1 << 44
-        self._reserve(segment)
-        return Block(self._next_address, segment, is_small=is_small)
-
-    def _expand(self, size: int, *, is_small: bool) -> Block:
-        """Let a segment grow at its end; a free block there is part of the answer."""
-        page = _SMALL_SEGMENT if is_small else _LARGE_SEGMENT
-        end = self._ends.get(is_small)
-        if end is not None and end.is_free:
-            free = self._free[is_small]
-            free.pop(bisect_left(free, (end.size, end.address)))
-            grown = -(-(size - end.size) // page) * page
-            end.size += grown
-            self._reserve(grown)
-            return end
-        grown = -(-size // page) * page
-        self._reserve(grown)
-        block = Block(end.address + end.size if end is not None else int(is_small) << 50, grown, is_small=is_small)
-        if end is not None:
-            end.behind, block.before = block, end
-        self._ends[is_small] = block
-        return block
-
-    def _reserve(self, size: int) -> None:
-        self.reserved += size
+        self.reserved += segment
         self.peak_reserved = max(self.peak_reserved, self.reserved)
+        return Block(self._next_address, segment, is_small=is_small)
 
     def _split_block(self, block: Block, size: int) -> None:
         rest = Block(block.address + size, block.size - size, is_small=block.is_small)
@@ -147,8 +115,6 @@ class CachingAllocator:
         if rest.behind is not None:
             rest.behind.before = rest
         block.behind, block.size = rest, size
-        if self._ends.get(block.is_small) is block:
-            self._ends[block.is_small] = rest
         insort(self._free[block.is_small], (rest.size, rest.address, rest))
 
     def _join(self, first: Block, second: Block, *, listed: Block | None = None) -> None:
@@ -158,8 +124,6 @@ class CachingAllocator:
         free.pop(bisect_left(free, (entry.size, entry.address)))
         first.size += second.size
         first.behind = second.behind
-        if self._ends.get(first.is_small) is second:
-            self._ends[first.is_small] = first
         if second.behind is not None:
             second.behind.before = first
 
@@ -170,11 +134,9 @@ def reserve_of_step(
     targets: AdapterTargets,
     counts: TrainableCount,
     workspace_bytes: int,
-    *,
-    expandable_segments: bool = False,
 ) -> CachingAllocator:
     """Load a model and train two steps on a fresh allocator."""
-    allocator = CachingAllocator(expandable_segments=expandable_segments)
+    allocator = CachingAllocator()
     _load_weights(allocator, structure, workload)
     if workload.trains_adapter:
         for shape in counts.shapes:

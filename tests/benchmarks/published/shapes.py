@@ -41,13 +41,8 @@ class PublishedSizes(BaseModel):
 
 
 _SAME_SHAPE = re.compile(r"(-(hf|instruct|chat|it|base|gptq|awq|int4|int8|unsloth|bnb|4bit|8bit))+$")
-# A suffix such as -Instruct or -GPTQ changes no shape; these do.
-_OTHER_SIZES = re.compile(r"distil|gpt2[-_](medium|large|xl)")
 _WITH_QUERY_BIAS = frozenset({"qwen2"})
-_WITH_HEAD_NORMS = frozenset({"qwen3", "qwen3_moe", "gemma3_text"})
-_WITH_FUSED_INPUTS = frozenset({"phi3"})
-_WITH_FOUR_NORMS = frozenset({"gemma2", "gemma3_text"})
-_WITH_LAYER_NORM = frozenset({"gpt2", "gpt_bigcode"})
+_WITH_LAYER_NORM = frozenset({"gpt_bigcode"})
 
 
 def known_sizes(model_id: str) -> PublishedSizes | None:
@@ -58,9 +53,7 @@ def known_sizes(model_id: str) -> PublishedSizes | None:
     if entry is not None:
         return PublishedSizes.model_validate(dict(entry.config))
     name = model_id.rsplit("/", 1)[-1].casefold()
-    result = next((sizes for part, sizes in _models_by_name().items() if part in name), None)
-    # Of these families one size has the bare name; larger ones add theirs.
-    return None if result is not None and _OTHER_SIZES.search(name) else result
+    return next((sizes for part, sizes in _models_by_name().items() if part in name), None)
 
 
 @cache
@@ -81,38 +74,9 @@ def dropouts_of(model_type: str) -> dict[str, float]:
     return dict.fromkeys(names, 0.1) if model_type in _WITH_LAYER_NORM else {}
 
 
-def guess_model_type(model_id: str) -> str:
-    """The architecture that a model's name points to; most decoders are shaped like Llama."""
-    name = model_id.casefold()
-    for part, model_type in (
-        ("qwen3-30b-a3b", "qwen3_moe"),
-        ("qwen3", "qwen3"),
-        ("qwen2", "qwen2"),
-        ("qwen1.5", "qwen2"),
-        ("phi-3", "phi3"),
-        ("phi-4", "phi3"),
-        ("gemma-2", "gemma2"),
-        ("gemma-3", "gemma3_text"),
-        ("gemma", "gemma"),
-        ("mixtral", "mixtral"),
-        ("mistral", "mistral"),
-        ("santacoder", "gpt_bigcode"),
-        ("starcoderbase", "gpt_bigcode"),
-        ("gpt2", "gpt2"),
-    ):
-        if part in name:
-            return model_type
-    return "llama"
-
-
-def published_shape(name: str, sizes: PublishedSizes, *, experts_are_modules: bool = True) -> ModelShape:
-    """Build the inventory of a decoder from its sizes.
-
-    Args:
-        name: What to call the architecture in messages.
-        experts_are_modules: As before transformers 5, where each expert had linear layers of its own.
-    """
-    modules = tuple(_modules(sizes, experts_are_modules))
+def published_shape(name: str, sizes: PublishedSizes) -> ModelShape:
+    """Build the inventory of a decoder from its sizes, each expert a module as before transformers 5; `name` is for messages."""
+    modules = tuple(_modules(sizes))
     head_dim = sizes.head_dim or sizes.hidden_size // sizes.num_attention_heads
     return ModelShape(
         architecture=name,
@@ -140,7 +104,7 @@ def published_shape(name: str, sizes: PublishedSizes, *, experts_are_modules: bo
     )
 
 
-def _modules(sizes: PublishedSizes, experts_are_modules: bool) -> Iterator[ModuleShape]:
+def _modules(sizes: PublishedSizes) -> Iterator[ModuleShape]:
     hidden, kind = sizes.hidden_size, sizes.model_type
     tied = sizes.tie_word_embeddings
     yield _embedding("model.embed_tokens", sizes.vocab_size, hidden)
@@ -151,7 +115,7 @@ def _modules(sizes: PublishedSizes, experts_are_modules: bool) -> Iterator[Modul
         if kind in _WITH_LAYER_NORM:
             yield from _gpt_layer(prefix, sizes)
         else:
-            yield from _llama_layer(prefix, sizes, experts_are_modules)
+            yield from _llama_layer(prefix, sizes)
     yield _norm("model.norm", hidden, kind in _WITH_LAYER_NORM)
     yield ModuleShape(
         name="lm_head",
@@ -165,68 +129,51 @@ def _modules(sizes: PublishedSizes, experts_are_modules: bool) -> Iterator[Modul
     )
 
 
-def _llama_layer(prefix: str, sizes: PublishedSizes, experts_are_modules: bool) -> Iterator[ModuleShape]:
+def _llama_layer(prefix: str, sizes: PublishedSizes) -> Iterator[ModuleShape]:
     hidden, inner, kind = sizes.hidden_size, sizes.intermediate_size, sizes.model_type
     head_dim = sizes.head_dim or hidden // sizes.num_attention_heads
     queries = sizes.num_attention_heads * head_dim
     keys = (sizes.num_key_value_heads or sizes.num_attention_heads) * head_dim
     attention, mlp = f"{prefix}self_attn.", f"{prefix}mlp."
     bias = kind in _WITH_QUERY_BIAS
-    if kind in _WITH_FUSED_INPUTS:
-        yield _linear(f"{attention}qkv_proj", hidden, queries + 2 * keys)
-    else:
-        yield _linear(f"{attention}q_proj", hidden, queries, bias=bias)
-        yield _linear(f"{attention}k_proj", hidden, keys, bias=bias)
-        yield _linear(f"{attention}v_proj", hidden, keys, bias=bias)
+    yield _linear(f"{attention}q_proj", hidden, queries, bias=bias)
+    yield _linear(f"{attention}k_proj", hidden, keys, bias=bias)
+    yield _linear(f"{attention}v_proj", hidden, keys, bias=bias)
     yield _linear(f"{attention}o_proj", queries, hidden)
-    if kind in _WITH_HEAD_NORMS:
-        yield _norm(f"{attention}q_norm", head_dim, False)
-        yield _norm(f"{attention}k_norm", head_dim, False)
     if sizes.num_experts:
-        yield from _experts(f"{prefix}block_sparse_moe.", sizes, experts_are_modules)
-    elif kind in _WITH_FUSED_INPUTS:
-        yield _linear(f"{mlp}gate_up_proj", hidden, 2 * inner)
-        yield _linear(f"{mlp}down_proj", inner, hidden)
+        yield from _experts(f"{prefix}block_sparse_moe.", sizes)
     else:
         yield _linear(f"{mlp}gate_proj", hidden, inner)
         yield _linear(f"{mlp}up_proj", hidden, inner)
         yield _linear(f"{mlp}down_proj", inner, hidden)
     yield _norm(f"{prefix}input_layernorm", hidden, False)
     yield _norm(f"{prefix}post_attention_layernorm", hidden, False)
-    if kind in _WITH_FOUR_NORMS:
-        yield _norm(f"{prefix}pre_feedforward_layernorm", hidden, False)
-        yield _norm(f"{prefix}post_feedforward_layernorm", hidden, False)
 
 
-def _experts(prefix: str, sizes: PublishedSizes, experts_are_modules: bool) -> Iterator[ModuleShape]:
+def _experts(prefix: str, sizes: PublishedSizes) -> Iterator[ModuleShape]:
     hidden, inner = sizes.hidden_size, sizes.moe_intermediate_size or sizes.intermediate_size
-    if experts_are_modules:
-        yield _linear(f"{prefix}gate", hidden, sizes.num_experts)
-        for expert in range(sizes.num_experts):
-            yield _linear(f"{prefix}experts.{expert}.w1", hidden, inner)
-            yield _linear(f"{prefix}experts.{expert}.w2", inner, hidden)
-            yield _linear(f"{prefix}experts.{expert}.w3", hidden, inner)
-        return
-    yield _module(f"{prefix}gate", "router", hidden, sizes.num_experts, "Router", hidden * sizes.num_experts)
-    yield _module(f"{prefix}experts", "experts", hidden, inner, "Experts", 3 * sizes.num_experts * hidden * inner)
+    yield _linear(f"{prefix}gate", hidden, sizes.num_experts)
+    for expert in range(sizes.num_experts):
+        yield _linear(f"{prefix}experts.{expert}.w1", hidden, inner)
+        yield _linear(f"{prefix}experts.{expert}.w2", inner, hidden)
+        yield _linear(f"{prefix}experts.{expert}.w3", hidden, inner)
 
 
 def _gpt_layer(prefix: str, sizes: PublishedSizes) -> Iterator[ModuleShape]:
     hidden, inner = sizes.hidden_size, sizes.intermediate_size
     head_dim = hidden // sizes.num_attention_heads
     keys = (sizes.num_key_value_heads or sizes.num_attention_heads) * head_dim
-    kind: ModuleKind = "conv1d" if sizes.model_type == "gpt2" else "linear"
-    yield _linear(f"{prefix}attn.c_attn", hidden, hidden + 2 * keys, bias=True, kind=kind)
-    yield _linear(f"{prefix}attn.c_proj", hidden, hidden, bias=True, kind=kind)
-    yield _linear(f"{prefix}mlp.c_fc", hidden, inner, bias=True, kind=kind)
-    yield _linear(f"{prefix}mlp.c_proj", inner, hidden, bias=True, kind=kind)
+    yield _linear(f"{prefix}attn.c_attn", hidden, hidden + 2 * keys, bias=True)
+    yield _linear(f"{prefix}attn.c_proj", hidden, hidden, bias=True)
+    yield _linear(f"{prefix}mlp.c_fc", hidden, inner, bias=True)
+    yield _linear(f"{prefix}mlp.c_proj", inner, hidden, bias=True)
     yield _norm(f"{prefix}ln_1", hidden, True)
     yield _norm(f"{prefix}ln_2", hidden, True)
 
 
-def _linear(name: str, rows: int, columns: int, *, bias: bool = False, kind: ModuleKind = "linear") -> ModuleShape:
+def _linear(name: str, rows: int, columns: int, *, bias: bool = False) -> ModuleShape:
     count = rows * columns + (columns if bias else 0)
-    module = _module(name, kind, rows, columns, "Linear" if kind == "linear" else "Conv1D", count)
+    module = _module(name, "linear", rows, columns, "Linear", count)
     return replace(module, has_bias=bias, is_quantizable=True)
 
 

@@ -3,8 +3,6 @@
 import os
 import shutil
 import ssl
-import subprocess
-import time
 
 import httpx
 import pytest
@@ -16,8 +14,9 @@ from engine.accounts.lab import PublicAddress, audit_log_path
 from engine.accounts.listener import Listener
 from engine.accounts.people import Logins
 from engine.serve.guard import bound_socket
+from tests.browser.real_server import running
 from tests.real_tls import serve_over_tls
-from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of
+from tests.ui.front.lab import PASSWORD, fake_services_of
 from ui.front.serve import build_gate
 
 pytestmark = pytest.mark.skipif(
@@ -55,26 +54,14 @@ def caddy(lab, tmp_path, address):
         "XDG_DATA_HOME": str(tmp_path),
         "XDG_CONFIG_HOME": str(tmp_path),
     }
-    command = ["caddy", "run", "--adapter", "caddyfile", "--config", str(tmp_path / "Caddyfile")]
-    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
-        try:
-            yield _trust(address, tmp_path / "caddy" / "pki" / "authorities" / "local" / "root.crt", process)
-        finally:
-            process.terminate()
+    command = ["caddy", "run", "--adapter", "caddyfile", "--config", tmp_path / "Caddyfile"]
+    root = tmp_path / "caddy" / "pki" / "authorities" / "local" / "root.crt"
 
+    def answers():
+        return bool(httpx.get(f"{address.origin}/sign-in", verify=ssl.create_default_context(cafile=root)))
 
-def _trust(address, certificate, process):
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while time.monotonic() < deadline:
-        assert process.poll() is None, "caddy did not start"
-        try:
-            trust = ssl.create_default_context(cafile=certificate)
-            httpx.get(f"{address.origin}/sign-in", verify=trust)
-        except (OSError, httpx.TransportError):
-            time.sleep(0.05)
-        else:
-            return trust
-    raise AssertionError("caddy did not start in time")
+    with running(command, tmp_path / "caddy.log", answers, environment):
+        yield ssl.create_default_context(cafile=root)
 
 
 def test_people_sign_in_and_a_forged_address_is_not_believed(lab, caddy, address):

@@ -2,15 +2,14 @@
 
 import os
 import socket
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
 import pytest
 
-ROOT = Path(__file__).resolve().parents[3]
+from tests.browser.real_server import running
+
 CANARY = "canary-of-a-client-secret"
 
 
@@ -26,44 +25,30 @@ def test_a_lab_offers_what_its_options_say(tmp_path, way):
     ]  # fmt: skip
     environment = {**os.environ, "LORATORY_HOME": str(tmp_path / "home"), "WANDB_API_KEY": CANARY}
     log = tmp_path / "log"
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output) as lab,
-    ):
-        try:
-            wait_for(tmp_path / "s", log, lab)
-            process = Path("/proc") / str(lab.pid)
-            if way == "header":
-                with pytest.raises(httpx.TransportError):
-                    ask(tmp_path / "s", "GET", "/sign-in")
-                return
-            assert "Sign in with Example ID" in ask(tmp_path / "s", "GET", "/sign-in").text
-            answer = ask(tmp_path / "s", "POST", "/sign-in/with", {"for": "sign in"})
-            assert "Example ID does not answer" in answer.text
-            shown = [
-                answer.content,
-                log.read_bytes(),
-                (process / "cmdline").read_bytes(),
-                (process / "environ").read_bytes(),
-            ]
-            shown += [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
-            assert not [part for part in shown if CANARY.encode() in part]
-        finally:
-            lab.terminate()
-
-
-def wait_for(path, log, lab):
-    """Wait until the lab answers, or hangs up, which is an answer as well."""
-    deadline = time.monotonic() + 300
-    while True:
-        assert lab.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, "the lab did not start in time"
-        try:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(path))
+    with running(command, log, lambda: answers(tmp_path / "s"), environment) as lab:
+        process = Path("/proc") / str(lab.pid)
+        if way == "header":
+            with pytest.raises(httpx.TransportError):
+                ask(tmp_path / "s", "GET", "/sign-in")
             return
-        except OSError:
-            time.sleep(0.05)
+        assert "Sign in with Example ID" in ask(tmp_path / "s", "GET", "/sign-in").text
+        answer = ask(tmp_path / "s", "POST", "/sign-in/with", {"for": "sign in"})
+        assert "Example ID does not answer" in answer.text
+        shown = [
+            answer.content,
+            log.read_bytes(),
+            (process / "cmdline").read_bytes(),
+            (process / "environ").read_bytes(),
+        ]
+        shown += [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
+        assert not [part for part in shown if CANARY.encode() in part]
+
+
+def answers(path):
+    """Whether the lab answers, or hangs up, which is an answer as well."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.connect(str(path))
+    return True
 
 
 def ask(path, method, url, form=None):

@@ -23,10 +23,10 @@ from engine.models.hub import find_snapshot
 from engine.models.source import resolve_model
 from engine.private_hub import list_private
 from engine.runs.store import RunStore
-from tests.export.hub_stand_in import HubStandIn
 from tests.export.quick_export import QuickExport
+from tests.hub.published import PublishedHub
+from tests.hub.repositories import OwnHub
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.models.fake_hub import FakeHub
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import Lab, fake_services_of, running_lab
 from ui.backend.own_models import DOWNLOAD, OwnDownloads
@@ -53,7 +53,7 @@ def hubs(tmp_path, tiny_model_folder, monkeypatch):
         models = OwnDownloads(services.runs, "model") if services.own_models is not None else None
         return replace(services, results=results, own_models=models)
 
-    with FakeHub() as gated, HubStandIn() as pushed, running_lab(tmp_path / "home", services_of) as running:
+    with PublishedHub() as gated, OwnHub() as pushed, running_lab(tmp_path / "home", services_of) as running:
         gated.repositories[MODEL] = files
         gated.repositories[DATASET] = {"rows.jsonl": b'{"instruction": "Say it.", "output": "It."}\n'}
         gated.gated |= {MODEL, DATASET}
@@ -65,8 +65,8 @@ class LabWithHubs(NamedTuple):
     """A lab, the Hub that it downloads from, and the one that it pushes to."""
 
     lab: Lab
-    gated: FakeHub
-    pushed: HubStandIn
+    gated: PublishedHub
+    pushed: OwnHub
 
 
 class Visitor:
@@ -165,7 +165,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
     run = write_run(RunStore(lab.home, "ann"), a_config(model__id=MODEL), InventedRun())
     own = lab.home.of("ann")
     with lab.signed_in("ann") as client, Watch(TOKEN) as watch:
-        monkeypatch.setattr(gated, "_answer", watch.after_a_look(gated._answer))
+        monkeypatch.setattr(gated, "_serve", watch.after_a_look(gated._serve))
         monkeypatch.setattr(pushed, "_serve", watch.after_a_look(pushed._serve))
         page = Visitor(client)
         assert len(page.readers_of("own-model-token")) == len(page.readers_of("export-token")) == 1

@@ -3,10 +3,8 @@
 import os
 import re
 import ssl
-import subprocess
 import sys
 import threading
-import time
 from contextlib import contextmanager, suppress
 from html import unescape
 from pathlib import Path
@@ -18,6 +16,7 @@ import uvicorn
 
 from engine.errors import AccountError, HubUnreachableError
 from engine.serve.guard import bound_socket
+from tests.browser.real_server import running
 from tests.space.test_environment import CANARY, GIVEN
 from tests.ui.front.institute import CLIENT, SECRET, running_institute
 from tests.ui.front.oidc.rounds import NAVIGATION, visit
@@ -32,8 +31,6 @@ HOST = {"Host": GIVEN["SPACE_HOST"]}
 @contextmanager
 def start_space(folder, **changes):
     """A server as Hugging Face starts it, once it answers, with its address and its log."""
-    reserved = bound_socket("127.0.0.1", 0)  # until the end: one that is free again goes to whoever asks
-    port = reserved.getsockname()[1]
     settings = {
         **os.environ,
         **GIVEN,
@@ -42,28 +39,12 @@ def start_space(folder, **changes):
         "LORATORY_HOME": str(folder / "home"),
     }
     environment = {name: value for name, value in {**settings, **changes}.items() if value}
-    command, log = [sys.executable, "app.py", "--port", str(port)], folder / "log"
-    with (
-        reserved,
-        log.open("wb") as out,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out) as server,
-    ):
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
-        try:
-            while not _answers(url):
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < deadline, log.read_text()
-                time.sleep(0.05)
+    with bound_socket("127.0.0.1", 0) as reserved:  # until the end: one that is free again goes to whoever asks
+        port = reserved.getsockname()[1]
+        url, log = f"http://127.0.0.1:{port}", folder / "log"
+        command = [sys.executable, "app.py", "--port", port]
+        with running(command, log, lambda: httpx.get(url).status_code == 200, environment) as server:
             yield server, url, log
-        finally:
-            server.terminate()
-
-
-def _answers(url):
-    try:
-        return httpx.get(url).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def seen_of(server):
