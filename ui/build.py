@@ -1,4 +1,4 @@
-"""The page: header, tabs in the order of the work, and the side panel."""
+"""The page: header, tabs in the order of the work, the side panel, and the bar with the next step."""
 
 import time
 import zlib
@@ -7,6 +7,7 @@ from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.events import Dependency
 
 from engine.accounts.people import Person
 from engine.errors import EngineError
@@ -15,9 +16,21 @@ from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
 from ui.backend.models import FitTable
 from ui.backend.run_reader import RunReader
-from ui.components import NOT_SHOWN, QUICK, SHOWN, live_html, nothing
+from ui.components import (
+    NOT_SHOWN,
+    QUICK,
+    SHOWN,
+    UNCHANGED,
+    Updates,
+    live_html,
+    nothing,
+    pick_list,
+    picked_value,
+    shown_as_message,
+    visible_if,
+)
+from ui.draft import Draft
 from ui.gradio_internals import Blocks
-from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
 from ui.polls import poll, poll_answer
 from ui.services import Services
@@ -28,9 +41,92 @@ from ui.tabs.export import ExportTab
 from ui.tabs.method import MethodTab
 from ui.tabs.model import ModelTab
 from ui.tabs.runs import RunsTab
-from ui.tabs.train import TrainTab
+from ui.tabs.start import why_not
+from ui.tabs.train import FOLLOW, SET_UP, TrainTab
 from ui.views.html import gib, pick_button, plural
+from ui.views.next_step import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
 from ui.views.run_view import tab_title
+
+QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
+_TABS = ("model", "data", "method", "train")
+
+
+class NextStepBar:
+    """Lays out the bar: what is chosen, what is missing, whether it fits, and one action."""
+
+    def __init__(self, page: Page, train: TrainTab) -> None:
+        self._page = page
+        self._train = train
+        with gr.Row(equal_height=True, elem_id="next-step"):
+            self.line = pick_list(OPENING_BAR, elem_id="next-step-line")
+            self.start = gr.Button(
+                "Start training", variant="primary", visible=False, elem_id="next-step-start", scale=0, min_width=160
+            )
+        train.start.offer(self.start)
+        page.on_draft(self.line, lambda draft: render_bar(draft, self._step(draft)))
+        page.on_draft(self.start, lambda draft: visible_if(self._step(draft).starts))
+
+    def wire(self) -> None:
+        """Connect the events."""
+        self.redraw_after(self.offer(self.line.click))  # a run may have been resumed
+
+    def offer(self, click: Any) -> Dependency:
+        """Open on a click what is picked: a tab, or a run to follow, to resume or to chat with."""
+        page, train = self._page, self._train
+        opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_chat]
+        open_event: Dependency = click(shown_as_message(self._open), None, opening, **QUICK)
+        train.follow.show_after(open_event, train.view)
+        return open_event
+
+    def redraw_after(self, event: Any) -> Dependency:
+        """Update the next step after an event that changed the active runs."""
+        return self._page.redraw_after(event, self.line, self.start)
+
+    def _step(self, draft: Draft) -> NextStep:
+        # Defaults that depend on the rows are set once these are counted, maybe after the start.
+        open_ones = [name for name, default in draft.suited_defaults.items() if default.awaits_rows]
+        reader = self._page.reader
+        run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
+        if run is None and (active := reader.newest_active() if draft.is_empty else None) is not None:
+            run = reader.summary(active)
+        resumes = run is not None and self._page.reader.is_resuming(run.id)
+        return next_step(draft, run, can_start=why_not(draft) is None, resumes=resumes)
+
+    def _open(self, event: gr.EventData) -> Updates:
+        page = self._page
+        place, _, run_id = picked_value(event).partition(":")
+        if place in _TABS:
+            return {page.tabs: gr.Tabs(selected=place), self._train.view: SET_UP}
+        if not page.reader.exists(run_id):
+            return UNCHANGED
+        if place == "resume":
+            self._train.follow.resume_shown(run_id, "", "", None)
+        if place == "chat":
+            return {page.tabs: gr.Tabs(selected="chat"), page.chosen_run: run_id, page.wants_chat: True}
+        return {
+            page.tabs: gr.Tabs(selected="train"),
+            self._train.view: FOLLOW,
+            page.chosen_run: run_id,
+            page.wants_run: True,
+        }
+
+
+class StartHere:
+    """Lays out the card of a first visit, which fills the form with the quick start."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.card = pick_list(elem_id="start-here")
+        page.on_draft(self.card, self._render)
+
+    def wire(self, train: TrainTab) -> None:
+        """Connect the events."""
+        train.use_preset_by(self.card.click)
+
+    def _render(self, draft: Draft) -> str:
+        is_new = draft.is_empty and not self._page.services.runs.ids()
+        return render_start_here(QUICK_START) if is_new else ""
+
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
 _HEADER_SECONDS = 5

@@ -12,6 +12,7 @@ from engine.config.suited import SETTINGS, SeenRows, Suited, suited_settings
 from engine.data.contract import RowLengths
 from engine.data.formats import FORMATS, require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, Problem
+from engine.executors.places import LABELS, ThisMachine
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems
 from engine.hardware.known_devices import KnownDevice
@@ -26,9 +27,6 @@ from ui.form import Form, field_of
 
 if TYPE_CHECKING:
     from ui.services import Services
-
-# By the name that `run.where` gives them.
-PLACES: Mapping[str, str] = {"local": "This machine", "slurm": "Slurm cluster", "jobs": "Hugging Face Jobs"}
 
 # Shown as a next step, not as a problem.
 _MISSING = {"model.id": "Choose a model.", "dataset.source": "Choose a dataset."}
@@ -98,7 +96,7 @@ class Draft:
     @property
     def place_words(self) -> str:
         """Where it would train and on which device, for people; the device only if it is known."""
-        place = PLACES.get(self.where, PLACES["local"])
+        place = LABELS.get(self.where, ThisMachine.label)
         if not self.is_elsewhere or self.device is None:
             return place
         return f"{place}: {self.device.name or 'GPU'}, {self.device.total_bytes / GIB:.1f} GiB"
@@ -112,7 +110,7 @@ class Draft:
 def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """Return the form's values as a draft has them, without an estimate."""
     mapping = form.mapping(values)
-    _widen_targets(mapping, _shape_of(services, mapping))
+    _widen_targets(mapping, shape_of(services, mapping))
     suit(mapping, form.suited_values(values), known_rows(services, mapping))
     return mapping
 
@@ -172,7 +170,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     """Read the form; never raise for typed values, and never wait for another process."""
     mapping = form.mapping(values)
     missing = tuple(text for name, text in _MISSING.items() if not _is_given(mapping, name))
-    shape = _shape_of(services, mapping)
+    shape = shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
     rows = _rows_of(services, mapping)
     row_facts, kind = known_rows(services, mapping), _kind_of(services, mapping)
@@ -262,8 +260,9 @@ def _is_given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
     return bool(mapping.get(section, {}).get(field))
 
 
-def _shape_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> ModelShape | None:
-    model = mapping["model"]
+def shape_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> ModelShape | None:
+    """Return the modules of the draft's model; None until they are known."""
+    model = mapping.get("model", {})
     return services.shapes.get(str(model.get("id", "")), model.get("revision"))
 
 

@@ -129,6 +129,7 @@ def _server_functions(kind: type) -> tuple[str, ...]:
 
 gradio.components.base.dir = _server_functions  # where a component looks for them, and nowhere else
 
+
 class _Hints:
     """The types of the parameters of each handler, which Gradio 6.31 works out five times for each event."""
 

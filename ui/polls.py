@@ -1,22 +1,26 @@
-"""Polling: an open page asks for news every few seconds, without an event of Gradio.
+"""Polls: an open page asks for news every few seconds, without an event of Gradio; what follows background work with them.
 
 An event costs the server milliseconds however little it sends, and twenty pages that follow a run ask ten times a second.
 What only an event can change is polled by a `gr.Timer` whose handler returns nothing while its stamp is the same.
 """
 
+import functools
 import json
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, ParamSpec
 
 import anyio.to_thread
 import gradio as gr
+from gradio.components.base import Component
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ui.components import script
+from ui.backend.background import BackgroundWork, Work, as_engine_error, stamp
+from ui.components import QUICK, SLOW, Updates, clear_error_after, live_html, script
+from ui.views.html import error_box, work_status
 
 _PATH = "/gradio_api/component_server"
 
@@ -104,3 +108,138 @@ class PollAnswers:
             _ = sessions[question.session_hash]  # so it counts as used now
         answer = await anyio.to_thread.run_sync(ask, question.data, limiter=self._blocks.limiter)
         return Response(json.dumps(answer), media_type="application/json")
+
+
+P = ParamSpec("P")
+_MOST_KEYS = 2  # of one status
+
+
+class WorkStatus:
+    """Lays out the status of background work, and a poll that follows it while it is in sight.
+
+    The question of the poll has what the page shows, then the keys of the work. Progress is put in place. `changed` fires
+    when the page shows another state than the work has, so answers of handlers may arrive in any order.
+
+    Args:
+        find: Returns the work under a key, which a client can forge.
+        render: Returns the status of a work as HTML.
+        watch: Returns a stamp of whatever else is shown of a key; with it, the poll continues after the end of the work.
+        is_placed: Whether the status is laid out here; another part may do it with `render`.
+    """
+
+    def __init__(
+        self,
+        find: Callable[[str], Work[Any] | None],
+        render: Callable[[Work[Any] | None], str],
+        *,
+        elem_id: str,
+        live_id: str,
+        seconds: float = 0.5,
+        watch: Callable[[str], object] | None = None,
+        is_placed: bool = True,
+    ) -> None:
+        self._find, self._render, self._watch = find, render, watch
+        self.status = live_html(elem_id=elem_id, render=is_placed)
+        self.poll = poll(self.news, seconds, elem_id=live_id)
+        self.changed: Any = self.poll.submit
+        self.outputs: list[Component] = [self.poll, self.status]  # drawn one by one, the poll is the first to look
+
+    def follow(self, *keys: str) -> Updates:
+        """Return the status of all work under these keys, and what the poll asks from now on; nothing without keys."""
+        state = self._state(keys)  # first: what changes meanwhile is drawn again
+        works = [self._find(key) for key in keys]
+        polls = any(self._watch is not None or (work is not None and work.is_under_way) for work in works)
+        question = "\n".join([state, *keys]) if polls else ""
+        return {self.status: "".join(map(self._render, works)), self.poll: question}
+
+    def news(self, question: str, last_stamp: str) -> str | None:
+        """Return what is new of the work, as `ui.polls.poll` sends it; None where nothing is new."""
+        shown, *keys = question.split("\n", _MOST_KEYS)
+        state = self._state(keys)
+        works = [self._find(key) for key in keys]
+        now, is_outdated = stamp(state, *(work.stamp for work in works if work is not None)), state != shown
+        is_under_way = any(work is not None and work.is_under_way for work in works)
+        # Without progress to put in place, the status may have an error that its work does not know.
+        if now == last_stamp or not (is_outdated or is_under_way):
+            return None
+        places = {} if is_outdated else {str(self.status.elem_id): "".join(map(self._render, works))}
+        return poll_answer(now, places, submit=is_outdated)
+
+    def shown_in_status(self, handler: Callable[P, Updates]) -> Callable[P, Updates]:
+        """Let a handler return the box of an error in the status instead of raising it."""
+
+        @functools.wraps(handler)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> Updates:
+            try:
+                return handler(*args, **kwargs)
+            except Exception as error:
+                return {self.status: error_box(as_engine_error(error))}
+
+        return wrapper
+
+    def _state(self, keys: Sequence[str]) -> str:
+        works = (self._find(key) for key in keys)
+        parts = [(work.started, work.is_under_way, work.stopping) for work in works if work is not None]
+        return stamp(*parts, *(self._watch(key) for key in keys if self._watch is not None))
+
+
+class JobPanel(WorkStatus):
+    """Lays out the two buttons of a job above its status.
+
+    Args:
+        works: Where it runs, at most once at a time under each key.
+        name: What the `elem_id` of each part begins with.
+        stopped: What is shown after a stop.
+    """
+
+    def __init__(
+        self,
+        works: BackgroundWork[Any],
+        start: str,
+        stopped: str,
+        *,
+        name: str,
+        start_id: str = "start",
+        min_width: int = 150,
+        seconds: float = 0.5,
+        watch: Callable[[str], object] | None = None,
+    ) -> None:
+        self._works = works
+        with gr.Row(elem_id=f"{name}-buttons") as self.buttons:
+            self.start = gr.Button(start, variant="primary", scale=0, min_width=min_width, elem_id=f"{name}-{start_id}")
+            self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id=f"{name}-stop")
+        super().__init__(
+            works.find, lambda work: work_status(work, stopped), elem_id=f"{name}-status", live_id=f"{name}-live",
+            seconds=seconds, watch=watch,
+        )  # fmt: skip
+        self.outputs += [self.start, self.stop]
+
+    def follow(self, *keys: str) -> Updates:
+        """Return the buttons too; without a key nothing can be started."""
+        updates = super().follow(*keys)
+        works = [work for key in keys if (work := self._works.find(key)) is not None and work.is_under_way]
+        return {
+            **updates,
+            self.start: gr.update(interactive=bool(keys) and not works),
+            self.stop: gr.update(visible=bool(works), interactive=not any(work.stopping for work in works)),
+        }
+
+    def end(self, key: str | None) -> Updates:
+        """Stop the work under a key; `changed` draws the rest of the page."""
+        self._works.stop(key or "")
+        updates = self.follow(key or "")
+        del updates[self.poll]
+        return updates
+
+    def start_by(
+        self, start: Callable[..., Updates], inputs: list[Any], outputs: list[Any], secret: gr.Textbox | None = None
+    ) -> None:
+        """Let the button start work; an error is shown in the status until an input is edited.
+
+        Args:
+            secret: One of the inputs, which each start empties.
+        """
+        clear_error_after(self.status, [component for component in inputs if component is not secret], typed_box=secret)
+        event = self.start.click(self.shown_in_status(start), inputs, outputs, trigger_mode="once", **SLOW)
+        if secret is not None:
+            event.then(lambda: "", None, secret, **QUICK)

@@ -9,15 +9,16 @@ import gradio as gr
 from engine.config.load import change_of
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
+from engine.executors.places import ThisMachine
 from engine.hardware.known_devices import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import advise
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import config_of_rows
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, shown_as_message, visible_if
-from ui.draft import PLACES, Draft
+from ui.draft import Draft
 from ui.gradio_internals import Dropdown
-from ui.job_panel import WorkStatus
 from ui.page import DraftView, Page
+from ui.polls import WorkStatus
 from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
 
 
@@ -28,9 +29,9 @@ class SidePanel:
         self._page = page
         page.change_line.render()
         self.panel = pick_list(OPENING_PANEL, elem_id="panel")
-        self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Estimate memory for", elem_id="judge-for")
+        self.judge = Dropdown(_devices(ThisMachine.label), value="", label="Estimate memory for", elem_id="judge-for")
         # Changes with the place: choices are sent only then, not while a user picks one.
-        self._place = gr.Textbox(PLACES["local"], visible=False)
+        self._place = gr.Textbox(ThisMachine.label, visible=False)
         self.job = WorkStatus(
             page.services.measurements.find, render_measured_step, elem_id="measured-step", live_id="measured-step-live"
         )
@@ -40,7 +41,7 @@ class SidePanel:
         self.advice = pick_list(elem_id="advice")
         self._change = gr.State({})
         self._measuring = [*self.job.outputs, self.start, self.longest, self.stop]
-        page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))
+        page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.start_label(draft)))
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
         page.on_draft_later(self.advice, _render_advice)
@@ -66,7 +67,7 @@ class SidePanel:
         self._place.change(lambda words: gr.update(choices=_devices(words)), self._place, self.judge, **QUICK)
         for component in (self.panel, self.advice):
             change_event = component.click(shown_as_message(apply), None, self._change, **SLOW)
-            page.change_undoably_after(change_event, self._change)
+            page.change_after(change_event, self._change, undo=True)
 
     def _measured_view(self, component: Any) -> DraftView:
         return lambda draft: self.measurement(draft)[component]

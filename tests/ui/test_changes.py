@@ -18,7 +18,7 @@ def put_in(laid_out):
 
     def put(change, config) -> dict:
         shown = page.form.updates(config.model_dump(mode="json"))
-        updates = page._change(change, *shown)
+        updates = page.change(change, *shown)
         return {
             name: updates[page.form[name]]
             for name in page.form.names

@@ -15,8 +15,7 @@ from ui.backend.answers import RowPrompt
 from ui.backend.run_reader import FINAL
 from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.tabs.sampling import read_sampling
+from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
 from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
 from ui.views.chat import Answer, Turn, render_chat_state, render_loading, render_transcript
 from ui.views.conversation_file import SavedConversation

@@ -81,16 +81,16 @@ def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services)
     tab = next(
         function.fn.__self__
         for function in app.fns.values()
-        if getattr(function.fn, "__qualname__", "") == "DataTab._open"
+        if getattr(function.fn, "__qualname__", "") == "DataTab.open"
     )
 
-    openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab._open]
-    asking = [function for function in app.fns.values() if tab._open_request in function.outputs]
+    openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab.open]
+    asking = [function for function in app.fns.values() if tab.open_request in function.outputs]
     assert len(openings) == 1
     assert openings[0].trigger_mode == "always_last"
     assert openings[0].concurrency_limit is None
     assert len(asking) > 10
-    assert all(function.outputs == [tab._open_request] for function in asking)
+    assert all(function.outputs == [tab.open_request] for function in asking)
 
 
 def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(visitor):
@@ -107,7 +107,7 @@ def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(
     tab = next(
         function.fn.__self__
         for function in page.fns.values()
-        if getattr(function.fn, "__qualname__", "") == "DataTab._open"
+        if getattr(function.fn, "__qualname__", "") == "DataTab.open"
     )
 
     redrawn = [function for function in page.fns.values() if (tab._page.data_kind._id, "change") in function.targets]
@@ -157,11 +157,9 @@ def test_what_no_one_foresaw_is_reported_in_two_sentences(visitor, monkeypatch, 
     if handler == "_open":
         updates = visitor.open(dataset__source="rows.jsonl")["summary"]
     elif handler == "_show":
-        updates = rows._show(0, "tokens", *values)
+        updates = rows.show(0, "tokens", *values)
     elif handler == "_find":
-        updates = list(rows.search._find("alpha", 0, gr.Request(session_hash="a"), *values))[-1][
-            rows.search.result_line
-        ]
+        updates = list(rows.find("alpha", 0, *values))[-1][rows.found]
     else:
         updates = rows.render_list(question_on("rows.jsonl"), check.report, "longest", 0)
 
@@ -235,7 +233,7 @@ def test_a_tokenizer_that_cannot_be_had_leaves_the_rows_and_can_be_tried_again(v
     assert slow.lookups == 1  # looking again does not try again
 
     slow.error = None
-    visitor.tab._fetch_again(*visitor.values(**settings))
+    visitor.tab.fetch_again(*visitor.values(**settings))
     wait_for(lambda: visitor.tab._page.services.tokenizers.is_ready(MODEL))
     assert slow.lookups == 2
 
@@ -252,6 +250,6 @@ def test_the_box_for_files_shows_what_filled_the_form_and_nothing_of_before(visi
     page = tab._page
 
     assert (
-        page._fill(a_config(dataset__source="/data/rows.jsonl").model_dump(mode="json"))[tab.own] == "/data/rows.jsonl"
+        page.fill(a_config(dataset__source="/data/rows.jsonl").model_dump(mode="json"))[tab.own] == "/data/rows.jsonl"
     )
-    assert page._fill(a_config(dataset__source="sample:lab-chats").model_dump(mode="json"))[tab.own] == ""
+    assert page.fill(a_config(dataset__source="sample:lab-chats").model_dump(mode="json"))[tab.own] == ""

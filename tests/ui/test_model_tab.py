@@ -53,7 +53,7 @@ def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
     begun = [*page.form.updates(a_config(model__id=MODEL, adapter__warm_start="some-adapter").model_dump(mode="json"))]
 
     def warm_start_after(wanted):
-        filled = page._change(tab._choose(wanted, MODEL)[tab._change], *begun)
+        filled = page.change(tab._choose(wanted, MODEL)[tab._change], *begun)
         return filled.get(page.form["adapter.warm_start"], gr.skip())
 
     assert warm_start_after("another/model") is None
@@ -65,7 +65,7 @@ def test_after_a_model_that_cannot_be_read_none_is_chosen(tab):
     page = tab._page
     chosen = tab._choose("nowhere/to-be-found", MODEL)
 
-    filled = page._change(chosen[tab._change], *values(tab))
+    filled = page.change(chosen[tab._change], *values(tab))
     draft = page.draft([filled.get(component, value) for component, value in zip(page.form.components, values(tab), strict=True)])  # fmt: skip
     assert "cannot be reached" in chosen[tab.details]
     assert chosen[tab._described_name] == ""
@@ -195,8 +195,8 @@ def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
 def test_the_box_for_other_models_shows_what_filled_the_form_and_nothing_of_before(tab):
     page = tab._page
 
-    assert page._fill(a_config(model__id=MODEL).model_dump(mode="json"))[tab.own] == MODEL
-    assert page._fill(a_config().model_dump(mode="json"))[tab.own] == ""
+    assert page.fill(a_config(model__id=MODEL).model_dump(mode="json"))[tab.own] == MODEL
+    assert page.fill(a_config().model_dump(mode="json"))[tab.own] == ""
 
 
 def test_why_there_is_no_tokenizer_is_reported_once(tab, services):

@@ -8,8 +8,8 @@ import pytest
 
 from engine.runs.control import resume_is_requested
 from tests.invented_runs import InventedRun, a_config, write_run
+from ui.build import NextStepBar, StartHere
 from ui.gradio_internals import Blocks
-from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
 from ui.tabs.train import FOLLOW, SET_UP, TrainTab
 from ui.views.next_step import render_bar

@@ -281,5 +281,5 @@ def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
     assert clearing.fn is None
     assert clearing.js.startswith("() => [''")
     drafts = [start._page.draft(start._page.form.updates(a_config(dataset__source=name).model_dump(mode="json"))) for name in ("bad", "bad", "good")]  # fmt: skip
-    keys = [dict(start._page._views)[start._draft](draft) for draft in drafts]
+    keys = [dict(start._page.views)[start._draft](draft) for draft in drafts]
     assert keys[0] == keys[1] != keys[2]

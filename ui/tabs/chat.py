@@ -14,9 +14,8 @@ from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.blind_test import BlindTestPart, Judging
 from ui.tabs.chat_choice import ChatChoice, Chosen
-from ui.tabs.evaluate import EvaluatePart
+from ui.tabs.evaluate import EvaluatePart, VotesPart
 from ui.tabs.talk import TalkPart
-from ui.tabs.votes import VotesPart
 from ui.views.chat import render_chat_state, render_loading
 from ui.views.html import error_box
 
@@ -68,7 +67,7 @@ class ChatTab:
         looking: dict[str, Any] = {
             "fn": self._look, "inputs": [self.last_look, self.blind.judging], "outputs": self._look_outputs, **QUICK,
         }  # fmt: skip
-        page.rest_elsewhere(self._tab, self.timer)
+        page.pause_timers(self._tab, self.timer)
         offering = [page.chosen_run, choice.run, choice.model]
         offer_event = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
         awake = offer_event.then(

@@ -1,5 +1,7 @@
-"""The model choice of chat and blind test: what is loaded, and what it is compared with."""
+"""What chat and blind test share: the choice of the model and what it is compared with, system prompt and sampling."""
 
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -7,24 +9,24 @@ import gradio as gr
 
 from engine.accounts.people import Action
 from engine.allowed_paths import AllowedPaths
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget, WorkPlace
+from engine.chat.contract import AdapterChoice, Branch, ChatTarget
 from engine.chat.target import list_checkpoints
+from engine.config.load import section_from_mapping
 from engine.config.objectives import objective_of
+from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization, RunConfig
 from engine.errors import EngineError, ModelError, RunError
 from engine.evaluation.votes import AnswerModel
-from engine.executors.slurm.place import has_place
 from engine.paths import data_folders, typed_path
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunFolder
 from engine.runs.warm_start import start_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
-from ui.components import HIDDEN, Updates, visible_if
-from ui.draft import PLACES
-from ui.gradio_internals import Dropdown, Radio
+from ui.components import HIDDEN, QUICK, Updates, visible_if
+from ui.form import component_of_field, number_of
+from ui.gradio_internals import Dropdown
 from ui.page import Page
-from ui.services import Services
-from ui.tabs.cluster import is_offered
+from ui.tabs.run_place import chosen_place, work_place
 from ui.views.chat import BRANCH_WORDS
 from ui.views.html import short_name
 from ui.views.run_view import run_choices
@@ -74,19 +76,6 @@ def offered_runs(reader: RunReader, *first_choices: str | None) -> tuple[list[tu
 def checkpoint_of(chosen: str | None) -> str | None:
     """Return the name of a chosen checkpoint; None for the final result."""
     return None if chosen in (None, "", FINAL) else chosen
-
-
-def work_place(services: Services, *, elem_id: str) -> gr.Radio:
-    """Place the choice of where a model is loaded; visible with a cluster."""
-    return Radio(
-        [(PLACES[name], name) for name in get_args(WorkPlace)], value="local", label="Where", elem_id=elem_id,
-        visible=has_place(services.home) and is_offered(services),
-    )  # fmt: skip
-
-
-def chosen_place(chosen: str | None) -> WorkPlace:
-    """Return the place that a browser named."""
-    return next((place for place in get_args(WorkPlace) if place == chosen), "local")
 
 
 class ChatChoice:
@@ -343,3 +332,52 @@ def _local_folder(typed: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder.name}.", "Check the path.")
     return folder
+
+
+_SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
+
+
+class SamplingPart:
+    """Lays out a fold with the system prompt and every setting of an answer."""
+
+    def __init__(self) -> None:
+        fields = SamplingConfig.model_fields
+        with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-settings"):
+            self.system = gr.Textbox(
+                label="System prompt",
+                lines=2,
+                info="If empty, the chat template may still add its own; see Exact prompt.",
+                elem_id="chat-system",
+            )
+            self.greedy = gr.Checkbox(label="Greedy", info="Always pick the most likely token.", elem_id="chat-greedy")
+            with gr.Row():
+                self.temperature = component_of_field(fields["temperature"], maximum=2.0, min_width=220)
+                top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)
+            with gr.Row():
+                rest = [component_of_field(fields[name], min_width=150) for name in _SAMPLING[2:]]
+        self.inputs = [self.temperature, top_p, *rest, self.greedy]
+
+    def wire(self) -> None:
+        """Disable the temperature of a greedy answer."""
+        self.greedy.input(lambda greedy: gr.update(interactive=not greedy), self.greedy, self.temperature, **QUICK)
+
+
+def with_seed(sampling: SamplingConfig) -> SamplingConfig:
+    """Draw a seed if none is set, so answers can be reproduced."""
+    if sampling.seed is not None or sampling.greedy:
+        return sampling
+    return sampling.model_copy(update={"seed": secrets.randbits(32)})
+
+
+def read_sampling(values: Sequence[Any]) -> SamplingConfig:
+    """Return the settings, in the order of `SamplingPart.inputs`; an empty one gets its default.
+
+    Raises:
+        ConfigError: Lists every setting that is out of bounds.
+    """
+    *numbers, greedy = values
+    pairs = zip(_SAMPLING, map(number_of, numbers), strict=True)
+    settings = {name: value for name, value in pairs if value is not None}
+    if greedy:
+        settings["temperature"] = 0.0
+    return section_from_mapping(SamplingConfig, settings)

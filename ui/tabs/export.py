@@ -26,9 +26,9 @@ from ui.components import (
 )
 from ui.form import section_by_titles
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
-from ui.job_panel import JobPanel
 from ui.page import Page
-from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, chosen_place, offered_runs, work_place
+from ui.polls import JobPanel
+from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, offered_runs
 from ui.tabs.export_formats import (
     ADAPTER,
     EXACT,
@@ -44,6 +44,7 @@ from ui.tabs.export_formats import (
     gguf_outlook,
     why_not,
 )
+from ui.tabs.run_place import chosen_place, work_place
 from ui.views import export as view
 from ui.views.html import empty
 

@@ -17,6 +17,7 @@ from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
+from engine.executors.places import ThisMachine
 from engine.executors.slurm.place import has_place
 from engine.runs.admission import resume_run
 from engine.runs.control import in_wished_place, request_cancel, request_start_anyway, request_stop, wish_place
@@ -34,12 +35,11 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
-from ui.draft import PLACES
 from ui.form import number_of
-from ui.gradio_internals import Radio, Slider
+from ui.gradio_internals import Slider
 from ui.page import Page
 from ui.polls import poll, poll_answer
-from ui.tabs.cluster import WHERE, is_offered
+from ui.tabs.run_place import offers_cluster, work_place
 from ui.views import run_view
 from ui.views.html import error_box
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
@@ -89,10 +89,8 @@ class FollowPart:
                 label="New time limit, hours", info="Empty keeps the previous one.", max_length=8, max_lines=1,
                 elem_id=f"{prefix}next-limit", min_width=240,
             )  # fmt: skip
-        self.place = Radio(
-            [(PLACES[name], name) for name in get_args(WorkPlace)], value="local", label="Resume on", visible=False,
-            elem_id=f"{prefix}next-where",
-        )  # fmt: skip
+        self.place = work_place(page.services, label="Resume on", elem_id=f"{prefix}next-where")
+        self.place.visible = False
         self.confirm = Confirmation(
             "Cancel run", "Keep running", elem_id=f"{prefix}confirm-cancel", yes_id=f"{prefix}really-cancel",
             no_id=f"{prefix}keep-running",
@@ -211,10 +209,10 @@ class FollowPart:
     def _place_of(self, run: Run, config: RunConfig | None) -> str | None:
         """Return where a run would resume; None if there is no choice."""
         services = self._page.services
-        if config is None or config.run.where not in get_args(WorkPlace) or not is_offered(services):
+        if config is None or config.run.where not in get_args(WorkPlace) or not offers_cluster(services):
             return None
         place = in_wished_place(config, run.folder).run.where
-        return place if place == WHERE or has_place(services.home) else None
+        return place if place != ThisMachine.name or has_place(services.home) else None
 
     def ask_cancel(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is cancelled."""

@@ -31,8 +31,7 @@ from ui.form import component_of_field, number_of, text_of
 from ui.front.account import ACCOUNT
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
-from ui.tabs.lab_runs import LabRunsPart
-from ui.tabs.lab_usage import LabModelsPart, LabUsagePart
+from ui.tabs.lab_runs import LabModelsPart, LabRunsPart, LabUsagePart
 from ui.views import lab as views
 from ui.views.html import small
 
@@ -127,7 +126,7 @@ class LabTab:
 
     def wire(self) -> None:
         """Connect the events."""
-        self._page.rest_elsewhere(self._tab, self.timer)
+        self._page.pause_timers(self._tab, self.timer)
         settings = [*self.limits.values(), self.announcement, self.maintenance, self.maintenance_text]
         filters = [self.words, self.kind]
         list_outputs = [self.people, *self._runs.outputs, self.shared]

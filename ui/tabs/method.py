@@ -98,7 +98,7 @@ class MethodTab:
         page.on_draft(self.trainable, render_trainable)
         page.on_draft(self.lead, render_lead)
         page.on_draft(self.choice, method_choice)
-        page.on_draft(self.begins, lambda draft: render_begins_with(page.begins_with(draft)))
+        page.on_draft(self.begins, lambda draft: render_begins_with(page.start_label(draft)))
         page.on_fill(self.link_alpha, is_linked)
         page.on_draft_later(self.table, render_method_table)
 
@@ -146,7 +146,7 @@ class MethodTab:
             **QUICK,
         )
         use_event = self.table.click(shown_as_message(self._use_row), form.components, self._change, **SLOW)
-        page.change_undoably_after(use_event, self._change)
+        page.change_after(use_event, self._change, undo=True)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         return change_of_row(self._page.draft(values), picked_value(event))

@@ -28,9 +28,8 @@ from ui.components import (
     visible_if,
 )
 from ui.gradio_internals import changed_by_hand
-from ui.job_panel import WorkStatus
 from ui.page import Page
-from ui.polls import poll, poll_answer
+from ui.polls import WorkStatus, poll, poll_answer
 from ui.tabs.own_models import OwnPart
 from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
@@ -127,7 +126,7 @@ class ModelTab:
         )  # fmt: skip
         find_event = begin_event.then(self._find, self._sought, self._lookup, **SLOW)
         show_event = find_event.then(self._show, [self._lookup, model_id, revision], self.details, **QUICK)
-        self._fetch_after(page.settle_targets_after(show_event), again=False)
+        self._fetch_after(page.offer_targets_after(show_event), again=False)
 
     def open_restored(self, event: Any) -> None:
         """Download the tokenizer of the restored draft's model, if it has one.

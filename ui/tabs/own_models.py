@@ -13,8 +13,8 @@ from engine.models.source import is_hub_id
 from engine.private_hub import PrivateCopy
 from ui.backend.own_models import DOWNLOAD, OwnDownloads
 from ui.components import QUICK, Updates, pick_list, picked_value
-from ui.job_panel import JobPanel
 from ui.page import Page
+from ui.polls import JobPanel
 from ui.views.html import error_box, small
 from ui.views.model import render_own
 

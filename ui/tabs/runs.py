@@ -31,10 +31,9 @@ from ui.components import (
 from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
-from ui.tabs.lab_queue import LabQueuePart
 from ui.tabs.notifications import NotificationsPart
 from ui.tabs.one_run import OneRunPart
-from ui.tabs.shared_runs import SharedRunsPart
+from ui.tabs.shared_runs import LabQueuePart, SharedRunsPart
 from ui.views import run_table
 from ui.views.html import plural, size, small, with_code
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
@@ -112,7 +111,7 @@ class RunsTab:
     def wire(self) -> None:
         """Connect the events."""
         page = self._page
-        page.rest_elsewhere(self._tab, self.timer)
+        page.pause_timers(self._tab, self.timer)
         self._tab.select(self.list_runs, *self._listing, **QUICK)
         arrival_event = self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
         self.one.refresh_after(arrival_event)

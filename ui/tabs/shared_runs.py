@@ -1,5 +1,7 @@
-"""Runs that other people of a lab share: to read, to chat with, and to copy settings from."""
+"""What the Runs tab shows of a lab: devices and queue, and runs that other people share."""
 
+import time
+import zlib
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -7,11 +9,15 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.accounts.lab import read_settings
 from engine.accounts.people import Action
 from engine.config.load import config_to_yaml
 from engine.errors import EngineError
+from engine.runs.disk import disk_use, free_bytes
 from engine.runs.electricity import read_electricity
+from engine.runs.lab_queue import QueueBoard
 from engine.runs.sharing import is_shared
+from ui.backend.background import Cache
 from ui.backend.run_reader import RunSnapshot, can_chat
 from ui.backend.shared_runs import SharedRuns, name_of, without_folders
 from ui.components import (
@@ -29,11 +35,59 @@ from ui.components import (
 )
 from ui.page import Page
 from ui.polls import poll, poll_answer
-from ui.views.html import empty, log
+from ui.services import Services
+from ui.views.html import empty, error_box, log
+from ui.views.lab_queue import render_devices, render_own_disk, render_queue
 from ui.views.loss_chart import ChartView, loss_figure
 from ui.views.run_details import render_run_details
 from ui.views.run_table import render_shared_runs
 from ui.views.run_view import render_heading
+
+_SECONDS = 4
+_DISK_SECONDS = 60  # measured file by file
+_DEVICES, _TURNS, _DISK = "queue-devices", "queue-turns", "queue-disk"
+
+
+class LabQueuePart:
+    """Shows who has which device, who is next and why the rest waits; polls while it is visible.
+
+    `engine.runs.lab_queue` leaves out what a user may not see.
+    """
+
+    def __init__(self, services: Services, board: QueueBoard) -> None:
+        assert services.person is not None, "only a lab has this queue"
+        self._services = services
+        self._board = board
+        self._person = services.person
+        self._disk: Cache[str] = Cache(capacity=1)
+        gr.HTML("<h2>Lab</h2>")
+        first = self._render()
+        live_html(first[_DEVICES], elem_id=_DEVICES)
+        live_html(first[_TURNS], elem_id=_TURNS)
+        live_html(first[_DISK], elem_id=_DISK)
+        poll(self.news, _SECONDS, question="queue", elem_id="queue-live")
+
+    def news(self, _question: str, last_stamp: str) -> str | None:
+        """Answer a poll: the queue as this person may see it now."""
+        places = self._render()
+        stamp = f"{zlib.crc32(repr(places).encode()):x}"
+        return None if stamp == last_stamp else poll_answer(stamp, places)
+
+    def _render(self) -> dict[str, str]:
+        try:
+            entries = self._board.entries(self._person)
+            return {
+                _DEVICES: render_devices(self._board.devices(), entries),
+                _TURNS: render_queue(entries, self._person.name),
+                _DISK: self._disk.get(time.monotonic() // _DISK_SECONDS, self._own_disk),
+            }
+        except EngineError as error:
+            return {_DEVICES: error_box(error), _TURNS: "", _DISK: ""}
+
+    def _own_disk(self) -> str:
+        home, limits = self._services.home, read_settings(self._services.home).limits
+        return render_own_disk(disk_use(home, self._person.name), limits, free_bytes(home))
+
 
 _LOOK_SECONDS = 2.0
 _NOTHING_SHARED = empty(

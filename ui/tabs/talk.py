@@ -24,6 +24,7 @@ from ui.components import (
     SLOW,
     UNCHANGED,
     Updates,
+    browser_state,
     clear_error_after,
     pick_list,
     picked_value,
@@ -31,9 +32,8 @@ from ui.components import (
     shown_in_place,
 )
 from ui.gradio_internals import Radio
-from ui.page import Page, browser_state
-from ui.tabs.chat_choice import ChatChoice
-from ui.tabs.sampling import SamplingPart, read_sampling, with_seed
+from ui.page import Page
+from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
 from ui.views import chat as view
 from ui.views import conversation_file as saving
 from ui.views.chat import Answer, QuestionSettings, Turn

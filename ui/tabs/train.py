@@ -1,5 +1,6 @@
 """Train: the settings of the training, steps and time, the start; then the run, live."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ from gradio.events import Dependency
 from engine.config.objectives import preference_name
 from engine.config.preference import ObjectiveSettings
 from engine.config.presets import find_preset, list_presets
-from engine.config.suited import SETTINGS
+from engine.config.suited import SETTINGS, suited_settings
 from engine.hardware.known_devices import find_known_device
 from engine.hardware.lease import lease_name
 from engine.memory.estimate import estimate_memory
@@ -26,12 +27,12 @@ from ui.components import (
     shown_in_place,
 )
 from ui.draft import Draft
-from ui.form import section_fields
+from ui.form import section_fields, setting_in
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.follow import FollowPart
-from ui.tabs.jobs import JobsPart
 from ui.tabs.objective import ObjectivePart, keep_own_dataset
+from ui.tabs.run_place import RunPlacePart
 from ui.tabs.start import REFUSED, StartPart
 from ui.views.html import small
 from ui.views.run_plan import render_plan, render_presets
@@ -80,7 +81,7 @@ class TrainTab:
             )
             self.presets = pick_list(shown_in_place(self._presets)(""), elem_id="presets")
             self._settings()
-            self.jobs = JobsPart(page)
+            self.place = RunPlacePart(page)
             self.plan = gr.HTML(elem_id="plan")
             self.start = StartPart(page)
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
@@ -115,13 +116,14 @@ class TrainTab:
             for name in names:
                 self._page.form.setting(name, **_IN_SIGHT.get(name, {}))
                 if name in SETTINGS:
-                    self._page.note_suited(name)
+                    note = gr.HTML(elem_classes="suited")
+                    self._page.on_draft(note, functools.partial(render_suited, name))
 
     def wire(self) -> Dependency:
         """Connect the events; return the one after which a run may be queued."""
         page, form = self._page, self._page.form
-        self.jobs.wire()
-        self._count_after(self.objective.wire())
+        self.place.wire()
+        self.objective.wire()
         self.use_preset_by(self.presets.click)
         device_change: Any = page.judge_for.change
         device_change(shown_in_place(self._presets), page.judge_for, self.presets, **SLOW)
@@ -250,3 +252,15 @@ class TrainTab:
         rows = (row for row in self._page.reader.summaries() if row.tokens_per_second)
         same = [row for row in rows if (row.model, row.method, row.objective, row.device) == key]
         return next((row for row in same if row.state == "completed"), same[0] if same else None)
+
+
+def render_suited(name: str, draft: Draft) -> str:
+    """Return what a setting's default is suited to, and the default where another value is set."""
+    default = draft.suited_defaults.get(name)
+    if default is not None and default.awaits_rows and not draft.missing:
+        return small("set once your rows are counted")
+    if default is not None or draft.memory_config is None:
+        return small(f"suited to {default.to}") if default is not None and default.to else ""
+    usual = suited_settings(draft.memory_config, draft.rows.known if draft.rows is not None else None)[name]
+    differs = usual.to and setting_in(draft.mapping, name) != usual.value
+    return small(f"{usual.value:g} suits {usual.to}") if differs else ""
