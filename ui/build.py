@@ -55,16 +55,16 @@ class NextStepBar:
     """Lays out the bar: what is chosen, what is missing, whether it fits, and one action."""
 
     def __init__(self, page: Page, train: TrainTab) -> None:
-        self._page = page
-        self._train = train
+        self.page = page
+        self.train = train
         with gr.Row(equal_height=True, elem_id="next-step"):
             self.line = pick_list(OPENING_BAR, elem_id="next-step-line")
             self.start = gr.Button(
                 "Start training", variant="primary", visible=False, elem_id="next-step-start", scale=0, min_width=160
             )
         train.start.offer(self.start)
-        page.on_draft(self.line, lambda draft: render_bar(draft, self._step(draft)))
-        page.on_draft(self.start, lambda draft: visible_if(self._step(draft).starts))
+        page.on_draft(self.line, lambda draft: render_bar(draft, self.step(draft)))
+        page.on_draft(self.start, lambda draft: visible_if(self.step(draft).starts))
 
     def wire(self) -> None:
         """Connect the events."""
@@ -72,40 +72,40 @@ class NextStepBar:
 
     def offer(self, click: Any) -> Dependency:
         """Open on a click what is picked: a tab, or a run to follow, to resume or to chat with."""
-        page, train = self._page, self._train
+        page, train = self.page, self.train
         opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_chat]
-        open_event: Dependency = click(shown_as_message(self._open), None, opening, **QUICK)
+        open_event: Dependency = click(shown_as_message(self.open), None, opening, **QUICK)
         train.follow.show_after(open_event, train.view)
         return open_event
 
     def redraw_after(self, event: Any) -> Dependency:
         """Update the next step after an event that changed the active runs."""
-        return self._page.redraw_after(event, self.line, self.start)
+        return self.page.redraw_after(event, self.line, self.start)
 
-    def _step(self, draft: Draft) -> NextStep:
+    def step(self, draft: Draft) -> NextStep:
         # Defaults that depend on the rows are set once these are counted, maybe after the start.
         open_ones = [name for name, default in draft.suited_defaults.items() if default.awaits_rows]
-        reader = self._page.reader
+        reader = self.page.reader
         run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
         if run is None and (active := reader.newest_active() if draft.is_empty else None) is not None:
             run = reader.summary(active)
-        resumes = run is not None and self._page.reader.is_resuming(run.id)
+        resumes = run is not None and self.page.reader.is_resuming(run.id)
         return next_step(draft, run, can_start=why_not(draft) is None, resumes=resumes)
 
-    def _open(self, event: gr.EventData) -> Updates:
-        page = self._page
+    def open(self, event: gr.EventData) -> Updates:
+        page = self.page
         place, _, run_id = picked_value(event).partition(":")
         if place in _TABS:
-            return {page.tabs: gr.Tabs(selected=place), self._train.view: SET_UP}
+            return {page.tabs: gr.Tabs(selected=place), self.train.view: SET_UP}
         if not page.reader.exists(run_id):
             return UNCHANGED
         if place == "resume":
-            self._train.follow.resume_shown(run_id, "", "", None)
+            self.train.follow.resume_shown(run_id, "", "", None)
         if place == "chat":
             return {page.tabs: gr.Tabs(selected="chat"), page.chosen_run: run_id, page.wants_chat: True}
         return {
             page.tabs: gr.Tabs(selected="train"),
-            self._train.view: FOLLOW,
+            self.train.view: FOLLOW,
             page.chosen_run: run_id,
             page.wants_run: True,
         }
@@ -115,7 +115,7 @@ class StartHere:
     """Lays out the card of a first visit, which fills the form with the quick start."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         self.card = pick_list(elem_id="start-here")
         page.on_draft(self.card, self._render)
 
@@ -124,7 +124,7 @@ class StartHere:
         train.use_preset_by(self.card.click)
 
     def _render(self, draft: Draft) -> str:
-        is_new = draft.is_empty and not self._page.services.runs.ids()
+        is_new = draft.is_empty and not self.page.services.runs.ids()
         return render_start_here(QUICK_START) if is_new else ""
 
 

@@ -26,7 +26,7 @@ class SidePanel:
     """Lays out the panel; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         page.change_line.render()
         self.panel = pick_list(OPENING_PANEL, elem_id="panel")
         self.judge = Dropdown(_devices(ThisMachine.label), value="", label="Estimate memory for", elem_id="judge-for")
@@ -50,7 +50,7 @@ class SidePanel:
 
     def wire(self) -> None:
         """Connect the events."""
-        page, components = self._page, self._page.form.components
+        page, components = self.page, self.page.form.components
         for trigger, handler in (
             (self.start.click, lambda draft: self.begin(draft, measured_configs(draft)[:1])),
             (self.longest.click, lambda draft: self.begin(draft, measured_configs(draft)[1:])),
@@ -73,13 +73,13 @@ class SidePanel:
         return lambda draft: self.measurement(draft)[component]
 
     def _on_draft(self, handler: Callable[[Draft], Updates]) -> Callable[..., Updates]:
-        return shown_as_message(lambda *values: handler(self._page.draft(values)))
+        return shown_as_message(lambda *values: handler(self.page.draft(values)))
 
     def begin(self, draft: Draft, configs: Sequence[RunConfig]) -> Updates:
         """Start to measure a step of each configuration."""
         if not configs or draft.shape is None or draft.device is None:
             raise ConfigError([Problem("", "choose a model and correct the settings first.")])
-        services = self._page.services
+        services = self.page.services
         for config in configs:
             expected = Estimator(draft.shape, draft.device).estimate_step(config)  # the panel's is of a whole run
             services.measurements.start(_key(config), "A measurement", services.measure(config, expected))
@@ -88,7 +88,7 @@ class SidePanel:
     def end(self, draft: Draft) -> Updates:
         """Stop the measurements of a draft."""
         for config in measured_configs(draft):
-            self._page.services.measurements.stop(_key(config))
+            self.page.services.measurements.stop(_key(config))
         return self.measurement(draft)
 
     def measurement(self, draft: Draft) -> Updates:

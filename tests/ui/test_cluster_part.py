@@ -33,15 +33,15 @@ def cluster(home):
 
 
 def draft_for(tab: TrainTab, **changes):
-    form = tab._page.form
+    form = tab.page.form
     config = a_config(**{"run__where": "slurm", **changes})
     values = dict(zip(form.names, form.updates(config.model_dump(mode="json")), strict=True))
-    return read_draft(tab._page.services, form, list(values.values()))
+    return read_draft(tab.page.services, form, list(values.values()))
 
 
 def panel_of(tab: TrainTab, draft):
     """What the panel has for a draft."""
-    part, views = tab.place.panels["slurm"], {**tab._page.views, **tab._page.later_views}
+    part, views = tab.place.panels["slurm"], {**tab.page.views, **tab.page.later_views}
     return {name: views[getattr(part, name)](draft) for name in ("panel", "offer", "forecast", "looking")}
 
 
@@ -173,7 +173,7 @@ def test_people_of_a_lab_may_choose_a_cluster_once_an_admin_has_set_it_up_and_gu
 def test_what_memory_is_judged_for_follows_the_place(cluster, laid_out, services):
     services.shapes.learn(ModelConfig(id="smollm2-135m-instruct"))
     panel = laid_out(SidePanel)
-    form, page = panel._page.form, panel._page
+    form, page = panel.page.form, panel.page
 
     def judged(where: str, device: str = ""):
         values = dict(zip(form.names, form.updates({}), strict=True))

@@ -136,7 +136,7 @@ def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services,
 
 
 def test_the_model_of_the_chat_is_unloaded_first(tab, services, run):
-    list(tab._load(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
+    list(tab.load_chosen(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
 
     measure(tab.evaluate, services, run)
 

@@ -33,7 +33,7 @@ def gpu(gib: float) -> Device:
 
 @pytest.fixture
 def visitor(laid_out) -> FormVisitor:
-    return FormVisitor(laid_out(MethodTab)._page)
+    return FormVisitor(laid_out(MethodTab).page)
 
 
 def a_draft(draw: random.Random) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
     shapes = SimpleNamespace(
         get=lambda model_id, revision: small_shape() if model_id else None, trouble=lambda *_: None
     )
-    page = laid_out(MethodTab)._page
+    page = laid_out(MethodTab).page
     page.services = replace(services, shapes=shapes, devices=lambda: (gpu(free[0]),))
     visitor = FormVisitor(page)
     for _ in range(200):

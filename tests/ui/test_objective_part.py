@@ -24,7 +24,7 @@ def part(laid_out) -> ObjectivePart:
 
 @pytest.fixture
 def visitor(part) -> FormVisitor:
-    return FormVisitor(part._page)
+    return FormVisitor(part.page)
 
 
 def draft_of(visitor: FormVisitor, source: str = "", **given):
@@ -39,7 +39,7 @@ def draft_of(visitor: FormVisitor, source: str = "", **given):
         check = page.services.checks.ask(question)
         wait_for(lambda: check.is_done)
     visitor.refresh()
-    return page.draft(visitor._form())
+    return page.draft(visitor.form_values())
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(vis
     draft_of(visitor, source)
     visitor.set_by_hand(training__objective=objective)
     visitor.refresh()
-    draft = visitor.page.draft(visitor._form())
+    draft = visitor.page.draft(visitor.form_values())
 
     (problem,) = draft.problems
     assert problem.field == "training.objective"

@@ -16,7 +16,7 @@ def tab(laid_out) -> MethodTab:
 
 @pytest.fixture
 def page(tab) -> Page:
-    return tab._page
+    return tab.page
 
 
 def settings_in(page: Page, updates: dict) -> dict:

@@ -17,9 +17,9 @@ def panel(laid_out, services) -> SidePanel:
 
 
 def draft_on(panel: SidePanel):
-    form = panel._page.form
+    form = panel.page.form
     values = dict(zip(form.names, form.updates({}), strict=True)) | CHOSEN
-    return panel._page.draft([values[name] for name in form.names])
+    return panel.page.draft([values[name] for name in form.names])
 
 
 def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_next_to_it(panel, services):

@@ -18,7 +18,7 @@ from ui.views.memory import render_side_panel
 
 @pytest.fixture
 def page(laid_out) -> Page:
-    return laid_out(TrainTab)._page
+    return laid_out(TrainTab).page
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class ChatChoice:
     """Lays out the choice; the Chat tab wires it."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         with gr.Row(equal_height=False, elem_id="chat-choice") as self.panel:
             self.run = Dropdown(
                 list(_WITHOUT_RUN), value=A_MODEL, label="Run or model", scale=3, min_width=260, elem_id="chat-run"
@@ -116,7 +116,7 @@ class ChatChoice:
 
     def offer(self, chosen_run: str, current: str, text: str | None) -> Updates:
         """Return the runs that can be loaded; the chosen one is preselected."""
-        runs, run_id = offered_runs(self._page.reader, chosen_run, current)
+        runs, run_id = offered_runs(self.page.reader, chosen_run, current)
         shared = self._shared_choices()
         run_id = chosen_run if any(name == chosen_run for _, name in shared) else run_id
         choices, proposal = [*runs, *shared, *_WITHOUT_RUN], run_id or A_MODEL
@@ -128,7 +128,7 @@ class ChatChoice:
     def choose(self, run_id: str) -> Updates:
         """Return the other fields, which depend on the run."""
         shared = self._observe_shared(run_id)
-        if run_id in (A_MODEL, A_FOLDER) or (shared is None and not self._page.reader.exists(run_id)):
+        if run_id in (A_MODEL, A_FOLDER) or (shared is None and not self.page.reader.exists(run_id)):
             is_folder = run_id == A_FOLDER
             label = "Base model, if not the adapter's own" if is_folder else "Model"
             return {
@@ -137,7 +137,7 @@ class ChatChoice:
                 self.folder: visible_if(is_folder),
                 self.against: gr.update(value=NOTHING, visible=False),
             }
-        states = checkpoint_choices(shared or self._page.reader.observe(run_id))
+        states = checkpoint_choices(shared or self.page.reader.observe(run_id))
         others, against = [_BASE], NOTHING
         if shared is None:
             start, learns = self._start(run_id)
@@ -160,15 +160,15 @@ class ChatChoice:
         """
         if run_id in (A_MODEL, A_FOLDER, "") or not run_id:
             raise RunError("No run is chosen.", "Choose one above.")
-        return self._page.services.runs.get(run_id)
+        return self.page.services.runs.get(run_id)
 
     def _run_to_chat(self, name: str) -> Run:
         """Return an own run, or a shared one that may be used for chat."""
-        shared = self._page.shared
+        shared = self.page.shared
         return self.run_of(name) if shared is None or "/" not in (name or "") else shared.open(name, Action.CHAT)
 
     def _observe_shared(self, name: str) -> RunSnapshot | None:
-        shared = self._page.shared
+        shared = self.page.shared
         if shared is None or "/" not in (name or ""):
             return None
         try:
@@ -177,13 +177,13 @@ class ChatChoice:
             return None
 
     def _shared_choices(self) -> list[tuple[str, str]]:
-        rows = self._page.shared.rows() if self._page.shared is not None else []
+        rows = self.page.shared.rows() if self.page.shared is not None else []
         # Runs that are not shared are not read, even for admins; the state shows whether there is a result.
         candidates = [row for row in rows if row.method and row.state in ("completed", "stopped")]
         return [(f"{row.name} · {row.owner} · {row.id[-4:]}", row.id) for row in candidates]
 
     def _adapter_folder(self, text: str) -> Path:
-        paths = AllowedPaths.of(self._page.services.home)
+        paths = AllowedPaths.of(self.page.services.home)
         return _local_folder(text) if paths is None else paths.read(text or "", ModelError)
 
     def target(self, chosen: Chosen) -> ChatTarget:
@@ -216,10 +216,10 @@ class ChatChoice:
 
     def _start(self, run_id: str) -> tuple[AdapterChoice | None, bool]:
         """Return the adapter that an own run started from, and whether it trained on preferences."""
-        snapshot = self._page.reader.observe(run_id) if self._page.reader.exists(run_id) else None
+        snapshot = self.page.reader.observe(run_id) if self.page.reader.exists(run_id) else None
         if snapshot is None or snapshot.config is None:
             return None, False
-        services = self._page.services
+        services = self.page.services
         home = services.home if services.home.owner else None
         folder = start_of(snapshot.config, snapshot.run.folder.path.parent, home)
         learns = objective_of(snapshot.config).learns_preferences
@@ -233,9 +233,9 @@ class ChatChoice:
 
     def config_of(self, target: ChatTarget | None) -> RunConfig | None:
         """Return the loaded run's configuration; None unless it is the user's own run."""
-        if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
+        if target is None or target.tuned is None or not self.page.reader.exists(target.tuned.folder.name):
             return None
-        return self._page.reader.observe(target.tuned.folder.name).config
+        return self.page.reader.observe(target.tuned.folder.name).config
 
     def names(self, target: ChatTarget | None) -> dict[Branch, str]:
         """Return the names of the branches that are loaded."""
@@ -252,7 +252,7 @@ class ChatChoice:
 
     def answer_models(self) -> dict[Branch, AnswerModel]:
         """Return the model of each loaded branch, as votes store it, without paths of this machine."""
-        state = self._page.services.chat.state
+        state = self.page.services.chat.state
         model, target = state.model, state.target
         if model is None or target is None:
             return {}
@@ -285,13 +285,13 @@ class ChatChoice:
 
     def _kind(self, choice: AdapterChoice) -> str:
         run_id = choice.folder.name
-        config = self._page.reader.observe(run_id).config if self._page.reader.exists(run_id) else None
+        config = self.page.reader.observe(run_id).config if self.page.reader.exists(run_id) else None
         return "Preferred" if config is not None and objective_of(config).learns_preferences else "Supervised"
 
     def _run_title(self, choice: AdapterChoice) -> str:
         run_id = choice.folder.name
-        if self._page.reader.exists(run_id):
-            return self._page.reader.observe(run_id).title
+        if self.page.reader.exists(run_id):
+            return self.page.reader.observe(run_id).title
         return read_provenance(RunFolder(choice.folder)).title or run_id
 
     def _title(self, choice: AdapterChoice, other: AdapterChoice) -> str:
@@ -302,7 +302,7 @@ class ChatChoice:
 
     def _others(self, run_id: str) -> list[tuple[str, str]]:
         """Return other checkpoints of this run, then other runs on the same base model."""
-        reader = self._page.reader
+        reader = self.page.reader
         snapshot = reader.observe(run_id)
         config = snapshot.config
         own = [(f"this run, {words}", f"{run_id}/{value}") for words, value in checkpoint_choices(snapshot)[1:]]

@@ -36,7 +36,7 @@ class DataTab:
     """Lays out the Data tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         gr.HTML(
             '<h2>Data</h2><p class="lead">A few hundred good rows beat many careless ones. Read some before you train.</p>'
         )
@@ -74,12 +74,12 @@ class DataTab:
         self.open_request = gr.Textbox("", visible=False)  # changes to open the dataset again
         self._check_outputs = [
             self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self.last_stamp,
-            self._page.data_trouble, self._page.data_lengths,
+            self.page.data_trouble, self.page.data_lengths,
         ]  # fmt: skip
 
     def wire(self) -> None:
         """Connect the events."""
-        page, values = self._page, self._page.form.components
+        page, values = self.page, self.page.form.components
         for chosen in (
             self.samples.click(shown_as_message(_pick_sample), None, self._change, **SLOW),
             self.own.submit(shown_as_message(_take_path), self.own, self._change, **SLOW),
@@ -122,7 +122,7 @@ class DataTab:
     def _asking_if_chosen(self) -> dict[str, Any]:
         js = "(source, asked) => source ? String(Math.random()) : asked"
         return {
-            "inputs": [self._page.form["dataset.source"], self.open_request],
+            "inputs": [self.page.form["dataset.source"], self.open_request],
             "outputs": self.open_request,
             "js": js,
             **SLOW,
@@ -131,7 +131,7 @@ class DataTab:
     def _wire_opening(self) -> None:
         # One event for all triggers: Gradio then sends the next request after the last answer. Answers of
         # several events arrive in any order, and an old one could replace the rows of a newer dataset.
-        page, source, rows = self._page, self._page.form["dataset.source"], self.rows
+        page, source, rows = self.page, self.page.form["dataset.source"], self.rows
         opening = self.open_request.change(
             # Not for a change of its settings.
             lambda source, shown_source: view.render_opening(source) if source and source != shown_source else UNCHANGED,
@@ -153,11 +153,11 @@ class DataTab:
         self, row: float, row_view: str, shown_source: str, listing: str, list_page: int, request: gr.Request,
         *values: Any,
     ) -> Updates:  # fmt: skip
-        form_question = question_of(self._page.settings(values))
+        form_question = question_of(self.page.settings(values))
         if form_question is None:
             around = {self.samples: render_samples(""), **self.tokenizer.updates(None), self.format.column: HIDDEN}
             return {**around, self.summary: view.NO_DATASET, **self._without_rows("", "")}
-        source, services = form_question.dataset.source, self._page.services
+        source, services = form_question.dataset.source, self.page.services
         around = {self.samples: render_samples(source), **self.tokenizer.updates(form_question.model)}
         if source != shown_source:  # what was opened for the last one is not about this one
             around[self.format.fold] = gr.update(open=False)
@@ -185,7 +185,7 @@ class DataTab:
             self.rows.found: "" if source != shown_source else UNCHANGED,
             self.rows.row_html: view.render_row(page, row_view == "tokens"),
             self.shown_source: source,
-            self._page.data_kind: page.format,
+            self.page.data_kind: page.format,
             **self._render_check(check, listing, list_page, page),
         }
 
@@ -206,15 +206,15 @@ class DataTab:
             self.shown_source: source,
             self.timer: gr.Timer(active=False),
             # With the source: the next dataset may have the same problem.
-            self._page.data_trouble: f"{trouble} {source}".strip(),
-            self._page.data_kind: "",
-            self._page.data_lengths: "",
+            self.page.data_trouble: f"{trouble} {source}".strip(),
+            self.page.data_kind: "",
+            self.page.data_lengths: "",
         }
 
     def _columns(self, dataset: DatasetConfig) -> DatasetColumns | None:
         """Return the columns of a dataset with unreadable rows; None if it cannot be opened."""
         try:
-            return self._page.services.inspector.columns(dataset)
+            return self.page.services.inspector.columns(dataset)
         except Exception as error:
             as_engine_error(error)
             return None
@@ -222,7 +222,7 @@ class DataTab:
     def tick(self, last_stamp: str, listing: str, list_page: int, *values: Any) -> Updates:
         """Show the progress of the dataset's check; stop the timer once its result is shown."""
         question = self.rows.question(values)
-        check = self._page.services.checks.find(question) if question is not None else None
+        check = self.page.services.checks.find(question) if question is not None else None
         if check is None:
             return {self.timer: gr.Timer(active=False)}
         if _stamp_of(check) != last_stamp:
@@ -247,7 +247,7 @@ class DataTab:
         choices = listing_choices(report)
         chosen = listing if any(listing == value for _, value in choices) else "all"
         again = "Read all rows" if check.waits else "Read again"
-        trouble = self._page.services.checks.trouble(check.question)
+        trouble = self.page.services.checks.trouble(check.question)
         return {
             self.facts: facts,
             self.lengths: lengths,
@@ -257,26 +257,26 @@ class DataTab:
             self.read: gr.update(value=again, visible=check.waits or check.error is not None),
             self.timer: gr.Timer(active=check.is_under_way),
             self.last_stamp: _stamp_of(check),
-            self._page.data_trouble: trouble.what if trouble is not None else "",
-            self._page.data_lengths: lengths_stamp(check),
+            self.page.data_trouble: trouble.what if trouble is not None else "",
+            self.page.data_lengths: lengths_stamp(check),
         }
 
     def stop_reading(self, *values: Any) -> None:
         question = self.rows.question(values)
         if question is not None:
-            self._page.services.checks.stop(question)
+            self.page.services.checks.stop(question)
 
     def read_all(self, *values: Any) -> None:
         question = self.rows.question(values)
         if question is not None:
-            self._page.services.checks.read(question)
+            self.page.services.checks.read(question)
 
     def fetch_again(self, *values: Any) -> Updates:
-        question = question_of(self._page.settings(values))
+        question = question_of(self.page.settings(values))
         return self.tokenizer.updates(question.model if question is not None else None, again=True)
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:
-        return with_source(str(self._page.services.transfers.keep_upload(Path(file)))) if file else {}
+        return with_source(str(self.page.services.transfers.keep_upload(Path(file)))) if file else {}
 
 
 def _progress_of(check: RunningCheck) -> str:

@@ -38,7 +38,7 @@ class EvaluatePart:
     """Lays out the evaluation; `wire` connects it."""
 
     def __init__(self, page: Page, choice: ChatChoice) -> None:
-        self._page = page
+        self.page = page
         self._choice = choice
         self._evaluations = Evaluations(page.services.runs, page.reader)
         gr.HTML(
@@ -85,7 +85,7 @@ class EvaluatePart:
 
     def show(self, run_id: str, checkpoint: str | None, number: int = 0, *, step: int = 0) -> Updates:
         """Return the evaluation's progress and result, with a page of its answered rows."""
-        is_run, state = self._page.reader.exists(run_id), checkpoint_of(checkpoint)
+        is_run, state = self.page.reader.exists(run_id), checkpoint_of(checkpoint)
         updates = self.job.follow(*([run_id] if is_run else []))
         result = self._evaluations.read(run_id, state) if is_run else None
         pages = view.pages_of(result) if result is not None else 0
@@ -93,7 +93,7 @@ class EvaluatePart:
         if result is not None:
             shown = view.render_evaluation(result)
         elif is_run:
-            work = self._page.services.results.measuring.find(run_id)
+            work = self.page.services.results.measuring.find(run_id)
             shown = "" if work is not None and work.is_under_way else view.NOT_MEASURED
         else:
             shown = view.NO_RESULT
@@ -115,16 +115,16 @@ class EvaluatePart:
         run = self._choice.run_of(run_id)
         pairs = zip(_SETTINGS, map(number_of, settings), strict=True)
         config = section_by_titles(EvaluationConfig, {name: value for name, value in pairs if value is not None})
-        results = self._page.services.results
+        results = self.page.services.results
         results.measuring.require_none(run.id)
-        self._page.services.unload_idle_chat()
+        self.page.services.unload_idle_chat()
         results.measure(run, checkpoint_of(checkpoint), config, chosen_place(where))
         return self.show(run_id, checkpoint, number)
 
     def pick(self, event: gr.EventData) -> Updates:
         """Choose a run and checkpoint of the table across runs."""
         run_id, _, checkpoint = picked_value(event).partition("/")
-        if not self._page.reader.exists(run_id):
+        if not self.page.reader.exists(run_id):
             return UNCHANGED
         updates = self._choice.choose(run_id)
         states = updates[self._choice.checkpoint]
@@ -140,7 +140,7 @@ class VotesPart:
     """Lays out the votes of the person; `wire` connects them."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         self._votes = Votes(page.services.home)
         gr.HTML(
             '<p class="lead">A vote records which of two answers to the same prompt is better. Preference tuning (DPO, ORPO) '
@@ -168,7 +168,7 @@ class VotesPart:
         self.status = gr.HTML(elem_id="votes-status")
         self.list = pick_list(elem_id="votes-list")
         self.number = gr.State(0)  # of the page
-        self._change = gr.State({})
+        self.dataset_change = gr.State({})
         self._outputs = [
             self.counts, self.panel, self.use_button, self.newer, self.older, self.where, self.list, self.number,
             self.confirm.panel,
@@ -176,7 +176,7 @@ class VotesPart:
 
     def wire(self, mode_event: Any) -> None:
         """Connect the events; the votes are read after each `mode_event`."""
-        page, shown = self._page, [self.with_cut_off, self.number]
+        page, shown = self.page, [self.with_cut_off, self.number]
         for event in (mode_event.then, self.with_cut_off.input):
             event(self.show, shown, self._outputs, **QUICK)
         self.newer.click(lambda cut_off, number: self.show(cut_off, number - 1), shown, self._outputs, **QUICK)
@@ -185,9 +185,13 @@ class VotesPart:
         self.confirm.wire(self.delete_all.click, self._ask, self.number)
         self.confirm.really.click(self.delete, self.with_cut_off, [*self._outputs, self.status], **QUICK)
         use_event = self.use_button.click(
-            shown_as_message(self.use), self.with_cut_off, [self._change, self.status], trigger_mode="once", **SLOW
+            shown_as_message(self.use),
+            self.with_cut_off,
+            [self.dataset_change, self.status],
+            trigger_mode="once",
+            **SLOW,
         )
-        change_event = page.change_after(use_event, self._change, undo=True)
+        change_event = page.change_after(use_event, self.dataset_change, undo=True)
         change_event.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
         page.open_tab(use_event, "data")
 
@@ -212,7 +216,10 @@ class VotesPart:
     def use(self, with_cut_off: bool) -> Updates:
         """Write the pairs of the votes as a dataset, and choose it."""
         path, pairs = self._votes.snapshot(with_cut_off=bool(with_cut_off))
-        return {self._change: with_source(str(path)), self.status: small(f"In use as {path.name}: {pairs.words}")}
+        return {
+            self.dataset_change: with_source(str(path)),
+            self.status: small(f"In use as {path.name}: {pairs.words}"),
+        }
 
     def pick(self, event: gr.EventData, with_cut_off: bool, number: int) -> Updates:
         """Ask at the first click, delete at the second."""

@@ -65,7 +65,7 @@ class FollowPart:
     """Lays out the run view: with a choice of the run, or with a prefix of ids below the table that is the choice."""
 
     def __init__(self, page: Page, choice: gr.Dropdown | None = None, prefix: str = "") -> None:
-        self._page = page
+        self.page = page
         self._figures: Cache[str] = Cache()
         self._answers: Cache[str] = Cache()
         self.choice = choice
@@ -151,7 +151,7 @@ class FollowPart:
 
     def wire(self) -> list[Dependency]:
         """Connect the events; return those that change the actions on the shown run."""
-        page = self._page
+        page = self.page
         looking = [self.run_shown, *self.look_inputs]
         refresh_event = self.live.submit(self.refresh, looking, self.outputs, trigger_mode="always_last", **QUICK)
         gr.on(
@@ -189,26 +189,26 @@ class FollowPart:
         self, event: Callable[..., Dependency], request: Callable[[Run], None], kind: AuditKind
     ) -> Dependency:
         def ask(run_id: str) -> None:
-            run = self._page.services.runs.get(run_id)
+            run = self.page.services.runs.get(run_id)
             request(run)
-            self._page.services.log(kind, run.id)
+            self.page.services.log(kind, run.id)
 
         return self._look_again_after(event(shown_as_message(ask), self.run_shown, None, trigger_mode="once", **QUICK))
 
     def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
         """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
-        run, hours = self._page.services.runs.get(run_id), number_of(limit)
+        run, hours = self.page.services.runs.get(run_id), number_of(limit)
         if _has_job(run) and (flavor or hours is not None):  # else they were typed for the run shown before
             JobRequest.of(run.folder, flavor.strip(), hours).save(run.folder)
         place = self._place_of(run, run.folder.read_config())
         if place is not None and where and where != place:
             wish_place(run, where)
-        resume_run(self._page.services.home, run)
-        self._page.services.log("run resumed", run.id)
+        resume_run(self.page.services.home, run)
+        self.page.services.log("run resumed", run.id)
 
     def _place_of(self, run: Run, config: RunConfig | None) -> str | None:
         """Return where a run would resume; None if there is no choice."""
-        services = self._page.services
+        services = self.page.services
         if config is None or config.run.where not in get_args(WorkPlace) or not offers_cluster(services):
             return None
         place = in_wished_place(config, run.folder).run.where
@@ -217,11 +217,11 @@ class FollowPart:
     def ask_cancel(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is cancelled."""
         words = "stops now. Saved checkpoints stay; progress after the last one is lost."
-        return self._page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing."
+        return self.page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing."
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """List the runs and draw the chosen one after an event that may have opened the view."""
-        chosen = self._page.chosen_run
+        chosen = self.page.chosen_run
         list_event = event.then(self._list, [chosen, view], self.choice, **QUICK)
 
         def look_if_in_front(run_id: str, view: str, *how: Any) -> Updates:
@@ -242,7 +242,7 @@ class FollowPart:
             return None
         last_stamp = last_stamp or query.last_stamp
         try:
-            snapshot = self._page.reader.observe(query.run)
+            snapshot = self.page.reader.observe(query.run)
         except EngineError:
             return poll_answer("gone", {}, submit=True) if last_stamp != "gone" else None
         new = _stamp_of(snapshot, query.log_open)
@@ -259,20 +259,20 @@ class FollowPart:
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Redraw a run and the list of runs after a poll found more than new curves."""
-        self._page.reader.look_again()  # the list may be older than what the poll found
+        self.page.reader.look_again()  # the list may be older than what the poll found
         choice_update = {self.choice: self._list(run_id, "Follow")} if run_id and self.choice is not None else {}
         return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **choice_update}
 
     def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Return everything about a run; an open question stays open only if `run_shown` is the same run."""
-        known_id = run_id if self._page.reader.exists(run_id) else ""
+        known_id = run_id if self.page.reader.exists(run_id) else ""
         return self._look(known_id, smoothing, log_axis, log_open, run_shown)
 
     def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         if not run_id:
             return self._without_run(run_view.NO_RUN)
         try:
-            snapshot = self._page.reader.observe(run_id)
+            snapshot = self.page.reader.observe(run_id)
         except EngineError as error:
             return self._without_run(error_box(error))
         updates = self._draw(snapshot, _view_of(smoothing, log_axis), log_open)
@@ -294,7 +294,7 @@ class FollowPart:
         """Redraw the loss curve after a change of its controls; polls use them too."""
         view = _view_of(smoothing, log_axis)
         try:
-            snapshot = self._page.reader.observe(run_id)
+            snapshot = self.page.reader.observe(run_id)
         except EngineError:
             return UNCHANGED
         return {self.loss: self._loss(snapshot, view), self.live: _question(snapshot, view, log_open)}
@@ -302,7 +302,7 @@ class FollowPart:
     def _list(self, run_id: str, view: str) -> Any:
         if view != "Follow":
             return UNCHANGED
-        choices = run_view.run_choices(self._page.reader.summaries()[:_LISTED])
+        choices = run_view.run_choices(self.page.reader.summaries()[:_LISTED])
         is_known = any(value == run_id for _, value in choices)
         return gr.update(choices=choices, value=run_id if is_known else None, visible=bool(choices))
 

@@ -5,7 +5,6 @@ from html import escape
 from typing import Any, get_args
 
 import gradio as gr
-from pydantic.fields import FieldInfo
 
 from engine.accounts.audit import AuditKind
 from engine.accounts.lab import LabSettings
@@ -45,7 +44,7 @@ class LabTab:
     """Lays out the Lab tab of an admin; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page, admin: LabAdmin) -> None:
-        self._page = page
+        self.page = page
         self._admin = admin
         self._tab = enclosing_tab()
         self._lay_out_people()
@@ -114,7 +113,7 @@ class LabTab:
             for first in range(0, len(fields), 2):
                 with gr.Row():
                     for name, field in fields[first : first + 2]:
-                        self.limits[name] = _limit_box(name, field)
+                        self.limits[name] = component_of_field(field, min_width=240, elem_id=f"lab-{name}")
             self.save_limits = gr.Button("Save limits", scale=0, min_width=150, elem_id="lab-save-limits")
         with gr.Accordion("Announcement and maintenance", open=False, elem_id="lab-news"):
             self.announcement = component_of_field(LabSettings.model_fields["announcement"], elem_id="lab-announcement")
@@ -126,7 +125,7 @@ class LabTab:
 
     def wire(self) -> None:
         """Connect the events."""
-        self._page.pause_timers(self._tab, self.timer)
+        self.page.pause_timers(self._tab, self.timer)
         settings = [*self.limits.values(), self.announcement, self.maintenance, self.maintenance_text]
         filters = [self.words, self.kind]
         list_outputs = [self.people, *self._runs.outputs, self.shared]
@@ -267,15 +266,6 @@ class LabTab:
     def _set_maintenance(self, is_on: Any, text: Any, request: gr.Request) -> None:
         self._admin.set_maintenance(Caller.of(request), is_on is True, str(text or ""))
         gr.Info("No run starts until this is switched off." if is_on is True else "Runs start again.", duration=4)
-
-
-def _limit_box(name: str, field: FieldInfo) -> Any:
-    """Return the component of a limit; numbers are text boxes, which can be empty for no limit."""
-    if isinstance(field.default, bool):
-        return component_of_field(field, min_width=240, elem_id=f"lab-{name}")
-    return gr.Textbox(
-        label=field.title, info=field.description, lines=1, max_lines=1, min_width=240, elem_id=f"lab-{name}"
-    )
 
 
 def _other_way(service: str, has_passwords: bool) -> str:

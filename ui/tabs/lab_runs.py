@@ -1,6 +1,7 @@
 """Parts of the Lab tab: devices and queue with an admin's actions, usage by week, and the model cache."""
 
 from collections.abc import Callable
+from html import escape
 from typing import Any, get_args
 
 import gradio as gr
@@ -11,6 +12,7 @@ from ui.components import (
     HIDDEN,
     QUICK,
     SLOW,
+    Confirmation,
     Updates,
     chart,
     pick_list,
@@ -31,7 +33,7 @@ class LabRunsPart:
     """Lays out the devices and the queue; `wire` connects them."""
 
     def __init__(self, page: Page, admin: LabAdmin) -> None:
-        self._page = page
+        self.page = page
         self._admin = admin
         gr.HTML("<h2>Devices and queue</h2>")
         self.devices = gr.HTML(elem_id="lab-devices")
@@ -50,7 +52,7 @@ class LabRunsPart:
 
     def wire(self, log_after: Callable[[Any], None]) -> None:
         """Connect the events; `log_after` redraws the audit log after a logged action."""
-        page = self._page
+        page = self.page
         panel = [self.panel, self.question, self.run_key, self.why]
         action_outputs = [*self.outputs, *panel, page.other_run, page.tabs]
         log_after(self.active.click(shown_as_message(self._act), None, action_outputs, **QUICK))
@@ -71,7 +73,7 @@ class LabRunsPart:
         """Run the action of a row's button; the run's name is untrusted and looked up."""
         name, caller = picked_value(event), Caller.of(request)
         if name.startswith(LOOK_PREFIX):
-            return {self._page.other_run: name.removeprefix(LOOK_PREFIX), self._page.tabs: gr.Tabs(selected="runs")}
+            return {self.page.other_run: name.removeprefix(LOOK_PREFIX), self.page.tabs: gr.Tabs(selected="runs")}
         if name.startswith(URGENT_PREFIX):
             return self._ask(name.removeprefix(URGENT_PREFIX))
         if name == TURN:
@@ -131,21 +133,22 @@ class LabModelsPart:
         self._admin = admin
         self.models = pick_list(elem_id="lab-models")
         self.chosen = gr.State([])  # ids to remove once that is confirmed
-        with gr.Column(visible=False, elem_id="lab-models-confirm") as self.panel:
-            self.question = gr.HTML()
-            with gr.Row():
-                self.remove = gr.Button("Remove", variant="stop", scale=0, min_width=150, elem_id="lab-models-yes")
-                self.keep = gr.Button("Keep", scale=0, min_width=150, elem_id="lab-models-no")
+        self.confirm = Confirmation(
+            "Remove", "Keep", elem_id="lab-models-confirm", yes_id="lab-models-yes", no_id="lab-models-no"
+        )
 
     def wire(self, open_event: Any, log_after: Callable[[Any], None]) -> None:
         """Connect the events; the cache is listed after `open_event`."""
         open_event.then(shown_in_place(self._list), None, self.models, **SLOW)
-        ask_outputs = [self.chosen, self.panel, self.question]
+        confirm = self.confirm
+        ask_outputs = [self.chosen, confirm.panel, confirm.question, confirm.really]
         self.models.click(shown_as_message(self._ask), None, ask_outputs, **SLOW)
-        remove_event = self.remove.click(shown_as_message(self._remove), self.chosen, [self.panel, self.chosen], **SLOW)
+        remove_event = confirm.really.click(
+            shown_as_message(self._remove), self.chosen, [confirm.panel, self.chosen], **SLOW
+        )
         list_event = remove_event.then(shown_in_place(self._list), None, self.models, **SLOW)
         log_after(list_event)
-        self.keep.click(lambda: HIDDEN, None, self.panel, **QUICK)
+        confirm.close_by(confirm.keep.click)
 
     def _list(self) -> str:
         return views.render_cache(self._admin.models())
@@ -155,12 +158,10 @@ class LabModelsPart:
         model_ids = cache.offered if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
         ids = [one.id for one in cache.models if one.id in model_ids and not one.use.needed_by]
         if not ids:
-            return {self.panel: HIDDEN, self.chosen: []}
-        return {
-            self.chosen: ids, self.panel: visible_if(True), self.question: notice(views.models_question(ids, cache)),
-        }  # fmt: skip
+            return {self.confirm.panel: HIDDEN, self.chosen: []}
+        return {self.chosen: ids, **self.confirm.open(escape(views.models_question(ids, cache)), "Remove")}
 
     def _remove(self, ids: Any, request: gr.Request) -> Updates:
         freed_bytes = self._admin.remove_models(Caller.of(request), [str(one) for one in ids or ()])
         gr.Info(f"{size(freed_bytes)} freed.", duration=4)
-        return {self.panel: HIDDEN, self.chosen: []}
+        return {self.confirm.panel: HIDDEN, self.chosen: []}

@@ -70,7 +70,7 @@ class MethodTab:
     """Lays out the Method tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         form = page.form
         self.lead = gr.HTML(f'<h2>Method</h2><p class="lead">{DEFAULT_METHOD.help}</p>')
         self.choice = Radio(list(_CHOICES), value=DEFAULT_METHOD.label, show_label=False, elem_id="method-choice")
@@ -112,18 +112,18 @@ class MethodTab:
                         EVERY_LAYER, value=[ALL_LINEAR], label="Target modules (target_modules)",
                         info="The model's linear layers, without the output head.", elem_id="targets",
                     )  # fmt: skip
-                    self._page.form.register("adapter.target_modules", targets)
+                    self.page.form.register("adapter.target_modules", targets)
                 elif name == "lora_alpha":
                     with gr.Column(min_width=160):
-                        self._page.form.setting(f"adapter.{name}", **_PRESENTATION[name])
+                        self.page.form.setting(f"adapter.{name}", **_PRESENTATION[name])
                         self.link_alpha.render()
                 else:
-                    self._page.form.setting(f"adapter.{name}", min_width=160, **_PRESENTATION.get(name, {}))
-        self._page.on_draft(row, lambda draft: visible_if(_method(draft) in methods))
+                    self.page.form.setting(f"adapter.{name}", min_width=160, **_PRESENTATION.get(name, {}))
+        self.page.on_draft(row, lambda draft: visible_if(_method(draft) in methods))
 
     def wire(self) -> None:
         """Connect the events."""
-        page, form = self._page, self._page.form
+        page, form = self.page, self.page.form
         method, quantization = form["adapter.method"], form["model.quantization"]
         rank, alpha, start = form["adapter.r"], form["adapter.lora_alpha"], form["adapter.warm_start"]
         shared = [form[f"adapter.{name}"] for name in _SHARED_DEFAULTS]
@@ -149,7 +149,7 @@ class MethodTab:
         page.change_after(use_event, self._change, undo=True)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
-        return change_of_row(self._page.draft(values), picked_value(event))
+        return change_of_row(self.page.draft(values), picked_value(event))
 
 
 def change_of_row(draft: Draft, row: str) -> dict[str, dict[str, Any]]:

@@ -42,7 +42,7 @@ class ObjectivePart:
     """Lays out the objective; its settings are visible for the objectives that use them."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         form = page.form
         form.register("training.objective", Radio(list(OBJECTIVES), value=next(iter(OBJECTIVES)), visible=False))
         with gr.Column(elem_id="objective-part"):
@@ -79,12 +79,12 @@ class ObjectivePart:
             return
         with gr.Row(visible=False) as row:
             for name in names:
-                self._page.form.setting(f"training.{name}", min_width=200, **_PRESENTATION.get(name, {}))
-        self._page.on_draft(row, lambda draft: visible_if(draft.objective.name in readers))
+                self.page.form.setting(f"training.{name}", min_width=200, **_PRESENTATION.get(name, {}))
+        self.page.on_draft(row, lambda draft: visible_if(draft.objective.name in readers))
 
     def wire(self) -> None:
         """Connect the events."""
-        page, form = self._page, self._page.form
+        page, form = self.page, self.page.form
         objective, losses = form["training.objective"], form["training.loss_type"]
         weights = form["training.loss_weights"]
         page.refresh_after(
@@ -100,12 +100,12 @@ class ObjectivePart:
         if not objective.learns_preferences:
             return gr.update(visible=False)
         model = str(draft.mapping["model"].get("id") or "")
-        rows = [row for row in self._page.reader.glance().rows if model and row.model in (model, Path(model).name)]
-        adapters = [row for row in rows if has_adapter(self._page.services.runs.get(row.id))][:_MOST_ADAPTERS]
+        rows = [row for row in self.page.reader.glance().rows if model and row.model in (model, Path(model).name)]
+        adapters = [row for row in rows if has_adapter(self.page.services.runs.get(row.id))][:_MOST_ADAPTERS]
         choices = [("Base model, no adapter", _BASE)]
         choices += [(f"{row.name} · {row.method} · {row.id[-4:]}", row.id) for row in adapters]
         if chosen not in {value for _, value in choices}:
-            choices.append((self._page.start_label(draft) or chosen, chosen))
+            choices.append((self.page.start_label(draft) or chosen, chosen))
         info = "The adapter of an earlier run; the new one has the same shape."
         if objective.has_reference:
             info += " It is also the reference model."
@@ -115,7 +115,7 @@ class ObjectivePart:
         """Return the settings that start from a run's adapter, including its fixed shape."""
         if not run_id:
             return {"adapter": {"warm_start": None}}
-        config = self._page.services.runs.get(run_id).folder.read_config()
+        config = self.page.services.runs.get(run_id).folder.read_config()
         adapter = config.adapter.model_dump(mode="json")
         return {"adapter": {**adapter, "warm_start": run_id}}
 
@@ -125,7 +125,7 @@ class ObjectivePart:
         if preset.starts_from:
             before = find_preset(preset.starts_from)
             config = before.load()
-            run = self._page.reader.newest_of(config, open_settings(config), condition=has_adapter)
+            run = self.page.reader.newest_of(config, open_settings(config), condition=has_adapter)
             if run is not None:
                 mapping["adapter"] = {**mapping.get("adapter", {}), "warm_start": run.id}
             else:

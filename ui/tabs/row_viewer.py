@@ -31,7 +31,7 @@ class RowViewer:
     """Lays out the row viewer and the list of rows below it; `wire` connects them."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         with gr.Row(elem_id="row-controls"):
             self.previous = gr.Button("← Previous", size="sm", min_width=90, scale=0)
             self.number = gr.Number(
@@ -61,7 +61,7 @@ class RowViewer:
 
     def wire(self) -> None:
         """Connect the events."""
-        values = self._page.form.components
+        values = self.page.form.components
         viewing = [self.number, self.view, *values]
         turning = [self.number, self.listing, *values]
         listing = [self.number, self.listing, self.list_page]
@@ -92,7 +92,7 @@ class RowViewer:
         Raises:
             EngineError: If the dataset or the tokenizer cannot be read.
         """
-        return self._page.services.inspector.preview(
+        return self.page.services.inspector.preview(
             question.dataset, question.model, question.max_length, first_row=row, count=1
         )
 
@@ -113,7 +113,7 @@ class RowViewer:
         if kind == "odd":
             return heading + row_lists.render_problem_list(report.notices[part.start : part.end], part, "Warning")
         try:
-            preview = self._page.services.inspector.preview(
+            preview = self.page.services.inspector.preview(
                 question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
             )
         except Exception as error:
@@ -122,11 +122,11 @@ class RowViewer:
 
     def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
         """Return the form's question as far as it can be answered now; None without a dataset."""
-        question = question_of(self._page.settings(values))
-        return self._page.services.tokenizers.answerable(question) if question is not None else None
+        question = question_of(self.page.settings(values))
+        return self.page.services.tokenizers.answerable(question) if question is not None else None
 
     def _report(self, question: CheckQuestion | None) -> DatasetReport | None:
-        check = self._page.services.checks.find(question) if question is not None else None
+        check = self.page.services.checks.find(question) if question is not None else None
         return check.report if check is not None else None
 
     def _rows(self, listing: str, values: tuple[Any, ...]) -> tuple[int, ...]:
@@ -176,12 +176,12 @@ class RowViewer:
 
     def find(self, text: str, row: float, *values: Any) -> Iterator[Updates]:
         """Find the next row with a text, after the shown one, else from the top; reports progress."""
-        question = question_of(self._page.settings(values))
+        question = question_of(self.page.settings(values))
         if question is None or not text.strip():
             yield {self.found: "", self.stop: HIDDEN}
             return
         try:
-            steps = self._page.services.inspector.find_steps(question.dataset, text.strip(), after_row=row_of(row))
+            steps = self.page.services.inspector.find_steps(question.dataset, text.strip(), after_row=row_of(row))
             for step in steps:
                 if isinstance(step, FoundRow):
                     number = step.row + 1 if step.row is not None else UNCHANGED

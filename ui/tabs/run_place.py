@@ -81,7 +81,7 @@ class PlacePanel:
     name: str
 
     def __init__(self, page: Page, elem_id: str) -> None:
-        self._page = page
+        self.page = page
         with gr.Column(visible=False, elem_id=elem_id) as self.panel:
             self.lay_out()
             self.offer = gr.HTML(elem_id=f"{elem_id}-offer")
@@ -106,7 +106,7 @@ class PlacePanel:
 
     def setting(self, name: str, elem_id: str, min_width: int) -> None:
         """Place a setting."""
-        self._page.form.setting(name, elem_id=elem_id, min_width=min_width)
+        self.page.form.setting(name, elem_id=elem_id, min_width=min_width)
 
     def hardware(self, name: str, elem_id: str, first: tuple[str, str], choices: Sequence[tuple[str, str]] = ()) -> Any:
         """Place the choice of the hardware, which can be typed as well; by default that of `first`."""
@@ -115,7 +115,7 @@ class PlacePanel:
             [first, *choices], value="", label=field.title, info=field.description, allow_custom_value=True,
             elem_id=elem_id, min_width=240,
         )  # fmt: skip
-        return self._page.form.register(name, hardware)
+        return self.page.form.register(name, hardware)
 
     def fill(self, draft: Draft) -> RunConfig | None:
         """Return the draft with the settings that the place fills in; None elsewhere, and while it has no device.
@@ -123,7 +123,7 @@ class PlacePanel:
         Raises:
             EngineError: Why it can get none.
         """
-        config, services = draft.config or draft.memory_config, self._page.services
+        config, services = draft.config or draft.memory_config, self.page.services
         if config is None or config.run.where != self.name:
             return None
         if draft.estimate_error is not None:
@@ -133,7 +133,7 @@ class PlacePanel:
         check = services.checks.find(CheckQuestion.of(config))
         if draft.shape is None or check is None or check.report is None:
             return config
-        place = services.place(self.name, self._page.reader.summaries)
+        place = services.place(self.name, self.page.reader.summaries)
         return place.settled(config, draft.device, draft.shape, check.report)
 
 
@@ -155,7 +155,7 @@ class ClusterPanel(PlacePanel):
     def lay_out(self) -> None:
         with gr.Row():
             self.setting("slurm.gpus", "cluster-gpus", 140)
-            types = _types(self._page.services.home)
+            types = _types(self.page.services.home)
             self.hardware("slurm.gpu_type", "cluster-gpu-type", ("the smallest that fits", ""), types)
             self.setting("slurm.nodes", "cluster-nodes", 140)
         with gr.Row():
@@ -167,7 +167,7 @@ class ClusterPanel(PlacePanel):
 
     def look(self) -> Updates:
         """Show Slurm's newest answer, without waiting for it."""
-        forecast = self._page.services.forecast
+        forecast = self.page.services.forecast
         return {
             self.forecast: render_forecast(forecast.latest, is_asking=forecast.is_asking),
             self.looking: gr.update(active=forecast.is_asking),
@@ -175,13 +175,13 @@ class ClusterPanel(PlacePanel):
 
     def render_offer(self, draft: Draft) -> str:
         config = self.fill(draft)
-        return render_resources(config, self._page.services.home, draft) if config is not None else ""
+        return render_resources(config, self.page.services.home, draft) if config is not None else ""
 
     def _forecast(self, draft: Draft) -> str:
         with contextlib.suppress(EngineError):  # shown by the offer
             if (config := self.fill(draft)) is not None:
-                forecast = self._page.services.forecast
-                answer = forecast.find(read_place(self._page.services.home), config)
+                forecast = self.page.services.forecast
+                answer = forecast.find(read_place(self.page.services.home), config)
                 return render_forecast(answer, is_asking=forecast.is_asking)
         return ""
 
@@ -199,9 +199,9 @@ class JobsPanel(PlacePanel):
         page.on_draft(self.asking, lambda draft: gr.update(active=draft.where == self.name and not hardware.is_known))
 
     def lay_out(self) -> None:
-        services = self._page.services
+        services = self.page.services
         is_lab = services.person is not None and services.logins is not None
-        self._login = JobsLogin(self._page, services.person, services.logins) if is_lab else None  # type: ignore[arg-type]
+        self._login = JobsLogin(self.page, services.person, services.logins) if is_lab else None  # type: ignore[arg-type]
         with gr.Row():
             self.flavor = self.hardware("jobs.flavor", "jobs-flavor", self._CHEAPEST)
             self.setting("jobs.limit_hours", "jobs-limit", 160)
@@ -209,7 +209,7 @@ class JobsPanel(PlacePanel):
 
     def wire(self) -> None:
         ask_event = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
-        self._page.refresh_after(ask_event)
+        self.page.refresh_after(ask_event)
         if self._login is not None:
             self._login.wire()
 
@@ -217,14 +217,14 @@ class JobsPanel(PlacePanel):
         """Fetch hardware and prices from Hugging Face; the draft shows the result."""
         flavors: Sequence[Flavor] = ()
         with contextlib.suppress(EngineError):  # stored, and shown with the draft
-            flavors = self._page.services.hardware.ask()
+            flavors = self.page.services.hardware.ask()
         choices = [self._CHEAPEST, *((_describe(flavor), flavor.name) for flavor in flavors)]
         return {self.flavor: gr.update(choices=choices), self.asking: gr.update(active=False)}
 
     def render_offer(self, draft: Draft) -> str:
         if draft.where != self.name:
             return ""
-        hardware = self._page.services.hardware
+        hardware = self.page.services.hardware
         try:
             flavors = hardware.known()
         except SignInNeededError:  # shown as the next step, not as an error
@@ -242,7 +242,7 @@ class JobsLogin:
     """Lays out sign-in and sign-out at Hugging Face for a lab's users."""
 
     def __init__(self, page: Page, person: Person, logins: Logins) -> None:
-        self._page, self._person, self._logins = page, person, logins
+        self.page, self._person, self._logins = page, person, logins
         self.token = gr.Textbox(
             label="Your Hugging Face token", info="Needs write access and jobs permission. Kept in memory until you sign out.",
             type="password", max_lines=1, elem_id="jobs-token",
@@ -266,21 +266,21 @@ class JobsLogin:
             [self.use.click, self.token.submit], shown_in_place(self.sign_in), self.token, self.status,
             trigger_mode="once", **SLOW,
         )  # fmt: skip
-        self._page.refresh_after(use_event.then(lambda: "", None, self.token, **QUICK))
+        self.page.refresh_after(use_event.then(lambda: "", None, self.token, **QUICK))
         clear_error_after(self.status, [], typed_box=self.token)
-        self._page.refresh_after(self.forget.click(self.sign_out, None, self.status, **QUICK))
+        self.page.refresh_after(self.forget.click(self.sign_out, None, self.status, **QUICK))
 
     def sign_in(self, token: str | None) -> str:
         """Keep a token in memory once Hugging Face has accepted it."""
         require(self._person, Action.USE_JOBS)
         account = sign_in(self._logins, self._person.name, token or "")
-        self._page.services.hardware.forget()
+        self.page.services.hardware.forget()
         return small(f"Signed in at Hugging Face as {account}.", role="status")
 
     def sign_out(self) -> str:
         """Forget the token."""
         self._logins.forget(self._person.name)
-        self._page.services.hardware.forget()
+        self.page.services.hardware.forget()
         return small("Token removed. Jobs continue; monitoring resumes when you sign in.", role="status")
 
 

@@ -108,7 +108,7 @@ class SharedRunsPart:
     """Lays out the table of shared runs, and below it the one that is picked; `wire` connects it."""
 
     def __init__(self, page: Page, shared: SharedRuns) -> None:
-        self._page = page
+        self.page = page
         self._shared = shared
         gr.HTML("<h2>Shared with the lab</h2>")
         self.table = pick_list(_NOTHING_SHARED, elem_id="shared-runs")
@@ -126,7 +126,7 @@ class SharedRunsPart:
 
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
-        page = self._page
+        page = self.page
         self.list_after(tab.select(self.show, self.run_name, self._outputs, **QUICK))
         pick_event = self.table.click(picked_value, None, self.run_name, **QUICK)
         self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **QUICK))
@@ -176,7 +176,7 @@ class SharedRunsPart:
             return {self.panel: HIDDEN, self.live: "", self.run_name: ""}
         config, name = snapshot.config, name_of(snapshot.run)
         facts = render_run_details(
-            snapshot, self._shared.summary(snapshot.run), read_electricity(self._page.services.home)
+            snapshot, self._shared.summary(snapshot.run), read_electricity(self.page.services.home)
         )
         # Reads by admins of runs that are not shared are logged, so they are not repeated automatically.
         follows = snapshot.is_live and is_shared(snapshot.run.folder)
