@@ -117,13 +117,14 @@ class StartHere:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.card = pick_list(elem_id="start-here")
-        page.on_draft(self.card, self._render)
+        page.on_draft(self.card, self.render)
 
     def wire(self, train: TrainTab) -> None:
         """Connect the events."""
         train.use_preset_by(self.card.click)
 
-    def _render(self, draft: Draft) -> str:
+    def render(self, draft: Draft) -> str:
+        """Return the card on an empty form without runs."""
         is_new = draft.is_empty and not self.page.services.runs.ids()
         return render_start_here(QUICK_START) if is_new else ""
 

@@ -6,7 +6,7 @@ What only an event can change is polled by a `gr.Timer` whose handler returns no
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, ParamSpec
 
 import anyio.to_thread
@@ -111,13 +111,12 @@ class PollAnswers:
 
 
 P = ParamSpec("P")
-_MOST_KEYS = 2  # of one status
 
 
 class WorkStatus:
     """Lays out the status of background work, and a poll that follows it while it is in sight.
 
-    The question of the poll has what the page shows, then the keys of the work. Progress is put in place. `changed` fires
+    The question of the poll has what the page shows, then the key of the work. Progress is put in place. `changed` fires
     when the page shows another state than the work has, so answers of handlers may arrive in any order.
 
     Args:
@@ -144,25 +143,23 @@ class WorkStatus:
         self.changed: Any = self.poll.submit
         self.outputs: list[Component] = [self.poll, self.status]  # drawn one by one, the poll is the first to look
 
-    def follow(self, *keys: str) -> Updates:
-        """Return the status of all work under these keys, and what the poll asks from now on; nothing without keys."""
-        state = self._state(keys)  # first: what changes meanwhile is drawn again
-        works = [self._find(key) for key in keys]
-        polls = any(self._watch is not None or (work is not None and work.is_under_way) for work in works)
-        question = "\n".join([state, *keys]) if polls else ""
-        return {self.status: "".join(map(self._render, works)), self.poll: question}
+    def follow(self, key: str | None = None) -> Updates:
+        """Return the status of the work under a key, and what the poll asks from now on; nothing without a key."""
+        if not key:
+            return {self.status: "", self.poll: ""}
+        state, work = self._state(key), self._find(key)  # first the state: what changes meanwhile is drawn again
+        polls = self._watch is not None or (work is not None and work.is_under_way)
+        return {self.status: self._render(work), self.poll: f"{state}\n{key}" if polls else ""}
 
     def news(self, question: str, last_stamp: str) -> str | None:
         """Return what is new of the work, as `ui.polls.poll` sends it; None where nothing is new."""
-        shown, *keys = question.split("\n", _MOST_KEYS)
-        state = self._state(keys)
-        works = [self._find(key) for key in keys]
-        now, is_outdated = stamp(state, *(work.stamp for work in works if work is not None)), state != shown
-        is_under_way = any(work is not None and work.is_under_way for work in works)
+        shown, _, key = question.partition("\n")
+        state, work = self._state(key), self._find(key)
+        now, is_outdated = stamp(state, work.stamp if work is not None else ""), state != shown
         # Without progress to put in place, the status may have an error that its work does not know.
-        if now == last_stamp or not (is_outdated or is_under_way):
+        if now == last_stamp or not (is_outdated or (work is not None and work.is_under_way)):
             return None
-        places = {} if is_outdated else {str(self.status.elem_id): "".join(map(self._render, works))}
+        places = {} if is_outdated else {str(self.status.elem_id): self._render(work)}
         return poll_answer(now, places, submit=is_outdated)
 
     def shown_in_status(self, handler: Callable[P, Updates]) -> Callable[P, Updates]:
@@ -177,10 +174,9 @@ class WorkStatus:
 
         return wrapper
 
-    def _state(self, keys: Sequence[str]) -> str:
-        works = (self._find(key) for key in keys)
-        parts = [(work.started, work.is_under_way, work.stopping) for work in works if work is not None]
-        return stamp(*parts, *(self._watch(key) for key in keys if self._watch is not None))
+    def _state(self, key: str) -> str:
+        work, watched = self._find(key), self._watch(key) if self._watch is not None else None
+        return stamp(watched, *((work.started, work.is_under_way, work.stopping) if work is not None else ()))
 
 
 class JobPanel(WorkStatus):
@@ -214,20 +210,20 @@ class JobPanel(WorkStatus):
         )  # fmt: skip
         self.outputs += [self.start, self.stop]
 
-    def follow(self, *keys: str) -> Updates:
+    def follow(self, key: str | None = None) -> Updates:
         """Return the buttons too; without a key nothing can be started."""
-        updates = super().follow(*keys)
-        works = [work for key in keys if (work := self._works.find(key)) is not None and work.is_under_way]
+        work = self._works.find(key or "")
+        runs = work is not None and work.is_under_way
         return {
-            **updates,
-            self.start: gr.update(interactive=bool(keys) and not works),
-            self.stop: gr.update(visible=bool(works), interactive=not any(work.stopping for work in works)),
+            **super().follow(key),
+            self.start: gr.update(interactive=bool(key) and not runs),
+            self.stop: gr.update(visible=runs, interactive=work is not None and not work.stopping),
         }
 
     def end(self, key: str | None) -> Updates:
         """Stop the work under a key; `changed` draws the rest of the page."""
         self._works.stop(key or "")
-        updates = self.follow(key or "")
+        updates = self.follow(key)
         del updates[self.poll]
         return updates
 

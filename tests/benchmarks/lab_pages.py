@@ -116,7 +116,7 @@ class Visitor:
     """A person at an open page."""
 
     def __init__(self, page: PageClient, seed: int, *, shared: str = "") -> None:
-        self.page = page
+        self._page = page
         self._chance = random.Random(seed)
         self._shared = shared
         self.seconds: list[float] = []
@@ -125,7 +125,7 @@ class Visitor:
         """Go to the run: one's own in Train, that of another below the table of shared runs."""
         self._select("Runs" if self._shared else "Train")
         if self._shared:
-            self.page.press("shared-runs", "click", event_data={"pick": self._shared})
+            self._page.press("shared-runs", "click", event_data={"pick": self._shared})
 
     def stay(self, until: threading.Event, every_seconds: float) -> None:
         """Ask what an open page asks, and do something every so often."""
@@ -135,7 +135,7 @@ class Visitor:
             for part, every in self._routine(every_seconds):
                 if time.monotonic() >= due[part]:
                     due[part] = time.monotonic() + every
-                    self.page.ask(part) if part else self._act()
+                    self._page.ask(part) if part else self._act()
             until.wait(0.1)
 
     def _routine(self, every_seconds: float) -> tuple[tuple[str, float], ...]:
@@ -148,7 +148,7 @@ class Visitor:
         self.seconds.append(time.perf_counter() - began)
 
     def _actions(self) -> tuple[Callable[[], None], ...]:
-        page, number = self.page, self._chance.random()
+        page, number = self._page, self._chance.random()
         look = {"pick": self._shared}
         follows = (
             (lambda: page.press("shared-runs", "click", event_data=look)) if self._shared
@@ -165,7 +165,7 @@ class Visitor:
 
     def _select(self, tab: str) -> None:
         data: dict[str, Any] = {"index": _TABS.index(tab), "value": tab, "selected": True}
-        self.page.press(tab, "select", event_data=data)
+        self._page.press(tab, "select", event_data=data)
 
 
 def main() -> None:

@@ -125,9 +125,11 @@ def test_a_search_reports_how_far_it_is_and_can_be_stopped(visitor):
     page = rows.stop.parent.parent
     while page.parent is not None:
         page = page.parent
-    (stop_event,) = [event for event in page.fns.values() if (rows.stop._id, "click") in event.targets]
+    stop_events = [event for event in page.fns.values() if (rows.stop._id, "click") in event.targets]
     (find_event,) = [event for event in page.fns.values() if (rows.text._id, "submit") in event.targets]
-    assert stop_event.cancels == [find_event._id], "Gradio closes the generator, which stops the search"
+    assert [find_event._id] in [event.cancels for event in stop_events], (
+        "Gradio closes the generator, which stops the search"
+    )
 
 
 def test_a_search_finds_the_next_row_or_reports_where_it_began_again(visitor):

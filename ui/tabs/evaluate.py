@@ -86,7 +86,7 @@ class EvaluatePart:
     def show(self, run_id: str, checkpoint: str | None, number: int = 0, *, step: int = 0) -> Updates:
         """Return the evaluation's progress and result, with a page of its answered rows."""
         is_run, state = self.page.reader.exists(run_id), checkpoint_of(checkpoint)
-        updates = self.job.follow(*([run_id] if is_run else []))
+        updates = self.job.follow(run_id if is_run else None)
         result = self._evaluations.read(run_id, state) if is_run else None
         pages = view.pages_of(result) if result is not None else 0
         number = max(0, min(number + step, pages - 1))

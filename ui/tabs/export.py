@@ -185,7 +185,7 @@ class ExportTab:
 
     def _state(self, snapshot: RunSnapshot, form: str, number: int) -> Updates:
         visible = form not in TEXTS
-        updates = self.job.follow(*([snapshot.run.id] if visible else []))
+        updates = self.job.follow(snapshot.run.id if visible else None)
         records = read_records(snapshot.run.folder.path)
         work = self.page.services.results.exporting.find(snapshot.run.id)
         shows_result = visible and not (work is not None and work.is_under_way)

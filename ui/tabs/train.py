@@ -11,9 +11,7 @@ from engine.config.objectives import preference_name
 from engine.config.preference import ObjectiveSettings
 from engine.config.presets import find_preset, list_presets
 from engine.config.suited import SETTINGS, suited_settings
-from engine.hardware.known_devices import find_known_device
 from engine.hardware.lease import lease_name
-from engine.memory.estimate import estimate_memory
 from engine.runs.summary import RunSummary
 from ui.backend.dataset_checks import CheckQuestion, lengths_stamp
 from ui.components import (
@@ -24,7 +22,6 @@ from ui.components import (
     pick_list,
     picked_value,
     shown_as_message,
-    shown_in_place,
 )
 from ui.draft import Draft
 from ui.form import section_fields, setting_in
@@ -79,7 +76,7 @@ class TrainTab:
                 '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset fills the whole form: model, data, '
                 "method and these settings.</p>"
             )
-            self.presets = pick_list(shown_in_place(self.render_presets)(""), elem_id="presets")
+            self.presets = pick_list(render_presets(list_presets()), elem_id="presets")
             self._settings()
             self.place = RunPlacePart(page)
             self.plan = gr.HTML(elem_id="plan")
@@ -125,8 +122,6 @@ class TrainTab:
         self.place.wire()
         self.objective.wire()
         self.use_preset_by(self.presets.click)
-        device_change: Any = page.judge_for.change
-        device_change(shown_in_place(self.render_presets), page.judge_for, self.presets, **SLOW)
         for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
             # Counting reads every row: it waits for blur or Enter.
             self._count_after(gr.on([form[name].submit, form[name].blur], nothing, None, None, **QUICK))
@@ -179,20 +174,6 @@ class TrainTab:
     def switch_view(self, view: str) -> Updates:
         follows = gr.update(visible=view == FOLLOW)
         return {self.setup: gr.update(visible=view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
-
-    def render_presets(self, device_name: str | None) -> str:
-        """Return the presets; for another device, with the verdict of each whose model is known."""
-        known_device = find_known_device(device_name or "")
-        presets = list_presets()
-        if known_device is None:
-            return render_presets(presets)
-        shapes, device, verdicts = self.page.services.shapes, known_device.device(), {}
-        for preset in presets:
-            config = preset.load()
-            shape = shapes.get(config.model.id, config.model.revision)
-            if shape is not None:
-                verdicts[preset.name] = estimate_memory(shape, config, device).verdict
-        return render_presets(presets, verdicts)
 
     def use_preset(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         """Return the settings of a picked preset, and the person's own dataset; raises if its model cannot be read."""
