@@ -1,7 +1,6 @@
 """The page: header, tabs in the order of the work, the side panel, and the bar with the next step."""
 
 import time
-import zlib
 from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
@@ -32,7 +31,7 @@ from ui.components import (
 from ui.draft import Draft
 from ui.gradio_internals import Blocks
 from ui.page import Page
-from ui.polls import poll, poll_answer
+from ui.polls import digest, poll, poll_answer
 from ui.services import Services
 from ui.side_panel import SidePanel
 from ui.tabs.chat import ChatTab
@@ -221,7 +220,7 @@ def _header(services: Services, reader: RunReader) -> _Header:
     waiting = sum(state == "queued" for state in states.values())
     notice = " ".join(filter(None, [services.notice(), services.standing_by(), *problems]))
     html = render_header(device, running, waiting, notice, services.person, active=active)
-    return _Header(html, titles, _digest(str(states)))
+    return _Header(html, titles, digest(states))
 
 
 def _tab_title(reader: RunReader, run_id: str) -> str:
@@ -269,10 +268,6 @@ def _account(person: Person | None) -> str:
     )
 
 
-def _digest(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):x}"
-
-
 def _header_news(page: Page, header: gr.HTML) -> Callable[[str, str], str | None]:
     cache: Cache[_Header] = Cache(capacity=1)
 
@@ -281,7 +276,7 @@ def _header_news(page: Page, header: gr.HTML) -> Callable[[str, str], str | None
         html, titles, states = cache.get(
             time.monotonic() // _HEADER_SECONDS, lambda: _header(page.services, page.reader)
         )
-        now = f"{_digest(html + titles)} {states}"
+        now = f"{digest(html + titles)} {states}"
         if now == last_stamp:
             return None
         return poll_answer(

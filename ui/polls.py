@@ -6,6 +6,7 @@ What only an event can change is polled by a `gr.Timer` whose handler returns no
 
 import functools
 import json
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, ParamSpec
 
@@ -63,6 +64,11 @@ def poll_answer(stamp: str, places: Mapping[str, str], *, submit: bool = False) 
     what only an event can change.
     """
     return json.dumps({"stamp": stamp, "places": places, "submit": submit}, separators=(",", ":"))
+
+
+def digest(value: object) -> str:
+    """Return a short stamp of what a page shows."""
+    return f"{zlib.crc32(str(value).encode()):x}"
 
 
 class _Question(BaseModel):

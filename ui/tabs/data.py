@@ -193,15 +193,7 @@ class DataTab:
         return {
             **dict.fromkeys((self.rows_column, self.stop, self.read), HIDDEN),
             **dict.fromkeys(
-                (
-                    self.rows.row_html,
-                    self.rows.found,
-                    self.facts,
-                    self.lengths,
-                    self.rows.list,
-                    self.last_stamp,
-                ),
-                "",
+                (self.rows.row_html, self.rows.found, self.facts, self.lengths, self.rows.list, self.last_stamp), ""
             ),
             self.shown_source: source,
             self.timer: gr.Timer(active=False),

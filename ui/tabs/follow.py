@@ -4,6 +4,7 @@ Stateless: every look reads the new part from disk, and any browser shows the sa
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import gradio as gr
@@ -317,8 +318,8 @@ class FollowPart:
             self.heading: run_view.render_heading(snapshot),
             self.trouble: run_view.render_trouble(snapshot),
             self.loss: self._loss(snapshot, view),
-            self.preferences: self._preferences(snapshot),
-            self.small: self._small(snapshot),
+            self.preferences: self._figure(snapshot, "preferences", partial(_preferences, snapshot)),
+            self.small: self._figure(snapshot, "small", partial(_small, snapshot)),
             self.made_of: run_view.render_made_of(snapshot) if self.choice is not None else "",
             self.memory: run_view.render_memory(snapshot),
             self.warnings: run_view.render_warnings(snapshot)
@@ -330,8 +331,7 @@ class FollowPart:
             ),
             self.cancel: visible_if(state in LIVE_STATES and not snapshot.cancel_requested),
             self.resume: gr.update(
-                visible=resumes,
-                value=f"Resume from step {resumable:,}" if resumable else "Restart",
+                visible=resumes, value=f"Resume from step {resumable:,}" if resumable else "Restart"
             ),
             self.next_job: visible_if(resumes and _has_job(snapshot.run)),
             self.place: visible_if(resumes and self._place_of(snapshot.run, snapshot.config) is not None),
@@ -343,21 +343,20 @@ class FollowPart:
         return updates
 
     def _loss(self, snapshot: RunSnapshot, view: ChartView) -> str:
-        history = snapshot.history
-        key = (snapshot.run.id, history.next_offset, view)
-        return self._figures.get(key, lambda: loss_figure(history, view, snapshot.run.id))
+        return self._figure(snapshot, view, lambda: loss_figure(snapshot.history, view, snapshot.run.id))
 
-    def _preferences(self, snapshot: RunSnapshot) -> str:
-        history, config = snapshot.history, snapshot.config
-        if config is None:
-            return ""
-        key = (snapshot.run.id, history.next_offset, "preferences")
-        return self._figures.get(key, lambda: preference_figure(history, config.training, snapshot.run.id))
+    def _figure(self, snapshot: RunSnapshot, kind: object, draw: Callable[[], str]) -> str:
+        """Draw a figure once for all pages."""
+        return self._figures.get((snapshot.run.id, snapshot.history.next_offset, kind), draw)
 
-    def _small(self, snapshot: RunSnapshot) -> str:
-        history, predicted_bytes = snapshot.history, snapshot.provenance.predicted_memory.of_step
-        key = (snapshot.run.id, history.next_offset, "small")
-        return self._figures.get(key, lambda: small_figures(history, predicted_bytes, snapshot.run.id))
+
+def _preferences(snapshot: RunSnapshot) -> str:
+    config = snapshot.config
+    return preference_figure(snapshot.history, config.training, snapshot.run.id) if config is not None else ""
+
+
+def _small(snapshot: RunSnapshot) -> str:
+    return small_figures(snapshot.history, snapshot.provenance.predicted_memory.of_step, snapshot.run.id)
 
 
 def _has_job(run: Run) -> bool:

@@ -148,8 +148,7 @@ class ClusterPanel(PlacePanel):
         self.looking = gr.Timer(1.0, active=False)
         page.on_draft_later(self.forecast, self._forecast)
         page.on_draft_later(
-            self.looking,
-            lambda draft: gr.update(active=draft.where == self.name and page.services.forecast.is_asking),
+            self.looking, lambda draft: gr.update(active=draft.where == self.name and page.services.forecast.is_asking)
         )
 
     def lay_out(self) -> None:

@@ -1,7 +1,6 @@
 """What the Runs tab shows of a lab: devices and queue, and runs that other people share."""
 
 import time
-import zlib
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -34,7 +33,7 @@ from ui.components import (
     visible_if,
 )
 from ui.page import Page
-from ui.polls import poll, poll_answer
+from ui.polls import digest, poll, poll_answer
 from ui.services import Services
 from ui.views.html import empty, error_box, log
 from ui.views.lab_queue import render_devices, render_own_disk, render_queue
@@ -70,8 +69,8 @@ class LabQueuePart:
     def news(self, _question: str, last_stamp: str) -> str | None:
         """Answer a poll: the queue as this person may see it now."""
         places = self._render()
-        stamp = f"{zlib.crc32(repr(places).encode()):x}"
-        return None if stamp == last_stamp else poll_answer(stamp, places)
+        now = digest(places)
+        return None if now == last_stamp else poll_answer(now, places)
 
     def _render(self) -> dict[str, str]:
         try:

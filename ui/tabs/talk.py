@@ -120,11 +120,7 @@ class TalkPart:
             "outputs": self.prompt,
             **SLOW,
         }
-        renewing = {
-            **prompting,
-            "fn": shown_in_place(self.renew_prompt),
-            "inputs": [self.prompt, *prompting["inputs"]],
-        }
+        renewing = {**prompting, "fn": shown_in_place(self.renew_prompt), "inputs": [self.prompt, *prompting["inputs"]]}
         again = self.again.click(_take_back, self.turns, question_outputs, **QUICK)
         for answer_event in (
             gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking),

@@ -14,15 +14,7 @@ from engine.config.suited import SETTINGS, suited_settings
 from engine.hardware.lease import lease_name
 from engine.runs.summary import RunSummary
 from ui.backend.dataset_checks import CheckQuestion, lengths_stamp
-from ui.components import (
-    QUICK,
-    SLOW,
-    Updates,
-    nothing,
-    pick_list,
-    picked_value,
-    shown_as_message,
-)
+from ui.components import QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
 from ui.draft import Draft
 from ui.form import section_fields, setting_in
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
