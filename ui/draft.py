@@ -89,9 +89,13 @@ class Draft:
         return any(problem.field == setting for problem in self.problems)
 
     @property
+    def _run(self) -> RunSection:
+        return RunSection.model_construct(**self.mapping.get("run", {}))
+
+    @property
     def where(self) -> str:
         """Where it would train, as `run.where` has it."""
-        return RunSection.model_construct(**self.mapping.get("run", {})).where
+        return self._run.where
 
     @property
     def place_words(self) -> str:
@@ -104,7 +108,7 @@ class Draft:
     @property
     def is_elsewhere(self) -> bool:
         """Whether it would train on another machine; also known while a setting is invalid."""
-        return RunSection.model_construct(**self.mapping.get("run", {})).is_elsewhere
+        return self._run.is_elsewhere
 
 
 def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
@@ -151,19 +155,18 @@ def _given_by_a_person(
 
 def known_rows(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> SeenRows | None:
     """Return the known facts about a draft's rows; None until its dataset was opened."""
-    rows, kind = _rows_of(services, mapping), _kind_of(services, mapping)
+    rows, kind = _rows_of(services, mapping)
     return rows.known if rows is not None else SeenRows(kind=kind) if kind is not None else None
 
 
-def _kind_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> RowKind | None:
+def _rows_of(
+    services: "Services", mapping: Mapping[str, Mapping[str, Any]]
+) -> tuple[RowLengths | None, RowKind | None]:
     question = question_of(mapping)
-    format_ = services.checks.format_of(question) if question is not None else None
-    return FORMATS[format_].rows if format_ is not None else None
-
-
-def _rows_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> RowLengths | None:
-    question = question_of(mapping)
-    return services.checks.row_lengths(question) if question is not None else None
+    if question is None:
+        return None, None
+    format_ = services.checks.format_of(question)
+    return services.checks.row_lengths(question), FORMATS[format_].rows if format_ is not None else None
 
 
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
@@ -172,8 +175,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     missing = tuple(text for name, text in _MISSING.items() if not _is_given(mapping, name))
     shape = shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
-    rows = _rows_of(services, mapping)
-    row_facts, kind = known_rows(services, mapping), _kind_of(services, mapping)
+    (rows, kind), row_facts = _rows_of(services, mapping), known_rows(services, mapping)
     defaults = suit(mapping, form.suited_values(values), row_facts)
     given_settings = _given_by_a_person(
         mapping, defaults

@@ -10,7 +10,7 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
-from engine.hardware.known_devices import known_device
+from engine.hardware.known_devices import THIS_MACHINE, known_device
 from engine.models.catalog import list_catalog
 from engine.private_hub import PrivateCopy
 from tests.invented_runs import a_config
@@ -101,7 +101,7 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     fits = FitTable(learn, services.devices)
     tab = laid_out(lambda page: ModelTab(page, fits))
     count = len(trainable)
-    assert tab.filter_catalog("", "").count("…</span>") == 3 * count
+    assert tab.redraw_catalog("", "")[tab.catalog].count("…</span>") == 3 * count
     assert tab.catalog.value.count("…</span>") == 3 * count
     assert tab.fits_news("fits", "") is None
 
@@ -110,13 +110,13 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     first = json.loads(tab.fits_news("fits", ""))
     assert first["submit"]
     assert tab.fits_news("fits", first["stamp"]) is None
-    wait_for(lambda: tab.filter_catalog("", "").count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
-    html, question = tab.fill_fits("", "").values()
+    wait_for(lambda: tab.redraw_catalog("", "")[tab.catalog].count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
+    html, question = tab.redraw_catalog("", "").values()
     assert f" of {count + others} models estimated" in html
-    assert question == gr.skip()
+    assert question == THIS_MACHINE
     goes_on.release(count - _JUDGED_TOGETHER)
     wait_for(lambda: fits.on(None).progress == (count + others, True))
-    html, question = tab.fill_fits("", "").values()
+    html, question = tab.redraw_catalog("", "").values()
     assert "…</span>" not in html
     assert "models estimated" not in html
     assert html.count("–</span>") == 3 * (1 + others)
@@ -124,7 +124,7 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
 
 
 def test_a_model_that_cannot_be_trained_reports_why_and_cannot_be_picked(tab):
-    rows = tab.filter_catalog("gpt-oss-20b", "")
+    rows = tab.redraw_catalog("gpt-oss-20b", "")[tab.catalog]
 
     assert 'data-pick="unsloth/gpt-oss-20b-BF16"' in rows
     assert 'data-pick="openai/gpt-oss-20b"' not in rows
@@ -135,15 +135,15 @@ def test_the_catalogue_is_judged_for_another_device_and_asks_until_it_is(service
     fits = FitTable(services.shapes.learn, services.devices)
     tab = laid_out(lambda page: ModelTab(page, fits))
 
-    html, question = tab.judge("", "", "RTX 4090").values()
+    html, question = tab.redraw_catalog("", "", "RTX 4090").values()
     assert "on NVIDIA RTX 4090" in html
     assert question == "RTX 4090"
     wait_for(lambda: fits.on(known_device("RTX 4090")).progress == (len(list_catalog()), True))
-    html, question = tab.fill_fits("", "", "RTX 4090").values()
+    html, question = tab.redraw_catalog("", "", "RTX 4090").values()
     assert "on NVIDIA RTX 4090" in html
     assert "…</span>" not in html
     assert question == ""
-    assert "NVIDIA" not in tab.filter_catalog("", "", "<b>no such device</b>")
+    assert "NVIDIA" not in tab.redraw_catalog("", "", "<b>no such device</b>")[tab.catalog]
 
 
 def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_known(services, laid_out):
@@ -152,14 +152,14 @@ def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_know
     check = services.checks.read(question_on("rows.jsonl"))
     wait_for(lambda: check.is_done)
 
-    html, question = tab.judge("", "", "RTX 4090", lengths_stamp(check)).values()
+    html, question = tab.redraw_catalog("", "", "RTX 4090", lengths_stamp(check)).values()
     wait_for(lambda: tab.fits_for("RTX 4090", lengths_stamp(check)).progress == (len(list_catalog()), True))
     answer = tab.fits_news(question, "")
 
     assert "Fits: your rows at batch 2 on NVIDIA RTX 4090." in html
     assert answer is not None
     assert tab.fits_for("RTX 4090", lengths_stamp(check)) is fits.on(known_device("RTX 4090"), check.report.row_lengths)
-    uncounted = tab.filter_catalog("", "", "RTX 4090", "1-2-forged")
+    uncounted = tab.redraw_catalog("", "", "RTX 4090", "1-2-forged")[tab.catalog]
     assert "Fits: rows of 1,024 tokens at batch 2 on NVIDIA RTX 4090, until your rows are counted." in uncounted
 
 

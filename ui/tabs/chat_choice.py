@@ -214,9 +214,13 @@ class ChatChoice:
                 target = target.model_copy(update={"second": second})
         return target.model_copy(update={"quantization": quantization, "where": chosen_place(chosen.where)})
 
+    def _own(self, run_id: str) -> RunSnapshot | None:
+        """Observe a run of the user; None if there is none of that id."""
+        return self.page.reader.observe(run_id) if self.page.reader.exists(run_id) else None
+
     def _start(self, run_id: str) -> tuple[AdapterChoice | None, bool]:
         """Return the adapter that an own run started from, and whether it trained on preferences."""
-        snapshot = self.page.reader.observe(run_id) if self.page.reader.exists(run_id) else None
+        snapshot = self._own(run_id)
         if snapshot is None or snapshot.config is None:
             return None, False
         services = self.page.services
@@ -233,9 +237,8 @@ class ChatChoice:
 
     def config_of(self, target: ChatTarget | None) -> RunConfig | None:
         """Return the loaded run's configuration; None unless it is the user's own run."""
-        if target is None or target.tuned is None or not self.page.reader.exists(target.tuned.folder.name):
-            return None
-        return self.page.reader.observe(target.tuned.folder.name).config
+        snapshot = self._own(target.tuned.folder.name) if target is not None and target.tuned is not None else None
+        return snapshot.config if snapshot is not None else None
 
     def names(self, target: ChatTarget | None) -> dict[Branch, str]:
         """Return the names of the branches that are loaded."""
@@ -284,15 +287,12 @@ class ChatChoice:
         )
 
     def _kind(self, choice: AdapterChoice) -> str:
-        run_id = choice.folder.name
-        config = self.page.reader.observe(run_id).config if self.page.reader.exists(run_id) else None
-        return "Preferred" if config is not None and objective_of(config).learns_preferences else "Supervised"
+        return "Preferred" if self._start(choice.folder.name)[1] else "Supervised"
 
     def _run_title(self, choice: AdapterChoice) -> str:
-        run_id = choice.folder.name
-        if self.page.reader.exists(run_id):
-            return self.page.reader.observe(run_id).title
-        return read_provenance(RunFolder(choice.folder)).title or run_id
+        snapshot = self._own(choice.folder.name)
+        title = snapshot.title if snapshot is not None else read_provenance(RunFolder(choice.folder)).title
+        return title or choice.folder.name
 
     def _title(self, choice: AdapterChoice, other: AdapterChoice) -> str:
         title = self._run_title(choice)

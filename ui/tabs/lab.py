@@ -156,13 +156,12 @@ class LabTab:
             self._log_after(event(shown_as_message(self._confirm), action_inputs, action_outputs, **SLOW))
 
         maintenance = [self.maintenance, self.maintenance_text]
-        actions: tuple[tuple[Any, Callable[..., Any], Any, Any], ...] = (
-            (self.save_limits.click, self._save_limits, list(self.limits.values()), None),
-            (self.announce.click, self._announce, self.announcement, None),
-            (self.save_maintenance.click, self._set_maintenance, maintenance, None),
-        )
-        for happens, handler, inputs, outputs in actions:
-            self._log_after(happens(shown_as_message(handler), inputs, outputs, **QUICK))
+        for button, handler, inputs in (
+            (self.save_limits, self._save_limits, list(self.limits.values())),
+            (self.announce, self._announce, [self.announcement]),
+            (self.save_maintenance, self._set_maintenance, maintenance),
+        ):
+            self._log_after(button.click(shown_as_message(handler), inputs, None, **QUICK))
         gr.on(
             [changed_by_hand(part) for part in filters],
             shown_in_place(self._show_log),

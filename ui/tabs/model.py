@@ -86,15 +86,12 @@ class ModelTab:
         """Connect the events."""
         page, model_id, revision = self.page, self.page.form["model.id"], self.page.form["model.revision"]
         filter_inputs = [self.search, model_id, page.judge_for, page.data_lengths]
+        redraw_events: list[Any] = [changed_by_hand(self.search), self.search.submit, self._fits_poll.submit]
+        redraw_events += [page.judge_for.change, page.data_lengths.change]
         gr.on(
-            [changed_by_hand(self.search), self.search.submit], self.filter_catalog, filter_inputs, self.catalog,
+            redraw_events, self.redraw_catalog, filter_inputs, [self.catalog, self._fits_poll],
             trigger_mode="always_last", **QUICK,
         )  # fmt: skip
-        judge_events: list[Any] = [page.judge_for.change, page.data_lengths.change]
-        for triggers, handler in (([self._fits_poll.submit], self.fill_fits), (judge_events, self.judge)):
-            gr.on(
-                triggers, handler, filter_inputs, [self.catalog, self._fits_poll], trigger_mode="always_last", **QUICK
-            )
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
@@ -159,7 +156,8 @@ class ModelTab:
         self, model_id: str | None, revision: str | None, described_name: str, search: str, *judge_values: str | None
     ) -> Updates:
         """Mark the model in the catalogue, and show its look-up unless its details are shown."""
-        model, catalog = _model(model_id, revision), self.filter_catalog(search, model_id, *judge_values)
+        model = _model(model_id, revision)
+        catalog = self.redraw_catalog(search, model_id, *judge_values)[self.catalog]
         name = _name(model)
         if model is None or name == described_name:
             return {self.catalog: catalog, self.sought: None}
@@ -212,25 +210,22 @@ class ModelTab:
         rows = self.page.services.checks.lengths_of(lengths or "")
         return self._fits.on(find_known_device(device or ""), rows)
 
-    def filter_catalog(self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "") -> str:
-        return render_catalog(search_catalog(query or ""), chosen or "", self.fits_for(device, lengths))
+    def redraw_catalog(
+        self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = ""
+    ) -> Updates:
+        """Return the catalogue with the verdicts so far; the poll ends once they are complete."""
+        fits = self.fits_for(device, lengths)
+        question = "" if fits.progress[1] else _AND.join(filter(None, (device or THIS_MACHINE, lengths)))
+        return {
+            self.catalog: render_catalog(search_catalog(query or ""), chosen or "", fits),
+            self._fits_poll: question,
+        }
 
     def fits_news(self, question: str, last_stamp: str) -> str | None:
         device, _, lengths = question.partition(_AND)
         done_count, is_done = self.fits_for(device, lengths).progress
         now = stamp(done_count // _JUDGED_TOGETHER, is_done)
         return None if now in (last_stamp, _NONE_JUDGED) else poll_answer(now, {}, submit=True)
-
-    def fill_fits(self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "") -> Updates:
-        """Return the catalogue with the verdicts so far; the poll ends once they are complete."""
-        _, is_done = self.fits_for(device, lengths).progress
-        catalog = self.filter_catalog(query, chosen, device, lengths)
-        return {self.catalog: catalog, self._fits_poll: "" if is_done else UNCHANGED}
-
-    def judge(self, query: str, chosen: str | None, device: str | None, lengths: str | None = "") -> Updates:
-        """Return the catalogue for another device or other rows, and start the poll for its verdicts."""
-        question = f"{device or THIS_MACHINE}{_AND}{lengths}" if lengths else device or THIS_MACHINE
-        return {self.catalog: self.filter_catalog(query, chosen, device, lengths), self._fits_poll: question}
 
     def announce(self, model_id: str) -> Any:
         """Return that a model is looked up, which may take long; the details of the last one would look like its own."""
