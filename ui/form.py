@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
@@ -121,6 +121,18 @@ class Form:
             # For a browser, None in a box that was empty is a change, which every text box sends an event for.
             values.append("" if value is None and isinstance(self._components[name], gr.Textbox) else value)
         return values
+
+
+def group_settings(settings_of: Mapping[str, Iterable[str]]) -> dict[tuple[str, ...], list[str]]:
+    """Group settings by what uses them: methods or objectives, each with the names of its settings."""
+    readers: dict[str, list[str]] = {}
+    for reader, names in settings_of.items():
+        for name in names:
+            readers.setdefault(name, []).append(reader)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, of_name in readers.items():
+        groups.setdefault(tuple(of_name), []).append(name)
+    return groups
 
 
 def setting_in(mapping: Mapping[str, Mapping[str, Any]], name: str) -> Any:

@@ -314,11 +314,7 @@ def sides_to_compare(state: ChatState, choice: str = "") -> tuple[ChatTarget, tu
     """
     if state.model is None or state.target is None:
         raise RunError("No model is loaded.", "Load a run first.")
-    branches = state.model.branches
-    if (sides := _SIDES.get(choice)) is not None and set(sides) <= set(branches):
-        return state.target, sides
-    if "second" in branches and "tuned" in branches:
-        return state.target, ("tuned", "second")
-    if "tuned" in branches:
-        return state.target, ("base", "tuned")
+    for sides in (_SIDES.get(choice), *_SIDES.values()):
+        if sides is not None and set(sides) <= set(state.model.branches):
+            return state.target, sides
     raise RunError("A base model has no second answer.", "Load a run.")

@@ -17,7 +17,7 @@ from engine.memory.config_changes import as_overrides
 from engine.memory.estimate import Estimator, Verdict
 from ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import Draft
-from ui.form import ALL_LINEAR, EVERY_LAYER, field_of
+from ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
 from ui.gradio_internals import CheckboxGroup, Radio
 from ui.page import Page
 from ui.views.html import Column, Row, gib, pick_button, pickable, table, under
@@ -54,16 +54,13 @@ for _traits in METHODS.values():
 
 def _field_groups(*, advanced: bool) -> dict[tuple[str, ...], list[str]]:
     """Return the settings of methods, grouped by the methods that use them."""
-    readers: dict[str, list[str]] = {}
     is_advanced = {name for method in METHODS.values() for name in method.advanced}
-    for method in METHODS.values():
-        for name in method.fields:
-            if (name in is_advanced) == advanced:
-                readers.setdefault(name, []).append(method.name)
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, methods in readers.items():
-        groups.setdefault(tuple(methods), []).append(name)
-    return groups
+    return group_settings(
+        {
+            method.name: [name for name in method.fields if (name in is_advanced) == advanced]
+            for method in METHODS.values()
+        }
+    )
 
 
 class MethodTab:

@@ -15,10 +15,11 @@ from engine.data.source import SAMPLE_PREFIX
 from ui.backend.run_reader import has_adapter
 from ui.components import QUICK, SLOW, shown_as_message, visible_if
 from ui.draft import Draft
-from ui.form import field_of, label_of
+from ui.form import field_of, group_settings, label_of
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio
 from ui.page import Page
 
+_SETTINGS = [name for name in ObjectiveSettings.model_fields if name != "loss_type"]  # which has a place of its own
 _BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
 _ROW_SETTINGS = ("source", "subset", "split", "revision", "format", "column_map", "mix")
@@ -26,16 +27,6 @@ _PRESENTATION: dict[str, dict[str, Any]] = {
     "beta": {"elem_id": "beta"},
     "loss_weights": {"placeholder": "1, 0.2"}, "precompute_ref_log_probs": {"elem_id": "precompute"},
 }  # fmt: skip
-
-
-def _field_groups() -> dict[tuple[str, ...], list[str]]:
-    """Return the settings of preference tuning, grouped by the objectives that use them."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in ObjectiveSettings.model_fields:
-        readers = tuple(one.name for one in OBJECTIVES.values() if name in one.settings)
-        if readers:
-            groups.setdefault(readers, []).append(name)
-    return groups
 
 
 class ObjectivePart:
@@ -66,8 +57,12 @@ class ObjectivePart:
                     elem_id="loss-type", visible=False,
                 )  # fmt: skip
                 form.register("training.loss_type", self.losses)
-                for readers, names in _field_groups().items():
-                    self._lay_out(readers, [name for name in names if name != "loss_type"])
+                settings_of = {
+                    objective.name: [name for name in _SETTINGS if name in objective.settings]
+                    for objective in OBJECTIVES.values()
+                }
+                for readers, names in group_settings(settings_of).items():
+                    self._lay_out(readers, names)
         self._change = gr.State({})
         page.on_draft(self.choice, _render_choice)
         page.on_draft(self.losses, _render_losses)
@@ -75,8 +70,6 @@ class ObjectivePart:
         page.on_draft(self.start, self.render_start)
 
     def _lay_out(self, readers: Sequence[str], names: Sequence[str]) -> None:
-        if not names:
-            return
         with gr.Row(visible=False) as row:
             for name in names:
                 self.page.form.setting(f"training.{name}", min_width=200, **_PRESENTATION.get(name, {}))

@@ -79,17 +79,17 @@ class PlacePanel:
     """Lays out the settings of a place; visible if it is chosen."""
 
     name: str
+    offer: gr.HTML
 
     def __init__(self, page: Page, elem_id: str) -> None:
         self.page = page
         with gr.Column(visible=False, elem_id=elem_id) as self.panel:
             self.lay_out()
-            self.offer = gr.HTML(elem_id=f"{elem_id}-offer")
         page.on_draft(self.panel, lambda draft: visible_if(draft.where == self.name))
         page.on_draft_later(self.offer, shown_in_place(self.render_offer))
 
     def lay_out(self) -> None:
-        """Lay out the settings."""
+        """Lay out the settings, and `offer`."""
         raise NotImplementedError
 
     def render_offer(self, draft: Draft) -> str:
@@ -144,7 +144,6 @@ class ClusterPanel(PlacePanel):
 
     def __init__(self, page: Page) -> None:
         super().__init__(page, "cluster")
-        self.forecast = gr.HTML(elem_id="cluster-forecast")
         self.looking = gr.Timer(1.0, active=False)
         page.on_draft_later(self.forecast, self._forecast)
         page.on_draft_later(
@@ -160,6 +159,8 @@ class ClusterPanel(PlacePanel):
         with gr.Row():
             self.setting("slurm.memory_gib", "cluster-memory", 200)
             self.setting("slurm.limit_hours", "cluster-limit", 200)
+        self.offer = gr.HTML(elem_id="cluster-offer")
+        self.forecast = gr.HTML(elem_id="cluster-forecast")
 
     def wire(self) -> None:
         self.looking.tick(self.look, None, [self.forecast, self.looking], trigger_mode="once", **QUICK)
@@ -205,6 +206,7 @@ class JobsPanel(PlacePanel):
             self.flavor = self.hardware("jobs.flavor", "jobs-flavor", self._CHEAPEST)
             self.setting("jobs.limit_hours", "jobs-limit", 160)
             self.setting("jobs.namespace", "jobs-namespace", 200)
+        self.offer = gr.HTML(elem_id="jobs-offer")
 
     def wire(self) -> None:
         ask_event = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)

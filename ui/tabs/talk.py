@@ -40,12 +40,10 @@ from ui.views.chat import Answer, QuestionSettings, Turn
 from ui.views.conversation_file import SavedConversation
 from ui.views.html import error_box, plural, small
 
-SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
-BASE_AND_TUNED, BASE_AND_SECOND = "base and tuned", "base and second"
-_ASKED: dict[str, tuple[Branch, ...]] = {
-    TUNED: ("tuned",), BASE: ("base",), SECOND: ("second",), RUNS: ("tuned", "second"),
-    BASE_AND_TUNED: ("base", "tuned"), BASE_AND_SECOND: ("base", "second"),
-}  # fmt: skip
+# Values of the choice of branches: the names of those that answer.
+SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "base tuned second", "tuned", "base", "second", "tuned second"
+BASE_AND_TUNED, BASE_AND_SECOND = "base tuned", "base second"
+_OF_TUNED = [("Side by side", SIDE_BY_SIDE), ("Tuned only", TUNED), ("Base only", BASE)]
 _IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
 _REDRAW_SECONDS = 0.08  # between two updates of the page while tokens come
 _KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
@@ -73,7 +71,7 @@ class TalkPart:
                 self.stop = gr.Button("Stop", scale=0, min_width=90, visible=False, elem_id="chat-stop")
             with gr.Row(elem_id="chat-buttons"):
                 self.branches = Radio(
-                    [SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, show_label=False, container=False,
+                    _OF_TUNED, value=SIDE_BY_SIDE, show_label=False, container=False,
                     elem_id="chat-branches",
                 )  # fmt: skip
                 self.again = gr.Button("Regenerate", size="sm", scale=0, visible=False, elem_id="chat-again")
@@ -168,7 +166,7 @@ class TalkPart:
         if len(branches) < 2:
             return HIDDEN
         if "second" not in branches:
-            return gr.update(choices=[SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, visible=True)
+            return gr.update(choices=_OF_TUNED, value=SIDE_BY_SIDE, visible=True)
         names = self._choice.names(target)
         if self._choice.compares_with_start(target):
             second, tuned = (names[branch].partition(":")[0] for branch in ("second", "tuned"))
@@ -243,7 +241,7 @@ class TalkPart:
         model = self.page.services.chat.state.model
         if model is None:
             raise RunError("No model is loaded.", "Load a run or a model first.")
-        available = tuple(branch for branch in _ASKED.get(choice, model.branches) if branch in model.branches)
+        available = tuple(branch for branch in model.branches if branch in (choice or "").split())
         if self._choice.compares_with_start(self.page.services.chat.state.target):
             available = tuple(sorted(available, key=_IN_ORDER_OF_TRAINING.index))
         return available or model.branches
