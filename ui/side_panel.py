@@ -93,10 +93,10 @@ class SidePanel:
         """Return the measurement of a draft, and whether it can be started."""
         config = measured_config(draft)
         updates = self.job.follow(_key(config) if config is not None else None)
-        under_way = bool(updates[self.job.poll])
+        under_way, is_here = bool(updates[self.job.poll]), draft.memory_elsewhere is None and not draft.is_elsewhere
         return {
             **updates,
-            self.start: visible_if(_is_here(draft) and config is not None and not under_way),
+            self.start: visible_if(is_here and config is not None and not under_way),
             self.stop: visible_if(under_way),
         }
 
@@ -106,11 +106,6 @@ def measured_config(draft: Draft) -> RunConfig | None:
     if draft.memory_config is None or draft.estimate is None or draft.shape is None or draft.device is None:
         return None
     return config_of_rows(Estimator(draft.shape, draft.device, draft.rows), draft.memory_config)
-
-
-def _is_here(draft: Draft) -> bool:
-    """Whether the panel is about a device of this machine."""
-    return draft.memory_elsewhere is None and not draft.is_elsewhere
 
 
 def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:

@@ -310,6 +310,7 @@ class FollowPart:
     def _draw(self, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> Updates:
         state, resumable = snapshot.state.state, snapshot.state.resumable_step
         is_ending = snapshot.stop_requested or snapshot.cancel_requested
+        predicted_bytes = snapshot.provenance.predicted_memory.of_step
         resumes = state in ("stopped", "failed", "interrupted") and not snapshot.resume_requested
         updates = {
             self.live: _question(snapshot, view, log_open),
@@ -319,7 +320,9 @@ class FollowPart:
             self.trouble: run_view.render_trouble(snapshot),
             self.loss: self._loss(snapshot, view),
             self.preferences: self._figure(snapshot, "preferences", partial(_preferences, snapshot)),
-            self.small: self._figure(snapshot, "small", partial(_small, snapshot)),
+            self.small: self._figure(
+                snapshot, "small", lambda: small_figures(snapshot.history, predicted_bytes, snapshot.run.id)
+            ),
             self.made_of: run_view.render_made_of(snapshot) if self.choice is not None else "",
             self.memory: run_view.render_memory(snapshot),
             self.warnings: run_view.render_warnings(snapshot)
@@ -353,10 +356,6 @@ class FollowPart:
 def _preferences(snapshot: RunSnapshot) -> str:
     config = snapshot.config
     return preference_figure(snapshot.history, config.training, snapshot.run.id) if config is not None else ""
-
-
-def _small(snapshot: RunSnapshot) -> str:
-    return small_figures(snapshot.history, snapshot.provenance.predicted_memory.of_step, snapshot.run.id)
 
 
 def _has_job(run: Run) -> bool:

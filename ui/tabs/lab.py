@@ -178,7 +178,7 @@ class LabTab:
         settings = self._admin.settings()
         limits = settings.limits
         return {
-            self.people: self._list_people(name),
+            self.people: views.render_people(*self._admin.people(), name),
             **self._runs.show(),
             self.shared: views.render_shared(self._admin.shared()),
             self.result: "",
@@ -187,9 +187,6 @@ class LabTab:
             self.maintenance: settings.maintenance.is_on,
             self.maintenance_text: settings.maintenance.text,
         }
-
-    def _list_people(self, chosen: str) -> str:
-        return views.render_people(*self._admin.people(), chosen)
 
     def _ask_removal(self, name: str) -> tuple[str, str]:
         return f"Remove {name} permanently?", escape(views.removal_words(name, self._admin.runs_of(name)))
