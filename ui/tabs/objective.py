@@ -57,7 +57,7 @@ class ObjectivePart:
                     elem_id="loss-type", visible=False,
                 )  # fmt: skip
                 form.register("training.loss_type", self.losses)
-                settings_of = {
+                settings_of: dict[str, list[str]] = {
                     objective.name: [name for name in _SETTINGS if name in objective.settings]
                     for objective in OBJECTIVES.values()
                 }
