@@ -1,12 +1,12 @@
-"""The page: header, tabs in the order of the work, and the side panel."""
+"""The page: header, tabs in the order of the work, the side panel, and the bar with the next step."""
 
 import time
-import zlib
 from collections.abc import Callable
 from html import escape
 from typing import Any, NamedTuple
 
 import gradio as gr
+from gradio.events import Dependency
 
 from engine.accounts.people import Person
 from engine.errors import EngineError
@@ -15,11 +15,23 @@ from engine.runs.run import LIVE_STATES
 from ui.backend.background import Cache
 from ui.backend.models import FitTable
 from ui.backend.run_reader import RunReader
-from ui.components import NOT_SHOWN, QUICK, SHOWN, live_html, nothing
+from ui.components import (
+    NOT_SHOWN,
+    QUICK,
+    SHOWN,
+    UNCHANGED,
+    Updates,
+    live_html,
+    nothing,
+    pick_list,
+    picked_value,
+    shown_as_message,
+    visible_if,
+)
+from ui.draft import Draft
 from ui.gradio_internals import Blocks
-from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
-from ui.polls import poll, poll_answer
+from ui.polls import digest, poll, poll_answer
 from ui.services import Services
 from ui.side_panel import SidePanel
 from ui.tabs.chat import ChatTab
@@ -28,9 +40,93 @@ from ui.tabs.export import ExportTab
 from ui.tabs.method import MethodTab
 from ui.tabs.model import ModelTab
 from ui.tabs.runs import RunsTab
-from ui.tabs.train import TrainTab
+from ui.tabs.start import why_not
+from ui.tabs.train import FOLLOW, SET_UP, TrainTab
 from ui.views.html import gib, pick_button, plural
+from ui.views.next_step import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
 from ui.views.run_view import tab_title
+
+QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
+_TABS = ("model", "data", "method", "train")
+
+
+class NextStepBar:
+    """Lays out the bar: what is chosen, what is missing, whether it fits, and one action."""
+
+    def __init__(self, page: Page, train: TrainTab) -> None:
+        self.page = page
+        self.train = train
+        with gr.Row(equal_height=True, elem_id="next-step"):
+            self.line = pick_list(OPENING_BAR, elem_id="next-step-line")
+            self.start = gr.Button(
+                "Start training", variant="primary", visible=False, elem_id="next-step-start", scale=0, min_width=160
+            )
+        train.start.offer(self.start)
+        page.on_draft(self.line, lambda draft: render_bar(draft, self.step(draft)))
+        page.on_draft(self.start, lambda draft: visible_if(self.step(draft).starts))
+
+    def wire(self) -> None:
+        """Connect the events."""
+        self.redraw_after(self.offer(self.line.click))  # a run may have been resumed
+
+    def offer(self, click: Any) -> Dependency:
+        """Open on a click what is picked: a tab, or a run to follow, to resume or to chat with."""
+        page, train = self.page, self.train
+        opening = [page.tabs, train.view, page.chosen_run, page.wants_run, page.wants_chat]
+        open_event: Dependency = click(shown_as_message(self.open), None, opening, **QUICK)
+        train.follow.show_after(open_event, train.view)
+        return open_event
+
+    def redraw_after(self, event: Any) -> Dependency:
+        """Update the next step after an event that changed the active runs."""
+        return self.page.redraw_after(event, self.line, self.start)
+
+    def step(self, draft: Draft) -> NextStep:
+        # Defaults that depend on the rows are set once these are counted, maybe after the start.
+        open_ones = [name for name, default in draft.suited_defaults.items() if default.awaits_rows]
+        reader = self.page.reader
+        run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
+        if run is None and (active := reader.newest_active() if draft.is_empty else None) is not None:
+            run = reader.summary(active)
+        resumes = run is not None and self.page.reader.is_resuming(run.id)
+        return next_step(draft, run, can_start=why_not(draft) is None, resumes=resumes)
+
+    def open(self, event: gr.EventData) -> Updates:
+        page = self.page
+        place, _, run_id = picked_value(event).partition(":")
+        if place in _TABS:
+            return {page.tabs: gr.Tabs(selected=place), self.train.view: SET_UP}
+        if not page.reader.exists(run_id):
+            return UNCHANGED
+        if place == "resume":
+            self.train.follow.resume_shown(run_id, "", "", None)
+        if place == "chat":
+            return {page.tabs: gr.Tabs(selected="chat"), page.chosen_run: run_id, page.wants_chat: True}
+        return {
+            page.tabs: gr.Tabs(selected="train"),
+            self.train.view: FOLLOW,
+            page.chosen_run: run_id,
+            page.wants_run: True,
+        }
+
+
+class StartHere:
+    """Lays out the card of a first visit, which fills the form with the quick start."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.card = pick_list(elem_id="start-here")
+        page.on_draft(self.card, self.render)
+
+    def wire(self, train: TrainTab) -> None:
+        """Connect the events."""
+        train.use_preset_by(self.card.click)
+
+    def render(self, draft: Draft) -> str:
+        """Return the card on an empty form without runs."""
+        is_new = draft.is_empty and not self.page.services.runs.ids()
+        return render_start_here(QUICK_START) if is_new else ""
+
 
 _COUNTED_RUNS = 200  # of the newest; those that wait or run are among them
 _HEADER_SECONDS = 5
@@ -124,7 +220,7 @@ def _header(services: Services, reader: RunReader) -> _Header:
     waiting = sum(state == "queued" for state in states.values())
     notice = " ".join(filter(None, [services.notice(), services.standing_by(), *problems]))
     html = render_header(device, running, waiting, notice, services.person, active=active)
-    return _Header(html, titles, _digest(str(states)))
+    return _Header(html, titles, digest(states))
 
 
 def _tab_title(reader: RunReader, run_id: str) -> str:
@@ -172,10 +268,6 @@ def _account(person: Person | None) -> str:
     )
 
 
-def _digest(text: str) -> str:
-    return f"{zlib.crc32(text.encode()):x}"
-
-
 def _header_news(page: Page, header: gr.HTML) -> Callable[[str, str], str | None]:
     cache: Cache[_Header] = Cache(capacity=1)
 
@@ -184,7 +276,7 @@ def _header_news(page: Page, header: gr.HTML) -> Callable[[str, str], str | None
         html, titles, states = cache.get(
             time.monotonic() // _HEADER_SECONDS, lambda: _header(page.services, page.reader)
         )
-        now = f"{_digest(html + titles)} {states}"
+        now = f"{digest(html + titles)} {states}"
         if now == last_stamp:
             return None
         return poll_answer(

@@ -18,6 +18,8 @@ from ui.views.html import error_box, with_code
 
 _log = logging.getLogger(__name__)
 _ASSETS = Path(__file__).parent / "assets"
+# Browser storage holds no secrets; a fixed key keeps it readable after a restart of the server.
+_STORAGE_KEY = "loratory"
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -127,6 +129,11 @@ def live_html(
     """
     scripts = "".join(map(script, ("place", *(["follow_end"] if follows_end else []), *more)))
     return gr.HTML(value, elem_id=elem_id, js_on_load=scripts, **presentation)
+
+
+def browser_state(value: Any, name: str) -> gr.BrowserState:
+    """Return a value in browser storage, which survives a reload."""
+    return gr.BrowserState(value, storage_key=f"loratory-{name}", secret=_STORAGE_KEY)
 
 
 def chart(waiting: str = "", **presentation: Any) -> gr.HTML:

@@ -12,6 +12,7 @@ from engine.config.suited import SETTINGS, SeenRows, Suited, suited_settings
 from engine.data.contract import RowLengths
 from engine.data.formats import FORMATS, require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, Problem
+from engine.executors.places import LABELS, ThisMachine
 from engine.hardware.device import Device, KnownDevice
 from engine.hardware.devices import device_problems
 from engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
@@ -25,9 +26,6 @@ from ui.form import Form, field_of
 
 if TYPE_CHECKING:
     from ui.services import Services
-
-# By the name that `run.where` gives them.
-PLACES: Mapping[str, str] = {"local": "This machine", "slurm": "Slurm cluster", "jobs": "Hugging Face Jobs"}
 
 # Shown as a next step, not as a problem.
 _MISSING = {"model.id": "Choose a model.", "dataset.source": "Choose a dataset."}
@@ -90,14 +88,18 @@ class Draft:
         return any(problem.field == setting for problem in self.problems)
 
     @property
+    def _run(self) -> RunSection:
+        return RunSection.model_construct(**self.mapping.get("run", {}))
+
+    @property
     def where(self) -> str:
         """Where it would train, as `run.where` has it."""
-        return RunSection.model_construct(**self.mapping.get("run", {})).where
+        return self._run.where
 
     @property
     def place_words(self) -> str:
         """Where it would train and on which device, for people; the device only if it is known."""
-        place = PLACES.get(self.where, PLACES["local"])
+        place = LABELS.get(self.where, ThisMachine.label)
         if not self.is_elsewhere or self.device is None:
             return place
         return f"{place}: {self.device.name or 'GPU'}, {self.device.total_bytes / GIB:.1f} GiB"
@@ -105,13 +107,13 @@ class Draft:
     @property
     def is_elsewhere(self) -> bool:
         """Whether it would train on another machine; also known while a setting is invalid."""
-        return RunSection.model_construct(**self.mapping.get("run", {})).is_elsewhere
+        return self._run.is_elsewhere
 
 
 def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> dict[str, dict[str, Any]]:
     """Return the form's values as a draft has them, without an estimate."""
     mapping = form.mapping(values)
-    _widen_targets(mapping, _shape_of(services, mapping))
+    _widen_targets(mapping, shape_of(services, mapping))
     suit(mapping, form.suited_values(values), known_rows(services, mapping))
     return mapping
 
@@ -152,29 +154,27 @@ def _given_by_a_person(
 
 def known_rows(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> SeenRows | None:
     """Return the known facts about a draft's rows; None until its dataset was opened."""
-    rows, kind = _rows_of(services, mapping), _kind_of(services, mapping)
+    rows, kind = _rows_of(services, mapping)
     return rows.known if rows is not None else SeenRows(kind=kind) if kind is not None else None
 
 
-def _kind_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> RowKind | None:
+def _rows_of(
+    services: "Services", mapping: Mapping[str, Mapping[str, Any]]
+) -> tuple[RowLengths | None, RowKind | None]:
     question = question_of(mapping)
-    format_ = services.checks.format_of(question) if question is not None else None
-    return FORMATS[format_].rows if format_ is not None else None
-
-
-def _rows_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> RowLengths | None:
-    question = question_of(mapping)
-    return services.checks.row_lengths(question) if question is not None else None
+    if question is None:
+        return None, None
+    format_ = services.checks.format_of(question)
+    return services.checks.row_lengths(question), FORMATS[format_].rows if format_ is not None else None
 
 
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
     """Read the form; never raise for typed values, and never wait for another process."""
     mapping = form.mapping(values)
     missing = tuple(text for name, text in _MISSING.items() if not _is_given(mapping, name))
-    shape = _shape_of(services, mapping)
+    shape = shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
-    rows = _rows_of(services, mapping)
-    row_facts, kind = known_rows(services, mapping), _kind_of(services, mapping)
+    (rows, kind), row_facts = _rows_of(services, mapping), known_rows(services, mapping)
     defaults = suit(mapping, form.suited_values(values), row_facts)
     given_settings = _given_by_a_person(
         mapping, defaults
@@ -261,8 +261,9 @@ def _is_given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
     return bool(mapping.get(section, {}).get(field))
 
 
-def _shape_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> ModelShape | None:
-    model = mapping["model"]
+def shape_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> ModelShape | None:
+    """Return the modules of the draft's model; None until they are known."""
+    model = mapping.get("model", {})
     return services.shapes.get(str(model.get("id", "")), model.get("revision"))
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
@@ -123,6 +123,18 @@ class Form:
         return values
 
 
+def group_settings(settings_of: Mapping[str, Iterable[str]]) -> dict[tuple[str, ...], list[str]]:
+    """Group settings by what uses them: methods or objectives, each with the names of its settings."""
+    readers: dict[str, list[str]] = {}
+    for reader, names in settings_of.items():
+        for name in names:
+            readers.setdefault(name, []).append(reader)
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, of_name in readers.items():
+        groups.setdefault(tuple(of_name), []).append(name)
+    return groups
+
+
 def setting_in(mapping: Mapping[str, Mapping[str, Any]], name: str) -> Any:
     """Return the value of a setting in nested plain values; None if it is absent."""
     section, _, field = name.partition(".")
@@ -164,13 +176,10 @@ def component_for(name: str, **presentation: Any) -> Any:
 
     Only the page decides on `presentation`: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
     """
-    laid_out = {"label": label_of(name)} | ({"value": _opening_value(name)} if name in suited.SETTINGS else {})
+    laid_out: dict[str, Any] = {"label": label_of(name)}
+    if name in suited.SETTINGS:  # that of an empty form, so a page without a draft sends no change
+        laid_out["value"] = _to_component(name, _suited_to_nothing()[name].value)
     return component_of_field(field_of(name), **{**laid_out, **presentation})
-
-
-def _opening_value(name: str) -> Any:
-    """Return the suited default in an empty form, so a page without a draft sends no change."""
-    return _to_component(name, _suited_to_nothing()[name].value)
 
 
 @functools.cache
@@ -245,7 +254,6 @@ def text_of(number: float | None) -> str:
 
 
 def _several_of(annotation: Any) -> list[str]:
-
     return _choices_of(get_args(annotation)[0]) if get_origin(annotation) is tuple else []
 
 
@@ -276,15 +284,10 @@ def _default_of(name: str) -> Any:
     return None if field.is_required() else field.default
 
 
-@functools.cache
-def _choices_in_form(name: str) -> list[str]:
-    annotation = field_of(name).annotation
-    return _choices_of(_plain_type(annotation)) or _several_of(annotation)
-
-
 def _choice_in_form(name: str, value: Any) -> Any:
     """Return the value if it is a valid choice; a stored draft may come from another version of Loratory."""
-    choices = _choices_in_form(name)
+    annotation = field_of(name).annotation
+    choices = _choices_of(_plain_type(annotation)) or _several_of(annotation)
     if not choices:
         return value
     if isinstance(value, list | tuple):

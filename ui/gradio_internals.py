@@ -1,16 +1,12 @@
 """Every workaround of Gradio's internals, each with the version that it was written for."""
 
-import asyncio
 import datetime
 import functools
 import inspect
 import sys
-import time
 import warnings
-from abc import ABCMeta
 from collections import ChainMap
 from collections.abc import Iterator
-from contextlib import suppress
 from types import FunctionType, SimpleNamespace
 from typing import Any, NoReturn
 from weakref import WeakKeyDictionary
@@ -23,11 +19,9 @@ import gradio.components.base
 import safehttpx
 from gradio import processing_utils
 from gradio.blocks import Block
-from gradio.component_meta import ComponentMeta
 from gradio.context import Context, LocalContext
 from gradio.queueing import Queue
 from gradio.state_holder import SessionState, StateHolder
-from gradio.utils import set_task_name
 
 # pydantic warns of a parameter of Gradio 6.31's routes, in the terminal and at the first page.
 warnings.filterwarnings("ignore", "The 'alias' attribute with value 'body'")
@@ -35,14 +29,10 @@ warnings.filterwarnings("ignore", "The 'alias' attribute with value 'body'")
 _KEPT_CLOSED = datetime.timedelta(hours=1)  # a laptop that wakes up sends its old session
 
 
-class _WithoutStub(ComponentMeta):  # type: ignore[misc]  # Gradio's types are not read
-    """Metaclass of a component with Python of our own: Gradio 6.31 would write a stub next to our source."""
-
-    def __new__(cls, name: str, bases: tuple[type, ...], attributes: dict[str, Any]) -> Any:
-        return ABCMeta.__new__(cls, name, bases, attributes)
+gradio.component_meta.create_or_modify_pyi = lambda *_: None  # it would write a stub next to our source
 
 
-class Slider(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
+class Slider(gr.Slider):  # type: ignore[misc]
     """A slider whose box may hold anything while a person types; the panel shows what is wrong with it.
 
     That of Gradio 6.31 raises for an emptied box and for a number beyond its ends, in every event that reads the form.
@@ -52,7 +42,7 @@ class Slider(gr.Slider, metaclass=_WithoutStub):  # type: ignore[misc]
         return payload
 
 
-class CheckboxGroup(gr.CheckboxGroup, metaclass=_WithoutStub):  # type: ignore[misc]
+class CheckboxGroup(gr.CheckboxGroup):  # type: ignore[misc]
     """Boxes whose choices may have changed while an answer was under way; the panel shows what no longer fits.
 
     That of Gradio 6.31 raises for a choice that it no longer has, in every event that reads the form.
@@ -77,11 +67,11 @@ class _OneChoice:
             ) from None  # fmt: skip
 
 
-class Dropdown(_OneChoice, gr.Dropdown, metaclass=_WithoutStub):  # type: ignore[misc]
+class Dropdown(_OneChoice, gr.Dropdown):  # type: ignore[misc]
     """A dropdown with a short error for an unknown choice."""
 
 
-class Radio(_OneChoice, gr.Radio, metaclass=_WithoutStub):  # type: ignore[misc]
+class Radio(_OneChoice, gr.Radio):  # type: ignore[misc]
     """A radio with a short error for an unknown choice."""
 
 
@@ -138,10 +128,6 @@ def _server_functions(kind: type) -> tuple[str, ...]:
 
 
 gradio.components.base.dir = _server_functions  # where a component looks for them, and nowhere else
-# Gradio 6.31 asks for the arguments of a class each time that a component of it is made.
-gradio.component_meta.inspect = SimpleNamespace(
-    **{**vars(inspect), "getfullargspec": functools.cache(inspect.getfullargspec)}
-)
 
 
 class _Hints:
@@ -198,66 +184,21 @@ class Blocks(gr.Blocks):  # type: ignore[misc]
 
     def launch(self, **options: Any) -> Any:
         """Serve the blocks without opening the page once to see whether it can be reached, as Gradio 6.31 does."""
-        if "_frontend" in inspect.signature(gr.Blocks.launch).parameters:
-            options["_frontend"] = False
-        options.setdefault("i18n", SPOKEN)
-        return super().launch(**options)
+        return super().launch(_frontend=False, i18n=SPOKEN, **options)
 
 
 class _PageQueue(Queue):  # type: ignore[misc]  # Gradio's types are not read
-    """Begins a waiting event when it comes, or when one before it ends.
+    """Looks for a waiting event 20 times a second, as that of Gradio 6.31 does on Windows; elsewhere a thousand times.
 
-    That of Gradio 6.31 looks for one a thousand times a second, and a hundred times a second for progress, which nothing
-    here reports; and it counts its last 10,000 events again, with pandas, after each one, and nothing here reads the counts.
+    Nor does it look for progress, which nothing here reports, and count its last 10,000 events after each one, with pandas.
     """
-
-    stopped: bool
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self.sleep_when_free = 0.05
+        self.progress_update_sleep_when_free = 1.0
         self.ANALYTICS_MAX_EVENTS = 1
         self.ANAYLTICS_CACHE_FREQUENCY = sys.maxsize
-        self._has_news = asyncio.Event()  # an event came, or ended
-
-    async def push(self, *arguments: Any, **options: Any) -> Any:
-        answer = await super().push(*arguments, **options)
-        self._has_news.set()
-        return answer
-
-    async def process_events(self, *arguments: Any, **options: Any) -> None:
-        try:
-            await super().process_events(*arguments, **options)
-        finally:
-            self._has_news.set()
-
-    async def start_processing(self) -> None:
-        """Begin events until the queue is closed, which is seen after a second at most."""
-        try:
-            while not self.stopped:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self._has_news.wait(), 1.0)
-                self._has_news.clear()
-                while None in self.active_jobs and (next_events := self.get_events()) is not None:
-                    self._begin(*next_events)
-        finally:
-            self.stopped = True
-            self._cancel_asyncio_tasks()
-
-    async def start_progress_updates(self) -> None:
-        """Look for no progress."""
-
-    def _begin(self, events: list[Any], batch: bool, concurrency_id: str) -> None:
-        now, handler, kind = time.time(), events[0].fn, self.event_queue_per_concurrency_id[concurrency_id]
-        self.active_jobs[self.active_jobs.index(None)] = events
-        kind.current_concurrency += 1
-        kind.start_times_per_fn[handler].add(now)
-        work = asyncio.create_task(self.process_events(events, batch, now, handler))
-        # The name by which a closed page or a cancelled event finds its work.
-        set_task_name(work, events[0].session_hash, handler._id, events[0]._id, batch)
-        self._asyncio_tasks.add(work)
-        work.add_done_callback(self._asyncio_tasks.discard)
-        if self.live_updates:
-            self.broadcast_estimations(concurrency_id)
 
 
 gradio.blocks.queueing.Queue = _PageQueue

@@ -4,7 +4,6 @@ import functools
 import json
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,25 @@ import gradio as gr
 from gradio.components.base import Component
 from gradio.events import Dependency
 
-from engine.config.suited import SETTINGS, suited_settings
-from engine.models.shape import ModelShape
+from engine.config.suited import SETTINGS
 from engine.runs.run import Run
 from engine.runs.store import RUN_ID
 from ui.backend.background import BackgroundWork, Message
-from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns
-from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing, pick_list
-from ui.draft import Draft, known_rows, read_draft, read_settings, suit
+from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
+from ui.draft import Draft, known_rows, read_draft, read_settings, shape_of, suit
 from ui.form import ALL_LINEAR, JUDGE_FOR, SUITED, Form, setting_in, targets_update
 from ui.form_change import FormChange, Reading
 from ui.gradio_internals import changed_by_hand
-from ui.job_panel import WorkStatus
+from ui.polls import WorkStatus
 from ui.services import Services
-from ui.views.html import small, start_status
-
-# Browser storage holds no secrets; a fixed key keeps it readable after a restart of the server.
-STORAGE_KEY = "loratory"
+from ui.views.html import start_status
 
 _log = logging.getLogger(__name__)
 
 DraftView = Callable[[Draft], Any]
 FillView = Callable[[Mapping[str, Mapping[str, Any]]], Any]
-
-
-def browser_state(value: Any, name: str) -> gr.BrowserState:
-    """Return a value in browser storage, which survives a reload."""
-    return gr.BrowserState(value, storage_key=f"loratory-{name}", secret=STORAGE_KEY)
 
 
 class Page:
@@ -83,33 +72,18 @@ class Page:
         # Changes with the lengths of its rows, on which the memory estimate depends.
         self.data_lengths = gr.Textbox("", visible=False)
         # Sent with the form: before the browser's draft is restored, the form is neither shown nor saved.
-        self._is_restored = gr.Checkbox(False, visible=False)
+        self.is_restored = gr.Checkbox(False, visible=False)
         self._turn = gr.Textbox("", visible=False)  # changes when an event changed the form
         # The last change of several settings, with its undo; laid out in the side panel.
         self.change_line = pick_list(elem_id="applied", render=False)
-        self._last_change = gr.State(None)
-        self._views: dict[Component, DraftView] = {}
-        self._later_views: dict[Component, DraftView] = {}
+        self.last_change = gr.State(None)
+        self.views: dict[Component, DraftView] = {}
+        self.later_views: dict[Component, DraftView] = {}
         self._fill_views: dict[Component, FillView] = {}
 
     def on_draft(self, component: Component, view: DraftView) -> None:
         """Redraw `component` whenever the form changes; `view` must take milliseconds."""
-        self._views[component] = view
-
-    def note_suited(self, name: str) -> None:
-        """Place a line that shows what a setting's default is suited to, and the default where another value is set."""
-
-        def view(draft: Draft) -> str:
-            default = draft.suited_defaults.get(name)
-            if default is not None and default.awaits_rows and not draft.missing:
-                return small("set once your rows are counted")
-            if default is not None or draft.memory_config is None:
-                return small(f"suited to {default.to}") if default is not None and default.to else ""
-            usual = suited_settings(draft.memory_config, draft.rows.known if draft.rows is not None else None)[name]
-            differs = usual.to and setting_in(draft.mapping, name) != usual.value
-            return small(f"{usual.value:g} suits {usual.to}") if differs else ""
-
-        self.on_draft(gr.HTML(elem_classes="suited"), view)
+        self.views[component] = view
 
     def on_fill(self, component: Component, view: FillView) -> None:
         """Redraw `component` when the whole form is filled, not on single edits."""
@@ -117,9 +91,9 @@ class Page:
 
     def on_draft_later(self, component: Component, view: DraftView) -> None:
         """Like `on_draft`, for views that may take a tenth of a second."""
-        self._later_views[component] = view
+        self.later_views[component] = view
 
-    def rest_elsewhere(self, tab: gr.Tab, *timers: gr.Timer) -> None:
+    def pause_timers(self, tab: gr.Tab, *timers: gr.Timer) -> None:
         """Stop timers when their tab is left."""
         others = [other.select for other in self.tabs.children if isinstance(other, gr.Tab) and other is not tab]
         for timer in timers:
@@ -141,10 +115,10 @@ class Page:
         """Return the form's values as the draft has them, without an estimate."""
         return read_settings(self.services, self.form, values)
 
-    def _read(self, values: Sequence[Any]) -> Reading:
-        return Reading(self.settings(values), self.form.suited_values(values))
+    def read(self, values: Sequence[Any]) -> Reading:
+        return Reading(self.settings(values), frozenset(self.form.suited_values(values)))
 
-    def begins_with(self, draft: Draft) -> str:
+    def start_label(self, draft: Draft) -> str:
         """Return a description of the adapter that a draft continues from; empty for a new adapter."""
         start = str(draft.mapping["adapter"].get("warm_start") or "")
         if self.reader.exists(start):
@@ -170,21 +144,21 @@ class Page:
         inputs += [component.release for component in components if isinstance(component, gr.Slider)]
         inputs.append(self._turn.change)
         refresh_event = gr.on(
-            inputs, self._refresh, self._refresh_inputs, self._refresh_outputs, trigger_mode="always_last", **QUICK
+            inputs, self.redraw, self.redraw_inputs, self._redraw_outputs, trigger_mode="always_last", **QUICK
         )
         self._follow(refresh_event)
         data_events: list[Any] = [self.data_trouble.change, self.data_kind.change, self.data_lengths.change]
         self.refresh_after(gr.on(data_events, nothing, None, None, **QUICK))
-        outputs = [*self._fill_outputs, self._last_change, self.copied_from]
-        return self.refresh_after(self.change_line.click(self._undo, self._refresh_inputs, outputs, **QUICK))
+        outputs = [*self._fill_outputs, self.last_change, self.copied_from]
+        return self.refresh_after(self.change_line.click(self.undo, self.redraw_inputs, outputs, **QUICK))
 
     def restore(self, app: gr.Blocks) -> Dependency:
         """Restore this browser's draft when the page opens, and draw all views of it.
 
         It asks no other process, so it ends before a user can edit. The stored draft is not written before.
         """
-        outputs = [*self._fill_outputs, *self._views, self._last_change, self.change_line, self._is_restored]
-        return self._follow(app.load(self._restore, self.saved_draft, outputs, **QUICK))
+        outputs = [*self._fill_outputs, *self.views, self.last_change, self.change_line, self.is_restored]
+        return self._follow(app.load(self.restore_draft, self.saved_draft, outputs, **QUICK))
 
     def refresh_after(self, event: Dependency) -> Dependency:
         """Redraw after an event that set form values.
@@ -192,17 +166,17 @@ class Page:
         Twice: the user may edit meanwhile, and on a busy machine that edit's redraw may arrive first. The second redraw is
         the one of edits, which Gradio runs again if it is triggered while it runs.
         """
-        redrawn = event.then(self._refresh, self._refresh_inputs, self._refresh_outputs, **QUICK)
+        redrawn = event.then(self.redraw, self.redraw_inputs, self._redraw_outputs, **QUICK)
         return redrawn.then(None, None, self._turn, js="() => String(Math.random())", **QUICK)
 
     def redraw_after(self, event: Dependency, *components: Component) -> Dependency:
         """Redraw views of the draft after an event that changed something else that they show."""
 
         def redraw(is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
-            views = {component: self._views[component] for component in components}
+            views = {component: self.views[component] for component in components}
             return _draw_views(views, self.draft(values)) if is_restored else UNCHANGED
 
-        return event.then(redraw, self._refresh_inputs, list(components), trigger_mode="always_last", **QUICK)
+        return event.then(redraw, self.redraw_inputs, list(components), trigger_mode="always_last", **QUICK)
 
     def fill_after(self, event: Dependency, mapping: Component, title: str) -> Dependency:
         """Fill the form with the nested values in `mapping` after a successful event, then redraw.
@@ -210,60 +184,55 @@ class Page:
         The page names them by `title` and offers to undo it. Where the model's modules are known already, they are the choice
         of targets.
         """
-        fill = functools.partial(self._fill_undoably, title)
-        outputs = [*self._fill_outputs, self._last_change]
+        fill = functools.partial(self.fill_form, title)
+        outputs = [*self._fill_outputs, self.last_change]
         return self.refresh_after(event.success(fill, [mapping, *self.form.components], outputs, **SLOW))
 
-    def settle_targets_after(self, event: Dependency) -> Dependency:
+    def offer_targets_after(self, event: Dependency) -> Dependency:
         """Offer a model's modules as targets after an event that made them known."""
         targets = self.form["adapter.target_modules"]
-        return self.refresh_after(event.then(self._settle_targets, self.form.components, targets, **QUICK))
+        return self.refresh_after(event.then(self.offer_targets, self.form.components, targets, **QUICK))
 
-    def change_after(self, event: Dependency, change: Component) -> Dependency:
+    def change_after(self, event: Dependency, change: Component, *, undo: bool = False) -> Dependency:
         """Set the values in `change`, by section, in the form after a successful event; the rest stays.
 
-        Edits made during a slow event, such as reading a model from the Hub, are kept.
+        Edits made during a slow event, such as reading a model from the Hub, are kept. With `undo`, the page also shows what
+        changed, and offers to undo it.
         """
-        components = self.form.components
-        return self.refresh_after(event.success(self._change, [change, *components], components, **SLOW))
-
-    def change_undoably_after(self, event: Dependency, change: Component) -> Dependency:
-        """Like `change_after`; the page also shows what changed, with an undo."""
-        outputs = [*self._fill_outputs, self._last_change]
-        return self.refresh_after(
-            event.success(self._change_undoably, [change, *self.form.components], outputs, **SLOW)
-        )
+        components, handler = self.form.components, self.change_undoably if undo else self.change
+        outputs = [*self._fill_outputs, self.last_change] if undo else components
+        return self.refresh_after(event.success(handler, [change, *components], outputs, **SLOW))
 
     def _follow(self, event: Dependency) -> Dependency:
-        if not self._later_views:
+        if not self.later_views:
             return event
-        later = list(self._later_views)
-        return event.then(self._refresh_later, self._refresh_inputs, later, trigger_mode="always_last", **QUICK)
+        later = list(self.later_views)
+        return event.then(self._redraw_later, self.redraw_inputs, later, trigger_mode="always_last", **QUICK)
 
     @property
-    def _refresh_inputs(self) -> list[Component]:
-        return [self._is_restored, self._last_change, *self.form.components]
+    def redraw_inputs(self) -> list[Component]:
+        return [self.is_restored, self.last_change, *self.form.components]
 
     @property
-    def _refresh_outputs(self) -> list[Component]:
+    def _redraw_outputs(self) -> list[Component]:
         components = [self.form[name] for name in SETTINGS]
-        return [*self._views, *components, self._suited_note, self.change_line, self.saved_draft]
+        return [*self.views, *components, self._suited_note, self.change_line, self.saved_draft]
 
     @property
     def _fill_outputs(self) -> list[Component]:
         return [*self.form.components, *self._fill_views]
 
-    def _refresh(self, is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
+    def redraw(self, is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
         if not is_restored:
             return UNCHANGED
         draft = self.draft(values)
         device, suited_updates = self.form.judged_device(values), self._follow_suited(draft, values)
-        reading = Reading(draft.mapping, self.form.suited_values(values))
+        reading = Reading(draft.mapping, frozenset(self.form.suited_values(values)))
         line = last_change.render(reading) if last_change is not None else ""
         page = {"suited": suited_updates.get(self._suited_note, "")}
         page |= {"judge_for": device.name} if device is not None else {}
         stored = {self.change_line: line, self.saved_draft: {**draft.mapping, "page": page}}
-        return {**_draw_views(self._views, draft), **suited_updates, **stored}
+        return {**_draw_views(self.views, draft), **suited_updates, **stored}
 
     def _follow_suited(self, draft: Draft, values: Sequence[Any]) -> Updates:
         """Return the suited defaults that changed with the rest of the form, and a note of all unset ones."""
@@ -273,10 +242,10 @@ class Page:
         components = self._components(draft.mapping) if names else {}
         return {self._suited_note: json.dumps(note), **{self.form[name]: components[self.form[name]] for name in names}}
 
-    def _refresh_later(self, is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
-        return _draw_views(self._later_views, self.draft(values)) if is_restored else UNCHANGED
+    def _redraw_later(self, is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
+        return _draw_views(self.later_views, self.draft(values)) if is_restored else UNCHANGED
 
-    def _restore(self, saved: Any) -> Updates:
+    def restore_draft(self, saved: Any) -> Updates:
         """Restore a stored draft; one that cannot be read leaves an empty form."""
         try:
             return self._opened_with(saved or {})
@@ -287,14 +256,12 @@ class Page:
     def _opened_with(self, saved: Mapping[str, Any]) -> Updates:
         mapping = self._suit(saved)
         values = self.form.updates(mapping)
-        draft, now = self.draft(values), self._read(values)
-        updates = {**self._fill(mapping), **_draw_views(self._views, draft), self._is_restored: True}
+        draft, now = self.draft(values), self.read(values)
+        updates = {**self.fill(mapping), **_draw_views(self.views, draft), self.is_restored: True}
         if not saved:
             return updates
-        change = FormChange.between("Draft restored", self._read(self.form.updates(self._suit({}))), now).until_changed(
-            now
-        )
-        return {**updates, self._last_change: change, self.change_line: change.render(now)}
+        change = FormChange("Draft restored", self.read(self.form.updates(self._suit({}))), now, until_edited=True)
+        return {**updates, self.last_change: change, self.change_line: change.render(now)}
 
     def _suit(self, mapping: Mapping[str, Any], open_ones: Collection[str] | None = None) -> dict[str, Any]:
         """Fill in suited defaults, and note the unset ones: `open_ones`.
@@ -320,51 +287,49 @@ class Page:
             note[name] = setting_in(sections, name)
         return {**sections, "page": {**page, "suited": json.dumps(note)}}
 
-    def _fill_undoably(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
+    def fill_form(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
         if not mapping:
             return UNCHANGED
         sections = self._suit(mapping)
-        change = FormChange.between(title, self._read(values), self._read(self.form.updates(sections)))
-        change = replace(change, note=sections["page"].get("note", ""))
-        return {**self._fill(sections), self._last_change: change}
+        after, note = self.read(self.form.updates(sections)), sections["page"].get("note", "")
+        change = FormChange(title, self.read(values), after, note=note)
+        return {**self.fill(sections), self.last_change: change}
 
-    def _change_undoably(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
+    def change_undoably(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
             return UNCHANGED
-        before, names = self._read(values), {f"{section}.{name}" for section in change for name in change[section]}
+        before, names = self.read(values), {f"{section}.{name}" for section in change for name in change[section]}
         suited_note = json.dumps(
             {name: value for name, value in self.form.suited_values(values).items() if name not in names}
         )
-        after = self._read(self.form.updates({**_merge(before.sections, change), "page": {"suited": suited_note}}))
+        after = self.read(self.form.updates({**_merge(before.sections, change), "page": {"suited": suited_note}}))
         views = _draw_views(self._fill_views, after.sections) if {"adapter", "dataset"} & change.keys() else {}
-        form_change = FormChange.between("", before, after)
-        note = {self._suited_note: suited_note, self._last_change: form_change}
-        return {**self._change(change, *values), **views, **note}
+        note = {self._suited_note: suited_note, self.last_change: FormChange("", before, after)}
+        return {**self.change(change, *values), **views, **note}
 
-    def _undo(self, _is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
+    def undo(self, _is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
         """Restore the values before the last change, except for settings that were edited since."""
         if last_change is None:
             return UNCHANGED
-        now = self._read(values)
+        now = self.read(values)
         before = last_change.undo(now)
         mapping = self._suit(before.sections, before.open_ones)
-        undone = FormChange.between(
-            last_change.title, now, self._read(self.form.updates(mapping)), undoes=not last_change.undoes
-        )
+        after = self.read(self.form.updates(mapping))
+        undone = FormChange(last_change.title, now, after, undoes=not last_change.undoes)
         components = self._components(mapping)
-        settings = {self.form[name]: components[self.form[name]] for name in [*undone.after, SUITED]}
+        settings = {self.form[name]: components[self.form[name]] for name in [*undone.names, SUITED]}
         views = _draw_views(self._fill_views, mapping)
         copied_from = "" if last_change.title else gr.skip()
-        return {**settings, **views, self._last_change: undone, self.copied_from: copied_from}
+        return {**settings, **views, self.last_change: undone, self.copied_from: copied_from}
 
-    def _change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
+    def change(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
             return UNCHANGED
         names = {f"{section}.{name}" for section, settings in change.items() for name in settings}
         components = self._components(_merge(self.form.mapping(values), change))
         return {self.form[name]: components[self.form[name]] for name in names}
 
-    def _fill(self, mapping: Mapping[str, Any] | None) -> Updates:
+    def fill(self, mapping: Mapping[str, Any] | None) -> Updates:
         return {**self._components(mapping), **_draw_views(self._fill_views, mapping)} if mapping else UNCHANGED
 
     def _components(self, mapping: Mapping[str, Any]) -> Updates:
@@ -374,17 +339,13 @@ class Page:
         if "suited" not in mapping.get("page", {}):
             del updates[self._suited_note]
         targets = mapping.get("adapter", {}).get("target_modules", ALL_LINEAR)
-        updates[self.form["adapter.target_modules"]] = targets_update(self._shape(mapping), targets)
+        updates[self.form["adapter.target_modules"]] = targets_update(shape_of(self.services, mapping), targets)
         return {component: _within_reach(component, value) for component, value in updates.items()}
 
-    def _settle_targets(self, *values: Any) -> Any:
+    def offer_targets(self, *values: Any) -> Any:
         mapping = self.draft(values).mapping
-        shape = self._shape(mapping)
+        shape = shape_of(self.services, mapping)
         return UNCHANGED if shape is None else targets_update(shape, mapping["adapter"].get("target_modules"))
-
-    def _shape(self, mapping: Mapping[str, Any]) -> ModelShape | None:
-        model = model_of({"model": mapping.get("model", {})})
-        return self.services.shapes.get(model.id, model.revision) if model is not None else None
 
 
 def _merge(mapping: Mapping[str, Any], change: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

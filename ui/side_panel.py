@@ -1,7 +1,7 @@
 """The side panel: the draft and its memory, changes that help, and the measurement of its worst step on the device."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gradio as gr
@@ -9,15 +9,16 @@ import gradio as gr
 from engine.config.load import change_of
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
+from engine.executors.places import ThisMachine
 from engine.hardware.device import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import advise
 from engine.memory.estimate import Estimator
 from engine.runs.memory_measurement import config_of_rows
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, shown_as_message, visible_if
-from ui.draft import PLACES, Draft
+from ui.draft import Draft
 from ui.gradio_internals import Dropdown
-from ui.job_panel import WorkStatus
 from ui.page import DraftView, Page
+from ui.polls import WorkStatus
 from ui.views.memory import OPENING_PANEL, render_advice, render_measured_step, render_side_panel
 
 
@@ -25,22 +26,21 @@ class SidePanel:
     """Lays out the panel; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         page.change_line.render()
         self.panel = pick_list(OPENING_PANEL, elem_id="panel")
-        self.judge = Dropdown(_devices(PLACES["local"]), value="", label="Estimate memory for", elem_id="judge-for")
+        self.judge = Dropdown(_devices(ThisMachine.label), value="", label="Estimate memory for", elem_id="judge-for")
         # Changes with the place: choices are sent only then, not while a user picks one.
-        self._place = gr.Textbox(PLACES["local"], visible=False)
+        self._place = gr.Textbox(ThisMachine.label, visible=False)
         self.job = WorkStatus(
             page.services.measurements.find, render_measured_step, elem_id="measured-step", live_id="measured-step-live"
         )
         self.start = gr.Button("Measure one step", size="sm", variant="secondary", visible=False, elem_id="measure")
-        self.longest = gr.Button("Measure longest rows", size="sm", visible=False, elem_id="measure-longest")
         self.stop = gr.Button("Stop measuring", size="sm", variant="secondary", visible=False, elem_id="stop-measuring")
         self.advice = pick_list(elem_id="advice")
         self._change = gr.State({})
-        self._measuring = [*self.job.outputs, self.start, self.longest, self.stop]
-        page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.begins_with(draft)))
+        self._measuring = [*self.job.outputs, self.start, self.stop]
+        page.on_draft(self.panel, lambda draft: render_side_panel(draft, page.start_label(draft)))
         for component in self._measuring:
             page.on_draft(component, self._measured_view(component))
         page.on_draft_later(self.advice, _render_advice)
@@ -49,10 +49,9 @@ class SidePanel:
 
     def wire(self) -> None:
         """Connect the events."""
-        page, components = self._page, self._page.form.components
+        page, components = self.page, self.page.form.components
         for trigger, handler in (
-            (self.start.click, lambda draft: self.begin(draft, measured_configs(draft)[:1])),
-            (self.longest.click, lambda draft: self.begin(draft, measured_configs(draft)[1:])),
+            (self.start.click, self.begin),
             (self.stop.click, self.end),
             (self.job.changed, self.measurement),
         ):
@@ -66,58 +65,47 @@ class SidePanel:
         self._place.change(lambda words: gr.update(choices=_devices(words)), self._place, self.judge, **QUICK)
         for component in (self.panel, self.advice):
             change_event = component.click(shown_as_message(apply), None, self._change, **SLOW)
-            page.change_undoably_after(change_event, self._change)
+            page.change_after(change_event, self._change, undo=True)
 
     def _measured_view(self, component: Any) -> DraftView:
         return lambda draft: self.measurement(draft)[component]
 
     def _on_draft(self, handler: Callable[[Draft], Updates]) -> Callable[..., Updates]:
-        return shown_as_message(lambda *values: handler(self._page.draft(values)))
+        return shown_as_message(lambda *values: handler(self.page.draft(values)))
 
-    def begin(self, draft: Draft, configs: Sequence[RunConfig]) -> Updates:
-        """Start to measure a step of each configuration."""
-        if not configs or draft.shape is None or draft.device is None:
+    def begin(self, draft: Draft) -> Updates:
+        """Start to measure a step."""
+        config = measured_config(draft)
+        if config is None or draft.shape is None or draft.device is None:
             raise ConfigError([Problem("", "choose a model and correct the settings first.")])
-        services = self._page.services
-        for config in configs:
-            expected = Estimator(draft.shape, draft.device).estimate_step(config)  # the panel's is of a whole run
-            services.measurements.start(_key(config), "A measurement", services.measure(config, expected))
+        services = self.page.services
+        expected = Estimator(draft.shape, draft.device).estimate_step(config)  # the panel's is of a whole run
+        services.measurements.start(_key(config), "A measurement", services.measure(config, expected))
         return self.measurement(draft)
 
     def end(self, draft: Draft) -> Updates:
-        """Stop the measurements of a draft."""
-        for config in measured_configs(draft):
-            self._page.services.measurements.stop(_key(config))
+        """Stop the measurement of a draft."""
+        if (config := measured_config(draft)) is not None:
+            self.page.services.measurements.stop(_key(config))
         return self.measurement(draft)
 
     def measurement(self, draft: Draft) -> Updates:
-        """Return the measurements of a draft, and which of them can be started."""
-        configs = measured_configs(draft)
-        updates = self.job.follow(*map(_key, configs))
-        under_way = bool(updates[self.job.poll])
-        can_start = _is_here(draft) and bool(configs) and not under_way
-        most = configs[-1].training.max_length if configs else 0
+        """Return the measurement of a draft, and whether it can be started."""
+        config = measured_config(draft)
+        updates = self.job.follow(_key(config) if config is not None else None)
+        under_way, is_here = bool(updates[self.job.poll]), draft.memory_elsewhere is None and not draft.is_elsewhere
         return {
             **updates,
-            self.start: visible_if(can_start),
-            self.longest: gr.update(value=f"Measure {most:,}-token rows", visible=can_start and len(configs) > 1),
+            self.start: visible_if(is_here and config is not None and not under_way),
             self.stop: visible_if(under_way),
         }
 
 
-def measured_configs(draft: Draft) -> tuple[RunConfig, ...]:
-    """Return what can be measured: a step of the chosen rows, then one of the longest rows allowed where those need more."""
+def measured_config(draft: Draft) -> RunConfig | None:
+    """Return what can be measured: a step of the chosen rows."""
     if draft.memory_config is None or draft.estimate is None or draft.shape is None or draft.device is None:
-        return ()
-    of_rows = config_of_rows(Estimator(draft.shape, draft.device, draft.rows), draft.memory_config)
-    ceiling = draft.ceiling
-    has_ceiling = ceiling is not None and ceiling.pass_tokens > draft.estimate.pass_tokens
-    return (of_rows, draft.memory_config) if has_ceiling else (of_rows,)
-
-
-def _is_here(draft: Draft) -> bool:
-    """Whether the panel is about a device of this machine."""
-    return draft.memory_elsewhere is None and not draft.is_elsewhere
+        return None
+    return config_of_rows(Estimator(draft.shape, draft.device, draft.rows), draft.memory_config)
 
 
 def _judged_in(mapping: Mapping[str, Mapping[str, Any]]) -> Any:

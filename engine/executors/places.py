@@ -36,6 +36,7 @@ class RunPlace(ABC):
     """One value of `run.where`."""
 
     name: ClassVar[str]
+    label: ClassVar[str]  # for people
     how_to_choose: ClassVar[str] = ""  # the device, where the place cannot
 
     @abstractmethod
@@ -86,6 +87,7 @@ class ThisMachine(RunPlace):
     """The devices of this machine, shared by its queue."""
 
     name = "local"
+    label = "This machine"
 
     def __init__(self, devices: Callable[[], Sequence[Device]]) -> None:
         self._devices = devices
@@ -98,6 +100,7 @@ class HuggingFaceJobs(RunPlace):
     """Machines of Hugging Face, one device each."""
 
     name = "jobs"
+    label = "Hugging Face Jobs"
     how_to_choose = "Name it in jobs.flavor, such as l4x1."
 
     def __init__(self, flavors: Flavors) -> None:
@@ -133,6 +136,7 @@ class SlurmCluster(RunPlace):
     """The nodes of a cluster that shares the home, as its admin described them."""
 
     name = "slurm"
+    label = "Slurm cluster"
     how_to_choose = "Name its type in slurm.gpu_type."
 
     def __init__(self, cluster: Callable[[], ClusterPlace], earlier: Callable[[], Iterable[RunSummary]]) -> None:
@@ -166,6 +170,9 @@ class SlurmCluster(RunPlace):
                 memory_gib = host_memory_bytes(shape, config, device, processes, report.row_lengths) / GIB
         slurm = with_gpu_type.model_copy(update={"memory_gib": memory_gib, "limit_hours": hours})
         return config.model_copy(update={"slurm": slurm})
+
+
+LABELS: Mapping[str, str] = {place.name: place.label for place in (ThisMachine, SlurmCluster, HuggingFaceJobs)}
 
 
 def places_at(

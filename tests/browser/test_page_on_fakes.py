@@ -271,7 +271,7 @@ def test_every_tab_is_open_to_everyone(page, services):
     expect(page.get_by_role("textbox", name="Name", exact=True)).to_have_accessible_description(re.compile("look for"))
     expect(page.locator("#objective input:checked")).to_have_value("dpo")
     page.locator("#presets").get_by_text("Preferences on a CPU").click()
-    expect(page.locator("#objective-hint .notice")).to_be_visible()
+    expect(page.locator("#applied .notice")).to_contain_text("has not been trained here yet")
     is_not_tall(page)
     page.locator("#preference-settings button").first.click()
     expect(page.locator("#loss-type input").first).to_be_visible()

@@ -12,7 +12,6 @@ from engine.export.contract import UploadOrder
 from engine.export.push_upload import HubPush
 from engine.hub import Patience, quoted
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
-from tests.export.test_push_files import TOKEN
 from tests.hub.repositories import Blob, OwnHub, StoredRepository
 from tests.hub.server import TOKEN, Fault
 

@@ -8,7 +8,6 @@ from huggingface_hub import SpaceStage
 from engine.models.prepared import ModelProgress
 from engine.models.source import ModelSource
 from engine.space.hub import STAGES
-from tests.export.test_push_files import TOKEN
 from tests.hub.server import TOKEN, Fault
 
 NAME = "ada/loratory"

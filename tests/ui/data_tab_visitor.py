@@ -23,8 +23,8 @@ class Shown:
         self._updates = updates
         self._parts = {
             "samples": tab.samples, "summary": tab.summary, "rows_column": tab.rows_column, "facts": tab.facts,
-            "lengths": tab.lengths, "stop": tab.stop, "read": tab.read, "poll": tab.timer, "last_stamp": tab._last_stamp,
-            "source": tab._shown_source, "trouble": tab._page.data_trouble, "kind": tab._page.data_kind,
+            "lengths": tab.lengths, "stop": tab.stop, "read": tab.read, "poll": tab.timer, "last_stamp": tab.last_stamp,
+            "source": tab.shown_source, "trouble": tab.page.data_trouble, "kind": tab.page.data_kind,
             "row": tab.rows.number, "row_html": tab.rows.row_html, "list": tab.rows.list, "listing": tab.rows.listing,
             "fetching": tab.tokenizer.status, "fetch_again": tab.tokenizer.again, "fetch_key": tab.tokenizer.poll,
             "reading": tab.format.column, "mapping": tab.format.mapping, "fold": tab.format.fold,
@@ -44,14 +44,14 @@ class Visitor:
 
     def values(self, **settings):
         config = a_config(**settings)
-        return self.tab._page.form.updates(config.model_dump(mode="json"))
+        return self.tab.page.form.updates(config.model_dump(mode="json"))
 
     def open(self, *, row=0, shown_source="", listing="all", **settings):
-        updates = self.tab._open(row, "tokens", shown_source, listing, 0, PAGE, *self.values(**settings))
+        updates = self.tab.open(row, "tokens", shown_source, listing, 0, PAGE, *self.values(**settings))
         return Shown(self.tab, updates)
 
     def tick(self, last_stamp="", listing="all", **settings):
-        return Shown(self.tab, self.tab._tick(last_stamp, listing, 0, *self.values(**settings)))
+        return Shown(self.tab, self.tab.tick(last_stamp, listing, 0, *self.values(**settings)))
 
 
 def question_on(source: str, **changes) -> CheckQuestion:

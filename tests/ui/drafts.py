@@ -70,9 +70,9 @@ def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None 
 
 def values_of(tab: Any, config) -> list:
     """What the browser sends for a configuration: with a known model, all-linear is every box ticked."""
-    form = tab._page.form
+    form = tab.page.form
     values = dict(zip(form.names, form.updates(config.model_dump(mode="json")), strict=True))
-    shape = tab._page.services.shapes.get(config.model.id, None)
+    shape = tab.page.services.shapes.get(config.model.id, None)
     if shape is not None:
         values["adapter.target_modules"] = list(shape.linear_names())
     return list(values.values())

@@ -15,7 +15,7 @@ class FormVisitor:
     def __init__(self, page: Page) -> None:
         self.page = page
         self.values: dict[Any, Any] = dict(zip(page.form.components, page.form.updates({}), strict=True))
-        self.take(page._restore({}))
+        self.take(page.restore_draft({}))
 
     def take(self, updates: Any) -> None:
         """Show what a handler answered."""
@@ -30,12 +30,12 @@ class FormVisitor:
     @property
     def mapping(self) -> dict[str, dict[str, Any]]:
         """The form as the server reads it."""
-        return self.page.settings(self._form())
+        return self.page.settings(self.form_values())
 
     @property
     def reading(self) -> Reading:
         """The form, and which of it no one has set."""
-        return self.page._read(self._form())
+        return self.page.read(self.form_values())
 
     @property
     def applied_notice(self) -> str:
@@ -49,22 +49,22 @@ class FormVisitor:
 
     def fill(self, mapping: Mapping[str, Any], title: str = "Preset") -> None:
         """Put a whole configuration into the form, as a preset does."""
-        self.take(self.page._fill_undoably(title, mapping, *self._form()))
+        self.take(self.page.fill_form(title, mapping, *self.form_values()))
 
     def change(self, change: Mapping[str, Mapping[str, Any]]) -> None:
         """Put some settings into the form, as an advised change does."""
-        self.take(self.page._change_undoably(change, *self._form()))
+        self.take(self.page.change_undoably(change, *self.form_values()))
 
     def undo(self) -> None:
         """Press the button next to what was applied."""
-        self.take(self.page._undo(*self._inputs()))
+        self.take(self.page.undo(*self._inputs()))
 
     def refresh(self) -> None:
         """Redraw, as every change of the form does."""
-        self.take(self.page._refresh(*self._inputs()))
+        self.take(self.page.redraw(*self._inputs()))
 
-    def _form(self) -> list[Any]:
+    def form_values(self) -> list[Any]:
         return [self.values[component] for component in self.page.form.components]
 
     def _inputs(self) -> list[Any]:
-        return [self.values.get(component) for component in self.page._refresh_inputs]
+        return [self.values.get(component) for component in self.page.redraw_inputs]

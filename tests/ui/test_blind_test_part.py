@@ -35,7 +35,7 @@ def blind(tab, run):
 
 
 def load(tab, run, against=NOTHING):
-    list(tab._load(*Chosen(run.id, FINAL, "", "", against, AS_TRAINED)))
+    list(tab.load_chosen(*Chosen(run.id, FINAL, "", "", against, AS_TRAINED)))
 
 
 def draw(blind, source=HELD_OUT, typed="", judging=Judging()):  # noqa: B008 - it is frozen
@@ -82,8 +82,8 @@ def test_a_choice_reveals_and_is_kept_with_the_run(blind, run):
     (judgement,) = read_judgements(judgements_file(run.folder.path, None))
     assert judgement.winner == "tuned"
     assert judgement == judging.judgements[0]
-    assert "1 pair judged" in blind._show_count(judging)[blind.count]
-    assert "At least 6 decided pairs" in blind._show_tally(judging)[blind.tally]
+    assert "1 pair judged" in blind.show_count(judging)[blind.count]
+    assert "At least 6 decided pairs" in blind.show_tally(judging)[blind.tally]
 
 
 def test_the_order_changes_from_pair_to_pair(blind):
@@ -156,20 +156,20 @@ def test_pair_deck_and_tally_go_once_something_else_is_loaded(tab, blind, servic
     other = write_run(services.runs, a_config(), InventedRun())
     load(tab, other)
 
-    seen = tab._look("", drawn)
+    seen = tab.refresh("", drawn)
     kept = Changes(blind, seen)
 
     assert kept.judging == Judging(services.chat.state.target)
     assert (kept.pair, kept.choosing["visible"], kept.tally, kept.count) == ("", False, "", "")
-    assert tab._look(seen[tab.last_look], kept.judging) == gr.skip()
+    assert tab.refresh(seen[tab.last_look], kept.judging) == gr.skip()
     assert len(judging_of(draw(blind, judging=drawn)).deck) == 49, "a deck of the other's own"
 
 
 def test_a_run_on_the_same_base_is_seen_to_be_another(tab, blind, services, run):
-    seen = tab._look("", Judging())[tab.last_look]
+    seen = tab.refresh("", Judging())[tab.last_look]
     load(tab, write_run(services.runs, a_config(), InventedRun()))
 
-    assert tab._look(seen, Judging())[tab.last_look] != seen
+    assert tab.refresh(seen, Judging())[tab.last_look] != seen
 
 
 def test_what_answered_while_something_else_was_loaded_is_not_a_pair(tab, blind, services):
@@ -189,9 +189,9 @@ def test_a_folder_without_a_run_has_the_tally_of_this_page(tab, blind, services,
     monkeypatch.setattr(blind, "_file", lambda target, sides: None)
     judging = judge(blind, "left", judging_of(draw(blind))).judging
 
-    assert "1 pair judged" in blind._show_count(judging)[blind.count]
+    assert "1 pair judged" in blind.show_count(judging)[blind.count]
     load(tab, write_run(services.runs, a_config(), InventedRun()))
-    assert blind._show_count(judging)[blind.count] == ""
+    assert blind.show_count(judging)[blind.count] == ""
 
 
 def test_a_stopped_pair_is_not_shown(blind, services):
@@ -199,7 +199,7 @@ def test_a_stopped_pair_is_not_shown(blind, services):
     stream = blind.ask(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
     first = Changes(blind, next(stream))
     next(stream)
-    blind._stop(PAGE)
+    blind.stop_answers(PAGE)
 
     last = Changes(blind, list(stream)[-1])
 

@@ -14,11 +14,11 @@ from ui.tabs.model import ModelTab
 @pytest.fixture
 def put_in(laid_out):
     """Apply a change to a form that shows a configuration; the settings that the browser is told to alter come back."""
-    page: Page = laid_out(DataTab)._page
+    page: Page = laid_out(DataTab).page
 
     def put(change, config) -> dict:
         shown = page.form.updates(config.model_dump(mode="json"))
-        updates = page._change(change, *shown)
+        updates = page.change(change, *shown)
         return {
             name: updates[page.form[name]]
             for name in page.form.names
@@ -30,8 +30,8 @@ def put_in(laid_out):
 
 def test_a_model_that_took_long_to_read_undoes_nothing_that_was_chosen_meanwhile(put_in, laid_out, services):
     tab = laid_out(lambda page: ModelTab(page, FitTable(services.shapes.learn, services.devices)))
-    chosen = tab._choose("some/model", "")
-    change = chosen[tab._change]
+    chosen = tab.choose("some/model", "")
+    change = chosen[tab.model_change]
     assert chosen[tab.details]
 
     updates = put_in(change, a_config(dataset__source="sample:lab-chats", training__learning_rate=7e-4))

@@ -15,8 +15,7 @@ from ui.backend.answers import RowPrompt
 from ui.backend.run_reader import FINAL
 from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab
-from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.tabs.sampling import read_sampling
+from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
 from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
 from ui.views.chat import Answer, Turn, render_chat_state, render_loading, render_transcript
 from ui.views.conversation_file import SavedConversation
@@ -44,7 +43,9 @@ def load(
     tab: ChatTab, run_id: str, checkpoint: str = FINAL, model: str = "", folder: str = "", against: str = NOTHING,
     precision: str = AS_TRAINED,
 ) -> list:  # fmt: skip
-    return [Changes(tab, step) for step in tab._load(*Chosen(run_id, checkpoint, model, folder, against, precision))]
+    return [
+        Changes(tab, step) for step in tab.load_chosen(*Chosen(run_id, checkpoint, model, folder, against, precision))
+    ]
 
 
 def ask(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE, row=None) -> list:
@@ -58,7 +59,7 @@ def turns_of(steps: list) -> list:
 
 
 def look(tab: ChatTab, seen: str = "") -> dict:
-    return tab._look(seen, Judging())
+    return tab.refresh(seen, Judging())
 
 
 def test_runs_with_a_result_or_a_checkpoint_are_offered_newest_first(tab, services, run):
@@ -92,7 +93,7 @@ def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
 
 def test_what_is_loaded_stays_in_sight_once_a_wish_to_load_is_over(tab):
     """Gradio takes a handler that yields nothing for one that empties its outputs: a button lost its words."""
-    assert list(tab._load_wanted(False)) == [gr.skip()]
+    assert list(tab.load_wanted(False)) == [gr.skip()]
 
 
 def test_a_model_that_cannot_be_reached_is_reported_in_place(tab):
@@ -105,7 +106,7 @@ def test_a_model_that_cannot_be_reached_is_reported_in_place(tab):
 
 def test_a_failed_load_is_reported_until_something_else_happens_even_if_another_page_looked(tab, run):
     """The page also looks every few seconds: what it saw of the loading must not replace the reason."""
-    loading = tab._load(*Chosen(A_MODEL, FINAL, "nowhere/at-all", "", NOTHING, AS_TRAINED))
+    loading = tab.load_chosen(*Chosen(A_MODEL, FINAL, "nowhere/at-all", "", NOTHING, AS_TRAINED))
     while "Starting" not in Changes(tab, next(loading)).state:
         pass
     seen = f"\n{render_loading(None)}"
@@ -115,7 +116,7 @@ def test_a_failed_load_is_reported_until_something_else_happens_even_if_another_
     load(tab, run.id)
     assert "cannot be reached" not in look(tab, seen)[tab.state]
     assert "cannot be reached" in render_chat_state(
-        tab._page.services.chat.state.model_copy(update={"failure": ModelError("It cannot be reached.", "Wait.")})
+        tab.page.services.chat.state.model_copy(update={"failure": ModelError("It cannot be reached.", "Wait.")})
     )
 
 
@@ -173,19 +174,19 @@ def test_a_question_can_be_asked_again_or_edited(tab, run):
     turns = turns_of(ask(tab, "two?", turns_of(ask(tab, "one?"))))
 
     assert _take_back(turns) == (turns[:1], "two?", None)
-    edited = Changes(tab.talk, tab.talk._edit(pick("edit:1"), turns, []))
+    edited = Changes(tab.talk, tab.talk.edit(pick("edit:1"), turns, []))
     assert (edited.turns, edited.question) == (turns[:1], "two?")
     assert "two?" not in edited.transcript
-    assert tab.talk._edit(pick("edit:7"), turns, []) == gr.skip()
+    assert tab.talk.edit(pick("edit:7"), turns, []) == gr.skip()
 
 
 def test_an_edit_can_be_cancelled_and_loses_nothing(tab, run):
     load(tab, run.id)
     turns = turns_of(ask(tab, "two?", turns_of(ask(tab, "one?"))))
-    edited = tab.talk._edit(pick("edit:1"), turns, [])
-    twice = tab.talk._edit(pick("edit:0"), edited[tab.talk.turns], edited[tab.talk.before_edit])
+    edited = tab.talk.edit(pick("edit:1"), turns, [])
+    twice = tab.talk.edit(pick("edit:0"), edited[tab.talk.turns], edited[tab.talk.before_edit])
 
-    back = tab.talk._cancel_edit(twice[tab.talk.before_edit])
+    back = tab.talk.cancel_edit(twice[tab.talk.before_edit])
 
     assert twice[tab.talk.turns] == []
     assert back[tab.talk.turns] == turns
@@ -217,23 +218,23 @@ def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, 
     load(tab, run.id)
     turns = turns_of(ask(tab, "What is <b>r</b>?"))
 
-    kept, links = tab.talk._keep(turns, "Be brief.").values()
+    kept, links = tab.talk.keep(turns, "Be brief.").values()
 
-    restored = Changes(tab.talk, tab.talk._restore(kept, [], ""))
+    restored = Changes(tab.talk, tab.talk.restore(kept, [], ""))
     assert restored.turns == turns
     assert Changes(tab.talk.sampling, restored._updates).system == "Be brief."
     assert "&lt;b&gt;r" in restored.transcript
-    assert tab.talk._restore(kept, turns, "") == gr.skip()  # what is on the page stays
-    assert tab.talk._restore("nonsense", [], "") == gr.skip()
+    assert tab.talk.restore(kept, turns, "") == gr.skip()  # what is on the page stays
+    assert tab.talk.restore("nonsense", [], "") == gr.skip()
     assert 'download="conversation.json"' in links
     elsewhere = tmp_path / "conversation.json"
     elsewhere.write_text(kept)
     with pytest.raises(StorageError):
-        tab.talk._open(str(elsewhere))
+        tab.talk.open_file(str(elsewhere))
     file = services.home.transfers / "conversation.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(kept)
-    assert tab.talk._open(str(file))[tab.talk.turns] == turns
+    assert tab.talk.open_file(str(file))[tab.talk.turns] == turns
 
 
 def test_one_branch_can_be_asked_alone(tab, services, run):
@@ -272,9 +273,9 @@ def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
     next(stream)
     next(stream)
 
-    tab.talk._stop(SimpleNamespace(session_hash="another page"))
+    tab.talk.stop_answers(SimpleNamespace(session_hash="another page"))
     assert not services.chat._stopped
-    tab.talk._stop(PAGE)
+    tab.talk.stop_answers(PAGE)
 
     html = list(stream)[-1][tab.talk.transcript]
     assert html.count("stopped") == 2
@@ -294,39 +295,39 @@ def test_a_page_that_is_closed_in_the_middle_stops_its_answer(tab, services, run
 def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
     load(tab, run.id)
 
-    html = tab.talk._prompt("What <now>?", [], SIDE_BY_SIDE, "Be brief.")
+    html = tab.talk.exact_prompt("What <now>?", [], SIDE_BY_SIDE, "Be brief.")
 
     assert "&lt;|im_start|&gt;system\nBe brief." in html
     assert "What &lt;now&gt;?" in html
     assert "1 2 3" in html
-    assert "Type a question" in tab.talk._prompt("", [], SIDE_BY_SIDE, "")
+    assert "Type a question" in tab.talk.exact_prompt("", [], SIDE_BY_SIDE, "")
 
     turns = turns_of(ask(tab, "one?"))
-    assert "scales" not in tab.talk._prompt("", turns, SIDE_BY_SIDE, "")
-    assert "scales" in tab.talk._prompt("two?", turns, SIDE_BY_SIDE, "")
+    assert "scales" not in tab.talk.exact_prompt("", turns, SIDE_BY_SIDE, "")
+    assert "scales" in tab.talk.exact_prompt("two?", turns, SIDE_BY_SIDE, "")
 
 
 def test_the_exact_prompt_follows_the_conversation_once_it_is_shown(tab, run):
     load(tab, run.id)
     first = turns_of(ask(tab, "first?"))
-    shown = tab.talk._prompt("", first, SIDE_BY_SIDE, "")
+    shown = tab.talk.exact_prompt("", first, SIDE_BY_SIDE, "")
     assert "first?" in shown
     assert "Tuned: " in shown
 
     newer = turns_of(ask(tab, "third?", turns_of(ask(tab, "second?"))))
 
-    renewed = tab.talk._renew_prompt(shown, "", newer, SIDE_BY_SIDE, "")
+    renewed = tab.talk.renew_prompt(shown, "", newer, SIDE_BY_SIDE, "")
     assert "first?" not in renewed
     assert "third?" in renewed
-    assert "Type a question" in tab.talk._renew_prompt(shown, "", [], SIDE_BY_SIDE, "be brief"), "after Clear"
-    assert tab.talk._renew_prompt("", "", newer, SIDE_BY_SIDE, "") == "", "a closed fold costs nothing"
+    assert "Type a question" in tab.talk.renew_prompt(shown, "", [], SIDE_BY_SIDE, "be brief"), "after Clear"
+    assert tab.talk.renew_prompt("", "", newer, SIDE_BY_SIDE, "") == "", "a closed fold costs nothing"
 
 
 def test_the_choice_of_the_model_folds_once_it_is_loaded_and_opens_without(tab, services, run):
     load(tab, run.id)
     changes = Changes(tab, look(tab))
     assert changes.fold["open"] is False
-    assert Changes(tab, tab._switch("Measure")).fold["open"] is True
+    assert Changes(tab, tab.switch_mode("Measure")).fold["open"] is True
 
     services.chat.unload()
 
@@ -334,21 +335,21 @@ def test_the_choice_of_the_model_folds_once_it_is_loaded_and_opens_without(tab, 
 
 
 def test_questions_of_held_out_rows_are_offered_and_their_reference_is_next_to_it(tab, run):
-    assert list(tab.talk._suggest().values()) == ["", []]  # nothing is loaded yet
+    assert list(tab.talk.suggest().values()) == ["", []]  # nothing is loaded yet
     load(tab, run.id)
 
-    html, prompts = tab.talk._suggest().values()
+    html, prompts = tab.talk.suggest().values()
 
     assert len(prompts) == 3
     assert html.count("data-pick") == 4  # and "Show others"
     assert "From the held-out set" in html
-    taken = Changes(tab.talk, tab.talk._take(pick("1"), prompts))
+    taken = Changes(tab.talk, tab.talk.take_suggestion(pick("1"), prompts))
     question, row = taken.question, taken.row
     turns = turns_of(ask(tab, question, row=row))
     assert turns[0].reference == prompts[1].reference
     assert turns_of(ask(tab, "something else?", row=row))[0].reference == ""
-    assert tab.talk._take(pick("others"), prompts)[tab.talk.suggested_prompts]
-    assert tab.talk._take(pick("9"), prompts) == gr.skip()
+    assert tab.talk.take_suggestion(pick("others"), prompts)[tab.talk.suggested_prompts]
+    assert tab.talk.take_suggestion(pick("9"), prompts) == gr.skip()
 
 
 def test_who_is_asked_stays_chosen_while_the_same_is_loaded(tab, run):
@@ -369,7 +370,7 @@ def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
 
     assert "result of <b>first</b> is loaded" in changes[tab.state]
     assert look(tab, changes[tab.last_look]) == gr.skip()
-    tab._unload()
+    tab.unload_model()
     assert "No model loaded" in look(tab, changes[tab.last_look])[tab.state]
 
 

@@ -17,7 +17,7 @@ from ui.draft import read_draft
 from ui.form import JUDGE_FOR
 from ui.services import Services
 from ui.side_panel import SidePanel, _devices
-from ui.tabs.cluster import is_offered, render_forecast
+from ui.tabs.run_place import offers_cluster, render_forecast
 from ui.tabs.train import TrainTab
 
 CLUSTER = "gpu_types: [{name: t4, memory_gib: 15}, {name: a100, memory_gib: 80, count: 8}]\n"
@@ -33,15 +33,15 @@ def cluster(home):
 
 
 def draft_for(tab: TrainTab, **changes):
-    form = tab._page.form
+    form = tab.page.form
     config = a_config(**{"run__where": "slurm", **changes})
     values = dict(zip(form.names, form.updates(config.model_dump(mode="json")), strict=True))
-    return read_draft(tab._page.services, form, list(values.values()))
+    return read_draft(tab.page.services, form, list(values.values()))
 
 
 def panel_of(tab: TrainTab, draft):
     """What the panel has for a draft."""
-    part, views = tab.jobs.cluster, {**tab._page._views, **tab._page._later_views}
+    part, views = tab.place.panels["slurm"], {**tab.page.views, **tab.page.later_views}
     return {name: views[getattr(part, name)](draft) for name in ("panel", "offer", "forecast", "looking")}
 
 
@@ -57,13 +57,13 @@ def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(c
 
     panel = panel_of(tab, draft)
     wait_until(lambda: not services.forecast.is_asking)
-    now = tab.jobs.cluster.look()
+    now = tab.place.panels["slurm"].look()
 
     assert panel["panel"]["visible"]
     for words in ("2×a100, 80 GiB", "24.0 GiB", "3 h"):
         assert words in panel["offer"]
-    assert "Free now: 0 × t4, 3 × a100. Expected start: in 20 min." in now[tab.jobs.cluster.forecast]
-    assert now[tab.jobs.cluster.looking]["active"] is False
+    assert "Free now: 0 × t4, 3 × a100. Expected start: in 20 min." in now[tab.place.panels["slurm"].forecast]
+    assert now[tab.place.panels["slurm"].looking]["active"] is False
 
 
 def test_a_slurm_that_hangs_keeps_no_click_waiting(cluster, laid_out, services):
@@ -81,13 +81,13 @@ def test_a_slurm_that_hangs_keeps_no_click_waiting(cluster, laid_out, services):
         panel = panel_of(tab, draft_for(tab, training__num_train_epochs=epochs))
         assert "Asking Slurm" in panel["forecast"]
         assert panel["looking"]["active"] is True
-        assert "Asking Slurm" in tab.jobs.cluster.look()[tab.jobs.cluster.forecast]
+        assert "Asking Slurm" in tab.place.panels["slurm"].look()[tab.place.panels["slurm"].forecast]
     wait_until(lambda: requests != [])
     assert requests == ["cluster-forecast"], "asked once, in a thread of its own"
 
     hangs.set()
     wait_until(lambda: not services.forecast.is_asking)
-    assert "took longer than 20 s" in tab.jobs.cluster.look()[tab.jobs.cluster.forecast]
+    assert "took longer than 20 s" in tab.place.panels["slurm"].look()[tab.place.panels["slurm"].forecast]
 
 
 def test_the_same_question_is_asked_again_after_a_while_and_another_one_at_once():
@@ -161,25 +161,25 @@ def test_people_of_a_lab_may_choose_a_cluster_once_an_admin_has_set_it_up_and_gu
 
     def offers(role: str) -> bool:
         lab = LoratoryHome(home.root, "ann", role)
-        return is_offered(SimpleNamespace(person=object(), home=lab))
+        return offers_cluster(SimpleNamespace(person=object(), home=lab))
 
     assert not offers("member")
     (home.root / CLUSTER_FILE).write_text(CLUSTER)
     assert offers("member")
     assert not offers("guest")
-    assert is_offered(SimpleNamespace(person=None, home=home))
+    assert offers_cluster(SimpleNamespace(person=None, home=home))
 
 
 def test_what_memory_is_judged_for_follows_the_place(cluster, laid_out, services):
     services.shapes.learn(ModelConfig(id="smollm2-135m-instruct"))
     panel = laid_out(SidePanel)
-    form, page = panel._page.form, panel._page
+    form, page = panel.page.form, panel.page
 
     def judged(where: str, device: str = ""):
         values = dict(zip(form.names, form.updates({}), strict=True))
         values |= {"model.id": "smollm2-135m-instruct", "run.where": where, JUDGE_FOR: device}
         draft = page.draft(list(values.values()))
-        return page._views[panel._place](draft), page._views[panel.panel](draft)
+        return page.views[panel._place](draft), page.views[panel.panel](draft)
 
     place, panel_of = judged("slurm")
     assert place == "Slurm cluster: t4, 15.0 GiB"

@@ -50,7 +50,7 @@ def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(vi
 
 
 def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_another_is_chosen(visitor):
-    page = visitor.tab._page
+    page = visitor.tab.page
     updates = visitor.open(dataset__source="missing/data")
 
     broken = page.draft(visitor.values(dataset__source="missing/data"))
@@ -66,14 +66,14 @@ def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_ano
 def test_a_dataset_that_can_be_opened_after_all_is_no_trouble_any_more(visitor, monkeypatch):
     source = {"dataset__source": "missing/data"}
     visitor.open(**source)
-    inspector = visitor.tab._page.services.inspector
+    inspector = visitor.tab.page.services.inspector
     page_of = inspector.preview
     monkeypatch.setattr(
         inspector, "preview", lambda dataset, *rest, **more: page_of(question_on("found").dataset, *rest, **more)
     )
 
     assert visitor.open(**source)["trouble"] == ""
-    assert visitor.tab._page.draft(visitor.values(**source)).problems == ()
+    assert visitor.tab.page.draft(visitor.values(**source)).problems == ()
 
 
 def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services):
@@ -82,16 +82,16 @@ def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services)
     tab = next(
         function.fn.__self__
         for function in app.fns.values()
-        if getattr(function.fn, "__qualname__", "") == "DataTab._open"
+        if getattr(function.fn, "__qualname__", "") == "DataTab.open"
     )
 
-    openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab._open]
-    asking = [function for function in app.fns.values() if tab._open_request in function.outputs]
+    openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab.open]
+    asking = [function for function in app.fns.values() if tab.open_request in function.outputs]
     assert len(openings) == 1
     assert openings[0].trigger_mode == "always_last"
     assert openings[0].concurrency_limit is None
     assert len(asking) > 10
-    assert all(function.outputs == [tab._open_request] for function in asking)
+    assert all(function.outputs == [tab.open_request] for function in asking)
 
 
 def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(visitor):
@@ -108,10 +108,10 @@ def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(
     tab = next(
         function.fn.__self__
         for function in page.fns.values()
-        if getattr(function.fn, "__qualname__", "") == "DataTab._open"
+        if getattr(function.fn, "__qualname__", "") == "DataTab.open"
     )
 
-    redrawn = [function for function in page.fns.values() if (tab._page.data_kind._id, "change") in function.targets]
+    redrawn = [function for function in page.fns.values() if (tab.page.data_kind._id, "change") in function.targets]
 
     assert len(redrawn) == 1
     assert visitor.open(dataset__source="rows.jsonl")["kind"] == "alpaca"
@@ -146,10 +146,10 @@ def test_what_no_one_foresaw_is_reported_in_two_sentences(visitor, monkeypatch, 
     def broken(*_args, **_kwargs):
         raise KeyError("secret detail")
 
-    inspector = visitor.tab._page.services.inspector
+    inspector = visitor.tab.page.services.inspector
     values = visitor.values(dataset__source="rows.jsonl")
     if handler == "_list":
-        check = visitor.tab._page.services.checks.ask(question_on("rows.jsonl"))
+        check = visitor.tab.page.services.checks.ask(question_on("rows.jsonl"))
         wait_until(lambda: check.is_done)
         check.report = check.report.model_copy(update={"longest_rows": (3, 4)})
     for name in ("preview", "find_steps"):
@@ -158,11 +158,9 @@ def test_what_no_one_foresaw_is_reported_in_two_sentences(visitor, monkeypatch, 
     if handler == "_open":
         updates = visitor.open(dataset__source="rows.jsonl")["summary"]
     elif handler == "_show":
-        updates = rows._show(0, "tokens", *values)
+        updates = rows.show(0, "tokens", *values)
     elif handler == "_find":
-        updates = list(rows.search._find("alpha", 0, gr.Request(session_hash="a"), *values))[-1][
-            rows.search.result_line
-        ]
+        updates = list(rows.find("alpha", 0, *values))[-1][rows.found]
     else:
         updates = rows.render_list(question_on("rows.jsonl"), check.report, "longest", 0)
 
@@ -213,7 +211,7 @@ def test_rows_are_shown_without_tokens_until_the_tokenizer_is_here(visitor, slow
     assert '"submit":false' in tab.tokenizer.news(updates["fetch_key"], "")
 
     slow.go_on.set()
-    wait_until(lambda: tab._page.services.tokenizers.is_ready(MODEL))
+    wait_until(lambda: tab.page.services.tokenizers.is_ready(MODEL))
     assert '"submit":true' in tab.tokenizer.news(updates["fetch_key"], "")  # the page opens the dataset again
     updates = visitor.open(**settings)
 
@@ -236,8 +234,8 @@ def test_a_tokenizer_that_cannot_be_had_leaves_the_rows_and_can_be_tried_again(v
     assert slow.lookups == 1  # looking again does not try again
 
     slow.error = None
-    visitor.tab._fetch_again(*visitor.values(**settings))
-    wait_until(lambda: visitor.tab._page.services.tokenizers.is_ready(MODEL))
+    visitor.tab.fetch_again(*visitor.values(**settings))
+    wait_until(lambda: visitor.tab.page.services.tokenizers.is_ready(MODEL))
     assert slow.lookups == 2
 
 
@@ -250,9 +248,9 @@ def test_a_check_that_waits_for_the_processes_of_a_lab_shows_that():
 
 def test_the_box_for_files_shows_what_filled_the_form_and_nothing_of_before(visitor):
     tab = visitor.tab
-    page = tab._page
+    page = tab.page
 
     assert (
-        page._fill(a_config(dataset__source="/data/rows.jsonl").model_dump(mode="json"))[tab.own] == "/data/rows.jsonl"
+        page.fill(a_config(dataset__source="/data/rows.jsonl").model_dump(mode="json"))[tab.own] == "/data/rows.jsonl"
     )
-    assert page._fill(a_config(dataset__source="sample:lab-chats").model_dump(mode="json"))[tab.own] == ""
+    assert page.fill(a_config(dataset__source="sample:lab-chats").model_dump(mode="json"))[tab.own] == ""

@@ -51,10 +51,10 @@ def test_a_long_list_of_problems_is_turned_page_by_page_to_its_end(checked_visit
     event = gr.EventData(None, {"pick": "page:29"})
 
     rows = checked_visitor.tab.rows
-    jumped = rows._jump(0, event, *values)
-    html = rows._list("left_out", 29, *values)
+    jumped = rows.jump(0, event, *values)
+    html = rows.redraw_list("left_out", 29, *values)
 
-    assert jumped == {rows._list_page: 29}
+    assert jumped == {rows.list_page: 29}
     assert "reason 898" in html
     assert "reason 868" not in html
     assert "Later" not in html
@@ -65,16 +65,16 @@ def test_a_list_is_gone_through_with_previous_and_next(checked_visitor):
     values = checked_visitor.values(dataset__source="rows.jsonl")
     rows = checked_visitor.tab.rows
 
-    assert rows._begin_list(1, "longest", *values) == {rows.number: 8, rows._list_page: 0}
-    assert rows._turn(1)(8, "longest", *values) == 4
-    assert rows._turn(1)(4, "longest", *values) == 4
-    assert rows._turn(-1)(10, "odd", *values) == 6
-    assert rows._turn(1)(7, "all", *values) == 8
-    assert rows._turn(-1)(1, "all", *values) == 1
+    assert rows.begin_list(1, "longest", *values) == {rows.number: 8, rows.list_page: 0}
+    assert rows.turn(1, 8, "longest", *values) == 4
+    assert rows.turn(1, 4, "longest", *values) == 4
+    assert rows.turn(-1, 10, "odd", *values) == 6
+    assert rows.turn(1, 7, "all", *values) == 8
+    assert rows.turn(-1, 1, "all", *values) == 1
 
 
 def test_the_longest_rows_are_listed_with_their_lengths(checked_visitor):
-    html = checked_visitor.tab.rows._list("longest", 0, *checked_visitor.values(dataset__source="rows.jsonl"))
+    html = checked_visitor.tab.rows.redraw_list("longest", 0, *checked_visitor.values(dataset__source="rows.jsonl"))
 
     assert 'data-pick="7"' in html
     assert ">43</td>" in html
@@ -85,15 +85,15 @@ def test_oddities_have_a_table_of_their_own(checked_visitor):
     event = gr.EventData(None, {"pick": "show:odd"})
 
     rows = checked_visitor.tab.rows
-    assert rows._jump(1, event, *values) == {rows.number: 6, rows.listing: "odd", rows._list_page: 0}
-    assert "turn 3 is odd" in checked_visitor.tab.rows._list("odd", 0, *values)
+    assert rows.jump(1, event, *values) == {rows.number: 6, rows.listing: "odd", rows.list_page: 0}
+    assert "turn 3 is odd" in checked_visitor.tab.rows.redraw_list("odd", 0, *values)
 
 
 @pytest.mark.parametrize("pick", ["page:x", "show:nothing", "9" * 40, "", "rm:1"])
 def test_a_forged_pick_changes_nothing(checked_visitor, pick):
     values = checked_visitor.values(dataset__source="rows.jsonl")
 
-    assert checked_visitor.tab.rows._jump(0, gr.EventData(None, {"pick": pick}), *values) == gr.skip()
+    assert checked_visitor.tab.rows.jump(0, gr.EventData(None, {"pick": pick}), *values) == gr.skip()
 
 
 def test_a_problem_is_shown_as_text_whatever_it_says():
@@ -111,34 +111,35 @@ def test_a_problem_is_shown_as_text_whatever_it_says():
 
 def find(visitor, text, row=0):
     values = visitor.values(dataset__source="rows.jsonl")
-    search = visitor.tab.rows.search
-    return [Changes(search, one) for one in search._find(text, row, gr.Request(session_hash="a"), *values)]
+    rows = visitor.tab.rows
+    return [Changes(rows, step) for step in rows.find(text, row, *values)]
 
 
-def test_a_search_reports_how_far_it_is_and_can_be_stopped(visitor, services):
-    search = visitor.tab.rows.search
-    values = visitor.values(dataset__source="rows.jsonl")
-    request = gr.Request(session_hash="somebody")
+def test_a_search_reports_how_far_it_is_and_can_be_stopped(visitor):
+    rows = visitor.tab.rows
+    steps = rows.find("alpha", 0, *visitor.values(dataset__source="rows.jsonl"))
 
-    steps = search._find("alpha", 0, request, *values)
-    first = Changes(search, next(steps))
-    assert "Searching: 0 rows" in first.result_line
+    first = Changes(rows, next(steps))
+
+    assert "Searching: 0 rows" in first.found
     assert first.stop["visible"]
-    search._stop(request)
-    last = Changes(search, list(steps)[-1])
-
-    assert "The search was stopped" in last.result_line
-    assert not last.stop["visible"]
-    assert search._searches == {}
+    page = rows.stop.parent.parent
+    while page.parent is not None:
+        page = page.parent
+    stop_events = [event for event in page.fns.values() if (rows.stop._id, "click") in event.targets]
+    (find_event,) = [event for event in page.fns.values() if (rows.text._id, "submit") in event.targets]
+    assert [find_event._id] in [event.cancels for event in stop_events], (
+        "Gradio closes the generator, which stops the search"
+    )
 
 
 def test_a_search_finds_the_next_row_or_reports_where_it_began_again(visitor):
-    assert (last := find(visitor, "lora_alpha")[-1])._number == 5
-    assert last.result_line == ""
-    assert "Continued from the top" in find(visitor, "lora_alpha", row=349)[-1].result_line
-    assert "No matching rows" in find(visitor, "nothing like it")[-1].result_line
+    assert (last := find(visitor, "lora_alpha")[-1]).number == 5
+    assert last.found == ""
+    assert "Continued from the top" in find(visitor, "lora_alpha", row=349)[-1].found
+    assert "No matching rows" in find(visitor, "nothing like it")[-1].found
 
 
 def test_a_text_too_long_to_find_is_refused_with_a_message(visitor):
-    assert "1,001 characters; 1,000 are the most" in find(visitor, "x" * 1001)[-1].result_line
-    assert visitor.tab.rows.search.text.max_length == 1000
+    assert "1,001 characters; 1,000 are the most" in find(visitor, "x" * 1001)[-1].found
+    assert visitor.tab.rows.text.max_length == 1000

@@ -21,7 +21,7 @@ def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor
     assert "not read: photo." in updates["facts"]  # no one should have to fetch all of it to be told
     assert not services.checks.find(question_on("somebody/some-data")).is_under_way
 
-    visitor.tab._read(*visitor.values(dataset__source="somebody/some-data"))
+    visitor.tab.read_all(*visitor.values(dataset__source="somebody/some-data"))
     wait_until(lambda: services.checks.find(question_on("somebody/some-data")).is_done)
 
     assert "rows kept" in visitor.tick(dataset__source="somebody/some-data")["facts"]
@@ -51,7 +51,7 @@ def test_a_stop_stays_until_a_person_reads_again(visitor, services):
     settings = {"dataset__source": "rows.jsonl"}
     assert visitor.open(**settings)["stop"]["visible"]
 
-    visitor.tab._stop(*visitor.values(**settings))
+    visitor.tab.stop_reading(*visitor.values(**settings))
     wait_until(lambda: services.checks.find(question_on("rows.jsonl")).is_done)
     updates = visitor.open(**settings)
 
@@ -59,10 +59,10 @@ def test_a_stop_stays_until_a_person_reads_again(visitor, services):
     assert updates["read"] == gr.update(value="Read again", visible=True)
     assert inspector.checks == 1
 
-    visitor.tab._read(*visitor.values(**settings))
+    visitor.tab.read_all(*visitor.values(**settings))
     assert services.checks.find(question_on("rows.jsonl")).is_under_way
     wait_until(lambda: inspector.checks == 2)
-    visitor.tab._stop(*visitor.values(**settings))
+    visitor.tab.stop_reading(*visitor.values(**settings))
 
 
 def test_an_error_stays_until_the_question_changes(services):

@@ -108,7 +108,7 @@ def test_what_was_found_is_read_page_by_page_and_survives_the_server(part, servi
 
 def test_a_result_of_another_process_is_shown_once_it_is_there(part, services, run):
     question = show(part, run.id)._updates[part.job.poll]
-    assert '"submit":false' in part.job.news(question, "")
+    assert part.job.news(question, "") is None
 
     FakeEvaluation(EvaluationRequest(target=ChatTarget.of_run(run.folder.path)), 0).run(lambda _: None)
 
@@ -136,7 +136,7 @@ def test_the_table_across_runs_names_every_state_and_leads_to_it(part, services,
 
 
 def test_the_model_of_the_chat_is_unloaded_first(tab, services, run):
-    list(tab._load(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
+    list(tab.load_chosen(*Chosen(run.id, FINAL, "", "", NOTHING, AS_TRAINED)))
 
     measure(tab.evaluate, services, run)
 

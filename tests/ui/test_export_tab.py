@@ -53,7 +53,7 @@ def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=Tr
     settings = ("float32", shard, "q8_0", False, "adapter", private, verify)
     handler = tab.job.shown_in_status(tab.start)
     updates = handler(run.id, checkpoint, form, 0, "local", folder, repository, "", *settings)
-    work = tab._page.services.results.exporting.find(run.id)
+    work = tab.page.services.results.exporting.find(run.id)
     if work is not None:
         assert work.ended.wait(WAIT_SECONDS)
     return updates[tab.job.status]

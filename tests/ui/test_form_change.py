@@ -33,7 +33,7 @@ def gpu(gib: float) -> Device:
 
 @pytest.fixture
 def visitor(laid_out) -> FormVisitor:
-    return FormVisitor(laid_out(MethodTab)._page)
+    return FormVisitor(laid_out(MethodTab).page)
 
 
 def a_draft(draw: random.Random) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
     shapes = SimpleNamespace(
         get=lambda model_id, revision: small_shape() if model_id else None, trouble=lambda *_: None
     )
-    page = laid_out(MethodTab)._page
+    page = laid_out(MethodTab).page
     page.services = replace(services, shapes=shapes, devices=lambda: (gpu(free[0]),))
     visitor = FormVisitor(page)
     for _ in range(200):
@@ -83,7 +83,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
             text, now = with_overrides(before, offers[pick].overrides), visitor.mapping
             for section, _, name in (setting.partition(".") for setting in SETTINGS if f"{setting}=" not in pick):
                 assert now[section].get(name) == text[section].get(name) or name in str(
-                    visitor.values[page._last_change]
+                    visitor.values[page.last_change].names
                 )
                 text[section][name] = now[section][name] = (
                     None  # a default that no one set follows, and the page reports it
@@ -92,7 +92,7 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
             if "16 bits" not in offers[pick].change:
                 figures = [word.strip(",;") for word in offers[pick].change.split() if word[0].isdigit()]
                 assert all(f"={figure.replace(',', '')}" in pick for figure in figures)
-            assert visitor.values[page._last_change].render(visitor.reading)
+            assert visitor.values[page.last_change].render(visitor.reading)
             visitor.undo()
             assert visitor.mapping == before
             pressed[offers[pick].kind] += 1
@@ -170,13 +170,13 @@ def test_a_preset_or_copied_settings_are_undone_as_a_whole(visitor):
 def test_a_restored_draft_can_be_undone_until_something_is_changed(visitor):
     empty = visitor.mapping
     stored_config = a_config(training__max_length=640).model_dump(mode="json")
-    visitor.take(visitor.page._restore(stored_config))
+    visitor.take(visitor.page.restore_draft(stored_config))
 
     assert "Draft restored" in visitor.applied_notice
     visitor.undo()
     assert visitor.mapping == empty
 
-    visitor.take(visitor.page._restore(stored_config))
+    visitor.take(visitor.page.restore_draft(stored_config))
     visitor.set_by_hand(training__learning_rate=5e-4)
     assert visitor.applied_notice == ""
 

@@ -8,7 +8,7 @@ import pytest
 
 from engine.errors import RunError
 from ui.backend.background import BackgroundWork, FunctionJob, Message
-from ui.job_panel import JobPanel
+from ui.polls import JobPanel
 
 WAIT_SECONDS = 300
 

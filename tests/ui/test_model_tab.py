@@ -10,7 +10,7 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
-from engine.hardware.device import known_device
+from engine.hardware.device import THIS_MACHINE, known_device
 from engine.models.catalog import list_catalog
 from engine.private_hub import PrivateCopy
 from tests.invented_runs import a_config
@@ -35,26 +35,26 @@ def tab(laid_out, services):
 
 
 def values(tab, **settings):
-    return tab._page.form.updates(a_config(model__id=MODEL, **settings).model_dump(mode="json"))
+    return tab.page.form.updates(a_config(model__id=MODEL, **settings).model_dump(mode="json"))
 
 
 def test_a_revision_is_looked_up_so_its_memory_can_be_estimated(tab, services):
-    assert tab._page.draft(values(tab, model__revision="v2")).shape is None
+    assert tab.page.draft(values(tab, model__revision="v2")).shape is None
 
-    revised = Changes(tab, tab._revise(MODEL, " v2 ", ""))
+    revised = Changes(tab, tab.revise(MODEL, " v2 ", ""))
 
     assert "hidden size" in revised.details
     assert services.shapes.get(MODEL, "v2") is not None
-    assert tab._page.draft(values(tab, model__revision="v2")).shape is not None
-    assert tab._revise(MODEL, "v2", revised._described_name) == gr.skip()  # a box that is only passed through
+    assert tab.page.draft(values(tab, model__revision="v2")).shape is not None
+    assert tab.revise(MODEL, "v2", revised.described_name) == gr.skip()  # a box that is only passed through
 
 
 def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
-    page = tab._page
+    page = tab.page
     begun = [*page.form.updates(a_config(model__id=MODEL, adapter__warm_start="some-adapter").model_dump(mode="json"))]
 
     def warm_start_after(wanted):
-        filled = page._change(tab._choose(wanted, MODEL)[tab._change], *begun)
+        filled = page.change(tab.choose(wanted, MODEL)[tab.model_change], *begun)
         return filled.get(page.form["adapter.warm_start"], gr.skip())
 
     assert warm_start_after("another/model") is None
@@ -63,29 +63,29 @@ def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
 
 
 def test_after_a_model_that_cannot_be_read_none_is_chosen(tab):
-    page = tab._page
-    chosen = tab._choose("nowhere/to-be-found", MODEL)
+    page = tab.page
+    chosen = tab.choose("nowhere/to-be-found", MODEL)
 
-    filled = page._change(chosen[tab._change], *values(tab))
+    filled = page.change(chosen[tab.model_change], *values(tab))
     draft = page.draft([filled.get(component, value) for component, value in zip(page.form.components, values(tab), strict=True)])  # fmt: skip
     assert "cannot be reached" in chosen[tab.details]
-    assert chosen[tab._described_name] == ""
+    assert chosen[tab.described_name] == ""
     assert draft.missing == ("Choose a model.",)
     assert draft.config is None
 
 
 def test_a_name_that_is_too_long_is_refused_and_leaves_no_model_chosen(tab):
-    chosen = tab._choose("a" * 401, MODEL)
+    chosen = tab.choose("a" * 401, MODEL)
 
     assert "at most 400 characters" in chosen[tab.details]
-    assert chosen[tab._change]["model"]["id"] == ""
+    assert chosen[tab.model_change]["model"]["id"] == ""
 
 
 def test_a_model_is_announced_while_it_is_looked_up_unless_it_is_known(tab):
-    assert "Looking up another/model" in tab._announce("another/model")
+    assert "Looking up another/model" in tab.announce("another/model")
     tab.describe(ModelConfig(id="another/model"))
-    assert tab._announce("another/model") == gr.skip()
-    assert tab._announce("") == gr.skip()
+    assert tab.announce("another/model") == gr.skip()
+    assert tab.announce("") == gr.skip()
 
 
 def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(services, laid_out):
@@ -102,22 +102,22 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
     fits = FitTable(learn, services.devices)
     tab = laid_out(lambda page: ModelTab(page, fits))
     count = len(trainable)
-    assert tab._filter("", "").count("…</span>") == 3 * count
+    assert tab.redraw_catalog("", "")[tab.catalog].count("…</span>") == 3 * count
     assert tab.catalog.value.count("…</span>") == 3 * count
-    assert tab._fits_news("fits", "") is None
+    assert tab.fits_news("fits", "") is None
 
     goes_on.release(_JUDGED_TOGETHER)
-    wait_until(lambda: tab._fits_news("fits", "") is not None)
-    first = json.loads(tab._fits_news("fits", ""))
+    wait_until(lambda: tab.fits_news("fits", "") is not None)
+    first = json.loads(tab.fits_news("fits", ""))
     assert first["submit"]
-    assert tab._fits_news("fits", first["stamp"]) is None
-    wait_until(lambda: tab._filter("", "").count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
-    html, question = tab._fill_fits("", "").values()
+    assert tab.fits_news("fits", first["stamp"]) is None
+    wait_until(lambda: tab.redraw_catalog("", "")[tab.catalog].count("…</span>") == 3 * (count - _JUDGED_TOGETHER))
+    html, question = tab.redraw_catalog("", "").values()
     assert f" of {count + others} models estimated" in html
-    assert question == gr.skip()
+    assert question == THIS_MACHINE
     goes_on.release(count - _JUDGED_TOGETHER)
     wait_until(lambda: fits.on(None).progress == (count + others, True))
-    html, question = tab._fill_fits("", "").values()
+    html, question = tab.redraw_catalog("", "").values()
     assert "…</span>" not in html
     assert "models estimated" not in html
     assert html.count("–</span>") == 3 * (1 + others)
@@ -125,7 +125,7 @@ def test_verdicts_are_filled_in_as_they_become_known_and_then_nothing_is_asked(s
 
 
 def test_a_model_that_cannot_be_trained_reports_why_and_cannot_be_picked(tab):
-    rows = tab._filter("gpt-oss-20b", "")
+    rows = tab.redraw_catalog("gpt-oss-20b", "")[tab.catalog]
 
     assert 'data-pick="unsloth/gpt-oss-20b-BF16"' in rows
     assert 'data-pick="openai/gpt-oss-20b"' not in rows
@@ -136,15 +136,15 @@ def test_the_catalogue_is_judged_for_another_device_and_asks_until_it_is(service
     fits = FitTable(services.shapes.learn, services.devices)
     tab = laid_out(lambda page: ModelTab(page, fits))
 
-    html, question = tab._judge("", "", "RTX 4090").values()
+    html, question = tab.redraw_catalog("", "", "RTX 4090").values()
     assert "on NVIDIA RTX 4090" in html
     assert question == "RTX 4090"
     wait_until(lambda: fits.on(known_device("RTX 4090")).progress == (len(list_catalog()), True))
-    html, question = tab._fill_fits("", "", "RTX 4090").values()
+    html, question = tab.redraw_catalog("", "", "RTX 4090").values()
     assert "on NVIDIA RTX 4090" in html
     assert "…</span>" not in html
     assert question == ""
-    assert "NVIDIA" not in tab._filter("", "", "<b>no such device</b>")
+    assert "NVIDIA" not in tab.redraw_catalog("", "", "<b>no such device</b>")[tab.catalog]
 
 
 def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_known(services, laid_out):
@@ -153,16 +153,14 @@ def test_the_catalogue_is_judged_for_the_chosen_rows_once_their_lengths_are_know
     check = services.checks.read(question_on("rows.jsonl"))
     wait_until(lambda: check.is_done)
 
-    html, question = tab._judge("", "", "RTX 4090", lengths_stamp(check)).values()
-    wait_until(lambda: tab._fits_for("RTX 4090", lengths_stamp(check)).progress == (len(list_catalog()), True))
-    answer = tab._fits_news(question, "")
+    html, question = tab.redraw_catalog("", "", "RTX 4090", lengths_stamp(check)).values()
+    wait_until(lambda: tab.fits_for("RTX 4090", lengths_stamp(check)).progress == (len(list_catalog()), True))
+    answer = tab.fits_news(question, "")
 
     assert "Fits: your rows at batch 2 on NVIDIA RTX 4090." in html
     assert answer is not None
-    assert tab._fits_for("RTX 4090", lengths_stamp(check)) is fits.on(
-        known_device("RTX 4090"), check.report.row_lengths
-    )
-    uncounted = tab._filter("", "", "RTX 4090", "1-2-forged")
+    assert tab.fits_for("RTX 4090", lengths_stamp(check)) is fits.on(known_device("RTX 4090"), check.report.row_lengths)
+    uncounted = tab.redraw_catalog("", "", "RTX 4090", "1-2-forged")[tab.catalog]
     assert "Fits: rows of 1,024 tokens at batch 2 on NVIDIA RTX 4090, until your rows are counted." in uncounted
 
 
@@ -172,17 +170,17 @@ def test_a_revision_that_cannot_be_read_reports_it_next_to_the_model(tab, servic
 
     monkeypatch.setattr(services.inspector, "module_inventory", refuse)
 
-    details = tab._revise(MODEL, "nowhere", "")[tab.details]
+    details = tab.revise(MODEL, "nowhere", "")[tab.details]
 
     assert "Something unexpected happened." in details
 
 
 def test_without_a_model_a_revision_means_nothing(tab):
-    assert tab._revise("", "v2", "") == gr.skip()
+    assert tab.revise("", "v2", "") == gr.skip()
 
 
 def test_details_are_those_of_the_revision_in_the_form(tab, services):
-    assert "hidden size" in tab._describe_form(*values(tab, model__revision="v3"))
+    assert "hidden size" in tab.describe_form(*values(tab, model__revision="v3"))
     assert services.shapes.get(MODEL, "v3") is not None
 
 
@@ -194,10 +192,10 @@ def test_a_picked_model_has_its_tokenizer_fetched(tab, services):
 
 
 def test_the_box_for_other_models_shows_what_filled_the_form_and_nothing_of_before(tab):
-    page = tab._page
+    page = tab.page
 
-    assert page._fill(a_config(model__id=MODEL).model_dump(mode="json"))[tab.own] == MODEL
-    assert page._fill(a_config().model_dump(mode="json"))[tab.own] == ""
+    assert page.fill(a_config(model__id=MODEL).model_dump(mode="json"))[tab.own] == MODEL
+    assert page.fill(a_config().model_dump(mode="json"))[tab.own] == ""
 
 
 def test_why_there_is_no_tokenizer_is_reported_once(tab, services):
@@ -206,7 +204,7 @@ def test_why_there_is_no_tokenizer_is_reported_once(tab, services):
 
     missing = services.inspector.model_details(ModelConfig(id=MODEL)).model_copy(update={"tokenizer_missing": "No connection to the Hub. Try again."})  # fmt: skip
     services.inspector.model_details = lambda model: missing
-    tab._page.services = replace(services, tokenizers=Tokenizers(resolve))
+    tab.page.services = replace(services, tokenizers=Tokenizers(resolve))
 
     details = tab.describe(ModelConfig(id=MODEL))
     changes, _, again = tab.tokenizer.updates(ModelConfig(id=MODEL)).values()
@@ -216,29 +214,29 @@ def test_why_there_is_no_tokenizer_is_reported_once(tab, services):
 
 
 def test_a_model_of_a_draft_shows_that_it_is_looked_up(tab):
-    begun = tab._begin(MODEL, "v2", "", "")
-    sought = begun[tab._sought]
+    begun = tab.begin_lookup(MODEL, "v2", "", "")
+    sought = begun[tab.sought]
 
     assert f"Looking up {MODEL}" in begun[tab.details]
     assert sought == ModelConfig(id=MODEL, revision="v2")
-    result = tab._find(sought)
-    assert "hidden size" in tab._show(result, MODEL, "v2")
-    again = tab._begin(MODEL, "v2", begun[tab._described_name], "")
-    assert set(again) == {tab.catalog, tab._sought}
-    assert again[tab._sought] is None
+    result = tab.find(sought)
+    assert "hidden size" in tab.show(result, MODEL, "v2")
+    again = tab.begin_lookup(MODEL, "v2", begun[tab.described_name], "")
+    assert set(again) == {tab.catalog, tab.sought}
+    assert again[tab.sought] is None
 
 
 def test_details_that_come_late_leave_those_of_the_model_that_was_chosen_since(tab):
-    result = tab._find(ModelConfig(id=MODEL))
+    result = tab.find(ModelConfig(id=MODEL))
 
-    assert tab._show(result, "another/model", None) == gr.skip()
-    assert tab._show(tab._find(None), MODEL, None) == gr.skip()
+    assert tab.show(result, "another/model", None) == gr.skip()
+    assert tab.show(tab.find(None), MODEL, None) == gr.skip()
 
 
 def test_a_picked_model_is_not_looked_up_once_more_when_it_is_in_the_form(tab):
-    description = tab._choose(MODEL, "")[tab._described_name]
+    description = tab.choose(MODEL, "")[tab.described_name]
 
-    assert tab._begin(MODEL, None, description, "")[tab._sought] is None
+    assert tab.begin_lookup(MODEL, None, description, "")[tab.sought] is None
 
 
 def test_a_private_model_is_chosen_once_its_download_ended_however_soon_that_is(services):

@@ -8,8 +8,8 @@ import pytest
 
 from engine.runs.control import resume_is_requested
 from tests.invented_runs import InventedRun, a_config, write_run
+from ui.build import NextStepBar, StartHere
 from ui.gradio_internals import Blocks
-from ui.next_step import NextStepBar, StartHere
 from ui.page import Page
 from ui.tabs.train import FOLLOW, SET_UP, TrainTab
 from ui.views.next_step import render_bar
@@ -33,7 +33,7 @@ def bar(services) -> NextStepBar:
 
 
 def draft_of(bar: NextStepBar, config: dict):
-    page = bar._page
+    page = bar.page
     return page.draft(page.form.updates(config))
 
 
@@ -42,7 +42,7 @@ def complete(**settings) -> dict:
 
 
 def step_of(bar: NextStepBar, config: dict):
-    step = bar._step(draft_of(bar, config))
+    step = bar.step(draft_of(bar, config))
     return step.words, step.place
 
 
@@ -78,7 +78,7 @@ def test_a_wrong_setting_is_one_click_away_and_nothing_can_start(bar, section, w
     draft = draft_of(bar, {**whole, section: {**whole[section], **wrong}})
     name = f"{section}.{next(iter(wrong))}"
 
-    step = bar._step(draft)
+    step = bar.step(draft)
 
     assert (step.words, step.starts) == ("Correct 1 setting", False)
     assert f'data-field="{name}">Correct 1 setting</button>' in render_bar(draft, step)
@@ -87,7 +87,7 @@ def test_a_wrong_setting_is_one_click_away_and_nothing_can_start(bar, section, w
 def test_fits_is_about_memory_and_a_rate_far_above_the_usual_is_named_next_to_it(bar):
     draft = draft_of(bar, complete(training__learning_rate=1.0))
 
-    html = render_bar(draft, bar._step(draft))
+    html = render_bar(draft, bar.step(draft))
 
     assert "Fits in memory." in html
     assert 'class="alarm" data-field="training.learning_rate">high learning rate</button>' in html
@@ -105,7 +105,7 @@ def test_a_run_with_these_settings_is_the_next_step_instead_of_a_second_one(bar,
 
 def test_a_run_that_began_before_its_rows_were_counted_is_followed(bar, services):
     run = write_run(services.runs, a_config(training__warmup_steps=0.5), InventedRun(state="running"))
-    reader = bar._page.reader
+    reader = bar.page.reader
 
     assert reader.newest_of(a_config(), ["training.warmup_steps"]).id == run.id
     assert reader.newest_of(a_config()) is None
@@ -119,7 +119,7 @@ def test_a_run_that_ended_since_the_list_was_read_is_no_longer_followed(bar, ser
 
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
 
-    assert [row.state for row in bar._page.reader.summaries()] == ["running"]
+    assert [row.state for row in bar.page.reader.summaries()] == ["running"]
     assert step_of(bar, complete())[0] == "Open in Chat"
 
 
@@ -134,19 +134,19 @@ def test_a_stopped_run_with_a_checkpoint_is_resumed_instead_of_started_again(bar
     run = write_run(services.runs, a_config(), InventedRun(state="stopped", steps=44, resumable_step=44))
     assert step_of(bar, complete()) == ("Resume", f"resume:{run.id}")
 
-    opened = bar._open(gr.EventData(None, {"pick": f"resume:{run.id}"}))
+    opened = bar.open(gr.EventData(None, {"pick": f"resume:{run.id}"}))
 
     assert resume_is_requested(services.home, run)
-    assert opened[bar._train.view] == FOLLOW
+    assert opened[bar.train.view] == FOLLOW
     assert step_of(bar, complete()) == ("Follow", f"follow:{run.id}")
 
 
 def test_clicks_lead_to_tabs_and_to_runs_that_exist(bar, services):
     run = write_run(services.runs, a_config(), InventedRun(state="running"))
-    page, train = bar._page, bar._train
+    page, train = bar.page, bar.train
 
     def opened(pick: str) -> dict:
-        return bar._open(gr.EventData(None, {"pick": pick}))
+        return bar.open(gr.EventData(None, {"pick": pick}))
 
     assert opened("data")[page.tabs].selected == "data"
     assert opened("train")[train.view] == SET_UP
@@ -157,24 +157,22 @@ def test_clicks_lead_to_tabs_and_to_runs_that_exist(bar, services):
 
 
 def test_both_buttons_start_the_same_and_wait_together(bar, services, monkeypatch):
-    start, launch, may_start = bar._train.start, services.launcher.start, threading.Event()
+    start, launch, may_start = bar.train.start, services.launcher.start, threading.Event()
     monkeypatch.setattr(
         services.launcher, "start", lambda *given, **more: may_start.wait(60) and launch(*given, **more)
     )
 
     assert start._buttons == [start.start, bar.start]
-    changes = start.begin(
-        "run", "token", "", "", "", "", True, *bar._page.form.updates(complete(training__max_steps=2))
-    )
+    changes = start.begin("run", "token", "", "", "", "", True, *bar.page.form.updates(complete(training__max_steps=2)))
     may_start.set()
     assert changes[bar.start] == changes[start.start] == gr.update(value="Starting …", interactive=False)
 
 
 def test_the_card_of_a_first_visit_loads_a_preset_and_goes_with_the_first_choice(bar, services):
     card = StartHere.__new__(StartHere)
-    card._page = bar._page
+    card.page = bar.page
 
-    assert "quickstart-cpu" in card._render(draft_of(bar, {}))
-    assert card._render(draft_of(bar, {"model": complete()["model"]})) == ""
+    assert "quickstart-cpu" in card.render(draft_of(bar, {}))
+    assert card.render(draft_of(bar, {"model": complete()["model"]})) == ""
     write_run(services.runs, a_config(), InventedRun())
-    assert card._render(draft_of(bar, {})) == ""
+    assert card.render(draft_of(bar, {})) == ""

@@ -17,20 +17,20 @@ def part(services) -> NotificationsPart:
 
 
 def test_a_saved_webhook_shows_its_host_alone(part, services):
-    changes = part._save(f"https://hooks.slack.com/services/{SECRET}", "auto")
+    changes = part.save(f"https://hooks.slack.com/services/{SECRET}", "auto")
 
     assert changes[part.url] == ""
     assert "Slack at hooks.slack.com." in changes[part.state]
     assert SECRET not in str(changes)
-    assert SECRET not in str(part._render())
+    assert SECRET not in str(part.render())
     assert WebhookStore(services.home, services.runs.owner).read() is not None
-    assert part._remove()[part.test]["visible"] is False
+    assert part.forget()[part.test]["visible"] is False
 
 
 def test_what_is_not_an_address_is_refused_and_the_former_one_stays(part):
-    part._save(f"https://discord.com/api/webhooks/1/{SECRET}", "auto")
+    part.save(f"https://discord.com/api/webhooks/1/{SECRET}", "auto")
 
-    changes = part._save("http://example.com/other", "slack")
+    changes = part.save("http://example.com/other", "slack")
 
     assert "does not begin with https://" in changes[part.state]
     assert "Discord at discord.com." in changes[part.state]

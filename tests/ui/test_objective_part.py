@@ -1,7 +1,5 @@
 """The objective on the page: it follows the rows, offers what they allow, and starts from an earlier run's adapter."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from engine.config.load import find_preset
@@ -26,7 +24,7 @@ def part(laid_out) -> ObjectivePart:
 
 @pytest.fixture
 def visitor(part) -> FormVisitor:
-    return FormVisitor(part._page)
+    return FormVisitor(part.page)
 
 
 def draft_of(visitor: FormVisitor, source: str = "", **given):
@@ -41,7 +39,7 @@ def draft_of(visitor: FormVisitor, source: str = "", **given):
         check = page.services.checks.ask(question)
         wait_until(lambda: check.is_done)
     visitor.refresh()
-    return page.draft(visitor._form())
+    return page.draft(visitor.form_values())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +68,7 @@ def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(vis
     draft_of(visitor, source)
     visitor.set_by_hand(training__objective=objective)
     visitor.refresh()
-    draft = visitor.page.draft(visitor._form())
+    draft = visitor.page.draft(visitor.form_values())
 
     (problem,) = draft.problems
     assert problem.field == "training.objective"
@@ -120,15 +118,15 @@ def a_result(services, **changes):
 def test_a_run_on_the_same_model_can_be_the_start_and_brings_its_shape(visitor, part, services):
     run = a_result(services, adapter__r=8, adapter__lora_alpha=8)
     write_run(services.runs, a_config(model__id="other/model"), InventedRun())
-    offers = part._render_start(draft_of(visitor, PAIRS))
+    offers = part.render_start(draft_of(visitor, PAIRS))
     assert [value for _, value in offers["choices"]] == ["", run.id]
 
-    visitor.change(part._start_from(run.id))
+    visitor.change(part.start_from(run.id))
     visitor.refresh()
 
     adapter = visitor.mapping["adapter"]
     assert (adapter["warm_start"], adapter["r"], adapter["lora_alpha"]) == (run.id, 8, 8)
-    visitor.change(part._start_from(""))
+    visitor.change(part.start_from(""))
     visitor.refresh()
     assert "warm_start" not in visitor.mapping["adapter"]
     visitor.undo()
@@ -140,7 +138,7 @@ def test_a_start_that_was_deleted_stays_in_sight(visitor, part):
     gone = "20260101-000000-abcd"
     draft.mapping["adapter"]["warm_start"] = gone
 
-    offers = part._render_start(draft)
+    offers = part.render_start(draft)
 
     assert offers["value"] == gone
     assert gone in [value for _, value in offers["choices"]]
@@ -151,29 +149,11 @@ def test_a_preset_that_continues_another_one_reports_what_is_missing_and_takes_i
 ):
     preset = find_preset("quickstart-dpo-cpu")
     before = find_preset(preset.starts_from)
-    services.shapes.learn(preset.load().model)
     visitor.fill(part.with_start(preset))
-    visitor.refresh()
-
-    hint = part.hint_of(visitor.page.draft(visitor._form()))
-    assert "has not been trained here yet" in hint
-    assert f'data-pick="{before.name}"' in hint
-    took = part._take_hint(SimpleNamespace(_data={"pick": before.name}), *visitor._form())
-    assert took[part._preset] == before.mapping()
+    assert "has not been trained here yet" in visitor.applied_notice
 
     run = write_run(services.runs, before.load(), InventedRun())
     visitor.page.reader.look_again()
-    hint = part.hint_of(visitor.page.draft(visitor._form()))
-    assert f'data-pick="{run.id}"' in hint
-    visitor.change(part._take_hint(SimpleNamespace(_data={"pick": run.id}))[part._change])
-    visitor.refresh()
+    visitor.fill(part.with_start(preset))
     assert visitor.mapping["adapter"]["warm_start"] == run.id
-    assert part.hint_of(visitor.page.draft(visitor._form())) == ""
-    # Loaded again, it begins there by itself.
-    assert part.with_start(preset)["adapter"]["warm_start"] == run.id
-
-
-@pytest.mark.parametrize("pick", ["no-such-preset", "../../etc/passwd", "", "20260101-000000-abcd"])
-def test_a_forged_click_changes_nothing(part, pick):
-    with pytest.raises(Exception, match="no file or preset"):
-        part._take_hint(SimpleNamespace(_data={"pick": pick}))
+    assert "not been trained" not in visitor.applied_notice

@@ -16,7 +16,7 @@ def tab(laid_out) -> MethodTab:
 
 @pytest.fixture
 def page(tab) -> Page:
-    return tab._page
+    return tab.page
 
 
 def settings_in(page: Page, updates: dict) -> dict:
@@ -24,11 +24,11 @@ def settings_in(page: Page, updates: dict) -> dict:
 
 
 def fill(page: Page, config) -> dict:
-    return settings_in(page, page._fill(config.model_dump(mode="json")))
+    return settings_in(page, page.fill(config.model_dump(mode="json")))
 
 
 def restore(page: Page, saved) -> dict:
-    return settings_in(page, page._restore(saved))
+    return settings_in(page, page.restore_draft(saved))
 
 
 def test_a_draft_comes_back_before_its_model_is_known(page):
@@ -49,10 +49,10 @@ def test_every_linear_layer_stays_meant_while_the_layers_are_not_known_and_once_
     ]
 
     assert page.draft(values).config.adapter.target_modules == "all-linear"
-    assert page._settle_targets(*values) == gr.skip()
+    assert page.offer_targets(*values) == gr.skip()
     shape = services.shapes.learn(config.model)  # by another page, for instance
     assert page.draft(values).config.adapter.target_modules == "all-linear"
-    assert page._settle_targets(*values)["value"] == list(shape.linear_names())
+    assert page.offer_targets(*values)["value"] == list(shape.linear_names())
 
 
 @pytest.mark.parametrize("saved", [None, {}, [], "{}", {"model": "of another version", "gone": {}}])
@@ -60,14 +60,14 @@ def test_a_browser_without_a_draft_of_ours_begins_with_an_empty_form(page, saved
     values = restore(page, saved)
 
     assert values.get("model.id") is None
-    assert page._restore(saved)[page._is_restored] is True
+    assert page.restore_draft(saved)[page.is_restored] is True
 
 
 def test_a_draft_is_kept_only_once_the_browsers_own_was_brought_back(page):
     values = page.form.updates(a_config().model_dump(mode="json"))
 
-    assert page._refresh(False, None, *values) == gr.skip()
-    assert page._refresh(True, None, *values)[page.saved_draft]["model"]["id"] == "smollm2-135m-instruct"
+    assert page.redraw(False, None, *values) == gr.skip()
+    assert page.redraw(True, None, *values)[page.saved_draft]["model"]["id"] == "smollm2-135m-instruct"
 
 
 def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):
@@ -86,13 +86,13 @@ def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):
     ],
 )
 def test_the_adapter_that_a_draft_begins_with_is_reported(page, start, words):
-    assert page.begins_with(page.draft(page.form.updates({"adapter": {"warm_start": start}}))) == words
+    assert page.start_label(page.draft(page.form.updates({"adapter": {"warm_start": start}}))) == words
 
 
 def test_the_run_whose_adapter_a_draft_begins_with_is_reported_by_its_name_next_to_every_tab(page, services):
     run = write_run(services.runs, a_config(run__name="<i>faq"), InventedRun())
     draft = page.draft(page.form.updates({"adapter": {"warm_start": run.id}}))
-    words = page.begins_with(draft)
+    words = page.start_label(draft)
 
     assert words == "the adapter of <i>faq"
     for html in (render_side_panel(draft, words), render_begins_with(words)):
@@ -109,20 +109,20 @@ def test_the_run_whose_adapter_a_draft_begins_with_is_reported_by_its_name_next_
 def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(tab, page, settings, told):
     mapping = a_config(**settings).model_dump(mode="json")
 
-    assert page._fill(mapping)[tab.link_alpha] is told
-    assert page._restore(mapping)[tab.link_alpha] is told
-    assert list(page._change({"adapter": {"r": 4}}, *page.form.updates(mapping))) == [page.form["adapter.r"]]
+    assert page.fill(mapping)[tab.link_alpha] is told
+    assert page.restore_draft(mapping)[tab.link_alpha] is told
+    assert list(page.change({"adapter": {"r": 4}}, *page.form.updates(mapping))) == [page.form["adapter.r"]]
 
 
 def test_the_device_that_is_judged_for_stays_in_the_browser_and_through_a_preset(page):
     mapping = a_config().model_dump(mode="json")
     values = page.form.updates({**mapping, "page": {"judge_for": "rtx-4090"}})
-    draft = page._refresh(True, None, *values)[page.saved_draft]
+    draft = page.redraw(True, None, *values)[page.saved_draft]
 
     assert draft["page"]["judge_for"] == "RTX 4090"
-    assert page._restore(draft)[page.judge_for] == "RTX 4090"
-    assert page.judge_for not in page._fill(mapping)  # the choice stays
-    assert "judge_for" not in page._refresh(True, None, *page.form.updates(mapping))[page.saved_draft]["page"]
+    assert page.restore_draft(draft)[page.judge_for] == "RTX 4090"
+    assert page.judge_for not in page.fill(mapping)  # the choice stays
+    assert "judge_for" not in page.redraw(True, None, *page.form.updates(mapping))[page.saved_draft]["page"]
 
 
 @pytest.mark.parametrize("page_choices", ["RTX 4090", 7, {"judge_for": ["T4"]}, {"judge_for": "no such GPU"}])
@@ -130,6 +130,6 @@ def test_a_choice_of_ours_that_the_browser_damaged_is_this_machine(page, page_ch
     stored_config = {**a_config().model_dump(mode="json"), "page": page_choices}
     names = list(page.form.names)
     values = dict(zip(names, page.form.updates({}), strict=True))
-    values["page.judge_for"] = page._restore(stored_config).get(page.judge_for, "")
+    values["page.judge_for"] = page.restore_draft(stored_config).get(page.judge_for, "")
 
     assert page.form.judged_device(list(values.values())) is None

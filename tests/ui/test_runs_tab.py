@@ -67,7 +67,7 @@ def describe(tab: RunsTab, run_id: str) -> Changes:
 
 
 def take(tab: RunsTab, identifier: str, compared: list[str], shown: int = 100) -> Changes:
-    return Changes(tab, tab._take(pick(identifier), compared, shown))
+    return Changes(tab, tab.take(pick(identifier), compared, shown))
 
 
 def pick(identifier: str):
@@ -79,7 +79,7 @@ def test_an_empty_home_reports_what_to_do(tab):
 
 
 def test_every_state_is_reported_in_words_and_shape(tab, history):
-    tab._page.reader.summaries()  # on a busy machine, a glance leaves older runs for later
+    tab.page.reader.summaries()  # on a busy machine, a glance leaves older runs for later
     html = table_of(tab)
 
     for words in ("✓</i> completed", "✗</i> failed", "○</i> waiting", "■</i> stopped", "◐</i> interrupted"):
@@ -148,7 +148,7 @@ def test_a_click_on_a_title_sorts_by_it_and_another_one_the_other_way_round(tab,
     query = ("", "All", ANY_METHOD, ANY_MODEL)
 
     def clicked(title: str, current: str) -> str:
-        return tab._take(pick(f"sort:{title}"), [], 100, *query, current)[tab.order]
+        return tab.take(pick(f"sort:{title}"), [], 100, *query, current)[tab.order]
 
     for title, _, first, other in _COLUMNS:
         assert {first, other} <= set(ORDERS)
@@ -158,11 +158,11 @@ def test_a_click_on_a_title_sorts_by_it_and_another_one_the_other_way_round(tab,
     assert re.findall(
         r'<th[^>]*aria-sort="(\w+)"[^>]*>.*?>([^<]+)</button>', table_of(tab, order="Fewest steps first")
     ) == [("ascending", "Steps ▲")]
-    assert tab._take(pick("sort:<b>"), [], 100, *query, "Newest first") == gr.skip()
+    assert tab.take(pick("sort:<b>"), [], 100, *query, "Newest first") == gr.skip()
 
 
 def test_a_tie_has_no_winner(tab, history):
-    row = tab._page.reader.summary(history[1])
+    row = tab.page.reader.summary(history[1])
     better = row.model_copy(update={"id": "other", "best_eval_loss": row.best_eval_loss - 0.1})
 
     assert best_of([row, better]) == "other"
@@ -178,26 +178,26 @@ def test_what_never_started_was_removed_from_the_queue(tab, services):
 
 
 def test_ticked_runs_are_deleted_together_and_those_at_work_stay(tab, services, history):
-    tab._page.reader.summaries()
+    tab.page.reader.summaries()
     query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
-    ticked = tab._take(pick("all:"), [], 100, *query)[tab.ticked_runs]
+    ticked = tab.take(pick("all:"), [], 100, *query)[tab.ticked_runs]
     waiting = [run.id for run in services.runs.list() if run.folder.read_state().state == "queued"]
 
     assert ticked == history
-    assert tab._take(pick("all:"), ticked[:1], 100, *query)[tab.ticked_runs] == []
-    ended = tab._deletable([*ticked, "../../etc"], *query)
+    assert tab.take(pick("all:"), ticked[:1], 100, *query)[tab.ticked_runs] == []
+    ended = tab.deletable([*ticked, "../../etc"], *query)
     assert ended == [run_id for run_id in history if run_id not in waiting]
     left = tab.delete_named(ended, ticked, history[-1])
 
     assert list(services.runs.ids()) == waiting == left[tab.ticked_runs]
-    assert left[tab._page.chosen_run] == ""
+    assert left[tab.page.chosen_run] == ""
 
 
 def test_a_deletion_names_its_runs_and_leaves_those_that_the_search_hides(tab, history):
-    tab._page.reader.summaries()
+    tab.page.reader.summaries()
     query = ("rank 16", "All", ANY_METHOD, ANY_MODEL, "Newest first")
 
-    named = tab._deletable(history, *query)
+    named = tab.deletable(history, *query)
     title, question = tab.ask_delete([*named, "../../etc"])
     assert title == "1 run"
     assert f"“faq, rank 16 · {named[0][-4:]}”. " in question
@@ -218,7 +218,7 @@ def test_a_browser_cannot_ask_for_an_order_that_there_is_not():
 def test_long_histories_are_shown_a_page_at_a_time(tab, services):
     for _ in range(5):
         services.runs.create(a_config())
-    rows = tab._page.reader.summaries()
+    rows = tab.page.reader.summaries()
 
     html = render_run_table(rows, "", (), 3)
 
@@ -250,7 +250,7 @@ def test_a_supervised_and_a_preference_run_say_what_cannot_be_compared(tab, hist
         write_run(services.runs, config, InventedRun()).id
         for config in (dpo, a_config(training__objective="dpo", training__beta=0.5))
     ]
-    tab._page.reader.look_again()
+    tab.page.reader.look_again()
 
     mixed = tab.compare([history[1], runs[0]], "step", False)[tab.differences]
     betas = tab.compare(runs, "step", False)[tab.differences]
@@ -272,26 +272,26 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
     assert take(tab, COMPARE_PREFIX + first, []).ticked_runs == [first]
     assert take(tab, COMPARE_PREFIX + first, [first]).ticked_runs == []
     query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
-    looked_at = tab._take(pick(first), [], 100, *query, 0.9, False, False, "")
-    assert looked_at[tab._page.chosen_run] == looked_at[tab.one.follow.run_shown] == first
+    looked_at = tab.take(pick(first), [], 100, *query, 0.9, False, False, "")
+    assert looked_at[tab.page.chosen_run] == looked_at[tab.one.follow.run_shown] == first
     assert looked_at[tab.one.panel]["visible"]
-    assert tab._take(pick("../../etc/passwd"), [], 100) == gr.skip()
+    assert tab.take(pick("../../etc/passwd"), [], 100) == gr.skip()
 
 
 def test_a_closed_run_stays_closed_when_rows_are_ticked_or_sorted(tab, history):
     closed = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first", 0.9, False, False, "")
     for other in (COMPARE_PREFIX + history[2], "sort:Steps", "all:", MORE):
-        changes = tab._take(pick(other), [], 100, *closed)
+        changes = tab.take(pick(other), [], 100, *closed)
         assert tab.one.panel not in changes
-        assert tab._page.chosen_run not in changes
+        assert tab.page.chosen_run not in changes
 
     late_answer = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first", 0.9, False, False, history[1])
-    assert tab._take(pick(history[1]), [], 100, *late_answer)[tab.one.panel]["visible"]
+    assert tab.take(pick(history[1]), [], 100, *late_answer)[tab.one.panel]["visible"]
 
 
 def test_a_row_that_is_picked_while_a_tick_is_under_way_is_not_dropped(tab):
-    page = tab._tab.parent.parent
-    (take_event,) = [event for event in page.fns.values() if getattr(event.fn, "__func__", None) is RunsTab._take]
+    page = tab.tab.parent.parent
+    (take_event,) = [event for event in page.fns.values() if getattr(event.fn, "__func__", None) is RunsTab.take]
     (close_event,) = [event for event in page.fns.values() if (tab.one.close._id, "click") in event.targets]
 
     assert take_event.trigger_mode == "multiple"
@@ -328,7 +328,7 @@ def test_a_copy_has_the_settings_but_not_the_name_and_may_begin_with_the_adapter
 
 def test_name_note_and_tags_are_kept_next_to_the_configuration(tab, history, services):
     tab.one.save_notes(history[1], "The good one", "paper, draft ,", "rank 8 was enough <i>")
-    tab.one.save_notes(history[2], tab._page.reader.observe(history[2]).title, "", "")
+    tab.one.save_notes(history[2], tab.page.reader.observe(history[2]).title, "", "")
 
     html = table_of(tab, words="good paper")
     assert html.count("<tr data-pick") == 1
@@ -352,23 +352,23 @@ def test_waiting_runs_are_moved_let_start_and_taken_out(tab, services):
     assert list_runs(tab).queue.index("waits 1") < list_runs(tab).queue.index("waits 2")
     assert list_runs(tab).queue.count("Start anyway") == 1
 
-    tab._order_queue(pick(f"first:{second.id}"))
+    tab.order_queue(pick(f"first:{second.id}"))
     assert list_runs(tab).queue.index("waits 2") < list_runs(tab).queue.index("waits 1")
-    tab._order_queue(pick(f"anyway:{first.id}"))
+    tab.order_queue(pick(f"anyway:{first.id}"))
     assert first.folder.start_anyway_request.exists()
-    tab._order_queue(pick(f"out:{second.id}"))
+    tab.order_queue(pick(f"out:{second.id}"))
     assert second.folder.stop_request.exists()
-    tab._order_queue(pick("first:../../etc"))
-    tab._order_queue(pick(f"explode:{first.id}"))
+    tab.order_queue(pick("first:../../etc"))
+    tab.order_queue(pick(f"explode:{first.id}"))
 
 
 def test_a_price_of_electricity_lets_runs_say_their_cost(tab, history):
     assert "kWh" not in describe(tab, history[1]).details
-    tab.electricity._save("0.3", "€", " 200 ")
+    tab.electricity.save_values("0.3", "€", " 200 ")
 
     assert "at the stated 200 W" in describe(tab, history[1]).details
     assert "kWh" in tab.compare([history[1], history[4]], "step", False)[tab.differences]
-    assert tab.electricity._read_values() == ["0.3", "€", "200"]
+    assert tab.electricity.read_values() == ["0.3", "€", "200"]
 
 
 def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):
@@ -386,13 +386,13 @@ def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     assert "faq, rank 16" in question
     updates = tab.one.delete_run(victim, victim, [victim, history[2]])
 
-    assert (updates[tab._page.chosen_run], updates[tab.one.follow.run_shown]) == ("", "")
+    assert (updates[tab.page.chosen_run], updates[tab.one.follow.run_shown]) == ("", "")
     assert updates[tab.ticked_runs] == [history[2]]
     assert victim not in services.runs.ids()
     assert describe(tab, victim).panel["visible"] is False
 
 
-def test_the_picked_run_is_drawn_again_only_when_another_one_is(tab, history):
+def test_a_run_that_is_picked_again_keeps_what_is_typed(tab, history):
     first, second = history[1], history[3]
     note, panel, confirm = tab.one.note, tab.one.panel, tab.one.confirm.panel
 
@@ -400,7 +400,8 @@ def test_the_picked_run_is_drawn_again_only_when_another_one_is(tab, history):
     assert picked[tab.one.follow.run_shown] == first
     assert picked[panel]["visible"]
     again = tab.one.show(first, 0.9, False, False, first)
-    assert again == {panel: gr.update(visible=True)}
+    assert again[panel] == gr.update(visible=True)
+    assert note not in again
     another = tab.one.show(second, 0.9, False, False, first)
     assert another[note] == ""
     assert another[confirm] == gr.update(visible=False)
@@ -411,7 +412,7 @@ def test_coming_back_to_the_tab_leaves_what_is_typed_and_renews_what_changed(tab
     assert "Duration" not in describe(tab, run.id).details
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed", "ended": time.time()}))
 
-    again = tab.one._show_again(run.id, 0.9, False, False, run.id)
+    again = tab.one.show(run.id, 0.9, False, False, run.id)
 
     assert not {tab.one.name, tab.one.tags, tab.one.note} & again.keys()
     assert "Duration" in again[tab.one.details]
@@ -428,7 +429,7 @@ def test_a_question_goes_when_what_it_asks_about_cannot_be_done_any_more(tab, hi
 def test_a_run_is_deleted_that_is_shown_whatever_was_chosen_since(tab, history, services):
     updates = tab.one.delete_run(history[2], history[1], [])
 
-    assert updates[tab._page.chosen_run] == gr.skip()
+    assert updates[tab.page.chosen_run] == gr.skip()
     assert history[2] not in services.runs.ids()
     assert history[1] in services.runs.ids()
 

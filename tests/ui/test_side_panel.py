@@ -1,11 +1,11 @@
-"""The side panel measures a step of the chosen rows, and one of the longest rows allowed as a second choice."""
+"""The side panel measures a step of the chosen rows."""
 
 import pytest
 
 from engine.config.run import ModelConfig
 from tests.runs.supervision import wait_until
 from ui.backend.dataset_checks import question_of
-from ui.side_panel import SidePanel, measured_configs
+from ui.side_panel import SidePanel
 
 CHOSEN = {"model.id": "smollm2-135m-instruct", "dataset.source": "rows.jsonl"}
 
@@ -17,27 +17,19 @@ def panel(laid_out, services) -> SidePanel:
 
 
 def draft_on(panel: SidePanel):
-    form = panel._page.form
+    form = panel.page.form
     values = dict(zip(form.names, form.updates({}), strict=True)) | CHOSEN
-    return panel._page.draft([values[name] for name in form.names])
+    return panel.page.draft([values[name] for name in form.names])
 
 
-def test_a_step_of_the_rows_is_measured_and_one_of_the_longest_next_to_it(panel, services):
-    before = panel.measurement(draft_on(panel))
+def test_a_step_of_the_rows_is_measured(panel, services):
+    assert panel.measurement(draft_on(panel))[panel.start]["visible"]
     check = services.checks.read(question_of(draft_on(panel).mapping))
     wait_until(lambda: check.is_done)
     draft = draft_on(panel)
-    offers = panel.measurement(draft)
 
-    of_rows_alone, longest = measured_configs(draft)
-    panel.begin(draft, [of_rows_alone])
+    panel.begin(draft)
     wait_until(lambda: "One step, measured" in panel.measurement(draft)[panel.job.status])
-    of_rows = panel.measurement(draft)[panel.job.status]
-    panel.begin(draft, [longest])
-    wait_until(lambda: panel.measurement(draft)[panel.job.status].count("One step, measured") == 2)
 
-    assert not before[panel.longest]["visible"]
-    assert before[panel.start]["visible"]
-    assert offers[panel.longest] == {"value": "Measure 1,024-token rows", "visible": True, "__type__": "update"}
-    assert "a step of 8 rows of " in of_rows
-    assert "a step of 2 rows of 1,024 tokens" in panel.measurement(draft)[panel.job.status]
+    assert "a step of 8 rows of " in panel.measurement(draft)[panel.job.status]
+    assert panel.measurement(draft)[panel.start]["visible"]

@@ -46,7 +46,7 @@ def words_of(tab: TrainTab, question: Changes) -> str:
 
 
 def chosen(tab: TrainTab, shown: Changes) -> str:
-    return shown._updates[tab._page.chosen_run]
+    return shown._updates[tab.page.chosen_run]
 
 
 def waited_for(tab: TrainTab, shown: Changes) -> Changes:
@@ -66,9 +66,9 @@ def start_run(tab: TrainTab, token: str, config) -> Changes:
 def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
     changes = start_run(tab, "token", a_config(training__max_steps=3))
 
-    run = tab._page.services.runs.get(chosen(tab, changes))
+    run = tab.page.services.runs.get(chosen(tab, changes))
     assert changes.problems == ""
-    shown = tab._after_start(changes.goes_to, 0.9, False, False, "")
+    shown = tab.after_start(changes.goes_to, 0.9, False, False, "")
     assert shown[tab.view] == FOLLOW
     assert shown[tab.follow_column]["visible"]
     assert run.id in (shown[tab.follow.run_shown], shown[tab.follow.choice]["value"])
@@ -90,11 +90,11 @@ def test_a_start_that_is_asked_for_twice_before_it_is_shown_is_one_run(tab):
 
     assert chosen(tab, first) == chosen(tab, second)
     assert second.start["interactive"] is False  # until the run is shown
-    assert len(tab._page.services.runs.ids()) == 1
+    assert len(tab.page.services.runs.ids()) == 1
 
 
 def test_an_unchanged_draft_starts_again_only_if_that_is_confirmed(tab):
-    config, runs = a_config(run__name="faq <1>", training__max_steps=3), tab._page.services.runs
+    config, runs = a_config(run__name="faq <1>", training__max_steps=3), tab.page.services.runs
     values = values_of(tab, config)
     first = chosen(tab, start_run(tab, "token", config))
 
@@ -118,7 +118,7 @@ def test_an_unchanged_sweep_is_queued_again_only_if_that_is_confirmed(tab):
         question = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4, 1e-3", "", True, *values))
 
     assert "and 2 more runs. Start again?" in words_of(tab, question)
-    assert len(tab._page.services.runs.ids()) == 3
+    assert len(tab.page.services.runs.ids()) == 3
 
 
 def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
@@ -128,9 +128,9 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
     words = words_of(tab, question)
     assert "The learning rate 1 is 5,000 times the usual 0.0002 for LoRA. Lower it, or start anyway." in words
     assert question._updates[tab.start.confirm.really] == "Start anyway"
-    assert not tab._page.services.runs.ids()
+    assert not tab.page.services.runs.ids()
 
-    assert chosen(tab, agree(tab, question, "token", *values)) in tab._page.services.runs.ids()
+    assert chosen(tab, agree(tab, question, "token", *values)) in tab.page.services.runs.ids()
     swept = begin_sweep(tab, "token", "", "1e-4, 0.5", "", True, *values_of(tab, a_config()))
     assert "The learning rate 0.5 is 2,500 times" in words_of(tab, swept)
 
@@ -138,7 +138,7 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
 def test_a_run_remembers_which_one_its_settings_were_copied_from(tab):
     original = chosen(tab, start_run(tab, "token", a_config(training__max_steps=3)))
     values = values_of(tab, a_config(training__max_steps=4))
-    runs = tab._page.services.runs
+    runs = tab.page.services.runs
 
     copy = chosen(tab, waited_for(tab, begin(tab, "token", original, *values)))
     orphan = chosen(tab, waited_for(tab, begin(tab, "later", "20250101-000000-000-abcd", *values)))
@@ -162,20 +162,20 @@ def test_a_changed_draft_or_a_later_start_is_another_run(tab):
 
 
 def test_problems_are_shown_in_place_and_nothing_starts(tab):
-    values = dict(zip(tab._page.form.names, values_of(tab, a_config()), strict=True))
+    values = dict(zip(tab.page.form.names, values_of(tab, a_config()), strict=True))
     values |= {"training.learning_rate": 7.0, "adapter.r": 0}
 
     changes = begin(tab, "token", "", *values.values())
 
     assert "2 settings need your attention" in changes.problems
     assert "training.learning_rate" in changes.problems
-    assert not tab._page.services.runs.ids()
-    assert tab._page.chosen_run not in changes._updates  # the chosen run stays
+    assert not tab.page.services.runs.ids()
+    assert tab.page.chosen_run not in changes._updates  # the chosen run stays
     assert changes._updates[tab.start.job.poll] == ""
 
 
 def test_a_start_reports_what_it_is_checking_and_holds_no_handler_meanwhile(tab, monkeypatch):
-    launcher, goes_on = tab._page.services.launcher, threading.Event()
+    launcher, goes_on = tab.page.services.launcher, threading.Event()
     start = launcher.start
 
     def slow(config, key, *, on_progress, **settings):
@@ -197,14 +197,14 @@ def test_a_start_that_is_refused_reports_why_and_can_be_tried_again(tab, monkeyp
     def refuse(*_, **__):
         raise DatasetError("The file is gone.", "Choose another.")
 
-    launcher = tab._page.services.launcher
+    launcher = tab.page.services.launcher
     monkeypatch.setattr(launcher, "start", refuse)
     config = a_config(training__max_steps=3)
     changes = start_run(tab, "token", config)
     assert "The file is gone." in changes.problems
     assert changes.start["interactive"]
     monkeypatch.undo()
-    assert chosen(tab, start_run(tab, "token", config)) in tab._page.services.runs.ids()
+    assert chosen(tab, start_run(tab, "token", config)) in tab.page.services.runs.ids()
 
 
 def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatch):
@@ -214,7 +214,7 @@ def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatc
         asked.append(previewed)
         raise DatasetError("The file changed since the preview.", "Look at its rows on the Data tab.")
 
-    services, config = tab._page.services, a_config(training__max_steps=3)
+    services, config = tab.page.services, a_config(training__max_steps=3)
     monkeypatch.setattr(services.launcher, "start", refuse)
     question = CheckQuestion.of(config)
     check = services.checks.ask(question)
@@ -233,7 +233,7 @@ def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
 
     changes = waited_for(tab, begin_sweep(tab, "token", "", "1e-4, 5e-4", "8,16,", True, *values))
 
-    configs = [run.folder.read_config() for run in tab._page.services.runs.list()]
+    configs = [run.folder.read_config() for run in tab.page.services.runs.list()]
     assert sorted((c.training.learning_rate, c.adapter.r, c.adapter.lora_alpha) for c in configs) == [
         (1e-4, 8, 16), (1e-4, 16, 32), (5e-4, 8, 16), (5e-4, 16, 32),
     ]  # fmt: skip
@@ -245,11 +245,11 @@ def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, rates, ranks
     changes = begin_sweep(tab, "token", "", rates, ranks, True, *values_of(tab, a_config()))
 
     assert said in changes.problems
-    assert not tab._page.services.runs.ids()
+    assert not tab.page.services.runs.ids()
 
 
 def test_an_incomplete_draft_cannot_be_started_and_reports_why(tab, services):
-    form = tab._page.form
+    form = tab.page.form
     empty = read_draft(services, form, form.updates({}))
     values = form.updates(a_config().model_dump(mode="json"))
     wrong = dict(zip(form.names, values, strict=True)) | {"training.num_train_epochs": -1}
@@ -265,7 +265,7 @@ def test_what_can_never_fit_cannot_be_started(tab, services):
     config = a_config(training__max_length=100_000, training__per_device_train_batch_size=512)
     services.shapes.learn(config.model)
 
-    reason = why_not(tab._page.draft(values_of(tab, config)))
+    reason = why_not(tab.page.draft(values_of(tab, config)))
 
     assert reason is not None
     assert "GiB" in reason
@@ -274,11 +274,11 @@ def test_what_can_never_fit_cannot_be_started(tab, services):
 def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
     app = build_app(services)
     start = next(one.fn.__self__ for one in app.fns.values() if getattr(one.fn, "__func__", None) is StartPart.show)
-    (clearing,) = [one for one in app.fns.values() if one.targets == [(start._draft._id, "change")]]
+    (clearing,) = [one for one in app.fns.values() if one.targets == [(start.draft_key._id, "change")]]
 
     assert clearing.outputs == [start.problems, start.confirm.panel]
     assert clearing.fn is None
     assert clearing.js.startswith("() => [''")
-    drafts = [start._page.draft(start._page.form.updates(a_config(dataset__source=name).model_dump(mode="json"))) for name in ("bad", "bad", "good")]  # fmt: skip
-    keys = [dict(start._page._views)[start._draft](draft) for draft in drafts]
+    drafts = [start.page.draft(start.page.form.updates(a_config(dataset__source=name).model_dump(mode="json"))) for name in ("bad", "bad", "good")]  # fmt: skip
+    keys = [dict(start.page.views)[start.draft_key](draft) for draft in drafts]
     assert keys[0] == keys[1] != keys[2]

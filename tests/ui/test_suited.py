@@ -18,7 +18,7 @@ from ui.views.memory import render_side_panel
 
 @pytest.fixture
 def page(laid_out) -> Page:
-    return laid_out(TrainTab)._page
+    return laid_out(TrainTab).page
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_value_that_a_person_set_stays_also_after_a_reload(visitor, page):
 
     stored_config = visitor.values[page.saved_draft]
     other = FormVisitor(page)
-    other.take(page._restore(json.loads(json.dumps(stored_config))))
+    other.take(page.restore_draft(json.loads(json.dumps(stored_config))))
     choose(other, "none")
     assert value_of(other, "training.learning_rate") == 3e-4
     assert other.mapping["training"].get("early_stopping_patience") is None  # of full fine-tuning, as no one set it

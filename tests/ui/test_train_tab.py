@@ -33,31 +33,31 @@ def tab(laid_out) -> TrainTab:
 
 
 def arrive(tab: TrainTab, *before) -> tuple:
-    updates, page = tab._arrive(*before), tab._page
-    return updates[tab.view], updates[tab._was_entered], updates[page.chosen_run], updates[page.wants_run]
+    updates, page = tab.arrive(*before), tab.page
+    return updates[tab.view], updates[tab.was_entered], updates[page.chosen_run], updates[page.wants_run]
 
 
 def count(tab: TrainTab, values) -> tuple:
     updates = tab.count(PAGE, *values)
-    return updates[tab.plan], updates[tab.counting], updates.get(tab._page.data_trouble)
+    return updates[tab.plan], updates[tab.counting], updates.get(tab.page.data_trouble)
 
 
 def test_the_first_visit_shows_the_run_that_is_under_way(tab, services):
-    assert tab.view not in tab._arrive("", False)
+    assert tab.view not in tab.arrive("", False)
 
     run = write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
     assert arrive(tab, "", False) == (FOLLOW, True, run.id, False)
     assert arrive(tab, "gone", False) == (FOLLOW, True, run.id, False)
-    assert tab.view not in tab._arrive("", True)  # afterwards the person decides
+    assert tab.view not in tab.arrive("", True)  # afterwards the person decides
 
 
 def test_the_newest_run_is_followed_until_one_is_chosen(tab, services):
     run = write_run(services.runs, a_config(), InventedRun())
 
-    updates = tab._arrive("", True)
+    updates = tab.arrive("", True)
 
-    assert updates[tab._page.chosen_run] == run.id
+    assert updates[tab.page.chosen_run] == run.id
     assert tab.view not in updates
 
 
@@ -66,22 +66,22 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
     write_run(services.runs, a_config(), InventedRun(state="running", steps=5))
 
     assert arrive(tab, past_run.id, True, True) == (FOLLOW, True, past_run.id, False)
-    assert tab.view not in tab._arrive(past_run.id, True, False)
+    assert tab.view not in tab.arrive(past_run.id, True, False)
 
 
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
 def test_every_preset_fills_a_form_that_can_start_or_reports_what_keeps_it(tab, preset):
-    config, page = preset.load(), tab._page
+    config, page = preset.load(), tab.page
     visitor = FormVisitor(page)
-    visitor.fill(tab._use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor._form()))
+    visitor.fill(tab.use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor.form_values()))
 
-    draft = page.draft(visitor._form())
+    draft = page.draft(visitor.form_values())
     panel, problems = render_side_panel(draft), device_problems(config, describe_processor())
     assert draft.mapping["dataset"]["source"] == config.dataset.source
     assert config.model.id.rsplit("/", 1)[-1] in panel
     assert ("QLoRA" in panel) == (config.model.quantization != "none")
     assert "Memory on CPU" in panel
-    assert "per step" in tab._plan(draft)
+    assert "per step" in tab.render_draft_plan(draft)
     assert (why_not(draft) is None) == (not problems)
     for problem in problems:  # an optimizer of GPUs alone, in the presets for them
         assert escape(problem.message) in panel
@@ -99,11 +99,11 @@ def test_every_preset_fills_a_form_that_can_start_or_reports_what_keeps_it(tab, 
     ],
 )
 def test_a_preset_keeps_the_dataset_that_a_person_chose_and_reports_it(tab, dataset, stays):
-    visitor, preset = FormVisitor(tab._page), find_preset("qwen3-8b-qlora-12gb")
+    visitor, preset = FormVisitor(tab.page), find_preset("qwen3-8b-qlora-12gb")
     visitor.change({"dataset": dataset} if dataset else {})
     before = visitor.mapping
 
-    visitor.fill(tab._use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor._form()))
+    visitor.fill(tab.use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor.form_values()))
 
     after = visitor.mapping
     assert after["model"]["id"] == preset.load().model.id
@@ -117,7 +117,7 @@ def test_a_preset_keeps_the_dataset_that_a_person_chose_and_reports_it(tab, data
 def test_a_preset_whose_model_cannot_be_read_leaves_the_form_as_it_is_and_reports_why(services):
     app = build_app(services)
     services.inspector.unreachable.add(find_preset("quickstart-cpu").load().model.id)
-    (chosen,) = [one for one in app.fns.values() if getattr(one.fn, "__name__", "") == "_use_preset" and one.targets[0][1] == "click" and app.blocks[one.targets[0][0]].elem_id == "presets"]  # fmt: skip
+    (chosen,) = [one for one in app.fns.values() if getattr(one.fn, "__name__", "") == "use_preset" and one.targets[0][1] == "click" and app.blocks[one.targets[0][0]].elem_id == "presets"]  # fmt: skip
 
     with pytest.raises(gr.Error, match="cannot be reached"):
         chosen.fn(SimpleNamespace(_data={"pick": "quickstart-cpu"}))
@@ -134,7 +134,7 @@ def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_m
             fails.pop()
             raise DatasetError("No connection.", "Try again.")
 
-    tab._page.services = replace(services, tokenizers=Tokenizers(resolve))
+    tab.page.services = replace(services, tokenizers=Tokenizers(resolve))
     services.shapes.learn(config.model)
     values = values_of(tab, config)
     plan, clock, _ = count(tab, values)
@@ -143,10 +143,10 @@ def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_m
 
     goes_on.set()
     wait_until(lambda: count(tab, values)[2] == "No connection.")
-    assert [field for field, _ in tab._page.draft(values).problems] == ["model.id"]
-    tab._page.services.tokenizers.ask(config.model, again=True)
+    assert [field for field, _ in tab.page.draft(values).problems] == ["model.id"]
+    tab.page.services.tokenizers.ask(config.model, again=True)
     wait_until(lambda: count(tab, values)[2] == "")
-    assert tab._page.draft(values).problems == ()
+    assert tab.page.draft(values).problems == ()
 
 
 def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
@@ -177,16 +177,16 @@ def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_
 
     monkeypatch.setattr(services.inspector, "check", refuse)
     values = values_of(tab, a_config(dataset__source="rows.jsonl"))
-    assert why_not(tab._page.draft(values)) is None
+    assert why_not(tab.page.draft(values)) is None
 
     wait_until(lambda: count(tab, values)[2] == "rows.jsonl cannot be read.")
 
-    draft = tab._page.draft(values)
+    draft = tab.page.draft(values)
     assert why_not(draft) == "One setting needs your attention."
     reason, panel, plan = render_reason(draft), render_side_panel(draft), count(tab, values)[0]
     words = "rows.jsonl cannot be read. Check the file."
     assert [text.count(words) for text in (reason, panel, plan)] == [1, 1, 0]
-    assert why_not(tab._page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None
+    assert why_not(tab.page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None
 
 
 def test_counting_waits_until_a_box_is_left(services):
@@ -214,20 +214,20 @@ def test_counting_waits_until_a_box_is_left(services):
 def test_an_earlier_run_like_this_one_gives_the_time(tab, services):
     config = a_config(run__name="faq before")
     services.shapes.learn(config.model)
-    draft = tab._page.draft(values_of(tab, config))
-    assert tab._similar(draft) is None
+    draft = tab.page.draft(values_of(tab, config))
+    assert tab.similar_run(draft) is None
 
     write_run(services.runs, config, InventedRun())
     write_run(services.runs, a_config(model__quantization="nf4"), InventedRun())
     write_run(services.runs, a_config(run__name="under way"), InventedRun(state="running", steps=20))
 
-    similar = tab._similar(draft)
+    similar = tab.similar_run(draft)
     assert similar is not None
     assert similar.name == "faq before"
-    around = tab._around_seconds(similar)  # loading, evaluation and saving took a part of it
+    around = tab.around_seconds(similar)  # loading, evaluation and saving took a part of it
     assert around is not None
     assert 0 <= around < similar.seconds
-    assert tab._around_seconds(similar.model_copy(update={"state": "running"})) is None
+    assert tab.around_seconds(similar.model_copy(update={"state": "running"})) is None
 
 
 def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(services):
@@ -239,13 +239,3 @@ def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(serv
     assert len(events) > 100
     # A second answer, or a second archive, is not wanted.
     assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "ask"]
-
-
-def test_presets_say_what_they_come_to_on_another_device_once_their_model_is_known(tab):
-    shapes = tab._page.services.shapes
-    for preset in list_presets():
-        shapes.learn(preset.load().model)
-
-    assert tab._presets("") == tab._presets("no such GPU")
-    assert " · " not in tab._presets("")
-    assert tab._presets("B200").count(" · fits") == len(list_presets())  # of the fake inspector's tiny model

@@ -52,7 +52,7 @@ def votes(services) -> Votes:
 
 
 def load(tab, run, against=NOTHING):
-    list(tab._load(*Chosen(run.id, FINAL, "", "", against, AS_TRAINED)))
+    list(tab.load_chosen(*Chosen(run.id, FINAL, "", "", against, AS_TRAINED)))
 
 
 def ask(tab, question, turns=(), branches=SIDE_BY_SIDE, system="Be brief."):
@@ -63,7 +63,7 @@ def ask(tab, question, turns=(), branches=SIDE_BY_SIDE, system="Be brief."):
 
 
 def vote(tab, turns, pick: str) -> Changes:
-    return Changes(tab.talk, tab.talk._vote(EventData(None, {"pick": pick}), turns))
+    return Changes(tab.talk, tab.talk.vote(EventData(None, {"pick": pick}), turns))
 
 
 def press(tab, pick: str, number=0) -> Changes:
@@ -111,7 +111,7 @@ def test_only_whole_and_different_answers_are_offered(tab, run):
     base, tuned = turn.answers
 
     def offers(*answers, **changes):
-        return "vote:" in tab.talk._render([replace(turn, answers=answers, **changes)])
+        return "vote:" in tab.talk.render([replace(turn, answers=answers, **changes)])
 
     assert offers(base, tuned)
     assert not offers(base, replace(tuned, finish_reason="stopped"))
@@ -160,8 +160,8 @@ def test_an_older_conversation_with_two_models_on_one_side_is_not_a_pair(tab, ru
 
     old = [*before, replace(last, asked=replace(last.asked, left_out=()))]
 
-    assert "vote:0" in tab.talk._render(old)
-    assert "vote:1" not in tab.talk._render(old)
+    assert "vote:0" in tab.talk.render(old)
+    assert "vote:1" not in tab.talk.render(old)
 
 
 def test_a_vote_that_cannot_be_kept_reports_why(tab, run, votes, monkeypatch):
@@ -234,14 +234,14 @@ def test_votes_become_the_data_of_the_draft(tab, votes):
 
     used = Changes(tab.votes, tab.votes.use(False))
 
-    source = used._updates[tab.votes._change]["dataset"]["source"]
+    source = used._updates[tab.votes.dataset_change]["dataset"]["source"]
     assert source.startswith(str(votes.home.uploads))
     assert [json.loads(line)["vote"]["id"] for line in Path(source).read_text().splitlines()] == [a_vote().id]
     assert "1 pair. Left out: 1 tie." in used.status
 
 
 def test_the_mode_shows_votes_alone(tab):
-    changes = Changes(tab, tab._switch(VOTES))
+    changes = Changes(tab, tab.switch_mode(VOTES))
 
     assert changes.votes_mode["visible"]
     assert not any(getattr(changes, name)["visible"] for name in ("fold", "talk_mode", "blind_mode", "measure_mode"))
@@ -254,7 +254,7 @@ def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, r
     target = services.chat.state.target
     assert target.second.folder == run.folder.path
 
-    changes = tab._look("", Judging())[tab.talk.branches]
+    changes = tab.refresh("", Judging())[tab.talk.branches]
     answer_changes = ask(tab, "Why?", branches=changes["value"])
 
     assert [label for label, _ in changes["choices"]][:3] == [
@@ -296,23 +296,23 @@ def test_three_columns_read_the_same_questions_after_a_chat_with_the_start(tab, 
 
 def test_any_two_of_three_are_judged_blindly(tab, services, run, preference_run):
     load(tab, preference_run, START)
-    offers = tab._look("", Judging())[tab.blind.sides]
+    offers = tab.refresh("", Judging())[tab.blind.sides]
     assert [label for label, _ in offers["choices"]] == [
         "Preferred: plain answers and Supervised: faq", "Base model and Preferred: plain answers",
         "Base model and Supervised: faq",
     ]  # fmt: skip
 
     for value, asked in (("runs", {"tuned", "second"}), ("tuned", {"base", "tuned"}), ("second", {"base", "second"})):
-        judging = tab.blind._choose_sides(value, Judging())[tab.blind.judging]
+        judging = tab.blind.choose_sides(value, Judging())[tab.blind.judging]
         judging = list(tab.blind.ask(OWN, "Why?", judging, "", PAGE, *SAMPLING))[-1][tab.blind.judging]
         assert set(judging.pair.answers) == asked
         judging = tab.blind.judge("left", judging)[tab.blind.judging]
-        assert "1 pair judged" in tab.blind._show_count(judging)[tab.blind.count]
-    assert tab.blind._choose_sides("nonsense", Judging())[tab.blind.judging].sides == ""
+        assert "1 pair judged" in tab.blind.show_count(judging)[tab.blind.count]
+    assert tab.blind.choose_sides("nonsense", Judging())[tab.blind.judging].sides == ""
     # Base and result alone are in one file, whatever else was loaded.
     assert len(read_judgements(judgements_file(preference_run.folder.path, None))) == 1
     load(tab, run)
-    assert not tab._look("", Judging())[tab.blind.sides]["visible"]
+    assert not tab.refresh("", Judging())[tab.blind.sides]["visible"]
 
 
 def test_a_start_that_is_gone_is_not_offered(tab, services, run, preference_run):

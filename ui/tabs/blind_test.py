@@ -22,8 +22,7 @@ from ui.backend.run_reader import FINAL
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, visible_if
 from ui.gradio_internals import Radio
 from ui.page import Page
-from ui.tabs.chat_choice import ChatChoice
-from ui.tabs.sampling import read_sampling, with_seed
+from ui.tabs.chat_choice import ChatChoice, read_sampling, with_seed
 from ui.tabs.talk import TalkPart
 from ui.views import evaluation as view
 from ui.views.html import empty, error_box, plural
@@ -66,7 +65,7 @@ class BlindTestPart:
     """Lays out the blind test; `wire` connects it."""
 
     def __init__(self, page: Page, choice: ChatChoice, prompts: HeldOutPrompts) -> None:
-        self._page = page
+        self.page = page
         self._choice = choice
         self._prompts = prompts
         self._stream = AnswerStream(page.services.chat)
@@ -115,7 +114,7 @@ class BlindTestPart:
         )  # fmt: skip
         self.show_count_after(ask_event)
         clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
-        self.stop.click(self._stop, None, None, **QUICK)
+        self.stop.click(self.stop_answers, None, None, **QUICK)
         judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
         for verdict, button in self.verdicts:
             self.show_count_after(
@@ -123,21 +122,21 @@ class BlindTestPart:
                     lambda judging, verdict=verdict: self.judge(verdict, judging), self.judging, judge_outputs, **QUICK
                 )
             )
-        sides = self.sides.input(self._choose_sides, [self.sides, self.judging], [self.judging, self.tally], **QUICK)
+        sides = self.sides.input(self.choose_sides, [self.sides, self.judging], [self.judging, self.tally], **QUICK)
         self.show_count_after(sides)
-        self.end.click(self._show_tally, self.judging, [self.tally, self.judging], **QUICK)
+        self.end.click(self.show_tally, self.judging, [self.tally, self.judging], **QUICK)
 
     def show_count_after(self, event: Dependency) -> None:
         """Show after an event how many pairs of the loaded target were ever judged."""
-        event.then(self._show_count, self.judging, [self.count, self.judging], **QUICK)
+        event.then(self.show_count, self.judging, [self.count, self.judging], **QUICK)
 
     def keep(self, judging: Judging) -> Updates:
         """Return the updates that clear the page once another target is loaded."""
-        target = self._page.services.chat.state.target
+        target = self.page.services.chat.state.target
         if target is None or not judging.is_about_another(target):
             return {}
         empty_texts = dict.fromkeys((self.pair, self.trouble, self.tally), "")
-        return {**empty_texts, self.choosing: HIDDEN, **self._show_count(judging)}
+        return {**empty_texts, self.choosing: HIDDEN, **self.show_count(judging)}
 
     def sides_to_choose(self, target: ChatTarget | None, branches: Sequence[Branch]) -> Any:
         """Return the pairs of sides to choose from if more than two are loaded."""
@@ -147,8 +146,8 @@ class BlindTestPart:
         choices = [(" and ".join(names[side] for side in sides), value) for value, sides in _SIDES.items()]
         return gr.update(choices=choices, value=choices[0][1], visible=True)
 
-    def _choose_sides(self, sides: str, judging: Judging) -> Updates:
-        target = self._page.services.chat.state.target
+    def choose_sides(self, sides: str, judging: Judging) -> Updates:
+        target = self.page.services.chat.state.target
         judging = judging.of(target) if target is not None else judging
         return {self.judging: replace(judging, sides=sides if sides in _SIDES else ""), self.tally: ""}
 
@@ -163,7 +162,7 @@ class BlindTestPart:
         self, source: str, question: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
     ) -> Iterator[Updates]:
         """Generate both answers to one question, and show them together."""
-        chat = self._page.services.chat
+        chat = self.page.services.chat
         end_updates: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
         try:
             target, sides = sides_to_compare(chat.state, judging.sides)
@@ -210,7 +209,7 @@ class BlindTestPart:
             )
             vote = Vote.new(
                 turns_of(messages), left, right, verdict="equal", time=datetime.now(UTC),
-                by=self._page.services.runs.owner, source="blind test", sampling=settings,
+                by=self.page.services.runs.owner, source="blind test", sampling=settings,
             )  # fmt: skip
             waiting = {self.judging: replace(judging, pair=pair, vote=vote), self.choosing: gr.update(visible=True)}
             yield {**end_updates, self.pair: view.render_pair(pair), **waiting}
@@ -262,26 +261,26 @@ class BlindTestPart:
         self._random.shuffle(deck)
         return deck
 
-    def _stop(self, request: gr.Request) -> None:
+    def stop_answers(self, request: gr.Request) -> None:
         self._stream.stop(request.session_hash or "")
 
     def _file(self, target: ChatTarget | None, sides: Collection[Branch]) -> Path | None:
         """Return the judgements file for two sides of a target; None unless it is the user's own run."""
-        if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
+        if target is None or target.tuned is None or not self.page.reader.exists(target.tuned.folder.name):
             return None
         second = target.second if "second" in sides else None
         against = f"{second.folder.name}-{second.checkpoint or FINAL}" if second is not None else None
         return blind_test.judgements_file(target.tuned.folder, target.tuned.checkpoint, against)
 
     def _with_judgement(self, judging: Judging, pair: Pair, verdict: Verdict) -> Judging:
-        judgement = Judgement(pair=pair, verdict=verdict, time=datetime.now(UTC), by=self._page.services.runs.owner)
+        judgement = Judgement(pair=pair, verdict=verdict, time=datetime.now(UTC), by=self.page.services.runs.owner)
         file = self._file(judging.target, (pair.left, pair.right))
         if file is not None:
             blind_test.keep_judgement(file, judgement)
         return replace(judging, pair=None, vote=None, judgements=(*judging.judgements, judgement))
 
     def _tally(self, judging: Judging) -> tuple[BlindTally, Judging]:
-        state = self._page.services.chat.state
+        state = self.page.services.chat.state
         judging = judging.of(state.target) if state.target is not None else judging
         target, sides = sides_to_compare(state, judging.sides)
         file = self._file(target, sides)
@@ -289,7 +288,7 @@ class BlindTestPart:
             blind_test.read_judgements(file) if file is not None else judging.judgements, *sides
         ), judging
 
-    def _show_count(self, judging: Judging) -> Updates:
+    def show_count(self, judging: Judging) -> Updates:
 
         try:
             tally, judging = self._tally(judging)
@@ -299,7 +298,7 @@ class BlindTestPart:
         words = f'<p class="small num">{plural(tally.total, "pair")} judged · {votes} in all</p>' if tally.total else ""
         return {self.count: words, self.judging: judging}
 
-    def _show_tally(self, judging: Judging) -> Updates:
+    def show_tally(self, judging: Judging) -> Updates:
         try:
             tally, judging = self._tally(judging)
         except EngineError as error:
@@ -315,11 +314,7 @@ def sides_to_compare(state: ChatState, choice: str = "") -> tuple[ChatTarget, tu
     """
     if state.model is None or state.target is None:
         raise RunError("No model is loaded.", "Load a run first.")
-    branches = state.model.branches
-    if (sides := _SIDES.get(choice)) is not None and set(sides) <= set(branches):
-        return state.target, sides
-    if "second" in branches and "tuned" in branches:
-        return state.target, ("tuned", "second")
-    if "tuned" in branches:
-        return state.target, ("base", "tuned")
+    for sides in (_SIDES.get(choice), *_SIDES.values()):
+        if sides is not None and set(sides) <= set(state.model.branches):
+            return state.target, sides
     raise RunError("A base model has no second answer.", "Load a run.")

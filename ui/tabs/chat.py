@@ -14,9 +14,8 @@ from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.blind_test import BlindTestPart, Judging
 from ui.tabs.chat_choice import ChatChoice, Chosen
-from ui.tabs.evaluate import EvaluatePart
+from ui.tabs.evaluate import EvaluatePart, VotesPart
 from ui.tabs.talk import TalkPart
-from ui.tabs.votes import VotesPart
 from ui.views.chat import render_chat_state, render_loading
 from ui.views.html import error_box
 
@@ -28,7 +27,7 @@ class ChatTab:
     """Lays out the Chat tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         self._tab = enclosing_tab()
         prompts = HeldOutPrompts(page.services.inspector)
         gr.HTML('<h2 class="unseen">Chat and evaluation</h2>')
@@ -64,11 +63,11 @@ class ChatTab:
 
     def wire(self) -> None:
         """Connect the events."""
-        page, choice = self._page, self.choice
+        page, choice = self.page, self.choice
         looking: dict[str, Any] = {
-            "fn": self._look, "inputs": [self.last_look, self.blind.judging], "outputs": self._look_outputs, **QUICK,
+            "fn": self.refresh, "inputs": [self.last_look, self.blind.judging], "outputs": self._look_outputs, **QUICK,
         }  # fmt: skip
-        page.rest_elsewhere(self._tab, self.timer)
+        page.pause_timers(self._tab, self.timer)
         offering = [page.chosen_run, choice.run, choice.model]
         offer_event = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
         awake = offer_event.then(
@@ -79,49 +78,49 @@ class ChatTab:
         )
         self.talk.restore_after(awake.then(**looking))
         self.timer.tick(**looking, trigger_mode="once")
-        chosen = choice.run.input(self._choose, choice.run, [*choice.outputs, page.chosen_run], **QUICK)
+        chosen = choice.run.input(self.choose, choice.run, [*choice.outputs, page.chosen_run], **QUICK)
         clear_error_after(self.state, choice.inputs)
         load_event = gr.on(
-            [self.load.click, choice.model.submit, choice.folder.submit], self._load, choice.inputs,
+            [self.load.click, choice.model.submit, choice.folder.submit], self.load_chosen, choice.inputs,
             [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
         )  # fmt: skip
         look_event = load_event.then(**looking)
         self._open_after(page.wants_chat.change, looking)
-        self.unload.click(shown_in_place(self._unload), None, self.state, **SLOW).then(**looking)
+        self.unload.click(shown_in_place(self.unload_model), None, self.state, **SLOW).then(**looking)
         self.talk.wire(look_event)
         self.blind.wire(self.talk)
-        mode_event = self.mode.input(self._switch, self.mode, self._modes, **QUICK)
+        mode_event = self.mode.input(self.switch_mode, self.mode, self._modes, **QUICK)
         self.evaluate.wire(awake, mode_event, chosen)
         self.votes.wire(mode_event)
         self.blind.show_count_after(mode_event)
 
     def _open_after(self, trigger: Any, looking: Mapping[str, Any]) -> None:
         """Choose and load a run that another tab opens here, and focus the question."""
-        page, choice, modes = self._page, self.choice, [self.mode, *self._modes]
-        propose_event = trigger(self._propose, [page.wants_chat, page.chosen_run], [*choice.outputs, *modes], **QUICK)
+        page, choice, modes = self.page, self.choice, [self.mode, *self._modes]
+        propose_event = trigger(self.propose, [page.wants_chat, page.chosen_run], [*choice.outputs, *modes], **QUICK)
         load_event = propose_event.then(
-            self._load_wanted, [page.wants_chat, *choice.inputs], [self.state, self.load, self.unload], **SLOW
+            self.load_wanted, [page.wants_chat, *choice.inputs], [self.state, self.load, self.unload], **SLOW
         )
         load_event.then(**looking).then(None, page.wants_chat, page.wants_chat, js=script("to_question"), **QUICK)
 
-    def _propose(self, wants_chat: bool, run_id: str) -> Updates:
+    def propose(self, wants_chat: bool, run_id: str) -> Updates:
         if not wants_chat:
             return UNCHANGED
-        return {**self.choice.offer(run_id, "", ""), self.mode: TALK, **self._switch(TALK)}
+        return {**self.choice.offer(run_id, "", ""), self.mode: TALK, **self.switch_mode(TALK)}
 
-    def _load_wanted(self, wants_chat: bool, *chosen: Any) -> Iterator[Updates]:
+    def load_wanted(self, wants_chat: bool, *chosen: Any) -> Iterator[Updates]:
         if wants_chat:
-            yield from self._load(*chosen)
+            yield from self.load_chosen(*chosen)
         else:  # a generator without a yield would clear its outputs
             yield UNCHANGED
 
-    def _choose(self, run_id: str) -> Updates:
-        run_update = {self._page.chosen_run: run_id} if self._page.reader.exists(run_id) else {}
+    def choose(self, run_id: str) -> Updates:
+        run_update = {self.page.chosen_run: run_id} if self.page.reader.exists(run_id) else {}
         return {**self.choice.choose(run_id), **run_update}
 
-    def _load(self, *chosen: Any) -> Iterator[Updates]:
+    def load_chosen(self, *chosen: Any) -> Iterator[Updates]:
         busy = gr.update(value="Loading …", interactive=False)
-        session = self._page.services.chat
+        session = self.page.services.chat
         try:
             target = self.choice.target(Chosen(*chosen))
             stop = gr.update(value="Stop loading", visible=True)
@@ -139,16 +138,16 @@ class ChatTab:
         unload = gr.update(value="Unload", visible=session.state.model is not None)
         yield {self.state: state, self.load: gr.update(value="Load", interactive=True), self.unload: unload}
 
-    def _unload(self) -> str:
-        self._page.services.chat.unload()
-        return self._render_state(self._page.services.chat.state)
+    def unload_model(self) -> str:
+        self.page.services.chat.unload()
+        return self._render_state(self.page.services.chat.state)
 
     def _render_state(self, state: ChatState) -> str:
         return render_chat_state(state, self.choice.results(state.target))
 
-    def _look(self, last_look: str, judging: Judging) -> Updates:
+    def refresh(self, last_look: str, judging: Judging) -> Updates:
         """Return the loaded model, from any page; no updates if nothing changed."""
-        state = self._page.services.chat.state
+        state = self.page.services.chat.state
         html = self._render_state(state)
         ready, loading = state.model is not None, state.phase == "loading"
         # Two runs may have one name.
@@ -181,10 +180,10 @@ class ChatTab:
             updates[self.blind.sides] = self.blind.sides_to_choose(state.target, branches)
         return updates
 
-    def _switch(self, mode: str) -> Updates:
+    def switch_mode(self, mode: str) -> Updates:
         """Show the parts of a mode; Measure loads its own copy and Votes needs no model, so they hide loading."""
         chatting = visible_if(mode in (TALK, BLIND_TEST))
-        is_loaded = self._page.services.chat.state.model is not None
+        is_loaded = self.page.services.chat.state.model is not None
         label = CHOOSE if mode == MEASURE or not is_loaded else CHANGE
         return {
             self.fold: gr.update(visible=mode != VOTES, open=label == CHOOSE, label=label),

@@ -1,29 +1,31 @@
-"""The model choice of chat and blind test: what is loaded, and what it is compared with."""
+"""What chat and blind test share: the choice of the model and what it is compared with, system prompt and sampling."""
 
+import secrets
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import gradio as gr
 
 from engine.accounts.people import Action
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget, WorkPlace
+from engine.chat.contract import AdapterChoice, Branch, ChatTarget
 from engine.chat.target import list_checkpoints
+from engine.config.load import section_from_mapping
 from engine.config.objectives import objective_of
+from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig, Quantization, RunConfig
 from engine.errors import EngineError, ModelError, RunError
 from engine.evaluation.votes import AnswerModel
-from engine.executors.slurm.place import has_place
 from engine.paths import AllowedPaths, data_folders, typed_path
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunFolder
 from engine.runs.warm_start import start_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
-from ui.components import HIDDEN, Updates, visible_if
-from ui.draft import PLACES
-from ui.gradio_internals import Dropdown, Radio
+from ui.components import HIDDEN, QUICK, Updates, visible_if
+from ui.form import component_of_field, number_of
+from ui.gradio_internals import Dropdown
 from ui.page import Page
-from ui.services import Services
-from ui.tabs.cluster import is_offered
+from ui.tabs.run_place import chosen_place, work_place
 from ui.views.chat import BRANCH_WORDS
 from ui.views.html import short_name
 from ui.views.run_view import run_choices
@@ -75,24 +77,11 @@ def checkpoint_of(chosen: str | None) -> str | None:
     return None if chosen in (None, "", FINAL) else chosen
 
 
-def work_place(services: Services, *, elem_id: str) -> gr.Radio:
-    """Place the choice of where a model is loaded; visible with a cluster."""
-    return Radio(
-        [(PLACES[name], name) for name in get_args(WorkPlace)], value="local", label="Where", elem_id=elem_id,
-        visible=has_place(services.home) and is_offered(services),
-    )  # fmt: skip
-
-
-def chosen_place(chosen: str | None) -> WorkPlace:
-    """Return the place that a browser named."""
-    return next((place for place in get_args(WorkPlace) if place == chosen), "local")
-
-
 class ChatChoice:
     """Lays out the choice; the Chat tab wires it."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         with gr.Row(equal_height=False, elem_id="chat-choice") as self.panel:
             self.run = Dropdown(
                 list(_WITHOUT_RUN), value=A_MODEL, label="Run or model", scale=3, min_width=260, elem_id="chat-run"
@@ -126,7 +115,7 @@ class ChatChoice:
 
     def offer(self, chosen_run: str, current: str, text: str | None) -> Updates:
         """Return the runs that can be loaded; the chosen one is preselected."""
-        runs, run_id = offered_runs(self._page.reader, chosen_run, current)
+        runs, run_id = offered_runs(self.page.reader, chosen_run, current)
         shared = self._shared_choices()
         run_id = chosen_run if any(name == chosen_run for _, name in shared) else run_id
         choices, proposal = [*runs, *shared, *_WITHOUT_RUN], run_id or A_MODEL
@@ -138,7 +127,7 @@ class ChatChoice:
     def choose(self, run_id: str) -> Updates:
         """Return the other fields, which depend on the run."""
         shared = self._observe_shared(run_id)
-        if run_id in (A_MODEL, A_FOLDER) or (shared is None and not self._page.reader.exists(run_id)):
+        if run_id in (A_MODEL, A_FOLDER) or (shared is None and not self.page.reader.exists(run_id)):
             is_folder = run_id == A_FOLDER
             label = "Base model, if not the adapter's own" if is_folder else "Model"
             return {
@@ -147,7 +136,7 @@ class ChatChoice:
                 self.folder: visible_if(is_folder),
                 self.against: gr.update(value=NOTHING, visible=False),
             }
-        states = checkpoint_choices(shared or self._page.reader.observe(run_id))
+        states = checkpoint_choices(shared or self.page.reader.observe(run_id))
         others, against = [_BASE], NOTHING
         if shared is None:
             start, learns = self._start(run_id)
@@ -170,15 +159,15 @@ class ChatChoice:
         """
         if run_id in (A_MODEL, A_FOLDER, "") or not run_id:
             raise RunError("No run is chosen.", "Choose one above.")
-        return self._page.services.runs.get(run_id)
+        return self.page.services.runs.get(run_id)
 
     def _run_to_chat(self, name: str) -> Run:
         """Return an own run, or a shared one that may be used for chat."""
-        shared = self._page.shared
+        shared = self.page.shared
         return self.run_of(name) if shared is None or "/" not in (name or "") else shared.open(name, Action.CHAT)
 
     def _observe_shared(self, name: str) -> RunSnapshot | None:
-        shared = self._page.shared
+        shared = self.page.shared
         if shared is None or "/" not in (name or ""):
             return None
         try:
@@ -187,13 +176,13 @@ class ChatChoice:
             return None
 
     def _shared_choices(self) -> list[tuple[str, str]]:
-        rows = self._page.shared.rows() if self._page.shared is not None else []
+        rows = self.page.shared.rows() if self.page.shared is not None else []
         # Runs that are not shared are not read, even for admins; the state shows whether there is a result.
         candidates = [row for row in rows if row.method and row.state in ("completed", "stopped")]
         return [(f"{row.name} · {row.owner} · {row.id[-4:]}", row.id) for row in candidates]
 
     def _adapter_folder(self, text: str) -> Path:
-        paths = AllowedPaths.of(self._page.services.home)
+        paths = AllowedPaths.of(self.page.services.home)
         return _local_folder(text) if paths is None else paths.read(text or "", ModelError)
 
     def target(self, chosen: Chosen) -> ChatTarget:
@@ -224,12 +213,16 @@ class ChatChoice:
                 target = target.model_copy(update={"second": second})
         return target.model_copy(update={"quantization": quantization, "where": chosen_place(chosen.where)})
 
+    def _own(self, run_id: str) -> RunSnapshot | None:
+        """Observe a run of the user; None if there is none of that id."""
+        return self.page.reader.observe(run_id) if self.page.reader.exists(run_id) else None
+
     def _start(self, run_id: str) -> tuple[AdapterChoice | None, bool]:
         """Return the adapter that an own run started from, and whether it trained on preferences."""
-        snapshot = self._page.reader.observe(run_id) if self._page.reader.exists(run_id) else None
+        snapshot = self._own(run_id)
         if snapshot is None or snapshot.config is None:
             return None, False
-        services = self._page.services
+        services = self.page.services
         home = services.home if services.home.owner else None
         folder = start_of(snapshot.config, snapshot.run.folder.path.parent, home)
         learns = objective_of(snapshot.config).learns_preferences
@@ -243,9 +236,8 @@ class ChatChoice:
 
     def config_of(self, target: ChatTarget | None) -> RunConfig | None:
         """Return the loaded run's configuration; None unless it is the user's own run."""
-        if target is None or target.tuned is None or not self._page.reader.exists(target.tuned.folder.name):
-            return None
-        return self._page.reader.observe(target.tuned.folder.name).config
+        snapshot = self._own(target.tuned.folder.name) if target is not None and target.tuned is not None else None
+        return snapshot.config if snapshot is not None else None
 
     def names(self, target: ChatTarget | None) -> dict[Branch, str]:
         """Return the names of the branches that are loaded."""
@@ -262,7 +254,7 @@ class ChatChoice:
 
     def answer_models(self) -> dict[Branch, AnswerModel]:
         """Return the model of each loaded branch, as votes store it, without paths of this machine."""
-        state = self._page.services.chat.state
+        state = self.page.services.chat.state
         model, target = state.model, state.target
         if model is None or target is None:
             return {}
@@ -294,15 +286,12 @@ class ChatChoice:
         )
 
     def _kind(self, choice: AdapterChoice) -> str:
-        run_id = choice.folder.name
-        config = self._page.reader.observe(run_id).config if self._page.reader.exists(run_id) else None
-        return "Preferred" if config is not None and objective_of(config).learns_preferences else "Supervised"
+        return "Preferred" if self._start(choice.folder.name)[1] else "Supervised"
 
     def _run_title(self, choice: AdapterChoice) -> str:
-        run_id = choice.folder.name
-        if self._page.reader.exists(run_id):
-            return self._page.reader.observe(run_id).title
-        return read_provenance(RunFolder(choice.folder)).title or run_id
+        snapshot = self._own(choice.folder.name)
+        title = snapshot.title if snapshot is not None else read_provenance(RunFolder(choice.folder)).title
+        return title or choice.folder.name
 
     def _title(self, choice: AdapterChoice, other: AdapterChoice) -> str:
         title = self._run_title(choice)
@@ -312,7 +301,7 @@ class ChatChoice:
 
     def _others(self, run_id: str) -> list[tuple[str, str]]:
         """Return other checkpoints of this run, then other runs on the same base model."""
-        reader = self._page.reader
+        reader = self.page.reader
         snapshot = reader.observe(run_id)
         config = snapshot.config
         own = [(f"this run, {words}", f"{run_id}/{value}") for words, value in checkpoint_choices(snapshot)[1:]]
@@ -342,3 +331,52 @@ def _local_folder(typed: str) -> Path:
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder.name}.", "Check the path.")
     return folder
+
+
+_SAMPLING = ("temperature", "top_p", "max_new_tokens", "seed", "top_k", "repetition_penalty")
+
+
+class SamplingPart:
+    """Lays out a fold with the system prompt and every setting of an answer."""
+
+    def __init__(self) -> None:
+        fields = SamplingConfig.model_fields
+        with gr.Accordion("System prompt and sampling", open=False, elem_id="chat-settings"):
+            self.system = gr.Textbox(
+                label="System prompt",
+                lines=2,
+                info="If empty, the chat template may still add its own; see Exact prompt.",
+                elem_id="chat-system",
+            )
+            self.greedy = gr.Checkbox(label="Greedy", info="Always pick the most likely token.", elem_id="chat-greedy")
+            with gr.Row():
+                self.temperature = component_of_field(fields["temperature"], maximum=2.0, min_width=220)
+                top_p = component_of_field(fields["top_p"], maximum=1.0, min_width=220)
+            with gr.Row():
+                rest = [component_of_field(fields[name], min_width=150) for name in _SAMPLING[2:]]
+        self.inputs = [self.temperature, top_p, *rest, self.greedy]
+
+    def wire(self) -> None:
+        """Disable the temperature of a greedy answer."""
+        self.greedy.input(lambda greedy: gr.update(interactive=not greedy), self.greedy, self.temperature, **QUICK)
+
+
+def with_seed(sampling: SamplingConfig) -> SamplingConfig:
+    """Draw a seed if none is set, so answers can be reproduced."""
+    if sampling.seed is not None or sampling.greedy:
+        return sampling
+    return sampling.model_copy(update={"seed": secrets.randbits(32)})
+
+
+def read_sampling(values: Sequence[Any]) -> SamplingConfig:
+    """Return the settings, in the order of `SamplingPart.inputs`; an empty one gets its default.
+
+    Raises:
+        ConfigError: Lists every setting that is out of bounds.
+    """
+    *numbers, greedy = values
+    pairs = zip(_SAMPLING, map(number_of, numbers), strict=True)
+    settings = {name: value for name, value in pairs if value is not None}
+    if greedy:
+        settings["temperature"] = 0.0
+    return section_from_mapping(SamplingConfig, settings)

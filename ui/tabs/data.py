@@ -36,7 +36,7 @@ class DataTab:
     """Lays out the Data tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         gr.HTML(
             '<h2>Data</h2><p class="lead">A few hundred good rows beat many careless ones. Read some before you train.</p>'
         )
@@ -69,17 +69,17 @@ class DataTab:
         self.timer = gr.Timer(0.5, active=False)
         page.on_fill(self.own, _typed_in)
         self._change = gr.State({})
-        self._shown_source = gr.State("")
-        self._last_stamp = gr.State("")  # stamp of the check that the page shows
-        self._open_request = gr.Textbox("", visible=False)  # changes to open the dataset again
+        self.shown_source = gr.State("")
+        self.last_stamp = gr.State("")  # stamp of the check that the page shows
+        self.open_request = gr.Textbox("", visible=False)  # changes to open the dataset again
         self._check_outputs = [
-            self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self._last_stamp,
-            self._page.data_trouble, self._page.data_lengths,
+            self.facts, self.lengths, self.rows.list, self.rows.listing, self.stop, self.read, self.timer, self.last_stamp,
+            self.page.data_trouble, self.page.data_lengths,
         ]  # fmt: skip
 
     def wire(self) -> None:
         """Connect the events."""
-        page, values = self._page, self._page.form.components
+        page, values = self.page, self.page.form.components
         for chosen in (
             self.samples.click(shown_as_message(_pick_sample), None, self._change, **SLOW),
             self.own.submit(shown_as_message(_take_path), self.own, self._change, **SLOW),
@@ -96,12 +96,12 @@ class DataTab:
         self.rows.wire()
         self._wire_opening()
         self.timer.tick(
-            self._tick, [self._last_stamp, *self.rows.inputs, *values], self._check_outputs, trigger_mode="once",
+            self.tick, [self.last_stamp, *self.rows.inputs, *values], self._check_outputs, trigger_mode="once",
             concurrency_limit=None, **SLOW,
         )  # fmt: skip
-        self.stop.click(self._stop, values, None, **SLOW)
-        self.open_after(self.read.click(self._read, values, None, **SLOW))
-        self.open_after(self.tokenizer.again.click(self._fetch_again, values, self.tokenizer.outputs, **SLOW))
+        self.stop.click(self.stop_reading, values, None, **SLOW)
+        self.open_after(self.read.click(self.read_all, values, None, **SLOW))
+        self.open_after(self.tokenizer.again.click(self.fetch_again, values, self.tokenizer.outputs, **SLOW))
         self.open_after(page.refresh_after(self.tokenizer.changed(nothing, None, None, **SLOW)))
         # Train counts the rows itself, after an edit of max_length.
         others = [tab.select for tab in page.tabs.children if isinstance(tab, gr.Tab) and tab.id != "train"]
@@ -112,7 +112,7 @@ class DataTab:
 
     def open_after(self, event: Any) -> None:
         """Open the chosen dataset after an event: first row, format, and a check in the background."""
-        event.then(None, None, self._open_request, js="() => String(Math.random())", **SLOW)
+        event.then(None, None, self.open_request, js="() => String(Math.random())", **SLOW)
 
     def open_restored(self, event: Any) -> None:
         """Open the dataset of the restored draft; do nothing if it has none."""
@@ -122,8 +122,8 @@ class DataTab:
     def _asking_if_chosen(self) -> dict[str, Any]:
         js = "(source, asked) => source ? String(Math.random()) : asked"
         return {
-            "inputs": [self._page.form["dataset.source"], self._open_request],
-            "outputs": self._open_request,
+            "inputs": [self.page.form["dataset.source"], self.open_request],
+            "outputs": self.open_request,
             "js": js,
             **SLOW,
         }
@@ -131,33 +131,33 @@ class DataTab:
     def _wire_opening(self) -> None:
         # One event for all triggers: Gradio then sends the next request after the last answer. Answers of
         # several events arrive in any order, and an old one could replace the rows of a newer dataset.
-        page, source, rows = self._page, self._page.form["dataset.source"], self.rows
-        opening = self._open_request.change(
+        page, source, rows = self.page, self.page.form["dataset.source"], self.rows
+        opening = self.open_request.change(
             # Not for a change of its settings.
             lambda source, shown_source: view.render_opening(source) if source and source != shown_source else UNCHANGED,
-            [source, self._shown_source], self.summary, trigger_mode="always_last", **QUICK,
+            [source, self.shown_source], self.summary, trigger_mode="always_last", **QUICK,
         )  # fmt: skip
         opening.then(
-            self._open,
-            [rows.number, rows.view, self._shown_source, *rows.inputs, *page.form.components],
+            self.open,
+            [rows.number, rows.view, self.shown_source, *rows.inputs, *page.form.components],
             [
                 self.samples, self.summary, *self.tokenizer.outputs, *self.format.outputs, self.rows_column, rows.number,
-                rows.row_html, rows.search.result_line, self._shown_source, page.data_kind, *self._check_outputs,
+                rows.row_html, rows.found, self.shown_source, page.data_kind, *self._check_outputs,
             ],
             trigger_mode="always_last",
             concurrency_limit=None,
             **SLOW,
         )  # fmt: skip
 
-    def _open(
+    def open(
         self, row: float, row_view: str, shown_source: str, listing: str, list_page: int, request: gr.Request,
         *values: Any,
     ) -> Updates:  # fmt: skip
-        form_question = question_of(self._page.settings(values))
+        form_question = question_of(self.page.settings(values))
         if form_question is None:
             around = {self.samples: render_samples(""), **self.tokenizer.updates(None), self.format.column: HIDDEN}
             return {**around, self.summary: view.NO_DATASET, **self._without_rows("", "")}
-        source, services = form_question.dataset.source, self._page.services
+        source, services = form_question.dataset.source, self.page.services
         around = {self.samples: render_samples(source), **self.tokenizer.updates(form_question.model)}
         if source != shown_source:  # what was opened for the last one is not about this one
             around[self.format.fold] = gr.update(open=False)
@@ -182,10 +182,10 @@ class DataTab:
             **self.format.of_page(form_question.dataset, page),
             self.rows_column: gr.update(visible=True),
             self.rows.number: number if source != shown_source else UNCHANGED,
-            self.rows.search.result_line: "" if source != shown_source else UNCHANGED,
+            self.rows.found: "" if source != shown_source else UNCHANGED,
             self.rows.row_html: view.render_row(page, row_view == "tokens"),
-            self._shown_source: source,
-            self._page.data_kind: page.format,
+            self.shown_source: source,
+            self.page.data_kind: page.format,
             **self._render_check(check, listing, list_page, page),
         }
 
@@ -193,36 +193,28 @@ class DataTab:
         return {
             **dict.fromkeys((self.rows_column, self.stop, self.read), HIDDEN),
             **dict.fromkeys(
-                (
-                    self.rows.row_html,
-                    self.rows.search.result_line,
-                    self.facts,
-                    self.lengths,
-                    self.rows.list,
-                    self._last_stamp,
-                ),
-                "",
+                (self.rows.row_html, self.rows.found, self.facts, self.lengths, self.rows.list, self.last_stamp), ""
             ),
-            self._shown_source: source,
+            self.shown_source: source,
             self.timer: gr.Timer(active=False),
             # With the source: the next dataset may have the same problem.
-            self._page.data_trouble: f"{trouble} {source}".strip(),
-            self._page.data_kind: "",
-            self._page.data_lengths: "",
+            self.page.data_trouble: f"{trouble} {source}".strip(),
+            self.page.data_kind: "",
+            self.page.data_lengths: "",
         }
 
     def _columns(self, dataset: DatasetConfig) -> DatasetColumns | None:
         """Return the columns of a dataset with unreadable rows; None if it cannot be opened."""
         try:
-            return self._page.services.inspector.columns(dataset)
+            return self.page.services.inspector.columns(dataset)
         except Exception as error:
             as_engine_error(error)
             return None
 
-    def _tick(self, last_stamp: str, listing: str, list_page: int, *values: Any) -> Updates:
+    def tick(self, last_stamp: str, listing: str, list_page: int, *values: Any) -> Updates:
         """Show the progress of the dataset's check; stop the timer once its result is shown."""
         question = self.rows.question(values)
-        check = self._page.services.checks.find(question) if question is not None else None
+        check = self.page.services.checks.find(question) if question is not None else None
         if check is None:
             return {self.timer: gr.Timer(active=False)}
         if _stamp_of(check) != last_stamp:
@@ -247,7 +239,7 @@ class DataTab:
         choices = listing_choices(report)
         chosen = listing if any(listing == value for _, value in choices) else "all"
         again = "Read all rows" if check.waits else "Read again"
-        trouble = self._page.services.checks.trouble(check.question)
+        trouble = self.page.services.checks.trouble(check.question)
         return {
             self.facts: facts,
             self.lengths: lengths,
@@ -256,27 +248,27 @@ class DataTab:
             self.stop: gr.update(visible=check.is_under_way),
             self.read: gr.update(value=again, visible=check.waits or check.error is not None),
             self.timer: gr.Timer(active=check.is_under_way),
-            self._last_stamp: _stamp_of(check),
-            self._page.data_trouble: trouble.what if trouble is not None else "",
-            self._page.data_lengths: lengths_stamp(check),
+            self.last_stamp: _stamp_of(check),
+            self.page.data_trouble: trouble.what if trouble is not None else "",
+            self.page.data_lengths: lengths_stamp(check),
         }
 
-    def _stop(self, *values: Any) -> None:
+    def stop_reading(self, *values: Any) -> None:
         question = self.rows.question(values)
         if question is not None:
-            self._page.services.checks.stop(question)
+            self.page.services.checks.stop(question)
 
-    def _read(self, *values: Any) -> None:
+    def read_all(self, *values: Any) -> None:
         question = self.rows.question(values)
         if question is not None:
-            self._page.services.checks.read(question)
+            self.page.services.checks.read(question)
 
-    def _fetch_again(self, *values: Any) -> Updates:
-        question = question_of(self._page.settings(values))
+    def fetch_again(self, *values: Any) -> Updates:
+        question = question_of(self.page.settings(values))
         return self.tokenizer.updates(question.model if question is not None else None, again=True)
 
     def _take_upload(self, file: str | None) -> dict[str, Any]:
-        return with_source(str(self._page.services.transfers.keep_upload(Path(file)))) if file else {}
+        return with_source(str(self.page.services.transfers.keep_upload(Path(file)))) if file else {}
 
 
 def _progress_of(check: RunningCheck) -> str:

@@ -34,7 +34,7 @@ class DatasetFormat:
     """Lays out the settings for reading rows; `wire` returns the events that need a new read."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         form = page.form
         form.register("dataset.column_map", gr.State({}))
         with gr.Column(visible=False, elem_id="reading") as self.column:
@@ -63,7 +63,7 @@ class DatasetFormat:
 
     def wire(self) -> list[Any]:
         """Connect the events."""
-        page, form = self._page, self._page.form
+        page, form = self.page, self.page.form
         column_map, format_ = form["dataset.column_map"], form["dataset.format"]
         # Roles of another format would be errors.
         events = [page.refresh_after(format_.input(_keep_mapping, [format_, column_map], column_map, **SLOW))]
@@ -140,7 +140,7 @@ class DatasetMix:
     """Lays out additional datasets with weights; `wire` returns the events that change the dataset."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         self._mix = page.form.register("dataset.mix", gr.State({}))
         with gr.Accordion("Mix with other datasets", open=False, elem_id="mix"):
             gr.HTML(f'<p class="lead">{escape(field_of("dataset.mix").description or "")}</p>')
@@ -162,7 +162,7 @@ class DatasetMix:
             [self.source, self.weight, self._mix], [self.source, self._mix], **SLOW,
         )  # fmt: skip
         remove_event = self.list.click(_without, self._mix, self._mix, **SLOW)
-        return self._page.refresh_after(add_event), self._page.refresh_after(remove_event)
+        return self.page.refresh_after(add_event), self.page.refresh_after(remove_event)
 
 
 def _with_one_more(source: str, weight: float | None, mix: Mapping[str, float]) -> tuple[str, dict[str, float]]:

@@ -1,4 +1,4 @@
-"""Measure: compare base and tuned on the held-out set, in the background, and across runs."""
+"""Evaluation in the Chat tab: base and tuned on the held-out set, in the background and across runs; the person's votes."""
 
 from typing import Any
 
@@ -6,14 +6,30 @@ import gradio as gr
 from gradio.events import Dependency
 
 from engine.config.results import EvaluationConfig
+from engine.errors import EngineError
+from engine.evaluation.votes import Votes, pairs_of_votes
 from ui.backend.results import Evaluations
 from ui.backend.run_reader import FINAL
-from ui.components import QUICK, UNCHANGED, Updates, pick_list, picked_value, visible_if
+from ui.components import (
+    QUICK,
+    SLOW,
+    UNCHANGED,
+    Confirmation,
+    Updates,
+    pick_list,
+    picked_value,
+    shown_as_message,
+    visible_if,
+)
 from ui.form import component_of_field, number_of, section_by_titles
-from ui.job_panel import JobPanel
 from ui.page import Page
-from ui.tabs.chat_choice import ChatChoice, checkpoint_of, chosen_place
+from ui.polls import JobPanel
+from ui.tabs.chat_choice import ChatChoice, checkpoint_of
+from ui.tabs.data import with_source
+from ui.tabs.run_place import chosen_place
 from ui.views import evaluation as view
+from ui.views import votes as votes_view
+from ui.views.html import error_box, plural, small
 
 _SETTINGS = ("max_rows", "answered_rows", "max_new_tokens", "general_text")
 
@@ -22,7 +38,7 @@ class EvaluatePart:
     """Lays out the evaluation; `wire` connects it."""
 
     def __init__(self, page: Page, choice: ChatChoice) -> None:
-        self._page = page
+        self.page = page
         self._choice = choice
         self._evaluations = Evaluations(page.services.runs, page.reader)
         gr.HTML(
@@ -69,15 +85,15 @@ class EvaluatePart:
 
     def show(self, run_id: str, checkpoint: str | None, number: int = 0, *, step: int = 0) -> Updates:
         """Return the evaluation's progress and result, with a page of its answered rows."""
-        is_run, state = self._page.reader.exists(run_id), checkpoint_of(checkpoint)
-        updates = self.job.follow(*([run_id] if is_run else []))
+        is_run, state = self.page.reader.exists(run_id), checkpoint_of(checkpoint)
+        updates = self.job.follow(run_id if is_run else None)
         result = self._evaluations.read(run_id, state) if is_run else None
         pages = view.pages_of(result) if result is not None else 0
         number = max(0, min(number + step, pages - 1))
         if result is not None:
             shown = view.render_evaluation(result)
         elif is_run:
-            work = self._page.services.results.measuring.find(run_id)
+            work = self.page.services.results.measuring.find(run_id)
             shown = "" if work is not None and work.is_under_way else view.NOT_MEASURED
         else:
             shown = view.NO_RESULT
@@ -99,19 +115,130 @@ class EvaluatePart:
         run = self._choice.run_of(run_id)
         pairs = zip(_SETTINGS, map(number_of, settings), strict=True)
         config = section_by_titles(EvaluationConfig, {name: value for name, value in pairs if value is not None})
-        results = self._page.services.results
+        results = self.page.services.results
         results.measuring.require_none(run.id)
-        self._page.services.unload_idle_chat()
+        self.page.services.unload_idle_chat()
         results.measure(run, checkpoint_of(checkpoint), config, chosen_place(where))
         return self.show(run_id, checkpoint, number)
 
     def pick(self, event: gr.EventData) -> Updates:
         """Choose a run and checkpoint of the table across runs."""
         run_id, _, checkpoint = picked_value(event).partition("/")
-        if not self._page.reader.exists(run_id):
+        if not self.page.reader.exists(run_id):
             return UNCHANGED
         updates = self._choice.choose(run_id)
         states = updates[self._choice.checkpoint]
         if checkpoint in [value for _, value in states["choices"]]:
             updates[self._choice.checkpoint] = {**states, "value": checkpoint}
         return {self._choice.run: run_id, **updates, self.number: 0}
+
+
+_DELETE, _REALLY = "delete:", "really:"
+
+
+class VotesPart:
+    """Lays out the votes of the person; `wire` connects them."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self._votes = Votes(page.services.home)
+        gr.HTML(
+            '<p class="lead">A vote records which of two answers to the same prompt is better. Preference tuning (DPO, ORPO) '
+            "trains on such pairs.</p>"
+        )
+        self.counts = gr.HTML(elem_id="votes-counts")
+        with gr.Column(visible=False, elem_id="votes") as self.panel:
+            self.with_cut_off = gr.Checkbox(
+                label="Include cut-off answers",
+                info="Pairs whose better answer hit the token limit train the model to stop there.",
+                elem_id="votes-cut-off",
+            )
+            with gr.Row(elem_id="votes-buttons"):
+                self.use_button = gr.Button(
+                    "Use as dataset", variant="primary", scale=0, min_width=170, elem_id="votes-use"
+                )
+                self.delete_all = gr.Button("Delete all", scale=0, min_width=110, elem_id="votes-delete-all")
+            self.confirm = Confirmation(
+                "Delete votes", "Keep votes", elem_id="votes-confirm", yes_id="votes-really", no_id="votes-keep"
+            )
+            with gr.Row(elem_id="votes-pages"):
+                self.newer = gr.Button("← Newer", size="sm", scale=0, min_width=90, elem_id="votes-newer")
+                self.older = gr.Button("Older →", size="sm", scale=0, min_width=90, elem_id="votes-older")
+                self.where = gr.HTML(elem_id="votes-where")
+        self.status = gr.HTML(elem_id="votes-status")
+        self.list = pick_list(elem_id="votes-list")
+        self.number = gr.State(0)  # of the page
+        self.dataset_change = gr.State({})
+        self._outputs = [
+            self.counts, self.panel, self.use_button, self.newer, self.older, self.where, self.list, self.number,
+            self.confirm.panel,
+        ]  # fmt: skip
+
+    def wire(self, mode_event: Any) -> None:
+        """Connect the events; the votes are read after each `mode_event`."""
+        page, shown = self.page, [self.with_cut_off, self.number]
+        for event in (mode_event.then, self.with_cut_off.input):
+            event(self.show, shown, self._outputs, **QUICK)
+        self.newer.click(lambda cut_off, number: self.show(cut_off, number - 1), shown, self._outputs, **QUICK)
+        self.older.click(lambda cut_off, number: self.show(cut_off, number + 1), shown, self._outputs, **QUICK)
+        self.list.click(self.pick, shown, [*self._outputs, self.status], **QUICK)
+        self.confirm.wire(self.delete_all.click, self._ask, self.number)
+        self.confirm.really.click(self.delete, self.with_cut_off, [*self._outputs, self.status], **QUICK)
+        use_event = self.use_button.click(
+            shown_as_message(self.use),
+            self.with_cut_off,
+            [self.dataset_change, self.status],
+            trigger_mode="once",
+            **SLOW,
+        )
+        change_event = page.change_after(use_event, self.dataset_change, undo=True)
+        change_event.then(None, None, page.wants_data, js="() => String(Math.random())", **QUICK)
+        page.open_tab(use_event, "data")
+
+    def show(self, with_cut_off: bool, number: int = 0) -> Updates:
+        """Return the counts and one page of the votes."""
+        votes = self._votes.read()
+        pairs = pairs_of_votes(votes.votes, with_cut_off=bool(with_cut_off))
+        pages = votes_view.pages_of(votes.votes)
+        number = max(0, min(int(number), pages - 1))
+        return {
+            self.counts: votes_view.render_counts(votes, pairs),
+            self.panel: gr.update(visible=bool(votes.votes or votes.damaged_lines)),
+            self.use_button: gr.update(interactive=bool(pairs.rows)),
+            self.newer: gr.update(interactive=number > 0),
+            self.older: gr.update(interactive=number < pages - 1),
+            self.where: votes_view.page_words(votes.votes, number) if pages else "",
+            self.list: votes_view.render_votes(votes.votes, number),
+            self.number: number,
+            self.confirm.panel: gr.update(visible=False),
+        }
+
+    def use(self, with_cut_off: bool) -> Updates:
+        """Write the pairs of the votes as a dataset, and choose it."""
+        path, pairs = self._votes.snapshot(with_cut_off=bool(with_cut_off))
+        return {
+            self.dataset_change: with_source(str(path)),
+            self.status: small(f"In use as {path.name}: {pairs.words}"),
+        }
+
+    def pick(self, event: gr.EventData, with_cut_off: bool, number: int) -> Updates:
+        """Ask at the first click, delete at the second."""
+        pick = picked_value(event)
+        if pick.startswith(_DELETE):
+            votes_html = votes_view.render_votes(self._votes.read().votes, int(number), pick.removeprefix(_DELETE))
+            return {self.list: votes_html, self.status: ""}
+        if not pick.startswith(_REALLY):
+            return UNCHANGED
+        return self.delete(with_cut_off, number, [pick.removeprefix(_REALLY)])
+
+    def delete(self, with_cut_off: bool, number: int = 0, identifiers: list[str] | None = None) -> Updates:
+        """Delete votes; all of them without identifiers."""
+        try:
+            words = small(f"{plural(self._votes.remove(identifiers), 'vote')} deleted.", role="status")
+        except EngineError as error:
+            words = error_box(error)
+        return {**self.show(with_cut_off, number), self.status: words}
+
+    def _ask(self, _number: int) -> tuple[str, str]:
+        count = plural(len(self._votes.read().votes), "vote")
+        return f"Delete {count}?", "Datasets made from them are kept."

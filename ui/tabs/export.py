@@ -13,22 +13,12 @@ from engine.export.contract import ExportRecord, read_records
 from engine.export.kinds import loads_in_transformers
 from engine.runs.sharing import access_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunSnapshot
-from ui.components import (
-    HIDDEN,
-    QUICK,
-    UNCHANGED,
-    Updates,
-    nothing,
-    pick_list,
-    picked_value,
-    script,
-    visible_if,
-)
+from ui.components import HIDDEN, QUICK, UNCHANGED, Updates, nothing, pick_list, picked_value, script, visible_if
 from ui.form import section_by_titles
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
-from ui.job_panel import JobPanel
 from ui.page import Page
-from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, chosen_place, offered_runs, work_place
+from ui.polls import JobPanel
+from ui.tabs.chat_choice import checkpoint_choices, checkpoint_of, offered_runs
 from ui.tabs.export_formats import (
     ADAPTER,
     EXACT,
@@ -44,6 +34,7 @@ from ui.tabs.export_formats import (
     gguf_outlook,
     why_not,
 )
+from ui.tabs.run_place import chosen_place, work_place
 from ui.views import export as view
 from ui.views.html import empty
 
@@ -52,7 +43,7 @@ class ExportTab:
     """Lays out the Export tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         self._tab = enclosing_tab()
         gr.HTML(
             '<h2>Export</h2><p class="lead">The result of a run works without Loratory. Every export is loaded again and '
@@ -91,7 +82,7 @@ class ExportTab:
 
     def wire(self) -> None:
         """Connect the events."""
-        page, target, forms, job = self._page, [self.run, self.checkpoint], self.forms, self.job
+        page, target, forms, job = self.page, [self.run, self.checkpoint], self.forms, self.job
         shown = [*target, self.form, self.number]
         offer_event = self._tab.select(
             self.offer, [page.chosen_run, self.run], [*target, self.number, self.empty, self.whole], **QUICK
@@ -117,7 +108,7 @@ class ExportTab:
 
     def offer(self, chosen_run: str, current: str | None) -> Updates:
         """Return the runs with a result; the chosen one is preselected."""
-        choices, proposal = offered_runs(self._page.reader, chosen_run, current)
+        choices, proposal = offered_runs(self.page.reader, chosen_run, current)
         checkpoint = {self.checkpoint: self._checkpoints(proposal)} if proposal is not None else {}
         return {
             self.run: gr.update(choices=choices, value=proposal),
@@ -129,27 +120,27 @@ class ExportTab:
 
     def choose(self, run_id: str) -> Updates:
         """Return the checkpoints of a run."""
-        if not self._page.reader.exists(run_id):
+        if not self.page.reader.exists(run_id):
             return UNCHANGED
-        return {self._page.chosen_run: run_id, self.checkpoint: self._checkpoints(run_id), self.number: 0}
+        return {self.page.chosen_run: run_id, self.checkpoint: self._checkpoints(run_id), self.number: 0}
 
     def _checkpoints(self, run_id: str) -> Any:
-        choices = checkpoint_choices(self._page.reader.observe(run_id))
+        choices = checkpoint_choices(self.page.reader.observe(run_id))
         return gr.update(choices=choices, value=choices[0][1])
 
     def _observe(self, run_id: str | None) -> RunSnapshot:
         if not run_id:
             raise RunError("No run is chosen.", "Choose one above.")
-        return self._page.reader.observe(run_id)
+        return self.page.reader.observe(run_id)
 
     def _count_exports(self, run_id: str) -> int:
-        return len(read_records(self._observe(run_id).run.folder.path)) if self._page.reader.exists(run_id) else 0
+        return len(read_records(self._observe(run_id).run.folder.path)) if self.page.reader.exists(run_id) else 0
 
     def _propose(self, snapshot: RunSnapshot, checkpoint: str | None, form: str) -> str:
         """Return a new folder."""
         name = checkpoint_of(checkpoint)
         title = snapshot.title if name is None else f"{snapshot.title}-{name}"
-        return str(self._page.services.results.proposed_folder(title, form.split(" ")[0].lower()))
+        return str(self.page.services.results.proposed_folder(title, form.split(" ")[0].lower()))
 
     def show(self, run_id: str | None, checkpoint: str | None, form: str, number: int) -> Updates:
         """Return the settings of a format for a run, or its text, and the selected export of this run."""
@@ -157,7 +148,7 @@ class ExportTab:
         reason, is_text = why_not(form, snapshot.config), form in TEXTS
         outlook = ""
         if form == GGUF and snapshot.config is not None:
-            outlook = gguf_outlook(snapshot.config, self._page.services.home)
+            outlook = gguf_outlook(snapshot.config, self.page.services.home)
         text = self.text.updates(form, snapshot) if is_text else {self.text.text: "", self.text.download: HIDDEN}
         folder = self._propose(snapshot, checkpoint, form) if form in (*FOLDERS, EXACT) else UNCHANGED
         return {
@@ -184,9 +175,9 @@ class ExportTab:
 
     def _state(self, snapshot: RunSnapshot, form: str, number: int) -> Updates:
         visible = form not in TEXTS
-        updates = self.job.follow(*([snapshot.run.id] if visible else []))
+        updates = self.job.follow(snapshot.run.id if visible else None)
         records = read_records(snapshot.run.folder.path)
-        work = self._page.services.results.exporting.find(snapshot.run.id)
+        work = self.page.services.results.exporting.find(snapshot.run.id)
         shows_result = visible and not (work is not None and work.is_under_way)
         number = max(0, min(number, len(records) - 1))
         record = records[number] if records else None
@@ -226,7 +217,7 @@ class ExportTab:
         repository: str, token: str | None, *values: Any,
     ) -> Updates:  # fmt: skip
         """Start an export."""
-        snapshot, services = self._observe(run_id), self._page.services
+        snapshot, services = self._observe(run_id), self.page.services
         results = services.results
         reason = why_not(form, snapshot.config)
         if reason:

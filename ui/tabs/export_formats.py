@@ -151,7 +151,7 @@ class ArchivePart:
     """Lays out two buttons: make a .zip, then download it."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         with gr.Row(visible=False, elem_id="export-archive") as self.panel:
             self.make = gr.Button("Make a .zip", scale=0, min_width=160, elem_id="make-zip")
             self.download = gr.DownloadButton("Download", visible=False, scale=0, min_width=190, elem_id="download-zip")
@@ -161,7 +161,7 @@ class ArchivePart:
 
         def archive(*values: Any) -> Any:
             folder = find(*values)
-            path = self._page.services.transfers.make_archive(folder, folder.name)
+            path = self.page.services.transfers.make_archive(folder, folder.name)
             label = f"Download {path.name} ({size(path.stat().st_size)})"
             return gr.update(value=str(path), label=label, visible=True)
 
@@ -177,7 +177,7 @@ class TextPart:
     """Lays out a run's script or YAML, to read, copy and download."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         with gr.Column(visible=False, elem_id="export-text") as self.panel:
             self.download = gr.DownloadButton(
                 "Download", visible=False, variant="primary", scale=0, min_width=190, elem_id="download-text"
@@ -200,7 +200,7 @@ class TextPart:
         # Imports the readers of all data formats: it would double our part of the start-up time.
         from engine.export.script.write import gather_script_facts, write_short_script
 
-        services = self._page.services
+        services = self.page.services
         rows = services.inspector.row_form(config.dataset)
         return write_short_script(gather_script_facts(config, services.home, snapshot.run.folder), rows)
 

@@ -4,6 +4,7 @@ Stateless: every look reads the new part from disk, and any browser shows the sa
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_args
 
 import gradio as gr
@@ -17,6 +18,7 @@ from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
+from engine.executors.places import ThisMachine
 from engine.executors.slurm.place import has_place
 from engine.runs.admission import resume_run
 from engine.runs.control import in_wished_place, request_cancel, request_start_anyway, request_stop, wish_place
@@ -34,12 +36,11 @@ from ui.components import (
     shown_as_message,
     visible_if,
 )
-from ui.draft import PLACES
 from ui.form import number_of
-from ui.gradio_internals import Radio, Slider
+from ui.gradio_internals import Slider
 from ui.page import Page
 from ui.polls import poll, poll_answer
-from ui.tabs.cluster import WHERE, is_offered
+from ui.tabs.run_place import offers_cluster, work_place
 from ui.views import run_view
 from ui.views.html import error_box
 from ui.views.loss_chart import ChartView, loss_figure, small_figures
@@ -65,7 +66,7 @@ class FollowPart:
     """Lays out the run view: with a choice of the run, or with a prefix of ids below the table that is the choice."""
 
     def __init__(self, page: Page, choice: gr.Dropdown | None = None, prefix: str = "") -> None:
-        self._page = page
+        self.page = page
         self._figures: Cache[str] = Cache()
         self._answers: Cache[str] = Cache()
         self.choice = choice
@@ -89,10 +90,8 @@ class FollowPart:
                 label="New time limit, hours", info="Empty keeps the previous one.", max_length=8, max_lines=1,
                 elem_id=f"{prefix}next-limit", min_width=240,
             )  # fmt: skip
-        self.place = Radio(
-            [(PLACES[name], name) for name in get_args(WorkPlace)], value="local", label="Resume on", visible=False,
-            elem_id=f"{prefix}next-where",
-        )  # fmt: skip
+        self.place = work_place(page.services, label="Resume on", elem_id=f"{prefix}next-where")
+        self.place.visible = False
         self.confirm = Confirmation(
             "Cancel run", "Keep running", elem_id=f"{prefix}confirm-cancel", yes_id=f"{prefix}really-cancel",
             no_id=f"{prefix}keep-running",
@@ -153,7 +152,7 @@ class FollowPart:
 
     def wire(self) -> list[Dependency]:
         """Connect the events; return those that change the actions on the shown run."""
-        page = self._page
+        page = self.page
         looking = [self.run_shown, *self.look_inputs]
         refresh_event = self.live.submit(self.refresh, looking, self.outputs, trigger_mode="always_last", **QUICK)
         gr.on(
@@ -191,39 +190,39 @@ class FollowPart:
         self, event: Callable[..., Dependency], request: Callable[[Run], None], kind: AuditKind
     ) -> Dependency:
         def ask(run_id: str) -> None:
-            run = self._page.services.runs.get(run_id)
+            run = self.page.services.runs.get(run_id)
             request(run)
-            self._page.services.log(kind, run.id)
+            self.page.services.log(kind, run.id)
 
         return self._look_again_after(event(shown_as_message(ask), self.run_shown, None, trigger_mode="once", **QUICK))
 
     def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
         """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
-        run, hours = self._page.services.runs.get(run_id), number_of(limit)
+        run, hours = self.page.services.runs.get(run_id), number_of(limit)
         if _has_job(run) and (flavor or hours is not None):  # else they were typed for the run shown before
             JobRequest.of(run.folder, flavor.strip(), hours).save(run.folder)
         place = self._place_of(run, run.folder.read_config())
         if place is not None and where and where != place:
             wish_place(run, where)
-        resume_run(self._page.services.home, run)
-        self._page.services.log("run resumed", run.id)
+        resume_run(self.page.services.home, run)
+        self.page.services.log("run resumed", run.id)
 
     def _place_of(self, run: Run, config: RunConfig | None) -> str | None:
         """Return where a run would resume; None if there is no choice."""
-        services = self._page.services
-        if config is None or config.run.where not in get_args(WorkPlace) or not is_offered(services):
+        services = self.page.services
+        if config is None or config.run.where not in get_args(WorkPlace) or not offers_cluster(services):
             return None
         place = in_wished_place(config, run.folder).run.where
-        return place if place == WHERE or has_place(services.home) else None
+        return place if place != ThisMachine.name or has_place(services.home) else None
 
     def ask_cancel(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is cancelled."""
         words = "stops now. Saved checkpoints stay; progress after the last one is lost."
-        return self._page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing."
+        return self.page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing."
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """List the runs and draw the chosen one after an event that may have opened the view."""
-        chosen = self._page.chosen_run
+        chosen = self.page.chosen_run
         list_event = event.then(self._list, [chosen, view], self.choice, **QUICK)
 
         def look_if_in_front(run_id: str, view: str, *how: Any) -> Updates:
@@ -244,7 +243,7 @@ class FollowPart:
             return None
         last_stamp = last_stamp or query.last_stamp
         try:
-            snapshot = self._page.reader.observe(query.run)
+            snapshot = self.page.reader.observe(query.run)
         except EngineError:
             return poll_answer("gone", {}, submit=True) if last_stamp != "gone" else None
         new = _stamp_of(snapshot, query.log_open)
@@ -261,20 +260,20 @@ class FollowPart:
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Redraw a run and the list of runs after a poll found more than new curves."""
-        self._page.reader.look_again()  # the list may be older than what the poll found
+        self.page.reader.look_again()  # the list may be older than what the poll found
         choice_update = {self.choice: self._list(run_id, "Follow")} if run_id and self.choice is not None else {}
         return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **choice_update}
 
     def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Return everything about a run; an open question stays open only if `run_shown` is the same run."""
-        known_id = run_id if self._page.reader.exists(run_id) else ""
+        known_id = run_id if self.page.reader.exists(run_id) else ""
         return self._look(known_id, smoothing, log_axis, log_open, run_shown)
 
     def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         if not run_id:
             return self._without_run(run_view.NO_RUN)
         try:
-            snapshot = self._page.reader.observe(run_id)
+            snapshot = self.page.reader.observe(run_id)
         except EngineError as error:
             return self._without_run(error_box(error))
         updates = self._draw(snapshot, _view_of(smoothing, log_axis), log_open)
@@ -296,7 +295,7 @@ class FollowPart:
         """Redraw the loss curve after a change of its controls; polls use them too."""
         view = _view_of(smoothing, log_axis)
         try:
-            snapshot = self._page.reader.observe(run_id)
+            snapshot = self.page.reader.observe(run_id)
         except EngineError:
             return UNCHANGED
         return {self.loss: self._loss(snapshot, view), self.live: _question(snapshot, view, log_open)}
@@ -304,13 +303,14 @@ class FollowPart:
     def _list(self, run_id: str, view: str) -> Any:
         if view != "Follow":
             return UNCHANGED
-        choices = run_view.run_choices(self._page.reader.summaries()[:_LISTED])
+        choices = run_view.run_choices(self.page.reader.summaries()[:_LISTED])
         is_known = any(value == run_id for _, value in choices)
         return gr.update(choices=choices, value=run_id if is_known else None, visible=bool(choices))
 
     def _draw(self, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> Updates:
         state, resumable = snapshot.state.state, snapshot.state.resumable_step
         is_ending = snapshot.stop_requested or snapshot.cancel_requested
+        predicted_bytes = snapshot.provenance.predicted_memory.of_step
         resumes = state in ("stopped", "failed", "interrupted") and not snapshot.resume_requested
         updates = {
             self.live: _question(snapshot, view, log_open),
@@ -319,8 +319,10 @@ class FollowPart:
             self.heading: run_view.render_heading(snapshot),
             self.trouble: run_view.render_trouble(snapshot),
             self.loss: self._loss(snapshot, view),
-            self.preferences: self._preferences(snapshot),
-            self.small: self._small(snapshot),
+            self.preferences: self._figure(snapshot, "preferences", partial(_preferences, snapshot)),
+            self.small: self._figure(
+                snapshot, "small", lambda: small_figures(snapshot.history, predicted_bytes, snapshot.run.id)
+            ),
             self.made_of: run_view.render_made_of(snapshot) if self.choice is not None else "",
             self.memory: run_view.render_memory(snapshot),
             self.warnings: run_view.render_warnings(snapshot)
@@ -332,8 +334,7 @@ class FollowPart:
             ),
             self.cancel: visible_if(state in LIVE_STATES and not snapshot.cancel_requested),
             self.resume: gr.update(
-                visible=resumes,
-                value=f"Resume from step {resumable:,}" if resumable else "Restart",
+                visible=resumes, value=f"Resume from step {resumable:,}" if resumable else "Restart"
             ),
             self.next_job: visible_if(resumes and _has_job(snapshot.run)),
             self.place: visible_if(resumes and self._place_of(snapshot.run, snapshot.config) is not None),
@@ -345,21 +346,16 @@ class FollowPart:
         return updates
 
     def _loss(self, snapshot: RunSnapshot, view: ChartView) -> str:
-        history = snapshot.history
-        key = (snapshot.run.id, history.next_offset, view)
-        return self._figures.get(key, lambda: loss_figure(history, view, snapshot.run.id))
+        return self._figure(snapshot, view, lambda: loss_figure(snapshot.history, view, snapshot.run.id))
 
-    def _preferences(self, snapshot: RunSnapshot) -> str:
-        history, config = snapshot.history, snapshot.config
-        if config is None:
-            return ""
-        key = (snapshot.run.id, history.next_offset, "preferences")
-        return self._figures.get(key, lambda: preference_figure(history, config.training, snapshot.run.id))
+    def _figure(self, snapshot: RunSnapshot, kind: object, draw: Callable[[], str]) -> str:
+        """Draw a figure once for all pages."""
+        return self._figures.get((snapshot.run.id, snapshot.history.next_offset, kind), draw)
 
-    def _small(self, snapshot: RunSnapshot) -> str:
-        history, predicted_bytes = snapshot.history, snapshot.provenance.predicted_memory.of_step
-        key = (snapshot.run.id, history.next_offset, "small")
-        return self._figures.get(key, lambda: small_figures(history, predicted_bytes, snapshot.run.id))
+
+def _preferences(snapshot: RunSnapshot) -> str:
+    config = snapshot.config
+    return preference_figure(snapshot.history, config.training, snapshot.run.id) if config is not None else ""
 
 
 def _has_job(run: Run) -> bool:

@@ -5,7 +5,6 @@ from html import escape
 from typing import Any, get_args
 
 import gradio as gr
-from pydantic.fields import FieldInfo
 
 from engine.accounts.audit import AuditKind
 from engine.accounts.lab import LabSettings
@@ -31,8 +30,7 @@ from ui.form import component_of_field, number_of, text_of
 from ui.front.account import ACCOUNT
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
-from ui.tabs.lab_runs import LabRunsPart
-from ui.tabs.lab_usage import LabModelsPart, LabUsagePart
+from ui.tabs.lab_runs import LabModelsPart, LabRunsPart, LabUsagePart
 from ui.views import lab as views
 from ui.views.html import small
 
@@ -46,7 +44,7 @@ class LabTab:
     """Lays out the Lab tab of an admin; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page, admin: LabAdmin) -> None:
-        self._page = page
+        self.page = page
         self._admin = admin
         self._tab = enclosing_tab()
         self._lay_out_people()
@@ -115,7 +113,7 @@ class LabTab:
             for first in range(0, len(fields), 2):
                 with gr.Row():
                     for name, field in fields[first : first + 2]:
-                        self.limits[name] = _limit_box(name, field)
+                        self.limits[name] = component_of_field(field, min_width=240, elem_id=f"lab-{name}")
             self.save_limits = gr.Button("Save limits", scale=0, min_width=150, elem_id="lab-save-limits")
         with gr.Accordion("Announcement and maintenance", open=False, elem_id="lab-news"):
             self.announcement = component_of_field(LabSettings.model_fields["announcement"], elem_id="lab-announcement")
@@ -127,7 +125,7 @@ class LabTab:
 
     def wire(self) -> None:
         """Connect the events."""
-        self._page.rest_elsewhere(self._tab, self.timer)
+        self.page.pause_timers(self._tab, self.timer)
         settings = [*self.limits.values(), self.announcement, self.maintenance, self.maintenance_text]
         filters = [self.words, self.kind]
         list_outputs = [self.people, *self._runs.outputs, self.shared]
@@ -158,13 +156,12 @@ class LabTab:
             self._log_after(event(shown_as_message(self._confirm), action_inputs, action_outputs, **SLOW))
 
         maintenance = [self.maintenance, self.maintenance_text]
-        actions: tuple[tuple[Any, Callable[..., Any], Any, Any], ...] = (
-            (self.save_limits.click, self._save_limits, list(self.limits.values()), None),
-            (self.announce.click, self._announce, self.announcement, None),
-            (self.save_maintenance.click, self._set_maintenance, maintenance, None),
-        )
-        for happens, handler, inputs, outputs in actions:
-            self._log_after(happens(shown_as_message(handler), inputs, outputs, **QUICK))
+        for button, handler, inputs in (
+            (self.save_limits, self._save_limits, list(self.limits.values())),
+            (self.announce, self._announce, [self.announcement]),
+            (self.save_maintenance, self._set_maintenance, maintenance),
+        ):
+            self._log_after(button.click(shown_as_message(handler), inputs, None, **QUICK))
         gr.on(
             [changed_by_hand(part) for part in filters],
             shown_in_place(self._show_log),
@@ -181,7 +178,7 @@ class LabTab:
         settings = self._admin.settings()
         limits = settings.limits
         return {
-            self.people: self._list_people(name),
+            self.people: views.render_people(*self._admin.people(), name),
             **self._runs.show(),
             self.shared: views.render_shared(self._admin.shared()),
             self.result: "",
@@ -190,9 +187,6 @@ class LabTab:
             self.maintenance: settings.maintenance.is_on,
             self.maintenance_text: settings.maintenance.text,
         }
-
-    def _list_people(self, chosen: str) -> str:
-        return views.render_people(*self._admin.people(), chosen)
 
     def _ask_removal(self, name: str) -> tuple[str, str]:
         return f"Remove {name} permanently?", escape(views.removal_words(name, self._admin.runs_of(name)))
@@ -268,15 +262,6 @@ class LabTab:
     def _set_maintenance(self, is_on: Any, text: Any, request: gr.Request) -> None:
         self._admin.set_maintenance(Caller.of(request), is_on is True, str(text or ""))
         gr.Info("No run starts until this is switched off." if is_on is True else "Runs start again.", duration=4)
-
-
-def _limit_box(name: str, field: FieldInfo) -> Any:
-    """Return the component of a limit; numbers are text boxes, which can be empty for no limit."""
-    if isinstance(field.default, bool):
-        return component_of_field(field, min_width=240, elem_id=f"lab-{name}")
-    return gr.Textbox(
-        label=field.title, info=field.description, lines=1, max_lines=1, min_width=240, elem_id=f"lab-{name}"
-    )
 
 
 def _other_way(service: str, has_passwords: bool) -> str:

@@ -1,15 +1,31 @@
-"""Part of the Lab tab: all devices and runs, with an admin's actions."""
+"""Parts of the Lab tab: devices and queue with an admin's actions, usage by week, and the model cache."""
 
 from collections.abc import Callable
-from typing import Any
+from html import escape
+from typing import Any, get_args
 
 import gradio as gr
 
 from engine.errors import RunError
 from ui.backend.lab import Caller, LabAdmin
-from ui.components import HIDDEN, QUICK, Updates, pick_list, picked_value, shown_as_message, visible_if
+from ui.components import (
+    HIDDEN,
+    QUICK,
+    SLOW,
+    Confirmation,
+    Updates,
+    chart,
+    pick_list,
+    picked_value,
+    save_csv_script,
+    shown_as_message,
+    shown_in_place,
+    visible_if,
+)
+from ui.gradio_internals import Radio
 from ui.page import Page
-from ui.views.html import notice
+from ui.views import lab as views
+from ui.views.html import notice, size
 from ui.views.lab_queue import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
 
 
@@ -17,7 +33,7 @@ class LabRunsPart:
     """Lays out the devices and the queue; `wire` connects them."""
 
     def __init__(self, page: Page, admin: LabAdmin) -> None:
-        self._page = page
+        self.page = page
         self._admin = admin
         gr.HTML("<h2>Devices and queue</h2>")
         self.devices = gr.HTML(elem_id="lab-devices")
@@ -36,7 +52,7 @@ class LabRunsPart:
 
     def wire(self, log_after: Callable[[Any], None]) -> None:
         """Connect the events; `log_after` redraws the audit log after a logged action."""
-        page = self._page
+        page = self.page
         panel = [self.panel, self.question, self.run_key, self.why]
         action_outputs = [*self.outputs, *panel, page.other_run, page.tabs]
         log_after(self.active.click(shown_as_message(self._act), None, action_outputs, **QUICK))
@@ -57,7 +73,7 @@ class LabRunsPart:
         """Run the action of a row's button; the run's name is untrusted and looked up."""
         name, caller = picked_value(event), Caller.of(request)
         if name.startswith(LOOK_PREFIX):
-            return {self._page.other_run: name.removeprefix(LOOK_PREFIX), self._page.tabs: gr.Tabs(selected="runs")}
+            return {self.page.other_run: name.removeprefix(LOOK_PREFIX), self.page.tabs: gr.Tabs(selected="runs")}
         if name.startswith(URGENT_PREFIX):
             return self._ask(name.removeprefix(URGENT_PREFIX))
         if name == TURN:
@@ -78,3 +94,74 @@ class LabRunsPart:
         self._admin.make_urgent(Caller.of(request), str(name), str(why or ""))
         gr.Info("The run starts next.", duration=4)
         return {**self.show(), self.panel: HIDDEN, self.run_key: ""}
+
+
+class LabUsagePart:
+    """Lays out charts and a table of usage; `wire` connects them."""
+
+    def __init__(self, admin: LabAdmin) -> None:
+        self._admin = admin
+        gr.HTML("<h2>Usage</h2>")
+        self.kind = Radio(
+            list(get_args(views.UsageKind)), value="Hours", show_label=False, container=False, elem_id="lab-usage-kind"
+        )
+        self.chart = chart("Nothing to show yet; usage is recorded from the first run on.", elem_id="lab-usage-chart")
+        self.usage = gr.HTML(elem_id="lab-usage")
+        self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="lab-csv")
+        self._csv_text = gr.Textbox(visible=False)
+
+    def wire(self, open_event: Any) -> None:
+        """Connect the events; the usage is shown after `open_event`."""
+        outputs = [self.usage, self.chart]
+        open_event.then(shown_as_message(self._show), self.kind, outputs, **SLOW)
+        self.kind.input(shown_as_message(self._show), self.kind, outputs, **SLOW)
+        csv_event = self.csv.click(
+            shown_as_message(lambda: views.usage_csv(self._admin.usage())), None, self._csv_text, **SLOW
+        )
+        csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-usage.csv"), **QUICK)
+
+    def _show(self, kind: Any) -> Updates:
+        usage = self._admin.usage()
+        chosen: views.UsageKind = next((one for one in get_args(views.UsageKind) if one == kind), "Hours")
+        return {self.usage: views.render_usage(usage), self.chart: views.usage_figure(usage, chosen)}
+
+
+class LabModelsPart:
+    """Lays out the model cache; `wire` connects it. Nothing is removed automatically."""
+
+    def __init__(self, admin: LabAdmin) -> None:
+        self._admin = admin
+        self.models = pick_list(elem_id="lab-models")
+        self.chosen = gr.State([])  # ids to remove once that is confirmed
+        self.confirm = Confirmation(
+            "Remove", "Keep", elem_id="lab-models-confirm", yes_id="lab-models-yes", no_id="lab-models-no"
+        )
+
+    def wire(self, open_event: Any, log_after: Callable[[Any], None]) -> None:
+        """Connect the events; the cache is listed after `open_event`."""
+        open_event.then(shown_in_place(self._list), None, self.models, **SLOW)
+        confirm = self.confirm
+        ask_outputs = [self.chosen, confirm.panel, confirm.question, confirm.really]
+        self.models.click(shown_as_message(self._ask), None, ask_outputs, **SLOW)
+        remove_event = confirm.really.click(
+            shown_as_message(self._remove), self.chosen, [confirm.panel, self.chosen], **SLOW
+        )
+        list_event = remove_event.then(shown_in_place(self._list), None, self.models, **SLOW)
+        log_after(list_event)
+        confirm.close_by(confirm.keep.click)
+
+    def _list(self) -> str:
+        return views.render_cache(self._admin.models())
+
+    def _ask(self, event: gr.EventData) -> Updates:
+        cache, name = self._admin.models(), picked_value(event)
+        model_ids = cache.offered if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
+        ids = [one.id for one in cache.models if one.id in model_ids and not one.use.needed_by]
+        if not ids:
+            return {self.confirm.panel: HIDDEN, self.chosen: []}
+        return {self.chosen: ids, **self.confirm.open(escape(views.models_question(ids, cache)), "Remove")}
+
+    def _remove(self, ids: Any, request: gr.Request) -> Updates:
+        freed_bytes = self._admin.remove_models(Caller.of(request), [str(one) for one in ids or ()])
+        gr.Info(f"{size(freed_bytes)} freed.", duration=4)
+        return {self.confirm.panel: HIDDEN, self.chosen: []}

@@ -16,7 +16,7 @@ from engine.memory.compare import DeviceShare, MethodNeed, as_overrides, compare
 from engine.memory.estimate import Estimator, Verdict
 from ui.components import QUICK, SLOW, nothing, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import Draft
-from ui.form import ALL_LINEAR, EVERY_LAYER, field_of
+from ui.form import ALL_LINEAR, EVERY_LAYER, field_of, group_settings
 from ui.gradio_internals import CheckboxGroup, Radio
 from ui.page import Page
 from ui.views.html import Column, Row, gib, pick_button, pickable, table, under
@@ -53,23 +53,20 @@ for _traits in METHODS.values():
 
 def _field_groups(*, advanced: bool) -> dict[tuple[str, ...], list[str]]:
     """Return the settings of methods, grouped by the methods that use them."""
-    readers: dict[str, list[str]] = {}
     is_advanced = {name for method in METHODS.values() for name in method.advanced}
-    for method in METHODS.values():
-        for name in method.fields:
-            if (name in is_advanced) == advanced:
-                readers.setdefault(name, []).append(method.name)
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name, methods in readers.items():
-        groups.setdefault(tuple(methods), []).append(name)
-    return groups
+    return group_settings(
+        {
+            method.name: [name for name in method.fields if (name in is_advanced) == advanced]
+            for method in METHODS.values()
+        }
+    )
 
 
 class MethodTab:
     """Lays out the Method tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         form = page.form
         self.lead = gr.HTML(f'<h2>Method</h2><p class="lead">{DEFAULT_METHOD.help}</p>')
         self.choice = Radio(list(_CHOICES), value=DEFAULT_METHOD.label, show_label=False, elem_id="method-choice")
@@ -97,7 +94,7 @@ class MethodTab:
         page.on_draft(self.trainable, render_trainable)
         page.on_draft(self.lead, render_lead)
         page.on_draft(self.choice, method_choice)
-        page.on_draft(self.begins, lambda draft: render_begins_with(page.begins_with(draft)))
+        page.on_draft(self.begins, lambda draft: render_begins_with(page.start_label(draft)))
         page.on_fill(self.link_alpha, is_linked)
         page.on_draft_later(self.table, render_method_table)
 
@@ -111,18 +108,18 @@ class MethodTab:
                         EVERY_LAYER, value=[ALL_LINEAR], label="Target modules (target_modules)",
                         info="The model's linear layers, without the output head.", elem_id="targets",
                     )  # fmt: skip
-                    self._page.form.register("adapter.target_modules", targets)
+                    self.page.form.register("adapter.target_modules", targets)
                 elif name == "lora_alpha":
                     with gr.Column(min_width=160):
-                        self._page.form.setting(f"adapter.{name}", **_PRESENTATION[name])
+                        self.page.form.setting(f"adapter.{name}", **_PRESENTATION[name])
                         self.link_alpha.render()
                 else:
-                    self._page.form.setting(f"adapter.{name}", min_width=160, **_PRESENTATION.get(name, {}))
-        self._page.on_draft(row, lambda draft: visible_if(_method(draft) in methods))
+                    self.page.form.setting(f"adapter.{name}", min_width=160, **_PRESENTATION.get(name, {}))
+        self.page.on_draft(row, lambda draft: visible_if(_method(draft) in methods))
 
     def wire(self) -> None:
         """Connect the events."""
-        page, form = self._page, self._page.form
+        page, form = self.page, self.page.form
         method, quantization = form["adapter.method"], form["model.quantization"]
         rank, alpha, start = form["adapter.r"], form["adapter.lora_alpha"], form["adapter.warm_start"]
         shared = [form[f"adapter.{name}"] for name in _SHARED_DEFAULTS]
@@ -145,10 +142,10 @@ class MethodTab:
             **QUICK,
         )
         use_event = self.table.click(shown_as_message(self._use_row), form.components, self._change, **SLOW)
-        page.change_undoably_after(use_event, self._change)
+        page.change_after(use_event, self._change, undo=True)
 
     def _use_row(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
-        return change_of_row(self._page.draft(values), picked_value(event))
+        return change_of_row(self.page.draft(values), picked_value(event))
 
 
 def change_of_row(draft: Draft, row: str) -> dict[str, dict[str, Any]]:

@@ -28,9 +28,8 @@ from ui.components import (
     visible_if,
 )
 from ui.gradio_internals import changed_by_hand
-from ui.job_panel import WorkStatus
 from ui.page import Page
-from ui.polls import poll, poll_answer
+from ui.polls import WorkStatus, poll, poll_answer
 from ui.tabs.own_models import OwnPart
 from ui.views.html import error_box, small, work_status
 from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
@@ -49,7 +48,7 @@ class ModelTab:
     """Lays out the Model tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page, fits: FitTable) -> None:
-        self._page = page
+        self.page = page
         self._fits = fits
         form = page.form
         gr.HTML('<h2>Model</h2><p class="lead">Start small: a small model shows sooner whether your data works.</p>')
@@ -66,7 +65,7 @@ class ModelTab:
         self.hub = pick_list(elem_id="hub-results")
         laid_out = render_catalog(search_catalog(""), "", Fits("this machine"))
         self.catalog = pick_list(laid_out, elem_id="catalog", elem_classes="scroll tall")
-        self._fits_poll = poll(self._fits_news, 1.5, question=THIS_MACHINE, elem_id="fits-live")
+        self._fits_poll = poll(self.fits_news, 1.5, question=THIS_MACHINE, elem_id="fits-live")
         form.register("model.id", gr.Textbox("", visible=False))
         form.show_problems_of("model.id", self.own)
         self.details = gr.HTML(NOT_CHOSEN, elem_id="model-details")
@@ -77,25 +76,22 @@ class ModelTab:
             form.setting("model.revision", elem_id="model-revision")
         self._restored_model = gr.Textbox("", visible=False)  # the model of the browser's draft
         page.on_fill(self.own, _typed_in)
-        self._change = gr.State({})
+        self.model_change = gr.State({})
         self._name_to_find = gr.State("")
-        self._described_name = gr.State("")  # the model and revision whose details are shown, or are looked up
-        self._sought = gr.State(None)  # the model that is to be looked up
+        self.described_name = gr.State("")  # the model and revision whose details are shown, or are looked up
+        self.sought = gr.State(None)  # the model that is to be looked up
         self._lookup = gr.State(("", ""))  # name and details of the model
 
     def wire(self) -> None:
         """Connect the events."""
-        page, model_id, revision = self._page, self._page.form["model.id"], self._page.form["model.revision"]
+        page, model_id, revision = self.page, self.page.form["model.id"], self.page.form["model.revision"]
         filter_inputs = [self.search, model_id, page.judge_for, page.data_lengths]
+        redraw_events: list[Any] = [changed_by_hand(self.search), self.search.submit, self._fits_poll.submit]
+        redraw_events += [page.judge_for.change, page.data_lengths.change]
         gr.on(
-            [changed_by_hand(self.search), self.search.submit], self._filter, filter_inputs, self.catalog,
+            redraw_events, self.redraw_catalog, filter_inputs, [self.catalog, self._fits_poll],
             trigger_mode="always_last", **QUICK,
         )  # fmt: skip
-        judge_events: list[Any] = [page.judge_for.change, page.data_lengths.change]
-        for triggers, handler in (([self._fits_poll.submit], self._fill_fits), (judge_events, self._judge)):
-            gr.on(
-                triggers, handler, filter_inputs, [self.catalog, self._fits_poll], trigger_mode="always_last", **QUICK
-            )
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
@@ -111,66 +107,67 @@ class ModelTab:
                 arrival_event.then(lambda name: name, self.own_models.arrival, self._name_to_find, **QUICK)
             )
         revise_event = gr.on(
-            [revision.submit, revision.blur], self._revise, [model_id, revision, self._described_name],
-            [self.details, self._described_name], **SLOW,
+            [revision.submit, revision.blur], self.revise, [model_id, revision, self.described_name],
+            [self.details, self.described_name], **SLOW,
         )  # fmt: skip
         self._fetch_after(page.refresh_after(revise_event))
         self._fetch_after(self.tokenizer.again.click(nothing, None, None, **QUICK))
-        tokenizer_event = self.tokenizer.changed(self._describe_form, page.form.components, self.details, **SLOW)
+        tokenizer_event = self.tokenizer.changed(self.describe_form, page.form.components, self.details, **SLOW)
         self._fetch_after(page.refresh_after(tokenizer_event), again=False)
         # A preset, a run or the browser's draft may put a model into the form. The change fires before the rest of the form,
         # such as the revision, is filled.
         model_event = model_id.change(nothing, None, None, **QUICK)
         begin_event = model_event.then(
-            self._begin, [model_id, revision, self._described_name, self.search, page.judge_for, page.data_lengths],
-            [self.catalog, self.details, self._described_name, self._sought], **QUICK,
+            self.begin_lookup, [model_id, revision, self.described_name, self.search, page.judge_for, page.data_lengths],
+            [self.catalog, self.details, self.described_name, self.sought], **QUICK,
         )  # fmt: skip
-        find_event = begin_event.then(self._find, self._sought, self._lookup, **SLOW)
-        show_event = find_event.then(self._show, [self._lookup, model_id, revision], self.details, **QUICK)
-        self._fetch_after(page.settle_targets_after(show_event), again=False)
+        find_event = begin_event.then(self.find, self.sought, self._lookup, **SLOW)
+        show_event = find_event.then(self.show, [self._lookup, model_id, revision], self.details, **QUICK)
+        self._fetch_after(page.offer_targets_after(show_event), again=False)
 
     def open_restored(self, event: Any) -> None:
         """Download the tokenizer of the restored draft's model, if it has one.
 
         The catalogue is filled by its poll.
         """
-        event.then(None, self._page.form["model.id"], self._restored_model, js="(chosen) => chosen", **QUICK)
+        event.then(None, self.page.form["model.id"], self._restored_model, js="(chosen) => chosen", **QUICK)
         self._fetch_after(self._restored_model.change(nothing, None, None, **QUICK))
 
     def _fetch_after(self, event: Any, *, again: bool = True) -> None:
         """Download the model's tokenizer after an event if it is missing, also `again` after a failure."""
 
         def fetch(*values: Any) -> Updates:
-            return self.tokenizer.updates(model_of(self._page.form.mapping(values)), again=again)
+            return self.tokenizer.updates(model_of(self.page.form.mapping(values)), again=again)
 
-        event.then(fetch, self._page.form.components, self.tokenizer.outputs, **SLOW)
+        event.then(fetch, self.page.form.components, self.tokenizer.outputs, **SLOW)
 
     def _look_up_after(self, event: Any) -> Dependency:
-        page = self._page
+        page = self.page
         own = [self.own_models.panel, self.own_models.model] if self.own_models is not None else []
-        announced = event.then(self._announce, self._name_to_find, self.details, **QUICK)
+        announced = event.then(self.announce, self._name_to_find, self.details, **QUICK)
         looked_up = announced.then(
-            self._choose, [self._name_to_find, page.form["model.id"]],
-            [self.details, self._change, self._described_name, *own], api_visibility="private",
+            self.choose, [self._name_to_find, page.form["model.id"]],
+            [self.details, self.model_change, self.described_name, *own], api_visibility="private",
         )  # fmt: skip
-        self._fetch_after(page.change_after(looked_up, self._change))
+        self._fetch_after(page.change_after(looked_up, self.model_change))
         return looked_up
 
-    def _begin(
+    def begin_lookup(
         self, model_id: str | None, revision: str | None, described_name: str, search: str, *judge_values: str | None
     ) -> Updates:
         """Mark the model in the catalogue, and show its look-up unless its details are shown."""
-        model, catalog = _model(model_id, revision), self._filter(search, model_id, *judge_values)
+        model = _model(model_id, revision)
+        catalog = self.redraw_catalog(search, model_id, *judge_values)[self.catalog]
         name = _name(model)
         if model is None or name == described_name:
-            return {self.catalog: catalog, self._sought: None}
+            return {self.catalog: catalog, self.sought: None}
         looking_up = render_looking_up(model.id)
-        return {self.catalog: catalog, self.details: looking_up, self._described_name: name, self._sought: model}
+        return {self.catalog: catalog, self.details: looking_up, self.described_name: name, self.sought: model}
 
-    def _find(self, model: ModelConfig | None) -> tuple[str, str]:
+    def find(self, model: ModelConfig | None) -> tuple[str, str]:
         return ("", "") if model is None else (_name(model), self.describe(model))
 
-    def _show(self, lookup: tuple[str, str], model_id: str | None, revision: str | None) -> Any:
+    def show(self, lookup: tuple[str, str], model_id: str | None, revision: str | None) -> Any:
         """Return the details, unless another model was chosen meanwhile."""
         name, details = lookup
         return details if name and name == _name(_model(model_id, revision)) else UNCHANGED
@@ -183,7 +180,7 @@ class ModelTab:
         if model is None:
             return NOT_CHOSEN, None
         try:
-            services = self._page.services
+            services = self.page.services
             services.shapes.learn(model)
             tokenizer = services.tokenizers.ask(model)
             tokenizer.ended.wait(_BLINK_SECONDS)
@@ -195,66 +192,63 @@ class ModelTab:
             problem = as_engine_error(error)
             return error_box(problem), problem
 
-    def _describe_form(self, *values: Any) -> Any:
+    def describe_form(self, *values: Any) -> Any:
         """Return the details of the form's model; no update without one: the request may be outdated."""
-        model = model_of(self._page.form.mapping(values))
+        model = model_of(self.page.form.mapping(values))
         return UNCHANGED if model is None else self.describe(model)
 
-    def _revise(self, model_id: str | None, revision: str | None, described_name: str) -> Updates:
+    def revise(self, model_id: str | None, revision: str | None, described_name: str) -> Updates:
         """Look the model up at another revision; leaving the box unchanged does nothing."""
         model = _model(model_id, revision)
         name = _name(model)
         if model is None or name == described_name:
             return UNCHANGED
-        return {self.details: self.describe(model), self._described_name: name}
+        return {self.details: self.describe(model), self.described_name: name}
 
-    def _fits_for(self, device: str | None, lengths: str | None) -> Fits:
+    def fits_for(self, device: str | None, lengths: str | None) -> Fits:
         """Return the verdicts for a device and known rows, both by untrusted names."""
-        rows = self._page.services.checks.lengths_of(lengths or "")
+        rows = self.page.services.checks.lengths_of(lengths or "")
         return self._fits.on(find_known_device(device or ""), rows)
 
-    def _filter(self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "") -> str:
-        return render_catalog(search_catalog(query or ""), chosen or "", self._fits_for(device, lengths))
+    def redraw_catalog(
+        self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = ""
+    ) -> Updates:
+        """Return the catalogue with the verdicts so far; the poll ends once they are complete."""
+        fits = self.fits_for(device, lengths)
+        question = "" if fits.progress[1] else _AND.join(filter(None, (device or THIS_MACHINE, lengths)))
+        return {
+            self.catalog: render_catalog(search_catalog(query or ""), chosen or "", fits),
+            self._fits_poll: question,
+        }
 
-    def _fits_news(self, question: str, last_stamp: str) -> str | None:
+    def fits_news(self, question: str, last_stamp: str) -> str | None:
         device, _, lengths = question.partition(_AND)
-        done_count, is_done = self._fits_for(device, lengths).progress
+        done_count, is_done = self.fits_for(device, lengths).progress
         now = stamp(done_count // _JUDGED_TOGETHER, is_done)
         return None if now in (last_stamp, _NONE_JUDGED) else poll_answer(now, {}, submit=True)
 
-    def _fill_fits(self, query: str, chosen: str | None, device: str | None = "", lengths: str | None = "") -> Updates:
-        """Return the catalogue with the verdicts so far; the poll ends once they are complete."""
-        _, is_done = self._fits_for(device, lengths).progress
-        catalog = self._filter(query, chosen, device, lengths)
-        return {self.catalog: catalog, self._fits_poll: "" if is_done else UNCHANGED}
-
-    def _judge(self, query: str, chosen: str | None, device: str | None, lengths: str | None = "") -> Updates:
-        """Return the catalogue for another device or other rows, and start the poll for its verdicts."""
-        question = f"{device or THIS_MACHINE}{_AND}{lengths}" if lengths else device or THIS_MACHINE
-        return {self.catalog: self._filter(query, chosen, device, lengths), self._fits_poll: question}
-
-    def _announce(self, model_id: str) -> Any:
+    def announce(self, model_id: str) -> Any:
         """Return that a model is looked up, which may take long; the details of the last one would look like its own."""
-        is_known = not model_id or self._page.services.shapes.get(model_id, None) is not None
+        is_known = not model_id or self.page.services.shapes.get(model_id, None) is not None
         return UNCHANGED if is_known else render_looking_up(shown_name(model_id))
 
-    def _choose(self, model_id: str, current: str | None) -> Updates:
+    def choose(self, model_id: str, current: str | None) -> Updates:
         if not model_id:
-            return {self._change: {}}
+            return {self.model_change: {}}
         model, details, error = _model(model_id, None), "", None
         if len(model_id) > _LONGEST_NAME:
             details = error_box(ModelError(_TOO_LONG, "Type a Hub id or a path."))
         else:
             details, error = self._described_or_why_not(model)
-        if self._page.services.shapes.get(model_id, None) is None:
+        if self.page.services.shapes.get(model_id, None) is None:
             # It could not be read: the previous model must not look like the requested one.
             change: dict[str, Any] = {"model": {"id": "", "revision": None}}
             own = self.own_models.offer(model_id, error) if self.own_models is not None else {}
-            return {self.details: details, self._change: change, self._described_name: "", **own}
+            return {self.details: details, self.model_change: change, self.described_name: "", **own}
         # Targets of one model rarely exist in another, and an adapter never fits one.
         adapter = {"target_modules": "all-linear"} | ({} if model_id == current else {"warm_start": None})
         change = {"model": {"id": model_id, "revision": None}, "adapter": adapter}
-        return {self.details: details, self._change: change, self._described_name: _name(model)}
+        return {self.details: details, self.model_change: change, self.described_name: _name(model)}
 
 
 def _model(model_id: str | None, revision: str | None) -> ModelConfig | None:
@@ -283,7 +277,7 @@ class TokenizerStatus(WorkStatus):
     """Lays out the line with the progress of a tokenizer, in the same words on each tab."""
 
     def __init__(self, page: Page, tab: str) -> None:
-        self._page = page
+        self.page = page
         super().__init__(
             lambda key: page.services.tokenizers.works.find(key), _render_download, elem_id=f"{tab}-tokenizer",
             live_id=f"{tab}-tokenizer-live",
@@ -295,7 +289,7 @@ class TokenizerStatus(WorkStatus):
         """Download a tokenizer if it is missing, or `again` after a failure; return its status soon."""
         if model is None:
             return {**self.follow(), self.again: HIDDEN}
-        work = self._page.services.tokenizers.ask(model, again=again)
+        work = self.page.services.tokenizers.ask(model, again=again)
         work.ended.wait(_BLINK_SECONDS)
         return {**self.follow(key_of(model)), self.again: visible_if(work.error is not None)}
 

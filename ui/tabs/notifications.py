@@ -46,12 +46,12 @@ class NotificationsPart:
                     "Remove webhook", visible=False, scale=0, min_width=140, elem_id="webhook-remove"
                 )
         outputs = [self.state, self.test, self.remove]
-        fold.expand(self._render, None, outputs, **QUICK)
-        save.click(self._save, [self.url, self.kind], [*outputs, self.url], **QUICK)
-        self.test.click(self._send_test, None, outputs, trigger_mode="once", **SLOW)
-        self.remove.click(self._remove, None, outputs, **QUICK)
+        fold.expand(self.render, None, outputs, **QUICK)
+        save.click(self.save, [self.url, self.kind], [*outputs, self.url], **QUICK)
+        self.test.click(self.send_test, None, outputs, trigger_mode="once", **SLOW)
+        self.remove.click(self.forget, None, outputs, **QUICK)
 
-    def _render(self, problem: str = "") -> Updates:
+    def render(self, problem: str = "") -> Updates:
         webhook = self._store.read()
         words = "" if webhook is None else notice(f"{_KIND_NAMES[webhook.kind]} at {webhook.host}.")
         return {
@@ -60,23 +60,23 @@ class NotificationsPart:
             self.remove: visible_if(webhook is not None),
         }
 
-    def _save(self, url: str, kind: str) -> Updates:
+    def save(self, url: str, kind: str) -> Updates:
         try:
             self._store.save(parse_webhook(str(url or ""), str(kind)))
         except EngineError as error:
-            return {**self._render(error_box(error)), self.url: gr.skip()}
-        return {**self._render(), self.url: ""}
+            return {**self.render(error_box(error)), self.url: gr.skip()}
+        return {**self.render(), self.url: ""}
 
-    def _send_test(self) -> Updates:
+    def send_test(self) -> Updates:
         try:
             deliver(self._store.home, self._store.owner, "This is a test from Loratory.", {"event": "test"})
         except EngineError as error:
-            return self._render(error_box(error))
-        return self._render()
+            return self.render(error_box(error))
+        return self.render()
 
-    def _remove(self) -> Updates:
+    def forget(self) -> Updates:
         self._store.forget()
-        return self._render()
+        return self.render()
 
 
 def render_outcome(outcome: WebhookOutcome | None) -> str:

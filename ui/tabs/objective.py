@@ -1,13 +1,10 @@
 """Objective: what a run optimizes, the settings of preference tuning, and the adapter that it starts from."""
 
-import functools
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from gradio.events import Dependency
 
 from engine.config.load import Preset, find_preset, list_presets
 from engine.config.objectives import OBJECTIVES, ROW_KINDS, SUPERVISED, Objective, objectives_for
@@ -15,15 +12,14 @@ from engine.config.run import DatasetConfig
 from engine.config.suited import open_settings
 from engine.config.training import ObjectiveSettings
 from engine.data.source import SAMPLE_PREFIX
-from engine.runs.run import Run
 from ui.backend.run_reader import has_adapter
-from ui.components import QUICK, SLOW, Updates, pick_list, picked_value, shown_as_message, visible_if
+from ui.components import QUICK, SLOW, shown_as_message, visible_if
 from ui.draft import Draft
-from ui.form import field_of, label_of
+from ui.form import field_of, group_settings, label_of
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio
 from ui.page import Page
-from ui.views.html import pick_button
 
+_SETTINGS = [name for name in ObjectiveSettings.model_fields if name != "loss_type"]  # which has a place of its own
 _BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
 _ROW_SETTINGS = ("source", "subset", "split", "revision", "format", "column_map", "mix")
@@ -33,21 +29,11 @@ _PRESENTATION: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def _field_groups() -> dict[tuple[str, ...], list[str]]:
-    """Return the settings of preference tuning, grouped by the objectives that use them."""
-    groups: dict[tuple[str, ...], list[str]] = {}
-    for name in ObjectiveSettings.model_fields:
-        readers = tuple(one.name for one in OBJECTIVES.values() if name in one.settings)
-        if readers:
-            groups.setdefault(readers, []).append(name)
-    return groups
-
-
 class ObjectivePart:
     """Lays out the objective; its settings are visible for the objectives that use them."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         form = page.form
         form.register("training.objective", Radio(list(OBJECTIVES), value=next(iter(OBJECTIVES)), visible=False))
         with gr.Column(elem_id="objective-part"):
@@ -63,7 +49,6 @@ class ObjectivePart:
                 )  # fmt: skip
             form.show_problems_of("training.objective", self.choice)
             form.show_problems_of("adapter.warm_start", self.start)
-            self.hint = pick_list(elem_id="objective-hint", visible=False)
             with gr.Accordion(
                 "Preference settings", open=False, visible=False, elem_id="preference-settings"
             ) as settings:
@@ -72,108 +57,73 @@ class ObjectivePart:
                     elem_id="loss-type", visible=False,
                 )  # fmt: skip
                 form.register("training.loss_type", self.losses)
-                for readers, names in _field_groups().items():
-                    self._lay_out(readers, [name for name in names if name != "loss_type"])
+                settings_of: dict[str, list[str]] = {
+                    objective.name: [name for name in _SETTINGS if name in objective.settings]
+                    for objective in OBJECTIVES.values()
+                }
+                for readers, names in group_settings(settings_of).items():
+                    self._lay_out(readers, names)
         self._change = gr.State({})
-        self._preset = gr.State({})
         page.on_draft(self.choice, _render_choice)
         page.on_draft(self.losses, _render_losses)
-        page.on_draft(self.hint, self._render_hint)
         page.on_draft(settings, lambda draft: visible_if(draft.objective.learns_preferences))
-        page.on_draft(self.start, self._render_start)
+        page.on_draft(self.start, self.render_start)
 
     def _lay_out(self, readers: Sequence[str], names: Sequence[str]) -> None:
-        if not names:
-            return
         with gr.Row(visible=False) as row:
             for name in names:
-                self._page.form.setting(f"training.{name}", min_width=200, **_PRESENTATION.get(name, {}))
-        self._page.on_draft(row, lambda draft: visible_if(draft.objective.name in readers))
+                self.page.form.setting(f"training.{name}", min_width=200, **_PRESENTATION.get(name, {}))
+        self.page.on_draft(row, lambda draft: visible_if(draft.objective.name in readers))
 
-    def wire(self) -> Dependency:
-        """Connect the events; return the one after which a preset may have filled the form."""
-        page, form = self._page, self._page.form
+    def wire(self) -> None:
+        """Connect the events."""
+        page, form = self.page, self.page.form
         objective, losses = form["training.objective"], form["training.loss_type"]
         weights = form["training.loss_weights"]
         page.refresh_after(
             self.choice.input(_choose, [self.choice, losses, weights], [objective, losses, weights], **QUICK)
         )
-        start_event = self.start.input(shown_as_message(self._start_from), self.start, self._change, **SLOW)
-        page.change_undoably_after(start_event, self._change)
-        outputs = [self._change, self._preset, page.copied_from]
-        hint_event = self.hint.click(shown_as_message(self._take_hint), form.components, outputs, **SLOW)
-        page.change_undoably_after(hint_event, self._change)
-        return page.fill_after(hint_event, self._preset, "Preset")
+        start_event = self.start.input(shown_as_message(self.start_from), self.start, self._change, **SLOW)
+        page.change_after(start_event, self._change, undo=True)
 
-    # -- the adapter to start from ------------------------------------------------------------------------------------
-
-    def _render_start(self, draft: Draft) -> Any:
+    def render_start(self, draft: Draft) -> Any:
         """Return the adapters of earlier runs on the same model; the base itself is always offered."""
         chosen = str(draft.mapping["adapter"].get("warm_start") or _BASE)
         objective = draft.objective
         if not objective.learns_preferences:
             return gr.update(visible=False)
         model = str(draft.mapping["model"].get("id") or "")
-        rows = [row for row in self._page.reader.glance().rows if model and row.model in (model, Path(model).name)]
-        adapters = [row for row in rows if has_adapter(self._page.services.runs.get(row.id))][:_MOST_ADAPTERS]
+        rows = [row for row in self.page.reader.glance().rows if model and row.model in (model, Path(model).name)]
+        adapters = [row for row in rows if has_adapter(self.page.services.runs.get(row.id))][:_MOST_ADAPTERS]
         choices = [("Base model, no adapter", _BASE)]
         choices += [(f"{row.name} · {row.method} · {row.id[-4:]}", row.id) for row in adapters]
         if chosen not in {value for _, value in choices}:
-            choices.append((self._page.begins_with(draft) or chosen, chosen))
+            choices.append((self.page.start_label(draft) or chosen, chosen))
         info = "The adapter of an earlier run; the new one has the same shape."
         if objective.has_reference:
             info += " It is also the reference model."
         return gr.update(choices=choices, value=chosen, info=info, visible=True)
 
-    def _start_from(self, run_id: str) -> dict[str, Any]:
+    def start_from(self, run_id: str) -> dict[str, Any]:
         """Return the settings that start from a run's adapter, including its fixed shape."""
         if not run_id:
             return {"adapter": {"warm_start": None}}
-        config = self._page.services.runs.get(run_id).folder.read_config()
+        config = self.page.services.runs.get(run_id).folder.read_config()
         adapter = config.adapter.model_dump(mode="json")
         return {"adapter": {**adapter, "warm_start": run_id}}
-
-    # -- presets that start from another one's result -----------------------------------------------------------------
-
-    def _render_hint(self, draft: Draft) -> Any:
-        words = self.hint_of(draft)
-        return gr.update(value=words, visible=bool(words))
-
-    def hint_of(self, draft: Draft) -> str:
-        """Return the hint of a preset that continues another one, with its action; else empty."""
-        preset = _preset_of(draft)
-        if preset is None or draft.mapping["adapter"].get("warm_start"):
-            return ""
-        before = find_preset(preset.starts_from)
-        run = self.result_of(before)
-        words = f"Made to continue from “{escape(before.title)}”"
-        if run is not None:
-            return f'<p class="notice" role="status">{words}. {pick_button(run.id, "Start from it")}</p>'
-        load = pick_button(before.name, "Load that preset")
-        return f'<p class="notice" role="status">{words}, which has not been trained here yet. {load}</p>'
-
-    def _take_hint(self, event: gr.EventData, *values: Any) -> Updates:
-        """Start from the result that the hint names, or load the preset that makes one."""
-        hint, page = picked_value(event), self._page
-        if page.reader.exists(hint):
-            return {self._change: self._start_from(hint), self._preset: {}}
-        preset = find_preset(hint)
-        page.services.shapes.learn(preset.load().model)
-        mapping = keep_own_dataset(preset.mapping(), page.settings(values)["dataset"])
-        return {self._change: {}, self._preset: mapping, page.copied_from: ""}
-
-    def result_of(self, preset: Preset) -> Run | None:
-        """Return the newest run with a preset's settings that has a result."""
-        config = preset.load()
-        row = self._page.reader.newest_of(config, open_settings(config), condition=has_adapter)
-        return self._page.services.runs.get(row.id) if row is not None else None
 
     def with_start(self, preset: Preset) -> dict[str, Any]:
         """Return a preset's values; one that continues another starts from its result, if there is one."""
         mapping = preset.mapping()
-        run = self.result_of(find_preset(preset.starts_from)) if preset.starts_from else None
-        if run is not None:
-            mapping["adapter"] = {**mapping.get("adapter", {}), "warm_start": run.id}
+        if preset.starts_from:
+            before = find_preset(preset.starts_from)
+            config = before.load()
+            run = self.page.reader.newest_of(config, open_settings(config), condition=has_adapter)
+            if run is not None:
+                mapping["adapter"] = {**mapping.get("adapter", {}), "warm_start": run.id}
+            else:
+                note = f"Made to continue from “{before.title}”, which has not been trained here yet."
+                mapping["page"] = {"note": note}
         return mapping
 
 
@@ -189,25 +139,6 @@ def keep_own_dataset(mapping: dict[str, Any], dataset: Mapping[str, Any]) -> dic
     if not rows or rows in (*offered, *(rows_of(preset.mapping()["dataset"]) for preset in presets)):
         return mapping
     return {**mapping, "dataset": dict(dataset), "page": {"note": "Your dataset stays."}}
-
-
-@functools.cache
-def _continuing_presets() -> tuple[Preset, ...]:
-    return tuple(preset for preset in list_presets() if preset.starts_from)
-
-
-def _preset_of(draft: Draft) -> Preset | None:
-    """Return the preset, among those that start from another one's result, whose settings a draft has."""
-    if draft.config is None:
-        return None
-    for preset in _continuing_presets():
-        values = preset.load()
-        is_same = (draft.config.model.id, draft.config.dataset.source, draft.config.training.objective) == (
-            values.model.id, values.dataset.source, values.training.objective
-        )  # fmt: skip
-        if is_same:
-            return preset
-    return None
 
 
 def _objectives_for(draft: Draft) -> list[Objective]:

@@ -41,7 +41,7 @@ class OneRunPart:
     """Lays out the picked run over part of the table; hidden if none is picked."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         with gr.Column(visible=False, elem_id="run-details") as self.panel:
             self.close = gr.Button("Close", size="sm", scale=0, min_width=80, elem_id="run-close")
             gr.HTML("<i></i>", js_on_load=script("escape"), elem_classes="live")
@@ -80,7 +80,7 @@ class OneRunPart:
 
     def wire(self, ticked_runs: gr.State) -> tuple[Dependency, Dependency]:
         """Connect the events; return those that change the table: saved notes and a deletion."""
-        page, run_shown = self._page, self.follow.run_shown
+        page, run_shown = self.page, self.follow.run_shown
         self._ticked_runs = ticked_runs
         for event in self.follow.wire():
             event.then(self.redraw, run_shown, self._changing, **QUICK)
@@ -117,32 +117,25 @@ class OneRunPart:
         """Redraw the shown run after an event that may have changed it."""
 
         def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
-            return self._show_again(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else UNCHANGED
+            return self.show(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else UNCHANGED
 
         return event.then(refresh, self.follow.look_inputs, self.outputs, **QUICK)
 
     def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         """Return all updates for a picked run; if it is shown already, edits of its notes stay."""
-        if run_id == run_shown:
-            return {self.panel: gr.update(visible=True)}
-        return self._show_again(run_id, smoothing, log_axis, log_open, run_shown)
-
-    def _show_again(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
-        if run_id and run_id == run_shown and self._page.reader.exists(run_id):
-            updates = {self.panel: gr.update(visible=True), **self.redraw(run_id)}
-        else:
-            updates = self.describe(run_id)
+        is_shown = run_id == run_shown and self.page.reader.exists(run_id)
+        updates = {self.panel: gr.update(visible=True), **self.redraw(run_id)} if is_shown else self.describe(run_id)
         return {**updates, **self.follow.look(run_id, smoothing, log_axis, log_open, run_shown)}
 
     def describe(self, run_id: str) -> Updates:
         """Return the picked run with its notes."""
-        if not self._page.reader.exists(run_id):
+        if not self.page.reader.exists(run_id):
             parts = (self.panel, self.continuing, self.delete, self.confirm.panel)
             texts = (self.details, self.record, self.name, self.tags, self.note)
             return {**dict.fromkeys(parts, HIDDEN), **dict.fromkeys(texts, "")}
         title = tags = note = ""
         with contextlib.suppress(EngineError):
-            snapshot = self._page.reader.observe(run_id)
+            snapshot = self.page.reader.observe(run_id)
             title, tags, note = snapshot.title, ", ".join(snapshot.notes.tags), snapshot.notes.note
         return {
             **self.redraw(run_id),
@@ -155,10 +148,10 @@ class OneRunPart:
 
     def redraw(self, run_id: str) -> Updates:
         """Return facts, record and available actions of a run; closes the deletion question if it no longer applies."""
-        reader = self._page.reader
+        reader = self.page.reader
         try:
             snapshot = reader.observe(run_id)
-            facts = render_run_details(snapshot, reader.summary(run_id), read_electricity(self._page.services.home))
+            facts = render_run_details(snapshot, reader.summary(run_id), read_electricity(self.page.services.home))
             record = render_record(snapshot)
         except EngineError as error:
             hidden_parts = dict.fromkeys((self.continuing, self.delete, self.confirm.panel), HIDDEN)
@@ -176,7 +169,7 @@ class OneRunPart:
         }
 
     def _sharing(self, run: Run) -> Updates:
-        person = self._page.services.person
+        person = self.page.services.person
         if person is None:
             return {}
         access = access_of(run)
@@ -185,19 +178,19 @@ class OneRunPart:
 
     def change_sharing(self, run_id: str) -> None:
         """Share a run with the lab, or stop sharing it."""
-        person, shared = self._page.services.person, self._page.shared
+        person, shared = self.page.services.person, self.page.shared
         assert person is not None
         assert shared is not None
-        run = self._page.services.runs.get(run_id)
+        run = self.page.services.runs.get(run_id)
         set_shared(run, person, not is_shared(run.folder), shared.audit)
 
     def configuration(self, run_id: str) -> dict[str, Any]:
         """Return the run's saved settings for the form, without its name."""
-        folder = self._page.services.runs.get(run_id).folder
+        folder = self.page.services.runs.get(run_id).folder
         config = folder.read_config()
         # Settings are copied even if the model cannot be read; the Model tab shows why.
         with contextlib.suppress(EngineError):
-            self._page.services.shapes.learn(config.model)
+            self.page.services.shapes.learn(config.model)
         mapping = given_settings(config, read_provenance(folder).open_settings)
         return {**mapping, "run": {**mapping["run"], "name": ""}}
 
@@ -208,30 +201,30 @@ class OneRunPart:
 
     def save_notes(self, run_id: str, name: str, tags: str, note: str) -> None:
         """Save a run's notes; a name equal to its own title is not saved."""
-        snapshot = self._page.reader.observe(run_id)
+        snapshot = self.page.reader.observe(run_id)
         name = (name or "").strip()
         if name == snapshot.title and not snapshot.notes.name:
             name = ""
         change_notes(snapshot.run.folder, name=name, note=note or "", tags=tuple((tags or "").split(",")))
-        self._page.reader.look_again()
+        self.page.reader.look_again()
         gr.Info("Saved.", duration=3)
 
     def ask_delete(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is deleted, with its size."""
-        snapshot = self._page.reader.observe(run_id)
+        snapshot = self.page.reader.observe(run_id)
         size_words = size(folder_size_bytes(snapshot.run.folder.path))
         words = f"will be deleted: adapter, checkpoints, curves and log, {size_words} in all. This cannot be undone."
         return snapshot.title, words
 
     def delete_run(self, run_id: str, chosen: str, ticked_ids: list[str]) -> Updates:
         """Delete a run; refused while it waits or runs."""
-        run = self._page.services.runs.get(run_id)
-        freed_bytes = self._page.services.runs.delete(run.id)
-        self._page.services.log("run deleted", run.id)
-        self._page.reader.forget(run_id)
+        run = self.page.services.runs.get(run_id)
+        freed_bytes = self.page.services.runs.delete(run.id)
+        self.page.services.log("run deleted", run.id)
+        self.page.reader.forget(run_id)
         gr.Info(f"Deleted; {size(freed_bytes)} freed.", duration=5)
         return {
-            self._page.chosen_run: "" if chosen == run_id else UNCHANGED,
+            self.page.chosen_run: "" if chosen == run_id else UNCHANGED,
             self._ticked_runs: [other for other in ticked_ids if other != run_id],
             self.panel: HIDDEN,
             self.follow.run_shown: "",

@@ -12,8 +12,8 @@ from engine.models.source import is_hub_id
 from engine.private_hub import PrivateCopy
 from ui.backend.own_models import DOWNLOAD, OwnDownloads
 from ui.components import QUICK, Updates, pick_list, picked_value
-from ui.job_panel import JobPanel
 from ui.page import Page
+from ui.polls import JobPanel
 from ui.views.html import error_box, small
 from ui.views.model import render_own
 
@@ -29,7 +29,7 @@ class OwnPart:
     """Lays out the downloads of one kind; `wire` connects them. Its `arrival` names what has just arrived."""
 
     def __init__(self, page: Page, own: OwnDownloads) -> None:
-        self._page, self._own = page, own
+        self.page, self._own = page, own
         name = f"own-{own.kind}"
         with gr.Accordion(f"Gated or private {own.kind}", open=False, elem_id=f"{name}s") as self.panel:
             gr.HTML(small(_LEADS[own.kind]))
@@ -68,10 +68,10 @@ class OwnPart:
 
     def download(self, hub_id: str | None, revision: str | None, token: str | None) -> Updates:
         """Start a download."""
-        require(self._page.services.person, Action.USE_OWN_DATA)
+        require(self.page.services.person, Action.USE_OWN_DATA)
         secret, name = SecretStr(require_token(token or "", "read access")), (hub_id or "").strip()
         self._own.start(name, (revision or "").strip() or None, secret)
-        self._page.services.log(_LOGGED[self._own.kind], name)
+        self.page.services.log(_LOGGED[self._own.kind], name)
         # The end is shown by its own event, however soon it comes.
         return {**self.job.follow(DOWNLOAD), self.job.poll: f"\n{DOWNLOAD}", self.arrival: ""}
 

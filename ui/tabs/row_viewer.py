@@ -1,6 +1,6 @@
 """The rows of a dataset, one at a time: browse, search, or step through lists such as skipped rows."""
 
-import threading
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,7 +31,7 @@ class RowViewer:
     """Lays out the row viewer and the list of rows below it; `wire` connects them."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         with gr.Row(elem_id="row-controls"):
             self.previous = gr.Button("← Previous", size="sm", min_width=90, scale=0)
             self.number = gr.Number(
@@ -47,32 +47,44 @@ class RowViewer:
                 row_lists.listing_choices(None), value="all", label="Show", container=False, min_width=170, scale=1,
                 elem_id="show",
             )  # fmt: skip
-            self.search = RowSearch(page)
+            self.text = gr.Textbox(
+                show_label=False, placeholder="Find the next row with this text; press Enter", container=False,
+                max_lines=1, max_length=MAX_SEARCH_CHARACTERS, scale=2, min_width=260, elem_id="row-find",
+            )  # fmt: skip
+            self.stop = gr.Button("Stop", size="sm", visible=False, scale=0, min_width=70, elem_id="row-find-stop")
+            self.found = gr.HTML(elem_id="row-found", scale=1)
         self.row_html = gr.HTML(elem_id="row-shown", js_on_load=script("tell_which"))
         self.list = pick_list(elem_id="problems")
-        self._list_page = gr.State(0)
+        self.list_page = gr.State(0)
         # Inputs of `render_list`.
-        self.inputs = [self.listing, self._list_page]
+        self.inputs = [self.listing, self.list_page]
 
     def wire(self) -> None:
         """Connect the events."""
-        values = self._page.form.components
+        values = self.page.form.components
         viewing = [self.number, self.view, *values]
         turning = [self.number, self.listing, *values]
-        listing = [self.number, self.listing, self._list_page]
+        listing = [self.number, self.listing, self.list_page]
         turn_events = [
-            button.click(self._turn(step), turning, self.number, **SLOW)
+            button.click(functools.partial(self.turn, step), turning, self.number, **SLOW)
             for button, step in ((self.previous, -1), (self.next, 1))
         ]
+        self.text.change(None, None, self.found, js="() => ''", **QUICK)  # it was for the previous text
+        find_event = self.text.submit(
+            self.find, [self.text, self.number, *values], [self.number, self.found, self.stop], concurrency_limit=None,
+            **SLOW,
+        )  # fmt: skip
+        stopped = small("The search was stopped.", role="status")
+        self.stop.click(lambda: (stopped, HIDDEN), None, [self.found, self.stop], cancels=find_event, **QUICK)
         # The row first: a list may need many rows.
-        for event in (*turn_events, self.search.wire(self.number)):
-            event.then(self._show, viewing, self.row_html, **SLOW)
-        list_event = self.listing.input(self._begin_list, turning, listing, **SLOW)
-        jump_event = self.list.click(self._jump, [self.number, *values], listing, **SLOW)
+        for event in (*turn_events, find_event):
+            event.then(self.show, viewing, self.row_html, **SLOW)
+        list_event = self.listing.input(self.begin_list, turning, listing, **SLOW)
+        jump_event = self.list.click(self.jump, [self.number, *values], listing, **SLOW)
         for event in (list_event, jump_event):
-            show_event = event.then(self._show, viewing, self.row_html, **SLOW)
-            show_event.then(self._list, [*self.inputs, *values], self.list, **SLOW)
-        gr.on([self.number.submit, self.view.input], self._show, viewing, self.row_html, **SLOW)
+            show_event = event.then(self.show, viewing, self.row_html, **SLOW)
+            show_event.then(self.redraw_list, [*self.inputs, *values], self.list, **SLOW)
+        gr.on([self.number.submit, self.view.input], self.show, viewing, self.row_html, **SLOW)
 
     def preview(self, question: CheckQuestion, row: int) -> DatasetPage:
         """Return the page of one row.
@@ -80,7 +92,7 @@ class RowViewer:
         Raises:
             EngineError: If the dataset or the tokenizer cannot be read.
         """
-        return self._page.services.inspector.preview(
+        return self.page.services.inspector.preview(
             question.dataset, question.model, question.max_length, first_row=row, count=1
         )
 
@@ -101,7 +113,7 @@ class RowViewer:
         if kind == "odd":
             return heading + row_lists.render_problem_list(report.notices[part.start : part.end], part, "Warning")
         try:
-            preview = self._page.services.inspector.preview(
+            preview = self.page.services.inspector.preview(
                 question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
             )
         except Exception as error:
@@ -110,18 +122,19 @@ class RowViewer:
 
     def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
         """Return the form's question as far as it can be answered now; None without a dataset."""
-        question = question_of(self._page.settings(values))
-        return self._page.services.tokenizers.answerable(question) if question is not None else None
+        question = question_of(self.page.settings(values))
+        return self.page.services.tokenizers.answerable(question) if question is not None else None
 
     def _report(self, question: CheckQuestion | None) -> DatasetReport | None:
-        check = self._page.services.checks.find(question) if question is not None else None
+        check = self.page.services.checks.find(question) if question is not None else None
         return check.report if check is not None else None
 
     def _rows(self, listing: str, values: tuple[Any, ...]) -> tuple[int, ...]:
         report = self._report(self.question(values))
         return row_lists.rows_of(report, _listing(listing, report)) if report is not None else ()
 
-    def _show(self, row: float, view: str, *values: Any) -> str:
+    def show(self, row: float, view: str, *values: Any) -> str:
+        """Return one row, or why it cannot be read."""
         question = self.question(values)
         if question is None:
             return ""
@@ -130,38 +143,53 @@ class RowViewer:
         except Exception as error:
             return error_box(as_engine_error(error))
 
-    def _turn(self, step: int) -> Any:
+    def turn(self, step: int, row: float, listing: str, *values: Any) -> int:
+        """Return the number of the next or the previous row, of the chosen list where there is one."""
+        number, rows = row_of(row), self._rows(listing, values)
+        if not rows:
+            return max(1, number + step + 1)
+        if number not in rows:
+            return rows[0] + 1
+        return rows[min(max(0, rows.index(number) + step), len(rows) - 1)] + 1
 
-        def turn(row: float, listing: str, *values: Any) -> int:
-            number, rows = row_of(row), self._rows(listing, values)
-            if not rows:
-                return max(1, number + step + 1)
-            if number not in rows:
-                return rows[0] + 1
-            return rows[min(max(0, rows.index(number) + step), len(rows) - 1)] + 1
-
-        return turn
-
-    def _begin_list(self, row: float, listing: str, *values: Any) -> Updates:
+    def begin_list(self, row: float, listing: str, *values: Any) -> Updates:
         """Start a list at its first row, unless the shown row is on it."""
         rows = self._rows(listing, values)
         outside = rows and row_of(row) not in rows
-        return {self._list_page: 0} | ({self.number: rows[0] + 1} if outside else {})
+        return {self.list_page: 0} | ({self.number: rows[0] + 1} if outside else {})
 
-    def _jump(self, row: float, event: gr.EventData, *values: Any) -> Updates:
+    def jump(self, row: float, event: gr.EventData, *values: Any) -> Updates:
         """Go to a row of the list, to another page of it, or to another list."""
         what, _, which = picked_value(event).rpartition(":")
         if not what and which.isdigit() and len(which) < 12:
             return {self.number: int(which) + 1}
         if what == "page" and which.isdigit() and len(which) < 6:
-            return {self._list_page: int(which)}
+            return {self.list_page: int(which)}
         if what == "show" and which in row_lists.LISTINGS:
-            return {self.listing: which, **self._begin_list(row, which, *values)}
+            return {self.listing: which, **self.begin_list(row, which, *values)}
         return UNCHANGED
 
-    def _list(self, listing: str, list_page: int, *values: Any) -> str:
+    def redraw_list(self, listing: str, list_page: int, *values: Any) -> str:
+        """Return the chosen list of the form's dataset."""
         question = self.question(values)
         return self.render_list(question, self._report(question), listing, list_page) if question is not None else ""
+
+    def find(self, text: str, row: float, *values: Any) -> Iterator[Updates]:
+        """Find the next row with a text, after the shown one, else from the top; reports progress."""
+        question = question_of(self.page.settings(values))
+        if question is None or not text.strip():
+            yield {self.found: "", self.stop: HIDDEN}
+            return
+        try:
+            steps = self.page.services.inspector.find_steps(question.dataset, text.strip(), after_row=row_of(row))
+            for step in steps:
+                if isinstance(step, FoundRow):
+                    number = step.row + 1 if step.row is not None else UNCHANGED
+                    yield {self.number: number, self.found: _render_match(step), self.stop: HIDDEN}
+                else:
+                    yield {self.found: _progress(step), self.stop: gr.update(visible=True)}
+        except Exception as error:
+            yield {self.found: error_box(as_engine_error(error)), self.stop: HIDDEN}
 
 
 def row_of(number: float | None) -> int:
@@ -173,71 +201,6 @@ def _listing(chosen: str, report: DatasetReport | None) -> Listing:
     """Return the requested list, or `all` if it has no rows."""
     match = next((listing for listing in row_lists.LISTINGS if listing == chosen), None)
     return match if match is not None and report is not None and row_lists.rows_of(report, match) else "all"
-
-
-class RowSearch:
-    """Lays out the search for the next row with a text, which reports progress and can be stopped."""
-
-    def __init__(self, page: Page) -> None:
-        self._page = page
-        self.text = gr.Textbox(
-            show_label=False, placeholder="Find the next row with this text; press Enter", container=False, max_lines=1,
-            max_length=MAX_SEARCH_CHARACTERS, scale=2, min_width=260, elem_id="row-find",
-        )  # fmt: skip
-        self.stop = gr.Button("Stop", size="sm", visible=False, scale=0, min_width=70, elem_id="row-find-stop")
-        self.result_line = gr.HTML(elem_id="row-found", scale=1)
-        self._searches: dict[str, threading.Event] = {}  # by page; set one to end its search
-        self._lock = threading.Lock()  # guards _searches: handlers of many pages ask at once
-
-    def wire(self, number: gr.Number) -> Any:
-        """Connect the events; return the one that may change `number`."""
-        self._number = number
-        self.stop.click(self._stop, None, None, **QUICK)
-        self.text.change(None, None, self.result_line, js="() => ''", **QUICK)  # it was for the previous text
-        inputs = [self.text, number, *self._page.form.components]
-        outputs = [number, self.result_line, self.stop]
-        return self.text.submit(self._find, inputs, outputs, concurrency_limit=None, **SLOW)
-
-    def _find(self, text: str, row: float, request: gr.Request, *values: Any) -> Iterator[Updates]:
-        """Find the next row with a text, after the shown one, else from the top."""
-        question = question_of(self._page.settings(values))
-        if question is None or not text.strip():
-            yield {self.result_line: "", self.stop: HIDDEN}
-            return
-        stop = self._begin(str(request.session_hash))
-        try:
-            steps = self._page.services.inspector.find_steps(question.dataset, text.strip(), after_row=row_of(row))
-            for step in steps:
-                if isinstance(step, FoundRow):
-                    number = step.row + 1 if step.row is not None else UNCHANGED
-                    yield {self._number: number, self.result_line: _render_match(step), self.stop: HIDDEN}
-                elif stop.is_set():
-                    yield {self.result_line: small("The search was stopped.", role="status"), self.stop: HIDDEN}
-                    return
-                else:
-                    yield {self.result_line: _progress(step), self.stop: gr.update(visible=True)}
-        except Exception as error:
-            yield {self.result_line: error_box(as_engine_error(error)), self.stop: HIDDEN}
-        finally:
-            with self._lock:
-                if self._searches.get(str(request.session_hash)) is stop:
-                    del self._searches[str(request.session_hash)]
-
-    def _begin(self, page_id: str) -> threading.Event:
-
-        stop = threading.Event()
-        with self._lock:
-            earlier = self._searches.get(page_id)
-            self._searches[page_id] = stop
-        if earlier is not None:
-            earlier.set()
-        return stop
-
-    def _stop(self, request: gr.Request) -> None:
-        with self._lock:
-            search = self._searches.get(str(request.session_hash))
-        if search is not None:
-            search.set()
 
 
 def _render_match(match: FoundRow) -> str:

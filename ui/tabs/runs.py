@@ -31,10 +31,9 @@ from ui.components import (
 from ui.form import component_of_field, number_of, text_of
 from ui.gradio_internals import Dropdown, Radio, changed_by_hand, enclosing_tab
 from ui.page import Page
-from ui.tabs.lab_queue import LabQueuePart
 from ui.tabs.notifications import NotificationsPart
 from ui.tabs.one_run import OneRunPart
-from ui.tabs.shared_runs import SharedRunsPart
+from ui.tabs.shared_runs import LabQueuePart, SharedRunsPart
 from ui.views import run_table
 from ui.views.html import plural, size, small, with_code
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
@@ -48,8 +47,8 @@ class RunsTab:
     """Lays out the Runs tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
-        self._tab = enclosing_tab()
+        self.page = page
+        self.tab = enclosing_tab()
         self._order = QueueOrder(page.services.home)
         self.queue = pick_list(elem_id="queue")
         if (board := page.services.board) is not None:
@@ -111,22 +110,22 @@ class RunsTab:
 
     def wire(self) -> None:
         """Connect the events."""
-        page = self._page
-        page.rest_elsewhere(self._tab, self.timer)
-        self._tab.select(self.list_runs, *self._listing, **QUICK)
-        arrival_event = self._tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
+        page = self.page
+        page.pause_timers(self.tab, self.timer)
+        self.tab.select(self.list_runs, *self._listing, **QUICK)
+        arrival_event = self.tab.select(None, None, self.timer, js=TIMER_ON, **QUICK)
         self.one.refresh_after(arrival_event)
         self.timer.tick(self.list_runs, *self._listing, trigger_mode="once", **QUICK)
         query_events = [changed_by_hand(part) for part in self._query]
         gr.on(query_events, self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
         # Gradio drops a click whose event is under way: on a busy machine, a row that is picked after a tick.
         take_event = self.table.click(
-            self._take, [self.ticked_runs, self.shown_rows, *self._query, *self.one.follow.look_inputs],
+            self.take, [self.ticked_runs, self.shown_rows, *self._query, *self.one.follow.look_inputs],
             [page.chosen_run, self.ticked_runs, self.shown_rows, self.order, *self.one.outputs],
             trigger_mode="multiple", **QUICK,
         )  # fmt: skip
         gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
-        question_event = self.delete.click(self._deletable, [self.ticked_runs, *self._query], self.named_runs, **QUICK)
+        question_event = self.delete.click(self.deletable, [self.ticked_runs, *self._query], self.named_runs, **QUICK)
         self.confirm.wire(question_event.then, self.ask_delete, self.named_runs)
         delete_event = self.confirm.really.click(
             shown_as_message(self.delete_named), [self.named_runs, self.ticked_runs, page.chosen_run],
@@ -135,10 +134,10 @@ class RunsTab:
         take_event.then(lambda: HIDDEN, None, self.confirm.panel, **QUICK)  # it may be about other runs
         csv_event = self.csv.click(self.save_csv, self._query, self._csv_text, **QUICK)
         csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-runs.csv"), **QUICK)
-        self._list_after(self.queue.click(shown_as_message(self._order_queue), None, None, **QUICK))
-        self.electricity.wire(self._tab)
+        self._list_after(self.queue.click(shown_as_message(self.order_queue), None, None, **QUICK))
+        self.electricity.wire(self.tab)
         if self.shared is not None:
-            self.shared.wire(self._tab)
+            self.shared.wire(self.tab)
         for event in (take_event, delete_event, *self.one.wire(self.ticked_runs)):
             self._list_after(event)
             event.then(self.compare, *self._comparing, trigger_mode="always_last", **QUICK)
@@ -151,12 +150,12 @@ class RunsTab:
         last: list[Any] | None,
     ) -> Updates:  # fmt: skip
         """Return the table, the queue and the choices, without what is equal to `last`."""
-        rows, unread = self._page.reader.glance()
+        rows, unread = self.page.reader.glance()
         matches = select_runs(rows, run_table.query_of(words, state, method, model, order))
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
         table = run_table.render_run_table(matches, chosen, ticked_ids, limit, str(order)) if matches else nothing
         waiting = {row.id: row for row in rows if row.state == "queued"}
-        deletable = self._deletable(ticked_ids, words, state, method, model, order)
+        deletable = self.deletable(ticked_ids, words, state, method, model, order)
         methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
         listing: Updates = {
             self.table: table + run_table.render_unread(unread),
@@ -175,15 +174,15 @@ class RunsTab:
     def save_csv(self, words: Any, state: Any, method: Any, model: Any, order: Any) -> str:
         """Return all filtered runs with all columns as CSV."""
         query = run_table.query_of(words, state, method, model, order)
-        return summaries_csv(select_runs(self._page.reader.summaries(), query))
+        return summaries_csv(select_runs(self.page.reader.summaries(), query))
 
     def compare(self, ticked_ids: list[str], against: Any, log_axis: bool) -> Updates:
         """Return the curves in one chart and the differing settings; hidden for fewer than two runs."""
         runs, histories = [], []
         for run_id in ticked_ids[:COMPARED_AT_MOST]:
             try:
-                snapshot = self._page.reader.observe(run_id)
-                row = self._page.reader.summary(run_id)
+                snapshot = self.page.reader.observe(run_id)
+                row = self.page.reader.summary(run_id)
             except EngineError:
                 continue  # it was deleted meanwhile
             runs.append(ComparedRun(row, snapshot.config, snapshot.provenance.dataset_fingerprint))
@@ -194,38 +193,38 @@ class RunsTab:
         return {
             self.comparison: gr.update(visible=True),
             self.overlay: overlay_figure(histories, view),
-            self.differences: render_differences(runs, read_electricity(self._page.services.home))
+            self.differences: render_differences(runs, read_electricity(self.page.services.home))
             + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(ticked_ids) > COMPARED_AT_MOST else ""),
         }
 
-    def _take(self, event: gr.EventData, ticked_ids: list[str], limit: int, *values: Any) -> Updates:
+    def take(self, event: gr.EventData, ticked_ids: list[str], limit: int, *values: Any) -> Updates:
         pick, query, how = picked_value(event), values[: len(self._query)], values[len(self._query) :]
         if pick == run_table.MORE:
             return {self.shown_rows: limit + _PAGE_ROWS}
         if pick == run_table.ALL:
-            matches = select_runs(self._page.reader.glance().rows, run_table.query_of(*query))[:limit]
+            matches = select_runs(self.page.reader.glance().rows, run_table.query_of(*query))[:limit]
             return {self.ticked_runs: [] if ticked_ids else [row.id for row in matches]}
         if pick.startswith(run_table.SORT_PREFIX):
             order = run_table.order_of(pick.removeprefix(run_table.SORT_PREFIX), str(query[-1]))
             return {self.order: order} if order else UNCHANGED
         run_id = pick.removeprefix(run_table.COMPARE_PREFIX)
-        if not self._page.reader.exists(run_id):
+        if not self.page.reader.exists(run_id):
             return UNCHANGED
         if not pick.startswith(run_table.COMPARE_PREFIX):
-            return {self._page.chosen_run: run_id, **self.one.show(run_id, *how)}
+            return {self.page.chosen_run: run_id, **self.one.show(run_id, *how)}
         if run_id in ticked_ids:
             return {self.ticked_runs: [other for other in ticked_ids if other != run_id]}
         return {self.ticked_runs: [*ticked_ids, run_id]}
 
-    def _deletable(self, ticked_ids: list[str], *query: Any) -> list[str]:
+    def deletable(self, ticked_ids: list[str], *query: Any) -> list[str]:
         """Return the ticked runs that have ended and that the search shows."""
-        rows = select_runs(self._page.reader.glance().rows, run_table.query_of(*query))
+        rows = select_runs(self.page.reader.glance().rows, run_table.query_of(*query))
         return [row.id for row in rows if row.id in ticked_ids and row.state in FINAL_STATES]
 
     def ask_delete(self, run_ids: list[str]) -> tuple[str, str]:
         """Return the number of runs and the question before they are deleted, with their names and size."""
-        reader = self._page.reader
-        runs = [self._page.services.runs.get(run_id) for run_id in run_ids if reader.exists(run_id)]
+        reader = self.page.reader
+        runs = [self.page.services.runs.get(run_id) for run_id in run_ids if reader.exists(run_id)]
         names = [escape(f"“{reader.summary(run.id).name} · {run.id[-4:]}”") for run in runs[:_NAMED_RUNS]]
         more = f" and {len(runs) - len(names)} more" if len(runs) > len(names) else ""
         size_words = size(sum(folder_size_bytes(run.folder.path) for run in runs))
@@ -234,7 +233,7 @@ class RunsTab:
 
     def delete_named(self, run_ids: list[str], ticked_ids: list[str], chosen: str) -> Updates:
         """Delete the runs that the question named; one that was resumed since stays."""
-        runs, reader, freed_bytes = self._page.services.runs, self._page.reader, 0
+        runs, reader, freed_bytes = self.page.services.runs, self.page.reader, 0
         remaining: list[str] = []
         trouble: EngineError | None = None
         for run_id in filter(reader.exists, run_ids):
@@ -243,7 +242,7 @@ class RunsTab:
             except EngineError as error:
                 trouble, remaining = error, [*remaining, run_id]
             else:
-                self._page.services.log("run deleted", run_id)
+                self.page.services.log("run deleted", run_id)
                 reader.forget(run_id)
         if trouble is not None:
             gr.Warning(with_code(str(trouble)), title=f"{plural(len(remaining), 'run')} not deleted", duration=12)
@@ -251,29 +250,29 @@ class RunsTab:
             gr.Info(f"Deleted; {size(freed_bytes)} freed.", duration=5)
         deleted = set(run_ids) - set(remaining)
         return {
-            self._page.chosen_run: "" if chosen in deleted else UNCHANGED,
+            self.page.chosen_run: "" if chosen in deleted else UNCHANGED,
             self.ticked_runs: [run_id for run_id in ticked_ids if run_id not in deleted],
             self.confirm.panel: HIDDEN,
         }
 
-    def _order_queue(self, event: gr.EventData) -> None:
+    def order_queue(self, event: gr.EventData) -> None:
         action, _, run_id = picked_value(event).partition(":")
-        reader = self._page.reader
+        reader = self.page.reader
         if not reader.exists(run_id):
             return
-        run = self._page.services.runs.get(run_id)
+        run = self.page.services.runs.get(run_id)
         moves: dict[str, QueueMove] = {move: move for move in get_args(QueueMove)}
         if action in moves:
             waiting = [row.id for row in reader.summaries() if row.state == "queued"]
             if run.id in waiting:
                 self._order.shift(run.id, waiting, moves[action])
-                self._page.services.log("run moved", run.id)
+                self.page.services.log("run moved", run.id)
         elif action == "anyway":
             request_start_anyway(run)
-            self._page.services.log("run started", run.id)
+            self.page.services.log("run started", run.id)
         elif action == "out":
             request_stop(run)
-            self._page.services.log("run stopped", run.id)
+            self.page.services.log("run stopped", run.id)
         reader.look_again()
 
 
@@ -281,7 +280,7 @@ class ElectricityPart:
     """Lays out price, currency and power of electricity, which give the cost of every run."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         with gr.Accordion("Electricity", open=False, elem_id="electricity"):
             gr.HTML(
                 small(
@@ -297,13 +296,13 @@ class ElectricityPart:
 
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
-        tab.select(self._read_values, None, self.inputs, **QUICK)
-        self.save.click(shown_as_message(self._save), self.inputs, None, **QUICK)
+        tab.select(self.read_values, None, self.inputs, **QUICK)
+        self.save.click(shown_as_message(self.save_values), self.inputs, None, **QUICK)
 
-    def _read_values(self) -> list[Any]:
-        electricity = read_electricity(self._page.services.home)
+    def read_values(self) -> list[Any]:
+        electricity = read_electricity(self.page.services.home)
         return [text_of(electricity.price_per_kwh), electricity.currency, text_of(electricity.watts)]
 
-    def _save(self, price_per_kwh: Any, currency: Any, watts: Any) -> None:
-        save_electricity(self._page.services.home, number_of(price_per_kwh), currency, number_of(watts))
+    def save_values(self, price_per_kwh: Any, currency: Any, watts: Any) -> None:
+        save_electricity(self.page.services.home, number_of(price_per_kwh), currency, number_of(watts))
         gr.Info("Saved.", duration=4)

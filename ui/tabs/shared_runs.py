@@ -1,5 +1,6 @@
-"""Runs that other people of a lab share: to read, to chat with, and to copy settings from."""
+"""What the Runs tab shows of a lab: devices and queue, and runs that other people share."""
 
+import time
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -7,11 +8,15 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.accounts.lab import read_settings
 from engine.accounts.people import Action
 from engine.config.load import config_to_yaml
 from engine.errors import EngineError
+from engine.runs.disk import disk_use, free_bytes
 from engine.runs.electricity import read_electricity
+from engine.runs.lab_queue import QueueBoard
 from engine.runs.sharing import is_shared
+from ui.backend.background import Cache
 from ui.backend.run_reader import RunSnapshot, can_chat
 from ui.backend.shared_runs import SharedRuns, name_of, without_folders
 from ui.components import (
@@ -28,12 +33,60 @@ from ui.components import (
     visible_if,
 )
 from ui.page import Page
-from ui.polls import poll, poll_answer
-from ui.views.html import empty, log
+from ui.polls import digest, poll, poll_answer
+from ui.services import Services
+from ui.views.html import empty, error_box, log
+from ui.views.lab_queue import render_devices, render_own_disk, render_queue
 from ui.views.loss_chart import ChartView, loss_figure
 from ui.views.run_details import render_run_details
 from ui.views.run_table import render_shared_runs
 from ui.views.run_view import render_heading
+
+_SECONDS = 4
+_DISK_SECONDS = 60  # measured file by file
+_DEVICES, _TURNS, _DISK = "queue-devices", "queue-turns", "queue-disk"
+
+
+class LabQueuePart:
+    """Shows who has which device, who is next and why the rest waits; polls while it is visible.
+
+    `engine.runs.lab_queue` leaves out what a user may not see.
+    """
+
+    def __init__(self, services: Services, board: QueueBoard) -> None:
+        assert services.person is not None, "only a lab has this queue"
+        self._services = services
+        self._board = board
+        self._person = services.person
+        self._disk: Cache[str] = Cache(capacity=1)
+        gr.HTML("<h2>Lab</h2>")
+        first = self._render()
+        live_html(first[_DEVICES], elem_id=_DEVICES)
+        live_html(first[_TURNS], elem_id=_TURNS)
+        live_html(first[_DISK], elem_id=_DISK)
+        poll(self.news, _SECONDS, question="queue", elem_id="queue-live")
+
+    def news(self, _question: str, last_stamp: str) -> str | None:
+        """Answer a poll: the queue as this person may see it now."""
+        places = self._render()
+        now = digest(places)
+        return None if now == last_stamp else poll_answer(now, places)
+
+    def _render(self) -> dict[str, str]:
+        try:
+            entries = self._board.entries(self._person)
+            return {
+                _DEVICES: render_devices(self._board.devices(), entries),
+                _TURNS: render_queue(entries, self._person.name),
+                _DISK: self._disk.get(time.monotonic() // _DISK_SECONDS, self._own_disk),
+            }
+        except EngineError as error:
+            return {_DEVICES: error_box(error), _TURNS: "", _DISK: ""}
+
+    def _own_disk(self) -> str:
+        home, limits = self._services.home, read_settings(self._services.home).limits
+        return render_own_disk(disk_use(home, self._person.name), limits, free_bytes(home))
+
 
 _LOOK_SECONDS = 2.0
 _NOTHING_SHARED = empty(
@@ -54,7 +107,7 @@ class SharedRunsPart:
     """Lays out the table of shared runs, and below it the one that is picked; `wire` connects it."""
 
     def __init__(self, page: Page, shared: SharedRuns) -> None:
-        self._page = page
+        self.page = page
         self._shared = shared
         gr.HTML("<h2>Shared with the lab</h2>")
         self.table = pick_list(_NOTHING_SHARED, elem_id="shared-runs")
@@ -72,7 +125,7 @@ class SharedRunsPart:
 
     def wire(self, tab: gr.Tab) -> None:
         """Connect the events."""
-        page = self._page
+        page = self.page
         self.list_after(tab.select(self.show, self.run_name, self._outputs, **QUICK))
         pick_event = self.table.click(picked_value, None, self.run_name, **QUICK)
         self.list_after(pick_event.then(self.show, self.run_name, self._outputs, **QUICK))
@@ -122,7 +175,7 @@ class SharedRunsPart:
             return {self.panel: HIDDEN, self.live: "", self.run_name: ""}
         config, name = snapshot.config, name_of(snapshot.run)
         facts = render_run_details(
-            snapshot, self._shared.summary(snapshot.run), read_electricity(self._page.services.home)
+            snapshot, self._shared.summary(snapshot.run), read_electricity(self.page.services.home)
         )
         # Reads by admins of runs that are not shared are logged, so they are not repeated automatically.
         follows = snapshot.is_live and is_shared(snapshot.run.folder)

@@ -48,7 +48,7 @@ class StartPart:
     """Lays out the start, which runs in the background."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         self.job = page.start_job
         self.problems = self.job.status
         self.problems.render()
@@ -87,8 +87,8 @@ class StartPart:
         page.on_draft(self.start, lambda draft: gr.update(interactive=why_not(draft) is None))
         page.on_draft(self.sweep, lambda draft: gr.update(interactive=draft.config is not None and not draft.problems))
         page.on_draft(self.reason, render_reason)
-        self._draft = gr.Textbox("", visible=False)  # key of the draft: the error of another one is no longer shown
-        page.on_draft(self._draft, lambda draft: hashlib.sha256(repr(draft.mapping).encode()).hexdigest())
+        self.draft_key = gr.Textbox("", visible=False)  # key of the draft: the error of another one is no longer shown
+        page.on_draft(self.draft_key, lambda draft: hashlib.sha256(repr(draft.mapping).encode()).hexdigest())
 
     def offer(self, button: gr.Button) -> None:
         """Let another button start the run; it must be laid out before `wire`."""
@@ -96,13 +96,13 @@ class StartPart:
 
     def wire(self) -> None:
         """Connect the events; `goes_to` changes once a run is queued and chosen."""
-        page, components, confirm = self._page, self._page.form.components, self.confirm
+        page, components, confirm = self.page, self.page.form.components, self.confirm
         enclosing_page().load(None, self.token, self.token, js=_NAMED_BY_BROWSER, **QUICK)
         outputs = [
             self.problems, page.chosen_run, self.token, self.sweep, self.asked, self.pending, self.job.poll, self.goes_to,
             confirm.panel, confirm.question, confirm.really, *self._buttons,
         ]  # fmt: skip
-        self._draft.change(None, None, [self.problems, confirm.panel], js=_FORGET, **QUICK)
+        self.draft_key.change(None, None, [self.problems, confirm.panel], js=_FORGET, **QUICK)
         sweep = [self.rates, self.ranks, self.ratio]
         inputs = [self.token, self.pending, page.copied_from, *sweep, *components]
         once: dict[str, Any] = {"trigger_mode": "once", **QUICK}
@@ -129,7 +129,7 @@ class StartPart:
     def begin(self, kind: str, *values: Any, is_agreed: bool = False) -> Updates:
         """Begin to check the draft and to queue its run; of a "sweep", every combination and a run for each."""
         request = _Request._make([*values[:6], values[6:]])
-        draft, services = self._page.draft(request.values), self._page.services
+        draft, services = self.page.draft(request.values), self.page.services
         launcher, log, checks = services.launcher, services.log, services.checks
         is_sweep = kind == "sweep"
         try:
@@ -143,8 +143,8 @@ class StartPart:
         dataset, check = configs[0].dataset, checks.find(CheckQuestion.of(draft.config))
         previewed = check.report if check is not None else None
         key, copied_from = start_key(request.token, configs), request.copied_from
-        origin = copied_from if self._page.reader.exists(copied_from) else None
-        work = self._page.starts.find(key)
+        origin = copied_from if self.page.reader.exists(copied_from) else None
+        work = self.page.starts.find(key)
         if work is not None and (work.is_under_way or request.pending == key):
             return self._progress(key, work)
         existing = services.runs.find_by_key(f"{key}/0" if is_sweep else key)
@@ -172,13 +172,13 @@ class StartPart:
             return runs
 
         with contextlib.suppress(RunError):  # another request has begun it meanwhile
-            self._page.starts.start(key, "A start", FunctionJob(start))
+            self.page.starts.start(key, "A start", FunctionJob(start))
         return self.show(key)
 
     def _question(self, configs: Sequence[RunConfig], existing: Run | None) -> tuple[str, str] | None:
         """Return what a person should confirm before a start, as HTML, and the button for it; None where it is clear."""
         if existing is not None:
-            row = self._page.reader.summary(existing.id)
+            row = self.page.reader.summary(existing.id)
             more = f" and {plural(len(configs) - 1, 'more run')}" if len(configs) > 1 else ""
             when = duration(time.time() - row.created)
             return (
@@ -196,7 +196,7 @@ class StartPart:
 
     def show(self, pending: str) -> Updates:
         """Return the progress of the start that this page waits for."""
-        work = self._page.starts.find(pending)
+        work = self.page.starts.find(pending)
         return self._idle() if work is None else self._progress(pending, work)
 
     def _progress(self, key: str, work: Work[Sequence[Run]]) -> Updates:
@@ -211,10 +211,10 @@ class StartPart:
             self.pending: key,
         }
         if work.result is not None:
-            self._page.reader.look_again()
+            self.page.reader.look_again()
             run_id = work.result[0].id
             place = "train" if len(work.result) == 1 else "runs"
-            going = {self._page.chosen_run: run_id, self.goes_to: f"{place} {run_id} {uuid.uuid4().hex}"}
+            going = {self.page.chosen_run: run_id, self.goes_to: f"{place} {run_id} {uuid.uuid4().hex}"}
             updates |= {self.job.poll: "", self.problems: "", **going}
         return updates
 

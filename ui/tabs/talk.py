@@ -24,6 +24,7 @@ from ui.components import (
     SLOW,
     UNCHANGED,
     Updates,
+    browser_state,
     clear_error_after,
     pick_list,
     picked_value,
@@ -31,21 +32,18 @@ from ui.components import (
     shown_in_place,
 )
 from ui.gradio_internals import Radio
-from ui.page import Page, browser_state
-from ui.tabs.chat_choice import ChatChoice
-from ui.tabs.sampling import SamplingPart, read_sampling, with_seed
+from ui.page import Page
+from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
 from ui.views import chat as view
 from ui.views import conversation_file as saving
 from ui.views.chat import Answer, QuestionSettings, Turn
 from ui.views.conversation_file import SavedConversation
 from ui.views.html import error_box, plural, small
 
-SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "Side by side", "Tuned only", "Base only", "second", "runs"
-BASE_AND_TUNED, BASE_AND_SECOND = "base and tuned", "base and second"
-_ASKED: dict[str, tuple[Branch, ...]] = {
-    TUNED: ("tuned",), BASE: ("base",), SECOND: ("second",), RUNS: ("tuned", "second"),
-    BASE_AND_TUNED: ("base", "tuned"), BASE_AND_SECOND: ("base", "second"),
-}  # fmt: skip
+# Values of the choice of branches: the names of those that answer.
+SIDE_BY_SIDE, TUNED, BASE, SECOND, RUNS = "base tuned second", "tuned", "base", "second", "tuned second"
+BASE_AND_TUNED, BASE_AND_SECOND = "base tuned", "base second"
+_OF_TUNED = [("Side by side", SIDE_BY_SIDE), ("Tuned only", TUNED), ("Base only", BASE)]
 _IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
 _REDRAW_SECONDS = 0.08  # between two updates of the page while tokens come
 _KEPT_CHARACTERS = 400_000  # of a conversation, in the browser
@@ -55,7 +53,7 @@ class TalkPart:
     """Lays out the conversation; `wire` connects it."""
 
     def __init__(self, page: Page, choice: ChatChoice, prompts: HeldOutPrompts) -> None:
-        self._page = page
+        self.page = page
         self._choice = choice
         self._prompts = prompts
         self._stream = AnswerStream(page.services.chat)
@@ -73,7 +71,7 @@ class TalkPart:
                 self.stop = gr.Button("Stop", scale=0, min_width=90, visible=False, elem_id="chat-stop")
             with gr.Row(elem_id="chat-buttons"):
                 self.branches = Radio(
-                    [SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, show_label=False, container=False,
+                    _OF_TUNED, value=SIDE_BY_SIDE, show_label=False, container=False,
                     elem_id="chat-branches",
                 )  # fmt: skip
                 self.again = gr.Button("Regenerate", size="sm", scale=0, visible=False, elem_id="chat-again")
@@ -115,16 +113,12 @@ class TalkPart:
         }
         question_outputs = [self.turns, self.question, self.row]
         prompting: dict[str, Any] = {
-            "fn": shown_in_place(self._prompt),
+            "fn": shown_in_place(self.exact_prompt),
             "inputs": [self.question, self.turns, self.branches, system],
             "outputs": self.prompt,
             **SLOW,
         }
-        renewing = {
-            **prompting,
-            "fn": shown_in_place(self._renew_prompt),
-            "inputs": [self.prompt, *prompting["inputs"]],
-        }
+        renewing = {**prompting, "fn": shown_in_place(self.renew_prompt), "inputs": [self.prompt, *prompting["inputs"]]}
         again = self.again.click(_take_back, self.turns, question_outputs, **QUICK)
         for answer_event in (
             gr.on([self.send.click, self.question.submit], trigger_mode="once", **asking),
@@ -132,7 +126,7 @@ class TalkPart:
         ):
             # Not with the last answer: until the event is over, Gradio ignores a click.
             answer_event.then(lambda: gr.update(interactive=True), None, self.send, **QUICK).then(**renewing)
-        self.stop.click(self._stop, None, None, **QUICK)
+        self.stop.click(self.stop_answers, None, None, **QUICK)
         clear_event = self.clear.click(
             lambda: {
                 **self._turn_updates([]), **dict.fromkeys((self.trouble, self.browser_copy, self.links), ""), **self._end_edit(),
@@ -142,13 +136,13 @@ class TalkPart:
         clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **QUICK)
         clear_event.then(**renewing)
         editing = [*question_outputs, self.transcript, self.again, self.clear, self.keep_all, self.before_edit]
-        self.transcript.click(self._edit, [self.turns, self.before_edit], editing, **QUICK).then(**renewing)
-        self.transcript.click(self._vote, self.turns, [self.transcript, self.trouble], **QUICK)
-        self.keep_all.click(self._cancel_edit, self.before_edit, editing, **QUICK).then(**renewing)
+        self.transcript.click(self.edit, [self.turns, self.before_edit], editing, **QUICK).then(**renewing)
+        self.transcript.click(self.vote, self.turns, [self.transcript, self.trouble], **QUICK)
+        self.keep_all.click(self.cancel_edit, self.before_edit, editing, **QUICK).then(**renewing)
         self.branches.input(**renewing)
-        load_event.then(self._suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
+        load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
         self.suggestions.click(
-            self._take,
+            self.take_suggestion,
             self.suggested_prompts,
             [self.question, self.row, system, self.suggestions, self.suggested_prompts],
             **QUICK,
@@ -158,21 +152,21 @@ class TalkPart:
         self.keep_fold.expand(
             lambda *of: saving.render_links(self._conversation_of(*of)), [self.turns, system], self.links, **QUICK
         )
-        open_event = self.open.upload(shown_as_message(self._open), self.open, self._conversation, **SLOW)
-        open_event.then(self._keep, [self.turns, system], [self.browser_copy, self.links], **QUICK)
+        open_event = self.open.upload(shown_as_message(self.open_file), self.open, self._conversation, **SLOW)
+        open_event.then(self.keep, [self.turns, system], [self.browser_copy, self.links], **QUICK)
         self.sampling.wire()
         clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
 
     def restore_after(self, event: Dependency) -> None:
         """Restore this browser's conversation after an event."""
-        event.then(self._restore, [self.browser_copy, self.turns, self.sampling.system], self._conversation, **QUICK)
+        event.then(self.restore, [self.browser_copy, self.turns, self.sampling.system], self._conversation, **QUICK)
 
     def branch_choices(self, branches: Sequence[Branch], target: ChatTarget | None) -> Any:
         """Return the choice of branches for the loaded target."""
         if len(branches) < 2:
             return HIDDEN
         if "second" not in branches:
-            return gr.update(choices=[SIDE_BY_SIDE, TUNED, BASE], value=SIDE_BY_SIDE, visible=True)
+            return gr.update(choices=_OF_TUNED, value=SIDE_BY_SIDE, visible=True)
         names = self._choice.names(target)
         if self._choice.compares_with_start(target):
             second, tuned = (names[branch].partition(":")[0] for branch in ("second", "tuned"))
@@ -205,7 +199,7 @@ class TalkPart:
             yield {
                 **dict.fromkeys((self.question, self.trouble, self.suggestions), ""),
                 **dict.fromkeys((self.again, self.clear), HIDDEN),
-                self.transcript: self._render(turns, writing=True),
+                self.transcript: self.render(turns, writing=True),
                 self.turns: turns,
                 self.send: gr.update(interactive=False),
                 self.stop: gr.update(visible=True),
@@ -216,7 +210,7 @@ class TalkPart:
                 turns = [*before, turns[-1].with_chunk(chunk)]
                 if chunk.done or time.monotonic() - redrawn > _REDRAW_SECONDS:
                     redrawn = time.monotonic()
-                    yield {self.transcript: self._render(turns, writing=True)}
+                    yield {self.transcript: self.render(turns, writing=True)}
         except Exception as error:
             problem = error_box(as_engine_error(error))
         has_answer = len(turns) > len(before) and any(answer.text or answer.done for answer in turns[-1].answers)
@@ -225,7 +219,7 @@ class TalkPart:
         # In one answer, so the next action or a reload finds the conversation saved.
         yield {
             **self._turn_updates(turns),
-            **self._keep(turns, system),
+            **self.keep(turns, system),
             **({} if has_answer else {self.question: question, self.row: row}),
             self.trouble: problem,
             self.stop: HIDDEN,
@@ -233,10 +227,10 @@ class TalkPart:
 
     def _turn_updates(self, turns: list[Turn]) -> Updates:
         button = gr.update(visible=bool(turns))
-        return {self.turns: turns, self.transcript: self._render(turns), self.again: button, self.clear: button}
+        return {self.turns: turns, self.transcript: self.render(turns), self.again: button, self.clear: button}
 
-    def _render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
-        state = self._page.services.chat.state
+    def render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
+        state = self.page.services.chat.state
         context = state.model.context_length if state.model is not None else None
         can_vote = not writing and self._votes.may_keep
         ballots = {number: ballot(self._votes, turns, number) for number in range(len(turns) if can_vote else 0)}
@@ -244,27 +238,27 @@ class TalkPart:
         return view.render_transcript(turns, names, context, can_edit=not writing, ballots=ballots)
 
     def _branches(self, choice: str) -> tuple[Branch, ...]:
-        model = self._page.services.chat.state.model
+        model = self.page.services.chat.state.model
         if model is None:
             raise RunError("No model is loaded.", "Load a run or a model first.")
-        available = tuple(branch for branch in _ASKED.get(choice, model.branches) if branch in model.branches)
-        if self._choice.compares_with_start(self._page.services.chat.state.target):
+        available = tuple(branch for branch in model.branches if branch in (choice or "").split())
+        if self._choice.compares_with_start(self.page.services.chat.state.target):
             available = tuple(sorted(available, key=_IN_ORDER_OF_TRAINING.index))
         return available or model.branches
 
-    def _stop(self, request: gr.Request) -> None:
+    def stop_answers(self, request: gr.Request) -> None:
         self._stream.stop(request.session_hash or "")
 
     def _end_edit(self) -> Updates:
         return {self.keep_all: HIDDEN, self.before_edit: []}
 
-    def _cancel_edit(self, before_edit: list[Turn]) -> Updates:
+    def cancel_edit(self, before_edit: list[Turn]) -> Updates:
         """Restore the conversation from before the edit of a question."""
         if not before_edit:
             return self._end_edit()
         return {**self._turn_updates(before_edit), self.question: "", self.row: None, **self._end_edit()}
 
-    def _edit(self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn]) -> Updates:
+    def edit(self, event: gr.EventData, turns: list[Turn], before_edit: list[Turn]) -> Updates:
         kind, _, number = picked_value(event).partition(":")
         if kind != "edit" or not number.isdigit() or int(number) >= len(turns):
             return UNCHANGED
@@ -273,7 +267,7 @@ class TalkPart:
         edit_updates = {self.keep_all: gr.update(visible=True), self.before_edit: before_edit or turns}
         return {**question_updates, **self._turn_updates(before), **edit_updates}
 
-    def _vote(self, event: gr.EventData, turns: list[Turn]) -> Updates:
+    def vote(self, event: gr.EventData, turns: list[Turn]) -> Updates:
         kind, _, rest = picked_value(event).partition(":")
         number, _, branch = rest.partition(":")
         if kind != "vote" or not number.isdecimal() or int(number) >= len(turns):
@@ -282,37 +276,37 @@ class TalkPart:
         if choice is None:
             return UNCHANGED
         try:
-            choose(self._votes, turns, int(number), choice, self._page.services.runs.owner)
+            choose(self._votes, turns, int(number), choice, self.page.services.runs.owner)
             count = plural(len(self._votes.read().votes), "vote")
             message = small(
                 f"{count} in total. See “Votes” above to review them or use them as a dataset.", role="status"
             )
         except EngineError as error:
             message = error_box(error)
-        return {self.transcript: self._render(turns), self.trouble: message}
+        return {self.transcript: self.render(turns), self.trouble: message}
 
-    def _suggest(self, draw: random.Random | None = None) -> Updates:
-        config = self._choice.config_of(self._page.services.chat.state.target)
+    def suggest(self, draw: random.Random | None = None) -> Updates:
+        config = self._choice.config_of(self.page.services.chat.state.target)
         prompts: list[RowPrompt] = []
         with contextlib.suppress(EngineError):  # the data may be gone; chat works without it
             prompts = view.some_prompts(self._prompts.of_run(config), 3, draw) if config is not None else []
         return {self.suggestions: view.render_suggestions(prompts), self.suggested_prompts: prompts}
 
-    def _take(self, event: gr.EventData, prompts: list[RowPrompt]) -> Updates:
+    def take_suggestion(self, event: gr.EventData, prompts: list[RowPrompt]) -> Updates:
         number = picked_value(event)
         if number == "others":
-            return self._suggest(random.SystemRandom())
+            return self.suggest(random.SystemRandom())
         if not number.isdigit() or int(number) >= len(prompts):
             return UNCHANGED
         prompt = prompts[int(number)]
         system = {self.sampling.system: prompt.system} if prompt.system else {}
         return {self.question: prompt.question, self.row: prompt, **system}
 
-    def _renew_prompt(self, shown: str, *of: Any) -> str:
+    def renew_prompt(self, shown: str, *of: Any) -> str:
         """Return the prompt as it is now, if one is shown."""
-        return self._prompt(*of) if shown else ""
+        return self.exact_prompt(*of) if shown else ""
 
-    def _prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
+    def exact_prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
         asked = self._branches(branches)
         text = (question or "").strip()
         if text:
@@ -323,22 +317,22 @@ class TalkPart:
         messages = view.messages_of(next_turns, asked[-1], system or "")
         if not next_turns:
             return small("Type a question to see its prompt.")
-        names = {**view.BRANCH_WORDS, **self._choice.names(self._page.services.chat.state.target)}
-        return view.render_prompt(self._page.services.chat.prompt(messages), names[asked[-1]])
+        names = {**view.BRANCH_WORDS, **self._choice.names(self.page.services.chat.state.target)}
+        return view.render_prompt(self.page.services.chat.prompt(messages), names[asked[-1]])
 
     def _conversation_of(self, turns: list[Turn], system: str) -> SavedConversation:
-        state = self._page.services.chat.state
+        state = self.page.services.chat.state
         model = view.loaded_words(state.model) if state.model is not None else ""
         names = self._choice.names(state.target)
         return SavedConversation(model=model, names=names, system=system or "", turns=tuple(turns))
 
-    def _keep(self, turns: list[Turn], system: str) -> Updates:
+    def keep(self, turns: list[Turn], system: str) -> Updates:
         conversation = self._conversation_of(turns, system)
         text = saving.as_json(conversation)
         browser_copy = text if turns and len(text) <= _KEPT_CHARACTERS else ""
         return {self.browser_copy: browser_copy, self.links: saving.render_links(conversation)}
 
-    def _restore(self, browser_copy: str, turns: list[Turn], system: str) -> Updates:
+    def restore(self, browser_copy: str, turns: list[Turn], system: str) -> Updates:
         if turns or not browser_copy:
             return UNCHANGED
         try:
@@ -347,8 +341,8 @@ class TalkPart:
             return UNCHANGED  # of another version
         return self._show_conversation(conversation, system)
 
-    def _open(self, path: str) -> Updates:
-        transfers = self._page.services.transfers
+    def open_file(self, path: str) -> Updates:
+        transfers = self.page.services.transfers
         return self._show_conversation(saving.open_conversation(transfers.require_uploaded(Path(path))))
 
     def _show_conversation(self, conversation: SavedConversation, system: str = "") -> Updates:

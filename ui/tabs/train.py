@@ -1,5 +1,6 @@
 """Train: the settings of the training, steps and time, the start; then the run, live."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,30 +9,19 @@ from gradio.events import Dependency
 
 from engine.config.load import find_preset, list_presets
 from engine.config.objectives import preference_name
-from engine.config.suited import SETTINGS
+from engine.config.suited import SETTINGS, suited_settings
 from engine.config.training import ObjectiveSettings
-from engine.hardware.device import find_known_device
 from engine.hardware.lease import lease_name
-from engine.memory.estimate import estimate_memory
 from engine.runs.summary import RunSummary
 from ui.backend.dataset_checks import CheckQuestion, lengths_stamp
-from ui.components import (
-    QUICK,
-    SLOW,
-    Updates,
-    nothing,
-    pick_list,
-    picked_value,
-    shown_as_message,
-    shown_in_place,
-)
+from ui.components import QUICK, SLOW, Updates, nothing, pick_list, picked_value, shown_as_message
 from ui.draft import Draft
-from ui.form import section_fields
+from ui.form import section_fields, setting_in
 from ui.gradio_internals import Dropdown, Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.follow import FollowPart
-from ui.tabs.jobs import JobsPart
 from ui.tabs.objective import ObjectivePart, keep_own_dataset
+from ui.tabs.run_place import RunPlacePart
 from ui.tabs.start import REFUSED, StartPart
 from ui.views.html import small
 from ui.views.run_plan import render_plan, render_presets
@@ -62,7 +52,7 @@ class TrainTab:
     """Lays out the Train tab; `wire` connects it once the whole page is laid out."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self.page = page
         self._tab = enclosing_tab()
         with gr.Row(equal_height=True, elem_id="train-top"):
             self.view = Radio(
@@ -72,26 +62,26 @@ class TrainTab:
             choice = Dropdown(
                 [], label="Run", show_label=False, container=False, visible=False, elem_id="follow-run", min_width=260
             )
-        self._was_entered = gr.State(False)
+        self.was_entered = gr.State(False)
         with gr.Column(elem_id="train-setup") as self.setup:
             gr.HTML(
                 '<h2>Training</h2><p class="lead">The defaults suit most datasets. A preset fills the whole form: model, data, '
                 "method and these settings.</p>"
             )
-            self.presets = pick_list(shown_in_place(self._presets)(""), elem_id="presets")
+            self.presets = pick_list(render_presets(list_presets()), elem_id="presets")
             self._settings()
-            self.jobs = JobsPart(page)
+            self.place = RunPlacePart(page)
             self.plan = gr.HTML(elem_id="plan")
             self.start = StartPart(page)
         with gr.Column(visible=False, elem_id="train-follow") as self.follow_column:
             self.follow = FollowPart(page, choice)
         self._change = gr.State({})
         self.counting = gr.Timer(0.5, active=False)
-        page.on_draft_later(self.plan, self._plan)
-        self._count_outputs = [self.plan, self.counting, self._page.data_trouble, self._page.data_lengths]
+        page.on_draft_later(self.plan, self.render_draft_plan)
+        self._count_outputs = [self.plan, self.counting, self.page.data_trouble, self.page.data_lengths]
 
     def _settings(self) -> None:
-        self.objective = ObjectivePart(self._page)
+        self.objective = ObjectivePart(self.page)
         # Components in a row have similar heights.
         name, epochs, steps, rate, length, batch, accumulate, packing, checkpointing = _IN_SIGHT
         for row in ([[name], [epochs], [steps]], [[rate], [length], [packing, checkpointing]], [[batch], [accumulate]]):
@@ -109,55 +99,54 @@ class TrainTab:
     def _lay_out(self, names: Sequence[str]) -> None:
         """Place settings one below the other."""
         if len(names) == 1 and names[0] not in SETTINGS:
-            self._page.form.setting(names[0], min_width=220, **_IN_SIGHT.get(names[0], {}))
+            self.page.form.setting(names[0], min_width=220, **_IN_SIGHT.get(names[0], {}))
             return
         with gr.Column(min_width=220, elem_classes="settings"):
             for name in names:
-                self._page.form.setting(name, **_IN_SIGHT.get(name, {}))
+                self.page.form.setting(name, **_IN_SIGHT.get(name, {}))
                 if name in SETTINGS:
-                    self._page.note_suited(name)
+                    note = gr.HTML(elem_classes="suited")
+                    self.page.on_draft(note, functools.partial(render_suited, name))
 
     def wire(self) -> Dependency:
         """Connect the events; return the one after which a run may be queued."""
-        page, form = self._page, self._page.form
-        self.jobs.wire()
-        self._count_after(self.objective.wire())
+        page, form = self.page, self.page.form
+        self.place.wire()
+        self.objective.wire()
         self.use_preset_by(self.presets.click)
-        device_change: Any = page.judge_for.change
-        device_change(shown_in_place(self._presets), page.judge_for, self.presets, **SLOW)
         for name in ("training.max_length", "training.seed"):  # what the number of tokens depends on
             # Counting reads every row: it waits for blur or Enter.
             self._count_after(gr.on([form[name].submit, form[name].blur], nothing, None, None, **QUICK))
         self.counting.tick(self.count, form.components, self._count_outputs, trigger_mode="once", **QUICK)
-        self.view.change(self._switch, self.view, [self.setup, self.follow_column, self.follow.choice], **QUICK)
+        self.view.change(self.switch_view, self.view, [self.setup, self.follow_column, self.follow.choice], **QUICK)
         self.follow.wire()
-        arriving = [page.chosen_run, self._was_entered, page.wants_run]
-        arrival_event = self._tab.select(self._arrive, arriving, [self.view, *arriving], **QUICK)
+        arriving = [page.chosen_run, self.was_entered, page.wants_run]
+        arrival_event = self._tab.select(self.arrive, arriving, [self.view, *arriving], **QUICK)
         self.follow.show_after(arrival_event, self.view)
         self._count_after(arrival_event)
         self.follow.show_after(self.view.input(nothing, None, None, **QUICK), self.view)
         going = [self.start.goes_to, *self.follow.look_inputs]
         self.start.wire()
         shown = [self.view, page.tabs, self.setup, self.follow_column, *self.follow.outputs]
-        start_event = self.start.goes_to.change(self._after_start, going, shown, **QUICK)
+        start_event = self.start.goes_to.change(self.after_start, going, shown, **QUICK)
         start_event.then(None, None, None, js=_SCROLL_TO_START, **QUICK)
         return start_event
 
     def use_preset_by(self, click: Any) -> None:
         """Fill the form with the preset picked by a click."""
-        preset = click(shown_as_message(self._use_preset), self._page.form.components, self._change, **SLOW)
-        alone = preset.success(lambda: "", None, self._page.copied_from, **QUICK)
-        self._count_after(self._page.fill_after(alone, self._change, "Preset"))
+        preset = click(shown_as_message(self.use_preset), self.page.form.components, self._change, **SLOW)
+        alone = preset.success(lambda: "", None, self.page.copied_from, **QUICK)
+        self._count_after(self.page.fill_after(alone, self._change, "Preset"))
 
     def _count_after(self, event: Any) -> None:
-        event.then(self.count, self._page.form.components, self._count_outputs, trigger_mode="always_last", **QUICK)
+        event.then(self.count, self.page.form.components, self._count_outputs, trigger_mode="always_last", **QUICK)
 
-    def _arrive(self, chosen: str, was_entered: bool, wants_run: bool = False) -> Updates:
+    def arrive(self, chosen: str, was_entered: bool, wants_run: bool = False) -> Updates:
         """Show a requested run; on the first visit, an active one. Until one is chosen, the newest is."""
-        reader, page = self._page.reader, self._page
+        reader, page = self.page.reader, self.page
         run_id = chosen if reader.exists(chosen) else ""
         active = reader.newest_active()
-        updates: Updates = {self._was_entered: True, page.wants_run: False}
+        updates: Updates = {self.was_entered: True, page.wants_run: False}
         if run_id and (wants_run or reader.observe(run_id).is_live):
             follow = wants_run or not was_entered
             return updates | {page.chosen_run: run_id} | ({self.view: FOLLOW} if follow else {})
@@ -166,65 +155,55 @@ class TrainTab:
         newest = run_id or next((row.id for row in reader.summaries()), "")
         return updates | ({} if newest == chosen else {page.chosen_run: newest})
 
-    def _after_start(self, goes_to: str, *how: Any) -> Updates:
+    def after_start(self, goes_to: str, *how: Any) -> Updates:
         """Show the run that was just queued, or the runs of a sweep, or why nothing started: all at once."""
         place, run_id, *_ = goes_to.split()
         if place == REFUSED:
-            return {self.view: SET_UP, self._page.tabs: gr.Tabs(selected="train"), **self._switch(SET_UP)}
-        shown = {**self._switch(FOLLOW), **self.follow.refresh(run_id, *how)}
-        return {self.view: FOLLOW, self._page.tabs: gr.Tabs(selected=place), **shown}
+            return {self.view: SET_UP, self.page.tabs: gr.Tabs(selected="train"), **self.switch_view(SET_UP)}
+        shown = {**self.switch_view(FOLLOW), **self.follow.refresh(run_id, *how)}
+        return {self.view: FOLLOW, self.page.tabs: gr.Tabs(selected=place), **shown}
 
-    def _switch(self, view: str) -> Updates:
+    def switch_view(self, view: str) -> Updates:
         follows = gr.update(visible=view == FOLLOW)
         return {self.setup: gr.update(visible=view == SET_UP), self.follow_column: follows, self.follow.choice: follows}
 
-    def _presets(self, device_name: str | None) -> str:
-        """Return the presets; for another device, with the verdict of each whose model is known."""
-        known_device = find_known_device(device_name or "")
-        presets = list_presets()
-        if known_device is None:
-            return render_presets(presets)
-        shapes, device, verdicts = self._page.services.shapes, known_device.device(), {}
-        for preset in presets:
-            config = preset.load()
-            shape = shapes.get(config.model.id, config.model.revision)
-            if shape is not None:
-                verdicts[preset.name] = estimate_memory(shape, config, device).verdict
-        return render_presets(presets, verdicts)
-
-    def _use_preset(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
+    def use_preset(self, event: gr.EventData, *values: Any) -> dict[str, Any]:
         """Return the settings of a picked preset, and the person's own dataset; raises if its model cannot be read."""
         preset = find_preset(picked_value(event))
-        self._page.services.shapes.learn(preset.load().model)
-        return keep_own_dataset(self.objective.with_start(preset), self._page.settings(values)["dataset"])
+        self.page.services.shapes.learn(preset.load().model)
+        return keep_own_dataset(self.objective.with_start(preset), self.page.settings(values)["dataset"])
 
-    def _plan(self, draft: Draft) -> str:
+    def render_draft_plan(self, draft: Draft) -> str:
         config = draft.config
-        check = self._page.services.checks.find(CheckQuestion.of(config)) if config is not None else None
+        check = self.page.services.checks.find(CheckQuestion.of(config)) if config is not None else None
         report = check.report if check is not None else None
-        similar = self._similar(draft)
-        return render_plan(config or draft.memory_config, report, similar, self._around_seconds(similar))
+        similar = self.similar_run(draft)
+        return render_plan(config or draft.memory_config, report, similar, self.around_seconds(similar))
 
-    def _around_seconds(self, row: RunSummary | None) -> float | None:
+    def around_seconds(self, row: RunSummary | None) -> float | None:
         """Return the seconds that a run took to load, evaluate and save; None unless it completed."""
         if row is None or row.state != "completed" or row.seconds is None or not row.tokens_per_second:
             return None
-        tokens = self._page.reader.observe(row.id).history.steps.last("tokens")
+        tokens = self.page.reader.observe(row.id).history.steps.last("tokens")
         return max(0.0, row.seconds - tokens / row.tokens_per_second) if tokens else None
 
     def count(self, request: gr.Request, *values: Any) -> Updates:
         """Count the tokens in the background if needed; the timer shows the progress."""
-        draft, checks = self._page.draft(values), self._page.services.checks
+        draft, checks = self.page.draft(values), self.page.services.checks
         if draft.config is None:
             return {self.counting: gr.update(active=False)}
-        question, trouble = CheckQuestion.of(draft.config), self._page.data_trouble
-        tokenizer = self._page.services.tokenizers.ask(draft.config.model)
-        error = self._page.services.tokenizers.trouble(draft.config.model) or checks.trouble(question)
+        question, trouble = CheckQuestion.of(draft.config), self.page.data_trouble
+        tokenizer = self.page.services.tokenizers.ask(draft.config.model)
+        error = self.page.services.tokenizers.trouble(draft.config.model) or checks.trouble(question)
         if error is not None:  # shown next to the start button and in the panel
-            return {self.plan: self._plan(draft), self.counting: gr.update(active=False), trouble: error.what}
+            return {
+                self.plan: self.render_draft_plan(draft),
+                self.counting: gr.update(active=False),
+                trouble: error.what,
+            }
         if tokenizer.is_under_way:
             note = small(f"Its tokens are counted once the tokenizer is here. {tokenizer.words}", role="status")
-            return {self.plan: self._plan(draft) + note, self.counting: gr.update(active=True)}
+            return {self.plan: self.render_draft_plan(draft) + note, self.counting: gr.update(active=True)}
         check = checks.ask(question, request.session_hash or "")
         updates: Updates = {self.counting: gr.update(active=check.is_under_way)}
         note = ""
@@ -235,10 +214,10 @@ class TrainTab:
             note = small(f"Counting tokens: {rows:,} rows so far …", role="status")
         else:
             updates[trouble] = check.error.what if check.error is not None else ""
-            updates[self._page.data_lengths] = lengths_stamp(check)
-        return updates | {self.plan: self._plan(draft) + note}
+            updates[self.page.data_lengths] = lengths_stamp(check)
+        return updates | {self.plan: self.render_draft_plan(draft) + note}
 
-    def _similar(self, draft: Draft) -> RunSummary | None:
+    def similar_run(self, draft: Draft) -> RunSummary | None:
         """Return the newest run with the same model, method and device and a known speed; None without one.
 
         One that completed is preferred: it also shows what loading, evaluation and saving take.
@@ -247,6 +226,18 @@ class TrainTab:
         if config is None or draft.device is None:
             return None
         key = (config.model.id, config.method_name, preference_name(config), lease_name(draft.device))
-        rows = (row for row in self._page.reader.summaries() if row.tokens_per_second)
+        rows = (row for row in self.page.reader.summaries() if row.tokens_per_second)
         same = [row for row in rows if (row.model, row.method, row.objective, row.device) == key]
         return next((row for row in same if row.state == "completed"), same[0] if same else None)
+
+
+def render_suited(name: str, draft: Draft) -> str:
+    """Return what a setting's default is suited to, and the default where another value is set."""
+    default = draft.suited_defaults.get(name)
+    if default is not None and default.awaits_rows and not draft.missing:
+        return small("set once your rows are counted")
+    if default is not None or draft.memory_config is None:
+        return small(f"suited to {default.to}") if default is not None and default.to else ""
+    usual = suited_settings(draft.memory_config, draft.rows.known if draft.rows is not None else None)[name]
+    differs = usual.to and setting_in(draft.mapping, name) != usual.value
+    return small(f"{usual.value:g} suits {usual.to}") if differs else ""

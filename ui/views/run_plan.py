@@ -1,12 +1,11 @@
 """Steps, tokens and time of a draft, before it starts; and the presets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 
 from engine.config.load import Preset
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
-from engine.memory.estimate import Verdict
 from engine.runs.plan import plan_run
 from engine.runs.summary import RunSummary
 from ui.views.dataset import render_truncation
@@ -72,18 +71,13 @@ def _data(report: DatasetReport | None) -> str:
     return cut_alarm + small(f"{plural(report.train_rows, 'row')} to train on{held_out}{cut_words}.") + why
 
 
-_FITS: Mapping[Verdict, str] = {"fits": "fits", "tight": "tight", "does_not_fit": "too big"}
-
-
-def render_presets(presets: Sequence[Preset], verdicts: Mapping[str, Verdict] | None = None) -> str:
-    """Return a button per preset: title, device, description, and its verdict if known."""
+def render_presets(presets: Sequence[Preset]) -> str:
+    """Return a button per preset: title, device and description."""
     if not presets:
         return ""
-    by_name = verdicts or {}
-    notes = {preset.name: f" · {_FITS[by_name[preset.name]]}" if preset.name in by_name else "" for preset in presets}
     items = "".join(
         f'<button type="button" data-pick="{escape(preset.name, quote=True)}" title="{escape(preset.about, quote=True)}">'
-        f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}{notes[preset.name]}</span></button>"
+        f"<b>{escape(preset.title)}</b><span>{escape(preset.device)}</span></button>"
         for preset in presets
     )
     return toolbar("Presets", items, "presets")

@@ -1,0 +1,347 @@
+"""Where a run trains or a model is loaded: here, on a Slurm cluster, or at Hugging Face Jobs, with the settings of each."""
+
+import contextlib
+import time
+from collections.abc import Sequence
+from functools import partial
+from html import escape
+from typing import Any, get_args
+
+import gradio as gr
+
+from engine.accounts.people import Action, Logins, Person, require
+from engine.chat.contract import WorkPlace
+from engine.config.run import RunConfig
+from engine.errors import EngineError, SignInNeededError
+from engine.executors.huggingface_jobs.flavors import Flavor, flavor_named
+from engine.executors.huggingface_jobs.login import sign_in
+from engine.executors.places import LABELS, HuggingFaceJobs, SlurmCluster, ThisMachine
+from engine.executors.slurm.place import has_place, read_place
+from engine.executors.slurm.record import JobResources
+from engine.memory.estimate import GIB
+from engine.paths import LoratoryHome
+from engine.quantities import duration
+from ui.backend.cluster import Forecast
+from ui.backend.dataset_checks import CheckQuestion
+from ui.components import QUICK, SLOW, Updates, clear_error_after, shown_in_place, visible_if
+from ui.draft import Draft
+from ui.form import field_of
+from ui.gradio_internals import Dropdown, Radio
+from ui.page import Page
+from ui.services import Services
+from ui.views.html import dollars, error_box, facts, gib, notice, small
+
+_SIGN_IN = (
+    "Jobs run under your Hugging Face account, which pays for them. Enter a token above to see hardware and prices."
+)
+_SOON_SECONDS = 60.0
+
+
+def offers_cluster(services: Services) -> bool:
+    """Whether the user may choose the cluster; in a lab, an admin has to set it up, and guests may not."""
+    return services.person is None or (has_place(services.home) and not services.home.is_guest)
+
+
+def work_place(services: Services, *, label: str = "Where", elem_id: str) -> gr.Radio:
+    """Place the choice of where a model is loaded, or a run resumes; visible with a cluster."""
+    return Radio(
+        [(LABELS[name], name) for name in get_args(WorkPlace)], value=ThisMachine.name, label=label, elem_id=elem_id,
+        visible=has_place(services.home) and offers_cluster(services),
+    )  # fmt: skip
+
+
+def chosen_place(chosen: str | None) -> WorkPlace:
+    """Return the place that a browser named."""
+    return next((place for place in get_args(WorkPlace) if place == chosen), "local")
+
+
+class RunPlacePart:
+    """Lays out the choice of the place, and below it the settings of each; one place alone is not shown."""
+
+    def __init__(self, page: Page) -> None:
+        services = page.services
+        offers_jobs = services.person is None or services.logins is not None
+        offered = ((ClusterPanel, offers_cluster(services)), (JobsPanel, offers_jobs))
+        kinds = [kind for kind, is_offered in offered if is_offered]
+        names = [ThisMachine.name, *(kind.name for kind in kinds)]
+        if kinds:
+            page.form.setting("run.where", choices=[(LABELS[name], name) for name in names], elem_id="where")
+        self.panels: dict[str, PlacePanel] = {kind.name: kind(page) for kind in kinds}
+
+    def wire(self) -> None:
+        """Connect the events."""
+        for panel in self.panels.values():
+            panel.wire()
+
+
+class PlacePanel:
+    """Lays out the settings of a place; visible if it is chosen."""
+
+    name: str
+    offer: gr.HTML
+
+    def __init__(self, page: Page, elem_id: str) -> None:
+        self.page = page
+        with gr.Column(visible=False, elem_id=elem_id) as self.panel:
+            self.lay_out()
+        page.on_draft(self.panel, lambda draft: visible_if(draft.where == self.name))
+        page.on_draft_later(self.offer, shown_in_place(self.render_offer))
+
+    def lay_out(self) -> None:
+        """Lay out the settings, and `offer`."""
+        raise NotImplementedError
+
+    def render_offer(self, draft: Draft) -> str:
+        """Return what a draft would get there.
+
+        Raises:
+            EngineError: If it is not known.
+        """
+        raise NotImplementedError
+
+    def wire(self) -> None:
+        """Connect the events."""
+        raise NotImplementedError
+
+    def setting(self, name: str, elem_id: str, min_width: int) -> None:
+        """Place a setting."""
+        self.page.form.setting(name, elem_id=elem_id, min_width=min_width)
+
+    def hardware(self, name: str, elem_id: str, first: tuple[str, str], choices: Sequence[tuple[str, str]] = ()) -> Any:
+        """Place the choice of the hardware, which can be typed as well; by default that of `first`."""
+        field = field_of(name)
+        hardware = Dropdown(
+            [first, *choices], value="", label=field.title, info=field.description, allow_custom_value=True,
+            elem_id=elem_id, min_width=240,
+        )  # fmt: skip
+        return self.page.form.register(name, hardware)
+
+    def fill(self, draft: Draft) -> RunConfig | None:
+        """Return the draft with the settings that the place fills in; None elsewhere, and while it has no device.
+
+        Raises:
+            EngineError: Why it can get none.
+        """
+        config, services = draft.config or draft.memory_config, self.page.services
+        if config is None or config.run.where != self.name:
+            return None
+        if draft.estimate_error is not None:
+            raise draft.estimate_error
+        if draft.device is None:
+            return None
+        check = services.checks.find(CheckQuestion.of(config))
+        if draft.shape is None or check is None or check.report is None:
+            return config
+        place = services.place(self.name, self.page.reader.summaries)
+        return place.settled(config, draft.device, draft.shape, check.report)
+
+
+class ClusterPanel(PlacePanel):
+    """The resources of a Slurm run, what is free, and when it would start."""
+
+    name = SlurmCluster.name
+
+    def __init__(self, page: Page) -> None:
+        super().__init__(page, "cluster")
+        self.looking = gr.Timer(1.0, active=False)
+        page.on_draft_later(self.forecast, self._forecast)
+        page.on_draft_later(
+            self.looking, lambda draft: gr.update(active=draft.where == self.name and page.services.forecast.is_asking)
+        )
+
+    def lay_out(self) -> None:
+        with gr.Row():
+            self.setting("slurm.gpus", "cluster-gpus", 140)
+            types = _types(self.page.services.home)
+            self.hardware("slurm.gpu_type", "cluster-gpu-type", ("the smallest that fits", ""), types)
+            self.setting("slurm.nodes", "cluster-nodes", 140)
+        with gr.Row():
+            self.setting("slurm.memory_gib", "cluster-memory", 200)
+            self.setting("slurm.limit_hours", "cluster-limit", 200)
+        self.offer = gr.HTML(elem_id="cluster-offer")
+        self.forecast = gr.HTML(elem_id="cluster-forecast")
+
+    def wire(self) -> None:
+        self.looking.tick(self.look, None, [self.forecast, self.looking], trigger_mode="once", **QUICK)
+
+    def look(self) -> Updates:
+        """Show Slurm's newest answer, without waiting for it."""
+        forecast = self.page.services.forecast
+        return {
+            self.forecast: render_forecast(forecast.latest, is_asking=forecast.is_asking),
+            self.looking: gr.update(active=forecast.is_asking),
+        }
+
+    def render_offer(self, draft: Draft) -> str:
+        config = self.fill(draft)
+        return render_resources(config, self.page.services.home, draft) if config is not None else ""
+
+    def _forecast(self, draft: Draft) -> str:
+        with contextlib.suppress(EngineError):  # shown by the offer
+            if (config := self.fill(draft)) is not None:
+                forecast = self.page.services.forecast
+                answer = forecast.find(read_place(self.page.services.home), config)
+                return render_forecast(answer, is_asking=forecast.is_asking)
+        return ""
+
+
+class JobsPanel(PlacePanel):
+    """The hardware at Hugging Face with its price, and the login of a lab's users."""
+
+    name = HuggingFaceJobs.name
+    _CHEAPEST = ("the cheapest that fits", "")
+
+    def __init__(self, page: Page) -> None:
+        super().__init__(page, "jobs")
+        hardware = page.services.hardware
+        self.asking = gr.Timer(0.2, active=False)
+        page.on_draft(self.asking, lambda draft: gr.update(active=draft.where == self.name and not hardware.is_known))
+
+    def lay_out(self) -> None:
+        services = self.page.services
+        is_lab = services.person is not None and services.logins is not None
+        self._login = JobsLogin(self.page, services.person, services.logins) if is_lab else None  # type: ignore[arg-type]
+        with gr.Row():
+            self.flavor = self.hardware("jobs.flavor", "jobs-flavor", self._CHEAPEST)
+            self.setting("jobs.limit_hours", "jobs-limit", 160)
+            self.setting("jobs.namespace", "jobs-namespace", 200)
+        self.offer = gr.HTML(elem_id="jobs-offer")
+
+    def wire(self) -> None:
+        ask_event = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
+        self.page.refresh_after(ask_event)
+        if self._login is not None:
+            self._login.wire()
+
+    def ask(self) -> Updates:
+        """Fetch hardware and prices from Hugging Face; the draft shows the result."""
+        flavors: Sequence[Flavor] = ()
+        with contextlib.suppress(EngineError):  # stored, and shown with the draft
+            flavors = self.page.services.hardware.ask()
+        choices = [self._CHEAPEST, *((_describe(flavor), flavor.name) for flavor in flavors)]
+        return {self.flavor: gr.update(choices=choices), self.asking: gr.update(active=False)}
+
+    def render_offer(self, draft: Draft) -> str:
+        if draft.where != self.name:
+            return ""
+        hardware = self.page.services.hardware
+        try:
+            flavors = hardware.known()
+        except SignInNeededError:  # shown as the next step, not as an error
+            return notice(_SIGN_IN)
+        except EngineError as error:
+            return small(error.what, role="status") if hardware.trouble is None else error_box(error)
+        config = self.fill(draft)
+        if config is None:
+            return ""
+        flavor = flavor_named(flavors, config.jobs.flavor) or next(one for one in flavors if one.device == draft.device)
+        return render_hardware(flavor, config.jobs.limit_hours, draft)
+
+
+class JobsLogin:
+    """Lays out sign-in and sign-out at Hugging Face for a lab's users."""
+
+    def __init__(self, page: Page, person: Person, logins: Logins) -> None:
+        self.page, self._person, self._logins = page, person, logins
+        self.token = gr.Textbox(
+            label="Your Hugging Face token", info="Needs write access and jobs permission. Kept in memory until you sign out.",
+            type="password", max_lines=1, elem_id="jobs-token",
+        )  # fmt: skip
+        signed_in = gr.HTML(
+            small("Signed in at Hugging Face. Jobs run under your account."), visible=False, elem_id="jobs-signed-in"
+        )
+        with gr.Row():
+            self.use = gr.Button("Use token", scale=0, min_width=150, elem_id="jobs-use-token")
+            self.forget = gr.Button("Forget token", scale=0, min_width=150, elem_id="jobs-forget-token")
+        self.status = gr.HTML(elem_id="jobs-login-status")
+        for component, is_for_login in ((self.token, True), (self.use, True), (signed_in, False), (self.forget, False)):
+            page.on_draft(component, partial(self._visible, is_for_login))
+
+    def _visible(self, is_for_login: bool, _draft: Draft) -> Any:
+        return visible_if((self._logins.token_of(self._person.name) is None) is is_for_login)
+
+    def wire(self) -> None:
+        """Connect the events."""
+        use_event = gr.on(
+            [self.use.click, self.token.submit], shown_in_place(self.sign_in), self.token, self.status,
+            trigger_mode="once", **SLOW,
+        )  # fmt: skip
+        self.page.refresh_after(use_event.then(lambda: "", None, self.token, **QUICK))
+        clear_error_after(self.status, [], typed_box=self.token)
+        self.page.refresh_after(self.forget.click(self.sign_out, None, self.status, **QUICK))
+
+    def sign_in(self, token: str | None) -> str:
+        """Keep a token in memory once Hugging Face has accepted it."""
+        require(self._person, Action.USE_JOBS)
+        account = sign_in(self._logins, self._person.name, token or "")
+        self.page.services.hardware.forget()
+        return small(f"Signed in at Hugging Face as {account}.", role="status")
+
+    def sign_out(self) -> str:
+        """Forget the token."""
+        self._logins.forget(self._person.name)
+        self.page.services.hardware.forget()
+        return small("Token removed. Jobs continue; monitoring resumes when you sign in.", role="status")
+
+
+def _types(home: LoratoryHome) -> list[tuple[str, str]]:
+    with contextlib.suppress(EngineError):  # shown once the place is chosen
+        kinds = read_place(home).gpu_types if has_place(home) else ()
+        return [(f"{kind.name} · {kind.memory_gib:g} GiB", kind.name) for kind in kinds if kind.name]
+    return []
+
+
+def render_resources(config: RunConfig, home: LoratoryHome, draft: Draft) -> str:
+    """Return the resources that the run requests from Slurm."""
+    cluster = read_place(home)
+    job = JobResources.of(config, cluster)
+    kind = next((kind for kind in cluster.gpu_types if kind.name == config.slurm.gpu_type), None)
+    memory = f", {kind.memory_gib:g} GiB" if kind is not None and job.gpus else ""
+    figures = [
+        (f"{job.words}{memory}", "devices"),
+        (f"{gib(job.memory_gib * GIB)} GiB", "RAM per node" if job.nodes > 1 else "RAM"),
+        (duration(job.limit_minutes * 60), "time limit"),
+    ]
+    needs = f"90% upper bound: {gib(draft.estimate.needed_bytes)} GiB of GPU memory. " if draft.estimate else ""
+    return facts(figures) + small(
+        f"{needs if job.gpus else ''}Near the time limit, the run saves and continues as another job."
+    )
+
+
+def render_forecast(forecast: Forecast | None, *, is_asking: bool, now: float | None = None) -> str:
+    """Return what is free in the cluster, and when the run would start."""
+    if forecast is None:
+        return small("Asking Slurm what is free …", role="status") if is_asking else ""
+    free = ", ".join(f"{count} × {name or 'GPU'}" for name, count in forecast.free.items())
+    words = [f"Free now: {free}."] if free else []
+    if forecast.start is not None:
+        seconds = forecast.start - (time.time() if now is None else now)
+        words.append(f"Expected start: in {duration(seconds)}." if seconds > _SOON_SECONDS else "Expected start: now.")
+    elif is_asking:
+        words.append("Asking Slurm when it would start …")
+    elif forecast.trouble is None:
+        words.append("Slurm gives no expected start.")
+    trouble = error_box(forecast.trouble) if forecast.trouble is not None else ""
+    return (small(" ".join(words), role="status") if words else "") + trouble
+
+
+def render_hardware(flavor: Flavor, limit_hours: float | None, draft: Draft) -> str:
+    """Return hardware, price, and the maximum cost of the run."""
+    figures = [
+        (escape(flavor.title), "hardware"),
+        (f"{gib(flavor.device.total_bytes)} GiB", "memory"),
+        (dollars(flavor.price_per_hour_usd), "per hour"),
+    ]
+    if limit_hours is None:
+        figures.append(("?", "time limit, known once the rows are counted"))
+    else:
+        figures += [(f"{limit_hours:g} h", "time limit"), (dollars(flavor.price_per_hour_usd * limit_hours), "at most")]
+    needs = f"90% upper bound: {gib(draft.estimate.needed_bytes)} GiB. " if draft.estimate is not None else ""
+    return facts(figures) + small(
+        f"{needs}Hugging Face bills your account by the minute. Data, settings and results go through a private bucket, "
+        "which is emptied when the run ends."
+    )
+
+
+def _describe(flavor: Flavor) -> str:
+    return f"{flavor.title} · {gib(flavor.device.total_bytes)} GiB · {dollars(flavor.price_per_hour_usd)}/h"
