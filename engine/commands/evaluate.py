@@ -27,7 +27,7 @@ from engine.evaluation.job import (
     gain_words,
     preference_sentences,
 )
-from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
+from engine.evaluation.preference import RATING_COLUMNS, rating_cells
 
 
 def evaluate(

@@ -16,8 +16,7 @@ from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import EngineError, RunError, StorageError
-from engine.evaluation.preference import PreferenceResult, accuracy_words, flip_words
-from engine.evaluation.ratings import RatingResult, rating_words
+from engine.evaluation.preference import PreferenceResult, RatingResult, accuracy_words, flip_words, rating_words
 from engine.executors import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device

@@ -25,7 +25,7 @@ from engine.evaluation.job import (
     preference_sentences,
     read_evaluation,
 )
-from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
+from engine.evaluation.preference import RATING_COLUMNS, rating_cells
 from engine.export.kinds import ADAPTER, KINDS
 from engine.export.vllm import look_at_adapter
 from engine.models.catalog import find_in_catalog

@@ -30,12 +30,19 @@ from engine.training.batching.steps import TrainerSetup
 from engine.training.failure import is_out_of_memory
 from engine.training.kernels import use_layer_kernels, why_no_fused_loss
 from engine.training.methods.registry import method_trainer
-from engine.training.objectives import TRAINING_OBJECTIVES
+from engine.training.objectives.base import TrainingObjective
+from engine.training.objectives.pairs import DirectPreference, OddsRatio
+from engine.training.objectives.ratings import KahnemanTversky
 from engine.training.objectives.reference import Reference
 from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
 from engine.training.ops.loss import attach_loss, causal_lm_of, logit_transform
 from engine.training.placement import Placement
 from engine.training.precision import Precision
+
+# By the names in `engine.config.objectives`.
+TRAINING_OBJECTIVES: Mapping[str, type[TrainingObjective]] = {
+    objective.traits.name: objective for objective in (TrainingObjective, DirectPreference, OddsRatio, KahnemanTversky)
+}
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,11 @@ from engine.training.batching.steps import choose_rows
 from engine.training.build import training_arguments
 from engine.training.callbacks import LOG_SECONDS, RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
-from engine.training.checkpoints.warm_start import untrained_base
+from engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes, untrained_base
 from engine.training.failure import check_held_out, check_loss
 from engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
 from engine.training.reporting import RunEvents
-from engine.training.sharding import trained_weights
+from engine.training.distribution import trained_weights
 from engine.training.signals import StopRequests
 from engine.training.trainer import LoratoryTrainer
 

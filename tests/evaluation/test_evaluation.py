@@ -24,8 +24,7 @@ from engine.evaluation.job import (
     EvaluationResult,
     read_evaluation,
 )
-from engine.evaluation.worker.answers import decode, split_at_answer
-from engine.evaluation.worker.batched_answers import BatchedAnswers
+from engine.evaluation.worker.answers import BatchedAnswers, decode, split_at_answer
 from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError

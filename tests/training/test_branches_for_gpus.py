@@ -24,8 +24,8 @@ from engine.training.checkpoints.state_files import load_plain
 from engine.training.failure import explain
 from engine.training.ops import attention
 from engine.training.ops.attention import JoinedRows, joined_attention
-from engine.training.ops.lora_branch import DropoutMask
 from engine.training.ops.loss import _chunks
+from engine.training.ops.products import DropoutMask
 from engine.training.placement import Placement, ProcessGroup, choose_placement
 from engine.training.precision import choose_precision
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training

@@ -7,8 +7,8 @@ import psutil
 import torch
 
 from engine.hardware.device import Device
-from engine.training.device_memory import DeviceMemory
 from engine.training.placement import Placement
+from engine.training.reporting import DeviceMemory
 
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 

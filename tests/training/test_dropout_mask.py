@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from engine.training.ops.lora_branch import DropoutMask
+from engine.training.ops.products import DropoutMask
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])

@@ -13,7 +13,7 @@ from engine.inspector.worker.inventory import inventory_of
 from engine.models.source import ModelSource
 from engine.training.assembly import assemble
 from engine.training.build import add_adapter, load_model
-from engine.training.ops.lora_branch import make_lora_quick
+from engine.training.ops.lora_linear import fuse_lora
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
 from engine.training.targets import choose_targets
@@ -130,7 +130,7 @@ def test_a_frozen_layer_that_returns_a_view_is_added_to_all_the_same(folders):
     expected = layer(x)
     (expected_grad,) = torch.autograd.grad(expected.square().sum(), x)
 
-    make_lora_quick(model)
+    fuse_lora(model)
     result = layer(x)
     (found_grad,) = torch.autograd.grad(result.square().sum(), x)
 

@@ -6,9 +6,8 @@ import bitsandbytes
 import pytest
 import torch
 
-from engine.training.ops.frozen_weights import FrozenWeights
-from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
+from engine.training.ops.products import FrozenWeights
 from tests.training.lora_layers import WIDTH, adapt, answer, groups, quantize_layers, require_equal
 
 
@@ -16,9 +15,7 @@ from tests.training.lora_layers import WIDTH, adapt, answer, groups, quantize_la
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
     model, x = quantize_layers(adapt(), dtype, double_quant=double_quant), torch.randn(2, 5, WIDTH, dtype=dtype)
-    alone = copy.deepcopy(model)
-    make_lora_quick(alone)
-    expected = answer(alone, x)
+    expected = answer(copy.deepcopy(model), x)
     fuse_lora(model)
     with lora_linears(model).observing(), torch.no_grad():
         model(x)

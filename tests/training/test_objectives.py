@@ -8,10 +8,9 @@ import torch
 
 from engine.config.objectives import OBJECTIVES, objective_of
 from engine.config.optimizations import VARIABLE
+from engine.training.assembly import TRAINING_OBJECTIVES
 from engine.training.batching.probe import Probe
-from engine.training.objectives import TRAINING_OBJECTIVES
-from engine.training.objectives.precomputed import ReferenceCache
-from engine.training.objectives.reference import Reference
+from engine.training.objectives.reference import Reference, ReferenceCache
 from tests.training.preference_rows import make_pairs, make_ratings
 from tests.training.tiny_training import make_config, make_training
 

@@ -10,8 +10,7 @@ from transformers import AutoModelForCausalLM
 from engine.errors import ConfigError
 from engine.models.source import ModelSource
 from engine.training.build import add_adapter, load_model
-from engine.training.checkpoints.state_files import save_adapter
-from engine.training.checkpoints.warm_start import load_warm_start, untrained_base
+from engine.training.checkpoints.state_files import load_warm_start, save_adapter, untrained_base
 from engine.training.placement import Placement
 from engine.training.precision import choose_precision
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer

@@ -18,8 +18,13 @@ from engine.data.render.tokenize import RatedRow, TokenizedPair, TokenizedRow
 from engine.errors import DatasetError
 from engine.evaluation.general_text import general_rows
 from engine.evaluation.job import BranchLoss, DataThen, EvaluationOrder, EvaluationResult
-from engine.evaluation.preference import PairLikelihoods, PreferenceResult, measure_preference
-from engine.evaluation.ratings import RatingResult, measure_ratings
+from engine.evaluation.preference import (
+    PairLikelihoods,
+    PreferenceResult,
+    RatingResult,
+    measure_preference,
+    measure_ratings,
+)
 from engine.evaluation.worker.answers import Evaluation, answer_rows
 from engine.evaluation.worker.scores import mean_scores
 from engine.models.source import resolve_model

@@ -22,7 +22,7 @@ from engine.training.batching.batches import PassTensors, join, join_pairs, pad
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
 from engine.training.ops.loss import causal_lm_of
-from engine.training.sharding import forget_pass
+from engine.training.distribution import forget_pass
 
 _SHORT = 64  # tokens of each row whose loss is compared
 _SHORTER = 48  # of one of them, which is padded where rows are

@@ -13,7 +13,6 @@ from engine.config.run import AdapterConfig
 from engine.models.source import ModelSource
 from engine.training.methods.adalora import AdaLoraTrainer
 from engine.training.methods.base import MethodTrainer
-from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
 from engine.training.ops.loss import causal_lm_of
 from engine.training.targets import choose_ia3_targets
@@ -25,8 +24,8 @@ class LoraTrainer(MethodTrainer):
     """LoRA, whose plain layers run as `engine.training.ops.lora_linear` has them."""
 
     def prepare(self, model: Any) -> int:
-        layers = fuse_lora(model) if is_wanted("fused_lora") else make_lora_quick(model)
-        return 2 * layers  # two matrices each, which need no autocast
+        # Two matrices each, which need no autocast.
+        return 2 * fuse_lora(model) if is_wanted("fused_lora") else 0
 
     def observing(self, model: Any) -> AbstractContextManager[None]:
         linears = lora_linears(model)
