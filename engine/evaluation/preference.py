@@ -1,4 +1,4 @@
-"""Preference accuracy and margins on held-out pairs, with their uncertainty."""
+"""Accuracy and rewards on held-out pairs, and on completions with a label (KTO), with their uncertainty."""
 
 import math
 from collections.abc import Mapping, Sequence

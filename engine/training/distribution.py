@@ -1,8 +1,13 @@
-"""One model sharded over several processes by PyTorch's FSDP2: weights, gradients and optimizer state are divided.
+"""One model over several GPUs: sharded over processes, or with its layers on the devices of one process.
 
-Each decoder layer is a group of its own, which is gathered while it runs; what is outside of the layers is one more.
+PyTorch's FSDP2 divides weights, gradients and optimizer state. Each decoder layer is a group of its own, which is gathered while it runs; what is outside of the layers is one more.
 Accelerate's plugin does the same, but ignores FSDP on a CPU, where it is tested, and shards when training starts, after
 the whole model was on each GPU. Here the trainer gets a model that is sharded already, as transformers' own loader gives it.
+
+Where layers are on several devices, Accelerate's hooks bring every module its inputs. What they leave open is done here:
+where each module is, that what all layers are given is copied once for each device and not once for each layer, and that a
+layer gets its input before it is checkpointed, because torch saves the random numbers of those devices alone that the input
+is on.
 
 Source: Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277); torch/distributed/fsdp/_fully_shard.
 """

@@ -1,4 +1,7 @@
-"""Losses and metrics of passes through a model, in one or several processes."""
+"""Losses, metrics and counts of passes through a model, in one or several processes.
+
+Counts of a step stay on the device until a step is logged, so no step waits for them.
+"""
 
 import contextlib
 from collections import deque
@@ -9,11 +12,11 @@ import torch
 
 from engine.training.batching.batches import PassTensors
 from engine.training.batching.steps import StepBatches, TrainerSetup
+from engine.training.distribution import is_sharded, reshard
 from engine.training.objectives.base import PassLosses
 from engine.training.objectives.pairs import DirectPreference
 from engine.training.ops.loss import TrainedTokens
 from engine.training.placement import ProcessGroup
-from engine.training.distribution import is_sharded, reshard
 
 _Pass = TypeVar("_Pass")
 _EMPTY_PASS = PassTensors({}, TrainedTokens(torch.zeros(0), torch.zeros(0)), 0, 0)

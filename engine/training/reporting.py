@@ -1,4 +1,4 @@
-"""The worker's events, also while the disk is full."""
+"""The worker's events, also while the disk is full, with the memory that a run takes on its devices."""
 
 import contextlib
 import os
@@ -30,9 +30,8 @@ from engine.runs.history.events import (
 from engine.runs.history.log import EventWriter
 from engine.runs.run import EVENTS_FILE
 from engine.training import faults
-from engine.training.failure import is_disk_full
+from engine.training.failure import StopRequests, is_disk_full
 from engine.training.placement import Placement
-from engine.training.signals import StopRequests
 from engine.training.trackers import Trackers
 
 RESERVE_FILE = ".reserve"

@@ -26,12 +26,12 @@ from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatch
 from engine.training.callbacks import LoggedInterval, MethodSteps, Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.state_files import GatheredState
+from engine.training.distribution import trained_weights, whole
 from engine.training.failure import check_held_out, is_out_of_memory
 from engine.training.objectives.reference import PairsWithReference, ReferenceCache
 from engine.training.ops.loss import causal_lm_of
 from engine.training.passes import ModelPasses, StepCounts, Votes, add_tensors
 from engine.training.placement import ProcessGroup
-from engine.training.distribution import trained_weights, whole
 
 
 class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]

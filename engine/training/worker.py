@@ -114,12 +114,11 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     keep_freed_memory()
     gc.disable()  # it would pass over the objects of the imports again and again, which is a fifth of their time
     try:
-        from engine.training.failure import CancelledError, explain
+        from engine.training.failure import CancelledError, StopRequests, explain
         from engine.training.placement import MainProcessFailedError, ProcessGroup
         from engine.training.preparation import Attempt
         from engine.training.reporting import RunEvents
         from engine.training.session import TrainingSession
-        from engine.training.signals import StopRequests
     except (ImportError, OSError, MemoryError) as error:
         traceback.print_exc()
         if writer is not None:

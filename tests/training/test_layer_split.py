@@ -25,10 +25,10 @@ from engine.models.source import ModelSource
 from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad
 from engine.training.build import add_adapter
+from engine.training.distribution import attach_device_hooks, device_map_of, plan_spread
 from engine.training.ops.lora_linear import fuse_lora
 from engine.training.ops.loss import TrainedTokens, attach_loss
 from engine.training.placement import choose_placement, in_torch_order
-from engine.training.distribution import attach_device_hooks, device_map_of, plan_spread
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows
 

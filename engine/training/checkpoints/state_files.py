@@ -1,14 +1,12 @@
 """What a checkpoint holds, as safetensors and JSON, which can be read without running anything.
 
 Trained weights are an adapter or a model as PEFT and transformers load it, with its tokenizer; the rest are optimizer,
-schedule and random numbers.
+schedule and random numbers. A run may also start from the weights of an earlier adapter alone.
 """
 
-import contextlib
 import json
 import random
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +23,9 @@ from engine.models.folder import read_config
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER
 from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.training.build import train_in_float32
+from engine.training.distribution import sharded_optimizer_state, sharded_weights
 from engine.training.failure import is_out_of_memory
 from engine.training.methods.registry import trainer_of_model
-from engine.training.distribution import sharded_optimizer_state, sharded_weights
 
 _STRUCTURE = "structure"  # key of the JSON in a file's metadata
 _PAGED_STATE = frozenset({"state1", "state2"})  # Optimizer2State.init_state, bitsandbytes/optim/optimizer.py
@@ -262,7 +260,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """Give a freshly made adapter the weights of an earlier one; returns what they replaced, for `untrained_base`.
+    """Give a freshly made adapter the weights of an earlier one; returns what they replaced.
 
     Raises:
         ConfigError: If the two are not of the same make.
@@ -304,32 +302,6 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
         raise _refusal(f"it does not adapt {_module(missing[0])}, as this run does; give both the same targets.")
     train_in_float32(model)
     return before
-
-
-@contextlib.contextmanager
-def untrained_base(model: Any, replaced: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Make a model its base within the block, whichever adapter it starts from.
-
-    What `load_warm_start` replaced is put back: trained biases are not the adapter's, and stay when it is off.
-    """
-    parameters = dict(model.named_parameters())
-    loaded = {name: parameters[name].detach().clone() for name in replaced}
-    try:
-        _copy_into(parameters, replaced)
-        with contextlib.ExitStack() as stack:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PEFT warns of the biases
-                stack.enter_context(model.disable_adapter())
-            yield
-    finally:
-        _copy_into(parameters, loaded)
-
-
-def _copy_into(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]) -> None:
-    """Copy in place: a shard cannot be put in another's place."""
-    with torch.no_grad():
-        for name, value in values.items():
-            parameters[name].copy_(value)
 
 
 def _module(name: str) -> str:

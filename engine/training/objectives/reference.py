@@ -1,4 +1,4 @@
-"""The reference model: what training started from, computed with the trained model's base instead of a copy."""
+"""The reference model: what training started from, computed with the trained model's base instead of a copy, or cached."""
 
 import contextlib
 import hashlib

@@ -342,7 +342,7 @@ def _fit_together(layer: Any, other: Any) -> bool:
 
 
 def _adapter(layer: Any) -> str:
-    return next(iter(layer.lora_A.keys()))
+    return str(next(iter(layer.lora_A.keys())))
 
 
 def _dropout(layer: Any) -> float:

@@ -17,7 +17,7 @@ from engine.config.run import AdapterConfig
 from engine.errors import ConfigError, ModelError
 from engine.memory.targets import find_targets
 from engine.models.shape import PatternMatcher
-from engine.training.targets import choose_targets
+from engine.training.methods.base import choose_targets
 from tests.chat.tiny_adapters import lora, make_adapter
 
 ANSWERED_WITHIN_SECONDS = 10.0
