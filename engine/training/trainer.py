@@ -78,7 +78,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._passes = ModelPasses(self.model, setup, self.accelerator, self.args.device)
         self._counts = StepCounts(self.accelerator, self.args.device)
         self.remove_callback(PrinterCallback)
-        self._skipped_steps = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
+        self._skipped_steps = SkippedSteps(self._loss_scale)
         self.add_callback(self._skipped_steps)
         self.add_callback(MethodSteps(setup.method, self.model, self.total_steps))
 
