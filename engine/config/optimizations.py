@@ -40,7 +40,7 @@ OPTIMIZATIONS: Mapping[str, Optimization] = {
         Optimization(
             "shared_prompts",
             "Both answers of a pair follow one prompt, which goes through the model once.",
-            "Joined pairs on a processor, where the losses stay the same.",
+            "Joined pairs on a processor.",
         ),
         Optimization(
             "fused_loss",

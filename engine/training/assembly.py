@@ -14,14 +14,13 @@ import torch
 from trl.trainer.utils import disable_dropout_in_model
 
 from engine.config.objectives import objective_of
-from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import RunConfig
 from engine.data.render.tokenize import TokenizedRow
 from engine.data.step_plan import PlanSettings
 from engine.errors import ModelError
 from engine.models.batching import shares_prompts
 from engine.training.batching.batches import join
-from engine.training.batching.choose import RowAttention, choose_row_attention
+from engine.training.batching.choose import choose_row_attention
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
 from engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
@@ -103,14 +102,15 @@ def assemble(
     if training.torch_compile and (reason := why_not_compiled(probe, config, placement, expected, few)):
         notes.append(f"torch.compile is not used: {reason}.")
     group = placement.group
-    used["shared_prompts"] = _why_no_shared_prompts(probe, config, attention, placement)
+    has_shared_prompts = shares_prompts(attention.batching, config, placement.torch_device.type)
+    used["shared_prompts"] = "" if has_shared_prompts else "needs joined pairs on a processor"
     settings = PlanSettings(
         training,
         attention.batching,
         group.world_size,
         group.rank,
         traits.sequences_per_example,
-        shares_prompts=not used["shared_prompts"],
+        shares_prompts=has_shared_prompts,
     )
     setup = TrainerSetup(
         settings,
@@ -123,14 +123,6 @@ def assemble(
         method=method,
     )
     return Assembly(setup, attention.name, tuple(notes), used | attention.why_not | method.optimizations(model))
-
-
-def _why_no_shared_prompts(probe: Probe, config: RunConfig, attention: RowAttention, placement: Placement) -> str:
-    if not is_wanted("shared_prompts"):
-        return LEFT_OUT
-    if not shares_prompts(attention.batching, config, placement.torch_device.type):
-        return "needs joined pairs on a processor"
-    return "" if probe.shares_prompts() else "the model's losses differ"
 
 
 def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:

@@ -113,14 +113,6 @@ def test_what_is_loaded_answers_on_both_branches(session, target):
     assert session.prompt(QUESTION).text.endswith("<|im_start|>assistant\n")
 
 
-def test_loading_what_is_loaded_does_nothing(session, target):
-    session.load(target)
-    pid = pid_of(session)
-
-    assert session.load(target) == session.state.model
-    assert pid_of(session) == pid
-
-
 def test_several_callers_are_answered_at_the_same_time(session, target):
     session.load(target)
     begun = threading.Barrier(3, timeout=300)
@@ -326,17 +318,6 @@ def test_an_idle_model_releases_its_device_to_a_run_that_waits(session, target, 
     wait_until_given_up(book, pid)
     assert "because a run waited for its device" in session.state.note
     assert book.holder("cpu") is None
-
-
-def test_a_model_that_is_kept_for_a_request_is_not_idle(session, target):
-    session.load(target)
-    session._idle_since -= 100
-
-    assert session.keep()
-
-    assert time.monotonic() - session._idle_since < 50
-    session.unload()
-    assert not session.keep()
 
 
 def test_an_idle_model_expires_where_the_lab_limits_it_although_no_run_waits(session, target, monkeypatch):

@@ -80,7 +80,7 @@ def test_forgetting_is_measured_on_general_text_without_a_template(home, base, r
     result = evaluate(home, order_of(run, max_rows=1, general_text=True))
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    ids = [tokenizer(passage.text)["input_ids"][:256] for passage in passages]
+    ids = [tokenizer(passage["text"])["input_ids"][:256] for passage in passages]
     rows = [TokenizedRow(row, 0, tokens, tokens) for row, tokens in enumerate(ids)]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     before = expected_loss(model, rows)

@@ -65,9 +65,9 @@ def test_general_text_is_short_varied_and_without_repeats():
     passages = general_text()
 
     assert 30 <= len(passages) <= 60
-    assert len({passage.text for passage in passages}) == len(passages)
-    assert len({passage.kind for passage in passages}) >= 10
+    assert len({passage["text"] for passage in passages}) == len(passages)
+    assert len({passage["kind"] for passage in passages}) >= 10
     assert (
-        sum(len(language) == 2 for language in {passage.language for passage in passages}) == 14
+        sum(len(language) == 2 for language in {passage["language"] for passage in passages}) == 14
     )  # as the page has it
-    assert max(len(passage.text) for passage in passages) < 600
+    assert max(len(passage["text"]) for passage in passages) < 600

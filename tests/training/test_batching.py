@@ -143,17 +143,6 @@ def test_the_estimate_judges_as_the_trainer_with_the_real_model(
     assert AttentionFacts.of_shape(shape) == facts
 
 
-def test_a_trial_that_disagrees_ends_in_padding():
-    facts = AttentionFacts("llama", (), None, AttentionSupport())
-
-    tried = {
-        agrees: choose_batching(facts, "sdpa", make_config(), "cpu", trial_agrees=agrees)
-        for agrees in (None, True, False)
-    }
-
-    assert tried == {None: JOINED, True: JOINED, False: PADDED}
-
-
 def test_nothing_is_joined_behind_a_prefix():
     facts = AttentionFacts("llama", (), None, AttentionSupport())
 

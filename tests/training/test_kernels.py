@@ -196,10 +196,9 @@ def test_each_reason_not_to_use_liger_is_given(tiny_model_folder, tmp_path, lige
     assert liger.given == []
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pytorchs_norm_gives_what_the_models_own_gives(family, dtype, tmp_path):
-    """Gemma's, which add one to their weight, stay as they are."""
     model = AutoModelForCausalLM.from_pretrained(make_tiny_model(tmp_path, model_type=family), dtype=dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -217,11 +216,21 @@ def test_pytorchs_norm_gives_what_the_models_own_gives(family, dtype, tmp_path):
     replaced = kernels.fuse_norms(model)
     got, gradients = outcome()
 
-    assert replaced == (0 if family == "gemma3_text" else len(norms))
+    assert replaced == len(norms)
     tolerance = 1e-5 if dtype is torch.float32 else 0.03
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=0)
     for own, other in zip(gradients, expected_gradients, strict=True):
         assert own is None or (own - other).norm() <= 3 * tolerance * other.norm() + 1e-5
+
+
+def test_norms_that_do_more_stay_the_models_own(tmp_path, monkeypatch):
+    """Gemma's, which add one to their weight."""
+    use_gpu_paths(monkeypatch)
+    folder = make_tiny_model(tmp_path / "gemma", model_type="gemma3_text")
+
+    reasons, _, replaced = kernels_of(folder, tmp_path)
+
+    assert (reasons["fused_norms"], replaced) == (kernels._DIFFERS, 0)
 
 
 def test_other_dtypes_go_to_the_models_own():

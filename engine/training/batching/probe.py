@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine.config.rules import QUERY_TILE
 from engine.data.render.tokenize import TokenizedRow
-from engine.training.batching.batches import PassTensors, join, join_pairs, pad
+from engine.training.batching.batches import PassTensors, pad
 from engine.training.distribution import forget_pass
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
@@ -119,12 +119,6 @@ class Probe:
             if is_out_of_memory(error):
                 raise
             return False
-
-    def shares_prompts(self) -> bool:
-        """Whether two rows with the same beginning have the losses of whole rows where their beginning passes the model once."""
-        first, other, _ = (row.input_ids for row in self.rows)
-        pair = (_all_trained(first), _all_trained([*first[: len(first) // 2], *other]))
-        return agrees(self.loss(join_pairs(pair)), self.loss(join(pair)))
 
     def _by_row(self, whole: torch.Tensor) -> list[torch.Tensor]:
         """What belongs to each of the long rows, (tokens, features), where they are joined or padded to the longest."""
