@@ -15,13 +15,12 @@ from engine.chat.worker.answer import Answer
 from engine.config.results import EvaluationConfig
 from engine.data.passes.prepare import spread_evenly
 from engine.data.render.tokenize import TokenizedRow
+from engine.data.source import SourceOptions
 from engine.errors import DatasetError, RunError
 from engine.evaluation.general_text import general_text
 from engine.evaluation.job import (
-    DataThen,
     EvaluationJob,
     EvaluationRequest,
-    EvaluationResult,
     read_evaluation,
 )
 from engine.evaluation.worker.answers import BatchedAnswers, decode, split_at_answer
@@ -29,6 +28,7 @@ from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, prefix_tuning
+from tests.data.checks import check_dataset
 from tests.evaluation.conftest import evaluate, held_out, order_of, write_run
 from tests.recorded_request import RecordedRequest
 from tests.replaced_base import record_base, scale_a_tensor
@@ -92,13 +92,7 @@ def test_forgetting_is_measured_on_general_text_without_a_template(home, base, r
 
 
 def test_forgetting_is_not_measured_unless_asked_for(home, run):
-    result = evaluate(home, order_of(run, max_rows=1))
-
-    assert result.general_losses == {}
-    assert result.forgetting is None
-    assert (
-        EvaluationResult.model_validate(result.model_dump(exclude={"general_losses"})).forgetting is None
-    )  # older files
+    assert evaluate(home, order_of(run, max_rows=1)).forgetting is None
 
 
 def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):
@@ -125,11 +119,12 @@ def test_fewer_rows_are_spread_over_all(home, run):
 
 def test_data_that_has_changed_since_is_noted(home, run):
     order = order_of(run)
-    same = DataThen(train_rows=32, held_out_rows=8)
+    data = order.run.dataset
+    same = check_dataset(data, SourceOptions(), seed=order.run.training.seed).fingerprint
 
-    assert evaluate(home, order.model_copy(update={"data_then": same})).notes == ()
-    (note,) = evaluate(home, order.model_copy(update={"data_then": DataThen(train_rows=31)})).notes
-    assert note.startswith("The data has changed since this run was trained")
+    assert evaluate(home, order.model_copy(update={"data_fingerprint": same})).notes == ()
+    (note,) = evaluate(home, order.model_copy(update={"data_fingerprint": "another"})).notes
+    assert "has changed" in note
 
 
 def test_a_run_that_held_nothing_out_is_refused(home, run):
