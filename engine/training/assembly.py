@@ -26,12 +26,10 @@ from engine.training.batching.steps import TrainerSetup
 from engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives.base import TrainingObjective
-from engine.training.objectives.pairs import DirectPreference, OddsRatio
-from engine.training.objectives.ratings import KahnemanTversky
+from engine.training.objectives.preferences import DirectPreference, KahnemanTversky, OddsRatio
 from engine.training.objectives.reference import Reference
 from engine.training.ops.loss import attach_loss, causal_lm_of
-from engine.training.placement import Placement
-from engine.training.precision import Precision
+from engine.training.placement import Placement, Precision
 
 # By the names in `engine.config.objectives`.
 TRAINING_OBJECTIVES: Mapping[str, type[TrainingObjective]] = {

@@ -14,7 +14,7 @@ from engine.training.batching.batches import PassTensors
 from engine.training.batching.steps import StepBatches, TrainerSetup
 from engine.training.distribution import is_sharded, reshard
 from engine.training.objectives.base import PassLosses
-from engine.training.objectives.pairs import DirectPreference
+from engine.training.objectives.preferences import DirectPreference
 from engine.training.ops.loss import TrainedTokens
 from engine.training.placement import ProcessGroup
 

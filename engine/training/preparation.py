@@ -39,8 +39,17 @@ from engine.training.distribution import shard, sharded_like
 from engine.training.failure import StopRequests
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives.reference import ReferenceCache
-from engine.training.placement import SINGLE_PROCESS, Placement, ProcessGroup, choose_placement, passed_over
-from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
+from engine.training.placement import (
+    SINGLE_PROCESS,
+    Placement,
+    Precision,
+    ProcessGroup,
+    apple_notes,
+    choose_placement,
+    choose_precision,
+    passed_over,
+    resumed_notes,
+)
 from engine.training.reporting import DeviceMemory, RunEvents
 from engine.training.trackers import start_trackers
 

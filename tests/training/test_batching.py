@@ -24,8 +24,7 @@ from engine.models.batching import (
 from engine.models.inventory_cache import remember_inventory
 from engine.models.shape import AttentionSupport
 from engine.training.assembly import assemble
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
+from engine.training.placement import Placement, choose_precision
 from tests.training.tiny_training import CPU, Row
 
 GPU = Device("cuda", 0, "a GPU", 80 << 30, 80 << 30, has_fast_bfloat16=True)

@@ -22,8 +22,7 @@ from engine.training.failure import explain
 from engine.training.ops import attention
 from engine.training.ops.attention import JoinedRows, joined_attention
 from engine.training.ops.products import DropoutMask
-from engine.training.placement import Placement, choose_placement
-from engine.training.precision import choose_precision
+from engine.training.placement import Placement, choose_placement, choose_precision
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)

@@ -12,8 +12,7 @@ from engine.models.source import ModelSource
 from engine.training.build import add_adapter, load_model
 from engine.training.checkpoints.state_files import load_warm_start, save_adapter
 from engine.training.objectives.reference import Reference
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
+from engine.training.placement import Placement, choose_precision
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 from tests.training.tiny_training import CPU, make_config
 

@@ -29,8 +29,7 @@ from engine.training.batching.batches import pad
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import copy_shared_heads
 from engine.training.ops.loss import logit_transform, loss_of_each
-from engine.training.placement import require_usable
-from engine.training.precision import quantization_of
+from engine.training.placement import quantization_of, require_usable
 
 
 def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
