@@ -184,23 +184,6 @@ def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, mo
     assert progress == sorted(progress, key=lambda message: int(message.split()[1]))
 
 
-def test_memory_that_runs_out_halves_the_rows_side_by_side(home, run, monkeypatch):
-    expected = evaluate(home, order_of(run, answered_rows=5)).answered
-    sizes = []
-
-    class Large(BatchedAnswers):
-        def __init__(self, weights, prompts, *others):
-            sizes.append(len(prompts))
-            if len(prompts) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            super().__init__(weights, prompts, *others)
-
-    monkeypatch.setattr("engine.evaluation.worker.answers.BatchedAnswers", Large)
-
-    assert evaluate(home, order_of(run, answered_rows=5)).answered == expected
-    assert sizes == [5, 3, 2, 2] * 2
-
-
 def test_rows_that_change_each_other_are_answered_one_by_one(home, run, monkeypatch):
     expected = evaluate(home, order_of(run, answered_rows=3)).answered
     monkeypatch.setattr(BatchedAnswers, "keeps_rows_apart", lambda _: False)

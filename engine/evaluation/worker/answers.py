@@ -19,7 +19,6 @@ from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.evaluation.job import AnsweredRow, BranchAnswer, EvaluationOrder
 from engine.evaluation.worker.scores import score_answer
 from engine.processes.messages import CancelledRequestError, Request
-from engine.training.failure import is_out_of_memory
 
 
 @dataclass(frozen=True)
@@ -127,37 +126,24 @@ class _Writer:
         return batches_of_prompts(lengths, rows)
 
     def _write(self, branch: Branch, prompts: Sequence[tuple[int, ...]]) -> list[Sequence[int]]:
-        """Generate answers to prompts, the longest first, as one batch; in halves if memory runs out."""
-        if len(prompts) == 1:
-            return [self._write_alone(branch, prompts[0])]
-        try:
-            together = self._write_together(branch, prompts)
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-        else:
-            return together if together is not None else [self._write_alone(branch, prompt) for prompt in prompts]
-        # Not in `except`, where the error still holds the tensors.
-        if self._evaluation.weights.place.device.kind == "cuda":
-            torch.cuda.empty_cache()
-        half = (len(prompts) + 1) // 2
-        return [*self._write(branch, prompts[:half]), *self._write(branch, prompts[half:])]
+        """Generate answers to prompts, the longest first: as one batch if rows do not affect each other."""
+        if len(prompts) > 1:
+            weights = self._evaluation.weights.branch(branch)
+            end_ids = end_token_ids(self._tokenizer, weights.holder.model.generation_config)
+            most = [self._most(branch, prompt) for prompt in prompts]
+            answers = BatchedAnswers(weights, prompts, most, end_ids)
+            if answers.keeps_rows_apart():
+                return self._write_together(answers)
+        return [self._write_alone(branch, prompt) for prompt in prompts]
 
-    def _write_together(self, branch: Branch, prompts: Sequence[tuple[int, ...]]) -> list[Sequence[int]] | None:
-        """Generate answers as one batch; None if rows affect each other."""
-        weights = self._evaluation.weights.branch(branch)
-        end_ids = end_token_ids(self._tokenizer, weights.holder.model.generation_config)
-        most = [self._most(branch, prompt) for prompt in prompts]
-        answers = BatchedAnswers(weights, prompts, most, end_ids)
-        if not answers.keeps_rows_apart():
-            return None
+    def _write_together(self, answers: "BatchedAnswers") -> list[Sequence[int]]:
         while not answers.is_done:
             self._evaluation.end_if_stopped()
             before = answers.complete_count
             answers.advance()
             if answers.complete_count > before:
                 self._report(self._complete + answers.complete_count)
-        self._complete += len(prompts)
+        self._complete += len(answers.tokens)
         return list(answers.tokens)
 
     def _write_alone(self, branch: Branch, prompt: tuple[int, ...]) -> Sequence[int]:
