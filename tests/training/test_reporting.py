@@ -2,10 +2,7 @@
 
 import errno
 import math
-import multiprocessing
 import os
-import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +19,6 @@ from engine.training import reporting
 from engine.training.failure import CancelledError, explain
 from engine.training.placement import Placement
 from engine.training.reporting import DeviceMemory, RunEvents
-from tests.training import small_disk
 
 
 class Requests:
@@ -169,32 +165,6 @@ def test_what_fails_for_another_reason_is_not_waited_for(writer, tmp_path):
 
     with pytest.raises(StorageError, match="gone"):
         RunEvents(writer, tmp_path, Requests()).when_there_is_room(fail)
-
-
-def test_a_real_disk_that_is_full_loses_nothing(tmp_path):
-    """Events, the adapter and a checkpoint on a file system that has no byte left until someone makes room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounts = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
-    if shutil.which("unshare") is None or subprocess.run(mounts, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here without rights")
-
-    fork = multiprocessing.get_context("fork")  # whose imports are over
-    ours, theirs = fork.Pipe()
-    process = fork.Process(target=small_disk.main, args=(disk, theirs))
-    process.start()
-    theirs.close()
-    result = ours.recv()
-    process.join()
-
-    assert result["recorded"] == [True, True, True]
-    assert result["codes"] == ["disk_full", "disk_has_room"] * 3
-    assert result["steps"] == list(range(1, 41))
-    assert result["seqs"] == list(range(1, len(result["seqs"]) + 1))
-    assert result["whole"]
-    assert result["checkpoints"] == ["step-5"]
-    assert result["adapter_bytes"] == len(small_disk.WEIGHTS)
-    assert result["left"] == ["adapter", "c", "events.jsonl"]
 
 
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
