@@ -307,20 +307,12 @@ def resumed_notes(config: RunConfig, device: Device, begun_in: str | None) -> tu
 
 def apple_notes(config: RunConfig, device: Device) -> tuple[str, ...]:
     """Return notes for a person about a run on Apple's GPU; none on other devices."""
-    if device.kind != "mps":
+    if device.kind != "mps" or device.has_fast_bfloat16 or config.model.compute_dtype != "auto":
         return ()
-    notes = []
-    if not device.has_fast_bfloat16 and config.model.compute_dtype == "auto":
-        notes.append(
-            "bfloat16 on Apple's GPU needs macOS 14, so this run computes in float32, which takes twice the memory; "
-            "model.compute_dtype float16 takes half of it and is less exact."
-        )
-    if config.model.quantization != "none":
-        notes.append(
-            f"bitsandbytes has {config.model.quantization} on Apple's GPU without kernels that are made for it: it works, and "
-            "may be slower than 16-bit weights."
-        )
-    return tuple(notes)
+    return (
+        "bfloat16 on Apple's GPU needs macOS 14, so this run computes in float32, which takes twice the memory; "
+        "model.compute_dtype float16 takes half of it and is less exact.",
+    )
 
 
 def quantization_of(model: ModelConfig, compute: torch.dtype, *, sharded: bool = False) -> BitsAndBytesConfig | None:

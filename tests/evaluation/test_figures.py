@@ -9,7 +9,7 @@ from engine.evaluation.job import (
     forgetting_words,
 )
 from engine.evaluation.preference import PairLikelihoods, accuracy_words, flip_words, interval, measure_preference
-from engine.evaluation.worker.scores import chrf, mean_scores, rouge_l, score_answer
+from engine.evaluation.worker.scores import mean_scores, score_answer
 
 
 def test_preferences_are_counted_with_their_uncertainty():
@@ -86,13 +86,15 @@ KNOWN = [
 
 @pytest.mark.parametrize(("answer", "reference", "expected_chrf", "expected_rouge"), KNOWN)
 def test_known_pairs(answer, reference, expected_chrf, expected_rouge):
-    assert chrf(answer, reference) == pytest.approx(expected_chrf, abs=1e-6)
-    assert rouge_l(answer, reference) == pytest.approx(expected_rouge, abs=1e-6)
+    scores = score_answer(answer, reference)
+
+    assert scores.chrf == pytest.approx(expected_chrf, abs=1e-6)
+    assert scores.rouge_l == pytest.approx(expected_rouge, abs=1e-6)
 
 
 def test_words_of_any_script_count():
-    assert rouge_l("こんにちは 世界", "世界 こんにちは") == pytest.approx(0.5)
-    assert rouge_l("Ранг МАЛ.", "ранг мал") == 1.0
+    assert score_answer("こんにちは 世界", "世界 こんにちは").rouge_l == pytest.approx(0.5)
+    assert score_answer("Ранг МАЛ.", "ранг мал").rouge_l == 1.0
 
 
 def test_exact_means_the_same_but_for_white_space():

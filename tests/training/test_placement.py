@@ -245,10 +245,3 @@ def test_what_an_older_macos_forces_is_reported():
     assert "macOS 14" in note
     assert apple_notes(config(), new) == apple_notes(config("float16"), old) == ()
     assert apple_notes(config(), device("cpu", bfloat16=False)) == ()
-
-
-def test_quantized_weights_on_apples_gpu_are_said_to_be_slow():
-    values = {"model": {"id": "m", "quantization": "nf4"}, "dataset": {"source": "d"}}
-
-    (note,) = apple_notes(config_from_mapping(values), device("mps", bfloat16=True))
-    assert "slower than 16-bit" in note
