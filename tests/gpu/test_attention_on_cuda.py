@@ -129,12 +129,12 @@ def test_pytorchs_kernel_for_joined_rows_gives_what_row_by_row_gives(cuda, dtype
     queries, shared, size = heads
     lengths, module = (5, 1, 40, 18), torch.nn.Module()
     ends = torch.tensor((0, *lengths), device=cuda).cumsum(0).to(torch.int32)
-    parts = [
+    query, key, value = parts = [
         torch.randn(1, count, sum(lengths), size, device=cuda, dtype=dtype, requires_grad=True)
         for count in (queries, shared, shared)
     ]
-    rows, _ = joined_attention(module, *parts, None, sliding_window=8, joined_rows=JoinedRows(lengths))
-    once, _ = varlen_attention(module, *parts, None, sliding_window=8, cu_seq_lens_q=ends, max_length_q=40)
+    rows, _ = joined_attention(module, query, key, value, None, sliding_window=8, joined_rows=JoinedRows(lengths))
+    once, _ = varlen_attention(module, query, key, value, None, sliding_window=8, cu_seq_lens_q=ends, max_length_q=40)
 
     weights = torch.randn_like(rows)
     expected = (rows, *torch.autograd.grad((rows * weights).sum(), parts))
