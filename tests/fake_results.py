@@ -15,8 +15,7 @@ from engine.evaluation.job import (
     MeanScores,
     evaluation_file,
 )
-from engine.evaluation.preference import PairLikelihoods, measure_preference
-from engine.evaluation.ratings import measure_ratings
+from engine.evaluation.preference import PairLikelihoods, measure_preference, measure_ratings
 from engine.export.contract import (
     ExportedFile,
     ExportRequest,

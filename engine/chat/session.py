@@ -69,8 +69,7 @@ class _Loading:
     target: ChatTarget
     plan: LoadPlan
     progress: Progress
-    reuse: _ActiveModel | None = None  # its process gets the new adapters; stays loaded if they do not fit
-    process: JsonLinesProcess | None = None
+    process: JsonLinesProcess | None = None  # one that has the base gets the new adapters
     stop_event: threading.Event = field(default_factory=threading.Event)
 
 
@@ -130,7 +129,7 @@ class ChatSession:
         """Load a target and return once it can answer; return at once if it is loaded already.
 
         If only the adapters differ, the base model stays in memory. For another base the process ends, which frees its
-        device and ends running answers with an error. If new adapters cannot be loaded, the previous ones stay.
+        device and ends running answers with an error. What cannot be loaded leaves nothing loaded.
 
         Raises:
             RunError: If a run has no adapter yet, a checkpoint does not exist, or another load is in progress.
@@ -149,10 +148,9 @@ class ChatSession:
                 return previous.model
             if self._loading is not None:
                 raise RunError("A model is already being loaded.", "Wait until it is loaded, or unload it first.")
-            if previous is not None and has_base:
-                loading.reuse, loading.process = previous, previous.process
+            reuse = previous if has_base else None
+            loading.process = reuse.process if reuse is not None else None
             self._loading, self._active, self._note, self._failure = loading, None, "", None
-        reuse = loading.reuse
         try:
             if previous is not None and reuse is None:
                 previous.process.close()
@@ -171,9 +169,8 @@ class ChatSession:
             with self._lock:
                 if self._loading is loading:
                     self._failure = error if isinstance(error, EngineError) else None
-                    self._loading, self._idle_since = None, time.monotonic()
-                    self._active = reuse if reuse is not None and reuse.is_alive else None
-            if reuse is None and loading.process is not None:
+                    self._loading = None
+            if loading.process is not None:
                 loading.process.close()
             raise
         with self._lock:
@@ -318,11 +315,9 @@ class ChatSession:
         identity = ProcessIdentity.of(active.process.pid or 0)
         while identity is not None and active.is_alive:
             with self._lock:
-                reuse = self._loading.reuse if self._loading is not None else None
-                if self._active is not active and reuse is not active:
+                if self._active is not active:
                     return
-                is_idle = self._active is active and not self._under_way
-                idle_since = self._idle_since
+                is_idle, idle_since = not self._under_way, self._idle_since
             idle_seconds = time.monotonic() - idle_since if is_idle else 0.0
             expires = self._expires_after()
             why = ""

@@ -16,8 +16,7 @@ from engine.models.folder import read_config
 from engine.models.prepared import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
 from engine.paths import AllowedPaths, LoratoryHome
-from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
-from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
+from engine.runs.checkpoints import ADAPTER_SUBFOLDER, offered_checkpoints
 from engine.runs.provenance import run_title, trained_base
 from engine.runs.run import RunFolder
 from engine.runs.store import RUN_ID
@@ -220,12 +219,8 @@ def _find_in_run(run: RunFolder, checkpoint: str | None) -> _WeightsAndBase:
 def _intact_folder(run: RunFolder, name: str) -> Path | None:
     """Return the folder of a checkpoint's trained weights; None if it is incomplete or damaged."""
     below = f"{ADAPTER_SUBFOLDER}/"
-    for checkpoint in complete_checkpoints(run.checkpoints):
-        if checkpoint.folder.name == name:
-            files = {path: expected for path, expected in checkpoint.manifest.files.items() if path.startswith(below)}
-            weights = checkpoint._replace(manifest=checkpoint.manifest.model_copy(update={"files": files}))
-            return checkpoint.folder / below if not damage(weights) else None
-    return None
+    usable = offered_checkpoints(run.checkpoints, below)
+    return next((checkpoint.folder / below for checkpoint in usable if checkpoint.folder.name == name), None)
 
 
 def _find_adapter(folder: Path, name: str) -> _WeightsAndBase:

@@ -99,18 +99,11 @@ def list_(as_json: AsJson = False) -> None:
     """Show the votes, the newest first."""
     saved_votes = _votes().read()
     if as_json:
-        print_json(
-            {
-                "votes": [vote.model_dump(mode="json") for vote in saved_votes.votes],
-                "damaged": saved_votes.damaged_lines,
-            }
-        )
+        print_json({"votes": [vote.model_dump(mode="json") for vote in saved_votes]})
         return
-    if saved_votes.votes:
-        print_table(["id", "voted", "in", "preferred", "question"], [_row(vote) for vote in saved_votes.votes])
-    typer.echo(f"{len(saved_votes.votes):,} votes give {pairs_of_votes(saved_votes.votes).words}")
-    if saved_votes.damaged_lines:
-        typer.echo(f"Damaged lines skipped: {saved_votes.damaged_lines:,}.")
+    if saved_votes:
+        print_table(["id", "voted", "in", "preferred", "question"], [_row(vote) for vote in saved_votes])
+    typer.echo(f"{len(saved_votes):,} votes give {pairs_of_votes(saved_votes).words}")
 
 
 @votes.command()
@@ -125,7 +118,7 @@ def export(
     """Write the votes as pairs; ties are left out."""
     if file.exists() and not replace:
         raise StorageError(f"{file} exists.", "Choose another name, or add --replace.")
-    pairs = pairs_of_votes(_votes().read().votes, with_cut_off=with_cut_off)
+    pairs = pairs_of_votes(_votes().read(), with_cut_off=with_cut_off)
     if not pairs.rows:
         raise RunError(f"The votes give no pair. {pairs.words}", "Vote in Chat or in the blind test first.")
     write_atomically(file, pairs.json_lines())
@@ -148,7 +141,7 @@ def delete(
     if missing:
         raise RunError(f"Vote not found: {missing[0][:60]}.", "See `loratory votes list`.")
     if all_:
-        confirm(f"Delete all {len(store.read().votes):,} votes?", given=yes)
+        confirm(f"Delete all {len(store.read()):,} votes?", given=yes)
     removed = store.remove(None if all_ else ids)
     print_result({"deleted": removed}, f"{removed:,} deleted.", as_json=as_json)
 

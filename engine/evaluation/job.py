@@ -16,15 +16,21 @@ from engine.config.results import EvaluationConfig
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import EngineError, RunError, StorageError
-from engine.evaluation.preference import PreferenceResult, accuracy_words, flip_words
-from engine.evaluation.ratings import RATING_COLUMNS, RatingResult, rating_cells, rating_words
+from engine.evaluation.preference import (
+    RATING_COLUMNS,
+    PreferenceResult,
+    RatingResult,
+    accuracy_words,
+    flip_words,
+    rating_cells,
+    rating_words,
+)
 from engine.executors import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
 from engine.paths import LoratoryHome
-from engine.runs.history.reader import read_history
 from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder
 from engine.runs.warm_start import start_of
@@ -39,14 +45,6 @@ class EvaluationRequest(Value):
     settings: EvaluationConfig = EvaluationConfig()
 
 
-class DataThen(Value):
-    """The data that the run was trained on, to detect later changes; None where it was not recorded."""
-
-    train_rows: int | None = None
-    held_out_rows: int | None = None
-    fingerprint: str | None = None
-
-
 class EvaluationOrder(Value):
     """The request for the worker process, with folders, settings and device resolved."""
 
@@ -54,7 +52,7 @@ class EvaluationOrder(Value):
     run: RunConfig
     settings: EvaluationConfig
     device: Device
-    data_then: DataThen = DataThen()
+    data_fingerprint: str | None = None  # of the data that the run was trained on
 
 
 def perplexity_of(loss: float) -> float:
@@ -288,18 +286,13 @@ class EvaluationJob:
             what = "Only a run can be evaluated, because only a run has held-out rows."
             raise RunError(what, "Choose a run.")
         run = RunFolder(choice.folder)
-        report = read_history(run.events).data_report
         config = run.read_config()
         order = EvaluationOrder(
             plan=self._plan(target, config, run),
             run=config,
             settings=self.request.settings,
             device=device,
-            data_then=DataThen(
-                train_rows=report.train_rows if report is not None else None,
-                held_out_rows=report.eval_rows if report is not None else None,
-                fingerprint=read_provenance(run).dataset_fingerprint,
-            ),
+            data_fingerprint=read_provenance(run).dataset_fingerprint,
         )
         return order, evaluation_file(choice.folder, choice.checkpoint)
 

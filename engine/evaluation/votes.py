@@ -1,12 +1,11 @@
 """Votes: which of two answers a person preferred, stored as pairs for preference tuning.
 
-Each person has one JSON Lines file. A vote on the same two answers replaces the earlier one.
+Each person has one JSON Lines file, which is replaced as a whole. A vote on the same two answers replaces the earlier one.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -161,13 +160,6 @@ def vote_id(prompt: Sequence[VotedTurn], *answers: Sequence[VotedTurn]) -> str:
     return hashlib.sha256(json.dumps([question, sides]).encode()).hexdigest()[:20]
 
 
-class StoredVotes(NamedTuple):
-    """The votes in a person's file."""
-
-    votes: tuple[Vote, ...] = ()  # the newest first
-    damaged_lines: int = 0  # lines that cannot be read
-
-
 class PairsOfVotes(NamedTuple):
     """The pairs of a dataset, and counts of the votes that were left out."""
 
@@ -198,8 +190,8 @@ class Votes:
     """The votes of a home's owner."""
 
     home: LoratoryHome
-    # Stamp and votes of the last read.
-    _cache: tuple[tuple[int, int], StoredVotes] | None = field(default=None, init=False)
+    # Stamp of the file and votes of the last read.
+    _cache: tuple[tuple[int, int], tuple[Vote, ...]] | None = field(default=None, init=False)
 
     @property
     def file(self) -> Path:
@@ -211,17 +203,18 @@ class Votes:
         """Whether votes are saved; those of a lab's guests are not."""
         return not self.home.is_guest
 
-    def read(self) -> StoredVotes:
-        """Return all votes; damaged lines are skipped and counted."""
+    def read(self) -> tuple[Vote, ...]:
+        """Return all votes, the newest first."""
         stamp = size_and_time(self.file)
         cache = self._cache
         if cache is None or cache[0] != stamp:
-            cache = self._cache = (stamp, self._read())
+            votes = filter(None, map(_parse, self._lines()))
+            cache = self._cache = (stamp, tuple(sorted(votes, key=lambda vote: vote.time, reverse=True)))
         return cache[1]
 
     def find(self, identifier: str) -> Vote | None:
         """Return a vote by its id; None if there is none."""
-        return next((vote for vote in self.read().votes if vote.id == identifier), None)
+        return next((vote for vote in self.read() if vote.id == identifier), None)
 
     def keep(self, vote: Vote) -> None:
         """Save a vote; it replaces an earlier one on the same answers.
@@ -241,30 +234,25 @@ class Votes:
         if self.home.owner:
             require_disk_space(self.home, self.home.owner, len(line))
         with self._lock():
-            stored = self._read()
-            if any(earlier.id == vote.id for earlier in stored.votes):
-                write_atomically(self.file, b"".join((*self._lines_without({vote.id}), line)))
-                return
-            if len(stored.votes) >= MOST_VOTES or size_and_time(self.file)[0] + len(line) > LARGEST_FILE_BYTES:
+            lines = [*self._lines_without({vote.id}), line]
+            if len(lines) > MOST_VOTES or sum(map(len, lines)) > LARGEST_FILE_BYTES:
                 raise StorageError(
-                    f"There are {len(stored.votes):,} votes, which is the limit.",
+                    f"There are {len(lines) - 1:,} votes, which is the limit.",
                     "Use them as a dataset, then delete them.",
                 )
-            self._append(line)
+            write_atomically(self.file, b"".join(lines))
 
     def remove(self, identifiers: Collection[str] | None = None) -> int:
-        """Delete votes, or all votes and damaged lines if None; return the number of deleted votes.
+        """Delete votes, or the whole file if None; return the number of deleted votes.
 
         Raises:
             StorageError: If the file cannot be written; it is then unchanged.
         """
         with self._lock():
-            ids = [vote.id for vote in self._read().votes if identifiers is None or vote.id in identifiers]
-            if identifiers is None and self.file.exists():
-                write_atomically(self.file, b"")
-            elif ids:
-                write_atomically(self.file, b"".join(self._lines_without(ids)))
-        return len(ids)
+            gone = {vote.id for vote in self.read() if identifiers is None or vote.id in identifiers}
+            if gone:
+                write_atomically(self.file, b"" if identifiers is None else b"".join(self._lines_without(gone)))
+        return len(gone)
 
     def snapshot(self, *, with_cut_off: bool = False) -> tuple[Path, PairsOfVotes]:
         """Write the pairs to a file in the person's uploads; a new file if they have changed.
@@ -274,7 +262,7 @@ class Votes:
         """
         if not self.may_keep:
             raise StorageError("A guest trains on the samples.", "Ask an admin of the lab to become a member.")
-        pairs = pairs_of_votes(self.read().votes, with_cut_off=with_cut_off)
+        pairs = pairs_of_votes(self.read(), with_cut_off=with_cut_off)
         if not pairs.rows:
             raise StorageError(f"Your votes give no pair. {pairs.words}", "Vote in Chat or in the blind test first.")
         text = pairs.json_lines()
@@ -285,12 +273,6 @@ class Votes:
         write_atomically(path, text, makes_folder=True)
         return path, pairs
 
-    def _read(self) -> StoredVotes:
-        votes = [_parse(line) for line in self._lines()]
-        latest = {vote.id: vote for vote in votes if vote is not None}
-        newest_first = sorted(latest.values(), key=lambda vote: vote.time, reverse=True)
-        return StoredVotes(tuple(newest_first), votes.count(None))
-
     def _lines(self) -> list[bytes]:
         with contextlib.suppress(OSError), self.file.open("rb") as file:
             return [line for line in file.read(2 * LARGEST_FILE_BYTES).splitlines() if line.strip()]
@@ -299,27 +281,6 @@ class Votes:
     def _lines_without(self, identifiers: Collection[str]) -> list[bytes]:
         lines = [line for line in self._lines() if (vote := _parse(line)) is None or vote.id not in identifiers]
         return [line + b"\n" for line in lines]
-
-    def _append(self, line: bytes) -> None:
-        """Append a line, or nothing if it does not fit; starts a new line after one that a crash has cut off."""
-        try:
-            descriptor = os.open(self.file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-            with os.fdopen(descriptor, "rb+", buffering=0) as file:
-                before = file.seek(0, os.SEEK_END)
-                if before:
-                    file.seek(before - 1)
-                    line = line if file.read(1) == b"\n" else b"\n" + line
-                try:
-                    if file.write(line) != len(line):
-                        raise OSError(28, os.strerror(28))
-                    os.fsync(file.fileno())
-                except OSError:
-                    file.truncate(before)
-                    raise
-        except OSError as error:
-            raise StorageError(
-                f"The vote could not be saved ({error.strerror}).", "Free some space, then vote again."
-            ) from error
 
     @contextlib.contextmanager
     def _lock(self) -> Iterator[None]:

@@ -137,7 +137,7 @@ def _reference_bytes(workload: Workload, counts: TrainableCount) -> int:
 
 
 def _copied_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
-    """Source: `LoraLinears.step` and `FrozenWeights`, engine/training/ops/lora_linear.py and frozen_weights.py."""
+    """Source: `LoraLinears.step` and `FrozenWeights`, engine/training/ops/lora_linear.py and products.py."""
     compute = workload.precision.compute
     # With checkpointing, copies and written-out weights last as long as a layer's call.
     if not workload.has_quick_layers or workload.sharded > 1 or workload.checkpointing:

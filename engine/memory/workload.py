@@ -280,7 +280,7 @@ def _compute_dtype(config: RunConfig, device: Device) -> DtypeName:
 
 
 def _precision(config: RunConfig, device: Device) -> Precision:
-    """Source: engine/training/precision.py and assembly.py; trained weights are always held at 32 bits."""
+    """Source: engine/training/placement.py and assembly.py; trained weights are always held at 32 bits."""
     width, is_float16 = compute_width_bytes(config, device), _compute_dtype(config, device) == "float16"
     frozen = 4 if config.adapter.traits.trains_all else width
     autocasts = width == 2 and (is_float16 or not config.adapter.traits.trains_in_compute_dtype(config.adapter))

@@ -119,18 +119,14 @@ def needs_mask(facts: AttentionFacts, attention: str, config: RunConfig) -> bool
     )
 
 
-def choose_batching(
-    facts: AttentionFacts, attention: str, config: RunConfig, device_kind: str, *, trial_agrees: bool | None = None
-) -> Batching:
+def choose_batching(facts: AttentionFacts, attention: str, config: RunConfig, device_kind: str) -> Batching:
     """Return how rows become batches: joined into one sequence without padding, or padded side by side.
 
     Without a kernel for joined rows on a GPU, padding is cheaper than one small product for each row, unless rows are packed.
-
-    `trial_agrees` says whether joined rows had the losses of separate rows when the trainer tried both. None before the
-    trial: the answer is then the one for a trial that agrees, as it does with transformers' own architectures.
+    The worker tries joined rows before it uses them; with transformers' own architectures, that agrees.
     """
     # Virtual tokens would come before the first row only.
-    if trial_agrees is False or config.adapter.traits.virtual_tokens != "none" or not facts.sees_rows_apart:
+    if config.adapter.traits.virtual_tokens != "none" or not facts.sees_rows_apart:
         return "padded"
     if attention.startswith("flash_attention"):
         return "joined"
@@ -142,10 +138,7 @@ def choose_batching(
 
 
 def shares_prompts(batching: Batching, config: RunConfig, device_kind: str) -> bool:
-    """Whether both answers of a pair follow one prompt, which goes through the model once: in our own attention on a CPU.
-
-    The worker tries it before it uses it.
-    """
+    """Whether both answers of a pair follow one prompt, which goes through the model once: in our own attention on a CPU."""
     is_pair = objective_of(config).sequences_per_example > 1
     own_attention = (
         batching == "joined" and device_kind == "cpu" and not config.model.attn_implementation.startswith("flash")

@@ -4,38 +4,37 @@ Faster kernels replace how something is computed and not what. Whether that is t
 must stay the same.
 """
 
-import importlib.util
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
-from transformers.modeling_layers import GradientCheckpointingLayer
 from trl.trainer.utils import disable_dropout_in_model
 
 from engine.config.objectives import objective_of
-from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import RunConfig
 from engine.data.render.tokenize import TokenizedRow
 from engine.data.step_plan import PlanSettings
 from engine.errors import ModelError
 from engine.models.batching import shares_prompts
-from engine.training.batching.batches import PassTensors, join
-from engine.training.batching.choose import RowAttention, choose_row_attention
+from engine.training.batching.batches import join
+from engine.training.batching.choose import choose_row_attention
 from engine.training.batching.probe import Probe, agrees
 from engine.training.batching.steps import TrainerSetup
-from engine.training.failure import is_out_of_memory
-from engine.training.kernels import use_layer_kernels, why_no_fused_loss
+from engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
 from engine.training.methods.registry import method_trainer
-from engine.training.objectives import TRAINING_OBJECTIVES
+from engine.training.objectives.base import TrainingObjective
+from engine.training.objectives.preferences import DirectPreference, KahnemanTversky, OddsRatio
 from engine.training.objectives.reference import Reference
-from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
-from engine.training.ops.loss import attach_loss, causal_lm_of, logit_transform
-from engine.training.placement import Placement
-from engine.training.precision import Precision
+from engine.training.ops.loss import attach_loss, causal_lm_of
+from engine.training.placement import Placement, Precision
+
+# By the names in `engine.config.objectives`.
+TRAINING_OBJECTIVES: Mapping[str, type[TrainingObjective]] = {
+    objective.traits.name: objective for objective in (TrainingObjective, DirectPreference, OddsRatio, KahnemanTversky)
+}
 
 
 @dataclass(frozen=True)
@@ -81,12 +80,14 @@ def assemble(
         expected = probe.own_loss()
     _require_finite(expected, causal_lm, precision)
     inputs = config.adapter.traits.count_virtual_inputs(config.adapter)
-    used = {"fused_loss": _why_no_fused_loss(causal_lm, placement, autocast)}
-    attach_loss(causal_lm, virtual_inputs=inputs, fused=not used["fused_loss"])
-    if not agrees(probe.loss(probe.padded()), expected):
-        attach_loss(causal_lm, through_logits=True, virtual_inputs=inputs)
+    attach = partial(attach_loss, causal_lm, virtual_inputs=inputs)
+    attach()
+    if agrees(probe.loss(probe.padded()), expected):
+        used = {"fused_loss": use_fused_loss(probe, placement, expected, partial(attach, fused=True))}
+    else:
+        attach(through_logits=True)
         notes.append("This model changes its logits in a way of its own, so all of them are computed.")
-        used["fused_loss"] = "the model changes its logits in a way of its own"
+        used = {"fused_loss": "the model changes its logits in a way of its own"}
     used |= use_layer_kernels(probe, config, placement, expected)
     own_attention = str(causal_lm.config._attn_implementation)
     attention = choose_row_attention(probe, config, placement, expected)
@@ -96,16 +97,18 @@ def assemble(
         what = f"{type(causal_lm).__name__} cannot keep packed rows apart with {own_attention} attention."
         raise ModelError(what, "Switch packing off, or set attn_implementation to auto.")
     few = join(probe.rows, flash=attention.flash) if joined else probe.padded(masked=attention.masked)
-    notes.extend(_compiled(probe, config, placement, few))
+    if training.torch_compile and (reason := why_not_compiled(probe, config, placement, expected, few)):
+        notes.append(f"torch.compile is not used: {reason}.")
     group = placement.group
-    used["shared_prompts"] = _why_no_shared_prompts(probe, config, attention, placement)
+    has_shared_prompts = shares_prompts(attention.batching, config, placement.torch_device.type)
+    used["shared_prompts"] = "" if has_shared_prompts else "needs joined pairs on a processor"
     settings = PlanSettings(
         training,
         attention.batching,
         group.world_size,
         group.rank,
         traits.sequences_per_example,
-        shares_prompts=not used["shared_prompts"],
+        shares_prompts=has_shared_prompts,
     )
     setup = TrainerSetup(
         settings,
@@ -120,20 +123,6 @@ def assemble(
     return Assembly(setup, attention.name, tuple(notes), used | attention.why_not | method.optimizations(model))
 
 
-def _why_no_fused_loss(causal_lm: Any, placement: Placement, autocast: torch.dtype | None) -> str:
-    head = causal_lm.get_output_embeddings().weight
-    transform = logit_transform(causal_lm.config.get_text_config())
-    return why_no_fused_loss(placement.torch_device, autocast or head.dtype, head.shape[0], transform)
-
-
-def _why_no_shared_prompts(probe: Probe, config: RunConfig, attention: RowAttention, placement: Placement) -> str:
-    if not is_wanted("shared_prompts"):
-        return LEFT_OUT
-    if not shares_prompts(attention.batching, config, placement.torch_device.type):
-        return "needs joined pairs on a processor"
-    return "" if probe.shares_prompts() else "the model's losses differ"
-
-
 def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
     """Refuse a model that cannot be trained as it is loaded; comparing its losses would prove nothing."""
     if not math.isfinite(loss):
@@ -143,74 +132,3 @@ def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
             if precision.compute is torch.float32
             else "Set model.compute_dtype to float32.",
         )
-
-
-def why_not_compiled(placement: Placement) -> str | None:
-    """Why torch.compile cannot be used, in words; None where it can."""
-    if placement.torch_device.type != "cuda":
-        return "torch.compile helps on CUDA only: on a processor it costs more than it gains; running without it."
-    if placement.spread:
-        return "torch.compile cannot follow layers from one GPU to the next; running without it."
-    if placement.sharded:
-        return "torch.compile cannot follow sharded layers; running without it."
-    if importlib.util.find_spec("triton") is None:
-        return "torch.compile needs triton, which is not installed; running without it."
-    return None
-
-
-def _compiled(probe: Probe, config: RunConfig, placement: Placement, rows: PassTensors) -> list[str]:
-    """Compile the layers where wanted, and try them forward and backward; return notes for the person."""
-    if not config.training.torch_compile:
-        return []
-    if (refused := why_not_compiled(placement)) is not None:
-        return [refused]
-    model, before = probe.model, probe.loss(rows)
-    graphs = compiled_graphs()
-    compile_layers(model)
-    one = rows.to(next(model.parameters()).device)
-    try:
-        with probe.casting():
-            loss = model(**one.inputs, trained_tokens=one.trained)
-        loss.backward()
-        works = agrees(float(loss.detach()), before)
-    except Exception as error:  # compilers fail as anything
-        if is_out_of_memory(error):
-            raise
-        works = False
-    model.zero_grad(set_to_none=True)
-    if works and compiled_graphs() > graphs:
-        return []
-    leave_uncompiled(model)
-    # With gradient checkpointing, a layer with a part that stays uncompiled, such as LoRA's, is skipped as a whole.
-    outcome = "compiles nothing of" if works else "fails on"
-    with_checkpoints = " with gradient checkpointing" if works and config.training.gradient_checkpointing else ""
-    return [f"torch.compile {outcome} {type(model).__name__}{with_checkpoints}; running without it."]
-
-
-def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
-    """Compile each decoder layer by itself, for any length of rows; returns how many.
-
-    One graph serves all layers of a kind, so a deep model compiles as quickly as a flat one. Our LoRA branch writes
-    into its input, which a compiler cannot follow, and our attention goes from row to row; both stay outside, and what is
-    fused are the steps between products.
-    """
-    os.environ.pop("TORCHDYNAMO_DISABLE", None)  # workers have it while they import: `engine.processes.spawn`
-    AttentionInterface.register(JOINED_ATTENTION, torch.compiler.disable(joined_attention))
-    for module in model.modules():
-        if "forward" in vars(module) and hasattr(module, "lora_A"):
-            module.forward = torch.compiler.disable(module.forward)
-    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
-    for layer in layers:
-        layer.compile(dynamic=True, backend=backend)
-    return len(layers)
-
-
-def compiled_graphs() -> int:
-    """Return how many graphs torch.compile has compiled in this process."""
-    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
-
-
-def leave_uncompiled(model: torch.nn.Module) -> None:
-    """Undo `compile_layers`."""
-    for module in model.modules():
-        module._compiled_call_impl = None

@@ -15,12 +15,11 @@ from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.batching import FLASH_ATTENTION, can_run_flash_attention
 from engine.models.source import ModelSource
+from engine.training.distribution import attach_device_hooks, plan_spread
 from engine.training.failure import is_out_of_memory
-from engine.training.layer_split import attach_device_hooks, plan_spread
 from engine.training.methods.registry import method_trainer
 from engine.training.ops.attention import copy_shared_heads
-from engine.training.placement import Placement
-from engine.training.precision import Precision, quantization_of
+from engine.training.placement import Placement, Precision, quantization_of
 
 # Settings that TRL calls the same.
 _PASSED_ON = "num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm seed logging_steps"

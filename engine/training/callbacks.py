@@ -143,17 +143,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class SkippedSteps(TrainerCallback):  # type: ignore[misc]
-    """Watches for optimizer steps that were left out.
+    """Counts optimizer steps that were left out: the scale of the loss falls with each, also where Accelerate sees none."""
 
-    Fused optimizers skip a step without Accelerate's seeing it, but the scale of the loss falls all the same.
-    """
-
-    was_skipped: Callable[[], bool]  # whether the step that just ended was, as Accelerate knows it
     loss_scale: Callable[[], torch.Tensor | None]  # on its device; None where losses are not scaled
     _before: torch.Tensor | None = None
     _in_a_row: torch.Tensor | int = 0
-    _total: torch.Tensor | int = 0
-    _reported: int = 0
 
     @property
     def in_a_row(self) -> int:
@@ -167,13 +161,10 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Count, and now and then look, as `on_log` does."""
-        skipped: bool | torch.Tensor = self.was_skipped()
         scale = self.loss_scale()
         if scale is not None and self._before is not None:
-            skipped = (scale < self._before) | skipped
+            self._in_a_row = (self._in_a_row + 1) * (scale < self._before)
         self._remember(scale)
-        self._in_a_row = (self._in_a_row + 1) * skipped
-        self._total = self._total + skipped
         if state.global_step % LOOK_STEPS == 0:
             self.on_log(args, state, control)
 
@@ -183,14 +174,10 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
         Raises:
             DivergedError: If too many steps in a row were skipped.
         """
-        step, total, in_a_row = int(state.global_step), int(self._total), self.in_a_row
-        if total > self._reported:
-            count = total - self._reported
-            print(f"{count} step(s) up to {step} were skipped: gradients overflowed float16.", flush=True)
-            self._reported = total
-        if in_a_row >= MOST_SKIPPED_IN_A_ROW:
+        if (in_a_row := self.in_a_row) >= MOST_SKIPPED_IN_A_ROW:
             raise DivergedError(
-                f"The gradients overflowed float16 in {in_a_row} steps in a row up to step {step}, which were skipped.",
+                f"The gradients overflowed float16 in {in_a_row} steps in a row up to step {state.global_step}, which were "
+                "skipped.",
                 "Set model.compute_dtype to float32, or lower the learning rate to a third; the last checkpoint stays.",
             )
 

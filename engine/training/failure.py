@@ -1,8 +1,12 @@
-"""Turn an error into a cause in plain words and the next step to take."""
+"""Why a run ends: errors as a cause and the next step to take, and requests of people and the system."""
 
 import errno
 import math
-from collections.abc import Mapping
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Literal
 
 import torch
@@ -10,8 +14,10 @@ import torch
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, DatasetError, DeviceError, EngineError, ModelError, shorten
 from engine.paths import LoratoryHome
-from engine.runs.history.events import FailedData
+from engine.runs.history.events import FailedData, StoppedBy
 from engine.runs.prediction import advice_on_memory
+from engine.runs.run import RunFolder
+from engine.training import faults
 
 _CAUSES: Mapping[type[EngineError], Literal["config", "dataset", "model", "unexpected"]] = {
     ConfigError: "config",
@@ -137,10 +143,8 @@ def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome |
 def _out_of_memory(error: BaseException, config: RunConfig | None, home: LoratoryHome | None) -> FailedData:
     text = str(error).lower()
     where = "GPU" if isinstance(error, torch.OutOfMemoryError) or "cuda" in text else "machine"
-    advice = "See `loratory estimate` for what would make it fit."
-    if config is not None:
-        estimated = advice_on_memory(config, home) if home is not None else None
-        advice = estimated or f"{_smaller(config)} `loratory estimate` shows what helps most."
+    estimated = advice_on_memory(config, home) if config is not None and home is not None else None
+    advice = estimated or "Halve the batch size or max_length; `loratory estimate` shows what helps most."
     what = f"The {where} ran out of memory."
     if "mps" in text:  # "MPS backend out of memory (MPS allocated: …, max allowed: …)"
         what = "Apple's GPU ran out of memory, which it shares with all programs."
@@ -148,17 +152,63 @@ def _out_of_memory(error: BaseException, config: RunConfig | None, home: Lorator
     return FailedData(cause="out_of_memory", what=what, fix=advice)
 
 
-def _smaller(config: RunConfig) -> str:
-    training = config.training
-    if training.per_device_train_batch_size > 1:
-        rows = training.per_device_train_batch_size
-        accumulate = math.ceil(rows * training.gradient_accumulation_steps / (rows // 2))
-        return (
-            f"Set per_device_train_batch_size to {rows // 2} and gradient_accumulation_steps to {accumulate}: the same "
-            "result in smaller passes."
-        )
-    if not training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
-        return "Switch gradient_checkpointing on: a third slower, and far less memory."
-    if config.model.quantization == "none" and "nf4" in config.adapter.traits.quantization:
-        return "Set quantization to nf4: the frozen weights take a quarter."
-    return f"Set max_length to {max(8, training.max_length // 2)}: the longest rows need the most memory."
+# Launchers and schedulers deliver one request more than once: to a process, to its group, to the job.
+REPEAT_SECONDS = 5.0
+
+
+class StopRequests:
+    """Whether the run shall save and end, or end at once.
+
+    A first SIGTERM or SIGINT asks to save and end, as `control/stop` does. Another one within five seconds is the same
+    request; a later one ends at once. Where a launcher started several processes, every further SIGTERM is the launcher's:
+    it has a limit of its own, after which it kills.
+    """
+
+    def __init__(self, folder: RunFolder, world_size: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._has_launcher = world_size > 1
+        self._clock = clock
+        self._signalled: signal.Signals | None = None
+        self._first = 0.0
+        self._cancelled = False
+
+    @property
+    def stopped_by(self) -> StoppedBy:
+        """Who asked."""
+        if self._signalled is None:
+            return "request"
+        return "sigterm" if self._signalled == signal.SIGTERM else "sigint"
+
+    @property
+    def reason(self) -> str:
+        """The same in words."""
+        return f"The system asked to end ({self._signalled.name})." if self._signalled else "Stopped on request."
+
+    def listen(self) -> None:
+        """Take signals from here on; only in the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._on_signal)
+            signal.signal(signal.SIGINT, self._on_signal)
+
+    def stop_wanted(self) -> bool:
+        """Whether the run shall save what it has and end. Cheap enough for every step."""
+        return self._signalled is not None or self._folder.stop_request.exists()
+
+    def check_cancel(self) -> None:
+        """Return unless the run shall end at once. Cheap enough for every pass through the model.
+
+        Raises:
+            CancelledError: If it shall.
+        """
+        if self._folder.cancel_request.exists():
+            raise CancelledError
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self._signalled is None:
+            self._signalled, self._first = signal.Signals(number), self._clock()
+            return
+        is_repeated = self._clock() - self._first < REPEAT_SECONDS or faults.is_armed("signal:repeated")
+        is_the_launchers = self._has_launcher and number == signal.SIGTERM
+        if not (is_repeated or is_the_launchers or self._cancelled):
+            self._cancelled = True
+            raise CancelledError

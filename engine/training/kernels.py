@@ -1,6 +1,7 @@
-"""Which faster kernels a run may use: each is tried first, on random numbers or through the model, and must give the same."""
+"""Which faster kernels a run may use: each is tried through the model, whose loss and gradients of a few rows must stay."""
 
 import importlib.util
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -8,39 +9,34 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import AttentionInterface
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import RunConfig
+from engine.training.batching.batches import PassTensors
 from engine.training.batching.probe import Probe, agrees
 from engine.training.failure import is_out_of_memory
-from engine.training.ops.loss import LogitTransform, causal_lm_of, summed_loss
+from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
+from engine.training.ops.loss import causal_lm_of
 from engine.training.placement import Placement
 
-_TRIED_POSITIONS, _TRIED_WIDTH = 3, 32
-_LOSS_TOLERANCE = 1e-3  # relative
-_GRADIENT_TOLERANCE = 0.02  # of the norm of the reference's
-_MODEL_GRADIENT_TOLERANCE = 0.15  # the same after all layers of a model, which bfloat16 moves by a few hundredths
+_GRADIENT_TOLERANCE = 0.15  # of the norm after all layers of a model, which bfloat16 moves by a few hundredths
 _DIFFERS = "the model's loss or gradients differ"
 
 
-def why_no_fused_loss(device: torch.device, dtype: torch.dtype, vocabulary: int, transform: LogitTransform) -> str:
-    """Return why the Triton kernel cannot turn such logits into losses; "" where it gives what the reference does.
+def use_fused_loss(probe: Probe, placement: Placement, expected: float, attach: Callable[[], None]) -> str:
+    """Let the Triton kernel make losses, which `attach` does; return why it does not, as in `Assembly.optimizations`.
 
-    It is tried: compiling a kernel needs a C compiler, which not every machine has.
+    It is tried because compiling it needs a C compiler, which not every machine has.
     """
     if not is_wanted("fused_loss"):
         return LEFT_OUT
-    if not _runs_triton(device):
+    if not _runs_triton(placement.torch_device):
         return "needs CUDA"
     if not _is_installed("triton"):
         return "triton is not installed"
-    try:
-        agrees = _fused_loss_agrees(device, dtype, vocabulary, transform)
-    except Exception as error:  # compilers fail as anything
-        if is_out_of_memory(error):
-            raise
-        return f"triton cannot compile it ({type(error).__name__})"
-    return "" if agrees else "its losses differ on this device"
+    return _try(probe, placement, expected, attach)
 
 
 def _runs_triton(device: torch.device) -> bool:
@@ -49,26 +45,6 @@ def _runs_triton(device: torch.device) -> bool:
 
 def _is_installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
-
-
-def _fused_loss_agrees(device: torch.device, dtype: torch.dtype, vocabulary: int, transform: LogitTransform) -> bool:
-    generator = torch.Generator(device).manual_seed(0)
-    weight, inputs = (
-        torch.randn(count, _TRIED_WIDTH, device=device, generator=generator).to(dtype)
-        for count in (vocabulary, _TRIED_POSITIONS)
-    )
-    head = torch.nn.Linear(_TRIED_WIDTH, vocabulary, bias=False, device="meta").requires_grad_(False)
-    head.weight = torch.nn.Parameter(weight, requires_grad=False)
-    targets = torch.arange(_TRIED_POSITIONS, device=device) % vocabulary
-    results = []
-    for fused in (False, True):
-        hidden = inputs.clone().requires_grad_()
-        loss = summed_loss(hidden, targets, head, LogitTransform(transform.scale, transform.cap, fused))
-        (gradient,) = torch.autograd.grad(loss, hidden)
-        results.append((float(loss.detach()), gradient.float()))
-    (expected, expected_gradient), (got, gradient) = results
-    distance = float((gradient - expected_gradient).norm() / expected_gradient.norm())
-    return abs(got - expected) <= _LOSS_TOLERANCE * abs(expected) and distance <= _GRADIENT_TOLERANCE
 
 
 def use_layer_kernels(probe: Probe, config: RunConfig, placement: Placement, expected: float) -> dict[str, str]:
@@ -84,7 +60,7 @@ def use_layer_kernels(probe: Probe, config: RunConfig, placement: Placement, exp
     causal_lm = causal_lm_of(probe.model)
     no_liger = _why_no_liger(causal_lm, config, placement)
     if not no_liger:
-        no_liger = _try(probe, expected, lambda: _apply_liger(causal_lm), has_gradients=True)
+        no_liger = _try(probe, placement, expected, lambda: _apply_liger(causal_lm))
     if not is_wanted("fused_norms"):
         no_norms = LEFT_OUT
     elif not no_liger:
@@ -92,8 +68,7 @@ def use_layer_kernels(probe: Probe, config: RunConfig, placement: Placement, exp
     elif not _runs_triton(placement.torch_device):
         no_norms = "needs CUDA"
     else:
-        # A pass through a sharded model needs all processes, in a backward pass as in a forward pass.
-        no_norms = _try(probe, expected, lambda: fuse_norms(causal_lm), has_gradients=not placement.sharded)
+        no_norms = _try(probe, placement, expected, lambda: fuse_norms(causal_lm))
     return {"liger_kernels": no_liger, "fused_norms": no_norms}
 
 
@@ -117,22 +92,61 @@ def _why_no_liger(causal_lm: Any, config: RunConfig, placement: Placement) -> st
     return "" if family in MODEL_TYPE_TO_APPLY_LIGER_FN else f"Liger has none for {family}"
 
 
-def _apply_liger(causal_lm: Any) -> int:
+def _apply_liger(causal_lm: Any) -> None:
     from liger_kernel.transformers.monkey_patch import _apply_liger_kernel_to_instance
 
     _apply_liger_kernel_to_instance(model=causal_lm, cross_entropy=False, fused_linear_cross_entropy=False)
-    return 1
 
 
-def _try(probe: Probe, expected: float, change: Callable[[], int], *, has_gradients: bool) -> str:
+def why_not_compiled(probe: Probe, config: RunConfig, placement: Placement, expected: float, rows: PassTensors) -> str:
+    """Let torch.compile compile the layers of a model; return why it does not, in words."""
+    if not _runs_triton(placement.torch_device):
+        return "it helps on CUDA only: on a processor it costs more than it gains"
+    if placement.spread or placement.sharded:
+        return "it cannot follow layers that are on several GPUs"
+    if not _is_installed("triton"):
+        return "triton is not installed"
+    if config.training.gradient_checkpointing and config.adapter.traits.has_quick_layers(config.adapter):
+        # A layer with a part that stays uncompiled, as LoRA's do, is then skipped as a whole.
+        return "it compiles no layers of LoRA with gradient checkpointing"
+    return _try(probe, placement, expected, lambda: compile_layers(probe.model), rows)
+
+
+def compile_layers(model: torch.nn.Module, backend: str = "inductor") -> int:
+    """Compile each decoder layer by itself, for any length of rows; returns how many.
+
+    One graph serves all layers of a kind, so a deep model compiles as quickly as a flat one. Our LoRA function writes
+    in place, which a compiler cannot follow, and our attention goes from row to row; both stay outside, and what is
+    fused are the steps between products.
+    """
+    os.environ.pop("TORCHDYNAMO_DISABLE", None)  # workers have it while they import: `engine.processes.spawn`
+    AttentionInterface.register(JOINED_ATTENTION, torch.compiler.disable(joined_attention))
+    for module in model.modules():
+        if "forward" in vars(module) and hasattr(module, "lora_A"):
+            module.forward = torch.compiler.disable(module.forward)
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend)
+    return len(layers)
+
+
+def _try(
+    probe: Probe,
+    placement: Placement,
+    expected: float,
+    change: Callable[[], object],
+    rows: PassTensors | None = None,
+) -> str:
     """Change a model's kernels; return why they were taken back, or "" where loss and gradients of a few rows stay."""
     restore = _remember(causal_lm_of(probe.model))
-    before = probe.gradients() if has_gradients else []
+    rows = rows or probe.padded()
+    # A backward pass through a sharded model needs all processes, as a forward pass does.
+    before = [] if placement.sharded else probe.gradients(rows)
     try:
-        if not change():
+        if change() == 0:
             return "the model has none to replace"
-        same = agrees(probe.loss(probe.padded()), expected)
-        same = same and _same_gradients(probe.gradients() if has_gradients else [], before)
+        same = agrees(probe.loss(rows), expected)
+        same = same and _same_gradients([] if placement.sharded else probe.gradients(rows), before)
     except Exception as error:  # third-party kernels and their compiler can raise anything
         restore()
         if is_out_of_memory(error):
@@ -144,9 +158,9 @@ def _try(probe: Probe, expected: float, change: Callable[[], int], *, has_gradie
 
 
 def _same_gradients(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> bool:
-    floor = 1e-3 * max((float(one.norm()) for one in expected), default=0.0)
+    floor = 1e-3 * max((float(gradient.norm()) for gradient in expected), default=0.0)
     return all(
-        float((own - other).norm()) <= _MODEL_GRADIENT_TOLERANCE * float(other.norm()) + floor
+        float((own - other).norm()) <= _GRADIENT_TOLERANCE * float(other.norm()) + floor
         for own, other in zip(got, expected, strict=True)
     )
 
@@ -166,8 +180,9 @@ def _remember(causal_lm: Any) -> Callable[[], None]:
 
 
 def fuse_norms(causal_lm: Any) -> int:
-    """Let PyTorch's kernel compute every plain RMSNorm of a model; returns how many.
+    """Let PyTorch's kernel compute every RMSNorm of a model; returns how many.
 
+    Where they do more than multiply by their weight, as Gemma's, which add one to it, the model's loss changes.
     transformers writes it as six operations at 32 bits, which keep a copy of the input; the kernel keeps the input itself.
     """
     norms = [module for module in causal_lm.modules() if _is_plain_rms_norm(module)]
@@ -183,19 +198,9 @@ def _epsilon(norm: Any) -> float | None:
 
 
 def _is_plain_rms_norm(module: Any) -> bool:
-    """Whether a module multiplies by its weight alone; Gemma's adds one to it, others have a gate."""
-    weight = getattr(module, "weight", None)
-    has_name = type(module).__name__.endswith("RMSNorm")
-    if not has_name or "forward" in vars(module) or weight is None or weight.dim() != 1 or _epsilon(module) is None:
-        return False
-    generator = torch.Generator(weight.device).manual_seed(0)
-    sample = torch.randn(2, weight.shape[0], device=weight.device, generator=generator).to(weight.dtype)
-    with torch.no_grad():
-        try:
-            expected = module(sample).float()
-        except (RuntimeError, TypeError, ValueError):
-            return False
-        return float((_rms_norm(module, sample).float() - expected).norm() / expected.norm().clamp_min(1e-6)) < 0.01
+    weight, has_name = getattr(module, "weight", None), type(module).__name__.endswith("RMSNorm")
+    is_changed = "forward" in vars(module)
+    return has_name and not is_changed and weight is not None and weight.dim() == 1 and _epsilon(module) is not None
 
 
 def _rms_norm(norm: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

@@ -31,19 +31,26 @@ from engine.runs.run import RunFolder
 from engine.runs.warm_start import find_warm_start
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
-from engine.training.batching.merging import choose_merging, lengths_of
+from engine.training.batching.choose import choose_merging, lengths_of
 from engine.training.build import add_adapter, load_model
 from engine.training.checkpoints import folder as checkpoints
-from engine.training.checkpoints.state_files import count_parameters
-from engine.training.checkpoints.warm_start import load_warm_start
-from engine.training.device_memory import DeviceMemory
+from engine.training.checkpoints.state_files import count_parameters, load_warm_start
+from engine.training.distribution import shard, sharded_like
+from engine.training.failure import StopRequests
 from engine.training.methods.registry import method_trainer
-from engine.training.objectives.precomputed import ReferenceCache
-from engine.training.placement import SINGLE_PROCESS, Placement, ProcessGroup, choose_placement, passed_over
-from engine.training.precision import Precision, apple_notes, choose_precision, resumed_notes
-from engine.training.reporting import RunEvents
-from engine.training.sharding import shard, sharded_like
-from engine.training.signals import StopRequests
+from engine.training.objectives.reference import ReferenceCache
+from engine.training.placement import (
+    SINGLE_PROCESS,
+    Placement,
+    Precision,
+    ProcessGroup,
+    apple_notes,
+    choose_placement,
+    choose_precision,
+    passed_over,
+    resumed_notes,
+)
+from engine.training.reporting import DeviceMemory, RunEvents
 from engine.training.trackers import start_trackers
 
 # How long processes wait for one that measures, saves, or waits for room on the disk.
@@ -71,7 +78,7 @@ class PreparedRun:
     model: Any
     assembly: Assembly
     row_plan: RowPlan
-    replaced: dict[str, torch.Tensor]  # by a warm start; see `untrained_base`
+    replaced: dict[str, torch.Tensor]  # by a warm start
     base: BackgroundHash
     reference: ReferenceCache | None = None  # of what shall be computed before the first step
 

@@ -16,12 +16,11 @@ from engine.training.build import training_arguments
 from engine.training.callbacks import LOG_SECONDS, RunCallback, TrainerHooks
 from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
-from engine.training.checkpoints.warm_start import untrained_base
-from engine.training.failure import check_held_out, check_loss
+from engine.training.distribution import trained_weights
+from engine.training.failure import StopRequests, check_held_out, check_loss
+from engine.training.objectives.reference import Reference
 from engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
 from engine.training.reporting import RunEvents
-from engine.training.sharding import trained_weights
-from engine.training.signals import StopRequests
 from engine.training.trainer import LoratoryTrainer
 
 _LOOK_SECONDS = 0.2
@@ -136,7 +135,7 @@ class TrainingSession:
         # The start of a preference run is its reference, so it is measured.
         is_other = adapter.warm_start is not None and not objective_of(self._config).has_reference
         off = not adapter.traits.starts_as_identity or is_other
-        with untrained_base(trainer.model, prepared.replaced) if off else contextlib.nullcontext():
+        with Reference(prepared.replaced).replacing(trainer.model) if off else contextlib.nullcontext():
             first = trainer.measure_held_out()
         check_held_out(0, first.eval_loss)
         self._events.held_out(first.model_copy(update={"adapter_disabled": off}))

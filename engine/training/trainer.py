@@ -26,13 +26,12 @@ from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatch
 from engine.training.callbacks import LoggedInterval, MethodSteps, Progress, SkippedSteps, TrainerHooks
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.state_files import GatheredState
+from engine.training.distribution import trained_weights, whole
 from engine.training.failure import check_held_out, is_out_of_memory
-from engine.training.objectives.precomputed import PairsWithReference, ReferenceCache
+from engine.training.objectives.reference import PairsWithReference, ReferenceCache
 from engine.training.ops.loss import causal_lm_of
-from engine.training.passes import ModelPasses, add_tensors
+from engine.training.passes import ModelPasses, StepCounts, Votes, add_tensors
 from engine.training.placement import ProcessGroup
-from engine.training.sharding import trained_weights, whole
-from engine.training.step_counts import StepCounts, Votes
 
 
 class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
@@ -79,7 +78,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._passes = ModelPasses(self.model, setup, self.accelerator, self.args.device)
         self._counts = StepCounts(self.accelerator, self.args.device)
         self.remove_callback(PrinterCallback)
-        self._skipped_steps = SkippedSteps(lambda: bool(self.accelerator.optimizer_step_was_skipped), self._loss_scale)
+        self._skipped_steps = SkippedSteps(self._loss_scale)
         self.add_callback(self._skipped_steps)
         self.add_callback(MethodSteps(setup.method, self.model, self.total_steps))
 

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import EngineError, StorageError, SupersededError, shorten
-from engine.paths import LAB, LoratoryHome
+from engine.paths import LAB
 from engine.processes.spawn import LIBRARY_ENVIRONMENT
 from engine.runs.activity import reported_activity
 from engine.runs.history.events import FailedData, StatusData
@@ -114,12 +114,11 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     keep_freed_memory()
     gc.disable()  # it would pass over the objects of the imports again and again, which is a fifth of their time
     try:
-        from engine.training.failure import CancelledError, explain
+        from engine.training.failure import CancelledError, StopRequests, explain
         from engine.training.placement import MainProcessFailedError, ProcessGroup
         from engine.training.preparation import Attempt
         from engine.training.reporting import RunEvents
         from engine.training.session import TrainingSession
-        from engine.training.signals import StopRequests
     except (ImportError, OSError, MemoryError) as error:
         traceback.print_exc()
         if writer is not None:
@@ -137,7 +136,9 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     requests = StopRequests(folder, group.world_size)
     requests.listen()
     events = RunEvents(writer, folder.path, requests)
-    config, home = None, _home_of(folder)
+    config, home = None, home_of_run(folder)
+    if home.owner:  # this process looks names up as the lab does
+        os.environ[LAB] = "1"
     try:
         config = folder.read_config()
         TrainingSession(Attempt(folder, home, config, number), events, requests).run()
@@ -164,14 +165,6 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     finally:
         events.close()
     return EXIT_FINISHED
-
-
-def _home_of(folder: RunFolder) -> LoratoryHome:
-    """Return the home of a run; in a lab, this process looks names up as the lab does."""
-    home = home_of_run(folder)
-    if home.owner:
-        os.environ[LAB] = "1"
-    return home
 
 
 def _first_cause(failed: FailedData, run: Path, attempt: int) -> FailedData:

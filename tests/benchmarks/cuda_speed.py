@@ -129,7 +129,7 @@ def _train_ours(
     from engine.memory.compare import with_changes
     from engine.memory.estimate import Estimator
     from engine.models.folder import read_config
-    from engine.training.batching.merging import choose_merging
+    from engine.training.batching.choose import choose_merging
     from engine.training.placement import Placement
     from tests.training.tiny_training import make_config, make_training
 

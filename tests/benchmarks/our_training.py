@@ -10,8 +10,7 @@ from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
 from engine.training.callbacks import TrainerHooks
 from engine.training.methods.registry import method_trainer
-from engine.training.placement import choose_placement
-from engine.training.precision import choose_precision
+from engine.training.placement import choose_placement, choose_precision
 from engine.training.trainer import LoratoryTrainer
 from tests.benchmarks.training_trial import WARM_UP_STEPS, Clock, Recipe, Trial, config_for, prepare
 

@@ -158,18 +158,6 @@ def test_virtual_tokens_among_the_inputs_answer_as_pefts_generate(
     assert losses[1] != pytest.approx(losses[0], rel=1e-3)
 
 
-def test_answers_that_take_turns_are_the_same_as_alone(both, tokenizer):
-    alone = {branch: tokens_of(Answer(branch, weights, rules(), tokenizer)) for branch, weights in both.items()}
-    beside = {branch: Answer(branch, weights, rules(), tokenizer) for branch, weights in both.items()}
-
-    while not all(answer.is_done for answer in beside.values()):
-        for answer in beside.values():
-            answer.advance()
-
-    for branch, answer in beside.items():
-        assert list(answer.tokens) == alone[branch]
-
-
 def test_a_long_prompt_is_read_in_pieces_and_answered_the_same(base, tokenizer, monkeypatch):
     expected = tokens_of(Answer("base", base, rules(), tokenizer))
     monkeypatch.setattr("engine.chat.worker.answer.PIECE_TOKENS", 10)
@@ -216,25 +204,6 @@ def test_an_answer_ends_where_the_context_does(base, tokenizer):
 def test_a_prompt_that_fills_the_context_is_refused(base, tokenizer):
     with pytest.raises(ModelError, match=r"takes 36 tokens, and tiny holds 36\. Start a new conversation"):
         Answer("base", base, rules(context_length=len(PROMPT)), tokenizer)
-
-
-def test_virtual_tokens_take_room_in_the_context(tiny_model_folder, prefix_folder, tokenizer):
-    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
-    adapter = holder.attach(PlannedWeights(folder=prefix_folder, name="prefix", method="prefix_tuning"), "tuned")
-
-    with pytest.raises(ModelError, match="takes 41 tokens, and tiny holds 40"):
-        Answer("tuned", BranchWeights(holder, adapter), rules(context_length=len(PROMPT) + 4), tokenizer)
-
-
-def test_a_stopped_answer_keeps_what_it_has(base, tokenizer):
-    answer = Answer("base", base, rules(), tokenizer)
-    for _ in range(4):
-        answer.advance()
-
-    last = answer.stop()
-
-    assert answer.is_done
-    assert (last.finish_reason, last.tokens, last.done) == ("stopped", 4, True)
 
 
 def test_speed_counts_from_the_first_token(base, tokenizer):

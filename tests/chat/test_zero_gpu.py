@@ -94,22 +94,17 @@ def lends(api):
 @pytest.mark.parametrize(
     ("title", "message", "words"),
     [
-        (
-            "ZeroGPU quota exceeded",
-            "Space app has reached its GPU limit. Try",
-            "This Space has used up its ZeroGPU quota.",
-        ),
-        ("ZeroGPU quota exceeded", "No GPU was available after 60s. Try", "Hugging Face has no free GPU now."),
-        ("ZeroGPU queue timeout", "No GPU was available after 60s <a>", "Hugging Face has no free GPU now."),
-        ("ZeroGPU worker error", "GPU task aborted", "The GPU was taken back before the answer was complete."),
-        ("ZeroGPU of tomorrow", "<script>", "Hugging Face has no free GPU now."),
+        ("ZeroGPU quota exceeded", "Space app has reached its GPU limit. Try", "The ZeroGPU quota of this Space"),
+        ("ZeroGPU quota exceeded", "You have exceeded your quota", "Your ZeroGPU quota"),
+        ("ZeroGPU quota exceeded", "No GPU was available after 60s. Try", "Hugging Face lends no GPU"),
+        ("ZeroGPU of tomorrow", "<script>", "Hugging Face lends no GPU for this answer now (ZeroGPU of tomorrow)."),
     ],
 )
 def test_refusals_are_explained_in_our_words(title, message, words):
     pytest.importorskip("spaces")
     from engine.chat.worker.zero_gpu import _gpu_error
 
-    assert _gpu_error(SimpleNamespace(title=title, message=message)).what == words
+    assert _gpu_error(SimpleNamespace(title=title, message=message)).what.startswith(words)
 
 
 def test_other_hardware_has_none():
@@ -157,8 +152,8 @@ def test_two_answers_at_once_get_a_gpu_each(session, api):
 @pytest.mark.parametrize(
     ("refusal", "token", "words"),
     [
-        (BUSY, TOKEN, "no free GPU now. Try again in a minute"),
-        (Refusal(401), TOKEN, "no free GPU now"),
+        (BUSY, TOKEN, "lends no GPU .* Try again in a minute"),
+        (Refusal(401), TOKEN, "lends no GPU"),
         (Refusal(500), TOKEN, "ZeroGPU cannot be used"),
     ],
 )

@@ -47,8 +47,8 @@ def tokens_of(view):
 
 @pytest.mark.parametrize("name", SIX)
 def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(name, tmp_path, home):
+    from engine.training.assembly import TRAINING_OBJECTIVES
     from engine.training.batching.steps import StepBatches, TrainerSetup
-    from engine.training.objectives import TRAINING_OBJECTIVES
 
     tokenizer = tokenizer_of(family(name))
     rows = [

@@ -90,8 +90,7 @@ def trainer_of(tmp_path_factory):
     from engine.training.batching.steps import TrainerRows, TrainerSetup
     from engine.training.build import add_adapter, training_arguments
     from engine.training.callbacks import TrainerHooks
-    from engine.training.placement import choose_placement
-    from engine.training.precision import choose_precision
+    from engine.training.placement import choose_placement, choose_precision
     from engine.training.trainer import LoratoryTrainer
 
     def build(config: RunConfig, tokenizer, prepared, batch: Batch):

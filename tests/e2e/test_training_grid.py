@@ -15,8 +15,7 @@ from engine.config.methods.registry import METHODS
 from engine.models.source import ModelSource
 from engine.training.build import load_model
 from engine.training.checkpoints.state_files import save_adapter
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
+from engine.training.placement import Placement, choose_precision
 from tests.training.tiny_training import CPU, Row, make_training
 
 pytestmark = [

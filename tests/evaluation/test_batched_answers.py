@@ -9,8 +9,8 @@ from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.weights import BranchWeights
 from engine.config.results import SamplingConfig
-from engine.evaluation.worker import batched_answers
-from engine.evaluation.worker.batched_answers import BatchedAnswers, batches_of_prompts, most_rows
+from engine.evaluation.worker import answers as answers_module
+from engine.evaluation.worker.answers import BatchedAnswers, batches_of_prompts, most_rows
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.tiny_model import make_tiny_model
 
@@ -71,7 +71,7 @@ def test_answers_are_those_of_single_rows(branches, branch, pieces, monkeypatch)
     expected = alone(branches[branch])
     assert len({token for tokens in expected for token in tokens}) > 25  # they wander: a wrong token would show
     branches["base" if branch == "tuned" else "tuned"].new_cache()  # had the last turn
-    monkeypatch.setattr(batched_answers, "PIECE_TOKENS", pieces)
+    monkeypatch.setattr(answers_module, "PIECE_TOKENS", pieces)
 
     assert together(branches[branch]) == expected
 
@@ -125,11 +125,11 @@ def test_rows_are_as_many_as_memory_holds(branches, tiny_model_folder, tmp_path,
     a_row = 2 * 100 * 2 * 2 * 2 * 16 * 4 + 4 * 4 * weights.holder.model.config.vocab_size
     with torch.inference_mode():
         for rows in (1, 2, 5):
-            monkeypatch.setattr(batched_answers, "free_bytes", lambda _device, rows=rows: 2 * rows * a_row + 1)
+            monkeypatch.setattr(answers_module, "free_bytes", lambda _device, rows=rows: 2 * rows * a_row + 1)
             assert most_rows(weights, 100) == rows
-        monkeypatch.setattr(batched_answers, "free_bytes", lambda _device: 0)
+        monkeypatch.setattr(answers_module, "free_bytes", lambda _device: 0)
         assert most_rows(weights, 100) == 1
-        monkeypatch.setattr(batched_answers, "free_bytes", lambda _device: 2**40)
+        monkeypatch.setattr(answers_module, "free_bytes", lambda _device: 2**40)
         assert most_rows(weights, 100) == 8
         holder = load(tiny_model_folder)
         folder = make_adapter(tiny_model_folder, tmp_path / "prefix", prefix_tuning())

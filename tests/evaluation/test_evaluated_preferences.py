@@ -20,7 +20,7 @@ from engine.evaluation.job import (
     EvaluationResult,
     preference_sentences,
 )
-from engine.evaluation.ratings import measure_ratings, rating_words
+from engine.evaluation.preference import measure_ratings, rating_words
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.evaluation.conftest import evaluate, held_out, order_of, write_run

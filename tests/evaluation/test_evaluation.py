@@ -15,21 +15,20 @@ from engine.chat.worker.answer import Answer
 from engine.config.results import EvaluationConfig
 from engine.data.passes.prepare import spread_evenly
 from engine.data.render.tokenize import TokenizedRow
+from engine.data.source import SourceOptions
 from engine.errors import DatasetError, RunError
 from engine.evaluation.general_text import general_text
 from engine.evaluation.job import (
-    DataThen,
     EvaluationJob,
     EvaluationRequest,
-    EvaluationResult,
     read_evaluation,
 )
-from engine.evaluation.worker.answers import decode, split_at_answer
-from engine.evaluation.worker.batched_answers import BatchedAnswers
+from engine.evaluation.worker.answers import BatchedAnswers, decode, split_at_answer
 from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
 from tests.chat.tiny_adapters import lora, prefix_tuning
+from tests.data.checks import check_dataset
 from tests.evaluation.conftest import evaluate, held_out, order_of, write_run
 from tests.recorded_request import RecordedRequest
 from tests.replaced_base import record_base, scale_a_tensor
@@ -81,7 +80,7 @@ def test_forgetting_is_measured_on_general_text_without_a_template(home, base, r
     result = evaluate(home, order_of(run, max_rows=1, general_text=True))
 
     tokenizer = AutoTokenizer.from_pretrained(base)
-    ids = [tokenizer(passage.text)["input_ids"][:256] for passage in passages]
+    ids = [tokenizer(passage["text"])["input_ids"][:256] for passage in passages]
     rows = [TokenizedRow(row, 0, tokens, tokens) for row, tokens in enumerate(ids)]
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     before = expected_loss(model, rows)
@@ -93,13 +92,7 @@ def test_forgetting_is_measured_on_general_text_without_a_template(home, base, r
 
 
 def test_forgetting_is_not_measured_unless_asked_for(home, run):
-    result = evaluate(home, order_of(run, max_rows=1))
-
-    assert result.general_losses == {}
-    assert result.forgetting is None
-    assert (
-        EvaluationResult.model_validate(result.model_dump(exclude={"general_losses"})).forgetting is None
-    )  # older files
+    assert evaluate(home, order_of(run, max_rows=1)).forgetting is None
 
 
 def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):
@@ -126,11 +119,12 @@ def test_fewer_rows_are_spread_over_all(home, run):
 
 def test_data_that_has_changed_since_is_noted(home, run):
     order = order_of(run)
-    same = DataThen(train_rows=32, held_out_rows=8)
+    data = order.run.dataset
+    same = check_dataset(data, SourceOptions(), seed=order.run.training.seed).fingerprint
 
-    assert evaluate(home, order.model_copy(update={"data_then": same})).notes == ()
-    (note,) = evaluate(home, order.model_copy(update={"data_then": DataThen(train_rows=31)})).notes
-    assert note.startswith("The data has changed since this run was trained")
+    assert evaluate(home, order.model_copy(update={"data_fingerprint": same})).notes == ()
+    (note,) = evaluate(home, order.model_copy(update={"data_fingerprint": "another"})).notes
+    assert "has changed" in note
 
 
 def test_a_run_that_held_nothing_out_is_refused(home, run):
@@ -188,23 +182,6 @@ def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, mo
     assert together.answered == evaluate(home, order_of(run, answered_rows=8)).answered
     assert progress[-1] == "Answering, 16 of 16 answers."
     assert progress == sorted(progress, key=lambda message: int(message.split()[1]))
-
-
-def test_memory_that_runs_out_halves_the_rows_side_by_side(home, run, monkeypatch):
-    expected = evaluate(home, order_of(run, answered_rows=5)).answered
-    sizes = []
-
-    class Large(BatchedAnswers):
-        def __init__(self, weights, prompts, *others):
-            sizes.append(len(prompts))
-            if len(prompts) > 2:
-                raise torch.OutOfMemoryError("CUDA out of memory.")
-            super().__init__(weights, prompts, *others)
-
-    monkeypatch.setattr("engine.evaluation.worker.answers.BatchedAnswers", Large)
-
-    assert evaluate(home, order_of(run, answered_rows=5)).answered == expected
-    assert sizes == [5, 3, 2, 2] * 2
 
 
 def test_rows_that_change_each_other_are_answered_one_by_one(home, run, monkeypatch):

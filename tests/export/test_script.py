@@ -25,9 +25,9 @@ from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.source import ModelSource
 from engine.runs.checkpoints import Manifest
 from engine.runs.run import RunFolder
+from engine.training.assembly import TRAINING_OBJECTIVES
 from engine.training.batching.steps import StepBatches, TrainerSetup, choose_rows
 from engine.training.checkpoints.folder import write_checkpoint
-from engine.training.objectives import TRAINING_OBJECTIVES
 
 CHAT = [
     {

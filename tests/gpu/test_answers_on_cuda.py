@@ -12,7 +12,7 @@ from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.static_cache import FixedCaches, LentCache
 from engine.chat.worker.weights import BranchWeights
 from engine.config.results import SamplingConfig
-from engine.evaluation.worker.batched_answers import BatchedAnswers, most_rows
+from engine.evaluation.worker.answers import BatchedAnswers, most_rows
 from engine.models.prepared import DEMO_MODEL_ID
 from tests.chat.tiny_adapters import lora, make_adapter
 

@@ -6,8 +6,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from engine.memory.workload import has_flash_attention
 from engine.training.batching.batches import pad
-from engine.training.ops.attention import sdpa_with_copied_heads
-from engine.training.ops.gpu_attention import find_varlen_attn, why_no_varlen_attention
+from engine.training.ops.attention import JoinedRows, joined_attention, sdpa_with_copied_heads
+from engine.training.ops.gpu_attention import find_varlen_attn, varlen_attention
 from tests.gpu.cuda_training import ROWS, auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import make_config, make_rows, make_training
@@ -126,7 +126,20 @@ def test_pytorchs_kernel_for_joined_rows_gives_what_row_by_row_gives(cuda, dtype
     if find_varlen_attn() is None:
         pytest.skip("this PyTorch has no such kernel")
 
-    assert why_no_varlen_attention(cuda, dtype, heads) == ""
+    queries, shared, size = heads
+    lengths, module = (5, 1, 40, 18), torch.nn.Module()
+    ends = torch.tensor((0, *lengths), device=cuda).cumsum(0).to(torch.int32)
+    query, key, value = parts = [
+        torch.randn(1, count, sum(lengths), size, device=cuda, dtype=dtype, requires_grad=True)
+        for count in (queries, shared, shared)
+    ]
+    rows, _ = joined_attention(module, query, key, value, None, sliding_window=8, joined_rows=JoinedRows(lengths))
+    once, _ = varlen_attention(module, query, key, value, None, sliding_window=8, cu_seq_lens_q=ends, max_length_q=40)
+
+    weights = torch.randn_like(rows)
+    expected = (rows, *torch.autograd.grad((rows * weights).sum(), parts))
+    for own, row in zip((once, *torch.autograd.grad((once * weights).sum(), parts)), expected, strict=True):
+        assert (own.float() - row.float()).norm() <= 0.03 * row.float().norm()
 
 
 @needs_ampere

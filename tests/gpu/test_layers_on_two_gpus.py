@@ -6,8 +6,8 @@ import torch
 from engine.executors.base import JobSpec
 from engine.executors.local import start_worker, worker_command
 from engine.hardware.devices import list_devices
-from engine.training.device_memory import DeviceMemory
 from engine.training.placement import Placement
+from engine.training.reporting import DeviceMemory
 from engine.training.worker import EXIT_FINISHED
 from tests.gpu.conftest import WORKER_SECONDS
 from tests.gpu.cuda_training import cuda_placement

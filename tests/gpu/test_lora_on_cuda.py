@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engine.training.ops import frozen_weights
+from engine.training.ops import products
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
 from tests.gpu.cuda_training import ROWS, auto_dtype, cuda_placement, train_on_gpu
 from tests.training.lora_layers import WIDTH, adapt, answer, quantize_layers
@@ -54,7 +54,7 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(dtype, rows, cuda):
 
 @pytest.mark.parametrize("few_rows", [0, 1536], ids=["written out", "multiplied as they are"])
 def test_four_bit_weights_are_written_into_one_buffer(few_rows, cuda, monkeypatch):
-    monkeypatch.setattr(frozen_weights, "_FEW_ROWS", few_rows)
+    monkeypatch.setattr(products, "_FEW_ROWS", few_rows)
     model = quantize_layers(adapt(), torch.float16, double_quant=True).cuda()
     x = torch.randn(2, 5, WIDTH, dtype=torch.float16, device=cuda)
     with torch.autocast("cuda", dtype=torch.float16):
@@ -73,8 +73,8 @@ def test_four_bit_weights_are_written_into_one_buffer(few_rows, cuda, monkeypatc
 def test_products_of_a_gpu_come_in_float32_at_once(cuda):
     left, right = (torch.randn(64, 64, device=cuda).to(torch.float16) for _ in range(2))
 
-    assert frozen_weights._answers_in_float32(left.device, left.dtype)
-    product = frozen_weights.wide_product(left.t(), right, torch.float32)
+    assert products._answers_in_float32(left.device, left.dtype)
+    product = products.wide_product(left.t(), right, torch.float32)
     torch.testing.assert_close(product, left.float().t() @ right.float(), rtol=1e-3, atol=1e-2)
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from engine.training.kernels import why_no_fused_loss
 from engine.training.ops.loss import LogitTransform, loss_of_each, summed_loss
 
 pytestmark = pytest.mark.gpu
@@ -65,16 +64,6 @@ def test_loss_and_gradient_are_those_of_the_whole_logits_in_float32(trained, fus
 
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-2)
     torch.testing.assert_close(hidden.grad, again.grad, rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(
-    "transform", [LogitTransform(), LogitTransform(0.25, 30.0)], ids=["plain", "scaled and capped"]
-)
-def test_the_fused_loss_is_taken_where_triton_is(dtype, transform):
-    pytest.importorskip("triton")
-
-    assert why_no_fused_loss(torch.device("cuda", 0), dtype, VOCABULARY + 3, transform) == ""
 
 
 @HEADS

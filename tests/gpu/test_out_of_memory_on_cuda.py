@@ -24,17 +24,9 @@ def little_memory():
     torch.cuda.empty_cache()
 
 
-@pytest.mark.parametrize(
-    ("training", "words"),
-    [
-        ({"per_device_train_batch_size": 64}, "per_device_train_batch_size to 32"),
-        ({"per_device_train_batch_size": 1}, "gradient_checkpointing on"),
-        ({"per_device_train_batch_size": 1, "gradient_checkpointing": True}, "quantization to nf4"),
-    ],
-    ids=["batch", "checkpointing", "quantization"],
-)
-def test_a_full_gpu_is_named_with_what_helps(training, words, tiny_model_folder, tmp_path, little_memory):
-    sections = auto_dtype(training={"max_length": 512, "gradient_accumulation_steps": 8} | training)
+def test_a_full_gpu_is_named(tiny_model_folder, tmp_path, little_memory):
+    settings = {"max_length": 512, "gradient_accumulation_steps": 8, "per_device_train_batch_size": 64}
+    sections = auto_dtype(training=settings)
     config = make_config(tiny_model_folder, **sections)
     setup = make_training(config, make_rows(128, longest=500), tmp_path / "out", placement=cuda_placement())
     little_memory()
@@ -45,4 +37,4 @@ def test_a_full_gpu_is_named_with_what_helps(training, words, tiny_model_folder,
     failure = explain(error_info.value, config)
     assert failure.cause == "out_of_memory"
     assert "GPU" in failure.what
-    assert words in failure.fix
+    assert "loratory estimate" in failure.fix

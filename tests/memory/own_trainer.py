@@ -51,8 +51,7 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, shared=0, sizes=None, fold
     from engine.training.assembly import assemble
     from engine.training.batching.batches import join, join_pairs, pad
     from engine.training.build import add_adapter, load_model
-    from engine.training.placement import Placement
-    from engine.training.precision import choose_precision
+    from engine.training.placement import Placement, choose_precision
 
     config = _config(overrides, batch // 2 if shared else batch, length)
     device = Device("cpu", 0, "cpu", 2**35, 2**35, has_fast_bfloat16=True)

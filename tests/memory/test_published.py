@@ -16,7 +16,7 @@ from engine.memory.device_need import PROCESS_MARGIN, TensorsAtPeak
 from engine.memory.methods.registry import count_trainable
 from engine.memory.structure import find_targets
 from engine.models.catalog import find_in_catalog
-from engine.training.targets import choose_targets
+from engine.training.methods.base import choose_targets
 from tests.benchmarks.published.evaluate import (
     Comparison,
     evaluate,

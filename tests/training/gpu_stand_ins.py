@@ -49,7 +49,9 @@ def varlen_attn(
     return torch.cat(outputs)
 
 
-class _CrossEntropy:
+class CrossEntropy:
+    """As `engine.training.ops.triton_loss` has it."""
+
     @staticmethod
     def apply(logits, targets, scale, cap):
         return functional.cross_entropy(
@@ -61,7 +63,7 @@ def losses_and_gradient_(logits, targets, scale, cap, gradient_sum):
     """As `engine.training.ops.triton_loss` has it."""
     with torch.enable_grad():
         again = logits.detach().clone().requires_grad_()
-        losses = _CrossEntropy.apply(again, targets, scale, cap)
+        losses = CrossEntropy.apply(again, targets, scale, cap)
         (gradient,) = torch.autograd.grad(losses.sum(), again)
     logits.copy_(gradient)
     return losses.detach(), torch.ones_like(losses)
@@ -70,9 +72,9 @@ def losses_and_gradient_(logits, targets, scale, cap, gradient_sum):
 def triton_loss() -> Any:
     """A module in place of `engine.training.ops.triton_loss`."""
     module: Any = types.ModuleType("engine.training.ops.triton_loss")
-    module.CrossEntropy = _CrossEntropy
+    module.CrossEntropy = CrossEntropy
     module.losses_and_gradient_ = losses_and_gradient_
-    module.losses_of = lambda *given: (_CrossEntropy.apply(*given), None)
+    module.losses_of = lambda *given: (CrossEntropy.apply(*given), None)
     return module
 
 
@@ -84,7 +86,7 @@ def use_gpu_paths(monkeypatch, *, joins: bool = True) -> None:
     monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
     monkeypatch.setattr(kernels, "_is_installed", lambda package: package == "triton")
     monkeypatch.setattr(gpu_attention, "find_varlen_attn", lambda: varlen_attn)
-    monkeypatch.setattr(choose, "why_no_varlen_attention", lambda *_: "")
+    monkeypatch.setattr(choose, "find_varlen_attn", lambda: varlen_attn)
     monkeypatch.setattr(choose, "takes_varlen_attention", lambda _facts, attention, *_: joins and attention == "sdpa")
     if not joins:
         monkeypatch.setattr(choose, "choose_batching", lambda *_, **__: "padded")

@@ -24,8 +24,7 @@ from engine.models.batching import (
 from engine.models.inventory_cache import remember_inventory
 from engine.models.shape import AttentionSupport
 from engine.training.assembly import assemble
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
+from engine.training.placement import Placement, choose_precision
 from tests.training.tiny_training import CPU, Row
 
 GPU = Device("cuda", 0, "a GPU", 80 << 30, 80 << 30, has_fast_bfloat16=True)
@@ -141,17 +140,6 @@ def test_the_estimate_judges_as_the_trainer_with_the_real_model(
     assert estimated.joined == (choose_batching(facts, through, config, device.kind) == JOINED)
     assert (estimated.attention == "flash") or not (takes_flash or (through == VARLEN_ATTENTION and estimated.joined))
     assert AttentionFacts.of_shape(shape) == facts
-
-
-def test_a_trial_that_disagrees_ends_in_padding():
-    facts = AttentionFacts("llama", (), None, AttentionSupport())
-
-    tried = {
-        agrees: choose_batching(facts, "sdpa", make_config(), "cpu", trial_agrees=agrees)
-        for agrees in (None, True, False)
-    }
-
-    assert tried == {None: JOINED, True: JOINED, False: PADDED}
 
 
 def test_nothing_is_joined_behind_a_prefix():

@@ -11,23 +11,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers
-from torch import distributed
 
-from engine.config.rules import optimizer_name
 from engine.hardware.device import Device
 from engine.models.source import ModelSource
 from engine.processes.spawn import PRODUCT_CACHE_CAPACITY
-from engine.runs import prediction
 from engine.training import build, placement, worker
 from engine.training.build import load_model, training_arguments
 from engine.training.checkpoints.state_files import load_plain
 from engine.training.failure import explain
 from engine.training.ops import attention
 from engine.training.ops.attention import JoinedRows, joined_attention
-from engine.training.ops.lora_branch import DropoutMask
-from engine.training.ops.loss import _chunks
-from engine.training.placement import Placement, ProcessGroup, choose_placement
-from engine.training.precision import choose_precision
+from engine.training.ops.products import DropoutMask
+from engine.training.placement import Placement, choose_placement, choose_precision
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
@@ -117,20 +112,6 @@ def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("where", "optim", "expected"),
-    [
-        (ON_CPU, "adamw_torch", "adamw_torch_fused"),
-        (ON_GPU, "adamw_torch", "adamw_torch_fused"),
-        (ON_MPS, "adamw_torch", "adamw_torch"),
-        (ON_GPU, "paged_adamw_8bit", "paged_adamw_8bit"),
-        (ON_CPU, "sgd", "sgd"),
-    ],
-)
-def test_processors_and_cuda_have_a_fused_kernel_for_the_same_optimizer(where, optim, expected):
-    assert optimizer_name(optim, where.torch_device.type) == expected
-
-
-@pytest.mark.parametrize(
     ("where", "scales", "uses_cpu"),
     [(Placement(OLD, torch.device("cuda", 0)), True, False), (ON_GPU, False, False), (ON_CPU, False, True)],
 )
@@ -159,13 +140,6 @@ def test_the_scale_of_the_loss_survives_a_checkpoint(tiny_model_folder, tmp_path
     assert load_plain(folder / "scaler.json")["scale"] == again.accelerator.scaler.get_scale() == 128.0
 
 
-@pytest.mark.parametrize(("backend", "expected"), [("nccl", "cuda"), ("gloo", "cpu")])
-def test_companions_speak_on_the_device_that_their_backend_takes(monkeypatch, backend, expected):
-    monkeypatch.setattr(distributed, "get_backend", lambda: backend)
-
-    assert ProcessGroup(0, 2)._device == expected
-
-
 def test_a_gpu_that_the_driver_does_not_list_is_described_by_torch(monkeypatch):
     monkeypatch.setattr(placement, "list_devices", lambda: (CPU,))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -176,21 +150,6 @@ def test_a_gpu_that_the_driver_does_not_list_is_described_by_torch(monkeypatch):
     chosen = choose_placement(make_config(Path("m")))
 
     assert chosen.device == Device("cuda", 0, "a slice of a GPU", 5 << 30, 3 << 30, has_fast_bfloat16=True)
-
-
-@pytest.mark.parametrize(
-    ("devices", "asked", "expected"),
-    [
-        ((GPU, CPU), "auto", GPU),
-        ((GPU, CPU), "cpu", CPU),
-        ((CPU,), "auto", CPU),
-        ((ON_MPS.device, CPU), "auto", ON_MPS.device),
-    ],
-)
-def test_advice_on_memory_is_for_the_device_that_was_used(monkeypatch, devices, asked, expected):
-    monkeypatch.setattr(prediction, "list_devices", lambda: devices)
-
-    assert prediction._device_of(make_config(Path("m"), run={"devices": asked})) == expected
 
 
 def test_a_gpu_keeps_the_mask_of_dropout_instead_of_a_seed():
@@ -205,16 +164,6 @@ def test_a_gpu_keeps_the_mask_of_dropout_instead_of_a_seed():
     assert mask.keep == 0.75
     drawn = torch.tensor([True, False, True])
     assert DropoutMask(0.75, None, drawn).apply(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1.0, 0.0, 3.0]
-
-
-def test_a_gpu_takes_larger_chunks_of_logits():
-    rows, vocabulary = 4096, 100_000
-
-    on_gpu = _chunks(torch.empty(rows, 8, device="meta"), vocabulary)
-    on_cpu = _chunks(torch.empty(rows, 8), vocabulary)
-
-    assert max(end - start for start, end in on_gpu) * vocabulary * 4 <= 256 * 2**20
-    assert len(on_gpu) < len(on_cpu) / 4
 
 
 @pytest.mark.parametrize("window", [None, 7])

@@ -26,12 +26,11 @@ def config(**training):
     ],
 )
 def test_memory_that_ran_out_is_recognized_with_advice(error):
-    failure = explain(error, config(per_device_train_batch_size=4, gradient_accumulation_steps=3))
+    failure = explain(error, config())
 
     assert is_out_of_memory(error)
     assert failure.cause == "out_of_memory"
-    assert "per_device_train_batch_size to 2" in failure.fix
-    assert "gradient_accumulation_steps to 6" in failure.fix
+    assert "loratory estimate" in failure.fix
 
 
 def test_apples_gpu_is_named_with_what_it_shares():
@@ -39,19 +38,11 @@ def test_apples_gpu_is_named_with_what_it_shares():
         "MPS backend out of memory (MPS allocated: 17.9 GB, max allowed: 18.1 GB). Tried to allocate 1 GB."
     )
 
-    failure = explain(error, config(per_device_train_batch_size=4))
+    failure = explain(error, config())
 
     assert failure.cause == "out_of_memory"
     assert failure.what == "Apple's GPU ran out of memory, which it shares with all programs."
-    assert "per_device_train_batch_size to 2" in failure.fix
     assert failure.fix.endswith("Closing other programs helps as well.")
-
-
-def test_advice_on_memory_continues_when_the_batch_cannot_shrink():
-    one = {"per_device_train_batch_size": 1}
-
-    assert "gradient_checkpointing" in explain(MemoryError(), config(**one)).fix
-    assert "nf4" in explain(MemoryError(), config(**one, gradient_checkpointing=True)).fix
 
 
 @pytest.mark.parametrize(

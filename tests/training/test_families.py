@@ -13,10 +13,9 @@ from engine.inspector.worker.inventory import inventory_of
 from engine.models.source import ModelSource
 from engine.training.assembly import assemble
 from engine.training.build import add_adapter, load_model
-from engine.training.ops.lora_branch import make_lora_quick
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
-from engine.training.targets import choose_targets
+from engine.training.methods.base import choose_targets
+from engine.training.ops.lora_linear import fuse_lora
+from engine.training.placement import Placement, choose_precision
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import CPU, make_config, make_rows, make_training
 
@@ -130,7 +129,7 @@ def test_a_frozen_layer_that_returns_a_view_is_added_to_all_the_same(folders):
     expected = layer(x)
     (expected_grad,) = torch.autograd.grad(expected.square().sum(), x)
 
-    make_lora_quick(model)
+    fuse_lora(model)
     result = layer(x)
     (found_grad,) = torch.autograd.grad(result.square().sum(), x)
 

@@ -17,7 +17,6 @@ from engine.training.ops.gpu_attention import (
     find_varlen_attn,
     unmasked_attention,
     varlen_attention,
-    why_no_varlen_attention,
 )
 from tests.tiny_model import make_tiny_model
 from tests.training.gpu_stand_ins import use_gpu_paths, varlen_attn
@@ -195,19 +194,3 @@ def test_the_kernel_is_expected_where_it_runs(tmp_path, monkeypatch):
     assert not expects(AttentionFacts("x", (), None, AttentionSupport(), attention_dropout=0.1), "sdpa", config, AMPERE)
     monkeypatch.setattr(batching, "library_version", lambda _name: "2.9.1")
     assert not expects(facts, "sdpa", config, AMPERE)
-
-
-@pytest.mark.usefixtures("stand_in")
-def test_the_kernel_is_tried_forward_and_backward(monkeypatch):
-    tried = (torch.device("cpu"), torch.bfloat16, (6, 2, 8))
-    assert gpu_attention._agrees_row_by_row(*tried)
-
-    for wrong in ({"window_size": (8, 0)}, {"window_size": (7, -1)}, {"scale": 0.5}):
-        monkeypatch.setattr(
-            gpu_attention, "find_varlen_attn", lambda wrong=wrong: lambda *g, **k: varlen_attn(*g, **k | wrong)
-        )
-        assert not gpu_attention._agrees_row_by_row(*tried)
-
-
-def test_a_processor_has_no_such_kernel():
-    assert why_no_varlen_attention(torch.device("cpu"), torch.bfloat16, (4, 2, 64)) == "needs CUDA"

@@ -12,14 +12,11 @@ from transformers import AutoModelForCausalLM
 from transformers.models.llama import modeling_llama
 
 from engine.config.optimizations import VARIABLE
-from engine.hardware.device import Device
 from engine.training import kernels
-from engine.training.assembly import compile_layers, compiled_graphs, leave_uncompiled, why_not_compiled
-from engine.training.placement import Placement
 from tests.tiny_model import make_tiny_model
+from tests.training import gpu_stand_ins
+from tests.training.gpu_stand_ins import use_gpu_paths
 from tests.training.tiny_training import make_config, make_rows, make_training
-
-GPU = Placement(Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True), torch.device("cuda", 0))
 
 
 @pytest.fixture
@@ -60,7 +57,6 @@ class FakeLiger:
 @pytest.fixture
 def liger(monkeypatch, liger_installed):
     monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
-    monkeypatch.setattr(kernels, "why_no_fused_loss", lambda *_: "not here")
     liger_installed("liger_kernel")
     return FakeLiger(monkeypatch)
 
@@ -79,7 +75,8 @@ def test_a_processor_uses_the_models_own_and_reports_nothing(tiny_model_folder, 
     assembly = make_training(config, make_rows(8), tmp_path).assembly
 
     assert assembly.notes == ()
-    assert assembly.optimizations["liger_kernels"] == assembly.optimizations["fused_norms"] == "needs CUDA"
+    for name in ("fused_loss", "liger_kernels", "fused_norms"):
+        assert assembly.optimizations[name] == "needs CUDA"
 
 
 def test_torch_compile_is_reported_as_unused_on_a_processor(tiny_model_folder, tmp_path):
@@ -92,28 +89,25 @@ def test_torch_compile_is_reported_as_unused_on_a_processor(tiny_model_folder, t
 
 
 @pytest.mark.e2e
-def test_layers_of_which_nothing_is_compiled_are_left_as_they_are(tiny_model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.training.assembly.why_not_compiled", lambda _: None)
-    compiling = functools.partial(compile_layers, backend="aot_eager")
-    monkeypatch.setattr("engine.training.assembly.compile_layers", compiling)
-    notes = {}
-    for checkpoints in (False, True):
-        training = {"max_steps": 1, "torch_compile": True, "gradient_checkpointing": checkpoints}
-        made = make_training(
-            make_config(tiny_model_folder, training=training), make_rows(8), tmp_path / str(checkpoints)
-        )
-        compiled = [module for module in made.trainer.model.modules() if module._compiled_call_impl]
-        notes[checkpoints] = len(compiled), [note for note in made.assembly.notes if "torch.compile" in note]
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+def test_layers_are_compiled_where_they_can_be(checkpointing, tiny_model_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # as a worker has it
+    monkeypatch.setenv(VARIABLE, "fused_loss,liger_kernels,fused_norms")
+    monkeypatch.setattr(kernels, "_runs_triton", lambda _device: True)
+    monkeypatch.setattr(kernels, "_is_installed", lambda package: package == "triton")
+    monkeypatch.setattr(kernels, "compile_layers", functools.partial(kernels.compile_layers, backend="aot_eager"))
+    settings = {"max_steps": 2, "gradient_checkpointing": checkpointing}
+    plain = make_training(make_config(tiny_model_folder, training=settings), make_rows(12), tmp_path / "plain")
+    plain.trainer.train()
+    settings["torch_compile"] = True
+    compiled = make_training(make_config(tiny_model_folder, training=settings), make_rows(12), tmp_path / "compiled")
+    compiled.trainer.train()
 
-    assert notes[False] == (2, [])
-    assert notes[True][0] == 0
-    assert "compiles nothing of PeftModelForCausalLM with gradient checkpointing" in notes[True][1][0]
-
-
-def test_what_torch_compile_needs_is_named(liger_installed):
-    liger_installed()
-
-    assert "triton" in why_not_compiled(GPU)
+    count = sum(bool(module._compiled_call_impl) for module in compiled.trainer.model.modules())
+    reason = "torch.compile is not used: it compiles no layers of LoRA with gradient checkpointing."
+    assert (count, compiled.assembly.notes) == ((0, (reason,)) if checkpointing else (2, ()))
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
+    assert compiled.weights().keys() == plain.weights().keys()  # names in checkpoints stay
 
 
 @pytest.mark.exhaustive
@@ -164,6 +158,34 @@ def test_kernels_that_change_loss_or_gradients_are_taken_back(wrong, tiny_model_
     assert replaced == 5  # by PyTorch's kernel
 
 
+@pytest.mark.parametrize("wrong", ["", "losses", "gradients", "no compiler"])
+def test_the_fused_loss_is_used_where_it_gives_what_the_reference_gives(
+    wrong, tiny_model_folder, tmp_path, monkeypatch
+):
+    use_gpu_paths(monkeypatch)
+    right = gpu_stand_ins.losses_and_gradient_
+
+    def losses_and_gradient_(logits, *rest):
+        if wrong == "no compiler":
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+        losses, factors = right(logits, *rest)
+        if wrong == "gradients":
+            logits.mul_(2)
+        return losses * (2 if wrong == "losses" else 1), factors
+
+    module = sys.modules["engine.training.ops.triton_loss"]
+    monkeypatch.setattr(module, "losses_and_gradient_", losses_and_gradient_)
+    if wrong == "losses":
+        monkeypatch.setattr(module, "losses_of", lambda *given: (2 * gpu_stand_ins.CrossEntropy.apply(*given), None))
+
+    training = make_training(make_config(tiny_model_folder, training={"max_steps": 1}), make_rows(8), tmp_path)
+    training.trainer.train()
+
+    reason = training.assembly.optimizations["fused_loss"]
+    assert reason == {"": "", "no compiler": "they fail (RuntimeError)"}.get(wrong, kernels._DIFFERS)
+    assert len(training.losses) == 1
+
+
 def test_each_reason_not_to_use_liger_is_given(tiny_model_folder, tmp_path, liger, liger_installed, monkeypatch):
     off = {"training": {"max_steps": 1, "use_liger_kernel": False}}
     assert kernels_of(tiny_model_folder, tmp_path / "off", **off)[0]["liger_kernels"] == "use_liger_kernel is off"
@@ -174,10 +196,9 @@ def test_each_reason_not_to_use_liger_is_given(tiny_model_folder, tmp_path, lige
     assert liger.given == []
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pytorchs_norm_gives_what_the_models_own_gives(family, dtype, tmp_path):
-    """Gemma's, which add one to their weight, stay as they are."""
     model = AutoModelForCausalLM.from_pretrained(make_tiny_model(tmp_path, model_type=family), dtype=dtype)
     for parameter in model.parameters():
         parameter.requires_grad_(True)
@@ -195,11 +216,21 @@ def test_pytorchs_norm_gives_what_the_models_own_gives(family, dtype, tmp_path):
     replaced = kernels.fuse_norms(model)
     got, gradients = outcome()
 
-    assert replaced == (0 if family == "gemma3_text" else len(norms))
+    assert replaced == len(norms)
     tolerance = 1e-5 if dtype is torch.float32 else 0.03
     torch.testing.assert_close(got, expected, rtol=tolerance, atol=0)
     for own, other in zip(gradients, expected_gradients, strict=True):
         assert own is None or (own - other).norm() <= 3 * tolerance * other.norm() + 1e-5
+
+
+def test_norms_that_do_more_stay_the_models_own(tmp_path, monkeypatch):
+    """Gemma's, which add one to their weight."""
+    use_gpu_paths(monkeypatch)
+    folder = make_tiny_model(tmp_path / "gemma", model_type="gemma3_text")
+
+    reasons, _, replaced = kernels_of(folder, tmp_path)
+
+    assert (reasons["fused_norms"], replaced) == (kernels._DIFFERS, 0)
 
 
 def test_other_dtypes_go_to_the_models_own():
@@ -210,23 +241,3 @@ def test_other_dtypes_go_to_the_models_own():
     norm.forward = types.MethodType(kernels._rms_norm, norm)
 
     assert torch.equal(norm(hidden), expected)
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
-def test_compiled_layers_learn_what_others_do(checkpointing, tiny_model_folder, tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # as a worker has it
-    graphs = compiled_graphs()
-    config = make_config(tiny_model_folder, training={"max_steps": 2, "gradient_checkpointing": checkpointing})
-    plain = make_training(config, make_rows(12), tmp_path / "plain")
-    plain.trainer.train()
-    compiled = make_training(config, make_rows(12), tmp_path / "compiled")
-
-    assert compile_layers(compiled.trainer.model, backend="aot_eager") == 2
-    compiled.trainer.train()
-
-    assert (compiled_graphs() > graphs) is not checkpointing
-    assert compiled.losses == pytest.approx(plain.losses, rel=1e-4)
-    assert compiled.weights().keys() == plain.weights().keys()  # names in checkpoints stay
-    leave_uncompiled(compiled.trainer.model)
-    assert not any(module._compiled_call_impl for module in compiled.trainer.model.modules())

@@ -25,8 +25,8 @@ from engine.models.source import ModelSource
 from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad
 from engine.training.build import add_adapter
-from engine.training.layer_split import attach_device_hooks, device_map_of, plan_spread
-from engine.training.ops.lora_branch import make_lora_quick
+from engine.training.distribution import attach_device_hooks, device_map_of, plan_spread
+from engine.training.ops.lora_linear import fuse_lora
 from engine.training.ops.loss import TrainedTokens, attach_loss
 from engine.training.placement import choose_placement, in_torch_order
 from tests.tiny_model import make_tiny_model
@@ -102,7 +102,7 @@ def no_split(no_autocast):
                 Path("x"), adapter={"method": method, "lora_dropout": dropout, "num_virtual_tokens": 4}
             )
             model = add_adapter(causal_lm, config, ModelSource("x", "x"))
-            make_lora_quick(model)
+            fuse_lora(model)
             if checkpointing:
                 model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
                 model.enable_input_require_grads()

@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.config.optimizations import VARIABLE
-from engine.training.ops.lora_branch import make_lora_quick
-from engine.training.ops.lora_linear import lora_linears
+from engine.training.ops.lora_linear import fuse_lora, lora_linears
 from tests.training.lora_layers import WIDTH, Layer, adapt, answer, fuse, groups, require_equal
 from tests.training.tiny_training import make_config, make_rows, make_training
 
@@ -48,11 +47,14 @@ def test_layers_with_other_scalings_stay_apart():
     assert groups(model) == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("layers", ["alone", "shared", "behind a product of their own"])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-def test_gradients_are_the_derivatives(shared, dropout):
+def test_gradients_are_the_derivatives(layers, dropout):
     model = adapt(torch.float64, trained=torch.float64, lora_dropout=dropout)
-    fuse(model, shared=shared)
+    fuse(model, shared=layers == "shared")
+    if layers == "behind a product of their own":
+        for name in "qkvo":
+            getattr(model.base_model.model, name).base_layer.register_forward_hook(lambda *_: None)
     trainable = [p for p in model.parameters() if p.requires_grad]
     x = torch.randn(3, WIDTH, dtype=torch.float64, requires_grad=True)
 
@@ -94,7 +96,7 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(shared, copies):
 def test_dropout_draws_what_the_branch_alone_draws():
     model, x = adapt(lora_dropout=0.3).train(), torch.randn(6, WIDTH)
     alone = copy.deepcopy(model)
-    make_lora_quick(alone)
+    fuse_lora(alone)
     fuse(model)
     torch.manual_seed(4)
     expected = answer(alone, x)
@@ -149,6 +151,28 @@ def test_a_switched_off_adapter_is_the_base_model():
     torch.manual_seed(0)
     assert torch.equal(off, Layer()(x).detach())
     assert not torch.equal(model(x), off)
+
+
+def test_merging_gives_the_same_outputs():
+    model, x = adapt(), torch.randn(3, WIDTH)
+    fuse(model)
+    with torch.no_grad():
+        expected = model.eval()(x)
+
+        torch.testing.assert_close(model.merge_and_unload()(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_dropout_acts_in_training_only_and_leaves_the_mean():
+    model, x = adapt(lora_dropout=0.4), torch.randn(8, WIDTH)
+    fuse(model)
+    layer = model.base_model.model.q
+    with torch.no_grad():
+        whole = layer.eval()(x)
+        assert torch.equal(layer(x), whole)
+        outputs = torch.stack([layer.train()(x) for _ in range(600)])
+
+    assert not torch.equal(outputs[0], outputs[1])
+    assert (outputs.mean(0) - whole).norm() / (whole - layer.base_layer(x)).norm() < 0.1
 
 
 def test_a_second_adapter_is_pefts_own_business():
@@ -232,7 +256,7 @@ def test_a_graph_that_is_kept_gives_its_gradients_twice():
 
 
 @pytest.mark.parametrize("settings", [{"bias": "lora_only"}, {"use_dora": True}], ids=str)
-def test_what_one_function_does_not_describe_is_computed_as_before(settings):
+def test_what_one_function_does_not_describe_is_as_peft_has_it(settings):
     model, x = adapt(**settings), torch.randn(3, WIDTH)
     expected = answer(model, x)
     fuse(model)

@@ -14,7 +14,7 @@ from engine.inspector.worker.inventory import inventory_of
 from engine.memory.compare import with_changes
 from engine.memory.estimate import Estimator
 from engine.models.catalog import find_in_catalog
-from engine.training.batching.merging import choose_merging
+from engine.training.batching.choose import choose_merging
 from engine.training.passes import ModelPasses
 from engine.training.trainer import LoratoryTrainer
 from tests.training.tiny_training import make_config, make_rows, make_training

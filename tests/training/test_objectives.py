@@ -8,10 +8,8 @@ import torch
 
 from engine.config.objectives import OBJECTIVES, objective_of
 from engine.config.optimizations import VARIABLE
-from engine.training.batching.probe import Probe
-from engine.training.objectives import TRAINING_OBJECTIVES
-from engine.training.objectives.precomputed import ReferenceCache
-from engine.training.objectives.reference import Reference
+from engine.training.assembly import TRAINING_OBJECTIVES
+from engine.training.objectives.reference import Reference, ReferenceCache
 from tests.training.preference_rows import make_pairs, make_ratings
 from tests.training.tiny_training import make_config, make_training
 
@@ -78,15 +76,6 @@ def test_a_prompt_that_passes_once_for_both_answers_changes_no_loss(
         assert one.metrics == pytest.approx(two.metrics, rel=1e-3, abs=1e-5)
     measurements = [training.trainer.measure_held_out() for training in (once, twice)]
     assert measurements[0].eval_loss == pytest.approx(measurements[1].eval_loss, rel=1e-5)
-
-
-def test_prompts_pass_twice_where_a_model_mixes_what_it_sees(tiny_model_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(Probe, "shares_prompts", lambda _: False)
-
-    training = make_training(make_config(tiny_model_folder, training={"objective": "dpo"}), make_pairs(8), tmp_path)
-
-    assert training.assembly.optimizations["shared_prompts"] == "the model's losses differ"
-    assert not training.assembly.setup.settings.shares_prompts
 
 
 @pytest.mark.exhaustive

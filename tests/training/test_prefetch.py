@@ -93,7 +93,7 @@ def test_batches_are_made_ahead_where_the_processor_has_nothing_else_to_do(
     from engine.models.source import ModelSource
     from engine.training import assembly
     from engine.training.build import add_adapter, load_model
-    from engine.training.precision import choose_precision
+    from engine.training.placement import choose_precision
 
     config = make_config(tiny_model_folder)
     precision, source = choose_precision(config, CPU), ModelSource(str(tiny_model_folder), "tiny")

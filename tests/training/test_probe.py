@@ -12,8 +12,7 @@ from engine.training.assembly import assemble
 from engine.training.batching import probe
 from engine.training.build import add_adapter, load_model
 from engine.training.ops import attention
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
+from engine.training.placement import Placement, choose_precision
 from tests.tiny_model import make_tiny_model
 from tests.training.tiny_training import CPU, make_config, make_rows
 

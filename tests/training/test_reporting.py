@@ -2,21 +2,23 @@
 
 import errno
 import math
-import multiprocessing
 import os
-import shutil
-import subprocess
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 
 from engine.errors import StorageError
+from engine.hardware.device import Device
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter, read_events
 from engine.training import reporting
 from engine.training.failure import CancelledError, explain
-from engine.training.reporting import RunEvents
-from tests.training import small_disk
+from engine.training.placement import Placement
+from engine.training.reporting import DeviceMemory, RunEvents
 
 
 class Requests:
@@ -165,27 +167,98 @@ def test_what_fails_for_another_reason_is_not_waited_for(writer, tmp_path):
         RunEvents(writer, tmp_path, Requests()).when_there_is_room(fail)
 
 
-def test_a_real_disk_that_is_full_loses_nothing(tmp_path):
-    """Events, the adapter and a checkpoint on a file system that has no byte left until someone makes room."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounts = ["unshare", "-rm", "mount", "-t", "tmpfs", "tmpfs", str(disk)]
-    if shutil.which("unshare") is None or subprocess.run(mounts, capture_output=True, check=False).returncode:
-        pytest.skip("no file system can be mounted here without rights")
+GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 
-    fork = multiprocessing.get_context("fork")  # whose imports are over
-    ours, theirs = fork.Pipe()
-    process = fork.Process(target=small_disk.main, args=(disk, theirs))
-    process.start()
-    theirs.close()
-    result = ours.recv()
-    process.join()
 
-    assert result["recorded"] == [True, True, True]
-    assert result["codes"] == ["disk_full", "disk_has_room"] * 3
-    assert result["steps"] == list(range(1, 41))
-    assert result["seqs"] == list(range(1, len(result["seqs"]) + 1))
-    assert result["whole"]
-    assert result["checkpoints"] == ["step-5"]
-    assert result["adapter_bytes"] == len(small_disk.WEIGHTS)
-    assert result["left"] == ["adapter", "c", "events.jsonl"]
+class Cuda:
+    """torch.cuda's counters: peaks that are set back to what is held now."""
+
+    def __init__(self, allocated, reserved):
+        self.allocated, self.reserved = list(allocated), list(reserved)
+        self.most_allocated, self.most_reserved = list(allocated), list(reserved)
+
+    def take(self, index, allocated, reserved):
+        self.allocated[index], self.reserved[index] = allocated, reserved
+        self.most_allocated[index] = max(self.most_allocated[index], allocated)
+        self.most_reserved[index] = max(self.most_reserved[index], reserved)
+
+    def max_memory_allocated(self, index):
+        return self.most_allocated[index]
+
+    def max_memory_reserved(self, index):
+        return self.most_reserved[index]
+
+    def memory_reserved(self, index):
+        return self.reserved[index]
+
+    def reset_peak_memory_stats(self, index):
+        self.most_allocated[index], self.most_reserved[index] = self.allocated[index], self.reserved[index]
+
+
+def test_of_several_gpus_the_fullest_counts():
+    cuda = Cuda(allocated=[9, 8], reserved=[10, 30])
+
+    memory = DeviceMemory("cuda", (0, 1), cuda)
+
+    assert (memory.step_bytes(), memory.peak_allocated_bytes(), memory.peak_reserved_bytes()) == (9, 9, 30)
+    assert DeviceMemory("cuda", (1,), cuda).peak_allocated_bytes() == 8
+
+
+def test_each_step_tells_its_own_peak_and_the_highest_of_all_is_kept():
+    cuda = Cuda(allocated=[5], reserved=[6])
+    memory = DeviceMemory("cuda", (0,), cuda)
+
+    records = []
+    for most in (40, 20):
+        cuda.take(0, most, most + 2)
+        cuda.take(0, 5, 6)
+        records.append(memory.step_bytes())
+
+    assert records == [40, 20]
+    assert (memory.peak_allocated_bytes(), memory.peak_reserved_bytes()) == (40, 42)
+
+
+def test_the_process_is_what_the_driver_counts_outside_of_the_allocator_and_its_peak():
+    cuda = Cuda(allocated=[5], reserved=[6])
+    requests = []
+
+    def driver(index):
+        requests.append(index)
+        return 6 + 300
+
+    memory = DeviceMemory("cuda", (0,), cuda, driver_indexes=(3,), ask_driver=driver)
+    cuda.take(0, 40, 42)
+    cuda.take(0, 5, 6)
+
+    assert memory.peak_process_bytes() == 300 + 42
+    assert requests == [3]
+    assert DeviceMemory("cuda", (0,), cuda, (3,), lambda _: None).peak_process_bytes() is None
+
+
+def test_apples_peak_is_the_highest_that_was_seen():
+    held = iter([10, 40, 20, 30])
+    mps = SimpleNamespace(driver_allocated_memory=lambda: next(held), current_allocated_memory=lambda: 4)
+    memory = DeviceMemory("mps", (), mps)
+
+    assert [memory.step_bytes() for _ in range(3)] == [4, 4, 4]
+    assert memory.peak_reserved_bytes() == 40
+    assert memory.peak_allocated_bytes() is None
+
+
+def test_on_a_processor_the_process_counts(monkeypatch):
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=1234))
+    memory = DeviceMemory.of(Placement(GPU, torch.device("cpu")))
+
+    assert memory.peak_reserved_bytes() is None
+    assert memory.peak_allocated_bytes() is None
+    assert memory.peak_process_bytes() is None
+    assert memory.step_bytes() == 1234
+
+
+def test_the_counters_are_those_of_where_a_run_trains():
+    assert DeviceMemory.of(Placement(GPU, torch.device("cuda", 1))).indexes == (1,)
+    second = replace(GPU, index=5)
+    spread = DeviceMemory.of(Placement(GPU, torch.device("cuda", 0), spread=(GPU, second)))
+    assert spread.driver_indexes == (0, 5)
+    assert (spread.kind, spread.indexes, spread.backend) == ("cuda", (0, 1), torch.cuda)
+    assert DeviceMemory.of(Placement(GPU, torch.device("mps"))).backend is torch.mps

@@ -68,17 +68,8 @@ def test_what_is_passed_over_is_named_and_set_aside(folder):
     ]
     assert names(folder) == ["damaged-step-10", "damaged-step-15", "step-5"]
     assert find(folder)[1] == []
-
-
-def test_a_second_damaged_checkpoint_of_a_step_gets_a_name_of_its_own(folder):
-    for _ in range(2):
-        flip_a_byte(folder / "step-15")
-        find(folder)
-        write_checkpoint(folder, Manifest(step=15, files={}), fill)
-
-    assert [name for name in names(folder) if "damaged" in name] == ["damaged-step-15", "damaged-step-15-2"]
     forget_damaged(folder)
-    assert names(folder) == ["step-10", "step-15", "step-5"]
+    assert names(folder) == ["step-5"]
 
 
 def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_restarts(folder):

@@ -10,10 +10,8 @@ from engine.errors import ModelError
 from engine.models.source import ModelSource
 from engine.runs.run import RunFolder
 from engine.training.build import load_model
-from engine.training.failure import CancelledError
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
-from engine.training.signals import REPEAT_SECONDS, StopRequests
+from engine.training.failure import REPEAT_SECONDS, CancelledError, StopRequests
+from engine.training.placement import Placement, choose_precision
 from tests.training.tiny_training import CPU, make_config
 
 SECOND_REQUEST = REPEAT_SECONDS + 1.0

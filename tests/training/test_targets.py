@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config.run import AdapterConfig
 from engine.errors import ConfigError
-from engine.training.targets import choose_ia3_targets, choose_saved_modules, choose_targets
+from engine.training.methods.base import choose_ia3_targets, choose_saved_modules, choose_targets
 
 
 @pytest.fixture(scope="module")

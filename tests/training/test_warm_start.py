@@ -10,10 +10,9 @@ from transformers import AutoModelForCausalLM
 from engine.errors import ConfigError
 from engine.models.source import ModelSource
 from engine.training.build import add_adapter, load_model
-from engine.training.checkpoints.state_files import save_adapter
-from engine.training.checkpoints.warm_start import load_warm_start, untrained_base
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
+from engine.training.checkpoints.state_files import load_warm_start, save_adapter
+from engine.training.objectives.reference import Reference
+from engine.training.placement import Placement, choose_precision
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
 from tests.training.tiny_training import CPU, make_config
 
@@ -75,7 +74,7 @@ def test_the_base_beneath_a_warm_start_is_the_untrained_one(base, tmp_path, adap
     with torch.no_grad():
         warm = model.eval()(ids).logits
         recwarn.clear()
-        with untrained_base(model, replaced):
+        with Reference(replaced).replacing(model):
             below = model(ids).logits
         again = model(ids).logits
 

@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.models.source import ModelSource
 from engine.training.build import load_model
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
+from engine.training.placement import Placement, choose_precision
 from tests.training.tiny_training import CPU, make_config
 
 

@@ -20,10 +20,9 @@ from engine.training.assembly import Assembly, assemble
 from engine.training.batching.steps import TrainerRows
 from engine.training.build import add_adapter, load_model, training_arguments
 from engine.training.callbacks import TrainerHooks
+from engine.training.distribution import shard
 from engine.training.methods.registry import method_trainer
-from engine.training.placement import Placement
-from engine.training.precision import choose_precision
-from engine.training.sharding import shard
+from engine.training.placement import Placement, choose_precision
 from engine.training.trainer import LoratoryTrainer
 
 CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=1)

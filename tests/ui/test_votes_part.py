@@ -79,7 +79,7 @@ def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
 
     assert pressed.transcript.count('aria-pressed="true"') == 1
     assert "1 vote in total" in pressed.trouble
-    (saved_vote,) = votes.read().votes
+    (saved_vote,) = votes.read()
     better, worse = saved_vote.sides
     assert [turn.role for turn in saved_vote.prompt] == ["system", "user"]
     assert "scales the adapter" in better.text
@@ -91,10 +91,10 @@ def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     assert (saved_vote.source, saved_vote.by, better.finish_reason) == ("chat", "somebody", "eos")
 
     vote_changes = vote(tab, changes.turns, "vote:0:base")
-    assert "Greek alphabet" in votes.read().votes[0].sides[0].text
+    assert "Greek alphabet" in votes.read()[0].sides[0].text
     assert vote_changes.transcript.count('aria-pressed="true"') == 1
     assert 'aria-pressed="true"' not in vote(tab, changes.turns, "vote:0:base").transcript
-    assert votes.read().votes == ()
+    assert votes.read() == ()
 
 
 @pytest.mark.parametrize("pick", ["vote:0:second", "vote:7:base", "vote:x:base", "vote", "edit:0", "vote:-1:base"])
@@ -102,7 +102,7 @@ def test_a_vote_for_what_is_not_there_keeps_nothing(tab, run, votes, pick):
     load(tab, run)
     vote(tab, ask(tab, "Why?").turns, pick)
 
-    assert votes.read().votes == ()
+    assert votes.read() == ()
 
 
 def test_only_whole_and_different_answers_are_offered(tab, run):
@@ -128,14 +128,14 @@ def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
 
     vote(tab, changes.turns, "vote:1:tuned")
 
-    (saved_vote,) = votes.read().votes
+    (saved_vote,) = votes.read()
     assert [turn.content for turn in saved_vote.prompt] == ["Be brief.", "What?"]
     assert [turn.role for turn in saved_vote.sides[0].turns] == ["assistant", "user", "assistant"]
     assert "scales" in saved_vote.sides[0].turns[0].content
     # What a branch was not asked is in no context: the pair begins with the question to both.
     alone = ask(tab, "And why?", ask(tab, "What?", branches=TUNED).turns)
     vote(tab, alone.turns, "vote:1:tuned")
-    assert ["Be brief.", "And why?"] in [[turn.content for turn in kept.prompt] for kept in votes.read().votes]
+    assert ["Be brief.", "And why?"] in [[turn.content for turn in kept.prompt] for kept in votes.read()]
 
 
 def test_answers_of_another_model_are_in_no_context_and_in_no_vote(tab, run, services, votes):
@@ -148,7 +148,7 @@ def test_answers_of_another_model_are_in_no_context_and_in_no_vote(tab, run, ser
     assert [message.content for message in services.chat.requests[-1].messages] == ["Be brief.", "And why?"]
     assert "Not in the context: 1 earlier question" in changes.transcript
     vote(tab, changes.turns, "vote:1:tuned")
-    (saved_vote,) = votes.read().votes
+    (saved_vote,) = votes.read()
     assert [turn.content for turn in saved_vote.prompt] == ["Be brief.", "And why?"]
 
 
@@ -183,7 +183,7 @@ def test_a_choice_of_the_blind_test_is_a_vote(tab, run, votes):
         judged = tab.blind.judge(verdict, judging)
         assert judged[tab.blind.trouble] == ""
 
-    tie, decided = votes.read().votes
+    tie, decided = votes.read()
     assert (tie.is_tie, decided.source) == (True, "blind test")
     assert {side.model.run for side in decided.sides} == {run.id, ""}
     assert [turn.content for turn in decided.prompt] == ["Be brief.", "Why left?"]
@@ -215,9 +215,9 @@ def test_votes_are_looked_through_and_deleted(tab, votes):
     assert "Question 0" in last.list
     assert "6–8 of 8 votes" in last.where
     assert "<img" not in first.list
-    identifier = votes.read().votes[0].id
+    identifier = votes.read()[0].id
     assert f"really:{identifier}" in press(tab, f"delete:{identifier}").list
-    assert len(votes.read().votes) == 8
+    assert len(votes.read()) == 8
     gone = press(tab, f"really:{identifier}")
     assert "1 vote deleted." in gone.status
     assert identifier not in gone.list
@@ -269,8 +269,8 @@ def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, r
     ]
     assert names == sorted(names)
     assert vote(tab, answer_changes.turns, "vote:0:tuned").transcript.count('aria-pressed="true"') == 1
-    assert {saved_vote.sides[1].model.name for saved_vote in votes.read().votes} == {"Base model", "Supervised: faq"}
-    assert {saved_vote.sides[0].model.run for saved_vote in votes.read().votes} == {preference_run.id}
+    assert {saved_vote.sides[1].model.name for saved_vote in votes.read()} == {"Base model", "Supervised: faq"}
+    assert {saved_vote.sides[0].model.run for saved_vote in votes.read()} == {preference_run.id}
     ask(tab, "Why?", branches=BASE_AND_SECOND)
     assert services.chat.requests[-1].branches == ("base", "second")
 
@@ -335,4 +335,4 @@ def test_a_hostile_answer_stays_text(tab, run, votes):
 
     assert "<img" not in html
     assert "onerror=alert(1)&gt;" in html
-    assert votes.read().votes[0].sides[0].text == HOSTILE
+    assert votes.read()[0].sides[0].text == HOSTILE

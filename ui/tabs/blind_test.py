@@ -294,7 +294,7 @@ class BlindTestPart:
             tally, judging = self._tally(judging)
         except EngineError:
             return {self.count: ""}
-        votes = plural(len(self._votes.read().votes), "vote")
+        votes = plural(len(self._votes.read()), "vote")
         words = f'<p class="small num">{plural(tally.total, "pair")} judged · {votes} in all</p>' if tally.total else ""
         return {self.count: words, self.judging: judging}
 

@@ -198,17 +198,17 @@ class VotesPart:
     def show(self, with_cut_off: bool, number: int = 0) -> Updates:
         """Return the counts and one page of the votes."""
         votes = self._votes.read()
-        pairs = pairs_of_votes(votes.votes, with_cut_off=bool(with_cut_off))
-        pages = votes_view.pages_of(votes.votes)
+        pairs = pairs_of_votes(votes, with_cut_off=bool(with_cut_off))
+        pages = votes_view.pages_of(votes)
         number = max(0, min(int(number), pages - 1))
         return {
             self.counts: votes_view.render_counts(votes, pairs),
-            self.panel: gr.update(visible=bool(votes.votes or votes.damaged_lines)),
+            self.panel: gr.update(visible=bool(votes)),
             self.use_button: gr.update(interactive=bool(pairs.rows)),
             self.newer: gr.update(interactive=number > 0),
             self.older: gr.update(interactive=number < pages - 1),
-            self.where: votes_view.page_words(votes.votes, number) if pages else "",
-            self.list: votes_view.render_votes(votes.votes, number),
+            self.where: votes_view.page_words(votes, number) if pages else "",
+            self.list: votes_view.render_votes(votes, number),
             self.number: number,
             self.confirm.panel: gr.update(visible=False),
         }
@@ -225,7 +225,7 @@ class VotesPart:
         """Ask at the first click, delete at the second."""
         pick = picked_value(event)
         if pick.startswith(_DELETE):
-            votes_html = votes_view.render_votes(self._votes.read().votes, int(number), pick.removeprefix(_DELETE))
+            votes_html = votes_view.render_votes(self._votes.read(), int(number), pick.removeprefix(_DELETE))
             return {self.list: votes_html, self.status: ""}
         if not pick.startswith(_REALLY):
             return UNCHANGED
@@ -240,5 +240,5 @@ class VotesPart:
         return {**self.show(with_cut_off, number), self.status: words}
 
     def _ask(self, _number: int) -> tuple[str, str]:
-        count = plural(len(self._votes.read().votes), "vote")
+        count = plural(len(self._votes.read()), "vote")
         return f"Delete {count}?", "Datasets made from them are kept."

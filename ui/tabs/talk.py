@@ -277,7 +277,7 @@ class TalkPart:
             return UNCHANGED
         try:
             choose(self._votes, turns, int(number), choice, self.page.services.runs.owner)
-            count = plural(len(self._votes.read().votes), "vote")
+            count = plural(len(self._votes.read()), "vote")
             message = small(
                 f"{count} in total. See “Votes” above to review them or use them as a dataset.", role="status"
             )

@@ -14,8 +14,7 @@ from engine.evaluation.job import (
     gain_words,
     preference_sentences,
 )
-from engine.evaluation.preference import interval
-from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
+from engine.evaluation.preference import RATING_COLUMNS, interval, rating_cells
 from ui.backend.results import MeasuredRun
 from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
 from ui.views.html import (

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from html import escape
 
-from engine.evaluation.votes import PairsOfVotes, StoredVotes, Vote, VotedAnswer
+from engine.evaluation.votes import PairsOfVotes, Vote, VotedAnswer
 from ui.views.chat import NO_ANSWER, answer_box
-from ui.views.html import empty, facts, log, notices, pick_button, plural, short_name, small
+from ui.views.html import empty, facts, log, pick_button, plural, short_name, small
 
 VOTES_PER_PAGE = 5
 _LONGEST_SUMMARY = 220  # characters of a question
@@ -18,19 +18,16 @@ NO_VOTES = empty(
 )
 
 
-def render_counts(saved_votes: StoredVotes, pairs: PairsOfVotes) -> str:
+def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
     """Return the number of votes and of training pairs."""
-    if not saved_votes.votes and not saved_votes.damaged_lines:
+    if not votes:
         return NO_VOTES
-    votes, rows = len(saved_votes.votes), len(pairs.rows)
+    rows = len(pairs.rows)
     figures = (
-        (f"{votes:,}", "vote" if votes == 1 else "votes"),
+        (f"{len(votes):,}", "vote" if len(votes) == 1 else "votes"),
         (f"{rows:,}", "pair to train on" if rows == 1 else "pairs to train on"),
     )
-    damage_notice = notices(
-        [f"{plural(saved_votes.damaged_lines, 'damaged line')} skipped."] if saved_votes.damaged_lines else ()
-    )
-    return f"{facts(figures)}{small(pairs.words) if pairs.left_out else ''}{damage_notice}"
+    return f"{facts(figures)}{small(pairs.words) if pairs.left_out else ''}"
 
 
 def pages_of(votes: Sequence[Vote]) -> int:

@@ -1,6 +1,5 @@
 """Resolve the patterns of an adapter_config.json to module names, with a time limit that PEFT does not have."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ _ALL_LINEAR = "all-linear"
 _FIX = "Name the modules in a list in its adapter_config.json."
 # PEFT compiles each key for each module, and Python keeps 512 compiled patterns.
 _MAX_PATTERN_KEYS = 400
-_LAYER_INDEX = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
 
 
 def base_module_names(model: nn.Module) -> list[str]:
@@ -39,53 +37,23 @@ def resolve_patterns(config: PeftConfig, names: Sequence[str], adapter: str) -> 
             pattern = getattr(settings, field, None)
             if isinstance(pattern, str) and pattern != _ALL_LINEAR:
                 setattr(settings, field, set(matcher.matching(pattern, names)))
-        field = "layers_pattern"
-        _resolve_layers(settings, names, matcher)
         for field in ("rank_pattern", "alpha_pattern"):
             if values := getattr(settings, field, None):
                 setattr(settings, field, _resolve_keys(values, names, matcher))
-        field = "modules_to_save"
-        for name in getattr(settings, field, None) or ():
-            if not isinstance(name, str) or PLAIN_NAME.fullmatch(name) is None:
-                raise PatternError("is not a list of names")
+        for field in ("modules_to_save", "layers_pattern"):
+            value = getattr(settings, field, None) or ()
+            for name in [value] if isinstance(value, str) else value:
+                if not isinstance(name, str) or PLAIN_NAME.fullmatch(name) is None:
+                    raise PatternError("is not a list of names")
+        layers = getattr(settings, "layers_to_transform", None)
+        if layers is not None and not all(
+            isinstance(layer, int) for layer in ([layers] if isinstance(layers, int) else layers)
+        ):
+            raise PatternError("needs layers_to_transform to be a list of numbers")
     except PatternError as error:
         raise ModelError(f"The {field} of the adapter {adapter} {error}.", _FIX) from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ModelError(f"The {field} of the adapter {adapter} is not of the form that PEFT writes.", _FIX) from error
-
-
-def _resolve_layers(settings: Any, names: Sequence[str], matcher: PatternMatcher) -> None:
-    """Keep the targets in `layers_to_transform`, as PEFT's `check_target_module_exists` does."""
-    layers = getattr(settings, "layers_to_transform", None)
-    patterns = getattr(settings, "layers_pattern", None)
-    if layers is None or layers == [] or isinstance(settings.target_modules, str) or settings.target_modules is None:
-        if patterns:
-            settings.layers_pattern = None
-        return
-    indices = {layers} if isinstance(layers, int) else set(layers)
-    if not all(isinstance(layer, int) for layer in indices):
-        raise PatternError("needs layers_to_transform to be a list of numbers")
-    exact = [name for name in names if name in settings.target_modules]  # PEFT takes these in any layer
-    by_ending = [name for name in names if name.endswith(tuple(f".{target}" for target in settings.target_modules))]
-    targets = set(exact)
-    for name in set(by_ending) - targets:
-        index = _layer_index(name, [patterns] if isinstance(patterns, str) else list(patterns or ()), matcher)
-        if index in indices:
-            targets.add(name)
-    settings.target_modules, settings.layers_to_transform, settings.layers_pattern = targets, None, None
-
-
-def _layer_index(name: str, patterns: Sequence[str], matcher: PatternMatcher) -> int | None:
-    if not patterns:
-        match = _LAYER_INDEX.match(name)
-        return int(match["idx"]) if match else None
-    for number in re.finditer(r"\.(\d+)\.", name):
-        # The first number in the name right after a pattern, as a whole part of the name.
-        before = name[: number.start()]
-        endings = [before[start:] for start in (0, *(dot.end() for dot in re.finditer(r"\.", before)))]
-        if any(matcher.matching(pattern, endings) for pattern in patterns):
-            return int(number[1])
-    return None
 
 
 def _resolve_keys(values: dict[str, Any], names: Sequence[str], matcher: PatternMatcher) -> dict[str, Any]:

@@ -85,11 +85,11 @@ class ChatWorker:
         active = self._active
         if active is not None and active.weights.plan == plan:
             return active.weights
-        if active is not None and active.weights.plan.model == plan.model:
-            weights = active.weights
+        weights = active.weights if active is not None and active.weights.plan.model == plan.model else None
+        self._active = active = None  # its memory is free before another model takes some
+        if weights is not None:
             weights.exchange(plan, announce("loading_adapter"))
         else:
-            self._active = active = None  # frees its memory first
             weights = Weights(plan, place, announce("loading_model"))
         folders = [trained_weights.folder for trained_weights in plan.trained_weights.values()]
         tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)

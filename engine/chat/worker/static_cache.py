@@ -20,7 +20,6 @@ Capture = Callable[[Pass], Pass]  # records a pass; returns its replay, which wr
 _FEWEST_POSITIONS = 1024  # of a cache; doubled for longer conversations, so a graph serves several of their turns
 _MOST_OF_FREE_MEMORY = 0.5  # the next conversation, or a second model, may need the rest
 _TOLERANCE = 0.05  # of the largest logit, which rounding to 16 bits stays below and a wrong mask does not
-_TRIAL_TOKENS = 8
 
 
 class FixedCache(Cache):  # type: ignore[misc]
@@ -33,11 +32,6 @@ class FixedCache(Cache):  # type: ignore[misc]
     def __init__(self, layers: int, positions: int) -> None:
         super().__init__(layers=[StaticLayer(positions) for _ in range(layers)])
         self.positions = positions
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of keys and values, used and free; available after the first token."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def length(self) -> torch.Tensor:
         """Return the number of used positions."""
@@ -100,7 +94,7 @@ class FixedCaches:
         self.capture = capture
         self._model = model
         self._layers = 0
-        self._bytes_a_position = 0.0
+        self._bytes_a_position = 0
         self._places: dict[str, _Place] = {}
         self._reported_reasons: set[str] = set()
 
@@ -123,8 +117,10 @@ class FixedCaches:
             positions: Positions of the prompt and the longest answer.
             forward: The model with that adapter.
         """
-        if self.why_not or not (self._layers or self._try(forward)):
+        if self.why_not:
             return None
+        if not self._layers:
+            self._measure(forward)
         place = self._places.get(adapter)
         if place is not None and place.is_lent:
             return None
@@ -182,20 +178,12 @@ class FixedCaches:
             self._reported_reasons.add(reason)
             print(f"Answers without a static cache: {reason}.", file=sys.stderr, flush=True)
 
-    def _try(self, forward: Forward) -> bool:
-        """Compare the logits of both kinds of cache on a few tokens, and measure the bytes of a position."""
-        config = self._model.config.get_text_config(decoder=True)
-        ids = torch.arange(1, _TRIAL_TOKENS + 1, device=self._model.device).unsqueeze(0) % config.vocab_size
-        fixed = FixedCache(len(StaticCache(config=config, max_cache_len=1).layers), 2 * _TRIAL_TOKENS)
-        logits = []
-        for cache in (fixed, DynamicCache(config=config)):
-            forward(ids[:, :-1], cache)
-            logits.append(forward(ids[:, -1:], cache)[:, -1].float())
-        if not logits_agree(*logits):
-            self.give_up("its logits differ from those with a growing cache")
-            return False
-        self._layers, self._bytes_a_position = len(fixed.layers), fixed.size_bytes / fixed.positions
-        return True
+    def _measure(self, forward: Forward) -> None:
+        """Count the layers of a cache, and the bytes of one of its positions."""
+        cache = DynamicCache(config=self._model.config.get_text_config(decoder=True))
+        forward(torch.ones(1, 1, dtype=torch.long, device=self._model.device), cache)
+        self._layers = len(cache.layers)
+        self._bytes_a_position = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
 
 
 def logits_agree(actual: torch.Tensor, expected: torch.Tensor) -> bool:

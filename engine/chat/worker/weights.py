@@ -29,8 +29,7 @@ from engine.training.batching.batches import pad
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import copy_shared_heads
 from engine.training.ops.loss import logit_transform, loss_of_each
-from engine.training.placement import require_usable
-from engine.training.precision import quantization_of
+from engine.training.placement import quantization_of, require_usable
 
 
 def choose_dtype(model: ModelConfig, device: Device) -> torch.dtype:
@@ -198,18 +197,14 @@ class Weights:
         return ("base", *self.plan.trained_weights)
 
     def exchange(self, plan: LoadPlan, announce: Announce) -> None:
-        """Replace the adapters by those of another plan; keep the previous ones if that fails.
+        """Replace the adapters by those of another plan; afterwards, these weights are of no use if that fails.
 
         Raises:
             ModelError: If the new ones cannot be read or do not fit.
             DeviceError: If memory is too small.
         """
-        former, self._announce = self.plan, announce
-        try:
-            self._load_trained(plan)
-        except EngineError:
-            self._load_trained(former)
-            raise
+        self._announce = announce
+        self._load_trained(plan)
 
     def branch(self, branch: Branch) -> BranchWeights:
         """Return the weights of a branch.

@@ -224,48 +224,30 @@ class ZeroGpuWorker:
         return self._model
 
 
-# What `spaces` raises is Gradio's error, with these titles (zero/client.py and zero/wrappers.py).
-_ON_CPU = "Load the model again to chat on the CPU; a GPU is asked for again after half an hour."
-_REFUSALS = {
-    "ZeroGPU quota exceeded": (
-        "Your ZeroGPU quota at Hugging Face does not cover this answer",
-        _ON_CPU,
-    ),
-    "ZeroGPU illegal duration": (
-        "Hugging Face lends no GPU for so long",
-        "Ask for fewer tokens or one model at a time.",
-    ),
-    "ZeroGPU pending credits exceeded": (
-        "Your other tasks use all your ZeroGPU credits",
-        "Try again when one has ended.",
-    ),
-    "ZeroGPU worker error": (
-        "The GPU was taken back before the answer was complete",
-        "Ask for fewer tokens, or try again.",
-    ),
-}
-_NO_GPU = ("Hugging Face has no free GPU now", "Try again in a minute.")
-# A request without a token of its visitor counts against the Space.
-_OF_THE_SPACE = ("This Space has used up its ZeroGPU quota", _ON_CPU)
 _AMOUNTS = re.compile(r"\d+s requested vs\. \d+s left|Try again in [\w ,:]{1,40}")
 
 
 def _gpu_error(error: Exception) -> EngineError:
-    """Convert an error of `spaces`, whose messages are partly HTML and refer to other pages."""
+    """Convert an error of `spaces`: Gradio's, whose messages are partly HTML and refer to other pages.
+
+    Source: its titles and messages in zero/client.py and zero/wrappers.py.
+    """
     message, title = str(getattr(error, "message", "")), str(getattr(error, "title", ""))
     if not title.startswith("ZeroGPU"):
         traceback.print_exception(error)
         return DeviceError(
             f"ZeroGPU cannot be used ({type(error).__name__}).", "Try again; see chat.log if it repeats."
         )
-    what, fix = _REFUSALS.get(title, _NO_GPU)
-    if message.startswith("Space app"):
-        what, fix = _OF_THE_SPACE
-    elif message.startswith("No GPU was available"):  # without a token, such a wait is called an exceeded quota as well
-        what, fix = _NO_GPU
+    # Without a token, a wait for a GPU is called an exceeded quota as well.
+    if title != "ZeroGPU quota exceeded" or message.startswith("No GPU was available"):
+        fix = "Try again in a minute, or ask for fewer tokens."
+        return DeviceError(f"Hugging Face lends no GPU for this answer now ({title}).", fix)
+    # A request without a token of its visitor counts against the Space.
+    whose = "The ZeroGPU quota of this Space" if message.startswith("Space app") else "Your ZeroGPU quota"
     amounts = [match[0].lower() + match[1:] for match in _AMOUNTS.findall(message)]
     details = f" ({', '.join(amounts)})" if amounts else ""
-    return (GpuQuotaError if fix is _ON_CPU else DeviceError)(f"{what}{details}.", fix)
+    fix = "Load the model again to chat on the CPU; a GPU is asked for again after half an hour."
+    return GpuQuotaError(f"{whose} at Hugging Face does not cover this answer{details}.", fix)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ class Lora(PeftMethod):
         return not adapter.use_dora
 
     def trains_in_compute_dtype(self, adapter: AdapterConfig) -> bool:
-        """Return whether the two matrices are all that is trained: `engine.training.ops.lora_branch` does its own casts."""
+        """Return whether the two matrices are all that is trained: `engine.training.ops.lora_linear` does its own casts."""
         return not adapter.use_dora and adapter.bias == "none" and not adapter.modules_to_save
 
 

@@ -17,9 +17,14 @@ from engine.data.passes.prepare import PreparedDataset, prepare_dataset, spread_
 from engine.data.render.tokenize import TokenizedRow
 from engine.errors import DatasetError
 from engine.evaluation.general_text import general_rows
-from engine.evaluation.job import BranchLoss, DataThen, EvaluationOrder, EvaluationResult
-from engine.evaluation.preference import PairLikelihoods, PreferenceResult, measure_preference
-from engine.evaluation.ratings import RatingResult, measure_ratings
+from engine.evaluation.job import BranchLoss, EvaluationOrder, EvaluationResult
+from engine.evaluation.preference import (
+    PairLikelihoods,
+    PreferenceResult,
+    RatingResult,
+    measure_preference,
+    measure_ratings,
+)
 from engine.evaluation.worker.answers import Evaluation, answer_rows
 from engine.evaluation.worker.scores import mean_scores
 from engine.models.source import resolve_model
@@ -98,7 +103,7 @@ class EvaluationWorker:
                 *order.plan.notes,
                 *order.plan.base_changes(folder, source.name, self._home),
                 *_about_rows(order, has_desirable=bool(desirable)),
-                *_changes(data, order.data_then),
+                *_changes(data, order.data_fingerprint),
             ),
             general_losses=general,
             preference=preference,
@@ -120,11 +125,9 @@ def _about_rows(order: EvaluationOrder, *, has_desirable: bool) -> tuple[str, ..
     return tuple(notes)
 
 
-def _changes(data: PreparedDataset, then: DataThen) -> tuple[str, ...]:
+def _changes(data: PreparedDataset, before: str | None) -> tuple[str, ...]:
     """Warn if the data has changed: the split then differs, and rows may have been trained on."""
-    now = DataThen(train_rows=len(data.train), held_out_rows=len(data.held_out), fingerprint=data.report.fingerprint)
-    before = then.model_dump(exclude_none=True)
-    if now.model_dump(include=set(before)) == before:
+    if before in (None, data.report.fingerprint):
         return ()
     return (
         "The data has changed since this run was trained: some of the rows measured here may have been trained on, so "

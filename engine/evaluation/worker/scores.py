@@ -24,28 +24,21 @@ _CHRF = CHRF()
 
 
 def score_answer(answer: str, reference: str) -> AnswerScores:
-    """Score an answer against its reference."""
-    exact = " ".join(answer.split()) == " ".join(reference.split())
-    return AnswerScores(exact=exact, rouge_l=rouge_l(answer, reference), chrf=chrf(answer, reference))
+    """Score an answer against its reference.
+
+    `rouge_l` is F1 of the longest common subsequence of words, `chrf` F2 of character n-grams up to six.
+
+    Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3); sacrebleu's chrF2
+    (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
+    """
+    return AnswerScores(
+        exact=answer.split() == reference.split(),
+        rouge_l=float(_ROUGE.score(target=reference, prediction=answer)["rougeL"].fmeasure),
+        chrf=float(_CHRF.sentence_score(answer, [reference]).score) / 100,  # sacrebleu counts to 100
+    )
 
 
 def mean_scores(scores: Sequence[AnswerScores]) -> MeanScores:
     """Return means over rows."""
     means = {name: fmean(getattr(score, name) for score in scores) for name in AnswerScores.model_fields}
     return MeanScores(rows=len(scores), **means)
-
-
-def rouge_l(answer: str, reference: str) -> float:
-    """Return F1 of the longest common subsequence of words, from 0 to 1.
-
-    Source: rouge-score (Lin 2004, "ROUGE: A Package for Automatic Evaluation of Summaries", section 3).
-    """
-    return float(_ROUGE.score(target=reference, prediction=answer)["rougeL"].fmeasure)
-
-
-def chrf(answer: str, reference: str) -> float:
-    """Return F2 of character n-grams up to six, from 0 to 1; sacrebleu itself counts to 100.
-
-    Source: sacrebleu's chrF2 (Popović 2015, "chrF: character n-gram F-score for automatic MT evaluation").
-    """
-    return float(_CHRF.sentence_score(answer, [reference]).score) / 100

@@ -223,7 +223,7 @@ def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
 
     Keeps the layer's input, the product with A, both matrices at the result's precision, and on CUDA the dropout mask.
 
-    Source: engine/training/ops/lora_branch.py.
+    Source: engine/training/ops/lora_linear.py.
     """
     tape, adapter = r.tape, r.workload.adapter
     rank, drops = adapter.r, adapter.lora_dropout > 0

@@ -18,11 +18,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from engine.config.rules import QUERY_TILE
 from engine.data.render.tokenize import TokenizedRow
-from engine.training.batching.batches import PassTensors, join, join_pairs, pad
+from engine.training.batching.batches import PassTensors, pad
+from engine.training.distribution import forget_pass
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
 from engine.training.ops.loss import causal_lm_of
-from engine.training.sharding import forget_pass
 
 _SHORT = 64  # tokens of each row whose loss is compared
 _SHORTER = 48  # of one of them, which is padded where rows are
@@ -87,9 +87,9 @@ class Probe:
         with torch.no_grad(), self.casting():
             return float(self.model(**one.inputs, trained_tokens=one.trained))
 
-    def gradients(self) -> list[torch.Tensor]:
-        """Gradients of a few trained tensors, in float32, by the loss of the short rows, which is attached to the model."""
-        one = self.padded().to(_device(self.model))
+    def gradients(self, one: PassTensors) -> list[torch.Tensor]:
+        """Gradients of a few trained tensors, in float32, by the loss of a pass, which is attached to the model."""
+        one = one.to(_device(self.model))
         trained = [p for p in self.model.parameters() if p.requires_grad]
         some = trained[:: max(1, len(trained) // _MOST_GRADIENTS)]
         with self.casting():
@@ -119,12 +119,6 @@ class Probe:
             if is_out_of_memory(error):
                 raise
             return False
-
-    def shares_prompts(self) -> bool:
-        """Whether two rows with the same beginning have the losses of whole rows where their beginning passes the model once."""
-        first, other, _ = (row.input_ids for row in self.rows)
-        pair = (_all_trained(first), _all_trained([*first[: len(first) // 2], *other]))
-        return agrees(self.loss(join_pairs(pair)), self.loss(join(pair)))
 
     def _by_row(self, whole: torch.Tensor) -> list[torch.Tensor]:
         """What belongs to each of the long rows, (tokens, features), where they are joined or padded to the longest."""

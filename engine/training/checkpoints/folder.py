@@ -161,9 +161,8 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
             break
         damaged.append((path, wrong[0]))
     for path, reason in damaged:
-        aside, number = folder / f"{_DAMAGED_PREFIX}{path.name}", 2
-        while aside.exists():
-            aside, number = folder / f"{_DAMAGED_PREFIX}{path.name}-{number}", number + 1
+        aside = folder / f"{_DAMAGED_PREFIX}{path.name}"
+        shutil.rmtree(aside, ignore_errors=True)
         warn(f"{path.name} is damaged ({reason}) and was passed over; it is set aside as {aside.name}.")
         path.rename(aside)
     if damaged and result is None:

@@ -1,4 +1,4 @@
-"""How a PEFT method is put on a model and what it does while the model trains."""
+"""How a PEFT method is put on a model, on which of its modules, and what it does while the model trains."""
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -7,9 +7,12 @@ from typing import Any
 import peft
 import torch
 
+from engine.config.methods.ia3 import FEEDFORWARD_ENDINGS
 from engine.config.run import AdapterConfig
+from engine.errors import ConfigError, Problem
+from engine.memory.structure import ALL_LINEAR, ends_with_one_of, match_pattern, stacked_experts_among
+from engine.models.shape import EXPERT_PROJECTIONS
 from engine.models.source import ModelSource
-from engine.training.targets import choose_saved_modules, choose_targets
 
 
 class MethodTrainer:
@@ -84,3 +87,137 @@ class MethodTrainer:
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
         """Restore what `state` returned."""
+
+
+_QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})
+
+
+def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
+    """What PEFT's `target_modules` gets: `all-linear`, or names that each match a linear layer of this model.
+
+    PEFT would put adapters on stacked experts too, multiplied out to the size of all experts at each pass;
+    there, `all-linear` becomes the names of the linear layers.
+
+    A regular expression is matched here, with a limit on its time, and handed on as the names that it found: PEFT would
+    match it again, without a limit.
+
+    Raises:
+        ConfigError: If a name or the expression matches nothing, or would adapt the output head.
+    """
+    linear = linear_module_names(model)
+    patterns = adapter.target_modules
+    head = _output_head_name(model)
+    experts = has_stacked_experts(model)
+    if patterns == ALL_LINEAR:
+        plain = [name for name in linear if name != head and _last_part(name) not in EXPERT_PROJECTIONS]
+        return sorted({_last_part(name) for name in plain}) if experts else ALL_LINEAR
+    suffix = f"this model's linear modules are {', '.join(dict.fromkeys(map(_last_part, linear)))}."
+    if isinstance(patterns, str):
+        names = match_pattern(patterns, [name for name in linear if name != head])
+        if not names:
+            raise _refusal(f"the regular expression {patterns!r} matches no module; {suffix}")
+    else:
+        names = list(patterns)
+        missing = [ending for ending in names if not any(ends_with_one_of(name, (ending,)) for name in linear)]
+        if missing or not names:
+            what = (
+                f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module" if names else "it is empty"
+            )
+            raise _refusal(f"{what}; {suffix}")
+        if head is not None and ends_with_one_of(head, names):
+            what = f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
+            raise _refusal(
+                what,
+            )
+    if experts and (stacked_experts := stacked_experts_among(names)):
+        raise _refusal(
+            f"{', '.join(stacked_experts)} would mean the stacked experts of this model, which take no adapter here."
+        )
+    return names
+
+
+def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None:
+    """What PEFT's `modules_to_save` gets: names of modules to be trained in full; None where none is.
+
+    PEFT takes every module whose name ends with these letters, so norm would mean input_layernorm too; where that is
+    more than was named, it gets whole names.
+
+    Raises:
+        ConfigError: If a name matches nothing, or what it matches has no weights that can be trained.
+    """
+    modules = {name: module for name, module in model.named_modules() if name}
+    selected: list[str] = []
+    for pattern in adapter.modules_to_save:
+        matches = [name for name in modules if ends_with_one_of(name, (pattern,))]
+        if not matches:
+            last_parts = dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit())
+            message = f"{pattern} matches no module; this model's are {', '.join(last_parts)}."
+            raise _refusal(message, "adapter.modules_to_save")
+        for name in matches:
+            if any(type(part).__name__ in _QUANTIZED for part in modules[name].modules()):
+                message = (
+                    f"{name} is quantized, and quantized weights cannot be trained; take {pattern} out, or set "
+                    "model.quantization to none."
+                )
+                raise _refusal(message, "adapter.modules_to_save")
+            if next(modules[name].parameters(), None) is None:
+                message = f"{name} has no weights to train; take {pattern} out."
+                raise _refusal(message, "adapter.modules_to_save")
+        selected += matches
+    by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)} if selected else set()
+    return (list(adapter.modules_to_save) if by_letters == set(selected) else sorted(set(selected))) or None
+
+
+def has_stacked_experts(model: Any) -> bool:
+    """Whether experts are stacked in single parameters: transformers/integrations/moe.py."""
+    return any(
+        "Expert" in type(module).__name__ and any(p.dim() == 3 for p in module.parameters(recurse=False))
+        for module in model.modules()
+    )
+
+
+def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> dict[str, list[str]]:
+    """PEFT's arguments for IA3, endings of names: all targets, and the feed-forward modules among them.
+
+    Feed-forward modules are as configured, else those that are feed-forward layers by their name.
+
+    Raises:
+        ConfigError: As `choose_targets`.
+    """
+    patterns = choose_targets(model, adapter)
+    head = _output_head_name(model)
+    names = [name for name in linear_module_names(model) if name != head]
+    targets = [name for name in names if patterns == ALL_LINEAR or ends_with_one_of(name, patterns)]
+    feedforward_patterns = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
+    feedforward = {
+        ending for ending in feedforward_patterns if any(ends_with_one_of(name, (ending,)) for name in targets)
+    }
+    if patterns == ALL_LINEAR:
+        patterns = [_last_part(name) for name in targets]
+    return {"target_modules": sorted({*patterns, *feedforward}), "feedforward_modules": sorted(feedforward)}
+
+
+def linear_module_names(model: Any) -> list[str]:
+    """Full names of the linear layers, quantized ones and GPT-2's included."""
+    return [name for name, module in model.named_modules() if _is_linear(module)]
+
+
+def _is_linear(module: Any) -> bool:
+    if "Router" in type(module).__name__:  # such as PhimoeTopKRouter, which is a Linear that returns several tensors
+        return False
+    return type(module).__name__ in ("Linear", "Conv1D", "Linear4bit", "Linear8bitLt", "Params4bit") or (
+        hasattr(module, "in_features") and hasattr(module, "out_features") and hasattr(module, "weight")
+    )
+
+
+def _output_head_name(model: Any) -> str | None:
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None)
+
+
+def _last_part(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def _refusal(message: str, field: str = "adapter.target_modules") -> ConfigError:
+    return ConfigError([Problem(field, message)])

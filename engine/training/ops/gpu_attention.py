@@ -14,13 +14,11 @@ from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from engine.models.batching import VARLEN_ATTENTION
-from engine.training.ops.attention import FLASH_CAPABILITY, JoinedRows, joined_attention, require_plain
+from engine.training.ops.attention import JoinedRows, joined_attention, require_plain
 
 UNMASKED_ATTENTION = "loratory_unmasked"  # its name among transformers' attention functions
 
 _ARGUMENTS = {"scale", "window_size", "enable_gqa"}
-_TRIED_LENGTHS = (5, 1, 40, 18)
-_TOLERANCE = 0.03  # of the norm; bfloat16 moves it by a fifth of that
 
 
 def register_gpu_attention() -> None:
@@ -119,47 +117,3 @@ def _window_mask(tokens: int, window: int, device: torch.device) -> torch.Tensor
     positions = torch.arange(tokens, device=device)
     distance = positions[:, None] - positions[None, :]
     return ((distance >= 0) & (distance < window))[None, None]
-
-
-def why_no_varlen_attention(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> str:
-    """Return why joined rows cannot go through PyTorch's kernel here; "" where it gives what row by row gives.
-
-    Args:
-        device: Where; tried on it, forward and backward.
-        dtype: Of queries, keys and values.
-        heads: Query heads, key-value heads and the size of each.
-    """
-    if device.type != "cuda":
-        return "needs CUDA"
-    if torch.cuda.get_device_capability(device) < FLASH_CAPABILITY or dtype not in (torch.float16, torch.bfloat16):
-        return "needs a GPU since Ampere and 16 bits"
-    if find_varlen_attn() is None:
-        return f"PyTorch {torch.__version__} has no kernel for windows and shared heads"
-    try:
-        agrees = _agrees_row_by_row(device, dtype, heads)
-    except (
-        RuntimeError,
-        ValueError,
-    ) as error:  # a build without the kernel; also a lack of memory, though this takes a megabyte
-        return f"PyTorch's kernel fails ({str(error).splitlines()[0][:80]})"
-    return "" if agrees else "PyTorch's kernel gives something else than row by row"
-
-
-def _agrees_row_by_row(device: torch.device, dtype: torch.dtype, heads: tuple[int, int, int]) -> bool:
-    generator = torch.Generator(device).manual_seed(0)
-    tokens, (queries, shared, size) = sum(_TRIED_LENGTHS), heads
-    draw = functools.partial(torch.randn, device=device, generator=generator)
-    parts = tuple(draw(1, count, tokens, size).to(dtype).requires_grad_() for count in (queries, shared, shared))
-    query, key, value = parts
-    weights = draw(1, tokens, queries, size)
-    ends = torch.tensor((0, *_TRIED_LENGTHS), device=device).cumsum(0).to(torch.int32)
-    module, window, longest = torch.nn.Module(), 8, max(_TRIED_LENGTHS)
-    by_row, _ = joined_attention(
-        module, query, key, value, None, sliding_window=window, joined_rows=JoinedRows(_TRIED_LENGTHS)
-    )
-    at_once, _ = varlen_attention(
-        module, query, key, value, None, sliding_window=window, cu_seq_lens_q=ends, max_length_q=longest
-    )
-    pairs = [(at_once.detach(), by_row.detach())]
-    pairs.extend(zip(*(torch.autograd.grad((each * weights).sum(), parts) for each in (at_once, by_row)), strict=True))
-    return all(float((own.float() - row).norm() / row.float().norm()) <= _TOLERANCE for own, row in pairs)

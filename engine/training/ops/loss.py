@@ -87,7 +87,7 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
             pass is unchanged.
         through_logits: Compute all logits as the model does, for families that change them in ways unknown here.
         virtual_inputs: Embeddings that PEFT puts before every row, which the positions of trained tokens do not count.
-        fused: Let the Triton kernel make losses and gradients (`engine.training.kernels.why_no_fused_loss`).
+        fused: Let the Triton kernel make losses and gradients (`engine.training.kernels.use_fused_loss`).
     """
     original = getattr(causal_lm, _ORIGINAL_FORWARD, causal_lm.forward)
     setattr(causal_lm, _ORIGINAL_FORWARD, original)

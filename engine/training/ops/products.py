@@ -1,13 +1,17 @@
-"""Frozen weights as matrices, and products with them: dense ones, and 4-bit ones of bitsandbytes that are written out first."""
+"""What LoRA's function multiplies with: frozen weights, dense or of 4 bits, which are written out first, and dropout masks."""
 
 import functools
+from dataclasses import dataclass
+from typing import Any, Self
 
+import numpy as np
 import torch
 
 from engine.config.optimizations import is_wanted
 
 # Up to so many rows bitsandbytes multiplies on a GPU without writing the weight out: `gemm_4bit`, backends/cuda/ops.py.
 _FEW_ROWS = 1536
+_LEVELS = 1 << 16  # a probability is held in 16 random bits
 
 
 class FrozenWeights:
@@ -59,6 +63,67 @@ class FrozenWeights:
         if known is None or known.numel() < elements:
             known = self._buffers[device, dtype] = torch.empty(elements, device=device, dtype=dtype)
         return known[:elements]
+
+
+def owned(product: torch.Tensor, base: torch.nn.Module) -> torch.Tensor:
+    """Return what a frozen layer gave as a tensor that may be added to.
+
+    bitsandbytes' own functions may return a view, with a bias or from int8 on GPUs, and autograd forbids writing into a
+    view that a function like theirs has made.
+    """
+    if product._is_view() and type(base) is not torch.nn.Linear:
+        product = product.clone()
+    return product.contiguous()
+
+
+def product_dtype(base: Any) -> torch.dtype | None:
+    """Return what a frozen layer multiplies in; None where its weight is in no format that is known here."""
+    state = getattr(base.weight, "quant_state", None)
+    if state is None:
+        return base.weight.dtype if type(base) is torch.nn.Linear and base.weight.is_floating_point() else None
+    fits = tuple(state.shape) == (base.out_features, base.in_features)
+    repacked = getattr(state, "packing_format_for_cpu", False)
+    found: torch.dtype | None = getattr(base, "compute_dtype", None)
+    return found if fits and not repacked and base.compute_type_is_set else None
+
+
+@dataclass(frozen=True)
+class DropoutMask:
+    """Which elements of a tensor stay. On CPUs only the seed is kept, and the mask drawn again when it is needed.
+
+    PyTorch draws one number at a time there, so a mask is drawn by NumPy from a seed of PyTorch's own generator: a resumed
+    run and a recomputed forward pass draw the same ones.
+
+    `keep` is the exact share that stays, which inverted dropout divides by (Srivastava et al. 2014, section 10).
+    """
+
+    keep: float
+    seed: int | None
+    drawn: torch.Tensor | None
+
+    @classmethod
+    def draw(cls, x: torch.Tensor, p: float) -> Self:
+        """Draw a mask for a tensor of this shape and device, of which the share `p` is dropped."""
+        dropped = round(p * _LEVELS)
+        keep = 1.0 - dropped / _LEVELS
+        if x.device.type == "cpu":
+            return cls(keep, int(torch.randint(1 << 62, ())), None)
+        return cls(keep, None, torch.empty_like(x, dtype=torch.bool).bernoulli_(keep))
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        """`x` with zeros where the mask drops; not yet divided by `keep`."""
+        if self.drawn is not None:
+            return x * self.drawn
+        assert self.seed is not None
+        words = -(-x.numel() // 4)  # of 64 bits, each good for four elements
+        bits = torch.from_numpy(np.random.SFC64(self.seed).random_raw(words).view(np.int16))[: x.numel()]
+        threshold = round((1.0 - self.keep) * _LEVELS) - _LEVELS // 2
+        # All bits set where the element stays: a bitwise AND is the cheapest multiplication by 0 or 1.
+        stays = bits.ge_(threshold).neg_().view(x.shape)
+        if x.element_size() == 2:
+            return torch.bitwise_and(x.view(torch.int16), stays).view(x.dtype)
+        whole = {4: torch.int32, 8: torch.int64}[x.element_size()]
+        return torch.bitwise_and(x.view(whole), stays.to(whole)).view(x.dtype)
 
 
 def rows_of(x: torch.Tensor) -> torch.Tensor:

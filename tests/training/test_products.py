@@ -1,4 +1,4 @@
-"""LoRA layers on four-bit weights, computed in one function: PEFT's outputs and gradients."""
+"""Frozen weights of four bits give what PEFT's layers give, and dropout masks drop what they say."""
 
 import copy
 
@@ -6,9 +6,8 @@ import bitsandbytes
 import pytest
 import torch
 
-from engine.training.ops.frozen_weights import FrozenWeights
-from engine.training.ops.lora_branch import make_lora_quick
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
+from engine.training.ops.products import DropoutMask, FrozenWeights
 from tests.training.lora_layers import WIDTH, adapt, answer, groups, quantize_layers, require_equal
 
 
@@ -16,9 +15,7 @@ from tests.training.lora_layers import WIDTH, adapt, answer, groups, quantize_la
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
     model, x = quantize_layers(adapt(), dtype, double_quant=double_quant), torch.randn(2, 5, WIDTH, dtype=dtype)
-    alone = copy.deepcopy(model)
-    make_lora_quick(alone)
-    expected = answer(alone, x)
+    expected = answer(copy.deepcopy(model), x)
     fuse_lora(model)
     with lora_linears(model).observing(), torch.no_grad():
         model(x)
@@ -49,3 +46,51 @@ def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
     for base, matrix in zip(bases, expected, strict=True):
         assert torch.equal(weights.of(base, torch.float32), matrix)
     assert len(set(requests[3:])) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(7, 3), (1, 1), (64, 96)])
+def test_elements_stay_exactly_or_become_zero(dtype, shape):
+    torch.manual_seed(0)
+    x = torch.randn(shape).to(dtype)
+    mask = DropoutMask.draw(x, 0.5)
+
+    masked = mask.apply(x)
+
+    assert masked.shape == x.shape
+    assert torch.equal(masked, torch.where(masked == 0, torch.zeros_like(x), x))
+
+
+@pytest.mark.parametrize("p", [0.05, 0.3, 0.9])
+def test_the_configured_share_is_dropped(p):
+    torch.manual_seed(1)
+    x = torch.ones(400, 1000)
+
+    dropped = 1.0 - float(DropoutMask.draw(x, p).apply(x).mean())
+
+    assert dropped == pytest.approx(p, abs=0.004)
+
+
+def test_a_mask_applies_the_same_way_twice():
+    x = torch.ones(50, 40)
+    mask = DropoutMask.draw(x, 0.5)
+
+    assert torch.equal(mask.apply(x), mask.apply(x))
+
+
+def test_masks_follow_torchs_generator():
+    x = torch.ones(50, 40)
+    torch.manual_seed(3)
+    first, second = DropoutMask.draw(x, 0.5), DropoutMask.draw(x, 0.5)
+    torch.manual_seed(3)
+    again = DropoutMask.draw(x, 0.5)
+
+    assert first == again
+    assert first != second
+
+
+def test_zeros_of_the_input_are_not_taken_for_dropped_ones():
+    """The backward pass masks gradients with the mask and not with the zeros of the forward pass."""
+    mask = DropoutMask.draw(torch.zeros(100, 8), 0.25)
+
+    assert 0.6 < float(mask.apply(torch.ones(100, 8)).mean()) < 0.9

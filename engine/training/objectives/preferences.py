@@ -1,12 +1,14 @@
-"""Objectives on preference pairs: DPO, which has a reference model, and ORPO, which has none."""
+"""Objectives on preferences: DPO and ORPO on pairs, the one with a reference model, and KTO on answers with a label."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn.functional import logsigmoid
 
-from engine.config.objectives import DPO, ORPO
+from engine.config.objectives import DPO, KTO, ORPO
 from engine.config.training import PreferenceLoss
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.training.batching.batches import PassTensors
@@ -19,9 +21,71 @@ from engine.training.objectives.base import (
     sequence_log_probabilities,
     sums_and_counts,
 )
-from engine.training.objectives.preference_losses import PAIR_LOSSES, PairScores
 
 _LOG_HALF = -0.6931471805599453
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Log-probabilities of both answers of each pair relative to the reference, (pairs,) each, and the losses' settings."""
+
+    chosen: torch.Tensor
+    rejected: torch.Tensor
+    chosen_tokens: torch.Tensor
+    rejected_tokens: torch.Tensor
+    beta: float
+    smoothing: float
+
+    @property
+    def margin(self) -> torch.Tensor:
+        """The gain of the chosen over the rejected answer."""
+        return self.chosen - self.rejected
+
+    @property
+    def margin_per_token(self) -> torch.Tensor:
+        """The same with the average over the tokens of each answer."""
+        return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
+
+
+def _exo_pair(pairs: PairScores) -> torch.Tensor:
+    """Ji et al. 2024, arXiv:2402.00856, equation 16."""
+    gain = pairs.beta * pairs.margin
+    better = torch.sigmoid(gain) * (logsigmoid(gain) - math.log1p(-pairs.smoothing))
+    return better + torch.sigmoid(-gain) * (logsigmoid(-gain) - math.log(pairs.smoothing))
+
+
+def _nca_pair(pairs: PairScores) -> torch.Tensor:
+    """Chen et al. 2024, arXiv:2402.05369."""
+    chosen, rejected = pairs.beta * pairs.chosen, pairs.beta * pairs.rejected
+    return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
+
+
+def _robust(pairs: PairScores) -> torch.Tensor:
+    """Chowdhury et al. 2024, arXiv:2403.00409."""
+    gain, smoothing = pairs.beta * pairs.margin, pairs.smoothing
+    return (-(1 - smoothing) * logsigmoid(gain) + smoothing * logsigmoid(-gain)) / (1 - 2 * smoothing)
+
+
+def _apo_down(pairs: PairScores) -> torch.Tensor:
+    """D'Oosterlinck et al. 2024, arXiv:2408.06266, equation 8."""
+    return torch.sigmoid(pairs.beta * pairs.chosen) + 1 - torch.sigmoid(pairs.beta * pairs.margin)
+
+
+PAIR_LOSSES: Mapping[PreferenceLoss, Callable[[PairScores], torch.Tensor]] = {
+    "sigmoid": lambda pairs: -logsigmoid(pairs.beta * pairs.margin),  # Rafailov et al. 2023, arXiv:2305.18290
+    "hinge": lambda pairs: torch.relu(1 - pairs.beta * pairs.margin),  # Zhao et al. 2023, arXiv:2305.10425
+    "ipo": lambda pairs: (pairs.margin_per_token - 1 / (2 * pairs.beta)) ** 2,  # Azar et al. 2023, arXiv:2310.12036
+    "exo_pair": _exo_pair,
+    "nca_pair": _nca_pair,
+    "robust": _robust,
+    # Jung et al. 2024, arXiv:2404.04656
+    "bco_pair": lambda pairs: -logsigmoid(pairs.beta * pairs.chosen) - logsigmoid(-pairs.beta * pairs.rejected),
+    # Wu et al. 2024, arXiv:2405.00675, with the winner's probability 1
+    "sppo_hard": lambda pairs: (pairs.chosen - 0.5 / pairs.beta) ** 2 + (pairs.rejected + 0.5 / pairs.beta) ** 2,
+    "apo_zero": lambda pairs: 1 - torch.sigmoid(pairs.beta * pairs.chosen) + torch.sigmoid(pairs.beta * pairs.rejected),
+    "apo_down": _apo_down,
+    "sigmoid_norm": lambda pairs: -logsigmoid(pairs.beta * pairs.margin_per_token),  # arXiv:2411.15124
+}
 
 
 class DirectPreference(TrainingObjective):
@@ -136,3 +200,64 @@ def _log_one_minus_exp(values: torch.Tensor) -> torch.Tensor:
     # Each branch gets only values that it can differentiate.
     close = torch.log(-torch.expm1(torch.where(near, values, _LOG_HALF)))
     return torch.where(near, close, torch.log1p(-torch.exp(torch.where(near, _LOG_HALF, values))))
+
+
+class KahnemanTversky(TrainingObjective):
+    """Kahneman-Tversky optimization: raise good answers and lower bad ones, relative to the reference and an estimated KL.
+
+    The KL is estimated from answers of a step after each other's prompts. TRL estimates it within each batch; here it is
+    the whole step of a process, so dividing a step into passes changes nothing.
+
+    Source: Ethayarajh et al. 2024, arXiv:2402.01306; `KTOTrainer._compute_loss`, trl/trainer/kto_trainer.py.
+    """
+
+    traits = KTO
+
+    def mismatched_sequence(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:
+        start = next(place for place, label in enumerate(row.labels) if label != IGNORED_LABEL)
+        answer = next(place for place, label in enumerate(other.labels) if label != IGNORED_LABEL)
+        cut = self.training.max_length
+        ids = (row.input_ids[:start] + other.input_ids[answer:])[:cut]
+        labels = ([IGNORED_LABEL] * start + other.labels[answer:])[:cut]
+        return TokenizedRow(row.row, row.part, ids, labels)
+
+    def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
+        return {"desirable": torch.tensor([row.desirable for row in rows if row.desirable is not None])}
+
+    def terms(self, one: PassTensors) -> tuple[int, ...]:
+        return (one.sequences,)
+
+    @property
+    def needs_estimate(self) -> bool:
+        return (self.training.loss_type or self.traits.losses)[0] in self.traits.kl_losses
+
+    def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:
+        with torch.no_grad():
+            own, _ = sequence_log_probabilities(getattr(model, "module", model), mismatched)
+        with self.reference.replacing(model) as reference:
+            expected, _ = sequence_log_probabilities(reference, mismatched)
+        gains = own - expected
+        return sums_and_counts((gains,))[0]
+
+    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
+        with self.reference.replacing(model) as reference:
+            expected, _ = sequence_log_probabilities(reference, one)
+        own, _ = sequence_log_probabilities(model, one)
+        ratios, beta = own - expected, self.training.beta
+        kl = (
+            own.new_zeros(())
+            if estimate is None
+            else (estimate[0] / estimate[1].clamp_min(1)).clamp_min(0).to(own.device)
+        )
+        desirable = one.extras["desirable"].to(own.device)
+        utilities = torch.sigmoid(beta * torch.where(desirable, ratios - kl, kl - ratios))
+        weights = torch.where(desirable, self.training.desirable_weight, self.training.undesirable_weight)
+        rewards, bad = beta * ratios.detach(), ~desirable
+        metrics = (
+            MaskedValues(rewards, desirable),
+            MaskedValues(rewards, bad),
+            MaskedValues(own, desirable),
+            MaskedValues(own, bad),
+            kl,
+        )
+        return PassLosses(((weights * (1 - utilities)).sum(),), sums_and_counts(metrics))

@@ -1,0 +1,229 @@
+"""One model over several GPUs: sharded over processes, or with its layers on the devices of one process.
+
+PyTorch's FSDP2 divides weights, gradients and optimizer state. Each decoder layer is a group of its own, which is gathered while it runs; what is outside of the layers is one more.
+Accelerate's plugin does the same, but ignores FSDP on a CPU, where it is tested, and shards when training starts, after
+the whole model was on each GPU. Here the trainer gets a model that is sharded already, as transformers' own loader gives it.
+
+Where layers are on several devices, Accelerate's hooks bring every module its inputs. What they leave open is done here:
+where each module is, that what all layers are given is copied once for each device and not once for each layer, and that a
+layer gets its input before it is checkpointed, because torch saves the random numbers of those devices alone that the input
+is on.
+
+Source: Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277); torch/distributed/fsdp/_fully_shard.
+"""
+
+import itertools
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from engine.config.run import RunConfig
+from engine.hardware.device import Device
+from engine.inspector.worker.inventory import inventory_of
+from engine.memory.estimate import Estimator
+from engine.memory.layer_split import DevicePart
+from engine.memory.workload import workload_of_run
+from engine.models.folder import read_config
+from engine.models.source import ModelSource
+from engine.training.ops.loss import causal_lm_of
+from engine.training.placement import Placement
+
+
+def shard(model: Any, placement: Placement, compute: torch.dtype) -> None:
+    """Divide a model among the processes of a group; each has the whole model on its CPU before.
+
+    A layer goes to the device by itself and stays there with this process's share only, so no device ever holds the model.
+
+    Args:
+        model: With its adapter, if it has one.
+        placement: Where this process trains.
+        compute: Dtype of matrix products. Layers of which everything is trained are gathered in it: copies that autocast
+            makes of them would be kept for the backward pass, all layers together.
+    """
+    device = placement.torch_device.type
+    mesh = init_device_mesh(device, (placement.group.world_size,))
+    rounded = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    causal_lm = causal_lm_of(model)
+    for module in list(causal_lm.modules()):
+        if isinstance(module, GradientCheckpointingLayer):
+            is_trained = all(parameter.requires_grad for parameter in module.parameters())
+            fully_shard(module, mesh=mesh, mp_policy=rounded if is_trained else MixedPrecisionPolicy())
+    fully_shard(model, mesh=mesh)
+    if getattr(causal_lm, "hf_device_map", None):  # Accelerate refuses a quantized model that it says is elsewhere
+        causal_lm.hf_device_map = {"": placement.torch_device}
+    # transformers' trainer then wraps and moves nothing; `Trainer._prepare_for_training`.
+    causal_lm._is_distributed_loading_by_transformers = True
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether a model went through `shard`."""
+    return isinstance(model, FSDPModule)
+
+
+def reshard(model: Any) -> None:
+    """Free what is gathered: a pass without gradients leaves what is outside of the layers whole."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def forget_pass(model: Any) -> None:
+    """Make a model ready for its next pass after one that was broken off."""
+    if is_sharded(model):
+        model.reset_iter_state()
+
+
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return whole copies of what is trained, by its full name, in the first process; all processes must ask."""
+    reshard(model)
+    weights: dict[str, torch.Tensor] = whole(
+        {n: weight for n, weight in model.named_parameters() if weight.requires_grad}
+    )
+    return weights
+
+
+def whole(values: Any) -> Any:
+    """Gather the shards in nested values onto the CPU of the first process; all processes must ask, the others get none."""
+    if isinstance(values, DTensor):
+        is_first = values.device_mesh.get_rank() == 0
+        gathered = values.full_tensor()
+        return gathered.detach().cpu() if is_first else torch.empty(0)
+    if isinstance(values, Mapping):
+        return {key: whole(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [whole(value) for value in values]
+    return values
+
+
+def sharded_like(weights: Mapping[str, torch.Tensor], owners: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return this process's shares of whole weights, divided as the tensors of the same names are; others stay whole."""
+    return {name: _sharded_as(weight, owners.get(name)) for name, weight in weights.items()}
+
+
+def _sharded_as(weight: torch.Tensor, owner: torch.Tensor | None) -> torch.Tensor:
+    if not isinstance(owner, DTensor) or weight.shape != owner.shape:
+        return weight
+    # Without a source, nothing is sent: every process has read the same file.
+    return distribute_tensor(weight.to(owner.device), owner.device_mesh, owner.placements, src_data_rank=None)
+
+
+def sharded_weights(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return weights, by the names that they have in a file, as `load_state_dict` of this model takes them."""
+    if not is_sharded(model):
+        return weights
+    reshard(model)
+    is_adapted = hasattr(model, "peft_config")
+    owners = peft.get_peft_model_state_dict(model, save_embedding_layers=False) if is_adapted else model.state_dict()
+    return sharded_like(weights, owners)
+
+
+def sharded_optimizer_state(optimizer: Any, state: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's saved state as its `load_state_dict` takes it where its parameters are sharded."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    shares = {
+        number: {name: _sharded_as(value, parameters[number]) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
+        for number, values in state["state"].items()
+    }  # fmt: skip
+    return state | {"state": shares}
+
+
+def plan_spread(source: ModelSource, config: RunConfig, devices: Sequence[Device]) -> dict[str, int]:
+    """Where each module of a model goes among devices in torch's order, as `from_pretrained` takes it (`device_map`).
+
+    Raises:
+        ConfigError: If there are fewer layers than devices.
+        ModelError: If the folder describes no model, or one of whose layers nothing is known.
+    """
+    shape = inventory_of(read_config(Path(source.location) / "config.json", source.name))
+    parts = Estimator(shape, devices[0]).parts(workload_of_run(shape, config, devices[0]), len(devices))
+    architecture = AutoConfig.from_pretrained(source.location, trust_remote_code=False, local_files_only=True)
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(architecture, trust_remote_code=False)
+    return device_map_of(empty, parts)
+
+
+def device_map_of(model: torch.nn.Module, parts: Sequence[DevicePart]) -> dict[str, int]:
+    """Number of the device for each layer, and for each module outside of the layers that has weights or buffers.
+
+    What none of the parts names, such as tables of angles, goes to the first device. The model may be without weights.
+    """
+    layers = {layer: number for number, part in enumerate(parts) for layer in part.layers}
+    outside = {name: number for number, part in enumerate(parts) for name in part.outside}
+    places = dict(layers)
+    for name, module in model.named_modules():
+        own = itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False))
+        is_outside = not any(f"{name}.".startswith(f"{layer}.") for layer in layers)
+        if is_outside and next(own, None) is not None:
+            places[name] = outside.get(name, 0)
+    return places
+
+
+def attach_device_hooks(causal_lm: Any) -> None:
+    """Hand each pass from device to device; call it on a model whose modules are placed as its `hf_device_map` has them.
+
+    The last hidden states end on the device of the output head, where the loss is computed.
+    """
+    places: Mapping[str, Any] = causal_lm.hf_device_map
+    lists = {name for name, module in causal_lm.named_modules() if isinstance(module, torch.nn.ModuleList)}
+    layers = [causal_lm.get_submodule(name) for name in places if name.rpartition(".")[0] in lists]
+    devices = [_device_of(layer) for layer in layers]
+    copies: dict[torch.device, WeakTensorKeyDictionary] = defaultdict(WeakTensorKeyDictionary)
+    for layer, own, following in zip(layers, devices, [*devices[1:], devices[-1]], strict=True):
+        if own != devices[0]:
+            layer.register_forward_pre_hook(_BroughtAlong(own, copies[own]), with_kwargs=True)
+        if following != own:
+            layer.register_forward_hook(_HandedOn(following))
+    head = _device_of(causal_lm.get_output_embeddings())
+    causal_lm.base_model.register_forward_hook(_HandedOn(head))
+
+
+@dataclass(frozen=True)
+class _HandedOn:
+    """A hook behind a module: its hidden states go to the device where they are needed next."""
+
+    device: torch.device
+
+    def __call__(self, _module: torch.nn.Module, _inputs: Any, output: Any) -> Any:
+        if isinstance(output, torch.Tensor):
+            return output.to(self.device)
+        if isinstance(output, tuple):
+            return (output[0].to(self.device), *output[1:])
+        output["last_hidden_state"] = output["last_hidden_state"].to(self.device)
+        return output
+
+
+@dataclass(frozen=True)
+class _BroughtAlong:
+    """A hook before a layer: masks, positions and angles, which all layers share, are copied once for each device."""
+
+    device: torch.device
+    copies: WeakTensorKeyDictionary  # of tensors that are alive, by the original
+
+    def __call__(self, _module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        return self._moved(args), {name: self._moved(value) for name, value in kwargs.items()}
+
+    def _moved(self, value: Any) -> Any:
+        if type(value) is tuple:
+            return tuple(self._moved(each) for each in value)
+        if not isinstance(value, torch.Tensor) or value.device == self.device:
+            return value
+        if value.requires_grad:
+            return value.to(self.device)
+        if value not in self.copies:
+            self.copies[value] = value.to(self.device)
+        return self.copies[value]
+
+
+def _device_of(module: torch.nn.Module) -> torch.device:
+    return next(module.parameters()).device
