@@ -14,8 +14,7 @@ from gradio.events import Dependency
 
 from engine.config.suited import SETTINGS, suited_settings
 from engine.models.shape import ModelShape
-from engine.runs.run import Run
-from engine.runs.store import RUN_ID
+from engine.runs.run import RUN_ID, Run
 from ui.backend.background import BackgroundWork, Message
 from ui.backend.dataset_checks import model_of
 from ui.backend.run_reader import RunReader

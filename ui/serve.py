@@ -17,8 +17,7 @@ from engine.accounts.logins import Logins
 from engine.accounts.people import Action, Person, may
 from engine.chat.session import ChatSession
 from engine.evaluation.job import EvaluationJob
-from engine.executors.huggingface_jobs.flavors import HardwareList
-from engine.executors.huggingface_jobs.login import logins_of
+from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.export.job import ExportJob
 from engine.export.push.job import PushJob
 from engine.inspector.session import Inspector, InspectorPlaces

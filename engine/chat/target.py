@@ -19,10 +19,8 @@ from engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, damage, offered_checkpoints
 from engine.runs.checkpoints import list_checkpoints as complete_checkpoints
-from engine.runs.provenance import run_title, trained_base
-from engine.runs.run import RunFolder
-from engine.runs.store import RUN_ID
-from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS, run_title, trained_base
+from engine.runs.run import RUN_ID, RunFolder
 
 
 class PlannedWeights(Value):

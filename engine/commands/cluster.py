@@ -7,9 +7,17 @@ import typer
 from engine.commands.output import AsJson, print_result
 from engine.errors import ClusterError
 from engine.executors.slurm.commands import Slurm
-from engine.executors.slurm.discovery import differences, list_groups, propose, to_yaml, unknown_types, write_place
+from engine.executors.slurm.discovery import (
+    ProbeReport,
+    differences,
+    list_groups,
+    probe_node,
+    propose,
+    to_yaml,
+    unknown_types,
+    write_place,
+)
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
-from engine.executors.slurm.probe import ProbeReport, probe_node
 from engine.paths import LoratoryHome
 
 cluster = typer.Typer(name="cluster", help="A Slurm cluster: describe it, check it.", no_args_is_help=True)

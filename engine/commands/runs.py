@@ -24,10 +24,9 @@ from engine.commands.output import (
 )
 from engine.commands.train import findings_of, follow_to_the_end, report
 from engine.errors import RunError, shorten
-from engine.executors.huggingface_jobs.record import JobRequest
+from engine.executors.huggingface_jobs.layout import JobRequest
 from engine.paths import LoratoryHome
 from engine.quantities import duration, size
-from engine.runs.admission import resume_run
 from engine.runs.control import (
     change_notes,
     read_notes,
@@ -36,14 +35,15 @@ from engine.runs.control import (
     request_stop,
     wish_place,
 )
-from engine.runs.electricity import energy_words, read_electricity, save_electricity
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
+from engine.runs.lab_rules import resume_run
 from engine.runs.run import Run, State
 from engine.runs.store import RunStore, folder_size_bytes
 from engine.runs.summary import RunIndex, RunSummary, summarize
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.supervision.supervisor import reconcile
 from engine.runs.table import RunQuery, SortKey, select_runs, steps_csv, summaries_csv
+from engine.runs.usage import energy_words, read_electricity, save_electricity
 
 _SETTLE_SECONDS = 15.0
 

@@ -29,8 +29,7 @@ from engine.paths import LoratoryHome
 from engine.quantities import duration
 from engine.runs.control import request_stop
 from engine.runs.history.preference_health import Finding, preference_findings
-from engine.runs.history.reader import HistoryReader, read_history
-from engine.runs.history.run_history import RunHistory, seconds_left
+from engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.run import Run
 from engine.runs.summary import RunSummary, summarize

@@ -16,11 +16,10 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 from pydantic import AliasChoices, BaseModel, Field
 
 from engine.errors import EngineError
-from engine.executors.base import Executor
 from engine.files import read_model, write_atomically
 from engine.runs.activity import ReportedActivity
 from engine.runs.control import asks_to_end
-from engine.runs.job import Activity, Job, JobEnd, JobStatus
+from engine.runs.job import Activity, Executor, Job, JobEnd, JobStatus
 from engine.runs.run import Run, RunFolder, RunState, Why
 
 Stage = Literal[

@@ -12,7 +12,6 @@ from typing import NamedTuple
 from engine.config.run import RunConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.executors.base import Executor, JobSpec
 from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity, end_group
@@ -20,7 +19,7 @@ from engine.processes.spawn import Access, allocator_environment, cap_log, spawn
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
-from engine.runs.job import EXIT_REFUSED, Activity, Job, JobEnd, JobStatus
+from engine.runs.job import EXIT_REFUSED, Activity, Executor, Job, JobEnd, JobSpec, JobStatus
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
 

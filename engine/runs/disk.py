@@ -1,15 +1,27 @@
-"""Disk space of a lab: what each person uses, and whether there is room for more."""
+"""Disk space of a lab: what each person uses, whether there is room for more, and which models have to stay."""
 
+import contextlib
+import logging
 import shutil
+import threading
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from datetime import date, datetime
+
+from pydantic import BaseModel, ConfigDict
 
 from engine.accounts.limits import LabLimits, is_lab
 from engine.errors import EngineError, StorageError
+from engine.files import read_models, write_atomically
+from engine.hardware.device_job import models_in_use
+from engine.models.cache_space import ModelUse
+from engine.models.catalog import find_in_catalog
 from engine.paths import LoratoryHome
 from engine.quantities import size
-from engine.runs.store import folder_size_bytes
+from engine.runs.provenance import read_provenance
+from engine.runs.store import RunStore, folder_size_bytes, list_owners
+from engine.runs.usage import Week
 
 _GB = 10**9
 _WARNED_FROM = 0.85  # of the quota
@@ -164,3 +176,131 @@ def disk_warning(use: DiskUse, limits: LabLimits, free: int) -> str:
 
 def _gb(count: int) -> str:
     return f"{count / _GB:,.1f}"
+
+
+_FILE = "disk.jsonl"
+_KEPT_DAYS = 400
+
+_log = logging.getLogger(__name__)
+
+
+class DiskSample(BaseModel):
+    """Bytes that a person had on a day."""
+
+    model_config = ConfigDict(frozen=True)
+
+    day: date
+    owner: str
+    runs: int
+    uploads: int
+    exports: int
+    models: int = 0
+    cache: int = 0
+    transfers: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.runs + self.uploads + self.exports + self.models + self.cache + self.transfers
+
+    @property
+    def week(self) -> Week:
+        """Of its day, as ISO 8601 numbers it."""
+        return Week(*self.day.isocalendar()[:2])
+
+
+class DiskSamples:
+    """Measures people's folders; one for a server.
+
+    Args:
+        owners: Lists whose folders.
+    """
+
+    def __init__(
+        self, home: LoratoryHome, owners: Callable[[], Iterable[str]], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._home = home
+        self._owners = owners
+        self._clock = clock
+        self._path = home.server / _FILE
+        self._lock = threading.Lock()  # one measurement at a time
+        self._newest: Mapping[str, DiskUse] = {}
+
+    def measure(self) -> Mapping[str, DiskUse]:
+        """Measure the folders of all people, keep a sample of those who have none of today, and return the measures.
+
+        A file that cannot be written is logged: the measures are still right.
+        """
+        with self._lock:
+            newest = {owner: disk_use(self._home, owner) for owner in sorted(set(self._owners()))}
+            self._newest = newest
+            try:
+                self._keep(newest)
+            except StorageError as error:
+                _log.error("The disk use of today could not be saved: %s", error)
+        return newest
+
+    def newest(self, owner: str) -> DiskUse | None:
+        """Return the last measure of a person; None before the first."""
+        return self._newest.get(owner)
+
+    def by_week(self) -> Mapping[tuple[str, Week], int]:
+        """Return the bytes of each person and week: the last sample of a week, and for this week the last measure."""
+        weeks = {
+            (one.owner, one.week): one.total
+            for one in sorted(read_models(self._path, DiskSample), key=lambda one: one.day)
+        }
+        week = Week(*self._today().isocalendar()[:2])
+        return weeks | {(owner, week): use.total for owner, use in self._newest.items()}
+
+    def _keep(self, newest: Mapping[str, DiskUse]) -> None:
+        today, samples = self._today(), read_models(self._path, DiskSample)
+        owners = {one.owner for one in samples if one.day == today}
+        more = [DiskSample(day=today, **asdict(use)) for owner, use in newest.items() if owner not in owners]
+        if more:
+            recent = [one for one in samples if (today - one.day).days < _KEPT_DAYS]
+            lines = "".join(f"{one.model_dump_json()}\n" for one in (*recent, *more))
+            write_atomically(self._path, lines, makes_folder=True)
+
+    def _today(self) -> date:
+        return datetime.fromtimestamp(self._clock()).date()
+
+
+def model_uses(home: LoratoryHome) -> Mapping[str, ModelUse]:
+    """Return the use of each model by its id on the Hub, read from every run; milliseconds for a hundred of them.
+
+    What else is at work now counts as need alone, as `owner/purpose`. A run whose state cannot be read counts as one that needs its model.
+    """
+    uses: dict[str, ModelUse] = {}
+    for owner in list_owners(home):
+        runs = []
+        with contextlib.suppress(EngineError, OSError):  # a mount that is gone
+            runs = RunStore(home, owner).list()
+        for run in runs:
+            provenance = read_provenance(run.folder)
+            if provenance.model_source is None:
+                continue
+            is_over = False
+            with contextlib.suppress(EngineError):
+                is_over = run.folder.read_state().is_final
+            use = uses.get(provenance.model_source, ModelUse())
+            needed_by = use.needed_by if is_over else (*use.needed_by, f"{owner}/{run.id}")
+            uses[provenance.model_source] = ModelUse(max(use.last, provenance.created), use.runs + 1, needed_by)
+    for owner, name, purpose in _needed_now(home):
+        use = uses.get(name, ModelUse())
+        uses[name] = use._replace(needed_by=(*use.needed_by, f"{owner}/{purpose}"))
+    return uses
+
+
+def models_needed_by(runs: RunStore) -> set[str]:
+    """Return the ids on the Hub of the models that one person's runs need, and what else is at work for them."""
+    present = [run for run in runs.list() if not run.folder.read_state().is_final]
+    sources = {read_provenance(run.folder).model_source for run in present}
+    now = {name for owner, name, _ in _needed_now(runs.home) if owner == runs.owner}
+    return {source for source in sources if source} | now
+
+
+def _needed_now(home: LoratoryHome) -> Iterator[tuple[str, str, str]]:
+    for work in models_in_use(home):
+        entry = find_in_catalog(work.model)
+        yield work.owner, entry.hub_id if entry is not None else work.model.strip(), work.purpose

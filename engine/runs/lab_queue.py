@@ -17,11 +17,10 @@ from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
 from engine.paths import LoratoryHome
-from engine.runs.history.reader import HistoryReader
-from engine.runs.history.run_history import seconds_left
+from engine.runs.history.run_history import HistoryReader, seconds_left
 from engine.runs.run import Reason, Run, RunFolder, RunState, State
+from engine.runs.supervision.fairness import UrgentRun, UrgentSlot
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
-from engine.runs.supervision.urgent import UrgentRun, UrgentSlot
 from engine.runs.usage import Attempt, live_attempt, local_devices
 
 _MOST_FOLLOWED = 100

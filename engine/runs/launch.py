@@ -22,8 +22,14 @@ from engine.models.prepared import ModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, local_owner, typed_path
-from engine.runs.admission import admitted, require_admission
-from engine.runs.lab_rules import lab_problems, may_be_path, with_allowed_paths, within_guest_limit
+from engine.runs.lab_rules import (
+    admitted,
+    lab_problems,
+    may_be_path,
+    require_admission,
+    with_allowed_paths,
+    within_guest_limit,
+)
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run

@@ -1,20 +1,24 @@
-"""The origin of a run, to understand and repeat it later: `provenance.json`, and the base that it was trained on."""
+"""The origin of a run: `provenance.json`, the base that it was trained on, and the adapter that it starts from."""
 
+import contextlib
 import platform
+from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel
 
+from engine.allowed_paths import AllowedPaths
 from engine.config.objectives import objective_of, preference_name
 from engine.config.run import RunConfig
-from engine.files import read_model
+from engine.errors import ConfigError, EngineError, Problem
+from engine.files import read_model, resolve_inside
 from engine.hardware.libraries import library_version
 from engine.memory.device_need import DeviceNeed
 from engine.models.fingerprint import WeightsFile
-from engine.paths import LoratoryHome
+from engine.paths import LoratoryHome, typed_path
 from engine.runs.history.events import BaseWeightsData, parse_event
 from engine.runs.history.log import read_lines
-from engine.runs.run import RunFolder
+from engine.runs.run import RUN_ID, RunFolder
 
 # What can change a result; versions are read from package metadata, so none of them is imported here.
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "tokenizers")
@@ -147,3 +151,39 @@ def home_of_run(folder: RunFolder) -> LoratoryHome:
     """Return the home of a run, <home>/runs/<owner>/<run>; in a lab, as the person has it who started the run."""
     home, person = LoratoryHome(folder.path.parents[2]), read_provenance(folder).person
     return home.of(person) if person else home
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def find_warm_start(text: str, runs: Path, home: LoratoryHome | None = None) -> Path:
+    """Return the folder of an adapter, from a run's id in `runs`, a run's folder, or the adapter's folder.
+
+    In a lab, the person whose home it is must be allowed to name that folder.
+
+    Raises:
+        ConfigError: If there is no adapter.
+    """
+    allowed = AllowedPaths.of(home) if home is not None else None
+    path = typed_path(text) if allowed is None or RUN_ID.fullmatch(text) else allowed.read(text)
+    place = resolve_inside(runs, text) if RUN_ID.match(text) else path
+    with contextlib.suppress(OSError, ValueError):  # names that no file can have
+        for folder in (place, place / "adapter"):
+            if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+                return folder
+    message = f"{text[:100]} holds no adapter; give a finished run's id, or a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."
+    raise ConfigError([Problem("adapter.warm_start", message)])
+
+
+def start_of(config: RunConfig, runs: Path, home: LoratoryHome | None = None) -> Path | None:
+    """Return the run, or else the adapter's folder, that a run of `runs` started from.
+
+    None for a run with a new adapter, and where that is gone or not allowed.
+    """
+    if config.adapter.warm_start is None:
+        return None
+    with contextlib.suppress(EngineError, OSError):
+        folder = find_warm_start(config.adapter.warm_start, runs, home).resolve()
+        return folder.parent if RUN_ID.fullmatch(folder.parent.name) else folder
+    return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ State = Literal[
 ]  # fmt: skip
 
 FINAL_STATES: frozenset[State] = frozenset({"completed", "stopped", "failed", "interrupted"})
+RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{4}")
 STATE_FILE = "state.json"
 NOTES_FILE = "notes.json"
 EVENTS_FILE = "events.jsonl"

@@ -21,10 +21,9 @@ from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
 from engine.runs.control import resume_is_requested
 from engine.runs.provenance import Provenance, describe_config
-from engine.runs.run import Run, RunFolder
+from engine.runs.run import RUN_ID, Run, RunFolder
 
 KEYS_FOLDER = "keys"  # of requests to start: a repeated one returns its run
-RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{4}")
 _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DOOMED_PREFIX = ".deleted-"
 _UNBORN_PREFIX = ".new-"

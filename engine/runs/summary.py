@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from engine.errors import EngineError, StorageError
 from engine.files import read_model, size_and_time, write_atomically
 from engine.runs.control import RunNotes, read_notes
-from engine.runs.history.reader import HistoryReader, read_history
-from engine.runs.history.run_history import RunHistory
+from engine.runs.history.run_history import HistoryReader, RunHistory, read_history
 from engine.runs.provenance import MemoryFigures, PeakKind, Provenance, describe_config, read_provenance
 from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
 from engine.runs.store import RunStore, folder_size_bytes

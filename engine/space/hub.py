@@ -14,7 +14,7 @@ from huggingface_hub.hf_api import SpaceInfo
 
 from engine.chat.zero_gpu import ZERO_GPU
 from engine.errors import ConfigError, Problem, PushError
-from engine.executors.huggingface_jobs.flavors import price_per_hour_usd
+from engine.executors.huggingface_jobs.account import price_per_hour_usd
 from engine.hub_bucket import RunBucket
 from engine.hub_errors import SPACE, Fault, HubFault, Patience, quoted
 from engine.space.environment import ADMITTED, BUCKET

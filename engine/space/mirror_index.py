@@ -21,7 +21,7 @@ from engine.accounts.limits import DATABASE_FILE
 from engine.files import read_model
 from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
-from engine.runs.store import RUN_ID
+from engine.runs.run import RUN_ID
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile

@@ -16,9 +16,8 @@ from huggingface_hub import HfApi
 
 from engine.config.load import config_from_mapping
 from engine.executors import make_executors
-from engine.executors.huggingface_jobs.flavors import read_flavors
+from engine.executors.huggingface_jobs.account import HubLogin, read_flavors
 from engine.executors.huggingface_jobs.job import JobsExecutor
-from engine.executors.huggingface_jobs.login import HubLogin
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop

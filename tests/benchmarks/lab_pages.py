@@ -36,8 +36,8 @@ from engine.accounts.sessions import Sessions
 from engine.paths import LoratoryHome
 from engine.runs.history.events import StatusData, StepData
 from engine.runs.history.log import EventWriter
+from engine.runs.lab_rules import set_shared
 from engine.runs.run import RunState, WorkerClaim
-from engine.runs.sharing import set_shared
 from engine.runs.store import RunStore
 from tests.benchmarks.ten_pages import share_of_a_core
 from tests.invented_runs import a_config

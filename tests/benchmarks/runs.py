@@ -20,7 +20,7 @@ from engine.config.load import config_from_mapping, config_to_yaml
 from engine.paths import LoratoryHome
 from engine.runs.history.events import EvalData, Event, StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import HistoryReader
 from engine.runs.history.steps import smooth, thin
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import RunFolder, RunState

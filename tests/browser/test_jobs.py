@@ -8,9 +8,8 @@ from huggingface_hub import JobHardwareInfo
 from playwright.sync_api import expect
 
 from engine.errors import PushError
-from engine.executors.huggingface_jobs.flavors import HardwareList
-from engine.executors.huggingface_jobs.login import HubLogin
-from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
+from engine.executors.huggingface_jobs.account import HardwareList, HubLogin
+from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
 from tests.browser.chromium import open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run

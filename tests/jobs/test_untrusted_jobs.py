@@ -10,7 +10,7 @@ from engine.accounts.limits import LabLimits
 from engine.allowed_paths import REFUSAL
 from engine.errors import RunError
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.inputs import collect_inputs
+from engine.executors.huggingface_jobs.transfer import collect_inputs
 
 HOSTILE = [
     (layout.END, b"{"),

@@ -12,7 +12,7 @@ from engine.hardware.lease import LeaseBook
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.log import read_events
-from engine.runs.history.reader import HistoryReader, read_history
+from engine.runs.history.run_history import HistoryReader, read_history
 from engine.runs.run import Run, RunFolder
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize

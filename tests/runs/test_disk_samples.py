@@ -5,8 +5,7 @@ from datetime import datetime
 import pytest
 
 from engine.accounts.limits import LabLimits
-from engine.runs.disk import DiskUse, disk_warning
-from engine.runs.disk_samples import DiskSamples
+from engine.runs.disk import DiskSamples, DiskUse, disk_warning
 from engine.runs.usage import Week
 
 DAY = 86_400.0

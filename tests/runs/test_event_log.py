@@ -21,7 +21,7 @@ from engine.runs.history.events import (
     WarningData,
 )
 from engine.runs.history.log import EventWriter, last_event, read_events, read_lines
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 
 
 def step(number: int, loss: float = 2.0) -> StepData:

@@ -8,15 +8,14 @@ import pytest
 
 from engine.errors import RunError
 from engine.executors import make_executors
-from engine.executors.base import Executor, JobSpec
 from engine.executors.local import LocalContext
 from engine.hardware.lease import LeaseBook
 from engine.paths import LoratoryHome
 from engine.runs.control import in_wished_place, request_cancel, request_resume, request_stop, wish_place
 from engine.runs.history.events import EventData, StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
-from engine.runs.job import Job, JobEnd, JobPhase, JobStatus
+from engine.runs.history.run_history import read_history
+from engine.runs.job import Executor, Job, JobEnd, JobPhase, JobSpec, JobStatus
 from engine.runs.run import Run, RunState, Why
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import SupervisorLoop

@@ -17,8 +17,7 @@ from engine.runs.history.events import (
     WarningData,
 )
 from engine.runs.history.log import EventWriter, read_lines
-from engine.runs.history.reader import HistoryReader, read_history
-from engine.runs.history.run_history import seconds_left, seconds_per_step
+from engine.runs.history.run_history import HistoryReader, read_history, seconds_left, seconds_per_step
 
 
 def step(number: int, loss: float | None = None, **values: Any) -> StepData:

@@ -14,9 +14,9 @@ from engine.runs.control import request_cancel, request_start_anyway
 from engine.runs.lab_queue import QueueBoard
 from engine.runs.run import Run
 from engine.runs.store import RunStore
+from engine.runs.supervision.fairness import UrgentSlot
 from engine.runs.supervision.queue import QueueOrder
 from engine.runs.supervision.supervisor import SupervisorLoop
-from engine.runs.supervision.urgent import UrgentSlot
 from engine.runs.usage import usage_by_week
 from tests.runs.supervision import (
     config_for,

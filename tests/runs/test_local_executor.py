@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from engine.executors import local
-from engine.executors.base import JobSpec
 from engine.executors.local import (
     WORKER_MODULE,
     Nodes,
@@ -14,6 +13,7 @@ from engine.executors.local import (
     worker_command,
 )
 from engine.processes.spawn import cap_log
+from engine.runs.job import JobSpec
 from engine.runs.run import Run, RunFolder
 from tests.runs.supervision import config_for, cpu, gpu
 

@@ -12,7 +12,6 @@ from engine.data.formats import require_rows_of
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import DeviceError, RunError
-from engine.executors.base import JobSpec
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.inspector.worker.inventory import module_inventory
@@ -21,6 +20,7 @@ from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData
 from engine.runs.history.log import read_events
+from engine.runs.job import JobSpec
 from engine.runs.memory_measurement import MeasurementJob, measuring_run, sweep_measurements, worst_case, write_rows
 from engine.runs.run import RunFolder, RunState, WorkerRecord
 from engine.runs.store import list_owners

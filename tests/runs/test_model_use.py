@@ -10,7 +10,7 @@ from engine.models.cache_space import ModelUse
 from engine.models.demo import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.model_use import model_uses, models_needed_by
+from engine.runs.disk import model_uses, models_needed_by
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run

@@ -13,8 +13,8 @@ from engine.errors import RunError, StorageError
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance, read_provenance
-from engine.runs.run import RunState
-from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
+from engine.runs.run import RUN_ID, RunState
+from engine.runs.store import RunStore, folder_size_bytes, list_owners
 from tests.runs.supervision import config_for
 
 

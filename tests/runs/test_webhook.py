@@ -8,8 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from engine.runs.summary import RunSummary
-from engine.runs.supervision.notifier import deliver, words_of
-from engine.runs.webhook import Webhook, WebhookError, WebhookStore, parse_webhook, payload_of, send
+from engine.runs.webhook import Webhook, WebhookError, WebhookStore, deliver, parse_webhook, payload_of, send, words_of
 from tests.runs.supervision import PATIENCE_SECONDS, config_for
 
 SECRET = "T0pS3cret"

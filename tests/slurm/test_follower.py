@@ -5,17 +5,15 @@ import threading
 import pytest
 
 from engine.errors import ClusterError, ClusterUnreachableError
-from engine.executors.base import JobSpec
 from engine.executors.slurm.commands import JobLine
-from engine.executors.slurm.executor import SlurmExecutor
-from engine.executors.slurm.job import SlurmJob
+from engine.executors.slurm.job import SlurmExecutor, SlurmJob
 from engine.executors.slurm.place import ClusterPlace, GpuType
-from engine.executors.slurm.reasons import job_end, waits_words
-from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.record import JobResources, SlurmRecord, job_end, waits_words
 from engine.executors.slurm.script import job_script, worker_arguments
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
+from engine.runs.job import JobSpec
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunState
 from engine.runs.store import RunStore

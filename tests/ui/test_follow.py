@@ -6,7 +6,7 @@ import gradio as gr
 import pytest
 
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.record import JobRecord
+from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.executors.slurm.place import CLUSTER_FILE
 from engine.executors.slurm.record import JobResources, SlurmRecord
 from engine.runs.control import in_wished_place, request_start_anyway, request_stop, resume_is_requested

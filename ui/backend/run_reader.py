@@ -14,8 +14,7 @@ from engine.config.run import RunConfig, RunSection
 from engine.errors import ConfigError, RunError, StorageError
 from engine.files import size_and_time
 from engine.runs.control import RunNotes, read_notes, resume_is_requested
-from engine.runs.history.reader import HistoryReader
-from engine.runs.history.run_history import RunHistory
+from engine.runs.history.run_history import HistoryReader, RunHistory
 from engine.runs.launch import with_absolute_paths
 from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState

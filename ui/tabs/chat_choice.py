@@ -15,9 +15,8 @@ from engine.errors import EngineError, ModelError, RunError
 from engine.evaluation.votes import AnswerModel
 from engine.executors.slurm.place import has_place
 from engine.paths import data_folders, typed_path
-from engine.runs.provenance import read_provenance
+from engine.runs.provenance import read_provenance, start_of
 from engine.runs.run import Run, RunFolder
-from engine.runs.warm_start import start_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
 from ui.components import HIDDEN, Updates, visible_if
 from ui.draft import PLACES

@@ -16,10 +16,10 @@ from engine.chat.contract import WorkPlace
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
+from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.executors.slurm.place import has_place
-from engine.runs.admission import resume_run
 from engine.runs.control import in_wished_place, request_cancel, request_start_anyway, request_stop, wish_place
+from engine.runs.lab_rules import resume_run
 from engine.runs.run import LIVE_STATES, Run
 from ui.backend.background import Cache, stamp
 from ui.backend.run_reader import RunSnapshot, can_chat, log_tail

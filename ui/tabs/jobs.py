@@ -9,8 +9,7 @@ import gradio as gr
 from engine.accounts.logins import Logins
 from engine.accounts.people import Action, Person, require
 from engine.errors import EngineError, SignInNeededError
-from engine.executors.huggingface_jobs.flavors import Flavor, flavor_named
-from engine.executors.huggingface_jobs.login import sign_in
+from engine.executors.huggingface_jobs.account import Flavor, flavor_named, sign_in
 from ui.backend.dataset_checks import CheckQuestion
 from ui.components import QUICK, SLOW, Updates, clear_error_after, visible_if
 from ui.draft import PLACES, Draft

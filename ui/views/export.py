@@ -10,7 +10,7 @@ from engine.config.results import ExportKind, GgufType
 from engine.export.contract import ExportedFile, ExportRecord, Verification
 from engine.export.gguf.precisions import PredictedSize, instead_words
 from engine.export.kinds import KINDS
-from engine.runs.warm_start import ADAPTER_CONFIG
+from engine.runs.provenance import ADAPTER_CONFIG
 from ui.views.html import Column, Row, copyable, empty, facts, notices, pickable, plural, size, small, table
 
 KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub", "script": "Exact script"}

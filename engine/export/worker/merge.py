@@ -17,7 +17,7 @@ from engine.chat.worker.adapter_patterns import resolve_patterns
 from engine.config.methods.registry import tensor_marks
 from engine.export.folder import rewrite_json
 from engine.export.worker.shards import FLOATS, BaseFiles, TensorPlan
-from engine.runs.warm_start import ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_WEIGHTS
 
 _KEY_PREFIX = "base_model.model."
 _TIE = "tie_word_embeddings"

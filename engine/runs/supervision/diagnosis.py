@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engine.processes.limits import DEADLINE_SIGNAL
+from engine.runs.activity import Silence
 from engine.runs.disk import FREE_SPACE
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.job import EXIT_REFUSED, EndWord, JobEnd
 from engine.runs.run import STOP_REASONS, EndReason, State
-from engine.runs.supervision.progress_watch import Silence
 
 EndedByUs = Literal["cancel", "hung", "suspended"]
 

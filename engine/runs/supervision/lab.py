@@ -22,11 +22,11 @@ from engine.runs.run import Reason, Run, RunState, Why
 from engine.runs.supervision.fairness import (
     LabHold,
     LabStanding,
+    UrgentSlot,
     order_fairly,
     people_over_quota,
 )
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting
-from engine.runs.supervision.urgent import UrgentSlot
 from engine.runs.usage import (
     Attempt,
     DecayedSeconds,

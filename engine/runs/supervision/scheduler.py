@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError, RunError
 from engine.executors import ExecutorFactory, make_executors
-from engine.executors.base import Executor, JobSpec
 from engine.executors.local import LocalContext, LocalExecutor
 from engine.hardware.cuda import GpuProgram, energy_so_far_joules, list_gpu_programs
 from engine.hardware.device import Device
@@ -22,6 +21,7 @@ from engine.runs.control import (
     in_wished_place,
     resume_requests,
 )
+from engine.runs.job import Executor, JobSpec
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import Run, RunState, State, Why
 from engine.runs.store import RunStore, list_owners

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 
 from engine.errors import EngineError
-from engine.executors.base import Executor
 from engine.files import stamp_of
 from engine.runs.control import asks_to_end
 from engine.runs.history.log import last_event
+from engine.runs.job import Executor
 from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Reason, Run, RunFolder, RunState, Why
 from engine.runs.store import RunStore
 from engine.runs.supervision.diagnosis import out_of_memory_kills

@@ -12,14 +12,14 @@ from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
-from engine.runs.run import Run, RunState, Why
-from engine.runs.store import KEYS_FOLDER, RUN_ID
+from engine.runs.run import RUN_ID, Run, RunState, Why
+from engine.runs.store import KEYS_FOLDER
 from engine.runs.supervision.fairness import first_of_each, lab_reasons
 from engine.runs.supervision.lab import LabSupervision, LabTurn
-from engine.runs.supervision.notifier import Notifier
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 from engine.runs.supervision.seat import SupervisorSeat, seat_holder
+from engine.runs.webhook import Notifier
 
 Role = Literal["stopped", "supervising", "standing_by"]
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from engine.errors import EngineError
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
+from engine.runs.activity import ProgressWatch, Silence, SilenceLimits
 from engine.runs.control import asks_to_end, time_limit_hours
 from engine.runs.history.log import noted_failure
-from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import HistoryReader
 from engine.runs.job import EXIT_REFUSED, Job, JobStatus
 from engine.runs.prediction import advice_on_memory
 from engine.runs.run import Run, RunState, State, Why
 from engine.runs.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
-from engine.runs.supervision.progress_watch import ProgressWatch, Silence, SilenceLimits
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
 _NO_REASON = Why(None, "")

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save, save_file
 
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER
-from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.training.methods.registry import trainer_of_model
 from engine.training.sharding import sharded_optimizer_state, sharded_weights
 

@@ -13,7 +13,7 @@ from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
 from engine.config.methods.registry import method_of_peft_type, tensor_marks
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.folder import read_config
-from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.training.build import train_in_float32
 from engine.training.failure import is_out_of_memory
 from engine.training.methods.registry import trainer_of_model
