@@ -39,10 +39,18 @@ from engine.runs.history.run_history import read_history
 from engine.runs.lab_rules import resume_run
 from engine.runs.run import Run, State
 from engine.runs.store import RunStore, folder_size_bytes
-from engine.runs.summary import RunIndex, RunSummary, summarize
+from engine.runs.summary import (
+    RunIndex,
+    RunQuery,
+    RunSummary,
+    SortKey,
+    select_runs,
+    steps_csv,
+    summaries_csv,
+    summarize,
+)
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.supervision.supervisor import reconcile
-from engine.runs.table import RunQuery, SortKey, select_runs, steps_csv, summaries_csv
 from engine.runs.usage import energy_words, read_electricity, save_electricity
 
 _SETTLE_SECONDS = 15.0
@@ -287,7 +295,7 @@ def _description(home: LoratoryHome, run: Run, summary: RunSummary) -> str:
     base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_memory(summary.predicted_bytes)
     accuracy = summary.preference_accuracy
     facts = [
-        ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
+        ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice)))),
         ("method", ", ".join(filter(None, (summary.method, summary.objective)))),
         ("model", summary.model),
         ("dataset", summary.dataset),

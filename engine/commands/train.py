@@ -32,11 +32,10 @@ from engine.runs.history.preference_health import Finding, preference_findings
 from engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.run import Run
-from engine.runs.summary import RunSummary, summarize
+from engine.runs.summary import RunSummary, best_by_held_out_loss, summarize
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.sweep import sweep_configs
-from engine.runs.table import best_by_held_out_loss
 
 _LOOK_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")

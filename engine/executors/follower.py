@@ -13,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from engine.errors import EngineError
 from engine.files import read_model, write_atomically
@@ -39,9 +39,8 @@ class SavedJob(BaseModel, frozen=True):
     attempt: int
     # A mark of the job, by which it is found again where its id was not saved.
     number: str = Field(default_factory=lambda: secrets.token_hex(12))
-    # The place's own; empty until it is submitted. The second names are those of earlier versions.
-    job_id: str = Field(default="", validation_alias=AliasChoices("job_id", "id"))
-    is_over: bool = Field(default=False, validation_alias=AliasChoices("is_over", "is_closed"))
+    job_id: str = ""  # the place's own; empty until it is submitted
+    is_over: bool = False
 
     @classmethod
     def read(cls, folder: RunFolder) -> Self | None:

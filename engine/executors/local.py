@@ -4,7 +4,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -52,59 +52,42 @@ class LocalExecutor(Executor):
         self.claim_seconds = context.claim_seconds
         self.unseen_seconds = context.unseen_seconds
         self._command = command or worker_command
-        self._ours: dict[str, tuple[tuple[str, ...], LeaseHolder]] = {}  # devices not yet passed on to a worker, by run
 
     def reserve(self, spec: JobSpec) -> None:
         holder = _holder(spec.run, run_title(spec.config), ProcessIdentity.current())
         self._book.take(_names(spec), holder)
-        self._ours[spec.run.id] = _names(spec), holder
 
     def submit(self, spec: JobSpec) -> Job:
         process = start_worker(spec, self._command)
-        worker = ProcessIdentity.of(process.pid)
-        self.pass_on(spec.run, worker)
-        return LocalJob(spec.run, spec.attempt, _names(spec), self, process, worker)
-
-    def attach(self, run: Run, state: RunState) -> Job:
-        devices = tuple(state.device.split(", ")) if state.device else ()
-        holder = self._book.holder_of_run(run.id)  # a previous supervisor has saved the worker in the lease
-        is_passed_on = holder is not None and holder.process != ProcessIdentity.current()
-        job = LocalJob(
-            run, state.attempt, devices, self, spawned_process=holder.process if holder and is_passed_on else None
-        )
+        job = LocalJob(spec.run, spec.attempt, _names(spec), self, process, ProcessIdentity.of(process.pid))
         job.keep_devices()
         return job
 
-    def held_for(self, run: Run) -> str:
-        return ", ".join(self._book.devices_of_run(run.id))
+    def attach(self, run: Run, state: RunState) -> Job:
+        devices = tuple(state.device.split(", ")) if state.device else self._book.devices_of_run(run.id)
+        holder = self._book.holder_of_run(run.id)  # a previous supervisor has saved the worker in the lease
+        worker = holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
+        job = LocalJob(run, state.attempt, devices, self, spawned_process=worker)
+        job.keep_devices()
+        return job
 
     def release(self, run: Run) -> None:
         self._book.release_run(run.id)
-        self._ours.pop(run.id, None)
 
-    def pass_on(self, run: Run, worker: ProcessIdentity | None) -> None:
-        """Pass our leases to the worker; where that fails, they stay ours until the next call or the end."""
-        if worker is None or run.id not in self._ours:
-            return
-        devices, holder = self._ours[run.id]
-        try:
-            self._book.hand_over(devices, holder.process, holder.model_copy(update={"process": worker}))
-        except (EngineError, OSError) as error:
-            self.report(run.id, f"The device of {run.id} could not be handed to its worker: {error}")
-            return
-        del self._ours[run.id]
-
-    def keep(self, run: Run, worker: ProcessIdentity, devices: Iterable[str]) -> None:
-        """Lease devices to a living worker whose supervisor died before it did, or whose lease is damaged."""
-        if run.id in self._ours:
-            return
-        holders = (self._book.holder(device) for device in devices)
+    def lease(self, run: Run, worker: ProcessIdentity, devices: Sequence[str]) -> None:
+        """Lease devices to a living worker; where that fails, it is tried again at the next poll."""
+        holders = [self._book.holder(device) for device in devices]
         if all(holder is not None and holder.process == worker for holder in holders):
             return
+        giver = next((holder.process for holder in holders if holder is not None and holder.run_id == run.id), None)
         try:
-            self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
+            holder = _holder(run, _title_of(run), worker)
+            if giver is None:  # its supervisor died before it, or the lease is damaged
+                self._book.take(devices, holder)
+            else:
+                self._book.hand_over(devices, giver, holder)
         except (EngineError, OSError) as error:
-            self.report(run.id, f"The device of {run.id} could not be leased again: {error}")
+            self.report(run.id, f"The device of {run.id} could not be leased to its worker: {error}")
 
 
 @dataclass(eq=False)
@@ -119,15 +102,13 @@ class LocalJob(Job):
     spawned_process: ProcessIdentity | None = None  # the worker where it is known from its start
     exit_code: int | None = field(default=None, init=False)
     since: float = field(default_factory=time.monotonic, init=False)
-    cancelled_elsewhere: float | None = field(
-        default=None, init=False
-    )  # since when another host's worker has been asked to end
+    cancelled_elsewhere: float | None = field(default=None, init=False)  # when another host's worker was asked to end
 
     def worker(self) -> ProcessIdentity | None:
         """Return the worker of this attempt, alive or not, if it is known."""
         record = self.run.folder.read_worker()
         if record is not None and record.attempt == self.attempt:
-            return record.identity
+            return ProcessIdentity.model_validate(record.model_dump())
         return self.spawned_process
 
     def poll(self, *, has_reported: bool) -> JobStatus:
@@ -178,11 +159,10 @@ class LocalJob(Job):
         return JobStatus("alive")
 
     def keep_devices(self) -> None:
-        """Lease its devices for the worker where it is alive and they are not."""
+        """Lease its devices to the worker as soon as that is known."""
         worker = self.worker()
-        self.executor.pass_on(self.run, worker)
         if worker is not None and self.devices and worker.is_alive():
-            self.executor.keep(self.run, worker, self.devices)
+            self.executor.lease(self.run, worker, self.devices)
 
     def cancel(self) -> None:
         worker = self.worker()
@@ -222,20 +202,16 @@ class LocalJob(Job):
             return ReportedActivity(self.run.folder, self.attempt)
         return worker
 
-    def holder(self) -> LeaseHolder | None:
-        """Return the run as holder of its devices, also where its worker has just ended; None for another host's."""
+    def holder(self, device: str) -> LeaseHolder | None:
+        """Return the run as holder of one of its devices, also where its worker has just ended."""
         worker = None
         try:
             worker = self.worker()
         except OSError as error:
             self.executor.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
-        if worker is not None and worker.is_of_another_host():
-            return None  # its devices are not ours
-        try:
-            title = run_title(self.run.folder.read_config())
-        except EngineError:
-            title = self.run.id
-        return _holder(self.run, title, worker or ProcessIdentity.current())
+        if device not in self.devices or (worker is not None and worker.is_of_another_host()):
+            return None
+        return _holder(self.run, _title_of(self.run), worker or ProcessIdentity.current())
 
 
 def worker_command(spec: JobSpec) -> list[str]:
@@ -311,6 +287,13 @@ def _access_for(config: RunConfig) -> frozenset[Access]:
 
 def _names(spec: JobSpec) -> tuple[str, ...]:
     return tuple(lease_name(device) for device in spec.devices)
+
+
+def _title_of(run: Run) -> str:
+    try:
+        return run_title(run.folder.read_config())
+    except EngineError:
+        return run.id
 
 
 def _holder(run: Run, title: str, process: ProcessIdentity) -> LeaseHolder:

@@ -6,10 +6,10 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from engine.accounts.limits import LabLimits, is_lab
 from engine.errors import EngineError, StorageError
@@ -158,14 +158,10 @@ def disk_warning(use: DiskUse, limits: LabLimits, free: int) -> str:
     """Return a warning before starts and uploads are refused; empty while there is enough space."""
     quota = limits.disk_gb_per_person
     sentences = []
-    if quota is not None and use.total >= quota * _GB:
+    if quota is not None and use.total >= _WARNED_FROM * quota * _GB:
+        effect = ", so" if use.total >= quota * _GB else f". At {quota:g} GB,"
         sentences.append(
-            f"You use {_gb(use.total)} of {quota:g} GB of disk space, so starts and uploads are refused: "
-            "delete runs, uploads or exports that you no longer need."
-        )
-    elif quota is not None and use.total >= _WARNED_FROM * quota * _GB:
-        sentences.append(
-            f"You use {_gb(use.total)} of {quota:g} GB of disk space. At {quota:g} GB, starts and uploads are refused: "
+            f"You use {_gb(use.total)} of {quota:g} GB of disk space{effect} starts and uploads are refused: "
             "delete runs, uploads or exports that you no longer need."
         )
     if free < _FLOORS_WARNED_FROM * limits.free_disk_gb * _GB:
@@ -184,24 +180,11 @@ _KEPT_DAYS = 400
 _log = logging.getLogger(__name__)
 
 
-class DiskSample(BaseModel):
-    """Bytes that a person had on a day."""
-
-    model_config = ConfigDict(frozen=True)
+class DiskSample(BaseModel, frozen=True):
+    """What a person had on a day."""
 
     day: date
-    owner: str
-    runs: int
-    uploads: int
-    exports: int
-    models: int = 0
-    cache: int = 0
-    transfers: int = 0
-
-    @property
-    def total(self) -> int:
-        """All of them."""
-        return self.runs + self.uploads + self.exports + self.models + self.cache + self.transfers
+    use: DiskUse
 
     @property
     def week(self) -> Week:
@@ -246,20 +229,18 @@ class DiskSamples:
 
     def by_week(self) -> Mapping[tuple[str, Week], int]:
         """Return the bytes of each person and week: the last sample of a week, and for this week the last measure."""
-        weeks = {
-            (one.owner, one.week): one.total
-            for one in sorted(read_models(self._path, DiskSample), key=lambda one: one.day)
-        }
+        samples = sorted(read_models(self._path, DiskSample), key=lambda sample: sample.day)
+        weeks = {(sample.use.owner, sample.week): sample.use.total for sample in samples}
         week = Week(*self._today().isocalendar()[:2])
         return weeks | {(owner, week): use.total for owner, use in self._newest.items()}
 
     def _keep(self, newest: Mapping[str, DiskUse]) -> None:
         today, samples = self._today(), read_models(self._path, DiskSample)
-        owners = {one.owner for one in samples if one.day == today}
-        more = [DiskSample(day=today, **asdict(use)) for owner, use in newest.items() if owner not in owners]
+        owners = {sample.use.owner for sample in samples if sample.day == today}
+        more = [DiskSample(day=today, use=use) for owner, use in newest.items() if owner not in owners]
         if more:
-            recent = [one for one in samples if (today - one.day).days < _KEPT_DAYS]
-            lines = "".join(f"{one.model_dump_json()}\n" for one in (*recent, *more))
+            recent = [sample for sample in samples if (today - sample.day).days < _KEPT_DAYS]
+            lines = "".join(f"{sample.model_dump_json()}\n" for sample in (*recent, *more))
             write_atomically(self._path, lines, makes_folder=True)
 
     def _today(self) -> date:

@@ -105,8 +105,8 @@ class Job(ABC):
         """Return how busy its process is; None without a visible process, whose silence then means nothing."""
         return None
 
-    def holder(self) -> LeaseHolder | None:
-        """Return the job as holder of devices of this machine; None where it uses none."""
+    def holder(self, device: str) -> LeaseHolder | None:  # noqa: ARG002
+        """Return the job as holder of a device of this machine; None where it does not use it."""
         return None
 
 
@@ -150,10 +150,6 @@ class Executor(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Stop following jobs, which continue; another process may follow them from now on."""
-
-    def held_for(self, run: Run) -> str:  # noqa: ARG002
-        """Return the devices that are held for a run at present, as its state names them."""
-        return ""
 
     def release(self, run: Run) -> None:  # noqa: B027
         """Release everything that is held for a run; do nothing if nothing is.

@@ -3,7 +3,7 @@
 import contextlib
 import platform
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
@@ -18,6 +18,7 @@ from engine.models.fingerprint import WeightsFile
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.history.events import BaseWeightsData, parse_event
 from engine.runs.history.log import read_lines
+from engine.runs.history.run_history import RunHistory
 from engine.runs.run import RUN_ID, RunFolder
 
 # What can change a result; versions are read from package metadata, so none of them is imported here.
@@ -59,6 +60,47 @@ def predicted_figures(need: DeviceNeed, device_kind: Literal["cuda", "mps", "cpu
     return MemoryFigures(
         allocated_bytes=need.allocated_bytes, reserved_bytes=need.reserved_bytes, process_bytes=need.expected_bytes
     )
+
+
+def measured_figures(history: RunHistory) -> MemoryFigures:
+    """Return the measured memory of a worker, as far as it could report it.
+
+    It reports peaks after the first step and at its end; a process that grows between shows in the steps.
+    """
+    memory = history.memory
+    if memory is None:
+        return MemoryFigures()
+    if memory.peak_reserved_bytes is None:
+        return MemoryFigures(
+            process_bytes=max(memory.peak_process_bytes or 0, history.steps.highest("memory_bytes") or 0)
+        )
+    return MemoryFigures(
+        allocated_bytes=memory.peak_allocated_bytes,
+        reserved_bytes=memory.peak_reserved_bytes,
+        process_bytes=memory.peak_device_process_bytes,
+    )
+
+
+class Peak(NamedTuple):
+    """One figure of a run's memory, predicted and measured."""
+
+    kind: PeakKind
+    predicted_bytes: int | None
+    measured_bytes: int | None
+
+    @property
+    def difference(self) -> float | None:
+        """Of the measured from the predicted, relative; positive where it took more."""
+        if self.predicted_bytes is None or self.measured_bytes is None:
+            return None
+        return self.measured_bytes / self.predicted_bytes - 1
+
+
+def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, ...]:
+    """Return every figure that was predicted or measured."""
+    figures = measured_figures(history)
+    peaks = (Peak(kind, predicted.of(kind), figures.of(kind)) for kind in get_args(PeakKind))
+    return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
 
 
 class Provenance(BaseModel, frozen=True):

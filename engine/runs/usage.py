@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from engine.config.load import section_from_mapping
-from engine.files import read_model, write_atomically
+from engine.errors import StorageError
+from engine.files import append_model, read_model, read_models, write_atomically
 from engine.paths import LoratoryHome
-from engine.runs.history.log import read_lines
 from engine.runs.run import Run, RunState
 from engine.runs.summary import RunSummary
 
@@ -155,20 +154,18 @@ class UsageLedger:
         self._gpu_seconds: dict[tuple[str, Week], float] = {}
         self._run_seconds: dict[str, float] = {}
         self.decayed = DecayedSeconds(now)
-        self._load()
+        if self._path.exists():  # written again without old attempts and a line that a power cut tore
+            attempts = [attempt for attempt in read_models(self._path, Attempt) if self._count(attempt)]
+            with contextlib.suppress(StorageError):  # a full disk: at the next start
+                write_atomically(self._path, "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
 
     def add(self, attempt: Attempt) -> None:
         """Count an ended attempt once; if the file cannot be written, it is lost at the next start."""
         if self._count(attempt):
-            line = attempt.model_dump_json(exclude_defaults=True).encode() + b"\n"
             try:
-                descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                try:
-                    os.write(descriptor, line)
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                _log.error("The used GPU time of %s could not be saved: %s", attempt.run_id, error)
+                append_model(self._path, attempt, "The used GPU time could not be saved", "Free some space.")
+            except StorageError as error:
+                _log.error("%s: %s", attempt.run_id, error)
 
     def gpu_hours(self, owner: str, week: Week) -> float:
         """Return the hours on GPUs of a person's ended attempts in a week."""
@@ -191,23 +188,6 @@ class UsageLedger:
                 self._gpu_seconds[place] = self._gpu_seconds.get(place, 0.0) + seconds * attempt.gpus
         return True
 
-    def _load(self) -> None:
-        """Read the file, and rewrite it if it has old attempts or a torn line."""
-        lines = read_lines(self._path).lines
-        attempts = [attempt for attempt in _parse(lines) if self._count(attempt)]
-        is_cut_off = (
-            self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
-        )
-        if len(attempts) < len(lines) or is_cut_off:
-            text = "".join(f"{attempt.model_dump_json(exclude_defaults=True)}\n" for attempt in attempts)
-            write_atomically(self._path, text)
-
-
-def _parse(lines: Iterable[bytes]) -> Iterator[Attempt]:
-    for line in lines:
-        with contextlib.suppress(ValidationError):
-            yield Attempt.model_validate_json(line)
-
 
 @dataclass(frozen=True)
 class WeekOfPerson:
@@ -229,7 +209,7 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
     """
     sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}
     counted: set[tuple[str, int]] = set()
-    for attempt in (*_parse(read_lines(home.server / _FILE).lines), *running):
+    for attempt in (*read_models(home.server / _FILE, Attempt), *running):
         if (attempt.run_id, attempt.attempt) in counted:
             continue
         counted.add((attempt.run_id, attempt.attempt))

@@ -1,5 +1,6 @@
 """A person's webhook: a secret address that gets the end of their runs. No message contains it."""
 
+import contextlib
 import http.client
 import ipaddress
 import json
@@ -12,7 +13,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, SecretStr, field_serializer
@@ -22,7 +23,7 @@ from engine.errors import EngineError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.quantities import duration
-from engine.runs.run import Run, RunState, State
+from engine.runs.run import Run, RunState
 from engine.runs.summary import RunSummary, summarize
 
 WebhookKind = Literal["json", "slack", "discord"]
@@ -188,12 +189,9 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
         )
 
 
-def _close_quietly(sock: socket.socket | None) -> None:
-    if sock is not None:
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
+def _close_quietly(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
 
 
 def _connect(host: str, port: int | None, is_tls: bool, allows_private: bool) -> http.client.HTTPConnection:
@@ -234,16 +232,8 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or "the connection was closed"
 
 
-ENDED: dict[State, str] = {
-    "completed": "completed", "stopped": "stopped", "failed": "failed", "interrupted": "was interrupted",
-}  # fmt: skip
 _MOST_WAITING = 500  # messages; a sweep that fails at once must not fill the memory
 _log = logging.getLogger(__name__)
-
-
-class _EndedRun(NamedTuple):
-    run: Run
-    state: RunState
 
 
 class Notifier:
@@ -251,7 +241,7 @@ class Notifier:
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home
-        self._waiting: queue.Queue[_EndedRun] = queue.Queue(_MOST_WAITING)
+        self._waiting: queue.Queue[tuple[Run, RunState]] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
 
     def note_end(self, run: Run, state: RunState) -> None:
@@ -259,7 +249,7 @@ class Notifier:
         if WebhookStore(self._home, run.owner).read() is None:
             return
         try:
-            self._waiting.put_nowait(_EndedRun(run, state))
+            self._waiting.put_nowait((run, state))
         except queue.Full:
             return
         if self._thread is None:
@@ -268,12 +258,12 @@ class Notifier:
 
     def _work(self) -> None:
         while True:
-            end = self._waiting.get()
+            run, state = self._waiting.get()
             try:
-                tell(self._home, end.run, end.state)
+                tell(self._home, run, state)
             except Exception as error:
                 # Only the name of the error: its text may contain a secret.
-                _log.error("The end of %s could not be sent: %s", end.run.id, type(error).__name__)
+                _log.error("The end of %s could not be sent: %s", run.id, type(error).__name__)
 
 
 def tell(home: LoratoryHome, run: Run, state: RunState) -> None:
@@ -331,10 +321,9 @@ def words_of(run: RunSummary, link: str) -> str:
     elif run.final_loss is not None:
         loss = f"Loss {run.final_loss:.3f}."
     cause = run.cause[:300] if run.state in ("failed", "interrupted") else ""
-    duration_words = "" if run.seconds is None else f"{duration(run.seconds)}."
-    return " ".join(
-        filter(None, (f"“{run.name[:200]}” {ENDED.get(run.state, run.state)}.", cause, loss, duration_words, link))
-    )
+    end = "was interrupted" if run.state == "interrupted" else run.state
+    took = "" if run.seconds is None else f"{duration(run.seconds)}."
+    return " ".join(filter(None, (f"“{run.name[:200]}” {end}.", cause, loss, took, link)))
 
 
 def facts_of(run: RunSummary, link: str) -> dict[str, Any]:

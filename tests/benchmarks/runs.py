@@ -25,8 +25,7 @@ from engine.runs.history.steps import smooth, thin
 from engine.runs.provenance import Provenance, describe_config
 from engine.runs.run import RunFolder, RunState
 from engine.runs.store import RunStore
-from engine.runs.summary import RunIndex
-from engine.runs.table import RunQuery, select_runs
+from engine.runs.summary import RunIndex, RunQuery, select_runs
 
 CHART_POINTS = 1000
 ROUNDS = 5

@@ -79,7 +79,7 @@ def test_hardware_price_and_the_most_it_costs_are_shown_before_the_start(page, s
 def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload(page, services, monkeypatch):
     monkeypatch.setattr(Api, "has_login", False)
     monkeypatch.setattr(services.hardware, "_answer", None)
-    monkeypatch.setattr("engine.executors.huggingface_jobs.flavors._TROUBLE_SECONDS", 1e6)
+    monkeypatch.setattr("engine.executors.huggingface_jobs.account._TROUBLE_SECONDS", 1e6)
     choose_model_and_data(page)
     page.get_by_role("radio", name="Hugging Face Jobs").check()
     expect(page.locator("#jobs-offer")).to_contain_text("needs a token")

@@ -63,7 +63,7 @@ class RunSnapshot:
         requests = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
         # A silent worker changes no file, but the page shows for how long it has been silent.
         silent = "" if state.silent_since is None else f"{(time.time() - state.silent_since) // 10:.0f}"
-        parts = (state.changed, state.state, silent, state.notice, requests, self.title)
+        parts = (state.changed, state.state, silent, requests, self.title)
         return stamp(self.run.id, self.history.next_offset, *parts)
 
     @property

@@ -11,8 +11,7 @@ from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.history.log import read_lines
-from engine.runs.summary import RunSummary
-from engine.runs.table import differing_settings
+from engine.runs.summary import RunSummary, differing_settings
 from engine.runs.usage import Electricity, energy_words
 from ui.backend.run_reader import RunSnapshot
 from ui.views.dataset import render_facts, render_lengths, render_problems

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import time
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -96,7 +95,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         return last is not None and last.attempt == self.record.attempt and is_last_word(last.data)
 
     def step(self, queue: Sequence[JobLine]) -> None:
-        """Do the next step of the job, from the lines of Slurm's queue with its number, or from the whole queue.
+        """Do the next step of the job, from the lines of Slurm's queue that have its number in their comment.
 
         Raises:
             ClusterError: If Slurm refuses something; the queue will show what became of the job.
@@ -152,10 +151,8 @@ class SlurmJob(RemoteJob[SlurmRecord]):
                 self.view = JobView("preparing", waits_for)
             if waits_for is not None or time.monotonic() < self._submits_from:
                 return False
-            options, script = (
-                job_options(self.run, self.record, self.place),
-                job_script(self.run, self.record, self.place),
-            )
+            options = job_options(self.run, self.record, self.place)
+            script = job_script(self.run, self.record, self.place)
             self._slurm.require_possible(script, options)
             job_id = self._slurm.submit(script, options)
         except ClusterUnreachableError:
@@ -297,11 +294,6 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
                 for job in jobs:
                     job.cancel_if_wanted()
             return
-        # By each word of a job's comment; one of the words is the job's number.
-        own = defaultdict[str, list[JobLine]](list)
-        for line in queue:
-            for word in line.comment.split():
-                own[word].append(line)
         # A submission takes a second or more: those who wait for a cancel or an end come first.
         jobs.sort(key=lambda job: (not job.wants_cancel, not job.record.job_id))
         began = time.monotonic()
@@ -309,7 +301,7 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
             if not job.record.job_id and time.monotonic() - began > _SUBMITTING_SECONDS:
                 job.hurry()
                 return
-            self.try_step(job, partial(job.step, own.get(job.record.number, [])))
+            self.try_step(job, partial(job.step, queue))
 
 
 def _resources(config: RunConfig, place: ClusterPlace, run: Run) -> JobResources:

@@ -43,10 +43,17 @@ class EventWriter:
         self._attempt = attempt
         self._require_current = require_current
         self._writing = threading.Lock()  # guards all below: several threads may report
-        self._descriptor = -1
         self._seq = 0
         self._size = 0
         self._is_settled = False  # whether `_seq` and `_size` are those of the file
+        try:
+            existed = path.exists()
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(path, flags, 0o600)
+            if not existed:
+                fsync_folder(path.parent)
+        except OSError as error:
+            raise _cannot_write(error) from error
         self._settle()
 
     def append(self, data: EventData) -> Event:
@@ -61,7 +68,7 @@ class EventWriter:
         """
         with self._writing:
             self._require_current()
-            if not self._is_settled or self._was_changed():
+            if not self._is_settled:
                 self._settle()
             event = Event.of(data, seq=self._seq + 1, attempt=self._attempt, time=time.time())
             line = event.model_dump_json().encode() + b"\n"
@@ -82,37 +89,20 @@ class EventWriter:
             self._is_settled = True
         return event
 
-    def _was_changed(self) -> bool:
-        """Whether another process has deleted, replaced or truncated the file."""
-        try:
-            size = self._path.stat().st_size
-        except OSError:
-            return True
-        return size != self._size or os.fstat(self._descriptor).st_nlink == 0
-
     def _settle(self) -> None:
-        """Open the log if needed, and truncate it after its last complete line.
+        """Truncate the log after its last complete line, and continue its numbers.
 
         Raises:
-            StorageError: If it cannot be opened.
+            StorageError: If that fails.
         """
         try:
-            if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:
-                old_descriptor, self._descriptor = self._descriptor, -1
-                os.close(old_descriptor)
-            if self._descriptor < 0:
-                existed = self._path.exists()
-                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-                self._descriptor = os.open(self._path, flags, 0o600)
-                if not existed:
-                    fsync_folder(self._path.parent)
             size = _end_of_last_line(self._path)
-            os.truncate(self._path, size)
+            os.ftruncate(self._descriptor, size)
             last = last_event(self._path)
         except OSError as error:
             raise _cannot_write(error) from error
         self._size = size
-        self._seq = max(self._seq, last.seq if last is not None else 0)
+        self._seq = last.seq if last is not None else 0
         self._is_settled = True
 
     def close(self) -> None:

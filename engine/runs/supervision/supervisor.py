@@ -12,8 +12,7 @@ from engine.hardware.lease import LeaseBook, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
-from engine.runs.run import RUN_ID, Run, RunState, Why
-from engine.runs.store import KEYS_FOLDER
+from engine.runs.run import Run, RunState, Why
 from engine.runs.supervision.fairness import first_of_each, lab_reasons
 from engine.runs.supervision.lab import LabSupervision, LabTurn
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
@@ -229,11 +228,10 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
 
 _LOOK_SECONDS = 60.0
 _SWEEP_SECONDS = 3600.0
-_KEY_WAITS_SECONDS = 24 * 3600.0  # for its run, which is made a moment after it
 
 
 class Housekeeping:
-    """Truncates logs and removes orphaned files."""
+    """Truncates logs and removes old leases."""
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
         self._home = home
@@ -249,14 +247,4 @@ class Housekeeping:
                 cap_log(log, most_bytes=5_000_000)
         if now - self._last_sweep >= _SWEEP_SECONDS:
             self._last_sweep = now
-            self._sweep_keys()
             LeaseBook(self._home).sweep()
-
-    def _sweep_keys(self) -> None:
-        """Remove keys whose run was deleted; a request with such a key starts another run anyway."""
-        runs = {path.name for path in self._home.runs.glob("*/*") if RUN_ID.fullmatch(path.name)}
-        for key in (self._home.server / KEYS_FOLDER).glob("*"):
-            with contextlib.suppress(OSError):
-                is_old = time.time() - key.stat().st_mtime > _KEY_WAITS_SECONDS
-                if is_old and key.read_text(encoding="ascii", errors="replace") not in runs:
-                    key.unlink(missing_ok=True)
