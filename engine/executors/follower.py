@@ -72,7 +72,6 @@ class JobView(NamedTuple):
     trouble: EngineError | None = None  # why the place does not answer
     is_suspended: bool = False
     end: JobEnd = JobEnd()
-    last: Why | None = None  # why it waited when an earlier server saw it
 
 
 Record = TypeVar("Record", bound=SavedJob)
@@ -103,7 +102,7 @@ class RemoteJob(Job, Generic[Record]):
         view = self.view
         if view.stage == "ended":
             return JobStatus("gone")
-        why = Why("executor_queue", view.words, view.advice) if view.words else view.last
+        why = Why("executor_queue", view.words, view.advice) if view.words else None
         if view.trouble is not None:
             why = Why("executor_unreachable", view.trouble.what, view.trouble.fix)
         may_save = view.stage == "unseen" and asks_to_end(self.run.folder)
@@ -188,8 +187,6 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
         job = self.find(run, state.attempt)
         if job is None:
             return LostJob(self.title, self.advice_if_lost)
-        if state.state == "submitted":
-            job.view = job.view._replace(last=Why(state.reason, state.cause, state.advice))
         return self.follow(job)
 
     def follow(self, job: RemoteJobT) -> RemoteJobT:

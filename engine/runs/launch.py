@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.config.objectives import objective_of
 from engine.config.pairs import pair_problems
-from engine.config.run import ModelConfig, RunConfig, field_of
+from engine.config.run import ModelConfig, RunConfig
 from engine.config.suited import is_given, open_settings, with_suited_defaults
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
@@ -208,25 +208,18 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     Names of samples, of the catalogue and on the Hub stay as they are, and so does what is not there: its refusal shall
     repeat what was typed.
     """
-    return config.with_names(lambda field, text: _absolute(text, _longest(field)) if may_be_path(field, text) else text)
+    return config.with_names(lambda field, text: _absolute(text) if may_be_path(field, text) else text)
 
 
-def _absolute(text: str, longest: int) -> str:
+def _absolute(text: str) -> str:
     try:
         path = typed_path(text.strip())
         if not path.exists():
             return text
         # A link keeps its name, unless going up leads through it.
-        whole = str(path.resolve() if ".." in path.parts else path.absolute())
+        return str(path.resolve() if ".." in path.parts else path.absolute())
     except (OSError, RuntimeError, ValueError):  # a name that no file can have; ~name of no user
         return text
-    return whole if len(whole) <= longest else text
-
-
-def _longest(field: str) -> int:
-    name = "dataset.source" if field == "dataset.mix" else field  # the sources of a mixture are as long
-    bounds = (getattr(limit, "max_length", None) for limit in field_of(name).metadata)
-    return next((limit for limit in bounds if limit is not None), 1000)
 
 
 class Launcher:

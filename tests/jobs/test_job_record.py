@@ -17,17 +17,6 @@ def folder(home):
     return made
 
 
-def test_a_record_of_an_earlier_version_still_finds_its_job(folder):
-    folder.job.write_text(
-        '{"attempt": 1, "namespace": "ada", "flavor": "l4x1", "limit_hours": 2, "id": "x", "is_closed": true}'
-    )
-
-    record = JobRecord.of_attempt(folder, 1)
-
-    assert (record.job_id, record.is_over) == ("x", True)
-    assert JobRecord.of_attempt(folder, 2) is None
-
-
 def test_a_piece_of_the_log_is_written_once(tmp_path):
     log = tmp_path / "events"
     assert not write_piece(log, 5, b"late\n")

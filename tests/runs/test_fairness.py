@@ -13,7 +13,6 @@ from engine.runs.run import Why
 from engine.runs.supervision.fairness import (
     LabHold,
     LabStanding,
-    first_of_each,
     lab_reasons,
     order_fairly,
     people_over_quota,
@@ -275,10 +274,3 @@ def test_other_programs_on_a_gpu_are_waited_for_unless_the_person_starts_anyway(
     assert plan_starts([waiting("run-1", "ann")], TWO_GPUS[:1], {}, rules).reasons["run-1"] == busy
     assert list(plan_starts([waiting("run-1", "ann")], TWO_GPUS, {}, rules).starts.values()) == [(TWO_GPUS[1],)]
     assert plan_starts([waiting("run-1", "ann", starts_anyway=True)], TWO_GPUS[:1], {}, rules).starts
-
-
-def test_the_first_runs_of_each_person_are_explained():
-    reasons = {f"run-{number}": Why("memory", "") for number in range(5)}
-    owners = {"run-4": "bob"} | {f"run-{number}": "ann" for number in range(4)}
-
-    assert list(first_of_each(reasons, owners, 2)) == ["run-0", "run-1", "run-4"]

@@ -34,17 +34,7 @@ def test_a_request_shows_which_attempt_it_is_about(home, stopped_run):
     (home.server / "resume" / ".half-written.tmp").touch()
 
     (request,) = resume_requests(home)
-    assert (request.owner, request.run_id, request.attempt()) == (stopped_run.owner, stopped_run.id, 1)
-
-
-def test_a_request_of_an_earlier_version_reports_nothing_of_attempts_and_is_obeyed(home, stopped_run):
-    request_resume(home, stopped_run)
-    (home.server / "resume" / f"{stopped_run.owner}~{stopped_run.id}").write_bytes(b"")
-    loop = SupervisorLoop(home, fake_settings())
-
-    loop.tick(starts_runs=False)
-
-    assert stopped_run.folder.read_state().state == "queued"
+    assert (request.owner, request.run_id, request.attempt) == (stopped_run.owner, stopped_run.id, 1)
 
 
 def test_a_second_click_does_not_outlive_the_attempt(home, stopped_run):

@@ -34,22 +34,6 @@ class HubLogin(NamedTuple):
 LoginOf = Callable[[str], HubLogin]  # by the owner of a run; raises SignInNeededError or PushError where there is none
 
 
-def this_login(_owner: str = "") -> HubLogin:
-    """Return the login of this machine, for a home without accounts.
-
-    Raises:
-        PushError: If there is none.
-    """
-    from huggingface_hub import HfApi, get_token
-
-    token = get_token()
-    if not token:
-        raise PushError(
-            "Training at Hugging Face needs a token, and there is none.", "Run `hf auth login`, or set HF_TOKEN."
-        )
-    return HubLogin(HfApi(token=token))
-
-
 def logins_of(home: LoratoryHome, logins: Logins | None = None) -> LoginOf:
     """Return the function that finds the login for the runs of a home.
 
@@ -58,16 +42,20 @@ def logins_of(home: LoratoryHome, logins: Logins | None = None) -> LoginOf:
     """
 
     def find(owner: str) -> HubLogin:
+        from huggingface_hub import HfApi, get_token
+
         if logins is None and not is_lab(home):
-            return this_login()
+            token = get_token()
+            if not token:
+                what = "Training at Hugging Face needs a token, and there is none."
+                raise PushError(what, "Run `hf auth login`, or set HF_TOKEN.")
+            return HubLogin(HfApi(token=token))
         token = logins.token_of(owner) if logins is not None and owner else None
         if logins is None or not token:
             raise SignInNeededError(
                 "Hugging Face Jobs run under your own account, and you are not signed in there.",
                 "Give a token of yours under “Where” on the Train tab; in a Space, sign in again.",
             )
-        from huggingface_hub import HfApi
-
         return HubLogin(HfApi(token=token), logins.seconds_left(owner) / 3600)
 
     return find

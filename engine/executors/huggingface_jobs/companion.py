@@ -67,9 +67,8 @@ class Companion:
             EngineError: If they cannot be downloaded, or the configuration cannot be read.
         """
         inputs = self._bucket.list(f"{self._order.folder}/{layout.INPUTS}")
-        places = [(file, self._place_of(name)) for name, file in inputs.items() if layout.is_plain(name)]
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._bucket.get(places)
+        self._bucket.get([(file, self._place_of(name)) for name, file in inputs.items() if layout.is_plain(name)])
         config = config_from_mapping(mapping_from_file(self.folder.config))
         config = config.with_names(lambda _, text: self._local(text))
         write_atomically(self.folder.config, config_to_yaml(config))

@@ -106,18 +106,6 @@ def lab_reasons(
     return {run_id: worded(run_id, why) for run_id, why in reasons.items()}
 
 
-def first_of_each(reasons: Mapping[str, Why], owners: Mapping[str, str], most: int) -> dict[str, Why]:
-    """Return the reasons of each person's first waiting runs, for which the rest waits."""
-    counts: dict[str, int] = {}
-    first_reasons: dict[str, Why] = {}
-    for run_id, why in reasons.items():
-        owner = owners.get(run_id, "")
-        counts[owner] = counts.get(owner, 0) + 1
-        if counts[owner] <= most:
-            first_reasons[run_id] = why
-    return first_reasons
-
-
 _LONGEST_WHY = 120
 
 

@@ -39,7 +39,6 @@ from engine.runs.usage import (
 )
 
 SNAPSHOT_FILE = "lab-queue.json"
-_SNAPSHOT_SECONDS = 1.0
 
 ListPrograms = Callable[[int], Sequence[GpuProgram]]
 
@@ -90,7 +89,6 @@ class LabSupervision:
     clock: Callable[[], float] = time.time  # seconds since the epoch
     _ledger: UsageLedger | None = field(default=None, init=False)
     _published: QueueSnapshot | None = field(default=None, init=False)
-    _published_at: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._rules = RulesReader(self.home)
@@ -150,15 +148,15 @@ class LabSupervision:
             if run_id not in active
         )  # fmt: skip
         at_work = tuple((run.owner, run.id) for run, _ in active.values())
-        snapshot, now = QueueSnapshot(waiting=tuple(places), active=at_work), self.clock()
-        if snapshot == self._published or abs(now - self._published_at) < _SNAPSHOT_SECONDS:
+        snapshot = QueueSnapshot(waiting=tuple(places), active=at_work)
+        if snapshot == self._published:
             return
         try:
             write_atomically(self.home.server / SNAPSHOT_FILE, snapshot.model_dump_json(exclude_defaults=True))
         except StorageError as error:
             _log.error("The queue of the lab could not be published: %s", error)
             return
-        self._published, self._published_at = snapshot, now
+        self._published = snapshot
 
     def _open_ledger(self) -> UsageLedger:
         if self._ledger is None:

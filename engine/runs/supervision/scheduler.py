@@ -1,8 +1,8 @@
 """All runs of a home that have not ended: those that wait and those with a job. The only writer of state.json."""
 
 import contextlib
-import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -35,7 +35,7 @@ from engine.runs.supervision.states import (
 )
 from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
 
-_EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the rest waits for these
+_EXPLAINED_OF_EACH = 3  # reasons are saved for the first runs of each person only; the rest waits for these
 _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
@@ -166,7 +166,7 @@ class Scheduler:
                     if self._went_on(run):
                         self._take_in(run)
                     else:
-                        self._resume(run, request.attempt())
+                        self._resume(run, request.attempt)
                 request.forget()
         for run in list(self.waiting.values()):
             with self._problems.guard(run.id, "could not be removed from the queue"):
@@ -289,13 +289,16 @@ class Scheduler:
         """Whether the queue must find devices of this machine for a run."""
         return self._executor(waiting.section.executor).uses_local_devices
 
-    def explain_waiting(self, reasons: Mapping[str, Why], at_most: int = _EXPLAINED_AT_MOST) -> None:
-        """Save why the first runs in line wait, rarely enough that changing figures cost nothing."""
-        now = time.time()
-        still = ((run_id, why) for run_id, why in reasons.items() if run_id in self.waiting)
-        for run_id, why in itertools.islice(still, at_most):
-            run = self.waiting[run_id]
-            if now - self._explained_at.get(run_id, 0.0) < _EXPLAIN_SECONDS:
+    def explain_waiting(self, reasons: Mapping[str, Why]) -> None:
+        """Save why the first runs of each person wait, rarely enough that changing figures cost nothing."""
+        now, counts = time.time(), Counter[str]()
+        for run_id, why in reasons.items():
+            run = self.waiting.get(run_id)
+            if run is None:
+                continue
+            counts[run.owner] += 1
+            is_due = now - self._explained_at.get(run_id, 0.0) >= _EXPLAIN_SECONDS
+            if not is_due or counts[run.owner] > _EXPLAINED_OF_EACH:
                 continue
             with self._problems.guard(run_id, "could not save why it waits"):
                 state = run.folder.read_state()
@@ -324,12 +327,12 @@ class Scheduler:
         elif resumes_automatically(run.folder, state):
             self._resume_automatically(run)
 
-    def _resume(self, run: Run, attempt: int | None) -> None:
+    def _resume(self, run: Run, attempt: int) -> None:
         """Put an ended run back into the queue, unless it has continued since `attempt`, or is running."""
         with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
             state = run.folder.read_state()
             is_over = is_ours and state.is_final and state.state != "completed"
-            if is_over and attempt in (None, state.attempt):
+            if is_over and attempt == state.attempt:
                 clear_requests(run.folder)
                 self._put_back(run, state.model_copy(update={"fruitless_attempts": 0}))
 

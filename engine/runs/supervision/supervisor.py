@@ -13,7 +13,7 @@ from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
 from engine.runs.run import Run, RunState, Why
-from engine.runs.supervision.fairness import first_of_each, lab_reasons
+from engine.runs.supervision.fairness import lab_reasons
 from engine.runs.supervision.lab import LabSupervision, LabTurn
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
@@ -21,8 +21,6 @@ from engine.runs.supervision.seat import SupervisorSeat, seat_holder
 from engine.runs.webhook import Notifier
 
 Role = Literal["stopped", "supervising", "standing_by"]
-
-_EXPLAINED_OF_EACH = 3  # runs of a person
 
 _log = logging.getLogger(__name__)
 
@@ -186,13 +184,10 @@ class SupervisorLoop:
             self._book.request_preemption(device)
         for run_id, start_devices in plan.starts.items():
             self._scheduler.start(run_id, start_devices)
-        plan_reasons = {**plan.reasons, **admission_reasons}
-        if turn is None:
-            self._scheduler.explain_waiting(plan_reasons)
-            return plan_reasons
-        reasons = lab_reasons(plan_reasons, here, turn.rules, turn.standing)
-        first_reasons = first_of_each(reasons, turn.owners, _EXPLAINED_OF_EACH)
-        self._scheduler.explain_waiting(first_reasons, at_most=len(reasons))
+        reasons = {**plan.reasons, **admission_reasons}
+        if turn is not None:
+            reasons = lab_reasons(reasons, here, turn.rules, turn.standing)
+        self._scheduler.explain_waiting(reasons)
         return reasons
 
 
