@@ -304,15 +304,12 @@ def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, 
 
 def _matches(summary: RunSummary, query: RunQuery, words: Sequence[str]) -> bool:
     fields = ((query.states, summary.state), (query.methods, summary.method), (query.models, summary.model))
-    if any(accepted and value not in accepted for accepted, value in fields) or not set(query.tags) <= set(
-        summary.tags
-    ):
+    if any(accepted and value not in accepted for accepted, value in fields):
         return False
-    texts = (summary.id, summary.name, summary.note, *summary.tags)
-    text = "\n".join(
-        (*texts, summary.model, summary.dataset, summary.method, summary.objective, summary.state)
-    ).casefold()
-    return all(word in text for word in words)
+    names = (summary.id, summary.name, summary.note, *summary.tags)
+    texts = (*names, summary.model, summary.dataset, summary.method, summary.objective, summary.state)
+    text = "\n".join(texts).casefold()
+    return set(query.tags) <= set(summary.tags) and all(word in text for word in words)
 
 
 def _sort_value(summary: RunSummary, key: SortKey) -> float | str | None:

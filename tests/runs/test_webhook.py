@@ -52,8 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver(monkeypatch):
-    for limit in ("_PATIENCE_SECONDS", "_DEADLINE_SECONDS"):
-        monkeypatch.setattr(f"engine.runs.webhook.{limit}", PATIENCE_SECONDS)
+    monkeypatch.setattr("engine.runs.webhook._DEADLINE_SECONDS", PATIENCE_SECONDS)
     server = Receiver()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

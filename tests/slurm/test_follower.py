@@ -384,21 +384,6 @@ def test_processor_time_of_a_worker_counts_only_while_its_job_is_seen_to_run(job
     assert job.activity() is None
 
 
-def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(job, home, slurm):
-    wait_for_ever = threading.Event()
-    slurm.queue = lambda: wait_for_ever.wait() and []
-    executor = SlurmExecutor(home, ClusterPlace, slurm)
-    record = RunState(
-        state="submitted", attempt=1, executor="slurm", reason="executor_queue", cause="Waiting: Resources."
-    )
-
-    status = executor.attach(job.run, record).poll(has_reported=False)
-
-    assert (status.phase, status.why.cause) == ("waiting", "Waiting: Resources.")
-    wait_for_ever.set()
-    executor.close()
-
-
 def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(job, slurm):
     step(job)
     slurm.change("100", state="COMPLETED", exit_code=0, nodes="node7")

@@ -53,22 +53,22 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
 
     def send(field: str, text: str) -> str:
         input_name = _INPUT_NAMES.get(field) or f"mix-{next(numbers)}"
-        path = _path_of(text, run, home)
-        if path is None:
+        if RUN_ID.fullmatch(text):  # of the adapter that this one continues
+            path = RunStore(home, run.owner).get(text).folder.adapter
+        elif Path(text).is_absolute():  # the preflight made those absolute that are paths here
+            path = Path(text)
+        else:  # a name that means the same everywhere
             return text
         if not path.exists():
             raise RunError(f"{path.name}, which this run needs, no longer exists.", "Restore it, then resume.")
-        uploads: dict[str, Path] = (
-            {f"{input_name}/{path.name}": path} if path.is_file() else dict(_below(path, input_name))
-        )
+        name = f"{input_name}/{path.name}" if path.is_file() else input_name
+        uploads = {name: path} if path.is_file() else dict(_below(path, input_name))
         if allowed is not None:  # again: the preflight was a while ago
             # The files of a model that an admin put there may be links into a cache.
             for one in (path, *(uploads.values() if input_name != "model" else ())):
                 allowed.read(one, RunError)
         files.update(uploads)
-        return (
-            f"{layout.SENT_PREFIX}{input_name}/{path.name}" if path.is_file() else f"{layout.SENT_PREFIX}{input_name}"
-        )
+        return f"{layout.SENT_PREFIX}{name}"
 
     config = _with_demo_folder(folder.read_config().with_names(send), home, files)
     files["run/config.yaml"] = config_to_yaml(config).encode()
@@ -90,14 +90,6 @@ def whole_lines(events: Path) -> bytes:
     except FileNotFoundError:
         return b""
     return data[: data.rfind(b"\n") + 1]
-
-
-def _path_of(text: str, run: Run, home: LoratoryHome) -> Path | None:
-    """Return the file or folder that a setting names; None for names that mean the same everywhere."""
-    if RUN_ID.fullmatch(text):  # of the adapter that this one continues
-        return RunStore(home, run.owner).get(text).folder.adapter
-    path = Path(text)
-    return path if path.is_absolute() else None  # the preflight made those absolute that are paths here
 
 
 def _with_demo_folder(config: RunConfig, home: LoratoryHome, files: dict[str, bytes | Path]) -> RunConfig:

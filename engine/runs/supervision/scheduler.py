@@ -303,16 +303,13 @@ class Scheduler:
             with self._problems.guard(run_id, "could not save why it waits"):
                 state = run.folder.read_state()
                 if (state.state, state.reason, state.cause) != ("queued", why.reason, why.cause):
-                    run.folder.write_state(
-                        state.model_copy(update={"state": "queued", **why._asdict(), "changed": now})
-                    )
+                    changes = {"state": "queued", **why._asdict(), "changed": now}
+                    run.folder.write_state(state.model_copy(update=changes))
                     self._explained_at[run_id] = now
 
     def _take_in(self, run: Run) -> None:
         state = run.folder.read_saved_state()
-        if (
-            state is None
-        ):  # new, or its file was lost: what has begun goes through its end again, where all of it is weighed
+        if state is None:  # new, or its file was lost: what has begun goes through its end again
             state = run.folder.read_state().model_copy(update={"changed": time.time()})
             if state.state == "running":
                 with contextlib.suppress(EngineError):
@@ -325,26 +322,23 @@ class Scheduler:
         elif self._went_on(run):
             self._attach_found(run, "")
         elif resumes_automatically(run.folder, state):
-            self._resume_automatically(run)
+            self._resume(run)
 
-    def _resume(self, run: Run, attempt: int) -> None:
-        """Put an ended run back into the queue, unless it has continued since `attempt`, or is running."""
+    def _resume(self, run: Run, requested_for: int | None = None) -> None:
+        """Put an ended run back into the queue: automatically, or as requested for an attempt, unless it has continued."""
         with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
             state = run.folder.read_state()
-            is_over = is_ours and state.is_final and state.state != "completed"
-            if is_over and attempt == state.attempt:
+            if not is_ours or not state.is_final or state.state == "completed":
+                return
+            if requested_for is None and not resumes_automatically(run.folder, state):
+                return
+            if requested_for is not None:
+                if requested_for != state.attempt:
+                    return
                 clear_requests(run.folder)
-                self._put_back(run, state.model_copy(update={"fruitless_attempts": 0}))
-
-    def _resume_automatically(self, run: Run) -> None:
-        with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
-            state = run.folder.read_state()
-            if is_ours and resumes_automatically(run.folder, state):
-                self._put_back(run, state)
-
-    def _put_back(self, run: Run, state: RunState) -> None:
-        run.folder.write_state(put_back(run.folder.as_offered(state)))
-        self.waiting[run.id] = run
+                state = state.model_copy(update={"fruitless_attempts": 0})
+            run.folder.write_state(put_back(run.folder.as_offered(state)))
+            self.waiting[run.id] = run
 
     def _unqueue(self, run_id: str) -> None:
         for table in (self.waiting, self._needs, self._explained_at, self._put_off):
