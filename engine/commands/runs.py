@@ -33,7 +33,7 @@ from engine.runs.control import (
     request_cancel,
     request_start_anyway,
     request_stop,
-    wish_place,
+    request_target,
 )
 from engine.runs.history.run_history import read_history
 from engine.runs.lab_rules import resume_run
@@ -148,7 +148,7 @@ def resume(
     if flavor or limit_hours is not None:
         JobRequest.of(run.folder, flavor, limit_hours).save(run.folder)
     if where is not None:
-        wish_place(run, where)
+        request_target(run, where)
     resume_run(store.home, run)
     _wait_until(lambda: not run.folder.read_state().is_final, store.home, _SETTLE_SECONDS)
     report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)

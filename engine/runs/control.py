@@ -84,7 +84,7 @@ def clear_requests(folder: RunFolder) -> None:
         request.unlink(missing_ok=True)
 
 
-def wish_place(run: Run, where: str) -> None:
+def request_target(run: Run, where: str) -> None:
     """Choose another place, which sees the run's folder, for its next attempts.
 
     Raises:
@@ -98,7 +98,7 @@ def wish_place(run: Run, where: str) -> None:
     write_atomically(run.folder.place_request, where, makes_folder=True)
 
 
-def in_wished_place(config: RunConfig, folder: RunFolder) -> RunConfig:
+def with_requested_target(config: RunConfig, folder: RunFolder) -> RunConfig:
     """Return the configuration of a run with the place that a person chose for its next attempts."""
     try:
         where = folder.place_request.read_text(encoding="ascii")

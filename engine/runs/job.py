@@ -42,7 +42,7 @@ class Activity(Protocol):
 
 EXIT_REFUSED = 3  # of a worker that the run's folder did not let in
 
-EndWord = Literal["out_of_memory", "time_limit", "node_failed", "preempted", "cancelled"]
+ExecutorVerdict = Literal["out_of_memory", "time_limit", "node_failed", "preempted", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class JobEnd:
     on_this_boot: bool = False  # it ran on this machine since it was started last
     rebooted: bool = False  # this machine has been restarted since
     lost_host: str | None = None  # of a job that ran elsewhere and is out of sight
-    word: EndWord | None = None  # the executor's own verdict, which has priority over what this machine sees
+    word: ExecutorVerdict | None = None  # the executor's own verdict, which has priority over what this machine sees
     cause: str = ""  # the executor's own reason, a sentence that names job and host
     advice: str = ""
 

@@ -181,13 +181,6 @@ def test_a_damaged_step_line_costs_that_step_only(log):
     assert read_history(log).steps.steps.tolist() == [1, 2, 4, 5]
 
 
-def test_throughput_counts_training_only(log):
-    with EventWriter(log, 1) as events:
-        events.append(step(1, tokens=1000, tokens_per_second=1000.0))  # one second
-        events.append(step(2, tokens=2000, tokens_per_second=250.0))  # four seconds
-    assert read_history(log).mean_tokens_per_second() == pytest.approx(2000 / 5)
-
-
 def test_an_empty_log_is_an_empty_history(log):
     history = read_history(log)
 

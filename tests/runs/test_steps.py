@@ -2,11 +2,10 @@
 
 import math
 
-import numpy as np
 import pytest
 
 from engine.runs.history.events import StepData
-from engine.runs.history.steps import COLUMNS, GrowingColumns, StepSeries, row_of, smooth
+from engine.runs.history.steps import COLUMNS, GrowingColumns, StepSeries, row_of
 
 
 def a_step(step, **changes) -> StepData:
@@ -41,31 +40,6 @@ def test_what_was_handed_out_keeps_the_steps_that_are_superseded_later(columns):
 
     assert before.losses.tolist() == [2.0] * 5
     assert StepSeries(columns.array()).losses.tolist() == [2.0, 2.0, 9.0]
-
-
-def test_a_curve_is_continued_and_restarts_where_steps_are_superseded(columns):
-    losses = [3.0, 2.5, 2.0, 1.5, 1.0]
-    made = GrowingColumns()
-    for step, loss in enumerate(losses, start=1):
-        made.extend(row_of(a_step(step, loss=loss), time=step))
-        np.testing.assert_allclose(
-            StepSeries(made.array()).smoothed_losses(0.9), smooth(StepSeries(made.array()).losses, 0.9)
-        )
-    before = StepSeries(made.array()).smoothed_losses(0.9).copy()
-
-    made.truncate(3)
-    made.extend(row_of(a_step(4, loss=9.0), time=9))
-
-    after = StepSeries(made.array())
-    np.testing.assert_allclose(after.smoothed_losses(0.9), smooth(np.array([3.0, 2.5, 2.0, 9.0]), 0.9))
-    np.testing.assert_array_equal(after.smoothed_losses(0.0), after.losses)
-    assert before[3] != after.smoothed_losses(0.9)[3]
-
-
-def test_a_gap_in_the_losses_is_passed_over(columns):
-    columns.extend(row_of(a_step(6, loss=math.nan), time=6))
-
-    assert np.isnan(StepSeries(columns.array()).smoothed_losses(0.9)).tolist() == [False] * 5 + [True]
 
 
 def test_throughput_counts_training_alone_and_forgets_what_was_superseded():

@@ -8,7 +8,7 @@ from engine.config.run import RunConfig
 from engine.executors.follower import SavedJob
 from engine.executors.slurm.commands import JobLine
 from engine.executors.slurm.place import ClusterPlace
-from engine.runs.job import EndWord, JobEnd
+from engine.runs.job import ExecutorVerdict, JobEnd
 from engine.runs.run import Run
 
 _MINUTES_AT_LEAST = 1.0  # Slurm counts in minutes
@@ -117,7 +117,7 @@ def waits_words(line: JobLine) -> tuple[str, str]:
     return words, "Cancel it, correct cluster.yaml or the run's settings, and start again." if name in _NEVER else ""
 
 
-_ENDS: dict[str, tuple[EndWord, str]] = {
+_ENDS: dict[str, tuple[ExecutorVerdict, str]] = {
     "OUT_OF_MEMORY": (
         "out_of_memory",
         "Slurm ended job {id}{where}: it used more than the {memory:g} GiB of RAM that it had.",

@@ -142,11 +142,6 @@ class UrgentSlot:
         folder = RunFolder(self._runs / slot.owner / slot.run_id)
         return slot if folder.path.is_dir() and folder.read_state().state == "queued" else None
 
-    def run_id(self) -> str | None:
-        """Return the id of the run in the slot; None where it is empty."""
-        slot = self.run()
-        return slot.run_id if slot is not None else None
-
     def put(self, person: Person, run: Run, why: str = "") -> None:
         """Make a waiting run the first of the queue.
 
@@ -163,7 +158,8 @@ class UrgentSlot:
             state = run.folder.read_state().state
             if state != "queued":
                 raise RunError(f"{run.id} is {state} and does not wait.", "Only waiting runs can be urgent.")
-            if self.run_id() not in (None, run.id):
+            present = self.run()
+            if present is not None and present.run_id != run.id:
                 raise RunError("Another run is urgent already.", "Wait until it has started, or clear it.")
             words = "".join(sign for sign in " ".join(why.split()) if sign.isprintable())[:_LONGEST_WHY]
             slot = UrgentRun(owner=run.owner, run_id=run.id, by=person.name, why=words)

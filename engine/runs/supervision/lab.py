@@ -182,12 +182,12 @@ class LabSupervision:
             used_seconds[person] = used_seconds.get(person, 0.0) + seconds
         urgent = None
         with contextlib.suppress(EngineError):
-            urgent = self._slot.run_id()
+            urgent = self._slot.run()
         return LabStanding(
             used_seconds,
             Counter(run.owner for run, state in active.values() if local_devices(state.device)),
             hours,
-            urgent,
+            urgent.run_id if urgent is not None else None,
         )
 
     def _own_order(self, owner: str, run_ids: Sequence[str]) -> list[str]:

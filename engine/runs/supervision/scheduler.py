@@ -16,7 +16,7 @@ from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
-from engine.runs.control import asks_to_end, clear_requests, in_wished_place, resume_requests
+from engine.runs.control import asks_to_end, clear_requests, resume_requests, with_requested_target
 from engine.runs.job import Executor, JobSpec
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import Run, RunState, State, Why
@@ -90,7 +90,7 @@ class Scheduler:
         for monitor in [monitor for monitor in self.active.values() if monitor.is_due()]:
             with self._problems.guard(monitor.run.id, "could not be checked"):
                 self._look_at(monitor)
-        self._obey_requests()
+        self._apply_requests()
 
     def _find_new(self) -> None:
         """Add new runs, and after a start all that have not ended."""
@@ -108,10 +108,10 @@ class Scheduler:
     def _look_into(self, folder: OwnerFolder) -> None:
         runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
         for run_id, run in runs.items():
-            if run_id in folder.known and not self._went_on(run):
+            if run_id in folder.known and not self._was_continued(run):
                 continue
             with self._problems.guard(run_id, "cannot be supervised"):
-                self._take_in(run)
+                self._adopt(run)
                 folder.known.add(run_id)
         for deleted in folder.known - runs.keys():  # deleted under us
             self._unqueue(deleted)
@@ -119,7 +119,7 @@ class Scheduler:
             self._stamps.pop(deleted, None)
         folder.known &= runs.keys()
 
-    def _went_on(self, run: Run) -> bool:
+    def _was_continued(self, run: Run) -> bool:
         """Whether a worker that a person or a cluster started continues a run that had ended; see `has_later_worker`."""
         if run.id in self.active or run.id in self.waiting:
             return False
@@ -153,7 +153,7 @@ class Scheduler:
         elif state.is_final:
             self._on_final(monitor.run, state)
 
-    def _obey_requests(self) -> None:
+    def _apply_requests(self) -> None:
         """Put resumed runs into the queue, and remove stopped ones from it."""
         # In this order: a request to resume that finds its run waiting must not undo the stop that takes it out.
         for request in list(resume_requests(self._home)):
@@ -163,8 +163,8 @@ class Scheduler:
                     continue  # out of reach for now: whether there is such a run is not known
                 if request.run_id in owner.store.ids():
                     run = owner.store.get(request.run_id)
-                    if self._went_on(run):
-                        self._take_in(run)
+                    if self._was_continued(run):
+                        self._adopt(run)
                     else:
                         self._resume(run, request.attempt)
                 request.forget()
@@ -280,7 +280,7 @@ class Scheduler:
     def _config_of(self, run: Run) -> RunConfig | None:
         """Return the configuration of a waiting run; None, and the run fails, where it cannot be read."""
         try:
-            return in_wished_place(run.folder.read_config(), run.folder)
+            return with_requested_target(run.folder.read_config(), run.folder)
         except EngineError as error:
             self._end_waiting(run, "failed", start_failure(run, error))
             return None
@@ -307,7 +307,7 @@ class Scheduler:
                     run.folder.write_state(state.model_copy(update=changes))
                     self._explained_at[run_id] = now
 
-    def _take_in(self, run: Run) -> None:
+    def _adopt(self, run: Run) -> None:
         state = run.folder.read_saved_state()
         if state is None:  # new, or its file was lost: what has begun goes through its end again
             state = run.folder.read_state().model_copy(update={"changed": time.time()})
@@ -319,7 +319,7 @@ class Scheduler:
             self.waiting[run.id] = run
         elif not state.is_final:
             self._attach(run, state)
-        elif self._went_on(run):
+        elif self._was_continued(run):
             self._attach_found(run, "")
         elif resumes_automatically(run.folder, state):
             self._resume(run)

@@ -72,9 +72,9 @@ class WorkerMonitor:
             case "waiting":
                 return self._look_at_waiting(status)
             case "alive":
-                return self._look_at_living(status.why)
+                return self._poll_running(status.why)
             case "unknown":
-                return self._look_at_living(status.why, is_seen=False)
+                return self._poll_running(status.why, is_seen=False)
         # What the worker reported last decides, so it must be here.
         self.job.fetch_logs()
         return self._ending()
@@ -98,7 +98,7 @@ class WorkerMonitor:
             return self._with_state("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
         return self._with_state("submitted", status.why or _NO_REASON)
 
-    def _look_at_living(self, out_of_sight: Why | None, *, is_seen: bool = True) -> RunState:
+    def _poll_running(self, out_of_sight: Why | None, *, is_seen: bool = True) -> RunState:
         folder = self.run.folder
         with contextlib.suppress(EngineError):  # of a living job they only come later
             self.job.fetch_logs()
