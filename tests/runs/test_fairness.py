@@ -1,6 +1,7 @@
 """Whose run starts next in a lab, in simulated time."""
 
 import random
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,8 @@ from engine.hardware.lease import LeaseHolder
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import Why
 from engine.runs.supervision.fairness import (
-    LabHold,
     LabStanding,
+    LabTurn,
     lab_reasons,
     order_fairly,
     people_over_quota,
@@ -157,10 +158,12 @@ def test_the_order_has_every_run_once_and_keeps_each_persons_own():
         assert all([run_id for run_id in order if run_id in line] == line for line in lines.values()), seed
 
 
-def hold_for(limits: LabLimits = NO_CAP, standing: LabStanding | None = None, **changes: object) -> LabHold:
+def hold_for(
+    limits: LabLimits = NO_CAP, standing: LabStanding | None = None, **changes: object
+) -> Callable[..., Why | None]:
     owners = {"run-1": "ann", "run-2": "ann", "run-3": "bob"}
     rules = LabRules(limits=limits, maintenance=changes.pop("maintenance", Maintenance()))
-    return LabHold(rules, standing or LabStanding(), owners, **changes)
+    return LabTurn(rules, standing or LabStanding(), (), owners, **changes).hold
 
 
 def test_a_cap_counts_what_runs_and_what_is_about_to_and_lets_others_pass():

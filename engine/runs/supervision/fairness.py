@@ -61,16 +61,22 @@ def people_over_quota(rules: LabRules, standing: LabStanding) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class LabHold:
-    """Decides whether a waiting run has to wait even for a free device; see `StartRules.hold`."""
+class LabTurn:
+    """A snapshot of the queue of a lab."""
 
-    rules: LabRules  # of the lab
+    rules: LabRules
     standing: LabStanding  # what each person has used
+    order: Sequence[str]  # all waiting runs, the next to start first
     owners: Mapping[str, str]  # of the waiting runs, by id
     # Free on the disk of the home, where that is less than the lab keeps free; else None.
     free_disk_gb: float | None = None
 
-    def __call__(self, waiting: Waiting, starting: Collection[str]) -> Why | None:
+    def known(self, waiting: Waiting) -> Waiting:
+        """Return a waiting run with the lab's details."""
+        is_urgent = waiting.run_id == self.standing.urgent
+        return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
+
+    def hold(self, waiting: Waiting, starting: Collection[str]) -> Why | None:
         """Return why a run waits; None where it may start, given the runs that start before it."""
         maintenance, limits = self.rules.maintenance, self.rules.limits
         if maintenance.is_on:

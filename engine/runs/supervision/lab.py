@@ -20,13 +20,13 @@ from engine.runs.control import request_stop_for_time
 from engine.runs.disk import free_bytes, is_disk_short
 from engine.runs.run import Reason, Run, RunState, Why
 from engine.runs.supervision.fairness import (
-    LabHold,
     LabStanding,
+    LabTurn,
     UrgentSlot,
     order_fairly,
     people_over_quota,
 )
-from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting
+from engine.runs.supervision.queue import QueueOrder, StartRules
 from engine.runs.usage import (
     Attempt,
     DecayedSeconds,
@@ -63,21 +63,6 @@ class QueueSnapshot(BaseModel):
 
     waiting: tuple[WaitingPlace, ...] = ()
     active: tuple[tuple[str, str], ...] = ()  # owner and id
-
-
-@dataclass(frozen=True)
-class LabTurn:
-    """A snapshot of the queue of a lab."""
-
-    rules: LabRules
-    standing: LabStanding
-    order: Sequence[str]  # all waiting runs, the next to start first
-    owners: Mapping[str, str]
-
-    def known(self, waiting: Waiting) -> Waiting:
-        """Return a waiting run with the lab's details."""
-        is_urgent = waiting.run_id == self.standing.urgent
-        return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
 
 
 @dataclass
@@ -121,12 +106,12 @@ class LabSupervision:
             owner: self._own_order(owner, [run_id for run_id in owners if owners[run_id] == owner])
             for owner in set(owners.values())
         }
-        return LabTurn(rules, standing, order_fairly(lines, standing, people_over_quota(rules, standing)), owners)
+        order = order_fairly(lines, standing, people_over_quota(rules, standing))
+        free_gb = free_bytes(self.home) / 10**9 if is_disk_short(self.home, rules.limits) else None
+        return LabTurn(rules, standing, order, owners, free_gb)
 
     def start_rules(self, turn: LabTurn, devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> StartRules:
         """Return the lab's reasons to delay runs, in addition to leases and memory."""
-        is_short = is_disk_short(self.home, turn.rules.limits)
-        free_gb = free_bytes(self.home) / 10**9 if is_short else None
         occupied: dict[str, Why] = {}
         for device in devices if turn.rules.limits.waits_for_other_programs else ():
             name = lease_name(device)
@@ -134,7 +119,7 @@ class LabSupervision:
                 programs = self.programs(device.index)
                 if programs:
                     occupied[name] = _occupied_reason(name, programs)
-        return StartRules(LabHold(turn.rules, turn.standing, turn.owners, free_gb), occupied)
+        return StartRules(turn.hold, occupied)
 
     def publish(self, turn: LabTurn, reasons: Mapping[str, Why], active: Mapping[str, tuple[Run, RunState]]) -> None:
         """Save the queue for pages, where it has changed."""

@@ -13,8 +13,8 @@ from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
 from engine.runs.run import Run, RunState, Why
-from engine.runs.supervision.fairness import lab_reasons
-from engine.runs.supervision.lab import LabSupervision, LabTurn
+from engine.runs.supervision.fairness import LabTurn, lab_reasons
+from engine.runs.supervision.lab import LabSupervision
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 from engine.runs.supervision.seat import SupervisorSeat, seat_holder
