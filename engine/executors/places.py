@@ -16,8 +16,7 @@ from engine.executors.huggingface_jobs.account import (
     flavor_named,
     logins_of,
 )
-from engine.executors.slurm.place import ClusterPlace, read_place
-from engine.executors.slurm.record import JobResources
+from engine.executors.slurm.place import ClusterPlace, JobResources, read_place
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options
 from engine.memory.estimate import GIB

@@ -12,8 +12,7 @@ from engine.executors import make_executors
 from engine.executors.local import LocalContext
 from engine.executors.slurm.commands import JobLine
 from engine.executors.slurm.job import SlurmExecutor
-from engine.executors.slurm.place import ClusterPlace
-from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.place import ClusterPlace, JobResources, SlurmRecord
 from engine.hardware.lease import LeaseBook
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume

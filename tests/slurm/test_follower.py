@@ -7,8 +7,7 @@ import pytest
 from engine.errors import ClusterError, ClusterUnreachableError
 from engine.executors.slurm.commands import JobLine
 from engine.executors.slurm.job import SlurmExecutor, SlurmJob
-from engine.executors.slurm.place import ClusterPlace, GpuType
-from engine.executors.slurm.record import JobResources, SlurmRecord, job_end, waits_words
+from engine.executors.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, job_end, waits_words
 from engine.executors.slurm.script import job_script, worker_arguments
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import StatusData

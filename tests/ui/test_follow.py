@@ -7,8 +7,7 @@ import pytest
 
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs.layout import JobRecord
-from engine.executors.slurm.place import CLUSTER_FILE
-from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.place import CLUSTER_FILE, JobResources, SlurmRecord
 from engine.runs.control import request_start_anyway, request_stop, resume_is_requested, with_requested_target
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter

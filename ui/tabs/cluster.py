@@ -6,8 +6,7 @@ import gradio as gr
 
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, EngineError
-from engine.executors.slurm.place import ClusterPlace, has_place, read_place
-from engine.executors.slurm.record import JobResources
+from engine.executors.slurm.place import ClusterPlace, JobResources, has_place, read_place
 from engine.memory.estimate import GIB
 from engine.paths import LoratoryHome
 from engine.quantities import duration

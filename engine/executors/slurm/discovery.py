@@ -17,8 +17,7 @@ from pydantic import BaseModel
 
 from engine.errors import ClusterError, WorkerError
 from engine.executors.slurm.commands import FIELD_END, Slurm, seconds_of, takes_jobs
-from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, read_place
-from engine.executors.slurm.record import JobResources
+from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, JobResources, read_place
 from engine.executors.slurm.script import expected_start, step_on_node
 from engine.files import write_atomically
 from engine.hardware.cuda import list_cuda_devices, load_nvml

@@ -11,8 +11,16 @@ from engine.errors import ClusterError, ClusterUnreachableError, EngineError
 from engine.executors.follower import JobView, RemoteExecutor, RemoteJob
 from engine.executors.slurm.commands import JobLine, Slurm
 from engine.executors.slurm.fetch import Fetch
-from engine.executors.slurm.place import ClusterPlace, read_place
-from engine.executors.slurm.record import ENDED_STATES, WAITS_STATES, JobResources, SlurmRecord, job_end, waits_words
+from engine.executors.slurm.place import (
+    ENDED_STATES,
+    WAITS_STATES,
+    ClusterPlace,
+    JobResources,
+    SlurmRecord,
+    job_end,
+    read_place,
+    waits_words,
+)
 from engine.executors.slurm.script import job_options, job_script
 from engine.files import size_and_time
 from engine.paths import LoratoryHome

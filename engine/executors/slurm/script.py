@@ -13,8 +13,7 @@ from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.errors import ClusterError
 from engine.executors.local import Nodes, training_command
 from engine.executors.slurm.commands import Slurm, which_slurm
-from engine.executors.slurm.place import ClusterPlace, read_place
-from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.place import ClusterPlace, JobResources, SlurmRecord, read_place
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
 from engine.processes.spawn import LIBRARY_ENVIRONMENT, Launcher, allocator_environment, environment_for
