@@ -1,31 +1,32 @@
 """Jobs on this machine: a process in its own session, which leases its devices and outlives the server."""
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
-from engine.config.run import RunConfig
-from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity, end_group
-from engine.processes.spawn import Access, allocator_environment, cap_log, spawn, worker_argv
+from engine.processes.spawn import cap_log
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
-from engine.runs.job import EXIT_REFUSED, Activity, Executor, Job, JobEnd, JobSpec, JobStatus
-from engine.runs.provenance import read_provenance, run_title
-from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
-
-WORKER_MODULE = "engine.training.worker"
-
-WorkerCommand = Callable[[JobSpec], list[str]]
+from engine.runs.job import (
+    EXIT_REFUSED,
+    Activity,
+    Executor,
+    Job,
+    JobEnd,
+    JobSpec,
+    JobStatus,
+    WorkerCommand,
+    start_worker,
+    worker_command,
+)
+from engine.runs.provenance import run_title
+from engine.runs.run import RUN_VARIABLE, Run, RunState, Why
 
 
 class LocalContext(NamedTuple):
@@ -212,77 +213,6 @@ class LocalJob(Job):
         if device not in self.devices or (worker is not None and worker.is_of_another_host()):
             return None
         return _holder(self.run, _title_of(self.run), worker or ProcessIdentity.current())
-
-
-def worker_command(spec: JobSpec) -> list[str]:
-    """Return the command line of a worker, with as many processes as its settings name devices for."""
-    return training_command(spec.run.folder.path, spec.config.run.processes)
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Machines that train one run together, and where their launchers meet (torch's c10d rendezvous)."""
-
-    count: int
-    endpoint: str  # HOST:PORT on one of them, reachable from all
-    name: str  # of the meeting, the same for all and of no other run: a scheduler's job id, with the attempt
-
-
-def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = "") -> list[str]:
-    """Return the command line of the worker of a run's folder, or of torch's launcher where several train together.
-
-    On one machine, the processes meet at a port that the system chooses. Accelerate's own launcher has a fixed port, on
-    which two runs that start at once collide, and reads the person's own configuration. On several machines, each runs this
-    command; all of them see the run's folder, and only the first process writes there.
-
-    Args:
-        folder: Of the run.
-        processes: On each machine, one for each of its devices.
-        nodes: Of several machines.
-        python: With Loratory, on the machine that trains; this one where empty.
-    """
-    python = python or sys.executable
-    if nodes is None or nodes.count == 1:
-        if processes == 1:
-            return [python, *worker_argv(WORKER_MODULE, (str(folder),))[1:]]
-        meeting = ["--standalone", "--local-addr", "127.0.0.1", "--nnodes", "1"]
-    else:
-        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", nodes.endpoint, "--rdzv-id", nodes.name]
-        meeting += ["--nnodes", str(nodes.count)]
-    return [
-        *(python, "-P", "-m", "torch.distributed.run", *meeting),
-        # Set explicitly, or environment variables decide them.
-        *("--nproc-per-node", str(processes), "--max-restarts", "0"),
-        *("--module", WORKER_MODULE, str(folder)),
-    ]
-
-
-def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[bytes]:
-    """Start the worker in a session of its own; it sees its own devices only.
-
-    Raises:
-        WorkerError: If it cannot be started.
-    """
-    environment = {
-        **allocator_environment(),
-        **visible_only(spec.devices),
-        ATTEMPT_VARIABLE: str(spec.attempt),
-        RUN_VARIABLE: spec.run.id,
-        "PYTHONUNBUFFERED": "1",
-    }
-    # People of a lab must not use logins of the server's account.
-    access = frozenset[Access]() if read_provenance(spec.run.folder).person else _access_for(spec.config)
-    return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
-
-
-def _access_for(config: RunConfig) -> frozenset[Access]:
-    """What a training worker may log in to: what its model, its data and its trackers need."""
-    trackers = config.training.report_to
-    access = set(hub_access(config.model, config.dataset))
-    access |= {tracker for name, tracker in (("wandb", Access.WANDB), ("trackio", Access.TRACKIO)) if name in trackers}
-    if "trackio" in trackers and "TRACKIO_SPACE_ID" in os.environ:
-        access.add(Access.HUB)  # the Space that Trackio sends figures to is there
-    return frozenset(access)
 
 
 def _names(spec: JobSpec) -> tuple[str, ...]:

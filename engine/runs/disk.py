@@ -33,21 +33,7 @@ class DiskUse:
     """Bytes that one person has in a lab."""
 
     owner: str
-    runs: int
-    uploads: int
-    exports: int
-    models: int = 0  # fetched with their own token, or converted
-    cache: int = 0  # of their page, prepared pushes included
-    transfers: int = 0  # on their way into or out of the page
-
-    @property
-    def parts(self) -> Mapping[str, int]:
-        """Return the bytes by what they are of, leaving out what has none."""
-        named = {
-            "runs": self.runs, "uploads": self.uploads, "exports": self.exports, "own models": self.models,
-            "cache": self.cache, "transfers": self.transfers,
-        }  # fmt: skip
-        return {name: bytes_ for name, bytes_ in named.items() if bytes_}
+    parts: Mapping[str, int]  # by what they are of; what has none is left out
 
     @property
     def total(self) -> int:
@@ -58,8 +44,12 @@ class DiskUse:
 def disk_use(home: LoratoryHome, owner: str) -> DiskUse:
     """Measure a person's folders; slow for thousands of files."""
     own = home.of(owner)
-    folders = (own.own_runs, own.uploads, own.exports, own.own_models, own.cache, own.transfers)
-    return DiskUse(owner, *map(folder_size_bytes, folders))
+    folders = {
+        "runs": own.own_runs, "uploads": own.uploads, "exports": own.exports, "own models": own.own_models,
+        "cache": own.cache, "transfers": own.transfers,
+    }  # fmt: skip
+    sizes = {name: folder_size_bytes(folder) for name, folder in folders.items()}
+    return DiskUse(owner, {name: bytes_ for name, bytes_ in sizes.items() if bytes_})
 
 
 def free_bytes(home: LoratoryHome) -> int:

@@ -1,17 +1,25 @@
-"""One attempt at a run as its supervisor sees it, and the interface of an executor, which starts the attempt somewhere.
+"""One attempt at a run as its supervisor sees it, the interface of an executor that starts it, and the command of its worker.
 
 An executor submits jobs; a job is one attempt at one run, and needs no local process. The contract with the worker is the run
 folder, on any machine.
 """
 
+import os
+import subprocess
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from engine.config.run import RunConfig
-from engine.hardware.device import Device
+from engine.data.hub import hub_access
+from engine.hardware.device import Device, visible_only
 from engine.hardware.lease import LeaseHolder
-from engine.runs.run import Run, RunState, Why
+from engine.processes.spawn import Access, allocator_environment, spawn, worker_argv
+from engine.runs.provenance import read_provenance
+from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
 
 JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
@@ -157,3 +165,78 @@ class Executor(ABC):
         Raises:
             StorageError: If it cannot be saved; try again.
         """
+
+
+WORKER_MODULE = "engine.training.worker"
+WorkerCommand = Callable[[JobSpec], list[str]]
+
+
+def worker_command(spec: JobSpec) -> list[str]:
+    """Return the command line of a worker, with as many processes as its settings name devices for."""
+    return training_command(spec.run.folder.path, spec.config.run.processes)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Machines that train one run together, and where their launchers meet (torch's c10d rendezvous)."""
+
+    count: int
+    endpoint: str  # HOST:PORT on one of them, reachable from all
+    name: str  # of the meeting, the same for all and of no other run: a scheduler's job id, with the attempt
+
+
+def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = "") -> list[str]:
+    """Return the command line of the worker of a run's folder, or of torch's launcher where several train together.
+
+    On one machine, the processes meet at a port that the system chooses. Accelerate's own launcher has a fixed port, on
+    which two runs that start at once collide, and reads the person's own configuration. On several machines, each runs this
+    command; all of them see the run's folder, and only the first process writes there.
+
+    Args:
+        folder: Of the run.
+        processes: On each machine, one for each of its devices.
+        nodes: Of several machines.
+        python: With Loratory, on the machine that trains; this one where empty.
+    """
+    python = python or sys.executable
+    if nodes is None or nodes.count == 1:
+        if processes == 1:
+            return [python, *worker_argv(WORKER_MODULE, (str(folder),))[1:]]
+        meeting = ["--standalone", "--local-addr", "127.0.0.1", "--nnodes", "1"]
+    else:
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", nodes.endpoint, "--rdzv-id", nodes.name]
+        meeting += ["--nnodes", str(nodes.count)]
+    return [
+        *(python, "-P", "-m", "torch.distributed.run", *meeting),
+        # Set explicitly, or environment variables decide them.
+        *("--nproc-per-node", str(processes), "--max-restarts", "0"),
+        *("--module", WORKER_MODULE, str(folder)),
+    ]
+
+
+def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[bytes]:
+    """Start the worker in a session of its own; it sees its own devices only.
+
+    Raises:
+        WorkerError: If it cannot be started.
+    """
+    environment = {
+        **allocator_environment(),
+        **visible_only(spec.devices),
+        ATTEMPT_VARIABLE: str(spec.attempt),
+        RUN_VARIABLE: spec.run.id,
+        "PYTHONUNBUFFERED": "1",
+    }
+    # People of a lab must not use logins of the server's account.
+    access = frozenset[Access]() if read_provenance(spec.run.folder).person else _access_for(spec.config)
+    return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
+
+
+def _access_for(config: RunConfig) -> frozenset[Access]:
+    """What a training worker may log in to: what its model, its data and its trackers need."""
+    trackers = config.training.report_to
+    access = set(hub_access(config.model, config.dataset))
+    access |= {tracker for name, tracker in (("wandb", Access.WANDB), ("trackio", Access.TRACKIO)) if name in trackers}
+    if "trackio" in trackers and "TRACKIO_SPACE_ID" in os.environ:
+        access.add(Access.HUB)  # the Space that Trackio sends figures to is there
+    return frozenset(access)

@@ -17,7 +17,6 @@ from engine.config.load import config_to_yaml
 from engine.config.objectives import RowKind, objective_of
 from engine.config.run import DataFormatName, DatasetConfig, RunConfig, RunSection
 from engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
-from engine.executors.local import WorkerCommand, start_worker, worker_command
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import note_model
@@ -29,7 +28,7 @@ from engine.processes.liveness import ProcessIdentity, end_group
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
 from engine.runs.history.log import read_events
-from engine.runs.job import JobSpec
+from engine.runs.job import JobSpec, WorkerCommand, start_worker, worker_command
 from engine.runs.lab_rules import lab_problems
 from engine.runs.provenance import Provenance
 from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState

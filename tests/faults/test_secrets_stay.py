@@ -15,7 +15,6 @@ from engine.chat.session import ChatSession
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.executors.local import start_worker, worker_command
 from engine.export.gguf.converter import Converter, convert
 from engine.export.push.job import WORKER_MODULE as PUSH_WORKER
 from engine.hardware.device_job import DeviceJob
@@ -24,7 +23,7 @@ from engine.models.demo import _download_wheel
 from engine.models.prepared import convert_gguf, ignore_progress
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.spawn import Access
-from engine.runs.job import JobSpec
+from engine.runs.job import JobSpec, start_worker, worker_command
 from engine.runs.run import Run, RunFolder
 from tests.runs.supervision import config_for, cpu
 

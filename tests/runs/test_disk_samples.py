@@ -61,7 +61,7 @@ def test_the_present_week_is_as_measured_last(home, samples):
     samples.measure()
 
     assert samples.by_week()["ann", Week(2026, 47)] == 500
-    assert samples.newest("ann") == DiskUse("ann", 0, 500, 0)
+    assert samples.newest("ann") == DiskUse("ann", {"uploads": 500})
     assert samples.newest("cid") is None
 
 
@@ -108,7 +108,7 @@ LIMITS = LabLimits(disk_gb_per_person=100, free_disk_gb=10)
     ],
 )
 def test_a_person_is_warned_before_starts_are_refused(used, free, words):
-    text = disk_warning(DiskUse("ann", used * GB, 0, 0), LIMITS, free * GB)
+    text = disk_warning(DiskUse("ann", {"runs": used * GB}), LIMITS, free * GB)
 
     assert (text == "") == (words == [])
     assert all(part in text for part in words), text
@@ -116,4 +116,4 @@ def test_a_person_is_warned_before_starts_are_refused(used, free, words):
 
 def test_without_limits_nothing_is_warned_of():
     none = LabLimits(disk_gb_per_person=None, free_disk_gb=0)
-    assert disk_warning(DiskUse("ann", 10**15, 0, 0), none, 1) == ""
+    assert disk_warning(DiskUse("ann", {"runs": 10**15}), none, 1) == ""

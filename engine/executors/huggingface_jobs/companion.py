@@ -19,13 +19,13 @@ from engine.config.load import config_from_mapping, config_to_yaml, mapping_from
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
-from engine.executors.local import training_command
 from engine.files import size_and_time, write_atomically
 from engine.hub_bucket import RunBucket
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, allocator_environment, environment_for
 from engine.runs.checkpoints import MANIFEST, list_checkpoints
 from engine.runs.control import request_stop_for_time
+from engine.runs.job import training_command
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder, RunState
 
 _LARGEST_SEGMENT_BYTES = 4_000_000
