@@ -147,14 +147,13 @@ class ProblemLog:
     """Logs problems of runs or owners, each once, and lets the rest continue."""
 
     def __init__(self) -> None:
-        self._last_texts: dict[str, dict[str, str]] = {}  # by run or owner, and by what was tried
+        self._last_texts: dict[tuple[str, str], str] = {}  # by run or owner, and by what was tried
 
     def report(self, about: str, text: str, tried: str = "") -> None:
         """Log a problem, unless it is the same as the last one of the same action."""
-        texts = self._last_texts.setdefault(about, {})
-        if texts.get(tried) != text:
+        if self._last_texts.get((about, tried)) != text:
             _log.error(text)
-        texts[tried] = text
+        self._last_texts[about, tried] = text
 
     @contextlib.contextmanager
     def guard(self, about: str, what: str) -> Iterator[None]:

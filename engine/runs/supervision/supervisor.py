@@ -18,6 +18,7 @@ from engine.runs.supervision.lab import LabSupervision
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 from engine.runs.supervision.seat import SupervisorSeat, seat_holder
+from engine.runs.supervision.states import ProblemLog
 from engine.runs.webhook import Notifier
 
 Role = Literal["stopped", "supervising", "standing_by"]
@@ -36,6 +37,7 @@ class Supervisor:
         self._settings = settings or SupervisorSettings()
         self._lock = FileLock(home.server / "supervisor.lock")
         self._seat = SupervisorSeat(home, self._settings.seat)
+        self._problems = ProblemLog()
         self._ending = threading.Event()
         self.role: Role = "stopped"  # whether this one supervises, or waits for another one to end
         self._thread: threading.Thread | None = None
@@ -85,7 +87,6 @@ class Supervisor:
 
     def _stand_by(self) -> None:
         """Wait until this host's lock and the seat are free, and take both."""
-        complaint = ""
         while not self._ending.wait(self._settings.take_over_seconds):
             try:
                 self._seat.look()  # also while the lock is not: it counts how long another host is silent
@@ -93,12 +94,13 @@ class Supervisor:
                     self.role = "supervising"
                     return
             except Exception as error:
-                complaint = _complain("The seat of the current supervisor cannot be read", error, complaint)
+                self._problems.report(
+                    "seat", f"The seat of the current supervisor cannot be read; trying again: {error}"
+                )
 
     def _supervise(self) -> None:
         """Supervise until the end, or until another host has the seat."""
         loop, housekeeping = SupervisorLoop(self._home, self._settings), Housekeeping(self._home)
-        complaint = ""
         while not self._ending.is_set():
             try:
                 if not self._seat.keep():
@@ -108,18 +110,9 @@ class Supervisor:
                 housekeeping.tick()
             except Exception as error:
                 # A full disk, a missing folder: the runs still need a supervisor.
-                complaint = _complain("Runs cannot be supervised at present", error, complaint)
+                self._problems.report("runs", f"Runs cannot be supervised at present; trying again: {error}")
             self._ending.wait(self._settings.tick_seconds)
         loop.close()
-
-
-def _complain(what: str, error: Exception, before: str) -> str:
-    """Log an error, unless it is the same as the last one; the next round tries again."""
-    complaint = str(error)
-    if complaint != before:
-        _log.error("%s; trying again: %s", what, complaint)
-        _log.debug("The whole story:", exc_info=error)
-    return complaint
 
 
 class SupervisorLoop:
