@@ -16,7 +16,7 @@ from engine.config.run import RunConfig
 from engine.errors import EngineError, StorageError
 from engine.files import read_model, size_and_time, write_atomically
 from engine.runs.control import RunNotes, read_notes
-from engine.runs.history.run_history import HistoryReader, RunHistory, read_history
+from engine.runs.history.run_history import RunHistory, read_history
 from engine.runs.history.steps import COLUMNS
 from engine.runs.provenance import MemoryFigures, Provenance, describe_config, measured_figures, read_provenance
 from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
@@ -162,21 +162,19 @@ class _IndexFile(BaseModel):
 class RunIndex:
     """Rows of the runs of one owner; one for a server, shared by all its pages.
 
-    What has ended is remembered, what lives is followed, nothing is read twice.
-
-    The rows of ended runs are kept in the home's cache, which may be deleted at any time. The index reads histories
-    itself unless the caller, who reads them anyway, gives them by `history_of`.
+    The rows of ended runs are kept in the home's cache, which may be deleted at any time. Histories are read as a whole
+    unless the caller, who follows them anyway, gives them by `history_of`.
     """
 
     def __init__(self, store: RunStore, history_of: Callable[[Run], RunHistory] | None = None) -> None:
         self._store = store
-        self._history_of = history_of or self._follow
+        self._history_of = history_of or (lambda run: read_history(run.folder.events))
         self._path = store.home.cache / "runs" / f"{store.owner}.json"
         self._reading = threading.Lock()  # guards everything below: several pages may ask at once
-        self._entries: dict[str, _IndexEntry] | None = None  # None until the cache was read
+        index = read_model(self._path, _IndexFile)
+        self._entries = index.runs if index is not None else {}  # of ended runs, by id
         self._read_ids: set[str] = set()  # runs that were read before
         self._has_news = False  # what the cache does not know yet
-        self._readers: dict[str, HistoryReader] = {}  # of runs that have not ended
 
     def summaries(self) -> list[RunSummary]:
         """All rows, newest first."""
@@ -184,60 +182,41 @@ class RunIndex:
 
     def glance(self, patience_seconds: float) -> Glance:
         """Return all rows that were read before, and as many more as can be read in that time, newest first."""
-        spent_seconds = 0.0
+        spent_seconds, unread, rows = 0.0, 0, list[RunSummary]()
         with self._reading:
-            entries = self._remember()
-            runs, unread = self._store.list(), 0
-            rows: list[RunSummary] = []
+            runs = self._store.list()
             for run in runs:
-                stamp = _stamp_of(run)
-                entry = entries.get(run.id)
-                if entry is not None and entry.stamp == stamp:
-                    rows.append(entry.summary)
-                    continue
-                is_new = run.id not in self._read_ids
+                is_new = run.id not in self._entries and run.id not in self._read_ids
                 if is_new and spent_seconds > patience_seconds:
                     unread += 1
                     continue
                 began = time.monotonic()
-                summary = self._draw_up(run)
-                if is_new:
-                    spent_seconds += time.monotonic() - began
-                    self._read_ids.add(run.id)
-                rows.append(summary)
-                if summary.state in FINAL_STATES:
-                    entries[run.id] = _IndexEntry(stamp=stamp, summary=summary)
-                    self._has_news = True
-            if not unread and (self._has_news or len(entries) > len(runs)):
-                self._write_cache({run.id for run in runs})
+                rows.append(self._row(run))
+                spent_seconds += time.monotonic() - began if is_new else 0.0
+            if not unread and (self._has_news or len(self._entries) > len(runs)):
+                existing = {run.id for run in runs}
+                self._entries = {run_id: entry for run_id, entry in self._entries.items() if run_id in existing}
                 self._has_news = False
+                with contextlib.suppress(StorageError):  # without the cache, only time is lost
+                    index = _IndexFile(runs=self._entries)
+                    write_atomically(self._path, index.model_dump_json(), makes_folder=True)
             return Glance(rows, unread)
 
     def summary(self, run: Run) -> RunSummary:
         """Return the row of one run, from the cache if it is still valid."""
         with self._reading:
-            entry = self._remember().get(run.id)
-            return entry.summary if entry is not None and entry.stamp == _stamp_of(run) else self._draw_up(run)
+            return self._row(run)
 
-    def _draw_up(self, run: Run) -> RunSummary:
+    def _row(self, run: Run) -> RunSummary:
+        stamp, entry = _stamp_of(run), self._entries.get(run.id)
+        if entry is not None and entry.stamp == stamp:
+            return entry.summary
         summary = summarize(run, self._history_of(run))
+        self._read_ids.add(run.id)
         if summary.state in FINAL_STATES:
-            self._readers.pop(run.id, None)
+            self._entries[run.id] = _IndexEntry(stamp=stamp, summary=summary)
+            self._has_news = True
         return summary
-
-    def _follow(self, run: Run) -> RunHistory:
-        return self._readers.setdefault(run.id, HistoryReader(run.folder.events)).update()
-
-    def _remember(self) -> dict[str, _IndexEntry]:
-        if self._entries is None:
-            index = read_model(self._path, _IndexFile)
-            self._entries = index.runs if index is not None else {}
-        return self._entries
-
-    def _write_cache(self, existing: set[str]) -> None:
-        self._entries = {run_id: entry for run_id, entry in self._remember().items() if run_id in existing}
-        with contextlib.suppress(StorageError):  # without the cache, only time is lost
-            write_atomically(self._path, _IndexFile(runs=self._entries).model_dump_json(), makes_folder=True)
 
 
 def _stamp_of(run: Run) -> _Stamp:

@@ -96,7 +96,7 @@ class EventWriter:
             StorageError: If that fails.
         """
         try:
-            size = _end_of_last_line(self._path)
+            size = self._path.read_bytes().rfind(b"\n") + 1
             os.ftruncate(self._descriptor, size)
             last = last_event(self._path)
         except OSError as error:
@@ -155,35 +155,17 @@ def read_lines(path: Path, offset: int = 0, max_bytes: int | None = None) -> Lin
 
 def last_event(path: Path) -> Event | None:
     """Return the last complete event, found from the end of the log; None where there is none."""
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-        for tail, is_whole in _tails(path):
-            complete = tail.split(b"\n")[:-1]
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for length in (min(size, _TAIL_BYTES), size):
+            file.seek(size - length)
+            complete = file.read(length).split(b"\n")[:-1]
             # The first line of the tail is whole only where the tail is the whole file.
-            for line in reversed(complete if is_whole else complete[1:]):
+            for line in reversed(complete if length == size else complete[1:]):
                 event = parse_event(line)
                 if event is not None:
                     return event
     return None
-
-
-def _tails(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """The end of a file, ever more of it, and each time whether that is the whole file."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        length = min(size, _TAIL_BYTES)
-        while length:
-            file.seek(size - length)
-            yield file.read(length), length == size
-            length = min(size, length * 8) if length < size else 0
-
-
-def _end_of_last_line(path: Path) -> int:
-    size = path.stat().st_size
-    for tail, _ in _tails(path):
-        end = tail.rfind(b"\n") + 1
-        if end:
-            return size - len(tail) + end
-    return 0
 
 
 def _cannot_write(error: OSError) -> StorageError:
