@@ -1,6 +1,7 @@
 """A supervisor's tasks in a lab: order the queue fairly, count GPU time, enforce limits, publish the queue."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections import Counter
@@ -72,7 +73,6 @@ class LabSupervision:
     home: LoratoryHome
     programs: ListPrograms = list_gpu_programs
     clock: Callable[[], float] = time.time  # seconds since the epoch
-    _ledger: UsageLedger | None = field(default=None, init=False)
     _published: QueueSnapshot | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -83,25 +83,22 @@ class LabSupervision:
         """Count an attempt that has ended."""
         attempt = ended_attempt(run, before, after)
         if attempt is not None and self._rules.read() is not None:
-            self._open_ledger().add(attempt)
+            self._ledger.add(attempt)
 
     def look(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
         """Return the current order of runs, after stopping those at their time limit; None without accounts."""
         rules = self._rules.read()
         if rules is None:
-            self._ledger = None
             return None
-        ledger, now = self._open_ledger(), self.clock()
-        live = {
-            run_id: attempt
-            for run_id, (run, state) in active.items()
-            if (attempt := live_attempt(run, state, now)) is not None
-        }
-        for run_id, attempt in live.items():
-            if attempt.devices:  # a job elsewhere has no device of the lab
-                self._enforce_time(active[run_id][0], attempt, rules, ledger)
+        now, live = self.clock(), list[Attempt]()
+        for run, state in active.values():
+            attempt = live_attempt(run, state, now)
+            if attempt is not None:
+                live.append(attempt)
+                if attempt.devices:  # a job elsewhere has no device of the lab
+                    self._enforce_time(run, attempt, rules)
         owners = {run_id: run.owner for run_id, run in waiting.items()}
-        standing = self._standing(rules, active, live.values(), set(owners.values()))
+        standing = self._standing(rules, active, live, set(owners.values()))
         lines = {
             owner: self._own_order(owner, [run_id for run_id in owners if owners[run_id] == owner])
             for owner in set(owners.values())
@@ -123,15 +120,11 @@ class LabSupervision:
 
     def publish(self, turn: LabTurn, reasons: Mapping[str, Why], active: Mapping[str, tuple[Run, RunState]]) -> None:
         """Save the queue for pages, where it has changed."""
-        places = (
-            WaitingPlace(
-                owner=turn.owners[run_id], run_id=run_id,
-                reason=reasons[run_id].reason if run_id in reasons else None,
-                cause=reasons[run_id].cause if run_id in reasons else "",
-            )
-            for run_id in turn.order
-            if run_id not in active
-        )  # fmt: skip
+        places = []
+        for run_id in turn.order:
+            if run_id not in active:
+                reason, cause, _ = reasons.get(run_id, Why(None, ""))
+                places.append(WaitingPlace(owner=turn.owners[run_id], run_id=run_id, reason=reason, cause=cause))
         at_work = tuple((run.owner, run.id) for run, _ in active.values())
         snapshot = QueueSnapshot(waiting=tuple(places), active=at_work)
         if snapshot == self._published:
@@ -143,10 +136,9 @@ class LabSupervision:
             return
         self._published = snapshot
 
-    def _open_ledger(self) -> UsageLedger:
-        if self._ledger is None:
-            self._ledger = UsageLedger(self.home, self.clock)
-        return self._ledger
+    @functools.cached_property
+    def _ledger(self) -> UsageLedger:
+        return UsageLedger(self.home, self.clock)
 
     def _standing(
         self,
@@ -155,7 +147,7 @@ class LabSupervision:
         live: Iterable[Attempt],
         people: Collection[str],
     ) -> LabStanding:
-        now, ledger, weight = self.clock(), self._open_ledger(), rules.limits.weight
+        now, ledger, weight = self.clock(), self._ledger, rules.limits.weight
         present, week = DecayedSeconds(now), week_of(now)
         hours = {person: ledger.gpu_hours(person, week) for person in people}
         for attempt in live:
@@ -180,11 +172,11 @@ class LabSupervision:
         own = QueueOrder(self.home.of(owner))
         return (own if own.is_saved else QueueOrder(self.home)).sort(run_ids)
 
-    def _enforce_time(self, run: Run, attempt: Attempt, rules: LabRules, ledger: UsageLedger) -> None:
+    def _enforce_time(self, run: Run, attempt: Attempt, rules: LabRules) -> None:
         limits, seconds = rules.limits, attempt.seconds
         hours = limits.longest_run_hours
         if run.owner in rules.guests and limits.guest_run_hours is not None:
-            seconds += ledger.run_seconds(run.id)
+            seconds += self._ledger.run_seconds(run.id)
             hours = min(limits.guest_run_hours, hours or limits.guest_run_hours)
         if hours is not None and seconds >= hours * 3600:
             try:
