@@ -26,7 +26,7 @@ from engine.runs.run import RUN_ID, Run, RunFolder
 from engine.runs.store import RunStore, list_owners
 
 # It would report with a login of the server's account.
-_REMOTE_TRACKERS = ("wandb",)
+_REMOTE_TRACKERS = frozenset({"wandb"})
 _OUTSIDE = f"{REFUSAL[0][0].lower()}{REFUSAL[0][1:].rstrip('.')}; {REFUSAL[1][0].lower()}{REFUSAL[1][1:]}"
 
 
@@ -35,29 +35,19 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
     allowed = AllowedPaths.of(home)
     if allowed is None:
         return []
-    paths = [
-        Problem(field, _OUTSIDE)
-        for field, text in config.names
-        if _is_path(field, text) and not _is_allowed(allowed, text)
-    ]
-    if (start := config.adapter.warm_start) is not None and RUN_ID.fullmatch(start):
-        paths += (
-            [] if start in RunStore(home, home.owner).ids() else [Problem("adapter.warm_start", "no run of yours.")]
-        )
-    remote = [
-        Problem("training.report_to", f"{name} needs a login, and the lab's own is not for its people.")
-        for name in config.training.report_to
-        if name in _REMOTE_TRACKERS
-    ]
-    elsewhere = []
-    if config.run.is_elsewhere and home.is_guest:
-        elsewhere.append(Problem("run.where", "a guest trains on the lab's own devices; set local."))
-    return [
-        *paths,
-        *remote,
-        *elsewhere,
-        *(_guest_problems(config, read_settings(home).limits) if home.is_guest else ()),
-    ]
+    names = ((field, text) for field, text in config.names if _is_path(field, text))
+    problems = [Problem(field, _OUTSIDE) for field, text in names if not _is_allowed(allowed, text)]
+    start = config.adapter.warm_start
+    if start is not None and RUN_ID.fullmatch(start) and start not in RunStore(home, home.owner).ids():
+        problems.append(Problem("adapter.warm_start", "no run of yours."))
+    for tracker in _REMOTE_TRACKERS & set(config.training.report_to):
+        message = f"{tracker} needs a login, and the lab's own is not for its people."
+        problems.append(Problem("training.report_to", message))
+    if home.is_guest:
+        if config.run.is_elsewhere:
+            problems.append(Problem("run.where", "a guest trains on the lab's own devices; set local."))
+        problems += _guest_problems(config, read_settings(home).limits)
+    return problems
 
 
 def with_allowed_paths(config: RunConfig, home: LoratoryHome) -> RunConfig:
@@ -86,9 +76,8 @@ def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
     if not all(source.strip().startswith(SAMPLE_PREFIX) for source in sources):
         problems.append(Problem("dataset.source", "a guest trains on the samples; choose one of them."))
     if (most := limits.guest_max_steps) is not None and config.training.max_steps > most:
-        problems.append(
-            Problem("training.max_steps", f"a guest trains at most {most:,} steps; set it to {most} or less.")
-        )
+        message = f"a guest trains at most {most:,} steps; set it to {most} or less."
+        problems.append(Problem("training.max_steps", message))
     return problems
 
 

@@ -144,24 +144,15 @@ def environment_facts() -> dict[str, object]:
 def describe_config(config: RunConfig) -> dict[str, object]:
     """The fields of `Provenance` that repeat the configuration."""
     training, data = config.training, config.dataset
+    summary = objective_of(config).summary(training)
+    held_out = (summary, data.eval_fraction, data.train_on, training.seed, training.max_length)
     return {
         "title": run_title(config),
         "method": config.method_name,
         "objective": preference_name(config),
         "model": config.model.id,
         "dataset": config.dataset.source,
-        "held_out": " ".join(
-            map(
-                str,
-                (
-                    objective_of(config).summary(training),
-                    data.eval_fraction,
-                    data.train_on,
-                    training.seed,
-                    training.max_length,
-                ),
-            )
-        ),
+        "held_out": " ".join(map(str, held_out)),
     }
 
 
