@@ -205,12 +205,14 @@ class LocalJob(Job):
 
     def holder(self, device: str) -> LeaseHolder | None:
         """Return the run as holder of one of its devices, also where its worker has just ended."""
+        if device not in self.devices:
+            return None
         worker = None
         try:
             worker = self.worker()
         except OSError as error:
             self.executor.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
-        if device not in self.devices or (worker is not None and worker.is_of_another_host()):
+        if worker is not None and worker.is_of_another_host():
             return None
         return _holder(self.run, _title_of(self.run), worker or ProcessIdentity.current())
 
