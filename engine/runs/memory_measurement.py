@@ -274,7 +274,9 @@ def measuring_run(home: LoratoryHome) -> Iterator[Run]:
     run_id = f"{_PREFIX}{secrets.token_hex(6)}"
     folder = RunFolder(_parent(home) / run_id)
     try:
-        folder.control.mkdir(mode=0o700, parents=True)
+        _parent(home).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.path.mkdir(mode=0o700)
+        folder.control.mkdir(mode=0o700)
         if home.owner and not home.is_guest:
             write_atomically(folder.provenance, Provenance(person=home.owner).model_dump_json())
         yield Run(id=run_id, owner=_OWNER, folder=folder)
@@ -289,8 +291,9 @@ def sweep_measurements(home: LoratoryHome) -> None:
     """Remove what processes left of their measurements that died a day ago; a worker ends after its steps."""
     parents = [_parent(home)] if home.owner else [_parent(home), *(home.root / "page-cache").glob("*")]
     for path in (path for parent in parents for path in parent.glob(f"{_PREFIX}*")):
-        if time.time() - path.stat().st_mtime > _SWEPT_SECONDS:
-            shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # its own process was quicker
+            if time.time() - path.stat().st_mtime > _SWEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _parent(home: LoratoryHome) -> Path:

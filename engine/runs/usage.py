@@ -163,8 +163,9 @@ class UsageLedger:
         """Count an ended attempt once; if the file cannot be written, it is lost at the next start."""
         if self._count(attempt):
             try:
+                self._path.touch(mode=0o600)
                 append_model(self._path, attempt, "The used GPU time could not be saved", "Free some space.")
-            except StorageError as error:
+            except (StorageError, OSError) as error:
                 _log.error("%s: %s", attempt.run_id, error)
 
     def gpu_hours(self, owner: str, week: Week) -> float:

@@ -116,8 +116,8 @@ class SupervisorSeat:
         """Create the file of a number; return whether this process did. One that is torn, or being written, is not free."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self._path(number).open("x", encoding="ascii") as file:  # exclusive, on NFS too
-                file.write(_Record(process=ProcessIdentity.current()).model_dump_json())
+            self._path(number).touch(mode=0o600, exist_ok=False)  # exclusive, on NFS too
+            self._path(number).write_text(_Record(process=ProcessIdentity.current()).model_dump_json())
         except FileExistsError:
             return False
         except OSError as error:
