@@ -133,7 +133,9 @@ def plan_starts(
             reasons[waiting.run_id] = Why("device_missing", error.what, error.fix)
             continue
         # GPUs that are too small for the run are left out: it waits for larger ones.
-        large = [option for option in options if all((waiting.needs(one) or 0) <= one.total_bytes for one in option)]
+        large = tuple(
+            option for option in options if all((waiting.needs(device) or 0) <= device.total_bytes for device in option)
+        )
         options = large or options
         unavailable = others.keys() | spoken_for.keys() | occupied.keys()
         free = [option for option in options if unavailable.isdisjoint(map(lease_name, option))]
