@@ -84,7 +84,7 @@ def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(
         (folder / "file").write_bytes(bytes(200_000))
     use = disk_use(home, "ann")
 
-    assert (use.uploads, use.exports) == (200_000, 200_000)
+    assert (use.parts["uploads"], use.parts["exports"]) == (200_000, 200_000)
     require_disk_space(home, "ann", 100_000)
     with pytest.raises(
         StorageError,
