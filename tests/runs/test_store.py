@@ -189,6 +189,7 @@ def test_a_run_that_lost_its_state_file_can_be_deleted_once_it_was_checked(store
     with pytest.raises(RunError, match="is running and cannot be deleted"):
         store.delete(run.id)
     claim.lock.release()
+    run.folder.process.unlink()  # it names this process, which lives on
     reconcile(store.home, fake_settings())
 
     assert store.delete(run.id) > 0
