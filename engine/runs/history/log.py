@@ -97,7 +97,7 @@ class EventWriter:
         """
         try:
             size = self._path.read_bytes().rfind(b"\n") + 1
-            os.ftruncate(self._descriptor, size)
+            os.truncate(self._path, size)
             last = last_event(self._path)
         except OSError as error:
             raise _cannot_write(error) from error
