@@ -3,8 +3,7 @@
 import time
 from pathlib import Path
 
-from engine.executors.huggingface_jobs.flavors import HardwareList
-from engine.executors.huggingface_jobs.login import logins_of
+from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.paths import LoratoryHome
 from engine.runs.history.events import FailedData
 from engine.runs.store import RunStore

@@ -29,9 +29,9 @@ import numpy as np
 
 from engine.chat import session as chat
 from engine.evaluation import job as evaluation
-from engine.executors import local as training
 from engine.export import job as export
 from engine.inspector import session as inspector
+from engine.runs import job as training
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 PYTHON = sys.executable  # tests put other programs in its place

@@ -106,7 +106,7 @@ def test_a_models_owner_finds_it_without_the_token_and_no_one_else_does(hub, hom
         with pytest.raises(ModelAccessError):
             resolve_model(MODEL, other, part=ModelPart.CONFIG)
     assert not any(path.is_file() for path in (tmp_path / "shared-cache").rglob("*"))
-    assert disk_use(home, "ann").models == disk_use(home, "ann").total >= fetched.bytes > 0
+    assert disk_use(home, "ann").parts["own models"] == disk_use(home, "ann").total >= fetched.bytes > 0
     assert disk_use(home, "bea").total == 0
 
 
@@ -136,7 +136,7 @@ def test_a_datasets_owner_opens_it_as_an_upload_and_no_one_else_does(hub, home):
     assert (list_private(bea, "dataset"), list_private(home, "dataset")) == ([], [])
     with pytest.raises(EngineError, match="outside the folders"):
         rows_of(bea, result.folder, "train")
-    assert disk_use(home, "ann").uploads >= result.bytes > 0
+    assert disk_use(home, "ann").parts["uploads"] >= result.bytes > 0
 
     own = OwnDownloads(RunStore(ann, "ann"), "dataset")
     run = own.runs.create(a_config(dataset__source=str(result.folder / "data")))

@@ -12,8 +12,7 @@ from gradio.components.base import Component
 from gradio.events import Dependency
 
 from engine.config.suited import SETTINGS
-from engine.runs.run import Run
-from engine.runs.store import RUN_ID
+from engine.runs.run import RUN_ID, Run
 from ui.backend.background import BackgroundWork, Message
 from ui.backend.run_reader import RunReader
 from ui.backend.shared_runs import SharedRuns

@@ -16,8 +16,7 @@ from starlette.middleware import Middleware
 from engine.accounts.people import Action, Logins, Person, may
 from engine.chat.session import ChatSession
 from engine.evaluation.job import EvaluationJob
-from engine.executors.huggingface_jobs.flavors import HardwareList
-from engine.executors.huggingface_jobs.login import logins_of
+from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.export.job import ExportJob
 from engine.export.push import PushJob
 from engine.inspector.session import Inspector, InspectorPlaces

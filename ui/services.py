@@ -8,7 +8,7 @@ from engine.accounts.audit import AuditKind
 from engine.accounts.people import Logins, Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
-from engine.executors.huggingface_jobs.flavors import HardwareList
+from engine.executors.huggingface_jobs.account import HardwareList
 from engine.executors.places import RunPlace, places_at
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices

@@ -17,10 +17,8 @@ from engine.models.prepared import DEMO_MODEL_ID
 from engine.models.source import DEMO_HUB_ID, is_hub_id, model_path
 from engine.paths import AllowedPaths, LoratoryHome
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER, offered_checkpoints
-from engine.runs.provenance import run_title, trained_base
-from engine.runs.run import RunFolder
-from engine.runs.store import RUN_ID
-from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS, run_title, trained_base
+from engine.runs.run import RUN_ID, RunFolder
 
 
 class PlannedWeights(Value):

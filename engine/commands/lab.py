@@ -15,9 +15,17 @@ from engine.accounts.people import Person, require_role
 from engine.commands.output import AsJson, confirm, print_json, print_result, print_table, words_of_time
 from engine.errors import ClusterError
 from engine.executors.slurm.commands import Slurm
-from engine.executors.slurm.discovery import differences, list_groups, propose, to_yaml, unknown_types, write_place
+from engine.executors.slurm.discovery import (
+    ProbeReport,
+    differences,
+    list_groups,
+    probe_node,
+    propose,
+    to_yaml,
+    unknown_types,
+    write_place,
+)
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
-from engine.executors.slurm.probe import ProbeReport, probe_node
 from engine.paths import LoratoryHome, typed_path
 from engine.quantities import size
 

@@ -19,26 +19,34 @@ from engine.commands.output import (
 )
 from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report
 from engine.errors import RunError
-from engine.executors.huggingface_jobs.record import JobRequest
+from engine.executors.huggingface_jobs.layout import JobRequest
 from engine.paths import LoratoryHome
 from engine.quantities import size
-from engine.runs.admission import resume_run
 from engine.runs.control import (
     change_notes,
     read_notes,
     request_cancel,
     request_start_anyway,
     request_stop,
-    wish_place,
+    request_target,
 )
-from engine.runs.electricity import read_electricity, save_electricity
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
+from engine.runs.lab_rules import resume_run
 from engine.runs.run import Run, State
 from engine.runs.store import RunStore, folder_size_bytes
-from engine.runs.summary import RunIndex, RunSummary, summarize
+from engine.runs.summary import (
+    RunIndex,
+    RunQuery,
+    RunSummary,
+    SortKey,
+    select_runs,
+    steps_csv,
+    summaries_csv,
+    summarize,
+)
 from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.supervision.supervisor import reconcile
-from engine.runs.table import RunQuery, SortKey, select_runs, steps_csv, summaries_csv
+from engine.runs.usage import read_electricity, save_electricity
 
 _SETTLE_SECONDS = 15.0
 
@@ -134,7 +142,7 @@ def resume(
     if flavor or limit_hours is not None:
         JobRequest.of(run.folder, flavor, limit_hours).save(run.folder)
     if where is not None:
-        wish_place(run, where)
+        request_target(run, where)
     resume_run(store.home, run)
     _wait_until(lambda: not run.folder.read_state().is_final, store.home, _SETTLE_SECONDS)
     report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)

@@ -29,17 +29,15 @@ from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
 from engine.quantities import duration, size
 from engine.runs.control import request_stop
-from engine.runs.electricity import energy_words, read_electricity
 from engine.runs.history.preference_health import Finding, preference_findings
-from engine.runs.history.reader import HistoryReader, read_history
-from engine.runs.history.run_history import RunHistory, seconds_left
+from engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.run import Run
-from engine.runs.summary import RunSummary, summarize
+from engine.runs.summary import RunSummary, best_by_held_out_loss, summarize
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.sweep import sweep_configs
-from engine.runs.table import best_by_held_out_loss
+from engine.runs.usage import energy_words, read_electricity
 
 _LOOK_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")
@@ -151,7 +149,7 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
     base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_memory(summary.predicted_bytes)
     accuracy = summary.preference_accuracy
     facts = [
-        ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice, summary.notice)))),
+        ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice)))),
         ("method", ", ".join(filter(None, (summary.method, summary.objective)))),
         ("model", summary.model),
         ("dataset", summary.dataset),

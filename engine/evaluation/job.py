@@ -31,9 +31,8 @@ from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
 from engine.paths import LoratoryHome
-from engine.runs.provenance import read_provenance
+from engine.runs.provenance import read_provenance, start_of
 from engine.runs.run import RunFolder
-from engine.runs.warm_start import start_of
 
 WORKER_MODULE = "engine.evaluation.worker.main"
 

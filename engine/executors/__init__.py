@@ -4,14 +4,14 @@ from collections.abc import Callable, Mapping
 
 from engine.chat.contract import ChatTarget, WorkPlace
 from engine.config.run import RunConfig
-from engine.executors.base import Executor
+from engine.executors.huggingface_jobs.account import LoginOf
 from engine.executors.huggingface_jobs.job import JobsExecutor
-from engine.executors.huggingface_jobs.login import LoginOf
-from engine.executors.local import LocalContext, LocalExecutor, WorkerCommand
-from engine.executors.slurm.executor import SlurmExecutor
+from engine.executors.local import LocalContext, LocalExecutor
+from engine.executors.slurm.job import SlurmExecutor
 from engine.executors.slurm.script import node_machine
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
+from engine.runs.job import Executor, WorkerCommand
 from engine.runs.run import RunFolder
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]

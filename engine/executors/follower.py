@@ -13,14 +13,13 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, Self, TypeVar
 
-from pydantic import AliasChoices, BaseModel, Field
+from pydantic import BaseModel, Field
 
 from engine.errors import EngineError
-from engine.executors.base import Executor
 from engine.files import read_model, write_atomically
 from engine.runs.activity import ReportedActivity
 from engine.runs.control import asks_to_end
-from engine.runs.job import Activity, Job, JobEnd, JobStatus
+from engine.runs.job import Activity, Executor, Job, JobEnd, JobStatus
 from engine.runs.run import Run, RunFolder, RunState, Why
 
 Stage = Literal[
@@ -40,9 +39,8 @@ class SavedJob(BaseModel, frozen=True):
     attempt: int
     # A mark of the job, by which it is found again where its id was not saved.
     number: str = Field(default_factory=lambda: secrets.token_hex(12))
-    # The place's own; empty until it is submitted. The second names are those of earlier versions.
-    job_id: str = Field(default="", validation_alias=AliasChoices("job_id", "id"))
-    is_over: bool = Field(default=False, validation_alias=AliasChoices("is_over", "is_closed"))
+    job_id: str = ""  # the place's own; empty until it is submitted
+    is_over: bool = False
 
     @classmethod
     def read(cls, folder: RunFolder) -> Self | None:
@@ -74,7 +72,6 @@ class JobView(NamedTuple):
     trouble: EngineError | None = None  # why the place does not answer
     is_suspended: bool = False
     end: JobEnd = JobEnd()
-    last: Why | None = None  # why it waited when an earlier server saw it
 
 
 Record = TypeVar("Record", bound=SavedJob)
@@ -105,7 +102,7 @@ class RemoteJob(Job, Generic[Record]):
         view = self.view
         if view.stage == "ended":
             return JobStatus("gone")
-        why = Why("executor_queue", view.words, view.advice) if view.words else view.last
+        why = Why("executor_queue", view.words, view.advice) if view.words else None
         if view.trouble is not None:
             why = Why("executor_unreachable", view.trouble.what, view.trouble.fix)
         may_save = view.stage == "unseen" and asks_to_end(self.run.folder)
@@ -190,8 +187,6 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
         job = self.find(run, state.attempt)
         if job is None:
             return LostJob(self.title, self.advice_if_lost)
-        if state.state == "submitted":
-            job.view = job.view._replace(last=Why(state.reason, state.cause, state.advice))
         return self.follow(job)
 
     def follow(self, job: RemoteJobT) -> RemoteJobT:

@@ -1,32 +1,32 @@
 """Jobs on this machine: a process in its own session, which leases its devices and outlives the server."""
 
-import os
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import NamedTuple
 
-from engine.config.run import RunConfig
-from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.executors.base import Executor, JobSpec
-from engine.hardware.device import visible_only
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity, end_group
-from engine.processes.spawn import Access, allocator_environment, cap_log, spawn, worker_argv
+from engine.processes.spawn import cap_log
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
-from engine.runs.job import EXIT_REFUSED, Activity, Job, JobEnd, JobStatus
-from engine.runs.provenance import read_provenance, run_title
-from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
-
-WORKER_MODULE = "engine.training.worker"
-
-WorkerCommand = Callable[[JobSpec], list[str]]
+from engine.runs.job import (
+    EXIT_REFUSED,
+    Activity,
+    Executor,
+    Job,
+    JobEnd,
+    JobSpec,
+    JobStatus,
+    WorkerCommand,
+    start_worker,
+    worker_command,
+)
+from engine.runs.provenance import run_title
+from engine.runs.run import RUN_VARIABLE, Run, RunState, Why
 
 
 class LocalContext(NamedTuple):
@@ -53,59 +53,42 @@ class LocalExecutor(Executor):
         self.claim_seconds = context.claim_seconds
         self.unseen_seconds = context.unseen_seconds
         self._command = command or worker_command
-        self._ours: dict[str, tuple[tuple[str, ...], LeaseHolder]] = {}  # devices not yet passed on to a worker, by run
 
     def reserve(self, spec: JobSpec) -> None:
         holder = _holder(spec.run, run_title(spec.config), ProcessIdentity.current())
         self._book.take(_names(spec), holder)
-        self._ours[spec.run.id] = _names(spec), holder
 
     def submit(self, spec: JobSpec) -> Job:
         process = start_worker(spec, self._command)
-        worker = ProcessIdentity.of(process.pid)
-        self.pass_on(spec.run, worker)
-        return LocalJob(spec.run, spec.attempt, _names(spec), self, process, worker)
-
-    def attach(self, run: Run, state: RunState) -> Job:
-        devices = tuple(state.device.split(", ")) if state.device else ()
-        holder = self._book.holder_of_run(run.id)  # a previous supervisor has saved the worker in the lease
-        is_passed_on = holder is not None and holder.process != ProcessIdentity.current()
-        job = LocalJob(
-            run, state.attempt, devices, self, spawned_process=holder.process if holder and is_passed_on else None
-        )
+        job = LocalJob(spec.run, spec.attempt, _names(spec), self, process, ProcessIdentity.of(process.pid))
         job.keep_devices()
         return job
 
-    def held_for(self, run: Run) -> str:
-        return ", ".join(self._book.devices_of_run(run.id))
+    def attach(self, run: Run, state: RunState) -> Job:
+        devices = tuple(state.device.split(", ")) if state.device else self._book.devices_of_run(run.id)
+        holder = self._book.holder_of_run(run.id)  # a previous supervisor has saved the worker in the lease
+        worker = holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
+        job = LocalJob(run, state.attempt, devices, self, spawned_process=worker)
+        job.keep_devices()
+        return job
 
     def release(self, run: Run) -> None:
         self._book.release_run(run.id)
-        self._ours.pop(run.id, None)
 
-    def pass_on(self, run: Run, worker: ProcessIdentity | None) -> None:
-        """Pass our leases to the worker; where that fails, they stay ours until the next call or the end."""
-        if worker is None or run.id not in self._ours:
-            return
-        devices, holder = self._ours[run.id]
-        try:
-            self._book.hand_over(devices, holder.process, holder.model_copy(update={"process": worker}))
-        except (EngineError, OSError) as error:
-            self.report(run.id, f"The device of {run.id} could not be handed to its worker: {error}")
-            return
-        del self._ours[run.id]
-
-    def keep(self, run: Run, worker: ProcessIdentity, devices: Iterable[str]) -> None:
-        """Lease devices to a living worker whose supervisor died before it did, or whose lease is damaged."""
-        if run.id in self._ours:
-            return
-        holders = (self._book.holder(device) for device in devices)
+    def lease(self, run: Run, worker: ProcessIdentity, devices: Sequence[str]) -> None:
+        """Lease devices to a living worker; where that fails, it is tried again at the next poll."""
+        holders = [self._book.holder(device) for device in devices]
         if all(holder is not None and holder.process == worker for holder in holders):
             return
+        giver = next((holder.process for holder in holders if holder is not None and holder.run_id == run.id), None)
         try:
-            self._book.take(devices, _holder(run, run_title(run.folder.read_config()), worker))
+            holder = _holder(run, _title_of(run), worker)
+            if giver is None:  # its supervisor died before it, or the lease is damaged
+                self._book.take(devices, holder)
+            else:
+                self._book.hand_over(devices, giver, holder)
         except (EngineError, OSError) as error:
-            self.report(run.id, f"The device of {run.id} could not be leased again: {error}")
+            self.report(run.id, f"The device of {run.id} could not be leased to its worker: {error}")
 
 
 @dataclass(eq=False)
@@ -120,15 +103,13 @@ class LocalJob(Job):
     spawned_process: ProcessIdentity | None = None  # the worker where it is known from its start
     exit_code: int | None = field(default=None, init=False)
     since: float = field(default_factory=time.monotonic, init=False)
-    cancelled_elsewhere: float | None = field(
-        default=None, init=False
-    )  # since when another host's worker has been asked to end
+    cancelled_elsewhere: float | None = field(default=None, init=False)  # when another host's worker was asked to end
 
     def worker(self) -> ProcessIdentity | None:
         """Return the worker of this attempt, alive or not, if it is known."""
         record = self.run.folder.read_worker()
         if record is not None and record.attempt == self.attempt:
-            return record.identity
+            return ProcessIdentity.model_validate(record.model_dump())
         return self.spawned_process
 
     def poll(self, *, has_reported: bool) -> JobStatus:
@@ -179,11 +160,10 @@ class LocalJob(Job):
         return JobStatus("alive")
 
     def keep_devices(self) -> None:
-        """Lease its devices for the worker where it is alive and they are not."""
+        """Lease its devices to the worker as soon as that is known."""
         worker = self.worker()
-        self.executor.pass_on(self.run, worker)
         if worker is not None and self.devices and worker.is_alive():
-            self.executor.keep(self.run, worker, self.devices)
+            self.executor.lease(self.run, worker, self.devices)
 
     def cancel(self) -> None:
         worker = self.worker()
@@ -223,95 +203,29 @@ class LocalJob(Job):
             return ReportedActivity(self.run.folder, self.attempt)
         return worker
 
-    def holder(self) -> LeaseHolder | None:
-        """Return the run as holder of its devices, also where its worker has just ended; None for another host's."""
+    def holder(self, device: str) -> LeaseHolder | None:
+        """Return the run as holder of one of its devices, also where its worker has just ended."""
+        if device not in self.devices:
+            return None
         worker = None
         try:
             worker = self.worker()
         except OSError as error:
             self.executor.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
         if worker is not None and worker.is_of_another_host():
-            return None  # its devices are not ours
-        try:
-            title = run_title(self.run.folder.read_config())
-        except EngineError:
-            title = self.run.id
-        return _holder(self.run, title, worker or ProcessIdentity.current())
-
-
-def worker_command(spec: JobSpec) -> list[str]:
-    """Return the command line of a worker, with as many processes as its settings name devices for."""
-    return training_command(spec.run.folder.path, spec.config.run.processes)
-
-
-@dataclass(frozen=True)
-class Nodes:
-    """Machines that train one run together, and where their launchers meet (torch's c10d rendezvous)."""
-
-    count: int
-    endpoint: str  # HOST:PORT on one of them, reachable from all
-    name: str  # of the meeting, the same for all and of no other run: a scheduler's job id, with the attempt
-
-
-def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = "") -> list[str]:
-    """Return the command line of the worker of a run's folder, or of torch's launcher where several train together.
-
-    On one machine, the processes meet at a port that the system chooses. Accelerate's own launcher has a fixed port, on
-    which two runs that start at once collide, and reads the person's own configuration. On several machines, each runs this
-    command; all of them see the run's folder, and only the first process writes there.
-
-    Args:
-        folder: Of the run.
-        processes: On each machine, one for each of its devices.
-        nodes: Of several machines.
-        python: With Loratory, on the machine that trains; this one where empty.
-    """
-    python = python or sys.executable
-    if nodes is None or nodes.count == 1:
-        if processes == 1:
-            return [python, *worker_argv(WORKER_MODULE, (str(folder),))[1:]]
-        meeting = ["--standalone", "--local-addr", "127.0.0.1", "--nnodes", "1"]
-    else:
-        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", nodes.endpoint, "--rdzv-id", nodes.name]
-        meeting += ["--nnodes", str(nodes.count)]
-    return [
-        *(python, "-P", "-m", "torch.distributed.run", *meeting),
-        # Set explicitly, or environment variables decide them.
-        *("--nproc-per-node", str(processes), "--max-restarts", "0"),
-        *("--module", WORKER_MODULE, str(folder)),
-    ]
-
-
-def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[bytes]:
-    """Start the worker in a session of its own; it sees its own devices only.
-
-    Raises:
-        WorkerError: If it cannot be started.
-    """
-    environment = {
-        **allocator_environment(),
-        **visible_only(spec.devices),
-        ATTEMPT_VARIABLE: str(spec.attempt),
-        RUN_VARIABLE: spec.run.id,
-        "PYTHONUNBUFFERED": "1",
-    }
-    # People of a lab must not use logins of the server's account.
-    access = frozenset[Access]() if read_provenance(spec.run.folder).person else _access_for(spec.config)
-    return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
-
-
-def _access_for(config: RunConfig) -> frozenset[Access]:
-    """What a training worker may log in to: what its model, its data and its trackers need."""
-    trackers = config.training.report_to
-    access = set(hub_access(config.model, config.dataset))
-    access |= {tracker for name, tracker in (("wandb", Access.WANDB), ("trackio", Access.TRACKIO)) if name in trackers}
-    if "trackio" in trackers and "TRACKIO_SPACE_ID" in os.environ:
-        access.add(Access.HUB)  # the Space that Trackio sends figures to is there
-    return frozenset(access)
+            return None
+        return _holder(self.run, _title_of(self.run), worker or ProcessIdentity.current())
 
 
 def _names(spec: JobSpec) -> tuple[str, ...]:
     return tuple(lease_name(device) for device in spec.devices)
+
+
+def _title_of(run: Run) -> str:
+    try:
+        return run_title(run.folder.read_config())
+    except EngineError:
+        return run.id
 
 
 def _holder(run: Run, title: str, process: ProcessIdentity) -> LeaseHolder:

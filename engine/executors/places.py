@@ -8,24 +8,29 @@ from typing import ClassVar
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.errors import DeviceError, MemoryUnknownError
-from engine.executors.huggingface_jobs.flavors import (
+from engine.executors.huggingface_jobs.account import (
     DEFAULT_LIMIT_HOURS,
     Flavor,
     HardwareList,
     estimate_limit_hours,
     flavor_named,
+    logins_of,
 )
-from engine.executors.huggingface_jobs.login import logins_of
-from engine.executors.slurm.place import ClusterPlace, read_place
-from engine.executors.slurm.record import JobResources
+from engine.executors.slurm.place import ClusterPlace, JobResources, read_place
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options
 from engine.memory.estimate import GIB
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
-from engine.runs.job_needs import estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
-from engine.runs.plan import plan_run
-from engine.runs.prediction import needs_of
+from engine.runs.prediction import (
+    estimated_hours,
+    host_memory_bytes,
+    in_half_hours,
+    measured_hours,
+    needs_of,
+    plan_run,
+    tflops_of,
+)
 from engine.runs.summary import RunSummary
 
 Flavors = Callable[[], Sequence[Flavor]]  # asks for the hardware that Hugging Face rents

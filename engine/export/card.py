@@ -31,11 +31,9 @@ from engine.export.vllm import look_at_adapter
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import license_in
 from engine.models.source import ModelSource
-from engine.runs.history.reader import read_history
-from engine.runs.history.run_history import RunHistory
-from engine.runs.provenance import Provenance, read_provenance, run_title
+from engine.runs.history.run_history import RunHistory, read_history
+from engine.runs.provenance import ADAPTER_CONFIG, Provenance, read_provenance, run_title, start_of
 from engine.runs.run import RunFolder
-from engine.runs.warm_start import ADAPTER_CONFIG, start_of
 
 _BRANCHES: Mapping[Branch, str] = {"base": "Base", "second": "Start", "tuned": "This"}
 

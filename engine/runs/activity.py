@@ -1,13 +1,18 @@
-"""The activity that a worker reports itself, for supervisors that cannot see its process."""
+"""Whether a worker makes progress: what it reports itself, and how its supervisor judges it."""
 
 import contextlib
+import math
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from engine.files import read_model
+from engine.files import read_model, size_and_time
 from engine.processes.liveness import ProcessIdentity
+from engine.runs.job import Activity
 from engine.runs.run import RunFolder
 
 _REPORT_SECONDS = 30.0  # a tenth of the silence after which an idle worker counts as hung
@@ -54,3 +59,96 @@ class ReportedActivity:
         """Processor time that it reported last; None where it has not yet."""
         figures = read_model(self._folder.activity, _Figures)
         return figures.cpu_seconds if figures is not None and figures.attempt == self._attempt else None
+
+
+_IDLE_SHARE_OF_A_CORE = 0.02
+_CPU_LOOK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class SilenceLimits:
+    """How long a worker may be silent before it counts as hung, in seconds.
+
+    A busy worker gets long: a step with much accumulation, a large evaluation, a save to a slow disk are all silent. An
+    idle one waits for something that is unlikely to come.
+    """
+
+    idle_seconds: float = 300.0  # silent, and using less than a fiftieth of a core
+    suspended_seconds: float = 300.0  # stopped by SIGSTOP or a debugger
+    preparing_idle_seconds: float = 1800.0  # as idle, before the first step: a download may stall and continue
+    busy_seconds: float = 7200.0  # silent, and computing
+    unusual_seconds: float = 60.0  # shown on the page; at least twice as long as this worker was silent before
+
+
+class Silence(NamedTuple):
+    """An observation of a worker."""
+
+    seconds: float  # since the worker last gave a sign
+    limit_seconds: float  # that holds at present
+    is_suspended: bool
+    unusual_seconds: float = math.inf  # shown on the page beyond this
+
+    @property
+    def is_unusual(self) -> bool:
+        return self.seconds > min(self.unusual_seconds, self.limit_seconds)
+
+    @property
+    def is_too_long(self) -> bool:
+        return self.seconds > self.limit_seconds
+
+
+class ProgressWatch:
+    """Watches one attempt. Times are of a monotonic clock, which a sleeping machine stops."""
+
+    def __init__(self, folder: RunFolder, limits: SilenceLimits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._folder = folder
+        self._limits = limits
+        self._clock = clock
+        self._signs = self._look()
+        self._last_sign = clock()
+        self._longest_silence = 0.0  # that ended
+        self._cpu: tuple[float, float] | None = None  # when it was looked at, and processor seconds by then
+        self._computes = True
+        self._was_suspended = False
+
+    def look(self, worker: Activity, *, is_training: bool) -> Silence:
+        """Judge a worker that is alive."""
+        now = self._clock()
+        signs, suspended = self._look(), worker.is_suspended()
+        if signs != self._signs:
+            self._longest_silence = max(self._longest_silence, now - self._last_sign)
+        if signs != self._signs or (
+            self._was_suspended and not suspended
+        ):  # one that continues gets the whole time again
+            self._last_sign, self._cpu, self._computes = now, None, True
+        self._signs, self._was_suspended = signs, suspended
+        if not suspended:
+            self._look_at_processor(worker, now)
+        unusual = max(self._limits.unusual_seconds, 2 * self._longest_silence)
+        return Silence(now - self._last_sign, self._limit(suspended, is_training), suspended, unusual)
+
+    def _limit(self, suspended: bool, is_training: bool) -> float:
+        if suspended:
+            return self._limits.suspended_seconds
+        if self._computes:
+            return self._limits.busy_seconds
+        return self._limits.idle_seconds if is_training else self._limits.preparing_idle_seconds
+
+    def _look_at_processor(self, worker: Activity, now: float) -> None:
+        if now - self._last_sign < _CPU_LOOK_SECONDS:
+            return  # it works; a look at its processes costs a millisecond
+        if self._cpu is None:
+            seconds = worker.cpu_seconds()
+            self._cpu = None if seconds is None else (now, seconds)
+            return
+        last_look, before = self._cpu
+        # Over the whole silence, so occasional activity does not count as computing.
+        if now - last_look < _CPU_LOOK_SECONDS:
+            return
+        seconds = worker.cpu_seconds()
+        if seconds is not None:
+            self._computes = (seconds - before) > _IDLE_SHARE_OF_A_CORE * (now - last_look)
+
+    def _look(self) -> tuple[tuple[int, int], ...]:
+        """Sizes and times of what the worker writes: one that waits for room on the disk can change the time alone."""
+        return size_and_time(self._folder.events), size_and_time(self._folder.log)

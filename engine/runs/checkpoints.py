@@ -11,14 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from engine.data.step_plan import RowPlan
 from engine.errors import StorageError
-from engine.files import sha256_of
+from engine.files import read_model, sha256_of
 
 MANIFEST = "MANIFEST.json"
 ADAPTER_SUBFOLDER = "adapter"
 
 _NAME = re.compile(r"^step-(\d+)$")
-# Larger files are only read when they are loaded: hashing a full model's optimizer would delay every list.
-_READ_FOR_A_LIST_BYTES = 1 << 30
 
 
 class ManifestFile(BaseModel, frozen=True):
@@ -122,24 +120,21 @@ def _is_as_written(path: Path, expected: ManifestFile) -> bool:
         now = path.stat()
         if now.st_size != expected.size_bytes:
             return False
-        if now.st_size > _READ_FOR_A_LIST_BYTES and now.st_mtime_ns == expected.mtime_ns:
-            return True
-        return _known_sha256(os.fspath(path), now.st_size, now.st_mtime_ns) == expected.sha256
+        # What has the time of its writing is read when it is loaded: hashing would delay every list.
+        is_known = now.st_mtime_ns == expected.mtime_ns
+        return is_known or _known_sha256(os.fspath(path), now.st_mtime_ns) == expected.sha256
     except OSError:
         return False  # an unreadable checkpoint cannot be used either
 
 
 @functools.lru_cache(maxsize=4096)
-def _known_sha256(path: str, size_bytes: int, mtime_ns: int) -> str:  # noqa: ARG001 - a changed file is another one
+def _known_sha256(path: str, mtime_ns: int) -> str:  # noqa: ARG001 - a changed file is another one
     return sha256_of(Path(path))
 
 
 def read_manifest(folder: Path) -> Manifest | None:
     """A checkpoint's manifest; None where it is missing, torn or cannot be read."""
-    try:
-        return read_manifest_strictly(folder)
-    except OSError:
-        return None
+    return read_model(folder / MANIFEST, Manifest)
 
 
 def read_manifest_strictly(folder: Path) -> Manifest | None:

@@ -84,7 +84,7 @@ def clear_requests(folder: RunFolder) -> None:
         request.unlink(missing_ok=True)
 
 
-def wish_place(run: Run, where: str) -> None:
+def request_target(run: Run, where: str) -> None:
     """Choose another place, which sees the run's folder, for its next attempts.
 
     Raises:
@@ -98,7 +98,7 @@ def wish_place(run: Run, where: str) -> None:
     write_atomically(run.folder.place_request, where, makes_folder=True)
 
 
-def in_wished_place(config: RunConfig, folder: RunFolder) -> RunConfig:
+def with_requested_target(config: RunConfig, folder: RunFolder) -> RunConfig:
     """Return the configuration of a run with the place that a person chose for its next attempts."""
     try:
         where = folder.place_request.read_text(encoding="ascii")
@@ -136,15 +136,8 @@ class ResumeRequest(NamedTuple):
 
     owner: str
     run_id: str
+    attempt: int  # that it follows
     path: Path
-
-    def attempt(self) -> int | None:
-        """Return the attempt that it follows; None if the request has none."""
-        try:
-            text = self.path.read_text(encoding="ascii")
-        except (FileNotFoundError, UnicodeDecodeError):
-            return None
-        return int(text) if text.isdecimal() else None
 
     def forget(self) -> None:
         """Remove the request, because it was handled."""
@@ -170,12 +163,11 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
 
 
 def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:
-    """The pending request."""
-    with contextlib.suppress(FileNotFoundError):
-        for path in sorted((home.server / _FOLDER).iterdir()):
-            if not path.name.startswith("."):  # half-written
-                owner, _, run_id = path.name.partition("~")
-                yield ResumeRequest(owner, run_id, path)
+    """The pending requests."""
+    for path in sorted((home.server / _FOLDER).glob("[!.]*")):  # those are half-written
+        owner, _, run_id = path.name.partition("~")
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            yield ResumeRequest(owner, run_id, int(path.read_text(encoding="ascii")), path)
 
 
 def resume_is_requested(home: LoratoryHome, run: Run) -> bool:

@@ -1,15 +1,27 @@
-"""Disk space of a lab: what each person uses, and whether there is room for more."""
+"""Disk space of a lab: what each person uses, whether there is room for more, and which models have to stay."""
 
+import contextlib
+import logging
 import shutil
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import date, datetime
+
+from pydantic import BaseModel
 
 from engine.accounts.limits import LabLimits, is_lab
 from engine.errors import EngineError, StorageError
+from engine.files import read_models, write_atomically
+from engine.hardware.device_job import models_in_use
+from engine.models.cache_space import ModelUse
+from engine.models.catalog import find_in_catalog
 from engine.paths import LoratoryHome
 from engine.quantities import size
-from engine.runs.store import folder_size_bytes
+from engine.runs.provenance import read_provenance
+from engine.runs.store import RunStore, folder_size_bytes, list_owners
+from engine.runs.usage import Week
 
 _GB = 10**9
 _WARNED_FROM = 0.85  # of the quota
@@ -21,21 +33,7 @@ class DiskUse:
     """Bytes that one person has in a lab."""
 
     owner: str
-    runs: int
-    uploads: int
-    exports: int
-    models: int = 0  # fetched with their own token, or converted
-    cache: int = 0  # of their page, prepared pushes included
-    transfers: int = 0  # on their way into or out of the page
-
-    @property
-    def parts(self) -> Mapping[str, int]:
-        """Return the bytes by what they are of, leaving out what has none."""
-        named = {
-            "runs": self.runs, "uploads": self.uploads, "exports": self.exports, "own models": self.models,
-            "cache": self.cache, "transfers": self.transfers,
-        }  # fmt: skip
-        return {name: bytes_ for name, bytes_ in named.items() if bytes_}
+    parts: Mapping[str, int]  # by what they are of; what has none is left out
 
     @property
     def total(self) -> int:
@@ -46,8 +44,12 @@ class DiskUse:
 def disk_use(home: LoratoryHome, owner: str) -> DiskUse:
     """Measure a person's folders; slow for thousands of files."""
     own = home.of(owner)
-    folders = (own.own_runs, own.uploads, own.exports, own.own_models, own.cache, own.transfers)
-    return DiskUse(owner, *map(folder_size_bytes, folders))
+    folders = {
+        "runs": own.own_runs, "uploads": own.uploads, "exports": own.exports, "own models": own.own_models,
+        "cache": own.cache, "transfers": own.transfers,
+    }  # fmt: skip
+    sizes = {name: folder_size_bytes(folder) for name, folder in folders.items()}
+    return DiskUse(owner, {name: bytes_ for name, bytes_ in sizes.items() if bytes_})
 
 
 def free_bytes(home: LoratoryHome) -> int:
@@ -146,14 +148,10 @@ def disk_warning(use: DiskUse, limits: LabLimits, free: int) -> str:
     """Return a warning before starts and uploads are refused; empty while there is enough space."""
     quota = limits.disk_gb_per_person
     sentences = []
-    if quota is not None and use.total >= quota * _GB:
+    if quota is not None and use.total >= _WARNED_FROM * quota * _GB:
+        effect = ", so" if use.total >= quota * _GB else f". At {quota:g} GB,"
         sentences.append(
-            f"You use {_gb(use.total)} of {quota:g} GB of disk space, so starts and uploads are refused: "
-            "delete runs, uploads or exports that you no longer need."
-        )
-    elif quota is not None and use.total >= _WARNED_FROM * quota * _GB:
-        sentences.append(
-            f"You use {_gb(use.total)} of {quota:g} GB of disk space. At {quota:g} GB, starts and uploads are refused: "
+            f"You use {_gb(use.total)} of {quota:g} GB of disk space{effect} starts and uploads are refused: "
             "delete runs, uploads or exports that you no longer need."
         )
     if free < _FLOORS_WARNED_FROM * limits.free_disk_gb * _GB:
@@ -164,3 +162,116 @@ def disk_warning(use: DiskUse, limits: LabLimits, free: int) -> str:
 
 def _gb(count: int) -> str:
     return f"{count / _GB:,.1f}"
+
+
+_FILE = "disk.jsonl"
+_KEPT_DAYS = 400
+
+_log = logging.getLogger(__name__)
+
+
+class DiskSample(BaseModel, frozen=True):
+    """What a person had on a day."""
+
+    day: date
+    use: DiskUse
+
+    @property
+    def week(self) -> Week:
+        """Of its day, as ISO 8601 numbers it."""
+        return Week(*self.day.isocalendar()[:2])
+
+
+class DiskSamples:
+    """Measures people's folders; one for a server.
+
+    Args:
+        owners: Lists whose folders.
+    """
+
+    def __init__(
+        self, home: LoratoryHome, owners: Callable[[], Iterable[str]], clock: Callable[[], float] = time.time
+    ) -> None:
+        self._home = home
+        self._owners = owners
+        self._clock = clock
+        self._path = home.server / _FILE
+        self._lock = threading.Lock()  # one measurement at a time
+        self._newest: Mapping[str, DiskUse] = {}
+
+    def measure(self) -> Mapping[str, DiskUse]:
+        """Measure the folders of all people, keep a sample of those who have none of today, and return the measures.
+
+        A file that cannot be written is logged: the measures are still right.
+        """
+        with self._lock:
+            newest = {owner: disk_use(self._home, owner) for owner in sorted(set(self._owners()))}
+            self._newest = newest
+            try:
+                self._keep(newest)
+            except StorageError as error:
+                _log.error("The disk use of today could not be saved: %s", error)
+        return newest
+
+    def newest(self, owner: str) -> DiskUse | None:
+        """Return the last measure of a person; None before the first."""
+        return self._newest.get(owner)
+
+    def by_week(self) -> Mapping[tuple[str, Week], int]:
+        """Return the bytes of each person and week: the last sample of a week, and for this week the last measure."""
+        samples = sorted(read_models(self._path, DiskSample), key=lambda sample: sample.day)
+        weeks = {(sample.use.owner, sample.week): sample.use.total for sample in samples}
+        week = Week(*self._today().isocalendar()[:2])
+        return weeks | {(owner, week): use.total for owner, use in self._newest.items()}
+
+    def _keep(self, newest: Mapping[str, DiskUse]) -> None:
+        today, samples = self._today(), read_models(self._path, DiskSample)
+        owners = {sample.use.owner for sample in samples if sample.day == today}
+        more = [DiskSample(day=today, use=use) for owner, use in newest.items() if owner not in owners]
+        if more:
+            recent = [sample for sample in samples if (today - sample.day).days < _KEPT_DAYS]
+            lines = "".join(f"{sample.model_dump_json()}\n" for sample in (*recent, *more))
+            write_atomically(self._path, lines, makes_folder=True)
+
+    def _today(self) -> date:
+        return datetime.fromtimestamp(self._clock()).date()
+
+
+def model_uses(home: LoratoryHome) -> Mapping[str, ModelUse]:
+    """Return the use of each model by its id on the Hub, read from every run; milliseconds for a hundred of them.
+
+    What else is at work now counts as need alone, as `owner/purpose`. A run whose state cannot be read counts as one that needs its model.
+    """
+    uses: dict[str, ModelUse] = {}
+    for owner in list_owners(home):
+        runs = []
+        with contextlib.suppress(EngineError, OSError):  # a mount that is gone
+            runs = RunStore(home, owner).list()
+        for run in runs:
+            provenance = read_provenance(run.folder)
+            if provenance.model_source is None:
+                continue
+            is_over = False
+            with contextlib.suppress(EngineError):
+                is_over = run.folder.read_state().is_final
+            use = uses.get(provenance.model_source, ModelUse())
+            needed_by = use.needed_by if is_over else (*use.needed_by, f"{owner}/{run.id}")
+            uses[provenance.model_source] = ModelUse(max(use.last, provenance.created), use.runs + 1, needed_by)
+    for owner, name, purpose in _needed_now(home):
+        use = uses.get(name, ModelUse())
+        uses[name] = use._replace(needed_by=(*use.needed_by, f"{owner}/{purpose}"))
+    return uses
+
+
+def models_needed_by(runs: RunStore) -> set[str]:
+    """Return the ids on the Hub of the models that one person's runs need, and what else is at work for them."""
+    present = [run for run in runs.list() if not run.folder.read_state().is_final]
+    sources = {read_provenance(run.folder).model_source for run in present}
+    now = {name for owner, name, _ in _needed_now(runs.home) if owner == runs.owner}
+    return {source for source in sources if source} | now
+
+
+def _needed_now(home: LoratoryHome) -> Iterator[tuple[str, str, str]]:
+    for work in models_in_use(home):
+        entry = find_in_catalog(work.model)
+        yield work.owner, entry.hub_id if entry is not None else work.model.strip(), work.purpose

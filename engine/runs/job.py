@@ -1,11 +1,25 @@
-"""One attempt at a run as its supervisor sees it: it polls the job, forwards requests, fetches logs, and learns how it ended."""
+"""One attempt at a run as its supervisor sees it, the interface of an executor that starts it, and the command of its worker.
 
+An executor submits jobs; a job is one attempt at one run, and needs no local process. The contract with the worker is the run
+folder, on any machine.
+"""
+
+import os
+import subprocess
+import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
+from engine.config.run import RunConfig
+from engine.data.hub import hub_access
+from engine.hardware.device import Device, visible_only
 from engine.hardware.lease import LeaseHolder
-from engine.runs.run import Why
+from engine.processes.spawn import Access, allocator_environment, spawn, worker_argv
+from engine.runs.provenance import read_provenance
+from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
 
 JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
@@ -36,7 +50,7 @@ class Activity(Protocol):
 
 EXIT_REFUSED = 3  # of a worker that the run's folder did not let in
 
-EndWord = Literal["out_of_memory", "time_limit", "node_failed", "preempted", "cancelled"]
+ExecutorVerdict = Literal["out_of_memory", "time_limit", "node_failed", "preempted", "cancelled"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +61,7 @@ class JobEnd:
     on_this_boot: bool = False  # it ran on this machine since it was started last
     rebooted: bool = False  # this machine has been restarted since
     lost_host: str | None = None  # of a job that ran elsewhere and is out of sight
-    word: EndWord | None = None  # the executor's own verdict, which has priority over what this machine sees
+    word: ExecutorVerdict | None = None  # the executor's own verdict, which has priority over what this machine sees
     cause: str = ""  # the executor's own reason, a sentence that names job and host
     advice: str = ""
 
@@ -99,6 +113,130 @@ class Job(ABC):
         """Return how busy its process is; None without a visible process, whose silence then means nothing."""
         return None
 
-    def holder(self) -> LeaseHolder | None:
-        """Return the job as holder of devices of this machine; None where it uses none."""
+    def holder(self, device: str) -> LeaseHolder | None:  # noqa: ARG002
+        """Return the job as holder of a device of this machine; None where it does not use it."""
         return None
+
+
+class JobSpec(NamedTuple):
+    """A job to submit."""
+
+    run: Run
+    config: RunConfig
+    devices: tuple[Device, ...]  # of this machine; none for executors that do not use them
+    attempt: int
+
+
+class Executor(ABC):
+    """A place where jobs run."""
+
+    name: ClassVar[str]  # as `RunSection.executor` and `RunState.executor` have it
+    uses_local_devices: ClassVar[bool] = False  # the queue gives it devices of this machine; else it has its own queue
+
+    def reserve(self, spec: JobSpec) -> None:  # noqa: B027 - most have a queue of their own
+        """Lease what the job needs, before the run's state changes to starting.
+
+        Raises:
+            DeviceError: If it is in use; the run stays in the queue.
+            StorageError: If that cannot be saved.
+        """
+
+    @abstractmethod
+    def submit(self, spec: JobSpec) -> Job:
+        """Start the job, or queue it with the executor. It outlives this process.
+
+        Raises:
+            EngineError: If that fails; the run then fails.
+        """
+
+    @abstractmethod
+    def attach(self, run: Run, state: RunState) -> Job:
+        """Find the job of an attempt by `state.job_id`, process.json, or traces of its submission.
+
+        If nothing is found, for example after a crash while submitting, the job's status is `never_started`.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Stop following jobs, which continue; another process may follow them from now on."""
+
+    def release(self, run: Run) -> None:  # noqa: B027
+        """Release everything that is held for a run; do nothing if nothing is.
+
+        Raises:
+            StorageError: If it cannot be saved; try again.
+        """
+
+
+WORKER_MODULE = "engine.training.worker"
+WorkerCommand = Callable[[JobSpec], list[str]]
+
+
+def worker_command(spec: JobSpec) -> list[str]:
+    """Return the command line of a worker, with as many processes as its settings name devices for."""
+    return training_command(spec.run.folder.path, spec.config.run.processes)
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Machines that train one run together, and where their launchers meet (torch's c10d rendezvous)."""
+
+    count: int
+    endpoint: str  # HOST:PORT on one of them, reachable from all
+    name: str  # of the meeting, the same for all and of no other run: a scheduler's job id, with the attempt
+
+
+def training_command(folder: Path, processes: int = 1, nodes: Nodes | None = None, python: str = "") -> list[str]:
+    """Return the command line of the worker of a run's folder, or of torch's launcher where several train together.
+
+    On one machine, the processes meet at a port that the system chooses. Accelerate's own launcher has a fixed port, on
+    which two runs that start at once collide, and reads the person's own configuration. On several machines, each runs this
+    command; all of them see the run's folder, and only the first process writes there.
+
+    Args:
+        folder: Of the run.
+        processes: On each machine, one for each of its devices.
+        nodes: Of several machines.
+        python: With Loratory, on the machine that trains; this one where empty.
+    """
+    python = python or sys.executable
+    if nodes is None or nodes.count == 1:
+        if processes == 1:
+            return [python, *worker_argv(WORKER_MODULE, (str(folder),))[1:]]
+        meeting = ["--standalone", "--local-addr", "127.0.0.1", "--nnodes", "1"]
+    else:
+        meeting = ["--rdzv-backend", "c10d", "--rdzv-endpoint", nodes.endpoint, "--rdzv-id", nodes.name]
+        meeting += ["--nnodes", str(nodes.count)]
+    return [
+        *(python, "-P", "-m", "torch.distributed.run", *meeting),
+        # Set explicitly, or environment variables decide them.
+        *("--nproc-per-node", str(processes), "--max-restarts", "0"),
+        *("--module", WORKER_MODULE, str(folder)),
+    ]
+
+
+def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[bytes]:
+    """Start the worker in a session of its own; it sees its own devices only.
+
+    Raises:
+        WorkerError: If it cannot be started.
+    """
+    environment = {
+        **allocator_environment(),
+        **visible_only(spec.devices),
+        ATTEMPT_VARIABLE: str(spec.attempt),
+        RUN_VARIABLE: spec.run.id,
+        "PYTHONUNBUFFERED": "1",
+    }
+    # People of a lab must not use logins of the server's account.
+    access = frozenset[Access]() if read_provenance(spec.run.folder).person else _access_for(spec.config)
+    return spawn(command(spec), log_file=spec.run.folder.log, environment=environment, access=access)
+
+
+def _access_for(config: RunConfig) -> frozenset[Access]:
+    """What a training worker may log in to: what its model, its data and its trackers need."""
+    trackers = config.training.report_to
+    access = set(hub_access(config.model, config.dataset))
+    access |= {tracker for name, tracker in (("wandb", Access.WANDB), ("trackio", Access.TRACKIO)) if name in trackers}
+    if "trackio" in trackers and "TRACKIO_SPACE_ID" in os.environ:
+        access.add(Access.HUB)  # the Space that Trackio sends figures to is there
+    return frozenset(access)

@@ -17,11 +17,10 @@ from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
 from engine.paths import LoratoryHome
-from engine.runs.history.reader import HistoryReader
-from engine.runs.history.run_history import seconds_left
+from engine.runs.history.run_history import HistoryReader, seconds_left
 from engine.runs.run import Reason, Run, RunFolder, RunState, State
+from engine.runs.supervision.fairness import UrgentSlot
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
-from engine.runs.supervision.urgent import UrgentRun, UrgentSlot
 from engine.runs.usage import Attempt, live_attempt, local_devices
 
 _MOST_FOLLOWED = 100
@@ -98,7 +97,9 @@ class QueueBoard:
         Args:
             viewer: Gets ids of the own runs; an admin of all, to stop them.
         """
-        snapshot, rules, urgent = self._snapshot(), self._rules.read() or LabRules(), self._urgent()
+        snapshot, rules, urgent = self._snapshot(), self._rules.read() or LabRules(), None
+        with contextlib.suppress(EngineError):
+            urgent = UrgentSlot(self._home).run()
         entries = []
         for run, state in self._at_work(snapshot):
             words = _words(run.owner, viewer, state.reason, state.cause)
@@ -108,11 +109,11 @@ class QueueBoard:
                     state.reason, words, _id_for(viewer, run.owner, run.id),
                 )
             )  # fmt: skip
-        for place, one in enumerate(snapshot.waiting, start=1):
-            words = _words(one.owner, viewer, one.reason, one.cause)
-            run_id = _id_for(viewer, one.owner, one.run_id)
-            first = urgent.words if urgent is not None and urgent.run_id == one.run_id else ""
-            entries.append(QueueEntry(one.owner, "queued", "", place, None, None, one.reason, words, run_id, first))
+        for place, run_place in enumerate(snapshot.waiting, start=1):
+            owner, reason, run_id = run_place.owner, run_place.reason, run_place.run_id
+            words, shown_id = _words(owner, viewer, reason, run_place.cause), _id_for(viewer, owner, run_id)
+            first = urgent.words if urgent is not None and urgent.run_id == run_id else ""
+            entries.append(QueueEntry(owner, "queued", "", place, None, None, reason, words, shown_id, first))
         return tuple(entries)
 
     def devices(self) -> tuple[DeviceUse, ...]:
@@ -125,11 +126,6 @@ class QueueBoard:
         now = self._clock()
         live = (live_attempt(run, state, now) for run, state in self._at_work(self._snapshot()))
         return tuple(attempt for attempt in live if attempt is not None)
-
-    def _urgent(self) -> UrgentRun | None:
-        with contextlib.suppress(EngineError):
-            return UrgentSlot(self._home).run()
-        return None
 
     def _snapshot(self) -> QueueSnapshot:
         return read_model(self._home.server / SNAPSHOT_FILE, QueueSnapshot) or QueueSnapshot()
@@ -147,14 +143,13 @@ class QueueBoard:
         with self._lock:
             if len(self._readers) > _MOST_FOLLOWED:
                 self._readers.clear()
-            seconds = seconds_left(
-                self._readers.setdefault(run.id, HistoryReader(run.folder.events)).update(), self._clock
-            )
+            reader = self._readers.setdefault(run.id, HistoryReader(run.folder.events))
+            seconds = seconds_left(reader.update(), self._clock)
+        ends = [] if seconds is None else [now + seconds]
         hours = rules.limits.guest_run_hours if run.owner in rules.guests else rules.limits.longest_run_hours
-        if not local_devices(state.device):  # the lab limits the use of its own devices
-            hours = None
-        latest = None if hours is None or state.attempt_started is None else state.attempt_started + hours * 3600
-        ends = [end for end in (None if seconds is None else now + seconds, latest) if end is not None]
+        # The lab limits the use of its own devices.
+        if hours is not None and state.attempt_started is not None and local_devices(state.device):
+            ends.append(state.attempt_started + hours * 3600)
         return min(ends, default=None)
 
     def _use(self, device: Device, holder: LeaseHolder | None) -> DeviceUse:

@@ -1,22 +1,31 @@
-"""What people of a lab may train: their own files and the lab's, and limits for guests."""
+"""What people of a lab may do: what they train, how many runs they queue, and whose runs they open."""
 
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from engine.accounts.audit import AuditLog
 from engine.accounts.lab import read_settings
-from engine.accounts.limits import LabLimits
+from engine.accounts.limits import LabLimits, is_lab, read_rules
+from engine.accounts.people import Action, Person, RunAccess, is_logged, may, require
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.data.hub import is_on_hub
 from engine.data.source import SAMPLE_PREFIX
-from engine.errors import EngineError, Problem, StorageError
+from engine.errors import EngineError, Problem, RunError, StorageError
 from engine.models.catalog import find_in_catalog
 from engine.models.source import is_hub_id
 from engine.paths import REFUSAL, AllowedPaths, LoratoryHome
-from engine.runs.plan import plan_run
-from engine.runs.store import RUN_ID, RunStore
+from engine.processes.liveness import FileLock
+from engine.runs.control import request_resume, resume_requests
+from engine.runs.disk import require_disk_space
+from engine.runs.prediction import plan_run
+from engine.runs.run import RUN_ID, Run, RunFolder
+from engine.runs.store import RunStore, list_owners
 
 # It would report with a login of the server's account.
-_REMOTE_TRACKERS = ("wandb",)
+_REMOTE_TRACKERS = frozenset({"wandb"})
 _OUTSIDE = f"{REFUSAL[0][0].lower()}{REFUSAL[0][1:].rstrip('.')}; {REFUSAL[1][0].lower()}{REFUSAL[1][1:]}"
 
 
@@ -25,29 +34,19 @@ def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
     allowed = AllowedPaths.of(home)
     if allowed is None:
         return []
-    paths = [
-        Problem(field, _OUTSIDE)
-        for field, text in config.names
-        if _is_path(field, text) and not _is_allowed(allowed, text)
-    ]
-    if (start := config.adapter.warm_start) is not None and RUN_ID.fullmatch(start):
-        paths += (
-            [] if start in RunStore(home, home.owner).ids() else [Problem("adapter.warm_start", "no run of yours.")]
-        )
-    remote = [
-        Problem("training.report_to", f"{name} needs a login, and the lab's own is not for its people.")
-        for name in config.training.report_to
-        if name in _REMOTE_TRACKERS
-    ]
-    elsewhere = []
-    if config.run.is_elsewhere and home.is_guest:
-        elsewhere.append(Problem("run.where", "a guest trains on the lab's own devices; set local."))
-    return [
-        *paths,
-        *remote,
-        *elsewhere,
-        *(_guest_problems(config, read_settings(home).limits) if home.is_guest else ()),
-    ]
+    names = ((field, text) for field, text in config.names if _is_path(field, text))
+    problems = [Problem(field, _OUTSIDE) for field, text in names if not _is_allowed(allowed, text)]
+    start = config.adapter.warm_start
+    if start is not None and RUN_ID.fullmatch(start) and start not in RunStore(home, home.owner).ids():
+        problems.append(Problem("adapter.warm_start", "no run of yours."))
+    for tracker in _REMOTE_TRACKERS & set(config.training.report_to):
+        message = f"{tracker} needs a login, and the lab's own is not for its people."
+        problems.append(Problem("training.report_to", message))
+    if home.is_guest:
+        if config.run.is_elsewhere:
+            problems.append(Problem("run.where", "a guest trains on the lab's own devices; set local."))
+        problems += _guest_problems(config, read_settings(home).limits)
+    return problems
 
 
 def with_allowed_paths(config: RunConfig, home: LoratoryHome) -> RunConfig:
@@ -76,9 +75,8 @@ def _guest_problems(config: RunConfig, limits: LabLimits) -> list[Problem]:
     if not all(source.strip().startswith(SAMPLE_PREFIX) for source in sources):
         problems.append(Problem("dataset.source", "a guest trains on the samples; choose one of them."))
     if (most := limits.guest_max_steps) is not None and config.training.max_steps > most:
-        problems.append(
-            Problem("training.max_steps", f"a guest trains at most {most:,} steps; set it to {most} or less.")
-        )
+        message = f"a guest trains at most {most:,} steps; set it to {most} or less."
+        problems.append(Problem("training.max_steps", message))
     return problems
 
 
@@ -102,3 +100,144 @@ def _is_allowed(allowed: AllowedPaths, text: str | Path) -> bool:
     except EngineError:
         return False
     return True
+
+
+@contextlib.contextmanager
+def admitted(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
+    """Allow the block to queue runs; concurrent requests are counted one after the other.
+
+    Does nothing without accounts.
+
+    Raises:
+        RunError: If the person would exceed the lab's limit of waiting runs.
+        StorageError: If the disk space is not sufficient.
+    """
+    if not count or not is_lab(home):
+        yield
+        return
+    require_disk_space(home, owner)
+    with FileLock(home.server / f"admission-{owner}.lock"):
+        _require_place(home, owner, count)
+        yield
+
+
+def require_admission(home: LoratoryHome, owner: str, count: int = 1) -> None:
+    """Refuse at once what `admitted` would refuse, before long checks; raises as it does."""
+    with admitted(home, owner, count):
+        pass
+
+
+def resume_run(home: LoratoryHome, run: Run) -> None:
+    """Request to resume a run, if its owner may queue one more; raises as `request_resume` and `admitted` do.
+
+    Raises:
+        RunError: Also if its owner has become a guest, and it trains elsewhere.
+    """
+    if home.is_guest and run.folder.read_config().run.is_elsewhere:
+        raise RunError(
+            "Guests train on the lab's own devices, and this run trained elsewhere.",
+            "Copy its settings to train it here.",
+        )
+    with admitted(home, run.owner):
+        request_resume(home, run)
+
+
+def _require_place(home: LoratoryHome, owner: str, count: int) -> None:
+    rules = read_rules(home)
+    most = None if rules is None else rules.limits.waiting_per_person
+    if most is None:
+        return
+    waiting = _waiting_runs(home, owner)
+    if waiting + count > most:
+        more = "1 more is" if count == 1 else f"{count:,} more are"
+        raise RunError(
+            f"You have {waiting:,} waiting runs, and {more} too many: the lab allows {most:,} per person.",
+            "Wait until some have started, or remove some from the queue.",
+        )
+
+
+def _waiting_runs(home: LoratoryHome, owner: str) -> int:
+    """Count the runs of a person that wait, those included that are about to be resumed."""
+    waiting = {request.run_id for request in resume_requests(home) if request.owner == owner}
+    for run in RunStore(home, owner).list():
+        with contextlib.suppress(EngineError):
+            if run.folder.read_state().state == "queued":
+                waiting.add(run.id)
+    return len(waiting)
+
+
+def is_shared(folder: RunFolder) -> bool:
+    """Return whether its owner shares a run with the lab."""
+    return folder.shared_mark.exists()
+
+
+def access_of(run: Run) -> RunAccess:
+    """Return the facts about a run that access rights depend on."""
+    return RunAccess(run.owner, is_shared(run.folder))
+
+
+def set_shared(run: Run, person: Person, shared: bool, audit: AuditLog) -> None:
+    """Share a run with the lab, or stop sharing it.
+
+    Raises:
+        AccountError: If the person may not.
+        StorageError: If the mark or the audit log cannot be written.
+    """
+    require(person, Action.SHARE, access_of(run))
+    if is_shared(run.folder) == shared:
+        return
+    audit.write(person.name, "run shared", f"{run.owner}/{run.id}", "shared" if shared else "no longer shared")
+    mark = run.folder.shared_mark
+    try:
+        if shared:
+            mark.parent.mkdir(mode=0o700, exist_ok=True)
+            mark.touch(mode=0o600)
+        else:
+            mark.unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"Sharing cannot be changed ({error.strerror}).", "Check the permissions of the run's folder."
+        ) from error
+
+
+@dataclass(frozen=True)
+class LabRuns:
+    """The runs of a lab as one person may see them; a run of another is named `owner/run-id`."""
+
+    home: LoratoryHome
+    person: Person
+    audit: AuditLog
+
+    def open(self, name: str, action: Action) -> Run:
+        """Look up a run for an action; where the audit log records such a look, it is written first.
+
+        Raises:
+            RunError: If the run does not exist or the person may not see it; the message is the same.
+            StorageError: If the look cannot be logged.
+        """
+        owner, _, run_id = name.rpartition("/")
+        run = self._find(owner or self.person.name, run_id)
+        access = access_of(run) if run is not None else None
+        if run is None or access is None or not may(self.person, action, access):
+            raise RunError("There is no such run, or it is not shared with you.", "Ask its owner to share it.")
+        if is_logged(self.person, access):
+            self.audit.write(self.person.name, "looked into", f"{run.owner}/{run.id}", action)
+        return run
+
+    def others(self) -> list[Run]:
+        """Return the runs of other people that this person may read, newest first: an admin all, a member shared ones."""
+        runs = [run for owner in list_owners(self.home) if owner != self.person.name for run in self._of(owner)]
+        return sorted(runs, key=lambda run: run.id, reverse=True)
+
+    def _of(self, owner: str) -> Iterator[Run]:
+        with contextlib.suppress(OSError):  # a mount that is gone
+            for run in RunStore(self.home, owner).list():
+                if may(self.person, Action.READ, access_of(run)):
+                    yield run
+
+    def _find(self, owner: str, run_id: str) -> Run | None:
+        # Both are looked up in lists of what is there: neither becomes a path.
+        if RUN_ID.fullmatch(run_id) is None or owner not in list_owners(self.home):
+            return None
+        store = RunStore(self.home, owner)
+        return store.get(run_id) if run_id in store.ids() else None

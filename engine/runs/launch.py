@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from engine.config.objectives import objective_of
 from engine.config.pairs import pair_problems
-from engine.config.run import ModelConfig, RunConfig, field_of
+from engine.config.run import ModelConfig, RunConfig
 from engine.config.suited import is_given, open_settings, with_suited_defaults
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
@@ -22,8 +22,14 @@ from engine.models.prepared import ModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, local_owner, typed_path
-from engine.runs.admission import admitted, require_admission
-from engine.runs.lab_rules import lab_problems, may_be_path, with_allowed_paths, within_guest_limit
+from engine.runs.lab_rules import (
+    admitted,
+    lab_problems,
+    may_be_path,
+    require_admission,
+    with_allowed_paths,
+    within_guest_limit,
+)
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
@@ -202,25 +208,18 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     Names of samples, of the catalogue and on the Hub stay as they are, and so does what is not there: its refusal shall
     repeat what was typed.
     """
-    return config.with_names(lambda field, text: _absolute(text, _longest(field)) if may_be_path(field, text) else text)
+    return config.with_names(lambda field, text: _absolute(text) if may_be_path(field, text) else text)
 
 
-def _absolute(text: str, longest: int) -> str:
+def _absolute(text: str) -> str:
     try:
         path = typed_path(text.strip())
         if not path.exists():
             return text
         # A link keeps its name, unless going up leads through it.
-        whole = str(path.resolve() if ".." in path.parts else path.absolute())
+        return str(path.resolve() if ".." in path.parts else path.absolute())
     except (OSError, RuntimeError, ValueError):  # a name that no file can have; ~name of no user
         return text
-    return whole if len(whole) <= longest else text
-
-
-def _longest(field: str) -> int:
-    name = "dataset.source" if field == "dataset.mix" else field  # the sources of a mixture are as long
-    bounds = (getattr(limit, "max_length", None) for limit in field_of(name).metadata)
-    return next((limit for limit in bounds if limit is not None), 1000)
 
 
 class Launcher:
@@ -256,16 +255,7 @@ class Launcher:
             RunError: If the person has as many waiting runs as the lab allows.
             StorageError: If the run's folder cannot be made, or the person has no disk space left.
         """
-        existing = None if key is None else self._store.find_by_key(key)
-        if existing is not None:
-            return existing
-        require_admission(self._store.home, self._store.owner)
-        checked_run = self._preflight.check(config, on_progress, previewed)
-        meanwhile = None if key is None else self._store.find_by_key(key)  # its own place in the queue does not count
-        if meanwhile is not None:
-            return meanwhile
-        with admitted(self._store.home, self._store.owner):
-            return self._create(checked_run, key, copied_from)
+        return self._queue([(config, key)], copied_from, lambda _: on_progress, previewed)[0]
 
     def start_all(
         self,
@@ -283,22 +273,34 @@ class Launcher:
         Raises:
             EngineError: As `start` does; then none of them was queued.
         """
-        keys = [f"{key}/{number}" for number in range(len(configs))]
-        runs_by_key = {name: run for name in keys if (run := self._store.find_by_key(name)) is not None}
-        checked_runs: dict[str, CheckedRun] = {}
-        require_admission(self._store.home, self._store.owner, len(keys) - len(runs_by_key))
-        for number, (name, config) in enumerate(zip(keys, configs, strict=True), start=1):
-            if name not in runs_by_key:
-                note = _with_number(on_progress, number, len(configs))
-                checked_runs[name] = self._preflight.check(config, note, previewed)
-        with admitted(self._store.home, self._store.owner, len(checked_runs)):
-            runs_by_key |= {name: self._create(passed, name, copied_from) for name, passed in checked_runs.items()}
-        return [runs_by_key[name] for name in keys]
+        numbered = [(config, f"{key}/{number}") for number, config in enumerate(configs)]
 
-    def _create(self, checked_run: CheckedRun, key: str | None, copied_from: str | None) -> Run:
-        provenance = checked_run.provenance.model_copy(update={"copied_from": copied_from})
-        return self._store.create(checked_run.config, provenance, key, checked_run.report)
+        def progress_of(number: int) -> OnProgress:
+            return lambda text: on_progress(f"Run {number + 1} of {len(configs)}: {text}")
 
+        return self._queue(numbered, copied_from, progress_of, previewed)
 
-def _with_number(on_progress: OnProgress, number: int, count: int) -> OnProgress:
-    return lambda words: on_progress(f"Run {number} of {count}: {words}")
+    def _queue(
+        self,
+        configs: Sequence[tuple[RunConfig, str | None]],
+        copied_from: str | None,
+        progress_of: Callable[[int], OnProgress],
+        previewed: DatasetReport | None,
+    ) -> list[Run]:
+        """Check and queue configurations, except those whose key has a run already."""
+        store = self._store
+        runs = {number: run for number, (_, key) in enumerate(configs) if (run := self._find(key)) is not None}
+        missing = [number for number in range(len(configs)) if number not in runs]
+        require_admission(store.home, store.owner, len(missing))
+        checked = {n: self._preflight.check(configs[n][0], progress_of(n), previewed) for n in missing}
+        # The same request may have come twice: its own place in the queue does not count.
+        runs |= {number: run for number in missing if (run := self._find(configs[number][1])) is not None}
+        with admitted(store.home, store.owner, len(configs) - len(runs)):
+            for number, (config, provenance, report) in checked.items():
+                if number not in runs:
+                    facts = provenance.model_copy(update={"copied_from": copied_from})
+                    runs[number] = store.create(config, facts, configs[number][1], report)
+        return [runs[number] for number in range(len(configs))]
+
+    def _find(self, key: str | None) -> Run | None:
+        return None if key is None else self._store.find_by_key(key)

@@ -17,8 +17,6 @@ from engine.config.load import config_to_yaml
 from engine.config.objectives import RowKind, objective_of
 from engine.config.run import DataFormatName, DatasetConfig, RunConfig, RunSection
 from engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
-from engine.executors.base import JobSpec
-from engine.executors.local import WorkerCommand, start_worker, worker_command
 from engine.files import write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import note_model
@@ -26,10 +24,11 @@ from engine.hardware.devices import choose_devices
 from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
 from engine.memory.estimate import Estimator, MemoryEstimate
 from engine.paths import LoratoryHome
-from engine.processes.liveness import FileLock, ProcessIdentity, end_group
+from engine.processes.liveness import ProcessIdentity, end_group
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
 from engine.runs.history.log import read_events
+from engine.runs.job import JobSpec, WorkerCommand, start_worker, worker_command
 from engine.runs.lab_rules import lab_problems
 from engine.runs.provenance import Provenance
 from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
@@ -260,67 +259,42 @@ def write_rows(path: Path, config: RunConfig) -> None:
 
 _OWNER = "measurements"
 _PREFIX = "measurement-"
-_LOCK = "measuring.lock"  # in addition to the worker's own
+_SWEPT_SECONDS = 24 * 3600.0  # a measurement takes minutes
 
 
 @contextlib.contextmanager
 def measuring_run(home: LoratoryHome) -> Iterator[Run]:
     """Make the run folder of a measurement: as deep below the home as those of runs, and not among them.
 
-    In a lab it belongs to the person, whose models it may need.
-
-    It is removed in the end, or by the next sweep where this process dies before.
+    In a lab it belongs to the person, whose models it may need. It is removed in the end, or by a sweep a day later.
 
     Raises:
         StorageError: If the home cannot be written.
     """
     run_id = f"{_PREFIX}{secrets.token_hex(6)}"
-    folder = RunFolder(_place(home) / run_id)
-    lock = FileLock(folder.path / _LOCK)
-    with _guard(home):
-        lock.acquire()  # makes the folder as well
-        try:
-            folder.control.mkdir(mode=0o700)
-            if home.owner and not home.is_guest:
-                write_atomically(folder.provenance, Provenance(person=home.owner).model_dump_json())
-        except OSError as error:
-            lock.release()
-            raise StorageError(
-                f"A folder for the measurement cannot be made ({error.strerror}).",
-                "Free some space, or check LORATORY_HOME.",
-            ) from error
+    folder = RunFolder(_parent(home) / run_id)
     try:
+        _parent(home).mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.path.mkdir(mode=0o700)
+        folder.control.mkdir(mode=0o700)
+        if home.owner and not home.is_guest:
+            write_atomically(folder.provenance, Provenance(person=home.owner).model_dump_json())
         yield Run(id=run_id, owner=_OWNER, folder=folder)
+    except OSError as error:
+        what = f"The files of the measurement cannot be written ({error.strerror})."
+        raise StorageError(what, "Free some space, or check LORATORY_HOME.") from error
     finally:
-        lock.release()
         shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def sweep_measurements(home: LoratoryHome) -> None:
-    """End and remove the remains of measurements whose process is gone.
-
-    Raises:
-        StorageError: If the home cannot be written.
-    """
-    places = [_place(home)] if home.owner else [_place(home), *(home.root / "page-cache").glob("*")]
-    folders = [path for place in places for path in place.glob(f"{_PREFIX}*")]
-    if not folders:
-        return
-    with _guard(home):
-        for path in folders:
-            if FileLock(path / _LOCK).is_held_by_another():
-                continue
-            worker = RunFolder(path).read_worker()
-            if worker is not None and worker.is_of_this_boot():
-                worker.kill()
-                end_group(worker.process_group, (RUN_VARIABLE, path.name))
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what processes left of their measurements that died a day ago; a worker ends after its steps."""
+    parents = [_parent(home)] if home.owner else [_parent(home), *(home.root / "page-cache").glob("*")]
+    for path in (path for parent in parents for path in parent.glob(f"{_PREFIX}*")):
+        with contextlib.suppress(FileNotFoundError):  # its own process was quicker
+            if time.time() - path.stat().st_mtime > _SWEPT_SECONDS:
+                shutil.rmtree(path, ignore_errors=True)
 
 
-def _place(home: LoratoryHome) -> Path:
+def _parent(home: LoratoryHome) -> Path:
     return home.cache if home.owner else home.cache / _OWNER
-
-
-def _guard(home: LoratoryHome) -> FileLock:
-    """Nothing is swept between being made and being locked."""
-    return FileLock(home.server / "measurements.lock")

@@ -1,20 +1,24 @@
-"""The origin of a run, to understand and repeat it later: `provenance.json`, and the base that it was trained on."""
+"""The origin of a run: `provenance.json`, the base that it was trained on, and the adapter that it starts from."""
 
+import contextlib
 import platform
-from typing import Literal
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args
 
 from pydantic import BaseModel
 
 from engine.config.objectives import objective_of, preference_name
 from engine.config.run import RunConfig
-from engine.files import read_model
+from engine.errors import ConfigError, EngineError, Problem
+from engine.files import read_model, resolve_inside
 from engine.hardware.libraries import library_version
 from engine.memory.device_need import DeviceNeed
 from engine.models.fingerprint import WeightsFile
-from engine.paths import LoratoryHome
+from engine.paths import AllowedPaths, LoratoryHome, typed_path
 from engine.runs.history.events import BaseWeightsData, parse_event
 from engine.runs.history.log import read_lines
-from engine.runs.run import RunFolder
+from engine.runs.history.run_history import RunHistory
+from engine.runs.run import RUN_ID, RunFolder
 
 # What can change a result; versions are read from package metadata, so none of them is imported here.
 _LIBRARIES = ("torch", "transformers", "peft", "trl", "accelerate", "bitsandbytes", "datasets", "tokenizers")
@@ -55,6 +59,47 @@ def predicted_figures(need: DeviceNeed, device_kind: Literal["cuda", "mps", "cpu
     return MemoryFigures(
         allocated_bytes=need.allocated_bytes, reserved_bytes=need.reserved_bytes, process_bytes=need.expected_bytes
     )
+
+
+def measured_figures(history: RunHistory) -> MemoryFigures:
+    """Return the measured memory of a worker, as far as it could report it.
+
+    It reports peaks after the first step and at its end; a process that grows between shows in the steps.
+    """
+    memory = history.memory
+    if memory is None:
+        return MemoryFigures()
+    if memory.peak_reserved_bytes is None:
+        return MemoryFigures(
+            process_bytes=max(memory.peak_process_bytes or 0, history.steps.highest("memory_bytes") or 0)
+        )
+    return MemoryFigures(
+        allocated_bytes=memory.peak_allocated_bytes,
+        reserved_bytes=memory.peak_reserved_bytes,
+        process_bytes=memory.peak_device_process_bytes,
+    )
+
+
+class Peak(NamedTuple):
+    """One figure of a run's memory, predicted and measured."""
+
+    kind: PeakKind
+    predicted_bytes: int | None
+    measured_bytes: int | None
+
+    @property
+    def difference(self) -> float | None:
+        """Of the measured from the predicted, relative; positive where it took more."""
+        if self.predicted_bytes is None or self.measured_bytes is None:
+            return None
+        return self.measured_bytes / self.predicted_bytes - 1
+
+
+def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, ...]:
+    """Return every figure that was predicted or measured."""
+    figures = measured_figures(history)
+    peaks = (Peak(kind, predicted.of(kind), figures.of(kind)) for kind in get_args(PeakKind))
+    return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
 
 
 class Provenance(BaseModel, frozen=True):
@@ -98,24 +143,15 @@ def environment_facts() -> dict[str, object]:
 def describe_config(config: RunConfig) -> dict[str, object]:
     """The fields of `Provenance` that repeat the configuration."""
     training, data = config.training, config.dataset
+    summary = objective_of(config).summary(training)
+    held_out = (summary, data.eval_fraction, data.train_on, training.seed, training.max_length)
     return {
         "title": run_title(config),
         "method": config.method_name,
         "objective": preference_name(config),
         "model": config.model.id,
         "dataset": config.dataset.source,
-        "held_out": " ".join(
-            map(
-                str,
-                (
-                    objective_of(config).summary(training),
-                    data.eval_fraction,
-                    data.train_on,
-                    training.seed,
-                    training.max_length,
-                ),
-            )
-        ),
+        "held_out": " ".join(map(str, held_out)),
     }
 
 
@@ -147,3 +183,39 @@ def home_of_run(folder: RunFolder) -> LoratoryHome:
     """Return the home of a run, <home>/runs/<owner>/<run>; in a lab, as the person has it who started the run."""
     home, person = LoratoryHome(folder.path.parents[2]), read_provenance(folder).person
     return home.of(person) if person else home
+
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+
+
+def find_warm_start(text: str, runs: Path, home: LoratoryHome | None = None) -> Path:
+    """Return the folder of an adapter, from a run's id in `runs`, a run's folder, or the adapter's folder.
+
+    In a lab, the person whose home it is must be allowed to name that folder.
+
+    Raises:
+        ConfigError: If there is no adapter.
+    """
+    allowed = AllowedPaths.of(home) if home is not None else None
+    path = typed_path(text) if allowed is None or RUN_ID.fullmatch(text) else allowed.read(text)
+    place = resolve_inside(runs, text) if RUN_ID.match(text) else path
+    with contextlib.suppress(OSError, ValueError):  # names that no file can have
+        for folder in (place, place / "adapter"):
+            if (folder / ADAPTER_CONFIG).is_file() and (folder / ADAPTER_WEIGHTS).is_file():
+                return folder
+    message = f"{text[:100]} holds no adapter; give a finished run's id, or a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}."
+    raise ConfigError([Problem("adapter.warm_start", message)])
+
+
+def start_of(config: RunConfig, runs: Path, home: LoratoryHome | None = None) -> Path | None:
+    """Return the run, or else the adapter's folder, that a run of `runs` started from.
+
+    None for a run with a new adapter, and where that is gone or not allowed.
+    """
+    if config.adapter.warm_start is None:
+        return None
+    with contextlib.suppress(EngineError, OSError):
+        folder = find_warm_start(config.adapter.warm_start, runs, home).resolve()
+        return folder.parent if RUN_ID.fullmatch(folder.parent.name) else folder
+    return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from engine.errors import RunError, StorageError, SupersededError
 from engine.files import read_model, write_atomically
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.checkpoints import offered_checkpoints
-from engine.runs.history.events import FailedData, StatusData, StoppedBy
+from engine.runs.history.events import StatusData, StoppedBy
 from engine.runs.history.log import last_event
 
 State = Literal[
@@ -24,16 +25,14 @@ State = Literal[
 ]  # fmt: skip
 
 FINAL_STATES: frozenset[State] = frozenset({"completed", "stopped", "failed", "interrupted"})
+RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{4}")
 STATE_FILE = "state.json"
 NOTES_FILE = "notes.json"
 EVENTS_FILE = "events.jsonl"
 
 ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the supervisor started it for
 RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
-_JOB_VARIABLES = (
-    "LORATORY_JOB",
-    "SLURM_JOB_ID",
-)  # by which an executor passes the job's id to its worker; Slurm sets its own
+_JOB_VARIABLES = ("LORATORY_JOB", "SLURM_JOB_ID")  # by which an executor passes the job's id; Slurm sets its own
 
 # A worker is, or should be, at work; one in an executor's own queue may begin before its supervisor sees it.
 LIVE_STATES: frozenset[State] = frozenset({"submitted", "starting", "running", "stopping"})
@@ -88,9 +87,7 @@ class RunState(BaseModel, frozen=True):
     advice: str = ""  # what to do about it
     attempt: int = 0  # attempts begun so far; the worker of attempt n reports events with attempt n
     fruitless_attempts: int = 0  # the newest ones in a row that ended without a newer checkpoint
-    resumable_step: int | None = (
-        None  # step of the newest checkpoint that is whole, where another attempt could continue
-    )
+    resumable_step: int | None = None  # of the newest whole checkpoint, from which another attempt could continue
     device: str = ""  # as the lease names it: "cpu", "cuda:0"; else in the words of the executor
     executor: str = "local"  # where the newest attempt runs
     job_id: str = ""  # by which its executor finds it; empty where process.json identifies the worker
@@ -103,8 +100,6 @@ class RunState(BaseModel, frozen=True):
     energy_meter_joules: float | None = None  # what their meters showed when this attempt began
     silent_since: float | None = None  # when a worker whose silence is unusual last gave a sign
     silence_limit_seconds: float | None = None  # after how long a silence it is ended, as things are
-
-    notice: str = ""  # what a person should know in addition to the cause
     cancel_seen: float | None = None  # monotonic seconds of this boot, when a supervisor first saw a request to cancel
 
     @property
@@ -120,25 +115,15 @@ class WorkerRecord(ProcessIdentity):
     attempt: int
     job_id: str = ""  # where an executor named one; else the identity is all there is
 
-    @property
-    def identity(self) -> ProcessIdentity:
-        """The process alone."""
-        return ProcessIdentity.model_validate(self.model_dump())
-
 
 class _File:
-    """The path of one file in the run directory of a `RunFolder`, which keeps it: a supervisor asks twice a second."""
+    """The path of one file in the run directory of a `RunFolder`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
 
-    def __set_name__(self, _: type, attribute: str) -> None:
-        self._attribute = attribute
-
     def __get__(self, folder: "RunFolder", _: type | None = None) -> Path:
-        path: Path = folder.path / self._name
-        folder.__dict__[self._attribute] = path  # found before this descriptor from now on, as it sets nothing
-        return path
+        return folder.path / self._name
 
 
 @dataclass(frozen=True)
@@ -161,9 +146,7 @@ class RunFolder:
     stop_request = _File("control/stop")  # exists: save and stop
     cancel_request = _File("control/cancel")  # exists: end at once
     start_anyway_request = _File("control/start-anyway")  # exists: start although free memory is below the estimate
-    place_request = _File(
-        "control/where"
-    )  # the place of its next attempts, where that is another than its configuration's
+    place_request = _File("control/where")  # the place of its next attempts, where its configuration has another
     shared_mark = _File("control/shared")  # exists: its owner shares it with the lab
     job = _File("job.json")  # of an executor elsewhere, what it knows of the job; written by the supervisor
     checkpoints = _File("checkpoints")  # complete trainer states, `step-N` each
@@ -186,49 +169,24 @@ class RunFolder:
         """Load the report of the dataset check; None if there is none, or the file cannot be read."""
         return read_model(self.dataset_report, DatasetReport)
 
-    def read_state(self, *, is_claimed_by_us: bool = False) -> RunState:
-        """Load the state. Where the file is missing or damaged, derive it from the log and the worker's lock.
-
-        Args:
-            is_claimed_by_us: Whether the caller holds the run's lock, and so keeps workers away.
+    def read_state(self) -> RunState:
+        """Load the state. A run without one waits, unless it has begun: it then counts as at work until it was checked.
 
         Raises:
             StorageError: If the file is there and cannot be read.
         """
-        return self.read_saved_state() or self.state_by_other_files(is_claimed_by_us=is_claimed_by_us)
+        state = self.read_saved_state()
+        if state is not None:
+            return state
+        has_left_results = any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
+        attempts = self.attempts_seen() or int(has_left_results)
+        return RunState(state="running" if attempts else "queued", attempt=attempts)
 
     def as_offered(self, state: RunState) -> RunState:
         """Return a state with `resumable_step` checked: a checkpoint may have been damaged since the run ended."""
         if state.resumable_step is None:
             return state
         return state.model_copy(update={"resumable_step": self.newest_checkpoint_step()})
-
-    def state_by_other_files(self, *, is_claimed_by_us: bool = False) -> RunState:
-        """Derive the state of a run from log, `process.json`, lock and results, if state.json is missing or damaged."""
-        has_left_results = any(path.exists() for path in (self.log, self.checkpoints, self.adapter))
-        if not self.attempts_seen() and not has_left_results:
-            return RunState()  # a worker that has only the lock has not yet written its attempt
-        # Asked before the log is read: of a worker that has ended, the log is complete.
-        is_at_work = not is_claimed_by_us and self.has_living_worker()
-        last = last_event(self.events)
-        fields: dict[str, object] = {
-            "attempt": max(self.attempts_seen(), 1),  # results alone prove at least one attempt
-            "resumable_step": self.newest_checkpoint_step(),
-            "started": last.time if last is not None else None,
-        }
-        if is_at_work:
-            return RunState.model_validate({"state": "running", **fields})
-        fields["ended"] = fields["started"]
-        match last.data if last is not None else None:
-            case StatusData(phase="finished"):
-                fields |= {"state": "completed", "reason": "finished"}
-            case StatusData(phase="stopped", stopped_by=stopped_by):
-                fields |= {"state": "stopped", "reason": STOP_REASONS[stopped_by or "request"]}
-            case FailedData(what=what, fix=fix):
-                fields |= {"state": "failed", "reason": "worker_failed", "cause": what, "advice": fix}
-            case _:
-                fields |= {"state": "interrupted", "reason": "unknown", "cause": "It ended without reporting why."}
-        return RunState.model_validate(fields)
 
     def read_saved_state(self) -> RunState | None:
         """Load the state as it was saved; None where the file is missing or damaged.
@@ -341,7 +299,7 @@ class RunFolder:
 
     def _expected_attempt(self, attempt: int) -> int:
         """Return the attempt that the supervisor named; raise RunError where it is over, or another worker had it."""
-        state = self.read_state(is_claimed_by_us=True)
+        state = self.read_state()
         if state.attempt == attempt and state.state in LIVE_STATES and self.attempts_seen() < attempt:
             return attempt
         raise RunError(

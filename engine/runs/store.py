@@ -20,11 +20,10 @@ from engine.files import fsync_folder, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
 from engine.runs.control import resume_is_requested
-from engine.runs.provenance import Provenance, describe_config
-from engine.runs.run import Run, RunFolder
+from engine.runs.provenance import Provenance, describe_config, read_provenance
+from engine.runs.run import RUN_ID, Run, RunFolder
 
 KEYS_FOLDER = "keys"  # of requests to start: a repeated one returns its run
-RUN_ID = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{4}")
 _OWNER = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _DOOMED_PREFIX = ".deleted-"
 _UNBORN_PREFIX = ".new-"
@@ -140,12 +139,14 @@ class RunStore:
         """
         run = self.get(run_id)
         trash = self.folder / f"{_DOOMED_PREFIX}{run.id}"
+        key = read_provenance(run.folder).key
         try:
             self._set_aside(run, trash)
+            if key is not None:
+                self._key_file(key).unlink(missing_ok=True)
             size = folder_size_bytes(trash)
             with contextlib.suppress(FileNotFoundError):  # a server that starts sweeps it away at the same time
                 shutil.rmtree(trash)
-            shutil.rmtree(trash, ignore_errors=True)  # the two together leave nothing
         except OSError as error:
             raise StorageError(
                 f"{run.id} cannot be removed ({error.strerror}).", "Check the permissions of its folder."
@@ -168,8 +169,7 @@ class RunStore:
             lock.release()
 
     def _refuse_to_delete(self, run: Run, is_free: bool) -> None:
-        # Our own hold on the lock must not be taken for a worker's.
-        state = run.folder.read_state(is_claimed_by_us=is_free)
+        state = run.folder.read_state()
         if not is_free or not state.is_final:
             raise RunError(f"{run.id} is {state.state} and cannot be deleted.", "Stop it first.")
         if resume_is_requested(self.home, run):
@@ -181,16 +181,11 @@ class RunStore:
         A run that is an hour old at most may be in the making on another host, whose lock is not seen here.
         """
         with contextlib.suppress(FileNotFoundError), FileLock(self.home.server / f"create-{self.owner}.lock"):
-            for path in list(self.folder.iterdir()):
-                if path.name.startswith(_DOOMED_PREFIX) or self._is_left_half_made(path.name):
+            for path in (*self.folder.glob(f"{_DOOMED_PREFIX}*"), *self.folder.glob(f"{_UNBORN_PREFIX}*")):
+                run_id = path.name.removeprefix(_UNBORN_PREFIX)
+                made = _milliseconds_of(run_id) / 1000 if RUN_ID.fullmatch(run_id) is not None else 0.0
+                if self._clock() - made > _MAKING_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
-
-    def _is_left_half_made(self, name: str) -> bool:
-        run_id = name.removeprefix(_UNBORN_PREFIX)
-        if run_id == name:
-            return False
-        is_named_by_us = RUN_ID.fullmatch(run_id) is not None
-        return not is_named_by_us or self._clock() - _milliseconds_of(run_id) / 1000 > _MAKING_SECONDS
 
     def _exists(self, run_id: str) -> bool:
         # Nothing but an id passes the pattern, so no path can be smuggled in.

@@ -1,21 +1,24 @@
-"""A run in one row: what lists show and what `loratory show` prints; and the rows of all runs, quickly."""
+"""A run in one row: what lists show and what `loratory show` prints; the rows of all runs, quickly; search, order and CSV."""
 
 import contextlib
 import math
 import os
 import threading
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
+from engine.config.load import setting_names
+from engine.config.run import RunConfig
 from engine.errors import EngineError, StorageError
 from engine.files import read_model, size_and_time, write_atomically
 from engine.runs.control import RunNotes, read_notes
-from engine.runs.history.reader import HistoryReader, read_history
-from engine.runs.history.run_history import RunHistory
-from engine.runs.provenance import MemoryFigures, PeakKind, Provenance, describe_config, read_provenance
+from engine.runs.history.run_history import RunHistory, read_history
+from engine.runs.history.steps import COLUMNS
+from engine.runs.provenance import MemoryFigures, Provenance, describe_config, measured_figures, read_provenance
 from engine.runs.run import EVENTS_FILE, FINAL_STATES, NOTES_FILE, STATE_FILE, Reason, Run, State
 from engine.runs.store import RunStore, folder_size_bytes
 
@@ -36,7 +39,6 @@ class RunSummary(BaseModel):
     reason: Reason | None = None
     cause: str = ""
     advice: str = ""
-    notice: str = ""  # what a person should know in addition
     attempt: int = 0
     resumable_step: int | None = None
     device: str = ""
@@ -81,8 +83,8 @@ class RunSummary(BaseModel):
         return None if self.started is None or self.ended is None else max(self.ended - self.started, 0.0)
 
 
-def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | None = None) -> RunSummary:
-    """Return the row of one run; reads its log and folder unless the caller passes their content."""
+def summarize(run: Run, history: RunHistory | None = None) -> RunSummary:
+    """Return the row of one run; reads its log unless the caller passes its content."""
     history = read_history(run.folder.events) if history is None else history
     provenance = read_provenance(run.folder)
     notes = read_notes(run.folder)
@@ -94,7 +96,7 @@ def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | Non
         "created": provenance.created,
         "predicted_bytes": provenance.predicted_memory.of_run,
         "predicted_memory": provenance.predicted_memory,
-        "size_bytes": folder_size_bytes(run.folder.path) if size_bytes is None else size_bytes,
+        "size_bytes": folder_size_bytes(run.folder.path),
         **_of_config(run, provenance, notes),
         **run.folder.read_state().model_dump(include=set(RunSummary.model_fields)),
         **_of_history(history),
@@ -103,9 +105,8 @@ def summarize(run: Run, history: RunHistory | None = None, size_bytes: int | Non
 
 
 def _of_config(run: Run, provenance: Provenance, notes: RunNotes) -> dict[str, Any]:
-    facts: dict[str, Any] = provenance.model_dump(
-        include={"title", "method", "objective", "model", "dataset", "held_out"}
-    )
+    names = {"title", "method", "objective", "model", "dataset", "held_out"}
+    facts: dict[str, Any] = provenance.model_dump(include=names)
     if not provenance.title:  # it was lost
         try:
             facts = describe_config(run.folder.read_config())
@@ -139,56 +140,7 @@ def _of_history(history: RunHistory) -> dict[str, Any]:
     }
 
 
-def measured_figures(history: RunHistory) -> MemoryFigures:
-    """Return the measured memory of a worker, as far as it could report it.
-
-    It reports peaks after the first step and at its end; a process that grows between shows in the steps.
-    """
-    memory = history.memory
-    if memory is None:
-        return MemoryFigures()
-    if memory.peak_reserved_bytes is None:
-        return MemoryFigures(
-            process_bytes=max(memory.peak_process_bytes or 0, history.steps.highest("memory_bytes") or 0)
-        )
-    return MemoryFigures(
-        allocated_bytes=memory.peak_allocated_bytes,
-        reserved_bytes=memory.peak_reserved_bytes,
-        process_bytes=memory.peak_device_process_bytes,
-    )
-
-
-class Peak(NamedTuple):
-    """One figure of a run's memory, predicted and measured."""
-
-    kind: PeakKind
-    predicted_bytes: int | None
-    measured_bytes: int | None
-
-    @property
-    def difference(self) -> float | None:
-        """Of the measured from the predicted, relative; positive where it took more."""
-        if self.predicted_bytes is None or self.measured_bytes is None:
-            return None
-        return self.measured_bytes / self.predicted_bytes - 1
-
-
-def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, ...]:
-    """Return every figure that was predicted or measured."""
-    figures = measured_figures(history)
-    peaks = (Peak(kind, predicted.of(kind), figures.of(kind)) for kind in get_args(PeakKind))
-    return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
-
-
-_INDEX_VERSION = 3
-
-
-class Stamp(NamedTuple):
-    """Stamps of a run's files; the same stamps mean the same row."""
-
-    state_modified: int  # nanoseconds
-    notes_modified: int
-    events_bytes: int
+_Stamp = tuple[int, int, int]  # when state and notes were changed, and bytes of the log: the same mean the same row
 
 
 class Glance(NamedTuple):
@@ -199,34 +151,30 @@ class Glance(NamedTuple):
 
 
 class _IndexEntry(BaseModel, frozen=True):
-    stamp: Stamp
+    stamp: _Stamp
     summary: RunSummary
 
 
 class _IndexFile(BaseModel):
-    version: int
     runs: dict[str, _IndexEntry]
 
 
 class RunIndex:
     """Rows of the runs of one owner; one for a server, shared by all its pages.
 
-    What has ended is remembered, what lives is followed, nothing is read twice.
-
-    The rows of ended runs are kept in the home's cache, which may be deleted at any time. The index reads histories
-    itself unless the caller, who reads them anyway, gives them by `history_of`.
+    The rows of ended runs are kept in the home's cache, which may be deleted at any time. Histories are read as a whole
+    unless the caller, who follows them anyway, gives them by `history_of`.
     """
 
     def __init__(self, store: RunStore, history_of: Callable[[Run], RunHistory] | None = None) -> None:
         self._store = store
-        self._history_of = history_of or self._follow
+        self._history_of = history_of or (lambda run: read_history(run.folder.events))
         self._path = store.home.cache / "runs" / f"{store.owner}.json"
         self._reading = threading.Lock()  # guards everything below: several pages may ask at once
-        self._entries: dict[str, _IndexEntry] | None = None  # None until the cache was read
+        index = read_model(self._path, _IndexFile)
+        self._entries = index.runs if index is not None else {}  # of ended runs, by id
         self._read_ids: set[str] = set()  # runs that were read before
         self._has_news = False  # what the cache does not know yet
-        self._readers: dict[str, HistoryReader] = {}  # of runs that have not ended
-        self._sizes: dict[str, tuple[int, int]] = {}  # of the same: checkpoints when it was measured, bytes
 
     def summaries(self) -> list[RunSummary]:
         """All rows, newest first."""
@@ -234,73 +182,149 @@ class RunIndex:
 
     def glance(self, patience_seconds: float) -> Glance:
         """Return all rows that were read before, and as many more as can be read in that time, newest first."""
-        spent_seconds = 0.0
+        spent_seconds, unread, rows = 0.0, 0, list[RunSummary]()
         with self._reading:
-            entries = self._remember()
-            runs, unread = self._store.list(), 0
-            rows: list[RunSummary] = []
+            runs = self._store.list()
             for run in runs:
-                stamp = _stamp_of(run)
-                entry = entries.get(run.id)
-                if entry is not None and entry.stamp == stamp:
-                    rows.append(entry.summary)
-                    continue
-                is_new = run.id not in self._read_ids
+                is_new = run.id not in self._entries and run.id not in self._read_ids
                 if is_new and spent_seconds > patience_seconds:
                     unread += 1
                     continue
                 began = time.monotonic()
-                summary = self._draw_up(run)
-                if is_new:
-                    spent_seconds += time.monotonic() - began
-                    self._read_ids.add(run.id)
-                rows.append(summary)
-                if summary.state in FINAL_STATES:
-                    entries[run.id] = _IndexEntry(stamp=stamp, summary=summary)
-                    self._has_news = True
-            if not unread and (self._has_news or len(entries) > len(runs)):
-                self._write_cache({run.id for run in runs})
+                rows.append(self._row(run))
+                spent_seconds += time.monotonic() - began if is_new else 0.0
+            if not unread and (self._has_news or len(self._entries) > len(runs)):
+                existing = {run.id for run in runs}
+                self._entries = {run_id: entry for run_id, entry in self._entries.items() if run_id in existing}
                 self._has_news = False
+                with contextlib.suppress(StorageError):  # without the cache, only time is lost
+                    index = _IndexFile(runs=self._entries)
+                    write_atomically(self._path, index.model_dump_json(), makes_folder=True)
             return Glance(rows, unread)
 
     def summary(self, run: Run) -> RunSummary:
         """Return the row of one run, from the cache if it is still valid."""
         with self._reading:
-            entry = self._remember().get(run.id)
-            return entry.summary if entry is not None and entry.stamp == _stamp_of(run) else self._draw_up(run)
+            return self._row(run)
 
-    def _draw_up(self, run: Run) -> RunSummary:
-        history = self._history_of(run)
-        checkpoints = len(history.checkpoints)
-        size = self._sizes.get(run.id)
-        if size is None or size[0] != checkpoints or run.folder.read_state().is_final:
-            size = (checkpoints, folder_size_bytes(run.folder.path))
-            self._sizes[run.id] = size
-        summary = summarize(run, history, size[1])
+    def _row(self, run: Run) -> RunSummary:
+        stamp, entry = _stamp_of(run), self._entries.get(run.id)
+        if entry is not None and entry.stamp == stamp:
+            return entry.summary
+        summary = summarize(run, self._history_of(run))
+        self._read_ids.add(run.id)
         if summary.state in FINAL_STATES:
-            self._readers.pop(run.id, None)
-            self._sizes.pop(run.id, None)
+            self._entries[run.id] = _IndexEntry(stamp=stamp, summary=summary)
+            self._has_news = True
         return summary
 
-    def _follow(self, run: Run) -> RunHistory:
-        return self._readers.setdefault(run.id, HistoryReader(run.folder.events)).update()
 
-    def _remember(self) -> dict[str, _IndexEntry]:
-        if self._entries is None:
-            index = read_model(self._path, _IndexFile)
-            self._entries = index.runs if index is not None and index.version == _INDEX_VERSION else {}
-        return self._entries
-
-    def _write_cache(self, existing: set[str]) -> None:
-        self._entries = {run_id: entry for run_id, entry in self._remember().items() if run_id in existing}
-        index = _IndexFile(version=_INDEX_VERSION, runs=self._entries)
-        with contextlib.suppress(StorageError):  # without the cache, only time is lost
-            write_atomically(self._path, index.model_dump_json(), makes_folder=True)
-
-
-def _stamp_of(run: Run) -> Stamp:
+def _stamp_of(run: Run) -> _Stamp:
     folder = os.fspath(run.folder.path)  # three looks at each of thousands of runs: quicker than paths
-    (_, state_modified), (_, notes_modified), (events_bytes, _) = (
-        size_and_time(f"{folder}/{name}") for name in (STATE_FILE, NOTES_FILE, EVENTS_FILE)
-    )
-    return Stamp(state_modified, notes_modified, events_bytes)
+    sizes_and_times = (size_and_time(f"{folder}/{name}") for name in (STATE_FILE, NOTES_FILE, EVENTS_FILE))
+    (_, state_modified), (_, notes_modified), (events_bytes, _) = sizes_and_times
+    return state_modified, notes_modified, events_bytes
+
+
+SortKey = Literal[
+    "created", "name", "state", "method", "model", "steps", "final_loss", "eval_loss", "tokens_per_second",
+    "peak_memory_bytes", "seconds", "size_bytes",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunQuery:
+    """A query for runs, with their order. Empty fields restrict nothing."""
+
+    words: str = ""  # each must occur in the id, name, note, tags, model, dataset, method or state
+    states: Collection[State] = ()
+    methods: Collection[str] = ()
+    models: Collection[str] = ()
+    tags: Collection[str] = ()
+    sort: SortKey = "created"
+    descending: bool = True
+
+
+def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSummary]:
+    """Return the rows of a query, in its order; rows without a value for the order come last.
+
+    Held-out losses are ordered among comparable ones: the group with the first of the summaries comes first.
+    """
+    words = query.words.casefold().split()
+    matches = [summary for summary in summaries if _matches(summary, query, words)]
+    sortable = [(value, summary) for summary in matches if (value := _sort_value(summary, query.sort)) is not None]
+    sortable.sort(key=lambda pair: pair[0], reverse=query.descending)
+    if query.sort == "eval_loss":
+        groups = list(dict.fromkeys(summary.loss_group for summary in matches))
+        sortable.sort(key=lambda pair: groups.index(pair[1].loss_group))
+    without = [summary for summary in matches if _sort_value(summary, query.sort) is None]
+    return [summary for _, summary in sortable] + without
+
+
+def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
+    """The run with the lowest held-out loss; None where none has one, or they are not comparable."""
+    candidates = [summary for summary in summaries if summary.best_eval_loss is not None]
+    if len({summary.loss_group for summary in candidates}) > 1:
+        return None
+    return min(candidates, key=lambda summary: summary.best_eval_loss or 0.0, default=None)
+
+
+def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, Any]]:
+    """Return the values by run id of the dotted settings that differ, in the order of the form; none of section `run`."""
+    plain = {run_id: config.model_dump(mode="json") for run_id, config in configs.items()}
+    differences = {}
+    for name in setting_names():
+        section, _, field = name.partition(".")
+        values = {run_id: config[section][field] for run_id, config in plain.items()}
+        if section != "run" and any(value != next(iter(values.values())) for value in values.values()):
+            differences[name] = values
+    return differences
+
+
+def _matches(summary: RunSummary, query: RunQuery, words: Sequence[str]) -> bool:
+    fields = ((query.states, summary.state), (query.methods, summary.method), (query.models, summary.model))
+    if any(accepted and value not in accepted for accepted, value in fields):
+        return False
+    names = (summary.id, summary.name, summary.note, *summary.tags)
+    texts = (*names, summary.model, summary.dataset, summary.method, summary.objective, summary.state)
+    text = "\n".join(texts).casefold()
+    return set(query.tags) <= set(summary.tags) and all(word in text for word in words)
+
+
+def _sort_value(summary: RunSummary, key: SortKey) -> float | str | None:
+    value: float | str | None = getattr(summary, key)
+    return value.casefold() if isinstance(value, str) else value
+
+
+def summaries_csv(summaries: Sequence[RunSummary]) -> str:
+    """Return one line for each run, with every column."""
+    import pandas as pd  # not before a table is asked for: commands start without it
+
+    rows = [summary.model_dump(mode="python") for summary in summaries]
+    table = pd.DataFrame(rows, columns=list(RunSummary.model_fields), dtype=object)
+    return str(table.map(_cell).to_csv(index=False, lineterminator="\n"))
+
+
+def steps_csv(history: RunHistory) -> str:
+    """Return one line for each logged step, with the held-out loss at the steps where it was measured."""
+    import pandas as pd
+
+    table = pd.DataFrame({column: history.steps.column(column) for column in COLUMNS})
+    held_out = {point.step: point.eval_loss for point in history.evals if not point.adapter_disabled}
+    table["eval_loss"] = table["step"].map(held_out).astype(float)
+    whole_numbers = dict.fromkeys(("step", "tokens", "trained_tokens", "memory_bytes"), "Int64")
+    return str(table.astype(whole_numbers).to_csv(index=False, lineterminator="\n"))
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, float) and math.isnan(value):
+        return ""
+    if isinstance(value, tuple):
+        return " ".join(_cell_text(item) for item in value)
+    return _cell_text(value) if isinstance(value, str) else value
+
+
+def _cell_text(value: object) -> str:
+    text = str(value)
+    # Spreadsheets execute cells that look like formulas; names and notes come from people.
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

@@ -2,8 +2,8 @@
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import yaml
 
@@ -14,13 +14,6 @@ from engine.errors import ConfigError, Problem, shorten
 MAX_RUNS = 200
 
 _YAML_NULL = "tag:yaml.org,2002:null"
-
-
-class _Choice(NamedTuple):
-    """One value of an axis, as it was typed, and its place in the list."""
-
-    number: int
-    text: str
 
 
 def sweep_configs(values: Mapping[str, Any], axes: Sequence[str]) -> list[RunConfig]:
@@ -68,34 +61,26 @@ def keep_alpha_ratio(configs: Sequence[RunConfig], base: RunConfig) -> list[RunC
 def _combine(values: Mapping[str, Any], names: Sequence[str], choices: Sequence[Sequence[str]]) -> list[RunConfig]:
     configs: list[RunConfig] = []
     problems: dict[Problem, None] = {}
-    earlier: dict[str, tuple[_Choice, ...]] = {}
-    choices_by_axis = [[_Choice(number, text) for number, text in enumerate(of_one)] for of_one in choices]
-    for combination in itertools.product(*choices_by_axis):
-        settings = [f"{name}={choice.text}" for name, choice in zip(names, combination, strict=True)]
+    earlier: dict[str, tuple[str, ...]] = {}
+    for combination in itertools.product(*choices):
+        settings = [f"{name}={text}" for name, text in zip(names, combination, strict=True)]
         try:
             config = config_from_mapping(with_overrides(values, settings))
         except ConfigError as error:
             problems.update(dict.fromkeys(error.problems))
             continue
         same = earlier.setdefault(config.model_dump_json(), combination)
-        problems.update(dict.fromkeys(_repetitions(names, same, combination)))
-        label = ", ".join(
-            f"{name.rpartition('.')[2]} {' '.join(choice.text.split())}"
-            for name, choice in zip(names, combination, strict=True)
-        )
+        for name, first, second in zip(names, same, combination, strict=True):
+            if first != second:  # however they are written
+                problem = Problem(name, f"{second} is the same value as {first}; leave one of them out.")
+                problems[problem] = None
+        values_by_name = zip(names, combination, strict=True)
+        label = ", ".join(f"{name.rpartition('.')[2]} {' '.join(text.split())}" for name, text in values_by_name)
         title = f"{config.run.name}: {label}" if config.run.name else label
         configs.append(config.model_copy(update={"run": config.run.model_copy(update={"name": title[:120]})}))
     if problems:
         raise ConfigError(list(problems))
     return configs
-
-
-def _repetitions(names: Sequence[str], earlier: Sequence[_Choice], later: Sequence[_Choice]) -> Iterator[Problem]:
-    """The axes whose values make the same configuration, however they are written; none for one combination."""
-    for name, first, second in zip(names, earlier, later, strict=True):
-        if first.number != second.number:
-            fact = "is given twice" if first.text == second.text else f"is the same value as {first.text}"
-            yield Problem(name, f"{second.text} {fact}; leave one of them out.")
 
 
 def _parse_axis(axis: str) -> tuple[str, list[str], Problem | None]:
@@ -111,7 +96,9 @@ def _parse_axis(axis: str) -> tuple[str, list[str], Problem | None]:
         return name, [], Problem(name, error.problems[0].message)
     except UNREADABLE_YAML:
         return name, [], wrong
-    if not isinstance(node, yaml.SequenceNode) or not node.value or any(one.tag == _YAML_NULL for one in node.value):
+    if not isinstance(node, yaml.SequenceNode) or not node.value or any(item.tag == _YAML_NULL for item in node.value):
         return name, [], wrong
     # As they were typed: what a value is depends on its setting, and overrides decide that.
-    return name, [sequence[one.start_mark.index : one.end_mark.index] for one in node.value], None
+    texts = [sequence[item.start_mark.index : item.end_mark.index] for item in node.value]
+    twice = next((text for text in texts if texts.count(text) > 1), None)
+    return name, texts, None if twice is None else Problem(name, f"{twice} is given twice; leave one of them out.")

@@ -1,22 +1,23 @@
-"""Device use: every attempt at a run, even of deleted runs, with sums by person and week."""
+"""Device use and electricity: every attempt at a run, even of deleted runs, with sums by person and week."""
 
 import contextlib
 import logging
 import math
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from engine.files import write_atomically
+from engine.config.load import section_from_mapping
+from engine.errors import StorageError
+from engine.files import append_model, read_model, read_models, write_atomically
 from engine.paths import LoratoryHome
-from engine.runs.history.log import read_lines
 from engine.runs.run import Run, RunState
+from engine.runs.summary import RunSummary
 
 HALF_LIFE_SECONDS = 7 * 24 * 3600.0
 _KEPT_SECONDS = 400 * 24 * 3600.0
@@ -153,20 +154,19 @@ class UsageLedger:
         self._gpu_seconds: dict[tuple[str, Week], float] = {}
         self._run_seconds: dict[str, float] = {}
         self.decayed = DecayedSeconds(now)
-        self._load()
+        if self._path.exists():  # written again without old attempts and a line that a power cut tore
+            attempts = [attempt for attempt in read_models(self._path, Attempt) if self._count(attempt)]
+            with contextlib.suppress(StorageError):  # a full disk: at the next start
+                write_atomically(self._path, "".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
 
     def add(self, attempt: Attempt) -> None:
         """Count an ended attempt once; if the file cannot be written, it is lost at the next start."""
         if self._count(attempt):
-            line = attempt.model_dump_json(exclude_defaults=True).encode() + b"\n"
             try:
-                descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-                try:
-                    os.write(descriptor, line)
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                _log.error("The used GPU time of %s could not be saved: %s", attempt.run_id, error)
+                self._path.touch(mode=0o600)
+                append_model(self._path, attempt, "The used GPU time could not be saved", "Free some space.")
+            except (StorageError, OSError) as error:
+                _log.error("%s: %s", attempt.run_id, error)
 
     def gpu_hours(self, owner: str, week: Week) -> float:
         """Return the hours on GPUs of a person's ended attempts in a week."""
@@ -189,23 +189,6 @@ class UsageLedger:
                 self._gpu_seconds[place] = self._gpu_seconds.get(place, 0.0) + seconds * attempt.gpus
         return True
 
-    def _load(self) -> None:
-        """Read the file, and rewrite it if it has old attempts or a torn line."""
-        lines = read_lines(self._path).lines
-        attempts = [attempt for attempt in _parse(lines) if self._count(attempt)]
-        is_cut_off = (
-            self._path.exists() and not self._path.read_bytes().endswith(b"\n") and self._path.stat().st_size > 0
-        )
-        if len(attempts) < len(lines) or is_cut_off:
-            text = "".join(f"{attempt.model_dump_json(exclude_defaults=True)}\n" for attempt in attempts)
-            write_atomically(self._path, text)
-
-
-def _parse(lines: Iterable[bytes]) -> Iterator[Attempt]:
-    for line in lines:
-        with contextlib.suppress(ValidationError):
-            yield Attempt.model_validate_json(line)
-
 
 @dataclass(frozen=True)
 class WeekOfPerson:
@@ -227,7 +210,7 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
     """
     sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}
     counted: set[tuple[str, int]] = set()
-    for attempt in (*_parse(read_lines(home.server / _FILE).lines), *running):
+    for attempt in (*read_models(home.server / _FILE, Attempt), *running):
         if (attempt.run_id, attempt.attempt) in counted:
             continue
         counted.add((attempt.run_id, attempt.attempt))
@@ -242,3 +225,71 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
         WeekOfPerson(owner, week, gpu, cpu, kwh, len(runs))
         for (week, owner), (gpu, cpu, kwh, runs) in sorted(sums.items(), reverse=True, key=lambda item: item[0])
     )
+
+
+class Electricity(BaseModel, frozen=True):
+    """`electricity.json` in the home: a price, and what the machine draws where no meter reports it."""
+
+    price_per_kwh: Annotated[float, Field(ge=0, le=1000)] | None = Field(
+        default=None, title="Price of a kilowatt-hour", description="As on your bill. Empty shows no cost."
+    )
+    currency: Annotated[str, StringConstraints(max_length=8, pattern=r"^[^\x00-\x1f\x7f]*$")] = Field(
+        default="", title="Currency", description="A sign or a code, such as € or USD."
+    )
+    watts: Annotated[float, Field(gt=0, le=1_000_000)] | None = Field(
+        default=None,
+        title="Power of the machine while it trains, in watts",
+        description="Counts where no GPU has measured its energy, as on a CPU. Empty leaves such runs without a cost.",
+    )
+
+
+class RunEnergy(NamedTuple):
+    """Electricity of one run."""
+
+    kwh: float
+    cost: float | None  # None where no price is set
+    is_measured: bool  # by the GPUs themselves; else from the stated power
+
+
+def read_electricity(home: LoratoryHome) -> Electricity:
+    """Return the settings; empty if the file is missing or unreadable."""
+    return read_model(home.root / "electricity.json", Electricity) or Electricity()
+
+
+def save_electricity(home: LoratoryHome, price_per_kwh: object, currency: object, watts: object) -> Electricity:
+    """Check and save the settings for all runs of this home.
+
+    Raises:
+        ConfigError: Lists every value that is out of bounds.
+        StorageError: If the home cannot be written.
+    """
+    values = {"price_per_kwh": price_per_kwh, "currency": str(currency or "").strip(), "watts": watts}
+    electricity = section_from_mapping(Electricity, values)
+    write_atomically(home.root / "electricity.json", electricity.model_dump_json(indent=1))
+    return electricity
+
+
+def energy_of(summary: RunSummary, electricity: Electricity) -> RunEnergy | None:
+    """Return the energy and cost of an ended run; None if neither a meter nor a stated power is known."""
+    if summary.energy_joules is not None:
+        kwh, is_measured = summary.energy_joules / _JOULES_PER_KWH, True
+    elif electricity.watts is not None and summary.seconds is not None:
+        kwh, is_measured = electricity.watts * summary.seconds / _JOULES_PER_KWH, False
+    else:
+        return None
+    cost = None if electricity.price_per_kwh is None else kwh * electricity.price_per_kwh
+    return RunEnergy(kwh, cost, is_measured)
+
+
+def energy_words(summary: RunSummary, electricity: Electricity) -> str:
+    """`0.41 kWh, € 0.12 (measured by the GPU)`; empty where nothing is known."""
+    energy = energy_of(summary, electricity)
+    if energy is None:
+        return ""
+    words = f"{energy.kwh:.3g} kWh"
+    if energy.cost is not None:
+        cost = f"{energy.cost:.2f}" if energy.cost >= 0.005 or energy.cost == 0 else "0.01"
+        under = "under " if cost == "0.01" and energy.cost < 0.005 else ""
+        words += f", {under}{electricity.currency} {cost}".replace("  ", " ")
+    source = "measured by the GPU" if energy.is_measured else f"at the stated {electricity.watts:g} W"
+    return f"{words} ({source})"

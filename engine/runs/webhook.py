@@ -1,29 +1,33 @@
 """A person's webhook: a secret address that gets the end of their runs. No message contains it."""
 
-import http.client
+import asyncio
 import ipaddress
-import json
+import logging
+import queue
 import re
 import socket
-import ssl
 import threading
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
-from urllib.parse import urlsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, SecretStr, field_serializer
 
+from engine.accounts.limits import is_lab, read_rules
 from engine.errors import EngineError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
+from engine.quantities import duration
+from engine.runs.run import Run, RunState
+from engine.runs.summary import RunSummary, summarize
 
 WebhookKind = Literal["json", "slack", "discord"]
 KINDS: tuple[WebhookKind, ...] = get_args(WebhookKind)
 _TRANSLATED = ipaddress.ip_network("64:ff9b::/96")  # holds an IPv4 address, maybe a private one
 _LONGEST = 2000  # characters of an address
-_PATIENCE_SECONDS = 5.0  # for each wait
-_DEADLINE_SECONDS = 10.0  # for all of them together
+_DEADLINE_SECONDS = 10.0
 _HOSTS: dict[str, WebhookKind] = {"hooks.slack.com": "slack", "discord.com": "discord", "discordapp.com": "discord"}
 
 
@@ -158,57 +162,54 @@ def send(webhook: Webhook, text: str, facts: dict[str, Any], *, allows_private: 
     Raises:
         WebhookError: If it is not accepted within ten seconds.
     """
-    body = json.dumps(payload_of(webhook.kind, text, facts)).encode()
-    parts = urlsplit(webhook.url.get_secret_value())
-    target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-    connection = _connect(parts.hostname or "", parts.port, parts.scheme == "https", allows_private)
-    # Each wait is bounded by the socket; a server that sends a byte now and then would bind the thread for hours.
-    guard = threading.Timer(_DEADLINE_SECONDS, _close_quietly, [connection.sock])
-    guard.daemon = True
-    guard.start()
+    import httpx  # not before a message is sent: commands start without it
+
+    url = urlsplit(webhook.url.get_secret_value())
+    port = url.port or (443 if url.scheme == "https" else 80)
+    address = _resolve(webhook.host, port, allows_private)
+    target = url._replace(netloc=f"[{address}]:{port}" if ":" in address else f"{address}:{port}")
+    request: dict[str, Any] = {
+        "url": urlunsplit(target),
+        "headers": {"Host": url.netloc, "User-Agent": "Loratory"},
+        "json": payload_of(webhook.kind, text, facts),
+        "extensions": {"sni_hostname": webhook.host},  # by which the certificate is checked as well
+    }
+
+    async def post() -> int:
+        # A server that sends a byte now and then would bind the thread for hours: the deadline is for all of it.
+        async with (
+            asyncio.timeout(_DEADLINE_SECONDS),
+            httpx.AsyncClient(trust_env=False, timeout=_DEADLINE_SECONDS) as client,
+            client.stream("POST", **request) as response,
+        ):
+            return response.status_code
+
     try:
-        connection.request("POST", target, body, {"Content-Type": "application/json", "User-Agent": "Loratory"})
-        status = connection.getresponse().status
-    except (OSError, http.client.HTTPException) as error:
-        raise WebhookError(f"{webhook.host} did not answer ({_reason(error)}).", "Send a test from the page.") from None
-    finally:
-        guard.cancel()
-        connection.close()
+        status = asyncio.run(post())
+    except (TimeoutError, OSError, httpx.HTTPError) as error:
+        reason = (
+            f"no answer within {_DEADLINE_SECONDS:g} s"
+            if isinstance(error, TimeoutError | httpx.TimeoutException)
+            else type(error).__name__
+        )
+        raise WebhookError(f"{webhook.host} did not answer ({reason}).", "Send a test from the page.") from None
     if not 200 <= status < 300:
         redirects = ", a redirect, which is not followed" if 300 <= status < 400 else ""
-        raise WebhookError(
-            f"{webhook.host} answered {status}{redirects}.", "Check the webhook there, and set it again."
-        )
+        fix = "Check the webhook there, and set it again."
+        raise WebhookError(f"{webhook.host} answered {status}{redirects}.", fix)
 
 
-def _close_quietly(sock: socket.socket | None) -> None:
-    if sock is not None:
-        try:
-            sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            return
-
-
-def _connect(host: str, port: int | None, is_tls: bool, allows_private: bool) -> http.client.HTTPConnection:
-    number = port or (443 if is_tls else 80)
+def _resolve(host: str, port: int, allows_private: bool) -> str:
+    """Return an address of a host, where all of them may be asked."""
     try:
-        infos = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
         raise WebhookError(f"The host {host} is not known.", "Check the address, and the network.") from None
-    addresses = list(dict.fromkeys(str(entry[4][0]) for entry in infos))
+    addresses = [str(entry[4][0]) for entry in infos]
     if not allows_private and not all(map(_is_public, addresses)):
-        raise WebhookError(
-            f"{host} is an address of a private network, which this lab does not send to.", "Ask an admin to allow it."
-        )
-    try:
-        plain = socket.create_connection((addresses[0], number), _PATIENCE_SECONDS)
-        connection = http.client.HTTPConnection(host, number, timeout=_PATIENCE_SECONDS)
-        connection.sock = ssl.create_default_context().wrap_socket(plain, server_hostname=host) if is_tls else plain
-    except OSError as error:
-        raise WebhookError(
-            f"{host} cannot be reached ({_reason(error)}).", "Check the address, and the network."
-        ) from None
-    return connection
+        what = f"{host} is an address of a private network, which this lab does not send to."
+        raise WebhookError(what, "Ask an admin to allow it.")
+    return addresses[0]
 
 
 def _is_public(text: str) -> bool:
@@ -219,9 +220,104 @@ def _is_public(text: str) -> bool:
     return address.is_global and not address.is_multicast
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, ssl.SSLError):
-        return "its certificate is not valid" if isinstance(error, ssl.SSLCertVerificationError) else "TLS failed"
-    if isinstance(error, TimeoutError):
-        return f"no answer within {_PATIENCE_SECONDS:.0f} s"
-    return getattr(error, "strerror", None) or "the connection was closed"
+_MOST_WAITING = 500  # messages; a sweep that fails at once must not fill the memory
+_log = logging.getLogger(__name__)
+
+
+class Notifier:
+    """Sends the end of runs, one after the other."""
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._home = home
+        self._waiting: queue.Queue[tuple[Run, RunState]] = queue.Queue(_MOST_WAITING)
+        self._thread: threading.Thread | None = None
+
+    def note_end(self, run: Run, state: RunState) -> None:
+        """Report the end of a run, if its owner has a webhook; returns at once."""
+        if WebhookStore(self._home, run.owner).read() is None:
+            return
+        try:
+            self._waiting.put_nowait((run, state))
+        except queue.Full:
+            return
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="notifier", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        while True:
+            run, state = self._waiting.get()
+            try:
+                tell(self._home, run, state)
+            except Exception as error:
+                # Only the name of the error: its text may contain a secret.
+                _log.error("The end of %s could not be sent: %s", run.id, type(error).__name__)
+
+
+def tell(home: LoratoryHome, run: Run, state: RunState) -> None:
+    """Report the end of a run, and save the outcome.
+
+    Raises:
+        EngineError: If the run cannot be read, or how it went cannot be written.
+    """
+    summary = summarize(run).model_copy(update={"state": state.state, "cause": state.cause})
+    link = _link(home)
+    deliver(home, run.owner, words_of(summary, link), facts_of(summary, link))
+
+
+def deliver(home: LoratoryHome, owner: str, text: str, facts: dict[str, Any]) -> str:
+    """Send a message to a person's webhook; return the error, or "".
+
+    Raises:
+        EngineError: If how it went cannot be written.
+    """
+    store, problem = WebhookStore(home, owner), ""
+    webhook = store.read()
+    if webhook is None:
+        return "No webhook is set."
+    try:
+        send(webhook, text, facts, allows_private=_allows_private(home))
+    except WebhookError as error:
+        problem = str(error)
+    store.note(WebhookOutcome(at=time.time(), problem=problem))
+    return problem
+
+
+def _allows_private(home: LoratoryHome) -> bool:
+    try:
+        rules = read_rules(home)
+    except EngineError:
+        return False
+    return rules is None or rules.limits.private_webhooks
+
+
+def _link(home: LoratoryHome) -> str:
+    """Return the address of the lab; empty where there is none."""
+    if not is_lab(home):
+        return ""
+    from engine.accounts.lab import read_settings  # not needed at home
+
+    return read_settings(home).public_url
+
+
+def words_of(run: RunSummary, link: str) -> str:
+    """Return the end of a run for people: its name, how it ended, held-out loss, duration and where to look."""
+    loss = ""
+    if run.best_eval_loss is not None:
+        base = f" (base model {run.base_eval_loss:.3f})" if run.base_eval_loss is not None else ""
+        loss = f"Held-out loss {run.best_eval_loss:.3f}{base}."
+    elif run.final_loss is not None:
+        loss = f"Loss {run.final_loss:.3f}."
+    cause = run.cause[:300] if run.state in ("failed", "interrupted") else ""
+    end = "was interrupted" if run.state == "interrupted" else run.state
+    took = "" if run.seconds is None else f"{duration(run.seconds)}."
+    return " ".join(filter(None, (f"“{run.name[:200]}” {end}.", cause, loss, took, link)))
+
+
+def facts_of(run: RunSummary, link: str) -> dict[str, Any]:
+    """Return the end of a run for programs; losses in nats per trained token, durations in seconds."""
+    return {
+        "event": "run_ended", "run": run.id, "owner": run.owner, "name": run.name, "state": run.state,
+        "reason": run.reason, "cause": run.cause[:300], "held_out_loss": run.best_eval_loss,
+        "base_held_out_loss": run.base_eval_loss, "loss": run.final_loss, "seconds": run.seconds, "url": link,
+    }  # fmt: skip

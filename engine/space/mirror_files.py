@@ -18,8 +18,7 @@ from engine.errors import EngineError, StorageError
 from engine.files import FileStamp, size_and_time, stamp_of
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import MANIFEST, offered_checkpoints
-from engine.runs.run import LIVE_STATES, Run
-from engine.runs.store import RUN_ID
+from engine.runs.run import LIVE_STATES, RUN_ID, Run
 
 RUNS = "runs"
 UPLOADS = "uploads"

@@ -26,9 +26,8 @@ from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, give_up_access
 from engine.runs.checkpoints import Checkpoint
 from engine.runs.history.events import DataReportData, ParametersData, ResumedData
-from engine.runs.provenance import read_provenance, run_title, trained_base
+from engine.runs.provenance import find_warm_start, read_provenance, run_title, trained_base
 from engine.runs.run import RunFolder
-from engine.runs.warm_start import find_warm_start
 from engine.training import faults
 from engine.training.assembly import Assembly, assemble
 from engine.training.batching.choose import choose_merging, lengths_of

@@ -23,8 +23,8 @@ from engine.paths import LAB, REFUSAL, AllowedPaths, LoratoryHome
 from engine.runs.lab_rules import lab_problems, with_allowed_paths
 from engine.runs.launch import Preflight
 from engine.runs.memory_measurement import MeasurementJob
+from engine.runs.provenance import find_warm_start
 from engine.runs.store import RunStore
-from engine.runs.warm_start import find_warm_start
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.backend.results import ResultWork
 from ui.backend.transfers import Transfers

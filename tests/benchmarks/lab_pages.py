@@ -30,8 +30,8 @@ from engine.accounts.sessions import Sessions
 from engine.paths import LoratoryHome
 from engine.runs.history.events import StatusData, StepData
 from engine.runs.history.log import EventWriter
+from engine.runs.lab_rules import set_shared
 from engine.runs.run import RunState, WorkerClaim
-from engine.runs.sharing import set_shared
 from engine.runs.store import RunStore
 from tests.benchmarks.first_load import share_of_a_core
 from tests.browser.real_server import LabServer

@@ -11,7 +11,7 @@ from engine.commands.output import ProgressLine
 from engine.commands.train import follow_to_the_end, report, result_json
 from engine.errors import RunError
 from engine.runs.history.log import last_event
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize

@@ -18,12 +18,12 @@ from engine.paths import LoratoryHome
 from engine.runs.control import request_cancel
 from engine.runs.history.events import StepData
 from engine.runs.history.log import read_events
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.lab_queue import QueueBoard
 from engine.runs.provenance import Provenance
 from engine.runs.run import Run
 from engine.runs.store import RunStore
-from engine.runs.supervision.urgent import UrgentSlot
+from engine.runs.supervision.fairness import UrgentSlot
 from tests.browser.real_server import LabServer
 from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model

@@ -27,7 +27,7 @@ from engine.inspector.worker.load_tokenizer import load_tokenizer
 from engine.models.prepared import DEMO_MODEL_ID
 from engine.models.source import ModelSource
 from engine.paths import LoratoryHome, local_owner
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.store import RunStore
 from engine.serve.model import ServedModel
 from tests.data.conversations import render_conversation

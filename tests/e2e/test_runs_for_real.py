@@ -9,7 +9,7 @@ import pytest
 
 from engine.config.load import config_to_yaml
 from engine.paths import local_owner
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.provenance import read_provenance
 from engine.runs.store import RunStore
 from tests.e2e.test_scripts_for_real import run_here

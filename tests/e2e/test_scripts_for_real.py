@@ -15,8 +15,7 @@ from engine.cli import run_command
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.objectives import OBJECTIVES
 from engine.paths import LoratoryHome, local_owner
-from engine.runs.history.reader import read_history
-from engine.runs.history.run_history import RunHistory
+from engine.runs.history.run_history import RunHistory, read_history
 from engine.runs.store import RunStore
 
 pytestmark = pytest.mark.e2e

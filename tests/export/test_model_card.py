@@ -17,7 +17,7 @@ from engine.models.source import ModelSource
 from engine.paths import local_owner
 from engine.runs.history.events import EvalData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.store import RunStore
 from tests.fake_results import a_preference_evaluation, a_rated_evaluation
 from tests.invented_runs import InventedRun, a_config, write_run

@@ -6,7 +6,7 @@ It waits for silent workers as long as a real one, until it reads a line; from t
 import sys
 
 from engine.paths import LoratoryHome
-from engine.runs.supervision.progress_watch import SilenceLimits
+from engine.runs.activity import SilenceLimits
 from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import fake_settings

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from engine.errors import StorageError
+from engine.runs.activity import ProgressWatch, SilenceLimits
 from engine.runs.history.events import EventData
 from engine.runs.run import RunFolder
-from engine.runs.supervision.progress_watch import ProgressWatch, SilenceLimits
 from engine.training import reporting
 from tests.runs.supervision import wait_until
 

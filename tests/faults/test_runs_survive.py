@@ -11,12 +11,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from engine.executors.base import JobSpec
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_resume
 from engine.runs.history.events import StepData
 from engine.runs.history.log import read_events
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
+from engine.runs.job import JobSpec
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, let_go, wait_for_state, wait_until

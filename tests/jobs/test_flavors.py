@@ -5,8 +5,13 @@ from huggingface_hub import JobHardwareInfo
 
 from engine.config.load import config_from_mapping
 from engine.errors import ConfigError, DeviceError, HubUnreachableError
-from engine.executors.huggingface_jobs.flavors import HardwareList, estimate_limit_hours, flavor_named, read_flavors
-from engine.executors.huggingface_jobs.login import HubLogin
+from engine.executors.huggingface_jobs.account import (
+    HardwareList,
+    HubLogin,
+    estimate_limit_hours,
+    flavor_named,
+    read_flavors,
+)
 from engine.runs.launch import Preflight
 from tests.fake_inspector import FakeInspector
 from tests.hub.jobs import HARDWARE

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import ConfigError, RunError
-from engine.executors.huggingface_jobs.record import JobRecord, JobRequest, write_piece
+from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest, write_piece
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -15,17 +15,6 @@ def folder(home):
     made = RunStore(home, "local").create(config, Provenance()).folder
     JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2).save(made)
     return made
-
-
-def test_a_record_of_an_earlier_version_still_finds_its_job(folder):
-    folder.job.write_text(
-        '{"attempt": 1, "namespace": "ada", "flavor": "l4x1", "limit_hours": 2, "id": "x", "is_closed": true}'
-    )
-
-    record = JobRecord.of_attempt(folder, 1)
-
-    assert (record.job_id, record.is_over) == ("x", True)
-    assert JobRecord.of_attempt(folder, 2) is None
 
 
 def test_a_piece_of_the_log_is_written_once(tmp_path):

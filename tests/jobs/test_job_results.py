@@ -3,7 +3,7 @@
 import random
 
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.record import JobRecord
+from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.runs.store import RunStore
 from tests.hub.server import Fault
 from tests.invented_runs import InventedRun, a_config, write_run

@@ -14,13 +14,11 @@ from engine.accounts.people import Logins
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.flavors import HardwareList
+from engine.executors.huggingface_jobs.account import HardwareList, logins_of, sign_in
 from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
-from engine.executors.huggingface_jobs.login import logins_of, sign_in
-from engine.executors.huggingface_jobs.record import JobRecord
-from engine.runs.admission import resume_run
+from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.runs.control import request_stop
-from engine.runs.lab_rules import lab_problems
+from engine.runs.lab_rules import lab_problems, resume_run
 from engine.runs.run import RunState
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor

@@ -9,13 +9,12 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.executors import make_executors
-from engine.executors.huggingface_jobs.flavors import read_flavors
+from engine.executors.huggingface_jobs.account import HubLogin, read_flavors
 from engine.executors.huggingface_jobs.job import JobsExecutor
-from engine.executors.huggingface_jobs.login import HubLogin
-from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
+from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.inspector.session import Inspector
 from engine.runs.control import request_resume, request_stop
-from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import HistoryReader
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervision.scheduler import SupervisorSettings

@@ -6,8 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engine.accounts.people import Logins
-from engine.executors.huggingface_jobs.flavors import HardwareList
-from engine.executors.huggingface_jobs.login import logins_of
+from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.runs.supervision.supervisor import Supervisor
 from tests.fake_services import fake_services
 from tests.hub.server import TOKEN

@@ -9,7 +9,7 @@ from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
 from engine.errors import RunError
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.inputs import collect_inputs
+from engine.executors.huggingface_jobs.transfer import collect_inputs
 from engine.paths import REFUSAL
 
 HOSTILE = [

@@ -2,8 +2,8 @@
 
 import pytest
 
-from engine.executors.local import WORKER_MODULE
 from engine.processes.spawn import worker_argv
+from engine.runs.job import WORKER_MODULE
 from tests import fork_server
 from tests.fork_server import ForkServers
 

@@ -11,7 +11,7 @@ from engine.config.run import RunSection
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder, lease_name
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.supervision.fairness import LabHold, LabStanding, order_fairly, people_over_quota
+from engine.runs.supervision.fairness import LabStanding, LabTurn, order_fairly, people_over_quota
 from engine.runs.supervision.queue import StartRules, Waiting, plan_starts
 from engine.runs.usage import Attempt, DecayedSeconds, week_of, weeks_of
 
@@ -94,8 +94,8 @@ class SimulatedLab:
                 )
                 for run_id in self._first_of_each(order, waiting)
             ]  # fmt: skip
-            hold = LabHold(rules, standing, {run_id: run.owner for run_id, run in waiting.items()})
-            for run_id, chosen in plan_starts(queue, self.devices, holders, StartRules(hold)).starts.items():
+            turn = LabTurn(rules, standing, order, {run_id: run.owner for run_id, run in waiting.items()})
+            for run_id, chosen in plan_starts(queue, self.devices, holders, StartRules(turn.hold)).starts.items():
                 run = waiting.pop(run_id)
                 running[run_id] = run, now, chosen
                 heapq.heappush(ends, (now + run.seconds, run_id))

@@ -13,13 +13,12 @@ import psutil
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.executors import make_executors
-from engine.executors.base import JobSpec
-from engine.executors.local import WorkerCommand
 from engine.hardware.device import Device
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.history.reader import read_history
+from engine.runs.activity import SilenceLimits
+from engine.runs.history.run_history import read_history
+from engine.runs.job import JobSpec, WorkerCommand
 from engine.runs.run import Run, RunState, WorkerRecord
-from engine.runs.supervision.progress_watch import SilenceLimits
 from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.worker_monitor import Patience
 

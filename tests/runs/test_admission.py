@@ -8,8 +8,8 @@ from engine.accounts.accounts import open_database
 from engine.accounts.lab import LabSettings, read_settings, save_settings
 from engine.accounts.limits import LabLimits, LabRules, Maintenance, RulesReader
 from engine.errors import RunError, StorageError
-from engine.runs.admission import admitted, resume_run
 from engine.runs.disk import QuotaWatch, disk_use, require_disk_space
+from engine.runs.lab_rules import admitted, resume_run
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for
@@ -84,7 +84,7 @@ def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(
         (folder / "file").write_bytes(bytes(200_000))
     use = disk_use(home, "ann")
 
-    assert (use.uploads, use.exports) == (200_000, 200_000)
+    assert (use.parts["uploads"], use.parts["exports"]) == (200_000, 200_000)
     require_disk_space(home, "ann", 100_000)
     with pytest.raises(
         StorageError,

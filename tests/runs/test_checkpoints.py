@@ -6,7 +6,6 @@ import pytest
 
 from engine.chat.target import list_checkpoints as talkable
 from engine.files import sha256_of
-from engine.runs import checkpoints
 from engine.runs.checkpoints import MANIFEST, Manifest, describe_files, offered_checkpoints
 from engine.runs.run import RunFolder, RunState
 
@@ -77,26 +76,14 @@ def test_a_run_with_damaged_checkpoints_alone_offers_none(run):
     assert run.newest_checkpoint_step() is None
 
 
-def test_a_file_is_read_once_and_again_when_it_changed(run, reads):
-    for _ in range(3):
-        offered_steps(run)
-    assert sorted(reads) == ["adapter_model.safetensors"] * 2 + ["optimizer.safetensors"] * 2
-
-    reads.clear()
-    flip_a_byte(run.checkpoint(5) / "optimizer.safetensors")
-    for _ in range(3):
-        offered_steps(run)
-    assert reads == ["optimizer.safetensors"]
-
-
-def test_a_large_file_that_no_one_changed_is_not_read_for_a_list(run, reads, monkeypatch):
-    monkeypatch.setattr(checkpoints, "_READ_FOR_A_LIST_BYTES", 1)
+def test_a_file_is_read_for_a_list_once_it_has_changed(run, reads):
     assert offered_steps(run) == [10, 5]
     assert reads == []
 
     flip_a_byte(run.checkpoint(10) / "optimizer.safetensors")
 
-    assert offered_steps(run) == [5]
+    assert offered_steps(run) == offered_steps(run) == [5]
+    assert reads == ["optimizer.safetensors"]
 
 
 def test_a_file_of_another_size_is_not_read_at_all(run, reads):

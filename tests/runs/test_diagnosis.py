@@ -2,10 +2,10 @@ import signal
 
 import pytest
 
+from engine.runs.activity import Silence
 from engine.runs.history.events import FailedData, StatusData
 from engine.runs.job import JobEnd
 from engine.runs.supervision.diagnosis import Diagnosis, Evidence, diagnose, out_of_memory_kills
-from engine.runs.supervision.progress_watch import Silence
 
 
 def evidence(

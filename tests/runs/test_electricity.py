@@ -4,10 +4,10 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.hardware.cuda import energy_so_far_joules
-from engine.runs.electricity import Electricity, energy_of, energy_words, read_electricity, save_electricity
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary, summarize
 from engine.runs.supervision.supervisor import Supervisor
+from engine.runs.usage import Electricity, energy_of, energy_words, read_electricity, save_electricity
 from tests.runs.supervision import config_for, fake_settings, gpu, wait_for_state
 
 KWH = 3.6e6

@@ -21,7 +21,7 @@ from engine.runs.history.events import (
     WarningData,
 )
 from engine.runs.history.log import EventWriter, last_event, read_events, read_lines
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 
 
 def step(number: int, loss: float = 2.0) -> StepData:
@@ -247,19 +247,6 @@ def test_a_signal_at_any_point_costs_at_most_the_event_that_it_interrupts(tmp_pa
         assert [event for event in events if event in known] == known, "what was reported as written is there"
         assert len(events) - len(known) in (0, 1)
     assert place > 15
-
-
-@pytest.mark.parametrize(
-    "lose", [lambda log: log.unlink(), lambda log: log.write_bytes(b"")], ids=["deleted", "emptied"]
-)
-def test_a_log_that_is_lost_under_its_writer_comes_back_with_the_next_event(log, lose):
-    with EventWriter(log, attempt=1) as writer:
-        writer.append(step(1))
-        lose(log)
-        writer.append(step(2))
-        writer.append(WarningData(message="Odd."))
-
-    assert [event.seq for event in read_events(log).events] == [2, 3]
 
 
 def test_a_new_kind_of_event_is_one_class(log, monkeypatch):

@@ -8,15 +8,14 @@ import pytest
 
 from engine.errors import RunError
 from engine.executors import make_executors
-from engine.executors.base import Executor, JobSpec
 from engine.executors.local import LocalContext
 from engine.hardware.lease import LeaseBook
 from engine.paths import LoratoryHome
-from engine.runs.control import in_wished_place, request_cancel, request_resume, request_stop, wish_place
+from engine.runs.control import request_cancel, request_resume, request_stop, request_target, with_requested_target
 from engine.runs.history.events import EventData, StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
-from engine.runs.job import Job, JobEnd, JobPhase, JobStatus
+from engine.runs.history.run_history import read_history
+from engine.runs.job import Executor, Job, JobEnd, JobPhase, JobSpec, JobStatus
 from engine.runs.run import Run, RunState, Why
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import SupervisorLoop
@@ -260,7 +259,7 @@ def test_a_run_that_is_resumed_elsewhere_gets_its_next_attempt_there(home, run, 
     here, slurm = Cluster(tmp_path / "here"), Cluster(tmp_path / "slurm")
     settings = fake_settings(executors=lambda _: {"local": here, "slurm": slurm}, devices=lambda: ())
     run.folder.write_state(RunState(state="stopped", attempt=1))
-    wish_place(run, "slurm")
+    request_target(run, "slurm")
     request_resume(home, run)
     loop = SupervisorLoop(home, settings)
 
@@ -274,10 +273,10 @@ def test_a_run_that_is_resumed_elsewhere_gets_its_next_attempt_there(home, run, 
 @pytest.mark.parametrize("where", ["jobs", "moon", "../../local", "local\n"])
 def test_a_place_that_does_not_share_the_runs_folder_is_refused(run, where):
     with pytest.raises(RunError, match="cannot be resumed in"):
-        wish_place(run, where)
+        request_target(run, where)
     run.folder.control.mkdir(exist_ok=True)
     run.folder.place_request.write_text(where)
-    assert in_wished_place(run.folder.read_config(), run.folder) == run.folder.read_config()
+    assert with_requested_target(run.folder.read_config(), run.folder) == run.folder.read_config()
 
 
 def test_every_launcher_of_a_configuration_has_an_executor(home):

@@ -9,18 +9,17 @@ import pytest
 
 from engine.errors import RunError
 from engine.executors import make_executors
-from engine.executors.base import JobSpec
 from engine.executors.local import LocalContext
 from engine.executors.slurm.commands import JobLine
-from engine.executors.slurm.executor import SlurmExecutor
-from engine.executors.slurm.place import ClusterPlace
-from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.job import SlurmExecutor
+from engine.executors.slurm.place import ClusterPlace, JobResources, SlurmRecord
 from engine.hardware.lease import LeaseBook
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
+from engine.runs.job import JobSpec
 from engine.runs.run import Run, RunState
 from engine.runs.supervision.queue import Waiting
 from engine.runs.supervision.scheduler import Scheduler

@@ -10,7 +10,7 @@ from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.spawn import spawn
 from engine.runs.supervision.supervisor import Housekeeping, Supervisor
-from tests.runs.supervision import config_for, fake_settings, wait_until
+from tests.runs.supervision import fake_settings, wait_until
 
 DAY = 24 * 3600.0
 
@@ -25,10 +25,6 @@ def long_log(home, name: str = "chat.log"):
 def grow_old(path, days: float) -> None:
     then = time.time() - days * DAY
     os.utime(path, (then, then))
-
-
-def key_files(home):
-    return list((home.server / "keys").iterdir())
 
 
 @pytest.mark.parametrize("name", ["chat.log", "data_worker.log"])
@@ -82,28 +78,6 @@ def test_a_process_begins_with_a_bounded_log_where_no_one_supervises(tmp_path):
 
     assert log.stat().st_size < 6_000_000
     assert log.read_bytes().endswith(b"line\nhello\n")
-
-
-def test_the_key_of_a_start_lives_as_long_as_its_run_and_no_longer(home, store):
-    run = store.create(config_for(), key="click")
-    (key,) = key_files(home)
-    grow_old(key, 400)
-    Housekeeping(home).tick()
-    assert store.create(config_for(), key="click").id == run.id, "the run is there, and so is its key"
-
-    run.folder.path.rename(store.folder / f".deleted-{run.id}")
-    Housekeeping(home).tick()
-
-    assert key_files(home) == []
-
-
-def test_a_key_whose_run_is_being_made_is_left_alone(home, store):
-    run = store.create(config_for(), key="click")
-    run.folder.path.rename(store.folder / f".new-{run.id}")
-
-    Housekeeping(home).tick()
-
-    assert len(key_files(home)) == 1
 
 
 @pytest.mark.parametrize(

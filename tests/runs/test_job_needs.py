@@ -7,8 +7,7 @@ from engine.data.contract import RowLengths
 from engine.executors.places import SlurmCluster
 from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.hardware.device import Device, known_device
-from engine.runs.job_needs import estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
-from engine.runs.plan import RunPlan
+from engine.runs.prediction import RunPlan, estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
 from engine.runs.summary import RunSummary
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.fake_inspector import a_report

@@ -14,9 +14,9 @@ from engine.runs.control import request_cancel, request_start_anyway
 from engine.runs.lab_queue import QueueBoard
 from engine.runs.run import Run
 from engine.runs.store import RunStore
+from engine.runs.supervision.fairness import UrgentSlot
 from engine.runs.supervision.queue import QueueOrder
 from engine.runs.supervision.supervisor import SupervisorLoop
-from engine.runs.supervision.urgent import UrgentSlot
 from engine.runs.usage import usage_by_week
 from tests.runs.supervision import (
     config_for,
@@ -185,7 +185,7 @@ def test_the_urgent_run_starts_before_all_others_and_the_slot_is_for_one(lab, ho
         wait_for_state(run, "completed")
 
     assert began(runs[2]) == min(map(began, runs))
-    assert slot.run_id() is None
+    assert slot.run() is None
 
 
 def test_everyone_sees_owners_devices_and_turns_but_no_names_or_ids_of_others(lab, home, store, bobs, start_supervisor):

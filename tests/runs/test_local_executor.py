@@ -4,16 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from engine.executors import local
-from engine.executors.base import JobSpec
-from engine.executors.local import (
-    WORKER_MODULE,
-    Nodes,
-    start_worker,
-    training_command,
-    worker_command,
-)
 from engine.processes.spawn import cap_log
+from engine.runs import job
+from engine.runs.job import WORKER_MODULE, JobSpec, Nodes, start_worker, training_command, worker_command
 from engine.runs.run import Run, RunFolder
 from tests.runs.supervision import config_for, cpu, gpu
 
@@ -71,7 +64,7 @@ def test_variables_of_the_persons_own_decide_nothing_about_a_launch(run, monkeyp
 
 @pytest.mark.e2e
 def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.setattr(local, "WORKER_MODULE", "tests.training.meeting_ranks")
+    monkeypatch.setattr(job, "WORKER_MODULE", "tests.training.meeting_ranks")
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     config = config_for(run={"launcher": "accelerate", "devices": [0, 1]})
     folders = [tmp_path / name for name in ("one", "other")]

@@ -1,5 +1,6 @@
 """One worst step is really taken: by the real worker, on rows as long as they may be, and nothing of it stays."""
 
+import os
 import subprocess
 import sys
 import threading
@@ -12,7 +13,6 @@ from engine.data.formats import require_rows_of
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import DeviceError, RunError
-from engine.executors.base import JobSpec
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.hardware.processor import describe_processor
 from engine.inspector.worker.inventory import module_inventory
@@ -21,11 +21,12 @@ from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData
 from engine.runs.history.log import read_events
+from engine.runs.job import JobSpec
 from engine.runs.memory_measurement import MeasurementJob, measuring_run, sweep_measurements, worst_case, write_rows
-from engine.runs.run import RunFolder, RunState, WorkerRecord
+from engine.runs.run import RunFolder
 from engine.runs.store import list_owners
 from engine.runs.supervision.supervisor import Supervisor
-from tests.runs.supervision import fake_settings, fake_worker_command, wait_until
+from tests.runs.supervision import fake_settings, fake_worker_command
 
 
 def config_for(folder, **sections):
@@ -189,19 +190,15 @@ def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_fold
     assert LeaseBook(home).holder("cpu") is None
 
 
-def test_what_a_dead_process_left_of_its_measurement_is_swept_and_its_worker_ended(home, other_process):
+def test_what_a_dead_process_left_of_its_measurement_is_swept_after_a_day(home):
     theirs = RunFolder(home.cache / "measurements" / "measurement-theirs")
     theirs.control.mkdir(parents=True)
-    (theirs.path / "measuring.lock").touch()  # released by the system when its holder died
-    theirs.write_state(RunState(state="starting", attempt=1))
-    record = WorkerRecord(**other_process.model_dump(), process_group=other_process.pid, attempt=1)
-    theirs.process.write_text(record.model_dump_json())
+    os.utime(theirs.path, (1.0, 1.0))
 
     with measuring_run(home) as mine:
         sweep_measurements(home)
 
         assert leftovers(home) == [mine.id]
-        wait_until(lambda: not other_process.is_alive())
     assert leftovers(home) == []
 
 

@@ -9,7 +9,7 @@ from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
 from engine.runs.history.events import MemoryData, StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.prediction import needs_of
 from engine.runs.provenance import MemoryFigures, Provenance, predicted_figures
 from engine.runs.store import RunStore

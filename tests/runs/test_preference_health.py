@@ -12,7 +12,7 @@ from engine.config.training import TrainingConfig
 from engine.runs.history.events import DataReportData, EvalData, ResumedData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.preference_health import preference_findings
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 
 DPO = TrainingConfig(objective="dpo")
 STEPS = 40

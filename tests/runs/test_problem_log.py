@@ -25,17 +25,6 @@ def test_what_goes_wrong_again_and_again_is_reported_once_for_each_thing_that_wa
     ]
 
 
-def test_another_reason_is_said_and_so_is_the_same_of_one_that_came_again(caplog):
-    problems = ProblemLog()
-    with caplog.at_level(logging.ERROR):
-        problems.report("run-1", "The disk is full.")
-        problems.report("run-1", "The folder is gone.")
-        problems.forget("run-1")
-        problems.report("run-1", "The folder is gone.")
-
-    assert log_lines(caplog) == ["The disk is full.", "The folder is gone.", "The folder is gone."]
-
-
 def test_what_is_wrong_with_our_own_code_is_not_hidden():
     with pytest.raises(KeyError), ProblemLog().guard("run-1", "could not be looked at"):
         raise KeyError("a mistake")

@@ -2,8 +2,8 @@ import os
 
 import pytest
 
+from engine.runs.activity import ProgressWatch, SilenceLimits
 from engine.runs.run import RunFolder
-from engine.runs.supervision.progress_watch import ProgressWatch, SilenceLimits
 
 LIMITS = SilenceLimits(idle_seconds=100, suspended_seconds=50, preparing_idle_seconds=300, busy_seconds=1000)
 

@@ -3,8 +3,6 @@
 import pytest
 
 from engine.runs.control import request_stop
-from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.supervision.states import resumes_automatically, with_progress
 from tests.runs.supervision import config_for, move_to_an_earlier_boot
@@ -67,16 +65,6 @@ def test_a_sigterm_on_another_host_is_a_cancel_there_and_no_restart_of_this_mach
     run.folder.process.write_text(worker.model_copy(update={"host": host or worker.host}).model_dump_json())
 
     assert resumes_automatically(run.folder, RunState(state="stopped", attempt=1, reason="sigterm")) == (not host)
-
-
-@pytest.mark.parametrize("stopped_by", ["sigterm", "request"])
-def test_the_last_event_names_who_stopped_the_worker_regardless_of_its_words(store, stopped_by):
-    run = store.create(config_for(run=RESUMES))
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(StatusData(phase="stopped", message="Other words.", stopped_by=stopped_by))
-
-    assert run.folder.read_state().reason == {"sigterm": "sigterm", "request": "stopped_on_request"}[stopped_by]
-    assert resumes_by_itself(run) == (stopped_by == "sigterm")
 
 
 @pytest.mark.parametrize("reason", ["memory", "device_in_use"])

@@ -10,7 +10,7 @@ from engine.paths import LoratoryHome
 from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.run import Run, RunFolder, RunState
 from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import SupervisorLoop

@@ -1,19 +1,32 @@
-"""Requests to resume that come late, twice, or at the wrong moment: what was stopped since stays stopped."""
+"""Requests of people: to resume a run, and to start one anyway."""
 
 import pytest
 
-from engine.errors import StorageError
+from engine.errors import RunError, StorageError
 from engine.paths import LoratoryHome
 from engine.runs.control import (
     request_cancel,
     request_resume,
+    request_start_anyway,
     request_stop,
     resume_is_requested,
     resume_requests,
 )
+from engine.runs.provenance import Provenance
 from engine.runs.run import Run, RunState
-from engine.runs.supervision.supervisor import SupervisorLoop
-from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until, worker_of
+from engine.runs.store import RunStore
+from engine.runs.supervision.supervisor import Supervisor, SupervisorLoop
+from tests.runs.supervision import (
+    GIB,
+    config_for,
+    cpu,
+    executions,
+    fake_settings,
+    wait_for_state,
+    wait_for_step,
+    wait_until,
+    worker_of,
+)
 
 
 @pytest.fixture
@@ -34,17 +47,7 @@ def test_a_request_shows_which_attempt_it_is_about(home, stopped_run):
     (home.server / "resume" / ".half-written.tmp").touch()
 
     (request,) = resume_requests(home)
-    assert (request.owner, request.run_id, request.attempt()) == (stopped_run.owner, stopped_run.id, 1)
-
-
-def test_a_request_of_an_earlier_version_reports_nothing_of_attempts_and_is_obeyed(home, stopped_run):
-    request_resume(home, stopped_run)
-    (home.server / "resume" / f"{stopped_run.owner}~{stopped_run.id}").write_bytes(b"")
-    loop = SupervisorLoop(home, fake_settings())
-
-    loop.tick(starts_runs=False)
-
-    assert stopped_run.folder.read_state().state == "queued"
+    assert (request.owner, request.run_id, request.attempt) == (stopped_run.owner, stopped_run.id, 1)
 
 
 def test_a_second_click_does_not_outlive_the_attempt(home, stopped_run):
@@ -127,3 +130,28 @@ def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_i
 
     loop.tick(starts_runs=False)
     assert stopped_run.folder.read_state().state == "queued"
+
+
+def test_a_run_that_waits_for_memory_starts_anyway_once_asked(home):
+    run = RunStore(home, "ann").create(config_for("steps=2"), Provenance(predicted_bytes=10 * GIB))
+    looks = []
+
+    def devices():
+        looks.append(1)
+        return (cpu(free_gib=1),)
+
+    supervisor = Supervisor(home, fake_settings(devices=devices))
+    supervisor.start()
+    try:
+        wait_until(lambda: run.folder.read_state().reason == "memory")
+        count_before = len(looks)
+        wait_until(lambda: len(looks) > count_before + 2)
+        assert run.folder.read_state().state == "queued"
+
+        request_start_anyway(run)
+
+        wait_for_state(run, "completed")
+        with pytest.raises(RunError, match="does not wait"):
+            request_start_anyway(run)
+    finally:
+        supervisor.stop()

@@ -1,11 +1,14 @@
+"""A run's folder: its state, who works on it, and the notes of a person."""
+
 import platform
 import subprocess
 import sys
 
 import pytest
 
-from engine.errors import RunError, SupersededError
+from engine.errors import ConfigError, RunError, SupersededError
 from engine.processes.liveness import ProcessIdentity
+from engine.runs.control import change_notes, read_notes
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import ATTEMPT_VARIABLE, RunFolder, RunState
@@ -23,28 +26,14 @@ def test_the_state_survives_the_disk(folder):
     assert folder.read_state() == state
 
 
-@pytest.mark.parametrize("torn", [b"", b'{"state": "runn', b"\0" * 100, b'{"state": "dancing"}'])
-def test_a_torn_state_reads_as_what_the_log_tells(folder, torn):
+@pytest.mark.parametrize("torn", [b"", b'{"state": "dancing"}'])
+def test_a_run_without_a_state_waits_unless_it_has_begun(folder, torn):
     folder.state.write_bytes(torn)
     assert folder.read_state().state == "queued"
 
     with EventWriter(folder.events, attempt=2) as events:
         events.append(StatusData(phase="training"))
-    assert folder.read_state().state == "interrupted"
-    assert folder.read_state().attempt == 2
-
-
-def test_a_run_that_ends_while_its_state_is_derived_is_seen_as_it_ended(folder, monkeypatch):
-    with EventWriter(folder.events, attempt=1) as events:
-        events.append(StatusData(phase="training"))
-
-        def ends_now(_: RunFolder) -> bool:
-            events.append(StatusData(phase="finished"))
-            return False
-
-        monkeypatch.setattr(RunFolder, "has_living_worker", ends_now)
-
-        assert folder.read_state().state == "completed"
+    assert folder.read_state() == RunState(state="running", attempt=2)
 
 
 def test_claiming_writes_who_works_and_keeps_others_out(folder):
@@ -165,3 +154,29 @@ def test_only_complete_checkpoints_count(folder):
     (folder.checkpoints / "step-40" / "MANIFEST.json").write_text('{"step": 40, "fi')
 
     assert folder.newest_checkpoint_step() == 12
+
+
+def test_what_is_not_changed_is_kept(tmp_path):
+    folder = RunFolder(tmp_path)
+    change_notes(folder, name="  Best so far ", tags=("good", " good", "", "short"))
+    notes = change_notes(folder, note="Trained on\nthe evening set.")
+
+    assert notes == read_notes(folder)
+    assert (notes.name, notes.tags, notes.note) == ("Best so far", ("good", "short"), "Trained on\nthe evening set.")
+
+
+@pytest.mark.parametrize(
+    "changes", [{"name": "x" * 200}, {"name": "a\x00b"}, {"tags": ("y" * 99,)}, {"note": "z" * 20_000}]
+)
+def test_what_cannot_be_noted_is_refused_and_nothing_changes(tmp_path, changes):
+    folder = RunFolder(tmp_path)
+    change_notes(folder, name="kept")
+    with pytest.raises(ConfigError):
+        change_notes(folder, **changes)
+    assert read_notes(folder).name == "kept"
+
+
+def test_torn_notes_are_not_notes(tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.notes.write_text('{"name": "x')
+    assert read_notes(folder).name == ""

@@ -1,8 +1,14 @@
 import random
 from typing import Any
 
-from engine.runs.summary import RunSummary
-from engine.runs.table import RunQuery, best_by_held_out_loss, differing_settings, select_runs, summaries_csv
+from engine.runs.summary import (
+    RunQuery,
+    RunSummary,
+    best_by_held_out_loss,
+    differing_settings,
+    select_runs,
+    summaries_csv,
+)
 from tests.runs.supervision import config_for
 
 

@@ -8,12 +8,11 @@ import pytest
 from engine.executors.local import LocalContext, LocalExecutor
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.activity import ReportedActivity, reported_activity
+from engine.runs.activity import ReportedActivity, SilenceLimits, reported_activity
 from engine.runs.control import request_cancel
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerRecord
-from engine.runs.supervision.progress_watch import SilenceLimits
 from engine.runs.supervision.supervisor import SupervisorLoop
 from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor
 from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until

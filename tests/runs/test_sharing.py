@@ -6,7 +6,7 @@ from engine.accounts.audit import AuditLog
 from engine.accounts.people import RUN_ACTIONS, Action, Person, RunAccess, may
 from engine.errors import AccountError, RunError, StorageError
 from engine.paths import LoratoryHome
-from engine.runs.sharing import LabRuns, access_of, is_shared, set_shared
+from engine.runs.lab_rules import LabRuns, access_of, is_shared, set_shared
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 

@@ -13,9 +13,10 @@ from engine.errors import RunError, StorageError
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance, read_provenance
-from engine.runs.run import RunState
-from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
-from tests.runs.supervision import config_for
+from engine.runs.run import RUN_ID, RunState
+from engine.runs.store import RunStore, folder_size_bytes, list_owners
+from engine.runs.supervision.supervisor import reconcile
+from tests.runs.supervision import config_for, fake_settings
 
 
 def end_run(run):
@@ -180,7 +181,7 @@ def test_a_deletion_that_was_swept_away_before_it_began_is_not_an_error(store, h
     assert list(store.folder.iterdir()) == []
 
 
-def test_a_run_that_lost_its_state_file_can_be_deleted_and_not_while_it_works(store):
+def test_a_run_that_lost_its_state_file_can_be_deleted_once_it_was_checked(store):
     run = store.create(config_for())
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="stopped", message="Stopped."))
@@ -188,9 +189,21 @@ def test_a_run_that_lost_its_state_file_can_be_deleted_and_not_while_it_works(st
     with pytest.raises(RunError, match="is running and cannot be deleted"):
         store.delete(run.id)
     claim.lock.release()
+    run.folder.process.unlink()  # it names this process, which lives on
+    reconcile(store.home, fake_settings())
 
     assert store.delete(run.id) > 0
     assert store.ids() == []
+
+
+def test_the_key_of_a_start_lives_as_long_as_its_run(home, store):
+    run = store.create(config_for(), key="click")
+    assert store.create(config_for(), key="click").id == run.id
+    run.folder.write_state(RunState(state="stopped"))
+
+    store.delete(run.id)
+
+    assert list((home.server / "keys").iterdir()) == []
 
 
 @pytest.mark.parametrize("state", ["queued", "starting", "running", "stopping"])

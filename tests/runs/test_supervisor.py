@@ -11,7 +11,7 @@ from engine.errors import RunError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume, request_stop
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunFolder
 from engine.runs.supervision.queue import QueueOrder

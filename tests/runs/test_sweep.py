@@ -60,7 +60,7 @@ def test_a_repeated_value_is_refused_once_however_it_is_written(values, said):
 
 def test_repeated_values_of_all_axes_are_reported_together():
     with pytest.raises(ConfigError) as error_info:
-        sweep_configs(BASE, ["adapter.r=8,8", "training.learning_rate=1e-4,0.0001,0"])
+        sweep_configs(BASE, ["adapter.r=8,0x8", "training.learning_rate=1e-4,0.0001,0"])
 
     assert sorted(problem.field for problem in error_info.value.problems) == [
         "adapter.r", "training.learning_rate", "training.learning_rate",

@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from engine.errors import RunError, StorageError
-from engine.executors.base import JobSpec
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import FileLock, ProcessIdentity
+from engine.runs.activity import SilenceLimits
 from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.events import FailedData
 from engine.runs.history.log import forget_failures, note_failure, noted_failure
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
+from engine.runs.job import JobSpec
 from engine.runs.run import RunFolder, RunState
-from engine.runs.supervision.progress_watch import SilenceLimits
 from engine.runs.supervision.supervisor import SupervisorLoop
 from engine.runs.supervision.worker_monitor import Patience
 from tests.runs.supervision import config_for, cpu, fake_settings, gpu, let_go, wait_for_state, wait_until, worker_of

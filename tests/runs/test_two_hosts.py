@@ -97,16 +97,6 @@ def test_of_many_hosts_that_see_a_free_seat_at_once_one_gets_it(on_host, monkeyp
     assert sorted(taken) == [False] * 7 + [True]
 
 
-def test_a_file_system_without_hard_links_will_do(on_host, monkeypatch):
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    monkeypatch.setattr("os.link", refuse)
-
-    assert on_host("login1").take()
-    assert not on_host("login2").take()
-
-
 def test_a_command_that_looks_once_leaves_runs_to_the_host_that_supervises(on_host, home, store):
     there = on_host("login2")
     assert there.take()

@@ -8,8 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from engine.runs.summary import RunSummary
-from engine.runs.supervision.notifier import deliver, words_of
-from engine.runs.webhook import Webhook, WebhookError, WebhookStore, parse_webhook, payload_of, send
+from engine.runs.webhook import Webhook, WebhookError, WebhookStore, deliver, parse_webhook, payload_of, send, words_of
 from tests.runs.supervision import PATIENCE_SECONDS, config_for
 
 SECRET = "T0pS3cret"
@@ -53,8 +52,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def receiver(monkeypatch):
-    for limit in ("_PATIENCE_SECONDS", "_DEADLINE_SECONDS"):
-        monkeypatch.setattr(f"engine.runs.webhook.{limit}", PATIENCE_SECONDS)
+    monkeypatch.setattr("engine.runs.webhook._DEADLINE_SECONDS", PATIENCE_SECONDS)
     server = Receiver()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from engine.executors import make_executors
-from engine.executors.slurm.executor import SlurmExecutor
-from engine.executors.slurm.place import ClusterPlace, GpuType
-from engine.executors.slurm.record import SlurmRecord
+from engine.executors.slurm.job import SlurmExecutor
+from engine.executors.slurm.place import ClusterPlace, GpuType, SlurmRecord
 from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore

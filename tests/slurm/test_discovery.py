@@ -5,9 +5,17 @@ import pytest
 from engine.commands.lab import find_problems
 from engine.config.load import section_from_mapping
 from engine.errors import ClusterError, ConfigError
-from engine.executors.slurm.discovery import NodeGroup, list_groups, memory_of, propose, to_yaml, write_place
+from engine.executors.slurm.discovery import (
+    NodeGroup,
+    ProbeGpu,
+    ProbeReport,
+    list_groups,
+    memory_of,
+    propose,
+    to_yaml,
+    write_place,
+)
 from engine.executors.slurm.place import ClusterPlace, GpuType, read_place
-from engine.executors.slurm.probe import ProbeGpu, ProbeReport
 
 
 def a_group(**changes) -> NodeGroup:

@@ -5,17 +5,14 @@ import threading
 import pytest
 
 from engine.errors import ClusterError, ClusterUnreachableError
-from engine.executors.base import JobSpec
 from engine.executors.slurm.commands import JobLine
-from engine.executors.slurm.executor import SlurmExecutor
-from engine.executors.slurm.job import SlurmJob
-from engine.executors.slurm.place import ClusterPlace, GpuType
-from engine.executors.slurm.reasons import job_end, waits_words
-from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.job import SlurmExecutor, SlurmJob
+from engine.executors.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, job_end, waits_words
 from engine.executors.slurm.script import job_script, worker_arguments
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
+from engine.runs.job import JobSpec
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
@@ -384,21 +381,6 @@ def test_processor_time_of_a_worker_counts_only_while_its_job_is_seen_to_run(job
 
     assert observations == [type(None), ReportedActivity, type(None), ReportedActivity]
     assert job.activity() is None
-
-
-def test_a_server_that_comes_back_keeps_the_reason_until_it_knows_better(job, home, slurm):
-    wait_for_ever = threading.Event()
-    slurm.queue = lambda: wait_for_ever.wait() and []
-    executor = SlurmExecutor(home, ClusterPlace, slurm)
-    record = RunState(
-        state="submitted", attempt=1, executor="slurm", reason="executor_queue", cause="Waiting: Resources."
-    )
-
-    status = executor.attach(job.run, record).poll(has_reported=False)
-
-    assert (status.phase, status.why.cause) == ("waiting", "Waiting: Resources.")
-    wait_for_ever.set()
-    executor.close()
 
 
 def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(job, slurm):

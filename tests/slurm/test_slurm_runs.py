@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from engine.executors.slurm.place import ClusterPlace
-from engine.runs.control import request_cancel, request_resume, request_stop, wish_place
+from engine.runs.control import request_cancel, request_resume, request_stop, request_target
 from engine.training import faults
 from tests.browser.real_server import real_server
 from tests.runs.on_host import start_host as start_host
@@ -265,7 +265,7 @@ def test_two_nodes_train_what_one_process_does_and_one_process_resumes_where_the
     assert end.device == f"slurm {end.job_id} · node[1-2] · 2 nodes, CPU each"
     assert (run.folder.checkpoint(stopped) / "random-1.safetensors").exists()  # of the second process
 
-    wish_place(run, "local")
+    request_target(run, "local")
     request_resume(home, run)
     end = wait_for_state(run, "completed", "failed", "interrupted")
     assert (end.state, end.executor) == ("completed", "local")

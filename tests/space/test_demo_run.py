@@ -12,7 +12,7 @@ from engine.errors import AccountError, DatasetError, DeviceError, ModelError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import resume_is_requested
-from engine.runs.sharing import is_shared
+from engine.runs.lab_rules import is_shared
 from engine.runs.store import RunStore
 from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from engine.space.demo_chat import DemoBusyError, demo_session

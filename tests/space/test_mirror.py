@@ -11,7 +11,7 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.lab import LabSettings, read_settings, save_settings
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
-from engine.executors.huggingface_jobs.record import JobRecord
+from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.files import write_atomically
 from engine.runs.checkpoints import Manifest, damage, list_checkpoints
 from engine.runs.history.events import StepData

@@ -7,7 +7,7 @@ from engine.config.load import config_from_mapping
 from engine.errors import StorageError
 from engine.runs.history.events import StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder, RunState
 from engine.runs.store import RunStore

@@ -11,7 +11,7 @@ import pytest
 from engine.config.load import config_from_mapping
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
-from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import HistoryReader
 from engine.runs.launch import Launcher, Preflight
 from engine.runs.store import RunStore
 from engine.runs.supervision.scheduler import SupervisorSettings

@@ -3,8 +3,8 @@
 import subprocess
 from pathlib import Path
 
-from engine.executors.local import WORKER_MODULE
 from engine.processes.spawn import spawn, worker_argv
+from engine.runs.job import WORKER_MODULE
 from engine.training.faults import VARIABLE
 
 

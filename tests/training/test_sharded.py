@@ -19,8 +19,8 @@ from engine.memory.estimate import Estimator
 from engine.memory.workload import workload_of_step
 from engine.models.folder import read_config
 from engine.paths import LoratoryHome
+from engine.runs.provenance import ADAPTER_WEIGHTS
 from engine.runs.run import Run
-from engine.runs.warm_start import ADAPTER_WEIGHTS
 from engine.training.checkpoints.state_files import OPTIMIZER_FILE, load_nested
 from engine.training.faults import VARIABLE
 from engine.training.worker import EXIT_FINISHED

@@ -12,8 +12,7 @@ from engine.paths import LoratoryHome
 from engine.runs.checkpoints import Checkpoint, damage, list_checkpoints
 from engine.runs.history.events import Event
 from engine.runs.history.log import read_events
-from engine.runs.history.reader import read_history
-from engine.runs.history.run_history import RunHistory
+from engine.runs.history.run_history import RunHistory, read_history
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 

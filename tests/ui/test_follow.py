@@ -6,10 +6,9 @@ import gradio as gr
 import pytest
 
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.record import JobRecord
-from engine.executors.slurm.place import CLUSTER_FILE
-from engine.executors.slurm.record import JobResources, SlurmRecord
-from engine.runs.control import in_wished_place, request_start_anyway, request_stop, resume_is_requested
+from engine.executors.huggingface_jobs.layout import JobRecord
+from engine.executors.slurm.place import CLUSTER_FILE, JobResources, SlurmRecord
+from engine.runs.control import request_start_anyway, request_stop, resume_is_requested, with_requested_target
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from tests.invented_runs import InventedRun, a_config, write_checkpoint, write_run
@@ -179,7 +178,7 @@ def test_where_a_run_is_resumed_can_be_chosen_where_there_is_a_cluster(follow, i
 
     follow.resume_shown(run.id, "", "", "slurm")
 
-    assert in_wished_place(run.folder.read_config(), run.folder).run.where == "slurm"
+    assert with_requested_target(run.folder.read_config(), run.folder).run.where == "slurm"
     assert resume_is_requested(services.home, run)
     assert not is_visible(look(follow, run.id).place)
     assert look(follow, run.id).place["value"] == "slurm"

@@ -9,8 +9,7 @@ import pytest
 
 from engine.runs.history.events import EvalData, StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
-from engine.runs.history.run_history import RunHistory
+from engine.runs.history.run_history import RunHistory, read_history
 from ui.views.loss_chart import ChartView, loss_figure, overlay_figure, small_figures
 
 

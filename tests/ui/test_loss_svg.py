@@ -8,7 +8,7 @@ import pytest
 
 from engine.runs.history.events import EvalData, StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from ui.views.loss_svg import loss_words, render_loss_svg, render_loss_table
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.runs.plan import plan_run
+from engine.runs.prediction import plan_run
 from engine.runs.summary import RunSummary
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config

@@ -14,7 +14,7 @@ import pytest
 from engine.errors import RunError
 from engine.runs.control import read_notes
 from engine.runs.run import RunState
-from engine.runs.summary import RunIndex
+from engine.runs.summary import summarize
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.runs.supervision import wait_until
@@ -126,14 +126,12 @@ def test_an_unchanged_table_is_not_sent_again(tab, history):
 
 
 def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history, monkeypatch):
-    draw_up = RunIndex._draw_up
-
-    def draw_up_slowly(index, run):
+    def summarize_slowly(run, history):
         time.sleep(0.12)
-        return draw_up(index, run)
+        return summarize(run, history)
 
     monkeypatch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", 0.1)
-    monkeypatch.setattr(RunIndex, "_draw_up", draw_up_slowly)
+    monkeypatch.setattr("engine.runs.summary.summarize", summarize_slowly)
     first = table_of(tab)
     shown = first.count("<tr data-pick")
     assert 0 < shown < len(history)

@@ -9,8 +9,7 @@ from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.executors.slurm.commands import Slurm
 from engine.executors.slurm.discovery import free_gpus
-from engine.executors.slurm.place import ClusterPlace
-from engine.executors.slurm.record import JobResources
+from engine.executors.slurm.place import ClusterPlace, JobResources
 from engine.executors.slurm.script import expected_start
 from ui.backend.background import as_engine_error
 

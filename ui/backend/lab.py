@@ -19,13 +19,11 @@ from engine.errors import AccountError, ConfigError, EngineError, ModelError, Pr
 from engine.models.cache_space import ModelCache, look_at_cache, remove_cached_model
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop
-from engine.runs.disk import DiskUse, free_bytes
-from engine.runs.disk_samples import DiskSamples
+from engine.runs.disk import DiskSamples, DiskUse, free_bytes, model_uses
 from engine.runs.lab_queue import DeviceUse, QueueBoard, QueueEntry
-from engine.runs.model_use import model_uses
-from engine.runs.run import LIVE_STATES, Run
-from engine.runs.store import RUN_ID, RunStore, folder_size_bytes, list_owners
-from engine.runs.supervision.urgent import UrgentSlot
+from engine.runs.run import LIVE_STATES, RUN_ID, Run
+from engine.runs.store import RunStore, folder_size_bytes, list_owners
+from engine.runs.supervision.fairness import UrgentSlot
 from engine.runs.usage import Week, WeekOfPerson, usage_by_week
 from ui.front.forms import address_of
 from ui.front.gate import COOKIE

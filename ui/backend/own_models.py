@@ -16,7 +16,7 @@ from engine.private_hub import (
     remove_private,
     require_hub_id,
 )
-from engine.runs.model_use import models_needed_by
+from engine.runs.disk import models_needed_by
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, Job, Work
 from ui.backend.models import in_words

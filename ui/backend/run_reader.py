@@ -14,8 +14,7 @@ from engine.config.run import RunConfig, RunSection
 from engine.errors import ConfigError, RunError, StorageError
 from engine.files import size_and_time
 from engine.runs.control import RunNotes, read_notes, resume_is_requested
-from engine.runs.history.reader import HistoryReader
-from engine.runs.history.run_history import RunHistory
+from engine.runs.history.run_history import HistoryReader, RunHistory
 from engine.runs.launch import with_absolute_paths
 from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
@@ -64,7 +63,7 @@ class RunSnapshot:
         requests = f"{self.stop_requested:d}{self.cancel_requested:d}{self.resume_requested:d}{self.waits_for_memory:d}"
         # A silent worker changes no file, but the page shows for how long it has been silent.
         silent = "" if state.silent_since is None else f"{(time.time() - state.silent_since) // 10:.0f}"
-        parts = (state.changed, state.state, silent, state.notice, requests, self.title)
+        parts = (state.changed, state.state, silent, requests, self.title)
         return stamp(self.run.id, self.history.next_offset, *parts)
 
     @property

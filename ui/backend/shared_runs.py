@@ -11,10 +11,9 @@ from engine.config.run import RunConfig
 from engine.config.suited import given_settings
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
-from engine.runs.lab_rules import lab_problems
+from engine.runs.lab_rules import LabRuns, is_shared, lab_problems
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
-from engine.runs.sharing import LabRuns, is_shared
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
 from ui.backend.background import Cache

@@ -22,11 +22,10 @@ from engine.accounts.throttle import SignInThrottle
 from engine.chat.session import ChatSession
 from engine.errors import EngineError
 from engine.executors import make_executors
-from engine.executors.huggingface_jobs.login import logins_of
+from engine.executors.huggingface_jobs.account import logins_of
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
-from engine.runs.disk import DiskUse, disk_warning, free_bytes
-from engine.runs.disk_samples import DiskSamples
+from engine.runs.disk import DiskSamples, DiskUse, disk_warning, free_bytes
 from engine.runs.lab_queue import QueueBoard
 from engine.runs.memory_measurement import sweep_measurements
 from engine.runs.store import list_owners

@@ -17,9 +17,8 @@ from engine.config.run import ModelConfig, Quantization, RunConfig
 from engine.errors import EngineError, ModelError, RunError
 from engine.evaluation.votes import AnswerModel
 from engine.paths import AllowedPaths, data_folders, typed_path
-from engine.runs.provenance import read_provenance
+from engine.runs.provenance import read_provenance, start_of
 from engine.runs.run import Run, RunFolder
-from engine.runs.warm_start import start_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
 from ui.components import HIDDEN, QUICK, Updates, visible_if
 from ui.form import component_of_field, number_of

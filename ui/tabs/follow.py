@@ -17,11 +17,17 @@ from engine.chat.contract import WorkPlace
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
+from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.executors.places import ThisMachine
 from engine.executors.slurm.place import has_place
-from engine.runs.admission import resume_run
-from engine.runs.control import in_wished_place, request_cancel, request_start_anyway, request_stop, wish_place
+from engine.runs.control import (
+    request_cancel,
+    request_start_anyway,
+    request_stop,
+    request_target,
+    with_requested_target,
+)
+from engine.runs.lab_rules import resume_run
 from engine.runs.run import LIVE_STATES, Run
 from ui.backend.background import Cache, stamp
 from ui.backend.run_reader import RunSnapshot, can_chat, log_tail
@@ -203,7 +209,7 @@ class FollowPart:
             JobRequest.of(run.folder, flavor.strip(), hours).save(run.folder)
         place = self._place_of(run, run.folder.read_config())
         if place is not None and where and where != place:
-            wish_place(run, where)
+            request_target(run, where)
         resume_run(self.page.services.home, run)
         self.page.services.log("run resumed", run.id)
 
@@ -212,7 +218,7 @@ class FollowPart:
         services = self.page.services
         if config is None or config.run.where not in get_args(WorkPlace) or not offers_cluster(services):
             return None
-        place = in_wished_place(config, run.folder).run.where
+        place = with_requested_target(config, run.folder).run.where
         return place if place != ThisMachine.name or has_place(services.home) else None
 
     def ask_cancel(self, run_id: str) -> tuple[str, str]:

@@ -6,8 +6,7 @@ from html import escape
 import gradio as gr
 
 from engine.errors import EngineError
-from engine.runs.supervision.notifier import deliver
-from engine.runs.webhook import KINDS, WebhookOutcome, WebhookStore, parse_webhook
+from engine.runs.webhook import KINDS, WebhookOutcome, WebhookStore, deliver, parse_webhook
 from ui.components import QUICK, SLOW, Updates, script, visible_if
 from ui.gradio_internals import Dropdown
 from ui.page import Page

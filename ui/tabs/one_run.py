@@ -11,11 +11,11 @@ from engine.accounts.people import Action, may
 from engine.config.suited import given_settings
 from engine.errors import EngineError
 from engine.runs.control import change_notes
-from engine.runs.electricity import read_electricity
+from engine.runs.lab_rules import access_of, is_shared, set_shared
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
-from engine.runs.sharing import access_of, is_shared, set_shared
 from engine.runs.store import folder_size_bytes
+from engine.runs.usage import read_electricity
 from ui.backend.run_reader import has_adapter
 from ui.components import (
     HIDDEN,

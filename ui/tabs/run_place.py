@@ -13,11 +13,9 @@ from engine.accounts.people import Action, Logins, Person, require
 from engine.chat.contract import WorkPlace
 from engine.config.run import RunConfig
 from engine.errors import EngineError, SignInNeededError
-from engine.executors.huggingface_jobs.flavors import Flavor, flavor_named
-from engine.executors.huggingface_jobs.login import sign_in
+from engine.executors.huggingface_jobs.account import Flavor, flavor_named, sign_in
 from engine.executors.places import LABELS, HuggingFaceJobs, SlurmCluster, ThisMachine
-from engine.executors.slurm.place import has_place, read_place
-from engine.executors.slurm.record import JobResources
+from engine.executors.slurm.place import JobResources, has_place, read_place
 from engine.memory.estimate import GIB
 from engine.paths import LoratoryHome
 from engine.quantities import duration

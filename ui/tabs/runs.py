@@ -8,11 +8,11 @@ from gradio.events import Dependency
 
 from engine.errors import EngineError
 from engine.runs.control import request_start_anyway, request_stop
-from engine.runs.electricity import Electricity, read_electricity, save_electricity
 from engine.runs.run import FINAL_STATES
 from engine.runs.store import folder_size_bytes
+from engine.runs.summary import select_runs, summaries_csv
 from engine.runs.supervision.queue import QueueMove, QueueOrder
-from engine.runs.table import select_runs, summaries_csv
+from engine.runs.usage import Electricity, read_electricity, save_electricity
 from ui.components import (
     HIDDEN,
     QUICK,

@@ -13,9 +13,9 @@ from engine.accounts.people import Action
 from engine.config.load import config_to_yaml
 from engine.errors import EngineError
 from engine.runs.disk import disk_use, free_bytes
-from engine.runs.electricity import read_electricity
 from engine.runs.lab_queue import QueueBoard
-from engine.runs.sharing import is_shared
+from engine.runs.lab_rules import is_shared
+from engine.runs.usage import read_electricity
 from ui.backend.background import Cache
 from ui.backend.run_reader import RunSnapshot, can_chat
 from ui.backend.shared_runs import SharedRuns, name_of, without_folders

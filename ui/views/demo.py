@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from html import escape
 
-from engine.runs.summary import compare_peaks
+from engine.runs.provenance import compare_peaks
 from engine.space.demo import DemoSample, SampleAnswers
 from engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
 from ui.backend.background import stamp

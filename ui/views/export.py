@@ -9,7 +9,7 @@ from pathlib import Path
 from engine.config.results import ExportKind, GgufType
 from engine.export.contract import ExportedFile, ExportRecord, Verification
 from engine.export.kinds import KINDS
-from engine.runs.warm_start import ADAPTER_CONFIG
+from engine.runs.provenance import ADAPTER_CONFIG
 from ui.views.html import Column, Row, copyable, empty, facts, notices, pickable, plural, size, small, table
 
 KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub", "script": "Exact script"}

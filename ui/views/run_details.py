@@ -10,10 +10,9 @@ from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.runs.checkpoints import list_checkpoints
-from engine.runs.electricity import Electricity, energy_words
 from engine.runs.history.log import read_lines
-from engine.runs.summary import RunSummary
-from engine.runs.table import differing_settings
+from engine.runs.summary import RunSummary, differing_settings
+from engine.runs.usage import Electricity, energy_words
 from ui.backend.run_reader import RunSnapshot
 from ui.views.dataset import render_facts, render_lengths, render_problems
 from ui.views.html import GIB, Column, count, definitions, duration, log, plural, size, small, table

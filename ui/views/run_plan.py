@@ -6,7 +6,7 @@ from html import escape
 from engine.config.load import Preset
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
-from engine.runs.plan import plan_run
+from engine.runs.prediction import plan_run
 from engine.runs.summary import RunSummary
 from ui.views.dataset import render_truncation
 from ui.views.html import count, duration, facts, notices, plural, small, toolbar

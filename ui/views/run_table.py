@@ -6,8 +6,7 @@ from datetime import datetime
 from html import escape
 
 from engine.runs.run import STARTS_ANYWAY, State
-from engine.runs.summary import RunSummary
-from engine.runs.table import RunQuery, SortKey, best_by_held_out_loss
+from engine.runs.summary import RunQuery, RunSummary, SortKey, best_by_held_out_loss
 from ui.views.html import Column, Row, duration, empty, pick_button, pickable, plural, short_name, small, table, under
 from ui.views.run_view import state_mark
 

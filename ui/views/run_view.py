@@ -8,12 +8,12 @@ from html import escape
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
-from engine.executors.huggingface_jobs.record import JobRecord
+from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.runs.history.preference_health import preference_findings
 from engine.runs.history.run_history import seconds_left
-from engine.runs.provenance import PeakKind
+from engine.runs.provenance import PeakKind, compare_peaks
 from engine.runs.run import RunState, State
-from engine.runs.summary import RunSummary, compare_peaks
+from engine.runs.summary import RunSummary
 from ui.backend.run_reader import RunSnapshot
 from ui.views.dataset import render_problems
 from ui.views.html import (
@@ -218,14 +218,12 @@ def render_trouble(snapshot: RunSnapshot) -> str:
 
 
 def render_warnings(snapshot: RunSnapshot) -> str:
-    """Return problems in the training curves, then warnings of supervisor and worker, each once."""
+    """Return problems in the training curves, then warnings of the worker, each once."""
     findings_html = ""
     if snapshot.config is not None:
         for one in preference_findings(snapshot.history, snapshot.config.training):
             findings_html += f'<div class="trouble finding" role="status"><b>{escape(one.name)}</b>{escape(one.fact)} {with_code(one.fix)}</div>'
     texts = dict.fromkeys(message.text for message in snapshot.history.messages if message.kind == "warning")
-    if snapshot.state.notice:
-        texts = {snapshot.state.notice: None, **texts}
     if not texts:
         return findings_html
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)

@@ -23,7 +23,7 @@ from engine.chat.worker.static_cache import FixedCaches, LentCache
 from engine.config.methods.registry import METHODS, tensor_marks
 from engine.errors import ModelError
 from engine.models.folder import TensorRecord, read_safetensors_header
-from engine.runs.warm_start import ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_WEIGHTS
 from engine.training.failure import is_out_of_memory
 
 _KEY_PREFIX = "base_model.model."

@@ -26,7 +26,7 @@ from engine.models.folder import check_model_folder, read_config
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, Steps, error_from_json, error_to_json, serve
 from engine.processes.spawn import end_children_with_us
-from engine.runs.warm_start import ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from engine.chat.worker.answer import TalkingTokenizer

@@ -19,13 +19,13 @@ from engine.config.load import config_from_mapping, config_to_yaml, mapping_from
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
-from engine.executors.local import training_command
 from engine.files import size_and_time, write_atomically
 from engine.hub import RunBucket
 from engine.paths import LoratoryHome
 from engine.processes.spawn import Access, allocator_environment, environment_for
 from engine.runs.checkpoints import MANIFEST, list_checkpoints
 from engine.runs.control import request_stop_for_time
+from engine.runs.job import training_command
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, RunFolder, RunState
 
 _LARGEST_SEGMENT_BYTES = 4_000_000
@@ -67,9 +67,8 @@ class Companion:
             EngineError: If they cannot be downloaded, or the configuration cannot be read.
         """
         inputs = self._bucket.list(f"{self._order.folder}/{layout.INPUTS}")
-        places = [(file, self._place_of(name)) for name, file in inputs.items() if layout.is_plain(name)]
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._bucket.get(places)
+        self._bucket.get([(file, self._place_of(name)) for name, file in inputs.items() if layout.is_plain(name)])
         config = config_from_mapping(mapping_from_file(self.folder.config))
         config = config.with_names(lambda _, text: self._local(text))
         write_atomically(self.folder.config, config_to_yaml(config))

@@ -12,20 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
-from engine.executors.base import JobSpec
 from engine.executors.follower import JobView, RemoteExecutor, RemoteJob
 from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.download import JobDownload
-from engine.executors.huggingface_jobs.flavors import DEFAULT_LIMIT_HOURS, price_per_hour_usd
-from engine.executors.huggingface_jobs.inputs import collect_inputs, whole_lines
-from engine.executors.huggingface_jobs.layout import JobOrder
-from engine.executors.huggingface_jobs.login import LoginOf, logins_of
-from engine.executors.huggingface_jobs.record import JobRecord, JobRequest
+from engine.executors.huggingface_jobs.account import DEFAULT_LIMIT_HOURS, LoginOf, logins_of, price_per_hour_usd
+from engine.executors.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest
+from engine.executors.huggingface_jobs.transfer import JobDownload, collect_inputs, whole_lines
 from engine.files import write_atomically
 from engine.hub import JOBS, RunBucket, status_of
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
-from engine.runs.job import JobEnd
+from engine.runs.job import JobEnd, JobSpec
 from engine.runs.run import Run
 from engine.wheel import build_wheel
 

@@ -1,15 +1,19 @@
-"""`cluster.yaml`: an admin's description of the cluster, for all runs."""
+"""A cluster: how its admin describes it in `cluster.yaml`, and the record of a job, with why it waits and how it ended."""
 
 import sys
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from engine.config.load import mapping_from_file, section_from_mapping
 from engine.config.run import RunConfig
 from engine.errors import ClusterError, DeviceError
+from engine.executors.follower import SavedJob
+from engine.executors.slurm.commands import JobLine
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
+from engine.runs.job import ExecutorVerdict, JobEnd
+from engine.runs.run import Run
 
 CLUSTER_FILE = "cluster.yaml"
 
@@ -100,3 +104,141 @@ def read_place(home: LoratoryHome) -> ClusterPlace:
 def has_place(home: LoratoryHome) -> bool:
     """Whether a cluster was set up for a home."""
     return (home.root / CLUSTER_FILE).exists()
+
+
+_MINUTES_AT_LEAST = 1.0  # Slurm counts in minutes
+
+
+class JobResources(BaseModel):
+    """What a job asks for."""
+
+    model_config = ConfigDict(frozen=True)
+
+    gpus: int = 1  # in each node; 0 trains on the processor
+    gpu_type: str = ""  # any where empty
+    nodes: int = 1
+    cpus: int = 4  # for each process
+    memory_gib: float = 16.0  # RAM in each node
+    limit_minutes: float = 60.0
+
+    @classmethod
+    def of(cls, config: RunConfig, place: ClusterPlace) -> Self:
+        """Return what a configuration asks for; the place has the rest."""
+        settings = config.slurm
+        limit_hours = settings.limit_hours or place.limit_hours
+        return cls(
+            gpus=0 if config.run.devices == "cpu" else settings.gpus,
+            gpu_type=settings.gpu_type,
+            nodes=settings.nodes,
+            cpus=place.cpus,
+            memory_gib=settings.memory_gib or place.memory_gib,
+            limit_minutes=max(limit_hours * 60, _MINUTES_AT_LEAST),
+        )
+
+    @property
+    def words(self) -> str:
+        """Such as `1×a100` or `2 nodes, 4×a100 each`."""
+        one = f"{self.gpus}×{self.gpu_type or 'GPU'}" if self.gpus else "CPU"
+        return one if self.nodes == 1 else f"{self.nodes} nodes, {one} each"
+
+
+class SlurmRecord(SavedJob, frozen=True):
+    """The job of one attempt."""
+
+    executor: str = Field(default="slurm", pattern="^slurm$")
+    resources: JobResources
+    warning_seconds: int  # before the time limit, as the job was submitted
+    is_released: bool = False  # until then it is held
+    nodes: str = ""  # where it runs or ran
+    end_state: str = ""  # Slurm's last word, such as TIMEOUT; empty before, and where Slurm has forgotten it
+    exit_code: int | None = None
+    near_limit: bool = False  # whether it ended after the warning that its time is up
+
+    def comment(self, run: Run) -> str:
+        """Return what Slurm shows of it."""
+        return f"loratory {run.id} attempt {self.attempt} {self.number}"
+
+
+WAITS_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+ENDED_STATES = frozenset(
+    """
+    BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT
+    """.split()
+)
+
+# By the beginning of Slurm's reason, the longest first. Source: squeue(1), "JOB REASON CODES".
+_WAITS = {
+    "Resources": "its node or GPUs are in use",
+    "Priority": "jobs of higher priority come first",
+    "None": "Slurm has not looked at it yet",
+    "BeginTime": "it may begin later only",
+    "JobHeldUser": "it is held",
+    "JobHeldAdmin": "an admin of the cluster holds it",
+    "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",
+    "NodeDown": "the node that it needs is down",
+    "PartitionDown": "its partition starts no jobs at present",
+    "PartitionNodeLimit": "it asks for more nodes than its partition allows",
+    "PartitionTimeLimit": "it asks for more time than its partition allows",
+    "BadConstraints": "no node has what it asks for",
+    "Constraints": "no node has what it asks for",
+    "QOSMaxJobs": "you have as many jobs running as your QoS allows",
+    "QOSMaxGRES": "your running jobs use as many GPUs as your QoS allows",
+    "QOSMax": "it is beyond a limit of your QoS",
+    "QOSGrp": "all jobs of this QoS together use as much as it allows",
+    "QOSNotAllowed": "your account may not use this QoS",
+    "QOSTimeLimit": "it asks for more time than your QoS allows",
+    "AssocMaxJobs": "you have as many jobs running as your account allows",
+    "AssocMaxGRES": "your running jobs use as many GPUs as your account allows",
+    "AssocMax": "it is beyond a limit of your account",
+    "AssocGrp": "all jobs of your account together use as much as it allows",
+    "MaxMemPerLimit": "it asks for more memory than the limit of its partition",
+    "JobLaunchFailure": "it could not be started on its node; Slurm tries again",
+}
+_BY_LENGTH = sorted(_WAITS, key=len, reverse=True)
+
+_NEVER = frozenset(
+    """
+    PartitionNodeLimit PartitionTimeLimit BadConstraints QOSNotAllowed InvalidAccount InvalidQOS MaxMemPerLimit QOSTimeLimit
+    AssociationTimeLimit
+    """.split()
+)
+
+
+def waits_words(line: JobLine) -> tuple[str, str]:
+    """Return why a job waits, such as `Waiting at Slurm: Resources, job 1234 (…).`, and what to do where only that helps."""
+    reason = line.reason.strip("()") or "None"
+    prefix = next((name for name in _BY_LENGTH if reason.startswith(name)), None)
+    name = reason.partition(",")[0]
+    words = f"Waiting at Slurm: {name}, job {line.id}"
+    words = f"{words} ({_WAITS[prefix]})." if prefix is not None else f"{words}."
+    return words, "Cancel it, correct cluster.yaml or the run's settings, and start again." if name in _NEVER else ""
+
+
+_ENDS: dict[str, tuple[ExecutorVerdict, str]] = {
+    "OUT_OF_MEMORY": (
+        "out_of_memory",
+        "Slurm ended job {id}{where}: it used more than the {memory:g} GiB of RAM that it had.",
+    ),
+    "TIMEOUT": ("time_limit", "Job {id}{where} reached its time limit at Slurm ({limit})."),
+    "DEADLINE": ("time_limit", "Job {id}{where} reached its deadline at Slurm."),
+    "NODE_FAIL": ("node_failed", "The node of job {id} failed{where}."),
+    "BOOT_FAIL": ("node_failed", "The node of job {id} failed to boot{where}."),
+    "PREEMPTED": ("preempted", "Slurm preempted job {id}{where} for a job of higher priority."),
+    "CANCELLED": ("cancelled", "Job {id}{where} was cancelled at Slurm (scancel)."),
+    "REVOKED": ("cancelled", "Job {id}{where} was revoked at Slurm."),
+}
+
+
+def job_end(record: SlurmRecord) -> JobEnd:
+    """Return how a job ended, from what Slurm's queue showed last."""
+    state = "TIMEOUT" if record.near_limit and record.end_state == "COMPLETED" else record.end_state
+    if not state and record.job_id:
+        return JobEnd(cause=f"Slurm no longer knows job {record.job_id}, and its worker gives no sign of life.")
+    if state not in _ENDS:
+        return JobEnd(record.exit_code)
+    word, words = _ENDS[state]
+    minutes = record.resources.limit_minutes
+    limit = f"{minutes / 60:g} h" if minutes >= 60 else f"{minutes:g} min"
+    where = f" on {record.nodes}" if record.nodes else ""
+    cause = words.format(id=record.job_id, where=where, memory=record.resources.memory_gib, limit=limit)
+    return JobEnd(record.exit_code, word=word, cause=cause)

@@ -11,13 +11,12 @@ from collections.abc import Mapping
 
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.errors import ClusterError
-from engine.executors.local import Nodes, training_command
 from engine.executors.slurm.commands import Slurm, which_slurm
-from engine.executors.slurm.place import ClusterPlace, read_place
-from engine.executors.slurm.record import JobResources, SlurmRecord
+from engine.executors.slurm.place import ClusterPlace, JobResources, SlurmRecord, read_place
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
 from engine.processes.spawn import LIBRARY_ENVIRONMENT, Launcher, allocator_environment, environment_for
+from engine.runs.job import Nodes, training_command
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
 
 # Of the server's machine, or decided by Slurm; a proxy's address may hold a password.

@@ -33,9 +33,8 @@ from engine.models.source import DEMO_HUB_ID, resolve_model
 from engine.paths import LoratoryHome, typed_path
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.history.events import ParametersData
-from engine.runs.history.reader import read_history
-from engine.runs.run import RunFolder
-from engine.runs.store import RUN_ID
+from engine.runs.history.run_history import read_history
+from engine.runs.run import RUN_ID, RunFolder
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from engine.data.contract import RowForm
 from engine.export.script.facts import ScriptFacts
 from engine.export.script.model_facts import look_at_model
 from engine.paths import LoratoryHome
-from engine.runs.history.reader import read_history
+from engine.runs.history.run_history import read_history
 from engine.runs.provenance import environment_facts, read_provenance, run_title
 from engine.runs.run import RunFolder
 

@@ -25,7 +25,7 @@ from engine.config.methods.registry import tensor_marks
 from engine.errors import ModelError
 from engine.export.folder import rewrite_json
 from engine.models.folder import WEIGHTS_INDEX, read_safetensors_header, weight_files
-from engine.runs.warm_start import ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_WEIGHTS
 
 _DTYPE_NAMES = {dtype: name for name, dtype in str_to_torch_dtype.items()}
 FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})

@@ -33,7 +33,7 @@ from engine.export.worker.merge import (
 from engine.models.source import ModelSource
 from engine.paths import LoratoryHome
 from engine.processes.messages import CancelledRequestError, Request
-from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 

@@ -43,10 +43,17 @@ class EventWriter:
         self._attempt = attempt
         self._require_current = require_current
         self._writing = threading.Lock()  # guards all below: several threads may report
-        self._descriptor = -1
         self._seq = 0
         self._size = 0
         self._is_settled = False  # whether `_seq` and `_size` are those of the file
+        try:
+            existed = path.exists()
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            self._descriptor = os.open(path, flags, 0o600)
+            if not existed:
+                fsync_folder(path.parent)
+        except OSError as error:
+            raise _cannot_write(error) from error
         self._settle()
 
     def append(self, data: EventData) -> Event:
@@ -61,7 +68,7 @@ class EventWriter:
         """
         with self._writing:
             self._require_current()
-            if not self._is_settled or self._was_changed():
+            if not self._is_settled:
                 self._settle()
             event = Event.of(data, seq=self._seq + 1, attempt=self._attempt, time=time.time())
             line = event.model_dump_json().encode() + b"\n"
@@ -82,37 +89,20 @@ class EventWriter:
             self._is_settled = True
         return event
 
-    def _was_changed(self) -> bool:
-        """Whether another process has deleted, replaced or truncated the file."""
-        try:
-            size = self._path.stat().st_size
-        except OSError:
-            return True
-        return size != self._size or os.fstat(self._descriptor).st_nlink == 0
-
     def _settle(self) -> None:
-        """Open the log if needed, and truncate it after its last complete line.
+        """Truncate the log after its last complete line, and continue its numbers.
 
         Raises:
-            StorageError: If it cannot be opened.
+            StorageError: If that fails.
         """
         try:
-            if self._descriptor >= 0 and os.fstat(self._descriptor).st_nlink == 0:
-                old_descriptor, self._descriptor = self._descriptor, -1
-                os.close(old_descriptor)
-            if self._descriptor < 0:
-                existed = self._path.exists()
-                flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
-                self._descriptor = os.open(self._path, flags, 0o600)
-                if not existed:
-                    fsync_folder(self._path.parent)
-            size = _end_of_last_line(self._path)
+            size = self._path.read_bytes().rfind(b"\n") + 1
             os.truncate(self._path, size)
             last = last_event(self._path)
         except OSError as error:
             raise _cannot_write(error) from error
         self._size = size
-        self._seq = max(self._seq, last.seq if last is not None else 0)
+        self._seq = last.seq if last is not None else 0
         self._is_settled = True
 
     def close(self) -> None:
@@ -165,35 +155,17 @@ def read_lines(path: Path, offset: int = 0, max_bytes: int | None = None) -> Lin
 
 def last_event(path: Path) -> Event | None:
     """Return the last complete event, found from the end of the log; None where there is none."""
-    with contextlib.suppress(FileNotFoundError, IsADirectoryError):
-        for tail, is_whole in _tails(path):
-            complete = tail.split(b"\n")[:-1]
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError), path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        for length in (min(size, _TAIL_BYTES), size):
+            file.seek(size - length)
+            complete = file.read(length).split(b"\n")[:-1]
             # The first line of the tail is whole only where the tail is the whole file.
-            for line in reversed(complete if is_whole else complete[1:]):
+            for line in reversed(complete if length == size else complete[1:]):
                 event = parse_event(line)
                 if event is not None:
                     return event
     return None
-
-
-def _tails(path: Path) -> Iterator[tuple[bytes, bool]]:
-    """The end of a file, ever more of it, and each time whether that is the whole file."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        length = min(size, _TAIL_BYTES)
-        while length:
-            file.seek(size - length)
-            yield file.read(length), length == size
-            length = min(size, length * 8) if length < size else 0
-
-
-def _end_of_last_line(path: Path) -> int:
-    size = path.stat().st_size
-    for tail, _ in _tails(path):
-        end = tail.rfind(b"\n") + 1
-        if end:
-            return size - len(tail) + end
-    return 0
 
 
 def _cannot_write(error: OSError) -> StorageError:

@@ -1,7 +1,6 @@
 """Diagnose preference runs from the worker's metrics, for the page and the commands."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,18 +42,11 @@ def preference_findings(history: RunHistory, training: TrainingConfig) -> tuple[
         return (_not_finite(history),)
     if len(history.steps) < _FEWEST_STEPS:
         return ()
-    return tuple(_findings(history, training, objective))
-
-
-def _findings(history: RunHistory, training: TrainingConfig, objective: Objective) -> Iterator[Finding]:
-    if objective.has_reference and (finding := _falling_together(history, training, objective)) is not None:
-        yield finding
-    if (finding := _overfitting(history)) is not None:
-        yield finding
-    if (finding := _longer_answers(history, objective)) is not None:
-        yield finding
-    if objective.has_reference and (finding := _nothing_learned(history, training)) is not None:
-        yield finding
+    findings = [_overfitting(history), _longer_answers(history, objective)]
+    if objective.has_reference:
+        falling = _falling_together(history, training, objective)
+        findings = [falling, *findings, _nothing_learned(history, training)]
+    return tuple(finding for finding in findings if finding is not None)
 
 
 def _not_finite(history: RunHistory) -> Finding:

@@ -1,12 +1,18 @@
-"""The history of a run across its attempts: curves, held-out losses, checkpoints, messages."""
+"""The history of a run across its attempts, read from its log: curves, held-out losses, checkpoints, messages."""
 
+import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple, Self
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from engine.config.objectives import METRICS
+from engine.files import size_and_time
 from engine.runs.history.events import (
     CheckpointData,
     DataReportData,
@@ -19,8 +25,17 @@ from engine.runs.history.events import (
     StatusData,
     StepData,
     WarningData,
+    parse_event,
 )
-from engine.runs.history.steps import StepSeries
+from engine.runs.history.log import read_lines
+from engine.runs.history.steps import (
+    GrowingColumns,
+    StepSeries,
+    looks_like_step,
+    metrics_of,
+    row_of,
+    rows_of_plain_steps,
+)
 
 _MAX_MESSAGES = 1000
 _PACE_STEPS = 200
@@ -191,3 +206,88 @@ def _count_due(total: int, steps: Sequence[int]) -> int:
     """Return how many more are due up to the last step, where the first of `steps` shows how often."""
     last, every = (steps[-1], max(steps[0], 1)) if steps else (0, total)
     return max(-(-(total - last) // every), 0)
+
+
+_CHUNK_BYTES = 1_000_000
+
+
+class HistoryReader:
+    """Follows the log of one run; each `update` reads only new events, or the whole log if it was replaced.
+
+    `resumed` supersedes the later steps, evaluations and checkpoints of earlier attempts, and so does an attempt that
+    restarts without one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._reading = threading.Lock()  # guards everything below: several pages may ask at once
+        self._restart()
+        self._history = self._snapshot()
+
+    def _restart(self) -> None:
+        self._facts = HistoryFacts()
+        self._columns, self._metrics = GrowingColumns(), GrowingColumns(1 + len(METRICS))
+
+    @property
+    def steps_read(self) -> int:
+        """Number of steps that this reader has in memory."""
+        return len(self._history.steps)
+
+    def update(self) -> RunHistory:
+        """Read new events; returns the same object if there are none."""
+        with self._reading:
+            start = self._facts.next_offset
+            if size_and_time(self._path)[0] < start:  # deleted or replaced
+                self._restart()
+                start = -1
+            offset = self._facts.next_offset
+            while (batch := read_lines(self._path, offset, _CHUNK_BYTES)).next_offset != offset:
+                offset = batch.next_offset
+                for are_steps, lines in itertools.groupby(batch.lines, looks_like_step):
+                    self._take_lines(list(lines), are_steps)
+            if offset != start:
+                self._facts = self._facts.model_copy(update={"next_offset": offset})
+                self._history = self._snapshot()
+            return self._history
+
+    def _snapshot(self) -> RunHistory:
+        return RunHistory.model_construct(
+            steps=StepSeries(self._columns.array(), self._metrics.array()), **dict(self._facts)
+        )
+
+    def _take_lines(self, lines: list[bytes], are_steps: bool) -> None:
+        # The first event of an attempt decides what it supersedes: it is parsed completely, and so are irregular lines.
+        if are_steps and (not self._facts.attempt or self._facts.attempt_is_fresh):
+            self._take_each(lines[:1])
+            lines = lines[1:]
+        plain = rows_of_plain_steps(lines, self._facts.attempt) if are_steps and lines else None
+        if plain is None or not np.all(np.diff(plain[0][0], prepend=self._columns.last_step()) > 0):
+            self._take_each(lines)
+            return
+        rows, metrics = plain
+        self._columns.extend(rows)
+        self._metrics.extend(metrics)
+        self._facts = self._facts.model_copy(update={"last_time": float(rows[1, -1])})
+
+    def _take_each(self, lines: list[bytes]) -> None:
+        for event in map(parse_event, lines):
+            if event is not None:
+                self._take(event)
+
+    def _take(self, event: Event) -> None:
+        last_valid = self._facts.last_valid_step(event)
+        if last_valid is not None:
+            self._columns.truncate(last_valid)
+            self._metrics.truncate(last_valid)
+            self._facts = self._facts.up_to(last_valid)
+        if isinstance(event.data, StepData):
+            self._columns.truncate(event.data.step - 1)
+            self._columns.extend(row_of(event.data, event.time))
+            self._metrics.truncate(event.data.step - 1)
+            self._metrics.extend(metrics_of(event.data))
+        self._facts = self._facts.with_event(event)
+
+
+def read_history(path: Path) -> RunHistory:
+    """Return the whole history of a log."""
+    return HistoryReader(path).update()

@@ -24,25 +24,11 @@ def smooth(values: Array, weight: float) -> Array:
     Source: debiased EMA as in TensorBoard's `resmoothDataset`; Kingma and Ba 2015, section 3 (arXiv:1412.6980).
     """
     assert 0.0 <= weight < 1.0, f"weight {weight} is not in [0, 1)"
-    finite = np.isfinite(values)
-    smoothed = np.full(len(values), np.nan)
-    smoothed[finite] = _debiased_average(values[finite], weight) if weight else values[finite]
-    return smoothed
+    import pandas as pd  # not before a curve is drawn: commands start without it
 
-
-def _debiased_average(values: Array, weight: float) -> Array:
-    """Return the moving average in rows of so few values that their weights, relative to the first, stay below a million."""
-    count = len(values)
-    width = max(1, min(count, int(np.log(1e6) / -np.log(weight))))
-    rows = np.pad(values, (0, -count % width)).reshape(-1, width)
-    powers = weight ** np.arange(width)
-    sums = np.cumsum(rows / powers, axis=1) * powers  # of each row alone
-    carry = np.zeros(len(rows))
-    for row in range(1, len(rows)):
-        carry[row] = sums[row - 1, -1] + carry[row - 1] * weight**width
-    sums += np.outer(carry, powers * weight)
-    averages: Array = sums.ravel()[:count] * (1 - weight) / (1 - weight ** np.arange(1, count + 1))
-    return averages
+    is_finite = np.isfinite(values)
+    series = pd.Series(np.where(is_finite, values, np.nan))
+    return np.where(is_finite, series.ewm(alpha=1 - weight, ignore_na=True).mean().to_numpy(), np.nan)
 
 
 StepColumn = Literal[
@@ -189,20 +175,12 @@ def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, Array]
         records: list[dict[str, Any]] = [pydantic_core.from_json(line) for line in lines]
         if any(item["kind"] != "step" or item["attempt"] != attempt for item in records):
             return None
-        steps = [item["data"] for item in records]
-        columns = [[item["time"] for item in records] if name == "time" else _column(steps, name) for name in COLUMNS]
+        steps = [item["data"] | {"time": item["time"]} for item in records]
+        columns = [[step[name] for step in steps] for name in COLUMNS]  # None becomes NaN
         metrics = _metric_rows([(step["step"], step.get("metrics") or {}) for step in steps])
         return np.array(columns, dtype=np.float64), metrics
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return None  # the careful way decides, line by line
-
-
-def _column(steps: list[dict[str, Any]], name: StepColumn) -> list[Any]:
-    if name in ("grad_norm", "memory_bytes"):
-        return [math.nan if (value := step.get(name)) is None else value for step in steps]
-    if name == "trained_tokens":
-        return [step.get(name, 0) for step in steps]
-    return [step[name] for step in steps]
 
 
 def thin(x: Array, y: Array, points: int) -> npt.NDArray[np.intp]:

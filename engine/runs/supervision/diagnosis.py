@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from engine.processes.limits import DEADLINE_SIGNAL
+from engine.runs.activity import Silence
 from engine.runs.disk import FREE_SPACE
 from engine.runs.history.events import FailedData, StatusData
-from engine.runs.job import EXIT_REFUSED, EndWord, JobEnd
+from engine.runs.job import EXIT_REFUSED, ExecutorVerdict, JobEnd
 from engine.runs.run import STOP_REASONS, EndReason, State
-from engine.runs.supervision.progress_watch import Silence
 
 EndedByUs = Literal["cancel", "hung", "suspended"]
 
@@ -115,7 +115,7 @@ def _was_cancelled(evidence: Evidence) -> bool:
 
 
 # By the executor's reason; its own sentence, which names job and host, comes before ours.
-_ENDS_BY_WORD: dict[EndWord, Diagnosis] = {
+_ENDS_BY_WORD: dict[ExecutorVerdict, Diagnosis] = {
     "out_of_memory": Diagnosis(
         "failed",
         "out_of_memory",
@@ -129,7 +129,7 @@ _ENDS_BY_WORD: dict[EndWord, Diagnosis] = {
 }
 
 
-def _by_word(word: EndWord, evidence: Evidence, *, saved: bool = False) -> Diagnosis:
+def _by_word(word: ExecutorVerdict, evidence: Evidence, *, saved: bool = False) -> Diagnosis:
     state, reason, cause, advice = _ENDS_BY_WORD[word]
     step = evidence.last_step
     when = f"It saved after step {step}." if saved else f"It had reached step {step}."

@@ -1,10 +1,17 @@
-"""The queue of a lab: which run starts next, and what delays runs whose device is free."""
+"""The queue of a lab: which run starts next, what delays runs whose device is free, and the urgent slot."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from pydantic import BaseModel, ConfigDict
+
 from engine.accounts.limits import LabRules
-from engine.runs.run import Why
+from engine.accounts.people import Action, Person, may
+from engine.errors import AccountError, RunError
+from engine.files import read_model, write_atomically
+from engine.paths import LoratoryHome
+from engine.processes.liveness import FileLock
+from engine.runs.run import Run, RunFolder, Why
 from engine.runs.supervision.queue import Waiting
 
 # A run that was put first counts as an hour until it has run: two devices that become free together go to two people,
@@ -54,16 +61,22 @@ def people_over_quota(rules: LabRules, standing: LabStanding) -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class LabHold:
-    """Decides whether a waiting run has to wait even for a free device; see `StartRules.hold`."""
+class LabTurn:
+    """A snapshot of the queue of a lab."""
 
-    rules: LabRules  # of the lab
+    rules: LabRules
     standing: LabStanding  # what each person has used
+    order: Sequence[str]  # all waiting runs, the next to start first
     owners: Mapping[str, str]  # of the waiting runs, by id
     # Free on the disk of the home, where that is less than the lab keeps free; else None.
     free_disk_gb: float | None = None
 
-    def __call__(self, waiting: Waiting, starting: Collection[str]) -> Why | None:
+    def known(self, waiting: Waiting) -> Waiting:
+        """Return a waiting run with the lab's details."""
+        is_urgent = waiting.run_id == self.standing.urgent
+        return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
+
+    def hold(self, waiting: Waiting, starting: Collection[str]) -> Why | None:
         """Return why a run waits; None where it may start, given the runs that start before it."""
         maintenance, limits = self.rules.maintenance, self.rules.limits
         if maintenance.is_on:
@@ -99,13 +112,76 @@ def lab_reasons(
     return {run_id: worded(run_id, why) for run_id, why in reasons.items()}
 
 
-def first_of_each(reasons: Mapping[str, Why], owners: Mapping[str, str], most: int) -> dict[str, Why]:
-    """Return the reasons of each person's first waiting runs, for which the rest waits."""
-    counts: dict[str, int] = {}
-    first_reasons: dict[str, Why] = {}
-    for run_id, why in reasons.items():
-        owner = owners.get(run_id, "")
-        counts[owner] = counts.get(owner, 0) + 1
-        if counts[owner] <= most:
-            first_reasons[run_id] = why
-    return first_reasons
+_LONGEST_WHY = 120
+
+
+class UrgentRun(BaseModel):
+    """The run in the slot, who put it there, and why; all people of the lab read this."""
+
+    model_config = ConfigDict(frozen=True)
+
+    owner: str
+    run_id: str
+    by: str = ""
+    why: str = ""
+
+    @property
+    def words(self) -> str:
+        """Why it goes first."""
+        reason = f" ({self.why})" if self.why else ""
+        return f"Goes first: {self.by or 'an admin'} made it urgent{reason}."
+
+
+class UrgentSlot:
+    """Holds one run at most; it is empty again as soon as that run no longer waits."""
+
+    def __init__(self, home: LoratoryHome) -> None:
+        self._runs = home.runs
+        self._path = home.server / "urgent.json"
+        self._lock_path = home.server / "urgent.lock"
+
+    def run(self) -> UrgentRun | None:
+        """Return the run in the slot; None where it is empty."""
+        slot = read_model(self._path, UrgentRun)
+        if slot is None:
+            return None
+        folder = RunFolder(self._runs / slot.owner / slot.run_id)
+        return slot if folder.path.is_dir() and folder.read_state().state == "queued" else None
+
+    def put(self, person: Person, run: Run, why: str = "") -> None:
+        """Make a waiting run the first of the queue.
+
+        Args:
+            why: Shown to all people of the lab; truncated to 120 characters.
+
+        Raises:
+            AccountError: If the person may not.
+            RunError: If the run does not wait, or another one has the slot.
+            StorageError: If that cannot be saved.
+        """
+        _require(person)
+        with FileLock(self._lock_path):
+            state = run.folder.read_state().state
+            if state != "queued":
+                raise RunError(f"{run.id} is {state} and does not wait.", "Only waiting runs can be urgent.")
+            present = self.run()
+            if present is not None and present.run_id != run.id:
+                raise RunError("Another run is urgent already.", "Wait until it has started, or clear it.")
+            words = "".join(sign for sign in " ".join(why.split()) if sign.isprintable())[:_LONGEST_WHY]
+            slot = UrgentRun(owner=run.owner, run_id=run.id, by=person.name, why=words)
+            write_atomically(self._path, slot.model_dump_json())
+
+    def clear(self, person: Person) -> None:
+        """Empty the slot; its run waits for its turn again.
+
+        Raises:
+            AccountError: If the person may not.
+        """
+        _require(person)
+        with FileLock(self._lock_path):
+            self._path.unlink(missing_ok=True)
+
+
+def _require(person: Person) -> None:
+    if not may(person, Action.USE_URGENT_SLOT):
+        raise AccountError("Only admins can make a run urgent.", "Ask an admin.")

@@ -1,6 +1,7 @@
 """A supervisor's tasks in a lab: order the queue fairly, count GPU time, enforce limits, publish the queue."""
 
 import contextlib
+import functools
 import logging
 import time
 from collections import Counter
@@ -20,13 +21,13 @@ from engine.runs.control import request_stop_for_time
 from engine.runs.disk import free_bytes, is_disk_short
 from engine.runs.run import Reason, Run, RunState, Why
 from engine.runs.supervision.fairness import (
-    LabHold,
     LabStanding,
+    LabTurn,
+    UrgentSlot,
     order_fairly,
     people_over_quota,
 )
-from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting
-from engine.runs.supervision.urgent import UrgentSlot
+from engine.runs.supervision.queue import QueueOrder, StartRules
 from engine.runs.usage import (
     Attempt,
     DecayedSeconds,
@@ -39,7 +40,6 @@ from engine.runs.usage import (
 )
 
 SNAPSHOT_FILE = "lab-queue.json"
-_SNAPSHOT_SECONDS = 1.0
 
 ListPrograms = Callable[[int], Sequence[GpuProgram]]
 
@@ -66,21 +66,6 @@ class QueueSnapshot(BaseModel):
     active: tuple[tuple[str, str], ...] = ()  # owner and id
 
 
-@dataclass(frozen=True)
-class LabTurn:
-    """A snapshot of the queue of a lab."""
-
-    rules: LabRules
-    standing: LabStanding
-    order: Sequence[str]  # all waiting runs, the next to start first
-    owners: Mapping[str, str]
-
-    def known(self, waiting: Waiting) -> Waiting:
-        """Return a waiting run with the lab's details."""
-        is_urgent = waiting.run_id == self.standing.urgent
-        return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
-
-
 @dataclass
 class LabSupervision:
     """Follows the queue of a lab; does nothing in a home without accounts."""
@@ -88,9 +73,7 @@ class LabSupervision:
     home: LoratoryHome
     programs: ListPrograms = list_gpu_programs
     clock: Callable[[], float] = time.time  # seconds since the epoch
-    _ledger: UsageLedger | None = field(default=None, init=False)
     _published: QueueSnapshot | None = field(default=None, init=False)
-    _published_at: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         self._rules = RulesReader(self.home)
@@ -100,35 +83,32 @@ class LabSupervision:
         """Count an attempt that has ended."""
         attempt = ended_attempt(run, before, after)
         if attempt is not None and self._rules.read() is not None:
-            self._open_ledger().add(attempt)
+            self._ledger.add(attempt)
 
     def look(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
         """Return the current order of runs, after stopping those at their time limit; None without accounts."""
         rules = self._rules.read()
         if rules is None:
-            self._ledger = None
             return None
-        ledger, now = self._open_ledger(), self.clock()
-        live = {
-            run_id: attempt
-            for run_id, (run, state) in active.items()
-            if (attempt := live_attempt(run, state, now)) is not None
-        }
-        for run_id, attempt in live.items():
-            if attempt.devices:  # a job elsewhere has no device of the lab
-                self._enforce_time(active[run_id][0], attempt, rules, ledger)
+        now, live = self.clock(), list[Attempt]()
+        for run, state in active.values():
+            attempt = live_attempt(run, state, now)
+            if attempt is not None:
+                live.append(attempt)
+                if attempt.devices:  # a job elsewhere has no device of the lab
+                    self._enforce_time(run, attempt, rules)
         owners = {run_id: run.owner for run_id, run in waiting.items()}
-        standing = self._standing(rules, active, live.values(), set(owners.values()))
+        standing = self._standing(rules, active, live, set(owners.values()))
         lines = {
             owner: self._own_order(owner, [run_id for run_id in owners if owners[run_id] == owner])
             for owner in set(owners.values())
         }
-        return LabTurn(rules, standing, order_fairly(lines, standing, people_over_quota(rules, standing)), owners)
+        order = order_fairly(lines, standing, people_over_quota(rules, standing))
+        free_gb = free_bytes(self.home) / 10**9 if is_disk_short(self.home, rules.limits) else None
+        return LabTurn(rules, standing, order, owners, free_gb)
 
     def start_rules(self, turn: LabTurn, devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> StartRules:
         """Return the lab's reasons to delay runs, in addition to leases and memory."""
-        is_short = is_disk_short(self.home, turn.rules.limits)
-        free_gb = free_bytes(self.home) / 10**9 if is_short else None
         occupied: dict[str, Why] = {}
         for device in devices if turn.rules.limits.waits_for_other_programs else ():
             name = lease_name(device)
@@ -136,34 +116,29 @@ class LabSupervision:
                 programs = self.programs(device.index)
                 if programs:
                     occupied[name] = _occupied_reason(name, programs)
-        return StartRules(LabHold(turn.rules, turn.standing, turn.owners, free_gb), occupied)
+        return StartRules(turn.hold, occupied)
 
     def publish(self, turn: LabTurn, reasons: Mapping[str, Why], active: Mapping[str, tuple[Run, RunState]]) -> None:
         """Save the queue for pages, where it has changed."""
-        places = (
-            WaitingPlace(
-                owner=turn.owners[run_id], run_id=run_id,
-                reason=reasons[run_id].reason if run_id in reasons else None,
-                cause=reasons[run_id].cause if run_id in reasons else "",
-            )
-            for run_id in turn.order
-            if run_id not in active
-        )  # fmt: skip
+        places = []
+        for run_id in turn.order:
+            if run_id not in active:
+                reason, cause, _ = reasons.get(run_id, Why(None, ""))
+                places.append(WaitingPlace(owner=turn.owners[run_id], run_id=run_id, reason=reason, cause=cause))
         at_work = tuple((run.owner, run.id) for run, _ in active.values())
-        snapshot, now = QueueSnapshot(waiting=tuple(places), active=at_work), self.clock()
-        if snapshot == self._published or abs(now - self._published_at) < _SNAPSHOT_SECONDS:
+        snapshot = QueueSnapshot(waiting=tuple(places), active=at_work)
+        if snapshot == self._published:
             return
         try:
             write_atomically(self.home.server / SNAPSHOT_FILE, snapshot.model_dump_json(exclude_defaults=True))
         except StorageError as error:
             _log.error("The queue of the lab could not be published: %s", error)
             return
-        self._published, self._published_at = snapshot, now
+        self._published = snapshot
 
-    def _open_ledger(self) -> UsageLedger:
-        if self._ledger is None:
-            self._ledger = UsageLedger(self.home, self.clock)
-        return self._ledger
+    @functools.cached_property
+    def _ledger(self) -> UsageLedger:
+        return UsageLedger(self.home, self.clock)
 
     def _standing(
         self,
@@ -172,7 +147,7 @@ class LabSupervision:
         live: Iterable[Attempt],
         people: Collection[str],
     ) -> LabStanding:
-        now, ledger, weight = self.clock(), self._open_ledger(), rules.limits.weight
+        now, ledger, weight = self.clock(), self._ledger, rules.limits.weight
         present, week = DecayedSeconds(now), week_of(now)
         hours = {person: ledger.gpu_hours(person, week) for person in people}
         for attempt in live:
@@ -184,12 +159,12 @@ class LabSupervision:
             used_seconds[person] = used_seconds.get(person, 0.0) + seconds
         urgent = None
         with contextlib.suppress(EngineError):
-            urgent = self._slot.run_id()
+            urgent = self._slot.run()
         return LabStanding(
             used_seconds,
             Counter(run.owner for run, state in active.values() if local_devices(state.device)),
             hours,
-            urgent,
+            urgent.run_id if urgent is not None else None,
         )
 
     def _own_order(self, owner: str, run_ids: Sequence[str]) -> list[str]:
@@ -197,11 +172,11 @@ class LabSupervision:
         own = QueueOrder(self.home.of(owner))
         return (own if own.is_saved else QueueOrder(self.home)).sort(run_ids)
 
-    def _enforce_time(self, run: Run, attempt: Attempt, rules: LabRules, ledger: UsageLedger) -> None:
+    def _enforce_time(self, run: Run, attempt: Attempt, rules: LabRules) -> None:
         limits, seconds = rules.limits, attempt.seconds
         hours = limits.longest_run_hours
         if run.owner in rules.guests and limits.guest_run_hours is not None:
-            seconds += ledger.run_seconds(run.id)
+            seconds += self._ledger.run_seconds(run.id)
             hours = min(limits.guest_run_hours, hours or limits.guest_run_hours)
         if hours is not None and seconds >= hours * 3600:
             try:

@@ -128,10 +128,15 @@ def plan_starts(
         occupied = {} if waiting.starts_anyway else rules.occupied
         others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
         try:
-            options = _large_enough(waiting, device_options(devices, waiting.section))
+            options = device_options(devices, waiting.section)
         except DeviceError as error:
             reasons[waiting.run_id] = Why("device_missing", error.what, error.fix)
             continue
+        # GPUs that are too small for the run are left out: it waits for larger ones.
+        large = tuple(
+            option for option in options if all((waiting.needs(device) or 0) <= device.total_bytes for device in option)
+        )
+        options = large or options
         unavailable = others.keys() | spoken_for.keys() | occupied.keys()
         free = [option for option in options if unavailable.isdisjoint(map(lease_name, option))]
         fit = first_that_fits(free, waiting.needs)
@@ -145,12 +150,6 @@ def plan_starts(
                 waiting_for.append(name)
             spoken_for.setdefault(name, waiting)
     return QueuePlan(starts, reasons, tuple(dict.fromkeys(waiting_for)))
-
-
-def _large_enough(waiting: Waiting, options: Sequence[tuple[Device, ...]]) -> Sequence[tuple[Device, ...]]:
-    """Leave out GPUs that are too small for the run; it waits for larger ones."""
-    large = [option for option in options if all((waiting.needs(one) or 0) <= one.total_bytes for one in option)]
-    return large or options
 
 
 class Obstacles(NamedTuple):

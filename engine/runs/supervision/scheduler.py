@@ -1,27 +1,23 @@
 """All runs of a home that have not ended: those that wait and those with a job. The only writer of state.json."""
 
 import contextlib
-import itertools
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError, RunError
 from engine.executors import ExecutorFactory, make_executors
-from engine.executors.base import Executor, JobSpec
 from engine.executors.local import LocalContext, LocalExecutor
+from engine.files import stamp_of
 from engine.hardware.cuda import GpuProgram, energy_so_far_joules, list_gpu_programs
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
-from engine.runs.control import (
-    asks_to_end,
-    clear_requests,
-    in_wished_place,
-    resume_requests,
-)
+from engine.runs.control import asks_to_end, clear_requests, resume_requests, with_requested_target
+from engine.runs.job import Executor, JobSpec
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import Run, RunState, State, Why
 from engine.runs.store import RunStore, list_owners
@@ -30,8 +26,8 @@ from engine.runs.supervision.seat import SeatTimes
 from engine.runs.supervision.states import (
     OwnerFolder,
     ProblemLog,
-    StateFiles,
     begun,
+    has_later_worker,
     put_back,
     resumes_automatically,
     start_failure,
@@ -39,14 +35,13 @@ from engine.runs.supervision.states import (
 )
 from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
 
-_EXPLAINED_AT_MOST = 5  # reasons are saved for the first in line only; the rest waits for these
+_EXPLAINED_OF_EACH = 3  # reasons are saved for the first runs of each person only; the rest waits for these
 _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
 
-OnEnd = Callable[
-    [Run, RunState, RunState], None
-]  # called for each attempt that has ended, with the states before and after
+# Called for each attempt that has ended, with the states before and after.
+OnEnd = Callable[[Run, RunState, RunState], None]
 OnFinal = Callable[[Run, RunState], None]  # called for each run that has ended and does not continue by itself
 
 
@@ -76,8 +71,8 @@ class Scheduler:
         self._problems = ProblemLog()
         context = LocalContext(LeaseBook(home), self._problems.report, settings.patience.claim_seconds)
         self._executors = settings.executors(context)
-        self._states = StateFiles()
         self._owners: dict[str, OwnerFolder] = {}
+        self._stamps: dict[str, object] = {}  # of process.json and log of runs that have ended, by run
         self._explained_at: dict[str, float] = {}  # when the reason of a waiting run was last saved
         self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
         self.waiting: dict[str, Run] = {}
@@ -92,9 +87,10 @@ class Scheduler:
     def look(self) -> None:
         """Find new runs, check every run with a job, and handle requests."""
         self._find_new()
-        due = [monitor for monitor in self.active.values() if monitor.is_due()]
-        self._look_at_workers(due)
-        self._obey_requests()
+        for monitor in [monitor for monitor in self.active.values() if monitor.is_due()]:
+            with self._problems.guard(monitor.run.id, "could not be checked"):
+                self._look_at(monitor)
+        self._apply_requests()
 
     def _find_new(self) -> None:
         """Add new runs, and after a start all that have not ended."""
@@ -112,30 +108,29 @@ class Scheduler:
     def _look_into(self, folder: OwnerFolder) -> None:
         runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
         for run_id, run in runs.items():
-            if run_id in folder.known and not self._went_on(run):
+            if run_id in folder.known and not self._was_continued(run):
                 continue
             with self._problems.guard(run_id, "cannot be supervised"):
-                self._take_in(run)
+                self._adopt(run)
                 folder.known.add(run_id)
         for deleted in folder.known - runs.keys():  # deleted under us
             self._unqueue(deleted)
             self.active.pop(deleted, None)
-            self._problems.forget(deleted)
-            self._states.forget(deleted)
+            self._stamps.pop(deleted, None)
         folder.known &= runs.keys()
 
-    def _went_on(self, run: Run) -> bool:
-        """Whether a worker that a person or a cluster started continues a run that had ended."""
+    def _was_continued(self, run: Run) -> bool:
+        """Whether a worker that a person or a cluster started continues a run that had ended; see `has_later_worker`."""
         if run.id in self.active or run.id in self.waiting:
             return False
+        stamp = stamp_of(run.folder.process), stamp_of(run.folder.events)
+        if stamp[0] is None or stamp == self._stamps.get(run.id):  # unchanged files cost one `stat` each
+            return False
         with self._problems.guard(run.id, "has a worker that cannot be checked"):
-            return self._states.has_later_worker(run)
+            if has_later_worker(run):
+                return True
+            self._stamps[run.id] = stamp
         return False
-
-    def _look_at_workers(self, due: Sequence[WorkerMonitor]) -> None:
-        for monitor in due:
-            with self._problems.guard(monitor.run.id, "could not be checked"):
-                self._look_at(monitor)
 
     def _look_at(self, monitor: WorkerMonitor) -> None:
         state = monitor.look()
@@ -149,7 +144,7 @@ class Scheduler:
             self._on_end(monitor.run, monitor.state, state)
         if resumes_automatically(monitor.run.folder, state):
             state = put_back(state)  # at once, so it never shows as ended
-        self._states.save(monitor.run, state)
+        monitor.run.folder.write_state(state)
         monitor.state = state
         if state.is_final or state.state == "queued":
             del self.active[monitor.run.id]
@@ -158,7 +153,7 @@ class Scheduler:
         elif state.is_final:
             self._on_final(monitor.run, state)
 
-    def _obey_requests(self) -> None:
+    def _apply_requests(self) -> None:
         """Put resumed runs into the queue, and remove stopped ones from it."""
         # In this order: a request to resume that finds its run waiting must not undo the stop that takes it out.
         for request in list(resume_requests(self._home)):
@@ -168,10 +163,10 @@ class Scheduler:
                     continue  # out of reach for now: whether there is such a run is not known
                 if request.run_id in owner.store.ids():
                     run = owner.store.get(request.run_id)
-                    if self._went_on(run):
-                        self._take_in(run)
+                    if self._was_continued(run):
+                        self._adopt(run)
                     else:
-                        self._resume(run, request.attempt())
+                        self._resume(run, request.attempt)
                 request.forget()
         for run in list(self.waiting.values()):
             with self._problems.guard(run.id, "could not be removed from the queue"):
@@ -206,7 +201,7 @@ class Scheduler:
 
         What the worker left behind is ended, and the end dated, when it is looked at next; nothing starts before that.
         """
-        holders = (one.job.holder() for one in self.active.values() if device in one.state.device.split(", "))
+        holders = (monitor.job.holder(device) for monitor in self.active.values())
         return next((holder for holder in holders if holder is not None), None)
 
     def start(self, run_id: str, devices: tuple[Device, ...]) -> None:
@@ -242,7 +237,7 @@ class Scheduler:
         try:
             state = begun(before, executor, spec.attempt, device)
             state = state.model_copy(update={"energy_meter_joules": self._meter(device)})
-            self._states.save(run, state)
+            run.folder.write_state(state)
             job = executor.submit(spec)
         except (EngineError, OSError) as error:
             self._end_waiting(run, "failed", start_failure(run, error))
@@ -251,7 +246,7 @@ class Scheduler:
         monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._patience)
         if job.id:
             monitor.state = state.model_copy(update={"job_id": job.id})
-            self._states.save(run, monitor.state)
+            run.folder.write_state(monitor.state)
 
     def _attach_found(self, run: Run, device: str) -> None:
         """Follow the worker that a person or a scheduler started for a waiting run; no second one is started."""
@@ -259,16 +254,13 @@ class Scheduler:
         if record is not None and record.attempt == before.attempt and before.job_id:  # its job had been given up
             changes = {"state": "running", **Why(None, "")._asdict(), "ended": None, "changed": time.time()}
             state = before.model_copy(update=changes)
-            self._states.save(run, state)
-            self._unqueue(run.id)
-            self._attach(run, state)
-            return
-        if record is None or not (record.is_alive() or record.attempt > before.attempt):
+        elif record is not None and (record.is_alive() or record.attempt > before.attempt):
+            # Its real devices are unknown: assume those that the queue would choose. Another machine's are not ours.
+            held_device = device if record.is_alive() else ""
+            state = begun(before, self._executor(LocalExecutor.name), record.attempt, held_device)
+        else:
             return  # it has the lock, and has not yet written its attempt
-        # Its real devices are unknown: assume those that the queue would choose. Another machine's are not ours.
-        held_device = device if record.is_alive() else ""
-        state = begun(before, self._executor(LocalExecutor.name), record.attempt, held_device)
-        self._states.save(run, state)
+        run.folder.write_state(state)
         self._unqueue(run.id)
         self._attach(run, state)
 
@@ -288,7 +280,7 @@ class Scheduler:
     def _config_of(self, run: Run) -> RunConfig | None:
         """Return the configuration of a waiting run; None, and the run fails, where it cannot be read."""
         try:
-            return in_wished_place(run.folder.read_config(), run.folder)
+            return with_requested_target(run.folder.read_config(), run.folder)
         except EngineError as error:
             self._end_waiting(run, "failed", start_failure(run, error))
             return None
@@ -297,71 +289,56 @@ class Scheduler:
         """Whether the queue must find devices of this machine for a run."""
         return self._executor(waiting.section.executor).uses_local_devices
 
-    def explain_waiting(self, reasons: Mapping[str, Why], at_most: int = _EXPLAINED_AT_MOST) -> None:
-        """Save why the first runs in line wait, rarely enough that changing figures cost nothing."""
-        now = time.time()
-        still = ((run_id, why) for run_id, why in reasons.items() if run_id in self.waiting)
-        for run_id, why in itertools.islice(still, at_most):
-            run = self.waiting[run_id]
-            if now - self._explained_at.get(run_id, 0.0) < _EXPLAIN_SECONDS:
+    def explain_waiting(self, reasons: Mapping[str, Why]) -> None:
+        """Save why the first runs of each person wait, rarely enough that changing figures cost nothing."""
+        now, counts = time.time(), Counter[str]()
+        for run_id, why in reasons.items():
+            run = self.waiting.get(run_id)
+            if run is None:
+                continue
+            counts[run.owner] += 1
+            is_due = now - self._explained_at.get(run_id, 0.0) >= _EXPLAIN_SECONDS
+            if not is_due or counts[run.owner] > _EXPLAINED_OF_EACH:
                 continue
             with self._problems.guard(run_id, "could not save why it waits"):
                 state = run.folder.read_state()
                 if (state.state, state.reason, state.cause) != ("queued", why.reason, why.cause):
-                    self._states.save(
-                        run, state.model_copy(update={"state": "queued", **why._asdict(), "changed": now})
-                    )
+                    changes = {"state": "queued", **why._asdict(), "changed": now}
+                    run.folder.write_state(state.model_copy(update=changes))
                     self._explained_at[run_id] = now
 
-    def _take_in(self, run: Run) -> None:
+    def _adopt(self, run: Run) -> None:
         state = run.folder.read_saved_state()
-        if state is None:
-            state = self._recover(run)
-            self._states.save(run, state)
+        if state is None:  # new, or its file was lost: what has begun goes through its end again
+            state = run.folder.read_state().model_copy(update={"changed": time.time()})
+            if state.state == "running":
+                with contextlib.suppress(EngineError):
+                    state = state.model_copy(update={"executor": run.folder.read_config().run.executor})
+            run.folder.write_state(state)
         if state.state == "queued":
             self.waiting[run.id] = run
         elif not state.is_final:
             self._attach(run, state)
-        elif self._states.has_later_worker(run):
+        elif self._was_continued(run):
             self._attach_found(run, "")
         elif resumes_automatically(run.folder, state):
-            self._resume_automatically(run)
+            self._resume(run)
 
-    def _recover(self, run: Run) -> RunState:
-        """Return the state of a run without a state file: a new run, or one whose file was deleted.
-
-        One that has ended goes through its end again, where all that is known of it is weighed.
-        """
-        state, now = run.folder.state_by_other_files(), time.time()
-        if state.state == "queued":
-            return RunState(changed=now)
-        name: str = LocalExecutor.name
-        with contextlib.suppress(EngineError):
-            name = run.folder.read_config().run.executor
-        device, since = self._executor(name).held_for(run), state.started or now
-        return RunState(
-            state="running", attempt=state.attempt, executor=name, device=device, started=since, changed=now,
-            notice="state.json was lost or damaged; it was rebuilt from the event log, process.json and the worker's lock.",
-        )  # fmt: skip
-
-    def _resume(self, run: Run, attempt: int | None) -> None:
-        """Put an ended run back into the queue, unless it has continued since `attempt`, or is running."""
+    def _resume(self, run: Run, requested_for: int | None = None) -> None:
+        """Put an ended run back into the queue: automatically, or as requested for an attempt, unless it has continued."""
         with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
-            state = run.folder.read_state(is_claimed_by_us=is_ours)
-            is_over = is_ours and state.is_final and state.state != "completed"
-            if is_over and attempt in (None, state.attempt):
+            state = run.folder.read_state()
+            if not is_ours or not state.is_final or state.state == "completed":
+                return
+            if requested_for is None and not resumes_automatically(run.folder, state):
+                return
+            if requested_for is not None:
+                if requested_for != state.attempt:
+                    return
                 clear_requests(run.folder)
-                self._put_back(run, state.model_copy(update={"fruitless_attempts": 0}))
-
-    def _resume_automatically(self, run: Run) -> None:
-        with run.folder.keep_workers_away(timeout_seconds=1.0) as is_ours:
-            state = run.folder.read_state(is_claimed_by_us=is_ours)
-            if is_ours and resumes_automatically(run.folder, state):
-                self._put_back(run, state)
-
-    def _put_back(self, run: Run, state: RunState) -> None:
-        self._states.save(run, put_back(run.folder.as_offered(state)))
-        self.waiting[run.id] = run
+                state = state.model_copy(update={"fruitless_attempts": 0})
+            run.folder.write_state(put_back(run.folder.as_offered(state)))
+            self.waiting[run.id] = run
 
     def _unqueue(self, run_id: str) -> None:
         for table in (self.waiting, self._needs, self._explained_at, self._put_off):
@@ -372,7 +349,7 @@ class Scheduler:
         now = time.time()
         changes = {"state": state, **why._asdict(), "changed": now, "ended": now}
         end_state = run.folder.read_state().model_copy(update=changes)
-        self._states.save(run, end_state)
+        run.folder.write_state(end_state)
         self._unqueue(run.id)
         if state == "failed":
             self._on_final(run, end_state)

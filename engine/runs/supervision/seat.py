@@ -7,8 +7,6 @@ clock. File servers show changes after up to 60 seconds (nfs(5), acregmax and ac
 """
 
 import contextlib
-import os
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -115,18 +113,17 @@ class SupervisorSeat:
         write_atomically(self._path(self._number), record.model_dump_json())
 
     def _create(self, number: int) -> bool:
-        """Create the file of a number, whole and exclusively; returns whether this process did."""
-        content = _Record(process=ProcessIdentity.current()).model_dump_json()
-        whole = self._folder / f".{secrets.token_hex(6)}.tmp"
-        write_atomically(whole, content, makes_folder=True)
+        """Create the file of a number; return whether this process did. One that is torn, or being written, is not free."""
         try:
-            os.link(whole, self._path(number))  # exclusive on every file system that has links, NFS included
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._path(number).touch(mode=0o600, exist_ok=False)  # exclusive, on NFS too
+            self._path(number).write_text(_Record(process=ProcessIdentity.current()).model_dump_json())
         except FileExistsError:
             return False
-        except OSError:  # it has none
-            return _create_exclusively(self._path(number), content)
-        finally:
-            whole.unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"The supervisor's seat cannot be taken ({error.strerror}).", "Check the permissions of LORATORY_HOME."
+            ) from error
         return True
 
     def _path(self, number: int) -> Path:
@@ -146,16 +143,3 @@ def _newest(folder: Path) -> _Seat:
 
 def _number_of(path: Path) -> int:
     return int(path.stem) if path.stem.isdecimal() else 0
-
-
-def _create_exclusively(path: Path, content: str) -> bool:
-    try:
-        with path.open("x", encoding="ascii") as file:
-            file.write(content)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise StorageError(
-            f"The supervisor's seat cannot be taken ({error.strerror}).", "Check the permissions of LORATORY_HOME."
-        ) from error
-    return True

@@ -1,4 +1,4 @@
-"""A supervisor's memory: states of runs and their files, folders of owners, and logged problems."""
+"""Transitions between the states of runs, and what a supervisor remembers: folders of owners, and logged problems."""
 
 import contextlib
 import logging
@@ -6,10 +6,9 @@ import time
 from collections.abc import Iterator
 
 from engine.errors import EngineError
-from engine.executors.base import Executor
-from engine.files import stamp_of
 from engine.runs.control import asks_to_end
 from engine.runs.history.log import last_event
+from engine.runs.job import Executor
 from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Reason, Run, RunFolder, RunState, Why
 from engine.runs.store import RunStore
 from engine.runs.supervision.diagnosis import out_of_memory_kills
@@ -100,47 +99,21 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
 _GIVEN_UP: frozenset[Reason | None] = frozenset({"unknown", "ended_by_executor"})
 
 
-class StateFiles:
-    """Writes the states of all runs of a home, and finds workers that no supervisor started."""
+def has_later_worker(run: Run) -> bool:
+    """Whether a run that had ended has or had a worker since, which no supervisor started.
 
-    def __init__(self) -> None:
-        self._stamps: dict[str, object] = {}  # of process.json and log of runs that have ended, by run
+    Slurm starts a job again that it preempted, and a worker of an attempt that was given up may go on.
 
-    def save(self, run: Run, state: RunState) -> None:
-        """Replace a state; does nothing where the run was deleted.
-
-        Raises:
-            StorageError: If the disk is full or the folder cannot be written.
-        """
-        if run.folder.path.is_dir():
-            run.folder.write_state(state)
-
-    def has_later_worker(self, run: Run) -> bool:
-        """Whether a run that had ended has or had a worker since, which no supervisor started.
-
-        Slurm starts a job again that it preempted, and a worker of an attempt that was given up may go on. Unchanged files
-        cost one `stat` each.
-
-        Raises:
-            StorageError: If the disk or a file server fails at present.
-        """
-        stamp = stamp_of(run.folder.process), stamp_of(run.folder.events)
-        if stamp[0] is None or stamp == self._stamps.get(run.id):
-            return False
-        worker, state, last = run.folder.read_worker(), run.folder.read_saved_state(), last_event(run.folder.events)
-        if worker is not None and state is not None:
-            reported = last.time if last is not None and last.attempt == worker.attempt else 0.0
-            if worker.attempt > state.attempt:
-                if reported or run.folder.has_living_worker() or worker.liveness() == "unknown":
-                    return True
-            elif state.job_id and state.reason in _GIVEN_UP and reported > (state.ended or 0.0):
-                return True
-        self._stamps[run.id] = stamp
+    Raises:
+        StorageError: If the disk or a file server fails at present.
+    """
+    worker, state, last = run.folder.read_worker(), run.folder.read_saved_state(), last_event(run.folder.events)
+    if worker is None or state is None:
         return False
-
-    def forget(self, run_id: str) -> None:
-        """Forget a deleted run."""
-        self._stamps.pop(run_id, None)
+    reported = last.time if last is not None and last.attempt == worker.attempt else 0.0
+    if worker.attempt > state.attempt:
+        return bool(reported) or run.folder.has_living_worker() or worker.liveness() == "unknown"
+    return bool(state.job_id) and state.reason in _GIVEN_UP and reported > (state.ended or 0.0)
 
 
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time
@@ -174,14 +147,13 @@ class ProblemLog:
     """Logs problems of runs or owners, each once, and lets the rest continue."""
 
     def __init__(self) -> None:
-        self._last_texts: dict[str, dict[str, str]] = {}  # by run or owner, and by what was tried
+        self._last_texts: dict[tuple[str, str], str] = {}  # by run or owner, and by what was tried
 
     def report(self, about: str, text: str, tried: str = "") -> None:
         """Log a problem, unless it is the same as the last one of the same action."""
-        texts = self._last_texts.setdefault(about, {})
-        if texts.get(tried) != text:
+        if self._last_texts.get((about, tried)) != text:
             _log.error(text)
-        texts[tried] = text
+        self._last_texts[about, tried] = text
 
     @contextlib.contextmanager
     def guard(self, about: str, what: str) -> Iterator[None]:
@@ -190,7 +162,3 @@ class ProblemLog:
             yield
         except (EngineError, OSError) as error:
             self.report(about, f"{about} {what}: {error}", tried=what)
-
-    def forget(self, about: str) -> None:
-        """Forget what was logged about a run that is gone."""
-        self._last_texts.pop(about, None)

@@ -13,17 +13,15 @@ from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
 from engine.runs.run import Run, RunState, Why
-from engine.runs.store import KEYS_FOLDER, RUN_ID
-from engine.runs.supervision.fairness import first_of_each, lab_reasons
-from engine.runs.supervision.lab import LabSupervision, LabTurn
-from engine.runs.supervision.notifier import Notifier
+from engine.runs.supervision.fairness import LabTurn, lab_reasons
+from engine.runs.supervision.lab import LabSupervision
 from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
 from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
 from engine.runs.supervision.seat import SupervisorSeat, seat_holder
+from engine.runs.supervision.states import ProblemLog
+from engine.runs.webhook import Notifier
 
 Role = Literal["stopped", "supervising", "standing_by"]
-
-_EXPLAINED_OF_EACH = 3  # runs of a person
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +37,7 @@ class Supervisor:
         self._settings = settings or SupervisorSettings()
         self._lock = FileLock(home.server / "supervisor.lock")
         self._seat = SupervisorSeat(home, self._settings.seat)
+        self._problems = ProblemLog()
         self._ending = threading.Event()
         self.role: Role = "stopped"  # whether this one supervises, or waits for another one to end
         self._thread: threading.Thread | None = None
@@ -88,7 +87,6 @@ class Supervisor:
 
     def _stand_by(self) -> None:
         """Wait until this host's lock and the seat are free, and take both."""
-        complaint = ""
         while not self._ending.wait(self._settings.take_over_seconds):
             try:
                 self._seat.look()  # also while the lock is not: it counts how long another host is silent
@@ -96,12 +94,13 @@ class Supervisor:
                     self.role = "supervising"
                     return
             except Exception as error:
-                complaint = _complain("The seat of the current supervisor cannot be read", error, complaint)
+                self._problems.report(
+                    "seat", f"The seat of the current supervisor cannot be read; trying again: {error}"
+                )
 
     def _supervise(self) -> None:
         """Supervise until the end, or until another host has the seat."""
         loop, housekeeping = SupervisorLoop(self._home, self._settings), Housekeeping(self._home)
-        complaint = ""
         while not self._ending.is_set():
             try:
                 if not self._seat.keep():
@@ -111,18 +110,9 @@ class Supervisor:
                 housekeeping.tick()
             except Exception as error:
                 # A full disk, a missing folder: the runs still need a supervisor.
-                complaint = _complain("Runs cannot be supervised at present", error, complaint)
+                self._problems.report("runs", f"Runs cannot be supervised at present; trying again: {error}")
             self._ending.wait(self._settings.tick_seconds)
         loop.close()
-
-
-def _complain(what: str, error: Exception, before: str) -> str:
-    """Log an error, unless it is the same as the last one; the next round tries again."""
-    complaint = str(error)
-    if complaint != before:
-        _log.error("%s; trying again: %s", what, complaint)
-        _log.debug("The whole story:", exc_info=error)
-    return complaint
 
 
 class SupervisorLoop:
@@ -187,13 +177,10 @@ class SupervisorLoop:
             self._book.request_preemption(device)
         for run_id, start_devices in plan.starts.items():
             self._scheduler.start(run_id, start_devices)
-        plan_reasons = {**plan.reasons, **admission_reasons}
-        if turn is None:
-            self._scheduler.explain_waiting(plan_reasons)
-            return plan_reasons
-        reasons = lab_reasons(plan_reasons, here, turn.rules, turn.standing)
-        first_reasons = first_of_each(reasons, turn.owners, _EXPLAINED_OF_EACH)
-        self._scheduler.explain_waiting(first_reasons, at_most=len(reasons))
+        reasons = {**plan.reasons, **admission_reasons}
+        if turn is not None:
+            reasons = lab_reasons(reasons, here, turn.rules, turn.standing)
+        self._scheduler.explain_waiting(reasons)
         return reasons
 
 
@@ -229,11 +216,10 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
 
 _LOOK_SECONDS = 60.0
 _SWEEP_SECONDS = 3600.0
-_KEY_WAITS_SECONDS = 24 * 3600.0  # for its run, which is made a moment after it
 
 
 class Housekeeping:
-    """Truncates logs and removes orphaned files."""
+    """Truncates logs and removes old leases."""
 
     def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
         self._home = home
@@ -249,13 +235,3 @@ class Housekeeping:
                 cap_log(log, most_bytes=5_000_000)
         if now - self._last_sweep >= _SWEEP_SECONDS:
             self._last_sweep = now
-            self._sweep_keys()
-
-    def _sweep_keys(self) -> None:
-        """Remove keys whose run was deleted; a request with such a key starts another run anyway."""
-        runs = {path.name for path in self._home.runs.glob("*/*") if RUN_ID.fullmatch(path.name)}
-        for key in (self._home.server / KEYS_FOLDER).glob("*"):
-            with contextlib.suppress(OSError):
-                is_old = time.time() - key.stat().st_mtime > _KEY_WAITS_SECONDS
-                if is_old and key.read_text(encoding="ascii", errors="replace") not in runs:
-                    key.unlink(missing_ok=True)

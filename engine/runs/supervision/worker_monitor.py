@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from engine.errors import EngineError
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
+from engine.runs.activity import ProgressWatch, Silence, SilenceLimits
 from engine.runs.control import asks_to_end, time_limit_hours
 from engine.runs.history.log import noted_failure
-from engine.runs.history.reader import HistoryReader
+from engine.runs.history.run_history import HistoryReader
 from engine.runs.job import EXIT_REFUSED, Job, JobStatus
 from engine.runs.prediction import advice_on_memory
 from engine.runs.run import Run, RunState, State, Why
 from engine.runs.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
-from engine.runs.supervision.progress_watch import ProgressWatch, Silence, SilenceLimits
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
 _NO_REASON = Why(None, "")
@@ -72,9 +72,9 @@ class WorkerMonitor:
             case "waiting":
                 return self._look_at_waiting(status)
             case "alive":
-                return self._look_at_living(status.why)
+                return self._poll_running(status.why)
             case "unknown":
-                return self._look_at_living(status.why, is_seen=False)
+                return self._poll_running(status.why, is_seen=False)
         # What the worker reported last decides, so it must be here.
         self.job.fetch_logs()
         return self._ending()
@@ -98,7 +98,7 @@ class WorkerMonitor:
             return self._with_state("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
         return self._with_state("submitted", status.why or _NO_REASON)
 
-    def _look_at_living(self, out_of_sight: Why | None, *, is_seen: bool = True) -> RunState:
+    def _poll_running(self, out_of_sight: Why | None, *, is_seen: bool = True) -> RunState:
         folder = self.run.folder
         with contextlib.suppress(EngineError):  # of a living job they only come later
             self.job.fetch_logs()

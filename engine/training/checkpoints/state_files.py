@@ -21,7 +21,7 @@ from engine.config.methods.registry import method_of_peft_type, tensor_marks
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.folder import read_config
 from engine.runs.checkpoints import ADAPTER_SUBFOLDER
-from engine.runs.warm_start import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from engine.training.build import train_in_float32
 from engine.training.distribution import sharded_optimizer_state, sharded_weights
 from engine.training.failure import is_out_of_memory

@@ -5,7 +5,7 @@ import pytest
 from engine.errors import ModelError, RunError
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
-from engine.runs.supervision.urgent import UrgentSlot
+from engine.runs.supervision.fairness import UrgentSlot
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab_admin import audit_entries, waiting_runs
 from ui.views.lab import (
@@ -37,7 +37,7 @@ def test_a_run_is_made_urgent_and_everyone_reads_by_whom_and_why(admin, caller):
     first, second = waiting_runs(admin, "ann", "bea")
     admin.make_urgent(caller, f"bea/{second.id}", " paper deadline\non Friday\x1b ")
 
-    assert UrgentSlot(admin.home).run_id() == second.id
+    assert UrgentSlot(admin.home).run().run_id == second.id
     seen = [one.urgent for one in admin.board.entries(admin.accounts.person("ann"))]
     assert seen == ["", "Goes first: root made it urgent (paper deadline on Friday)."]
     with pytest.raises(RunError, match="urgent already"):
@@ -45,7 +45,7 @@ def test_a_run_is_made_urgent_and_everyone_reads_by_whom_and_why(admin, caller):
 
     admin.clear_urgent(caller)
     admin.clear_urgent(caller)
-    assert UrgentSlot(admin.home).run_id() is None
+    assert UrgentSlot(admin.home).run() is None
     assert [(kind, subject) for _, kind, subject, _, _ in audit_entries(admin)] == [("urgent", f"bea/{second.id}")] * 2
     assert [detail for *_, detail, _ in audit_entries(admin)][1] == "no longer"
 
@@ -55,7 +55,7 @@ def test_only_a_run_that_waits_becomes_urgent(admin, caller):
     for name in (f"ann/{run.id}", "ann/20261101-000000-000-abcd", "../ann", ""):
         with pytest.raises(RunError):
             admin.make_urgent(caller, name, "")
-    assert UrgentSlot(admin.home).run_id() is None
+    assert UrgentSlot(admin.home).run() is None
     assert audit_entries(admin) == []
 
 
