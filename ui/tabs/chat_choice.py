@@ -18,6 +18,7 @@ from engine.paths import data_folders, typed_path
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run, RunFolder
 from engine.runs.warm_start import start_of
+from ui.backend.conversation import BRANCH_WORDS
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
 from ui.components import HIDDEN, Updates, visible_if
 from ui.draft import PLACES
@@ -25,7 +26,6 @@ from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
 from ui.services import Services
 from ui.tabs.cluster import is_offered
-from ui.views.chat import BRANCH_WORDS
 from ui.views.html import short_name
 from ui.views.run_view import run_choices
 

@@ -14,6 +14,7 @@ from ui.job_panel import JobPanel
 from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice, checkpoint_of, chosen_place
 from ui.views import evaluation as view
+from ui.views.html import ListPage
 
 _SETTINGS = ("max_rows", "answered_rows", "max_new_tokens", "general_text")
 
@@ -72,8 +73,7 @@ class EvaluatePart:
         is_run, state = self._page.reader.exists(run_id), checkpoint_of(checkpoint)
         updates = self.job.follow(*([run_id] if is_run else []))
         result = self._evaluations.read(run_id, state) if is_run else None
-        pages = view.pages_of(result) if result is not None else 0
-        number = max(0, min(number + step, pages - 1))
+        page = ListPage.at(number + step, len(result.answered) if result is not None else 0, view.ROWS_PER_PAGE)
         if result is not None:
             shown = view.render_evaluation(result)
         elif is_run:
@@ -84,14 +84,14 @@ class EvaluatePart:
         updates[self.job.start]["value"] = "Measure again" if result is not None else "Measure"
         return {
             **updates,
-            self.number: number,
+            self.number: page.number,
             self.result: shown,
-            self.answers: visible_if(pages > 0),
-            self.where: view.page_words(result, number) if result is not None and pages else "",
-            self.rows: view.render_answered(result, number) if result is not None else "",
+            self.answers: visible_if(page.rows > 0),
+            self.where: page.position("answered row", "the worst first"),
+            self.rows: view.render_answered(result, page) if result is not None else "",
             self.across: view.render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}" if is_run else ""),
-            self.previous: gr.update(interactive=number > 0),
-            self.next: gr.update(interactive=number < pages - 1),
+            self.previous: gr.update(interactive=page.start > 0),
+            self.next: gr.update(interactive=page.end < page.rows),
         }
 
     def start(self, run_id: str, checkpoint: str | None, number: int, where: str, *settings: Any) -> Updates:

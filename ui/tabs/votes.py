@@ -10,7 +10,7 @@ from ui.components import QUICK, SLOW, UNCHANGED, Confirmation, Updates, pick_li
 from ui.page import Page
 from ui.tabs.data import with_source
 from ui.views import votes as view
-from ui.views.html import error_box, plural, small
+from ui.views.html import ListPage, error_box, plural, small
 
 _DELETE, _REALLY = "delete:", "really:"
 
@@ -74,17 +74,16 @@ class VotesPart:
         """Return the counts and one page of the votes."""
         votes = self._votes.read()
         pairs = pairs_of_votes(votes.votes, with_cut_off=bool(with_cut_off))
-        pages = view.pages_of(votes.votes)
-        number = max(0, min(int(number), pages - 1))
+        page = ListPage.at(int(number), len(votes.votes), view.VOTES_PER_PAGE)
         return {
             self.counts: view.render_counts(votes, pairs),
             self.panel: gr.update(visible=bool(votes.votes or votes.damaged_lines)),
             self.use_button: gr.update(interactive=bool(pairs.rows)),
-            self.newer: gr.update(interactive=number > 0),
-            self.older: gr.update(interactive=number < pages - 1),
-            self.where: view.page_words(votes.votes, number) if pages else "",
-            self.list: view.render_votes(votes.votes, number),
-            self.number: number,
+            self.newer: gr.update(interactive=page.start > 0),
+            self.older: gr.update(interactive=page.end < page.rows),
+            self.where: page.position("vote", "the newest first"),
+            self.list: view.render_votes(votes.votes, page),
+            self.number: page.number,
             self.confirm.panel: gr.update(visible=False),
         }
 
@@ -97,7 +96,9 @@ class VotesPart:
         """Ask at the first click, delete at the second."""
         pick = picked_value(event)
         if pick.startswith(_DELETE):
-            votes_html = view.render_votes(self._votes.read().votes, int(number), pick.removeprefix(_DELETE))
+            votes = self._votes.read().votes
+            page = ListPage.at(int(number), len(votes), view.VOTES_PER_PAGE)
+            votes_html = view.render_votes(votes, page, pick.removeprefix(_DELETE))
             return {self.list: votes_html, self.status: ""}
         if not pick.startswith(_REALLY):
             return UNCHANGED

@@ -1,20 +1,14 @@
 """A conversation with one or more models: the loaded model, answers side by side, the prompt."""
 
 import random
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from types import MappingProxyType
-from typing import Annotated
 
-from pydantic import ConfigDict, Field, PlainSerializer
-from pydantic.dataclasses import dataclass
-
-from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, LoadedModel, Progress, PromptView
-from engine.config.results import SamplingConfig
-from engine.data.conversation import Message
-from engine.evaluation.votes import AnswerModel
+from engine.chat.contract import Branch, ChatState, FinishReason, LoadedModel, Progress, PromptView
 from ui.backend.answers import RowPrompt
+from ui.backend.conversation import BRANCH_WORDS, Answer, SavedConversation, Turn, as_markdown
 from ui.views.html import (
     empty,
     error_box,
@@ -31,7 +25,7 @@ from ui.views.html import (
     toolbar,
 )
 
-BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
+LONGEST_SUMMARY = 220  # characters of a question
 NO_ANSWER = "<em>(empty answer)</em>"
 _FINISH_WORDS: dict[FinishReason, str] = {
     "eos": "stop token",
@@ -43,101 +37,6 @@ _NOT_LOADED = empty(
     "No model loaded",
     "Choose a run above and load it. It uses memory until you unload it or a queued run needs the device.",
 )
-
-
-_SAVED = ConfigDict(extra="forbid")  # the parts of a conversation's file
-
-
-@dataclass(frozen=True, config=_SAVED)
-class Answer:
-    """The answer of one branch."""
-
-    branch: Branch
-    text: str = ""
-    tokens: int = Field(default=0, ge=0)
-    tokens_per_second: Annotated[float, PlainSerializer(lambda speed: round(speed, 2))] = 0.0
-    prompt_tokens: int = Field(default=0, ge=0)
-    done: bool = False
-    finish_reason: FinishReason | None = None
-    note: str = Field(default="", exclude=True)
-
-    def with_chunk(self, chunk: ChatChunk) -> "Answer":
-        """Return the answer with a chunk appended."""
-        return Answer(**{**chunk.model_dump(exclude={"first_token_seconds"}), "text": self.text + chunk.text})
-
-
-@dataclass(frozen=True, config=_SAVED)
-class QuestionSettings:
-    """Models, sampling and system prompt of a question, for votes on its answers."""
-
-    models: Mapping[Branch, AnswerModel]
-    sampling: SamplingConfig
-    system: str = ""
-    left_out: tuple[int, ...] = ()  # numbers of earlier turns that are not in the context of the answers
-
-
-@dataclass(frozen=True, config=_SAVED)
-class Turn:
-    """A question and its answers."""
-
-    question: str
-    answers: tuple[Answer, ...] = ()
-    reference: str = ""  # reference answer, where the question comes from a row
-    asked: QuestionSettings | None = None  # None in conversations saved by versions without votes
-
-    def with_chunk(self, chunk: ChatChunk) -> "Turn":
-        """Return the turn with a chunk appended to one answer."""
-        answers = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
-        return replace(self, answers=tuple(answers))
-
-    def names(self, words: Mapping[Branch, str]) -> dict[Branch, str]:
-        """Return the names of the branches when it was asked, else `words`; another run may be loaded by now."""
-        models = self.asked.models if self.asked is not None else {}
-        return {**words, **{branch: model.name for branch, model in models.items()}}
-
-    def end(self) -> "Turn":
-        """Return the turn after its last chunk; unfinished answers are marked as stopped."""
-        answers = (
-            a if a.done else replace(a, done=True, finish_reason=a.finish_reason or "stopped") for a in self.answers
-        )
-        return replace(self, answers=tuple(answers))
-
-
-def turns_to_leave_out(
-    turns: Sequence[Turn], branches: Sequence[Branch], models: Mapping[Branch, AnswerModel]
-) -> tuple[int, ...]:
-    """Return the numbers of the turns that not all of these models answered: without them, all read the same questions."""
-    return tuple(
-        number
-        for number, turn in enumerate(turns)
-        if not all(_has_answer(turn, branch, models.get(branch)) for branch in branches)
-    )
-
-
-def _has_answer(turn: Turn, branch: Branch, model: AnswerModel | None) -> bool:
-    if not any(answer.branch == branch and answer.done and answer.text for answer in turn.answers):
-        return False
-    answered = turn.asked.models.get(branch) if turn.asked is not None else None
-    return answered is None or model is None or answered.has_weights_of(model)
-
-
-def in_context(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the last turn after the earlier ones that its models read."""
-    asked = turns[-1].asked if turns else None
-    return [turn for number, turn in enumerate(turns) if asked is None or number not in asked.left_out]
-
-
-def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Message, ...]:
-    """Return one branch's conversation in the context of the last turn, with its own answers."""
-    messages = [Message("system", system.strip())] if system.strip() else []
-    for turn in in_context(turns):
-        answer = next((answer for answer in turn.answers if answer.branch == branch), None)
-        messages.append(Message("user", turn.question))
-        if answer is not None and answer.done and answer.text:
-            messages.append(Message("assistant", answer.text))
-        elif turn is not turns[-1]:
-            messages.pop()  # a question that this branch never answered would leave two user turns in a row
-    return tuple(messages)
 
 
 def render_transcript(
@@ -208,6 +107,11 @@ def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bo
         f'<div class="{f"answer {css}".strip()}"><h4>{escape(name)}</h4>'
         f'<div class="text{" writing" if writing else ""}">{html}</div>{under}{below}</div>'
     )
+
+
+def answer_html(text: str) -> str:
+    """Return an answer in Markdown as HTML."""
+    return markdown(text) if text.strip() else NO_ANSWER
 
 
 def _figures(answer: Answer, context_tokens: int | None) -> str:
@@ -315,3 +219,17 @@ def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
         f"{pick_button('others', 'Show others', css='inline')}</p>"
         f"{toolbar('Suggested questions', items, 'suggested')}"
     )
+
+
+def render_links(conversation: SavedConversation) -> str:
+    """Return two downloads that need no file on the server."""
+    if not conversation.turns:
+        return small("No messages yet.")
+    links = ""
+    for name, kind, text in (
+        ("conversation.md", "text/markdown", as_markdown(conversation)),
+        ("conversation.json", "application/json", conversation.model_dump_json(indent=2)),
+    ):
+        data = b64encode(text.encode()).decode()
+        links += f'<a download="{name}" href="data:{kind};charset=utf-8;base64,{data}">Download {name}</a> '
+    return f'<p class="links">{links}</p>'

@@ -1,11 +1,11 @@
-"""Base against tuned: an evaluation in figures, then row by row, the worst first; and the blind test with its tally."""
+"""Base against tuned: an evaluation in figures, then row by row, the worst first."""
 
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
+from textwrap import shorten
 
 from engine.chat.contract import Branch
-from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindTally, Judgement, Pair
 from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
@@ -16,20 +16,20 @@ from engine.evaluation.job import (
 )
 from engine.evaluation.preference import interval
 from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
+from ui.backend.conversation import BRANCH_WORDS
 from ui.backend.results import MeasuredRun
-from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
+from ui.views.chat import LONGEST_SUMMARY, answer_box, answer_html
 from ui.views.html import (
     Column,
+    ListPage,
     Row,
     duration,
     empty,
     facts,
     log,
-    markdown,
     notices,
     pickable,
     plural,
-    progress_bar,
     small,
     table,
     under,
@@ -39,8 +39,6 @@ ROWS_PER_PAGE = 5
 # Turn separators and roles of common templates; other prompts are shown whole.
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<bos>|\[/?INST\]|<(?:start|end)_of_turn>")
 _ROLE = re.compile(r"^(?:system|user|assistant|model)(?:\n+|$)")
-_LONGEST_SUMMARY = 220  # characters of a prompt
-_CLEAR_WINS = 6  # of as many decided pairs: the first result below 5%
 
 NOT_MEASURED = empty(
     "Not measured yet",
@@ -153,24 +151,10 @@ def _scores(result: EvaluationResult) -> str:
     return table(columns, rows, css="scores", caption=caption)
 
 
-def render_answered(result: EvaluationResult, page: int) -> str:
+def render_answered(result: EvaluationResult, page: ListPage) -> str:
     """Return one page of answered rows, the worst tuned answers first."""
-    rows = result.answered[page * ROWS_PER_PAGE : (page + 1) * ROWS_PER_PAGE]
-    names = _names(result)
+    rows, names = result.answered[page.start : page.end], _names(result)
     return f'<div class="answered">{"".join(_answer_row(row, names) for row in rows)}</div>' if rows else ""
-
-
-def pages_of(result: EvaluationResult) -> int:
-    """Return the number of pages of answered rows."""
-    return -(-len(result.answered) // ROWS_PER_PAGE)
-
-
-def page_words(result: EvaluationResult, page: int) -> str:
-    """Return which of the answered rows a page shows."""
-    first = page * ROWS_PER_PAGE + 1
-    last = min(len(result.answered), (page + 1) * ROWS_PER_PAGE)
-    where = f"{first}–{last}" if last > first else f"{first}"
-    return f'<p class="small num">{where} of {plural(len(result.answered), "answered row")}, the worst first</p>'
 
 
 def question_of(prompt: str) -> str:
@@ -181,21 +165,15 @@ def question_of(prompt: str) -> str:
 
 
 def _answer_row(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
-    answers = answer_box("reference", "Reference", _text(row.reference)) + "".join(
-        answer_box(branch, names[branch], _text(answer.text), _figures(answer.scores, answer.tokens))
+    answers = answer_box("reference", "Reference", answer_html(row.reference)) + "".join(
+        answer_box(branch, names[branch], answer_html(answer.text), _figures(answer.scores, answer.tokens))
         for branch, answer in row.answers.items()
     )
-    summary = " ".join(question_of(row.prompt).split())
-    if len(summary) > _LONGEST_SUMMARY:
-        summary = f"… {summary[-_LONGEST_SUMMARY:]}"
+    summary = shorten(question_of(row.prompt), LONGEST_SUMMARY, placeholder=" …")
     return (
         f'<section><h3 class="num">Row {row.row + 1:,}</h3><details><summary>{escape(summary)}</summary>'
         f'{log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
     )
-
-
-def _text(text: str) -> str:
-    return markdown(text) if text.strip() else NO_ANSWER
 
 
 def _figures(scores: AnswerScores, tokens: int) -> str:
@@ -231,100 +209,3 @@ def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> Row:
         cells.append(f"{result.preference_accuracy:.0%}" if result.preference_accuracy is not None else "–")
     key = f"{row.run_id}/{row.checkpoint}"
     return Row(cells, pickable(key, chosen=key == chosen))
-
-
-def render_pair(pair: Pair) -> str:
-    """Return both answers under the names of their sides, without their models."""
-    answers = _blind_answer("Left", pair.answers[pair.left]) + _blind_answer("Right", pair.answers[pair.right])
-    return _blind_pair(pair.prompt, answers)
-
-
-def render_writing(prompt: str, tokens: int, most: int) -> str:
-    """Return the progress of the answers, of `most` tokens in all; they appear together, for the quicker one gives itself away."""
-    count = f"{tokens:,} tokens so far" if tokens else "reading the question"
-    waiting = f'<div class="answers waiting" role="status"><p>Generating two answers, {count}. They appear together.</p></div>'
-    waiting += progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
-    return f'<div class="talk blind">{_blind_question(prompt)}{waiting}</div>'
-
-
-def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
-    """Return the choice and the names of both models."""
-    pair, preference = judgement.pair, judgement.winner
-    if preference is not None:
-        words = f"You preferred <b>{escape(names[preference])}</b>."
-    elif judgement.verdict == "equal":
-        words = "You found them <b>equally good</b>."
-    else:
-        words = "You found <b>neither good</b>."
-    answers = "".join(
-        _blind_answer(f"{side}: {names[branch]}", pair.answers[branch], chosen=preference == branch)
-        for side, branch in (("Left", pair.left), ("Right", pair.right))
-    )
-    if pair.reference:
-        answers += answer_box("reference wide", "Reference", _text(pair.reference))
-    return _blind_pair(pair.prompt, answers, words)
-
-
-def render_same_words(pair: Pair) -> str:
-    """Return a pair of identical answers."""
-    both = answer_box("", "Both", _text(pair.answers[pair.left]))
-    return _blind_pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
-
-
-def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
-    """Return how often each side was preferred, and whether that is significant."""
-    if not tally.total:
-        return empty("No pairs judged yet", "Judge a few pairs; the tally is saved with the run.")
-    figures = (
-        (f"{tally.second_preferred:,}", f"preferred {escape(names[tally.second])}"),
-        (f"{tally.first_preferred:,}", f"preferred {escape(names[tally.first])}"),
-        (f"{tally.equal:,}", "equally good"),
-        (f"{tally.neither:,}", "neither good"),
-    )
-    return f'{facts(figures)}{_split_bar(tally)}<p class="sentence">{how_sure(tally, names)}</p>'
-
-
-def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
-    """Return the result of the sign test as text."""
-    if not tally.decisive:
-        return f"Of {plural(tally.total, 'pair')} none was decided: no result yet."
-    ahead = tally.second if tally.second_preferred >= tally.first_preferred else tally.first
-    wins = max(tally.first_preferred, tally.second_preferred)
-    pair_words = plural(tally.decisive, "decided pair")
-    if 2 * wins == tally.decisive:
-        return f"Of {pair_words}, each side won {wins:,}: no difference."
-    name = names[ahead]
-    chance = f"{tally.p_value:.1%}" if tally.p_value < 0.1 else f"{tally.p_value:.0%}"
-    if tally.p_value < 0.001:
-        chance = "less than 0.1%"
-    if tally.p_value < SIGNIFICANCE_LEVEL:
-        verdict = "That is clear."
-    elif wins == tally.decisive and tally.decisive < _CLEAR_WINS:
-        verdict = f"That may be chance. At least {_CLEAR_WINS} decided pairs are needed for a clear result."
-    else:
-        verdict = "That may be chance. Judge more pairs for a clearer result."
-    return (
-        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {pair_words}. If both were equally good, a result at "
-        f"least this one-sided would come in {chance} of all tests (exact sign test, two-sided). {verdict}"
-    )
-
-
-def _split_bar(tally: BlindTally) -> str:
-    """Return the decided pairs as one bar, distinguished by position as well as by colour."""
-    if not tally.decisive:
-        return ""
-    won_html = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decisive:.1f}%"></span>'
-    return f'<div class="split" aria-hidden="true">{won_html}<span class="lost"></span></div>'
-
-
-def _blind_pair(prompt: str, answers: str, words: str = "") -> str:
-    verdict = f'<p class="sentence" role="status">{words}</p>' if words else ""
-    return f'<div class="talk blind">{_blind_question(prompt)}<div class="answers">{answers}</div></div>{verdict}'
-
-
-def _blind_question(prompt: str) -> str:
-    return f'<div class="question"><h3>Question</h3><div>{escape(prompt)}</div></div>'
-
-
-def _blind_answer(name: str, text: str, *, chosen: bool = False) -> str:
-    return answer_box("chosen" if chosen else "", name, _text(text))

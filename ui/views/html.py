@@ -53,6 +53,32 @@ class Row(NamedTuple):
     attributes: str = ""
 
 
+class ListPage(NamedTuple):
+    """One page of a list."""
+
+    number: int  # from 0
+    rows: int  # in the whole list
+    size: int
+
+    @classmethod
+    def at(cls, number: int, rows: int, size: int) -> "ListPage":
+        """Return the page of that number, or the nearest that there is."""
+        return cls(max(0, min(number, (rows - 1) // size)), rows, size)
+
+    @property
+    def start(self) -> int:
+        return self.number * self.size
+
+    @property
+    def end(self) -> int:
+        return min(self.rows, self.start + self.size)
+
+    def position(self, noun: str, order: str) -> str:
+        """Return which of the rows it shows; empty for an empty list."""
+        where = f"{self.start + 1}–{self.end}" if self.end > self.start + 1 else f"{self.end}"
+        return f'<p class="small num">{where} of {plural(self.rows, noun)}, {order}</p>' if self.rows else ""
+
+
 def table(
     columns: Sequence[Column | str],
     rows: Iterable[Row | Sequence[str]],
@@ -167,6 +193,11 @@ def status(html: str) -> str:
 def small(text: str, *, role: str = "") -> str:
     """Return a small paragraph of text."""
     return f'<p class="small"{_attribute("role", role)}>{escape(text)}</p>'
+
+
+def lead(text: str) -> str:
+    """Return the first sentence of a part of the page."""
+    return f'<p class="lead num">{escape(text)}</p>'
 
 
 def empty(title: str, text: str, *, role: str = "") -> str:
@@ -300,6 +331,12 @@ def short_name(identifier: str) -> str:
 def dollars(amount: float) -> str:
     """Return a price: `$0.80`, or `under $0.01`."""
     return f"${amount:,.2f}" if amount >= 0.005 else "under $0.01"
+
+
+def counted(number: int, word: str, words: str | None = None) -> tuple[str, str]:
+    """Return a figure for `facts`: `4,812` and `rows`."""
+    figure, _, noun = plural(number, word, words).partition(" ")
+    return figure, noun
 
 
 def plural(number: int, word: str, words: str | None = None) -> str:

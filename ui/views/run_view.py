@@ -15,7 +15,6 @@ from engine.runs.provenance import PeakKind
 from engine.runs.run import RunState, State
 from engine.runs.summary import RunSummary, compare_peaks
 from ui.backend.run_reader import RunSnapshot
-from ui.views.dataset import render_problems
 from ui.views.html import (
     GIB,
     Column,
@@ -35,6 +34,7 @@ from ui.views.html import (
     table,
     with_code,
 )
+from ui.views.rows import render_problems
 
 # A shape and a word for each state; the colour only helps.
 STATE_MARKS: dict[State, str] = {
@@ -49,7 +49,6 @@ STATE_WORDS: dict[State, str] = {
 _PEAK_WORDS: dict[PeakKind, str] = {
     "allocated": "Tensors", "reserved": "Reserved by PyTorch", "process": "Whole process, in RAM",
 }  # fmt: skip
-_GPU_PEAK_WORDS = _PEAK_WORDS | {"process": "Whole process, on the GPU"}
 _PHASE_WORDS = {
     "loading_model": "loading the model", "reading_data": "reading the data", "preparing": "preparing",
     "training": "", "evaluating": "measuring the held-out loss", "saving": "saving", "finished": "", "stopped": "",
@@ -247,18 +246,16 @@ def render_memory(snapshot: RunSnapshot) -> str:
     peaks = compare_peaks(snapshot.provenance.predicted_memory, snapshot.history)
     if not peaks:
         return ""
-    is_complete = snapshot.state.state == "completed"
+    words_of = dict(_PEAK_WORDS)
+    if len(peaks) > 1 or peaks[0].kind != "process":
+        words_of["process"] = "Whole process, on the GPU"
+    rows = []
+    for peak in peaks:
+        difference, words = peak.difference, "–"
+        if difference is not None and (snapshot.state.state == "completed" or difference > 0):
+            words = f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
+        rows.append((words_of[peak.kind], _peak(peak.predicted_bytes), _peak(peak.measured_bytes), words))
     title = "Measured" if snapshot.state.is_final else "Measured so far"
-    words = _GPU_PEAK_WORDS if len(peaks) > 1 or peaks[0].kind != "process" else _PEAK_WORDS
-    rows = [
-        (
-            words[peak.kind],
-            _peak(peak.predicted_bytes),
-            _peak(peak.measured_bytes),
-            _difference(peak.difference if is_complete or (peak.difference or 0) > 0 else None),
-        )
-        for peak in peaks
-    ]
     columns = [Column("Peak memory, GiB"), *map(Column.of_numbers, ("Predicted", title, "Difference"))]
     return f'<div class="section peaks">{table(columns, rows, scrolls="")}</div>'
 
@@ -290,12 +287,6 @@ def method_words(config: RunConfig) -> str:
 
 def _peak(size_bytes: int | None) -> str:
     return "–" if size_bytes is None else f'<span title="{size_bytes:,} bytes">{size_bytes / GIB:.2f}</span>'
-
-
-def _difference(difference: float | None) -> str:
-    if difference is None:
-        return "–"
-    return f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
 
 
 def _elapsed_words(snapshot: RunSnapshot, now: float) -> str:
