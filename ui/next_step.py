@@ -10,7 +10,7 @@ from ui.draft import Draft
 from ui.page import Page
 from ui.tabs.start import why_not
 from ui.tabs.train import FOLLOW, SET_UP, TrainTab
-from ui.views.next_step import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
+from ui.views.draft import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
 
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
 _TABS = ("model", "data", "method", "train")

@@ -18,8 +18,7 @@ from engine.runs.run import Run
 from engine.runs.store import RUN_ID
 from ui.backend.background import BackgroundWork, Message
 from ui.backend.dataset_checks import model_of
-from ui.backend.run_reader import RunReader
-from ui.backend.shared_runs import SharedRuns
+from ui.backend.run_reader import RunReader, SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, nothing, pick_list
 from ui.draft import Draft, known_rows, read_draft, read_settings, suit
 from ui.form import ALL_LINEAR, JUDGE_FOR, SUITED, Form, setting_in, targets_update

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from engine.errors import RunError
-from ui.backend.answers import run_streaming
 from ui.backend.background import Cache
+from ui.backend.conversation import run_streaming
 
 
 def test_what_is_announced_comes_in_order():

@@ -11,8 +11,7 @@ from engine.chat.contract import ChatChunk, ChatState, LoadedModel
 from engine.errors import ConfigError, ModelError, StorageError
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
-from ui.backend.answers import RowPrompt
-from ui.backend.conversation import Answer, SavedConversation, Turn
+from ui.backend.conversation import Answer, RowPrompt, SavedConversation, Turn
 from ui.backend.run_reader import FINAL
 from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab

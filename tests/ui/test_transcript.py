@@ -12,8 +12,17 @@ from engine.data.conversation import Conversation, Message
 from engine.errors import DatasetError
 from tests.fake_inspector import FakeInspector
 from tests.invented_runs import a_config
-from ui.backend.answers import HeldOutPrompts, RowPrompt, row_prompt
-from ui.backend.conversation import Answer, SavedConversation, Turn, as_markdown, messages_of, read_conversation
+from ui.backend.conversation import (
+    Answer,
+    HeldOutPrompts,
+    RowPrompt,
+    SavedConversation,
+    Turn,
+    as_markdown,
+    messages_of,
+    read_conversation,
+    row_prompt,
+)
 from ui.views.chat import render_links, render_suggestions, render_transcript, some_prompts
 from ui.views.html import markdown
 

@@ -1,4 +1,4 @@
-"""Known models: shapes, tokenizers, and which of the catalogue fit a device."""
+"""Models that the page knows: shapes, tokenizers, which of the catalogue fit a device, and a person's own downloads."""
 
 import logging
 import math
@@ -6,8 +6,11 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
+
+from pydantic import SecretStr
 
 from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
@@ -25,7 +28,17 @@ from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from ui.backend.background import BackgroundWork, FunctionJob, Message, Work, stamp
+from engine.private_hub import (
+    PrivateCopy,
+    PrivateDownload,
+    PrivateKind,
+    list_private,
+    remove_private,
+    require_hub_id,
+)
+from engine.runs.model_use import models_needed_by
+from engine.runs.store import RunStore
+from ui.backend.background import BackgroundWork, FunctionJob, Job, Message, Work, stamp
 from ui.backend.dataset_checks import CheckQuestion
 from ui.views.html import size
 
@@ -238,3 +251,53 @@ class Fits:
     def of(self, model_id: str) -> Verdicts:
         """Return the verdicts on a model."""
         return self.verdicts.get(model_id, _UNKNOWN)
+
+
+DOWNLOAD = "own"  # the key of the one download at a time
+MakeJob = Callable[[LoratoryHome, PrivateKind, str, str | None, SecretStr], Job[PrivateCopy]]
+
+
+@dataclass(frozen=True)
+class OwnDownloads:
+    """Models or datasets that a person downloads from the Hub with tokens of their own; `job` makes a download."""
+
+    runs: RunStore  # of the person; downloads go to its home
+    kind: PrivateKind
+    job: MakeJob = PrivateDownload
+    downloading: BackgroundWork[PrivateCopy] = field(default_factory=lambda: BackgroundWork(in_words), kw_only=True)
+
+    def start(self, name: str, revision: str | None, token: SecretStr) -> Work[PrivateCopy]:
+        """Download what has that id on the Hub; the token serves this one download.
+
+        Raises:
+            ModelError: If that cannot be a model on the Hub.
+            DatasetError: If that cannot be a dataset on the Hub.
+            RunError: If another is being downloaded.
+        """
+        hub_id = require_hub_id(self.kind, name, revision)
+        job = self.job(self.runs.home, self.kind, hub_id, revision, token)
+        return self.downloading.start(DOWNLOAD, f"A download of a {self.kind}", job)
+
+    def list(self) -> list[PrivateCopy]:
+        """Return what the person has."""
+        return list_private(self.runs.home, self.kind)
+
+    def remove(self, hub_id: str) -> None:
+        """Remove one of them that nothing needs.
+
+        Raises:
+            ModelError: If that model is not there, or is needed.
+            DatasetError: If that dataset is not there, or a run needs it.
+            StorageError: If its files cannot be removed.
+        """
+        in_use = models_needed_by(self.runs) if self.kind == "model" else self._sources_in_use()
+        remove_private(self.runs.home, self.kind, hub_id, in_use)
+
+    def _sources_in_use(self) -> set[str]:
+        sources: set[str] = set()
+        for run in self.runs.list():
+            with suppress(EngineError):  # one that cannot be read needs nothing
+                if not run.folder.read_state().is_final:
+                    dataset = run.folder.read_config().dataset
+                    sources |= {dataset.source, *dataset.mix}
+        return sources

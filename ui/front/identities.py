@@ -29,7 +29,7 @@ from ui.front.forms import (
     problem_box,
     read_form,
 )
-from ui.front.gate import COOKIE, SIGN_IN
+from ui.front.gate import COOKIE, PROXY_USER, SIGN_IN
 
 UNLINK = "/account/unlink"
 _BACK: dict[Purpose, str] = {"sign in": SIGN_IN, "join": JOIN, "link": ACCOUNT, "confirm": ACCOUNT}
@@ -215,3 +215,42 @@ class IdentityPages(PlainPages, ABC):
         await self._log(request, person.name, "signed in", "", self.service.log_name)
         # Not confirmed: the service may have let its own session do, so nothing was typed just now.
         return await self._begin_session(request, person, "/", is_confirmed=is_confirmed)
+
+
+_LONGEST_NAME = 255
+
+
+@dataclass(frozen=True)
+class ProxyPages(IdentityPages):
+    """What takes the proxy's word for who a person is."""
+
+    header: str  # in which the proxy names people
+
+    @property
+    def service(self) -> Service:
+        """The proxy, which names people for as long as its own session lasts, so it confirms nothing."""
+        return Service("single sign-on", f"proxy:{self.header}", "proxy", can_confirm=False)
+
+    async def go(self, request: Request, intent: Intent) -> Response:
+        """Do at once what a person wants."""
+        name = getattr(request.state, PROXY_USER, "")
+        try:
+            if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
+                raise AccountError("The proxy did not send your name.", "Sign in there first.")
+            return await self.arrive(request, intent, Identity(self.service.issuer, name), _no_rule)
+        except EngineError as error:
+            return await self.show_failure(request, intent, error)
+
+    def may_continue(self, person: Person, name: str) -> bool:
+        """Return whether a session may be used by a browser for which the proxy gives this name.
+
+        Where people share a browser, the session of one must not serve the next one.
+        """
+        subject = self.identities.subject_of(person, self.service.issuer)
+        if subject is not None:
+            return name == subject
+        return self.identities.person_of(Identity(self.service.issuer, name)) is None
+
+
+async def _no_rule() -> None:
+    return None

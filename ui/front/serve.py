@@ -35,15 +35,14 @@ from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
 from ui.backend.models import KnownFits, Shapes
-from ui.backend.shared_runs import SharedReaders
+from ui.backend.run_reader import SharedReaders
 from ui.front.account import AccountPages
 from ui.front.connections import bounded_server
 from ui.front.forms import Front
 from ui.front.gate import Gate, NamedByProxy
-from ui.front.identities import IdentityPages
+from ui.front.identities import IdentityPages, ProxyPages
 from ui.front.light import prepare_memory
 from ui.front.pages import PersonPages, housekeeping
-from ui.front.proxy import ProxyPages
 from ui.serve import build_services, close_services
 from ui.services import Services
 

@@ -14,7 +14,7 @@ from ui.components import live_html
 from ui.polls import poll, poll_answer
 from ui.services import Services
 from ui.views.html import error_box
-from ui.views.lab_queue import render_devices, render_own_disk, render_queue
+from ui.views.lab import render_devices, render_own_disk, render_queue
 
 _SECONDS = 4
 _DISK_SECONDS = 60  # measured file by file

@@ -10,7 +10,7 @@ from ui.backend.lab import Caller, LabAdmin
 from ui.components import HIDDEN, QUICK, Updates, pick_list, picked_value, shown_as_message, visible_if
 from ui.page import Page
 from ui.views.html import notice
-from ui.views.lab_queue import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
+from ui.views.lab import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
 
 
 class LabRunsPart:

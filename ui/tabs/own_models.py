@@ -11,7 +11,7 @@ from engine.accounts.people import Action, require
 from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
 from engine.private_hub import PrivateCopy
-from ui.backend.own_models import DOWNLOAD, OwnDownloads
+from ui.backend.models import DOWNLOAD, OwnDownloads
 from ui.components import QUICK, Updates, pick_list, picked_value
 from ui.job_panel import JobPanel
 from ui.page import Page

@@ -12,8 +12,7 @@ from engine.config.load import config_to_yaml
 from engine.errors import EngineError
 from engine.runs.electricity import read_electricity
 from engine.runs.sharing import is_shared
-from ui.backend.run_reader import RunSnapshot, can_chat
-from ui.backend.shared_runs import SharedRuns, name_of, without_folders
+from ui.backend.run_reader import RunSnapshot, SharedRuns, can_chat, name_of, without_folders
 from ui.components import (
     HIDDEN,
     QUICK,

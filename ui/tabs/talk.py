@@ -15,13 +15,15 @@ from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
 from engine.evaluation.votes import Votes
-from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.background import as_engine_error
 from ui.backend.conversation import (
     BRANCH_WORDS,
     LARGEST_FILE_BYTES,
     Answer,
+    AnswerStream,
+    HeldOutPrompts,
     QuestionSettings,
+    RowPrompt,
     SavedConversation,
     Turn,
     ballot,

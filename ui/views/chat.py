@@ -7,8 +7,7 @@ from html import escape
 from types import MappingProxyType
 
 from engine.chat.contract import Branch, ChatState, FinishReason, LoadedModel, Progress, PromptView
-from ui.backend.answers import RowPrompt
-from ui.backend.conversation import BRANCH_WORDS, Answer, SavedConversation, Turn, as_markdown
+from ui.backend.conversation import BRANCH_WORDS, Answer, RowPrompt, SavedConversation, Turn, as_markdown
 from ui.views.html import (
     empty,
     error_box,

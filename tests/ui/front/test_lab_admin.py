@@ -22,11 +22,11 @@ from ui.views.lab import (
     removal_words,
     render_log,
     render_people,
+    render_queue,
     render_usage,
     usage_csv,
     usage_figure,
 )
-from ui.views.lab_queue import render_queue
 
 ACTIONS = {
     "people": lambda admin, caller: admin.people(),
