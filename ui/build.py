@@ -92,10 +92,6 @@ def build_app(services: Services) -> gr.Blocks:
         data_tab.open_restored(restore_event)
         data_tab.open_after(undone)
 
-        def leave(request: gr.Request) -> None:
-            services.checks.leave(request.session_hash or "")
-
-        app.unload(leave)
     return app
 
 

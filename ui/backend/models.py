@@ -1,9 +1,7 @@
 """Models that the page knows: shapes, tokenizers, which of the catalogue fit a device, and a person's own downloads."""
 
 import logging
-import math
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
@@ -50,7 +48,6 @@ Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not kn
 _UNKNOWN: Verdicts = (None,) * len(METHODS_JUDGED)
 _MOST_KNOWN = 4096  # needs, of all pages
 _MOST_TABLES = 16  # of a page
-_TRY_AGAIN_SECONDS = 600.0  # after a model could not be read
 
 Shapes = dict[tuple[str, str | None], ModelShape]  # by id and revision
 
@@ -151,11 +148,11 @@ def in_words(progress: ModelProgress) -> Message:
 class KnownFits:
     """Memory needs of catalogue models, each computed once, by one thread at a time; shared in a lab."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()  # guards what follows
-        # With when the model was looked at. The key ends with a hash of the rows.
-        self._needs: OrderedDict[tuple[str, str, int, int], tuple[Needs, float]] = OrderedDict()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _needs
+        self._needs: OrderedDict[tuple[str, str, int, int], Needs] = (
+            OrderedDict()
+        )  # the key ends with a hash of the rows
 
     def find(
         self, model_id: str, device: Device, estimate: Callable[[], Needs], rows: RowLengths | None = None
@@ -163,12 +160,11 @@ class KnownFits:
         """Return the verdicts on a model for the memory that is free now; estimates its needs if unknown."""
         key = (model_id, device.name, device.total_bytes, hash(rows))
         with self._lock:
-            needs, look_time = self._needs.get(key, ((), -math.inf))
-            if not needs and self._clock() - look_time > _TRY_AGAIN_SECONDS:
-                needs = estimate()
-                self._needs[key] = (needs, self._clock())
-                if len(self._needs) > _MOST_KNOWN:
-                    self._needs.popitem(last=False)
+            needs = self._needs.get(key) or estimate()
+            if needs:
+                self._needs[key] = needs
+            if len(self._needs) > _MOST_KNOWN:
+                self._needs.popitem(last=False)
         verdicts = {need.method: need.verdict_on(device) for need in needs}
         return tuple(verdicts.get(method) for method in METHODS_JUDGED)
 
@@ -230,14 +226,14 @@ class FitTable:
             return ()
 
 
+@dataclass
 class Fits:
     """The verdicts on one device for some rows, as far as they are known."""
 
-    def __init__(self, device_name: str, rows: RowLengths | None = None) -> None:
-        self.device_name = device_name
-        self.rows = rows
-        self.verdicts: dict[str, Verdicts] = {}  # by the id of a model
-        self.work: Work[None] | None = None
+    device_name: str
+    rows: RowLengths | None = None
+    verdicts: dict[str, Verdicts] = field(default_factory=dict)  # by the id of a model
+    work: Work[None] | None = None
 
     @property
     def progress(self) -> tuple[int, bool]:

@@ -152,8 +152,8 @@ class IdentityPages(PlainPages, ABC):
 
     async def _start(self, request: Request) -> Response:
         form = await read_form(request)
-        purpose = next((one for one in self.purposes if form is not None and form.get("for") == one), None)
-        if form is None or purpose is None:
+        purpose = next((one for one in self.purposes if form.get("for") == one), None)
+        if purpose is None:
             return self.problem("Invalid form.", "sign in", 400)
         try:
             return await self.go(request, await self._intent(request, form, purpose))
@@ -186,9 +186,7 @@ class IdentityPages(PlainPages, ABC):
         return Intent(purpose, signed_in.session)
 
     async def _unlink(self, request: Request) -> Response:
-        signed_in = await self._find_session(request)
-        if signed_in is None:
-            return RedirectResponse(SIGN_IN, 303)
+        signed_in = await self._require_session(request)
         try:
             await asyncio.to_thread(self.identities.unlink, signed_in.person, self.service.issuer)
         except EngineError as error:

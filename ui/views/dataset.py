@@ -6,24 +6,9 @@ from html import escape
 from engine.data.contract import CheckProgress, DatasetPage, DatasetReport, PairLengths
 from engine.data.files import DATA_LABELS
 from engine.data.formats import FORMATS
-from ui.views.html import (
-    alarm,
-    count,
-    counted,
-    empty,
-    facts,
-    field_link,
-    fold,
-    lead,
-    notices,
-    plural,
-    short_name,
-    size,
-    small,
-    truncation,
-)
+from ui.views import html
 
-NO_DATASET = empty(
+NO_DATASET = html.empty(
     "No dataset yet",
     f"Pick a sample, upload a file, or type a path or a Hub id. Loratory reads {', '.join(DATA_LABELS)}, and detects the "
     "format.",
@@ -38,7 +23,7 @@ def render_format(source: str, page: DatasetPage) -> str:
     name = FORMATS[page.format].label
     sure = "is" if page.format_sure else "looks like"
     return (
-        f'{HEADING}<p class="lead"><b>{escape(short_name(source))}</b> {sure} {escape(name)}: '
+        f'{HEADING}<p class="lead"><b>{escape(html.short_name(source))}</b> {sure} {escape(name)}: '
         f"{escape(page.format_reason)}</p>"
     )
 
@@ -50,9 +35,9 @@ def render_progress(progress: CheckProgress | None, *, fetches: bool = False) ->
     if progress.waiting:
         return _sentence(escape(progress.waiting), _ROLE)
     part = f"{progress.fraction:.0%}, " if progress.fraction is not None else ""
-    tokens = f", {count(progress.tokens)} tokens" if progress.tokens else ""
+    tokens = f", {html.count(progress.tokens)} tokens" if progress.tokens else ""
     meter = f'<div class="meter"><span style="width:{100 * (progress.fraction or 0):.1f}%"></span></div>'
-    return _sentence(f"Reading all rows: {part}{plural(progress.rows, 'row')}{tokens}{meter}", _ROLE)
+    return _sentence(f"Reading all rows: {part}{html.plural(progress.rows, 'row')}{tokens}{meter}", _ROLE)
 
 
 def render_waiting(page: DatasetPage | None) -> str:
@@ -60,45 +45,47 @@ def render_waiting(page: DatasetPage | None) -> str:
 
     The first page has the notices that a report would have for all rows.
     """
-    how_much = f" ({size(page.download_bytes)})" if page is not None and page.download_bytes else ""
+    how_much = f" ({html.size(page.download_bytes)})" if page is not None and page.download_bytes else ""
     words = f"This dataset is on the Hub, and rows are shown as they arrive. Counting and checking them downloads all of it{how_much}."
-    return _sentence(words) + notices(page.notes if page is not None else ())
+    return _sentence(words) + html.notices(page.notes if page is not None else ())
 
 
 def render_stopped(progress: CheckProgress | None) -> str:
     """Return the state of a stopped pass."""
-    rows = f" after {plural(progress.rows, 'row')}" if progress is not None and progress.rows else ""
+    rows = f" after {html.plural(progress.rows, 'row')}" if progress is not None and progress.rows else ""
     return _sentence(f"Reading was stopped{rows}; nothing is counted.", _ROLE)
 
 
-def _sentence(html: str, attributes: str = "") -> str:
-    return f'<div class="sentence num"{attributes}>{html}</div>'
+def _sentence(content: str, attributes: str = "") -> str:
+    return f'<div class="sentence num"{attributes}>{content}</div>'
 
 
 def render_opening(source: str) -> str:
     """Return the message while a dataset is opened."""
-    return empty(f"Opening {short_name(source)} …", "Reading the first rows and detecting the format.", role="status")
+    return html.empty(
+        f"Opening {html.short_name(source)} …", "Reading the first rows and detecting the format.", role="status"
+    )
 
 
 def render_facts(report: DatasetReport) -> str:
     """Return the figures of a finished check."""
     noun = {"pairs": "pair", "ratings": "rated answer"}.get(FORMATS[report.format].rows, "row")
     figures = [
-        counted(report.kept, f"{noun} kept", f"{noun}s kept"),
-        counted(report.dropped, "row skipped", "rows skipped"),
+        html.counted(report.kept, f"{noun} kept", f"{noun}s kept"),
+        html.counted(report.dropped, "row skipped", "rows skipped"),
     ]
     if report.desirable is not None:
         figures += [
-            counted(report.desirable, "good answer"),
-            counted(report.kept - report.desirable, "bad answer"),
+            html.counted(report.desirable, "good answer"),
+            html.counted(report.kept - report.desirable, "bad answer"),
         ]
     if report.trained_tokens is not None and report.masked_tokens is not None:
         tokens = ((report.trained_tokens, "trained token"), (report.masked_tokens, "masked token"))
-        figures += [(count(number), counted(number, noun)[1]) for number, noun in tokens]
+        figures += [(html.count(number), html.counted(number, noun)[1]) for number, noun in tokens]
     if report.token_lengths is not None:
         figures.append((f"{report.token_lengths.over_max_length:,}", f"truncated at {report.max_length:,}"))
-    figures += [counted(report.duplicates, "duplicate"), (f"{report.held_out_rows:,}", "held out")]
-    return facts(figures) + render_truncation(report) + notices(report.notes)
+    figures += [html.counted(report.duplicates, "duplicate"), (f"{report.held_out_rows:,}", "held out")]
+    return html.facts(figures) + render_truncation(report) + html.notices(report.notes)
 
 
 def render_truncation(report: DatasetReport) -> str:
@@ -109,8 +96,8 @@ def render_truncation(report: DatasetReport) -> str:
     rows, noun = report.kept, "row"
     if report.sequences is not None and report.sequences != report.kept:
         rows, noun = report.sequences, "sequence"
-    sentence = truncation(lengths.over_max_length, rows, report.max_length, lengths.max, noun)
-    return alarm(f"{sentence} {field_link('training.max_length', 'Change Max length')}") if sentence else ""
+    sentence = html.truncation(lengths.over_max_length, rows, report.max_length, lengths.max, noun)
+    return html.alarm(f"{sentence} {html.field_link('training.max_length', 'Change Max length')}") if sentence else ""
 
 
 def render_preferences(report: DatasetReport) -> str:
@@ -129,8 +116,8 @@ def _prompts(report: DatasetReport) -> str:
     rows = "pairs" if report.pair_lengths is not None else "answers"
     same = f"each of the {report.kept:,} {rows} has its own prompt"
     if report.prompts != report.kept:
-        same = f"{plural(report.prompts or 0, 'prompt')} in all, whose {rows} are all trained on or all held out"
-    return small(f"{same[:1].upper()}{same[1:]}. No prompt is on both sides of the split.")
+        same = f"{html.plural(report.prompts or 0, 'prompt')} in all, whose {rows} are all trained on or all held out"
+    return html.small(f"{same[:1].upper()}{same[1:]}. No prompt is on both sides of the split.")
 
 
 def _balance(good: int, bad: int) -> str:
@@ -153,7 +140,7 @@ def _balance(good: int, bad: int) -> str:
         advice = f"Set {name} to about {more / fewer:.2g} on the Train tab, so both labels weigh the same."
     else:
         advice = "Both labels have about the same weight."
-    return f"<h3>Balance of labels</h3>{bar}{small(advice)}"
+    return f"<h3>Balance of labels</h3>{bar}{html.small(advice)}"
 
 
 def render_lengths(report: DatasetReport) -> str:
@@ -162,15 +149,15 @@ def render_lengths(report: DatasetReport) -> str:
     if lengths is None or report.max_length is None:
         return ""
     lost_words = (
-        f" {plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
+        f" {html.plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
     )
     what = "rows" if report.sequences == report.kept else "sequences"
     words = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost_words}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
-    return fold(
+    return html.fold(
         "Lengths",
         f"{lengths.max:,} tokens at most{f',{lost_words}' if lost_words else ''}".rstrip("."),
-        lead(words) + chart,
+        html.lead(words) + chart,
     )
 
 
@@ -185,7 +172,8 @@ def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_len
     span = max_length if edges[-1] <= max_length <= 1.3 * edges[-1] else edges[-1] or 1
     scale = width / span
     titles = (
-        f"{plural(rows, 'row')} of {lower:,} to {upper - 1:,} tokens" for lower, upper, rows in _bins(edges, counts)
+        f"{html.plural(rows, 'row')} of {lower:,} to {upper - 1:,} tokens"
+        for lower, upper, rows in _bins(edges, counts)
     )
     cut = ""
     if max_length <= span:
@@ -204,18 +192,18 @@ def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_len
 def _pair_lengths(lengths: PairLengths) -> str:
     """Return a fold with which answer of the pairs is longer."""
     unit, share = lengths.unit, f"{lengths.chosen_longer / lengths.pairs:.0%}"
-    median = (
-        f"{plural(abs(lengths.median), unit.removesuffix('s'))} {'longer' if lengths.median > 0 else 'shorter'} than"
-    )
+    median = f"{html.plural(abs(lengths.median), unit.removesuffix('s'))} {'longer' if lengths.median > 0 else 'shorter'} than"
     words = (
-        f"The chosen answer is longer in {lengths.chosen_longer:,} of {plural(lengths.pairs, 'pair')} "
+        f"The chosen answer is longer in {lengths.chosen_longer:,} of {html.plural(lengths.pairs, 'pair')} "
         f"({share}), the rejected one in {lengths.rejected_longer:,}"
         f"{f', and {lengths.equal:,} are equally long' if lengths.equal else ''}. "
         f"Half of the chosen answers are at most {median if lengths.median else 'as long as'} the rejected one."
     )
     figure = f"the chosen answer is longer in {share} of the pairs"
-    return fold(
-        "Chosen and rejected", figure, f'<div class="beside">{lead(words)}{_difference_chart(lengths, words)}</div>'
+    return html.fold(
+        "Chosen and rejected",
+        figure,
+        f'<div class="beside">{html.lead(words)}{_difference_chart(lengths, words)}</div>',
     )
 
 
@@ -226,7 +214,7 @@ def _difference_chart(lengths: PairLengths, words: str) -> str:
     scale, last = width / (edges[-1] - edges[0]), edges[-1] - 1
     kinds = ["cut" if upper <= 0 else "even" if lower <= 0 else "kept" for lower, upper, _ in _bins(edges, counts)]
     titles = (
-        f"{plural(pairs, 'pair')}: chosen answer {lower:+,} to {upper - 1:+,} {lengths.unit}"
+        f"{html.plural(pairs, 'pair')}: chosen answer {lower:+,} to {upper - 1:+,} {lengths.unit}"
         for lower, upper, pairs in _bins(edges, counts)
     )
     zero = -edges[0] * scale + scale / 2  # the middle of the bin that holds 0

@@ -18,33 +18,19 @@ from engine.evaluation.preference import interval
 from engine.evaluation.ratings import RATING_COLUMNS, rating_cells
 from ui.backend.conversation import BRANCH_WORDS
 from ui.backend.results import MeasuredRun
+from ui.views import html
 from ui.views.chat import LONGEST_SUMMARY, answer_box, answer_html
-from ui.views.html import (
-    Column,
-    ListPage,
-    Row,
-    duration,
-    empty,
-    facts,
-    log,
-    notices,
-    pickable,
-    plural,
-    small,
-    table,
-    under,
-)
 
 ROWS_PER_PAGE = 5
 # Turn separators and roles of common templates; other prompts are shown whole.
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<bos>|\[/?INST\]|<(?:start|end)_of_turn>")
 _ROLE = re.compile(r"^(?:system|user|assistant|model)(?:\n+|$)")
 
-NOT_MEASURED = empty(
+NOT_MEASURED = html.empty(
     "Not measured yet",
     "Measuring compares base and tuned on the same tokens of the held-out set. It continues when you leave this page.",
 )
-NO_RESULT = empty("Choose a run to measure", "Only a run has a held-out set; a base model or a folder does not.")
+NO_RESULT = html.empty("Choose a run to measure", "Only a run has a held-out set; a base model or a folder does not.")
 
 
 def render_evaluation(result: EvaluationResult) -> str:
@@ -62,10 +48,12 @@ def render_evaluation(result: EvaluationResult) -> str:
     worse = ""
     if result.gain is not None and tuned.perplexity >= base.perplexity:
         worse = "<b>Training made it worse:</b> the base model has the lower loss. "
-    sample_words = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
+    sample_words = (
+        f"{html.plural(result.rows, 'held-out row')}, {html.plural(tuned.tokens, 'trained token')}, the same for both"
+    )
     return (
-        f'{facts(figures)}<p class="small">{worse}Measured on {sample_words}, in {duration(result.seconds)}.</p>'
-        f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{notices(result.notes)}{_scores(result)}"
+        f'{html.facts(figures)}<p class="small">{worse}Measured on {sample_words}, in {html.duration(result.seconds)}.</p>'
+        f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{html.notices(result.notes)}{_scores(result)}"
     )
 
 
@@ -112,9 +100,9 @@ def _ratings(result: EvaluationResult) -> str:
 def _preference_table(
     result: EvaluationResult, numbers: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 ) -> str:
-    columns = [Column("Model"), *map(Column.of_numbers, numbers)]
-    words = "".join(small(sentence) for sentence in preference_sentences(result))
-    return f"<h3>Preferences</h3>{table(columns, rows, css='preferences', caption=caption)}{words}"
+    columns = [html.Column("Model"), *map(html.Column.of_numbers, numbers)]
+    words = "".join(html.small(sentence) for sentence in preference_sentences(result))
+    return f"<h3>Preferences</h3>{html.table(columns, rows, css='preferences', caption=caption)}{words}"
 
 
 def _changes(result: EvaluationResult) -> tuple[tuple[str, str], ...]:
@@ -128,8 +116,8 @@ def _forgetting(result: EvaluationResult) -> str:
     if result.forgetting is None:
         return ""
     base, tuned = result.general_losses["base"], result.general_losses["tuned"]
-    return small(
-        f"Forgot: how far the tuned model's loss on {plural(tuned.tokens, 'token')} of general text (articles, dialogue, "
+    return html.small(
+        f"Forgot: how far the tuned model's loss on {html.plural(tuned.tokens, 'token')} of general text (articles, dialogue, "
         f"code, arithmetic; 14 languages) is above the base model's: {base.loss:.4f} → {tuned.loss:.4f}."
     )
 
@@ -140,18 +128,18 @@ def _perplexity(value: float) -> str:
 
 def _scores(result: EvaluationResult) -> str:
     if not result.scores:
-        return small("No row was answered: no scores.")
+        return html.small("No row was answered: no scores.")
     rows = [
         (escape(_names(result)[branch]), f"{mean.exact:.0%}", f"{mean.rouge_l:.3f}", f"{mean.chrf:.3f}")
         for branch, mean in result.scores.items()
     ]
-    row_words = plural(next(iter(result.scores.values())).rows, "row")
+    row_words = html.plural(next(iter(result.scores.values())).rows, "row")
     caption = f"Greedy answers to {row_words}, compared with their references; 0 means no overlap, 1 means identical."
-    columns = [Column("Answers of"), *map(Column.of_numbers, ("Exact", "ROUGE-L", "chrF"))]
-    return table(columns, rows, css="scores", caption=caption)
+    columns = [html.Column("Answers of"), *map(html.Column.of_numbers, ("Exact", "ROUGE-L", "chrF"))]
+    return html.table(columns, rows, css="scores", caption=caption)
 
 
-def render_answered(result: EvaluationResult, page: ListPage) -> str:
+def render_answered(result: EvaluationResult, page: html.ListPage) -> str:
     """Return one page of answered rows, the worst tuned answers first."""
     rows, names = result.answered[page.start : page.end], _names(result)
     return f'<div class="answered">{"".join(_answer_row(row, names) for row in rows)}</div>' if rows else ""
@@ -172,13 +160,13 @@ def _answer_row(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
     summary = shorten(question_of(row.prompt), LONGEST_SUMMARY, placeholder=" …")
     return (
         f'<section><h3 class="num">Row {row.row + 1:,}</h3><details><summary>{escape(summary)}</summary>'
-        f'{log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
+        f'{html.log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
     )
 
 
 def _figures(scores: AnswerScores, tokens: int) -> str:
     exact = "exact · " if scores.exact else ""
-    return f"{exact}chrF {scores.chrf:.2f} · ROUGE-L {scores.rouge_l:.2f} · {plural(tokens, 'token')}"
+    return f"{exact}chrF {scores.chrf:.2f} · ROUGE-L {scores.rouge_l:.2f} · {html.plural(tokens, 'token')}"
 
 
 def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
@@ -188,16 +176,18 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     numbers = ["Rows", "Loss", "Perplexity", "Base perplexity", "Forgot", "Exact", "ROUGE-L", "chrF"]
     with_preferences = any(row.result.preference_accuracy is not None for row in rows)
     numbers += ["Preference accuracy"] if with_preferences else []
-    columns = [Column("Run"), *map(Column.of_numbers, numbers)]
-    html = table(columns, (_across(row, chosen, with_preferences=with_preferences) for row in rows), css="across")
-    return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
+    columns = [html.Column("Run"), *map(html.Column.of_numbers, numbers)]
+    content = html.table(
+        columns, (_across(row, chosen, with_preferences=with_preferences) for row in rows), css="across"
+    )
+    return f"<h3>All evaluations</h3>{html.small('Comparable only on the same held-out rows.')}{content}"
 
 
-def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> Row:
+def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> html.Row:
     result = row.result
     tuned, base, scores = result.losses.get("tuned"), result.losses.get("base"), result.scores.get("tuned")
     cells = [
-        under(escape(row.name), f"{row.state} · {row.data}"),
+        html.under(escape(row.name), f"{row.state} · {row.data}"),
         f"{result.rows:,}",
         f"{tuned.loss:.4f}" if tuned else "–",
         _perplexity(tuned.perplexity) if tuned else "–",
@@ -208,4 +198,4 @@ def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> Row:
     if with_preferences:
         cells.append(f"{result.preference_accuracy:.0%}" if result.preference_accuracy is not None else "–")
     key = f"{row.run_id}/{row.checkpoint}"
-    return Row(cells, pickable(key, chosen=key == chosen))
+    return html.Row(cells, html.pickable(key, chosen=key == chosen))

@@ -20,21 +20,7 @@ from engine.runs.disk import DiskUse
 from engine.runs.lab_queue import DeviceUse, QueueEntry
 from engine.runs.usage import Week, WeekOfPerson
 from ui.backend.lab import RunsOfPerson, SharedItem, Usage
-from ui.views.html import (
-    Column,
-    Row,
-    copyable,
-    duration,
-    empty,
-    pick_button,
-    pickable,
-    plural,
-    progress_bar,
-    size,
-    small,
-    table,
-    under,
-)
+from ui.views import html
 from ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json
 from ui.views.run_view import state_mark
 
@@ -45,10 +31,10 @@ STOP_PREFIX, LOOK_PREFIX, URGENT_PREFIX, TURN = "stop:", "look:", "urgent:", "tu
 def render_devices(devices: Sequence[DeviceUse], entries: Sequence[QueueEntry]) -> str:
     """Return a row per device: user, purpose, end, and programs outside Loratory."""
     if not devices:
-        return empty("No device", "This machine has no device that Loratory can use.")
+        return html.empty("No device", "This machine has no device that Loratory can use.")
     ends = {name: one for one in entries for name in one.device.split(", ") if name}
-    rows = [(under(escape(_device(one.device)), one.title), _use(one, ends.get(one.device))) for one in devices]
-    return table(("Device", "In use"), rows, css="rows devices")
+    rows = [(html.under(escape(_device(one.device)), one.title), _use(one, ends.get(one.device))) for one in devices]
+    return html.table(("Device", "In use"), rows, css="rows devices")
 
 
 def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = False) -> str:
@@ -59,21 +45,21 @@ def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = 
         manages: Add what an admin does to runs of all.
     """
     if not entries:
-        return empty("No runs", "No active or queued runs. The next run starts immediately.")
+        return html.empty("No runs", "No active or queued runs. The next run starts immediately.")
     rows = [_row(one, viewer, manages) for one in entries]
     columns = ("Owner", "State", "Expected end, or why it waits", *(("",) if manages else ()))
-    return table(columns, rows, css="rows turns")
+    return html.table(columns, rows, css="rows turns")
 
 
 def render_own_disk(use: DiskUse, limits: LabLimits, free: int) -> str:
     """Return the user's disk usage and quota, and the free space."""
     quota = limits.disk_gb_per_person
-    parts = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in use.parts.items())
+    parts = ", ".join(f"{name} {html.size(bytes_)}" for name, bytes_ in use.parts.items())
     of = f" of {quota:g} GB" if quota is not None else ""
     floor = f"; from {limits.free_disk_gb:g} GB down, no run starts" if limits.free_disk_gb else ""
-    text = f"You use {size(use.total)}{of} of disk space{f' ({parts})' if parts else ''}. {size(free)} are free{floor}."
-    bar = "" if quota is None else progress_bar("Disk space", min(1.0, use.total / (quota * 10**9)))
-    return f'<div class="disk">{bar}{small(text)}</div>'
+    text = f"You use {html.size(use.total)}{of} of disk space{f' ({parts})' if parts else ''}. {html.size(free)} are free{floor}."
+    bar = "" if quota is None else html.progress_bar("Disk space", min(1.0, use.total / (quota * 10**9)))
+    return f'<div class="disk">{bar}{html.small(text)}</div>'
 
 
 def _device(name: str) -> str:
@@ -87,7 +73,7 @@ def _use(device: DeviceUse, entry: QueueEntry | None) -> str:
         who = f"<b>{escape(device.owner)}</b>, for" if device.owner else "for"
         use = f"{who} {device.purpose}"
         times = _times(device.since, entry.expected_end if entry is not None else None, ends=entry is not None)
-        use = under(use, times) if times else use
+        use = html.under(use, times) if times else use
     return use + _programs(device)
 
 
@@ -111,8 +97,8 @@ def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
     if one.place is None:
         words = " ".join(filter(None, (f"{_times(one.since, one.expected_end, ends=True)}.".capitalize(), one.words)))
     cells = (
-        under(f"<b>{escape(one.owner)}</b>", identity),
-        under(state_mark(one.state), place),
+        html.under(f"<b>{escape(one.owner)}</b>", identity),
+        html.under(state_mark(one.state), place),
         f"{urgent}{escape(words)}",
     )
     return (*cells, _actions(one, name, is_own)) if manages else cells
@@ -120,22 +106,24 @@ def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
 
 def _actions(one: QueueEntry, name: str, is_own: bool) -> str:
     waits = one.place is not None
-    buttons = [] if is_own else [pick_button(f"{LOOK_PREFIX}{name}", "Look", label=f"Look into the run {name}")]
+    buttons = [] if is_own else [html.pick_button(f"{LOOK_PREFIX}{name}", "Look", label=f"Look into the run {name}")]
     if one.urgent:
-        buttons.append(pick_button(TURN, "Not urgent", label=f"The run {name} waits for its turn"))
+        buttons.append(html.pick_button(TURN, "Not urgent", label=f"The run {name} waits for its turn"))
     elif waits:
-        buttons.append(pick_button(f"{URGENT_PREFIX}{name}", "Make urgent", label=f"Make the run {name} urgent"))
-    buttons.append(pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}"))
+        buttons.append(html.pick_button(f"{URGENT_PREFIX}{name}", "Make urgent", label=f"Make the run {name} urgent"))
+    buttons.append(
+        html.pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}")
+    )
     return f'<span class="acts">{"".join(buttons)}</span>'
 
 
 def _time_left(seconds: float) -> str:
-    return f"about {duration(seconds)} left" if seconds > _ABOUT_TO_END_SECONDS else "about to end"
+    return f"about {html.duration(seconds)} left" if seconds > _ABOUT_TO_END_SECONDS else "about to end"
 
 
 def _times(since: float | None, end: float | None, *, ends: bool) -> str:
     now = time.time()
-    began = "" if since is None else f"for {duration(now - since)}"
+    began = "" if since is None else f"for {html.duration(now - since)}"
     left = "" if not ends else "end not known yet" if end is None else _time_left(end - now)
     return ", ".join(filter(None, (began, left)))
 
@@ -150,7 +138,7 @@ _OTHERS = "all other people"
 def render_people(people: Sequence[Person], invitations: Sequence[InvitationState], chosen: str) -> str:
     """Return a pickable row per account, and the open invitations."""
     rows = [
-        Row(
+        html.Row(
             (
                 f"<b>{escape(person.name)}</b>",
                 person.role,
@@ -159,60 +147,62 @@ def render_people(people: Sequence[Person], invitations: Sequence[InvitationStat
                 if person.disabled is None
                 else f'<span class="off">disabled {escape(ago(person.disabled))}</span>',
             ),
-            pickable(person.name, chosen=person.name == chosen),
+            html.pickable(person.name, chosen=person.name == chosen),
         )
         for person in people
     ]
-    people_table = table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
+    people_table = html.table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
     links = Counter(
         f"{one.role if one.person is None else f'new password of {one.person}'} by {one.invited_by or 'command line'}, "
-        f"valid for {duration(max(one.expires - time.time(), 0))}"
+        f"valid for {html.duration(max(one.expires - time.time(), 0))}"
         for one in invitations
     )
     words = "; ".join(f"{count} × {link}" if count > 1 else link for link, count in links.items())
-    return people_table + (small(f"{plural(links.total(), 'open link')}: {words}.") if links else "")
+    return people_table + (html.small(f"{html.plural(links.total(), 'open link')}: {words}.") if links else "")
 
 
 def render_link(link: str, what: str) -> str:
     """Return a link that is shown this once."""
     words = f"{what}. It can be used once, within 72 hours. Send it over a channel you trust; it is not shown again."
-    return f'<div class="notice" role="status"><b>{escape(words)}</b>{copyable(link, "link")}</div>'
+    return f'<div class="notice" role="status"><b>{escape(words)}</b>{html.copyable(link, "link")}</div>'
 
 
 def removal_words(name: str, runs: RunsOfPerson) -> str:
     """Return what removing an account does to it and its runs."""
     runs_words = "This account has no runs."
     if runs.all:
-        runs_words = f"Kept: {plural(runs.all, 'run')}, which admins can read."
+        runs_words = f"Kept: {html.plural(runs.all, 'run')}, which admins can read."
     if runs.active or runs.waiting:
-        runs_words += (
-            f" {plural(runs.active, 'run')} at work and {runs.waiting:,} waiting continue; stop them in the list below."
-        )
+        runs_words += f" {html.plural(runs.active, 'run')} at work and {runs.waiting:,} waiting continue; stop them in the list below."
     return f"{name} is signed out and cannot sign in again; the name is not given to another person. {runs_words}"
 
 
 def render_cache(cache: ModelCache) -> str:
     """Return the models in the cache: size, last use, users; those offered for removal are marked."""
     if not cache.models:
-        return empty("No models yet", "Models from the Hub are downloaded once and shared by all users.")
-    most = "no limit is set" if cache.most_bytes is None else f"the limit is {size(cache.most_bytes)}"
-    text = f"{plural(len(cache.models), 'model')}, {size(cache.bytes)}; {most}."
+        return html.empty("No models yet", "Models from the Hub are downloaded once and shared by all users.")
+    most = "no limit is set" if cache.most_bytes is None else f"the limit is {html.size(cache.most_bytes)}"
+    text = f"{html.plural(len(cache.models), 'model')}, {html.size(cache.bytes)}; {most}."
     if cache.offered:
         text += f" Remove the {len(cache.offered):,} marked ones, used least recently, to get below it."
     elif cache.most_bytes is not None and cache.bytes > cache.most_bytes:
         text += " All of them are needed by runs."
     rows = [_cache_row(one, one.id in cache.offered) for one in reversed(cache.models)]
-    columns = ("Model", Column.of_numbers("Size"), "Last used", "Runs", "")
-    below = pick_button(OFFERED, f"Remove the {plural(len(cache.offered), 'marked model')}")
-    return small(text) + table(columns, rows, css="rows", scrolls="scroll tall") + (below if cache.offered else "")
+    columns = ("Model", html.Column.of_numbers("Size"), "Last used", "Runs", "")
+    below = html.pick_button(OFFERED, f"Remove the {html.plural(len(cache.offered), 'marked model')}")
+    return (
+        html.small(text)
+        + html.table(columns, rows, css="rows", scrolls="scroll tall")
+        + (below if cache.offered else "")
+    )
 
 
 def _cache_row(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
     users = f"needed by {', '.join(name.partition('/')[0] for name in one.use.needed_by)}" if one.use.needed_by else ""
-    remove = pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
+    remove = html.pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
     return (
-        under(escape(one.id), "offered for removal" if is_offered else ""), size(one.bytes), escape(ago(one.last_used)),
-        under(f"{one.use.runs:,}", users), "" if one.use.needed_by else remove,
+        html.under(escape(one.id), "offered for removal" if is_offered else ""), html.size(one.bytes), escape(ago(one.last_used)),
+        html.under(f"{one.use.runs:,}", users), "" if one.use.needed_by else remove,
     )  # fmt: skip
 
 
@@ -220,9 +210,10 @@ def models_question(ids: Sequence[str], cache: ModelCache) -> str:
     """Return the question before models are removed from the cache."""
     models = [one for one in cache.models if one.id in ids]
     runs = sum(one.use.runs for one in models)
-    again = f" {plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
-    return f"Remove {', '.join(one.id for one in models)}? This frees {size(sum(one.bytes for one in models))}." + (
-        again if runs else " They are downloaded again when needed."
+    again = f" {html.plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
+    return (
+        f"Remove {', '.join(one.id for one in models)}? This frees {html.size(sum(one.bytes for one in models))}."
+        + (again if runs else " They are downloaded again when needed.")
     )
 
 
@@ -234,20 +225,20 @@ def render_usage(usage: Usage) -> str:
     )
     rows = [_usage_row(one, usage.disk.get((one.owner, one.week))) for one in all_weeks]
     total = sum(disk.total for disk in usage.disks)
-    below = small(
-        f"People have {size(total)} on disk now; {size(usage.free_bytes)} are free. Of earlier weeks, disk space is as of "
+    below = html.small(
+        f"People have {html.size(total)} on disk now; {html.size(usage.free_bytes)} are free. Of earlier weeks, disk space is as of "
         "their last day."
     )
     if not rows:
         return below
-    numbers = [Column.of_numbers(title) for title in ("GPU hours", "CPU hours", "kWh", "Runs", "Disk")]
-    return table(("Week", "Person", *numbers), rows, css="rows", scrolls="scroll tall") + below
+    numbers = [html.Column.of_numbers(title) for title in ("GPU hours", "CPU hours", "kWh", "Runs", "Disk")]
+    return html.table(("Week", "Person", *numbers), rows, css="rows", scrolls="scroll tall") + below
 
 
 def _usage_row(one: WeekOfPerson, disk: int | None) -> tuple[str, ...]:
     return (
         _week_name(one.week), f"<b>{escape(one.owner)}</b>", f"{one.gpu_hours:,.1f}", f"{one.cpu_hours:,.1f}",
-        "–" if one.kwh is None else f"{one.kwh:,.2f}", f"{one.runs:,}", "–" if disk is None else size(disk),
+        "–" if one.kwh is None else f"{one.kwh:,.2f}", f"{one.runs:,}", "–" if disk is None else html.size(disk),
     )  # fmt: skip
 
 
@@ -308,17 +299,17 @@ def usage_csv(usage: Usage) -> str:
 def render_shared(items: Sequence[SharedItem]) -> str:
     """Return the folders and files that everyone may read."""
     if not items:
-        return empty(
+        return html.empty(
             "Nothing is shared", "Put models into shared/models and data into shared/data below LORATORY_HOME."
         )
-    rows = [(item.kind, escape(item.name), size(item.bytes)) for item in items]
-    return table(("Kind", "Name", Column.of_numbers("Size")), rows, css="rows", scrolls="scroll tall")
+    rows = [(item.kind, escape(item.name), html.size(item.bytes)) for item in items]
+    return html.table(("Kind", "Name", html.Column.of_numbers("Size")), rows, css="rows", scrolls="scroll tall")
 
 
 def render_log(entries: Sequence[AuditEntry]) -> str:
     """Return entries of the audit log."""
     if not entries:
-        return empty("No matching entries", "Change the filter.")
+        return html.empty("No matching entries", "Change the filter.")
     rows = [
         (
             f'<span class="num">{datetime.fromtimestamp(one.time):%Y-%m-%d %H:%M:%S}</span>',
@@ -327,7 +318,7 @@ def render_log(entries: Sequence[AuditEntry]) -> str:
         )
         for one in entries
     ]  # fmt: skip
-    return table(("Time", "Person", "What", "Of what", "Address"), rows, css="rows", scrolls="scroll tall")
+    return html.table(("Time", "Person", "What", "Of what", "Address"), rows, css="rows", scrolls="scroll tall")
 
 
 def _week_name(week: Week) -> str:

@@ -7,27 +7,15 @@ from textwrap import shorten
 from engine.chat.contract import Branch
 from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindTally, Judgement, Pair
 from engine.evaluation.votes import PairsOfVotes, StoredVotes, Vote, VotedAnswer
+from ui.views import html
 from ui.views.chat import LONGEST_SUMMARY, NO_ANSWER, answer_box, answer_html
-from ui.views.html import (
-    ListPage,
-    counted,
-    empty,
-    facts,
-    log,
-    notices,
-    pick_button,
-    plural,
-    progress_bar,
-    short_name,
-    small,
-)
 
 VOTES_PER_PAGE = 5
 _LONGEST_ANSWER = 3_000  # characters of an answer that are shown
 _CLEAR_WINS = 6  # of as many decided pairs: the first result below 5%
 _VERDICTS = {"equal": "Equally good", "neither": "Neither is good"}
 
-NO_VOTES = empty(
+NO_VOTES = html.empty(
     "No votes yet",
     "Press “This is better” under an answer in Chat, or judge pairs in the blind test. Each vote becomes a training pair.",
 )
@@ -39,11 +27,11 @@ def render_counts(saved_votes: StoredVotes, pairs: PairsOfVotes) -> str:
     if not saved_votes.votes and not damaged:
         return NO_VOTES
     numbers = ((len(saved_votes.votes), "vote", "votes"), (len(pairs.rows), "pair to train on", "pairs to train on"))
-    damage = notices([f"{plural(damaged, 'damaged line')} skipped."] if damaged else ())
-    return f"{facts(counted(*number) for number in numbers)}{small(pairs.words) if pairs.left_out else ''}{damage}"
+    damage = html.notices([f"{html.plural(damaged, 'damaged line')} skipped."] if damaged else ())
+    return f"{html.facts(html.counted(*number) for number in numbers)}{html.small(pairs.words) if pairs.left_out else ''}{damage}"
 
 
-def render_votes(votes: Sequence[Vote], page: ListPage, asked_id: str = "") -> str:
+def render_votes(votes: Sequence[Vote], page: html.ListPage, asked_id: str = "") -> str:
     """Return one page of votes; the one with `asked_id` waits for a confirmation to delete it."""
     shown = "".join(_vote(vote, asked_id == vote.id) for vote in votes[page.start : page.end])
     return f'<div class="answered">{shown}</div>' if shown else ""
@@ -56,12 +44,12 @@ def _vote(vote: Vote, is_asked: bool) -> str:
     summary = shorten(vote.question, LONGEST_SUMMARY, placeholder=" …")
     prompt = "\n\n".join(f"{turn.role}: {_shorten(turn.content)}" for turn in vote.prompt)
     pick, text = ("really", "Delete permanently") if is_asked else ("delete", "Delete")
-    delete = pick_button(f"{pick}:{vote.id}", text, css="inline", label=f"{text} the vote on {summary}")
+    delete = html.pick_button(f"{pick}:{vote.id}", text, css="inline", label=f"{text} the vote on {summary}")
     return (
         f'<section><h3 class="num">{vote.time.astimezone():%d %b %Y, %H:%M} · {escape(vote.source)}</h3>'
-        f"<details><summary>{escape(summary)}</summary>{log(prompt, 'Prompt')}</details>"
+        f"<details><summary>{escape(summary)}</summary>{html.log(prompt, 'Prompt')}</details>"
         f'<div class="answers">{boxes}</div>'
-        f'<p class="figures">{escape(short_name(better.model.base))} · {_sampling(vote)}{delete}</p></section>'
+        f'<p class="figures">{escape(html.short_name(better.model.base))} · {_sampling(vote)}{delete}</p></section>'
     )
 
 
@@ -98,7 +86,7 @@ def render_writing(prompt: str, tokens: int, most: int) -> str:
     """Return the progress of the answers, of `most` tokens in all; they appear together, for the quicker one gives itself away."""
     count = f"{tokens:,} tokens so far" if tokens else "reading the question"
     waiting = f'<div class="answers waiting" role="status"><p>Generating two answers, {count}. They appear together.</p></div>'
-    waiting += progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
+    waiting += html.progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
     return f'<div class="talk blind">{_question(prompt)}{waiting}</div>'
 
 
@@ -141,7 +129,7 @@ def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     The bar of the decided pairs is distinguished by position as well as by colour.
     """
     if not tally.total:
-        return empty("No pairs judged yet", "Judge a few pairs; the tally is saved with the run.")
+        return html.empty("No pairs judged yet", "Judge a few pairs; the tally is saved with the run.")
     figures = (
         (f"{tally.second_preferred:,}", f"preferred {escape(names[tally.second])}"),
         (f"{tally.first_preferred:,}", f"preferred {escape(names[tally.first])}"),
@@ -152,14 +140,14 @@ def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     if tally.decisive:
         won = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decisive:.1f}%"></span>'
         bar = f'<div class="split" aria-hidden="true">{won}<span class="lost"></span></div>'
-    return f'{facts(figures)}{bar}<p class="sentence">{_significance(tally, names)}</p>'
+    return f'{html.facts(figures)}{bar}<p class="sentence">{_significance(tally, names)}</p>'
 
 
 def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     """Return the result of the sign test as HTML."""
     if not tally.decisive:
-        return f"Of {plural(tally.total, 'pair')} none was decided: no result yet."
-    wins, decided = max(tally.first_preferred, tally.second_preferred), plural(tally.decisive, "decided pair")
+        return f"Of {html.plural(tally.total, 'pair')} none was decided: no result yet."
+    wins, decided = max(tally.first_preferred, tally.second_preferred), html.plural(tally.decisive, "decided pair")
     if 2 * wins == tally.decisive:
         return f"Of {decided}, each side won {wins:,}: no difference."
     name = names[tally.second if tally.second_preferred == wins else tally.first]
