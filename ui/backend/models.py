@@ -26,14 +26,7 @@ from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.private_hub import (
-    PrivateCopy,
-    PrivateDownload,
-    PrivateKind,
-    list_private,
-    remove_private,
-    require_hub_id,
-)
+from engine.private_hub import PrivateCopy, PrivateDownload, PrivateKind, list_private, remove_private, require_hub_id
 from engine.runs.model_use import models_needed_by
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, FunctionJob, Job, Message, Work, stamp

@@ -18,17 +18,7 @@ from engine.accounts.people import Person, require_name
 from engine.accounts.throttle import ThrottledError
 from engine.errors import AccountError, EngineError
 from ui.front.account import ACCOUNT
-from ui.front.forms import (
-    JOIN,
-    SIGN_IN_WITH,
-    Form,
-    PlainPages,
-    address_of,
-    field,
-    page,
-    problem_box,
-    read_form,
-)
+from ui.front.forms import JOIN, SIGN_IN_WITH, Form, PlainPages, address_of, field, page, problem_box, read_form
 from ui.front.gate import COOKIE, PROXY_USER, SIGN_IN
 
 UNLINK = "/account/unlink"
@@ -77,10 +67,7 @@ class IdentityPages(PlainPages, ABC):
 
     def routes(self) -> list[Route]:
         """Return the pages."""
-        return [
-            Route(SIGN_IN_WITH, self._start, methods=["POST"]),
-            Route(UNLINK, self._unlink, methods=["POST"]),
-        ]
+        return [Route(SIGN_IN_WITH, self._start, methods=["POST"]), Route(UNLINK, self._unlink, methods=["POST"])]
 
     async def arrive(self, request: Request, intent: Intent, identity: Identity, suggest: Suggest) -> Response:
         """Complete the intent of a person with a known identity.

@@ -7,10 +7,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from datetime import datetime
 from html import escape
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from engine.accounts.accounts import InvitationState
-from engine.accounts.audit import AuditEntry
 from engine.accounts.limits import LabLimits
 from engine.accounts.people import Person
 from engine.hardware.lease import device_words
@@ -19,12 +17,19 @@ from engine.quantities import ago
 from engine.runs.disk import DiskUse
 from engine.runs.lab_queue import DeviceUse, QueueEntry
 from engine.runs.usage import Week, WeekOfPerson
-from ui.backend.lab import RunsOfPerson, SharedItem, Usage
 from ui.views import html
 from ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json
 from ui.views.run_view import state_mark
 
+if TYPE_CHECKING:  # they import argon2, which only labs need
+    from engine.accounts.accounts import InvitationState
+    from engine.accounts.audit import AuditEntry
+    from ui.backend.lab import RunsOfPerson, SharedItem, Usage
+
+MODEL_PREFIX, OFFERED = "model:", "offered"
+UsageKind = Literal["Hours", "Energy", "Disk"]
 _ABOUT_TO_END_SECONDS = 20
+_CHART_WEEKS, _TABLE_WEEKS = 12, 8
 STOP_PREFIX, LOOK_PREFIX, URGENT_PREFIX, TURN = "stop:", "look:", "urgent:", "turn"
 
 
@@ -70,37 +75,25 @@ def _use(device: DeviceUse, entry: QueueEntry | None) -> str:
     if device.purpose is None:
         use = "in use by other programs" if device.programs else "free"
     else:
-        who = f"<b>{escape(device.owner)}</b>, for" if device.owner else "for"
-        use = f"{who} {device.purpose}"
+        use = f"{f'<b>{escape(device.owner)}</b>, for' if device.owner else 'for'} {device.purpose}"
         times = _times(device.since, entry.expected_end if entry is not None else None, ends=entry is not None)
         use = html.under(use, times) if times else use
-    return use + _programs(device)
-
-
-def _programs(device: DeviceUse) -> str:
-    if not device.programs:
-        return ""
-    words = ", ".join(one.words for one in device.programs)
-    return f'<span class="under">Outside Loratory: {escape(words)}</span>'
+    programs = ", ".join(one.words for one in device.programs)
+    return html.under(use, f"Outside Loratory: {programs}") if programs else use
 
 
 def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
-    is_own = one.owner == viewer
+    is_own, waits = one.owner == viewer, one.place is not None
     name = f"{one.owner}/{one.run_id}"
-    whose = "yours" if is_own else ""
-    identity = " · ".join(filter(None, (whose, one.run_id[-4:])))
-    place = (
-        f"place {one.place}" if one.place is not None else ", ".join(map(_device, filter(None, one.device.split(", "))))
-    )
+    identity = f"{'yours · ' if is_own else ''}{one.run_id[-4:]}"
+    if waits:
+        position, words = f"place {one.place}", one.words or "Starts when a device is free."
+    else:
+        position = ", ".join(_device(device) for device in one.device.split(", ") if device)
+        words = f"{_times(one.since, one.expected_end, ends=True)}. {one.words}".strip().capitalize()
     urgent = f"<b>{escape(one.urgent)}</b> " if one.urgent else ""
-    words = one.words or ("Starts when a device is free." if one.place is not None else "")
-    if one.place is None:
-        words = " ".join(filter(None, (f"{_times(one.since, one.expected_end, ends=True)}.".capitalize(), one.words)))
-    cells = (
-        html.under(f"<b>{escape(one.owner)}</b>", identity),
-        html.under(state_mark(one.state), place),
-        f"{urgent}{escape(words)}",
-    )
+    owner = html.under(f"<b>{escape(one.owner)}</b>", identity)
+    cells = (owner, html.under(state_mark(one.state), position), f"{urgent}{escape(words)}")
     return (*cells, _actions(one, name, is_own)) if manages else cells
 
 
@@ -117,25 +110,16 @@ def _actions(one: QueueEntry, name: str, is_own: bool) -> str:
     return f'<span class="acts">{"".join(buttons)}</span>'
 
 
-def _time_left(seconds: float) -> str:
-    return f"about {html.duration(seconds)} left" if seconds > _ABOUT_TO_END_SECONDS else "about to end"
-
-
 def _times(since: float | None, end: float | None, *, ends: bool) -> str:
     now = time.time()
     began = "" if since is None else f"for {html.duration(now - since)}"
-    left = "" if not ends else "end not known yet" if end is None else _time_left(end - now)
+    left = "" if not ends else "end not known yet" if end is None else "about to end"
+    if ends and end is not None and end - now > _ABOUT_TO_END_SECONDS:
+        left = f"about {html.duration(end - now)} left"
     return ", ".join(filter(None, (began, left)))
 
 
-MODEL_PREFIX, OFFERED = "model:", "offered"
-UsageKind = Literal["Hours", "Energy", "Disk"]
-_CHART_WEEKS = 12
-_TABLE_WEEKS = 8
-_OTHERS = "all other people"
-
-
-def render_people(people: Sequence[Person], invitations: Sequence[InvitationState], chosen: str) -> str:
+def render_people(people: Sequence[Person], invitations: "Sequence[InvitationState]", chosen: str) -> str:
     """Return a pickable row per account, and the open invitations."""
     rows = [
         html.Row(
@@ -167,7 +151,7 @@ def render_link(link: str, what: str) -> str:
     return f'<div class="notice" role="status"><b>{escape(words)}</b>{html.copyable(link, "link")}</div>'
 
 
-def removal_words(name: str, runs: RunsOfPerson) -> str:
+def removal_words(name: str, runs: "RunsOfPerson") -> str:
     """Return what removing an account does to it and its runs."""
     runs_words = "This account has no runs."
     if runs.all:
@@ -217,7 +201,7 @@ def models_question(ids: Sequence[str], cache: ModelCache) -> str:
     )
 
 
-def render_usage(usage: Usage) -> str:
+def render_usage(usage: "Usage") -> str:
     """Return usage by person and week, and the disk space in use."""
     weeks = sorted({one.week for one in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
     all_weeks = sorted(
@@ -242,7 +226,7 @@ def _usage_row(one: WeekOfPerson, disk: int | None) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
+def usage_figure(usage: "Usage", kind: UsageKind = "Hours") -> str:
     """Return what each person used by week as stacked bars; empty where there is nothing. Hours on GPUs, if there is one."""
     weeks = sorted({one.week for one in usage.weeks})[-_CHART_WEEKS:]
     rows = [one for one in usage.weeks if one.week in weeks]
@@ -256,7 +240,7 @@ def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
     names = people if len(people) <= len(SERIES) else people[: len(SERIES) - 1]
     groups: list[tuple[str, Collection[str]]] = [(owner, (owner,)) for owner in names]
     if len(names) < len(people):
-        groups.append((_OTHERS, people[len(names) :]))
+        groups.append(("all other people", people[len(names) :]))
     traces: list[dict[str, Any]] = [
         {
             "type": "bar", "name": name, "x": [_week_name(week) for week in weeks],
@@ -272,7 +256,7 @@ def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
     return figure_json(traces, layout, f"{title} by week of {', '.join(name for name, _ in groups)}.")
 
 
-def _values(kind: UsageKind, usage: Usage, rows: Sequence[WeekOfPerson]) -> tuple[str, dict[tuple[str, Week], float]]:
+def _values(kind: UsageKind, usage: "Usage", rows: Sequence[WeekOfPerson]) -> tuple[str, dict[tuple[str, Week], float]]:
     if kind == "Disk":
         return "Disk space, GB", {(one.owner, one.week): usage.disk.get((one.owner, one.week), 0) / 1e9 for one in rows}
     if kind == "Energy":
@@ -282,7 +266,7 @@ def _values(kind: UsageKind, usage: Usage, rows: Sequence[WeekOfPerson]) -> tupl
     return "GPU hours" if has_gpu else "CPU hours", hours
 
 
-def usage_csv(usage: Usage) -> str:
+def usage_csv(usage: "Usage") -> str:
     """Return usage as CSV by person and week; disk space at the end of the week, if measured."""
     text = io.StringIO()
     writer = csv.writer(text)
@@ -296,7 +280,7 @@ def usage_csv(usage: Usage) -> str:
     return text.getvalue()
 
 
-def render_shared(items: Sequence[SharedItem]) -> str:
+def render_shared(items: "Sequence[SharedItem]") -> str:
     """Return the folders and files that everyone may read."""
     if not items:
         return html.empty(
@@ -306,7 +290,7 @@ def render_shared(items: Sequence[SharedItem]) -> str:
     return html.table(("Kind", "Name", html.Column.of_numbers("Size")), rows, css="rows", scrolls="scroll tall")
 
 
-def render_log(entries: Sequence[AuditEntry]) -> str:
+def render_log(entries: "Sequence[AuditEntry]") -> str:
     """Return entries of the audit log."""
     if not entries:
         return html.empty("No matching entries", "Change the filter.")
