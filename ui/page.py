@@ -57,7 +57,7 @@ class Page:
         self.reader = RunReader(services.runs)  # what all tabs know about runs
         person = services.person
         # Runs of other people of a lab; None without accounts.
-        self.shared = SharedRuns(services.home, person, services.shared) if person is not None else None
+        self.shared = SharedRuns.of(services.home, person, services.shared) if person is not None else None
         self.saved_draft = browser_state({}, "draft")
         # A client's value: read it by `form.judged_device`.
         self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))

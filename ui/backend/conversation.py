@@ -1,11 +1,11 @@
 """A conversation with one or more models: turns, streamed answers, prompts of rows, its file, and votes on answers."""
 
-import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import combinations
+from itertools import combinations, takewhile
 from queue import SimpleQueue
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
@@ -205,9 +205,7 @@ def _is_of_one_model(turns: Sequence[Turn], branch: Branch) -> bool:
 def _pair(turns: Sequence[Turn], one: Branch, other: Branch, system: str) -> TurnPair | None:
     sides = {branch: turns_of(messages_of(turns, branch, system)) for branch in (one, other)}
     first, second = sides.values()
-    prefix = next(
-        (place for place, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
-    )
+    prefix = len(list(takewhile(lambda turns: turns[0] == turns[1], zip(first, second, strict=False))))
     rests = {branch: messages[prefix:] for branch, messages in sides.items()}
     # A branch that was not asked earlier has another question where the other one has an answer.
     if not all(rest and rest[0].role == rest[-1].role == "assistant" for rest in rests.values()):
@@ -260,16 +258,10 @@ def run_streaming(work: Callable[[Callable[[M], None]], object]) -> Iterator[M]:
         Exception: The exception of `work`.
     """
     messages: SimpleQueue[M | None] = SimpleQueue()
-    outcome: Future[object] = Future()
-
-    def run() -> None:
-        try:
-            outcome.set_result(work(messages.put))
-        except BaseException as error:
-            outcome.set_exception(error)
-        messages.put(None)
-
-    threading.Thread(target=run, name="streaming-work", daemon=True).start()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="streaming-work")
+    outcome = pool.submit(work, messages.put)
+    pool.shutdown(wait=False)
+    outcome.add_done_callback(lambda _: messages.put(None))
     yield from iter(messages.get, None)
     outcome.result()
 
@@ -279,7 +271,6 @@ class AnswerStream:
 
     def __init__(self, session: ChatSession) -> None:
         self._session = session
-        self._lock = threading.Lock()  # guards _requests: stop comes from another thread than the answer
         self._requests: dict[str, list[str]] = {}  # ids under way, by page
 
     def chunks(self, requests: Sequence[ChatRequest], page_id: str, headers: Mapping[str, str]) -> Iterator[ChatChunk]:
@@ -291,31 +282,23 @@ class AnswerStream:
         """
         token = headers.get(TOKEN_HEADER, "")[:LONGEST_TOKEN]
         requests = [request.model_copy(update={"gpu_token": token}) for request in requests]
-        with self._lock:
-            self._requests[page_id] = [request.id for request in requests]
+        self._requests[page_id] = [request.id for request in requests]
         try:
             streams = [self._session.stream(request) for request in requests]
 
             def drain_all(send: Callable[[ChatChunk], None]) -> None:
-                def drain(stream: Iterator[ChatChunk]) -> None:
-                    for chunk in stream:
-                        send(chunk)
-
                 with ThreadPoolExecutor(len(streams)) as pool:
-                    list(pool.map(drain, streams))
+                    list(pool.map(lambda stream: deque(map(send, stream), maxlen=0), streams))
 
             yield from run_streaming(drain_all)
         finally:
-            with self._lock:
-                self._requests.pop(page_id, None)
+            self._requests.pop(page_id, None)
             for request in requests:
                 self._session.stop(request.id)
 
     def stop(self, page_id: str) -> None:
         """Stop the answers to this page."""
-        with self._lock:
-            ids = list(self._requests.get(page_id, ()))
-        for request_id in ids:
+        for request_id in self._requests.get(page_id, ()):
             self._session.stop(request_id)
 
 

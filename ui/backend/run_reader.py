@@ -100,11 +100,8 @@ class RunReader:
         self._lock = threading.Lock()  # guards what follows: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
         self._configs: dict[str, tuple[RunConfig, Provenance]] = {}
-        self._rows: tuple[float, int, list[RunSummary]] = (
-            -math.inf,
-            0,
-            [],
-        )  # time of reading, the folder's mtime, rows
+        # The rows, with the time of reading and the folder's.
+        self._rows: tuple[float, int, list[RunSummary]] = (-math.inf, 0, [])
         self._catching_up: threading.Thread | None = None
         self._index = RunIndex(runs, self._history_of)
 
@@ -285,31 +282,23 @@ class SharedReaders:
 
     def __init__(self) -> None:
         self.html_cache: Cache[str] = Cache()
-        self._lock = threading.Lock()  # guards _readers
         self._readers: dict[Path, RunReader] = {}  # by an owner's folder of runs
 
     def of(self, runs: RunStore) -> RunReader:
         """Return the reader of an owner's runs."""
-        with self._lock:
-            return self._readers.setdefault(runs.folder, RunReader(runs))
+        return self._readers.setdefault(runs.folder, RunReader(runs))
 
 
-class SharedRuns:
+@dataclass(frozen=True)
+class SharedRuns(LabRuns):
     """Reads other users' runs, named `owner/run-id`; rights are checked at every read."""
 
-    def __init__(self, home: LoratoryHome, person: Person, readers: SharedReaders) -> None:
-        self.readers = readers
-        self.audit = AuditLog(audit_log_path(home))
-        self._home = home
-        self._lab = LabRuns(home, person, self.audit)
+    readers: SharedReaders
 
-    def open(self, name: str, action: Action) -> Run:
-        """Look up a run for an action.
-
-        Raises:
-            RunError: If there is none, or the person may not.
-        """
-        return self._lab.open(name, action)
+    @classmethod
+    def of(cls, home: LoratoryHome, person: Person, readers: SharedReaders) -> "SharedRuns":
+        """Return the runs as one person may see them."""
+        return cls(home, person, AuditLog(audit_log_path(home)), readers)
 
     def observe(self, name: str, action: Action) -> RunSnapshot:
         """Return a run as it is now.
@@ -331,7 +320,7 @@ class SharedRuns:
         Of a run that is not shared, an admin sees here that it exists; looking into it is logged.
         """
         summaries = []
-        for run in self._lab.others()[:_MOST_RUNS]:
+        for run in self.others()[:_MOST_RUNS]:
             try:
                 shared = is_shared(run.folder)
                 summaries.append(self.summary(run) if shared else _summary_without_details(run))
@@ -348,14 +337,14 @@ class SharedRuns:
         folder = self.open(name, Action.COPY).folder
         config = folder.read_config()
         mapping = given_settings(config, read_provenance(folder).open_settings)
-        left_out = sorted({problem.field for problem in lab_problems(config, self._home)} & set(_EMPTY))
+        left_out = sorted({problem.field for problem in lab_problems(config, self.home)} & set(_EMPTY))
         for field in left_out:
             section, setting = field.split(".")
             mapping[section] = {**mapping[section], setting: _EMPTY[field]}
         return {**mapping, "run": {**mapping["run"], "name": ""}}, left_out
 
     def _reader(self, owner: str) -> RunReader:
-        return self.readers.of(RunStore(self._home, owner))
+        return self.readers.of(RunStore(self.home, owner))
 
 
 def _summary_without_details(run: Run) -> RunSummary:
