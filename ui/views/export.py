@@ -42,23 +42,16 @@ def render_verification(verification: Verification | None) -> str:
         return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
     answers = f"{verification.equal_answers} of {verification.prompts}"
     tolerance, perplexity = verification.allowed_logit_difference, verification.perplexity
-    if verification.passed and tolerance is None:
-        head = (
-            f'<span class="yes">Verified within quantization.</span> Its perplexity is close to the run\'s; {answers} greedy '
-            "answers are identical."
-        )
-    elif verification.passed and verification.equal_answers < verification.prompts:
-        head = (
-            f'<span class="yes">Verified within rounding.</span> {answers} greedy answers are identical; the rest differ '
-            "where two tokens were about equally likely."
-        )
-    elif verification.passed:
-        head = f'<span class="yes">Verified.</span> It was loaded again: {answers} greedy answers are identical to the run.'
-    else:
-        head = (
-            f'<span class="no">It differs from the run.</span> It {escape(verification.difference)}. Do not use it; '
-            "export the adapter instead."
-        )
+    css, verdict, words = "yes", "Verified", f"It was loaded again: {answers} greedy answers are identical to the run."
+    if not verification.passed:
+        css, verdict = "no", "It differs from the run"
+        words = f"It {escape(verification.difference)}. Do not use it; export the adapter instead."
+    elif tolerance is None:
+        verdict = "Verified within quantization"
+        words = f"Its perplexity is close to the run's; {answers} greedy answers are identical."
+    elif verification.equal_answers < verification.prompts:
+        verdict = "Verified within rounding"
+        words = f"{answers} greedy answers are identical; the rest differ where two tokens were about equally likely."
     figures = [
         (f"{verification.largest_logit_difference:.3g}", "largest logit difference"),
         *([(f"{tolerance:.3g}", "allowed for rounding")] if tolerance is not None else []),
@@ -68,12 +61,14 @@ def render_verification(verification: Verification | None) -> str:
         figures[:0] = [(f"{perplexity.written:.2f}", "perplexity, file"), (f"{perplexity.run:.2f}", "perplexity, run")]
     if verification.equal_prompts is not None:
         figures.append((f"{verification.equal_prompts} of {verification.prompts}", "equal prompt ids"))
-    needed_words = (
-        f" At least {verification.needed_answers} identical answers were needed." if verification.needed_answers else ""
+    needed = verification.needed_answers
+    comparison = (
+        f"Compared: {verification.compared}, computed in {verification.dtype}, in {verification.seconds:.0f} s."
+        f"{f' At least {needed} identical answers were needed.' if needed else ''}"
     )
-    read = f" Perplexity on {perplexity.on}, {plural(perplexity.tokens, 'token')}." if perplexity is not None else ""
-    comparison = f"Compared: {verification.compared}, computed in {verification.dtype}, in {verification.seconds:.0f} s.{needed_words}{read}"
-    return f'<p class="sentence">{head}</p>{facts(figures)}{small(comparison)}'
+    if perplexity is not None:
+        comparison += f" Perplexity on {perplexity.on}, {plural(perplexity.tokens, 'token')}."
+    return f'<p class="sentence"><span class="{css}">{verdict}.</span> {words}</p>{facts(figures)}{small(comparison)}'
 
 
 def render_sizes(sizes: Mapping[GgufType, PredictedSize]) -> str:

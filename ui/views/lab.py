@@ -3,11 +3,11 @@
 import csv
 import io
 import time
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from engine.accounts.limits import LabLimits
 from engine.accounts.people import Person
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # they import argon2, which only labs need
     from ui.backend.lab import RunsOfPerson, SharedItem, Usage
 
 MODEL_PREFIX, OFFERED = "model:", "offered"
-UsageKind = Literal["Hours", "Energy", "Disk"]
 _ABOUT_TO_END_SECONDS = 20
 _CHART_WEEKS, _TABLE_WEEKS = 12, 8
 STOP_PREFIX, LOOK_PREFIX, URGENT_PREFIX, TURN = "stop:", "look:", "urgent:", "turn"
@@ -226,44 +225,36 @@ def _usage_row(one: WeekOfPerson, disk: int | None) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def usage_figure(usage: "Usage", kind: UsageKind = "Hours") -> str:
-    """Return what each person used by week as stacked bars; empty where there is nothing. Hours on GPUs, if there is one."""
+def usage_figure(usage: "Usage") -> str:
+    """Return the hours of each person by week as stacked bars, on GPUs if there is one; empty where there is nothing."""
     weeks = sorted({one.week for one in usage.weeks})[-_CHART_WEEKS:]
     rows = [one for one in usage.weeks if one.week in weeks]
-    title, values = _values(kind, usage, rows)
-    totals: dict[str, float] = {}
-    for (owner, _), value in values.items():
-        totals[owner] = totals.get(owner, 0.0) + value
-    people = sorted((owner for owner in totals if totals[owner]), key=lambda owner: -totals[owner])
+    has_gpu = any(one.gpu_hours for one in rows)
+    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in rows}
+    totals: defaultdict[str, float] = defaultdict(float)
+    for (owner, _), value in hours.items():
+        totals[owner] += value
+    people = sorted(filter(totals.__getitem__, totals), key=lambda owner: -totals[owner])
     if not people:
         return ""
     names = people if len(people) <= len(SERIES) else people[: len(SERIES) - 1]
-    groups: list[tuple[str, Collection[str]]] = [(owner, (owner,)) for owner in names]
+    groups = [(owner, [owner]) for owner in names]
     if len(names) < len(people):
         groups.append(("all other people", people[len(names) :]))
     traces: list[dict[str, Any]] = [
         {
             "type": "bar", "name": name, "x": [_week_name(week) for week in weeks],
-            "y": [round(sum(values.get((owner, week), 0.0) for owner in owners), 2) for week in weeks],
-            "marker": {"color": colour}, "hovertemplate": f"%{{y:,.2f}} {title.rpartition(' ')[2]}",
+            "y": [round(sum(hours.get((owner, week), 0.0) for owner in owners), 2) for week in weeks],
+            "marker": {"color": colour}, "hovertemplate": "%{y:,.2f} hours",
         }
         for (name, owners), (colour, _) in zip(groups, SERIES, strict=False)
     ]  # fmt: skip
+    title = "GPU hours" if has_gpu else "CPU hours"
     layout = chart_layout(280, "usage") | {
         "barmode": "stack", "bargap": 0.4, "showlegend": True, "xaxis": AXIS | {"type": "category"},
         "yaxis": AXIS | {"title": {"text": title}, "rangemode": "tozero"},
     }  # fmt: skip
     return figure_json(traces, layout, f"{title} by week of {', '.join(name for name, _ in groups)}.")
-
-
-def _values(kind: UsageKind, usage: "Usage", rows: Sequence[WeekOfPerson]) -> tuple[str, dict[tuple[str, Week], float]]:
-    if kind == "Disk":
-        return "Disk space, GB", {(one.owner, one.week): usage.disk.get((one.owner, one.week), 0) / 1e9 for one in rows}
-    if kind == "Energy":
-        return "Energy, kWh", {(one.owner, one.week): one.kwh or 0.0 for one in rows}
-    has_gpu = any(one.gpu_hours for one in rows)
-    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in rows}
-    return "GPU hours" if has_gpu else "CPU hours", hours
 
 
 def usage_csv(usage: "Usage") -> str:
