@@ -89,7 +89,7 @@ def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
         position, words = f"place {one.place}", one.words or "Starts when a device is free."
     else:
         position = ", ".join(_device(device) for device in one.device.split(", ") if device)
-        words = f"{_times(one.since, one.expected_end, ends=True)}. {one.words}".strip().capitalize()
+        words = f"{_times(one.since, one.expected_end, ends=True).capitalize()}. {one.words}".strip()
     urgent = f"<b>{escape(one.urgent)}</b> " if one.urgent else ""
     owner = html.under(f"<b>{escape(one.owner)}</b>", identity)
     cells = (owner, html.under(state_mark(one.state), position), f"{urgent}{escape(words)}")
