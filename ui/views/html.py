@@ -174,6 +174,11 @@ def definitions(entries: Iterable[tuple[str, str]], css: str = "") -> str:
     return f"<dl{_attribute('class', css)}>{items}</dl>" if items else ""
 
 
+def section(title: str, content: str) -> str:
+    """Return a part of the side panel; both are HTML."""
+    return f'<div class="section"><h3>{title}</h3>{content}</div>'
+
+
 def progress_bar(label: str, fraction: float | None) -> str:
     """Return a progress bar; empty if `fraction`, from 0 to 1, is None."""
     if fraction is None:

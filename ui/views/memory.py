@@ -37,27 +37,24 @@ def _choices_row(draft: Draft, begins_with: str) -> str:
     if traits is not None:
         words = traits.summary(AdapterConfig.model_construct(**adapter))
         method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
-    objective = _objective(draft)
     rows_a_pass, passes = (_value(draft, f"training.{name}") for name in _BATCH)
     batch, rate = f"{rows_a_pass} × {passes}", _value(draft, "training.learning_rate")
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
         batch += f" = {html.plural(rows_a_pass * passes, 'row')} a step"
-    parts = [
-        (title, chosen_name(draft, name) + (" (cannot be used)" if draft.is_unusable(name) else ""))
-        for title, name in (("Model", "model.id"), ("Data", "dataset.source"))
-    ]
-    rows = [
-        *parts,
-        ("Method", method),
-        *([("Objective", objective)] if objective else []),
-        *([("Continues from", begins_with)] if begins_with else []),
-        ("Learning rate", f"{rate:g}" if isinstance(rate, int | float) else str(rate)),
+    chosen = []
+    for title, name in (("Model", "model.id"), ("Data", "dataset.source")):
+        words = escape(chosen_name(draft, name)) + (" (cannot be used)" if draft.is_unusable(name) else "")
+        chosen.append((title, words or '<span class="missing">not chosen yet</span>'))
+    entries = [
+        *chosen,
+        ("Method", escape(method)),
+        ("Objective", escape(_objective(draft))),
+        ("Continues from", escape(begins_with)),
+        ("Learning rate", f"{rate:g}" if isinstance(rate, int | float) else escape(str(rate))),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
-        ("Batch", batch),
+        ("Batch", escape(batch)),
     ]
-    missing = '<dd class="missing">not chosen yet</dd>'
-    entries = "".join(f"<dt>{name}</dt>{f'<dd>{escape(value)}</dd>' if value else missing}" for name, value in rows)
-    return f'<div class="section"><h3>Your draft</h3><dl>{entries}</dl></div>'
+    return html.section("Your draft", html.definitions(entries))
 
 
 def _objective(draft: Draft) -> str:
@@ -97,19 +94,17 @@ def _memory(draft: Draft) -> str:
     memory = draft.device_memory
     if memory.estimate is not None:
         return _judged_for(draft) + render_memory_bar(memory.estimate, _alarms(draft) + _rows_words(draft))
-    if (
-        memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None
-    ):  # the error is next to the choice of the place
-        return f'<div class="section"><h3>Memory</h3>{html.small("See the choice of hardware on the Train tab.")}</div>'
-    if memory.error is not None:
-        return f'<div class="section"><h3>Memory</h3>{html.error_box(memory.error)}{_alarms(draft)}</div>'
-    if draft.shape is not None:
-        reason = "Correct the settings above first."
+    if memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None:
+        content = html.small("See the choice of hardware on the Train tab.")  # the error is there
+    elif memory.error is not None:
+        content = html.error_box(memory.error) + _alarms(draft)
+    elif draft.shape is not None:
+        content = html.small("Correct the settings above first.") + _alarms(draft)
     elif draft.mapping["model"].get("id"):
-        reason = "Shown once the model has been looked up; see the Model tab."
+        content = html.small("Shown once the model has been looked up; see the Model tab.") + _alarms(draft)
     else:
-        reason = "Choose a model to see its memory."
-    return f'<div class="section"><h3>Memory</h3>{html.small(reason)}{_alarms(draft)}</div>'
+        content = html.small("Choose a model to see its memory.") + _alarms(draft)
+    return html.section("Memory", content)
 
 
 class Alarm(NamedTuple):
@@ -230,13 +225,9 @@ def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
     rows = []
     for change in changes:
         needs = f'<span class="{css.get(change.verdict, "no")}">{html.gib(change.needed_bytes)}</span>'
-        rows.append(
-            html.Row(
-                (html.under(escape(change.change), change.cost), needs),
-                html.pickable(" ".join(change.overrides), chosen=None),
-            )
-        )
-    return f'<div class="section"><h3>{title}</h3>{html.table(["Change", html.Column.of_numbers("Needs, GiB")], rows, scrolls="")}</div>'
+        cells = html.under(escape(change.change), change.cost), needs
+        rows.append(html.Row(cells, html.pickable(" ".join(change.overrides), chosen=None)))
+    return html.section(title, html.table(["Change", html.Column.of_numbers("Needs, GiB")], rows, scrolls=""))
 
 
 def render_measured_step(work: Work[MeasuredStep] | None) -> str:
@@ -261,4 +252,4 @@ def _figures(step: MeasuredStep) -> str:
         ("Tensors alone", f"{html.gib(step.allocated_bytes)} GiB" if step.allocated_bytes is not None else ""),
         ("Duration", f"{step.step_seconds:,.2f} s a step of {html.plural(step.rows, 'row')} of {step.tokens:,} tokens"),
     ]
-    return f'<div class="section"><h3>One step, measured on {escape(step.device_name)}</h3>{html.definitions(entries)}</div>'
+    return html.section(f"One step, measured on {escape(step.device_name)}", html.definitions(entries))

@@ -137,7 +137,7 @@ def render_made_of(snapshot: RunSnapshot) -> str:
         ("Batch", f"{rows} × {passes} = {html.plural(rows * passes, 'row')} a step"),
         ("Learning rate", f"{training.learning_rate:g}"),
     ]
-    return f'<div class="section"><h3>This run</h3>{html.definitions(entries)}</div>'
+    return html.section("This run", html.definitions(entries))
 
 
 def objective_entries(config: RunConfig) -> list[tuple[str, str]]:
