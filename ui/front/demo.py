@@ -7,7 +7,7 @@ once and answered from memory until the run changes.
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 
@@ -160,20 +160,18 @@ class DemoPages:
 
     def _make(self) -> None:
         view = self._read()
-        if view.stamp == self._stamp and self._whole:
-            return
-        self._view, self._body, self._stamp = view, render_demo(view), view.stamp
-        self._whole = self._page(render_asking(view), refresh=_REFRESH_SECONDS if view.is_changing else None)
+        stamp = view.stamp
+        if stamp != self._stamp or not self._whole:
+            self._view, self._body, self._stamp = view, render_demo(view), stamp
+            self._whole = self._page(render_asking(view), refresh=_REFRESH_SECONDS if view.is_changing else None)
 
     def _read(self) -> DemoView:
         run = self._demo.run
-        if run is None:
-            return DemoView(problem=self._demo.problem)
-        try:
-            snapshot = self._reader.observe(run.id)
-        except EngineError:  # it was deleted meanwhile
-            return DemoView(problem=self._demo.problem)
-        return DemoView(snapshot, self._demo.sample_of(run), self._words_of_failure(snapshot))
+        with suppress(EngineError):  # it was deleted meanwhile
+            if run is not None:
+                snapshot = self._reader.observe(run.id)
+                return DemoView(snapshot, self._demo.sample_of(run), self._words_of_failure(snapshot))
+        return DemoView(problem=self._demo.problem)
 
     def _words_of_failure(self, snapshot: RunSnapshot) -> str:
         failure, state = snapshot.history.failed, snapshot.state

@@ -305,7 +305,7 @@ def work_status(work: Work[Any] | None, stop_text: str) -> str:
     if work.is_under_way:
         return status(escape(work.words) + progress_bar(work.title, work.fraction))
     if work.was_stopped:
-        return f'<div class="notice" role="status">{escape(stop_text)}</div>'
+        return notice(stop_text)
     return error_box(work.error) if work.error is not None else ""
 
 
