@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -139,7 +139,7 @@ class Gate:
         except EngineError as error:
             await PlainTextResponse(str(error), 503)(scope, receive, send)
             return
-        await self._while_signed_in(request.cookies[COOKIE], person, _run(page, scope, receive, send))
+        await self._while_signed_in(request.cookies[COOKIE], person, page(scope, receive, send))
 
     async def _is_for_strangers(self, request: Request) -> bool:
         """Return whether the welcome page answers a request: `/` without an account, and in a frame for everyone."""
@@ -187,9 +187,9 @@ class Gate:
         uploads = request.query_params.getlist("upload_id")
         return all(self._pages.owns_upload(person, upload_id) for upload_id in uploads)
 
-    async def _while_signed_in(self, token: str, person: Person, answer: Coroutine[Any, Any, None]) -> None:
+    async def _while_signed_in(self, token: str, person: Person, answer: Awaitable[None]) -> None:
         """Continue an answer for as long as the session lasts and the person's role is the same."""
-        work = asyncio.create_task(answer)
+        work = asyncio.ensure_future(answer)
         try:
             while not (await asyncio.wait({work}, timeout=_LOOK_AGAIN_SECONDS))[0]:
                 now = await asyncio.to_thread(self._find_session, token)
@@ -222,10 +222,6 @@ class Gate:
             client = (last or "unknown", 0)
         own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED_HEADERS)]
         return {**scope, "headers": own, "scheme": "https", "client": client}
-
-
-async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)
 
 
 def _opens(headers: Headers, where: str) -> bool:

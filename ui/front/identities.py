@@ -69,7 +69,9 @@ class IdentityPages(PlainPages, ABC):
         """Return the pages."""
         return [Route(SIGN_IN_WITH, self._start, methods=["POST"]), Route(UNLINK, self._unlink, methods=["POST"])]
 
-    async def arrive(self, request: Request, intent: Intent, identity: Identity, suggest: Suggest) -> Response:
+    async def arrive(
+        self, request: Request, intent: Intent, identity: Identity, suggest: Suggest | None = None
+    ) -> Response:
         """Complete the intent of a person with a known identity.
 
         Args:
@@ -181,9 +183,9 @@ class IdentityPages(PlainPages, ABC):
         await self._log(request, signed_in.person.name, "unlinked", signed_in.person.name, self.service.log_name)
         return RedirectResponse(f"{ACCOUNT}?unlinked=1", 303)
 
-    async def _sign_in(self, request: Request, identity: Identity, suggest: Suggest) -> Response:
+    async def _sign_in(self, request: Request, identity: Identity, suggest: Suggest | None) -> Response:
         person = await asyncio.to_thread(self.identities.person_of, identity)
-        if person is None and not await asyncio.to_thread(self.identities.was_linked, identity):
+        if person is None and suggest is not None and not await asyncio.to_thread(self.identities.was_linked, identity):
             suggestion = await suggest()
             if suggestion is not None:
                 person = await asyncio.to_thread(self.identities.join, suggestion, "member", identity)
@@ -222,7 +224,7 @@ class ProxyPages(IdentityPages):
         try:
             if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
                 raise AccountError("The proxy did not send your name.", "Sign in there first.")
-            return await self.arrive(request, intent, Identity(self.service.issuer, name), _no_rule)
+            return await self.arrive(request, intent, Identity(self.service.issuer, name))
         except EngineError as error:
             return await self.show_failure(request, intent, error)
 
@@ -235,7 +237,3 @@ class ProxyPages(IdentityPages):
         if subject is not None:
             return name == subject
         return self.identities.person_of(Identity(self.service.issuer, name)) is None
-
-
-async def _no_rule() -> None:
-    return None
