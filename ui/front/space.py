@@ -1,37 +1,33 @@
-"""A lab in a Hugging Face Space: people sign in with their account there, visitors see the demo, or why it cannot start."""
+"""A lab in a Hugging Face Space: people sign in with their account there, visitors see the demo."""
 
 import asyncio
 import contextlib
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from html import escape
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from engine.accounts.accounts import Accounts
 from engine.accounts.audit import AuditLog
 from engine.accounts.database import Database
 from engine.accounts.identities import Identities, Purpose
-from engine.accounts.lab import Listener
 from engine.accounts.logins import Logins
 from engine.accounts.oidc import Arrival, Provider, Round
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.chat.zero_gpu import ZeroGpu
-from engine.errors import AccountError, EngineError, HubUnreachableError
+from engine.errors import AccountError, EngineError
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
 from engine.space.admission import Admission, Visitor
 from engine.space.environment import ADMITTED, HUB, SpaceEnvironment
 from engine.space.mirror import mirror_of
 from ui.front.demo import DemoPages, open_demo
-from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, page, problem_box
+from ui.front.forms import SIGN_IN_WITH, SIGN_OUT, Front, page
 from ui.front.gate import SIGN_IN, Welcome
 from ui.front.identities import IdentityPages, Intent
 from ui.front.oidc import OidcPages
@@ -193,37 +189,3 @@ class SpaceFront(Front):
             '<p class="small"><a href="/">Back to the demo</a> · '
             f'<a href="{escape(environment.duplicate_url)}" rel="noopener">Duplicate this Space</a></p>',
         )
-
-
-_TRIES_AGAIN_SECONDS = 60.0
-
-
-def serve_problem(error: EngineError, listener: Listener) -> None:
-    """Answer every request with what keeps a Space from starting, until it is stopped, or for a minute where waiting may help.
-
-    The page of a Space whose server ends at once shows no reason.
-
-    Raises:
-        DeviceError: If the port cannot be bound.
-    """
-    may_pass = isinstance(error, HubUnreachableError)
-    retry = f"<p>Retrying every {_TRIES_AGAIN_SECONDS:g} s.</p>" if may_pass else ""
-    plain = page("Loratory cannot start", problem_box(str(error)) + retry)
-    policy = f"{plain.headers['Content-Security-Policy']}; frame-ancestors {HUB}"
-    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
-    answer = HTMLResponse(plain.body, headers=headers)
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await answer(scope, receive, send)
-
-    config = uvicorn.Config(
-        app, loop="asyncio", lifespan="off", log_level="warning", access_log=False, server_header=False
-    )
-    server = uvicorn.Server(config)
-    if may_pass:
-        timer = threading.Timer(_TRIES_AGAIN_SECONDS, lambda: setattr(server, "should_exit", True))
-        timer.daemon = True
-        timer.start()
-    with contextlib.suppress(KeyboardInterrupt):
-        server.run(sockets=[listener.open()])
