@@ -322,10 +322,14 @@ class SharedRuns(LabRuns):
         summaries = []
         for run in self.others()[:_MOST_RUNS]:
             try:
-                shared = is_shared(run.folder)
-                summaries.append(self.summary(run) if shared else _summary_without_details(run))
+                if is_shared(run.folder):
+                    summaries.append(self.summary(run))
+                    continue
+                state, created = run.folder.read_state().state, read_provenance(run.folder).created
             except (EngineError, OSError):
                 continue
+            identity = name_of(run)
+            summaries.append(RunSummary(id=identity, owner=run.owner, name="Not shared", state=state, created=created))
         return summaries
 
     def settings(self, name: str) -> tuple[dict[str, Any], list[str]]:
@@ -347,33 +351,9 @@ class SharedRuns(LabRuns):
         return self.readers.of(RunStore(self.home, owner))
 
 
-def _summary_without_details(run: Run) -> RunSummary:
-    return RunSummary(
-        id=name_of(run), owner=run.owner, name="Not shared", state=run.folder.read_state().state,
-        created=read_provenance(run.folder).created,
-    )  # fmt: skip
-
-
 _EMPTY: dict[str, Any] = {"dataset.source": "", "dataset.mix": {}, "model.id": "", "adapter.warm_start": None}
 
 
 def name_of(run: Run) -> str:
     """Return the name by which another person opens a run."""
     return f"{run.owner}/{run.id}"
-
-
-def without_folders(config: RunConfig) -> RunConfig:
-    """Return a configuration for other people's eyes: of paths, the last name alone."""
-
-    def last(text: str) -> str:
-        return Path(text).name if Path(text).is_absolute() else text
-
-    dataset, start = config.dataset, config.adapter.warm_start
-    paths = {"source": last(dataset.source), "mix": {last(source): weight for source, weight in dataset.mix.items()}}
-    return config.model_copy(
-        update={
-            "dataset": dataset.model_copy(update=paths),
-            "model": config.model.model_copy(update={"id": last(config.model.id)}),
-            "adapter": config.adapter.model_copy(update={"warm_start": last(start) if start else start}),
-        }
-    )

@@ -12,7 +12,7 @@ from engine.config.load import config_to_yaml
 from engine.errors import EngineError
 from engine.runs.electricity import read_electricity
 from engine.runs.sharing import is_shared
-from ui.backend.run_reader import RunSnapshot, SharedRuns, can_chat, name_of, without_folders
+from ui.backend.run_reader import RunSnapshot, SharedRuns, can_chat, name_of
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -30,7 +30,7 @@ from ui.page import Page
 from ui.polls import poll, poll_answer
 from ui.views.html import empty, log
 from ui.views.loss_chart import ChartView, loss_figure
-from ui.views.run_details import render_run_details
+from ui.views.run_details import render_run_details, without_folders
 from ui.views.run_table import render_shared_runs
 from ui.views.run_view import render_heading
 

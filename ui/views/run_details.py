@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
@@ -172,3 +173,20 @@ def _setting(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def without_folders(config: RunConfig) -> RunConfig:
+    """Return a configuration for other people's eyes: of paths, the last name alone."""
+
+    def last(text: str) -> str:
+        return Path(text).name if Path(text).is_absolute() else text
+
+    dataset, start = config.dataset, config.adapter.warm_start
+    paths = {"source": last(dataset.source), "mix": {last(source): weight for source, weight in dataset.mix.items()}}
+    return config.model_copy(
+        update={
+            "dataset": dataset.model_copy(update=paths),
+            "model": config.model.model_copy(update={"id": last(config.model.id)}),
+            "adapter": config.adapter.model_copy(update={"warm_start": last(start) if start else start}),
+        }
+    )
