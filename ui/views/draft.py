@@ -1,8 +1,8 @@
 """A draft before it starts: its steps, tokens and time, the presets, and the bar with the next step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from engine.config.methods.registry import METHODS
 from engine.config.presets import Preset, find_preset
@@ -21,14 +21,12 @@ OPENING_BAR = small("Restoring draft …", role="status")
 _FIELD = "field:"
 
 
-@dataclass(frozen=True)
-class NextStep:
+class NextStep(NamedTuple):
     """The next action, and where a click on it leads."""
 
     words: str
-    place: (
-        str  # a tab, `field:` and a setting, `follow:`, `resume:` or `chat:` and a run's id; empty for the start itself
-    )
+    # A tab, `field:` and a setting, `follow:`, `resume:` or `chat:` and a run's id; empty for the start itself.
+    place: str
 
     @property
     def starts(self) -> bool:
