@@ -25,7 +25,7 @@ from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice
 from ui.tabs.sampling import read_sampling, with_seed
 from ui.tabs.talk import TalkPart
-from ui.views import votes as view
+from ui.views import evaluation as view
 from ui.views.html import empty, error_box, plural
 
 HELD_OUT, OWN = "From the held-out set", "My own"

@@ -9,7 +9,7 @@ from engine.evaluation.votes import Votes, pairs_of_votes
 from ui.components import QUICK, SLOW, UNCHANGED, Confirmation, Updates, pick_list, picked_value, shown_as_message
 from ui.page import Page
 from ui.tabs.data import with_source
-from ui.views import votes as view
+from ui.views import evaluation as view
 from ui.views.html import ListPage, error_box, plural, small
 
 _DELETE, _REALLY = "delete:", "really:"

@@ -1,19 +1,26 @@
-"""Facts and record of one run, and the differences between several runs."""
+"""Facts, record and exports of one run, and the differences between several runs."""
 
+import contextlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
 from engine.config.load import config_to_yaml
+from engine.config.results import ExportKind, GgufType
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
+from engine.export.contract import ExportedFile, ExportRecord, Verification
+from engine.export.gguf.precisions import PredictedSize, instead_words
+from engine.export.kinds import KINDS
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.electricity import Electricity, energy_words
 from engine.runs.summary import RunSummary
 from engine.runs.table import differing_settings
+from engine.runs.warm_start import ADAPTER_CONFIG
 from ui.backend.run_reader import RunSnapshot
+from ui.views import html
 from ui.views.dataset import render_facts, render_lengths
-from ui.views.html import GIB, Column, count, definitions, duration, log, plural, size, small, table
 from ui.views.loss_chart import SERIES
 from ui.views.rows import render_problems
 from ui.views.run_table import best_of, held_out_cell, when
@@ -37,26 +44,26 @@ def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Elec
         ("Note", f'<span class="note">{escape(row.note)}</span>' if row.note else ""),
         ("Tags", ", ".join(f"<span class=tag>{escape(tag)}</span>" for tag in row.tags)),
         *of_config,
-        ("Trained tokens", f"{count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),
+        ("Trained tokens", f"{html.count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),
         ("Trains", f"{row.trainable_parameters:,} parameters" if row.trainable_parameters else ""),
         ("Memory", _memory(row)),
-        ("Duration", duration(row.seconds) if row.seconds is not None else ""),
+        ("Duration", html.duration(row.seconds) if row.seconds is not None else ""),
         ("Electricity", escape(energy_words(row, electricity))),
         ("Created", when(row.created) if row.created else ""),
         ("Copied from", escape(snapshot.provenance.copied_from or "")),
         ("Id", f"<code>{escape(snapshot.run.id)}</code>"),
-        ("On disk", size(row.size_bytes)),
+        ("On disk", html.size(row.size_bytes)),
     ]
-    return definitions(entries, "details-grid")
+    return html.definitions(entries, "details-grid")
 
 
 def render_record(snapshot: RunSnapshot) -> str:
     """Return the record of a run as folds: configuration, data, environment and checkpoints."""
     folder = snapshot.run.folder
-    count_words = plural(len(list_checkpoints(folder.checkpoints)), "checkpoint")
-    config = small("Its config.yaml cannot be read.")
+    count_words = html.plural(len(list_checkpoints(folder.checkpoints)), "checkpoint")
+    config = html.small("Its config.yaml cannot be read.")
     if snapshot.config is not None:
-        config = log(config_to_yaml(snapshot.config), "config.yaml")
+        config = html.log(config_to_yaml(snapshot.config), "config.yaml")
     parts = [
         ("Configuration", config),
         ("Data", _data(folder.read_dataset_report())),
@@ -76,7 +83,7 @@ def _data(report: DatasetReport | None) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     items = f"<ul class=small>{notes}</ul>" if notes else ""
 
-    lead = small(f"{report.source}, read as {report.format}: {report.format_reason}.")
+    lead = html.small(f"{report.source}, read as {report.format}: {report.format_reason}.")
     return f"{lead}{render_facts(report)}{render_lengths(report)}{items}{render_problems(report)}"
 
 
@@ -99,7 +106,7 @@ def _environment(snapshot: RunSnapshot) -> str:
             ("Batching", parameters.batching),
             *((name, why_not or "used") for name, why_not in parameters.optimizations.items()),
         ]
-    return definitions(((escape(name), escape(value or "")) for name, value in entries), "details-grid")
+    return html.definitions(((escape(name), escape(value or "")) for name, value in entries), "details-grid")
 
 
 def _checkpoints(snapshot: RunSnapshot) -> str:
@@ -108,15 +115,20 @@ def _checkpoints(snapshot: RunSnapshot) -> str:
     rows = [
         (
             f"step {point.step:,}",
-            size(point.size_bytes),
+            html.size(point.size_bytes),
             losses.get(point.step, "–"),
             "best so far" if point.best else "",
             "" if point.step in present else "removed since",
         )
         for point in reversed(snapshot.history.checkpoints)
     ]
-    columns = [Column("Checkpoint"), *map(Column.of_numbers, ("Size", "Held-out loss")), Column(""), Column("", "soft")]
-    return table(columns, rows, scrolls="scroll tall") if rows else ""
+    columns = [
+        html.Column("Checkpoint"),
+        *map(html.Column.of_numbers, ("Size", "Held-out loss")),
+        html.Column(""),
+        html.Column("", "soft"),
+    ]
+    return html.table(columns, rows, scrolls="scroll tall") if rows else ""
 
 
 # Plotly's dashes in the words of CSS, as near as they come.
@@ -138,10 +150,10 @@ def render_differences(rows: Sequence[RunSummary], configs: Mapping[str, RunConf
             "preferred correctly",
             lambda row: "" if row.preference_accuracy is None else f"{row.preference_accuracy:.0%}",
         ),
-        ("trained tokens", lambda row: count(row.trained_tokens) if row.trained_tokens else ""),
+        ("trained tokens", lambda row: html.count(row.trained_tokens) if row.trained_tokens else ""),
         ("tokens/s", lambda row: f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else ""),
         ("memory", _memory),
-        ("duration", lambda row: duration(row.seconds) if row.seconds is not None else ""),
+        ("duration", lambda row: html.duration(row.seconds) if row.seconds is not None else ""),
         ("electricity", lambda row: escape(energy_words(row, electricity))),
     ]
     lines = [(name, [of_row(row) for row in rows]) for name, of_row in figures]
@@ -157,12 +169,12 @@ def render_differences(rows: Sequence[RunSummary], configs: Mapping[str, RunConf
             "or evaluate the runs on the same rows."
         )
     cells = ((name, *(value or "–" for value in values)) for name, values in lines if any(values))
-    return table(["", *heads], cells, css="differences") + small(note)
+    return html.table(["", *heads], cells, css="differences") + html.small(note)
 
 
 def _memory(row: RunSummary) -> str:
     figures = ((row.peak_memory_bytes, "measured"), (row.predicted_bytes, "predicted"))
-    return ", ".join(f"{size_bytes / GIB:.2f} GiB {word}" for size_bytes, word in figures if size_bytes)
+    return ", ".join(f"{size_bytes / html.GIB:.2f} GiB {word}" for size_bytes, word in figures if size_bytes)
 
 
 def _setting(value: object) -> str:
@@ -190,3 +202,132 @@ def without_folders(config: RunConfig) -> RunConfig:
             "adapter": config.adapter.model_copy(update={"warm_start": last(start) if start else start}),
         }
     )
+
+
+KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub", "script": "Exact script"}
+_COMPARED = frozenset({*KINDS, "hub"})  # with the run
+NO_EXPORTS = html.empty(
+    "No exports yet", "An export appears here with its files and its verification, and stays with the run."
+)
+
+
+def render_export(record: ExportRecord) -> str:
+    """Return one export: its place, its files and its verification."""
+    if record.place.startswith(("https://", "http://")):  # a self-hosted Hub may have no certificate
+        url = escape(record.place, quote=True)
+        place = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
+    else:
+        place = html.copyable(record.place, "path")
+    state = f" of {escape(record.checkpoint)}" if record.checkpoint else ""
+    verification = render_verification(record.verified) if record.kind in _COMPARED else ""
+    return (
+        f"<h3>{KIND_WORDS.get(record.kind, escape(record.kind))}{state}</h3>{verification}"
+        f'{html.notices(record.notes)}<p class="small num">{html.plural(len(record.files), "file")}, {html.size(record.size_bytes)}, in</p>'
+        f"{place}{_files(record.files)}"
+    )
+
+
+def render_verification(verification: Verification | None) -> str:
+    """Return the result of the verification, with the largest difference."""
+    if verification is None:
+        return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
+    answers = f"{verification.equal_answers} of {verification.prompts}"
+    tolerance, perplexity = verification.allowed_logit_difference, verification.perplexity
+    css, verdict, words = "yes", "Verified", f"It was loaded again: {answers} greedy answers are identical to the run."
+    if not verification.passed:
+        css, verdict = "no", "It differs from the run"
+        words = f"It {escape(verification.difference)}. Do not use it; export the adapter instead."
+    elif tolerance is None:
+        verdict = "Verified within quantization"
+        words = f"Its perplexity is close to the run's; {answers} greedy answers are identical."
+    elif verification.equal_answers < verification.prompts:
+        verdict = "Verified within rounding"
+        words = f"{answers} greedy answers are identical; the rest differ where two tokens were about equally likely."
+    figures = [
+        (f"{verification.largest_logit_difference:.3g}", "largest logit difference"),
+        *([(f"{tolerance:.3g}", "allowed for rounding")] if tolerance is not None else []),
+        (answers, "identical greedy answers"),
+    ]
+    if perplexity is not None:
+        figures[:0] = [(f"{perplexity.written:.2f}", "perplexity, file"), (f"{perplexity.run:.2f}", "perplexity, run")]
+    if verification.equal_prompts is not None:
+        figures.append((f"{verification.equal_prompts} of {verification.prompts}", "equal prompt ids"))
+    needed = verification.needed_answers
+    comparison = (
+        f"Compared: {verification.compared}, computed in {verification.dtype}, in {verification.seconds:.0f} s."
+        f"{f' At least {needed} identical answers were needed.' if needed else ''}"
+    )
+    if perplexity is not None:
+        comparison += f" Perplexity on {perplexity.on}, {html.plural(perplexity.tokens, 'token')}."
+    return f'<p class="sentence"><span class="{css}">{verdict}.</span> {words}</p>{html.facts(figures)}{html.small(comparison)}'
+
+
+def render_sizes(sizes: Mapping[GgufType, PredictedSize]) -> str:
+    """Return the size of a GGUF file by precision, and what llama.cpp cannot store."""
+    if not sizes:
+        return html.small("The base's weights are quantized already, so file sizes cannot be predicted.")
+    words = f"Predicted from the base's tensors by llama.cpp's rules, within 1%. {instead_words(sizes)}"
+    return html.facts((html.size(one.size_bytes), escape(name)) for name, one in sizes.items()) + html.small(
+        words.strip()
+    )
+
+
+def _files(files: Sequence[ExportedFile]) -> str:
+    rows = (
+        (escape(file.name), f'<span title="{file.size_bytes:,} bytes">{html.size(file.size_bytes)}</span>')
+        for file in files
+    )
+    return html.table(["File", html.Column.of_numbers("Size")], rows, scrolls="scroll tall")
+
+
+def render_exports(records: Sequence[ExportRecord], chosen: int) -> str:
+    """Return all exports of a run, newest first; a row can be picked."""
+    if len(records) < 2:
+        return ""
+    columns = [
+        html.Column("Format"), html.Column("Place", "soft where"), html.Column.of_numbers("Size"), html.Column("Verification", "tag"),
+        html.Column("Time", "r soft"),
+    ]  # fmt: skip
+    rows = (_export(number, record, number == chosen) for number, record in enumerate(records))
+    return f"<h3>Previous exports</h3>{html.table(columns, rows)}"
+
+
+def _export(number: int, record: ExportRecord, is_chosen: bool) -> html.Row:
+    verification = record.verified
+    mark, verdict = "tight", "not verified"
+    if verification is not None:
+        mark, verdict = ("yes", "verified") if verification.passed else ("no", "differs from the run")
+    kind = KIND_WORDS.get(record.kind, record.kind) + (f" · {record.checkpoint}" if record.checkpoint else "")
+    cells = (
+        escape(kind),
+        escape(record.place),
+        html.size(record.size_bytes),
+        f'<span class="{mark}">{verdict}</span>' if record.kind in _COMPARED else "",
+        record.time.astimezone().strftime("%d %b, %H:%M"),
+    )
+    return html.Row(cells, html.pickable(str(number), chosen=is_chosen))
+
+
+def loading_script(folder: Path, base: str) -> str:
+    """Return transformers and PEFT code that loads and prompts the export, as in its model card."""
+    config = folder / ADAPTER_CONFIG
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or base
+    kind = KINDS["adapter" if config.is_file() else "merged"]
+    names = {"folder": str(folder), "base": base}
+    return kind.code.format(**{name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in names.items()})
+
+
+def render_script(script: str) -> str:
+    """Return the code with a button that copies it."""
+    lead = html.small("Plain transformers and PEFT; Loratory is not needed.")
+    return f"<h3>Load it anywhere</h3>{lead}{html.copyable(script, 'code')}"
+
+
+def render_command_line(run_id: str, kind: ExportKind) -> str:
+    """Return commands for the same run; the last one exports it."""
+    commands = (
+        f'loratory show {run_id}\nloratory chat {run_id} --prompt "…"\n'
+        f"loratory export {run_id} --to {kind} --out {kind}-model"
+    )
+    return f"<h3>From the terminal</h3>{html.copyable(commands, 'commands')}"
