@@ -81,17 +81,16 @@ class PersonPages:
             if page is not None and page.role != person.role:
                 await self._close(person.name)
                 page = None
-            if page is None:
-                page = await self._open(person)
-            page.last_use = self._clock()
+            opened = page or await self._open(person)
+            opened.last_use = self._clock()
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-            page.requests += 1  # one that is being answered is in use, however long that takes
+            opened.requests += 1  # one that is being answered is in use, however long that takes
             try:
-                await page.answers(scope, receive, send)
+                await opened.answers(scope, receive, send)
             finally:
-                page.requests -= 1
-                page.last_use = self._clock()
+                opened.requests -= 1
+                opened.last_use = self._clock()
 
         return answer
 
