@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
-from textwrap import shorten
 
 from engine.chat.contract import Branch
 from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindTally, Judgement, Pair
@@ -154,7 +153,7 @@ def _answer_row(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
         answer_box(branch, names[branch], answer_html(answer.text), _figures(answer.scores, answer.tokens))
         for branch, answer in row.answers.items()
     )
-    summary = shorten(question_of(row.prompt), LONGEST_SUMMARY, placeholder=" …")
+    summary = html.shorten(question_of(row.prompt), LONGEST_SUMMARY)
     return (
         f'<section><h3 class="num">Row {row.row + 1:,}</h3><details><summary>{escape(summary)}</summary>'
         f'{html.log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
@@ -229,7 +228,7 @@ def _vote(vote: Vote, is_asked: bool) -> str:
     better, worse = vote.sides
     names = (_VERDICTS[vote.verdict],) * 2 if vote.is_tie else ("Better", "Worse")
     boxes = _box("" if vote.is_tie else "chosen", names[0], better) + _box("", names[1], worse)
-    summary = shorten(vote.question, LONGEST_SUMMARY, placeholder=" …")
+    summary = html.shorten(vote.question, LONGEST_SUMMARY)
     prompt = "\n\n".join(f"{turn.role}: {_shorten(turn.content)}" for turn in vote.prompt)
     pick, text = ("really", "Delete permanently") if is_asked else ("delete", "Delete")
     delete = html.pick_button(f"{pick}:{vote.id}", text, css="inline", label=f"{text} the vote on {summary}")

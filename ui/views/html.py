@@ -333,6 +333,12 @@ def short_name(identifier: str) -> str:
     return shown_name(last or identifier)
 
 
+def shorten(text: str, most: int) -> str:
+    """Return the beginning of a text in one line, of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]} …"
+
+
 def dollars(amount: float) -> str:
     """Return a price: `$0.80`, or `under $0.01`."""
     return f"${amount:,.2f}" if amount >= 0.005 else "under $0.01"
