@@ -30,7 +30,8 @@ AskCluster = Callable[[ClusterPlace, RunConfig], Forecast]
 
 def ask_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
     """Ask Slurm, which may take as long as two of its commands may."""
-    slurm, free = Slurm(place.command_seconds), {}
+    slurm = Slurm(place.command_seconds)
+    free: Mapping[str, int] = {}
     try:
         free = free_gpus(slurm, place)
         return Forecast(free, expected_start(slurm, place, JobResources.of(config, place)))

@@ -38,7 +38,8 @@ def render_evaluation(result: EvaluationResult) -> str:
     """Return losses, perplexities and scores."""
     if "tuned" not in result.losses or "base" not in result.losses:
         return ""
-    base, tuned, changes = result.losses["base"], result.losses["tuned"], []
+    base, tuned = result.losses["base"], result.losses["tuned"]
+    changes: list[tuple[str, str]] = []
     if result.gain is not None and result.forgetting is not None:
         changes = [(gain_words(result.gain), "held-out rows"), (forgetting_words(result.forgetting), "general text")]
     figures = (
