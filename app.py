@@ -88,7 +88,7 @@ def _serve_space(options: argparse.Namespace) -> int:
     except EngineError as error:
         print(error, file=sys.stderr, flush=True)
         forget_secrets()
-        from ui.front.problem import serve_problem
+        from ui.front.connections import serve_problem
 
         serve_problem(error, listener)
         if not isinstance(error, HubUnreachableError):

@@ -33,7 +33,7 @@ from tests.fake_inspector import a_shape
 from tests.hub.published import NEXT_COMMIT, PublishedHub
 from tests.invented_runs import a_config
 from tests.runs.supervision import wait_until
-from ui.backend.own_models import OwnDownloads
+from ui.backend.models import OwnDownloads
 
 MODEL = ModelConfig(id="owner/gated")
 DATASET = "owner/gated-rows"

@@ -42,8 +42,8 @@ from ui.tabs.model import ModelTab
 from ui.tabs.runs import RunsTab
 from ui.tabs.start import why_not
 from ui.tabs.train import FOLLOW, SET_UP, TrainTab
+from ui.views.draft import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
 from ui.views.html import gib, pick_button, plural
-from ui.views.next_step import OPENING_BAR, NextStep, next_step, render_bar, render_start_here
 from ui.views.run_view import tab_title
 
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
@@ -188,10 +188,6 @@ def build_app(services: Services) -> gr.Blocks:
         data_tab.open_restored(restore_event)
         data_tab.open_after(undone)
 
-        def leave(request: gr.Request) -> None:
-            services.checks.leave(request.session_hash or "")
-
-        app.unload(leave)
     return app
 
 

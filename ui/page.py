@@ -14,8 +14,7 @@ from gradio.events import Dependency
 from engine.config.suited import SETTINGS
 from engine.runs.run import RUN_ID, Run
 from ui.backend.background import BackgroundWork, Message
-from ui.backend.run_reader import RunReader
-from ui.backend.shared_runs import SharedRuns
+from ui.backend.run_reader import RunReader, SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
 from ui.draft import Draft, known_rows, read_draft, read_settings, shape_of, suit
 from ui.form import ALL_LINEAR, JUDGE_FOR, SUITED, Form, setting_in, targets_update
@@ -46,7 +45,7 @@ class Page:
         self.reader = RunReader(services.runs)  # what all tabs know about runs
         person = services.person
         # Runs of other people of a lab; None without accounts.
-        self.shared = SharedRuns(services.home, person, services.shared) if person is not None else None
+        self.shared = SharedRuns.of(services.home, person, services.shared) if person is not None else None
         self.saved_draft = browser_state({}, "draft")
         # A client's value: read it by `form.judged_device`.
         self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))

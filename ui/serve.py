@@ -27,8 +27,7 @@ from engine.runs.store import RunStore
 from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
 from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.models import KnownShapes, Shapes, Tokenizers
-from ui.backend.own_models import OwnDownloads
+from ui.backend.models import KnownShapes, OwnDownloads, Shapes, Tokenizers
 from ui.backend.results import ResultWork
 from ui.backend.transfers import LARGEST_FILE_BYTES, Transfers
 from ui.build import build_app

@@ -22,10 +22,9 @@ from engine.runs.summary import RunSummary
 from ui.backend.background import BackgroundWork, Job
 from ui.backend.cluster import ClusterForecast
 from ui.backend.dataset_checks import DatasetChecks
-from ui.backend.models import KnownFits, KnownShapes, Tokenizers
-from ui.backend.own_models import OwnDownloads
+from ui.backend.models import KnownFits, KnownShapes, OwnDownloads, Tokenizers
 from ui.backend.results import ResultWork
-from ui.backend.shared_runs import SharedReaders
+from ui.backend.run_reader import SharedReaders
 from ui.backend.transfers import Transfers
 
 if TYPE_CHECKING:

@@ -174,7 +174,7 @@ def figure(value):
 
 
 def test_rewards_margin_accuracy_and_length_are_small_charts_of_one_figure(tmp_path):
-    from ui.views.preference_chart import preference_figure
+    from ui.views.step_charts import preference_figure
 
     history = read_history(log_of(tmp_path, lambda share: rewards(share, -share), chosen_longer=0.6))
 
@@ -195,7 +195,7 @@ def test_rewards_margin_accuracy_and_length_are_small_charts_of_one_figure(tmp_p
 
 
 def test_ratings_have_their_kl_and_log_probabilities(tmp_path):
-    from ui.views.preference_chart import preference_figure
+    from ui.views.step_charts import preference_figure
 
     ratings = {"rewards/chosen": 1.0, "rewards/rejected": -1.0, "rewards/margins": 2.0, "logps/chosen": -9.0, "logps/rejected": -8.0, "kl": 0.4}  # fmt: skip
     history = read_history(log_of(tmp_path, lambda _: ratings))
@@ -209,7 +209,7 @@ def test_ratings_have_their_kl_and_log_probabilities(tmp_path):
 
 
 def test_before_anything_was_measured_there_is_no_chart(tmp_path):
-    from ui.views.preference_chart import preference_figure
+    from ui.views.step_charts import preference_figure
 
     log = tmp_path / "events.jsonl"
     with EventWriter(log, attempt=1) as writer:

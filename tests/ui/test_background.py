@@ -7,7 +7,8 @@ import pytest
 from engine.chat.contract import Progress
 from engine.errors import EngineError, ModelError, RunError, StorageError
 from engine.processes.messages import CancelledRequestError
-from ui.backend.background import UNEXPECTED, BackgroundWork
+from ui.backend.background import UNEXPECTED, BackgroundWork, Cache
+from ui.backend.conversation import run_streaming
 
 WAIT_SECONDS = 300
 
@@ -115,3 +116,39 @@ def test_leaving_stops_everything_that_is_under_way():
 
     assert all(job.stopped for job in jobs)
     assert all(background.find(str(number)).was_stopped for number in range(2))
+
+
+# Messages of streaming work, and results that are made once
+
+
+def test_what_is_announced_comes_in_order():
+    def work(say):
+        say("one")
+        say("two")
+
+    assert list(run_streaming(work)) == ["one", "two"]
+
+
+def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
+    def work(say):
+        say("one")
+        raise RunError("It broke.", "Mend it.")
+
+    steps = run_streaming(work)
+    assert next(steps) == "one"
+    with pytest.raises(RunError, match=r"It broke\."):
+        next(steps)
+
+
+def test_results_are_kept_by_key_and_the_oldest_is_released():
+    rendered: Cache[str] = Cache(capacity=2)
+    drawn: list[str] = []
+
+    def draw(value):
+        drawn.append(value)
+        return value
+
+    for key in ("a", "b", "a", "c", "a", "b"):
+        assert rendered.get(key, lambda key=key: draw(key)) == key
+
+    assert drawn == ["a", "b", "c", "b"]

@@ -2,9 +2,7 @@
 
 import threading
 from dataclasses import replace
-from typing import Any
 
-import gradio as gr
 import pytest
 
 from engine.config.run import ModelConfig
@@ -13,7 +11,6 @@ from tests.fake_inspector import a_report
 from tests.runs.supervision import wait_until
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
 from ui.backend.dataset_checks import DatasetChecks
-from ui.build import build_app
 
 
 class HeldInspector:
@@ -103,58 +100,9 @@ def test_fetching_ends_once_the_page_has_gone_on_to_other_data(checks, inspector
     assert inspector.fetching_was_stopped == stops
 
 
-def test_a_pass_whose_page_was_closed_ends(checks, inspector, monkeypatch):
-    monkeypatch.setattr("ui.backend.dataset_checks._LEAVING_SECONDS", 0.0)
-    checks.ask(with_length(512), "page")
-    wait_until(lambda: inspector.under_way == [512])
-
-    checks.leave("page")
-
-    wait_until(lambda: inspector.under_way == [])
-    assert checks.find(with_length(512)) is None
-
-
-def test_a_pass_continues_for_another_page_and_for_one_that_was_reloaded(checks, inspector, monkeypatch):
-    shared = checks.ask(with_length(512), "one")
-    checks.ask(with_length(512), "other")
-    reloaded = checks.ask(with_length(1024), "reloaded")
-    checks.leave("reloaded")
-    assert checks.ask(with_length(1024), "reloaded again") is reloaded
-    monkeypatch.setattr("ui.backend.dataset_checks._LEAVING_SECONDS", 0.0)
-
-    checks.leave("one")
-    closed = checks.ask(with_length(256), "closed")
-    checks.leave("closed")
-
-    assert closed.stop.wait(PATIENCE_SECONDS)
-    assert not shared.stop.is_set()
-    assert not reloaded.stop.is_set()
-
-
 def test_a_pass_that_no_page_looks_at_ends_by_itself(checks, inspector, monkeypatch):
     monkeypatch.setattr("ui.backend.dataset_checks._UNWANTED_SECONDS", 0.0)
     forgotten = checks.ask(with_length(512), "page")
 
     assert forgotten.stop.wait(PATIENCE_SECONDS)
     wait_until(lambda: inspector.under_way == [])
-
-
-def test_fetching_for_a_page_that_was_closed_ends(checks, inspector, monkeypatch):
-    monkeypatch.setattr("ui.backend.dataset_checks._LEAVING_SECONDS", 0.0)
-    checks.read(with_length(512, "owner/data"))
-    checks.ask(with_length(512, "owner/data"), "page")
-
-    checks.leave("page")
-
-    wait_until(lambda: inspector.fetching_was_stopped == 1)
-
-
-def test_closing_a_page_is_passed_on(services):
-    app = build_app(services)
-    left: list[Any] = []
-    services.checks.leave = left.append
-    unload = next(fn for fn in app.fns.values() if any(event == "unload" for _, event in fn.targets))
-
-    unload.fn(gr.Request(session_hash="one-page"))
-
-    assert left == ["one-page"]

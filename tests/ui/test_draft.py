@@ -14,8 +14,8 @@ from ui.backend.dataset_checks import DatasetChecks, question_of
 from ui.backend.models import KnownShapes
 from ui.tabs.method import render_method_table, render_trainable
 from ui.tabs.start import why_not
+from ui.views.draft import next_step, render_bar
 from ui.views.memory import render_side_panel
-from ui.views.next_step import next_step, render_bar
 
 
 def test_an_empty_form_reports_what_to_choose_and_reports_no_mistake(form):

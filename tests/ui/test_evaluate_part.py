@@ -11,7 +11,8 @@ from ui.backend.results import MeasuredRun
 from ui.backend.run_reader import FINAL
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_MODEL, AS_TRAINED, NOTHING, Chosen
-from ui.views.evaluation import pages_of, question_of, render_across, render_answered, render_evaluation
+from ui.views.evaluation import question_of, render_across, render_answered, render_evaluation
+from ui.views.html import ListPage
 
 WAIT_SECONDS = 300
 
@@ -153,7 +154,7 @@ def test_settings_out_of_bounds_are_reported_in_place(part, services, run):
 def test_everything_that_was_written_is_escaped():
     result = an_evaluation()
 
-    html = render_evaluation(result) + "".join(render_answered(result, page) for page in range(pages_of(result)))
+    html = render_evaluation(result) + render_answered(result, ListPage.at(0, 99, 99))
 
     assert "<i>first" not in html
     assert "&lt;i&gt;first" in html
@@ -164,7 +165,7 @@ def test_answers_are_shown_as_the_markdown_they_are():
     bold = first.model_copy(update={"reference": "**Rank** is `r`."})
     result = an_evaluation().model_copy(update={"answered": (bold, *rest)})
 
-    assert "<strong>Rank</strong> is <code>r</code>" in render_answered(result, 0)
+    assert "<strong>Rank</strong> is <code>r</code>" in render_answered(result, ListPage.at(0, 1, 1))
 
 
 def test_what_was_forgotten_is_next_to_what_was_gained():

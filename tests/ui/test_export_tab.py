@@ -17,7 +17,7 @@ from ui.backend.run_reader import FINAL
 from ui.backend.transfers import Transfers, list_files
 from ui.tabs.export import ExportTab
 from ui.tabs.export_formats import ADAPTER, EXACT, FORMS, GGUF, HUB, MERGED, SCRIPT, YAML
-from ui.views.export import loading_script, render_record, render_verification
+from ui.views.run_details import loading_script, render_export, render_verification
 
 WAIT_SECONDS = 300
 
@@ -269,7 +269,7 @@ def test_a_run_that_was_deleted_is_reported_as_gone(tab):
     [("https://hub/me/x", True), ("http://127.0.0.1:1/me/x", True), ("/home/me/x", False), ("javascript:x", False)],
 )
 def test_only_a_hub_is_a_link_also_one_of_ones_own(place, linked):
-    assert (f'href="{place}"' in render_record(ExportRecord(kind="hub", place=place))) is linked
+    assert (f'href="{place}"' in render_export(ExportRecord(kind="hub", place=place))) is linked
 
 
 def test_an_export_that_differs_is_not_called_good():

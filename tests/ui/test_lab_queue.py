@@ -18,7 +18,7 @@ from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPla
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.gradio_internals import Blocks
 from ui.tabs.shared_runs import LabQueuePart
-from ui.views.lab_queue import render_devices, render_own_disk, render_queue
+from ui.views.lab import render_devices, render_own_disk, render_queue
 
 SECRET = "only for the eyes of ann"
 

@@ -1,8 +1,9 @@
-"""What the curves show: pure figures, checked with Plotly's own validation."""
+"""What the curves show: figures, checked with Plotly's own validation, and SVG that lies inside its box."""
 
 import json
 import math
 import re
+import uuid
 
 import plotly.graph_objects as go
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from engine.runs.history.events import EvalData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import RunHistory, read_history
-from ui.views.loss_chart import ChartView, loss_figure, overlay_figure, small_figures
+from ui.views.loss_chart import ChartView, loss_figure, loss_words, overlay_figure, render_loss_svg
+from ui.views.step_charts import small_figures
 
 
 @pytest.fixture
@@ -119,3 +121,81 @@ def test_several_runs_are_distinguished_by_colour_and_dash(history, against, las
     assert [trace.name for trace in lines] == ["one", "two"]
     assert lines[0].line.dash != lines[1].line.dash
     assert lines[0].x[-1] == last
+
+
+# As SVG, for pages without JavaScript
+
+
+def a_history(tmp_path, losses, evals=(), total=None):
+    """A history with these losses, and held-out losses by step."""
+    path = tmp_path / f"{uuid.uuid4().hex}.jsonl"
+    with EventWriter(path, attempt=1) as writer:
+        writer.append(StatusData(phase="training", total_steps=total))
+        for step, loss in evals:
+            writer.append(EvalData(step=step, eval_loss=loss, eval_tokens=9, rows=3, seconds=0.1))
+        for step, loss in enumerate(losses, start=1):
+            writer.append(
+                StepData(step=step, epoch=0.1, loss=loss, learning_rate=1e-3, tokens=step, tokens_per_second=9.0)
+            )
+    return read_history(path)
+
+
+def points(svg):
+    """All coordinates of its curves."""
+    return [
+        tuple(map(float, pair.split(","))) for line in re.findall(r'points="([^"]+)"', svg) for pair in line.split()
+    ]
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [3.0, 2.0, 1.0],
+        [1.0, 1.0, 1.0],
+        [1e-9, 2e-9, 1e-9],
+        [-4.0, -5.0, 2.0],
+        [3.0, math.nan, 2.0, math.inf, 1.0],
+        [5.0 - n / 400 for n in range(2_000)],
+    ],
+)
+def test_every_point_lies_inside(tmp_path, losses):
+    width = 340
+    svg = render_loss_svg(a_history(tmp_path, losses, [(0, 2.0), (2, 1.5)]), width, 230)
+
+    result = points(svg)
+    assert result
+    assert all(0 <= x <= width and 0 <= y <= 230 for x, y in result)
+    assert "nan" not in svg
+    assert "inf" not in svg
+    assert len(svg) < 40_000
+
+
+def test_lower_losses_are_lower_and_later_steps_further_right(tmp_path):
+    svg = render_loss_svg(a_history(tmp_path, [3.0, 2.0, 1.0]), 760, 280)
+    raw = points(svg[svg.index('class="each"') :])[:3]
+
+    assert [x for x, _ in raw] == sorted(x for x, _ in raw)
+    assert [y for _, y in raw] == sorted(y for _, y in raw)
+
+
+def test_a_run_that_has_hardly_begun_has_no_curve(tmp_path):
+    assert render_loss_svg(a_history(tmp_path, [3.0]), 760, 280) == ""
+    assert render_loss_svg(a_history(tmp_path, []), 760, 280) == ""
+
+
+def test_the_base_models_line_is_there_where_it_was_measured(tmp_path):
+    with_base = a_history(tmp_path, [3.0, 2.0], [(0, 2.5), (2, 1.5)])
+    assert "base model 2.50" in render_loss_svg(with_base, 760, 280)
+    assert "base model" not in render_loss_svg(a_history(tmp_path, [3.0, 2.0]), 760, 280)
+
+
+def test_the_words_say_what_the_curve_shows(tmp_path):
+    history = a_history(tmp_path, [3.0, 2.0], [(0, 2.5), (2, 1.5)])
+
+    words = loss_words(history)
+
+    assert words == (
+        "Training loss falls from 3.00 to 2.00 in 2 steps; held-out loss 1.50 at step 2, 2.50 before training."
+    )
+    assert words in render_loss_svg(history, 760, 280)
+    assert "falls" not in loss_words(a_history(tmp_path, [2.0, 3.0]))

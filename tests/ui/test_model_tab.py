@@ -19,8 +19,7 @@ from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
 from ui.backend.background import FunctionJob
 from ui.backend.dataset_checks import lengths_stamp
-from ui.backend.models import FitTable, Tokenizers
-from ui.backend.own_models import DOWNLOAD, OwnDownloads
+from ui.backend.models import DOWNLOAD, FitTable, OwnDownloads, Tokenizers
 from ui.gradio_internals import Blocks
 from ui.page import Page
 from ui.tabs.model import _JUDGED_TOGETHER, ModelTab

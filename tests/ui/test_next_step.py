@@ -12,7 +12,7 @@ from ui.build import NextStepBar, StartHere
 from ui.gradio_internals import Blocks
 from ui.page import Page
 from ui.tabs.train import FOLLOW, SET_UP, TrainTab
-from ui.views.next_step import render_bar
+from ui.views.draft import render_bar
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from ui.backend.dataset_checks import question_of
 from ui.tabs.objective import ObjectivePart, _choose, _render_choice, _render_losses
 from ui.tabs.start import why_not
 from ui.tabs.train import TrainTab
+from ui.views.draft import next_step, render_bar
 from ui.views.memory import render_side_panel
-from ui.views.next_step import next_step, render_bar
 
 PAIRS, RATINGS, ANSWERS = "sample:loratory-preferences", "ratings.jsonl", "sample:loratory-faq"
 

@@ -7,9 +7,8 @@ import pytest
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.data.contract import DatasetPage
 from tests.fake_inspector import FakeInspector, a_report
-from ui.views.dataset import render_facts, render_row
-from ui.views.preferences import render_preferences
-from ui.views.row_lists import listing_choices
+from ui.views.dataset import render_facts, render_preferences
+from ui.views.rows import listing_choices, render_row
 
 MODEL = ModelConfig(id="some/model")
 

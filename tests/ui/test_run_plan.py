@@ -6,7 +6,7 @@ from engine.runs.prediction import plan_run
 from engine.runs.summary import RunSummary
 from tests.fake_inspector import a_report
 from tests.invented_runs import a_config
-from ui.views.run_plan import render_plan
+from ui.views.draft import render_plan
 
 
 def report(**changes: object):

@@ -70,13 +70,6 @@ def test_a_job_of_a_cluster_is_named_with_its_node_and_gpus_wherever_its_run_is_
     assert "slurm" not in render_run_table([row.model_copy(update={"job_id": ""})], "", (), 1)
 
 
-def test_why_a_job_of_a_cluster_waits_is_its_line(observe):
-    state = observe(state="running", steps=0)
-    waits = state.state.model_copy(update={"state": "submitted", "cause": "Waiting at Slurm: Resources, job 1234."})
-
-    assert status_line(replace(state, state=waits)) == "Waiting at Slurm: Resources, job 1234"
-
-
 def test_a_silent_worker_is_reported_with_its_limit(observe):
     snapshot = observe(state="running", steps=37)
     silent = snapshot.state.model_copy(update={"silent_since": 1000.0, "silence_limit_seconds": 300.0})
@@ -121,6 +114,9 @@ def test_a_waiting_run_reports_what_it_waits_for(observe):
 
     assert status_line(snapshot) == "The CPU is in use for training (faq)"
     assert "waiting" in render_heading(snapshot)
+    cause = {"state": "submitted", "cause": "Waiting at Slurm: Resources, job 1234."}
+    submitted = replace(snapshot, state=snapshot.state.model_copy(update=cause))
+    assert status_line(submitted) == "Waiting at Slurm: Resources, job 1234"
 
 
 def test_a_failure_is_shown_with_cause_and_advice(observe):
@@ -170,15 +166,11 @@ def cells(html):
     return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
 
 
-def test_on_a_processor_the_process_alone_is_predicted_against_measured(observe):
-    end_snapshot = observe(state="completed", steps=120)
-    assert cells(render_memory(end_snapshot)) == [["Whole process, in RAM", "1.32", "1.19", "10% less"]]
-
-
 def test_a_peak_is_called_lower_than_predicted_only_once_all_steps_are_done(observe):
-    running = observe(state="running", steps=37)
+    completed, running = observe(state="completed", steps=120), observe(state="running", steps=37)
     grown = replace(running, provenance=Provenance(predicted_memory=MemoryFigures(process_bytes=GIB)))
 
+    assert cells(render_memory(completed)) == [["Whole process, in RAM", "1.32", "1.19", "10% less"]]
     assert "Measured so far" in render_memory(running)
     assert cells(render_memory(running)) == [["Whole process, in RAM", "1.32", "1.19", "–"]]
     assert cells(render_memory(grown)) == [["Whole process, in RAM", "1.00", "1.19", "19% more"]]

@@ -254,11 +254,9 @@ def test_a_supervised_and_a_preference_run_say_what_cannot_be_compared(tab, hist
     betas = tab.compare(runs, "step", False)[tab.differences]
 
     assert "Losses are not comparable" in mixed
-    assert "nats per token" in mixed
     assert "blind test" in mixed
     assert "★" not in mixed
-    assert "other objectives, losses or betas" in betas
-    assert "preferred correctly" in betas
+    assert "Losses are not comparable" in betas
     assert "Losses are not comparable" not in tab.compare([runs[0], runs[0]], "step", False)[tab.differences]
     table = tab.list_runs("dpo", "All", ANY_METHOD, ANY_MODEL, "Newest first", "", [], 100, None)[tab.table]
     assert table.count('<span class="under">DPO</span>') == 2  # found and shown by its objective
@@ -304,7 +302,6 @@ def test_details_show_the_record_and_offer_what_can_be_done(tab, history, servic
     assert "lora_alpha: 32" in record
     assert "transformers" in record
     assert "Checkpoint" in record
-    assert "&quot;kind&quot;:&quot;step&quot;" in record
     assert history[1] in changes.details
     assert changes.name == "faq, rank 16"
     assert changes.continuing["visible"]

@@ -1,16 +1,29 @@
-"""A conversation: who remembers what, and how it is shown."""
+"""A conversation: who remembers what, how it is shown, and as a file."""
 
+import json
 import re
+from base64 import b64decode
 from html.parser import HTMLParser
 
 import pytest
 
 from engine.chat.contract import ChatChunk
 from engine.data.conversation import Conversation, Message
+from engine.errors import DatasetError
 from tests.fake_inspector import FakeInspector
 from tests.invented_runs import a_config
-from ui.backend.answers import HeldOutPrompts, RowPrompt, row_prompt
-from ui.views.chat import Answer, Turn, messages_of, render_suggestions, render_transcript, some_prompts
+from ui.backend.conversation import (
+    Answer,
+    HeldOutPrompts,
+    RowPrompt,
+    SavedConversation,
+    Turn,
+    as_markdown,
+    messages_of,
+    read_conversation,
+    row_prompt,
+)
+from ui.views.chat import render_links, render_suggestions, render_transcript, some_prompts
 from ui.views.html import markdown
 
 
@@ -156,3 +169,45 @@ def test_rows_without_a_first_question_are_not_prompts():
     assert row_prompt(row.model_copy(update={"conversation": silent})) is None
     begun = Conversation((Message("system", "Be brief."), *row.conversation.messages))
     assert row_prompt(row.model_copy(update={"conversation": begun})).system == "Be brief."
+
+
+# As a file
+
+TURNS = [
+    Turn("Grüße?", (Answer("tuned", "Hallo.", 3, 12.5, 20, True, "eos"),), reference="Guten Tag."),
+    Turn("</a><script>?", (Answer("tuned", "No.", 1, 0.0, 30, True, "length"),)),
+]
+
+
+@pytest.fixture
+def conversation():
+    return SavedConversation(model="SmolLM2", names={"tuned": "faq, rank 16"}, system="Be brief.", turns=TURNS)
+
+
+def test_json_comes_back_as_it_was(conversation):
+    opened = read_conversation(conversation.model_dump_json().encode())
+
+    assert opened == conversation
+    assert list(opened.turns) == TURNS
+
+
+def test_markdown_names_who_said_what(conversation):
+    text = as_markdown(conversation)
+
+    assert "### faq, rank 16\n\nHallo." in text
+    assert "### Reference\n\nGuten Tag." in text
+    assert "Be brief." in text
+
+
+def test_the_links_hold_the_files_themselves(conversation):
+    markdown, values = (b64decode(data).decode() for data in re.findall(r"base64,([^\"]+)", render_links(conversation)))
+
+    assert markdown == as_markdown(conversation)
+    assert json.loads(values)["turns"][1]["question"] == "</a><script>?"
+    assert "No messages yet" in render_links(SavedConversation())
+
+
+@pytest.mark.parametrize("content", [b"", b"{}x", b'{"turns": [{"question": 1}]}', b"[]", b"\xff"])
+def test_other_files_are_refused(content):
+    with pytest.raises(DatasetError, match="not a conversation"):
+        read_conversation(content)

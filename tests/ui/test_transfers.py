@@ -47,7 +47,7 @@ def test_what_is_older_than_six_hours_is_swept_and_nothing_else(transfers):
     stored_path = transfers.keep_upload(upload(transfers, "rows.jsonl"))
     os.utime(stored_path, (now - 7 * HOURS,) * 2)
 
-    transfers.sweep()
+    transfers.prepare()  # a server sweeps when it starts
 
     assert not old.exists()
     assert not forgotten.exists()
@@ -55,15 +55,6 @@ def test_what_is_older_than_six_hours_is_swept_and_nothing_else(transfers):
     assert stored_path.exists()
     transfers.sweep(now + 7 * HOURS)
     assert list(transfers.home.transfers.iterdir()) == []
-
-
-def test_a_server_sweeps_when_it_starts(transfers):
-    left = upload(transfers, "left-by-a-killed-server.zip")
-    os.utime(left, (time.time() - 7 * HOURS,) * 2)
-
-    transfers.prepare()
-
-    assert not left.exists()
 
 
 def refusal(transfers: Transfers, bytes_: int) -> str:
@@ -100,17 +91,12 @@ def test_an_upload_gets_a_safe_name_inside_its_folder(transfers, name):
     assert stored_path.read_text() == "{}"
 
 
-def test_a_second_upload_of_the_same_name_does_not_replace_the_first(transfers):
-    stored_paths = [transfers.keep_upload(upload(transfers, "rows.jsonl", content)) for content in (b"one", b"two")]
-
-    assert [path.read_text() for path in stored_paths] == ["one", "two"]
-
-
-def test_the_same_file_uploaded_again_is_kept_once(transfers):
+def test_an_upload_replaces_none_of_the_same_name_and_the_same_file_is_kept_once(transfers):
     stored_paths = [
         transfers.keep_upload(upload(transfers, "rows.jsonl", content)) for content in (b"one", b"two", b"two")
     ]
 
+    assert [path.read_text() for path in stored_paths] == ["one", "two", "two"]
     assert stored_paths[1] == stored_paths[2]
     assert len(list(transfers.home.uploads.iterdir())) == 2
     assert not (transfers.home.transfers / "digest" / "rows.jsonl").exists()

@@ -14,12 +14,12 @@ from engine.evaluation.votes import Votes
 from tests.evaluation.test_votes import HOSTILE, a_vote
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.changes import Changes
+from ui.backend.conversation import Answer, QuestionSettings, Turn
 from ui.backend.run_reader import FINAL
 from ui.tabs.blind_test import OWN, Judging
 from ui.tabs.chat import VOTES, ChatTab
 from ui.tabs.chat_choice import AS_TRAINED, NOTHING, START, Chosen
 from ui.tabs.talk import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
-from ui.views.chat import Answer, QuestionSettings, Turn
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1", headers={})

@@ -30,11 +30,9 @@ AskCluster = Callable[[ClusterPlace, RunConfig], Forecast]
 def ask_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
     """Ask Slurm, which may take as long as two of its commands may."""
     slurm = Slurm(place.command_seconds)
+    free: Mapping[str, int] = {}
     try:
         free = free_gpus(slurm, place)
-    except EngineError as error:
-        return Forecast(trouble=error)
-    try:
         return Forecast(free, expected_start(slurm, place, JobResources.of(config, place)))
     except EngineError as error:
         return Forecast(free, trouble=error)
@@ -48,32 +46,21 @@ class ClusterForecast:
         self._clock = clock
         self._lock = threading.Lock()  # guards what is below
         self._question: tuple[ClusterPlace, RunConfig] | None = None  # that was answered, or is being asked
-        self._answer: Forecast | None = None
         self._answered_at = 0.0
-        self._is_asking = False
-
-    @property
-    def is_asking(self) -> bool:
-        """Whether an answer is on its way."""
-        return self._is_asking
-
-    @property
-    def latest(self) -> Forecast | None:
-        """The newest answer; None before the first."""
-        return self._answer
+        self.latest: Forecast | None = None  # the newest answer
+        self.is_asking = False
 
     def find(self, place: ClusterPlace, config: RunConfig) -> Forecast | None:
         """Return the known forecast of a job, and refresh it if missing or old; None while unknown."""
         question = place, config
         with self._lock:
             is_same = self._question == question
-            is_fresh = is_same and self._clock() - self._answered_at < _FRESH_SECONDS
-            if not is_fresh and not self._is_asking:
-                if not is_same and self._answer is not None:  # what is free does not depend on the job
-                    self._answer = Forecast(self._answer.free)
-                self._question, self._is_asking = question, True
+            if not self.is_asking and not (is_same and self._clock() - self._answered_at < _FRESH_SECONDS):
+                if not is_same and self.latest is not None:  # what is free does not depend on the job
+                    self.latest = Forecast(self.latest.free)
+                self._question, self.is_asking = question, True
                 threading.Thread(target=self._work, args=question, name="cluster-forecast", daemon=True).start()
-            return self._answer
+            return self.latest
 
     def _work(self, place: ClusterPlace, config: RunConfig) -> None:
         try:
@@ -81,4 +68,4 @@ class ClusterForecast:
         except Exception as error:
             answer = Forecast(trouble=as_engine_error(error))
         with self._lock:
-            self._answer, self._answered_at, self._is_asking = answer, self._clock(), False
+            self.latest, self._answered_at, self.is_asking = answer, self._clock(), False

@@ -5,7 +5,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from engine.config.run import DataFormatName, DatasetConfig, ModelConfig, RunConfig
 from engine.config.training import TrainingConfig
@@ -16,10 +16,10 @@ from engine.inspector.session import Inspector
 from engine.processes.messages import CancelledRequestError
 from ui.backend.background import as_engine_error
 
+V = TypeVar("V")
 _MOST_CHECKS = 16
 _PAGES = 64  # whose questions are remembered
-_UNWANTED_SECONDS = 300.0  # until a check ends that no page looks at; a hidden page looks once a minute
-_LEAVING_SECONDS = 10.0  # the same once its page was closed: a reloaded one asks again
+_UNWANTED_SECONDS = 150.0  # until a check ends that no page looks at; a hidden page looks once a minute
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,10 @@ class RunningCheck:
     stop: threading.Event = field(default_factory=threading.Event)
     wanted_until: float = field(default_factory=lambda: time.monotonic() + _UNWANTED_SECONDS)
 
+    def keep(self) -> None:
+        """Note that a page looks at it."""
+        self.wanted_until = time.monotonic() + _UNWANTED_SECONDS
+
     @property
     def fetches(self) -> bool:
         """Whether rows come from the Hub."""
@@ -145,21 +149,8 @@ class DatasetChecks:
             if check is None or (check.waits and not waits):
                 check = self._begin(RunningCheck(question, waits=waits))
             self._checks.move_to_end(question.key)
-            _look_at(check)
+            check.keep()
             return check
-
-    def leave(self, page: str) -> None:
-        """End soon the checks of a page that was closed, unless another page waits for them."""
-        with self._lock:
-            questions = self._questions.pop(page, {})
-            waited_for = {key for question_keys in self._questions.values() for key in question_keys}
-            for key in questions.keys() - waited_for:
-                if (check := self._checks.get(key)) is not None:
-                    check.wanted_until = min(check.wanted_until, time.monotonic() + _LEAVING_SECONDS)
-        if questions:
-            timer = threading.Timer(_LEAVING_SECONDS, self._end_unwanted)
-            timer.daemon = True
-            timer.start()
 
     def read(self, question: CheckQuestion) -> RunningCheck:
         """Read all rows on the user's request, also after a stop or an error."""
@@ -168,7 +159,7 @@ class DatasetChecks:
             check = self._checks.get(question.key)
             if check is None or not check.is_under_way:
                 check = self._begin(RunningCheck(question))
-            _look_at(check)
+            check.keep()
             return check
 
     def stop(self, question: CheckQuestion) -> None:
@@ -186,7 +177,7 @@ class DatasetChecks:
         """Return the check of this question; None if it was never started."""
         with self._lock:
             if check := self._find(question):
-                _look_at(check)
+                check.keep()
             return check
 
     def forget(self, dataset: DatasetConfig) -> None:
@@ -199,10 +190,7 @@ class DatasetChecks:
     def note_refused(self, question: CheckQuestion, error: EngineError) -> None:
         """Remember why no row of a dataset could be shown, until one can."""
         with self._lock:
-            self._errors.pop(question.key, None)
-            self._errors[question.key] = error
-            while len(self._errors) > _MOST_CHECKS:
-                self._errors.popitem(last=False)
+            _put_last(self._errors, question.key, error, _MOST_CHECKS)
 
     def note_opened(self, question: CheckQuestion, format_: DataFormatName) -> None:
         """Remember the format of a dataset whose rows can be shown."""
@@ -242,11 +230,7 @@ class DatasetChecks:
         return None
 
     def _note_format(self, question: CheckQuestion, format_: DataFormatName) -> None:
-        key = _form_of(question.dataset)
-        self._formats[key] = format_
-        self._formats.move_to_end(key)
-        while len(self._formats) > _PAGES:
-            self._formats.popitem(last=False)
+        _put_last(self._formats, _form_of(question.dataset), format_, _PAGES)
 
     def _find(self, question: CheckQuestion) -> RunningCheck | None:
         """Return the check of a question, or a finished one that answers it: of another max_length, where neither cuts a row."""
@@ -264,9 +248,7 @@ class DatasetChecks:
         """End the checks that no page waits for now; return whether a download from the Hub is no longer needed."""
         before = self._questions.pop(page, {})
         compatible = {key: waiting for key, waiting in before.items() if waiting.is_compatible(question)}
-        self._questions[page] = {**compatible, question.key: question}
-        while len(self._questions) > _PAGES:
-            self._questions.popitem(last=False)
+        _put_last(self._questions, page, {**compatible, question.key: question}, _PAGES)
         waited_for = {key for waiting in self._questions.values() for key in waiting}
         return bool(self._end(before.keys() - waited_for) - {_identity(question.dataset)})
 
@@ -316,8 +298,11 @@ class DatasetChecks:
             check.error = CancelledRequestError() if check.stop.is_set() else as_engine_error(error)
 
 
-def _look_at(check: RunningCheck) -> None:
-    check.wanted_until = time.monotonic() + _UNWANTED_SECONDS
+def _put_last(entries: OrderedDict[str, V], key: str, value: V, most: int) -> None:
+    entries[key] = value
+    entries.move_to_end(key)
+    while len(entries) > most:
+        entries.popitem(last=False)
 
 
 def _form_of(dataset: DatasetConfig) -> str:

@@ -118,36 +118,28 @@ class LabAdmin:
 
     def invite(self, caller: Caller, role: str) -> str:
         """Return a link that makes one account; it can be shown this once."""
-        self._require_confirmed(caller)
-        self._require_invitations()
+        self._require_invitations(caller)
         return self._link(caller, self.accounts.invite(require_role(role), by=self.name))
 
     def reset(self, caller: Caller, name: str) -> str:
         """Return a link with which a person sets another password; the present one ends at once."""
-        self._require_confirmed(caller)
-        self._require_invitations()
+        self._require_invitations(caller)
         return self._link(caller, self.accounts.reset(name, by=self.name))
 
     def set_role(self, caller: Caller, name: str, role: str) -> Person:
         """Change what a person may do."""
         self._require_confirmed(caller)
-        person = self.accounts.set_role(name, require_role(role))
-        self._log(caller, "role changed", person.name, person.role)
-        return person
+        return self._changed(caller, "role changed", self.accounts.set_role(name, require_role(role)))
 
     def disable(self, caller: Caller, name: str) -> Person:
         """Disable an account; its runs continue."""
         self._require()
-        person = self.accounts.disable(name)
-        self._log(caller, "disabled", person.name, person.role)
-        return person
+        return self._changed(caller, "disabled", self.accounts.disable(name))
 
     def enable(self, caller: Caller, name: str) -> Person:
         """Enable a disabled account."""
         self._require_confirmed(caller)
-        person = self.accounts.enable(name)
-        self._log(caller, "enabled", person.name, person.role)
-        return person
+        return self._changed(caller, "enabled", self.accounts.enable(name))
 
     def runs_of(self, name: str) -> RunsOfPerson:
         """Return how many runs a person has, for the question before the account is removed."""
@@ -163,7 +155,7 @@ class LabAdmin:
         self._require_confirmed(caller)
         person = self.accounts.person(name)
         self.accounts.remove(person.name)
-        self._log(caller, "removed", person.name, person.role)
+        self._changed(caller, "removed", person)
 
     def queue(self) -> tuple[QueueEntry, ...]:
         """Return the runs of all people at work, then those that wait, the next one first."""
@@ -290,15 +282,13 @@ class LabAdmin:
     def _run(self, person: Person, name: str, action: Action) -> Run:
         owner, _, run_id = name.partition("/")
         # Both are looked up, so neither becomes a path.
-        if (
-            owner not in list_owners(self.home)
-            or RUN_ID.fullmatch(run_id) is None
-            or not may(person, action, RunAccess(owner))
-        ):
+        is_known = owner in list_owners(self.home) and RUN_ID.fullmatch(run_id) is not None
+        if not is_known or not may(person, action, RunAccess(owner)):
             raise RunError("There is no such run.", "Reload the list.")
         return RunStore(self.home, owner).get(run_id)
 
-    def _require_invitations(self) -> None:
+    def _require_invitations(self, caller: Caller) -> None:
+        self._require_confirmed(caller)
         if self.who_gets_in:
             raise AccountError("There are no invitations and no passwords here.", self.who_gets_in)
 
@@ -317,6 +307,10 @@ class LabAdmin:
         detail = invitation.role if invitation.person is None else "password"
         self._log(caller, "invited", invitation.person or "", detail)
         return join_link(self.address, invitation)
+
+    def _changed(self, caller: Caller, kind: AuditKind, person: Person) -> Person:
+        self._log(caller, kind, person.name, person.role)
+        return person
 
     def _log(self, caller: Caller, kind: AuditKind, subject: str = "", detail: str = "") -> None:
         self.audit.write(self.name, kind, subject, detail, caller.address)

@@ -1,13 +1,14 @@
-"""Known models: shapes, tokenizers, and which of the catalogue fit a device."""
+"""Models that the page knows: shapes, tokenizers, which of the catalogue fit a device, and a person's own downloads."""
 
 import logging
-import math
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
+
+from pydantic import SecretStr
 
 from engine.config.methods.registry import DEFAULT_METHOD, FULL_FINE_TUNING
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
@@ -24,7 +25,10 @@ from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from ui.backend.background import BackgroundWork, FunctionJob, Message, Work, stamp
+from engine.private_hub import PrivateCopy, PrivateDownload, PrivateKind, list_private, remove_private, require_hub_id
+from engine.runs.disk import models_needed_by
+from engine.runs.store import RunStore
+from ui.backend.background import BackgroundWork, FunctionJob, Job, Message, Work, stamp
 from ui.backend.dataset_checks import CheckQuestion
 from ui.views.html import size
 
@@ -36,7 +40,6 @@ Verdicts = tuple[Verdict | None, ...]  # one per method; None while it is not kn
 _UNKNOWN: Verdicts = (None,) * len(METHODS_JUDGED)
 _MOST_KNOWN = 4096  # needs, of all pages
 _MOST_TABLES = 16  # of a page
-_TRY_AGAIN_SECONDS = 600.0  # after a model could not be read
 
 Shapes = dict[tuple[str, str | None], ModelShape]  # by id and revision
 
@@ -137,11 +140,11 @@ def in_words(progress: ModelProgress) -> Message:
 class KnownFits:
     """Memory needs of catalogue models, each computed once, by one thread at a time; shared in a lab."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._lock = threading.Lock()  # guards what follows
-        # With when the model was looked at. The key ends with a hash of the rows.
-        self._needs: OrderedDict[tuple[str, str, int, int], tuple[Needs, float]] = OrderedDict()
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _needs
+        self._needs: OrderedDict[tuple[str, str, int, int], Needs] = (
+            OrderedDict()
+        )  # the key ends with a hash of the rows
 
     def find(
         self, model_id: str, device: Device, estimate: Callable[[], Needs], rows: RowLengths | None = None
@@ -149,12 +152,11 @@ class KnownFits:
         """Return the verdicts on a model for the memory that is free now; estimates its needs if unknown."""
         key = (model_id, device.name, device.total_bytes, hash(rows))
         with self._lock:
-            needs, look_time = self._needs.get(key, ((), -math.inf))
-            if not needs and self._clock() - look_time > _TRY_AGAIN_SECONDS:
-                needs = estimate()
-                self._needs[key] = (needs, self._clock())
-                if len(self._needs) > _MOST_KNOWN:
-                    self._needs.popitem(last=False)
+            needs = self._needs.get(key) or estimate()
+            if needs:
+                self._needs[key] = needs
+            if len(self._needs) > _MOST_KNOWN:
+                self._needs.popitem(last=False)
         verdicts = {need.method: need.verdict_on(device) for need in needs}
         return tuple(verdicts.get(method) for method in METHODS_JUDGED)
 
@@ -216,14 +218,14 @@ class FitTable:
             return ()
 
 
+@dataclass
 class Fits:
     """The verdicts on one device for some rows, as far as they are known."""
 
-    def __init__(self, device_name: str, rows: RowLengths | None = None) -> None:
-        self.device_name = device_name
-        self.rows = rows
-        self.verdicts: dict[str, Verdicts] = {}  # by the id of a model
-        self.work: Work[None] | None = None
+    device_name: str
+    rows: RowLengths | None = None
+    verdicts: dict[str, Verdicts] = field(default_factory=dict)  # by the id of a model
+    work: Work[None] | None = None
 
     @property
     def progress(self) -> tuple[int, bool]:
@@ -237,3 +239,53 @@ class Fits:
     def of(self, model_id: str) -> Verdicts:
         """Return the verdicts on a model."""
         return self.verdicts.get(model_id, _UNKNOWN)
+
+
+DOWNLOAD = "own"  # the key of the one download at a time
+MakeJob = Callable[[LoratoryHome, PrivateKind, str, str | None, SecretStr], Job[PrivateCopy]]
+
+
+@dataclass(frozen=True)
+class OwnDownloads:
+    """Models or datasets that a person downloads from the Hub with tokens of their own; `job` makes a download."""
+
+    runs: RunStore  # of the person; downloads go to its home
+    kind: PrivateKind
+    job: MakeJob = PrivateDownload
+    downloading: BackgroundWork[PrivateCopy] = field(default_factory=lambda: BackgroundWork(in_words), kw_only=True)
+
+    def start(self, name: str, revision: str | None, token: SecretStr) -> Work[PrivateCopy]:
+        """Download what has that id on the Hub; the token serves this one download.
+
+        Raises:
+            ModelError: If that cannot be a model on the Hub.
+            DatasetError: If that cannot be a dataset on the Hub.
+            RunError: If another is being downloaded.
+        """
+        hub_id = require_hub_id(self.kind, name, revision)
+        job = self.job(self.runs.home, self.kind, hub_id, revision, token)
+        return self.downloading.start(DOWNLOAD, f"A download of a {self.kind}", job)
+
+    def list(self) -> list[PrivateCopy]:
+        """Return what the person has."""
+        return list_private(self.runs.home, self.kind)
+
+    def remove(self, hub_id: str) -> None:
+        """Remove one of them that nothing needs.
+
+        Raises:
+            ModelError: If that model is not there, or is needed.
+            DatasetError: If that dataset is not there, or a run needs it.
+            StorageError: If its files cannot be removed.
+        """
+        in_use = models_needed_by(self.runs) if self.kind == "model" else self._sources_in_use()
+        remove_private(self.runs.home, self.kind, hub_id, in_use)
+
+    def _sources_in_use(self) -> set[str]:
+        sources: set[str] = set()
+        for run in self.runs.list():
+            with suppress(EngineError):  # one that cannot be read needs nothing
+                if not run.folder.read_state().is_final:
+                    dataset = run.folder.read_config().dataset
+                    sources |= {dataset.source, *dataset.mix}
+        return sources

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -48,8 +49,7 @@ class ResultWork:
         Raises:
             RunError: If an evaluation of this run is under way.
         """
-        target = ChatTarget.of_run(run.folder.path, checkpoint).model_copy(update={"where": where})
-        request = EvaluationRequest(target=target, settings=settings)
+        request = EvaluationRequest(target=_target(run, checkpoint, where), settings=settings)
         return self.measuring.start(run.id, "An evaluation", self.evaluate(request))
 
     def write(
@@ -62,8 +62,7 @@ class ResultWork:
             StorageError: If the person has no disk space left.
         """
         require_disk_space(self.home, self.home.owner)
-        target = ChatTarget.of_run(run.folder.path, checkpoint).model_copy(update={"where": where})
-        job = self.export(ExportRequest(target=target, folder=folder, settings=settings))
+        job = self.export(ExportRequest(target=_target(run, checkpoint, where), folder=folder, settings=settings))
         return self._start_export(run, checkpoint, settings.kind, "An export", job)
 
     def write_script(self, run: Run, config: RunConfig, folder: Path) -> Work[Any]:
@@ -85,7 +84,7 @@ class ResultWork:
         Raises:
             RunError: If an export of this run is under way.
         """
-        target = ChatTarget.of_run(run.folder.path, checkpoint)
+        target = _target(run, checkpoint)
         job = self.push(PushRequest(target=target, repository=repository, settings=settings, token=token))
         return self._start_export(run, checkpoint, "hub", "A push to the Hub", job)
 
@@ -99,12 +98,8 @@ class ResultWork:
     def proposed_folder(self, title: str, kind: str) -> Path:
         """Return a folder that does not exist yet, named for a run."""
         name = re.sub(r"[^A-Za-z0-9_.]+", "-", title).strip("-.")[:60].strip("-.") or "run"
-        folder = self.home.exports / f"{name}-{kind}"
-        number = 2
-        while folder.exists():
-            folder = self.home.exports / f"{name}-{kind}-{number}"
-            number += 1
-        return folder
+        folders = (self.home.exports / f"{name}-{kind}{f'-{number}' if number > 1 else ''}" for number in count(1))
+        return next(folder for folder in folders if not folder.exists())
 
     def allowed_folder(self, path_text: str) -> Path:
         """Return an untrusted folder, if the page may write there.
@@ -128,6 +123,10 @@ class ResultWork:
                 f"Choose a folder below {exports}, or below your own folders; `loratory export` writes anywhere.",
             )
         return folder
+
+
+def _target(run: Run, checkpoint: str | None, where: WorkPlace = "local") -> ChatTarget:
+    return ChatTarget.of_run(run.folder.path, checkpoint).model_copy(update={"where": where})
 
 
 class MeasuredRun(NamedTuple):

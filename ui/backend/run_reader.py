@@ -1,4 +1,4 @@
-"""Reads runs from their directories, with one reader per run for all pages."""
+"""Reads runs from their directories: a person's own, and in a lab those of other people, within the rights."""
 
 import contextlib
 import math
@@ -8,19 +8,26 @@ from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from engine.accounts.audit import AuditLog
+from engine.accounts.lab import audit_log_path
+from engine.accounts.people import Action, Person
 from engine.chat.target import list_checkpoints
 from engine.config.run import RunConfig, RunSection
-from engine.errors import ConfigError, RunError, StorageError
+from engine.config.suited import given_settings
+from engine.errors import ConfigError, EngineError, RunError, StorageError
 from engine.files import size_and_time
+from engine.paths import LoratoryHome
 from engine.runs.control import RunNotes, read_notes, resume_is_requested
 from engine.runs.history.run_history import HistoryReader, RunHistory
+from engine.runs.lab_rules import LabRuns, is_shared, lab_problems
 from engine.runs.launch import with_absolute_paths
 from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import Glance, RunIndex, RunSummary
-from ui.backend.background import stamp
+from ui.backend.background import Cache, stamp
 
 FINAL, FINAL_WORDS = "final", "final result"  # the checkpoint of a run that is not one of its checkpoints
 
@@ -91,11 +98,8 @@ class RunReader:
         self._lock = threading.Lock()  # guards what follows: handlers run in many threads
         self._histories: OrderedDict[str, HistoryReader] = OrderedDict()
         self._configs: dict[str, tuple[RunConfig, Provenance]] = {}
-        self._rows: tuple[float, int, list[RunSummary]] = (
-            -math.inf,
-            0,
-            [],
-        )  # time of reading, the folder's mtime, rows
+        # The rows, with the time of reading and the folder's.
+        self._rows: tuple[float, int, list[RunSummary]] = (-math.inf, 0, [])
         self._catching_up: threading.Thread | None = None
         self._index = RunIndex(runs, self._history_of)
 
@@ -266,3 +270,88 @@ def log_tail(path: Path) -> str:
     if size > _LOG_TAIL_BYTES:
         text = text.partition("\n")[2]
     return "\n".join(line.rsplit("\r", 1)[-1] for line in text.replace("\r\n", "\n").split("\n"))
+
+
+_MOST_RUNS = 200
+
+
+class SharedReaders:
+    """Readers and HTML of runs, shared by the pages of a lab: each run is read and drawn once."""
+
+    def __init__(self) -> None:
+        self.html_cache: Cache[str] = Cache()
+        self._readers: dict[Path, RunReader] = {}  # by an owner's folder of runs
+
+    def of(self, runs: RunStore) -> RunReader:
+        """Return the reader of an owner's runs."""
+        return self._readers.setdefault(runs.folder, RunReader(runs))
+
+
+@dataclass(frozen=True)
+class SharedRuns(LabRuns):
+    """Reads other users' runs, named `owner/run-id`; rights are checked at every read."""
+
+    readers: SharedReaders
+
+    @classmethod
+    def of(cls, home: LoratoryHome, person: Person, readers: SharedReaders) -> "SharedRuns":
+        """Return the runs as one person may see them."""
+        return cls(home, person, AuditLog(audit_log_path(home)), readers)
+
+    def observe(self, name: str, action: Action) -> RunSnapshot:
+        """Return a run as it is now.
+
+        Raises:
+            RunError: If there is none, or the person may not.
+        """
+        run = self.open(name, action)
+        return self._reader(run.owner).observe(run.id)
+
+    def summary(self, run: Run) -> RunSummary:
+        """Return the row of a run that was opened; its id is the name by which it can be opened."""
+        row = self._reader(run.owner).summary(run.id)
+        return row.model_copy(update={"id": name_of(run)})
+
+    def rows(self) -> list[RunSummary]:
+        """Return rows of what this person may open, newest first; one that cannot be read is left out.
+
+        Of a run that is not shared, an admin sees here that it exists; looking into it is logged.
+        """
+        summaries = []
+        for run in self.others()[:_MOST_RUNS]:
+            try:
+                if is_shared(run.folder):
+                    summaries.append(self.summary(run))
+                    continue
+                state, created = run.folder.read_state().state, read_provenance(run.folder).created
+            except (EngineError, OSError):
+                continue
+            identity = name_of(run)
+            summaries.append(RunSummary(id=identity, owner=run.owner, name="Not shared", state=state, created=created))
+        return summaries
+
+    def settings(self, name: str) -> tuple[dict[str, Any], list[str]]:
+        """Return the settings of a run for the form, and which are left empty: they name what only its owner may use.
+
+        Raises:
+            EngineError: If the person may not copy it, or it cannot be read.
+        """
+        folder = self.open(name, Action.COPY).folder
+        config = folder.read_config()
+        mapping = given_settings(config, read_provenance(folder).open_settings)
+        left_out = sorted({problem.field for problem in lab_problems(config, self.home)} & set(_EMPTY))
+        for field in left_out:
+            section, setting = field.split(".")
+            mapping[section] = {**mapping[section], setting: _EMPTY[field]}
+        return {**mapping, "run": {**mapping["run"], "name": ""}}, left_out
+
+    def _reader(self, owner: str) -> RunReader:
+        return self.readers.of(RunStore(self.home, owner))
+
+
+_EMPTY: dict[str, Any] = {"dataset.source": "", "dataset.mix": {}, "model.id": "", "adapter.warm_start": None}
+
+
+def name_of(run: Run) -> str:
+    """Return the name by which another person opens a run."""
+    return f"{run.owner}/{run.id}"

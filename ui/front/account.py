@@ -1,7 +1,6 @@
 """The page of one's own account: sessions, password. It works without JavaScript."""
 
 import asyncio
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from html import escape
@@ -16,7 +15,6 @@ from engine.accounts.sessions import SessionState, SignedIn
 from engine.errors import AccountError, EngineError
 from engine.quantities import ago
 from ui.front.forms import SIGN_OUT, PlainPages, field, page, problem_box, read_form
-from ui.front.gate import SIGN_IN
 
 ACCOUNT = "/account"
 _PASSWORD = f"{ACCOUNT}/password"
@@ -28,9 +26,14 @@ _NOTICES = {
     "confirmed": "Confirmed. For ten minutes you may change what people may do; repeat it on the Lab tab.",
 }
 # Names in a browser's own description, the more special first: each of them also names those after it.
-_BROWSERS = re.compile(r"(Edg|OPR|Firefox|Chrome|Safari|curl|python)")
-_SYSTEMS = re.compile(r"(iPhone|iPad|Android|Windows|Mac OS X|CrOS|Linux)")
-_LONG_NAMES = {"Edg": "Edge", "OPR": "Opera", "Mac OS X": "macOS", "CrOS": "ChromeOS", "python": "Python"}
+_BROWSERS = {
+    "Edg": "Edge", "OPR": "Opera", "Firefox": "Firefox", "Chrome": "Chrome", "Safari": "Safari", "curl": "curl",
+    "python": "Python",
+}  # fmt: skip
+_SYSTEMS = {
+    "iPhone": "iPhone", "iPad": "iPad", "Android": "Android", "Windows": "Windows", "Mac OS X": "macOS",
+    "CrOS": "ChromeOS", "Linux": "Linux",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -51,16 +54,10 @@ class AccountPages(PlainPages):
         ]
 
     async def _show(self, request: Request) -> Response:
-        signed_in = await self._find_session(request)
-        return _ask() if signed_in is None else await self._page(signed_in, request)
+        return await self._page(await self._require_session(request), request)
 
     async def _change_password(self, request: Request) -> Response:
-        signed_in = await self._find_session(request)
-        if signed_in is None:
-            return _ask()
-        form = await read_form(request)
-        if form is None:
-            return await self._page(signed_in, request, "The form is too large.", 413)
+        signed_in, form = await self._require_session(request), await read_form(request)
         name, old, new = signed_in.person.name, form.get("old", ""), form.get("new", "")
         try:
             if new != form.get("again", ""):
@@ -74,14 +71,10 @@ class AccountPages(PlainPages):
         return await self._begin_session(request, signed_in.person, f"{ACCOUNT}?changed=1")
 
     async def _end_session(self, request: Request) -> Response:
-        signed_in = await self._find_session(request)
-        if signed_in is None:
-            return _ask()
-        form = await read_form(request)
-        if form is not None:
-            await asyncio.to_thread(self.sessions.end_named, signed_in.person, form.get("session", ""))
-            name = signed_in.person.name
-            await self._log(request, name, "signed out", name, "one session")
+        signed_in, form = await self._require_session(request), await read_form(request)
+        await asyncio.to_thread(self.sessions.end_named, signed_in.person, form.get("session", ""))
+        name = signed_in.person.name
+        await self._log(request, name, "signed out", name, "one session")
         return RedirectResponse(ACCOUNT, 303)
 
     async def _page(self, signed_in: SignedIn, request: Request, problem: str = "", status: int = 200) -> Response:
@@ -92,10 +85,6 @@ class AccountPages(PlainPages):
         notice = next((text for name, text in _NOTICES.items() if name in request.query_params), "")
         password = (_WITH_ONE if has_password else _WITHOUT_ONE) if self.has_passwords else ""
         return page("Account", _account(signed_in, sessions, password, links, notice, problem), status)
-
-
-def _ask() -> Response:
-    return RedirectResponse(SIGN_IN, 303)
 
 
 def _account(
@@ -141,11 +130,7 @@ def _session(session: SessionState, signed_in: SignedIn) -> str:
 
 def browser_name(description: str) -> str:
     """Return a browser as people know it, such as `Firefox on Linux`, from what it calls itself."""
-    browser, system = _BROWSERS.search(_special_first(description)), _SYSTEMS.search(description)
-    names = [_LONG_NAMES.get(match[1], match[1]) for match in (browser, system) if match is not None]
-    return " on ".join(names) or description[:40] or "Unknown browser"
-
-
-def _special_first(description: str) -> str:
-    # Edge and Opera call themselves Chrome and Safari as well, and name themselves last.
-    return " ".join(reversed(description.split())) if re.search(r"Edg|OPR", description) else description
+    names = [
+        next((words for name, words in table.items() if name in description), "") for table in (_BROWSERS, _SYSTEMS)
+    ]
+    return " on ".join(filter(None, names)) or description[:40] or "Unknown browser"

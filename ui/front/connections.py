@@ -1,7 +1,8 @@
-"""Connections to a lab: how many a network may have open, and how slowly a request may arrive."""
+"""The servers of a lab: how many connections a network may have open, how slowly a request may arrive; and of a problem."""
 
 import asyncio
 import socket
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -10,15 +11,21 @@ from typing import Any
 
 import h11
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.responses import HTMLResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from engine.accounts.listener import Listener
 from engine.accounts.throttle import network_of
+from engine.errors import EngineError, HubUnreachableError
+from engine.space.environment import HUB
+from ui.front.forms import page, problem_box
 
 _MOST_OF_A_NETWORK = 256  # a browser has six at most, and an institute may have one address
 _PATIENCE_SECONDS = 20.0
 _SLOWEST_BYTES_PER_SECOND = 4_000  # of a body that takes longer
 _OPEN_FILES = 8_192
+_TRIES_AGAIN_SECONDS = 60.0
 
 _Peer = tuple[str, int]
 
@@ -142,3 +149,34 @@ def _allow_open_files() -> None:
         wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
         if 0 <= soft < wanted:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def serve_problem(error: EngineError, listener: Listener) -> None:
+    """Answer every request with what keeps a Space from starting, until it is stopped, or for a minute where waiting may help.
+
+    The page of a Space whose server ends at once shows no reason.
+
+    Raises:
+        DeviceError: If the port cannot be bound.
+    """
+    may_pass = isinstance(error, HubUnreachableError)
+    retry = f"<p>Retrying every {_TRIES_AGAIN_SECONDS:g} s.</p>" if may_pass else ""
+    plain = page("Loratory cannot start", problem_box(str(error)) + retry)
+    policy = f"{plain.headers['Content-Security-Policy']}; frame-ancestors {HUB}"
+    headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+    answer = HTMLResponse(plain.body, headers=headers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await answer(scope, receive, send)
+
+    config = uvicorn.Config(
+        app, loop="asyncio", lifespan="off", log_level="warning", access_log=False, server_header=False
+    )
+    server = uvicorn.Server(config)
+    if may_pass:
+        timer = threading.Timer(_TRIES_AGAIN_SECONDS, lambda: setattr(server, "should_exit", True))
+        timer.daemon = True
+        timer.start()
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listener.open()])

@@ -7,7 +7,7 @@ once and answered from memory until the run changes.
 import asyncio
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from engine.accounts.throttle import DemoThrottle, ThrottledError
 from engine.errors import EngineError
 from engine.inspector.session import InspectorPlaces
 from engine.paths import LoratoryHome
+from engine.quantities import duration
 from engine.space.demo import Demo
 from engine.space.demo_chat import LONGEST_PROMPT, DemoAnswers, DemoBusyError
 from engine.space.environment import SpaceEnvironment
@@ -104,29 +105,23 @@ class DemoPages:
 
     async def _ask(self, request: Request) -> Response:
         await self._look()
-        prompt = ""
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
+            return self._refuse("", "Send the question with the form of this page.", 415)
+        prompt = _clean((await read_form(request)).get("prompt", ""))
+        if not prompt:
+            return self._refuse("", "The question is empty. Type one.", 400)
+        if len(prompt) > LONGEST_PROMPT:
+            words = f"The question has {len(prompt):,} characters. Use at most {LONGEST_PROMPT}."
+            return self._refuse(prompt[:LONGEST_PROMPT], words, 400)
         try:
-            if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
-                return self._refuse("", "Send the question with the form of this page.", 415)
-            form = await read_form(request)
-            if form is None:
-                return self._refuse("", f"The question is too long. Use at most {LONGEST_PROMPT} characters.", 413)
-            prompt = _clean(form.get("prompt", ""))
-            if not prompt:
-                return self._refuse("", "The question is empty. Type one.", 400)
-            if len(prompt) > LONGEST_PROMPT:
-                words = f"The question has {len(prompt):,} characters. Use at most {LONGEST_PROMPT}."
-                return self._refuse(prompt[:LONGEST_PROMPT], words, 400)
             if not self._view.can_ask:
-                return self._refuse(prompt, "The model is not ready. Ask again when the run has completed.", 503)
+                raise DemoBusyError("The model is not ready.", "Ask again when the run has completed.")
             self._throttle.begin(address_of(request))
             answers = await self._in_turn(request, prompt)
         except ThrottledError as error:
-            minutes = -(-error.seconds // 60)
-            words = f"{error.what} Try again in {minutes} minute{'s' if minutes > 1 else ''}."
-            return self._refuse(prompt, words, 429, error.seconds)
+            return self._refuse(prompt, f"{error.what} Try again in {duration(error.seconds)}.", 429, error.seconds)
         except EngineError as error:
-            return self._refuse(prompt, f"{error.what} {error.fix}", 503, 30)
+            return self._refuse(prompt, str(error), 503, 30)
         return _answer(self._page(render_asking(self._view, answers=answers)))
 
     async def _in_turn(self, request: Request, prompt: str) -> DemoAnswers:
@@ -165,20 +160,18 @@ class DemoPages:
 
     def _make(self) -> None:
         view = self._read()
-        if view.stamp == self._stamp and self._whole:
-            return
-        self._view, self._body, self._stamp = view, render_demo(view), view.stamp
-        self._whole = self._page(render_asking(view), refresh=_REFRESH_SECONDS if view.is_changing else None)
+        stamp = view.stamp
+        if stamp != self._stamp or not self._whole:
+            self._view, self._body, self._stamp = view, render_demo(view), stamp
+            self._whole = self._page(render_asking(view), refresh=_REFRESH_SECONDS if view.is_changing else None)
 
     def _read(self) -> DemoView:
         run = self._demo.run
-        if run is None:
-            return DemoView(problem=self._demo.problem)
-        try:
-            snapshot = self._reader.observe(run.id)
-        except EngineError:  # it was deleted meanwhile
-            return DemoView(problem=self._demo.problem)
-        return DemoView(snapshot, self._demo.sample_of(run), self._words_of_failure(snapshot))
+        with suppress(EngineError):  # it was deleted meanwhile
+            if run is not None:
+                snapshot = self._reader.observe(run.id)
+                return DemoView(snapshot, self._demo.sample_of(run), self._words_of_failure(snapshot))
+        return DemoView(problem=self._demo.problem)
 
     def _words_of_failure(self, snapshot: RunSnapshot) -> str:
         failure, state = snapshot.history.failed, snapshot.state

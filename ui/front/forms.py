@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.routing import Route
@@ -64,6 +65,13 @@ class PlainPages:
         token = request.cookies.get(COOKIE, "")
         return await asyncio.to_thread(self.sessions.find, token) if token else None
 
+    async def _require_session(self, request: Request) -> SignedIn:
+        """Return the session of a request; without one, the answer leads to the sign-in page."""
+        signed_in = await self._find_session(request)
+        if signed_in is None:
+            raise HTTPException(303, headers={"Location": SIGN_IN})
+        return signed_in
+
     async def _begin_session(
         self, request: Request, person: Person, target: str, *, is_confirmed: bool = True
     ) -> Response:
@@ -111,20 +119,15 @@ class Front(PlainPages):
     def routes(self) -> list[Route]:
         """Return the pages."""
         return [
-            Route(SIGN_IN, self._show_sign_in, methods=["GET"]),
+            Route(SIGN_IN, lambda _: self._sign_in_page(""), methods=["GET"]),
             Route(SIGN_IN, self._sign_in, methods=["POST"]),
-            Route(JOIN, self._show_join, methods=["GET"]),
+            Route(JOIN, lambda _: self._join_page("", ""), methods=["GET"]),
             Route(JOIN, self._join, methods=["POST"]),
             Route(SIGN_OUT, self._sign_out, methods=["POST"]),
         ]
 
-    async def _show_sign_in(self, _request: Request) -> Response:
-        return self._sign_in_page("")
-
     async def _sign_in(self, request: Request) -> Response:
         form = await read_form(request)
-        if form is None:
-            return self._sign_in_page("", "The form is too large.", 413)
         name, password = form.get("name", ""), form.get("password", "")
         try:
             device = await asyncio.to_thread(self.accounts.known_device, name, request.cookies.get(DEVICE_COOKIE, ""))
@@ -146,13 +149,8 @@ class Front(PlainPages):
         self.throttle.succeeded(address_of(request), name, device=device)
         return await self._signed_in(request, person)
 
-    async def _show_join(self, _request: Request) -> Response:
-        return self._join_page("", "")
-
     async def _join(self, request: Request) -> Response:
         form = await read_form(request)
-        if form is None:
-            return self._join_page("", "", "The form is too large.", 413)
         code, name, password = form.get("code", ""), form.get("name", ""), form.get("password", "")
         try:
             self.throttle.begin(address_of(request), f"invitation {code[:16]}")
@@ -171,8 +169,7 @@ class Front(PlainPages):
     async def _sign_out(self, request: Request) -> Response:
         signed_in = await self._find_session(request)
         if signed_in is not None:
-            form = await read_form(request)
-            if form is not None and form.get("everywhere", ""):
+            if (await read_form(request)).get("everywhere", ""):
                 await asyncio.to_thread(self.sessions.end_all, signed_in.person)
             else:
                 await asyncio.to_thread(self.sessions.end, request.cookies[COOKIE])
@@ -202,8 +199,8 @@ class Front(PlainPages):
             return "unknown name"
 
 
-async def read_form(request: Request) -> Form | None:
-    """Return a form; None if it is larger than any of ours, without reading it to its end.
+async def read_form(request: Request) -> Form:
+    """Return a form; one that is larger than any of ours is refused, without reading it to its end.
 
     Only what a plain HTML form sends is read: anything else has no fields.
     """
@@ -211,7 +208,7 @@ async def read_form(request: Request) -> Form | None:
     async for part in request.stream():
         body += part
         if len(body) > _LARGEST_FORM_BYTES:
-            return None
+            raise HTTPException(413, "The form is too large.")
     try:
         return dict(parse_qsl(body.decode(), max_num_fields=_MOST_FIELDS, keep_blank_values=True))
     except ValueError:  # not UTF-8, or more fields than any form has

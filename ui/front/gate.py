@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -15,6 +15,9 @@ from engine.accounts.lab import PublicAddress
 from engine.accounts.people import Action, Person, may
 from engine.accounts.sessions import SignedIn
 from engine.errors import EngineError
+
+if TYPE_CHECKING:
+    from ui.front.pages import PersonPages
 
 COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
 SIGN_IN = "/sign-in"
@@ -37,19 +40,6 @@ _OFFERED_WRITES = re.compile(r"/gradio_api/(queue/join/?|run/predict/?|component
 def is_offered(path: str) -> bool:
     """Return whether requests for a path may reach a person's page."""
     return _OFFERED_READS.fullmatch(path) is not None or _OFFERED_WRITES.fullmatch(path) is not None
-
-
-class Pages(Protocol):
-    """The page of each person."""
-
-    async def of(self, person: Person) -> ASGIApp:
-        """Return what answers a person's requests."""
-
-    def may_read_file(self, person: Person, path: str) -> bool:
-        """Return whether a file of the server is one of the person's own downloads or uploads."""
-
-    def owns_upload(self, person: Person, upload_id: str) -> bool:
-        """Return whether an upload is this person's: of the first who names its id."""
 
 
 class Welcome(NamedTuple):
@@ -91,7 +81,7 @@ class Gate:
         find_session: Callable[[str], SignedIn | None],
         front: ASGIApp,
         front_paths: frozenset[str],
-        pages: Pages,
+        pages: "PersonPages",
         *,
         behind_proxy: bool,
         names: NamedByProxy | None = None,
@@ -131,9 +121,12 @@ class Gate:
         else:
             await self._answer_person(request, scope, receive, send)
 
-    async def _answer_person(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _session_of(self, request: Request) -> SignedIn | None:
         token = request.cookies.get(COOKIE, "")
-        signed_in = await asyncio.to_thread(self._find_session, token) if token else None
+        return await asyncio.to_thread(self._find_session, token) if token else None
+
+    async def _answer_person(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
+        signed_in = await self._session_of(request)
         if signed_in is None:
             await _ask_to_sign_in(request)(scope, receive, send)
             return
@@ -146,7 +139,7 @@ class Gate:
         except EngineError as error:
             await PlainTextResponse(str(error), 503)(scope, receive, send)
             return
-        await self._while_signed_in(token, person, _run(page, scope, receive, send))
+        await self._while_signed_in(request.cookies[COOKIE], person, page(scope, receive, send))
 
     async def _is_for_strangers(self, request: Request) -> bool:
         """Return whether the welcome page answers a request: `/` without an account, and in a frame for everyone."""
@@ -158,8 +151,7 @@ class Gate:
         # A frame of another site has no cookie of a session. Where one came with it, it still shows no person's page.
         if request.headers.get("sec-fetch-dest") in _FRAMES:
             return True
-        token = request.cookies.get(COOKIE, "")
-        return not token or await asyncio.to_thread(self._find_session, token) is None
+        return await self._session_of(request) is None
 
     def _refuse_foreign(self, request: Request) -> Response | None:
         headers, is_root = request.headers, request.scope["path"] == "/" and request.method in _SAFE_METHODS
@@ -195,9 +187,9 @@ class Gate:
         uploads = request.query_params.getlist("upload_id")
         return all(self._pages.owns_upload(person, upload_id) for upload_id in uploads)
 
-    async def _while_signed_in(self, token: str, person: Person, answer: Coroutine[Any, Any, None]) -> None:
+    async def _while_signed_in(self, token: str, person: Person, answer: Awaitable[None]) -> None:
         """Continue an answer for as long as the session lasts and the person's role is the same."""
-        work = asyncio.create_task(answer)
+        work = asyncio.ensure_future(answer)
         try:
             while not (await asyncio.wait({work}, timeout=_LOOK_AGAIN_SECONDS))[0]:
                 now = await asyncio.to_thread(self._find_session, token)
@@ -215,8 +207,7 @@ class Gate:
         values = request.headers.getlist(names.header)
         name = values[0] if len(values) == 1 else ""  # of two, one is a client's
         dropped_headers = {names.header.encode()}
-        token = request.cookies.get(COOKIE, "")
-        signed_in = await asyncio.to_thread(self._find_session, token) if token else None
+        signed_in = await self._session_of(request)
         if signed_in is not None and not await asyncio.to_thread(names.may_continue, signed_in.person, name):
             dropped_headers.add(b"cookie")
         headers = [(key, value) for key, value in scope["headers"] if key.lower() not in dropped_headers]
@@ -231,10 +222,6 @@ class Gate:
             client = (last or "unknown", 0)
         own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(_FORWARDED_HEADERS)]
         return {**scope, "headers": own, "scheme": "https", "client": client}
-
-
-async def _run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-    await app(scope, receive, send)
 
 
 def _opens(headers: Headers, where: str) -> bool:

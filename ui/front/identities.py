@@ -18,18 +18,8 @@ from engine.accounts.people import Person, require_name
 from engine.accounts.throttle import ThrottledError
 from engine.errors import AccountError, EngineError
 from ui.front.account import ACCOUNT
-from ui.front.forms import (
-    JOIN,
-    SIGN_IN_WITH,
-    Form,
-    PlainPages,
-    address_of,
-    field,
-    page,
-    problem_box,
-    read_form,
-)
-from ui.front.gate import COOKIE, SIGN_IN
+from ui.front.forms import JOIN, SIGN_IN_WITH, Form, PlainPages, address_of, field, page, problem_box, read_form
+from ui.front.gate import COOKIE, PROXY_USER, SIGN_IN
 
 UNLINK = "/account/unlink"
 _BACK: dict[Purpose, str] = {"sign in": SIGN_IN, "join": JOIN, "link": ACCOUNT, "confirm": ACCOUNT}
@@ -77,12 +67,11 @@ class IdentityPages(PlainPages, ABC):
 
     def routes(self) -> list[Route]:
         """Return the pages."""
-        return [
-            Route(SIGN_IN_WITH, self._start, methods=["POST"]),
-            Route(UNLINK, self._unlink, methods=["POST"]),
-        ]
+        return [Route(SIGN_IN_WITH, self._start, methods=["POST"]), Route(UNLINK, self._unlink, methods=["POST"])]
 
-    async def arrive(self, request: Request, intent: Intent, identity: Identity, suggest: Suggest) -> Response:
+    async def arrive(
+        self, request: Request, intent: Intent, identity: Identity, suggest: Suggest | None = None
+    ) -> Response:
         """Complete the intent of a person with a known identity.
 
         Args:
@@ -152,8 +141,8 @@ class IdentityPages(PlainPages, ABC):
 
     async def _start(self, request: Request) -> Response:
         form = await read_form(request)
-        purpose = next((one for one in self.purposes if form is not None and form.get("for") == one), None)
-        if form is None or purpose is None:
+        purpose = next((one for one in self.purposes if form.get("for") == one), None)
+        if purpose is None:
             return self.problem("Invalid form.", "sign in", 400)
         try:
             return await self.go(request, await self._intent(request, form, purpose))
@@ -186,9 +175,7 @@ class IdentityPages(PlainPages, ABC):
         return Intent(purpose, signed_in.session)
 
     async def _unlink(self, request: Request) -> Response:
-        signed_in = await self._find_session(request)
-        if signed_in is None:
-            return RedirectResponse(SIGN_IN, 303)
+        signed_in = await self._require_session(request)
         try:
             await asyncio.to_thread(self.identities.unlink, signed_in.person, self.service.issuer)
         except EngineError as error:
@@ -196,9 +183,9 @@ class IdentityPages(PlainPages, ABC):
         await self._log(request, signed_in.person.name, "unlinked", signed_in.person.name, self.service.log_name)
         return RedirectResponse(f"{ACCOUNT}?unlinked=1", 303)
 
-    async def _sign_in(self, request: Request, identity: Identity, suggest: Suggest) -> Response:
+    async def _sign_in(self, request: Request, identity: Identity, suggest: Suggest | None) -> Response:
         person = await asyncio.to_thread(self.identities.person_of, identity)
-        if person is None and not await asyncio.to_thread(self.identities.was_linked, identity):
+        if person is None and suggest is not None and not await asyncio.to_thread(self.identities.was_linked, identity):
             suggestion = await suggest()
             if suggestion is not None:
                 person = await asyncio.to_thread(self.identities.join, suggestion, "member", identity)
@@ -215,3 +202,38 @@ class IdentityPages(PlainPages, ABC):
         await self._log(request, person.name, "signed in", "", self.service.log_name)
         # Not confirmed: the service may have let its own session do, so nothing was typed just now.
         return await self._begin_session(request, person, "/", is_confirmed=is_confirmed)
+
+
+_LONGEST_NAME = 255
+
+
+@dataclass(frozen=True)
+class ProxyPages(IdentityPages):
+    """What takes the proxy's word for who a person is."""
+
+    header: str  # in which the proxy names people
+
+    @property
+    def service(self) -> Service:
+        """The proxy, which names people for as long as its own session lasts, so it confirms nothing."""
+        return Service("single sign-on", f"proxy:{self.header}", "proxy", can_confirm=False)
+
+    async def go(self, request: Request, intent: Intent) -> Response:
+        """Do at once what a person wants."""
+        name = getattr(request.state, PROXY_USER, "")
+        try:
+            if not (0 < len(name) <= _LONGEST_NAME and name.isprintable()):
+                raise AccountError("The proxy did not send your name.", "Sign in there first.")
+            return await self.arrive(request, intent, Identity(self.service.issuer, name))
+        except EngineError as error:
+            return await self.show_failure(request, intent, error)
+
+    def may_continue(self, person: Person, name: str) -> bool:
+        """Return whether a session may be used by a browser for which the proxy gives this name.
+
+        Where people share a browser, the session of one must not serve the next one.
+        """
+        subject = self.identities.subject_of(person, self.service.issuer)
+        if subject is not None:
+            return name == subject
+        return self.identities.person_of(Identity(self.service.issuer, name)) is None

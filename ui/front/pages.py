@@ -5,7 +5,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, field
@@ -81,10 +81,18 @@ class PersonPages:
             if page is not None and page.role != person.role:
                 await self._close(person.name)
                 page = None
-            if page is None:
-                page = await self._open(person)
-            page.last_use = self._clock()
-        return _CountedApp(page, self._clock)
+            opened = page or await self._open(person)
+            opened.last_use = self._clock()
+
+        async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+            opened.requests += 1  # one that is being answered is in use, however long that takes
+            try:
+                await opened.answers(scope, receive, send)
+            finally:
+                opened.requests -= 1
+                opened.last_use = self._clock()
+
+        return answer
 
     def may_read_file(self, person: Person, path: str) -> bool:
         """Return whether a file is below the person's own folder for uploads and downloads, or part of the page itself."""
@@ -107,19 +115,16 @@ class PersonPages:
             page.upload_ids.popitem(last=False)
         return True
 
-    async def close_unused(self) -> None:
-        """Close the pages of people who have been away."""
+    async def close_unused(self, enabled: Collection[str]) -> None:
+        """Close the pages of people who have been away, or who lost their account although a request is under way."""
         oldest = self._clock() - _CLOSED_AFTER_SECONDS
-        for name in [name for name, page in self._pages.items() if page.last_use < oldest and not page.requests]:
-            async with self._locks[name]:
-                if name in self._pages and self._pages[name].last_use < oldest:
-                    await self._close(name)
 
-    async def close_all_but(self, names: Collection[str]) -> None:
-        """Close the pages of people who lost their account, although a request may still be under way."""
-        for name in [name for name in self._pages if name not in names]:
+        def is_unused(name: str, page: _PersonPage) -> bool:
+            return name not in enabled or (page.last_use < oldest and not page.requests)
+
+        for name in [name for name, page in self._pages.items() if is_unused(name, page)]:
             async with self._locks[name]:
-                if name in self._pages:
+                if name in self._pages and is_unused(name, self._pages[name]):
                     await self._close(name)
 
     async def sweep_transfers(self) -> None:
@@ -187,57 +192,32 @@ class PersonPages:
         await asyncio.to_thread(self._close_services, page.services)
 
 
-class _CountedApp:
-    """Counts the requests that are being answered: a page with one is in use, however long it takes."""
-
-    def __init__(self, page: _PersonPage, clock: Callable[[], float]) -> None:
-        self._page = page
-        self._clock = clock
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._page.requests += 1
-        try:
-            await self._page.answers(scope, receive, send)
-        finally:
-            self._page.requests -= 1
-            self._page.last_use = self._clock()
-
-
 @asynccontextmanager
 async def housekeeping(
-    pages: PersonPages,
-    enabled_names: Callable[[], Collection[str]],
-    seconds: float = 600,
-    look_seconds: float = 5,
-    tidy_seconds: float = 15,
+    pages: PersonPages, enabled_names: Callable[[], Collection[str]], measure_disk: Callable[[], object]
 ) -> AsyncIterator[None]:
     """Close pages that are unused or whose person lost the account, and remove old files; close all pages at the end.
 
     Args:
         enabled_names: Returns the names of the people who may sign in.
-        seconds: Between two looks for what is unused or old.
-        look_seconds: Between two looks at who may sign in.
-        tidy_seconds: Between two times that unused memory is given back.
+        measure_disk: Measures what people have on disk.
     """
 
+    async def close_unused() -> None:
+        await pages.close_unused(await asyncio.to_thread(enabled_names))
+
     async def sweep() -> None:
-        while True:
-            await asyncio.sleep(seconds)
-            await pages.close_unused()
-            await pages.sweep_transfers()
+        await pages.sweep_transfers()
+        await asyncio.to_thread(measure_disk)
 
-    async def close_of_disabled() -> None:
+    async def repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
-            await asyncio.sleep(look_seconds)
             with suppress(EngineError):  # the accounts are in use: at the next look
-                await pages.close_all_but(await asyncio.to_thread(enabled_names))
+                await work()
+            await asyncio.sleep(seconds)
 
-    async def tidy() -> None:
-        while True:
-            await asyncio.sleep(tidy_seconds)
-            await pages.reclaim_memory()
-
-    tasks = [asyncio.create_task(work()) for work in (sweep, close_of_disabled, tidy)]
+    works = ((close_unused, 5), (pages.reclaim_memory, 15), (sweep, 600))
+    tasks = [asyncio.create_task(repeat(work, seconds)) for work, seconds in works]
     try:
         yield
     finally:

@@ -1,10 +1,8 @@
 """Serve a lab: one gate before the pages of all people, on a Unix socket behind a proxy, with its own TLS, or in a Space."""
 
-import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -33,15 +31,14 @@ from engine.runs.supervision.scheduler import SupervisorSettings
 from engine.runs.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
 from ui.backend.models import KnownFits, Shapes
-from ui.backend.shared_runs import SharedReaders
+from ui.backend.run_reader import SharedReaders
 from ui.front.account import AccountPages
 from ui.front.connections import bounded_server
 from ui.front.forms import Front
 from ui.front.gate import Gate, NamedByProxy
-from ui.front.identities import IdentityPages
+from ui.front.identities import IdentityPages, ProxyPages
 from ui.front.light import prepare_memory
 from ui.front.pages import PersonPages, housekeeping
-from ui.front.proxy import ProxyPages
 from ui.serve import build_services, close_services
 from ui.services import Services
 
@@ -49,7 +46,6 @@ if TYPE_CHECKING:
     from engine.accounts.oidc import Provider
     from ui.front.space import Space
 
-_MEASURE_SECONDS = 600
 _GOODBYE_SECONDS = 5  # that open answers get when the server ends
 
 
@@ -120,29 +116,11 @@ def build_gate(
 
     pages = PersonPages(complete, address, close_services)
     routes = [*front.routes(), *account.routes(), *(other.routes() if other else ())]
-    plain = Starlette(routes=routes, lifespan=lambda _: _upkeep(pages, enabled_names, disk))
+    plain = Starlette(routes=routes, lifespan=lambda _: housekeeping(pages, enabled_names, disk.measure))
     paths = frozenset(route.path for route in routes)
     welcome = None if space is None else space.welcome
     gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names, welcome=welcome)
     return gate, pages
-
-
-@asynccontextmanager
-async def _upkeep(pages: PersonPages, enabled_names: Callable[[], set[str]], disk: DiskSamples) -> AsyncIterator[None]:
-    """Look after a lab until its server ends."""
-
-    async def measure() -> None:
-        while True:
-            with suppress(EngineError):  # the accounts are in use: at the next look
-                await asyncio.to_thread(disk.measure)
-            await asyncio.sleep(_MEASURE_SECONDS)
-
-    async with housekeeping(pages, enabled_names):
-        measuring = asyncio.create_task(measure())
-        try:
-            yield
-        finally:
-            measuring.cancel()
 
 
 def _disk_notice(home: LoratoryHome, use: DiskUse | None) -> str:

@@ -173,10 +173,7 @@ class SpaceFront(Front):
 
     def routes(self) -> list[Route]:
         """Return the pages."""
-        return [
-            Route(SIGN_IN, self._offer, methods=["GET"]),
-            Route(SIGN_OUT, self._sign_out, methods=["POST"]),
-        ]
+        return [Route(SIGN_IN, self._offer, methods=["GET"]), Route(SIGN_OUT, self._sign_out, methods=["POST"])]
 
     async def _offer(self, request: Request) -> Response:
         if await self._find_session(request) is not None:

@@ -17,7 +17,7 @@ from engine.errors import EngineError, RunError
 from engine.evaluation import blind_test
 from engine.evaluation.blind_test import BlindTally, Judgement, Pair, Verdict
 from engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
-from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
+from ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, visible_if
 from ui.gradio_internals import Radio

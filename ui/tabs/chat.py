@@ -8,7 +8,7 @@ from gradio.components.base import Component
 
 from engine.chat.contract import ChatState, Progress
 from engine.errors import EngineError
-from ui.backend.answers import HeldOutPrompts, run_streaming
+from ui.backend.conversation import HeldOutPrompts, run_streaming
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, shown_in_place, visible_if
 from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page

@@ -19,13 +19,13 @@ from engine.evaluation.votes import AnswerModel
 from engine.paths import AllowedPaths, data_folders, typed_path
 from engine.runs.provenance import read_provenance, start_of
 from engine.runs.run import Run, RunFolder
+from ui.backend.conversation import BRANCH_WORDS
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunReader, RunSnapshot, can_chat, has_adapter
 from ui.components import HIDDEN, QUICK, Updates, visible_if
 from ui.form import component_of_field, number_of
 from ui.gradio_internals import Dropdown
 from ui.page import Page
 from ui.tabs.run_place import chosen_place, work_place
-from ui.views.chat import BRANCH_WORDS
 from ui.views.html import short_name
 from ui.views.run_view import run_choices
 

@@ -21,8 +21,7 @@ from ui.tabs.own_models import OwnPart
 from ui.tabs.row_viewer import RowViewer, row_of
 from ui.views import dataset as view
 from ui.views.html import Column, Row, error_box, pickable, table
-from ui.views.preferences import render_preferences
-from ui.views.row_lists import listing_choices
+from ui.views.rows import listing_choices, render_row
 
 _SAMPLES = (
     ("sample:loratory-faq", "loratory-faq", "354 instructions, Alpaca"),
@@ -183,7 +182,7 @@ class DataTab:
             self.rows_column: gr.update(visible=True),
             self.rows.number: number if source != shown_source else UNCHANGED,
             self.rows.found: "" if source != shown_source else UNCHANGED,
-            self.rows.row_html: view.render_row(page, row_view == "tokens"),
+            self.rows.row_html: render_row(page, row_view == "tokens"),
             self.shown_source: source,
             self.page.data_kind: page.format,
             **self._render_check(check, listing, list_page, page),
@@ -229,7 +228,7 @@ class DataTab:
         if report is not None:
             row_list = self.rows.render_list(check.question, report, listing, list_page)
             facts = view.render_facts(report)
-            lengths = render_preferences(report) + view.render_lengths(report)
+            lengths = view.render_preferences(report) + view.render_lengths(report)
         elif check.waits:
             facts = view.render_waiting(page)
         elif check.was_stopped:

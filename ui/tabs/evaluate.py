@@ -28,8 +28,7 @@ from ui.tabs.chat_choice import ChatChoice, checkpoint_of
 from ui.tabs.data import with_source
 from ui.tabs.run_place import chosen_place
 from ui.views import evaluation as view
-from ui.views import votes as votes_view
-from ui.views.html import error_box, plural, small
+from ui.views.html import ListPage, error_box, plural, small
 
 _SETTINGS = ("max_rows", "answered_rows", "max_new_tokens", "general_text")
 
@@ -88,8 +87,7 @@ class EvaluatePart:
         is_run, state = self.page.reader.exists(run_id), checkpoint_of(checkpoint)
         updates = self.job.follow(run_id if is_run else None)
         result = self._evaluations.read(run_id, state) if is_run else None
-        pages = view.pages_of(result) if result is not None else 0
-        number = max(0, min(number + step, pages - 1))
+        page = ListPage.at(number + step, len(result.answered) if result is not None else 0, view.ROWS_PER_PAGE)
         if result is not None:
             shown = view.render_evaluation(result)
         elif is_run:
@@ -100,14 +98,14 @@ class EvaluatePart:
         updates[self.job.start]["value"] = "Measure again" if result is not None else "Measure"
         return {
             **updates,
-            self.number: number,
+            self.number: page.number,
             self.result: shown,
-            self.answers: visible_if(pages > 0),
-            self.where: view.page_words(result, number) if result is not None and pages else "",
-            self.rows: view.render_answered(result, number) if result is not None else "",
+            self.answers: visible_if(page.rows > 0),
+            self.where: page.position("answered row", "the worst first"),
+            self.rows: view.render_answered(result, page) if result is not None else "",
             self.across: view.render_across(self._evaluations.across(), f"{run_id}/{state or FINAL}" if is_run else ""),
-            self.previous: gr.update(interactive=number > 0),
-            self.next: gr.update(interactive=number < pages - 1),
+            self.previous: gr.update(interactive=page.start > 0),
+            self.next: gr.update(interactive=page.end < page.rows),
         }
 
     def start(self, run_id: str, checkpoint: str | None, number: int, where: str, *settings: Any) -> Updates:
@@ -199,17 +197,16 @@ class VotesPart:
         """Return the counts and one page of the votes."""
         votes = self._votes.read()
         pairs = pairs_of_votes(votes, with_cut_off=bool(with_cut_off))
-        pages = votes_view.pages_of(votes)
-        number = max(0, min(int(number), pages - 1))
+        page = ListPage.at(int(number), len(votes), view.VOTES_PER_PAGE)
         return {
-            self.counts: votes_view.render_counts(votes, pairs),
+            self.counts: view.render_counts(votes, pairs),
             self.panel: gr.update(visible=bool(votes)),
             self.use_button: gr.update(interactive=bool(pairs.rows)),
-            self.newer: gr.update(interactive=number > 0),
-            self.older: gr.update(interactive=number < pages - 1),
-            self.where: votes_view.page_words(votes, number) if pages else "",
-            self.list: votes_view.render_votes(votes, number),
-            self.number: number,
+            self.newer: gr.update(interactive=page.start > 0),
+            self.older: gr.update(interactive=page.end < page.rows),
+            self.where: page.position("vote", "the newest first"),
+            self.list: view.render_votes(votes, page),
+            self.number: page.number,
             self.confirm.panel: gr.update(visible=False),
         }
 
@@ -225,7 +222,9 @@ class VotesPart:
         """Ask at the first click, delete at the second."""
         pick = picked_value(event)
         if pick.startswith(_DELETE):
-            votes_html = votes_view.render_votes(self._votes.read(), int(number), pick.removeprefix(_DELETE))
+            votes = self._votes.read()
+            page = ListPage.at(int(number), len(votes), view.VOTES_PER_PAGE)
+            votes_html = view.render_votes(votes, page, pick.removeprefix(_DELETE))
             return {self.list: votes_html, self.status: ""}
         if not pick.startswith(_REALLY):
             return UNCHANGED

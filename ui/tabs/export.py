@@ -35,7 +35,7 @@ from ui.tabs.export_formats import (
     why_not,
 )
 from ui.tabs.run_place import chosen_place, work_place
-from ui.views import export as view
+from ui.views import run_details as view
 from ui.views.html import empty
 
 
@@ -183,7 +183,7 @@ class ExportTab:
         record = records[number] if records else None
         folder, result = _folder_of(record), ""
         if shows_result:
-            result = view.render_record(record) if record is not None else view.NO_EXPORTS
+            result = view.render_export(record) if record is not None else view.NO_EXPORTS
         updates[self.job.start]["value"] = "Push" if form == HUB else "Export"
         return {
             **updates,
@@ -193,7 +193,7 @@ class ExportTab:
             self.archive.panel: visible_if(shows_result and folder is not None),
             self.archive.download: HIDDEN,
             self.use: self._use(snapshot, record, folder) if shows_result else "",
-            self.before: view.render_records(records, number) if visible else "",
+            self.before: view.render_exports(records, number) if visible else "",
         }
 
     def _use(self, snapshot: RunSnapshot, record: ExportRecord | None, folder: Path | None) -> str:

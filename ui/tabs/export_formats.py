@@ -20,8 +20,8 @@ from ui.backend.run_reader import RunSnapshot
 from ui.components import HIDDEN, QUICK, SLOW, Updates, script, shown_as_message, visible_if
 from ui.form import component_of_field
 from ui.page import Page
-from ui.views.export import render_sizes
 from ui.views.html import copyable, error_box, notices, size, with_code
+from ui.views.run_details import render_sizes
 
 ADAPTER, MERGED, GGUF = (KINDS[name].title for name in ("adapter", "merged", "gguf"))
 HUB, SCRIPT, EXACT, YAML = "Hub", "Script", "Exact script", "YAML"

@@ -49,8 +49,8 @@ from ui.polls import poll, poll_answer
 from ui.tabs.run_place import offers_cluster, work_place
 from ui.views import run_view
 from ui.views.html import error_box
-from ui.views.loss_chart import ChartView, loss_figure, small_figures
-from ui.views.preference_chart import preference_figure
+from ui.views.loss_chart import ChartView, loss_figure
+from ui.views.step_charts import preference_figure, small_figures
 
 _MOST_SMOOTHING = 0.99
 _LISTED = 200  # newest runs in the dropdown

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from html import escape
-from typing import Any, get_args
+from typing import Any
 
 import gradio as gr
 
@@ -22,11 +22,10 @@ from ui.components import (
     shown_in_place,
     visible_if,
 )
-from ui.gradio_internals import Radio
 from ui.page import Page
 from ui.views import lab as views
 from ui.views.html import notice, size
-from ui.views.lab_queue import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
+from ui.views.lab import LOOK_PREFIX, STOP_PREFIX, TURN, URGENT_PREFIX, render_devices, render_queue
 
 
 class LabRunsPart:
@@ -102,9 +101,6 @@ class LabUsagePart:
     def __init__(self, admin: LabAdmin) -> None:
         self._admin = admin
         gr.HTML("<h2>Usage</h2>")
-        self.kind = Radio(
-            list(get_args(views.UsageKind)), value="Hours", show_label=False, container=False, elem_id="lab-usage-kind"
-        )
         self.chart = chart("Nothing to show yet; usage is recorded from the first run on.", elem_id="lab-usage-chart")
         self.usage = gr.HTML(elem_id="lab-usage")
         self.csv = gr.Button("Save as CSV", scale=0, min_width=200, elem_id="lab-csv")
@@ -113,17 +109,15 @@ class LabUsagePart:
     def wire(self, open_event: Any) -> None:
         """Connect the events; the usage is shown after `open_event`."""
         outputs = [self.usage, self.chart]
-        open_event.then(shown_as_message(self._show), self.kind, outputs, **SLOW)
-        self.kind.input(shown_as_message(self._show), self.kind, outputs, **SLOW)
+        open_event.then(shown_as_message(self._show), None, outputs, **SLOW)
         csv_event = self.csv.click(
             shown_as_message(lambda: views.usage_csv(self._admin.usage())), None, self._csv_text, **SLOW
         )
         csv_event.then(None, self._csv_text, self._csv_text, js=save_csv_script("loratory-usage.csv"), **QUICK)
 
-    def _show(self, kind: Any) -> Updates:
+    def _show(self) -> Updates:
         usage = self._admin.usage()
-        chosen: views.UsageKind = next((one for one in get_args(views.UsageKind) if one == kind), "Hours")
-        return {self.usage: views.render_usage(usage), self.chart: views.usage_figure(usage, chosen)}
+        return {self.usage: views.render_usage(usage), self.chart: views.usage_figure(usage)}
 
 
 class LabModelsPart:

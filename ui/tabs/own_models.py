@@ -10,7 +10,7 @@ from engine.accounts.people import Action, require, require_token
 from engine.errors import EngineError, ModelAccessError
 from engine.models.source import is_hub_id
 from engine.private_hub import PrivateCopy
-from ui.backend.own_models import DOWNLOAD, OwnDownloads
+from ui.backend.models import DOWNLOAD, OwnDownloads
 from ui.components import QUICK, Updates, pick_list, picked_value
 from ui.page import Page
 from ui.polls import JobPanel

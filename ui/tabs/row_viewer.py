@@ -12,10 +12,9 @@ from ui.backend.dataset_checks import CheckQuestion, question_of
 from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, script
 from ui.gradio_internals import Dropdown, Radio
 from ui.page import Page
-from ui.views import row_lists
-from ui.views.dataset import render_row
-from ui.views.html import error_box, small
-from ui.views.row_lists import Listing, ListPage
+from ui.views import rows as row_views
+from ui.views.html import ListPage, error_box, small
+from ui.views.rows import Listing
 
 _TITLES = {
     "odd": "Kept with warnings",
@@ -44,7 +43,7 @@ class RowViewer:
             )  # fmt: skip
         with gr.Row(elem_id="row-finding"):
             self.listing = Dropdown(
-                row_lists.listing_choices(None), value="all", label="Show", container=False, min_width=170, scale=1,
+                row_views.listing_choices(None), value="all", label="Show", container=False, min_width=170, scale=1,
                 elem_id="show",
             )  # fmt: skip
             self.text = gr.Textbox(
@@ -101,24 +100,24 @@ class RowViewer:
         if report is None:
             return ""
         kind = _listing(listing, report)
-        counts = row_lists.render_counts(report)
-        rows = row_lists.rows_of(report, kind)  # none for all rows: a click on a count lists what it counts
+        counts = row_views.render_counts(report)
+        rows = row_views.rows_of(report, kind)  # none for all rows: a click on a count lists what it counts
         if not rows:
             return counts
         entries = len(report.notices) if kind == "odd" else len(rows)  # a row can have several warnings
-        part = ListPage(min(max(0, page), (entries - 1) // row_lists.PAGE_ROWS), entries)
+        part = ListPage.at(page, entries, row_views.PAGE_ROWS)
         if kind == "left_out":
-            return counts + row_lists.render_problem_list(report.problems[part.start : part.end], part, "Reason")
+            return counts + row_views.render_problem_list(report.problems, part, "Reason")
         heading = f"{counts}<h3>{_TITLES[kind]}</h3>"
         if kind == "odd":
-            return heading + row_lists.render_problem_list(report.notices[part.start : part.end], part, "Warning")
+            return heading + row_views.render_problem_list(report.notices, part, "Warning")
         try:
             preview = self.page.services.inspector.preview(
                 question.dataset, question.model, None, rows=rows[part.start : part.end], brief=True
             )
         except Exception as error:
             return counts + error_box(as_engine_error(error))
-        return heading + row_lists.render_row_list(preview.rows, part)
+        return heading + row_views.render_row_list(preview.rows, part)
 
     def question(self, values: tuple[Any, ...]) -> CheckQuestion | None:
         """Return the form's question as far as it can be answered now; None without a dataset."""
@@ -131,7 +130,7 @@ class RowViewer:
 
     def _rows(self, listing: str, values: tuple[Any, ...]) -> tuple[int, ...]:
         report = self._report(self.question(values))
-        return row_lists.rows_of(report, _listing(listing, report)) if report is not None else ()
+        return row_views.rows_of(report, _listing(listing, report)) if report is not None else ()
 
     def show(self, row: float, view: str, *values: Any) -> str:
         """Return one row, or why it cannot be read."""
@@ -139,7 +138,7 @@ class RowViewer:
         if question is None:
             return ""
         try:
-            return render_row(self.preview(question, row_of(row)), view == "tokens")
+            return row_views.render_row(self.preview(question, row_of(row)), view == "tokens")
         except Exception as error:
             return error_box(as_engine_error(error))
 
@@ -165,7 +164,7 @@ class RowViewer:
             return {self.number: int(which) + 1}
         if what == "page" and which.isdigit() and len(which) < 6:
             return {self.list_page: int(which)}
-        if what == "show" and which in row_lists.LISTINGS:
+        if what == "show" and which in row_views.LISTINGS:
             return {self.listing: which, **self.begin_list(row, which, *values)}
         return UNCHANGED
 
@@ -199,8 +198,8 @@ def row_of(number: float | None) -> int:
 
 def _listing(chosen: str, report: DatasetReport | None) -> Listing:
     """Return the requested list, or `all` if it has no rows."""
-    match = next((listing for listing in row_lists.LISTINGS if listing == chosen), None)
-    return match if match is not None and report is not None and row_lists.rows_of(report, match) else "all"
+    match = next((listing for listing in row_views.LISTINGS if listing == chosen), None)
+    return match if match is not None and report is not None and row_views.rows_of(report, match) else "all"
 
 
 def _render_match(match: FoundRow) -> str:

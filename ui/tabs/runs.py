@@ -6,6 +6,7 @@ from typing import Any, get_args
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.config.run import RunConfig
 from engine.errors import EngineError
 from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.run import FINAL_STATES
@@ -37,7 +38,7 @@ from ui.tabs.shared_runs import LabQueuePart, SharedRunsPart
 from ui.views import run_table
 from ui.views.html import plural, size, small, with_code
 from ui.views.loss_chart import COMPARED_AT_MOST, ChartView, overlay_figure
-from ui.views.run_details import ComparedRun, render_differences
+from ui.views.run_details import render_differences
 
 _PAGE_ROWS = 100
 _NAMED_RUNS = 5  # at most, in the question before a deletion
@@ -178,22 +179,24 @@ class RunsTab:
 
     def compare(self, ticked_ids: list[str], against: Any, log_axis: bool) -> Updates:
         """Return the curves in one chart and the differing settings; hidden for fewer than two runs."""
-        runs, histories = [], []
+        rows, histories = [], []
+        configs: dict[str, RunConfig] = {}
         for run_id in ticked_ids[:COMPARED_AT_MOST]:
             try:
                 snapshot = self.page.reader.observe(run_id)
                 row = self.page.reader.summary(run_id)
             except EngineError:
                 continue  # it was deleted meanwhile
-            runs.append(ComparedRun(row, snapshot.config, snapshot.provenance.dataset_fingerprint))
+            rows.append(row)
+            configs |= {row.id: snapshot.config} if snapshot.config is not None else {}
             histories.append((f"{snapshot.title} · {snapshot.run.id[-4:]}", snapshot.history))
-        if len(runs) < 2:
+        if len(rows) < 2:
             return {self.comparison: HIDDEN, self.overlay: "", self.differences: ""}
         view = ChartView(log_axis=log_axis, against=against)
         return {
             self.comparison: gr.update(visible=True),
             self.overlay: overlay_figure(histories, view),
-            self.differences: render_differences(runs, read_electricity(self.page.services.home))
+            self.differences: render_differences(rows, configs, read_electricity(self.page.services.home))
             + (small(f"Only the first {COMPARED_AT_MOST} are compared.") if len(ticked_ids) > COMPARED_AT_MOST else ""),
         }
 

@@ -17,8 +17,7 @@ from engine.runs.lab_queue import QueueBoard
 from engine.runs.lab_rules import is_shared
 from engine.runs.usage import read_electricity
 from ui.backend.background import Cache
-from ui.backend.run_reader import RunSnapshot, can_chat
-from ui.backend.shared_runs import SharedRuns, name_of, without_folders
+from ui.backend.run_reader import RunSnapshot, SharedRuns, can_chat, name_of
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -36,9 +35,9 @@ from ui.page import Page
 from ui.polls import digest, poll, poll_answer
 from ui.services import Services
 from ui.views.html import empty, error_box, log
-from ui.views.lab_queue import render_devices, render_own_disk, render_queue
+from ui.views.lab import render_devices, render_own_disk, render_queue
 from ui.views.loss_chart import ChartView, loss_figure
-from ui.views.run_details import render_run_details
+from ui.views.run_details import render_run_details, without_folders
 from ui.views.run_table import render_shared_runs
 from ui.views.run_view import render_heading
 

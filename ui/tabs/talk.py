@@ -15,9 +15,24 @@ from engine.chat.contract import Branch, ChatRequest, ChatTarget
 from engine.config.results import SamplingConfig
 from engine.errors import EngineError, RunError
 from engine.evaluation.votes import Votes
-from ui.backend.answers import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.background import as_engine_error
-from ui.backend.votes import ballot, choose
+from ui.backend.conversation import (
+    BRANCH_WORDS,
+    LARGEST_FILE_BYTES,
+    Answer,
+    AnswerStream,
+    HeldOutPrompts,
+    QuestionSettings,
+    RowPrompt,
+    SavedConversation,
+    Turn,
+    ballot,
+    choose,
+    in_context,
+    messages_of,
+    read_conversation,
+    turns_to_leave_out,
+)
 from ui.components import (
     HIDDEN,
     QUICK,
@@ -35,9 +50,6 @@ from ui.gradio_internals import Radio
 from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice, SamplingPart, read_sampling, with_seed
 from ui.views import chat as view
-from ui.views import conversation_file as saving
-from ui.views.chat import Answer, QuestionSettings, Turn
-from ui.views.conversation_file import SavedConversation
 from ui.views.html import error_box, plural, small
 
 # Values of the choice of branches: the names of those that answer.
@@ -150,7 +162,7 @@ class TalkPart:
         gr.on([self.prompt_fold.expand, self.show_prompt.click], **prompting)
         self.prompt_fold.collapse(None, None, self.prompt, js="() => ''", **QUICK)
         self.keep_fold.expand(
-            lambda *of: saving.render_links(self._conversation_of(*of)), [self.turns, system], self.links, **QUICK
+            lambda *of: view.render_links(self._conversation_of(*of)), [self.turns, system], self.links, **QUICK
         )
         open_event = self.open.upload(shown_as_message(self.open_file), self.open, self._conversation, **SLOW)
         open_event.then(self.keep, [self.turns, system], [self.browser_copy, self.links], **QUICK)
@@ -192,7 +204,7 @@ class TalkPart:
         try:
             asked_branches, settings = self._branches(branches), with_seed(read_sampling(sampling))
             models = self._choice.answer_models()
-            left_out = view.turns_to_leave_out(before, asked_branches, models)
+            left_out = turns_to_leave_out(before, asked_branches, models)
             with_what = QuestionSettings(models, settings, system, left_out)
             turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked_branches), reference, with_what)]
             requests = _requests(turns, asked_branches, system, settings)
@@ -310,14 +322,14 @@ class TalkPart:
         asked = self._branches(branches)
         text = (question or "").strip()
         if text:
-            left_out = view.turns_to_leave_out(turns, asked, self._choice.answer_models())
+            left_out = turns_to_leave_out(turns, asked, self._choice.answer_models())
             next_turns = [*(turn for number, turn in enumerate(turns) if number not in left_out), Turn(text)]
         else:  # the prompt of the newest answer
-            next_turns = [*view.in_context(turns)[:-1], *(Turn(turn.question) for turn in turns[-1:])]
-        messages = view.messages_of(next_turns, asked[-1], system or "")
+            next_turns = [*in_context(turns)[:-1], *(Turn(turn.question) for turn in turns[-1:])]
+        messages = messages_of(next_turns, asked[-1], system or "")
         if not next_turns:
             return small("Type a question to see its prompt.")
-        names = {**view.BRANCH_WORDS, **self._choice.names(self.page.services.chat.state.target)}
+        names = {**BRANCH_WORDS, **self._choice.names(self.page.services.chat.state.target)}
         return view.render_prompt(self.page.services.chat.prompt(messages), names[asked[-1]])
 
     def _conversation_of(self, turns: list[Turn], system: str) -> SavedConversation:
@@ -328,22 +340,22 @@ class TalkPart:
 
     def keep(self, turns: list[Turn], system: str) -> Updates:
         conversation = self._conversation_of(turns, system)
-        text = saving.as_json(conversation)
+        text = conversation.model_dump_json(indent=2)
         browser_copy = text if turns and len(text) <= _KEPT_CHARACTERS else ""
-        return {self.browser_copy: browser_copy, self.links: saving.render_links(conversation)}
+        return {self.browser_copy: browser_copy, self.links: view.render_links(conversation)}
 
     def restore(self, browser_copy: str, turns: list[Turn], system: str) -> Updates:
         if turns or not browser_copy:
             return UNCHANGED
         try:
-            conversation = saving.read_conversation(str(browser_copy).encode())
+            conversation = read_conversation(str(browser_copy).encode())
         except EngineError:
             return UNCHANGED  # of another version
         return self._show_conversation(conversation, system)
 
     def open_file(self, path: str) -> Updates:
-        transfers = self.page.services.transfers
-        return self._show_conversation(saving.open_conversation(transfers.require_uploaded(Path(path))))
+        with self.page.services.transfers.require_uploaded(Path(path)).open("rb") as file:
+            return self._show_conversation(read_conversation(file.read(LARGEST_FILE_BYTES + 1)))
 
     def _show_conversation(self, conversation: SavedConversation, system: str = "") -> Updates:
         return {
@@ -365,7 +377,7 @@ def _requests(
     turns: Sequence[Turn], branches: tuple[Branch, ...], system: str, sampling: SamplingConfig
 ) -> list[ChatRequest]:
     """Return one request for all branches while their histories are equal, else one for each."""
-    histories = {branch: view.messages_of(turns, branch, system) for branch in branches}
+    histories = {branch: messages_of(turns, branch, system) for branch in branches}
     groups = [branches] if len(set(histories.values())) == 1 else [(branch,) for branch in branches]
     return [
         ChatRequest(messages=histories[group[0]], branches=group, sampling=sampling, id=uuid.uuid4().hex)

@@ -23,8 +23,8 @@ from ui.tabs.follow import FollowPart
 from ui.tabs.objective import ObjectivePart, keep_own_dataset
 from ui.tabs.run_place import RunPlacePart
 from ui.tabs.start import REFUSED, StartPart
+from ui.views.draft import render_plan, render_presets
 from ui.views.html import small
-from ui.views.run_plan import render_plan, render_presets
 
 SET_UP, FOLLOW = "Set up", "Follow"
 # The settings in sight, and how each is shown.

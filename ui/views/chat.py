@@ -1,37 +1,16 @@
 """A conversation with one or more models: the loaded model, answers side by side, the prompt."""
 
 import random
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from html import escape
 from types import MappingProxyType
-from typing import Annotated
 
-from pydantic import ConfigDict, Field, PlainSerializer
-from pydantic.dataclasses import dataclass
+from engine.chat.contract import Branch, ChatState, FinishReason, LoadedModel, Progress, PromptView
+from ui.backend.conversation import BRANCH_WORDS, Answer, RowPrompt, SavedConversation, Turn, as_markdown
+from ui.views import html
 
-from engine.chat.contract import Branch, ChatChunk, ChatState, FinishReason, LoadedModel, Progress, PromptView
-from engine.config.results import SamplingConfig
-from engine.data.conversation import Message
-from engine.evaluation.votes import AnswerModel
-from ui.backend.answers import RowPrompt
-from ui.views.html import (
-    empty,
-    error_box,
-    log,
-    markdown,
-    notices,
-    pick_button,
-    plural,
-    progress_bar,
-    short_name,
-    size,
-    small,
-    status,
-    toolbar,
-)
-
-BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
+LONGEST_SUMMARY = 220  # characters of a question
 NO_ANSWER = "<em>(empty answer)</em>"
 _FINISH_WORDS: dict[FinishReason, str] = {
     "eos": "stop token",
@@ -39,105 +18,10 @@ _FINISH_WORDS: dict[FinishReason, str] = {
     "context": "context full",
     "stopped": "stopped",
 }
-_NOT_LOADED = empty(
+_NOT_LOADED = html.empty(
     "No model loaded",
     "Choose a run above and load it. It uses memory until you unload it or a queued run needs the device.",
 )
-
-
-_SAVED = ConfigDict(extra="forbid")  # the parts of a conversation's file
-
-
-@dataclass(frozen=True, config=_SAVED)
-class Answer:
-    """The answer of one branch."""
-
-    branch: Branch
-    text: str = ""
-    tokens: int = Field(default=0, ge=0)
-    tokens_per_second: Annotated[float, PlainSerializer(lambda speed: round(speed, 2))] = 0.0
-    prompt_tokens: int = Field(default=0, ge=0)
-    done: bool = False
-    finish_reason: FinishReason | None = None
-    note: str = Field(default="", exclude=True)
-
-    def with_chunk(self, chunk: ChatChunk) -> "Answer":
-        """Return the answer with a chunk appended."""
-        return Answer(**{**chunk.model_dump(exclude={"first_token_seconds"}), "text": self.text + chunk.text})
-
-
-@dataclass(frozen=True, config=_SAVED)
-class QuestionSettings:
-    """Models, sampling and system prompt of a question, for votes on its answers."""
-
-    models: Mapping[Branch, AnswerModel]
-    sampling: SamplingConfig
-    system: str = ""
-    left_out: tuple[int, ...] = ()  # numbers of earlier turns that are not in the context of the answers
-
-
-@dataclass(frozen=True, config=_SAVED)
-class Turn:
-    """A question and its answers."""
-
-    question: str
-    answers: tuple[Answer, ...] = ()
-    reference: str = ""  # reference answer, where the question comes from a row
-    asked: QuestionSettings | None = None  # None in conversations saved by versions without votes
-
-    def with_chunk(self, chunk: ChatChunk) -> "Turn":
-        """Return the turn with a chunk appended to one answer."""
-        answers = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
-        return replace(self, answers=tuple(answers))
-
-    def names(self, words: Mapping[Branch, str]) -> dict[Branch, str]:
-        """Return the names of the branches when it was asked, else `words`; another run may be loaded by now."""
-        models = self.asked.models if self.asked is not None else {}
-        return {**words, **{branch: model.name for branch, model in models.items()}}
-
-    def end(self) -> "Turn":
-        """Return the turn after its last chunk; unfinished answers are marked as stopped."""
-        answers = (
-            a if a.done else replace(a, done=True, finish_reason=a.finish_reason or "stopped") for a in self.answers
-        )
-        return replace(self, answers=tuple(answers))
-
-
-def turns_to_leave_out(
-    turns: Sequence[Turn], branches: Sequence[Branch], models: Mapping[Branch, AnswerModel]
-) -> tuple[int, ...]:
-    """Return the numbers of the turns that not all of these models answered: without them, all read the same questions."""
-    return tuple(
-        number
-        for number, turn in enumerate(turns)
-        if not all(_has_answer(turn, branch, models.get(branch)) for branch in branches)
-    )
-
-
-def _has_answer(turn: Turn, branch: Branch, model: AnswerModel | None) -> bool:
-    if not any(answer.branch == branch and answer.done and answer.text for answer in turn.answers):
-        return False
-    answered = turn.asked.models.get(branch) if turn.asked is not None else None
-    return answered is None or model is None or answered.has_weights_of(model)
-
-
-def in_context(turns: Sequence[Turn]) -> list[Turn]:
-    """Return the last turn after the earlier ones that its models read."""
-    asked = turns[-1].asked if turns else None
-    return [turn for number, turn in enumerate(turns) if asked is None or number not in asked.left_out]
-
-
-def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Message, ...]:
-    """Return one branch's conversation in the context of the last turn, with its own answers."""
-    messages = [Message("system", system.strip())] if system.strip() else []
-    for turn in in_context(turns):
-        answer = next((answer for answer in turn.answers if answer.branch == branch), None)
-        messages.append(Message("user", turn.question))
-        if answer is not None and answer.done and answer.text:
-            messages.append(Message("assistant", answer.text))
-        elif turn is not turns[-1]:
-            messages.pop()  # a question that this branch never answered would leave two user turns in a row
-    return tuple(messages)
 
 
 def render_transcript(
@@ -156,11 +40,11 @@ def render_transcript(
     if not turns:
         return ""
     words = {**BRANCH_WORDS, **(names or {})}
-    html = (
+    content = (
         _turn(turn, words, context_tokens, number if can_edit else None, ballots.get(number, {}))
         for number, turn in enumerate(turns)
     )
-    return f'<div class="talk" role="log" aria-live="off">{"".join(html)}</div>'
+    return f'<div class="talk" role="log" aria-live="off">{"".join(content)}</div>'
 
 
 def _turn(
@@ -175,18 +59,18 @@ def _turn(
         name = names[answer.branch]
         is_voted = ballot.get(answer.branch)
         vote = "" if is_voted is None else _vote_button(f"vote:{number}:{answer.branch}", name, is_voted=is_voted)
-        text = markdown(answer.text) if answer.text or not answer.done else NO_ANSWER
+        text = html.markdown(answer.text) if answer.text or not answer.done else NO_ANSWER
         figures = _figures(answer, context_tokens)
         answers += answer_box(answer.branch, name, text, figures, writing=not answer.done, below=vote)
     if turn.reference:
-        answers += answer_box("reference", "Reference", markdown(turn.reference), "reference answer")
+        answers += answer_box("reference", "Reference", html.markdown(turn.reference), "reference answer")
     edit = ""
     if number is not None:
         edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask again from here">Edit</button>'
     context, left_out = "", len(turn.asked.left_out) if turn.asked is not None else 0
     if left_out:
-        context = small(
-            f"Not in the context: {plural(left_out, 'earlier question')} that not all of these models answered."
+        context = html.small(
+            f"Not in the context: {html.plural(left_out, 'earlier question')} that not all of these models answered."
         )
     question = f'<div class="question"><div><h3>You</h3>{edit}</div>{escape(turn.question)}</div>'
     return f'{question}{context}<div class="answers">{answers}</div>'
@@ -201,20 +85,25 @@ def _vote_button(identifier: str, name: str, *, is_voted: bool) -> str:
     )
 
 
-def answer_box(css: str, name: str, html: str, figures: str = "", *, writing: bool = False, below: str = "") -> str:
+def answer_box(css: str, name: str, content: str, figures: str = "", *, writing: bool = False, below: str = "") -> str:
     """Return one answer as HTML with its model's name and figures; `writing` while it streams."""
     under = f'<p class="figures">{figures}</p>' if figures else ""
     return (
         f'<div class="{f"answer {css}".strip()}"><h4>{escape(name)}</h4>'
-        f'<div class="text{" writing" if writing else ""}">{html}</div>{under}{below}</div>'
+        f'<div class="text{" writing" if writing else ""}">{content}</div>{under}{below}</div>'
     )
+
+
+def answer_html(text: str) -> str:
+    """Return an answer in Markdown as HTML."""
+    return html.markdown(text) if text.strip() else NO_ANSWER
 
 
 def _figures(answer: Answer, context_tokens: int | None) -> str:
     if not answer.tokens:
         reading = escape(answer.note) or "reading the question …"
         return reading if not answer.done else _FINISH_WORDS[answer.finish_reason or "stopped"]
-    parts = [plural(answer.tokens, "token")]
+    parts = [html.plural(answer.tokens, "token")]
     if answer.tokens_per_second:
         parts.append(f"{answer.tokens_per_second:,.1f} tokens/s")
     if answer.done and answer.finish_reason is not None:
@@ -231,32 +120,32 @@ def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
     """Return the loaded model with its `results`, device and memory, after the error of a failed load."""
     if state.phase == "loading":
         return render_loading(state.progress)
-    failure = error_box(state.failure) if state.failure is not None else ""
+    failure = html.error_box(state.failure) if state.failure is not None else ""
     if state.model is None:
-        return (notices([state.note]) if state.note else "") + (failure or _NOT_LOADED)
-    return failure + status(_loaded_line(state, state.model, results)) + notices(state.model.notes)
+        return (html.notices([state.note]) if state.note else "") + (failure or _NOT_LOADED)
+    return failure + html.status(_loaded_line(state, state.model, results)) + html.notices(state.model.notes)
 
 
 def render_loading(progress: Progress | None) -> str:
     """Return the progress of loading."""
     if progress is None:
-        return status("Starting a process for the model.")
-    return status(escape(progress.message) + progress_bar("Loading", progress.fraction))
+        return html.status("Starting a process for the model.")
+    return html.status(escape(progress.message) + html.progress_bar("Loading", progress.fraction))
 
 
 def loaded_words(model: LoadedModel) -> str:
     """Return a description of the loaded model, as plain text."""
     method_words = f" with its {model.method} result" if "tuned" in model.branches and model.method else ""
-    return f"{short_name(model.name)}{method_words}, {model.dtype} on {model.device}"
+    return f"{html.short_name(model.name)}{method_words}, {model.dtype} on {model.device}"
 
 
 def _loaded_line(state: ChatState, model: LoadedModel, results: Sequence[str]) -> str:
     precision = model.quantization if model.quantization != "none" else model.dtype
     weights = f"{model.weights_bytes / 2**30:.2f} GiB of weights"
     if model.adapter_bytes:
-        weights += f", {size(model.adapter_bytes)} of adapter"
+        weights += f", {html.size(model.adapter_bytes)} of adapter"
     parts = [
-        f"<b>{escape(short_name(model.name))}</b>{_with_what(model, results)} is loaded",
+        f"<b>{escape(html.short_name(model.name))}</b>{_with_what(model, results)} is loaded",
         f"{escape(precision)} on {escape(model.device)}",
         weights,
     ]
@@ -284,8 +173,8 @@ def render_prompt(view: PromptView, name: str) -> str:
     """Return the prompt of a model as text with its control tokens, and as ids."""
     ids = " ".join(str(number) for number in view.ids)
     return (
-        f"{small(f'{name}: {len(view.ids):,} tokens, exactly as the model reads them.')}{log(view.text, 'Prompt text')}"
-        f"{small('As ids:')}{log(ids, 'Prompt ids')}"
+        f"{html.small(f'{name}: {len(view.ids):,} tokens, exactly as the model reads them.')}{html.log(view.text, 'Prompt text')}"
+        f"{html.small('As ids:')}{html.log(ids, 'Prompt ids')}"
     )
 
 
@@ -312,6 +201,20 @@ def render_suggestions(prompts: Sequence[RowPrompt]) -> str:
     where = "From the held-out set" if prompts[0].held_out else "From the training set"
     return (
         f'<p class="small">{where}; the reference is shown with the answers. '
-        f"{pick_button('others', 'Show others', css='inline')}</p>"
-        f"{toolbar('Suggested questions', items, 'suggested')}"
+        f"{html.pick_button('others', 'Show others', css='inline')}</p>"
+        f"{html.toolbar('Suggested questions', items, 'suggested')}"
     )
+
+
+def render_links(conversation: SavedConversation) -> str:
+    """Return two downloads that need no file on the server."""
+    if not conversation.turns:
+        return html.small("No messages yet.")
+    links = ""
+    for name, kind, text in (
+        ("conversation.md", "text/markdown", as_markdown(conversation)),
+        ("conversation.json", "application/json", conversation.model_dump_json(indent=2)),
+    ):
+        data = b64encode(text.encode()).decode()
+        links += f'<a download="{name}" href="data:{kind};charset=utf-8;base64,{data}">Download {name}</a> '
+    return f'<p class="links">{links}</p>'

@@ -8,9 +8,9 @@ from engine.space.demo import DemoSample, SampleAnswers
 from engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
 from ui.backend.background import stamp
 from ui.backend.run_reader import RunSnapshot, has_adapter
-from ui.views.dataset import render_tokens
 from ui.views.html import count, duration, facts, gib, short_name, small
-from ui.views.loss_svg import loss_words, render_loss_svg, render_loss_table
+from ui.views.loss_chart import loss_words, render_loss_svg
+from ui.views.rows import render_tokens
 from ui.views.run_view import method_words, status_line
 
 ASK = "/demo/ask"
@@ -70,14 +70,15 @@ def render_demo(view: DemoView) -> str:
         words = view.problem or "A small model will be trained here in a moment. This page reloads automatically."
         title = "The demo cannot start" if view.problem else "The demo is being prepared"
         return f'<section><h2>{title}</h2><p class="lead">{escape(words)}</p></section>'
-    return _run(view, snapshot) + _rows(view.sample) + _answers(view.sample)
-
-
-def _run(view: DemoView, snapshot: RunSnapshot) -> str:
-    return (
-        f"<section>{_heading(view, snapshot)}{_figures(snapshot) if view.is_complete else ''}"
-        f"{_chart(snapshot)}{_memory(snapshot) if view.is_complete else ''}</section>"
+    results = (
+        (_figures(snapshot), _chart(snapshot), _memory(snapshot)) if view.is_complete else ("", _chart(snapshot), "")
     )
+    return f"<section>{_heading(view, snapshot)}{''.join(results)}</section>{_rows(view.sample)}{_answers(view.sample)}"
+
+
+_PAUSED = ("The demo run is paused", "It was paused for a member's run and will resume.")
+_WAITS = ("The demo run waits", "It starts when the device is free.")
+_HEADINGS = {"stopped": _PAUSED, "interrupted": _PAUSED, "queued": _WAITS, "submitted": _WAITS}
 
 
 def _heading(view: DemoView, snapshot: RunSnapshot) -> str:
@@ -87,20 +88,21 @@ def _heading(view: DemoView, snapshot: RunSnapshot) -> str:
         return f"<h2>A finished run</h2>{ingredients}"
     if state == "failed":
         return f'<h2>The demo run failed</h2><p class="problem" role="alert">{escape(view.problem)}</p>{ingredients}'
-    if state in ("stopped", "interrupted"):
-        words = "It was paused for a member's run and will resume."
-        return f'<h2>The demo run is paused</h2><p class="lead" role="status">{words}</p>{ingredients}'
-    if state in ("queued", "submitted"):
-        return f'<h2>The demo run waits</h2><p class="lead" role="status">It starts when the device is free.</p>{ingredients}'
-    total = history.total_steps
+    title, words = _HEADINGS.get(state, ("Training now", status_line(snapshot) or "Starting"))
+    heading = f'<h2>{title}</h2><p class="lead" role="status">{words}</p>'
+    if state in _HEADINGS:
+        return heading + ingredients
+    done, total = history.last_step, history.total_steps
     bar = (
-        f'<progress aria-label="Progress of the run" max="{total}" value="{min(history.last_step, total)}">{history.last_step}</progress>'
+        f'<progress aria-label="Progress of the run" max="{total}" value="{min(done, total)}">{done}</progress>'
         if total
         else ""
     )
     return (
-        f'<h2>Training now</h2><p class="lead" role="status">{status_line(snapshot) or "Starting"}</p>{bar}{ingredients}'
-        f"{small('A small model is trained on this machine. This page reloads automatically.')}"
+        heading
+        + bar
+        + ingredients
+        + small("A small model is trained on this machine. This page reloads automatically.")
     )
 
 
@@ -108,17 +110,15 @@ def _ingredients(snapshot: RunSnapshot) -> str:
     config = snapshot.config
     if config is None:
         return ""
-    parts = [
-        f"<b>{escape(short_name(config.model.id))}</b>",
-        f"trained with {escape(method_words(config))}",
-        f"on {escape(short_name(config.dataset.source))}",
-    ]
+    words = (
+        f"<b>{escape(short_name(config.model.id))}</b> trained with {escape(method_words(config))} on "
+        f"{escape(short_name(config.dataset.source))}."
+    )
     parameters = snapshot.history.parameters
-    device = f", on {escape(parameters.device)}" if parameters is not None else ""
-    share = ""
-    if parameters is not None:
-        share = f" {count(parameters.trainable)} of {count(parameters.total)} parameters are trained{device}."
-    return f"{' '.join(parts)}.{share}"
+    if parameters is None:
+        return words
+    trained = f"{count(parameters.trainable)} of {count(parameters.total)} parameters are trained"
+    return f"{words} {trained}, on {escape(parameters.device)}."
 
 
 def _figures(snapshot: RunSnapshot) -> str:
@@ -139,22 +139,16 @@ def _figures(snapshot: RunSnapshot) -> str:
 
 def _memory(snapshot: RunSnapshot) -> str:
     """Return how good the estimate was."""
-    peaks = compare_peaks(snapshot.provenance.predicted_memory, snapshot.history)
-    peak = next((one for one in reversed(peaks) if one.difference is not None), None)
-    if peak is None or peak.predicted_bytes is None or peak.measured_bytes is None or peak.difference is None:
-        return ""
-    most = max(peak.predicted_bytes, peak.measured_bytes)
-    bars = "".join(
-        f'<tr><th scope="row">{word}</th><td><progress aria-hidden="true" max="{most}" value="{size_bytes}"></progress></td>'
-        f'<td class="r">{gib(size_bytes)} GiB</td></tr>'
-        for word, size_bytes in (("Predicted", peak.predicted_bytes), ("Measured", peak.measured_bytes))
-    )
-    off = f"{abs(peak.difference):.0%} {'above' if peak.difference > 0 else 'below'} the estimate"
-    words = off if round(peak.difference, 2) else "as estimated"
-    return (
-        f'<h3>Peak memory</h3><table class="peak">{bars}</table>'
-        f"{small(f'Estimated before the run started; the measured peak was {words}.')}"
-    )
+    for peak in reversed(compare_peaks(snapshot.provenance.predicted_memory, snapshot.history)):
+        if peak.predicted_bytes and peak.measured_bytes and peak.difference is not None:
+            off = f"{abs(peak.difference):.0%} {'above' if peak.difference > 0 else 'below'} the estimate"
+            words = off if round(peak.difference, 2) else "as estimated"
+            figures = ((peak.predicted_bytes, "GiB predicted"), (peak.measured_bytes, "GiB measured"))
+            return (
+                f"<h3>Peak memory</h3>{facts((gib(size_bytes), words) for size_bytes, words in figures)}"
+                f"{small(f'Estimated before the run started; the measured peak was {words}.')}"
+            )
+    return ""
 
 
 def _chart(snapshot: RunSnapshot) -> str:
@@ -169,32 +163,31 @@ def _chart(snapshot: RunSnapshot) -> str:
     return (
         f'<h3>Loss</h3><p class="legend" aria-hidden="true">{legend}</p><div class="wide">{wide}</div>'
         f'<div class="narrow">{narrow}</div>{small(loss_words(history))}'
-        f"<details><summary>The curve as a table</summary>{render_loss_table(history)}</details>"
     )
 
 
 def _rows(sample: DemoSample) -> str:
     if sample.page is None:
         return ""
-    rows = [row for row in sample.page.rows if row.sequences]
+    rows = "".join(f"<h3>Row {row.row + 1:,}</h3>{render_tokens(row)}" for row in sample.page.rows if row.sequences)
     if not rows:
         return ""
-    rows_html = "".join(f"<h3>Row {row.row + 1:,}</h3>{render_tokens(row)}" for row in rows)
     words = "Rows exactly as in training, token by token. Underlined tokens are trained; grey tokens are context."
-    return f'<section><h2>What is trained</h2><p class="lead">{words}</p>{rows_html}</section>'
+    return f'<section><h2>What is trained</h2><p class="lead">{words}</p>{rows}</section>'
 
 
 def _answers(sample: DemoSample) -> str:
     if not sample.answers:
         return ""
     words = "Questions from held-out rows, which were not used for training. Both models answer greedily."
-    answers_html = "".join(map(_render_answers, sample.answers))
-    return f'<section><h2>Before and after</h2><p class="lead">{words}</p>{answers_html}</section>'
-
-
-def _render_answers(one: SampleAnswers) -> str:
-    reference = escape(one.reference)
-    return _exchange(one, f'<details><summary>Answer in the data</summary><p class="answer">{reference}</p></details>')
+    answers = "".join(
+        _exchange(
+            one,
+            f'<details><summary>Answer in the data</summary><p class="answer">{escape(one.reference)}</p></details>',
+        )
+        for one in sample.answers
+    )
+    return f'<section><h2>Before and after</h2><p class="lead">{words}</p>{answers}</section>'
 
 
 def _exchange(one: SampleAnswers | DemoAnswers, more: str = "", role: str = "") -> str:

@@ -1,4 +1,4 @@
-"""Base against tuned: an evaluation in figures, then row by row, the worst first; and the blind test with its tally."""
+"""Base against tuned: an evaluation in figures and rows, the blind test with its tally, and the votes of a person."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,37 +15,22 @@ from engine.evaluation.job import (
     preference_sentences,
 )
 from engine.evaluation.preference import RATING_COLUMNS, interval, rating_cells
+from engine.evaluation.votes import PairsOfVotes, Vote, VotedAnswer
+from ui.backend.conversation import BRANCH_WORDS
 from ui.backend.results import MeasuredRun
-from ui.views.chat import BRANCH_WORDS, NO_ANSWER, answer_box
-from ui.views.html import (
-    Column,
-    Row,
-    duration,
-    empty,
-    facts,
-    log,
-    markdown,
-    notices,
-    pickable,
-    plural,
-    progress_bar,
-    small,
-    table,
-    under,
-)
+from ui.views import html
+from ui.views.chat import LONGEST_SUMMARY, NO_ANSWER, answer_box, answer_html
 
 ROWS_PER_PAGE = 5
 # Turn separators and roles of common templates; other prompts are shown whole.
 _CONTROL = re.compile(r"<\|[^|<>]{1,40}\|>|</?s>|<bos>|\[/?INST\]|<(?:start|end)_of_turn>")
 _ROLE = re.compile(r"^(?:system|user|assistant|model)(?:\n+|$)")
-_LONGEST_SUMMARY = 220  # characters of a prompt
-_CLEAR_WINS = 6  # of as many decided pairs: the first result below 5%
 
-NOT_MEASURED = empty(
+NOT_MEASURED = html.empty(
     "Not measured yet",
     "Measuring compares base and tuned on the same tokens of the held-out set. It continues when you leave this page.",
 )
-NO_RESULT = empty("Choose a run to measure", "Only a run has a held-out set; a base model or a folder does not.")
+NO_RESULT = html.empty("Choose a run to measure", "Only a run has a held-out set; a base model or a folder does not.")
 
 
 def render_evaluation(result: EvaluationResult) -> str:
@@ -53,8 +38,11 @@ def render_evaluation(result: EvaluationResult) -> str:
     if "tuned" not in result.losses or "base" not in result.losses:
         return ""
     base, tuned = result.losses["base"], result.losses["tuned"]
+    changes: list[tuple[str, str]] = []
+    if result.gain is not None and result.forgetting is not None:
+        changes = [(gain_words(result.gain), "held-out rows"), (forgetting_words(result.forgetting), "general text")]
     figures = (
-        *_changes(result),
+        *changes,
         (f"{tuned.loss:.4f}", "held-out loss, tuned"),
         (f"{base.loss:.4f}", "held-out loss, base"),
         (_perplexity(tuned.perplexity), "perplexity, tuned"),
@@ -63,10 +51,12 @@ def render_evaluation(result: EvaluationResult) -> str:
     worse = ""
     if result.gain is not None and tuned.perplexity >= base.perplexity:
         worse = "<b>Training made it worse:</b> the base model has the lower loss. "
-    sample_words = f"{plural(result.rows, 'held-out row')}, {plural(tuned.tokens, 'trained token')}, the same for both"
+    sample_words = (
+        f"{html.plural(result.rows, 'held-out row')}, {html.plural(tuned.tokens, 'trained token')}, the same for both"
+    )
     return (
-        f'{facts(figures)}<p class="small">{worse}Measured on {sample_words}, in {duration(result.seconds)}.</p>'
-        f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{notices(result.notes)}{_scores(result)}"
+        f'{html.facts(figures)}<p class="small">{worse}Measured on {sample_words}, in {html.duration(result.seconds)}.</p>'
+        f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{html.notices(result.notes)}{_scores(result)}"
     )
 
 
@@ -113,24 +103,17 @@ def _ratings(result: EvaluationResult) -> str:
 def _preference_table(
     result: EvaluationResult, numbers: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 ) -> str:
-    columns = [Column("Model"), *map(Column.of_numbers, numbers)]
-    words = "".join(small(sentence) for sentence in preference_sentences(result))
-    return f"<h3>Preferences</h3>{table(columns, rows, css='preferences', caption=caption)}{words}"
-
-
-def _changes(result: EvaluationResult) -> tuple[tuple[str, str], ...]:
-    """Gain on held-out rows and loss on general text; empty if forgetting was not measured."""
-    if result.gain is None or result.forgetting is None:
-        return ()
-    return ((gain_words(result.gain), "held-out rows"), (forgetting_words(result.forgetting), "general text"))
+    columns = [html.Column("Model"), *map(html.Column.of_numbers, numbers)]
+    words = "".join(html.small(sentence) for sentence in preference_sentences(result))
+    return f"<h3>Preferences</h3>{html.table(columns, rows, css='preferences', caption=caption)}{words}"
 
 
 def _forgetting(result: EvaluationResult) -> str:
     if result.forgetting is None:
         return ""
     base, tuned = result.general_losses["base"], result.general_losses["tuned"]
-    return small(
-        f"Forgot: how far the tuned model's loss on {plural(tuned.tokens, 'token')} of general text (articles, dialogue, "
+    return html.small(
+        f"Forgot: how far the tuned model's loss on {html.plural(tuned.tokens, 'token')} of general text (articles, dialogue, "
         f"code, arithmetic; 14 languages) is above the base model's: {base.loss:.4f} → {tuned.loss:.4f}."
     )
 
@@ -141,35 +124,21 @@ def _perplexity(value: float) -> str:
 
 def _scores(result: EvaluationResult) -> str:
     if not result.scores:
-        return small("No row was answered: no scores.")
+        return html.small("No row was answered: no scores.")
     rows = [
         (escape(_names(result)[branch]), f"{mean.exact:.0%}", f"{mean.rouge_l:.3f}", f"{mean.chrf:.3f}")
         for branch, mean in result.scores.items()
     ]
-    row_words = plural(next(iter(result.scores.values())).rows, "row")
+    row_words = html.plural(next(iter(result.scores.values())).rows, "row")
     caption = f"Greedy answers to {row_words}, compared with their references; 0 means no overlap, 1 means identical."
-    columns = [Column("Answers of"), *map(Column.of_numbers, ("Exact", "ROUGE-L", "chrF"))]
-    return table(columns, rows, css="scores", caption=caption)
+    columns = [html.Column("Answers of"), *map(html.Column.of_numbers, ("Exact", "ROUGE-L", "chrF"))]
+    return html.table(columns, rows, css="scores", caption=caption)
 
 
-def render_answered(result: EvaluationResult, page: int) -> str:
+def render_answered(result: EvaluationResult, page: html.ListPage) -> str:
     """Return one page of answered rows, the worst tuned answers first."""
-    rows = result.answered[page * ROWS_PER_PAGE : (page + 1) * ROWS_PER_PAGE]
-    names = _names(result)
+    rows, names = result.answered[page.start : page.end], _names(result)
     return f'<div class="answered">{"".join(_answer_row(row, names) for row in rows)}</div>' if rows else ""
-
-
-def pages_of(result: EvaluationResult) -> int:
-    """Return the number of pages of answered rows."""
-    return -(-len(result.answered) // ROWS_PER_PAGE)
-
-
-def page_words(result: EvaluationResult, page: int) -> str:
-    """Return which of the answered rows a page shows."""
-    first = page * ROWS_PER_PAGE + 1
-    last = min(len(result.answered), (page + 1) * ROWS_PER_PAGE)
-    where = f"{first}–{last}" if last > first else f"{first}"
-    return f'<p class="small num">{where} of {plural(len(result.answered), "answered row")}, the worst first</p>'
 
 
 def question_of(prompt: str) -> str:
@@ -180,26 +149,20 @@ def question_of(prompt: str) -> str:
 
 
 def _answer_row(row: AnsweredRow, names: Mapping[Branch, str]) -> str:
-    answers = answer_box("reference", "Reference", _text(row.reference)) + "".join(
-        answer_box(branch, names[branch], _text(answer.text), _figures(answer.scores, answer.tokens))
+    answers = answer_box("reference", "Reference", answer_html(row.reference)) + "".join(
+        answer_box(branch, names[branch], answer_html(answer.text), _figures(answer.scores, answer.tokens))
         for branch, answer in row.answers.items()
     )
-    summary = " ".join(question_of(row.prompt).split())
-    if len(summary) > _LONGEST_SUMMARY:
-        summary = f"… {summary[-_LONGEST_SUMMARY:]}"
+    summary = html.shorten(question_of(row.prompt), LONGEST_SUMMARY)
     return (
         f'<section><h3 class="num">Row {row.row + 1:,}</h3><details><summary>{escape(summary)}</summary>'
-        f'{log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
+        f'{html.log(row.prompt, "Prompt")}</details><div class="answers">{answers}</div></section>'
     )
-
-
-def _text(text: str) -> str:
-    return markdown(text) if text.strip() else NO_ANSWER
 
 
 def _figures(scores: AnswerScores, tokens: int) -> str:
     exact = "exact · " if scores.exact else ""
-    return f"{exact}chrF {scores.chrf:.2f} · ROUGE-L {scores.rouge_l:.2f} · {plural(tokens, 'token')}"
+    return f"{exact}chrF {scores.chrf:.2f} · ROUGE-L {scores.rouge_l:.2f} · {html.plural(tokens, 'token')}"
 
 
 def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
@@ -209,16 +172,18 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     numbers = ["Rows", "Loss", "Perplexity", "Base perplexity", "Forgot", "Exact", "ROUGE-L", "chrF"]
     with_preferences = any(row.result.preference_accuracy is not None for row in rows)
     numbers += ["Preference accuracy"] if with_preferences else []
-    columns = [Column("Run"), *map(Column.of_numbers, numbers)]
-    html = table(columns, (_across(row, chosen, with_preferences=with_preferences) for row in rows), css="across")
-    return f"<h3>All evaluations</h3>{small('Comparable only on the same held-out rows.')}{html}"
+    columns = [html.Column("Run"), *map(html.Column.of_numbers, numbers)]
+    content = html.table(
+        columns, (_across(row, chosen, with_preferences=with_preferences) for row in rows), css="across"
+    )
+    return f"<h3>All evaluations</h3>{html.small('Comparable only on the same held-out rows.')}{content}"
 
 
-def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> Row:
+def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> html.Row:
     result = row.result
     tuned, base, scores = result.losses.get("tuned"), result.losses.get("base"), result.scores.get("tuned")
     cells = [
-        under(escape(row.name), f"{row.state} · {row.data}"),
+        html.under(escape(row.name), f"{row.state} · {row.data}"),
         f"{result.rows:,}",
         f"{tuned.loss:.4f}" if tuned else "–",
         _perplexity(tuned.perplexity) if tuned else "–",
@@ -229,21 +194,85 @@ def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> Row:
     if with_preferences:
         cells.append(f"{result.preference_accuracy:.0%}" if result.preference_accuracy is not None else "–")
     key = f"{row.run_id}/{row.checkpoint}"
-    return Row(cells, pickable(key, chosen=key == chosen))
+    return html.Row(cells, html.pickable(key, chosen=key == chosen))
+
+
+VOTES_PER_PAGE = 5
+_LONGEST_ANSWER = 3_000  # characters of an answer that are shown
+_CLEAR_WINS = 6  # of as many decided pairs: the first result below 5%
+_VERDICTS = {"equal": "Equally good", "neither": "Neither is good"}
+
+NO_VOTES = html.empty(
+    "No votes yet",
+    "Press “This is better” under an answer in Chat, or judge pairs in the blind test. Each vote becomes a training pair.",
+)
+
+
+def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
+    """Return the number of votes and of training pairs."""
+    if not votes:
+        return NO_VOTES
+    numbers = ((len(votes), "vote", "votes"), (len(pairs.rows), "pair to train on", "pairs to train on"))
+    return html.facts(html.counted(*number) for number in numbers) + (html.small(pairs.words) if pairs.left_out else "")
+
+
+def render_votes(votes: Sequence[Vote], page: html.ListPage, asked_id: str = "") -> str:
+    """Return one page of votes; the one with `asked_id` waits for a confirmation to delete it."""
+    shown = "".join(_vote(vote, asked_id == vote.id) for vote in votes[page.start : page.end])
+    return f'<div class="answered">{shown}</div>' if shown else ""
+
+
+def _vote(vote: Vote, is_asked: bool) -> str:
+    better, worse = vote.sides
+    names = (_VERDICTS[vote.verdict],) * 2 if vote.is_tie else ("Better", "Worse")
+    boxes = _box("" if vote.is_tie else "chosen", names[0], better) + _box("", names[1], worse)
+    summary = html.shorten(vote.question, LONGEST_SUMMARY)
+    prompt = "\n\n".join(f"{turn.role}: {_shorten(turn.content)}" for turn in vote.prompt)
+    pick, text = ("really", "Delete permanently") if is_asked else ("delete", "Delete")
+    delete = html.pick_button(f"{pick}:{vote.id}", text, css="inline", label=f"{text} the vote on {summary}")
+    return (
+        f'<section><h3 class="num">{vote.time.astimezone():%d %b %Y, %H:%M} · {escape(vote.source)}</h3>'
+        f"<details><summary>{escape(summary)}</summary>{html.log(prompt, 'Prompt')}</details>"
+        f'<div class="answers">{boxes}</div>'
+        f'<p class="figures">{escape(html.short_name(better.model.base))} · {_sampling(vote)}{delete}</p></section>'
+    )
+
+
+def _box(css: str, name: str, answer: VotedAnswer) -> str:
+    model = answer.model
+    text = _shorten("\n\n".join(turn.content for turn in answer.turns))
+    return answer_box(
+        css,
+        f"{name}: {model.name}{f', {model.checkpoint}' if model.checkpoint else ''}",
+        escape(text) if text.strip() else NO_ANSWER,
+        "cut off at the token limit" if answer.is_cut_off else "",
+    )
+
+
+def _sampling(vote: Vote) -> str:
+    if vote.sampling.greedy:
+        return "greedy"
+    seed = f", seed {vote.sampling.seed}" if vote.sampling.seed is not None else ""
+    return f"temperature {vote.sampling.temperature:g}{seed}"
+
+
+def _shorten(text: str) -> str:
+    more = len(text) - _LONGEST_ANSWER
+    return text if more <= 0 else f"{text[:_LONGEST_ANSWER]} … {more:,} more characters"
 
 
 def render_pair(pair: Pair) -> str:
     """Return both answers under the names of their sides, without their models."""
-    answers = _blind_answer("Left", pair.answers[pair.left]) + _blind_answer("Right", pair.answers[pair.right])
-    return _blind_pair(pair.prompt, answers)
+    sides = (("Left", pair.left), ("Right", pair.right))
+    return _pair(pair.prompt, "".join(answer_box("", name, answer_html(pair.answers[side])) for name, side in sides))
 
 
 def render_writing(prompt: str, tokens: int, most: int) -> str:
     """Return the progress of the answers, of `most` tokens in all; they appear together, for the quicker one gives itself away."""
     count = f"{tokens:,} tokens so far" if tokens else "reading the question"
     waiting = f'<div class="answers waiting" role="status"><p>Generating two answers, {count}. They appear together.</p></div>'
-    waiting += progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
-    return f'<div class="talk blind">{_blind_question(prompt)}{waiting}</div>'
+    waiting += html.progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
+    return f'<div class="talk blind">{_question(prompt)}{waiting}</div>'
 
 
 def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
@@ -251,51 +280,63 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     pair, preference = judgement.pair, judgement.winner
     if preference is not None:
         words = f"You preferred <b>{escape(names[preference])}</b>."
-    elif judgement.verdict == "equal":
-        words = "You found them <b>equally good</b>."
     else:
-        words = "You found <b>neither good</b>."
+        words = f"You found {'them <b>equally' if judgement.verdict == 'equal' else '<b>neither'} good</b>."
     answers = "".join(
-        _blind_answer(f"{side}: {names[branch]}", pair.answers[branch], chosen=preference == branch)
+        answer_box(
+            "chosen" if branch == preference else "", f"{side}: {names[branch]}", answer_html(pair.answers[branch])
+        )
         for side, branch in (("Left", pair.left), ("Right", pair.right))
     )
     if pair.reference:
-        answers += answer_box("reference wide", "Reference", _text(pair.reference))
-    return _blind_pair(pair.prompt, answers, words)
+        answers += answer_box("reference wide", "Reference", answer_html(pair.reference))
+    return _pair(pair.prompt, answers, words)
 
 
 def render_same_words(pair: Pair) -> str:
     """Return a pair of identical answers."""
-    both = answer_box("", "Both", _text(pair.answers[pair.left]))
-    return _blind_pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
+    both = answer_box("", "Both", answer_html(pair.answers[pair.left]))
+    return _pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
+
+
+def _pair(prompt: str, answers: str, words: str = "") -> str:
+    verdict = f'<p class="sentence" role="status">{words}</p>' if words else ""
+    return f'<div class="talk blind">{_question(prompt)}<div class="answers">{answers}</div></div>{verdict}'
+
+
+def _question(prompt: str) -> str:
+    return f'<div class="question"><h3>Question</h3><div>{escape(prompt)}</div></div>'
 
 
 def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
-    """Return how often each side was preferred, and whether that is significant."""
+    """Return how often each side was preferred, and whether that is significant.
+
+    The bar of the decided pairs is distinguished by position as well as by colour.
+    """
     if not tally.total:
-        return empty("No pairs judged yet", "Judge a few pairs; the tally is saved with the run.")
+        return html.empty("No pairs judged yet", "Judge a few pairs; the tally is saved with the run.")
     figures = (
         (f"{tally.second_preferred:,}", f"preferred {escape(names[tally.second])}"),
         (f"{tally.first_preferred:,}", f"preferred {escape(names[tally.first])}"),
         (f"{tally.equal:,}", "equally good"),
         (f"{tally.neither:,}", "neither good"),
     )
-    return f'{facts(figures)}{_split_bar(tally)}<p class="sentence">{how_sure(tally, names)}</p>'
+    bar = ""
+    if tally.decisive:
+        won = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decisive:.1f}%"></span>'
+        bar = f'<div class="split" aria-hidden="true">{won}<span class="lost"></span></div>'
+    return f'{html.facts(figures)}{bar}<p class="sentence">{_significance(tally, names)}</p>'
 
 
-def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
-    """Return the result of the sign test as text."""
+def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
+    """Return the result of the sign test as HTML."""
     if not tally.decisive:
-        return f"Of {plural(tally.total, 'pair')} none was decided: no result yet."
-    ahead = tally.second if tally.second_preferred >= tally.first_preferred else tally.first
-    wins = max(tally.first_preferred, tally.second_preferred)
-    pair_words = plural(tally.decisive, "decided pair")
+        return f"Of {html.plural(tally.total, 'pair')} none was decided: no result yet."
+    wins, decided = max(tally.first_preferred, tally.second_preferred), html.plural(tally.decisive, "decided pair")
     if 2 * wins == tally.decisive:
-        return f"Of {pair_words}, each side won {wins:,}: no difference."
-    name = names[ahead]
-    chance = f"{tally.p_value:.1%}" if tally.p_value < 0.1 else f"{tally.p_value:.0%}"
-    if tally.p_value < 0.001:
-        chance = "less than 0.1%"
+        return f"Of {decided}, each side won {wins:,}: no difference."
+    name = names[tally.second if tally.second_preferred == wins else tally.first]
+    chance = "less than 0.1%" if tally.p_value < 0.001 else f"{tally.p_value:.{1 if tally.p_value < 0.1 else 0}%}"
     if tally.p_value < SIGNIFICANCE_LEVEL:
         verdict = "That is clear."
     elif wins == tally.decisive and tally.decisive < _CLEAR_WINS:
@@ -303,27 +344,6 @@ def how_sure(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     else:
         verdict = "That may be chance. Judge more pairs for a clearer result."
     return (
-        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {pair_words}. If both were equally good, a result at "
+        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided}. If both were equally good, a result at "
         f"least this one-sided would come in {chance} of all tests (exact sign test, two-sided). {verdict}"
     )
-
-
-def _split_bar(tally: BlindTally) -> str:
-    """Return the decided pairs as one bar, distinguished by position as well as by colour."""
-    if not tally.decisive:
-        return ""
-    won_html = f'<span class="won" style="width:{100 * tally.second_preferred / tally.decisive:.1f}%"></span>'
-    return f'<div class="split" aria-hidden="true">{won_html}<span class="lost"></span></div>'
-
-
-def _blind_pair(prompt: str, answers: str, words: str = "") -> str:
-    verdict = f'<p class="sentence" role="status">{words}</p>' if words else ""
-    return f'<div class="talk blind">{_blind_question(prompt)}<div class="answers">{answers}</div></div>{verdict}'
-
-
-def _blind_question(prompt: str) -> str:
-    return f'<div class="question"><h3>Question</h3><div>{escape(prompt)}</div></div>'
-
-
-def _blind_answer(name: str, text: str, *, chosen: bool = False) -> str:
-    return answer_box("chosen" if chosen else "", name, _text(text))

@@ -53,6 +53,32 @@ class Row(NamedTuple):
     attributes: str = ""
 
 
+class ListPage(NamedTuple):
+    """One page of a list."""
+
+    number: int  # from 0
+    rows: int  # in the whole list
+    size: int
+
+    @classmethod
+    def at(cls, number: int, rows: int, size: int) -> "ListPage":
+        """Return the page of that number, or the nearest that there is."""
+        return cls(max(0, min(number, (rows - 1) // size)), rows, size)
+
+    @property
+    def start(self) -> int:
+        return self.number * self.size
+
+    @property
+    def end(self) -> int:
+        return min(self.rows, self.start + self.size)
+
+    def position(self, noun: str, order: str) -> str:
+        """Return which of the rows it shows; empty for an empty list."""
+        where = f"{self.start + 1}–{self.end}" if self.end > self.start + 1 else f"{self.end}"
+        return f'<p class="small num">{where} of {plural(self.rows, noun)}, {order}</p>' if self.rows else ""
+
+
 def table(
     columns: Sequence[Column | str],
     rows: Iterable[Row | Sequence[str]],
@@ -148,6 +174,11 @@ def definitions(entries: Iterable[tuple[str, str]], css: str = "") -> str:
     return f"<dl{_attribute('class', css)}>{items}</dl>" if items else ""
 
 
+def section(title: str, content: str) -> str:
+    """Return a part of the side panel; both are HTML."""
+    return f'<div class="section"><h3>{title}</h3>{content}</div>'
+
+
 def progress_bar(label: str, fraction: float | None) -> str:
     """Return a progress bar; empty if `fraction`, from 0 to 1, is None."""
     if fraction is None:
@@ -167,6 +198,11 @@ def status(html: str) -> str:
 def small(text: str, *, role: str = "") -> str:
     """Return a small paragraph of text."""
     return f'<p class="small"{_attribute("role", role)}>{escape(text)}</p>'
+
+
+def lead(text: str) -> str:
+    """Return the first sentence of a part of the page."""
+    return f'<p class="lead num">{escape(text)}</p>'
 
 
 def empty(title: str, text: str, *, role: str = "") -> str:
@@ -269,7 +305,7 @@ def work_status(work: Work[Any] | None, stop_text: str) -> str:
     if work.is_under_way:
         return status(escape(work.words) + progress_bar(work.title, work.fraction))
     if work.was_stopped:
-        return f'<div class="notice" role="status">{escape(stop_text)}</div>'
+        return notice(stop_text)
     return error_box(work.error) if work.error is not None else ""
 
 
@@ -297,9 +333,21 @@ def short_name(identifier: str) -> str:
     return shown_name(last or identifier)
 
 
+def shorten(text: str, most: int) -> str:
+    """Return the beginning of a text in one line, of at most so many characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[:most]} …"
+
+
 def dollars(amount: float) -> str:
     """Return a price: `$0.80`, or `under $0.01`."""
     return f"${amount:,.2f}" if amount >= 0.005 else "under $0.01"
+
+
+def counted(number: int, word: str, words: str | None = None) -> tuple[str, str]:
+    """Return a figure for `facts`: `4,812` and `rows`."""
+    figure, _, noun = plural(number, word, words).partition(" ")
+    return figure, noun
 
 
 def plural(number: int, word: str, words: str | None = None) -> str:

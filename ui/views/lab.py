@@ -1,48 +1,127 @@
-"""The lab as an admin sees it: people, runs of all, usage, shared folders, audit log."""
+"""A lab: devices and queue as every user sees them; people, models, usage and audit log as an admin does."""
 
 import csv
 import io
 import time
-from collections import Counter
-from collections.abc import Collection, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from datetime import datetime
 from html import escape
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from engine.accounts.accounts import InvitationState
-from engine.accounts.audit import AuditEntry
+from engine.accounts.limits import LabLimits
 from engine.accounts.people import Person
+from engine.hardware.lease import device_words
 from engine.models.cache_space import CachedModel, ModelCache
 from engine.quantities import ago
+from engine.runs.disk import DiskUse
+from engine.runs.lab_queue import DeviceUse, QueueEntry
 from engine.runs.usage import Week, WeekOfPerson
-from ui.backend.lab import RunsOfPerson, SharedItem, Usage
-from ui.views.html import (
-    Column,
-    Row,
-    copyable,
-    duration,
-    empty,
-    pick_button,
-    pickable,
-    plural,
-    size,
-    small,
-    table,
-    under,
-)
+from ui.views import html
 from ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json
+from ui.views.run_view import state_mark
+
+if TYPE_CHECKING:  # they import argon2, which only labs need
+    from engine.accounts.accounts import InvitationState
+    from engine.accounts.audit import AuditEntry
+    from ui.backend.lab import RunsOfPerson, SharedItem, Usage
 
 MODEL_PREFIX, OFFERED = "model:", "offered"
-UsageKind = Literal["Hours", "Energy", "Disk"]
-_CHART_WEEKS = 12
-_TABLE_WEEKS = 8
-_OTHERS = "all other people"
+_ABOUT_TO_END_SECONDS = 20
+_CHART_WEEKS, _TABLE_WEEKS = 12, 8
+STOP_PREFIX, LOOK_PREFIX, URGENT_PREFIX, TURN = "stop:", "look:", "urgent:", "turn"
 
 
-def render_people(people: Sequence[Person], invitations: Sequence[InvitationState], chosen: str) -> str:
+def render_devices(devices: Sequence[DeviceUse], entries: Sequence[QueueEntry]) -> str:
+    """Return a row per device: user, purpose, end, and programs outside Loratory."""
+    if not devices:
+        return html.empty("No device", "This machine has no device that Loratory can use.")
+    ends = {name: one for one in entries for name in one.device.split(", ") if name}
+    rows = [(html.under(escape(_device(one.device)), one.title), _use(one, ends.get(one.device))) for one in devices]
+    return html.table(("Device", "In use"), rows, css="rows devices")
+
+
+def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = False) -> str:
+    """Return active and queued runs; of other users' runs, the public part.
+
+    Args:
+        entries: As the viewer may see them.
+        manages: Add what an admin does to runs of all.
+    """
+    if not entries:
+        return html.empty("No runs", "No active or queued runs. The next run starts immediately.")
+    rows = [_row(one, viewer, manages) for one in entries]
+    columns = ("Owner", "State", "Expected end, or why it waits", *(("",) if manages else ()))
+    return html.table(columns, rows, css="rows turns")
+
+
+def render_own_disk(use: DiskUse, limits: LabLimits, free: int) -> str:
+    """Return the user's disk usage and quota, and the free space."""
+    quota = limits.disk_gb_per_person
+    parts = ", ".join(f"{name} {html.size(bytes_)}" for name, bytes_ in use.parts.items())
+    of = f" of {quota:g} GB" if quota is not None else ""
+    floor = f"; from {limits.free_disk_gb:g} GB down, no run starts" if limits.free_disk_gb else ""
+    text = f"You use {html.size(use.total)}{of} of disk space{f' ({parts})' if parts else ''}. {html.size(free)} are free{floor}."
+    bar = "" if quota is None else html.progress_bar("Disk space", min(1.0, use.total / (quota * 10**9)))
+    return f'<div class="disk">{bar}{html.small(text)}</div>'
+
+
+def _device(name: str) -> str:
+    return device_words(name).removeprefix("The ")
+
+
+def _use(device: DeviceUse, entry: QueueEntry | None) -> str:
+    if device.purpose is None:
+        use = "in use by other programs" if device.programs else "free"
+    else:
+        use = f"{f'<b>{escape(device.owner)}</b>, for' if device.owner else 'for'} {device.purpose}"
+        times = _times(device.since, entry.expected_end if entry is not None else None, ends=entry is not None)
+        use = html.under(use, times) if times else use
+    programs = ", ".join(one.words for one in device.programs)
+    return html.under(use, f"Outside Loratory: {programs}") if programs else use
+
+
+def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
+    is_own, waits = one.owner == viewer, one.place is not None
+    name = f"{one.owner}/{one.run_id}"
+    identity = f"{'yours · ' if is_own else ''}{one.run_id[-4:]}"
+    if waits:
+        position, words = f"place {one.place}", one.words or "Starts when a device is free."
+    else:
+        position = ", ".join(_device(device) for device in one.device.split(", ") if device)
+        words = f"{_times(one.since, one.expected_end, ends=True).capitalize()}. {one.words}".strip()
+    urgent = f"<b>{escape(one.urgent)}</b> " if one.urgent else ""
+    owner = html.under(f"<b>{escape(one.owner)}</b>", identity)
+    cells = (owner, html.under(state_mark(one.state), position), f"{urgent}{escape(words)}")
+    return (*cells, _actions(one, name, is_own)) if manages else cells
+
+
+def _actions(one: QueueEntry, name: str, is_own: bool) -> str:
+    waits = one.place is not None
+    buttons = [] if is_own else [html.pick_button(f"{LOOK_PREFIX}{name}", "Look", label=f"Look into the run {name}")]
+    if one.urgent:
+        buttons.append(html.pick_button(TURN, "Not urgent", label=f"The run {name} waits for its turn"))
+    elif waits:
+        buttons.append(html.pick_button(f"{URGENT_PREFIX}{name}", "Make urgent", label=f"Make the run {name} urgent"))
+    buttons.append(
+        html.pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}")
+    )
+    return f'<span class="acts">{"".join(buttons)}</span>'
+
+
+def _times(since: float | None, end: float | None, *, ends: bool) -> str:
+    now = time.time()
+    began = "" if since is None else f"for {html.duration(now - since)}"
+    left = "" if not ends else "end not known yet" if end is None else "about to end"
+    if ends and end is not None and end - now > _ABOUT_TO_END_SECONDS:
+        left = f"about {html.duration(end - now)} left"
+    return ", ".join(filter(None, (began, left)))
+
+
+def render_people(people: Sequence[Person], invitations: "Sequence[InvitationState]", chosen: str) -> str:
     """Return a pickable row per account, and the open invitations."""
     rows = [
-        Row(
+        html.Row(
             (
                 f"<b>{escape(person.name)}</b>",
                 person.role,
@@ -51,60 +130,62 @@ def render_people(people: Sequence[Person], invitations: Sequence[InvitationStat
                 if person.disabled is None
                 else f'<span class="off">disabled {escape(ago(person.disabled))}</span>',
             ),
-            pickable(person.name, chosen=person.name == chosen),
+            html.pickable(person.name, chosen=person.name == chosen),
         )
         for person in people
     ]
-    people_table = table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
+    people_table = html.table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
     links = Counter(
         f"{one.role if one.person is None else f'new password of {one.person}'} by {one.invited_by or 'command line'}, "
-        f"valid for {duration(max(one.expires - time.time(), 0))}"
+        f"valid for {html.duration(max(one.expires - time.time(), 0))}"
         for one in invitations
     )
     words = "; ".join(f"{count} × {link}" if count > 1 else link for link, count in links.items())
-    return people_table + (small(f"{plural(links.total(), 'open link')}: {words}.") if links else "")
+    return people_table + (html.small(f"{html.plural(links.total(), 'open link')}: {words}.") if links else "")
 
 
 def render_link(link: str, what: str) -> str:
     """Return a link that is shown this once."""
     words = f"{what}. It can be used once, within 72 hours. Send it over a channel you trust; it is not shown again."
-    return f'<div class="notice" role="status"><b>{escape(words)}</b>{copyable(link, "link")}</div>'
+    return f'<div class="notice" role="status"><b>{escape(words)}</b>{html.copyable(link, "link")}</div>'
 
 
-def removal_words(name: str, runs: RunsOfPerson) -> str:
+def removal_words(name: str, runs: "RunsOfPerson") -> str:
     """Return what removing an account does to it and its runs."""
     runs_words = "This account has no runs."
     if runs.all:
-        runs_words = f"Kept: {plural(runs.all, 'run')}, which admins can read."
+        runs_words = f"Kept: {html.plural(runs.all, 'run')}, which admins can read."
     if runs.active or runs.waiting:
-        runs_words += (
-            f" {plural(runs.active, 'run')} at work and {runs.waiting:,} waiting continue; stop them in the list below."
-        )
+        runs_words += f" {html.plural(runs.active, 'run')} at work and {runs.waiting:,} waiting continue; stop them in the list below."
     return f"{name} is signed out and cannot sign in again; the name is not given to another person. {runs_words}"
 
 
 def render_cache(cache: ModelCache) -> str:
     """Return the models in the cache: size, last use, users; those offered for removal are marked."""
     if not cache.models:
-        return empty("No models yet", "Models from the Hub are downloaded once and shared by all users.")
-    most = "no limit is set" if cache.most_bytes is None else f"the limit is {size(cache.most_bytes)}"
-    text = f"{plural(len(cache.models), 'model')}, {size(cache.bytes)}; {most}."
+        return html.empty("No models yet", "Models from the Hub are downloaded once and shared by all users.")
+    most = "no limit is set" if cache.most_bytes is None else f"the limit is {html.size(cache.most_bytes)}"
+    text = f"{html.plural(len(cache.models), 'model')}, {html.size(cache.bytes)}; {most}."
     if cache.offered:
         text += f" Remove the {len(cache.offered):,} marked ones, used least recently, to get below it."
     elif cache.most_bytes is not None and cache.bytes > cache.most_bytes:
         text += " All of them are needed by runs."
     rows = [_cache_row(one, one.id in cache.offered) for one in reversed(cache.models)]
-    columns = ("Model", Column.of_numbers("Size"), "Last used", "Runs", "")
-    below = pick_button(OFFERED, f"Remove the {plural(len(cache.offered), 'marked model')}")
-    return small(text) + table(columns, rows, css="rows", scrolls="scroll tall") + (below if cache.offered else "")
+    columns = ("Model", html.Column.of_numbers("Size"), "Last used", "Runs", "")
+    below = html.pick_button(OFFERED, f"Remove the {html.plural(len(cache.offered), 'marked model')}")
+    return (
+        html.small(text)
+        + html.table(columns, rows, css="rows", scrolls="scroll tall")
+        + (below if cache.offered else "")
+    )
 
 
 def _cache_row(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
     users = f"needed by {', '.join(name.partition('/')[0] for name in one.use.needed_by)}" if one.use.needed_by else ""
-    remove = pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
+    remove = html.pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
     return (
-        under(escape(one.id), "offered for removal" if is_offered else ""), size(one.bytes), escape(ago(one.last_used)),
-        under(f"{one.use.runs:,}", users), "" if one.use.needed_by else remove,
+        html.under(escape(one.id), "offered for removal" if is_offered else ""), html.size(one.bytes), escape(ago(one.last_used)),
+        html.under(f"{one.use.runs:,}", users), "" if one.use.needed_by else remove,
     )  # fmt: skip
 
 
@@ -112,13 +193,14 @@ def models_question(ids: Sequence[str], cache: ModelCache) -> str:
     """Return the question before models are removed from the cache."""
     models = [one for one in cache.models if one.id in ids]
     runs = sum(one.use.runs for one in models)
-    again = f" {plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
-    return f"Remove {', '.join(one.id for one in models)}? This frees {size(sum(one.bytes for one in models))}." + (
-        again if runs else " They are downloaded again when needed."
+    again = f" {html.plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
+    return (
+        f"Remove {', '.join(one.id for one in models)}? This frees {html.size(sum(one.bytes for one in models))}."
+        + (again if runs else " They are downloaded again when needed.")
     )
 
 
-def render_usage(usage: Usage) -> str:
+def render_usage(usage: "Usage") -> str:
     """Return usage by person and week, and the disk space in use."""
     weeks = sorted({one.week for one in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
     all_weeks = sorted(
@@ -126,46 +208,48 @@ def render_usage(usage: Usage) -> str:
     )
     rows = [_usage_row(one, usage.disk.get((one.owner, one.week))) for one in all_weeks]
     total = sum(disk.total for disk in usage.disks)
-    below = small(
-        f"People have {size(total)} on disk now; {size(usage.free_bytes)} are free. Of earlier weeks, disk space is as of "
+    below = html.small(
+        f"People have {html.size(total)} on disk now; {html.size(usage.free_bytes)} are free. Of earlier weeks, disk space is as of "
         "their last day."
     )
     if not rows:
         return below
-    numbers = [Column.of_numbers(title) for title in ("GPU hours", "CPU hours", "kWh", "Runs", "Disk")]
-    return table(("Week", "Person", *numbers), rows, css="rows", scrolls="scroll tall") + below
+    numbers = [html.Column.of_numbers(title) for title in ("GPU hours", "CPU hours", "kWh", "Runs", "Disk")]
+    return html.table(("Week", "Person", *numbers), rows, css="rows", scrolls="scroll tall") + below
 
 
 def _usage_row(one: WeekOfPerson, disk: int | None) -> tuple[str, ...]:
     return (
         _week_name(one.week), f"<b>{escape(one.owner)}</b>", f"{one.gpu_hours:,.1f}", f"{one.cpu_hours:,.1f}",
-        "–" if one.kwh is None else f"{one.kwh:,.2f}", f"{one.runs:,}", "–" if disk is None else size(disk),
+        "–" if one.kwh is None else f"{one.kwh:,.2f}", f"{one.runs:,}", "–" if disk is None else html.size(disk),
     )  # fmt: skip
 
 
-def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
-    """Return what each person used by week as stacked bars; empty where there is nothing. Hours on GPUs, if there is one."""
+def usage_figure(usage: "Usage") -> str:
+    """Return the hours of each person by week as stacked bars, on GPUs if there is one; empty where there is nothing."""
     weeks = sorted({one.week for one in usage.weeks})[-_CHART_WEEKS:]
     rows = [one for one in usage.weeks if one.week in weeks]
-    title, values = _values(kind, usage, rows)
-    totals: dict[str, float] = {}
-    for (owner, _), value in values.items():
-        totals[owner] = totals.get(owner, 0.0) + value
-    people = sorted((owner for owner in totals if totals[owner]), key=lambda owner: -totals[owner])
+    has_gpu = any(one.gpu_hours for one in rows)
+    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in rows}
+    totals: defaultdict[str, float] = defaultdict(float)
+    for (owner, _), value in hours.items():
+        totals[owner] += value
+    people = sorted(filter(totals.__getitem__, totals), key=lambda owner: -totals[owner])
     if not people:
         return ""
     names = people if len(people) <= len(SERIES) else people[: len(SERIES) - 1]
-    groups: list[tuple[str, Collection[str]]] = [(owner, (owner,)) for owner in names]
+    groups = [(owner, [owner]) for owner in names]
     if len(names) < len(people):
-        groups.append((_OTHERS, people[len(names) :]))
+        groups.append(("all other people", people[len(names) :]))
     traces: list[dict[str, Any]] = [
         {
             "type": "bar", "name": name, "x": [_week_name(week) for week in weeks],
-            "y": [round(sum(values.get((owner, week), 0.0) for owner in owners), 2) for week in weeks],
-            "marker": {"color": colour}, "hovertemplate": f"%{{y:,.2f}} {title.rpartition(' ')[2]}",
+            "y": [round(sum(hours.get((owner, week), 0.0) for owner in owners), 2) for week in weeks],
+            "marker": {"color": colour}, "hovertemplate": "%{y:,.2f} hours",
         }
         for (name, owners), (colour, _) in zip(groups, SERIES, strict=False)
     ]  # fmt: skip
+    title = "GPU hours" if has_gpu else "CPU hours"
     layout = chart_layout(280, "usage") | {
         "barmode": "stack", "bargap": 0.4, "showlegend": True, "xaxis": AXIS | {"type": "category"},
         "yaxis": AXIS | {"title": {"text": title}, "rangemode": "tozero"},
@@ -173,17 +257,7 @@ def usage_figure(usage: Usage, kind: UsageKind = "Hours") -> str:
     return figure_json(traces, layout, f"{title} by week of {', '.join(name for name, _ in groups)}.")
 
 
-def _values(kind: UsageKind, usage: Usage, rows: Sequence[WeekOfPerson]) -> tuple[str, dict[tuple[str, Week], float]]:
-    if kind == "Disk":
-        return "Disk space, GB", {(one.owner, one.week): usage.disk.get((one.owner, one.week), 0) / 1e9 for one in rows}
-    if kind == "Energy":
-        return "Energy, kWh", {(one.owner, one.week): one.kwh or 0.0 for one in rows}
-    has_gpu = any(one.gpu_hours for one in rows)
-    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in rows}
-    return "GPU hours" if has_gpu else "CPU hours", hours
-
-
-def usage_csv(usage: Usage) -> str:
+def usage_csv(usage: "Usage") -> str:
     """Return usage as CSV by person and week; disk space at the end of the week, if measured."""
     text = io.StringIO()
     writer = csv.writer(text)
@@ -197,20 +271,20 @@ def usage_csv(usage: Usage) -> str:
     return text.getvalue()
 
 
-def render_shared(items: Sequence[SharedItem]) -> str:
+def render_shared(items: "Sequence[SharedItem]") -> str:
     """Return the folders and files that everyone may read."""
     if not items:
-        return empty(
+        return html.empty(
             "Nothing is shared", "Put models into shared/models and data into shared/data below LORATORY_HOME."
         )
-    rows = [(item.kind, escape(item.name), size(item.bytes)) for item in items]
-    return table(("Kind", "Name", Column.of_numbers("Size")), rows, css="rows", scrolls="scroll tall")
+    rows = [(item.kind, escape(item.name), html.size(item.bytes)) for item in items]
+    return html.table(("Kind", "Name", html.Column.of_numbers("Size")), rows, css="rows", scrolls="scroll tall")
 
 
-def render_log(entries: Sequence[AuditEntry]) -> str:
+def render_log(entries: "Sequence[AuditEntry]") -> str:
     """Return entries of the audit log."""
     if not entries:
-        return empty("No matching entries", "Change the filter.")
+        return html.empty("No matching entries", "Change the filter.")
     rows = [
         (
             f'<span class="num">{datetime.fromtimestamp(one.time):%Y-%m-%d %H:%M:%S}</span>',
@@ -219,7 +293,7 @@ def render_log(entries: Sequence[AuditEntry]) -> str:
         )
         for one in entries
     ]  # fmt: skip
-    return table(("Time", "Person", "What", "Of what", "Address"), rows, css="rows", scrolls="scroll tall")
+    return html.table(("Time", "Person", "What", "Of what", "Address"), rows, css="rows", scrolls="scroll tall")
 
 
 def _week_name(week: Week) -> str:

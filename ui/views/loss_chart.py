@@ -1,4 +1,4 @@
-"""Curves of runs as Plotly figures: pure functions from a history to the JSON that `ui.components.chart` draws.
+"""The loss of runs: Plotly figures as the JSON that `ui.components.chart` draws, and SVG for pages without JavaScript.
 
 Figures are plain dictionaries, checked with Plotly's figure objects by the tests: building the objects costs 46 ms a figure,
 0.44 s the first time and 17 MB, where a curve of a million steps is drawn in 80 ms, every two seconds.
@@ -6,7 +6,8 @@ Figures are plain dictionaries, checked with Plotly's figure objects by the test
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from html import escape
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ import numpy.typing as npt
 from engine.runs.history.events import EvalData
 from engine.runs.history.run_history import RunHistory
 from engine.runs.history.steps import StepColumn, thin
-from ui.views.html import GIB
 
 Array = npt.NDArray[np.float64]
 Against = Literal["step", "tokens", "time"]
@@ -56,135 +56,29 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
     steps, losses = finite(history, "step", "loss")
     if len(steps):
         raw = thin(steps, losses, _POINTS)
-        traces.append(
-            _scatter(
-                "train, each step", steps[raw].astype(int).tolist(), losses[raw], "var(--series-blue-thin)", width=1
-            )
-            | {"mode": "lines" if len(raw) > 1 else "markers", "marker": {"color": "var(--series-blue)"}}
-        )
+        trace = scatter("train, each step", whole(steps[raw]), losses[raw], "var(--series-blue-thin)", width=1)
+        mode = "lines" if len(raw) > 1 else "markers"
+        traces.append(trace | {"mode": mode, "marker": {"color": "var(--series-blue)"}})
     if len(steps) > 1 and view.smoothing > 0:
         curve = smooth_losses(history, view.smoothing)
         indexes = thin(steps, curve, _POINTS // 2)
-        x = steps[indexes].astype(int).tolist()
-        traces.append(_scatter("train, smoothed", x, curve[indexes], "var(--series-blue)", width=2.5))
+        traces.append(
+            scatter("train, smoothed", whole(steps[indexes]), curve[indexes], "var(--series-blue)", width=2.5)
+        )
     held_out = held_out_points(history)
     if held_out:
-        colour = "var(--series-vermilion)"
-        steps_and_losses = [point.step for point in held_out], [point.eval_loss for point in held_out]
-        trace = _scatter("held-out", *steps_and_losses, colour, dash="dot")
-        marker = {"color": colour, "size": 9, "symbol": "diamond"}
-        traces.append(trace | {"mode": "lines+markers", "marker": marker, "cliponaxis": False})
+        places = [point.step for point in held_out], [point.eval_loss for point in held_out]
+        traces.append(diamonds("held-out", *places, "var(--series-vermilion)", 9))
+    layout = _loss_layout(view, "step", f"{revision}:{view.log_axis}")
     base = history.base_eval
-    annotations = []
     if base is not None and math.isfinite(base.eval_loss):
-        name = (
-            "before training" if base.metrics else "base model"
-        )  # a preference run may start from another run's adapter
-        traces.append(_level(history, base.eval_loss, name))
-        annotations.append(_level_label(base.eval_loss, f"{name} {base.eval_loss:.2f}", log=view.log_axis))
-    layout = _loss_layout(view, "step", f"{revision}:{view.log_axis}") | {"annotations": annotations}
-    layout["xaxis"] |= _whole_steps(history)
-    return figure_json(traces, layout, _loss_words(history))
-
-
-def small_figures(history: RunHistory, predicted_bytes: int | None, revision: str) -> str:
-    """Return learning rate, gradient norm, tokens per second and memory, as four charts in one figure; empty before a step.
-
-    `predicted_bytes` is the peak of what a step reports as its memory; None draws no line.
-    """
-    if not len(history.steps):
-        return ""
-    charts: tuple[tuple[str, StepColumn, float, str], ...] = (
-        ("Learning rate", "learning_rate", 1, ".1e"),
-        ("Gradient norm", "grad_norm", 1, ".3g"),
-        ("Tokens per second", "tokens_per_second", 1, ",.0f"),
-        ("Memory, GiB", "memory_bytes", GIB, ".2f"),
-    )
-    panels: list[Panel] = []
-    for title, column, unit, number in charts:
-        steps, values = finite(history, "step", column)
-        traces, labels = [panel_curve(title, steps, values if unit == 1 else values / unit, number)], []
-        if column == "memory_bytes" and predicted_bytes:
-            predicted_gib = predicted_bytes / GIB
-            traces.append(_level(history, predicted_gib, "predicted"))
-            labels.append(_level_label(predicted_gib, f"predicted peak {predicted_gib:.2f}", log=False))
-        panels.append(Panel(title, traces, labels, {"rangemode": "tozero"}))
-    return panels_json(
-        history, panels, revision, "Learning rate, gradient norm, tokens per second and memory, by step."
-    )
-
-
-class Panel(NamedTuple):
-    """One of several small charts in one figure."""
-
-    title: str
-    traces: Sequence[dict[str, Any]]
-    labels: Sequence[dict[str, Any]] = ()  # of levels
-    y_axis: Mapping[str, Any] = {}
-
-
-def panel_curve(
-    name: str, steps: Array, values: Array, number: str, colour: str = "var(--series-blue)", dash: str = "solid"
-) -> dict[str, Any]:
-    """Return a curve of a small chart; `number` is how its values are written."""
-    indexes = thin(steps, values, 300)
-    trace = _scatter(name, steps[indexes].astype(int).tolist(), values[indexes], colour, dash=dash)
-    hover = f"step %{{x:,}}: %{{y:{number}}}<extra></extra>"
-    return trace | {"mode": "lines" if len(indexes) > 1 else "markers", "hovertemplate": hover}
-
-
-def panel_points(name: str, points: Sequence[tuple[int, float]], number: str, colour: str) -> dict[str, Any]:
-    """Return measurements on held-out rows in a small chart."""
-    trace = _scatter(name, [step for step, _ in points], [value for _, value in points], colour, dash="dot")
-    hover = f"{name}, step %{{x:,}}: %{{y:{number}}}<extra></extra>"
-    marker = {"color": colour, "size": 7, "symbol": "diamond"}
-    return trace | {"mode": "lines+markers", "marker": marker, "hovertemplate": hover, "cliponaxis": False}
-
-
-def panel_level(history: RunHistory, value: float, text: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a horizontal line of a small chart, and its label."""
-    return _level(history, value, text), _level_label(value, text, log=False)
-
-
-def panel_label(text: str, value: float, colour: str, *, above: bool) -> dict[str, Any]:
-    """Return the name of a curve of a small chart, where it ends."""
-    place = {"yanchor": "bottom", "yshift": 2} if above else {"yanchor": "top", "yshift": -4}
-    return _level_label(value, text, log=False) | place | {"font": {"size": 12, "color": colour}}
-
-
-def panels_json(history: RunHistory, panels: Sequence[Panel], revision: str, label: str) -> str:
-    """Return small charts, two a row, as one figure."""
-    rows = math.ceil(len(panels) / 2)
-    # Heights in pixels: of a chart, and between two of them.
-    chart, gap = 114, 57
-    inner = rows * chart + (rows - 1) * gap
-    traces: list[dict[str, Any]] = []
-    annotations: list[dict[str, Any]] = []
-    layout = chart_layout(inner + 45, revision)
-    layout |= {"showlegend": False, "margin": {"l": 8, "r": 8, "t": 22, "b": 24}, "annotations": annotations}
-    for position, panel in enumerate(panels):
-        suffix = "" if position == 0 else str(position + 1)
-        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
-        x_domain = [0.0, 0.465] if position % 2 == 0 else [0.535, 1.0]
-        top = 1 - (position // 2) * (chart + gap) / inner
-        y_domain = [max(0.0, top - chart / inner), top]
-        layout[f"xaxis{suffix}"] = (
-            AXIS | {"domain": x_domain, "anchor": axes["yaxis"], "nticks": 5} | _whole_steps(history)
-        )
-        layout[f"yaxis{suffix}"] = (
-            AXIS
-            | {"domain": y_domain, "anchor": axes["xaxis"], "nticks": 4, "exponentformat": "e"}
-            | dict(panel.y_axis)
-        )
-        annotations.append(
-            {
-                "text": panel.title, "showarrow": False, "xref": "paper", "yref": "paper", "x": x_domain[0],
-                "y": y_domain[1], "xanchor": "left", "yanchor": "bottom", "font": {"size": 13, "color": "var(--soft)"},
-            }
-        )  # fmt: skip
-        traces += [trace | axes for trace in panel.traces]
-        annotations += [one | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]} for one in panel.labels]
-    return figure_json(traces, layout, label)
+        # A preference run may start from another run's adapter.
+        name = "before training" if base.metrics else "base model"
+        trace, label = level(history, base.eval_loss, name, f"{name} {base.eval_loss:.2f}", log=view.log_axis)
+        traces.append(trace)
+        layout["annotations"] = [label]
+    layout["xaxis"] |= whole_steps(history)
+    return figure_json(traces, layout, loss_words(history))
 
 
 def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> str:
@@ -192,27 +86,22 @@ def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> s
     traces: list[dict[str, Any]] = []
     words = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
     for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
-        is_finite, losses = finite(history, "step", "loss")
+        steps, losses = finite(history, "step", "loss")
         places = _places(history, view.against)
         if len(losses):
             curve = smooth_losses(history, view.smoothing)
             indexes = thin(places, curve, _POINTS // 2)
-            trace = _scatter(name, _numbers(places[indexes]), curve[indexes], colour, width=2, dash=dash)
+            trace = scatter(name, _numbers(places[indexes]), curve[indexes], colour, width=2, dash=dash)
             traces.append(trace | {"legendgroup": name})
         held_out = held_out_points(history)
         if held_out:
             points: Array = np.array([point.step for point in held_out], dtype=np.float64)
-            if view.against != "step" and len(is_finite):
-                points = np.interp(points, is_finite, places)
-            trace = _scatter(f"{name}, held-out", _numbers(points), [point.eval_loss for point in held_out], colour)
-            marker = {"color": colour, "size": 8, "symbol": "diamond"}
-            traces.append(
-                trace
-                | {
-                    "mode": "markers", "legendgroup": name, "showlegend": False, "marker": marker, "cliponaxis": False,
-                    "hovertemplate": "held-out %{y:.3f}",
-                }
-            )  # fmt: skip
+            if view.against != "step" and len(steps):
+                points = np.interp(points, steps, places)
+            losses_of_points = [point.eval_loss for point in held_out]
+            trace = diamonds(f"{name}, held-out", _numbers(points), losses_of_points, colour, 8)
+            hover = {"hovertemplate": "held-out %{y:.3f}"}
+            traces.append(trace | {"mode": "markers", "legendgroup": name, "showlegend": False} | hover)
     layout = _loss_layout(view, words, f"{view.against}:{view.log_axis}")
     names = ", ".join(name for name, _ in runs)
     return figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {words}.")
@@ -226,23 +115,33 @@ def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str
     return json.dumps({"data": traces, "layout": layout, "label": label}, separators=(",", ":"), allow_nan=False)
 
 
-def _scatter(
+def scatter(
     name: str, x: list[Any], y: Sequence[float] | Array, colour: str, *, width: float = 1.5, dash: str = "solid"
 ) -> dict[str, Any]:
+    """Return a curve."""
     return {
         "type": "scatter", "mode": "lines", "name": name, "x": x, "y": _numbers(y),
         "line": {"color": colour, "width": width, "dash": dash}, "hovertemplate": "%{y:.3f}",
     }  # fmt: skip
 
 
-def _level(history: RunHistory, value: float, name: str) -> dict[str, Any]:
-    """Return a horizontal line that the axis makes room for."""
-    trace = _scatter(name, [0, max(history.last_step, 1)], [value, value], "var(--series-grey)", dash="dash")
+def diamonds(name: str, x: list[Any], y: Sequence[float], colour: str, size: int) -> dict[str, Any]:
+    """Return measurements on held-out rows, of so many pixels."""
+    marker = {"color": colour, "size": size, "symbol": "diamond"}
+    return scatter(name, x, y, colour, dash="dot") | {"mode": "lines+markers", "marker": marker, "cliponaxis": False}
+
+
+def level(
+    history: RunHistory, value: float, name: str, text: str, *, log: bool = False
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a horizontal line that the axis makes room for, and its label."""
+    trace = scatter(name, [0, max(history.last_step, 1)], [value, value], "var(--series-grey)", dash="dash")
     del trace["hovertemplate"]
-    return trace | {"showlegend": False, "hoverinfo": "skip"}
+    return trace | {"showlegend": False, "hoverinfo": "skip"}, label_at(value, text, log=log)
 
 
-def _level_label(value: float, text: str, *, log: bool) -> dict[str, Any]:
+def label_at(value: float, text: str, *, log: bool = False) -> dict[str, Any]:
+    """Return a text at the right end of a curve."""
     return {
         "text": text, "showarrow": False, "xref": "paper", "x": 1, "xanchor": "right", "yref": "y",
         "y": math.log10(value) if log and value > 0 else value, "yanchor": "bottom",
@@ -254,22 +153,15 @@ AXIS: dict[str, Any] = {"gridcolor": "var(--rule)", "zeroline": False, "ticks": 
 
 
 def chart_layout(height: int, revision: str) -> dict[str, Any]:
+    """Return the layout of all charts."""
     return {
-        "height": height,
-        "autosize": True,
-        "margin": {"l": 52, "r": 10, "t": 10, "b": 42},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {
-            "family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif",
-            "size": 12.5,
-            "color": "var(--soft)",
-        },
+        "height": height, "autosize": True, "margin": {"l": 52, "r": 10, "t": 10, "b": 42}, "uirevision": revision,
+        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, -apple-system, Segoe UI, Roboto, sans-serif", "size": 12.5, "color": "var(--soft)"},
         "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"color": "var(--ink)"}},
         "hovermode": "x unified",
         "hoverlabel": {"bgcolor": "var(--paper)", "bordercolor": "var(--rule)", "font": {"color": "var(--ink)"}},
-        "uirevision": revision,
-    }
+    }  # fmt: skip
 
 
 def _loss_layout(view: ChartView, x_title: str, revision: str) -> dict[str, Any]:
@@ -279,7 +171,7 @@ def _loss_layout(view: ChartView, x_title: str, revision: str) -> dict[str, Any]
     return chart_layout(350, revision) | {"xaxis": x_axis, "yaxis": y_axis}
 
 
-def _whole_steps(history: RunHistory) -> dict[str, Any]:
+def whole_steps(history: RunHistory) -> dict[str, Any]:
     """Return an axis of whole numbers where a few steps would make it show fractions."""
     return {"dtick": 1} if 0 < history.last_step < 6 else {}
 
@@ -313,19 +205,88 @@ def held_out_points(history: RunHistory) -> list[EvalData]:
     return [point for point in history.evals if math.isfinite(point.eval_loss) and not point.adapter_disabled]
 
 
+def whole(steps: Array) -> list[int]:
+    """Return steps for the x axis."""
+    integers: list[int] = steps.astype(int).tolist()
+    return integers
+
+
 def _numbers(values: Sequence[float] | Array) -> list[float]:
     """Return five significant digits: more than a screen shows, and half the bytes on the wire."""
     return [float(f"{value:.5g}") for value in values]
 
 
-def _loss_words(history: RunHistory) -> str:
-    words = f"Loss by step, {len(history.steps):,} points"
-    loss = history.steps.last("loss")
-    if loss is not None:
-        words += f"; training loss now {loss:.2f}"
-    tuned = history.tuned_evals
-    if tuned:
-        words += f", held-out loss {tuned[-1].eval_loss:.2f}"
-    if history.base_eval is not None:
-        words += f", base model {history.base_eval.eval_loss:.2f}"
-    return words + "."
+def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
+    """Return training loss raw and smoothed, held-out points and the base model's loss; empty before the second step.
+
+    Args:
+        width: In pixels, at which the words in it have their size.
+    """
+    steps, losses = finite(history, "step", "loss")
+    if len(steps) < 2:
+        return ""
+    curve, held_out = smooth_losses(history, ChartView().smoothing), held_out_points(history)
+    base = [history.base_eval.eval_loss] if history.base_eval is not None else []
+    values = [loss for loss in (*losses, *base, *(point.eval_loss for point in held_out)) if math.isfinite(loss)]
+    levels, last_step = _ticks(min(values), max(values), 5), max(float(steps[-1]), float(history.total_steps or 0))
+    left, right, top, bottom = 40, width - 12, 14, height - 26  # of the plot
+
+    def x(step: float) -> float:
+        return left + (right - left) * step / max(last_step, 1)
+
+    def y(loss: float) -> float:
+        return bottom - (bottom - top) * (loss - levels[0]) / (levels[-1] - levels[0])
+
+    def line(css: str, steps: Sequence[float] | Array, losses: Sequence[float] | Array) -> str:
+        points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in zip(steps, losses, strict=True))
+        return f'<polyline class="{css}" points="{points}"/>'
+
+    def text(x: float, y: float, anchor: str, words: str) -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+
+    raw, smooth = thin(steps, losses, width), thin(steps, curve, width // 2)
+    parts = [
+        line("grid", (0, last_step), (loss, loss)) + text(left - 8, y(loss) + 4, "end", f"{loss:g}") for loss in levels
+    ]
+    step_ticks = _ticks(0, last_step, 6 if width > 500 else 4)
+    parts += [text(x(step), height - 6, "middle", f"{step:,.0f}") for step in step_ticks if step <= last_step]
+    parts.append(line("each", steps[raw], losses[raw]))
+    for loss in filter(math.isfinite, base):
+        parts += [line("base", (0, last_step), (loss, loss)), text(right, y(loss) - 6, "end", f"base model {loss:.2f}")]
+    if len(held_out) > 1:
+        parts.append(line("held", [point.step for point in held_out], [point.eval_loss for point in held_out]))
+    parts.append(line("smooth", steps[smooth], curve[smooth]))
+    parts += [
+        f'<path class="point" d="M{x(one.step):.1f} {y(one.eval_loss) - 5:.1f}l5 5-5 5-5-5z"/>' for one in held_out
+    ]
+    name = f"loss-{width}"
+    return (
+        f'<svg class="loss" viewBox="0 0 {width} {height}" role="img" aria-labelledby="{name} {name}-words">'
+        f'<title id="{name}">Loss by step</title><desc id="{name}-words">{escape(loss_words(history))}</desc>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def loss_words(history: RunHistory) -> str:
+    """Return a sentence that describes the curve."""
+    steps, losses = finite(history, "step", "loss")
+    if not len(steps):
+        return "No steps logged yet."
+    words = f"Training loss falls from {losses[0]:.2f} to {losses[-1]:.2f} in {int(steps[-1]):,} steps"
+    if losses[-1] >= losses[0]:
+        words = f"Training loss is {losses[0]:.2f} at first and {losses[-1]:.2f} at step {int(steps[-1]):,}"
+    base, tuned = history.base_eval, history.tuned_evals
+    if base is not None and tuned:
+        newest = tuned[-1]
+        words += f"; held-out loss {newest.eval_loss:.2f} at step {newest.step:,}, {base.eval_loss:.2f} before training"
+    return f"{words}."
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    """Return round values around a range, at equal distances, at least two."""
+    span = max(high - low, 1e-6)
+    magnitude = 10 ** math.floor(math.log10(span / most))
+    distance = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if span / (factor * magnitude) <= most)
+    first = math.floor(low / distance)
+    count = max(1, math.ceil(high / distance - 1e-9) - first)
+    return [round((first + number) * distance, 10) for number in range(count + 1)]

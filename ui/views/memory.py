@@ -14,24 +14,7 @@ from engine.runs.memory_measurement import MeasuredStep
 from ui.backend.background import Work
 from ui.draft import Draft
 from ui.form import field_of
-from ui.views.html import (
-    Column,
-    Row,
-    alarm,
-    definitions,
-    error_box,
-    gib,
-    notices,
-    pick_button,
-    pickable,
-    plural,
-    problem_item,
-    short_name,
-    small,
-    table,
-    truncation,
-    under,
-)
+from ui.views import html
 
 _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Okabe and Ito's palette, safe for any kind of colour vision; the legend gives names and figures too.
@@ -40,7 +23,7 @@ COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#99
 _STARTS = {"slurm": "on the Slurm cluster", "jobs": "on Hugging Face Jobs"}
 VERDICTS = {"fits": "Fits in memory.", "tight": "Tight in memory.", "does_not_fit": "Does not fit in memory."}
 # Shown until the browser's draft is restored.
-OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{small("Restoring draft …")}</div>'
+OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{html.small("Restoring draft …")}</div>'
 
 
 def render_side_panel(draft: Draft, begins_with: str = "") -> str:
@@ -54,27 +37,24 @@ def _choices_row(draft: Draft, begins_with: str) -> str:
     if traits is not None:
         words = traits.summary(AdapterConfig.model_construct(**adapter))
         method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
-    objective = _objective(draft)
     rows_a_pass, passes = (_value(draft, f"training.{name}") for name in _BATCH)
     batch, rate = f"{rows_a_pass} × {passes}", _value(draft, "training.learning_rate")
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
-        batch += f" = {plural(rows_a_pass * passes, 'row')} a step"
-    parts = [
-        (title, chosen_name(draft, name) + (" (cannot be used)" if draft.is_unusable(name) else ""))
-        for title, name in (("Model", "model.id"), ("Data", "dataset.source"))
-    ]
-    rows = [
-        *parts,
-        ("Method", method),
-        *([("Objective", objective)] if objective else []),
-        *([("Continues from", begins_with)] if begins_with else []),
-        ("Learning rate", f"{rate:g}" if isinstance(rate, int | float) else str(rate)),
+        batch += f" = {html.plural(rows_a_pass * passes, 'row')} a step"
+    chosen = []
+    for title, name in (("Model", "model.id"), ("Data", "dataset.source")):
+        words = escape(chosen_name(draft, name)) + (" (cannot be used)" if draft.is_unusable(name) else "")
+        chosen.append((title, words or '<span class="missing">not chosen yet</span>'))
+    entries = [
+        *chosen,
+        ("Method", escape(method)),
+        ("Objective", escape(_objective(draft))),
+        ("Continues from", escape(begins_with)),
+        ("Learning rate", f"{rate:g}" if isinstance(rate, int | float) else escape(str(rate))),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
-        ("Batch", batch),
+        ("Batch", escape(batch)),
     ]
-    missing = '<dd class="missing">not chosen yet</dd>'
-    entries = "".join(f"<dt>{name}</dt>{f'<dd>{escape(value)}</dd>' if value else missing}" for name, value in rows)
-    return f'<div class="section"><h3>Your draft</h3><dl>{entries}</dl></div>'
+    return html.section("Your draft", html.definitions(entries))
 
 
 def _objective(draft: Draft) -> str:
@@ -92,7 +72,7 @@ def _objective(draft: Draft) -> str:
 def chosen_name(draft: Draft, setting: str) -> str:
     """Return the short name of the model or dataset; empty if none is chosen."""
     section, _, field = setting.partition(".")
-    return short_name(str(draft.mapping[section].get(field) or ""))
+    return html.short_name(str(draft.mapping[section].get(field) or ""))
 
 
 def _value(draft: Draft, name: str) -> Any:
@@ -105,7 +85,7 @@ def _to_do(draft: Draft) -> str:
     if not draft.missing and not draft.problems:
         return ""
     items = "".join(f"<li>{escape(text)}</li>" for text in draft.missing)
-    items += "".join(map(problem_item, draft.problems))
+    items += "".join(map(html.problem_item, draft.problems))
     title = "Before it can start" if draft.missing and not draft.problems else "To correct"
     return f'<div class="section" aria-live="polite"><h3>{title}</h3><ul class="todo">{items}</ul></div>'
 
@@ -114,19 +94,17 @@ def _memory(draft: Draft) -> str:
     memory = draft.device_memory
     if memory.estimate is not None:
         return _judged_for(draft) + render_memory_bar(memory.estimate, _alarms(draft) + _rows_words(draft))
-    if (
-        memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None
-    ):  # the error is next to the choice of the place
-        return f'<div class="section"><h3>Memory</h3>{small("See the choice of hardware on the Train tab.")}</div>'
-    if memory.error is not None:
-        return f'<div class="section"><h3>Memory</h3>{error_box(memory.error)}{_alarms(draft)}</div>'
-    if draft.shape is not None:
-        reason = "Correct the settings above first."
+    if memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None:
+        content = html.small("See the choice of hardware on the Train tab.")  # the error is there
+    elif memory.error is not None:
+        content = html.error_box(memory.error) + _alarms(draft)
+    elif draft.shape is not None:
+        content = html.small("Correct the settings above first.") + _alarms(draft)
     elif draft.mapping["model"].get("id"):
-        reason = "Shown once the model has been looked up; see the Model tab."
+        content = html.small("Shown once the model has been looked up; see the Model tab.") + _alarms(draft)
     else:
-        reason = "Choose a model to see its memory."
-    return f'<div class="section"><h3>Memory</h3>{small(reason)}{_alarms(draft)}</div>'
+        content = html.small("Choose a model to see its memory.") + _alarms(draft)
+    return html.section("Memory", content)
 
 
 class Alarm(NamedTuple):
@@ -150,7 +128,9 @@ def alarms(draft: Draft) -> Iterator[Alarm]:
         text = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} of {objective_and_method(config)}."
         yield Alarm("training.learning_rate", "high learning rate", text, usual, f"Use {usual}")
     most = config.training.max_length
-    if rows is not None and (text := truncation(rows.cut_rows(most), rows.count, most, rows.longest, "training row")):
+    if rows is not None and (
+        text := html.truncation(rows.cut_rows(most), rows.count, most, rows.longest, "training row")
+    ):
         context = (draft.shape.max_position_embeddings if draft.shape is not None else None) or rows.longest
         length = min(rows.known.needed_max_length, context)
         short = f"{rows.cut_rows(most) / rows.count:.0%} of rows cut"
@@ -162,7 +142,7 @@ def alarms(draft: Draft) -> Iterator[Alarm]:
 
 def _alarms(draft: Draft) -> str:
     return "".join(
-        alarm(escape(text) + (f" {pick_button(f'{field}={better}', fix)}" if better else ""))
+        html.alarm(escape(text) + (f" {html.pick_button(f'{field}={better}', fix)}" if better else ""))
         for field, _, text, better, fix in alarms(draft)
     )
 
@@ -174,7 +154,7 @@ def _judged_for(draft: Draft) -> str:
         return ""
     obstacles = (f"It cannot run this draft: {problem.message}" for problem in elsewhere.problems)
     place = _STARTS.get(draft.where, "on this machine")
-    return notices([f"Estimate for {elsewhere.device.name}. A run still starts {place}.", *obstacles])
+    return html.notices([f"Estimate for {elsewhere.device.name}. A run still starts {place}.", *obstacles])
 
 
 def _rows_words(draft: Draft) -> str:
@@ -183,17 +163,17 @@ def _rows_words(draft: Draft) -> str:
     if estimate is None:
         return ""
     if rows is None:
-        return small(f"For rows of {most:,} tokens; for your rows once all are read.")
+        return html.small(f"For rows of {most:,} tokens; for your rows once all are read.")
     several = "one row" if estimate.pass_rows == 1 else f"{estimate.pass_rows:,} rows at once"
     if rows.per_row > 1:
-        several = f"{plural(estimate.pass_rows // rows.per_row, 'pair')} at once, both answers through the model"
+        several = f"{html.plural(estimate.pass_rows // rows.per_row, 'pair')} at once, both answers through the model"
     words = (
         f"For your rows, the longest of {min(rows.longest, most):,} tokens: {several}, {estimate.pass_tokens:,} tokens."
     )
     ceiling = draft.device_memory.ceiling
     if ceiling is not None and ceiling.expected_bytes > estimate.expected_bytes:
-        words += f" If all rows had {most:,} tokens: {gib(ceiling.expected_bytes)} GiB."
-    return small(words)
+        words += f" If all rows had {most:,} tokens: {html.gib(ceiling.expected_bytes)} GiB."
+    return html.small(words)
 
 
 def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
@@ -202,14 +182,14 @@ def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
     spans, legend = [], []
     certain = [component for component in estimate.components if component.key != "margin"]
     for component, colour in zip(certain, COMPONENT_COLOURS, strict=False):
-        title = escape(f"{component.label}: {gib(component.bytes)} GiB. {component.depends_on}", quote=True)
+        title = escape(f"{component.label}: {html.gib(component.bytes)} GiB. {component.depends_on}", quote=True)
         width = 100 * component.bytes / scale
         spans.append(f'<span title="{title}" style="width:{width:.2f}%;background:{colour}"></span>')
         legend.append(
             f'<i style="background:{colour}"></i><span title="{title}">{escape(component.label)}</span>'
-            f'<span class="v" title="{component.bytes:,} bytes">{gib(component.bytes)}</span>'
+            f'<span class="v" title="{component.bytes:,} bytes">{html.gib(component.bytes)}</span>'
         )
-    expected, most, free = map(gib, (estimate.expected_bytes, estimate.needed_bytes, estimate.free_bytes))
+    expected, most, free = map(html.gib, (estimate.expected_bytes, estimate.needed_bytes, estimate.free_bytes))
     margin = max(0, estimate.needed_bytes - estimate.expected_bytes)
     bound = (
         f'<em class="bound" title="90% upper bound: {most} GiB" '
@@ -219,14 +199,14 @@ def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:
         f'<em class="free" title="{free} GiB are free now" '
         f'style="left:{100 * min(estimate.free_bytes, scale) / scale:.2f}%"></em>'
     )
-    reading = f"{expected} GiB expected, {most} GiB at most, {free} of {gib(estimate.total_bytes)} GiB free"
+    reading = f"{expected} GiB expected, {most} GiB at most, {free} of {html.gib(estimate.total_bytes)} GiB free"
     return (
         f'<div class="section"><h3>Memory on {escape(estimate.device_name)}, GiB</h3>'
         f'<div class="bar" role="img" aria-label="{reading}">{"".join(spans)}{bound}{room}</div>'
         f'<div class="legend">{"".join(legend)}</div>'
         f'<p class="verdict"><b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
         f"{expected} expected, {most} at most, {free} free.</p>{rows}"
-        f"{small(f'The peak is in the {estimate.phase_words}.')}{''.join(map(small, estimate.notes))}</div>"
+        f"{html.small(f'The peak is in the {estimate.phase_words}.')}{''.join(map(html.small, estimate.notes))}</div>"
     )
 
 
@@ -235,7 +215,7 @@ def render_advice(advice: Advice, estimate: MemoryEstimate) -> str:
     if estimate.verdict == "fits":
         return _changes("Room for", (*advice.changes, *advice.limits))
     changes = [change for change in (*advice.changes, *advice.limits) if change.needed_bytes < estimate.needed_bytes]
-    return _changes("Suggested changes", changes) or small("No single change makes it fit; a smaller model would.")
+    return _changes("Suggested changes", changes) or html.small("No single change makes it fit; a smaller model would.")
 
 
 def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
@@ -244,11 +224,10 @@ def _changes(title: str, changes: Sequence[AdvisedChange]) -> str:
     css = {"fits": "yes", "tight": "tight"}
     rows = []
     for change in changes:
-        needs = f'<span class="{css.get(change.verdict, "no")}">{gib(change.needed_bytes)}</span>'
-        rows.append(
-            Row((under(escape(change.change), change.cost), needs), pickable(" ".join(change.overrides), chosen=None))
-        )
-    return f'<div class="section"><h3>{title}</h3>{table(["Change", Column.of_numbers("Needs, GiB")], rows, scrolls="")}</div>'
+        needs = f'<span class="{css.get(change.verdict, "no")}">{html.gib(change.needed_bytes)}</span>'
+        cells = html.under(escape(change.change), change.cost), needs
+        rows.append(html.Row(cells, html.pickable(" ".join(change.overrides), chosen=None)))
+    return html.section(title, html.table(["Change", html.Column.of_numbers("Needs, GiB")], rows, scrolls=""))
 
 
 def render_measured_step(work: Work[MeasuredStep] | None) -> str:
@@ -258,7 +237,7 @@ def render_measured_step(work: Work[MeasuredStep] | None) -> str:
     if work.is_under_way:
         return f'<p class="small" aria-live="polite"><span class="working"></span>{escape(work.words)}</p>'
     if work.error is not None:
-        return error_box(work.error)
+        return html.error_box(work.error)
     return _figures(work.result) if work.result is not None else ""
 
 
@@ -266,11 +245,11 @@ def _figures(step: MeasuredStep) -> str:
     what = "process" if step.measures_process else "allocator"
     within = "within" if step.measured_bytes <= step.bound_bytes else "above"
     title = f"Peak of the {what}: {step.measured_bytes:,} bytes"
-    prediction = f"{gib(step.predicted_bytes)} GiB ({step.error:+.1%})"
+    prediction = f"{html.gib(step.predicted_bytes)} GiB ({step.error:+.1%})"
     entries = [
-        ("Measured", f'<span title="{title}"><b>{gib(step.measured_bytes)} GiB</b></span>'),
-        ("Predicted", f"{prediction}, {within} the bound of {gib(step.bound_bytes)} GiB"),
-        ("Tensors alone", f"{gib(step.allocated_bytes)} GiB" if step.allocated_bytes is not None else ""),
-        ("Duration", f"{step.step_seconds:,.2f} s a step of {plural(step.rows, 'row')} of {step.tokens:,} tokens"),
+        ("Measured", f'<span title="{title}"><b>{html.gib(step.measured_bytes)} GiB</b></span>'),
+        ("Predicted", f"{prediction}, {within} the bound of {html.gib(step.bound_bytes)} GiB"),
+        ("Tensors alone", f"{html.gib(step.allocated_bytes)} GiB" if step.allocated_bytes is not None else ""),
+        ("Duration", f"{step.step_seconds:,.2f} s a step of {html.plural(step.rows, 'row')} of {step.tokens:,} tokens"),
     ]
-    return f'<div class="section"><h3>One step, measured on {escape(step.device_name)}</h3>{definitions(entries)}</div>'
+    return html.section(f"One step, measured on {escape(step.device_name)}", html.definitions(entries))

@@ -1,75 +1,72 @@
-"""Facts and record of one run, and the differences between several runs."""
+"""Facts, record and exports of one run, and the differences between several runs."""
 
-from collections.abc import Sequence
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import NamedTuple
 
 from engine.config.load import config_to_yaml
-from engine.config.objectives import objective_of
+from engine.config.results import ExportKind, GgufType
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
+from engine.export.contract import ExportedFile, ExportRecord, Verification
+from engine.export.kinds import KINDS
 from engine.runs.checkpoints import list_checkpoints
-from engine.runs.history.log import read_lines
+from engine.runs.provenance import ADAPTER_CONFIG
 from engine.runs.summary import RunSummary, differing_settings
 from engine.runs.usage import Electricity, energy_words
 from ui.backend.run_reader import RunSnapshot
-from ui.views.dataset import render_facts, render_lengths, render_problems
-from ui.views.html import GIB, Column, count, definitions, duration, log, plural, size, small, table
+from ui.views import html
+from ui.views.dataset import render_facts, render_lengths
 from ui.views.loss_chart import SERIES
+from ui.views.rows import render_problems
 from ui.views.run_table import best_of, held_out_cell, when
 from ui.views.run_view import method_words, objective_entries
-
-
-class ComparedRun(NamedTuple):
-    """A run in a comparison."""
-
-    row: RunSummary
-    config: RunConfig | None
-    fingerprint: str | None = None  # of the rows that it was given
 
 
 def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Electricity) -> str:
     """Return facts beyond status and curves."""
     config = snapshot.config
-    model = data = method = ""
+    of_config: list[tuple[str, str]] = []
     if config is not None:
-        revision = f" at {escape(config.model.revision[:12])}" if config.model.revision else ""
-        model, data, method = escape(config.model.id) + revision, config.dataset.source, method_words(config)
+        revision = f" at {config.model.revision[:12]}" if config.model.revision else ""
+        of_config = [
+            ("Model", escape(config.model.id + revision)),
+            ("Method", escape(method_words(config))),
+            *objective_entries(config),
+            ("Data", escape(config.dataset.source)),
+        ]
     speed = f", {row.tokens_per_second:,.0f} tokens/s" if row.tokens_per_second else ""
     entries = [
         ("Note", f'<span class="note">{escape(row.note)}</span>' if row.note else ""),
         ("Tags", ", ".join(f"<span class=tag>{escape(tag)}</span>" for tag in row.tags)),
-        ("Model", model),
-        ("Method", escape(method)),
-        *(objective_entries(config) if config is not None else ()),
-        ("Data", escape(data)),
-        ("Trained tokens", f"{count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),
+        *of_config,
+        ("Trained tokens", f"{html.count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),
         ("Trains", f"{row.trainable_parameters:,} parameters" if row.trainable_parameters else ""),
         ("Memory", _memory(row)),
-        ("Duration", duration(row.seconds) if row.seconds is not None else ""),
+        ("Duration", html.duration(row.seconds) if row.seconds is not None else ""),
         ("Electricity", escape(energy_words(row, electricity))),
         ("Created", when(row.created) if row.created else ""),
         ("Copied from", escape(snapshot.provenance.copied_from or "")),
         ("Id", f"<code>{escape(snapshot.run.id)}</code>"),
-        ("On disk", size(row.size_bytes)),
+        ("On disk", html.size(row.size_bytes)),
     ]
-    return definitions(entries, "details-grid")
+    return html.definitions(entries, "details-grid")
 
 
 def render_record(snapshot: RunSnapshot) -> str:
-    """Return the record of a run as folds: configuration, data, environment, checkpoints and events."""
+    """Return the record of a run as folds: configuration, data, environment and checkpoints."""
     folder = snapshot.run.folder
-    count_words = plural(len(list_checkpoints(folder.checkpoints)), "checkpoint")
-    config = small("Its config.yaml cannot be read.")
+    count_words = html.plural(len(list_checkpoints(folder.checkpoints)), "checkpoint")
+    config = html.small("Its config.yaml cannot be read.")
     if snapshot.config is not None:
-        config = log(config_to_yaml(snapshot.config), "config.yaml")
+        config = html.log(config_to_yaml(snapshot.config), "config.yaml")
     parts = [
         ("Configuration", config),
         ("Data", _data(folder.read_dataset_report())),
         ("Environment", _environment(snapshot)),
         (f"{count_words} on disk", _checkpoints(snapshot)),
-        ("Newest lines of events.jsonl", _events(folder.events)),
     ]
     return "".join(
         f'<details class="fold"><summary>{escape(title)}</summary>{content}</details>'
@@ -84,7 +81,7 @@ def _data(report: DatasetReport | None) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in report.notes)
     items = f"<ul class=small>{notes}</ul>" if notes else ""
 
-    lead = small(f"{report.source}, read as {report.format}: {report.format_reason}.")
+    lead = html.small(f"{report.source}, read as {report.format}: {report.format_reason}.")
     return f"{lead}{render_facts(report)}{render_lengths(report)}{items}{render_problems(report)}"
 
 
@@ -107,7 +104,7 @@ def _environment(snapshot: RunSnapshot) -> str:
             ("Batching", parameters.batching),
             *((name, why_not or "used") for name, why_not in parameters.optimizations.items()),
         ]
-    return definitions(((escape(name), escape(value or "")) for name, value in entries), "details-grid")
+    return html.definitions(((escape(name), escape(value or "")) for name, value in entries), "details-grid")
 
 
 def _checkpoints(snapshot: RunSnapshot) -> str:
@@ -116,114 +113,66 @@ def _checkpoints(snapshot: RunSnapshot) -> str:
     rows = [
         (
             f"step {point.step:,}",
-            size(point.size_bytes),
+            html.size(point.size_bytes),
             losses.get(point.step, "–"),
             "best so far" if point.best else "",
             "" if point.step in present else "removed since",
         )
         for point in reversed(snapshot.history.checkpoints)
     ]
-    columns = [Column("Checkpoint"), *map(Column.of_numbers, ("Size", "Held-out loss")), Column(""), Column("", "soft")]
-    return table(columns, rows, scrolls="scroll tall") if rows else ""
-
-
-def _events(path: Path) -> str:
-    try:
-        beginning = max(0, path.stat().st_size - 16_000)
-    except OSError:
-        return ""
-    lines = read_lines(path, beginning).lines
-    newest = b"\n".join(lines[1 if beginning else 0 :][-60:]).decode("utf-8", errors="replace")
-    return log(newest, "The newest events") if newest else ""
+    columns = [
+        html.Column("Checkpoint"),
+        *map(html.Column.of_numbers, ("Size", "Held-out loss")),
+        html.Column(""),
+        html.Column("", "soft"),
+    ]
+    return html.table(columns, rows, scrolls="scroll tall") if rows else ""
 
 
 # Plotly's dashes in the words of CSS, as near as they come.
 _CSS_DASHES = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "dashed", "longdash": "dashed"}
 
 
-def render_differences(runs: Sequence[ComparedRun], electricity: Electricity) -> str:
+def render_differences(rows: Sequence[RunSummary], configs: Mapping[str, RunConfig], electricity: Electricity) -> str:
     """Return results and differing settings, a column for each run; the lowest held-out loss is marked where valid."""
-    comparable = have_the_same_loss(runs) and have_the_same_held_out_rows(runs)
-    best = best_of([run.row for run in runs]) if comparable else None
+    best = best_of(rows)
     heads = [
         f'<span class="swatch" style="border-top-color:{colour};border-top-style:{_CSS_DASHES[dash]}"></span>'
-        f"{escape(run.row.name)} · {run.row.id[-4:]}"
-        for run, (colour, dash) in zip(runs, SERIES, strict=False)
+        f"{escape(row.name)} · {row.id[-4:]}"
+        for row, (colour, dash) in zip(rows, SERIES, strict=False)
     ]
-    rows = [run.row for run in runs]
-    costs = [escape(energy_words(row, electricity)) for row in rows]
-    lines = [
-        ("held-out loss", [held_out_cell(row, best) for row in rows]),
-        ("steps", [f"{row.steps:,}" for row in rows]),
-        *_preferences(rows),
-        ("trained tokens", [count(row.trained_tokens) if row.trained_tokens else "–" for row in rows]),
-        ("tokens/s", [f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "–" for row in rows]),
-        ("memory", [_memory(row) or "–" for row in rows]),
-        ("duration", [duration(row.seconds) if row.seconds is not None else "–" for row in rows]),
-    ]
-    if any(costs):
-        lines.append(("electricity", [cost or "–" for cost in costs]))
-    configs = {run.row.id: run.config for run in runs if run.config is not None}
-    differing = differing_settings(configs) if len(configs) == len(runs) else {}
-    for setting, values in differing.items():
-        lines.append((escape(setting), [escape(_setting(values[row.id])) for row in rows]))
-    if differing:
-        note = "Only settings that differ are listed."
-    else:
-        note = "Their settings are the same." if len(configs) == len(runs) else "A configuration cannot be read."
-    if not have_the_same_loss(runs):
-        note += f" Losses are not comparable: {_losses_in_words(runs)}."
-    elif not comparable:
-        note += " Held-out losses are not comparable: the held-out rows or the tokenizers differ."
-    return table(["", *heads], ((name, *values) for name, values in lines), css="differences") + small(note)
-
-
-def have_the_same_loss(runs: Sequence[ComparedRun]) -> bool:
-    """Return whether these runs' losses are comparable; preference losses differ by beta."""
-    kinds = {objective_of(run.config).summary(run.config.training) for run in runs if run.config is not None}
-    return len(kinds) <= 1
-
-
-def _losses_in_words(runs: Sequence[ComparedRun]) -> str:
-    objectives = dict.fromkeys(objective_of(run.config) for run in runs if run.config is not None)
-    if all(one.learns_preferences for one in objectives):
-        return "they are of preferences with other objectives, losses or betas; compare how many pairs are preferred correctly"
-    names = ", ".join(one.label for one in objectives if one.learns_preferences)
-    return (
-        f"a supervised loss is nats per token, and that of {names} is about pairs or ratings; compare their answers instead, in "
-        "Chat, in the blind test or by an evaluation of both on the same rows"
-    )
-
-
-def have_the_same_held_out_rows(runs: Sequence[ComparedRun]) -> bool:
-    """Return whether held-out losses of these runs are comparable: the same held-out rows and the same tokenizer."""
-    kinds = {
+    figures: list[tuple[str, Callable[[RunSummary], str]]] = [
+        ("held-out loss", lambda row: held_out_cell(row, best)),
+        ("steps", lambda row: f"{row.steps:,}"),
         (
-            run.fingerprint or run.config.dataset.source,
-            run.config.dataset.eval_fraction,
-            run.config.dataset.train_on,
-            run.config.training.seed,
-            run.config.training.max_length,
-            run.config.model.id,
+            "preferred correctly",
+            lambda row: "" if row.preference_accuracy is None else f"{row.preference_accuracy:.0%}",
+        ),
+        ("trained tokens", lambda row: html.count(row.trained_tokens) if row.trained_tokens else ""),
+        ("tokens/s", lambda row: f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else ""),
+        ("memory", _memory),
+        ("duration", lambda row: html.duration(row.seconds) if row.seconds is not None else ""),
+        ("electricity", lambda row: escape(energy_words(row, electricity))),
+    ]
+    lines = [(name, [of_row(row) for row in rows]) for name, of_row in figures]
+    is_known = all(row.id in configs for row in rows)
+    differing = differing_settings(configs) if is_known else {}
+    lines += [(escape(name), [escape(_setting(values[row.id])) for row in rows]) for name, values in differing.items()]
+    note = "Only settings that differ are listed." if differing else "Their settings are the same."
+    if not is_known:
+        note = "A configuration cannot be read."
+    if len({row.loss_group for row in rows}) > 1:
+        note += (
+            " Losses are not comparable: objective, model or held-out rows differ. Compare answers in Chat, in the blind test, "
+            "or evaluate the runs on the same rows."
         )
-        if run.config is not None
-        else (run.row.id,)
-        for run in runs
-    }
-    return len(kinds) == 1
-
-
-def _preferences(rows: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
-    """Return the held-out preference accuracy of a preference run."""
-    if not any(row.objective for row in rows):
-        return []
-    shares = [f"{row.preference_accuracy:.0%}" if row.preference_accuracy is not None else "–" for row in rows]
-    return [("preferred correctly", shares)]
+    cells = ((name, *(value or "–" for value in values)) for name, values in lines if any(values))
+    return html.table(["", *heads], cells, css="differences") + html.small(note)
 
 
 def _memory(row: RunSummary) -> str:
     figures = ((row.peak_memory_bytes, "measured"), (row.predicted_bytes, "predicted"))
-    return ", ".join(f"{size_bytes / GIB:.2f} GiB {word}" for size_bytes, word in figures if size_bytes)
+    return ", ".join(f"{size_bytes / html.GIB:.2f} GiB {word}" for size_bytes, word in figures if size_bytes)
 
 
 def _setting(value: object) -> str:
@@ -234,3 +183,147 @@ def _setting(value: object) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return "–" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def without_folders(config: RunConfig) -> RunConfig:
+    """Return a configuration for other people's eyes: of paths, the last name alone."""
+
+    def last(text: str) -> str:
+        return Path(text).name if Path(text).is_absolute() else text
+
+    dataset, start = config.dataset, config.adapter.warm_start
+    paths = {"source": last(dataset.source), "mix": {last(source): weight for source, weight in dataset.mix.items()}}
+    return config.model_copy(
+        update={
+            "dataset": dataset.model_copy(update=paths),
+            "model": config.model.model_copy(update={"id": last(config.model.id)}),
+            "adapter": config.adapter.model_copy(update={"warm_start": last(start) if start else start}),
+        }
+    )
+
+
+KIND_WORDS = {**{name: kind.title for name, kind in KINDS.items()}, "hub": "On the Hub", "script": "Exact script"}
+_COMPARED = frozenset({*KINDS, "hub"})  # with the run
+NO_EXPORTS = html.empty(
+    "No exports yet", "An export appears here with its files and its verification, and stays with the run."
+)
+
+
+def render_export(record: ExportRecord) -> str:
+    """Return one export: its place, its files and its verification."""
+    if record.place.startswith(("https://", "http://")):  # a self-hosted Hub may have no certificate
+        url = escape(record.place, quote=True)
+        place = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
+    else:
+        place = html.copyable(record.place, "path")
+    state = f" of {escape(record.checkpoint)}" if record.checkpoint else ""
+    verification = render_verification(record.verified) if record.kind in _COMPARED else ""
+    return (
+        f"<h3>{KIND_WORDS.get(record.kind, escape(record.kind))}{state}</h3>{verification}"
+        f'{html.notices(record.notes)}<p class="small num">{html.plural(len(record.files), "file")}, {html.size(record.size_bytes)}, in</p>'
+        f"{place}{_files(record.files)}"
+    )
+
+
+def render_verification(verification: Verification | None) -> str:
+    """Return the result of the verification, with the largest difference."""
+    if verification is None:
+        return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
+    answers = f"{verification.equal_answers} of {verification.prompts}"
+    tolerance, perplexity = verification.allowed_logit_difference, verification.perplexity
+    css, verdict, words = "yes", "Verified", f"It was loaded again: {answers} greedy answers are identical to the run."
+    if not verification.passed:
+        css, verdict = "no", "It differs from the run"
+        words = f"It {escape(verification.difference)}. Do not use it; export the adapter instead."
+    elif tolerance is None:
+        verdict = "Verified within quantization"
+        words = f"Its perplexity is close to the run's; {answers} greedy answers are identical."
+    elif verification.equal_answers < verification.prompts:
+        verdict = "Verified within rounding"
+        words = f"{answers} greedy answers are identical; the rest differ where two tokens were about equally likely."
+    figures = [
+        (f"{verification.largest_logit_difference:.3g}", "largest logit difference"),
+        *([(f"{tolerance:.3g}", "allowed for rounding")] if tolerance is not None else []),
+        (answers, "identical greedy answers"),
+    ]
+    if perplexity is not None:
+        figures[:0] = [(f"{perplexity.written:.2f}", "perplexity, file"), (f"{perplexity.run:.2f}", "perplexity, run")]
+    if verification.equal_prompts is not None:
+        figures.append((f"{verification.equal_prompts} of {verification.prompts}", "equal prompt ids"))
+    needed = verification.needed_answers
+    comparison = (
+        f"Compared: {verification.compared}, computed in {verification.dtype}, in {verification.seconds:.0f} s."
+        f"{f' At least {needed} identical answers were needed.' if needed else ''}"
+    )
+    if perplexity is not None:
+        comparison += f" Perplexity on {perplexity.on}, {html.plural(perplexity.tokens, 'token')}."
+    return f'<p class="sentence"><span class="{css}">{verdict}.</span> {words}</p>{html.facts(figures)}{html.small(comparison)}'
+
+
+def render_sizes(sizes: Mapping[GgufType, int]) -> str:
+    """Return the size of a GGUF file by precision."""
+    if not sizes:
+        return html.small("The base's weights are quantized already, so file sizes cannot be predicted.")
+    figures = html.facts((html.size(size_bytes), escape(name)) for name, size_bytes in sizes.items())
+    return figures + html.small("Predicted from the base's tensors by llama.cpp's rules, within 1%.")
+
+
+def _files(files: Sequence[ExportedFile]) -> str:
+    rows = (
+        (escape(file.name), f'<span title="{file.size_bytes:,} bytes">{html.size(file.size_bytes)}</span>')
+        for file in files
+    )
+    return html.table(["File", html.Column.of_numbers("Size")], rows, scrolls="scroll tall")
+
+
+def render_exports(records: Sequence[ExportRecord], chosen: int) -> str:
+    """Return all exports of a run, newest first; a row can be picked."""
+    if len(records) < 2:
+        return ""
+    columns = [
+        html.Column("Format"), html.Column("Place", "soft where"), html.Column.of_numbers("Size"), html.Column("Verification", "tag"),
+        html.Column("Time", "r soft"),
+    ]  # fmt: skip
+    rows = (_export(number, record, number == chosen) for number, record in enumerate(records))
+    return f"<h3>Previous exports</h3>{html.table(columns, rows)}"
+
+
+def _export(number: int, record: ExportRecord, is_chosen: bool) -> html.Row:
+    verification = record.verified
+    mark, verdict = "tight", "not verified"
+    if verification is not None:
+        mark, verdict = ("yes", "verified") if verification.passed else ("no", "differs from the run")
+    kind = KIND_WORDS.get(record.kind, record.kind) + (f" · {record.checkpoint}" if record.checkpoint else "")
+    cells = (
+        escape(kind),
+        escape(record.place),
+        html.size(record.size_bytes),
+        f'<span class="{mark}">{verdict}</span>' if record.kind in _COMPARED else "",
+        record.time.astimezone().strftime("%d %b, %H:%M"),
+    )
+    return html.Row(cells, html.pickable(str(number), chosen=is_chosen))
+
+
+def loading_script(folder: Path, base: str) -> str:
+    """Return transformers and PEFT code that loads and prompts the export, as in its model card."""
+    config = folder / ADAPTER_CONFIG
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        base = json.loads(config.read_text(encoding="utf-8")).get("base_model_name_or_path") or base
+    kind = KINDS["adapter" if config.is_file() else "merged"]
+    names = {"folder": str(folder), "base": base}
+    return kind.code.format(**{name: json.dumps(value, ensure_ascii=False)[1:-1] for name, value in names.items()})
+
+
+def render_script(script: str) -> str:
+    """Return the code with a button that copies it."""
+    lead = html.small("Plain transformers and PEFT; Loratory is not needed.")
+    return f"<h3>Load it anywhere</h3>{lead}{html.copyable(script, 'code')}"
+
+
+def render_command_line(run_id: str, kind: ExportKind) -> str:
+    """Return commands for the same run; the last one exports it."""
+    commands = (
+        f'loratory show {run_id}\nloratory chat {run_id} --prompt "…"\n'
+        f"loratory export {run_id} --to {kind} --out {kind}-model"
+    )
+    return f"<h3>From the terminal</h3>{html.copyable(commands, 'commands')}"

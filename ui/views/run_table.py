@@ -129,19 +129,18 @@ def _group_title(row: RunSummary) -> str:
 
 def render_shared_runs(rows: Sequence[RunSummary], chosen: str) -> str:
     """Return the runs of other people, which can be picked."""
-    columns = (Column("Run", "name"), Column("Owner"), Column("State"), Column("Method", "method"),
-               Column.of_numbers("Held-out loss"), Column("Started", "r soft"))  # fmt: skip
-    lines = (
-        Row(
-            (
-                under(escape(row.name), " · ".join(short_name(part) for part in (row.model, row.dataset) if part)),
-                escape(row.owner), state_mark(row.state), escape(row.method), held_out_cell(row), when(row.created),
-            ),
-            pickable(row.id, chosen=row.id == chosen),
-        )
-        for row in rows
-    )  # fmt: skip
+    columns = (Column("Run", "name"), "Owner", "State", Column("Method", "method"), Column.of_numbers("Held-out loss"),
+               Column("Started", "r soft"))  # fmt: skip
+    lines = []
+    for row in rows:
+        name, owner = under(escape(row.name), _ingredients(row)), escape(row.owner)
+        cells = (name, owner, state_mark(row.state), escape(row.method), held_out_cell(row), when(row.created))
+        lines.append(Row(cells, pickable(row.id, chosen=row.id == chosen)))
     return table(columns, lines, css="runs")
+
+
+def _ingredients(row: RunSummary) -> str:
+    return " · ".join(short_name(part) for part in (row.model, row.dataset) if part)
 
 
 def render_unread(unread: int) -> str:
@@ -151,13 +150,12 @@ def render_unread(unread: int) -> str:
 
 def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
     tick = _tick_box(COMPARE_PREFIX + row.id, f"Tick {row.name}", "true" if is_compared else "false")
-    ingredients = " · ".join(escape(short_name(part)) for part in (row.model, row.dataset) if part)
     tags = "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
     place = f" · {escape(row.device)}" if row.job_id else ""
     total = f" of {row.total_steps:,}" if row.total_steps and row.steps != row.total_steps else ""
     cells = (
         tick,
-        f'{escape(row.name)}<span class="under">{ingredients}{place} · {row.id[-4:]}{tags}</span>',
+        f'{escape(row.name)}<span class="under">{escape(_ingredients(row))}{place} · {row.id[-4:]}{tags}</span>',
         state_mark(row.state, never_started=row.started is None),
         under(escape(row.method), row.objective) if row.objective else escape(row.method),
         f"{row.steps:,}{total}",

@@ -15,26 +15,8 @@ from engine.runs.provenance import PeakKind, compare_peaks
 from engine.runs.run import RunState, State
 from engine.runs.summary import RunSummary
 from ui.backend.run_reader import RunSnapshot
-from ui.views.dataset import render_problems
-from ui.views.html import (
-    GIB,
-    Column,
-    alert,
-    count,
-    definitions,
-    dollars,
-    duration,
-    empty,
-    log,
-    notices,
-    plural,
-    progress_bar,
-    short_name,
-    size,
-    small,
-    table,
-    with_code,
-)
+from ui.views import html
+from ui.views.rows import render_problems
 
 # A shape and a word for each state; the colour only helps.
 STATE_MARKS: dict[State, str] = {
@@ -49,13 +31,12 @@ STATE_WORDS: dict[State, str] = {
 _PEAK_WORDS: dict[PeakKind, str] = {
     "allocated": "Tensors", "reserved": "Reserved by PyTorch", "process": "Whole process, in RAM",
 }  # fmt: skip
-_GPU_PEAK_WORDS = _PEAK_WORDS | {"process": "Whole process, on the GPU"}
 _PHASE_WORDS = {
     "loading_model": "loading the model", "reading_data": "reading the data", "preparing": "preparing",
     "training": "", "evaluating": "measuring the held-out loss", "saving": "saving", "finished": "", "stopped": "",
 }  # fmt: skip
 
-NO_RUN = empty(
+NO_RUN = html.empty(
     "No active run",
     "Set up and start a run: it appears here and continues when you close the page. Choose earlier runs above, or in the "
     "Runs tab.",
@@ -91,7 +72,7 @@ def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
     return (
         f"{tab_title(snapshot)}<h2>{escape(snapshot.title)}</h2>"
         f'<p class="status" role="status" aria-live="polite">{_join([mark, status_line(snapshot, now)])}</p>'
-        f"{progress_bar('Progress of the run', fraction) if working else ''}"
+        f"{html.progress_bar('Progress of the run', fraction) if working else ''}"
         f'<p class="small">{_ingredients(snapshot)}</p>'
     )
 
@@ -148,15 +129,15 @@ def render_made_of(snapshot: RunSnapshot) -> str:
     training = config.training
     rows, passes = training.per_device_train_batch_size, training.gradient_accumulation_steps
     entries = [
-        ("Model", escape(short_name(config.model.id))),
-        ("Data", escape(short_name(config.dataset.source))),
+        ("Model", escape(html.short_name(config.model.id))),
+        ("Data", escape(html.short_name(config.dataset.source))),
         ("Method", escape(method_words(config))),
         *objective_entries(config),
         ("Length", f"{training.max_length:,} tokens"),
-        ("Batch", f"{rows} × {passes} = {plural(rows * passes, 'row')} a step"),
+        ("Batch", f"{rows} × {passes} = {html.plural(rows * passes, 'row')} a step"),
         ("Learning rate", f"{training.learning_rate:g}"),
     ]
-    return f'<div class="section"><h3>This run</h3>{definitions(entries)}</div>'
+    return html.section("This run", html.definitions(entries))
 
 
 def objective_entries(config: RunConfig) -> list[tuple[str, str]]:
@@ -170,15 +151,15 @@ def _ingredients(snapshot: RunSnapshot) -> str:
     config = snapshot.config
     if config is None:
         return "Its config.yaml cannot be read."
-    data = escape(short_name(config.dataset.source))
+    data = escape(html.short_name(config.dataset.source))
     report = snapshot.history.data_report
     if report is not None:
-        data += f" ({plural(report.train_rows, 'row')}, {count(report.trained_tokens)} trained tokens)"
+        data += f" ({html.plural(report.train_rows, 'row')}, {html.count(report.trained_tokens)} trained tokens)"
     objective = [words for _, words in objective_entries(config)]
-    parts = [escape(short_name(config.model.id)), escape(method_words(config)), *objective, data]
+    parts = [escape(html.short_name(config.model.id)), escape(method_words(config)), *objective, data]
     parameters = snapshot.history.parameters
     if parameters is not None:
-        parts.append(f"trains {count(parameters.trainable)} of {count(parameters.total)} parameters")
+        parts.append(f"trains {html.count(parameters.trainable)} of {html.count(parameters.total)} parameters")
         parts.append(f"{escape(parameters.compute_dtype)} on {escape(parameters.device)}")
     elif snapshot.state.device:
         parts.append(escape(snapshot.state.device))
@@ -197,7 +178,7 @@ def _job(snapshot: RunSnapshot) -> str:
     label = page if record.url.startswith("https://") else "job at Hugging Face"
     if record.cost_usd is None or record.most_usd is None:
         return label
-    return f"{label}, {dollars(record.cost_usd)} of at most {dollars(record.most_usd)}"
+    return f"{label}, {html.dollars(record.cost_usd)} of at most {html.dollars(record.most_usd)}"
 
 
 def render_trouble(snapshot: RunSnapshot) -> str:
@@ -207,13 +188,13 @@ def render_trouble(snapshot: RunSnapshot) -> str:
     if state.state == "failed":
         what = failure.what if failure is not None else state.cause or "The run failed."
         fix = failure.fix if failure is not None else state.advice or "See its log below."
-        return alert(what, f"{with_code(fix)}{resumable}")
+        return html.alert(what, f"{html.with_code(fix)}{resumable}")
     if state.state == "interrupted":
-        return alert(state.cause or "The run was interrupted.", f"{with_code(state.advice)}{resumable}")
+        return html.alert(state.cause or "The run was interrupted.", f"{html.with_code(state.advice)}{resumable}")
     if state.reason == "executor_unreachable" and state.advice:  # the cause is in the sentence above
-        return notices([state.advice])
+        return html.notices([state.advice])
     if state.state == "stopped" and (state.cause or state.advice):
-        return notices([" ".join(filter(None, (state.cause, state.advice)))])
+        return html.notices([" ".join(filter(None, (state.cause, state.advice)))])
     return ""
 
 
@@ -222,12 +203,12 @@ def render_warnings(snapshot: RunSnapshot) -> str:
     findings_html = ""
     if snapshot.config is not None:
         for one in preference_findings(snapshot.history, snapshot.config.training):
-            findings_html += f'<div class="trouble finding" role="status"><b>{escape(one.name)}</b>{escape(one.fact)} {with_code(one.fix)}</div>'
+            findings_html += f'<div class="trouble finding" role="status"><b>{escape(one.name)}</b>{escape(one.fact)} {html.with_code(one.fix)}</div>'
     texts = dict.fromkeys(message.text for message in snapshot.history.messages if message.kind == "warning")
     if not texts:
         return findings_html
     items = "".join(f"<li>{escape(text)}</li>" for text in texts)
-    return f'{findings_html}<div class="warned"><h3>{plural(len(texts), "warning")}</h3><ul>{items}</ul></div>'
+    return f'{findings_html}<div class="warned"><h3>{html.plural(len(texts), "warning")}</h3><ul>{items}</ul></div>'
 
 
 def render_left_out(report: DatasetReport | None) -> str:
@@ -245,25 +226,23 @@ def render_memory(snapshot: RunSnapshot) -> str:
     peaks = compare_peaks(snapshot.provenance.predicted_memory, snapshot.history)
     if not peaks:
         return ""
-    is_complete = snapshot.state.state == "completed"
+    words_of = dict(_PEAK_WORDS)
+    if len(peaks) > 1 or peaks[0].kind != "process":
+        words_of["process"] = "Whole process, on the GPU"
+    rows = []
+    for peak in peaks:
+        difference, words = peak.difference, "–"
+        if difference is not None and (snapshot.state.state == "completed" or difference > 0):
+            words = f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
+        rows.append((words_of[peak.kind], _peak(peak.predicted_bytes), _peak(peak.measured_bytes), words))
     title = "Measured" if snapshot.state.is_final else "Measured so far"
-    words = _GPU_PEAK_WORDS if len(peaks) > 1 or peaks[0].kind != "process" else _PEAK_WORDS
-    rows = [
-        (
-            words[peak.kind],
-            _peak(peak.predicted_bytes),
-            _peak(peak.measured_bytes),
-            _difference(peak.difference if is_complete or (peak.difference or 0) > 0 else None),
-        )
-        for peak in peaks
-    ]
-    columns = [Column("Peak memory, GiB"), *map(Column.of_numbers, ("Predicted", title, "Difference"))]
-    return f'<div class="section peaks">{table(columns, rows, scrolls="")}</div>'
+    columns = [html.Column("Peak memory, GiB"), *map(html.Column.of_numbers, ("Predicted", title, "Difference"))]
+    return f'<div class="section peaks">{html.table(columns, rows, scrolls="")}</div>'
 
 
 def render_log(text: str) -> str:
     """Return the end of the worker's log."""
-    return log(text, "Worker log") if text.strip() else small("The log is empty.")
+    return html.log(text, "Worker log") if text.strip() else html.small("The log is empty.")
 
 
 def render_timeline(snapshot: RunSnapshot) -> str:
@@ -273,12 +252,12 @@ def render_timeline(snapshot: RunSnapshot) -> str:
         for message in reversed(snapshot.history.messages)
     ]
     rows += [
-        (f"step {point.step:,}", f"Checkpoint {escape(point.name)}, {size(point.size_bytes)}{', best so far' if point.best else ''}")
+        (f"step {point.step:,}", f"Checkpoint {escape(point.name)}, {html.size(point.size_bytes)}{', best so far' if point.best else ''}")
         for point in reversed(snapshot.history.checkpoints)
     ]  # fmt: skip
     if not rows:
-        return small("No events yet.")
-    return table([Column("", "soft"), ""], rows[:120], scrolls="scroll tall")
+        return html.small("No events yet.")
+    return html.table([html.Column("", "soft"), ""], rows[:120], scrolls="scroll tall")
 
 
 def method_words(config: RunConfig) -> str:
@@ -287,13 +266,7 @@ def method_words(config: RunConfig) -> str:
 
 
 def _peak(size_bytes: int | None) -> str:
-    return "–" if size_bytes is None else f'<span title="{size_bytes:,} bytes">{size_bytes / GIB:.2f}</span>'
-
-
-def _difference(difference: float | None) -> str:
-    if difference is None:
-        return "–"
-    return f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
+    return "–" if size_bytes is None else f'<span title="{size_bytes:,} bytes">{size_bytes / html.GIB:.2f}</span>'
 
 
 def _elapsed_words(snapshot: RunSnapshot, now: float) -> str:
@@ -301,18 +274,18 @@ def _elapsed_words(snapshot: RunSnapshot, now: float) -> str:
     if state.started is None:
         return ""
     if state.is_final:
-        return f"took {duration((state.ended or now) - state.started)}"
-    words = duration(now - state.started)
+        return f"took {html.duration((state.ended or now) - state.started)}"
+    words = html.duration(now - state.started)
     left = seconds_left(snapshot.history, lambda: now)
     if left is None or state.state != "running" or snapshot.stop_requested or snapshot.cancel_requested:
         return words
-    return f"{words}, {duration(left)} left"
+    return f"{words}, {html.duration(left)} left"
 
 
 def _silence(state: RunState, now: float) -> str:
     if state.silent_since is None or state.silence_limit_seconds is None or state.is_final:
         return ""
-    silent, limit = duration(now - state.silent_since), duration(state.silence_limit_seconds)
+    silent, limit = html.duration(now - state.silent_since), html.duration(state.silence_limit_seconds)
     return f"<b>no output for {silent}; will be stopped after {limit}</b>"
 
 

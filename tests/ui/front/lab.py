@@ -22,7 +22,7 @@ from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
 from tests.real_tls import certificate_for, serve_over_tls
 from ui.backend.background import FunctionJob
-from ui.backend.own_models import OwnDownloads
+from ui.backend.models import OwnDownloads
 from ui.front.gate import COOKIE
 from ui.front.pages import PersonPages
 from ui.front.serve import build_gate

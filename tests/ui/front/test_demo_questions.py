@@ -98,7 +98,7 @@ def test_a_question_is_asked_as_it_was_typed_but_for_what_no_one_types(demo_with
         ("", 400, "The question is empty."),
         (" \r\n\t\x00\x07\u200b", 400, "The question is empty."),
         ("a" * 501, 400, "The question has 501 characters. Use at most 500."),
-        ("a" * 9000, 413, "The question is too long."),
+        ("a" * 9000, 413, "The form is too large."),
     ],
 )
 def test_a_question_that_cannot_be_asked_is_refused_with_a_message(demo_with_run, prompt, status, words):
@@ -143,7 +143,7 @@ def test_one_address_may_ask_some_questions_an_hour(demo_with_run):
 
     assert statuses == [200] * 20 + [429]
     refusal = ask(client)
-    assert "There were 20 questions from your network within an hour. Try again in 60 minutes." in refusal.text
+    assert "There were 20 questions from your network within an hour. Try again in 1 h 00 min." in refusal.text
     assert int(refusal.headers["retry-after"]) > 3000
     assert ">What does r do?</textarea>" in refusal.text, "the question stays"
     other = TestClient(client.app, client=("203.0.113.8", 1))

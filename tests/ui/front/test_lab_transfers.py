@@ -91,7 +91,7 @@ def test_an_upload_beyond_the_disk_space_of_its_person_is_refused(lab, ann):
 
 def test_a_member_opens_a_saved_conversation(ann):
     http, page = ann
-    saved = {"format": "loratory conversation", "version": 1, "turns": [{"question": "When is it due?", "answers": []}]}
+    saved = {"format": "loratory conversation", "turns": [{"question": "When is it due?", "answers": []}]}
 
     page.press("chat-open", "upload", upload(http, "conversation.json", json.dumps(saved).encode()))
 

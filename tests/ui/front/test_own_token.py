@@ -29,7 +29,7 @@ from tests.hub.repositories import OwnHub
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import Lab, fake_services_of, running_lab
-from ui.backend.own_models import DOWNLOAD, OwnDownloads
+from ui.backend.models import DOWNLOAD, OwnDownloads
 from ui.tabs.export_formats import ADAPTER, HUB
 
 MODEL, DATASET = "owner/gated", "owner/gated-rows"

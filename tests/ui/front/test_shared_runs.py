@@ -72,7 +72,7 @@ def test_each_new_step_reaches_those_who_look(lab, run):
 
         news = news_of(lab, "bea", question)
         assert not news["submit"]
-        assert "6 points; training loss now 0.12" in news["places"]["shared-loss"]
+        assert "to 0.12 in 6 steps" in news["places"]["shared-loss"]
         assert "of ann" in news["places"]["shared-heading"]
         assert news_of(lab, "bea", question, news["stamp"]) is None
 

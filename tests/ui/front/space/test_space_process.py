@@ -20,7 +20,7 @@ from tests.browser.real_server import running
 from tests.space.test_environment import CANARY, GIVEN
 from tests.ui.front.institute import CLIENT, SECRET, running_institute
 from tests.ui.front.oidc.rounds import NAVIGATION, visit
-from ui.front import problem
+from ui.front import connections
 from ui.front.gate import COOKIE
 from ui.front.oidc import ROUND_COOKIE
 
@@ -166,5 +166,5 @@ def test_only_what_may_pass_by_itself_is_tried_again(monkeypatch, error):
 
     monkeypatch.setattr(threading, "Timer", Timer)
     monkeypatch.setattr(uvicorn, "Server", Server)
-    problem.serve_problem(error, Nowhere())
+    connections.serve_problem(error, Nowhere())
     assert len(served) == 1

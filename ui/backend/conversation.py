@@ -1,0 +1,350 @@
+"""A conversation with one or more models: turns, streamed answers, prompts of rows, its file, and votes on answers."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import combinations, takewhile
+from queue import SimpleQueue
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic.dataclasses import dataclass
+
+from engine.chat.contract import Branch, ChatChunk, ChatRequest, FinishReason
+from engine.chat.session import ChatSession
+from engine.chat.zero_gpu import LONGEST_TOKEN, TOKEN_HEADER
+from engine.config.results import SamplingConfig
+from engine.config.run import RunConfig
+from engine.data.contract import MAX_SHOWN_CHARACTERS, PageRow
+from engine.data.conversation import Message
+from engine.errors import DatasetError
+from engine.evaluation.votes import AnswerModel, Vote, VotedAnswer, VotedTurn, Votes, turns_of, vote_id
+from engine.inspector.session import Inspector
+from ui.backend.background import Cache
+
+BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
+LARGEST_FILE_BYTES = 4_000_000  # of a saved conversation
+
+_SAVED = ConfigDict(extra="forbid")  # the parts of a conversation's file
+
+
+@dataclass(frozen=True, config=_SAVED)
+class Answer:
+    """The answer of one branch."""
+
+    branch: Branch
+    text: str = ""
+    tokens: int = Field(default=0, ge=0)
+    tokens_per_second: Annotated[float, PlainSerializer(lambda speed: round(speed, 2))] = 0.0
+    prompt_tokens: int = Field(default=0, ge=0)
+    done: bool = False
+    finish_reason: FinishReason | None = None
+    note: str = Field(default="", exclude=True)
+
+    def with_chunk(self, chunk: ChatChunk) -> "Answer":
+        """Return the answer with a chunk appended."""
+        return Answer(**{**chunk.model_dump(exclude={"first_token_seconds"}), "text": self.text + chunk.text})
+
+
+@dataclass(frozen=True, config=_SAVED)
+class QuestionSettings:
+    """Models, sampling and system prompt of a question, for votes on its answers."""
+
+    models: Mapping[Branch, AnswerModel]
+    sampling: SamplingConfig
+    system: str = ""
+    left_out: tuple[int, ...] = ()  # numbers of earlier turns that are not in the context of the answers
+
+
+@dataclass(frozen=True, config=_SAVED)
+class Turn:
+    """A question and its answers."""
+
+    question: str
+    answers: tuple[Answer, ...] = ()
+    reference: str = ""  # reference answer, where the question comes from a row
+    asked: QuestionSettings | None = None  # without it, its answers cannot be voted for
+
+    def with_chunk(self, chunk: ChatChunk) -> "Turn":
+        """Return the turn with a chunk appended to one answer."""
+        answers = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
+        return replace(self, answers=tuple(answers))
+
+    def names(self, words: Mapping[Branch, str]) -> dict[Branch, str]:
+        """Return the names of the branches when it was asked, else `words`; another run may be loaded by now."""
+        models = self.asked.models if self.asked is not None else {}
+        return {**words, **{branch: model.name for branch, model in models.items()}}
+
+    def end(self) -> "Turn":
+        """Return the turn after its last chunk; unfinished answers are marked as stopped."""
+        answers = (
+            a if a.done else replace(a, done=True, finish_reason=a.finish_reason or "stopped") for a in self.answers
+        )
+        return replace(self, answers=tuple(answers))
+
+
+def turns_to_leave_out(
+    turns: Sequence[Turn], branches: Sequence[Branch], models: Mapping[Branch, AnswerModel]
+) -> tuple[int, ...]:
+    """Return the numbers of the turns that not all of these models answered: without them, all read the same questions."""
+    return tuple(
+        number
+        for number, turn in enumerate(turns)
+        if not all(_has_answer(turn, branch, models.get(branch)) for branch in branches)
+    )
+
+
+def _has_answer(turn: Turn, branch: Branch, model: AnswerModel | None) -> bool:
+    if not any(answer.branch == branch and answer.done and answer.text for answer in turn.answers):
+        return False
+    answered = turn.asked.models.get(branch) if turn.asked is not None else None
+    return answered is None or model is None or answered.has_weights_of(model)
+
+
+def in_context(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the last turn after the earlier ones that its models read."""
+    asked = turns[-1].asked if turns else None
+    return [turn for number, turn in enumerate(turns) if asked is None or number not in asked.left_out]
+
+
+def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Message, ...]:
+    """Return one branch's conversation in the context of the last turn, with its own answers."""
+    messages = [Message("system", system.strip())] if system.strip() else []
+    for turn in in_context(turns):
+        answer = next((answer for answer in turn.answers if answer.branch == branch), None)
+        messages.append(Message("user", turn.question))
+        if answer is not None and answer.done and answer.text:
+            messages.append(Message("assistant", answer.text))
+        elif turn is not turns[-1]:
+            messages.pop()  # a question that this branch never answered would leave two user turns in a row
+    return tuple(messages)
+
+
+class SavedConversation(BaseModel):
+    """A conversation as a file: Markdown to read, JSON to read and open again."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["loratory conversation"] = "loratory conversation"
+    model: str = ""  # description of the loaded model
+    names: Mapping[Branch, str] = {}  # of the runs, for readers
+    system: str = ""
+    turns: tuple[Turn, ...] = Field(default=(), max_length=10_000)
+
+
+def read_conversation(content: bytes) -> SavedConversation:
+    """Return a saved conversation.
+
+    Raises:
+        DatasetError: If it is not one.
+    """
+    try:
+        return SavedConversation.model_validate_json(content)
+    except ValueError as error:
+        raise DatasetError(
+            f"That file is not a conversation saved by Loratory, or larger than {LARGEST_FILE_BYTES // 10**6} MB.",
+            "Choose a .json file that was saved here.",
+        ) from error
+
+
+def as_markdown(conversation: SavedConversation) -> str:
+    """Return the file to read."""
+    names = {**BRANCH_WORDS, **conversation.names}
+    lines = ["# Conversation", ""]
+    if conversation.model:
+        lines += [f"With {conversation.model}.", ""]
+    if conversation.system:
+        lines += ["**System prompt**", "", conversation.system, ""]
+    for turn in conversation.turns:
+        lines += ["## You", "", turn.question, ""]
+        for answer in turn.answers:
+            lines += [f"### {turn.names(names)[answer.branch]}", "", answer.text.strip(), ""]
+        if turn.reference:
+            lines += ["### Reference", "", turn.reference, ""]
+    return "\n".join(lines)
+
+
+class TurnPair(NamedTuple):
+    """Two answers of a turn, each with the turns of its own conversation since the two began to differ."""
+
+    prompt: tuple[VotedTurn, ...]
+    sides: dict[Branch, tuple[VotedTurn, ...]]
+
+    @property
+    def id(self) -> str:
+        """Of a vote on it."""
+        return vote_id(self.prompt, *self.sides.values())
+
+
+def pairs_of_turn(turns: Sequence[Turn], number: int) -> list[TurnPair]:
+    """Return the pairs that a turn offers: of answers that differ, are not empty and were not stopped."""
+    turn = turns[number]
+    if turn.asked is None:
+        return []
+    whole = [
+        answer.branch
+        for answer in turn.answers
+        if answer.done
+        and answer.finish_reason != "stopped"
+        and answer.text.strip()
+        and _is_of_one_model(turns[: number + 1], answer.branch)
+    ]
+    pairs = (_pair(turns[: number + 1], one, other, turn.asked.system) for one, other in combinations(whole, 2))
+    return [pair for pair in pairs if pair is not None]
+
+
+def _is_of_one_model(turns: Sequence[Turn], branch: Branch) -> bool:
+    """Return whether one known model gave all answers of a branch: another one may have been loaded between two turns."""
+    branch_turns = [turn for turn in in_context(turns) if any(answer.branch == branch for answer in turn.answers)]
+    first, *rest = (turn.asked.models.get(branch) if turn.asked is not None else None for turn in branch_turns)
+    return first is not None and all(model is not None and model.has_weights_of(first) for model in rest)
+
+
+def _pair(turns: Sequence[Turn], one: Branch, other: Branch, system: str) -> TurnPair | None:
+    sides = {branch: turns_of(messages_of(turns, branch, system)) for branch in (one, other)}
+    first, second = sides.values()
+    prefix = len(list(takewhile(lambda turns: turns[0] == turns[1], zip(first, second, strict=False))))
+    rests = {branch: messages[prefix:] for branch, messages in sides.items()}
+    # A branch that was not asked earlier has another question where the other one has an answer.
+    if not all(rest and rest[0].role == rest[-1].role == "assistant" for rest in rests.values()):
+        return None
+    words = [[turn.content.split() for turn in rest] for rest in rests.values()]
+    return TurnPair(first[:prefix], rests) if words[0] != words[1] else None
+
+
+def ballot(votes: Votes, turns: Sequence[Turn], number: int) -> dict[Branch, bool]:
+    """Return the answers of a turn that can be voted for, each with whether it was."""
+    chosen: dict[Branch, bool] = {}
+    for pair in pairs_of_turn(turns, number):
+        vote = votes.find(pair.id)
+        for branch, messages in pair.sides.items():
+            is_better = vote is not None and not vote.is_tie and messages == vote.sides[0].turns
+            chosen[branch] = chosen.get(branch, False) or is_better
+    return chosen
+
+
+def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by: str) -> None:
+    """Save that an answer is better than the other ones of its turn, or undo that vote.
+
+    Raises:
+        StorageError: If it cannot be kept.
+    """
+    pairs, turn = pairs_of_turn(turns, number), turns[number]
+    takes_back = ballot(votes, turns, number).get(better, False)
+    votes.remove([pair.id for pair in pairs])
+    if takes_back or turn.asked is None:
+        return
+    finishes = {answer.branch: answer.finish_reason for answer in turn.answers}
+    for pair in pairs:
+        if better not in pair.sides:
+            continue
+        left, right = (
+            VotedAnswer(turns=messages, finish_reason=finishes[branch], model=turn.asked.models[branch])
+            for branch, messages in sorted(pair.sides.items(), key=lambda side: side[0] != better)
+        )
+        facts = {"source": "chat", "by": by, "time": datetime.now(UTC), "sampling": turn.asked.sampling}
+        votes.keep(Vote.new(pair.prompt, left, right, verdict="left", **facts))
+
+
+M = TypeVar("M")
+
+
+def run_streaming(work: Callable[[Callable[[M], None]], object]) -> Iterator[M]:
+    """Run `work` in a thread and yield the messages that it sends.
+
+    Raises:
+        Exception: The exception of `work`.
+    """
+    messages: SimpleQueue[M | None] = SimpleQueue()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="streaming-work")
+    outcome = pool.submit(work, messages.put)
+    pool.shutdown(wait=False)
+    outcome.add_done_callback(lambda _: messages.put(None))
+    yield from iter(messages.get, None)
+    outcome.result()
+
+
+class AnswerStream:
+    """Streams answers of a session, and knows which page has asked which."""
+
+    def __init__(self, session: ChatSession) -> None:
+        self._session = session
+        self._requests: dict[str, list[str]] = {}  # ids under way, by page
+
+    def chunks(self, requests: Sequence[ChatRequest], page_id: str, headers: Mapping[str, str]) -> Iterator[ChatChunk]:
+        """Yield the chunks of all requests as they come; leaving early stops the answers.
+
+        Args:
+            requests: One or more, answered side by side.
+            headers: Of its request; on ZeroGPU, they identify the visitor whose GPU quota is used.
+        """
+        token = headers.get(TOKEN_HEADER, "")[:LONGEST_TOKEN]
+        requests = [request.model_copy(update={"gpu_token": token}) for request in requests]
+        self._requests[page_id] = [request.id for request in requests]
+        try:
+            streams = [self._session.stream(request) for request in requests]
+
+            def drain_all(send: Callable[[ChatChunk], None]) -> None:
+                with ThreadPoolExecutor(len(streams)) as pool:
+                    list(pool.map(lambda stream: deque(map(send, stream), maxlen=0), streams))
+
+            yield from run_streaming(drain_all)
+        finally:
+            self._requests.pop(page_id, None)
+            for request in requests:
+                self._session.stop(request.id)
+
+    def stop(self, page_id: str) -> None:
+        """Stop the answers to this page."""
+        for request_id in self._requests.get(page_id, ()):
+            self._session.stop(request_id)
+
+
+class RowPrompt(NamedTuple):
+    """The first question of a row, and its answer."""
+
+    row: int
+    question: str
+    reference: str
+    system: str = ""
+    held_out: bool = True
+
+
+class HeldOutPrompts:
+    """Finds and caches a run's prompts."""
+
+    def __init__(self, inspector: Inspector) -> None:
+        self._inspector = inspector
+        self._cache: Cache[tuple[RowPrompt, ...]] = Cache(8)
+
+    def of_run(self, config: RunConfig) -> tuple[RowPrompt, ...]:
+        """Return up to 200 prompts spread evenly over the held-out rows; without them, some of the training set.
+
+        Raises:
+            EngineError: If the data or the model's tokenizer can no longer be read.
+        """
+        key = config.model_dump_json(include={"dataset", "model", "training"})
+        return self._cache.get(key, lambda: self._find(config))
+
+    def _find(self, config: RunConfig) -> tuple[RowPrompt, ...]:
+        length = config.training.max_length
+        held_out = self._inspector.held_out(config.dataset, config.model, length, seed=config.training.seed, count=200)
+        selection: dict[str, Any] = {"rows": held_out.rows} if held_out.rows else {"count": 40}
+        page = self._inspector.preview(config.dataset, None, length, **selection)
+        prompts = (row_prompt(row, held_out=bool(held_out.rows)) for row in page.rows)
+        return tuple(prompt for prompt in prompts if prompt is not None)
+
+
+def row_prompt(row: PageRow, *, held_out: bool = True) -> RowPrompt | None:
+    """Return the first exchange of a conversation; None if it has none or was shortened."""
+    if row.conversation is None or row.conversation.tools:
+        return None
+    messages = list(row.conversation.messages)
+    system = messages.pop(0).content if messages and messages[0].role == "system" else ""
+    if len(messages) < 2 or (messages[0].role, messages[1].role) != ("user", "assistant"):
+        return None
+    question, reference = messages[0].content.strip(), messages[1].content.strip()
+    whole = all(len(text) <= MAX_SHOWN_CHARACTERS for text in (system, question, reference))
+    return RowPrompt(row.row, question, reference, system, held_out) if question and reference and whole else None

@@ -1,0 +1,279 @@
+"""Rows of a dataset: one as training reads it, and paged lists of them: skipped, with warnings, longest, duplicates."""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+from html import escape
+from typing import Literal, get_args
+
+from engine.data.contract import DatasetPage, DatasetReport, PageRow, RowProblem, SequenceView, TokenSpan
+from engine.data.conversation import Message
+from ui.views.html import Column, ListPage, Row, empty, lead, notices, pick_button, pickable, plural, small, table
+
+Listing = Literal["all", "left_out", "odd", "longest", "shortest", "length_gap", "duplicates", "contradictions"]
+LISTINGS: tuple[Listing, ...] = get_args(Listing)
+PAGE_ROWS = 15
+_COLUMNS = (Column.of_numbers("Row"), Column.of_numbers("Line"))
+_BEGINNING = Column("Beginning", "soft begins")
+_MOST_PROBLEMS = 200  # of those that a run skipped
+# Characters of a row that are shown: browsers need too long to lay out more.
+_SHOWN_CHARACTERS = 40_000
+_TRAINED = " · trained"
+
+_KIND_WORDS = {
+    "not_json": "invalid JSON",
+    "not_utf8": "not UTF-8",
+    "not_an_object": "not an object",
+    "too_long": "too long to read",
+    "too_deep": "nested too deeply",
+    "duplicate_key": "duplicate key",
+    "bad_text": "broken characters",
+    "bad_number": "NaN or infinity",
+    "weight": "weight other than 0 or 1",
+    "csv": "malformed CSV",
+    "missing_column": "missing column",
+    "not_text": "not text",
+    "empty": "empty part",
+    "unknown_role": "unknown role",
+    "no_assistant_turn": "no assistant turn",
+    "nothing_to_learn": "nothing to train on",
+    "tools": "inconsistent tool calls",
+    "template": "rejected by the chat template",
+    "template_leaves_out": "text dropped by the template",
+    "special_token": "special tokens in the text",
+    "cut_away": "truncated whole",
+    "unanswered": "last turn unanswered",
+    "order": "turns out of order",
+    "pair": "incomplete pair",
+    "equal_answers": "equal answers",
+    "other_prompt": "prompts differ",
+    "white_space": "answers differ in white space only",
+    "label": "label neither true nor false",
+}
+
+
+def rows_of(report: DatasetReport, listing: Listing) -> tuple[int, ...]:
+    """Return the row numbers of a list, in its order; empty for `all`."""
+    lists: dict[Listing, Sequence[int]] = {
+        "left_out": [problem.row for problem in report.problems],
+        "odd": list(dict.fromkeys(notice.row for notice in report.notices)),
+        "longest": report.longest_rows,
+        "shortest": report.shortest_rows,
+        "length_gap": report.length_gap_rows,
+        "duplicates": report.duplicate_rows,
+        "contradictions": report.contradicting_rows,
+    }
+    return tuple(lists.get(listing, ()))
+
+
+def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
+    """Return the lists that have rows, with their counts."""
+    if report is None:
+        return [("all rows", "all")]
+    odd = len({notice.row for notice in report.notices})
+    more = "" if len(report.notices) == sum(report.notice_counts.values()) else "+"
+    words: dict[Listing, str] = {
+        "all": "all rows",
+        "left_out": f"skipped ({report.dropped:,})",
+        "odd": f"kept with warnings ({odd:,}{more})",
+        "longest": "longest",
+        "shortest": "shortest",
+        "length_gap": "largest difference in length",
+        "duplicates": f"duplicates ({report.duplicates:,})",
+        "contradictions": f"contradictory ({report.contradictions:,})",
+    }
+    return [(words[listing], listing) for listing in LISTINGS if listing == "all" or rows_of(report, listing)]
+
+
+def render_counts(report: DatasetReport) -> str:
+    """Return the number of rows by problem and by warning."""
+    skipped_html = _kinds(report.problem_counts, "left_out", f"{plural(report.dropped, 'row')} skipped")
+    return skipped_html + _kinds(report.notice_counts, "odd", "Kept with warnings")
+
+
+def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:
+    """Return a page of rows with the problem of each; `reason` is the head of its column."""
+    rows = (Row(_problem(one), pickable(str(one.row), chosen=None)) for one in problems[page.start : page.end])
+    return _render_rows(Column(reason, "why"), rows, page)
+
+
+def render_problems(report: DatasetReport) -> str:
+    """Return the skipped rows with lines and reasons."""
+    if not report.problems:
+        return ""
+    problems = report.problems[:_MOST_PROBLEMS]
+    more = f"The first {len(problems):,} of {report.dropped:,} are listed." if report.dropped > len(problems) else ""
+    listed = table([*_COLUMNS, "Reason", _BEGINNING], map(_problem, problems), scrolls="scroll tall")
+    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{listed}{small(more) if more else ''}"
+
+
+def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
+    """Return a page of rows with their lengths."""
+    lines = []
+    for row in rows:
+        tokens = f"{sum(sequence.uncut_tokens for sequence in row.sequences):,}" if row.sequences else "–"
+        cells = (f"{row.row + 1:,}", _line(row.line), tokens, escape(row.raw[:160]))
+        lines.append(Row(cells, pickable(str(row.row), chosen=None)))
+    return _render_rows(Column.of_numbers("Tokens"), lines, page)
+
+
+def _problem(problem: RowProblem) -> tuple[str, ...]:
+    return f"{problem.row + 1:,}", _line(problem.line), escape(problem.problem), escape(problem.sample[:160])
+
+
+def _kinds(counts: Mapping[str, int], listing: str, title: str) -> str:
+    if not counts:
+        return ""
+    kinds = "".join(
+        f"<li><b>{count:,}</b> {escape(_KIND_WORDS.get(kind, kind.replace('_', ' ')))}</li>"
+        for kind, count in sorted(counts.items(), key=lambda item: -item[1])
+    )
+    return f'<div class="kinds num">{pick_button(f"show:{listing}", title)}<ul>{kinds}</ul></div>'
+
+
+def _render_rows(column: Column, rows: Iterable[Row], page: ListPage) -> str:
+    listed = table([*_COLUMNS, column, _BEGINNING], rows, css="listed")
+    if page.rows <= page.size:
+        return listed
+    turns = [("← Earlier", page.number - 1, page.start > 0), ("Later →", page.number + 1, page.end < page.rows)]
+    links = " ".join(pick_button(f"page:{number}", words) for words, number, is_there in turns if is_there)
+    return f'{listed}<p class="small num pager">{page.start + 1:,} to {page.end:,} of {page.rows:,} listed. {links}</p>'
+
+
+def _line(line: int | None) -> str:
+    return "–" if line is None else f"{line:,}"
+
+
+def render_row(page: DatasetPage, as_tokens: bool) -> str:
+    """Return the one row of a page exactly as training reads it, or why it is skipped."""
+    if not page.rows:
+        return empty("No such row", "Choose a smaller number.")
+    row = page.rows[0]
+    where = f"Row {row.row + 1:,}" + (f" of {page.total_rows:,}" if page.total_rows else "")
+    if row.line is not None:
+        where += f", line {row.line:,}"
+    if row.problem is not None:
+        problem = f'<div class="trouble"><b>Row skipped: nothing to train on</b>{escape(row.problem)}</div>'
+        return f"{lead(f'{where}, skipped.')}{problem}<pre class='log'>{escape(row.raw)}</pre>"
+    if row.desirable is not None:
+        where += f", rated {'good' if row.desirable else 'bad'}"
+    if as_tokens and row.sequences:
+        words = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
+        words += " Differences between the two answers are highlighted." if row.rejected else ""
+        return f"{lead(words)}{notices(row.notices)}{render_tokens(row)}"
+    what = "a pair" if row.rejected else "a conversation"
+    words = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
+    if as_tokens and not row.sequences:
+        words += " Tokens appear once a model is chosen and its tokenizer is downloaded."
+    return f"{lead(words)}{notices(row.notices)}{render_conversation(row)}"
+
+
+def render_tokens(row: PageRow) -> str:
+    """Return the training sequences of a row; control tokens have a frame, trained text is underlined and tinted.
+
+    Those of a pair have their shared prompt once, then both answers side by side.
+    """
+    count = len(row.sequences)
+    if not row.rejected or count != 2:
+        heads = (
+            f"Sequence {number} of {count}: the template needs one for each answer." for number in range(1, count + 1)
+        )
+        parts = zip(heads, row.sequences, strict=True)
+        return "".join((small(head) if count > 1 else "") + _sequence(sequence) for head, sequence in parts)
+    shared, tokens = row.sequences[0].shared_tokens, 0
+    before: list[TokenSpan] = []
+    for span in row.sequences[0].spans:
+        if tokens >= shared:
+            break
+        before.append(span)
+        tokens += span.tokens
+    answers = zip(("Chosen", "Rejected"), row.sequences, strict=True)
+    sides = _sides((name, _sequence(side, f"{name} answer", len(before))) for name, side in answers)
+    prompt = (
+        f'<p class="small num">Shared prompt of {shared:,} tokens.</p>{_tokens(before, "What both answers follow")}'
+    )
+    return f'<div class="pair">{prompt if before else ""}{sides}</div>'
+
+
+def _sides(answers: Iterable[tuple[str, str]]) -> str:
+    """Return both answers of a pair side by side, by name."""
+    sections = (f'<section class="{name.lower()}"><h3>{name}</h3>{answer}</section>' for name, answer in answers)
+    return f'<div class="sides">{"".join(sections)}</div>'
+
+
+def _sequence(sequence: SequenceView, name: str = "The row", first: int = 0) -> str:
+    """Return the spans of a sequence from `first` on, and its length."""
+    words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
+    if sequence.uncut_tokens > sequence.tokens:
+        words += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated at {sequence.tokens:,}, struck through"
+    characters = sum(len(span.text) for span in sequence.spans)
+    if characters > _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens:
+        words += "; only the beginning is shown"
+    cut = f'<span class="cut">{escape(sequence.cut_text)}</span>' if sequence.cut_text else ""
+    return f'{_tokens(sequence.spans[first:], name, cut)}<p class="small num">{words}.</p>'
+
+
+def _tokens(spans: Sequence[TokenSpan], name: str, after: str = "") -> str:
+    parts, characters = [], 0
+    for span in spans:
+        parts.append(_span(span, _SHOWN_CHARACTERS - characters))
+        characters += len(span.text)
+        if characters >= _SHOWN_CHARACTERS:
+            after = ""
+            break
+    return (
+        f'<div class="tokens edges" tabindex="0" role="region" aria-label="{name}, token by token">'
+        f"{''.join(parts)}{after}</div>"
+    )
+
+
+def _span(span: TokenSpan, room: int) -> str:
+    """Return text of one kind split into tokens, with all ids in one attribute, as long rows have many."""
+    css = f"{'trained' if span.trained else 'masked'}{' special' if span.special else ''}"
+    css += " differs" if span.differs else ""
+    label = "trained" if span.trained else "masked"
+    text = span.text[:room]
+    if span.special or not span.lengths:
+        which = f", token {span.ids[0]}" if span.ids else f": {plural(span.tokens, 'token')}"
+        return f'<span class="{css}" title="{label}{which}">{escape(text)}</span>'
+    pieces, start = [], 0
+    for length in span.lengths:
+        if start >= len(text):
+            break
+        pieces.append(f"<i>{escape(text[start : start + length])}</i>")
+        start += length
+    ids = " ".join(str(token) for token in span.ids[: len(pieces)])
+    return f'<span class="{css}" data-label="{label}" data-ids="{ids}">{"".join(pieces)}</span>'
+
+
+def render_conversation(row: PageRow) -> str:
+    """Return a row as a conversation: turn by turn, with tools and their results."""
+    if row.conversation is None:
+        text = escape((row.text or row.raw)[:_SHOWN_CHARACTERS])
+        return f'<div class="turn learned"><span class="role">plain text{_TRAINED}</span>{text}</div>'
+    messages, start = row.conversation.messages, row.conversation.completion_start
+    tools = row.conversation.tools
+    tools_html = (
+        f'<p class="small">{plural(len(tools), "tool is", "tools are")} offered to the assistant.</p>' if tools else ""
+    )
+    if not row.rejected or start is None:
+        return tools_html + _turns(messages, row.trained_turns)
+    answers = (("Chosen", messages[start:]), ("Rejected", row.rejected))
+    sides = _sides((name, _turns(side, _answers_in(side))) for name, side in answers)
+    return f'{tools_html}{_turns(messages[:start], ())}<div class="pair">{sides}</div>'
+
+
+def _answers_in(turns: Sequence[Message]) -> frozenset[int]:
+    return frozenset(number for number, turn in enumerate(turns) if turn.role == "assistant" and not turn.is_empty)
+
+
+def _turns(messages: Sequence[Message], trained_turns: Container[int]) -> str:
+    turns = []
+    for number, message in enumerate(messages):
+        is_trained = number in trained_turns
+        body = escape(message.content[:_SHOWN_CHARACTERS])
+        if message.reasoning:
+            body = f'<span class="small">thinks: {escape(message.reasoning[:_SHOWN_CHARACTERS])}</span>\n{body}'
+        for call in message.tool_calls:
+            body += f"\n<code>calls {escape(call.name)}({escape(str(call.arguments)[:2000])})</code>"
+        css, word = (" learned", _TRAINED) if is_trained else ("", "")
+        turns.append(f'<div class="turn{css}"><span class="role">{escape(message.role)}{word}</span>{body}</div>')
+    return "".join(turns)

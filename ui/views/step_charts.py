@@ -1,0 +1,193 @@
+"""Small charts by step: learning rate, gradient norm, speed and memory; of a preference run, rewards and accuracy."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from engine.config.objectives import LONGER_PREFERRED, OBJECTIVES
+from engine.config.training import TrainingConfig
+from engine.runs.history.preference_health import CHOSEN, MARGINS, REJECTED
+from engine.runs.history.run_history import RunHistory
+from engine.runs.history.steps import StepColumn, thin
+from ui.views.html import GIB
+from ui.views.loss_chart import (
+    AXIS,
+    Array,
+    chart_layout,
+    diamonds,
+    figure_json,
+    finite,
+    label_at,
+    level,
+    scatter,
+    whole,
+    whole_steps,
+)
+
+_BLUE, _BLUE_THIN, _VERMILION = "var(--series-blue)", "var(--series-blue-thin)", "var(--series-vermilion)"
+_GREEN = "var(--series-green)"
+_SMALL_CHARTS: tuple[tuple[str, StepColumn, float, str], ...] = (
+    ("Learning rate", "learning_rate", 1, ".1e"),
+    ("Gradient norm", "grad_norm", 1, ".3g"),
+    ("Tokens per second", "tokens_per_second", 1, ",.0f"),
+    ("Memory, GiB", "memory_bytes", GIB, ".2f"),
+)
+
+
+class _Panel(NamedTuple):
+    """One of several small charts in one figure."""
+
+    title: str
+    traces: Sequence[dict[str, Any]]
+    labels: Sequence[dict[str, Any]] = ()  # of levels
+    y_axis: Mapping[str, Any] = {}
+
+
+class _Curve(NamedTuple):
+    """A metric in a small chart."""
+
+    metric: str
+    name: str
+    colour: str
+    dash: str = "solid"
+
+
+def small_figures(history: RunHistory, predicted_bytes: int | None, revision: str) -> str:
+    """Return learning rate, gradient norm, tokens per second and memory, as four charts in one figure; empty before a step.
+
+    `predicted_bytes` is the peak of what a step reports as its memory; None draws no line.
+    """
+    if not len(history.steps):
+        return ""
+    panels: list[_Panel] = []
+    for title, column, unit, number in _SMALL_CHARTS:
+        steps, values = finite(history, "step", column)
+        traces, labels = [_curve(title, steps, values if unit == 1 else values / unit, number)], []
+        if column == "memory_bytes" and predicted_bytes:
+            gib = predicted_bytes / GIB
+            trace, label = level(history, gib, "predicted", f"predicted peak {gib:.2f}")
+            traces.append(trace)
+            labels.append(label)
+        panels.append(_Panel(title, traces, labels, {"rangemode": "tozero"}))
+    words = "Learning rate, gradient norm, tokens per second and memory, by step."
+    return _panels_json(history, panels, revision, words)
+
+
+def preference_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
+    """Return the charts of a preference run; empty for other runs and before the first measurement."""
+    objective = OBJECTIVES[training.objective]
+    if not objective.learns_preferences or not _has_any(history, objective.metrics):
+        return ""
+    better, worse = objective.row_traits.better, objective.row_traits.worse
+    # A title has to fit half of a telephone's width.
+    ratio = "β · log-ratio" if objective.has_reference else "β · log p"
+    rewards = _Curve(CHOSEN, better, _BLUE), _Curve(REJECTED, worse, _VERMILION, "dash")
+    panels = [
+        _metrics(history, f"Rewards ({ratio})", *rewards),
+        _metrics(history, "Margin", _Curve(MARGINS, "margin", _GREEN)),
+    ]
+    if "rewards/accuracies" in objective.metrics:
+        panels.append(_share(history, "Preferred correctly", "rewards/accuracies", None))
+    if "kl" in objective.metrics:
+        panels.append(_metrics(history, "KL to reference, nats", _Curve("kl", "KL", _BLUE)))
+    if LONGER_PREFERRED in objective.metrics:
+        better_share = history.data_report.chosen_longer if history.data_report is not None else None
+        panels.append(_share(history, "Prefers the longer", LONGER_PREFERRED, better_share))
+    else:
+        log_probabilities = (
+            curve._replace(metric=f"logps/{kind}") for curve, kind in zip(rewards, ("chosen", "rejected"), strict=True)
+        )
+        panels.append(_metrics(history, "Log-probability", *log_probabilities))
+    titles = ", ".join(panel.title[:1].lower() + panel.title[1:] for panel in panels)
+    return _panels_json(history, panels, revision, f"By step, with diamonds on held-out rows: {titles}.")
+
+
+def _has_any(history: RunHistory, names: Sequence[str]) -> bool:
+    return any(len(history.steps.metric(name)[0]) or list(_held_out(history, name)) for name in names)
+
+
+def _held_out(history: RunHistory, name: str) -> Iterator[tuple[int, float]]:
+    """Yield step and value of a metric on held-out rows."""
+    for point in history.evals:
+        value = point.metrics.get(name, math.nan)
+        if math.isfinite(value) and not point.adapter_disabled:
+            yield point.step, value
+
+
+def _metrics(history: RunHistory, title: str, *curves: _Curve) -> _Panel:
+    """Return a chart of metrics, each named where it ends: the upper one above its line, the lower one below."""
+    number, drawn = ".3g", []
+    for one in curves:
+        steps, values = history.steps.metric(one.metric)
+        points = list(_held_out(history, one.metric))
+        traces = [_curve(one.name, steps, values, number, one.colour, one.dash)] if len(steps) else []
+        traces += [_points(f"{one.name}, held-out", points, number, one.colour)] if points else []
+        drawn += [(one, traces, traces[-1]["y"][-1])] if traces else []
+    labels = []
+    for one, _, end in drawn if len(drawn) > 1 else ():
+        is_upper = end == max(other for _, _, other in drawn)
+        position = {"yanchor": "bottom", "yshift": 2} if is_upper else {"yanchor": "top", "yshift": -4}
+        labels.append(label_at(end, one.name) | position | {"font": {"size": 12, "color": one.colour}})
+    return _Panel(title, [trace for _, traces, _ in drawn for trace in traces], labels)
+
+
+def _share(history: RunHistory, title: str, metric: str, of_data: float | None) -> _Panel:
+    """Return a chart of a share of pairs, thin for single steps, which have few pairs."""
+    steps, values = history.steps.metric(metric)
+    traces = [_curve("train", steps, values, ".0%", _BLUE_THIN)] if len(steps) else []
+    points = [(step, value) for step, value in _held_out(history, metric) if step > 0]
+    labels: list[dict[str, Any]] = []
+    if points:
+        traces.append(_points("held-out", points, ".0%", _VERMILION))
+    if of_data is not None:
+        text = f"in the data {of_data:.0%}"
+        trace, label = level(history, of_data, text, text)
+        traces.append(trace)
+        labels.append(label)
+    return _Panel(title, traces, labels, {"range": [-0.03, 1.05], "tickformat": ".0%", "dtick": 0.5})
+
+
+def _curve(
+    name: str, steps: Array, values: Array, number: str, colour: str = _BLUE, dash: str = "solid"
+) -> dict[str, Any]:
+    """Return a curve of a small chart; `number` is how its values are written."""
+    indexes = thin(steps, values, 300)
+    trace = scatter(name, whole(steps[indexes]), values[indexes], colour, dash=dash)
+    hover = f"step %{{x:,}}: %{{y:{number}}}<extra></extra>"
+    return trace | {"mode": "lines" if len(indexes) > 1 else "markers", "hovertemplate": hover}
+
+
+def _points(name: str, points: Sequence[tuple[int, float]], number: str, colour: str) -> dict[str, Any]:
+    trace = diamonds(name, [step for step, _ in points], [value for _, value in points], colour, 7)
+    return trace | {"hovertemplate": f"{name}, step %{{x:,}}: %{{y:{number}}}<extra></extra>"}
+
+
+def _panels_json(history: RunHistory, panels: Sequence[_Panel], revision: str, label: str) -> str:
+    """Return small charts, two a row, as one figure."""
+    rows = math.ceil(len(panels) / 2)
+    # Heights in pixels: of a chart, and between two of them.
+    chart, gap = 114, 57
+    inner = rows * chart + (rows - 1) * gap
+    traces: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    layout = chart_layout(inner + 45, revision)
+    layout |= {"showlegend": False, "margin": {"l": 8, "r": 8, "t": 22, "b": 24}, "annotations": annotations}
+    for position, panel in enumerate(panels):
+        suffix = "" if position == 0 else str(position + 1)
+        axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}"}
+        x_domain = [0.0, 0.465] if position % 2 == 0 else [0.535, 1.0]
+        top = 1 - (position // 2) * (chart + gap) / inner
+        y_domain = [max(0.0, top - chart / inner), top]
+        common = AXIS | {"domain": x_domain, "anchor": axes["yaxis"], "nticks": 5}
+        layout[f"xaxis{suffix}"] = common | whole_steps(history)
+        common = AXIS | {"domain": y_domain, "anchor": axes["xaxis"], "nticks": 4, "exponentformat": "e"}
+        layout[f"yaxis{suffix}"] = common | dict(panel.y_axis)
+        annotations.append(
+            {
+                "text": panel.title, "showarrow": False, "xref": "paper", "yref": "paper", "x": x_domain[0],
+                "y": y_domain[1], "xanchor": "left", "yanchor": "bottom", "font": {"size": 13, "color": "var(--soft)"},
+            }
+        )  # fmt: skip
+        traces += [trace | axes for trace in panel.traces]
+        annotations += [one | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]} for one in panel.labels]
+    return figure_json(traces, layout, label)
