@@ -6,7 +6,7 @@ from collections.abc import Callable
 from engine.config.run import RunConfig
 from engine.memory.estimate import MemoryEstimate
 from engine.processes.messages import CancelledRequestError
-from engine.runs.memory_measurement import MeasuredStep, MeasurementProgress
+from engine.supervision.memory_measurement import MeasuredStep, MeasurementProgress
 
 
 class FakeMeasurement:

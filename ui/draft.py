@@ -15,11 +15,11 @@ from engine.errors import ConfigError, DatasetError, EngineError, Problem
 from engine.executors.places import LABELS, ThisMachine
 from engine.hardware.device import Device, KnownDevice
 from engine.hardware.devices import device_problems
+from engine.lab.rules import lab_problems
 from engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
-from engine.runs.lab_rules import lab_problems
-from engine.runs.launch import machine_problems
 from engine.runs.prediction import most_likely
+from engine.supervision.launch import machine_problems
 from ui.backend.background import as_engine_error
 from ui.backend.dataset_checks import model_of, question_of
 from ui.form import Form, field_of

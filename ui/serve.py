@@ -21,11 +21,11 @@ from engine.export.job import ExportJob
 from engine.export.push import PushJob
 from engine.inspector.session import Inspector, InspectorPlaces
 from engine.paths import LoratoryHome, data_folders, local_owner
-from engine.runs.launch import Launcher, Preflight
-from engine.runs.memory_measurement import MeasurementJob, sweep_measurements
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import Supervisor
 from engine.serve.guard import OwnPageOnly
+from engine.supervision.launch import Launcher, Preflight
+from engine.supervision.memory_measurement import MeasurementJob, sweep_measurements
+from engine.supervision.supervisor import Supervisor
 from ui.backend.dataset_checks import DatasetChecks
 from ui.backend.models import KnownShapes, OwnDownloads, Shapes, Tokenizers
 from ui.backend.results import ResultWork

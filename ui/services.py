@@ -15,10 +15,10 @@ from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
 from engine.memory.estimate import MemoryEstimate
 from engine.paths import LoratoryHome
-from engine.runs.launch import Launcher
-from engine.runs.memory_measurement import MeasuredStep
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
+from engine.supervision.launch import Launcher
+from engine.supervision.memory_measurement import MeasuredStep
 from ui.backend.background import BackgroundWork, Job
 from ui.backend.cluster import ClusterForecast
 from ui.backend.dataset_checks import DatasetChecks
@@ -28,7 +28,7 @@ from ui.backend.run_reader import SharedReaders
 from ui.backend.transfers import Transfers
 
 if TYPE_CHECKING:
-    from engine.runs.lab_queue import QueueBoard
+    from engine.lab.queue import QueueBoard
     from ui.backend.lab import LabAdmin  # imports argon2, which only labs need
 
 

@@ -13,7 +13,7 @@ from engine.executors.places import ThisMachine
 from engine.hardware.device import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import advise
 from engine.memory.estimate import Estimator
-from engine.runs.memory_measurement import config_of_rows
+from engine.supervision.memory_measurement import config_of_rows
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import Draft
 from ui.gradio_internals import Dropdown

@@ -8,14 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
-from engine.accounts.database import Database
-from engine.accounts.limits import DATABASE_FILE
+from engine.accounts.database import DATABASE_FILE, Database
 from engine.accounts.passwords import Passwords
 from engine.accounts.people import Person, Role, require_name
 from engine.errors import AccountError, shorten
 from engine.paths import LoratoryHome
 
-FILE_NAME = DATABASE_FILE
 INVITATION_SECONDS = 72 * 3600
 _TOKEN_BYTES = 32
 _PERSON = "SELECT name, role, created, last_sign_in, disabled FROM people WHERE removed IS NULL"
@@ -252,7 +250,7 @@ def open_database(home: LoratoryHome) -> Database:
     Raises:
         StorageError: If they cannot be opened.
     """
-    return Database(home.root / FILE_NAME)
+    return Database(home.root / DATABASE_FILE)
 
 
 def use_invitation(

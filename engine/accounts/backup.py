@@ -15,8 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from engine.accounts.accounts import open_database
-from engine.accounts.database import Database
-from engine.accounts.limits import DATABASE_FILE
+from engine.accounts.database import DATABASE_FILE, Database
 from engine.errors import AccountError, StorageError, shorten
 from engine.paths import LoratoryHome
 

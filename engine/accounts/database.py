@@ -9,6 +9,7 @@ from pathlib import Path
 
 from engine.errors import StorageError
 
+DATABASE_FILE = "accounts.sqlite3"  # its presence makes a home a lab
 _BUSY_SECONDS = 10
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS people (

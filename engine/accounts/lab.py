@@ -1,6 +1,9 @@
 """A lab as a whole: the one address at which browsers reach it, and its files below the home."""
 
+import logging
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,15 +12,19 @@ from urllib.parse import urlsplit
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from engine.accounts.limits import SETTINGS_FILE, LabLimits, Maintenance
-from engine.errors import AccountError
-from engine.files import write_atomically
+from engine.accounts.limits import SETTINGS_FILE, LabLimits, LabRules, Maintenance, is_lab
+from engine.errors import AccountError, StorageError
+from engine.files import size_and_time, write_atomically
 from engine.paths import LAB, LoratoryHome
 from engine.processes.liveness import FileLock
 from engine.processes.spawn import environment_for
 
 if TYPE_CHECKING:
     from engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
+
+_ROLES_SECONDS = 10.0  # between two looks at who is a guest
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,60 @@ def read_settings(home: LoratoryHome) -> LabSettings:
         return LabSettings()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
         raise AccountError(f"lab.yaml in the home cannot be used ({error}).", "Mend it, or remove it.") from error
+
+
+def read_rules(home: LoratoryHome) -> LabRules | None:
+    """Return the rules of a lab; None where there are no accounts.
+
+    Raises:
+        AccountError: If `lab.yaml` cannot be used.
+        StorageError: If the accounts cannot be opened.
+    """
+    if not is_lab(home):
+        return None
+    from engine.accounts.accounts import (  # brings argon2, which a home without accounts does without
+        guests_in,
+        open_database,
+    )
+
+    settings = read_settings(home)
+    database = open_database(home)
+    try:
+        guests = guests_in(database)
+    finally:
+        database.close()
+    return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=guests)
+
+
+class RulesReader:
+    """Follows the rules of a lab; a damaged file leaves the last ones in force."""
+
+    def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
+        self._home = home
+        self._clock = clock
+        self._stamp: tuple[int, int] | None = None
+        self._last_look = 0.0
+        self._rules: LabRules | None = None
+
+    def read(self) -> LabRules | None:
+        """Return the rules as they are now; None where there are no accounts."""
+        if not is_lab(self._home):
+            self._rules = self._stamp = None
+            return None
+        stamp, now = size_and_time(self._home.root / SETTINGS_FILE), self._clock()
+        if self._rules is None or stamp != self._stamp or now - self._last_look > _ROLES_SECONDS:
+            self._stamp, self._last_look = stamp, now
+            try:
+                self._rules = read_rules(self._home)
+            except (AccountError, StorageError) as error:
+                self._rules = self._rules or LabRules()
+                _log.error("The limits of the lab could not be read: %s", error)
+        return self._rules
+
+    def idle_seconds(self) -> float | None:
+        """Return how long a model may be idle; None where there are no accounts."""
+        rules = self.read()
+        return None if rules is None else rules.limits.idle_minutes * 60
 
 
 def save_settings(home: LoratoryHome, settings: LabSettings) -> None:

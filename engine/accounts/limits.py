@@ -1,22 +1,13 @@
 """What an admin allows each person of a lab: runs, GPU time, disk space; and whether runs start at all."""
 
-import logging
-import time
-from collections.abc import Callable
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-from engine.errors import AccountError, StorageError
-from engine.files import size_and_time
+from engine.accounts.database import DATABASE_FILE
 from engine.paths import LoratoryHome
 
-DATABASE_FILE = "accounts.sqlite3"  # its presence makes a home a lab
 SETTINGS_FILE = "lab.yaml"
-
-_ROLES_SECONDS = 10.0  # between two looks at who is a guest
-
-_log = logging.getLogger(__name__)
 
 Weight = Annotated[float, Field(ge=0, le=1000)]
 _Device = Annotated[str, StringConstraints(pattern=r"^(cpu|mps|cuda:\d{1,4})$")]
@@ -113,56 +104,3 @@ class LabRules(BaseModel):
 def is_lab(home: LoratoryHome) -> bool:
     """Return whether a home has accounts; without, it has one owner and no limits."""
     return (home.root / DATABASE_FILE).exists()
-
-
-def read_rules(home: LoratoryHome) -> LabRules | None:
-    """Return the rules of a lab; None where there are no accounts.
-
-    Raises:
-        AccountError: If `lab.yaml` cannot be used.
-        StorageError: If the accounts cannot be opened.
-    """
-    if not is_lab(home):
-        return None
-    # A home without accounts pays for none of these imports.
-    from engine.accounts.accounts import guests_in, open_database
-    from engine.accounts.lab import read_settings
-
-    settings = read_settings(home)
-    database = open_database(home)
-    try:
-        guests = guests_in(database)
-    finally:
-        database.close()
-    return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=guests)
-
-
-class RulesReader:
-    """Follows the rules of a lab; a damaged file leaves the last ones in force."""
-
-    def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
-        self._home = home
-        self._clock = clock
-        self._stamp: tuple[int, int] | None = None
-        self._last_look = 0.0
-        self._rules: LabRules | None = None
-
-    def read(self) -> LabRules | None:
-        """Return the rules as they are now; None where there are no accounts."""
-        if not is_lab(self._home):
-            self._rules = self._stamp = None
-            return None
-        stamp, now = size_and_time(self._home.root / SETTINGS_FILE), self._clock()
-        if self._rules is None or stamp != self._stamp or now - self._last_look > _ROLES_SECONDS:
-            self._stamp, self._last_look = stamp, now
-            try:
-                self._rules = read_rules(self._home)
-            except (AccountError, StorageError) as error:
-                self._rules = self._rules or LabRules()
-                _log.error("The limits of the lab could not be read: %s", error)
-        return self._rules
-
-    def idle_seconds(self) -> float | None:
-        """Return how long a model may be idle; None where there are no accounts."""
-        rules = self.read()
-        return None if rules is None else rules.limits.idle_minutes * 60

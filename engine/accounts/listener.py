@@ -12,7 +12,6 @@ from typing import Any
 
 from engine.errors import DeviceError
 from engine.paths import typed_path
-from engine.serve.guard import bound_socket
 
 _LONGEST_SOCKET_PATH = 100  # of the kernel's 108 bytes
 _HEADER = re.compile(r"[A-Za-z][A-Za-z0-9-]{1,60}")
@@ -20,6 +19,25 @@ _OTHER_USES = re.compile(
     r"(accept|content|sec|x-forwarded|x-gradio|access-control|if)-.*|host|origin|cookie|authorization|connection|upgrade"
 )
 _CREDENTIALS = struct.Struct("3i")  # process, user and group of who connected
+
+
+def bound_socket(host: str, port: int) -> socket.socket:
+    """Return a socket with an address, so it cannot be taken between the check and the start; port 0 is any free one.
+
+    Raises:
+        DeviceError: If the port is in use or not allowed.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    # With its protocol named, asyncio sends at once (TCP_NODELAY); else the end of each answer may wait for 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        fix = "Close the other program, or choose another one with --port."
+        raise DeviceError(f"Port {port} is in use or not allowed ({error.strerror}).", fix) from error
+    return listener
 
 
 @dataclass(frozen=True)

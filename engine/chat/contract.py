@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from engine.chat.zero_gpu import LONGEST_TOKEN
 from engine.config.results import SamplingConfig
-from engine.config.run import ModelConfig, Quantization
+from engine.config.run import ModelConfig, Quantization, WorkPlace
 from engine.data.conversation import Message
 from engine.errors import EngineError
 from engine.models.prepared import ModelProgress
@@ -21,7 +21,6 @@ Phase = Literal[
     "starting", "checking", "preparing", "fetching", "loading_model", "loading_adapter", "measuring", "writing",
     "verifying", "uploading", "committing", "ready",
 ]  # fmt: skip
-WorkPlace = Literal["local", "slurm"]  # where a model is loaded: this machine, or a node of the cluster
 ChatPhase = Literal["empty", "loading", "ready", "generating"]
 
 
@@ -56,6 +55,11 @@ class ChatTarget(Value):
     def of_model(cls, model: ModelConfig) -> "ChatTarget":
         """Return the target for a base model without an adapter."""
         return cls(model=model)
+
+    @property
+    def trained_folder(self) -> Path | None:
+        """The folder of the run or the adapter; None for a base model alone."""
+        return self.tuned.folder if self.tuned is not None else None
 
 
 class Progress(Value):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from engine.accounts.limits import RulesReader
+from engine.accounts.lab import RulesReader
 from engine.chat import zero_gpu
 from engine.chat.contract import (
     ChatChunk,
@@ -20,11 +20,10 @@ from engine.chat.contract import (
     OnProgress,
     Progress,
     PromptView,
-    WorkPlace,
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
 from engine.chat.zero_gpu import ZeroGpu
-from engine.config.run import ModelConfig, RunSection
+from engine.config.run import ModelConfig, RunSection, WorkPlace
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import EngineError, GpuQuotaError, RunError, WorkerError
@@ -137,7 +136,7 @@ class ChatSession:
             DeviceError: If the device is missing, or its memory too small.
             WorkerError: If the process ended, for example because of `unload`.
         """
-        plan, machine = plan_load(target, self.home), machine_of(self.home, target)
+        plan, machine = plan_load(target, self.home), machine_of(self.home, target.where, target.trained_folder)
         starts = machine.words if machine is not None else "Starting a process for the model."
         loading = _Loading(target, plan, Progress(phase="starting", message=starts))
         with self._lock:

@@ -19,8 +19,8 @@ from engine.memory.advice import Advice, advise
 from engine.memory.compare import DeviceShare, MethodNeed, compare_methods, recommend, share_among
 from engine.memory.estimate import GIB, Estimator, MemoryEstimate
 from engine.paths import LoratoryHome
-from engine.runs.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
 from engine.runs.prediction import most_likely
+from engine.supervision.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
 
 _VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 

@@ -13,7 +13,7 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import to_json
 
-from engine.chat.contract import WorkPlace
+from engine.config.run import WorkPlace
 from engine.errors import RunError
 from engine.paths import LoratoryHome, local_owner
 from engine.quantities import gib

@@ -20,6 +20,7 @@ from engine.commands.output import (
 from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report
 from engine.errors import RunError
 from engine.executors.huggingface_jobs.layout import JobRequest
+from engine.lab.rules import resume_run
 from engine.paths import LoratoryHome
 from engine.quantities import size
 from engine.runs.control import (
@@ -31,7 +32,6 @@ from engine.runs.control import (
     request_target,
 )
 from engine.runs.history.run_history import read_history
-from engine.runs.lab_rules import resume_run
 from engine.runs.run import Run, State
 from engine.runs.store import RunStore, folder_size_bytes
 from engine.runs.summary import (
@@ -44,9 +44,9 @@ from engine.runs.summary import (
     summaries_csv,
     summarize,
 )
-from engine.runs.supervision.queue import QueueMove, QueueOrder
-from engine.runs.supervision.supervisor import reconcile
 from engine.runs.usage import read_electricity, save_electricity
+from engine.supervision.queue import QueueMove, QueueOrder
+from engine.supervision.supervisor import reconcile
 
 _SETTLE_SECONDS = 15.0
 

@@ -31,13 +31,13 @@ from engine.quantities import duration, size
 from engine.runs.control import request_stop
 from engine.runs.history.preference_health import Finding, preference_findings
 from engine.runs.history.run_history import HistoryReader, RunHistory, read_history, seconds_left
-from engine.runs.launch import Launcher, Preflight
 from engine.runs.run import Run
 from engine.runs.summary import RunSummary, best_by_held_out_loss, summarize
-from engine.runs.supervision.scheduler import SupervisorSettings
-from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.sweep import sweep_configs
 from engine.runs.usage import energy_words, read_electricity
+from engine.supervision.launch import Launcher, Preflight
+from engine.supervision.scheduler import SupervisorSettings
+from engine.supervision.supervisor import Supervisor
 
 _LOOK_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")

@@ -22,6 +22,7 @@ DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
 Launcher = Literal["local", "accelerate"]
 Place = Literal["local", "jobs", "slurm"]
+WorkPlace = Literal["local", "slurm"]  # where a model is loaded: this machine, or a node of the cluster
 
 _HUB_PAGE = re.compile(
     r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/(datasets/)?(?!datasets/|spaces/)"

@@ -238,7 +238,8 @@ class EvaluationJob:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        machine = machine_of(self.home, self.request.target)
+        target = self.request.target
+        machine = machine_of(self.home, target.where, target.trained_folder)
         order, file = self._order(machine.device if machine is not None else self.choose(RunSection()))
         assert order.plan.tuned is not None
         title, model = order.plan.tuned.name, order.plan.model

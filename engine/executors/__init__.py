@@ -1,9 +1,9 @@
 """All executors, by the name that `RunSection.executor` gives them, and where else a model can be loaded."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
-from engine.chat.contract import ChatTarget, WorkPlace
-from engine.config.run import RunConfig
+from engine.config.run import RunConfig, WorkPlace
 from engine.executors.huggingface_jobs.account import LoginOf
 from engine.executors.huggingface_jobs.job import JobsExecutor
 from engine.executors.local import LocalContext, LocalExecutor
@@ -34,14 +34,14 @@ def make_executors(
     return {**by_name, "accelerate": here}  # a launcher of runs here, by which they name their executor
 
 
-def machine_of(home: LoratoryHome, target: ChatTarget) -> OtherMachine | None:
-    """Return the machine that a target names; None for this one.
+def machine_of(home: LoratoryHome, place: WorkPlace, trained: Path | None) -> OtherMachine | None:
+    """Return the machine of a place that a model is loaded on, for the run in a folder; None for this one.
 
     Raises:
         EngineError: If it cannot be used.
     """
-    if target.where not in _MACHINES:
+    if place not in _MACHINES:
         return None
-    folder = RunFolder(target.tuned.folder) if target.tuned is not None else None
+    folder = RunFolder(trained) if trained is not None else None
     run = folder.read_config() if folder is not None and folder.config.is_file() else None
-    return _MACHINES[target.where](home, run)
+    return _MACHINES[place](home, run)

@@ -80,7 +80,7 @@ class ExportJob(_FolderJob):
         if KINDS[settings.kind].takes_converter:
             require_quantizer(settings.gguf_type)
         assert target.tuned is not None  # else nothing is planned that was trained
-        machine, run = machine_of(self.home, target), run_in(target.tuned.folder)
+        machine, run = machine_of(self.home, target.where, target.trained_folder), run_in(target.tuned.folder)
         device = machine.device if machine is not None else self.choose(RunSection())
         job = DeviceJob(
             home=self.home,

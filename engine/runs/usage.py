@@ -206,7 +206,7 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
     """Return what each person used in each week, the newest week first.
 
     Args:
-        running: Attempts at present; see `engine.runs.lab_queue.QueueBoard.attempts`.
+        running: Attempts at present; see `engine.lab.queue.QueueBoard.attempts`.
     """
     sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}
     counted: set[tuple[str, int]] = set()

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel, SecretStr, field_serializer
 
-from engine.accounts.limits import is_lab, read_rules
+from engine.accounts.lab import read_rules
+from engine.accounts.limits import is_lab
 from engine.errors import EngineError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome

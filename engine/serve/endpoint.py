@@ -15,10 +15,11 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 from starlette.types import Receive
 
+from engine.accounts.listener import bound_socket
 from engine.chat.contract import ChatRequest
 from engine.errors import DeviceError, EngineError, ModelError
 from engine.serve.contract import ChatCompletionRequest, CompletionForm, RefusedRequestError, Written, read_request
-from engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, bound_socket, refuse_unless_usable
+from engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, refuse_unless_usable
 from engine.serve.model import ServedModel
 
 Result = TypeVar("Result")

@@ -1,6 +1,5 @@
 """Who may ask: programs and pages of this computer. No page of another site, under any name that it gave this computer."""
 
-import socket
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -8,6 +7,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from engine.accounts.listener import bound_socket
 from engine.errors import DeviceError
 from engine.serve.contract import RefusedRequestError
 
@@ -26,25 +26,6 @@ def refuse_unless_usable(host: str, port: int) -> None:
     if not 0 < port < 65536:
         raise DeviceError(f"{port} is not a port.", "Choose one between 1 and 65535, such as 7860.")
     bound_socket(host, port).close()
-
-
-def bound_socket(host: str, port: int) -> socket.socket:
-    """Return a socket with an address, so it cannot be taken between the check and the start; port 0 is any free one.
-
-    Raises:
-        DeviceError: If the port is in use or not allowed.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # With its protocol named, asyncio sends at once (TCP_NODELAY); else the end of each answer may wait for 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        fix = "Close the other program, or choose another one with --port."
-        raise DeviceError(f"Port {port} is in use or not allowed ({error.strerror}).", fix) from error
-    return listener
 
 
 def with_headers(send: Send) -> Send:

@@ -18,14 +18,14 @@ from engine.data.contract import DatasetPage, PageRow
 from engine.errors import EngineError
 from engine.files import read_model, write_atomically
 from engine.inspector.session import Inspector, InspectorPlaces
+from engine.lab.rules import is_shared, set_shared
+from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot
 from engine.paths import LoratoryHome
 from engine.runs.control import request_resume, request_stop, resume_is_requested
-from engine.runs.lab_rules import is_shared, set_shared
-from engine.runs.launch import Launcher, Preflight
 from engine.runs.run import Reason, Run, RunState
 from engine.runs.store import RunStore
-from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
 from engine.space.demo_chat import DemoAnswer, DemoBusyError, DemoChat, demo_session
+from engine.supervision.launch import Launcher, Preflight
 
 DEMO_PRESET = "quickstart-cpu"
 _LOOK_SECONDS = 3.0

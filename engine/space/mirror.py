@@ -24,11 +24,11 @@ from engine.paths import LoratoryHome
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 from engine.runs.store import RunStore, list_owners
-from engine.runs.supervision.states import ProblemLog
 from engine.space.environment import SpaceEnvironment
 from engine.space.mirror_bucket import MirrorBucket
 from engine.space.mirror_files import CHECKPOINTS, INCOMING, RUNS, UPLOADS, HomeScan, RunScan, run_of
 from engine.space.mirror_restore import Restorer, RestoreResult
+from engine.supervision.states import ProblemLog
 
 _RECORD = "mirror.json"
 _PATIENCE_SECONDS = 120.0  # for the bucket to answer before a restore is given up

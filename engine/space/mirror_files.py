@@ -13,7 +13,7 @@ from pathlib import Path
 
 from engine.accounts.accounts import open_database
 from engine.accounts.backup import HOME_FILES, belongs_to_backup, copy_accounts
-from engine.accounts.limits import DATABASE_FILE
+from engine.accounts.database import DATABASE_FILE
 from engine.errors import EngineError, StorageError
 from engine.files import FileStamp, size_and_time, stamp_of
 from engine.paths import LoratoryHome

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, NamedTuple
 
 from engine.accounts.backup import check_accounts
-from engine.accounts.limits import DATABASE_FILE
+from engine.accounts.database import DATABASE_FILE
 from engine.errors import AccountError, StorageError
 from engine.files import FileStamp, size_and_time, stamp_of, write_atomically
 from engine.hub import RunBucket

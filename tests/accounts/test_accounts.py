@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from engine.accounts.accounts import FILE_NAME, INVITATION_SECONDS, Accounts, guests_in, open_database
+from engine.accounts.accounts import INVITATION_SECONDS, Accounts, guests_in, open_database
+from engine.accounts.database import DATABASE_FILE
 from engine.errors import AccountError, StorageError
 from tests.accounts.conftest import PASSWORD
 
@@ -166,7 +167,7 @@ def test_the_file_is_for_its_user_alone_and_holds_no_secret(accounts, home, make
     invitation = accounts.invite("member", by="")
     make_person("ann")
 
-    files = [path for path in home.root.iterdir() if path.name.startswith(FILE_NAME)]
+    files = [path for path in home.root.iterdir() if path.name.startswith(DATABASE_FILE)]
     assert len(files) == 3  # with SQLite's log and shared memory
     for path in files:
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
@@ -176,7 +177,7 @@ def test_the_file_is_for_its_user_alone_and_holds_no_secret(accounts, home, make
 
 
 def test_a_file_that_is_something_else_is_reported(home):
-    (home.root / FILE_NAME).write_text("not a database, but long enough to be taken for one" * 10)
+    (home.root / DATABASE_FILE).write_text("not a database, but long enough to be taken for one" * 10)
 
     with pytest.raises(StorageError, match="cannot be used"):
         open_database(home)

@@ -17,14 +17,14 @@ from engine.evaluation.job import EvaluationJob
 from engine.export.contract import ExportRequest
 from engine.export.job import ExportJob
 from engine.export.push import PushJob
+from engine.lab.rules import lab_problems, with_allowed_paths
 from engine.models.inventory_cache import architecture_values, known_inventory
 from engine.models.source import resolve_model
 from engine.paths import LAB, REFUSAL, AllowedPaths, LoratoryHome
-from engine.runs.lab_rules import lab_problems, with_allowed_paths
-from engine.runs.launch import Preflight
-from engine.runs.memory_measurement import MeasurementJob
 from engine.runs.provenance import find_warm_start
 from engine.runs.store import RunStore
+from engine.supervision.launch import Preflight
+from engine.supervision.memory_measurement import MeasurementJob
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.backend.results import ResultWork
 from ui.backend.transfers import Transfers

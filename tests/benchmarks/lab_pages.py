@@ -27,10 +27,10 @@ from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
+from engine.lab.rules import set_shared
 from engine.paths import LoratoryHome
 from engine.runs.history.events import StatusData, StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.lab_rules import set_shared
 from engine.runs.run import RunState, WorkerClaim
 from engine.runs.store import RunStore
 from tests.benchmarks.first_load import share_of_a_core

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import httpx
 
+from engine.accounts.listener import bound_socket
 from engine.paths import LoratoryHome
-from engine.serve.guard import bound_socket
 from tests.real_tls import certificate_for
 from tests.runs.supervision import wait_until
 from ui.front.gate import COOKIE

@@ -13,10 +13,10 @@ from playwright.sync_api import Browser, Page, expect
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path, read_settings
 from engine.accounts.people import Person
+from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
-from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from tests.browser.chromium import PATIENCE_MS, barriers, choose_model_and_data, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run

@@ -6,7 +6,7 @@ import pytest
 
 from engine.cli import run_command
 from engine.config.methods.registry import METHODS
-from engine.runs.memory_measurement import MeasuredStep
+from engine.supervision.memory_measurement import MeasuredStep
 
 
 def write_config(tmp_path, tiny_model_folder):

@@ -11,8 +11,8 @@ from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from engine.runs.supervision.queue import QueueOrder
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.queue import QueueOrder
+from engine.supervision.supervisor import Supervisor
 from tests.runs.supervision import (
     PATIENCE_SECONDS,
     config_for,

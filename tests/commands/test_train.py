@@ -15,7 +15,7 @@ from engine.runs.history.run_history import read_history
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
-from engine.runs.supervision.supervisor import Supervisor, reconcile
+from engine.supervision.supervisor import Supervisor, reconcile
 from tests.runs.supervision import REPOSITORY, config_for, fake_settings, let_go, wait_for_state, wait_until
 
 PROMISED_KEYS = {

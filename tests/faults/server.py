@@ -7,8 +7,8 @@ import sys
 
 from engine.paths import LoratoryHome
 from engine.runs.activity import SilenceLimits
-from engine.runs.supervision.supervisor import Supervisor
-from engine.runs.supervision.worker_monitor import Patience
+from engine.supervision.supervisor import Supervisor
+from engine.supervision.worker_monitor import Patience
 from tests.runs.supervision import fake_settings
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from engine.executors.huggingface_jobs.account import (
     flavor_named,
     read_flavors,
 )
-from engine.runs.launch import Preflight
+from engine.supervision.launch import Preflight
 from tests.fake_inspector import FakeInspector
 from tests.hub.jobs import HARDWARE
 from tests.runs.supervision import cpu

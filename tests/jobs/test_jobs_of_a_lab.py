@@ -17,12 +17,12 @@ from engine.executors.huggingface_jobs import layout
 from engine.executors.huggingface_jobs.account import HardwareList, logins_of, sign_in
 from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
 from engine.executors.huggingface_jobs.layout import JobRecord
+from engine.lab.rules import lab_problems, resume_run
 from engine.runs.control import request_stop
-from engine.runs.lab_rules import lab_problems, resume_run
 from engine.runs.run import RunState
-from engine.runs.supervision.scheduler import SupervisorSettings
-from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.usage import usage_by_week
+from engine.supervision.scheduler import SupervisorSettings
+from engine.supervision.supervisor import Supervisor
 from tests.hub.server import Fault
 from tests.invented_runs import a_config
 from tests.jobs.lab import SERVERS_OWN, TOKENS

@@ -15,10 +15,10 @@ from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.inspector.session import Inspector
 from engine.runs.control import request_resume, request_stop
 from engine.runs.history.run_history import HistoryReader
-from engine.runs.launch import Launcher, Preflight
 from engine.runs.store import RunStore
-from engine.runs.supervision.scheduler import SupervisorSettings
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.launch import Launcher, Preflight
+from engine.supervision.scheduler import SupervisorSettings
+from engine.supervision.supervisor import Supervisor
 from tests.hub.server import TOKEN
 from tests.runs.supervision import cpu, wait_until
 from tests.tiny_model import make_tiny_model

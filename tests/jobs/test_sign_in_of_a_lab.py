@@ -7,7 +7,7 @@ import pytest
 
 from engine.accounts.people import Logins
 from engine.executors.huggingface_jobs.account import HardwareList, logins_of
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.supervisor import Supervisor
 from tests.fake_services import fake_services
 from tests.hub.server import TOKEN
 from tests.page_client import PageClient, read_config

@@ -11,7 +11,7 @@ from engine.memory.advice import advise
 from engine.memory.compare import compare_methods
 from engine.memory.estimate import Estimator
 from engine.memory.workload import workload_of_run
-from engine.runs.memory_measurement import config_of_rows
+from engine.supervision.memory_measurement import config_of_rows
 from tests.fake_inspector import a_shape
 
 GIB = 2**30

@@ -4,7 +4,7 @@ import pytest
 
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.supervisor import Supervisor
 from tests.runs.supervision import fake_settings
 
 

@@ -16,8 +16,8 @@ import pytest
 
 from engine.paths import LoratoryHome
 from engine.processes import liveness
-from engine.runs.supervision.seat import SeatTimes
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.seat import SeatTimes
+from engine.supervision.supervisor import Supervisor
 from tests.runs.supervision import REPOSITORY, fake_settings
 
 

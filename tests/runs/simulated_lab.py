@@ -10,10 +10,10 @@ from engine.accounts.limits import LabLimits, LabRules
 from engine.config.run import RunSection
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder, lease_name
+from engine.lab.fairness import LabStanding, LabTurn, order_fairly, people_over_quota
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.supervision.fairness import LabStanding, LabTurn, order_fairly, people_over_quota
-from engine.runs.supervision.queue import StartRules, Waiting, plan_starts
 from engine.runs.usage import Attempt, DecayedSeconds, week_of, weeks_of
+from engine.supervision.queue import StartRules, Waiting, plan_starts
 
 OURSELVES = ProcessIdentity.current()
 BEGIN = 1_790_000_000.0

@@ -19,8 +19,8 @@ from engine.runs.activity import SilenceLimits
 from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec, WorkerCommand
 from engine.runs.run import Run, RunState, WorkerRecord
-from engine.runs.supervision.scheduler import SupervisorSettings
-from engine.runs.supervision.worker_monitor import Patience
+from engine.supervision.scheduler import SupervisorSettings
+from engine.supervision.worker_monitor import Patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIB = 2**30

@@ -9,8 +9,8 @@ from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
 from engine.data.source import SourceOptions, open_source
 from engine.models.catalog import list_catalog
-from engine.runs.launch import Launcher, Preflight, with_absolute_paths
 from engine.runs.store import RunStore
+from engine.supervision.launch import Launcher, Preflight, with_absolute_paths
 from tests.runs.supervision import cpu
 from tests.runs.test_preflight import FakeInspector, resolve
 

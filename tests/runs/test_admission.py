@@ -5,11 +5,11 @@ import threading
 import pytest
 
 from engine.accounts.accounts import open_database
-from engine.accounts.lab import LabSettings, read_settings, save_settings
-from engine.accounts.limits import LabLimits, LabRules, Maintenance, RulesReader
+from engine.accounts.lab import LabSettings, RulesReader, read_settings, save_settings
+from engine.accounts.limits import LabLimits, LabRules, Maintenance
 from engine.errors import RunError, StorageError
+from engine.lab.rules import admitted, resume_run
 from engine.runs.disk import QuotaWatch, disk_use, require_disk_space
-from engine.runs.lab_rules import admitted, resume_run
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from tests.runs.supervision import config_for

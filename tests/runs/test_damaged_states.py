@@ -12,7 +12,7 @@ from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_stop
 from engine.runs.run import Run, RunFolder
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import SupervisorLoop
+from engine.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
 
 

@@ -6,8 +6,8 @@ from engine.errors import ConfigError
 from engine.hardware.cuda import energy_so_far_joules
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary, summarize
-from engine.runs.supervision.supervisor import Supervisor
 from engine.runs.usage import Electricity, energy_of, energy_words, read_electricity, save_electricity
+from engine.supervision.supervisor import Supervisor
 from tests.runs.supervision import config_for, fake_settings, gpu, wait_for_state
 
 KWH = 3.6e6

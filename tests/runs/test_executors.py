@@ -18,7 +18,7 @@ from engine.runs.history.run_history import read_history
 from engine.runs.job import Executor, Job, JobEnd, JobPhase, JobSpec, JobStatus
 from engine.runs.run import Run, RunState, Why
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import SupervisorLoop
+from engine.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, fake_settings
 
 TRAINING = StatusData(phase="training", message="Training.", total_steps=3)

@@ -9,16 +9,10 @@ import pytest
 from engine.accounts.limits import LabLimits, LabRules, Maintenance
 from engine.config.run import RunSection
 from engine.hardware.lease import LeaseHolder
+from engine.lab.fairness import LabStanding, LabTurn, lab_reasons, order_fairly, people_over_quota
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import Why
-from engine.runs.supervision.fairness import (
-    LabStanding,
-    LabTurn,
-    lab_reasons,
-    order_fairly,
-    people_over_quota,
-)
-from engine.runs.supervision.queue import StartRules, Waiting, plan_starts
+from engine.supervision.queue import StartRules, Waiting, plan_starts
 from tests.runs.simulated_lab import BEGIN, SimulatedLab, SimulatedRun, seconds_by_person
 from tests.runs.supervision import gpu
 

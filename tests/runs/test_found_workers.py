@@ -21,9 +21,9 @@ from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec
 from engine.runs.run import Run, RunState
-from engine.runs.supervision.queue import Waiting
-from engine.runs.supervision.scheduler import Scheduler
-from engine.runs.supervision.supervisor import SupervisorLoop, reconcile
+from engine.supervision.queue import Waiting
+from engine.supervision.scheduler import Scheduler
+from engine.supervision.supervisor import SupervisorLoop, reconcile
 from tests.runs.supervision import (
     config_for,
     cpu,
@@ -150,7 +150,7 @@ def test_a_worker_that_has_not_yet_said_who_it_is_keeps_its_run_waiting(store, h
 def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
     store, home, by_hand, monkeypatch, is_known, ends_unseen
 ):
-    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=5" if ends_unseen else "steps=5 hold=2"))
     run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, started=1.0))
     with EventWriter(run.folder.events, 1) as events:
@@ -174,7 +174,7 @@ def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
 @pytest.fixture
 def given_up(store, home, by_hand, monkeypatch):
     """A run whose job was given up although its worker trains, and the rounds of a supervisor that sees neither."""
-    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run, slurm = store.create(config_for("steps=5 hold=2", run={"where": "slurm"})), FakeSlurm()
     SlurmRecord(
         attempt=1, resources=JobResources(), warning_seconds=1, job_id="100", is_released=True, is_over=True

@@ -9,7 +9,7 @@ import pytest
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.spawn import spawn
-from engine.runs.supervision.supervisor import Housekeeping, Supervisor
+from engine.supervision.supervisor import Housekeeping, Supervisor
 from tests.runs.supervision import fake_settings, wait_until
 
 DAY = 24 * 3600.0

@@ -10,14 +10,14 @@ from engine.accounts.limits import LabLimits, Maintenance
 from engine.accounts.people import Person
 from engine.errors import AccountError, RunError
 from engine.hardware.cuda import GpuProgram
+from engine.lab.fairness import UrgentSlot
+from engine.lab.queue import QueueBoard
 from engine.runs.control import request_cancel, request_start_anyway
-from engine.runs.lab_queue import QueueBoard
 from engine.runs.run import Run
 from engine.runs.store import RunStore
-from engine.runs.supervision.fairness import UrgentSlot
-from engine.runs.supervision.queue import QueueOrder
-from engine.runs.supervision.supervisor import SupervisorLoop
 from engine.runs.usage import usage_by_week
+from engine.supervision.queue import QueueOrder
+from engine.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import (
     config_for,
     cpu,

@@ -9,10 +9,10 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
 from engine.accounts.passwords import Passwords
+from engine.lab.supervision import LabSupervision
 from engine.runs.control import request_stop, time_limit_hours
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from engine.runs.supervision.lab import LabSupervision
 from tests.runs.supervision import config_for
 
 HOUR = 3600.0

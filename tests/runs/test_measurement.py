@@ -22,10 +22,16 @@ from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData
 from engine.runs.history.log import read_events
 from engine.runs.job import JobSpec
-from engine.runs.memory_measurement import MeasurementJob, measuring_run, sweep_measurements, worst_case, write_rows
 from engine.runs.run import RunFolder
 from engine.runs.store import list_owners
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.memory_measurement import (
+    MeasurementJob,
+    measuring_run,
+    sweep_measurements,
+    worst_case,
+    write_rows,
+)
+from engine.supervision.supervisor import Supervisor
 from tests.runs.supervision import fake_settings, fake_worker_command
 
 
@@ -106,7 +112,8 @@ def test_memory_that_ran_out_is_reported_with_the_advice(home, tiny_model_folder
     ran_out = FailedData(cause="out_of_memory", what="Memory ran out.", fix="Halve max_length.")
     failed = Event.of(ran_out, seq=1, attempt=1, time=0.0)
     monkeypatch.setattr(
-        "engine.runs.memory_measurement.read_events", lambda *_: read_events(home.root / "no").__class__((failed,), 0)
+        "engine.supervision.memory_measurement.read_events",
+        lambda *_: read_events(home.root / "no").__class__((failed,), 0),
     )
 
     with pytest.raises(DeviceError) as error_info:

@@ -14,8 +14,8 @@ from engine.inspector.worker.inventory import module_inventory
 from engine.runs import prediction
 from engine.runs.prediction import advice_on_memory
 from engine.runs.store import RunStore
-from engine.runs.supervision import states, worker_monitor
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision import states, worker_monitor
+from engine.supervision.supervisor import Supervisor
 from engine.training.failure import explain
 from tests.runs.supervision import fake_settings, wait_for_state
 

@@ -9,7 +9,7 @@ from engine.errors import StorageError
 from engine.runs.control import request_cancel, request_resume, resume_is_requested
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore, list_owners
-from engine.runs.supervision.supervisor import SupervisorLoop
+from engine.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import config_for, cpu, executions, fake_settings, let_go, wait_for_step, wait_until
 
 
@@ -52,7 +52,7 @@ def test_a_folder_out_of_reach_stops_the_supervision_of_no_one_else(store, home,
 
 
 def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
-    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=3"))
     away = take_away(store)
     loop = SupervisorLoop(home, fake_settings())
@@ -66,7 +66,7 @@ def test_its_runs_are_looked_after_when_it_comes_back(store, home, monkeypatch):
 
 @pytest.mark.parametrize("has_begun", [False, True], ids=["while its run waits", "while its run is at work"])
 def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch, has_begun):
-    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     # It holds while the folder is away, so it writes nothing then.
     run, away = store.create(config_for("steps=6 hold=2")), home.root / "away"
     devices = [cpu()] if has_begun else []

@@ -14,11 +14,11 @@ from engine.hardware.devices import device_options, device_problems
 from engine.memory.estimate import Estimator, estimate_memory
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource
-from engine.runs.launch import Launcher, Preflight, counted_length
 from engine.runs.prediction import most_likely
 from engine.runs.provenance import predicted_figures, read_provenance
 from engine.runs.store import RunStore
-from engine.runs.supervision.queue import Waiting, plan_starts
+from engine.supervision.launch import Launcher, Preflight, counted_length
+from engine.supervision.queue import Waiting, plan_starts
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.runs.supervision import GIB, apple, config_for, cpu, gpu
 
@@ -301,7 +301,7 @@ def test_progress_is_reported_in_words(preflight):
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_start(home, inspector, monkeypatch):
-    monkeypatch.setattr("engine.runs.launch.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("engine.supervision.launch.importlib.util.find_spec", lambda name: None)
     preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
 
     with pytest.raises(ConfigError) as error_info:

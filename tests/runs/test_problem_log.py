@@ -3,7 +3,7 @@ import logging
 import pytest
 
 from engine.errors import StorageError
-from engine.runs.supervision.states import ProblemLog
+from engine.supervision.states import ProblemLog
 
 
 def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:

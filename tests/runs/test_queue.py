@@ -6,7 +6,7 @@ from engine.config.run import RunSection
 from engine.hardware.device import Device, Obstacle
 from engine.hardware.lease import LeaseHolder
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.supervision.queue import QueueOrder, Waiting, plan_starts
+from engine.supervision.queue import QueueOrder, Waiting, plan_starts
 from tests.runs.supervision import GIB, cpu, gpu
 
 

@@ -13,7 +13,7 @@ from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import read_history
 from engine.runs.run import Run, RunFolder, RunState
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import SupervisorLoop
+from engine.supervision.supervisor import SupervisorLoop
 from tests.runs.supervision import (
     config_for,
     executions,
@@ -189,7 +189,7 @@ def test_a_run_continues_once_there_is_room_to_say_so(rebooted_run, home, make_r
 
 
 def test_the_same_server_tries_again(rebooted_run, home, make_room, monkeypatch):
-    monkeypatch.setattr("engine.runs.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     require_reason(rebooted_run, BY_SIGTERM)
     rebooted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     loop = SupervisorLoop(home, fake_settings())

@@ -15,7 +15,7 @@ from engine.runs.control import (
 from engine.runs.provenance import Provenance
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import Supervisor, SupervisorLoop
+from engine.supervision.supervisor import Supervisor, SupervisorLoop
 from tests.runs.supervision import (
     GIB,
     config_for,

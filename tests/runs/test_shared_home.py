@@ -13,8 +13,8 @@ from engine.runs.control import request_cancel
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerRecord
-from engine.runs.supervision.supervisor import SupervisorLoop
-from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor
+from engine.supervision.supervisor import SupervisorLoop
+from engine.supervision.worker_monitor import Patience, WorkerMonitor
 from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until
 
 ELSEWHERE = {"host": "another-host", "boot_id": "of another host"}

@@ -15,7 +15,7 @@ from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RUN_ID, RunState
 from engine.runs.store import RunStore, folder_size_bytes, list_owners
-from engine.runs.supervision.supervisor import reconcile
+from engine.supervision.supervisor import reconcile
 from tests.runs.supervision import config_for, fake_settings
 
 

@@ -14,8 +14,8 @@ from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.run_history import read_history
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunFolder
-from engine.runs.supervision.queue import QueueOrder
-from engine.runs.supervision.worker_monitor import Patience
+from engine.supervision.queue import QueueOrder
+from engine.supervision.worker_monitor import Patience
 from tests.runs.supervision import (
     GIB,
     config_for,

@@ -5,8 +5,8 @@ import os
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.control import request_cancel
 from engine.runs.run import RunState, WorkerRecord
-from engine.runs.supervision.supervisor import reconcile, supervisor_of
-from engine.runs.supervision.worker_monitor import Patience
+from engine.supervision.supervisor import reconcile, supervisor_of
+from engine.supervision.worker_monitor import Patience
 from tests.runs.supervision import (
     config_for,
     executions,

@@ -18,8 +18,8 @@ from engine.runs.history.log import forget_failures, note_failure, noted_failure
 from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec
 from engine.runs.run import RunFolder, RunState
-from engine.runs.supervision.supervisor import SupervisorLoop
-from engine.runs.supervision.worker_monitor import Patience
+from engine.supervision.supervisor import SupervisorLoop
+from engine.supervision.worker_monitor import Patience
 from tests.runs.supervision import config_for, cpu, fake_settings, gpu, let_go, wait_for_state, wait_until, worker_of
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.supervision.seat import SeatTimes, SupervisorSeat, seat_holder
-from engine.runs.supervision.supervisor import Supervisor, reconcile
+from engine.supervision.seat import SeatTimes, SupervisorSeat, seat_holder
+from engine.supervision.supervisor import Supervisor, reconcile
 from tests.runs.on_host import start_host as start_host
 from tests.runs.supervision import config_for, executions, fake_settings, wait_for_state
 

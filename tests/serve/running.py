@@ -7,10 +7,10 @@ from typing import Any
 
 import uvicorn
 
+from engine.accounts.listener import bound_socket
 from engine.chat.contract import ChatChunk, ChatRequest, ChatState, ChatTarget, LoadedModel, PromptView
 from engine.config.run import ModelConfig
 from engine.serve.endpoint import build_endpoint
-from engine.serve.guard import bound_socket
 from engine.serve.model import ServedModel
 from tests.runs.supervision import wait_until
 

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from engine.serve.guard import bound_socket
+from engine.accounts.listener import bound_socket
 from engine.serve.model import ServedModel
 from tests.serve.running import TARGET, ScriptedSession, listening
 

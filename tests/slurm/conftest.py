@@ -13,7 +13,7 @@ from engine.executors.slurm.place import ClusterPlace, GpuType, SlurmRecord
 from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.supervisor import Supervisor
 from tests.runs.supervision import REPOSITORY, config_for, fake_settings
 from tests.slurm.cluster import Cluster, missing_programs, why_not
 

@@ -15,8 +15,8 @@ from engine.executors.slurm.script import expected_start
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.store import RunStore
-from engine.runs.supervision.states import resumes_automatically
-from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor
+from engine.supervision.states import resumes_automatically
+from engine.supervision.worker_monitor import Patience, WorkerMonitor
 from tests.runs.supervision import config_for
 
 

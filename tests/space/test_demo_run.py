@@ -10,11 +10,11 @@ from engine.accounts.people import DEMO_OWNER, require_name
 from engine.chat.contract import ChatTarget
 from engine.errors import AccountError, DatasetError, DeviceError, ModelError
 from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.lab.rules import is_shared
+from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import resume_is_requested
-from engine.runs.lab_rules import is_shared
 from engine.runs.store import RunStore
-from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from engine.space.demo_chat import DemoBusyError, demo_session
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run

@@ -7,7 +7,7 @@ import pytest
 
 from engine import hub as hub_bucket
 from engine.accounts.accounts import open_database
-from engine.accounts.limits import DATABASE_FILE
+from engine.accounts.database import DATABASE_FILE
 from engine.errors import PushError
 from engine.hub import MIRROR
 from engine.runs.history.log import read_lines

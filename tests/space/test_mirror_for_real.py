@@ -12,10 +12,10 @@ from engine.config.load import config_from_mapping
 from engine.inspector.session import Inspector
 from engine.paths import LoratoryHome
 from engine.runs.history.run_history import HistoryReader
-from engine.runs.launch import Launcher, Preflight
 from engine.runs.store import RunStore
-from engine.runs.supervision.scheduler import SupervisorSettings
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.launch import Launcher, Preflight
+from engine.supervision.scheduler import SupervisorSettings
+from engine.supervision.supervisor import Supervisor
 from engine.training import faults
 from tests.hub.jobs import STORAGE_CLIENT
 from tests.hub.server import TOKEN

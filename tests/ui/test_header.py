@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from engine.hardware.device import Device, Obstacle
 from engine.hardware.processor import describe_processor
-from engine.runs.supervision.supervisor import Supervisor, supervisor_of
+from engine.supervision.supervisor import Supervisor, supervisor_of
 from tests.runs.supervision import fake_settings, wait_until
 from ui.backend.run_reader import RunReader
 from ui.build import _header, render_header

@@ -11,10 +11,10 @@ from engine.accounts.accounts import open_database
 from engine.accounts.limits import LabLimits
 from engine.accounts.people import Person
 from engine.hardware.cuda import GpuProgram
+from engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
+from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from engine.runs.disk import DiskUse
-from engine.runs.lab_queue import DeviceUse, QueueBoard, QueueEntry
 from engine.runs.store import RunStore
-from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.gradio_internals import Blocks
 from ui.tabs.shared_runs import LabQueuePart

@@ -16,14 +16,14 @@ from engine.accounts.people import Action, Person, RunAccess, may, require, requ
 from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.errors import AccountError, ConfigError, EngineError, ModelError, Problem, RunError
+from engine.lab.fairness import UrgentSlot
+from engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
 from engine.models.cache_space import ModelCache, look_at_cache, remove_cached_model
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop
 from engine.runs.disk import DiskSamples, DiskUse, free_bytes, model_uses
-from engine.runs.lab_queue import DeviceUse, QueueBoard, QueueEntry
 from engine.runs.run import LIVE_STATES, RUN_ID, Run
 from engine.runs.store import RunStore, folder_size_bytes, list_owners
-from engine.runs.supervision.fairness import UrgentSlot
 from engine.runs.usage import Week, WeekOfPerson, usage_by_week
 from ui.front.forms import address_of
 from ui.front.gate import COOKIE

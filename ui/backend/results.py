@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
-from engine.chat.contract import ChatTarget, WorkPlace
+from engine.chat.contract import ChatTarget
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig
-from engine.config.run import RunConfig
+from engine.config.run import RunConfig, WorkPlace
 from engine.data.files.access import shown_name
 from engine.errors import StorageError
 from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file

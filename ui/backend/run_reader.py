@@ -18,15 +18,15 @@ from engine.config.run import RunConfig, RunSection
 from engine.config.suited import given_settings
 from engine.errors import ConfigError, EngineError, RunError, StorageError
 from engine.files import size_and_time
+from engine.lab.rules import LabRuns, is_shared, lab_problems
 from engine.paths import LoratoryHome
 from engine.runs.control import RunNotes, read_notes, resume_is_requested
 from engine.runs.history.run_history import HistoryReader, RunHistory
-from engine.runs.lab_rules import LabRuns, is_shared, lab_problems
-from engine.runs.launch import with_absolute_paths
 from engine.runs.provenance import Provenance, read_provenance, run_title
 from engine.runs.run import LIVE_STATES, STARTS_ANYWAY, Run, RunState
 from engine.runs.store import RunStore
 from engine.runs.summary import Glance, RunIndex, RunSummary
+from engine.supervision.launch import with_absolute_paths
 from ui.backend.background import Cache, stamp
 
 FINAL, FINAL_WORDS = "final", "final result"  # the checkpoint of a run that is not one of its checkpoints

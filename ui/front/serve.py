@@ -22,13 +22,13 @@ from engine.errors import EngineError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs.account import logins_of
 from engine.inspector.session import InspectorPlaces
+from engine.lab.queue import QueueBoard
 from engine.paths import LoratoryHome
 from engine.runs.disk import DiskSamples, DiskUse, disk_warning, free_bytes
-from engine.runs.lab_queue import QueueBoard
-from engine.runs.memory_measurement import sweep_measurements
 from engine.runs.store import list_owners
-from engine.runs.supervision.scheduler import SupervisorSettings
-from engine.runs.supervision.supervisor import Supervisor
+from engine.supervision.memory_measurement import sweep_measurements
+from engine.supervision.scheduler import SupervisorSettings
+from engine.supervision.supervisor import Supervisor
 from ui.backend.lab import LabAdmin
 from ui.backend.models import KnownFits, Shapes
 from ui.backend.run_reader import SharedReaders

@@ -11,7 +11,7 @@ from engine.config.results import ExportConfig, PushConfig
 from engine.errors import RunError
 from engine.export.contract import ExportRecord, read_records
 from engine.export.kinds import loads_in_transformers
-from engine.runs.lab_rules import access_of
+from engine.lab.rules import access_of
 from ui.backend.run_reader import FINAL, FINAL_WORDS, RunSnapshot
 from ui.components import HIDDEN, QUICK, UNCHANGED, Updates, nothing, pick_list, picked_value, script, visible_if
 from ui.form import section_by_titles

@@ -13,13 +13,13 @@ from gradio.events import Dependency
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.accounts.audit import AuditKind
-from engine.chat.contract import WorkPlace
 from engine.config.objectives import objective_of
-from engine.config.run import RunConfig
+from engine.config.run import RunConfig, WorkPlace
 from engine.errors import EngineError
 from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.executors.places import ThisMachine
 from engine.executors.slurm.place import has_place
+from engine.lab.rules import resume_run
 from engine.runs.control import (
     request_cancel,
     request_start_anyway,
@@ -27,7 +27,6 @@ from engine.runs.control import (
     request_target,
     with_requested_target,
 )
-from engine.runs.lab_rules import resume_run
 from engine.runs.run import LIVE_STATES, Run
 from ui.backend.background import Cache, stamp
 from ui.backend.run_reader import RunSnapshot, can_chat, log_tail

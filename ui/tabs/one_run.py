@@ -10,8 +10,8 @@ from gradio.events import Dependency
 from engine.accounts.people import Action, may
 from engine.config.suited import given_settings
 from engine.errors import EngineError
+from engine.lab.rules import access_of, is_shared, set_shared
 from engine.runs.control import change_notes
-from engine.runs.lab_rules import access_of, is_shared, set_shared
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 from engine.runs.store import folder_size_bytes

@@ -10,8 +10,7 @@ from typing import Any, get_args
 import gradio as gr
 
 from engine.accounts.people import Action, Logins, Person, require
-from engine.chat.contract import WorkPlace
-from engine.config.run import RunConfig
+from engine.config.run import RunConfig, WorkPlace
 from engine.errors import EngineError, SignInNeededError
 from engine.executors.huggingface_jobs.account import Flavor, flavor_named, sign_in
 from engine.executors.places import LABELS, HuggingFaceJobs, SlurmCluster, ThisMachine

@@ -12,8 +12,8 @@ from engine.runs.control import request_start_anyway, request_stop
 from engine.runs.run import FINAL_STATES
 from engine.runs.store import folder_size_bytes
 from engine.runs.summary import select_runs, summaries_csv
-from engine.runs.supervision.queue import QueueMove, QueueOrder
 from engine.runs.usage import Electricity, read_electricity, save_electricity
+from engine.supervision.queue import QueueMove, QueueOrder
 from ui.components import (
     HIDDEN,
     QUICK,

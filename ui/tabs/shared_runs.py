@@ -12,9 +12,9 @@ from engine.accounts.lab import read_settings
 from engine.accounts.people import Action
 from engine.config.load import config_to_yaml
 from engine.errors import EngineError
+from engine.lab.queue import QueueBoard
+from engine.lab.rules import is_shared
 from engine.runs.disk import disk_use, free_bytes
-from engine.runs.lab_queue import QueueBoard
-from engine.runs.lab_rules import is_shared
 from engine.runs.usage import read_electricity
 from ui.backend.background import Cache
 from ui.backend.run_reader import RunSnapshot, SharedRuns, can_chat, name_of
@@ -49,7 +49,7 @@ _DEVICES, _TURNS, _DISK = "queue-devices", "queue-turns", "queue-disk"
 class LabQueuePart:
     """Shows who has which device, who is next and why the rest waits; polls while it is visible.
 
-    `engine.runs.lab_queue` leaves out what a user may not see.
+    `engine.lab.queue` leaves out what a user may not see.
     """
 
     def __init__(self, services: Services, board: QueueBoard) -> None:

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from engine.accounts.limits import LabLimits
 from engine.accounts.people import Person
 from engine.hardware.lease import device_words
+from engine.lab.queue import DeviceUse, QueueEntry
 from engine.models.cache_space import CachedModel, ModelCache
 from engine.quantities import ago
 from engine.runs.disk import DiskUse
-from engine.runs.lab_queue import DeviceUse, QueueEntry
 from engine.runs.usage import Week, WeekOfPerson
 from ui.views import html
 from ui.views.loss_chart import AXIS, SERIES, chart_layout, figure_json

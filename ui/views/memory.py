@@ -10,7 +10,7 @@ from engine.config.suited import HIGH_RATE_FACTOR, learning_rate_factor, objecti
 from engine.config.training import ObjectiveSettings
 from engine.memory.advice import Advice, AdvisedChange
 from engine.memory.estimate import MemoryEstimate
-from engine.runs.memory_measurement import MeasuredStep
+from engine.supervision.memory_measurement import MeasuredStep
 from ui.backend.background import Work
 from ui.draft import Draft
 from ui.form import field_of

@@ -5,8 +5,8 @@ import pytest
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import PublicAddress, audit_log_path
 from engine.accounts.throttle import SignInThrottle
+from engine.lab.queue import QueueBoard
 from engine.runs.disk import DiskSamples
-from engine.runs.lab_queue import QueueBoard
 from tests.accounts.conftest import accounts, clock, database, make_person, quick_passwords, sessions  # noqa: F401
 from tests.space.demo_parts import a_demo, with_run, with_sample
 from tests.ui.front.institute import running_institute

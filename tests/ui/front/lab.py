@@ -12,13 +12,13 @@ from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.lab import PublicAddress, change_settings
+from engine.accounts.listener import bound_socket
 from engine.accounts.oidc import Provider
 from engine.accounts.passwords import Passwords
 from engine.accounts.people import Logins, Person, Role
 from engine.accounts.sessions import Sessions
 from engine.paths import LoratoryHome
 from engine.private_hub import PrivateCopy
-from engine.serve.guard import bound_socket
 from tests.fake_services import fake_services
 from tests.real_tls import certificate_for, serve_over_tls
 from ui.backend.background import FunctionJob

@@ -11,9 +11,8 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.audit import AuditLog
 from engine.accounts.deployment import Deployment
 from engine.accounts.lab import PublicAddress, audit_log_path
-from engine.accounts.listener import Listener
+from engine.accounts.listener import Listener, bound_socket
 from engine.accounts.people import Logins
-from engine.serve.guard import bound_socket
 from tests.browser.real_server import running
 from tests.real_tls import serve_over_tls
 from tests.ui.front.lab import PASSWORD, fake_services_of

@@ -3,9 +3,9 @@
 import pytest
 
 from engine.errors import ModelError, RunError
+from engine.lab.fairness import UrgentSlot
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
-from engine.runs.supervision.fairness import UrgentSlot
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.ui.front.lab_admin import audit_entries, waiting_runs
 from ui.views.lab import (

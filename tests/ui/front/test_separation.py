@@ -15,10 +15,10 @@ from engine.accounts.lab import audit_log_path, forget_secrets
 from engine.config.run import DatasetConfig
 from engine.errors import DatasetError
 from engine.inspector.session import Inspector
+from engine.lab.rules import set_shared
 from engine.paths import LAB, looks_in_working_folder
 from engine.processes.spawn import has_hub_login
 from engine.runs.job import JobSpec, start_worker
-from engine.runs.lab_rules import set_shared
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.fake_launcher import a_device

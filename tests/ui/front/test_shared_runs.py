@@ -6,9 +6,9 @@ import pytest
 
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
+from engine.lab.rules import set_shared
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
-from engine.runs.lab_rules import set_shared
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.page_client import PageClient, read_config

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 from starlette.responses import JSONResponse
 
-from engine.accounts.accounts import FILE_NAME, open_database
+from engine.accounts.accounts import open_database
 from engine.accounts.audit import AuditLog
+from engine.accounts.database import DATABASE_FILE
 from engine.accounts.lab import audit_log_path
 from engine.accounts.sessions import Sessions
 from engine.chat.zero_gpu import ZeroGpu
@@ -318,7 +319,7 @@ class Bucket:
 
     def restore(self):
         self.requests.append("restore")
-        assert not (self.home.root / FILE_NAME).exists(), "before anything is opened"
+        assert not (self.home.root / DATABASE_FILE).exists(), "before anything is opened"
         if self.refuses:
             raise PushError("The bucket is another Space's.", "Name another.")
 

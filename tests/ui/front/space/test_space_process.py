@@ -14,8 +14,8 @@ import psutil
 import pytest
 import uvicorn
 
+from engine.accounts.listener import bound_socket
 from engine.errors import AccountError, HubUnreachableError
-from engine.serve.guard import bound_socket
 from tests.browser.real_server import running
 from tests.space.test_environment import CANARY, GIVEN
 from tests.ui.front.institute import CLIENT, SECRET, running_institute

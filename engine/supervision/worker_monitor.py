@@ -15,7 +15,7 @@ from engine.runs.history.run_history import HistoryReader
 from engine.runs.job import EXIT_REFUSED, Job, JobStatus
 from engine.runs.prediction import advice_on_memory
 from engine.runs.run import Run, RunState, State, Why
-from engine.runs.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
+from engine.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
 _NO_REASON = Why(None, "")

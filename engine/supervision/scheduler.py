@@ -21,9 +21,9 @@ from engine.runs.job import Executor, JobSpec
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import Run, RunState, State, Why
 from engine.runs.store import RunStore, list_owners
-from engine.runs.supervision.queue import Waiting
-from engine.runs.supervision.seat import SeatTimes
-from engine.runs.supervision.states import (
+from engine.supervision.queue import Waiting
+from engine.supervision.seat import SeatTimes
+from engine.supervision.states import (
     OwnerFolder,
     ProblemLog,
     begun,
@@ -33,7 +33,7 @@ from engine.runs.supervision.states import (
     start_failure,
     with_progress,
 )
-from engine.runs.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
+from engine.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
 
 _EXPLAINED_OF_EACH = 3  # reasons are saved for the first runs of each person only; the rest waits for these
 _EXPLAIN_SECONDS = 10.0

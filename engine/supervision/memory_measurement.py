@@ -22,6 +22,7 @@ from engine.hardware.device import Device
 from engine.hardware.device_job import note_model
 from engine.hardware.devices import choose_devices
 from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
+from engine.lab.rules import lab_problems
 from engine.memory.estimate import Estimator, MemoryEstimate
 from engine.paths import LoratoryHome
 from engine.processes.liveness import ProcessIdentity, end_group
@@ -29,7 +30,6 @@ from engine.processes.messages import CancelledRequestError
 from engine.runs.history.events import Event, FailedData, MemoryData, StatusData, StepData
 from engine.runs.history.log import read_events
 from engine.runs.job import JobSpec, WorkerCommand, start_worker, worker_command
-from engine.runs.lab_rules import lab_problems
 from engine.runs.provenance import Provenance
 from engine.runs.run import RUN_VARIABLE, Run, RunFolder, RunState
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import psutil
 
-from engine.accounts.limits import LabRules, RulesReader
+from engine.accounts.lab import RulesReader
+from engine.accounts.limits import LabRules
 from engine.accounts.people import Person
 from engine.errors import EngineError
 from engine.files import read_model
@@ -16,11 +17,11 @@ from engine.hardware.cuda import GpuProgram, list_gpu_programs
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, Purpose, lease_name
+from engine.lab.fairness import UrgentSlot
+from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot
 from engine.paths import LoratoryHome
 from engine.runs.history.run_history import HistoryReader, seconds_left
 from engine.runs.run import Reason, Run, RunFolder, RunState, State
-from engine.runs.supervision.fairness import UrgentSlot
-from engine.runs.supervision.lab import SNAPSHOT_FILE, QueueSnapshot
 from engine.runs.usage import Attempt, live_attempt, local_devices
 
 _MOST_FOLLOWED = 100

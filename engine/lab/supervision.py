@@ -10,24 +10,18 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict
 
-from engine.accounts.limits import LabRules, RulesReader
+from engine.accounts.lab import RulesReader
+from engine.accounts.limits import LabRules
 from engine.errors import EngineError, StorageError
 from engine.files import write_atomically
 from engine.hardware.cuda import GpuProgram, list_gpu_programs
 from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
+from engine.lab.fairness import LabStanding, LabTurn, UrgentSlot, order_fairly, people_over_quota
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
 from engine.runs.disk import free_bytes, is_disk_short
 from engine.runs.run import Reason, Run, RunState, Why
-from engine.runs.supervision.fairness import (
-    LabStanding,
-    LabTurn,
-    UrgentSlot,
-    order_fairly,
-    people_over_quota,
-)
-from engine.runs.supervision.queue import QueueOrder, StartRules
 from engine.runs.usage import (
     Attempt,
     DecayedSeconds,
@@ -38,6 +32,7 @@ from engine.runs.usage import (
     week_of,
     weeks_of,
 )
+from engine.supervision.queue import QueueOrder, StartRules
 
 SNAPSHOT_FILE = "lab-queue.json"
 

@@ -17,12 +17,7 @@ from engine.executors.places import Flavors, Options, places_at
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector
-from engine.models.folder import ModelPart
-from engine.models.prepared import ModelProgress
-from engine.models.shape import ModelShape
-from engine.models.source import ModelSource, resolve_model
-from engine.paths import LoratoryHome, local_owner, typed_path
-from engine.runs.lab_rules import (
+from engine.lab.rules import (
     admitted,
     lab_problems,
     may_be_path,
@@ -30,6 +25,11 @@ from engine.runs.lab_rules import (
     with_allowed_paths,
     within_guest_limit,
 )
+from engine.models.folder import ModelPart
+from engine.models.prepared import ModelProgress
+from engine.models.shape import ModelShape
+from engine.models.source import ModelSource, resolve_model
+from engine.paths import LoratoryHome, local_owner, typed_path
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run

@@ -11,7 +11,7 @@ from engine.runs.history.log import last_event
 from engine.runs.job import Executor
 from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Reason, Run, RunFolder, RunState, Why
 from engine.runs.store import RunStore
-from engine.runs.supervision.diagnosis import out_of_memory_kills
+from engine.supervision.diagnosis import out_of_memory_kills
 
 _log = logging.getLogger(__name__)
 

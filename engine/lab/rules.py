@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.accounts.audit import AuditLog
-from engine.accounts.lab import read_settings
-from engine.accounts.limits import LabLimits, is_lab, read_rules
+from engine.accounts.lab import read_rules, read_settings
+from engine.accounts.limits import LabLimits, is_lab
 from engine.accounts.people import Action, Person, RunAccess, is_logged, may, require
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport

@@ -12,7 +12,7 @@ from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
 from engine.runs.run import Run, RunFolder, Why
-from engine.runs.supervision.queue import Waiting
+from engine.supervision.queue import Waiting
 
 # A run that was put first counts as an hour until it has run: two devices that become free together go to two people,
 # and people without a running run come before those with one.

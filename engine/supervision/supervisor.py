@@ -9,17 +9,17 @@ from typing import Literal
 
 from engine.errors import EngineError, StorageError
 from engine.hardware.lease import LeaseBook, lease_name
+from engine.lab.fairness import LabTurn, lab_reasons
+from engine.lab.supervision import LabSupervision
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
 from engine.runs.run import Run, RunState, Why
-from engine.runs.supervision.fairness import LabTurn, lab_reasons
-from engine.runs.supervision.lab import LabSupervision
-from engine.runs.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
-from engine.runs.supervision.scheduler import Scheduler, SupervisorSettings
-from engine.runs.supervision.seat import SupervisorSeat, seat_holder
-from engine.runs.supervision.states import ProblemLog
 from engine.runs.webhook import Notifier
+from engine.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
+from engine.supervision.scheduler import Scheduler, SupervisorSettings
+from engine.supervision.seat import SupervisorSeat, seat_holder
+from engine.supervision.states import ProblemLog
 
 Role = Literal["stopped", "supervising", "standing_by"]
 
