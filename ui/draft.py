@@ -12,7 +12,8 @@ from engine.config.suited import SETTINGS, SeenRows, Suited, suited_settings
 from engine.data.contract import RowLengths
 from engine.data.formats import FORMATS, require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, Problem
-from engine.executors.places import LABELS, ThisMachine
+from engine.executors import PLACES
+from engine.executors.places import ThisMachine
 from engine.hardware.device import Device, KnownDevice
 from engine.hardware.devices import device_problems
 from engine.lab.rules import lab_problems
@@ -99,7 +100,7 @@ class Draft:
     @property
     def place_words(self) -> str:
         """Where it would train and on which device, for people; the device only if it is known."""
-        place = LABELS.get(self.where, ThisMachine.label)
+        place = PLACES.get(self.where, ThisMachine).label
         if not self.is_elsewhere or self.device is None:
             return place
         return f"{place}: {self.device.name or 'GPU'}, {self.device.total_bytes / GIB:.1f} GiB"

@@ -8,8 +8,9 @@ from engine.accounts.audit import AuditKind
 from engine.accounts.people import Logins, Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
+from engine.executors import places_at
 from engine.executors.huggingface_jobs.account import HardwareList
-from engine.executors.places import RunPlace, places_at
+from engine.executors.places import RunPlace
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector

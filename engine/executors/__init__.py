@@ -1,23 +1,30 @@
-"""All executors, by the name that `RunSection.executor` gives them, and where else a model can be loaded."""
+"""All places where runs train and their executors, by name, and where else a model can be loaded. A new one is added here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine.config.run import RunConfig, WorkPlace
-from engine.executors.huggingface_jobs.account import LoginOf
+from engine.executors.huggingface_jobs.account import HardwareList, LoginOf, logins_of
 from engine.executors.huggingface_jobs.job import JobsExecutor
 from engine.executors.local import LocalContext, LocalExecutor
+from engine.executors.places import Flavors, HuggingFaceJobs, RunPlace, SlurmCluster, ThisMachine
 from engine.executors.slurm.job import SlurmExecutor
+from engine.executors.slurm.place import read_place
 from engine.executors.slurm.script import node_machine
+from engine.hardware.device import Device
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
 from engine.runs.job import Executor, WorkerCommand
 from engine.runs.run import RunFolder
+from engine.runs.summary import RunSummary
 
 ExecutorFactory = Callable[[LocalContext], Mapping[str, Executor]]
 
 # For chat, evaluation and export, by the configuration of the run whose result is loaded; this machine is not among them.
 _MACHINES: Mapping[WorkPlace, Callable[[LoratoryHome, RunConfig | None], OtherMachine]] = {"slurm": node_machine}
+
+# By the name that `run.where` gives them.
+PLACES: Mapping[str, type[RunPlace]] = {place.name: place for place in (ThisMachine, SlurmCluster, HuggingFaceJobs)}
 
 
 def make_executors(
@@ -45,3 +52,20 @@ def machine_of(home: LoratoryHome, place: WorkPlace, trained: Path | None) -> Ot
     folder = RunFolder(trained) if trained is not None else None
     run = folder.read_config() if folder is not None and folder.config.is_file() else None
     return _MACHINES[place](home, run)
+
+
+def places_at(
+    home: LoratoryHome,
+    devices: Callable[[], Sequence[Device]],
+    flavors: Flavors | None = None,
+    earlier: Callable[[], Iterable[RunSummary]] = tuple,
+) -> Mapping[str, RunPlace]:
+    """Return every place of a home, by the name that `run.where` gives it.
+
+    Args:
+        flavors: Hugging Face's hardware; that which the login of the home's person shows where None.
+        earlier: Runs that show how fast a cluster is.
+    """
+    jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask)
+    every = (ThisMachine(devices), jobs, SlurmCluster(lambda: read_place(home), earlier))
+    return {place.name: place for place in every}

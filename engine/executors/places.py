@@ -2,7 +2,7 @@
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 from engine.config.run import RunConfig
@@ -11,17 +11,14 @@ from engine.errors import DeviceError, MemoryUnknownError
 from engine.executors.huggingface_jobs.account import (
     DEFAULT_LIMIT_HOURS,
     Flavor,
-    HardwareList,
     estimate_limit_hours,
     flavor_named,
-    logins_of,
 )
-from engine.executors.slurm.place import ClusterPlace, JobResources, read_place
+from engine.executors.slurm.place import ClusterPlace, JobResources
 from engine.hardware.device import Device
 from engine.hardware.devices import device_options
 from engine.memory.estimate import GIB
 from engine.models.shape import ModelShape
-from engine.paths import LoratoryHome
 from engine.runs.prediction import (
     estimated_hours,
     host_memory_bytes,
@@ -42,6 +39,7 @@ class RunPlace(ABC):
 
     name: ClassVar[str]
     label: ClassVar[str]  # for people
+    starts: ClassVar[str]  # where a run starts, in a sentence
     how_to_choose: ClassVar[str] = ""  # the device, where the place cannot
 
     @abstractmethod
@@ -93,6 +91,7 @@ class ThisMachine(RunPlace):
 
     name = "local"
     label = "This machine"
+    starts = "on this machine"
 
     def __init__(self, devices: Callable[[], Sequence[Device]]) -> None:
         self._devices = devices
@@ -106,6 +105,7 @@ class HuggingFaceJobs(RunPlace):
 
     name = "jobs"
     label = "Hugging Face Jobs"
+    starts = "on Hugging Face Jobs"
     how_to_choose = "Name it in jobs.flavor, such as l4x1."
 
     def __init__(self, flavors: Flavors) -> None:
@@ -142,6 +142,7 @@ class SlurmCluster(RunPlace):
 
     name = "slurm"
     label = "Slurm cluster"
+    starts = "on the Slurm cluster"
     how_to_choose = "Name its type in slurm.gpu_type."
 
     def __init__(self, cluster: Callable[[], ClusterPlace], earlier: Callable[[], Iterable[RunSummary]]) -> None:
@@ -175,23 +176,3 @@ class SlurmCluster(RunPlace):
                 memory_gib = host_memory_bytes(shape, config, device, processes, report.row_lengths) / GIB
         slurm = with_gpu_type.model_copy(update={"memory_gib": memory_gib, "limit_hours": hours})
         return config.model_copy(update={"slurm": slurm})
-
-
-LABELS: Mapping[str, str] = {place.name: place.label for place in (ThisMachine, SlurmCluster, HuggingFaceJobs)}
-
-
-def places_at(
-    home: LoratoryHome,
-    devices: Callable[[], Sequence[Device]],
-    flavors: Flavors | None = None,
-    earlier: Callable[[], Iterable[RunSummary]] = tuple,
-) -> Mapping[str, RunPlace]:
-    """Return every place of a home, by the name that `run.where` gives it.
-
-    Args:
-        flavors: Hugging Face's hardware; that which the login of the home's person shows where None.
-        earlier: Runs that show how fast a cluster is.
-    """
-    jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask)
-    every = (ThisMachine(devices), jobs, SlurmCluster(lambda: read_place(home), earlier))
-    return {place.name: place for place in every}

@@ -3,12 +3,12 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, get_args
 
 from pydantic import BaseModel, StringConstraints
 
 from engine.config.load import section_from_mapping
-from engine.config.run import OneLine, RunConfig
+from engine.config.run import OneLine, RunConfig, WorkPlace
 from engine.errors import RunError, StorageError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
@@ -51,7 +51,7 @@ def request_start_anyway(run: Run) -> None:
 
 
 _TIME_LIMIT = "time limit "
-_SHARING_PLACES = ("local", "slurm")  # which work in the run's own folder
+_SHARING_PLACES = get_args(WorkPlace)  # which work in the run's own folder
 
 
 def request_stop_for_time(folder: RunFolder, hours: float) -> None:

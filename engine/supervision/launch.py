@@ -13,7 +13,8 @@ from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.data.formats import require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
-from engine.executors.places import Flavors, Options, places_at
+from engine.executors import places_at
+from engine.executors.places import Flavors, Options
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector

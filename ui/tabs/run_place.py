@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from html import escape
 from typing import Any, get_args
@@ -12,8 +12,9 @@ import gradio as gr
 from engine.accounts.people import Action, Logins, Person, require
 from engine.config.run import RunConfig, WorkPlace
 from engine.errors import EngineError, SignInNeededError
+from engine.executors import PLACES
 from engine.executors.huggingface_jobs.account import Flavor, flavor_named, sign_in
-from engine.executors.places import LABELS, HuggingFaceJobs, SlurmCluster, ThisMachine
+from engine.executors.places import HuggingFaceJobs, SlurmCluster, ThisMachine
 from engine.executors.slurm.place import JobResources, has_place, read_place
 from engine.memory.estimate import GIB
 from engine.paths import LoratoryHome
@@ -42,7 +43,7 @@ def offers_cluster(services: Services) -> bool:
 def work_place(services: Services, *, label: str = "Where", elem_id: str) -> gr.Radio:
     """Place the choice of where a model is loaded, or a run resumes; visible with a cluster."""
     return Radio(
-        [(LABELS[name], name) for name in get_args(WorkPlace)], value=ThisMachine.name, label=label, elem_id=elem_id,
+        [(PLACES[name].label, name) for name in get_args(WorkPlace)], value=ThisMachine.name, label=label, elem_id=elem_id,
         visible=has_place(services.home) and offers_cluster(services),
     )  # fmt: skip
 
@@ -56,14 +57,12 @@ class RunPlacePart:
     """Lays out the choice of the place, and below it the settings of each; one place alone is not shown."""
 
     def __init__(self, page: Page) -> None:
-        services = page.services
-        offers_jobs = services.person is None or services.logins is not None
-        offered = ((ClusterPanel, offers_cluster(services)), (JobsPanel, offers_jobs))
-        kinds = [kind for kind, is_offered in offered if is_offered]
-        names = [ThisMachine.name, *(kind.name for kind in kinds)]
-        if kinds:
-            page.form.setting("run.where", choices=[(LABELS[name], name) for name in names], elem_id="where")
-        self.panels: dict[str, PlacePanel] = {kind.name: kind(page) for kind in kinds}
+        kinds = {name: _PANELS.get(name, PlacePanel) for name in PLACES if name != ThisMachine.name}
+        offered = [name for name, kind in kinds.items() if kind.is_offered(page.services)]
+        names = [ThisMachine.name, *offered]
+        if offered:
+            page.form.setting("run.where", choices=[(PLACES[name].label, name) for name in names], elem_id="where")
+        self.panels: dict[str, PlacePanel] = {name: kinds[name](page, name) for name in offered}
 
     def wire(self) -> None:
         """Connect the events."""
@@ -72,33 +71,42 @@ class RunPlacePart:
 
 
 class PlacePanel:
-    """Lays out the settings of a place; visible if it is chosen."""
+    """Lays out the settings of a place; visible if it is chosen. A subclass shows more than its fields."""
 
-    name: str
+    elem_id = ""  # that of the name
     offer: gr.HTML
 
-    def __init__(self, page: Page, elem_id: str) -> None:
-        self.page = page
-        with gr.Column(visible=False, elem_id=elem_id) as self.panel:
+    def __init__(self, page: Page, name: str) -> None:
+        self.page, self.name = page, name
+        with gr.Column(visible=False, elem_id=self.elem_id or name) as self.panel:
             self.lay_out()
         page.on_draft(self.panel, lambda draft: visible_if(draft.where == self.name))
         page.on_draft_later(self.offer, shown_in_place(self.render_offer))
 
+    @classmethod
+    def is_offered(cls, services: Services) -> bool:
+        """Whether the user may choose the place."""
+        return services.person is None
+
     def lay_out(self) -> None:
         """Lay out the settings, and `offer`."""
-        raise NotImplementedError
+        section = RunConfig.model_fields[self.name].annotation
+        assert section is not None
+        with gr.Row():
+            for field in section.model_fields:
+                self.setting(f"{self.name}.{field}", f"{self.name}-{field}", 200)
+        self.offer = gr.HTML()
 
-    def render_offer(self, draft: Draft) -> str:
+    def render_offer(self, draft: Draft) -> str:  # noqa: ARG002
         """Return what a draft would get there.
 
         Raises:
             EngineError: If it is not known.
         """
-        raise NotImplementedError
+        return ""
 
     def wire(self) -> None:
         """Connect the events."""
-        raise NotImplementedError
 
     def setting(self, name: str, elem_id: str, min_width: int) -> None:
         """Place a setting."""
@@ -136,15 +144,19 @@ class PlacePanel:
 class ClusterPanel(PlacePanel):
     """The resources of a Slurm run, what is free, and when it would start."""
 
-    name = SlurmCluster.name
+    elem_id = "cluster"
 
-    def __init__(self, page: Page) -> None:
-        super().__init__(page, "cluster")
+    def __init__(self, page: Page, name: str) -> None:
+        super().__init__(page, name)
         self.looking = gr.Timer(1.0, active=False)
         page.on_draft_later(self.forecast, self._forecast)
         page.on_draft_later(
             self.looking, lambda draft: gr.update(active=draft.where == self.name and page.services.forecast.is_asking)
         )
+
+    @classmethod
+    def is_offered(cls, services: Services) -> bool:
+        return offers_cluster(services)
 
     def lay_out(self) -> None:
         with gr.Row():
@@ -185,14 +197,17 @@ class ClusterPanel(PlacePanel):
 class JobsPanel(PlacePanel):
     """The hardware at Hugging Face with its price, and the login of a lab's users."""
 
-    name = HuggingFaceJobs.name
     _CHEAPEST = ("the cheapest that fits", "")
 
-    def __init__(self, page: Page) -> None:
-        super().__init__(page, "jobs")
+    def __init__(self, page: Page, name: str) -> None:
+        super().__init__(page, name)
         hardware = page.services.hardware
         self.asking = gr.Timer(0.2, active=False)
         page.on_draft(self.asking, lambda draft: gr.update(active=draft.where == self.name and not hardware.is_known))
+
+    @classmethod
+    def is_offered(cls, services: Services) -> bool:
+        return services.person is None or services.logins is not None
 
     def lay_out(self) -> None:
         services = self.page.services
@@ -233,6 +248,10 @@ class JobsPanel(PlacePanel):
             return ""
         flavor = flavor_named(flavors, config.jobs.flavor) or next(one for one in flavors if one.device == draft.device)
         return render_hardware(flavor, config.jobs.limit_hours, draft)
+
+
+# Of places that show more than their settings.
+_PANELS: Mapping[str, type[PlacePanel]] = {SlurmCluster.name: ClusterPanel, HuggingFaceJobs.name: JobsPanel}
 
 
 class JobsLogin:

@@ -8,6 +8,8 @@ from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
 from engine.config.suited import HIGH_RATE_FACTOR, learning_rate_factor, objective_and_method, usual_learning_rate
 from engine.config.training import ObjectiveSettings
+from engine.executors import PLACES
+from engine.executors.places import ThisMachine
 from engine.memory.advice import Advice, AdvisedChange
 from engine.memory.estimate import MemoryEstimate
 from engine.supervision.memory_measurement import MeasuredStep
@@ -20,7 +22,6 @@ _BATCH = ("per_device_train_batch_size", "gradient_accumulation_steps")
 # Okabe and Ito's palette, safe for any kind of colour vision; the legend gives names and figures too.
 COMPONENT_COLOURS = ("#0072B2", "#56B4E9", "#009E73", "#E69F00", "#CC79A7", "#999999", "#D55E00", "#F0E442")
 
-_STARTS = {"slurm": "on the Slurm cluster", "jobs": "on Hugging Face Jobs"}
 VERDICTS = {"fits": "Fits in memory.", "tight": "Tight in memory.", "does_not_fit": "Does not fit in memory."}
 # Shown until the browser's draft is restored.
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{html.small("Restoring draft …")}</div>'
@@ -153,8 +154,8 @@ def _judged_for(draft: Draft) -> str:
     if elsewhere is None or elsewhere.device is None:
         return ""
     obstacles = (f"It cannot run this draft: {problem.message}" for problem in elsewhere.problems)
-    place = _STARTS.get(draft.where, "on this machine")
-    return html.notices([f"Estimate for {elsewhere.device.name}. A run still starts {place}.", *obstacles])
+    starts = PLACES.get(draft.where, ThisMachine).starts
+    return html.notices([f"Estimate for {elsewhere.device.name}. A run still starts {starts}.", *obstacles])
 
 
 def _rows_words(draft: Draft) -> str:
