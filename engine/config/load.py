@@ -109,15 +109,38 @@ def config_from_mapping(values: Mapping[str, Any], rows: SeenRows | None = None)
     Where `rows` are not known yet, `with_suited_defaults` settles what follows them later.
 
     Raises:
-        ConfigError: Lists every problem of single fields, or where these are fine, of pairs of them.
+        ConfigError: Lists every problem: of single fields, and of pairs whose fields are fine by themselves.
     """
     try:
         config = with_suited_defaults(RunConfig.model_validate(dict(values)), rows)
     except ValidationError as error:
-        raise ConfigError(_field_problems(error)) from error
+        problems = _field_problems(error)
+        broken = frozenset(problem.field for problem in problems)
+        raise ConfigError([*problems, *_pair_problems_of_the_rest(values, broken)]) from error
     if problems := pair_problems(config):
         raise ConfigError(problems)
     return config
+
+
+def _pair_problems_of_the_rest(values: Mapping[str, Any], broken: frozenset[str]) -> list[Problem]:
+    """Check pairs although some fields are broken, with the defaults of these; not where most rules would read them."""
+    if not broken.isdisjoint(("adapter.method", "training.objective")):
+        return []
+    sections: dict[str, Any] = {}
+    for name, section in _SECTIONS.items():
+        given = values.get(name)
+        given = given if isinstance(given, Mapping) else {}
+        sections[name] = {
+            field: given[field] for field in section.model_fields if field in given and f"{name}.{field}" not in broken
+        }
+    # The two fields without a default: any value serves, for no pair rule reads them.
+    sections["model"].setdefault("id", "-")
+    sections["dataset"].setdefault("source", "-")
+    try:
+        config = RunConfig.model_validate(sections)
+    except ValidationError:  # a section was itself malformed; its fields are reported already
+        return []
+    return pair_problems(config)
 
 
 def section_from_mapping(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:

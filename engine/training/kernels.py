@@ -180,9 +180,8 @@ def _remember(causal_lm: Any) -> Callable[[], None]:
 
 
 def fuse_norms(causal_lm: Any) -> int:
-    """Let PyTorch's kernel compute every RMSNorm of a model; returns how many.
+    """Let PyTorch's kernel compute every plain RMSNorm of a model; returns how many.
 
-    Where they do more than multiply by their weight, as Gemma's, which add one to it, the model's loss changes.
     transformers writes it as six operations at 32 bits, which keep a copy of the input; the kernel keeps the input itself.
     """
     norms = [module for module in causal_lm.modules() if _is_plain_rms_norm(module)]
@@ -198,9 +197,19 @@ def _epsilon(norm: Any) -> float | None:
 
 
 def _is_plain_rms_norm(module: Any) -> bool:
-    weight, has_name = getattr(module, "weight", None), type(module).__name__.endswith("RMSNorm")
-    is_changed = "forward" in vars(module)
-    return has_name and not is_changed and weight is not None and weight.dim() == 1 and _epsilon(module) is not None
+    """Whether a module multiplies by its weight alone; Gemma's adds one to it, others have a gate."""
+    weight = getattr(module, "weight", None)
+    has_name = type(module).__name__.endswith("RMSNorm")
+    if not has_name or "forward" in vars(module) or weight is None or weight.dim() != 1 or _epsilon(module) is None:
+        return False
+    generator = torch.Generator(weight.device).manual_seed(0)
+    sample = torch.randn(2, weight.shape[0], device=weight.device, generator=generator).to(weight.dtype)
+    with torch.no_grad():
+        try:
+            expected = module(sample).float()
+        except (RuntimeError, TypeError, ValueError):
+            return False
+        return float((_rms_norm(module, sample).float() - expected).norm() / expected.norm().clamp_min(1e-6)) < 0.01
 
 
 def _rms_norm(norm: Any, hidden: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:

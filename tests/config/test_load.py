@@ -49,6 +49,20 @@ def test_five_mistakes_are_reported_together_by_field():
     assert "'nf4'" in problems["model.quantization"]
 
 
+def test_pairs_are_checked_although_another_field_is_broken():
+    problems = problems_of(
+        "adapter.method=prefix_tuning", "training.gradient_checkpointing=true", "training.learning_rate=-1"
+    )
+
+    assert set(problems) == {"training.learning_rate", "training.gradient_checkpointing"}
+
+
+def test_a_pair_is_not_judged_by_a_field_that_is_itself_broken():
+    problems = problems_of("adapter.method=prefix_tunin", "training.gradient_checkpointing=true")
+
+    assert set(problems) == {"adapter.method"}
+
+
 @pytest.mark.parametrize(
     ("overrides", "processes"),
     [

@@ -181,7 +181,8 @@ def test_a_base_whose_files_are_quantized_is_refused(base, tmp_path):
     data = (copy / "model.safetensors").read_bytes()
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
-    next(entry for name, entry in header.items() if name != "__metadata__")["dtype"] = "F4"
+    entry = next(entry for name, entry in header.items() if name != "__metadata__")
+    entry |= {"dtype": "F4", "shape": [entry["shape"][0] * 8, *entry["shape"][1:]]}  # as many bytes
     text = json.dumps(header).encode()
     (copy / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 

@@ -6,8 +6,6 @@ import time
 
 import pytest
 
-from engine.hardware.lease import LeaseBook, LeaseHolder
-from engine.processes.liveness import ProcessIdentity
 from engine.processes.spawn import spawn
 from engine.supervision.supervisor import Housekeeping, Supervisor
 from tests.runs.supervision import fake_settings, wait_until
@@ -78,26 +76,3 @@ def test_a_process_begins_with_a_bounded_log_where_no_one_supervises(tmp_path):
 
     assert log.stat().st_size < 6_000_000
     assert log.read_bytes().endswith(b"line\nhello\n")
-
-
-@pytest.mark.parametrize(
-    ("identity", "days", "stays"),
-    [
-        ({"boot_id": "an earlier boot"}, 8, False),
-        ({"boot_id": "an earlier boot"}, 1, True),
-        ({"boot_id": "of another", "host": "another-host"}, 100, True),
-    ],
-)
-def test_leases_of_earlier_boots_are_removed_and_those_of_other_machines_are_not(
-    home, monkeypatch, identity, days, stays
-):
-    process = ProcessIdentity.current().model_copy(update=identity)
-    with monkeypatch.context() as there:
-        there.setattr("engine.hardware.lease.boot_id", lambda: identity["boot_id"])
-        LeaseBook(home).take(["cpu"], LeaseHolder(purpose="chat", title="qwen", process=process))
-    folder = home.server / "leases" / identity["boot_id"]
-    grow_old(folder, days)
-
-    Housekeeping(home).tick()
-
-    assert folder.exists() == stays
