@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
+from engine.config.load import config_to_yaml
 from engine.config.results import ExportConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
@@ -23,6 +24,7 @@ from engine.export.worker.main import run_export
 from engine.export.worker.verify import Measured
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
+from engine.runs.run import RunFolder
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.export.exporting import ASKED, write_run
 from tests.export.stand_in_converter import make_checkout
@@ -74,6 +76,23 @@ def test_the_folder_holds_the_file_its_modelfile_and_a_card(home, run, tmp_path)
     assert result.verified is None
     # Two layers of seven matrices, the embedding and the head.
     assert any("Looked at: 16 tensors hold what the merged ones do" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("prompts", [("Be brief.", "Be brief."), ("Be brief.", "Be long."), None])
+def test_the_modelfile_has_the_system_prompt_that_all_rows_share(home, run, tmp_path, prompts):
+    run, data = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "rows.jsonl"
+    for prompt in prompts or ():
+        turns = [("system", prompt), ("user", "Yes?"), ("assistant", "Yes.")]
+        row = {"messages": [{"role": role, "content": text} for role, text in turns]}
+        data.open("a").write(json.dumps(row) + "\n")
+    config = RunFolder(run).read_config()
+    dataset = config.dataset.model_copy(update={"source": str(data)})
+    (run / "config.yaml").write_text(config_to_yaml(config.model_copy(update={"dataset": dataset})))
+
+    export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), gguf_type="f16", verify=False)
+
+    is_shared = prompts is not None and len(set(prompts)) == 1
+    assert ('SYSTEM """Be brief."""' in (tmp_path / "out" / "Modelfile").read_text()) is is_shared
 
 
 def test_a_run_with_several_chat_templates_is_compared_by_the_default_one(home, run, tmp_path):

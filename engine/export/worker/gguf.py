@@ -4,6 +4,7 @@ It is compared by llama.cpp's own answers, or, where that is not installed, by w
 """
 
 import contextlib
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -19,7 +20,10 @@ from gguf.quants import dequantize
 
 from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
 from engine.config.results import ExportDtype, GgufType
-from engine.data.conversation import Message
+from engine.config.run import DatasetConfig
+from engine.data.conversation import Conversation, Message
+from engine.data.passes.reader import DatasetReader
+from engine.data.source import SourceOptions
 from engine.errors import EngineError
 from engine.export.gguf.go_template import NotTranslatableError, translate
 from engine.export.gguf.llama_cpp import (
@@ -34,6 +38,9 @@ from engine.export.gguf.precisions import PRECISIONS
 from engine.export.worker.merge import BaseFiles
 from engine.export.worker.verify import ANSWER_TOKENS, Measured, PerplexityRows, Reference
 from engine.export.worker.write import ExportUnderWay, write_merged
+from engine.runs.run import RunFolder
+
+_SYSTEM_PROMPT_ROWS = 200
 
 # Merged straight into the precision of the file, so weights are rounded once.
 _MERGED_DTYPE: dict[str, ExportDtype] = {"f16": "float16", "bf16": "bfloat16"}
@@ -70,7 +77,8 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
     file = order.folder / f"{stem}-{gguf_type}.gguf"
     _write_file(export, converter, WrittenGguf(file, merged, gguf_type, tokenizer, ""), dtype)
     implied_bos = (tokenizer.bos_token or "") if _adds_bos(file) else ""
-    export.notes.append(_write_modelfile(file, stem.lower(), tokenizer, implied_bos))
+    system = _common_system_prompt(RunFolder(order.run).read_config().dataset) if order.run is not None else ""
+    export.notes.append(_write_modelfile(file, stem.lower(), tokenizer, implied_bos, system))
     return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)
 
 
@@ -140,7 +148,17 @@ def _field(reader: GGUFReader, name: str) -> Any:
     return found.contents() if found is not None else None
 
 
-def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied_bos: str) -> str:
+def _common_system_prompt(dataset: DatasetConfig) -> str:
+    """Return the system prompt of every one of the first rows; empty where they differ, or cannot be read any more."""
+    with contextlib.suppress(EngineError):
+        rows = itertools.islice(DatasetReader(dataset, SourceOptions(streaming=True)).rows(), _SYSTEM_PROMPT_ROWS)
+        first_turns = [row.example.messages[0] for row in rows if isinstance(row.example, Conversation)]
+        prompts = {turn.content if turn.role == "system" else "" for turn in first_turns}
+        return prompts.pop() if len(prompts) == 1 else ""
+    return ""
+
+
+def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied_bos: str, system: str) -> str:
     """Write the Modelfile next to the GGUF, and return what the person should know."""
     lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{gguf.name}", ""]
     try:
@@ -156,6 +174,8 @@ def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied
     else:
         note = "The Modelfile's TEMPLATE renders sample conversations exactly as the trained chat template does."
         lines += [f'TEMPLATE """{template.go_text}"""', ""]
+    if system and '"""' not in system:
+        lines += [f'SYSTEM """{system}"""', ""]
     for stop in tokenizer.convert_ids_to_tokens(sorted(end_token_ids(tokenizer, None))):
         escaped = stop.replace("\\", "\\\\").replace('"', '\\"')
         lines.append(f'PARAMETER stop "{escaped}"')
