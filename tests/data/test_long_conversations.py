@@ -23,14 +23,18 @@ def tokenizer_named(name):
     return tokenizer_of(family(name))
 
 
-def test_a_row_with_too_many_turns_to_render_is_left_out_with_the_reason(monkeypatch):
+def test_of_too_many_turns_to_render_the_first_are_trained_and_the_reason_is_told(monkeypatch):
     monkeypatch.setattr(sequence_plan, "_MAX_RENDERED_MESSAGES", 10_000)
     talk = Conversation(tuple(Message(role, "word") for _ in range(300) for role in ("user", "assistant")))
 
-    with pytest.raises(RowProblemError, match="its 600 turns take too long to render") as refusal:
-        plan_conversation(talk, tokenizer_named("qwen2.5"), "assistant", None)
+    plan = plan_conversation(talk, tokenizer_named("qwen2.5"), "assistant", None)
 
-    assert refusal.value.kind == "too_long"
+    (sequence,) = plan.sequences
+    assert 60 < len(sequence.trained) < 80
+    assert sequence.text.count("<|im_start|>assistant") == len(sequence.trained)
+    assert plan.beyond_tokens > 0
+    ((kind, reason),) = plan.notices
+    assert (kind, reason.split(":")[0]) == ("too_long", f"only its first {len(sequence.trained)} answers are trained")
     short = replace(talk, messages=talk.messages[:100])
     assert plan_conversation(short, tokenizer_named("qwen2.5"), "assistant", None).sequences
 

@@ -22,7 +22,7 @@ _KIND_WORDS = {
     "not_json": "invalid JSON",
     "not_utf8": "not UTF-8",
     "not_an_object": "not an object",
-    "too_long": "too long to read",
+    "too_long": "too long",
     "too_deep": "nested too deeply",
     "duplicate_key": "duplicate key",
     "bad_text": "broken characters",

@@ -27,6 +27,7 @@ _MAX_CHARACTERS = 8 << 20  # of all sequences of a row; as tokens they take some
 # About two seconds: messages of all renderings of a row, of which there are two for each turn.
 _MAX_RENDERED_MESSAGES = 150_000
 _CHARACTERS_OF_A_MESSAGE = 2_000  # that take as long: long lists of tools are rendered each time
+_TAKES_TOO_LONG = "take too long to render with the model's chat template"
 _OPENED_TAG = re.compile(r"<([a-z_]+)>\s*$")
 _CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
 
@@ -64,7 +65,8 @@ def plan_conversation(
 ) -> RowPlan:
     """Decide the sequences of a conversation.
 
-    Turns beyond max_length are not rendered: verifying a turn takes longer the later it comes.
+    Turns beyond max_length are not rendered: verifying a turn takes longer the later it comes. After some 270 answers, the
+    rest of a conversation is left out as well.
 
     Raises:
         RowProblemError: If the template refuses the row, or no turn of it can be trained.
@@ -86,7 +88,15 @@ def plan_conversation(
             if len(ids_of(turns[-1].prompt, tokenizer)) > max_length:
                 beyond = targets[number:]
                 break
-        turn = renderer.turn(index)
+        try:
+            turn = renderer.turn(index)
+        except RowProblemError:
+            if not turns or not renderer.is_spent:
+                raise
+            beyond = targets[number:]
+            reason = f"only its first {len(turns):,} answers are trained: the later ones {_TAKES_TOO_LONG}"
+            notices += (("too_long", reason),)
+            break
         if turn is not None:
             turns.append(turn)
     if not turns:
@@ -224,6 +234,11 @@ class TurnRenderer:
         self._first_asked = next(questions, len(self._messages))
         self._rendered_messages = 0
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether rendering has taken as long as it may for one row."""
+        return self._rendered_messages > _MAX_RENDERED_MESSAGES
+
     def text(self, count: int) -> str:
         """Return the first `count` messages."""
         return self._render(count, prompt=False)
@@ -285,10 +300,8 @@ class TurnRenderer:
         return tuple(losses)
 
     def _render(self, count: int, *, prompt: bool) -> str:
-        if self._rendered_messages > _MAX_RENDERED_MESSAGES:
-            raise RowProblemError(
-                "too_long", f"its {len(self._messages):,} turns take too long to render with the model's chat template"
-            )
+        if self.is_spent:
+            raise RowProblemError("too_long", f"its {len(self._messages):,} turns {_TAKES_TOO_LONG}")
         text = apply_template(self._tokenizer, self._dicts[:count], self._tools, prompt=prompt)
         self._rendered_messages += count + len(text) // _CHARACTERS_OF_A_MESSAGE
         return text
