@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from engine.models.catalog import CatalogEntry
 
 # How single projections of experts were called before transformers stacked them, and the router. PEFT takes these names to
-# mean the stacks, whose adapters it multiplies out to the size of all experts at each pass; see engine/DECISIONS.md.
+# mean the stacks, whose adapters it multiplies out to the size of all experts at each pass; see docs/design/decisions.md.
 # Source: `_MOE_TARGET_MODULE_MAPPING`, peft/utils/transformers_weight_conversion.py.
 EXPERT_PROJECTIONS = frozenset({"gate", "gate_proj", "up_proj", "down_proj", "w1", "w2", "w3"})
 ModuleKind = Literal["linear", "conv1d", "embedding", "norm", "router", "experts", "other"]

@@ -152,7 +152,7 @@ class FullFineTuning(PeftMethod):
     help = "Full fine-tuning changes every weight. It needs by far the most memory, and a small learning rate."
     trains_all = True
     shardable = True
-    learning_rate = 5e-5  # the default of transformers; Tülu's 2e-5 (arXiv:2306.04751) learns less here: DECISIONS.md
+    learning_rate = 5e-5  # the default of transformers; Tülu's 2e-5 (arXiv:2306.04751) learns less: docs/design/log.md
     quantization = frozenset()
 
 
