@@ -143,13 +143,29 @@ def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome |
 def _out_of_memory(error: BaseException, config: RunConfig | None, home: LoratoryHome | None) -> FailedData:
     text = str(error).lower()
     where = "GPU" if isinstance(error, torch.OutOfMemoryError) or "cuda" in text else "machine"
-    estimated = advice_on_memory(config, home) if config is not None and home is not None else None
-    advice = estimated or "Halve the batch size or max_length; `loratory estimate` shows what helps most."
+    advice = "See `loratory estimate` for what would make it fit."
+    if config is not None:
+        estimated = advice_on_memory(config, home) if home is not None else None
+        advice = estimated or f"{_smaller(config)} `loratory estimate` shows what helps most."
     what = f"The {where} ran out of memory."
     if "mps" in text:  # "MPS backend out of memory (MPS allocated: …, max allowed: …)"
         what = "Apple's GPU ran out of memory, which it shares with all programs."
         advice = f"{advice} Closing other programs helps as well."
     return FailedData(cause="out_of_memory", what=what, fix=advice)
+
+
+def _smaller(config: RunConfig) -> str:
+    training = config.training
+    if training.per_device_train_batch_size > 1:
+        rows = training.per_device_train_batch_size
+        accumulate = math.ceil(rows * training.gradient_accumulation_steps / (rows // 2))
+        return (
+            f"Set per_device_train_batch_size to {rows // 2} and gradient_accumulation_steps to {accumulate}: the same "
+            "result in smaller passes."
+        )
+    if not training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
+        return "Switch gradient_checkpointing on: a third slower, and far less memory."
+    return f"Set max_length to {max(8, training.max_length // 2)}: the longest rows need the most memory."
 
 
 # Launchers and schedulers deliver one request more than once: to a process, to its group, to the job.

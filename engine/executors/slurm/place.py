@@ -175,6 +175,7 @@ _WAITS = {
     "JobHeldUser": "it is held",
     "JobHeldAdmin": "an admin of the cluster holds it",
     "ReqNodeNotAvail": "the nodes that it needs are down, drained or reserved",
+    "Nodes required for job are DOWN": "the nodes that it needs are down, drained or reserved",
     "NodeDown": "the node that it needs is down",
     "PartitionDown": "its partition starts no jobs at present",
     "PartitionNodeLimit": "it asks for more nodes than its partition allows",

@@ -33,7 +33,7 @@ from ui.backend.models import DOWNLOAD, OwnDownloads
 from ui.tabs.export_formats import ADAPTER, HUB
 
 MODEL, DATASET = "owner/gated", "owner/gated-rows"
-WORKERS = ("engine.private_hub", "push.upload")
+WORKERS = ("engine.private_hub", "push_upload")
 TOKEN = f"hf_{secrets.token_hex(16)}"  # of this process: every process of the machine is looked at
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
