@@ -107,18 +107,6 @@ def test_a_run_outlives_its_command_stops_on_request_and_resumes(home, config_fi
     assert store.list() == []
 
 
-def test_a_sweep_trains_every_combination(home, config_file):
-    code, out, err = run_here(
-        "sweep", config_file, "--over", "adapter.r=2,4", "--set", "training.max_steps=2", "--json"
-    )  # fmt: skip
-    assert code == 0, err
-    results = json.loads(out)
-
-    assert [(result["status"], result["steps"]) for result in results] == [("completed", 2), ("completed", 2)]
-    assert [result["name"] for result in results] == ["A tiny run: r 2", "A tiny run: r 4"]
-    assert RunStore(home, local_owner()).get(results[1]["run_id"]).folder.read_config().adapter.r == 4
-
-
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
