@@ -1,5 +1,6 @@
 """The content of a row, independent of its format; what is special about a kind of row is here, in its class."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -43,15 +44,15 @@ class Message:
 RowWarning = tuple[ProblemKind, str]
 
 
-class Example:
+class Example(ABC):
     """A row; each kind of row has a class."""
 
     __slots__ = ()
     kind: ClassVar[RowKind] = "answers"
 
+    @abstractmethod
     def text(self) -> str:
         """Return all text, for search and samples."""
-        raise NotImplementedError
 
     def sides(self) -> tuple["Example", ...]:
         """Return what becomes training sequences of the row: the row itself, or each of the answers that it compares."""
@@ -69,9 +70,9 @@ class Example:
         """Return what is odd about it, although it is kept."""
         return ()
 
+    @abstractmethod
     def preview(self, clip: Callable[[str], str]) -> dict[str, Any]:
         """Return what a page shows of it, as fields of a `PageRow`; `clip` shortens long texts."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
