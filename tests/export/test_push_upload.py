@@ -108,7 +108,8 @@ def test_a_refusal_is_reported_at_once_and_leaves_nothing_finished(hub, tmp_path
     assert error_info.value.fix
     assert TOKEN not in str(error_info.value)
     assert pusher.waits == []
-    assert hub.requests[step] == (2 if step == "put" else 1)  # each large file once
+    # Each large file is put once at most: the two go side by side, and the first refusal may come before the other begins.
+    assert hub.requests[step] in ({1, 2} if step == "put" else {1})
     assert all(repository.files() == {} for repository in hub.repositories.values())
 
 

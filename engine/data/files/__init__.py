@@ -53,7 +53,12 @@ def open_file(path: Path, index_folder: Path | None = None) -> RowSource:
         return kind(path)
     kind = _binary_kind(gzipped_start(path, _MAGIC_BYTES))
     if kind is not None:
-        return kind(path, UnpackedFile(path))
+        unpacked = UnpackedFile(path)
+        try:
+            return kind(path, unpacked)
+        except DatasetError:
+            unpacked.remove()
+            raise
     stream = TextStream(path)  # raises where the content shows what the file is instead
     kind_by_name = kind_of(path.name)
     if kind_by_name in _BINARY_KINDS:

@@ -185,6 +185,9 @@ def gzipped_start(path: Path, size: int) -> bytes:
 class UnpackedFile:
     """The content of a gzip file, unpacked into a temporary file that is removed with this object.
 
+    Attributes:
+        remove: Removes the file at once: an error that refers to this object would keep it.
+
     Raises:
         DatasetError: If it is damaged, a decompression bomb, or too large for the disk.
     """
@@ -192,12 +195,16 @@ class UnpackedFile:
     def __init__(self, path: Path) -> None:
         descriptor, name = tempfile.mkstemp(prefix="loratory-")
         self.path = Path(name)
-        weakref.finalize(self, self.path.unlink, missing_ok=True)
+        self.remove = weakref.finalize(self, self.path.unlink, missing_ok=True)
         try:
             with os.fdopen(descriptor, "wb") as target, open_regular(path) as file:
                 for piece in unpacked_pieces(file, path.name):
                     target.write(piece)
+        except DatasetError:
+            self.remove()
+            raise
         except OSError as error:
+            self.remove()
             raise DatasetError(
                 f"{shown_name(path.name)} cannot be unpacked ({(error.strerror or 'I/O error').lower()}).",
                 "Make room on the disk, or unpack it yourself.",
