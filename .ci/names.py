@@ -1,6 +1,7 @@
 """Names that are not the field's: `python .ci/names.py [FILE …]` lists each with its line and fails where there is one.
 
-Bindings that say nothing (`one`, `words`, `of`), functions that look, ask or settle, names of tests that nobody reads to their end.
+Bindings that say nothing (`one`, `words`, `of`), participles standing alone (`told`, `kept`, `drawn`: what was done to a thing, not what
+it is) unless the field has the term, functions that look, ask or settle, names of tests that nobody reads to their end.
 """
 
 import ast
@@ -12,8 +13,34 @@ from pathlib import Path
 
 _EMPTY = frozenset({"one", "words", "of"})
 _VAGUE = re.compile(r"_*(look|looks|ask|asks|settle|settles)(_|$)")
+_PARTICIPLE = re.compile(
+    "[a-z]{3,}ed|begun|drawn|found|given|gone|heard|held|kept|known|lost|made|meant|said|seen|sent|shown|spent|taken|told|worn|written"
+)
+# Terms of the field, states of runs and files, and what a flag or a test calls by no other name.
+_TERMS = frozenset(
+    """
+    accepted accumulated advanced allocated allowed attended batched cached cancelled checked chosen clipped closed compiled completed
+    compressed confirmed created damaged decoded deleted detected disabled elapsed embed enabled encoded escaped estimated evaluated
+    excluded expected failed fetched finished freed fused gated grouped hashed ignored installed joined known learned limited loaded
+    masked matched measured merged missed mixed modified needed nested normalized normed opened packed padded paged parsed pinned planned
+    predicted prepared projected proved published pushed quantized queued quoted reached read received recomputed rejected released
+    reloaded removed replaced required reserved resized resolved restored resumed retried rounded sampled saved scaled selected shared
+    sharded shifted signed skipped sorted speed started stopped streamed stripped supported suspended tried trained transposed tuned
+    typed unexpected unpacked unquantized unsaved untied untrained updated used validated verified weighted
+    """.split()
+)
 _LONGEST_TEST = 80
 _FOLDERS = ("app.py", "engine", "ui", "tests", "docs", ".ci")
+
+
+def _reason(name: str) -> str | None:
+    """Return what to use instead of a name of a binding."""
+    if name in _EMPTY:
+        return "the thing's own noun, such as row, module, step, message"
+    bare = name.lstrip("_")
+    if _PARTICIPLE.fullmatch(bare) and bare not in _TERMS:
+        return "a noun, or a verb: what the thing is, not what was done to it"
+    return None
 
 
 def problems(file: Path) -> Iterator[tuple[int, str]]:
@@ -22,14 +49,15 @@ def problems(file: Path) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             if _VAGUE.match(node.name):
                 yield node.lineno, f"{node.name}: poll, refresh, scan, read; confirm, request, query; choose, resolve"
-            if node.name in _EMPTY:
-                yield node.lineno, f"{node.name}: the noun of what is returned"
+            if reason := _reason(node.name):
+                yield node.lineno, f"{node.name}: {reason}"
             if node.name.startswith("test_") and len(node.name) > _LONGEST_TEST:
                 yield node.lineno, f"{node.name}: {len(node.name)} characters, of {_LONGEST_TEST}"
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in _EMPTY:
-            yield node.lineno, f"{node.id}: the thing's own noun, such as row, module, step, message"
-        elif isinstance(node, ast.arg) and node.arg in _EMPTY:
-            yield node.lineno, f"{node.arg}: the thing's own noun, such as row, module, step, message"
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            if reason := _reason(node.id):
+                yield node.lineno, f"{node.id}: {reason}"
+        elif isinstance(node, ast.arg) and (reason := _reason(node.arg)):
+            yield node.lineno, f"{node.arg}: {reason}"
 
 
 def main(names: list[str]) -> int:
