@@ -1,6 +1,7 @@
 """Questions of people without an account to the demo of a Space: who may ask, how often, and what is answered."""
 
 import asyncio
+import re
 import threading
 from html import unescape
 
@@ -143,7 +144,9 @@ def test_one_address_may_ask_some_questions_an_hour(demo_with_run):
 
     assert statuses == [200] * 20 + [429]
     refusal = ask(client)
-    assert "There were 20 questions from your network within an hour. Try again in 1 h 00 min." in refusal.text
+    assert re.search(
+        r"There were 20 questions from your network within an hour. Try again in (1 h 00|5\d) min\.", refusal.text
+    )
     assert int(refusal.headers["retry-after"]) > 3000
     assert ">What does r do?</textarea>" in refusal.text, "the question stays"
     other = TestClient(client.app, client=("203.0.113.8", 1))
