@@ -25,7 +25,7 @@ def hub(monkeypatch):
         monkeypatch.setattr(space_hub, "SpaceHub", quick)
         # The real one takes a while to build, and has tests of its own.
         monkeypatch.setattr(
-            space_command, "build_wheel", lambda: Wheel("loratory-0.1.0-py3-none-any.whl", "1", b"PK\x03\x04 small")
+            space_command, "build_wheel", lambda: Wheel("loratory-0.2.0-py3-none-any.whl", "1", b"PK\x03\x04 small")
         )
         yield stand_in
 

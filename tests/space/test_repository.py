@@ -10,7 +10,7 @@ from engine.errors import ConfigError, ModelError
 from engine.space.repository import SCOPES, SpacePlan, address_of, front_matter, space_files
 from engine.wheel import Wheel
 
-WHEEL = Wheel("loratory-0.1.0-py3-none-any.whl", "123456789abc", b"PK")
+WHEEL = Wheel("loratory-0.2.0-py3-none-any.whl", "123456789abc", b"PK")
 COLORS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 # Source: https://huggingface.co/docs/hub/spaces-config-reference, and of the scopes https://huggingface.co/docs/hub/oauth.
 DOCUMENTED = {
