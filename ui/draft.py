@@ -115,11 +115,13 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
     """Return the form's values as a draft has them, without an estimate."""
     mapping = form.mapping(values)
     _widen_targets(mapping, shape_of(services, mapping))
-    suit(mapping, form.suited_values(values), known_rows(services, mapping))
+    fill_derived_defaults(mapping, form.suited_values(values), known_rows(services, mapping))
     return mapping
 
 
-def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRows | None) -> dict[str, Suited]:
+def fill_derived_defaults(
+    mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRows | None
+) -> dict[str, Suited]:
     """Fill in the defaults of unset settings that depend on other settings.
 
     Returns:
@@ -176,7 +178,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     shape = shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
     (rows, kind), row_facts = _rows_of(services, mapping), known_rows(services, mapping)
-    defaults = suit(mapping, form.suited_values(values), row_facts)
+    defaults = fill_derived_defaults(mapping, form.suited_values(values), row_facts)
     given_settings = _given_by_a_person(
         mapping, defaults
     )  # the engine chooses the rest, again if rows are counted later
@@ -191,11 +193,11 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         )
     model, model_config = mapping["model"], model_of(mapping)
     question = question_of(mapping)
-    unread = services.shapes.trouble(str(model.get("id", "")), model.get("revision"))
-    untokenized = services.tokenizers.trouble(model_config) if model_config is not None else None
-    untrainable = services.checks.trouble(question) if question is not None else None
-    if (error := unread or untokenized or untrainable) is not None:  # nothing is opened to find more
-        field = "model.id" if unread or untokenized else "dataset.source"
+    model_error = services.shapes.trouble(str(model.get("id", "")), model.get("revision"))
+    tokenizer_error = services.tokenizers.trouble(model_config) if model_config is not None else None
+    data_error = services.checks.trouble(question) if question is not None else None
+    if (error := model_error or tokenizer_error or data_error) is not None:  # nothing is opened to find more
+        field = "model.id" if model_error or tokenizer_error else "dataset.source"
         problems = [*problems, Problem(field, f"{error.what} {error.fix}")]
     if config is not None:
         problems = [*problems, *lab_problems(config, services.home)]

@@ -96,9 +96,9 @@ class Form:
 
     def suited_values(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return the settings that still have the value of a suited default, with that value."""
-        given = dict(zip(self._components, values, strict=True))
+        by_name = dict(zip(self._components, values, strict=True))
         try:
-            saved_values = json.loads(given.get(SUITED) or "{}")
+            saved_values = json.loads(by_name.get(SUITED) or "{}")
         except (TypeError, ValueError, RecursionError):  # of a client
             return {}
         if not isinstance(saved_values, dict):
@@ -106,7 +106,7 @@ class Form:
         return {
             name: saved_values[name]
             for name in suited.SETTINGS
-            if name in saved_values and saved_values[name] == _from_component(name, given.get(name))
+            if name in saved_values and saved_values[name] == _from_component(name, by_name.get(name))
         }
 
     def updates(self, mapping: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -231,7 +231,7 @@ def section_by_titles(section: type[SectionType], values: Mapping[str, Any]) -> 
     except ConfigError as error:
         fields = section.model_fields
         raise ConfigError(
-            [Problem((fields[name].title or name) if name in fields else name, words) for name, words in error.problems]
+            [Problem((fields[name].title or name) if name in fields else name, text) for name, text in error.problems]
         ) from error
 
 
@@ -291,7 +291,7 @@ def _choice_in_form(name: str, value: Any) -> Any:
     if not choices:
         return value
     if isinstance(value, list | tuple):
-        return [one for one in value if one in choices]
+        return [choice for choice in value if choice in choices]
     return value if value in choices else _default_of(name)
 
 
@@ -315,7 +315,7 @@ def _from_component(name: str, value: Any) -> Any:
 
 def _to_component(name: str, value: Any) -> Any:
     if name in _LISTS:
-        return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value or ())
+        return ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value or ())
     if name == "adapter.target_modules":
         return [value] if isinstance(value, str) else list(value)
     if _takes_optional_number(name):

@@ -53,7 +53,7 @@ class FormVisitor:
 
     def change(self, change: Mapping[str, Mapping[str, Any]]) -> None:
         """Put some settings into the form, as an advised change does."""
-        self.take(self.page.change_undoably(change, *self.form_values()))
+        self.take(self.page.change_with_undo(change, *self.form_values()))
 
     def undo(self) -> None:
         """Press the button next to what was applied."""

@@ -39,7 +39,7 @@ class AJob:
 def run_to_end(background: BackgroundWork, job: AJob, key: str = "run"):
     job.go_on.set()
     work = background.find(key)
-    assert work.ended.wait(WAIT_SECONDS)
+    assert work.done.wait(WAIT_SECONDS)
     return work
 
 

@@ -39,7 +39,7 @@ def load(tab, run, against=NOTHING):
 
 
 def draw(blind, source=HELD_OUT, typed="", judging=Judging()):  # noqa: B008 - it is frozen
-    return [Changes(blind, step) for step in blind.ask(source, typed, judging, "", PAGE, *SAMPLING)]
+    return [Changes(blind, step) for step in blind.generate_pair(source, typed, judging, "", PAGE, *SAMPLING)]
 
 
 def judge(blind, verdict, judging) -> Changes:
@@ -150,9 +150,9 @@ def test_a_choice_is_filed_under_what_answered_whatever_was_loaded_since(tab, bl
 
 def test_pair_deck_and_tally_go_once_something_else_is_loaded(tab, blind, services):
     drawn = judging_of(draw(blind))
-    assert blind.keep(drawn) == {}
+    assert blind.clear_outdated(drawn) == {}
     services.chat.unload()
-    assert blind.keep(drawn) == {}, "it may be loaded again"
+    assert blind.clear_outdated(drawn) == {}, "it may be loaded again"
     other = write_run(services.runs, a_config(), InventedRun())
     load(tab, other)
 
@@ -161,20 +161,20 @@ def test_pair_deck_and_tally_go_once_something_else_is_loaded(tab, blind, servic
 
     assert kept.judging == Judging(services.chat.state.target)
     assert (kept.pair, kept.choosing["visible"], kept.tally, kept.count) == ("", False, "", "")
-    assert tab.refresh(seen[tab.last_look], kept.judging) == gr.skip()
+    assert tab.refresh(seen[tab.last_state], kept.judging) == gr.skip()
     assert len(judging_of(draw(blind, judging=drawn)).deck) == 49, "a deck of the other's own"
 
 
 def test_a_run_on_the_same_base_is_seen_to_be_another(tab, blind, services, run):
-    seen = tab.refresh("", Judging())[tab.last_look]
+    seen = tab.refresh("", Judging())[tab.last_state]
     load(tab, write_run(services.runs, a_config(), InventedRun()))
 
-    assert tab.refresh(seen, Judging())[tab.last_look] != seen
+    assert tab.refresh(seen, Judging())[tab.last_state] != seen
 
 
 def test_what_answered_while_something_else_was_loaded_is_not_a_pair(tab, blind, services):
     other = write_run(services.runs, a_config(), InventedRun())
-    stream = blind.ask(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
+    stream = blind.generate_pair(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
     load(tab, other)
@@ -196,7 +196,7 @@ def test_a_folder_without_a_run_has_the_tally_of_this_page(tab, blind, services,
 
 def test_a_stopped_pair_is_not_shown(blind, services):
     services.chat._pace = 0.01
-    stream = blind.ask(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
+    stream = blind.generate_pair(HELD_OUT, "", Judging(), "", PAGE, *SAMPLING)
     first = Changes(blind, next(stream))
     next(stream)
     blind.stop_answers(PAGE)

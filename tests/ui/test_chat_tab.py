@@ -49,7 +49,8 @@ def load(
 
 def ask(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE, row=None) -> list:
     return [
-        Changes(tab.talk, step) for step in tab.talk.ask(question, list(turns), branches, row, None, PAGE, *SAMPLING)
+        Changes(tab.talk, step)
+        for step in tab.talk.stream_answers(question, list(turns), branches, row, None, PAGE, *SAMPLING)
     ]
 
 
@@ -190,7 +191,7 @@ def test_an_edit_can_be_cancelled_and_loses_nothing(tab, run):
     assert twice[tab.talk.turns] == []
     assert back[tab.talk.turns] == turns
     assert back[tab.talk.question] == ""
-    assert back[tab.talk.keep_all]["visible"] is False
+    assert back[tab.talk.cancel_button]["visible"] is False
 
 
 def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
@@ -217,7 +218,7 @@ def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, 
     load(tab, run.id)
     turns = turns_of(ask(tab, "What is <b>r</b>?"))
 
-    kept, links = tab.talk.keep(turns, "Be brief.").values()
+    kept, links = tab.talk.save(turns, "Be brief.").values()
 
     restored = Changes(tab.talk, tab.talk.restore(kept, [], ""))
     assert restored.turns == turns
@@ -268,7 +269,7 @@ def test_wrong_sampling_settings_are_listed_together(tab, run):
 def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
     load(tab, run.id)
     services.chat._pace = 0.01
-    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
+    stream = tab.talk.stream_answers("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
 
@@ -282,7 +283,7 @@ def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
 
 def test_a_page_that_is_closed_in_the_middle_stops_its_answer(tab, services, run):
     load(tab, run.id)
-    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
+    stream = tab.talk.stream_answers("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
 
@@ -330,7 +331,7 @@ def test_the_choice_of_the_model_folds_once_it_is_loaded_and_opens_without(tab, 
 
     services.chat.unload()
 
-    assert Changes(tab, look(tab, changes.last_look)).fold["open"] is True
+    assert Changes(tab, look(tab, changes.last_state)).fold["open"] is True
 
 
 def test_questions_of_held_out_rows_are_offered_and_their_reference_is_next_to_it(tab, run):
@@ -354,13 +355,13 @@ def test_questions_of_held_out_rows_are_offered_and_their_reference_is_next_to_i
 def test_who_is_asked_stays_chosen_while_the_same_is_loaded(tab, run):
     load(tab, run.id)
     branches, first = tab.talk.branches, look(tab)
-    loaded, _, _ = first[tab.last_look].partition("\n")
+    loaded, _, _ = first[tab.last_state].partition("\n")
 
     assert first[branches]["value"] == SIDE_BY_SIDE
     assert branches not in look(tab, f"{loaded}\nmore memory")
 
     load(tab, run.id, checkpoint="step-90")
-    assert look(tab, first[tab.last_look])[branches]["value"] == SIDE_BY_SIDE
+    assert look(tab, first[tab.last_state])[branches]["value"] == SIDE_BY_SIDE
 
 
 def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
@@ -368,9 +369,9 @@ def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
     changes = look(tab)
 
     assert "result of <b>first</b> is loaded" in changes[tab.state]
-    assert look(tab, changes[tab.last_look]) == gr.skip()
+    assert look(tab, changes[tab.last_state]) == gr.skip()
     tab.unload_model()
-    assert "No model loaded" in look(tab, changes[tab.last_look])[tab.state]
+    assert "No model loaded" in look(tab, changes[tab.last_state])[tab.state]
 
 
 def test_when_an_idle_model_is_unloaded_and_why_it_was_is_shown():

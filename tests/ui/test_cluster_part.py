@@ -42,7 +42,7 @@ def draft_for(tab: TrainTab, **changes):
 def panel_of(tab: TrainTab, draft):
     """What the panel has for a draft."""
     part, views = tab.place.panels["slurm"], {**tab.page.views, **tab.page.later_views}
-    return {name: views[getattr(part, name)](draft) for name in ("panel", "offer", "forecast", "looking")}
+    return {name: views[getattr(part, name)](draft) for name in ("panel", "offer", "forecast", "timer")}
 
 
 def answering(services: Services, ask) -> None:
@@ -56,14 +56,14 @@ def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(c
     draft = draft_for(tab, slurm__gpu_type="a100", slurm__gpus=2, slurm__memory_gib=24, slurm__limit_hours=3)
 
     panel = panel_of(tab, draft)
-    wait_until(lambda: not services.forecast.is_asking)
-    now = tab.place.panels["slurm"].look()
+    wait_until(lambda: not services.forecast.is_querying)
+    now = tab.place.panels["slurm"].show_latest()
 
     assert panel["panel"]["visible"]
     for words in ("2×a100, 80 GiB", "24.0 GiB", "3 h"):
         assert words in panel["offer"]
     assert "Free now: 0 × t4, 3 × a100. Expected start: in 20 min." in now[tab.place.panels["slurm"].forecast]
-    assert now[tab.place.panels["slurm"].looking]["active"] is False
+    assert now[tab.place.panels["slurm"].timer]["active"] is False
 
 
 def test_a_slurm_that_hangs_keeps_no_click_waiting(cluster, laid_out, services):
@@ -79,15 +79,15 @@ def test_a_slurm_that_hangs_keeps_no_click_waiting(cluster, laid_out, services):
     tab = laid_out(TrainTab)
     for epochs in range(1, 6):
         panel = panel_of(tab, draft_for(tab, training__num_train_epochs=epochs))
-        assert "Asking Slurm" in panel["forecast"]
-        assert panel["looking"]["active"] is True
-        assert "Asking Slurm" in tab.place.panels["slurm"].look()[tab.place.panels["slurm"].forecast]
+        assert "Querying Slurm" in panel["forecast"]
+        assert panel["timer"]["active"] is True
+        assert "Querying Slurm" in tab.place.panels["slurm"].show_latest()[tab.place.panels["slurm"].forecast]
     wait_until(lambda: requests != [])
     assert requests == ["cluster-forecast"], "asked once, in a thread of its own"
 
     hangs.set()
-    wait_until(lambda: not services.forecast.is_asking)
-    assert "took longer than 20 s" in tab.place.panels["slurm"].look()[tab.place.panels["slurm"].forecast]
+    wait_until(lambda: not services.forecast.is_querying)
+    assert "took longer than 20 s" in tab.place.panels["slurm"].show_latest()[tab.place.panels["slurm"].forecast]
 
 
 def test_the_same_question_is_asked_again_after_a_while_and_another_one_at_once():
@@ -98,7 +98,7 @@ def test_the_same_question_is_asked_again_after_a_while_and_another_one_at_once(
 
     def know(epochs: int) -> Forecast | None:
         known = forecast.find(ClusterPlace(), a_config(training__num_train_epochs=epochs))
-        wait_until(lambda: not forecast.is_asking)
+        wait_until(lambda: not forecast.is_querying)
         return known
 
     assert know(1) is None
@@ -117,7 +117,7 @@ def test_a_question_that_fails_unexpectedly_is_not_asked_for_ever():
 
     forecast = ClusterForecast(fail)
     forecast.find(ClusterPlace(), a_config())
-    wait_until(lambda: not forecast.is_asking)
+    wait_until(lambda: not forecast.is_querying)
     assert forecast.latest is not None
     assert forecast.latest.trouble is not None
 
@@ -135,7 +135,7 @@ def test_a_cluster_that_was_not_set_up_is_explained_where_it_is_chosen(home, lai
     panel = panel_of(tab, draft_for(tab))
 
     assert words in panel["offer"]
-    assert (panel["forecast"], panel["looking"]["active"]) == ("", False)
+    assert (panel["forecast"], panel["timer"]["active"]) == ("", False)
 
 
 def test_a_run_here_or_at_hugging_face_shows_nothing_of_the_cluster_and_asks_nothing(cluster, laid_out, services):
@@ -149,11 +149,11 @@ def test_a_run_here_or_at_hugging_face_shows_nothing_of_the_cluster_and_asks_not
 
 
 def test_html_in_what_slurm_answers_is_text():
-    result = render_forecast(Forecast({"<b>x</b>": 1}), is_asking=False)
+    result = render_forecast(Forecast({"<b>x</b>": 1}), is_querying=False)
 
     assert "<b>" not in result
     assert "Slurm gives no expected start." in result
-    assert "Expected start: now." in render_forecast(Forecast(start=10.0), is_asking=False, now=9.0)
+    assert "Expected start: now." in render_forecast(Forecast(start=10.0), is_querying=False, now=9.0)
 
 
 def test_people_of_a_lab_may_choose_a_cluster_once_an_admin_has_set_it_up_and_guests_never(home):

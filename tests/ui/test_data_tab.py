@@ -149,7 +149,7 @@ def test_what_no_one_foresaw_is_reported_in_two_sentences(visitor, monkeypatch, 
     inspector = visitor.tab.page.services.inspector
     values = visitor.values(dataset__source="rows.jsonl")
     if handler == "_list":
-        check = visitor.tab.page.services.checks.ask(question_on("rows.jsonl"))
+        check = visitor.tab.page.services.checks.request(question_on("rows.jsonl"))
         wait_until(lambda: check.is_done)
         check.report = check.report.model_copy(update={"longest_rows": (3, 4)})
     for name in ("preview", "find_steps"):

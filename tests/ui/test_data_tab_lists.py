@@ -15,8 +15,8 @@ from ui.views.rows import PAGE_ROWS, listing_choices, render_counts, render_prob
 def checked_visitor(visitor, services):
     """The tab with a finished check whose report has something of everything."""
     question = question_on("rows.jsonl")
-    services.tokenizers.ask(question.model).ended.wait(PATIENCE_SECONDS)
-    check = services.checks.ask(question)
+    services.tokenizers.download(question.model).done.wait(PATIENCE_SECONDS)
+    check = services.checks.request(question)
     wait_until(lambda: check.is_done)
     check.report = some_report()
     return visitor

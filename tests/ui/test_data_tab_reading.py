@@ -26,7 +26,7 @@ def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor
 
     assert "rows kept" in visitor.tick(dataset__source="somebody/some-data")["facts"]
     # Another length is another question about rows that are here by now.
-    longer = services.checks.ask(question_on("somebody/some-data", training__max_length=64))
+    longer = services.checks.request(question_on("somebody/some-data", training__max_length=64))
     assert not longer.waits
 
 
@@ -76,12 +76,12 @@ def test_an_error_stays_until_the_question_changes(services):
     inspector = FailingInspector()
     checks = DatasetChecks(inspector)
     for _ in range(3):
-        check = checks.ask(question_on("rows.jsonl"))
+        check = checks.request(question_on("rows.jsonl"))
         wait_until(lambda check=check: check.is_done)
 
     assert inspector.checks == 1
     assert "unexpected" in check.error.what
-    wait_until(lambda: checks.ask(question_on("rows.jsonl", training__max_length=64)).is_done)
+    wait_until(lambda: checks.request(question_on("rows.jsonl", training__max_length=64)).is_done)
     assert inspector.checks == 2
 
 
@@ -107,5 +107,7 @@ def test_a_fetch_from_the_hub_ends_at_once_when_it_is_stopped(services):
     wait_until(lambda: check.is_done)
 
     assert check.was_stopped
-    assert checks.ask(question) is check
-    assert checks.ask(question_on("somebody/some-data", training__max_length=64)).waits  # a stop takes the word back
+    assert checks.request(question) is check
+    assert checks.request(
+        question_on("somebody/some-data", training__max_length=64)
+    ).waits  # a stop takes the word back

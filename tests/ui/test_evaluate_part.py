@@ -48,7 +48,7 @@ def buttons(part, changes) -> Changes:
 
 def measure(part, services, run, checkpoint=FINAL, answered=20):
     start(part, run.id, checkpoint, answered=answered)
-    assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
+    assert services.results.measuring.find(run.id).done.wait(WAIT_SECONDS)
 
 
 def test_before_it_is_measured_it_reports_what_would_be(part, run):
@@ -84,7 +84,7 @@ def test_while_it_measures_the_bar_moves_and_it_can_be_stopped(part, services, r
     assert "is under way" in start(part, run.id)
 
     part.job.end(run.id)
-    assert services.results.measuring.find(run.id).ended.wait(WAIT_SECONDS)
+    assert services.results.measuring.find(run.id).done.wait(WAIT_SECONDS)
     changes = show(part, run.id)
     assert "nothing was saved" in buttons(part, changes).status
     assert "Not measured yet" in changes.result

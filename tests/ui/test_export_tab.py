@@ -55,7 +55,7 @@ def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=Tr
     updates = handler(run.id, checkpoint, form, 0, "local", folder, repository, "", *settings)
     work = tab.page.services.results.exporting.find(run.id)
     if work is not None:
-        assert work.ended.wait(WAIT_SECONDS)
+        assert work.done.wait(WAIT_SECONDS)
     return updates[tab.job.status]
 
 
@@ -177,7 +177,7 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
         tab.start(run.id, FINAL, ADAPTER, 0, "local", "mine", "", "", *[None] * 7)
 
     tab.job.end(run.id)
-    assert services.results.exporting.find(run.id).ended.wait(WAIT_SECONDS)
+    assert services.results.exporting.find(run.id).done.wait(WAIT_SECONDS)
     assert "nothing was written" in job(tab, show(tab, run.id, ADAPTER)).status
     assert job(tab, show(tab, run.id, SCRIPT)).status == "", "a text is not exported"
 

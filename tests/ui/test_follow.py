@@ -31,7 +31,7 @@ def invent(services):
 
 
 def look(follow: FollowPart, run_id: str, log_open: bool = False, run_shown: str = "") -> Changes:
-    return Changes(follow, follow.look(run_id, 0.9, False, log_open, run_shown))
+    return Changes(follow, follow.show(run_id, 0.9, False, log_open, run_shown))
 
 
 def refresh(follow: FollowPart, run_id: str) -> Changes:
@@ -70,9 +70,9 @@ def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
 
     reply = answer(follow, view)
 
-    assert "Step 11 of 120" in reply["places"]["run-heading"]
-    assert reply["places"]["loss-chart"] not in ("", view.loss)
-    assert set(reply["places"]) == {
+    assert "Step 11 of 120" in reply["values"]["run-heading"]
+    assert reply["values"]["loss-chart"] not in ("", view.loss)
+    assert set(reply["values"]) == {
         "run-heading", "run-made-of", "loss-chart", "preference-charts", "small-charts", "run-memory", "run-warnings",
             "run-timeline",
     }  # fmt: skip
@@ -89,7 +89,7 @@ def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
 
     reply = answer(follow, view)
 
-    assert (reply["places"], reply["submit"]) == ({}, True)
+    assert (reply["values"], reply["submit"]) == ({}, True)
     view = refresh(follow, run.id)
     assert not is_visible(view.stop)
     assert "Step 11 of 120" in view.heading
@@ -124,7 +124,7 @@ def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
     assert json.loads(live)["smoothing"] == 0.5
     assert curve != look(follow, run.id).loss
     log_a_step(run)
-    assert '"type":"log"' in json.loads(follow.answer(live, ""))["places"]["loss-chart"]
+    assert '"type":"log"' in json.loads(follow.answer(live, ""))["values"]["loss-chart"]
 
 
 @pytest.mark.parametrize(("typed", "meant"), [(None, 0), (7, 0.99), (-1, 0)])
@@ -254,7 +254,7 @@ def test_the_log_is_read_only_where_it_is_open(follow, invent):
     assert "something was said" in opened.log
     run.folder.log.write_text("something was said\nand more\n", encoding="utf-8")
     assert answer(follow, closed) is None
-    assert "and more" in answer(follow, opened)["places"]["run-log"]
+    assert "and more" in answer(follow, opened)["values"]["run-log"]
 
 
 def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
@@ -301,7 +301,7 @@ def test_a_view_tells_which_run_it_shows(follow, invent):
 def test_a_question_names_its_run_and_goes_with_it(follow, invent):
     asked, other = invent(state="running", steps=3), invent(state="running", steps=4)
 
-    title, _ = follow.ask_cancel(asked.id)
+    title, _ = follow.cancel_question(asked.id)
     assert "smollm2-135m-instruct" in title
     assert question_of(look(follow, asked.id, run_shown=asked.id)) == NOTHING
     assert not is_visible(question_of(look(follow, other.id, run_shown=asked.id)))

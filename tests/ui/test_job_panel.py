@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 
 from engine.errors import RunError
-from ui.backend.background import BackgroundWork, FunctionJob, Message
+from ui.backend.background import BackgroundWork, FunctionJob, WorkProgress
 from ui.polls import JobPanel
 
 WAIT_SECONDS = 300
@@ -29,10 +29,10 @@ def begin(works, words="Row 1 of 8.") -> threading.Event:
     reported, may_end = threading.Event(), threading.Event()
 
     def run(report) -> str:
-        report(Message(words, 0.125))
+        report(WorkProgress(words, 0.125))
         reported.set()
         assert may_end.wait(WAIT_SECONDS)
-        report(Message("Ending."))
+        report(WorkProgress("Ending."))
         return "result"
 
     works.start("run", "An export", FunctionJob(run))
@@ -55,11 +55,11 @@ def test_work_that_another_page_started_and_its_end_are_drawn_again(panel, works
     assert (shown[panel.start]["interactive"], shown[panel.stop]["visible"]) == (False, True)
     news = ask(panel, shown[panel.poll])
     assert not news["submit"]
-    assert "Row 1 of 8." in news["places"]["export-status"]
+    assert "Row 1 of 8." in news["values"]["export-status"]
     assert ask(panel, shown[panel.poll], news["stamp"]) is None
 
     may_end.set()
-    assert works.find("run").ended.wait(WAIT_SECONDS)
+    assert works.find("run").done.wait(WAIT_SECONDS)
     assert ask(panel, shown[panel.poll], news["stamp"])["submit"]
     shown = panel.follow("run")
     assert (shown[panel.start]["interactive"], shown[panel.stop]["visible"]) == (True, False)
@@ -76,7 +76,7 @@ def test_a_stop_is_shown_at_once_and_its_end_with_what_it_means(panel, works):
     assert ask(panel, question)["submit"], "what else the page shows of it is drawn again"
 
     may_end.set()
-    assert works.find("run").ended.wait(WAIT_SECONDS)
+    assert works.find("run").done.wait(WAIT_SECONDS)
     assert "nothing was written" in panel.follow("run")[panel.status]
 
 

@@ -112,7 +112,7 @@ def test_a_page_asks_and_gets_what_is_new_without_another_persons_words(part_of)
     make, at_work, waits = part_of
     answer = make("cid").news("queue", "")
     assert answer is not None
-    places = json.loads(answer)["places"]
+    places = json.loads(answer)["values"]
     text = " ".join(places.values())  # without the stamp, in which any four digits may stand
 
     assert set(places) == {"queue-devices", "queue-turns", "queue-disk"}

@@ -248,7 +248,7 @@ def test_a_private_model_is_chosen_once_its_download_ended_however_soon_that_is(
         part = OwnPart(Page(services), own)
 
     begun = part.download("owner/gated", "", f"hf_{'x' * 32}")
-    own.downloading.find(DOWNLOAD).ended.wait(300)
+    own.downloading.find(DOWNLOAD).done.wait(300)
 
     assert '"submit":true' in part.job.news(begun[part.job.poll], "")
     ended = part.show_end()

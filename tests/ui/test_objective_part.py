@@ -36,7 +36,7 @@ def draft_of(visitor: FormVisitor, source: str = "", **given):
     if source:
         question = question_of(visitor.mapping)
         assert question is not None
-        check = page.services.checks.ask(question)
+        check = page.services.checks.request(question)
         wait_until(lambda: check.is_done)
     visitor.refresh()
     return page.draft(visitor.form_values())
@@ -153,7 +153,7 @@ def test_a_preset_that_continues_another_one_reports_what_is_missing_and_takes_i
     assert "has not been trained here yet" in visitor.applied_notice
 
     run = write_run(services.runs, before.load(), InventedRun())
-    visitor.page.reader.look_again()
+    visitor.page.reader.invalidate()
     visitor.fill(part.with_start(preset))
     assert visitor.mapping["adapter"]["warm_start"] == run.id
     assert "not been trained" not in visitor.applied_notice

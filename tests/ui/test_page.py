@@ -5,7 +5,7 @@ import pytest
 
 from tests.invented_runs import InventedRun, a_config, write_run
 from ui.page import Page
-from ui.tabs.method import MethodTab, render_begins_with
+from ui.tabs.method import MethodTab, render_warm_start
 from ui.views.memory import render_side_panel
 
 
@@ -95,11 +95,11 @@ def test_the_run_whose_adapter_a_draft_begins_with_is_reported_by_its_name_next_
     words = page.start_label(draft)
 
     assert words == "the adapter of <i>faq"
-    for html in (render_side_panel(draft, words), render_begins_with(words)):
+    for html in (render_side_panel(draft, words), render_warm_start(words)):
         assert "ontinues from" in html
         assert "the adapter of &lt;i&gt;faq" in html
-    assert "Start a new adapter" in render_begins_with(words)
-    assert render_begins_with("") == ""
+    assert "Start a new adapter" in render_warm_start(words)
+    assert render_warm_start("") == ""
     assert "Continues" not in render_side_panel(draft)
 
 

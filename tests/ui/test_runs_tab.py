@@ -196,12 +196,12 @@ def test_a_deletion_names_its_runs_and_leaves_those_that_the_search_hides(tab, h
     query = ("rank 16", "All", ANY_METHOD, ANY_MODEL, "Newest first")
 
     named = tab.deletable(history, *query)
-    title, question = tab.ask_delete([*named, "../../etc"])
+    title, question = tab.deletion_question([*named, "../../etc"])
     assert title == "1 run"
     assert f"“faq, rank 16 · {named[0][-4:]}”. " in question
     assert list_runs(tab, ticked=history, words="rank 16").delete["value"] == "Delete 1 run …"
     assert not list_runs(tab, ticked=history, words="no such run").delete["visible"]
-    assert " and 1 more. " in tab.ask_delete(history[1:])[1]
+    assert " and 1 more. " in tab.deletion_question(history[1:])[1]
     assert tab.delete_named(named, history, "")[tab.ticked_runs] == [one for one in history if one not in named]
 
 
@@ -248,7 +248,7 @@ def test_a_supervised_and_a_preference_run_say_what_cannot_be_compared(tab, hist
         write_run(services.runs, config, InventedRun()).id
         for config in (dpo, a_config(training__objective="dpo", training__beta=0.5))
     ]
-    tab.page.reader.look_again()
+    tab.page.reader.invalidate()
 
     mixed = tab.compare([history[1], runs[0]], "step", False)[tab.differences]
     betas = tab.compare(runs, "step", False)[tab.differences]
@@ -376,7 +376,7 @@ def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):
 def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     victim = history[1]
 
-    question = " ".join(tab.one.ask_delete(victim))
+    question = " ".join(tab.one.deletion_question(victim))
     assert "kB in all" in question
     assert "faq, rank 16" in question
     updates = tab.one.delete_run(victim, victim, [victim, history[2]])

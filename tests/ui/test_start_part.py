@@ -36,7 +36,7 @@ def begin_sweep(tab: TrainTab, token: str, copied_from: str, *values) -> Changes
 
 def agree(tab: TrainTab, question: Changes, token: str, *values) -> Changes:
     return waited_for(
-        tab, Changes(tab.start, tab.start.begin_agreed(question.asked, token, "", "", "", "", True, *values))
+        tab, Changes(tab.start, tab.start.begin_agreed(question.open_question, token, "", "", "", "", True, *values))
     )
 
 
@@ -216,8 +216,8 @@ def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatc
 
     services, config = tab.page.services, a_config(training__max_steps=3)
     monkeypatch.setattr(services.launcher, "start", refuse)
-    question = CheckQuestion.of(config)
-    check = services.checks.ask(question)
+    question = CheckQuestion.from_config(config)
+    check = services.checks.request(question)
     wait_until(lambda: check.is_done)
 
     changes = start_run(tab, "token", config)

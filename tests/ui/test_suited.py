@@ -175,7 +175,7 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
     assert start_key("token", [before.config]) == start_key("token", [after.config]), (
         "a second click starts no second run"
     )
-    result = page.services.checks.find(CheckQuestion.of(after.config))  # without reading all rows again
+    result = page.services.checks.find(CheckQuestion.from_config(after.config))  # without reading all rows again
     assert result is not None
     assert result.report.max_length == 240
 

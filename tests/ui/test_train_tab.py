@@ -144,7 +144,7 @@ def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_m
     goes_on.set()
     wait_until(lambda: count(tab, values)[2] == "No connection.")
     assert [field for field, _ in tab.page.draft(values).problems] == ["model.id"]
-    tab.page.services.tokenizers.ask(config.model, again=True)
+    tab.page.services.tokenizers.download(config.model, again=True)
     wait_until(lambda: count(tab, values)[2] == "")
     assert tab.page.draft(values).problems == ()
 
@@ -238,4 +238,4 @@ def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(serv
 
     assert len(events) > 100
     # A second answer, or a second archive, is not wanted.
-    assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "ask"]
+    assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "stream_answers"]

@@ -57,7 +57,8 @@ def load(tab, run, against=NOTHING):
 
 def ask(tab, question, turns=(), branches=SIDE_BY_SIDE, system="Be brief."):
     steps = [
-        Changes(tab.talk, step) for step in tab.talk.ask(question, list(turns), branches, None, system, PAGE, *SAMPLING)
+        Changes(tab.talk, step)
+        for step in tab.talk.stream_answers(question, list(turns), branches, None, system, PAGE, *SAMPLING)
     ]
     return steps[-1]
 
@@ -118,7 +119,7 @@ def test_only_whole_and_different_answers_are_offered(tab, run):
     assert not offers(base, replace(tuned, text=f" {base.text}\n"))
     assert not offers(base, replace(tuned, text=" "))
     assert not offers(base)
-    assert not offers(base, tuned, asked=None), "a conversation of an older version"
+    assert not offers(base, tuned, settings=None), "a conversation of an older version"
     assert offers(base, replace(tuned, finish_reason="length"))
 
 
@@ -158,7 +159,7 @@ def test_an_older_conversation_with_two_models_on_one_side_is_not_a_pair(tab, ru
     load(tab, write_run(services.runs, a_config(run__name="another"), InventedRun()))
     *_, last = ask(tab, "And why?", before).turns
 
-    old = [*before, replace(last, asked=replace(last.asked, left_out=()))]
+    old = [*before, replace(last, settings=replace(last.settings, left_out=()))]
 
     assert "vote:0" in tab.talk.render(old)
     assert "vote:1" not in tab.talk.render(old)
@@ -178,7 +179,7 @@ def test_a_vote_that_cannot_be_kept_reports_why(tab, run, votes, monkeypatch):
 def test_a_choice_of_the_blind_test_is_a_vote(tab, run, votes):
     load(tab, run)
     for verdict in ("left", "neither"):
-        steps = list(tab.blind.ask(OWN, f"Why {verdict}?", Judging(), "Be brief.", PAGE, *SAMPLING))
+        steps = list(tab.blind.generate_pair(OWN, f"Why {verdict}?", Judging(), "Be brief.", PAGE, *SAMPLING))
         judging = steps[-1][tab.blind.judging]
         judged = tab.blind.judge(verdict, judging)
         assert judged[tab.blind.trouble] == ""
@@ -192,7 +193,7 @@ def test_a_choice_of_the_blind_test_is_a_vote(tab, run, votes):
 
 def test_the_tally_stays_where_a_vote_is_too_long(tab, run, votes, monkeypatch):
     load(tab, run)
-    steps = list(tab.blind.ask(OWN, "Why?", Judging(), "", PAGE, *SAMPLING))
+    steps = list(tab.blind.generate_pair(OWN, "Why?", Judging(), "", PAGE, *SAMPLING))
     monkeypatch.setattr("engine.evaluation.votes.LONGEST_CHARACTERS", 10)
 
     judged = tab.blind.judge("left", steps[-1][tab.blind.judging])
@@ -304,7 +305,7 @@ def test_any_two_of_three_are_judged_blindly(tab, services, run, preference_run)
 
     for value, asked in (("runs", {"tuned", "second"}), ("tuned", {"base", "tuned"}), ("second", {"base", "second"})):
         judging = tab.blind.choose_sides(value, Judging())[tab.blind.judging]
-        judging = list(tab.blind.ask(OWN, "Why?", judging, "", PAGE, *SAMPLING))[-1][tab.blind.judging]
+        judging = list(tab.blind.generate_pair(OWN, "Why?", judging, "", PAGE, *SAMPLING))[-1][tab.blind.judging]
         assert set(judging.pair.answers) == asked
         judging = tab.blind.judge("left", judging)[tab.blind.judging]
         assert "1 pair judged" in tab.blind.show_count(judging)[tab.blind.count]

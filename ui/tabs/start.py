@@ -80,7 +80,9 @@ class StartPart:
         self._buttons = [self.start]
         # Identifies a start together with the draft: of this browser, or after "Start again" the run that was there before.
         self.token = page.start_token
-        self.asked = gr.State(("run", ""))  # what the open question is about: "run" or "sweep", and the run that exists
+        self.open_question = gr.State(
+            ("run", "")
+        )  # what the open question is about: "run" or "sweep", and the run that exists
         self.pending = gr.State("")  # key of the start that this page waits for
         # After a start: the tab, "train" or "runs", and the id of the first run; or `REFUSED`. Changes at each.
         self.goes_to = page.start_goes_to
@@ -99,7 +101,7 @@ class StartPart:
         page, components, confirm = self.page, self.page.form.components, self.confirm
         enclosing_page().load(None, self.token, self.token, js=_NAMED_BY_BROWSER, **QUICK)
         outputs = [
-            self.problems, page.chosen_run, self.token, self.sweep, self.asked, self.pending, self.job.poll, self.goes_to,
+            self.problems, page.chosen_run, self.token, self.sweep, self.open_question, self.pending, self.job.poll, self.goes_to,
             confirm.panel, confirm.question, confirm.really, *self._buttons,
         ]  # fmt: skip
         self.draft_key.change(None, None, [self.problems, confirm.panel], js=_FORGET, **QUICK)
@@ -109,7 +111,7 @@ class StartPart:
         starts = [button.click for button in self._buttons]
         gr.on(starts, functools.partial(self.begin, "run"), inputs, outputs, **once)
         self.sweep.click(functools.partial(self.begin, "sweep"), inputs, outputs, **once)
-        confirm.really.click(self.begin_agreed, [self.asked, *inputs], outputs, **once)
+        confirm.really.click(self.begin_agreed, [self.open_question, *inputs], outputs, **once)
         confirm.close_by(confirm.keep.click)
         for part in sweep:  # these are not part of the draft
             confirm.close_by(changed_by_hand(part))
@@ -120,9 +122,9 @@ class StartPart:
         """Enable the buttons again after the event that shows the started run: until then, a click is the same start."""
         event.then(self._idle, None, [*self._buttons, self.sweep, self.pending, self.job.poll], **QUICK)
 
-    def begin_agreed(self, asked: tuple[str, str], token: str, *values: Any) -> Updates:
+    def begin_agreed(self, question: tuple[str, str], token: str, *values: Any) -> Updates:
         """Begin what the question was about."""
-        kind, existing_id = asked
+        kind, existing_id = question
         token = existing_id or token  # the same for each click on "Start again", which starts one run
         return {self.token: token, **self.begin(kind, token, *values, is_agreed=True)}
 
@@ -140,8 +142,8 @@ class StartPart:
                 configs = sweep_of(draft.config, request.rates, request.ranks, alpha_follows=request.alpha_follows)
         except EngineError as error:
             return self._show_error(error)
-        dataset, check = configs[0].dataset, checks.find(CheckQuestion.of(draft.config))
-        previewed = check.report if check is not None else None
+        dataset, check = configs[0].dataset, checks.find(CheckQuestion.from_config(draft.config))
+        dataset_report = check.report if check is not None else None
         key, copied_from = start_key(request.token, configs), request.copied_from
         origin = copied_from if self.page.reader.exists(copied_from) else None
         work = self.page.starts.find(key)
@@ -154,12 +156,12 @@ class StartPart:
                 **self._idle(),
                 **self.confirm.open(*question),
                 self.problems: "",
-                self.asked: (kind, existing.id if existing is not None else ""),
+                self.open_question: (kind, existing.id if existing is not None else ""),
                 self.goes_to: f"{REFUSED} {uuid.uuid4().hex}",
             }
 
         def start(report: Callable[[str], None]) -> Sequence[Run]:
-            same: dict[str, Any] = {"copied_from": origin, "on_progress": report, "previewed": previewed}
+            same: dict[str, Any] = {"copied_from": origin, "on_progress": report, "previewed": dataset_report}
             try:
                 runs = (
                     launcher.start_all(configs, key, **same) if is_sweep else [launcher.start(configs[0], key, **same)]
@@ -191,8 +193,8 @@ class StartPart:
             return None
         rate, usual = f"{config.training.learning_rate:g}", f"{usual_learning_rate(config):g}"
         method = ", ".join(filter(None, (config.method_name, preference_name(config))))
-        words = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} for {method}."
-        return f"{escape(words)} Lower it, or start anyway.", "Start anyway"
+        fact = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} for {method}."
+        return f"{escape(fact)} Lower it, or start anyway.", "Start anyway"
 
     def show(self, pending: str) -> Updates:
         """Return the progress of the start that this page waits for."""
@@ -211,10 +213,10 @@ class StartPart:
             self.pending: key,
         }
         if work.result is not None:
-            self.page.reader.look_again()
+            self.page.reader.invalidate()
             run_id = work.result[0].id
-            place = "train" if len(work.result) == 1 else "runs"
-            going = {self.page.chosen_run: run_id, self.goes_to: f"{place} {run_id} {uuid.uuid4().hex}"}
+            tab = "train" if len(work.result) == 1 else "runs"
+            going = {self.page.chosen_run: run_id, self.goes_to: f"{tab} {run_id} {uuid.uuid4().hex}"}
             updates |= {self.job.poll: "", self.problems: "", **going}
         return updates
 
@@ -227,8 +229,8 @@ class StartPart:
         }
 
     def _show_error(self, error: EngineError) -> Updates:
-        refused = {self.problems: error_box(error), self.confirm.panel: HIDDEN}
-        return {**self._idle(), **refused, self.goes_to: f"{REFUSED} {uuid.uuid4().hex}"}
+        problem = {self.problems: error_box(error), self.confirm.panel: HIDDEN}
+        return {**self._idle(), **problem, self.goes_to: f"{REFUSED} {uuid.uuid4().hex}"}
 
 
 def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) -> list[RunConfig]:
