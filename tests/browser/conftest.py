@@ -75,9 +75,9 @@ def watched_page(browser: Browser, address: str) -> Iterator[Page]:
     page = open_page(browser, address)
     errors: list[str] = []
 
-    def note(words: str, is_error: bool) -> None:
+    def note(message: str, is_error: bool) -> None:
         if is_error:
-            errors.append(words)
+            errors.append(message)
 
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: note(message.text, "Content Security Policy" in message.text))

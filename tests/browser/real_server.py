@@ -38,8 +38,8 @@ def running(
         environment: All of its variables.
     """
     with log.open("ab") as output:
-        words = [str(word) for word in command]
-        process = subprocess.Popen(words, cwd=root, env=dict(environment), stdout=output, stderr=output)
+        arguments = [str(part) for part in command]
+        process = subprocess.Popen(arguments, cwd=root, env=dict(environment), stdout=output, stderr=output)
 
     def is_there() -> bool:
         assert process.poll() is None, log.read_text()

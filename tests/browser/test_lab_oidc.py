@@ -39,10 +39,10 @@ def lab(tmp_path_factory, institute) -> Iterator[Lab]:
 
 @pytest.fixture(params=[True, False], ids=["JavaScript", "no JavaScript"])
 def context(browser: Browser, request) -> Iterator[BrowserContext]:
-    one = browser.new_context(ignore_https_errors=True, java_script_enabled=request.param)
-    one.set_default_timeout(PATIENCE_MS)
-    yield one
-    one.close()
+    context = browser.new_context(ignore_https_errors=True, java_script_enabled=request.param)
+    context.set_default_timeout(PATIENCE_MS)
+    yield context
+    context.close()
 
 
 def test_a_person_joins_leaves_and_signs_in_again(lab, institute, context):

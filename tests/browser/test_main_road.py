@@ -129,7 +129,7 @@ def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(ser
     # The page's process has stayed small and never saw torch.
     resident = psutil.Process(process.pid)
     assert resident.memory_info().rss < 300 * 2**20
-    assert not [mapped.path for mapped in resident.memory_maps() if "libtorch" in mapped.path]
+    assert not [region.path for region in resident.memory_maps() if "libtorch" in region.path]
 
     for tab in TABS:
         open_tab(page, tab)

@@ -90,9 +90,9 @@ def test_a_sweep_runs_through_the_queue_and_its_curves_are_the_same_in_every_bro
     expect(other.locator("#differences")).not_to_contain_text("training.max_steps")
     for against in ("by tokens", "by time"):
         other.locator("#overlay-against label", has_text=against).click()
-        words = {"by tokens": "tokens seen", "by time": "minutes of training"}[against]
+        axis = {"by tokens": "tokens seen", "by time": "minutes of training"}[against]
         title = "document.querySelector('#overlay-chart .chart').layout.xaxis.title.text"
-        other.wait_for_function(f"{title} === '{words}'")
+        other.wait_for_function(f"{title} === '{axis}'")
     with other.expect_download() as download:
         other.locator("#runs-csv").click()
     assert download.value.path().read_text(encoding="utf-8").count("\n") == 3

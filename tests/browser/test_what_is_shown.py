@@ -24,10 +24,10 @@ def services(tmp_path_factory) -> Services:
     return services
 
 
-def pick_run(page: Page, words: str) -> None:
+def pick_run(page: Page, title: str) -> None:
     """Look at the newest run of these words on the Runs tab."""
-    page.locator("#runs-table tr[data-pick]", has_text=words).first.locator("td.name").click()
-    expect(page.locator("#one-run-heading h2")).to_contain_text(words)
+    page.locator("#runs-table tr[data-pick]", has_text=title).first.locator("td.name").click()
+    expect(page.locator("#one-run-heading h2")).to_contain_text(title)
 
 
 def close_run(page: Page) -> None:
@@ -36,14 +36,14 @@ def close_run(page: Page) -> None:
     expect(page.locator("#run-details")).to_be_hidden()
 
 
-def load_run(page: Page, words: str) -> None:
+def load_run(page: Page, title: str) -> None:
     """Load the newest run of these words for talking."""
     open_tab(page, "Chat")
     open_model_choice(page)
     page.locator("#chat-run input").click()
-    page.get_by_role("option", name=words).first.click()
+    page.get_by_role("option", name=title).first.click()
     page.locator("#chat-load").click()
-    expect(page.locator("#chat-state")).to_contain_text(re.compile(f"{re.escape(words)}.* is loaded"))
+    expect(page.locator("#chat-state")).to_contain_text(re.compile(f"{re.escape(title)}.* is loaded"))
 
 
 def test_a_pair_of_answers_goes_when_someone_loads_another_run(page, browser, address):

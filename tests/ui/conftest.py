@@ -21,9 +21,9 @@ from ui.tabs.train import TrainTab
 @pytest.fixture
 def services(home) -> Services:
     """Services that need no model, without runs."""
-    made = fake_services(home.root, seconds_per_step=0.001)
-    made.transfers.prepare()
-    return made
+    services = fake_services(home.root, seconds_per_step=0.001)
+    services.transfers.prepare()
+    return services
 
 
 @pytest.fixture(autouse=True)

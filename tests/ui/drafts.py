@@ -48,13 +48,14 @@ def known_devices():
     return list_devices()
 
 
-def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, trouble: EngineError | None = None, untokenized: EngineError | None = None, **given: object):  # fmt: skip
+def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, model_error: EngineError | None = None, tokenizer_error: EngineError | None = None, **settings: object):  # fmt: skip
     services = SimpleNamespace(
         shapes=SimpleNamespace(
-            get=lambda model_id, revision: shape if model_id else None, trouble=lambda model_id, revision: trouble
+            get=lambda model_id, revision: shape if model_id else None,
+            model_error=lambda model_id, revision: model_error,
         ),
         checks=checks or DatasetChecks(FakeInspector()),
-        tokenizers=SimpleNamespace(trouble=lambda model: untokenized),
+        tokenizers=SimpleNamespace(model_error=lambda model: tokenizer_error),
         devices=known_devices,
         home=LoratoryHome(Path("unused")),
         place={
@@ -64,7 +65,7 @@ def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None 
         }.__getitem__,
     )
     values = dict(zip(form.names, form.updates({}), strict=True))
-    values |= {name.replace("__", "."): value for name, value in given.items()}
+    values |= {name.replace("__", "."): value for name, value in settings.items()}
     return read_draft(services, form, [values[name] for name in form.names])
 
 

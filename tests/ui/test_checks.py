@@ -69,14 +69,14 @@ def test_a_pass_that_another_page_waits_for_continues(checks, inspector):
 
 
 def test_a_pass_without_a_page_or_one_that_has_ended_is_left_alone(checks, inspector):
-    unasked = checks.request(with_length(256))
+    without_page = checks.request(with_length(256))
     inspector.goes_on.set()
-    ended = checks.request(with_length(512), "page")
-    wait_until(lambda: ended.is_done and unasked.is_done)
+    finished_check = checks.request(with_length(512), "page")
+    wait_until(lambda: finished_check.is_done and without_page.is_done)
     checks.request(with_length(1024), "page")
 
-    assert checks.find(with_length(512)) is ended
-    assert unasked.report is not None
+    assert checks.find(with_length(512)) is finished_check
+    assert without_page.report is not None
 
 
 def test_rows_are_looked_at_with_and_without_a_tokenizer_for_one_form(checks, inspector):

@@ -45,8 +45,8 @@ def panel_of(tab: TrainTab, draft):
     return {name: views[getattr(part, name)](draft) for name in ("panel", "offer", "forecast", "timer")}
 
 
-def answering(services: Services, ask) -> None:
-    object.__setattr__(services, "forecast", ClusterForecast(ask))
+def answering(services: Services, query) -> None:
+    object.__setattr__(services, "forecast", ClusterForecast(query))
 
 
 def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(cluster, laid_out, services):
@@ -60,8 +60,8 @@ def test_the_panel_shows_what_the_run_asks_for_what_is_free_and_when_it_starts(c
     now = tab.place.panels["slurm"].show_latest()
 
     assert panel["panel"]["visible"]
-    for words in ("2×a100, 80 GiB", "24.0 GiB", "3 h"):
-        assert words in panel["offer"]
+    for text in ("2×a100, 80 GiB", "24.0 GiB", "3 h"):
+        assert text in panel["offer"]
     assert "Free now: 0 × t4, 3 × a100. Expected start: in 20 min." in now[tab.place.panels["slurm"].forecast]
     assert now[tab.place.panels["slurm"].timer]["active"] is False
 
@@ -70,12 +70,12 @@ def test_a_slurm_that_hangs_keeps_no_click_waiting(cluster, laid_out, services):
     hangs = threading.Event()
     requests = []
 
-    def ask(*_: object) -> Forecast:
+    def query(*_: object) -> Forecast:
         requests.append(threading.current_thread().name)
         hangs.wait()
         return Forecast(trouble=SLOW)
 
-    answering(services, ask)
+    answering(services, query)
     tab = laid_out(TrainTab)
     for epochs in range(1, 6):
         panel = panel_of(tab, draft_for(tab, training__num_train_epochs=epochs))
@@ -123,18 +123,18 @@ def test_a_question_that_fails_unexpectedly_is_not_asked_for_ever():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("content", "text"),
     [(None, "There is no cluster.yaml in LORATORY_HOME."), ("gpu_types: 7\n", "gpu_types"), ("{}\n", "no GPUs")],
 )
-def test_a_cluster_that_was_not_set_up_is_explained_where_it_is_chosen(home, laid_out, text, words):
+def test_a_cluster_that_was_not_set_up_is_explained_where_it_is_chosen(home, laid_out, content, text):
     home.make_writable()
-    if text is not None:
-        (home.root / CLUSTER_FILE).write_text(text)
+    if content is not None:
+        (home.root / CLUSTER_FILE).write_text(content)
     tab = laid_out(TrainTab)
 
     panel = panel_of(tab, draft_for(tab))
 
-    assert words in panel["offer"]
+    assert text in panel["offer"]
     assert (panel["forecast"], panel["timer"]["active"]) == ("", False)
 
 
@@ -156,7 +156,7 @@ def test_html_in_what_slurm_answers_is_text():
     assert "Expected start: now." in render_forecast(Forecast(start=10.0), is_querying=False, now=9.0)
 
 
-def test_people_of_a_lab_may_choose_a_cluster_once_an_admin_has_set_it_up_and_guests_never(home):
+def test_members_may_choose_a_cluster_that_an_admin_set_up_and_guests_never(home):
     home.make_writable()
 
     def offers(role: str) -> bool:
@@ -175,18 +175,18 @@ def test_what_memory_is_judged_for_follows_the_place(cluster, laid_out, services
     panel = laid_out(SidePanel)
     form, page = panel.page.form, panel.page
 
-    def judged(where: str, device: str = ""):
+    def judge(where: str, device: str = ""):
         values = dict(zip(form.names, form.updates({}), strict=True))
         values |= {"model.id": "smollm2-135m-instruct", "run.where": where, JUDGE_FOR: device}
         draft = page.draft(list(values.values()))
         return page.views[panel._place](draft), page.views[panel.panel](draft)
 
-    place, panel_of = judged("slurm")
+    place, panel_of = judge("slurm")
     assert place == "Slurm cluster: t4, 15.0 GiB"
     assert "Memory on t4" in panel_of
-    place, panel_of = judged("slurm", "A100 80 GB")
+    place, panel_of = judge("slurm", "A100 80 GB")
     assert place == "Slurm cluster: t4, 15.0 GiB"
     assert "Estimate for NVIDIA A100 80 GB. A run still starts on the Slurm cluster." in panel_of
-    assert judged("local")[0] == judged("local", "A100 80 GB")[0] == "This machine"
+    assert judge("local")[0] == judge("local", "A100 80 GB")[0] == "This machine"
     assert _devices(place)[0] == (place, "")
     assert [name for _, name in _devices(place)] == [name for _, name in _devices("This machine")]

@@ -49,7 +49,7 @@ def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(vi
     assert visitor.open(dataset__source="rows.jsonl", shown_source="rows.jsonl")["fold"] == gr.skip()
 
 
-def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_another_is_chosen(visitor):
+def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting(visitor):
     page = visitor.tab.page
     updates = visitor.open(dataset__source="missing/data")
 
@@ -126,12 +126,12 @@ def test_a_new_dataset_begins_at_its_first_row_and_a_changed_setting_keeps_the_p
 
 
 def test_choosing_columns_settles_the_format_that_they_are_columns_of():
-    seen = {"format": "alpaca", "columns": ["q", "a", "system"]}
+    box_format = {"format": "alpaca", "columns": ["q", "a", "system"]}
 
-    mapped, format_ = _map_columns(seen, {"from": "who"}, "q", "(none)", "a", "(none)", None)
+    mapping, format_ = _map_columns(box_format, {"from": "who"}, "q", "(none)", "a", "(none)", None)
 
     assert format_ == "alpaca"
-    assert mapped == {"from": "who", "instruction": "q", "output": "a", "system": ""}
+    assert mapping == {"from": "who", "instruction": "q", "output": "a", "system": ""}
 
 
 def test_another_format_keeps_of_the_mapping_what_it_has_too():
@@ -180,9 +180,9 @@ class SlowResolver:
         self.error = None
         self.lookups = 0
 
-    def __call__(self, model, told):
+    def __call__(self, model, report):
         self.lookups += 1
-        told(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
+        report(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
         assert self.go_on.wait(PATIENCE_SECONDS)
         if self.error is not None:
             raise self.error

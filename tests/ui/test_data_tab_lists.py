@@ -52,10 +52,10 @@ def test_a_long_list_of_problems_is_turned_page_by_page_to_its_end(checked_visit
     event = gr.EventData(None, {"pick": "page:29"})
 
     rows = checked_visitor.tab.rows
-    jumped = rows.jump(0, event, *values)
+    updates = rows.jump(0, event, *values)
     html = rows.redraw_list("left_out", 29, *values)
 
-    assert jumped == {rows.list_page: 29}
+    assert updates == {rows.list_page: 29}
     assert "reason 898" in html
     assert "reason 868" not in html
     assert "Later" not in html

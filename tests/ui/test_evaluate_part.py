@@ -32,10 +32,10 @@ def run(services):
     return write_run(services.runs, a_config(run__name="faq <16>"), InventedRun())
 
 
-def start(part, run_id, checkpoint=FINAL, rows=None, answered=20) -> str:
+def start(part, run_id, checkpoint=FINAL, rows=None, answered_rows=20) -> str:
     """Return the status after a start, as the page has it."""
     handler = part.job.shown_in_status(part.start)
-    return handler(run_id, checkpoint, 0, "local", rows, answered, 64, True)[part.job.status]
+    return handler(run_id, checkpoint, 0, "local", rows, answered_rows, 64, True)[part.job.status]
 
 
 def show(part, run_id, checkpoint=FINAL, number=0) -> Changes:
@@ -46,8 +46,8 @@ def buttons(part, changes) -> Changes:
     return Changes(part.job, changes._updates)
 
 
-def measure(part, services, run, checkpoint=FINAL, answered=20):
-    start(part, run.id, checkpoint, answered=answered)
+def measure(part, services, run, checkpoint=FINAL, answered_rows=20):
+    start(part, run.id, checkpoint, answered_rows=answered_rows)
     assert services.results.measuring.find(run.id).done.wait(WAIT_SECONDS)
 
 
@@ -60,10 +60,10 @@ def test_before_it_is_measured_it_reports_what_would_be(part, run):
 
 
 def test_a_setting_that_cannot_work_is_named_as_its_box_is(part, run):
-    told = start(part, run.id, answered=-5)
+    status = start(part, run.id, answered_rows=-5)
 
-    assert "Rows to answer" in told
-    assert "answered_rows" not in told
+    assert "Rows to answer" in status
+    assert "answered_rows" not in status
 
 
 def test_a_model_alone_cannot_be_measured(part):
@@ -145,7 +145,7 @@ def test_the_model_of_the_chat_is_unloaded_first(tab, services, run):
 
 
 def test_settings_out_of_bounds_are_reported_in_place(part, services, run):
-    html = start(part, run.id, rows=0, answered=-1)
+    html = start(part, run.id, rows=0, answered_rows=-1)
 
     assert "2 settings need your attention" in html
     assert services.results.measuring.find(run.id) is None

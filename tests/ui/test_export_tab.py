@@ -44,8 +44,8 @@ def folder(tab, run, form, checkpoint=FINAL) -> str:
     return str(tab.show(run.id, checkpoint, form, 0)[tab.forms.folder])
 
 
-def offer(tab, *asked) -> Changes:
-    return Changes(tab, tab.offer(*asked))
+def offer(tab, *values) -> Changes:
+    return Changes(tab, tab.offer(*values))
 
 
 def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0):
@@ -122,9 +122,9 @@ def test_an_exact_script_is_written_into_a_folder_and_listed(tab, services, tiny
 
     work = services.results.exporting.find(run.id)
     assert work.error is None, status
-    written = services.home.exports / "mine"
-    assert {"train.py", "rows.parquet"} <= {path.name for path in written.iterdir()}
-    compile((written / "train.py").read_text(), "train.py", "exec")
+    target = services.home.exports / "mine"
+    assert {"train.py", "rows.parquet"} <= {path.name for path in target.iterdir()}
+    compile((target / "train.py").read_text(), "train.py", "exec")
     changes = show(tab, run.id, EXACT)
     assert "rows.parquet" in changes.result
     assert "exports/mine" in changes.result
@@ -144,12 +144,12 @@ def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_reported_once(tab, s
 
 
 def test_a_name_that_is_taken_makes_room_for_another_and_what_was_typed_since_stays(tab, services, run):
-    taken = folder(tab, run, ADAPTER)
-    start(tab, run, ADAPTER, folder=taken)
+    folder_name = folder(tab, run, ADAPTER)
+    start(tab, run, ADAPTER, folder=folder_name)
 
-    assert tab.refresh(run.id, FINAL, ADAPTER, 0, taken, 0)[tab.forms.folder] == f"{taken}-2"
+    assert tab.refresh(run.id, FINAL, ADAPTER, 0, folder_name, 0)[tab.forms.folder] == f"{folder_name}-2"
     assert tab.forms.folder not in tab.refresh(run.id, FINAL, ADAPTER, 0, "mine", 0)
-    assert tab.forms.folder not in tab.refresh(run.id, FINAL, ADAPTER, 0, taken, 1)  # nothing new was made
+    assert tab.forms.folder not in tab.refresh(run.id, FINAL, ADAPTER, 0, folder_name, 1)  # nothing new was made
 
 
 def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
@@ -161,9 +161,9 @@ def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
     assert "exports/two" in changes.result
     assert "Merged model of step-90" in changes.result
     assert changes.before.count("data-pick") == 2
-    picked = Changes(tab, tab.pick(EventData(None, {"pick": "1"}), run.id, MERGED))
-    assert "exports/one" in picked.result
-    assert tab.shown_folder(run.id, picked.number).name == "one"
+    changes = Changes(tab, tab.pick(EventData(None, {"pick": "1"}), run.id, MERGED))
+    assert "exports/one" in changes.result
+    assert tab.shown_folder(run.id, changes.number).name == "one"
 
 
 def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
@@ -212,16 +212,16 @@ def test_a_whole_model_has_no_adapter_to_take(tab, services):
 
 
 def test_every_form_shows_its_own_settings(tab, run):
-    shown = {
-        form: [switched[panel]["visible"] for panel in tab.forms.panels[1:6]]
+    visible = {
+        form: [updates[panel]["visible"] for panel in tab.forms.panels[1:6]]
         for form in FORMS
-        if (switched := show(tab, run.id, form)._updates)
+        if (updates := show(tab, run.id, form)._updates)
     }
 
-    assert shown[MERGED] == [True, True, False, False, True]
-    assert shown[GGUF] == [True, False, True, False, True]
-    assert shown[HUB] == [False, False, False, True, True]
-    assert shown[SCRIPT] == shown[YAML] == [False] * 5
+    assert visible[MERGED] == [True, True, False, False, True]
+    assert visible[GGUF] == [True, False, True, False, True]
+    assert visible[HUB] == [False, False, False, True, True]
+    assert visible[SCRIPT] == visible[YAML] == [False] * 5
 
 
 def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, services, tmp_path, monkeypatch):
@@ -265,11 +265,11 @@ def test_a_run_that_was_deleted_is_reported_as_gone(tab):
 
 
 @pytest.mark.parametrize(
-    ("place", "linked"),
+    ("place", "is_link"),
     [("https://hub/me/x", True), ("http://127.0.0.1:1/me/x", True), ("/home/me/x", False), ("javascript:x", False)],
 )
-def test_only_a_hub_is_a_link_also_one_of_ones_own(place, linked):
-    assert (f'href="{place}"' in render_export(ExportRecord(kind="hub", place=place))) is linked
+def test_only_a_hub_is_a_link_also_one_of_ones_own(place, is_link):
+    assert (f'href="{place}"' in render_export(ExportRecord(kind="hub", place=place))) is is_link
 
 
 def test_an_export_that_differs_is_not_called_good():

@@ -39,7 +39,7 @@ def visitor(laid_out) -> FormVisitor:
 def a_draft(draw: random.Random) -> dict[str, Any]:
     """Settings that advice may be about; those that do not go together are drawn again."""
     while True:
-        drawn = {
+        settings = {
             "model": {
                 "id": "some/model", "quantization": draw.choice(("none", "none", "nf4", "int8")),
                 "double_quant": draw.random() < 0.5, "attn_implementation": draw.choice(("auto", "eager")),
@@ -54,13 +54,13 @@ def a_draft(draw: random.Random) -> dict[str, Any]:
             },
         }  # fmt: skip
         with contextlib.suppress(ConfigError):
-            return config_from_mapping(drawn).model_dump(mode="json")
+            return config_from_mapping(settings).model_dump(mode="json")
 
 
 @pytest.mark.exhaustive(quick=0)
-def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_clicked(laid_out, services):
+def test_every_row_of_the_advice_does_what_its_text_says(laid_out, services):
     draw, free = random.Random(18), [1.0]
-    pressed: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     shapes = SimpleNamespace(
         get=lambda model_id, revision: small_shape() if model_id else None, trouble=lambda *_: None
     )
@@ -69,8 +69,8 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
     visitor = FormVisitor(page)
     for _ in range(200):
         free[0] = draw.uniform(0.4, 4)
-        drawn = a_draft(draw)
-        visitor.fill(drawn)
+        settings = a_draft(draw)
+        visitor.fill(settings)
         before, form = visitor.mapping, page.draft([visitor.values[part] for part in page.form.components])
         advice = advise(form.shape, form.config, form.device)
         offers = {" ".join(change.overrides): change for change in (*advice.changes, *advice.limits)}
@@ -95,12 +95,12 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
             assert visitor.values[page.last_change].render(visitor.reading)
             visitor.undo()
             assert visitor.mapping == before
-            pressed[offers[pick].kind] += 1
-    assert len(pressed) > 10, pressed
+            counts[offers[pick].kind] += 1
+    assert len(counts) > 10, counts
 
 
 @pytest.mark.parametrize(
-    "forged",
+    "pick",
     [
         "",
         "max_length=144",
@@ -111,12 +111,12 @@ def test_every_row_offered_does_what_it_says_whatever_memory_is_free_when_it_is_
         "a.b.c.d=1",
     ],
 )
-def test_what_no_row_says_changes_nothing_or_is_refused_with_a_message(forged):
-    if not forged:
-        assert overrides_of(forged) == {}
+def test_what_no_row_says_changes_nothing_or_is_refused_with_a_message(pick):
+    if not pick:
+        assert overrides_of(pick) == {}
     else:
         with pytest.raises(ConfigError):
-            overrides_of(forged)
+            overrides_of(pick)
 
 
 def test_a_change_is_confirmed_in_words_and_undone(visitor):

@@ -79,12 +79,12 @@ def test_empty_states_say_what_comes_next():
     assert "No device" in render_devices([], [])
 
 
-@pytest.mark.parametrize(("quota", "words"), [(200.0, "of 200 GB"), (None, "You use 5.0 GB of disk space")])
-def test_a_person_sees_the_own_disk_space_and_what_is_free(quota, words):
+@pytest.mark.parametrize(("quota", "text"), [(200.0, "of 200 GB"), (None, "You use 5.0 GB of disk space")])
+def test_a_person_sees_the_own_disk_space_and_what_is_free(quota, text):
     limits = LabLimits(disk_gb_per_person=quota)
     html = render_own_disk(DiskUse("ann", {"runs": 4 * 10**9, "uploads": 10**9}), limits, 50 * 10**9)
 
-    assert words in html
+    assert text in html
     assert "runs 4.0 GB, uploads 1.0 GB" in html
     assert "50.0 GB are free; from 10 GB down, no run starts." in html
 

@@ -59,11 +59,11 @@ def test_what_was_taken_away_stays_with_the_run(results, run):
     results.write(run, "step-30", folder, ExportConfig(kind="merged")).done.wait(WAIT_SECONDS)
     results.publish(run, None, "me/faq", PushConfig()).done.wait(WAIT_SECONDS)
 
-    pushed, written = read_records(run.folder.path)
+    pushed, export = read_records(run.folder.path)
 
-    assert (written.kind, written.place, written.checkpoint) == ("merged", str(folder), "step-30")
-    assert written.verified.passed
-    assert written.size_bytes == 28_400
+    assert (export.kind, export.place, export.checkpoint) == ("merged", str(folder), "step-30")
+    assert export.verified.passed
+    assert export.size_bytes == 28_400
     assert (pushed.kind, pushed.place) == ("hub", "https://huggingface.co/me/faq")
 
 

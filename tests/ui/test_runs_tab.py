@@ -46,28 +46,28 @@ def history(services):
     return services.runs.ids()
 
 
-def list_runs(tab: RunsTab, last=None, ticked: Sequence[str] = (), **asked: str) -> Changes:
+def list_runs(tab: RunsTab, last=None, ticked_ids: Sequence[str] = (), **settings: str) -> Changes:
     query: dict[str, Any] = {
-        "words": "",
+        "search": "",
         "state": "All",
         "method": ANY_METHOD,
         "model": ANY_MODEL,
         "order": "Newest first",
-        **asked,
+        **settings,
     }
-    return Changes(tab, tab.list_runs(*query.values(), "", list(ticked), 100, last))  # type: ignore[call-arg]
+    return Changes(tab, tab.list_runs(*query.values(), "", list(ticked_ids), 100, last))  # type: ignore[call-arg]
 
 
-def table_of(tab: RunsTab, **asked: str) -> str:
-    return list_runs(tab, **asked).table
+def table_of(tab: RunsTab, **settings: str) -> str:
+    return list_runs(tab, **settings).table
 
 
 def describe(tab: RunsTab, run_id: str) -> Changes:
     return Changes(tab.one, tab.one.describe(run_id))
 
 
-def take(tab: RunsTab, identifier: str, compared: list[str], shown: int = 100) -> Changes:
-    return Changes(tab, tab.take(pick(identifier), compared, shown))
+def take(tab: RunsTab, identifier: str, ticked_ids: list[str], limit: int = 100) -> Changes:
+    return Changes(tab, tab.take(pick(identifier), ticked_ids, limit))
 
 
 def pick(identifier: str):
@@ -82,15 +82,15 @@ def test_every_state_is_reported_in_words_and_shape(tab, history):
     tab.page.reader.summaries()  # on a busy machine, a glance leaves older runs for later
     html = table_of(tab)
 
-    for words in ("✓</i> completed", "✗</i> failed", "○</i> waiting", "■</i> stopped", "◐</i> interrupted"):
-        assert words in html
+    for text in ("✓</i> completed", "✗</i> failed", "○</i> waiting", "■</i> stopped", "◐</i> interrupted"):
+        assert text in html
     assert html.count("<tr data-pick") == len(history)
 
 
 def test_search_filter_and_order_narrow_the_table(tab, history):
-    assert table_of(tab, words="qwen3 support").count("<tr data-pick") == 2
+    assert table_of(tab, search="qwen3 support").count("<tr data-pick") == 2
     assert table_of(tab, state="Failed").count("<tr data-pick") == 2
-    assert "No matching runs" in table_of(tab, words="nothing of the kind")
+    assert "No matching runs" in table_of(tab, search="nothing of the kind")
     assert table_of(tab, method="QLoRA").count("<tr data-pick") == 1
     assert table_of(tab, model="Qwen/Qwen3-0.6B").count("<tr data-pick") == 2
     assert list_runs(tab).method["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
@@ -112,7 +112,7 @@ def test_held_out_losses_are_ranked_among_comparable_runs_alone(tab, services):
         "Supervised · smollm2-135m-instruct · loratory-faq", "Supervised · smollm2-135m-instruct · loratory-faq",
         "DPO · smollm2-135m-instruct · loratory-preferences",
     ]  # fmt: skip
-    assert "Comparable losses" not in table_of(tab, order="Lowest held-out loss first", words="better")
+    assert "Comparable losses" not in table_of(tab, order="Lowest held-out loss first", search="better")
     assert "Comparable losses" not in table_of(tab)
 
 
@@ -120,9 +120,9 @@ def test_an_unchanged_table_is_not_sent_again(tab, history):
     first = list_runs(tab)
 
     assert list_runs(tab, last=first.last).names() == []
-    narrowed = list_runs(tab, last=first.last, words="faq")
-    assert narrowed.table != first.table
-    assert set(narrowed.names()) == {"table", "last"}  # queue and choices are as they were
+    changes = list_runs(tab, last=first.last, search="faq")
+    assert changes.table != first.table
+    assert set(changes.names()) == {"table", "last"}  # queue and choices are as they were
 
 
 def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history, monkeypatch):
@@ -133,9 +133,9 @@ def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history,
     monkeypatch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", 0.1)
     monkeypatch.setattr("engine.runs.summary.summarize", summarize_slowly)
     first = table_of(tab)
-    shown = first.count("<tr data-pick")
-    assert 0 < shown < len(history)
-    assert f"Reading {len(history) - shown} older runs" in first
+    count = first.count("<tr data-pick")
+    assert 0 < count < len(history)
+    assert f"Reading {len(history) - count} older runs" in first
     assert max(history) in first
 
     wait_until(lambda: table_of(tab).count("<tr data-pick") == len(history))
@@ -145,14 +145,14 @@ def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history,
 def test_a_click_on_a_title_sorts_by_it_and_another_one_the_other_way_round(tab, history):
     query = ("", "All", ANY_METHOD, ANY_MODEL)
 
-    def clicked(title: str, current: str) -> str:
+    def order_after(title: str, current: str) -> str:
         return tab.take(pick(f"sort:{title}"), [], 100, *query, current)[tab.order]
 
     for title, _, first, other in _COLUMNS:
         assert {first, other} <= set(ORDERS)
-        assert clicked(title, "Largest on disk first") == first
-        assert clicked(title, first) == other
-        assert clicked(title, other) == first
+        assert order_after(title, "Largest on disk first") == first
+        assert order_after(title, first) == other
+        assert order_after(title, other) == first
     assert re.findall(
         r'<th[^>]*aria-sort="(\w+)"[^>]*>.*?>([^<]+)</button>', table_of(tab, order="Fewest steps first")
     ) == [("ascending", "Steps ▲")]
@@ -178,14 +178,14 @@ def test_what_never_started_was_removed_from_the_queue(tab, services):
 def test_ticked_runs_are_deleted_together_and_those_at_work_stay(tab, services, history):
     tab.page.reader.summaries()
     query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
-    ticked = tab.take(pick("all:"), [], 100, *query)[tab.ticked_runs]
+    ticked_ids = tab.take(pick("all:"), [], 100, *query)[tab.ticked_runs]
     waiting = [run.id for run in services.runs.list() if run.folder.read_state().state == "queued"]
 
-    assert ticked == history
-    assert tab.take(pick("all:"), ticked[:1], 100, *query)[tab.ticked_runs] == []
-    ended = tab.deletable([*ticked, "../../etc"], *query)
-    assert ended == [run_id for run_id in history if run_id not in waiting]
-    left = tab.delete_named(ended, ticked, history[-1])
+    assert ticked_ids == history
+    assert tab.take(pick("all:"), ticked_ids[:1], 100, *query)[tab.ticked_runs] == []
+    ended_ids = tab.deletable([*ticked_ids, "../../etc"], *query)
+    assert ended_ids == [run_id for run_id in history if run_id not in waiting]
+    left = tab.delete_named(ended_ids, ticked_ids, history[-1])
 
     assert list(services.runs.ids()) == waiting == left[tab.ticked_runs]
     assert left[tab.page.chosen_run] == ""
@@ -195,14 +195,16 @@ def test_a_deletion_names_its_runs_and_leaves_those_that_the_search_hides(tab, h
     tab.page.reader.summaries()
     query = ("rank 16", "All", ANY_METHOD, ANY_MODEL, "Newest first")
 
-    named = tab.deletable(history, *query)
-    title, question = tab.deletion_question([*named, "../../etc"])
+    named_ids = tab.deletable(history, *query)
+    title, question = tab.deletion_question([*named_ids, "../../etc"])
     assert title == "1 run"
-    assert f"“faq, rank 16 · {named[0][-4:]}”. " in question
-    assert list_runs(tab, ticked=history, words="rank 16").delete["value"] == "Delete 1 run …"
-    assert not list_runs(tab, ticked=history, words="no such run").delete["visible"]
+    assert f"“faq, rank 16 · {named_ids[0][-4:]}”. " in question
+    assert list_runs(tab, ticked_ids=history, search="rank 16").delete["value"] == "Delete 1 run …"
+    assert not list_runs(tab, ticked_ids=history, search="no such run").delete["visible"]
     assert " and 1 more. " in tab.deletion_question(history[1:])[1]
-    assert tab.delete_named(named, history, "")[tab.ticked_runs] == [one for one in history if one not in named]
+    assert tab.delete_named(named_ids, history, "")[tab.ticked_runs] == [
+        run_id for run_id in history if run_id not in named_ids
+    ]
 
 
 def test_a_browser_cannot_ask_for_an_order_that_there_is_not():
@@ -325,7 +327,7 @@ def test_name_note_and_tags_are_kept_next_to_the_configuration(tab, history, ser
     tab.one.save_notes(history[1], "The good one", "paper, draft ,", "rank 8 was enough <i>")
     tab.one.save_notes(history[2], tab.page.reader.observe(history[2]).title, "", "")
 
-    html = table_of(tab, words="good paper")
+    html = table_of(tab, search="good paper")
     assert html.count("<tr data-pick") == 1
     assert "The good one" in html
     facts = describe(tab, history[1]).details
@@ -391,9 +393,9 @@ def test_a_run_that_is_picked_again_keeps_what_is_typed(tab, history):
     first, second = history[1], history[3]
     note, panel, confirm = tab.one.note, tab.one.panel, tab.one.confirm.panel
 
-    picked = tab.one.show(first, 0.9, False, False, "")
-    assert picked[tab.one.follow.run_shown] == first
-    assert picked[panel]["visible"]
+    updates = tab.one.show(first, 0.9, False, False, "")
+    assert updates[tab.one.follow.run_shown] == first
+    assert updates[panel]["visible"]
     again = tab.one.show(first, 0.9, False, False, first)
     assert again[panel] == gr.update(visible=True)
     assert note not in again

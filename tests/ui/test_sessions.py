@@ -45,12 +45,12 @@ def test_a_session_holds_what_differs_from_the_layout_and_nothing_else(blocks):
 
 
 def test_a_session_begins_and_ends_without_describing_the_whole_layout(blocks, monkeypatch):
-    described = []
-    monkeypatch.setattr(type(blocks.default_config), "config_for_block", lambda _, key, *__: described.append(key))
+    keys = []
+    monkeypatch.setattr(type(blocks.default_config), "config_for_block", lambda _, key, *__: keys.append(key))
 
     PageSession(blocks)
 
-    assert described == [], "a thousand streams that close at once begin a session each"
+    assert keys == [], "a thousand streams that close at once begin a session each"
 
 
 def test_a_closed_page_is_forgotten_after_an_hour_and_an_open_one_never(blocks):

@@ -45,18 +45,18 @@ def words_of(tab: TrainTab, question: Changes) -> str:
     return str(question._updates[tab.start.confirm.question])
 
 
-def chosen(tab: TrainTab, shown: Changes) -> str:
-    return shown._updates[tab.page.chosen_run]
+def chosen(tab: TrainTab, changes: Changes) -> str:
+    return changes._updates[tab.page.chosen_run]
 
 
-def waited_for(tab: TrainTab, shown: Changes) -> Changes:
+def waited_for(tab: TrainTab, changes: Changes) -> Changes:
     """What the page shows in the end."""
     deadline = time.monotonic() + 300
-    while shown._updates[tab.start.job.poll]:
+    while changes._updates[tab.start.job.poll]:
         assert time.monotonic() < deadline, "the start did not come to an end"
         time.sleep(0.01)
-        shown = Changes(tab.start, tab.start.show(shown.pending))
-    return shown
+        changes = Changes(tab.start, tab.start.show(changes.pending))
+    return changes
 
 
 def start_run(tab: TrainTab, token: str, config) -> Changes:
@@ -68,15 +68,15 @@ def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
 
     run = tab.page.services.runs.get(chosen(tab, changes))
     assert changes.problems == ""
-    shown = tab.after_start(changes.goes_to, 0.9, False, False, "")
-    assert shown[tab.view] == FOLLOW
-    assert shown[tab.follow_column]["visible"]
-    assert run.id in (shown[tab.follow.run_shown], shown[tab.follow.choice]["value"])
-    assert "No active run" not in shown[tab.follow.heading]
+    changes = tab.after_start(changes.goes_to, 0.9, False, False, "")
+    assert changes[tab.view] == FOLLOW
+    assert changes[tab.follow_column]["visible"]
+    assert run.id in (changes[tab.follow.run_shown], changes[tab.follow.choice]["value"])
+    assert "No active run" not in changes[tab.follow.heading]
     assert run.folder.read_config().training.max_steps == 3
 
 
-def test_a_look_that_was_on_its_way_when_the_run_was_queued_changes_nothing_about_where_the_page_goes(tab):
+def test_a_late_answer_changes_nothing_about_where_the_page_goes(tab):
     start_run(tab, "token", a_config(training__max_steps=3))
 
     assert tab.start.goes_to not in tab.start.show("")
@@ -125,8 +125,8 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
     values = values_of(tab, a_config(training__max_steps=3, training__learning_rate=1))
 
     question = begin(tab, "token", "", *values)
-    words = words_of(tab, question)
-    assert "The learning rate 1 is 5,000 times the usual 0.0002 for LoRA. Lower it, or start anyway." in words
+    text = words_of(tab, question)
+    assert "The learning rate 1 is 5,000 times the usual 0.0002 for LoRA. Lower it, or start anyway." in text
     assert question._updates[tab.start.confirm.really] == "Start anyway"
     assert not tab.page.services.runs.ids()
 
@@ -208,10 +208,10 @@ def test_a_start_that_is_refused_reports_why_and_can_be_tried_again(tab, monkeyp
 
 
 def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatch):
-    asked = []
+    reports = []
 
-    def refuse(*_, previewed, **__):
-        asked.append(previewed)
+    def refuse(*_, **settings):
+        reports.append(settings["previewed"])
         raise DatasetError("The file changed since the preview.", "Look at its rows on the Data tab.")
 
     services, config = tab.page.services, a_config(training__max_steps=3)
@@ -222,7 +222,7 @@ def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatc
 
     changes = start_run(tab, "token", config)
 
-    assert asked == [check.report]
+    assert reports == [check.report]
     assert check.report is not None
     assert "changed since the preview" in changes.problems
     assert services.checks.find(question) is None, "its rows are read again"
@@ -240,11 +240,11 @@ def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
     assert changes.goes_to.startswith("runs ")
 
 
-@pytest.mark.parametrize(("rates", "ranks", "said"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
-def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, rates, ranks, said):
+@pytest.mark.parametrize(("rates", "ranks", "message"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
+def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, rates, ranks, message):
     changes = begin_sweep(tab, "token", "", rates, ranks, True, *values_of(tab, a_config()))
 
-    assert said in changes.problems
+    assert message in changes.problems
     assert not tab.page.services.runs.ids()
 
 
@@ -273,8 +273,12 @@ def test_what_can_never_fit_cannot_be_started(tab, services):
 
 def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
     app = build_app(services)
-    start = next(one.fn.__self__ for one in app.fns.values() if getattr(one.fn, "__func__", None) is StartPart.show)
-    (clearing,) = [one for one in app.fns.values() if one.targets == [(start.draft_key._id, "change")]]
+    start = next(
+        function.fn.__self__
+        for function in app.fns.values()
+        if getattr(function.fn, "__func__", None) is StartPart.show
+    )
+    (clearing,) = [function for function in app.fns.values() if function.targets == [(start.draft_key._id, "change")]]
 
     assert clearing.outputs == [start.problems, start.confirm.panel]
     assert clearing.fn is None

@@ -115,10 +115,10 @@ def test_an_advised_change_of_the_method_reports_what_follows_and_is_undone_with
 
 
 @pytest.mark.parametrize(
-    "forged", ["[[[", "[]", '{"training.learning_rate": [1]}', '{"model.id": "x"}', 5, "[" * 100_000]
+    "note", ["[[[", "[]", '{"training.learning_rate": [1]}', '{"model.id": "x"}', 5, "[" * 100_000]
 )
-def test_a_forged_note_makes_every_value_the_persons(visitor, page, forged):
-    visitor.values[page._suited_note] = forged
+def test_a_forged_note_makes_every_value_the_persons(visitor, page, note):
+    visitor.values[page._suited_note] = note
     choose(visitor, "ia3")
 
     assert value_of(visitor, "training.learning_rate") == 2e-4
@@ -235,6 +235,6 @@ def test_the_hint_of_a_rate_that_was_set_follows_method_and_objective(visitor):
         visitor.refresh()
         hints.append([html for html in map(str, visitor.values.values()) if " suits " in html])
 
-    for hint, words in zip(hints, ("0.0002 suits LoRA", "0.005 suits IA3", "1e-05 suits dpo with LoRA"), strict=True):
-        assert any(words in html for html in hint), hint
+    for hint, text in zip(hints, ("0.0002 suits LoRA", "0.005 suits IA3", "1e-05 suits dpo with LoRA"), strict=True):
+        assert any(text in html for html in hint), hint
     assert "dpo, kto and orpo need a twentieth" in str(visitor.page.form["training.learning_rate"].info)

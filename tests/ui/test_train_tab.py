@@ -114,17 +114,19 @@ def test_a_preset_keeps_the_dataset_that_a_person_chose_and_reports_it(tab, data
     assert [visitor.mapping[name] for name in ("model", "dataset")] == [before[name] for name in ("model", "dataset")]
 
 
-def test_a_preset_whose_model_cannot_be_read_leaves_the_form_as_it_is_and_reports_why(services):
+def test_a_preset_whose_model_cannot_be_read_leaves_the_form_unchanged(services):
     app = build_app(services)
     services.inspector.unreachable.add(find_preset("quickstart-cpu").load().model.id)
-    (chosen,) = [one for one in app.fns.values() if getattr(one.fn, "__name__", "") == "use_preset" and one.targets[0][1] == "click" and app.blocks[one.targets[0][0]].elem_id == "presets"]  # fmt: skip
+    (chosen,) = [function for function in app.fns.values() if getattr(function.fn, "__name__", "") == "use_preset" and function.targets[0][1] == "click" and app.blocks[function.targets[0][0]].elem_id == "presets"]  # fmt: skip
 
     with pytest.raises(gr.Error, match="cannot be reached"):
         chosen.fn(SimpleNamespace(_data={"pick": "quickstart-cpu"}))
-    assert [one.trigger_only_on_success for one in app.fns.values() if one.trigger_after == chosen._id] == [True]
+    assert [
+        function.trigger_only_on_success for function in app.fns.values() if function.trigger_after == chosen._id
+    ] == [True]
 
 
-def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_models(tab, services):
+def test_tokens_are_counted_once_the_tokenizer_is_here(tab, services):
     config = a_config(model__id="some/model")
     goes_on, fails = threading.Event(), [True]
 
@@ -165,10 +167,14 @@ def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
 
 
 def test_every_count_may_change_all_that_it_counts_for(services):
-    counts = [one for one in build_app(services).fns.values() if getattr(one.fn, "__func__", None) is TrainTab.count]
+    counts = [
+        function
+        for function in build_app(services).fns.values()
+        if getattr(function.fn, "__func__", None) is TrainTab.count
+    ]
 
     assert len(counts) > 3
-    assert all(one.outputs == one.fn.__self__._count_outputs for one in counts)
+    assert all(function.outputs == function.fn.__self__._count_outputs for function in counts)
 
 
 def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_once(tab, services, monkeypatch):
@@ -184,8 +190,8 @@ def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_
     draft = tab.page.draft(values)
     assert why_not(draft) == "One setting needs your attention."
     reason, panel, plan = render_reason(draft), render_side_panel(draft), count(tab, values)[0]
-    words = "rows.jsonl cannot be read. Check the file."
-    assert [text.count(words) for text in (reason, panel, plan)] == [1, 1, 0]
+    message = "rows.jsonl cannot be read. Check the file."
+    assert [html.count(message) for html in (reason, panel, plan)] == [1, 1, 0]
     assert why_not(tab.page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None
 
 
@@ -232,9 +238,11 @@ def test_an_earlier_run_like_this_one_gives_the_time(tab, services):
 
 def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(services):
     events = [
-        one for one in build_app(services).fns.values() if one.trigger_after is not None or one.targets[0][1] == "input"
+        function
+        for function in build_app(services).fns.values()
+        if function.trigger_after is not None or function.targets[0][1] == "input"
     ]
-    left_out = [one.fn for one in events if one.trigger_mode == "once"]
+    left_out = [function.fn for function in events if function.trigger_mode == "once"]
 
     assert len(events) > 100
     # A second answer, or a second archive, is not wanted.

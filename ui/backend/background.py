@@ -122,7 +122,7 @@ class BackgroundWork(Generic[R]):
             work = Work(title, job)
             self._works[key] = work
             self._works.move_to_end(key)
-            for finished_key in [key for key, work in self._works.items() if not work.is_under_way][:-_MOST_ENTRIES]:
+            for finished_key in [name for name, old in self._works.items() if not old.is_under_way][:-_MOST_ENTRIES]:
                 del self._works[finished_key]
         threading.Thread(target=self._run, args=(work, keep), name="background-work", daemon=True).start()
         return work
