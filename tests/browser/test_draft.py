@@ -30,7 +30,7 @@ def services(tmp_path_factory) -> Services:
 
 
 def set_up(page: Page) -> None:
-    """The Train tab with the settings in front."""
+    """Open the Train tab with its settings."""
     open_tab(page, "Train")
     page.locator("#train-view label", has_text="Set up").click()
     expect(page.locator("#presets button").first).to_be_visible()

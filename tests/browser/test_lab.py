@@ -48,7 +48,7 @@ _OF_LEAVING = ("AbortError: signal is aborted", "Connection errored out")
 
 @contextmanager
 def visitor(browser: Browser) -> Iterator[Page]:
-    """A browser that has not been here, and whose console must stay free of errors; it knows no test's certificate."""
+    """Open a new browser context whose console must stay free of errors; it accepts any certificate."""
     context = browser.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()

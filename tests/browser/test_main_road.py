@@ -25,7 +25,7 @@ SOME_STEP, SECOND_STEP = (re.compile(rf"[Ss]tep (?:[{first}-9]|[1-9][\d,]+)\b") 
 
 @pytest.fixture(scope="module")
 def server(demo_home, tmp_path_factory):
-    """A real server on a home of its own that borrows the prepared demo model."""
+    """Start a real server on a new home with the prepared demo model."""
     home = tmp_path_factory.mktemp("main-road")
     (home / "models").symlink_to(demo_home.models)
     with real_server(home, forks=True) as running:

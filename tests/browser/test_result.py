@@ -38,7 +38,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def server(tiny_model_folder, tmp_path_factory, hub):
-    """A server on a home with one small run that was really trained."""
+    """Start a server on a home with one small run that was really trained."""
     if why_no_browser() is not None:
         pytest.skip(why_no_browser())
     home = tmp_path_factory.mktemp("result")
@@ -76,7 +76,7 @@ def load(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def export_page(kept_page: Page) -> Page:
-    """A page on the Export tab, once it is laid out for the first format: an answer on that would undo another choice."""
+    """Open the Export tab and wait for the first format: its answer would undo another choice."""
     open_tab(kept_page, "Export")
     expect(kept_page.locator("#export-use")).to_contain_text("loratory export")
     return kept_page

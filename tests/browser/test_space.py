@@ -54,7 +54,7 @@ def lab(tmp_path_factory, institute) -> Iterator[Lab]:
 
 @contextmanager
 def visitor(browser: Browser, lab: Lab, **options) -> Iterator[BrowserContext]:
-    """A browser without third-party cookies, to which two other sites have a page with the Space in a frame."""
+    """Open a browser without third-party cookies; two other sites show the Space in a frame."""
     context = browser.new_context(ignore_https_errors=True, **options)
     context.set_default_timeout(PATIENCE_MS)
     # A public site may show a server of this machine only with a permission; the Space itself is public.

@@ -44,7 +44,7 @@ def form() -> Form:
 
 @cache
 def known_devices():
-    """The devices of this machine, whose free memory changes from moment to moment, as they were at the first look."""
+    """Return the devices of this machine as first read, since their free memory changes."""
     return list_devices()
 
 
@@ -70,7 +70,7 @@ def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None 
 
 
 def values_of(tab: Any, config) -> list:
-    """What the browser sends for a configuration: with a known model, all-linear is every box ticked."""
+    """Return what the browser sends for a configuration; for a known model, all-linear ticks every box."""
     form = tab.page.form
     values = dict(zip(form.names, form.updates(config.model_dump(mode="json")), strict=True))
     shape = tab.page.services.shapes.get(config.model.id, None)

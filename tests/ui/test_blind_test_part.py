@@ -47,7 +47,7 @@ def judge(blind, verdict, judging) -> Changes:
 
 
 def judging_of(steps) -> Judging:
-    """What the page holds in the end."""
+    """Return what the page holds in the end."""
     return [step.judging for step in steps if isinstance(step.judging, Judging)][-1]
 
 

@@ -40,7 +40,7 @@ def draft_for(tab: TrainTab, **changes):
 
 
 def panel_of(tab: TrainTab, draft):
-    """What the panel has for a draft."""
+    """Return what the panel shows for a draft."""
     part, views = tab.place.panels["slurm"], {**tab.page.views, **tab.page.later_views}
     return {name: views[getattr(part, name)](draft) for name in ("panel", "offer", "forecast", "timer")}
 

@@ -13,7 +13,7 @@ from ui.views.rows import PAGE_ROWS, listing_choices, render_counts, render_prob
 
 @pytest.fixture
 def checked_visitor(visitor, services):
-    """The tab with a finished check whose report has something of everything."""
+    """Return the tab with a finished check whose report has something of everything."""
     question = question_on("rows.jsonl")
     services.tokenizers.download(question.model).done.wait(PATIENCE_SECONDS)
     check = services.checks.request(question)

@@ -43,7 +43,7 @@ def question_of(changes: Changes):
 
 
 def answer(follow: FollowPart, view: Changes, last_stamp: str = "") -> dict | None:
-    """What the server says to a page that shows `drawn`."""
+    """Return the answer of the server to a page that shows `view`."""
     reply = follow.answer(view.live, last_stamp)
     return None if reply is None else json.loads(reply)
 

@@ -37,7 +37,7 @@ def visitor(laid_out) -> FormVisitor:
 
 
 def a_draft(draw: random.Random) -> dict[str, Any]:
-    """Settings that advice may be about; those that do not go together are drawn again."""
+    """Draw valid settings that advice may be about."""
     while True:
         settings = {
             "model": {

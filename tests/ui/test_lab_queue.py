@@ -91,7 +91,7 @@ def test_a_person_sees_the_own_disk_space_and_what_is_free(quota, text):
 
 @pytest.fixture
 def part_of(home, services):
-    """The part as a person has it, with a run of ann at work and one of bob that waits."""
+    """Return a maker of the part for a person; a run of ann is at work, and one of bob waits."""
     open_database(home).close()
     at_work = write_run(RunStore(home, "ann"), a_config(run__name=SECRET), InventedRun(state="running", steps=3))
     waits = write_run(RunStore(home, "bob"), a_config(run__name=SECRET), InventedRun(state="queued"))

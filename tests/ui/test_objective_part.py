@@ -28,7 +28,7 @@ def visitor(part) -> FormVisitor:
 
 
 def draft_of(visitor: FormVisitor, source: str = "", **changes):
-    """The draft of a form with a model, after the rows of its dataset were counted."""
+    """Return the draft of a form with a model, after the rows of its dataset were counted."""
     page = visitor.page
     settings = {"model__id": "some/model", "adapter__target_modules": ["all-linear"], **changes}
     visitor.set_by_hand(**settings, **({"dataset__source": source} if source else {}))

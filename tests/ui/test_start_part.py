@@ -50,7 +50,7 @@ def chosen(tab: TrainTab, changes: Changes) -> str:
 
 
 def waited_for(tab: TrainTab, changes: Changes) -> Changes:
-    """What the page shows in the end."""
+    """Return what the page shows in the end."""
     deadline = time.monotonic() + 300
     while changes._updates[tab.start.job.poll]:
         assert time.monotonic() < deadline, "the start did not come to an end"

@@ -27,7 +27,7 @@ def visitor(page) -> FormVisitor:
 
 
 def value_of(visitor: FormVisitor, name: str) -> object:
-    """What the component holds, which the browser shows."""
+    """Return the value of a component, which the browser shows."""
     return visitor.values[visitor.page.form[name]]
 
 

@@ -38,7 +38,7 @@ def run(services):
 
 @pytest.fixture
 def preference_run(services, run):
-    """A run that learned preferences from where `run` ended."""
+    """Write a run that learned preferences from where `run` ended."""
     config = a_config(
         run__name="plain answers", training__objective="dpo", adapter__warm_start=run.id,
         dataset__source="sample:loratory-preferences",
