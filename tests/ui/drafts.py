@@ -52,10 +52,10 @@ def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None 
     services = SimpleNamespace(
         shapes=SimpleNamespace(
             get=lambda model_id, revision: shape if model_id else None,
-            model_error=lambda model_id, revision: model_error,
+            trouble=lambda model_id, revision: model_error,
         ),
         checks=checks or DatasetChecks(FakeInspector()),
-        tokenizers=SimpleNamespace(model_error=lambda model: tokenizer_error),
+        tokenizers=SimpleNamespace(trouble=lambda model: tokenizer_error),
         devices=known_devices,
         home=LoratoryHome(Path("unused")),
         place={
