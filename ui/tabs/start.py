@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -131,25 +131,15 @@ class StartPart:
     def begin(self, kind: str, *values: Any, is_agreed: bool = False) -> Updates:
         """Begin to check the draft and to queue its run; of a "sweep", every combination and a run for each."""
         request = _Request._make([*values[:6], values[6:]])
-        draft, services = self.page.draft(request.values), self.page.services
-        launcher, log, checks = services.launcher, services.log, services.checks
-        is_sweep = kind == "sweep"
         try:
-            if draft.config is None:
-                raise ConfigError(draft.problems)
-            configs = [draft.config]
-            if is_sweep:
-                configs = sweep_of(draft.config, request.rates, request.ranks, alpha_follows=request.alpha_follows)
+            config, configs = self._configs_of(kind, request)
         except EngineError as error:
             return self._show_error(error)
-        dataset, check = configs[0].dataset, checks.find(CheckQuestion.from_config(draft.config))
-        dataset_report = check.report if check is not None else None
-        key, copied_from = start_key(request.token, configs), request.copied_from
-        origin = copied_from if self.page.reader.exists(copied_from) else None
+        key = start_key(request.token, configs)
         work = self.page.starts.find(key)
         if work is not None and (work.is_under_way or request.pending == key):
             return self._progress(key, work)
-        existing = services.runs.find_by_key(f"{key}/0" if is_sweep else key)
+        existing = self.page.services.runs.find_by_key(f"{key}/0" if kind == "sweep" else key)
         question = None if is_agreed else self._question(configs, existing)
         if question is not None:
             return {
@@ -159,23 +149,51 @@ class StartPart:
                 self.open_question: (kind, existing.id if existing is not None else ""),
                 self.goes_to: f"{REFUSED} {uuid.uuid4().hex}",
             }
-
-        def start(report: Callable[[str], None]) -> Sequence[Run]:
-            same: dict[str, Any] = {"copied_from": origin, "on_progress": report, "previewed": dataset_report}
-            try:
-                runs = (
-                    launcher.start_all(configs, key, **same) if is_sweep else [launcher.start(configs[0], key, **same)]
-                )
-            except DatasetError:
-                checks.forget(dataset)
-                raise
-            for run in runs:
-                log("run started", run.id)
-            return runs
-
+        check = self.page.services.checks.find(CheckQuestion.from_config(config))
+        options = {
+            "copied_from": request.copied_from if self.page.reader.exists(request.copied_from) else None,
+            "previewed": check.report if check is not None else None,
+        }
+        job = FunctionJob(functools.partial(self._launch, kind, key, configs, options))
         with contextlib.suppress(RunError):  # another request has begun it meanwhile
-            self.page.starts.start(key, "A start", FunctionJob(start))
+            self.page.starts.start(key, "A start", job)
         return self.show(key)
+
+    def _configs_of(self, kind: str, request: _Request) -> tuple[RunConfig, list[RunConfig]]:
+        """Return the configuration of the draft, and those to start.
+
+        Raises:
+            ConfigError: If the draft is not complete, or the values of the sweep cannot work.
+        """
+        draft = self.page.draft(request.values)
+        if draft.config is None:
+            raise ConfigError(draft.problems)
+        if kind != "sweep":
+            return draft.config, [draft.config]
+        sweep = sweep_of(draft.config, request.rates, request.ranks, alpha_follows=request.alpha_follows)
+        return draft.config, sweep
+
+    def _launch(
+        self,
+        kind: str,
+        key: str,
+        configs: Sequence[RunConfig],
+        options: Mapping[str, Any],
+        report: Callable[[str], None],
+    ) -> Sequence[Run]:
+        """Check and queue the runs; rows that changed since the page counted them are counted again."""
+        services = self.page.services
+        try:
+            if kind == "sweep":
+                runs: Sequence[Run] = services.launcher.start_all(configs, key, on_progress=report, **options)
+            else:
+                runs = [services.launcher.start(configs[0], key, on_progress=report, **options)]
+        except DatasetError:
+            services.checks.forget(configs[0].dataset)
+            raise
+        for run in runs:
+            services.log("run started", run.id)
+        return runs
 
     def _question(self, configs: Sequence[RunConfig], existing: Run | None) -> tuple[str, str] | None:
         """Return what a person should confirm before a start, as HTML, and the button for it; None where it is clear."""
