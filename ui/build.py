@@ -47,7 +47,7 @@ from ui.views.html import gib, pick_button, plural
 from ui.views.run_view import tab_title
 
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
-_TABS = ("model", "data", "method", "train")
+_TABS = ("model", "data", "method", "train")  # of the draft, with the side panel
 
 
 class NextStepBar:
@@ -180,8 +180,7 @@ def build_app(services: Services) -> gr.Blocks:
         undone = page.wire(exclude=("adapter.r", "model.revision"))
 
         for tab in page.tabs.children:
-            is_beside = tab.id in ("model", "data", "method", "train")
-            tab.select(None, None, side, js=SHOWN if is_beside else NOT_SHOWN, **QUICK)
+            tab.select(None, None, side, js=SHOWN if tab.id in _TABS else NOT_SHOWN, **QUICK)
         # The model and the rows follow the browser's draft: they ask another process.
         restore_event = page.restore(app)
         model_tab.open_restored(restore_event)

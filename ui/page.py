@@ -260,9 +260,8 @@ class Page:
         updates = {**self.fill(mapping), **_draw_views(self.views, draft), self.is_restored: True}
         if not saved:
             return updates
-        change = FormChange(
-            "Draft restored", self.read(self.form.updates(self._with_derived_defaults({}))), now, until_edited=True
-        )
+        empty = self.read(self.form.updates(self._with_derived_defaults({})))
+        change = FormChange("Draft restored", empty, now, until_edited=True)
         return {**updates, self.last_change: change, self.change_line: change.render(now)}
 
     def _with_derived_defaults(
@@ -281,9 +280,8 @@ class Page:
         as_chosen |= {name: dict(settings) for name, settings in sections.items()}
         rows = known_rows(self.services, as_chosen)
         note = {}
-        for name, default in fill_derived_defaults(
-            as_chosen, SETTINGS if open_ones is None else open_ones, rows
-        ).items():
+        names = SETTINGS if open_ones is None else open_ones
+        for name, default in fill_derived_defaults(as_chosen, names, rows).items():
             section, _, field = name.partition(".")
             settings = sections.setdefault(section, {})
             is_same = field in settings and settings[field] == default.value and not default.awaits_rows

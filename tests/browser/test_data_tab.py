@@ -124,14 +124,6 @@ def test_columns_that_no_format_fits_are_mapped_on_the_page(page, files):
     expect(page.locator("#mapping")).to_contain_text("Column for instruction")
 
 
-def test_a_dataset_that_is_not_there_leaves_split_and_subset_in_sight(page):
-    open_source(page, "nobody/such-data")
-
-    expect(page.locator("#dataset-summary .trouble")).to_contain_text("nobody/such-data")
-    expect(page.locator("#dataset-split")).to_be_visible()
-    expect(page.locator("#dataset-subset")).to_be_visible()
-
-
 def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
     open_source(page, files / "problems.jsonl")
     expect(page.locator("#problems .kinds").first).to_contain_text("rows skipped")

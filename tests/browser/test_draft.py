@@ -6,9 +6,6 @@ import threading
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.config.load import find_preset
-from engine.hardware.devices import device_problems
-from engine.hardware.processor import describe_processor
 from tests.browser.chromium import barriers, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -34,29 +31,6 @@ def set_up(page: Page) -> None:
     open_tab(page, "Train")
     page.locator("#train-view label", has_text="Set up").click()
     expect(page.locator("#presets button").first).to_be_visible()
-
-
-def test_a_preset_leaves_a_page_that_can_start_or_reports_what_keeps_it(page):
-    """One of each kind: `tests/ui/test_train_tab.py` has them all."""
-    set_up(page)
-    for name, starts in (("quickstart-cpu-qlora", True), ("qwen3-8b-qlora-12gb", False)):
-        preset = find_preset(name)
-        config = preset.load()
-        problems = device_problems(config, describe_processor())
-        assert (not problems) == starts
-
-        page.locator(f"#presets [data-pick='{preset.name}']").click()
-
-        expect(page.locator("#panel")).to_contain_text(config.model.id.rsplit("/", 1)[-1])
-        expect(page.locator("#panel")).to_contain_text("LoRA" if config.model.quantization == "none" else "QLoRA")
-        expect(page.locator("#panel")).to_contain_text("Memory on CPU")
-        expect(page.locator("#plan")).to_contain_text("per step")
-        expect(page.locator("#start"), preset.name).to_be_enabled(enabled=not problems)
-        for problem in problems:  # an optimizer of GPUs alone, in the presets for them
-            expect(page.locator("#panel")).to_contain_text(problem.message)
-            expect(page.locator("#start-reason")).to_contain_text(problem.message)
-        expect(page.locator("[data-testid=toast-body]")).to_have_count(0)
-        expect(page.locator("#side .error")).to_have_count(0)
 
 
 def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked_up(page, services, monkeypatch):

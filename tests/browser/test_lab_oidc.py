@@ -87,9 +87,8 @@ def test_an_account_is_linked_and_an_admin_confirms(lab, institute, context):
     assert lab.sessions.is_confirmed(lab.sessions.find(token))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_sign_in_page_has_the_provider_above_the_password(lab, browser, scheme, tmp_path):
-    context = browser.new_context(ignore_https_errors=True, color_scheme=scheme, viewport={"width": 390, "height": 844})
+def test_the_sign_in_page_has_the_provider_above_the_password(lab, browser):
+    context = browser.new_context(ignore_https_errors=True, viewport={"width": 390, "height": 844})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.goto(f"{lab.url}/sign-in")

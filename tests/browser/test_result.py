@@ -245,19 +245,6 @@ def test_the_token_is_nowhere_after_a_push_from_the_page(export_page, server, hu
     assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
-@pytest.mark.parametrize(("form", "name", "text"), [("Script", "train.py", "SFTTrainer"), ("YAML", "config.yaml", "max_steps: 4")])  # fmt: skip
-def test_script_and_yaml_are_shown_and_downloaded(export_page, form, name, text):
-    page = export_page
-    page.locator("#export-form").get_by_text(form, exact=True).click()
-    expect(page.locator("#export-text-shown")).to_contain_text(text)
-
-    with page.expect_download() as download:
-        page.locator("#download-text").click()
-
-    assert download.value.suggested_filename == name
-    assert text in download.value.path().read_text()
-
-
 def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, server):
     """The road of preferences: vote in Chat and in the blind test, use the votes, train from the run, chat with all three."""
     load(page)

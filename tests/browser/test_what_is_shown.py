@@ -151,22 +151,6 @@ def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(kept
     expect(page.locator("#run-details")).to_be_hidden()
 
 
-def test_open_in_train_shows_the_run_that_it_names(page):
-    open_tab(page, "Train")
-    expect(page.locator("#run-heading h2")).to_be_visible()  # on the first visit, the run that waits
-    page.locator("#train-view label", has_text="Set up").click()
-    expect(page.locator("#train-follow")).to_be_hidden()
-    open_tab(page, "Runs")
-    pick_run(page, "first try")
-
-    page.locator("#run-to-train").click()
-
-    expect(page.locator("#train-follow")).to_be_visible()
-    expect(page.locator("#run-heading h2")).to_have_text("first try, full length")
-    expect(page.locator("#train-setup")).to_be_hidden()
-    expect(page.locator("#follow-run input")).to_have_value(re.compile("first try"))
-
-
 def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_page, services):
     page = kept_page
     run = services.launcher.start(a_config(run__name="says much", training__max_steps=ENDLESS))

@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui.draft import Draft
 from ui.form_change import Reading
 from ui.page import Page
 
@@ -42,6 +43,11 @@ class FormVisitor:
         """What the page says of the last change that was applied."""
         self.refresh()
         return str(self.values.get(self.page.change_line, ""))
+
+    @property
+    def draft(self) -> Draft:
+        """The draft as the server reads it."""
+        return self.page.draft(self.form_values())
 
     def set_by_hand(self, **settings: Any) -> None:
         """Change settings as a person does: `training__max_length=144`."""

@@ -86,25 +86,12 @@ def test_a_choice_reveals_and_is_kept_with_the_run(blind, run):
     assert "At least 6 decided pairs" in blind.show_tally(judging)[blind.tally]
 
 
-def test_the_order_changes_from_pair_to_pair(blind):
-    assert {pair_of(draw(blind)).left for _ in range(24)} == {"base", "tuned"}
-
-
 def test_own_questions_can_be_asked(blind, services):
     steps = draw(blind, OWN, " Why <b>? ")
 
     assert services.chat.requests[-1].messages[-1].content == "Why <b>?"
     assert "Why &lt;b&gt;?" in steps[-1].pair
     assert "The question is empty" in draw(blind, OWN, " ")[-1].trouble
-
-
-def test_a_held_out_question_comes_once_before_any_comes_twice(blind):
-    judging, observations = Judging(), []
-    for _ in range(50):
-        judging = judging_of(draw(blind, judging=judging))
-        observations.append(judging.pair.prompt)
-
-    assert judging.deck == ()
 
 
 def test_answers_of_the_same_words_count_as_equal(blind, services, run, monkeypatch):

@@ -16,7 +16,7 @@ from ui.backend.run_reader import FINAL
 from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
-from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
+from ui.tabs.talk import RUNS, SIDE_BY_SIDE, _take_back
 from ui.views.chat import render_chat_state, render_loading, render_transcript
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
@@ -75,12 +75,6 @@ def test_runs_with_a_result_or_a_checkpoint_are_offered_newest_first(tab, servic
     assert changes.model["visible"] is False
     assert changes.folder["visible"] is False
     assert [value for _, value in against["choices"]] == [NOTHING, f"{newer.id}/step-30", f"{run.id}/final"]
-
-
-def test_the_run_that_is_looked_at_is_proposed(tab, services, run):
-    write_run(services.runs, a_config(run__name="newer"), InventedRun())
-
-    assert tab.choice.offer(run.id, A_MODEL, "")[tab.choice.run]["value"] == run.id
 
 
 def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
@@ -169,29 +163,20 @@ def test_two_runs_are_asked_side_by_side(tab, services, run):
     assert "Base model" not in html
 
 
-def test_a_question_can_be_asked_again_or_edited(tab, run):
+def test_a_question_can_be_edited_and_the_edit_cancelled_without_a_loss(tab, run):
     load(tab, run.id)
     turns = turns_of(send(tab, "two?", turns_of(send(tab, "one?"))))
-
     assert _take_back(turns) == (turns[:1], "two?", None)
     edit = Changes(tab.talk, tab.talk.edit(pick("edit:1"), turns, []))
     assert (edit.turns, edit.question) == (turns[:1], "two?")
     assert "two?" not in edit.transcript
     assert tab.talk.edit(pick("edit:7"), turns, []) == gr.skip()
 
+    twice = Changes(tab.talk, tab.talk.edit(pick("edit:0"), edit.turns, edit.before_edit))
+    back = Changes(tab.talk, tab.talk.cancel_edit(twice.before_edit))
 
-def test_an_edit_can_be_cancelled_and_loses_nothing(tab, run):
-    load(tab, run.id)
-    turns = turns_of(send(tab, "two?", turns_of(send(tab, "one?"))))
-    edit = tab.talk.edit(pick("edit:1"), turns, [])
-    twice = tab.talk.edit(pick("edit:0"), edit[tab.talk.turns], edit[tab.talk.before_edit])
-
-    back = tab.talk.cancel_edit(twice[tab.talk.before_edit])
-
-    assert twice[tab.talk.turns] == []
-    assert back[tab.talk.turns] == turns
-    assert back[tab.talk.question] == ""
-    assert back[tab.talk.cancel_button]["visible"] is False
+    assert twice.turns == []
+    assert (back.turns, back.question, back.cancel_button["visible"]) == (turns, "", False)
 
 
 def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
@@ -204,14 +189,6 @@ def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
     assert (first.row, last.row) == (None, gr.skip())
     assert last.again["visible"]
     assert json.loads(last.browser_copy)["turns"][0]["reference"] == "The reference."
-
-
-def test_a_question_that_was_not_answered_keeps_its_reference(tab):
-    prompt = RowPrompt(7, "one?", "The reference.")
-
-    (step,) = send(tab, "one?", row=prompt)
-
-    assert step.row == prompt
 
 
 def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, services, tmp_path):
@@ -237,19 +214,12 @@ def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, 
     assert tab.talk.open_file(str(file))[tab.talk.turns] == turns
 
 
-def test_one_branch_can_be_asked_alone(tab, services, run):
-    load(tab, run.id)
+def test_without_a_model_the_question_stays_with_its_reference(tab):
+    prompt = RowPrompt(7, "one?", "The reference.")
 
-    send(tab, "one?", branches=TUNED)
+    (last,) = send(tab, "one?", row=prompt)
 
-    assert services.chat.requests[0].branches == ("tuned",)
-
-
-def test_without_a_model_the_question_stays_and_the_reason_is_given(tab):
-    last = send(tab, "one?")[-1]
-
-    assert last.turns == []
-    assert last.question == "one?"
+    assert (last.turns, last.question, last.row) == ([], "one?", prompt)
     assert "No model is loaded." in last.trouble
 
 

@@ -100,6 +100,18 @@ def test_fetching_ends_once_the_page_has_gone_on_to_other_data(checks, inspector
     assert inspector.fetching_was_stopped == stops
 
 
+def test_a_fetch_that_a_person_stops_ends_and_the_dataset_waits_again(checks, inspector):
+    check = checks.read(with_length(512, "owner/data"))
+
+    checks.stop(with_length(512, "owner/data"))
+    wait_until(lambda: check.is_done)
+
+    assert check.was_stopped
+    assert inspector.fetching_was_stopped == 1
+    assert checks.request(with_length(512, "owner/data")) is check
+    assert checks.request(with_length(64, "owner/data")).waits
+
+
 def test_a_pass_that_no_page_looks_at_ends_by_itself(checks, inspector, monkeypatch):
     monkeypatch.setattr("ui.backend.dataset_checks._UNWANTED_SECONDS", 0.0)
     forgotten = checks.request(with_length(512), "page")

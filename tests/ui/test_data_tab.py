@@ -46,6 +46,7 @@ def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(vi
     assert not visitor.open(dataset__source="/missing/rows.jsonl")["fold"]["open"], "a file has neither"
     opened = visitor.open(dataset__source="rows.jsonl", shown_source="missing/data")
     assert not opened["fold"]["open"], "it was opened for another dataset"
+    assert not opened["mapping"]["visible"], "its format is sure"
     assert visitor.open(dataset__source="rows.jsonl", shown_source="rows.jsonl")["fold"] == gr.skip()
 
 
@@ -76,44 +77,18 @@ def test_a_dataset_that_can_be_opened_after_all_is_no_trouble_any_more(visitor, 
     assert visitor.tab.page.draft(visitor.values(**source)).problems == ()
 
 
-def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services):
+def test_one_event_opens_the_rows_and_what_they_are_redraws_the_page(visitor, services):
     """Answers of several events arrive in any order; Gradio orders those of one."""
-    app = build_app(services)
-    tab = next(
-        function.fn.__self__
-        for function in app.fns.values()
-        if getattr(function.fn, "__qualname__", "") == "DataTab.open"
-    )
+    events = list(build_app(services).fns.values())
+    (opening,) = [event for event in events if getattr(event.fn, "__func__", None) is DataTab.open]
+    tab = opening.fn.__self__
+    requests = [event for event in events if tab.open_request in event.outputs]
 
-    openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab.open]
-    asking = [function for function in app.fns.values() if tab.open_request in function.outputs]
-    assert len(openings) == 1
-    assert openings[0].trigger_mode == "always_last"
-    assert openings[0].concurrency_limit is None
-    assert len(asking) > 10
-    assert all(function.outputs == [tab.open_request] for function in asking)
-
-
-def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(visitor):
-    updates = visitor.open(dataset__source="rows.jsonl")
-
-    assert updates["rows_column"]["visible"]
-    assert not updates["mapping"]["visible"]
-    assert "exactly as in training" in updates["row_html"]
-
-
-def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(visitor, services):
-    """The objective follows them while no model is chosen, when no lengths are known that would redraw it."""
-    page = build_app(services)
-    tab = next(
-        function.fn.__self__
-        for function in page.fns.values()
-        if getattr(function.fn, "__qualname__", "") == "DataTab.open"
-    )
-
-    redrawn = [function for function in page.fns.values() if (tab.page.data_kind._id, "change") in function.targets]
-
-    assert len(redrawn) == 1
+    assert (opening.trigger_mode, opening.concurrency_limit) == ("always_last", None)
+    assert len(requests) > 10
+    assert all(event.outputs == [tab.open_request] for event in requests)
+    # The objective follows the rows while no model is chosen, when no lengths are known that would redraw it.
+    assert len([event for event in events if (tab.page.data_kind._id, "change") in event.targets]) == 1
     assert visitor.open(dataset__source="rows.jsonl")["kind"] == "alpaca"
     assert visitor.open(dataset__source="missing/data")["kind"] == ""
 

@@ -141,13 +141,6 @@ def test_what_the_device_cannot_run_stands_in_the_panel_next_to_its_memory(form)
     assert why_not(draft_of(form, small_shape(), **settings | {"training__optim": "adamw_torch"})) is None
 
 
-def test_an_emptied_box_leaves_the_default_in_the_panel(form):
-    panel = render_side_panel(draft_of(form, None, adapter__r=None, training__max_length=None))
-
-    assert "LoRA, r 16" in panel
-    assert "1,024 tokens" in panel
-
-
 @pytest.mark.parametrize("wrong", [{"jobs__limit_hours": "-3"}, {"training__learning_rate": "much"}])
 def test_the_choice_of_the_place_stays_while_something_is_wrong(form, wrong):
     draft = draft_of(form, None, model__id="m", run__where="jobs", **wrong)
@@ -174,18 +167,13 @@ def test_another_device_is_judged_and_this_machine_still_decides_on_the_start(fo
     assert "Estimate for" not in render_side_panel(here)
 
 
-@pytest.mark.parametrize(
-    ("optim", "device", "starts", "refused_there"),
-    [("paged_adamw_8bit", "RTX 4090", False, False), ("paged_adamw_8bit", "Apple M-series 16 GB", False, True)],
-)
-def test_what_another_device_cannot_run_is_reported_there_and_never_blocks_a_start(
-    form, optim, device, starts, refused_there
-):
-    settings = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": optim}
+@pytest.mark.parametrize(("device", "is_refused"), [("RTX 4090", False), ("Apple M-series 16 GB", True)])
+def test_what_another_device_cannot_run_is_reported_next_to_its_memory(form, device, is_refused):
+    settings = {"model__id": "m", "dataset__source": "d", "run__devices": "cpu", "training__optim": "paged_adamw_8bit"}
     draft = draft_of(form, small_shape(), **settings, adapter__target_modules=list(NAMES), page__judge_for=device)
 
-    assert (why_not(draft) is None) == starts
-    assert ("It cannot run this draft: paged_adamw_8bit" in render_side_panel(draft)) == refused_there
+    assert why_not(draft) is not None, "this machine decides on the start"
+    assert ("It cannot run this draft: paged_adamw_8bit" in render_side_panel(draft)) == is_refused
 
 
 def test_a_model_too_big_for_this_machine_cannot_start_whatever_is_judged(form, monkeypatch):

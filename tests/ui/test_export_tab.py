@@ -69,22 +69,6 @@ def test_runs_that_hold_something_are_offered(tab, services, run):
     assert (changes.empty["visible"], changes.whole["visible"]) == (False, True)
 
 
-def test_who_names_no_folder_gets_the_proposed_one(tab, run):
-    assert "trouble" not in start(tab, run, ADAPTER, folder=" ")
-
-    assert "exports/faq-rank-16-b-adapter" in show(tab, run.id, ADAPTER).result
-
-
-def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, monkeypatch):
-    monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
-    newer = write_run(services.runs, a_config(), InventedRun())
-
-    offers = offer(tab, run.id, newer.id).run
-
-    assert [value for _, value in offers["choices"]] == [newer.id, run.id]
-    assert offers["value"] == run.id
-
-
 def test_without_a_result_it_reports_when_there_will_be_one(tab):
     changes = offer(tab, "", None)
 
@@ -92,9 +76,11 @@ def test_without_a_result_it_reports_when_there_will_be_one(tab):
     assert "Nothing to export yet" in tab.empty.value
 
 
-def test_a_new_folder_is_proposed_for_each_form(tab, services, run):
+def test_a_new_folder_is_proposed_for_each_form_and_used_if_none_is_named(tab, services, run):
     assert folder(tab, run, MERGED) == str(services.home.exports / "faq-rank-16-b-merged")
     assert folder(tab, run, ADAPTER, "step-90").endswith("faq-rank-16-b-step-90-adapter")
+    assert "trouble" not in start(tab, run, ADAPTER, folder=" ")
+    assert "exports/faq-rank-16-b-adapter" in show(tab, run.id, ADAPTER).result
 
 
 @pytest.mark.parametrize(("form", "file"), [(ADAPTER, "adapter_model"), (MERGED, "model.safetensors"), (GGUF, ".gguf")])
@@ -186,10 +172,6 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
 def test_what_a_browser_names_as_folder_is_confined(tab, services, run, folder):
     assert 'class="trouble"' in start(tab, run, MERGED, folder=folder)
     assert services.results.exporting.find(run.id) is None
-
-
-def test_settings_out_of_bounds_are_reported_in_place(tab, services, run):
-    assert "Max file size, GB" in start(tab, run, MERGED, folder="mine", shard=-1.0)
 
 
 def test_prefix_tuning_reports_why_it_cannot_be_merged(tab, services):

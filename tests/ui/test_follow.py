@@ -91,7 +91,9 @@ def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
 
     assert (reply["values"], reply["submit"]) == ({}, True)
     view = refresh(follow, run.id)
+    assert view.run_shown == run.id
     assert not is_visible(view.stop)
+    assert is_visible(view.cancel)
     assert "Step 11 of 120" in view.heading
     assert any(run.id == value for _, value in view.choice["choices"])
     assert answer(follow, view) is None
@@ -212,18 +214,9 @@ def test_hardware_of_hugging_face_is_offered_for_its_own_jobs_alone(follow, inve
     assert is_visible(show(follow, run.id).next_job)
 
 
-def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):
-    run = invent(state="running", steps=3)
-    run.folder.stop_request.touch()
-
-    view = show(follow, run.id)
-
-    assert not is_visible(view.stop)
-    assert is_visible(view.cancel)
-
-
 def test_a_run_that_is_gone_leaves_the_empty_state(follow):
     assert "No active run" in show(follow, "").heading
+    assert show(follow, "").run_shown == ""
     assert "No active run" in show(follow, "20250101-000000-000-abcd").heading
     assert "No active run" in refresh(follow, "").heading
 
@@ -288,14 +281,6 @@ def test_the_buttons_act_on_the_run_that_is_shown(services, prefix):
     shown_run = inputs_of(f"{prefix}run-live", "submit")[0][0]
     for button in ("stop", "resume", "start-anyway", "cancel", "really-cancel", "open-chat"):
         assert [inputs[0] for inputs in inputs_of(f"{prefix}{button}", "click")] == [shown_run], button
-
-
-def test_a_view_tells_which_run_it_shows(follow, invent):
-    run = invent(state="running", steps=3)
-
-    assert show(follow, run.id).run_shown == run.id
-    assert show(follow, "").run_shown == ""
-    assert refresh(follow, run.id).run_shown == run.id
 
 
 def test_a_question_names_its_run_and_goes_with_it(follow, invent):

@@ -5,7 +5,6 @@ import orjson
 import pytest
 
 from engine.config.load import config_from_mapping, setting_names
-from engine.config.run import RunConfig
 from engine.config.suited import SETTINGS
 from engine.errors import ConfigError
 from ui.build import build_app
@@ -79,13 +78,6 @@ def test_several_choices_are_sent_as_the_list_that_their_component_takes(page_fo
     values = page_form.updates({"training": {"report_to": ("trackio", "tensorboard")}})
 
     assert values[page_form.names.index("training.report_to")] == ["trackio", "tensorboard"]
-
-
-def test_a_setting_cannot_stand_on_the_page_twice():
-    form = whole_form()
-
-    with pytest.raises(AssertionError, match="twice"):
-        form.setting("adapter.r")
 
 
 # Several values at once, for which a tab builds what it needs.
@@ -175,22 +167,6 @@ def test_a_magnitude_is_stepped_by_factors_and_a_share_by_a_hundredth():
     assert number("training.num_train_epochs").elem_classes == ["training.num_train_epochs"]
 
 
-def test_an_emptied_number_shows_its_default():
-    with Blocks():
-        assert component_for("training.learning_rate").placeholder == "0.0002"
-        assert component_for("training.num_train_epochs").placeholder == "3"
-
-
 def test_the_term_is_next_to_plain_words_only_where_they_differ():
     assert label_of("adapter.r") == "Rank (r)"
     assert label_of("training.learning_rate") == "Learning rate"
-
-
-def test_a_setting_carries_nothing_that_no_part_reads():
-    assert {repr(field_of(name).json_schema_extra) for name in setting_names()} == {"None"}
-
-
-def test_the_form_names_settings_in_sections_of_the_configuration():
-    mapping = whole_form().mapping(values_of(whole_form()))
-
-    assert set(mapping) == set(RunConfig.model_fields)

@@ -46,6 +46,7 @@ def test_a_revision_is_looked_up_so_its_memory_can_be_estimated(tab, services):
     assert services.shapes.get(MODEL, "v2") is not None
     assert tab.page.draft(values(tab, model__revision="v2")).shape is not None
     assert tab.revise(MODEL, "v2", changes.described_name) == gr.skip()  # a box that is only passed through
+    assert tab.revise("", "v2", "") == gr.skip()
 
 
 def test_another_model_takes_out_the_adapter_that_the_draft_began_with(tab):
@@ -174,10 +175,6 @@ def test_a_revision_that_cannot_be_read_reports_it_next_to_the_model(tab, servic
     details = tab.revise(MODEL, "nowhere", "")[tab.details]
 
     assert "Something unexpected happened." in details
-
-
-def test_without_a_model_a_revision_means_nothing(tab):
-    assert tab.revise("", "v2", "") == gr.skip()
 
 
 def test_details_are_those_of_the_revision_in_the_form(tab, services):

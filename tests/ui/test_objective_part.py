@@ -39,7 +39,7 @@ def draft_of(visitor: FormVisitor, source: str = "", **changes):
         check = page.services.checks.request(question)
         wait_until(lambda: check.is_done)
     visitor.refresh()
-    return page.draft(visitor.form_values())
+    return visitor.draft
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(vis
     draft_of(visitor, source)
     visitor.set_by_hand(training__objective=objective)
     visitor.refresh()
-    draft = visitor.page.draft(visitor.form_values())
+    draft = visitor.draft
 
     (problem,) = draft.problems
     assert problem.field == "training.objective"

@@ -11,7 +11,6 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from engine.errors import RunError
 from engine.runs.control import read_notes
 from engine.runs.run import RunState
 from engine.runs.summary import summarize
@@ -33,6 +32,8 @@ from ui.views.run_table import (
     when,
 )  # fmt: skip
 from ui.views.run_view import state_mark
+
+QUERY = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")  # of an untouched search
 
 
 @pytest.fixture
@@ -177,13 +178,12 @@ def test_what_never_started_was_removed_from_the_queue(tab, services):
 
 def test_ticked_runs_are_deleted_together_and_those_at_work_stay(tab, services, history):
     tab.page.reader.summaries()
-    query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
-    ticked_ids = tab.take(pick("all:"), [], 100, *query)[tab.ticked_runs]
+    ticked_ids = tab.take(pick("all:"), [], 100, *QUERY)[tab.ticked_runs]
     waiting = [run.id for run in services.runs.list() if run.folder.read_state().state == "queued"]
 
     assert ticked_ids == history
-    assert tab.take(pick("all:"), ticked_ids[:1], 100, *query)[tab.ticked_runs] == []
-    ended_ids = tab.deletable([*ticked_ids, "../../etc"], *query)
+    assert tab.take(pick("all:"), ticked_ids[:1], 100, *QUERY)[tab.ticked_runs] == []
+    ended_ids = tab.deletable([*ticked_ids, "../../etc"], *QUERY)
     assert ended_ids == [run_id for run_id in history if run_id not in waiting]
     left = tab.delete_named(ended_ids, ticked_ids, history[-1])
 
@@ -269,21 +269,20 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
 
     assert take(tab, COMPARE_PREFIX + first, []).ticked_runs == [first]
     assert take(tab, COMPARE_PREFIX + first, [first]).ticked_runs == []
-    query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
-    looked_at = tab.take(pick(first), [], 100, *query, 0.9, False, False, "")
+    looked_at = tab.take(pick(first), [], 100, *QUERY, 0.9, False, False, "")
     assert looked_at[tab.page.chosen_run] == looked_at[tab.one.follow.run_shown] == first
     assert looked_at[tab.one.panel]["visible"]
     assert tab.take(pick("../../etc/passwd"), [], 100) == gr.skip()
 
 
 def test_a_closed_run_stays_closed_when_rows_are_ticked_or_sorted(tab, history):
-    closed = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first", 0.9, False, False, "")
+    closed = (*QUERY, 0.9, False, False, "")
     for other in (COMPARE_PREFIX + history[2], "sort:Steps", "all:", MORE):
         changes = tab.take(pick(other), [], 100, *closed)
         assert tab.one.panel not in changes
         assert tab.page.chosen_run not in changes
 
-    late_answer = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first", 0.9, False, False, history[1])
+    late_answer = (*QUERY, 0.9, False, False, history[1])
     assert tab.take(pick(history[1]), [], 100, *late_answer)[tab.one.panel]["visible"]
 
 
@@ -387,6 +386,7 @@ def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     assert updates[tab.ticked_runs] == [history[2]]
     assert victim not in services.runs.ids()
     assert describe(tab, victim).panel["visible"] is False
+    assert tab.one.delete_run(history[2], history[3], [])[tab.page.chosen_run] == gr.skip(), "another one is chosen"
 
 
 def test_a_run_that_is_picked_again_keeps_what_is_typed(tab, history):
@@ -404,39 +404,10 @@ def test_a_run_that_is_picked_again_keeps_what_is_typed(tab, history):
     assert another[confirm] == gr.update(visible=False)
 
 
-def test_coming_back_to_the_tab_leaves_what_is_typed_and_renews_what_changed(tab, services):
-    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-    assert "Duration" not in describe(tab, run.id).details
-    run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed", "ended": time.time()}))
-
-    again = tab.one.show(run.id, 0.9, False, False, run.id)
-
-    assert not {tab.one.name, tab.one.tags, tab.one.note} & again.keys()
-    assert "Duration" in again[tab.one.details]
-    assert again[tab.one.delete]["visible"]
-    assert "completed" in again[tab.one.follow.heading]
-
-
 def test_a_question_goes_when_what_it_asks_about_cannot_be_done_any_more(tab, history, services):
     assert tab.one.redraw(history[1])[tab.one.confirm.panel] == gr.skip()
     running = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
     assert tab.one.redraw(running.id)[tab.one.confirm.panel] == gr.update(visible=False)
-
-
-def test_a_run_is_deleted_that_is_shown_whatever_was_chosen_since(tab, history, services):
-    updates = tab.one.delete_run(history[2], history[1], [])
-
-    assert updates[tab.page.chosen_run] == gr.skip()
-    assert history[2] not in services.runs.ids()
-    assert history[1] in services.runs.ids()
-
-
-def test_a_run_under_way_cannot_be_deleted(tab, services):
-    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-
-    with pytest.raises(RunError):
-        tab.one.delete_run(run.id, run.id, [])
-    assert run.id in services.runs.ids()
 
 
 def test_times_are_formatted_for_people():

@@ -1,7 +1,6 @@
 """What the server keeps of each page is little, and goes some time after the page."""
 
 import datetime
-import time
 from types import SimpleNamespace
 
 import gradio as gr
@@ -9,10 +8,9 @@ import httpx
 import pytest
 
 from tests.page_client import PageClient, read_config
+from tests.runs.supervision import wait_until
 from ui.gradio_internals import PageSession, PageSessions
 from ui.serve import launch
-
-PATIENCE_SECONDS = 300  # generous: a timed test would only measure the machine
 
 
 @pytest.fixture
@@ -90,10 +88,7 @@ def test_opened_pages_leave_little_behind(services):
                 with PageClient.open(http, config):
                     assert len(sessions.session_data) == number + 1
         left = list(sessions.session_data.values())
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not all(session.is_closed for session in left):
-            assert time.monotonic() < deadline, "the server did not see that the pages were closed"
-            time.sleep(0.05)
+        wait_until(lambda: all(session.is_closed for session in left))
     finally:
         page.close(verbose=False)
 

@@ -1,7 +1,6 @@
 """The Train tab: presets, the plan with its counts, and the run that it shows."""
 
 import threading
-import time
 from dataclasses import replace
 from html import escape
 from types import SimpleNamespace
@@ -71,11 +70,10 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
 
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
 def test_every_preset_fills_a_form_that_can_start_or_reports_what_keeps_it(tab, preset):
-    config, page = preset.load(), tab.page
-    visitor = FormVisitor(page)
+    config, visitor = preset.load(), FormVisitor(tab.page)
     visitor.fill(tab.use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor.form_values()))
 
-    draft = page.draft(visitor.form_values())
+    draft = visitor.draft
     panel, problems = render_side_panel(draft), device_problems(config, describe_processor())
     assert draft.mapping["dataset"]["source"] == config.dataset.source
     assert config.model.id.rsplit("/", 1)[-1] in panel
@@ -154,14 +152,10 @@ def test_tokens_are_counted_once_the_tokenizer_is_here(tab, services):
 def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
     values = values_of(tab, a_config(training__max_steps=-1))
 
-    plan, clock, _ = count(tab, values)
-    assert "Counting tokens" in plan
-    deadline = time.monotonic() + 300
-    while clock["active"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-        plan, clock, _ = count(tab, values)
+    assert "Counting tokens" in count(tab, values)[0]
+    wait_until(lambda: not count(tab, values)[1]["active"])
 
+    plan, clock, _ = count(tab, values)
     assert "<b>117</b>" in plan
     assert count(tab, values) == (plan, clock, "")
 

@@ -73,10 +73,10 @@ def press(tab, pick: str, number=0) -> Changes:
 
 def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     load(tab, run)
-    changes = send(tab, "What is <b>alpha</b>?")
-    assert changes.transcript.count('aria-pressed="false"') == 2
+    answers = send(tab, "What is <b>alpha</b>?")
+    assert answers.transcript.count('aria-pressed="false"') == 2
 
-    changes = vote(tab, changes.turns, "vote:0:tuned")
+    changes = vote(tab, answers.turns, "vote:0:tuned")
 
     assert changes.transcript.count('aria-pressed="true"') == 1
     assert "1 vote in total" in changes.trouble
@@ -91,10 +91,10 @@ def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     assert saved_vote.sampling.seed is not None, "drawn, so it is known"
     assert (saved_vote.source, saved_vote.by, better.finish_reason) == ("chat", "somebody", "eos")
 
-    vote_changes = vote(tab, changes.turns, "vote:0:base")
+    changes = vote(tab, answers.turns, "vote:0:base")
     assert "Greek alphabet" in votes.read()[0].sides[0].text
-    assert vote_changes.transcript.count('aria-pressed="true"') == 1
-    assert 'aria-pressed="true"' not in vote(tab, changes.turns, "vote:0:base").transcript
+    assert changes.transcript.count('aria-pressed="true"') == 1
+    assert 'aria-pressed="true"' not in vote(tab, answers.turns, "vote:0:base").transcript
     assert votes.read() == ()
 
 

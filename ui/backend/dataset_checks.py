@@ -50,12 +50,8 @@ class CheckQuestion:
         """Return whether both are about the same rows and the same tokenizer."""
         if self.model is None or other.model is None:
             return False
-        mine, theirs = (
-            (question.model.id, question.model.revision, question.dataset, question.seed)
-            for question in (self, other)
-            if question.model
-        )
-        return mine == theirs
+        has_same_tokenizer = (self.model.id, self.model.revision) == (other.model.id, other.model.revision)
+        return has_same_tokenizer and (self.dataset, self.seed) == (other.dataset, other.seed)
 
 
 def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
@@ -200,7 +196,7 @@ class DatasetChecks:
         """Remember the format of a dataset whose rows can be shown."""
         with self._lock:
             self._errors.pop(question.key, None)
-            self._note_format(question, format_)
+            _put_last(self._formats, _form_of(question.dataset), format_, _PAGES)
 
     def format_of(self, question: CheckQuestion) -> DataFormatName | None:
         """Return the format of a dataset; None before it was opened."""
@@ -233,20 +229,15 @@ class DatasetChecks:
                     return error
         return None
 
-    def _note_format(self, question: CheckQuestion, format_: DataFormatName) -> None:
-        _put_last(self._formats, _form_of(question.dataset), format_, _PAGES)
-
     def _find(self, question: CheckQuestion) -> RunningCheck | None:
         """Return the check of a question, or a finished one that answers it: of another max_length, where neither cuts a row."""
         if question.key not in self._checks:
-            same = [
-                check
+            reports = (
+                check.report.at_max_length(question.max_length)
                 for check in reversed(self._checks.values())
-                if check.report and check.question.has_lengths_of(question)
-            ]
-            reports = (check.report.at_max_length(question.max_length) for check in same if check.report is not None)
-            report = next(filter(None, reports), None)
-            if report is not None:
+                if check.report is not None and check.question.has_lengths_of(question)
+            )
+            if (report := next(filter(None, reports), None)) is not None:
                 self._checks[question.key] = RunningCheck(question, report=report)
         return self._checks.get(question.key)
 
@@ -298,7 +289,7 @@ class DatasetChecks:
                 question.dataset, question.model, question.max_length, seed=question.seed, on_progress=note
             )
             with self._lock:
-                self._note_format(question, report.format)
+                _put_last(self._formats, _form_of(question.dataset), report.format, _PAGES)
             check.report = report
         except Exception as error:
             check.error = CancelledRequestError() if check.stop.is_set() else as_engine_error(error)

@@ -257,13 +257,12 @@ class FollowPart:
         if not last_stamp.endswith(_actions_stamp(snapshot)):
             return poll_answer(new, {}, submit=True)
         view = _view_of(query.smoothing, query.log_axis)
-        return self._answers.get(
-            (new, view), lambda: poll_answer(new, self._poll_values(snapshot, view, query.log_open))
-        )
+        return self._answers.get((new, view), lambda: self._poll_answer(new, snapshot, view, query.log_open))
 
-    def _poll_values(self, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> dict[str, str]:
+    def _poll_answer(self, new: str, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> str:
         updates = self._draw(snapshot, view, log_open)
-        return {part.elem_id: text for part in self._poll_parts if isinstance(text := updates.get(part), str)}
+        parts = {part.elem_id: text for part in self._poll_parts if isinstance(text := updates.get(part), str)}
+        return poll_answer(new, parts)
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Redraw a run and the list of runs after a poll found more than new curves."""

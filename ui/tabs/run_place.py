@@ -248,9 +248,8 @@ class JobsPanel(PlacePanel):
         config = self.fill(draft)
         if config is None:
             return ""
-        flavor = flavor_named(flavors, config.jobs.flavor) or next(
-            flavor for flavor in flavors if flavor.device == draft.device
-        )
+        fitting = (flavor for flavor in flavors if flavor.device == draft.device)
+        flavor = flavor_named(flavors, config.jobs.flavor) or next(fitting)
         return render_hardware(flavor, config.jobs.limit_hours, draft)
 
 
@@ -336,9 +335,8 @@ def render_forecast(forecast: Forecast | None, *, is_querying: bool, now: float 
     sentences = [f"Free now: {free}."] if free else []
     if forecast.start is not None:
         seconds = forecast.start - (time.time() if now is None else now)
-        sentences.append(
-            f"Expected start: in {duration(seconds)}." if seconds > _SOON_SECONDS else "Expected start: now."
-        )
+        start = f"in {duration(seconds)}" if seconds > _SOON_SECONDS else "now"
+        sentences.append(f"Expected start: {start}.")
     elif is_querying:
         sentences.append("Querying Slurm for the expected start …")
     elif forecast.trouble is None:

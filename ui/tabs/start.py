@@ -134,7 +134,7 @@ class StartPart:
         try:
             config, configs = self._configs_of(kind, request)
         except EngineError as error:
-            return self._show_error(error)
+            return self._refuse(error_box(error))
         key = start_key(request.token, configs)
         work = self.page.starts.find(key)
         if work is not None and (work.is_under_way or request.pending == key):
@@ -142,13 +142,8 @@ class StartPart:
         existing = self.page.services.runs.find_by_key(f"{key}/0" if kind == "sweep" else key)
         question = None if is_agreed else self._question(configs, existing)
         if question is not None:
-            return {
-                **self._idle(),
-                **self.confirm.open(*question),
-                self.problems: "",
-                self.open_question: (kind, existing.id if existing is not None else ""),
-                self.goes_to: f"{REFUSED} {uuid.uuid4().hex}",
-            }
+            about = {self.open_question: (kind, existing.id if existing is not None else "")}
+            return {**self._refuse(), **self.confirm.open(*question), **about}
         check = self.page.services.checks.find(CheckQuestion.from_config(config))
         options = {
             "copied_from": request.copied_from if self.page.reader.exists(request.copied_from) else None,
@@ -222,7 +217,7 @@ class StartPart:
     def _progress(self, key: str, work: Work[Sequence[Run]]) -> Updates:
         status = self.job.follow(key)
         if work.error is not None:
-            return self._show_error(work.error)
+            return self._refuse(error_box(work.error))
         updates: Updates = {
             **status,
             self.confirm.panel: HIDDEN,
@@ -246,9 +241,9 @@ class StartPart:
             self.job.poll: "",
         }
 
-    def _show_error(self, error: EngineError) -> Updates:
-        problem = {self.problems: error_box(error), self.confirm.panel: HIDDEN}
-        return {**self._idle(), **problem, self.goes_to: f"{REFUSED} {uuid.uuid4().hex}"}
+    def _refuse(self, problem: str = "") -> Updates:
+        refusal = {self.problems: problem, self.goes_to: f"{REFUSED} {uuid.uuid4().hex}"}
+        return {**self._idle(), **refusal, self.confirm.panel: HIDDEN}
 
 
 def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) -> list[RunConfig]:
