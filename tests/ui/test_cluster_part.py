@@ -12,8 +12,8 @@ from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace
 from engine.paths import LoratoryHome
 from tests.invented_runs import a_config
 from tests.runs.supervision import wait_until
+from tests.ui.drafts import form_values
 from ui.backend.cluster import ClusterForecast, Forecast
-from ui.draft import read_draft
 from ui.form import JUDGE_FOR
 from ui.services import Services
 from ui.side_panel import SidePanel, _devices
@@ -33,10 +33,8 @@ def cluster(home):
 
 
 def draft_for(tab: TrainTab, **changes):
-    form = tab.page.form
     config = a_config(**{"run__where": "slurm", **changes})
-    values = dict(zip(form.names, form.updates(config.model_dump(mode="json")), strict=True))
-    return read_draft(tab.page.services, form, list(values.values()))
+    return tab.page.draft(tab.page.form.updates(config.model_dump(mode="json")))
 
 
 def panel_of(tab: TrainTab, draft):
@@ -173,12 +171,11 @@ def test_members_may_choose_a_cluster_that_an_admin_set_up_and_guests_never(home
 def test_what_memory_is_judged_for_follows_the_place(cluster, laid_out, services):
     services.shapes.learn(ModelConfig(id="smollm2-135m-instruct"))
     panel = laid_out(SidePanel)
-    form, page = panel.page.form, panel.page
+    page = panel.page
 
     def judge(where: str, device: str = ""):
-        values = dict(zip(form.names, form.updates({}), strict=True))
-        values |= {"model.id": "smollm2-135m-instruct", "run.where": where, JUDGE_FOR: device}
-        draft = page.draft(list(values.values()))
+        settings = {"model__id": "smollm2-135m-instruct", "run__where": where, JUDGE_FOR: device}
+        draft = page.draft(form_values(page.form, **settings))
         return page.views[panel._place](draft), page.views[panel.panel](draft)
 
     place, panel_of = judge("slurm")

@@ -7,6 +7,7 @@ import pytest
 from engine.config.load import config_from_mapping, setting_names
 from engine.config.suited import SETTINGS
 from engine.errors import ConfigError
+from tests.ui.drafts import form_values
 from ui.build import build_app
 from ui.form import Form, component_for, field_of, label_of
 from ui.gradio_internals import Blocks
@@ -24,13 +25,7 @@ def whole_form() -> Form:
 
 
 def values_of(form: Form, **settings: object) -> list[object]:
-    settings = {
-        "model.id": "m",
-        "dataset.source": "d",
-        **{name.replace("__", "."): value for name, value in settings.items()},
-    }
-    defaults = dict(zip(form.names, form.updates({}), strict=True))
-    return [settings.get(name, defaults[name]) for name in form.names]
+    return form_values(form, **{"model__id": "m", "dataset__source": "d", **settings})
 
 
 def test_every_setting_is_carried_even_if_no_tab_shows_it():

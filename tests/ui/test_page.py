@@ -4,6 +4,7 @@ import gradio as gr
 import pytest
 
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.drafts import form_values
 from ui.page import Page
 from ui.tabs.method import MethodTab, render_warm_start
 from ui.views.memory import render_side_panel
@@ -129,8 +130,6 @@ def test_the_device_that_is_judged_for_stays_in_the_browser_and_through_a_preset
 @pytest.mark.parametrize("page_choices", ["RTX 4090", 7, {"judge_for": ["T4"]}, {"judge_for": "no such GPU"}])
 def test_a_choice_of_ours_that_the_browser_damaged_is_this_machine(page, page_choices):
     stored_config = {**a_config().model_dump(mode="json"), "page": page_choices}
-    names = list(page.form.names)
-    values = dict(zip(names, page.form.updates({}), strict=True))
-    values["page.judge_for"] = page.restore_draft(stored_config).get(page.judge_for, "")
+    restored = page.restore_draft(stored_config).get(page.judge_for, "")
 
-    assert page.form.judged_device(list(values.values())) is None
+    assert page.form.judged_device(form_values(page.form, page__judge_for=restored)) is None

@@ -11,10 +11,9 @@ from engine.runs.provenance import read_provenance
 from tests.invented_runs import a_config
 from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
-from tests.ui.drafts import values_of
+from tests.ui.drafts import form_values, values_of
 from ui.backend.dataset_checks import CheckQuestion
 from ui.build import build_app
-from ui.draft import read_draft
 from ui.tabs.start import REFUSED, StartPart, render_reason, start_key, why_not
 from ui.tabs.train import FOLLOW, TrainTab
 
@@ -162,10 +161,10 @@ def test_a_changed_draft_or_a_later_start_is_another_run(tab):
 
 
 def test_problems_are_shown_in_place_and_nothing_starts(tab):
-    values = dict(zip(tab.page.form.names, values_of(tab, a_config()), strict=True))
-    values |= {"training.learning_rate": 7.0, "adapter.r": 0}
+    mapping = a_config().model_dump(mode="json")
+    values = form_values(tab.page.form, mapping, training__learning_rate=7.0, adapter__r=0)
 
-    changes = begin(tab, "token", "", *values.values())
+    changes = begin(tab, "token", "", *values)
 
     assert "2 settings need your attention" in changes.problems
     assert "training.learning_rate" in changes.problems
@@ -246,14 +245,12 @@ def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, rates, ranks
     assert not tab.page.services.runs.ids()
 
 
-def test_an_incomplete_draft_cannot_be_started_and_reports_why(tab, services):
-    form = tab.page.form
-    empty = read_draft(services, form, form.updates({}))
-    values = form.updates(a_config().model_dump(mode="json"))
-    wrong = dict(zip(form.names, values, strict=True)) | {"training.num_train_epochs": -1}
+def test_an_incomplete_draft_cannot_be_started_and_reports_why(tab):
+    page = tab.page
+    wrong = form_values(page.form, a_config().model_dump(mode="json"), training__num_train_epochs=-1)
 
-    assert why_not(empty) == "Choose a model. Choose a dataset."
-    draft = read_draft(services, form, list(wrong.values()))
+    assert why_not(page.draft(page.form.updates({}))) == "Choose a model. Choose a dataset."
+    draft = page.draft(wrong)
     assert why_not(draft) == "One setting needs your attention."
     assert "training.num_train_epochs" in render_reason(draft)
     assert isinstance(draft.problems[0], Problem)

@@ -18,7 +18,6 @@ from tests.ui.drafts import values_of
 from tests.ui.form_visitor import FormVisitor
 from ui.backend.models import Tokenizers
 from ui.build import build_app
-from ui.form import label_of
 from ui.tabs.start import render_reason, why_not
 from ui.tabs.train import FOLLOW, TrainTab
 from ui.views.memory import render_side_panel
@@ -187,28 +186,6 @@ def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_
     message = "rows.jsonl cannot be read. Check the file."
     assert [html.count(message) for html in (reason, panel, plan)] == [1, 1, 0]
     assert why_not(tab.page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None
-
-
-def test_counting_waits_until_a_box_is_left(services):
-    page = build_app(services)
-    counted_by = {
-        (page.blocks[number].label, event)
-        for function in page.fns.values()
-        for number, event in function.targets
-        if isinstance(page.blocks.get(number), gr.Number) and event in ("input", "submit", "blur", "change")
-    }
-
-    for label in map(label_of, ("training.max_length", "training.seed")):
-        assert {event for name, event in counted_by if name == label} == {"input", "submit", "blur"}
-    typed = [
-        function
-        for function in page.fns.values()
-        if function.fn is not None  # else in the browser alone
-        and any(
-            event == "input" and isinstance(page.blocks.get(number), gr.Number) for number, event in function.targets
-        )
-    ]
-    assert len(typed) == 1, "what is typed redraws the draft, and nothing else"
 
 
 def test_an_earlier_run_like_this_one_gives_the_time(tab, services):

@@ -27,9 +27,8 @@ from ui.backend.background import Cache
 BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
 LARGEST_FILE_BYTES = 4_000_000  # of a saved conversation
 
-_SAVED = ConfigDict(
-    extra="forbid", validate_by_name=True, serialize_by_alias=True
-)  # the parts of a conversation's file
+# The parts of a conversation's file.
+_SAVED = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True)
 
 
 @dataclass(frozen=True, config=_SAVED)

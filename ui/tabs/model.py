@@ -186,10 +186,8 @@ class ModelTab:
             tokenizer.done.wait(_BLINK_SECONDS)
             details = services.inspector.model_details(model)
             # The line below the details reports a tokenizer that is downloading or failed.
-            is_reported = details.tokenizer_missing is not None and (
-                tokenizer.is_under_way or tokenizer.error is not None
-            )
-            return render_details(details, has_tokenizer=not is_reported), None
+            has_line = tokenizer.is_under_way or tokenizer.error is not None
+            return render_details(details, has_tokenizer=details.tokenizer_missing is None or not has_line), None
         except Exception as error:
             problem = as_engine_error(error)
             return error_box(problem), problem

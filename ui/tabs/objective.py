@@ -157,9 +157,8 @@ def _render_choice(draft: Draft) -> Any:
         names = [other.label for other in OBJECTIVES.values() if kind in other.rows and other not in objectives]
         if names:
             info += f" {' and '.join(names)} {'needs' if len(names) == 1 else 'need'} {traits.content}."
-    return gr.update(
-        choices=[(objective.label, objective.name) for objective in objectives], value=current.name, info=info
-    )
+    choices = [(objective.label, objective.name) for objective in objectives]
+    return gr.update(choices=choices, value=current.name, info=info)
 
 
 def _render_losses(draft: Draft) -> Any:

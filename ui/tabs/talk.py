@@ -164,10 +164,7 @@ class TalkPart:
         gr.on([self.prompt_fold.expand, self.show_prompt.click], **prompting)
         self.prompt_fold.collapse(None, None, self.prompt, js="() => ''", **QUICK)
         self.keep_fold.expand(
-            lambda *conversation: view.render_links(self._conversation_of(*conversation)),
-            [self.turns, system],
-            self.links,
-            **QUICK,
+            lambda *args: view.render_links(self._conversation_of(*args)), [self.turns, system], self.links, **QUICK
         )
         open_event = self.open.upload(shown_as_message(self.open_file), self.open, self._conversation, **SLOW)
         open_event.then(self.save, [self.turns, system], [self.browser_copy, self.links], **QUICK)
@@ -211,10 +208,8 @@ class TalkPart:
             models = self._choice.answer_models()
             left_out = turns_to_leave_out(before, chosen_branches, models)
             question_settings = QuestionSettings(models, settings, system, left_out)
-            turns = [
-                *before,
-                Turn(question, tuple(Answer(branch) for branch in chosen_branches), reference, question_settings),
-            ]
+            answers = tuple(Answer(branch) for branch in chosen_branches)
+            turns = [*before, Turn(question, answers, reference, question_settings)]
             requests = _requests(turns, chosen_branches, system, settings)
             yield {
                 **dict.fromkeys((self.question, self.trouble, self.suggestions), ""),
