@@ -56,7 +56,7 @@ class Page:
         self.start_goes_to = gr.Textbox("", visible=False)
         self.starts: BackgroundWork[Sequence[Run]] = BackgroundWork(WorkProgress)  # by the key of a start
         self.start_job = WorkStatus(
-            self.starts.find, start_status, elem_id="start-problems", live_id="start-live", is_placed=False
+            self.starts.find, start_status, elem_id="start-problems", live_id="start-live", is_laid_out=False
         )
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`

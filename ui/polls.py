@@ -129,7 +129,7 @@ class WorkStatus:
         find: Returns the work under a key, which a client can forge.
         render: Returns the status of a work as HTML.
         watch: Returns a stamp of whatever else is shown of a key; with it, the poll continues after the end of the work.
-        is_placed: Whether the status is laid out here; another part may do it with `render`.
+        is_laid_out: Whether the status is laid out here; another part may do it with `render`.
     """
 
     def __init__(
@@ -141,10 +141,10 @@ class WorkStatus:
         live_id: str,
         seconds: float = 0.5,
         watch: Callable[[str], object] | None = None,
-        is_placed: bool = True,
+        is_laid_out: bool = True,
     ) -> None:
         self._find, self._render, self._watch = find, render, watch
-        self.status = live_html(elem_id=elem_id, render=is_placed)
+        self.status = live_html(elem_id=elem_id, render=is_laid_out)
         self.poll = poll(self.news, seconds, elem_id=live_id)
         self.changed: Any = self.poll.submit
         self.outputs: list[Component] = [self.poll, self.status]  # drawn one by one, the poll is the first to look

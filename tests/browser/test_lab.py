@@ -249,8 +249,8 @@ def runs_of(lab: Lab, name: str) -> list[Run]:
 
 def publish_queue(lab: Lab, active: Run, waiting: Run) -> None:
     """Write the queue as a supervisor would, with words that name the owner's run."""
-    place = WaitingPlace(owner=waiting.owner, run_id=waiting.id, reason="earlier_run", cause=f"After {SECRET}.")
-    snapshot = QueueSnapshot(active=((active.owner, active.id),), waiting=(place,))
+    waiting_run = WaitingPlace(owner=waiting.owner, run_id=waiting.id, reason="earlier_run", cause=f"After {SECRET}.")
+    snapshot = QueueSnapshot(active=((active.owner, active.id),), waiting=(waiting_run,))
     (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
 
 

@@ -26,11 +26,11 @@ _RANGE = "document.querySelector('#loss-chart .chart').layout.xaxis.range"
 # What is wider than the window without scrolling by itself, and cells that are cut.
 _BEYOND_THE_WINDOW = """() => {
   const width = document.documentElement.clientWidth;
-  const scrolls = (place) => place && (place.matches('.scroll, pre, .tokens') || scrolls(place.parentElement));
-  const beyond = (place) => place.offsetParent && place.innerText?.trim() && place.getBoundingClientRect().right > width + 1;
-  const found = [...document.querySelectorAll('#header, #work *, #side *')].filter((place) => beyond(place) && !scrolls(place));
+  const scrolls = (element) => element && (element.matches('.scroll, pre, .tokens') || scrolls(element.parentElement));
+  const beyond = (element) => element.offsetParent && element.innerText?.trim() && element.getBoundingClientRect().right > width + 1;
+  const found = [...document.querySelectorAll('#header, #work *, #side *')].filter((element) => beyond(element) && !scrolls(element));
   const cards = [...document.querySelectorAll('table.cards td')].filter(beyond);
-  return [...found, ...cards].map((place) => place.outerHTML.slice(0, 200));
+  return [...found, ...cards].map((element) => element.outerHTML.slice(0, 200));
 }"""
 # Stands in for what the browser shows outside of the page, as a person who allowed it would have it.
 _NOTES_NOTIFICATIONS = """() => {

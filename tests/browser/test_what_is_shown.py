@@ -161,14 +161,14 @@ def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_pa
     page.get_by_text("Worker log").last.click()
     log = page.locator("#one-run-log .follows-end")
     expect(log).to_contain_text("line 199 of the log")
-    place = log.element_handle()
+    element = log.element_handle()
     shows_its_end = "(log) => log.clientHeight && log.scrollHeight - log.clientHeight - log.scrollTop < 4"
 
-    page.wait_for_function(shows_its_end, arg=place)
+    page.wait_for_function(shows_its_end, arg=element)
     assert log.evaluate("(log) => log.scrollHeight > 2 * log.clientHeight")
     run.folder.log.write_text("\n".join([*lines, "one more"]), encoding="utf-8")
     expect(log).to_contain_text("one more")
-    page.wait_for_function(shows_its_end, arg=place)
+    page.wait_for_function(shows_its_end, arg=element)
 
     # Until the browser has told the page that it was scrolled, what comes may still move it.
     log.evaluate(

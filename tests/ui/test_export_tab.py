@@ -247,11 +247,11 @@ def test_a_run_that_was_deleted_is_reported_as_gone(tab):
 
 
 @pytest.mark.parametrize(
-    ("place", "is_link"),
+    ("address", "is_link"),
     [("https://hub/me/x", True), ("http://127.0.0.1:1/me/x", True), ("/home/me/x", False), ("javascript:x", False)],
 )
-def test_only_a_hub_is_a_link_also_one_of_ones_own(place, is_link):
-    assert (f'href="{place}"' in render_export(ExportRecord(kind="hub", place=place))) is is_link
+def test_only_a_hub_is_a_link_also_one_of_ones_own(address, is_link):
+    assert (f'href="{address}"' in render_export(ExportRecord(kind="hub", place=address))) is is_link
 
 
 def test_an_export_that_differs_is_not_called_good():
