@@ -81,7 +81,7 @@ class PageClient:
         asked, stamp = self._stamps.get(part, ("", ""))
         body = {
             "data": [question, stamp if asked == question else ""],
-            "fn_name": "ask",
+            "fn_name": "query",
             "component_id": number,
             "session_hash": self.session,
         }

@@ -47,7 +47,7 @@ from ui.views.html import gib, pick_button, plural
 from ui.views.run_view import tab_title
 
 QUICK_START = "quickstart-cpu"  # the preset that trains on any machine
-_TABS = ("model", "data", "method", "train")
+_TABS = ("model", "data", "method", "train")  # of the draft, with the side panel
 
 
 class NextStepBar:
@@ -93,14 +93,14 @@ class NextStepBar:
 
     def open(self, event: gr.EventData) -> Updates:
         page = self.page
-        place, _, run_id = picked_value(event).partition(":")
-        if place in _TABS:
-            return {page.tabs: gr.Tabs(selected=place), self.train.view: SET_UP}
+        target, _, run_id = picked_value(event).partition(":")
+        if target in _TABS:
+            return {page.tabs: gr.Tabs(selected=target), self.train.view: SET_UP}
         if not page.reader.exists(run_id):
             return UNCHANGED
-        if place == "resume":
+        if target == "resume":
             self.train.follow.resume_shown(run_id, "", "", None)
-        if place == "chat":
+        if target == "chat":
             return {page.tabs: gr.Tabs(selected="chat"), page.chosen_run: run_id, page.wants_chat: True}
         return {
             page.tabs: gr.Tabs(selected="train"),
@@ -180,8 +180,7 @@ def build_app(services: Services) -> gr.Blocks:
         undone = page.wire(exclude=("adapter.r", "model.revision"))
 
         for tab in page.tabs.children:
-            is_beside = tab.id in ("model", "data", "method", "train")
-            tab.select(None, None, side, js=SHOWN if is_beside else NOT_SHOWN, **QUICK)
+            tab.select(None, None, side, js=SHOWN if tab.id in _TABS else NOT_SHOWN, **QUICK)
         # The model and the rows follow the browser's draft: they ask another process.
         restore_event = page.restore(app)
         model_tab.open_restored(restore_event)
@@ -207,7 +206,7 @@ def _header(services: Services, reader: RunReader) -> _Header:
     active = next((run_id for run_id, state in states.items() if state in LIVE_STATES), "")
     end_time = max(
         (run_id for run_id in run_states if run_states[run_id].is_final),
-        key=lambda one: run_states[one].ended or 0.0,
+        key=lambda run_id: run_states[run_id].ended or 0.0,
         default="",
     )
     # Browsers compare later ends with the first answer of a poll, not with the layout, which may be old.
@@ -243,8 +242,8 @@ def render_header(
     if device is not None:
         parts = [f"<b>{escape(device.name)}</b>", f"{gib(device.free_bytes)} of {gib(device.total_bytes)} GiB free"]
     if running:
-        words = plural(running, "active run")
-        parts.append(pick_button(f"follow:{active}", words, css="inline") if active else words)
+        label = plural(running, "active run")
+        parts.append(pick_button(f"follow:{active}", label, css="inline") if active else label)
     if waiting:
         parts.append(f"{waiting} waiting")
     return (

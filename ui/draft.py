@@ -23,7 +23,8 @@ from engine.runs.prediction import most_likely
 from engine.supervision.launch import machine_problems
 from ui.backend.background import as_engine_error
 from ui.backend.dataset_checks import model_of, question_of
-from ui.form import Form, field_of
+from ui.form import Form, field_of, setting_in
+from ui.form_change import Sections
 
 if TYPE_CHECKING:
     from ui.services import Services
@@ -115,11 +116,13 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
     """Return the form's values as a draft has them, without an estimate."""
     mapping = form.mapping(values)
     _widen_targets(mapping, shape_of(services, mapping))
-    suit(mapping, form.suited_values(values), known_rows(services, mapping))
+    fill_derived_defaults(mapping, form.suited_values(values), known_rows(services, mapping))
     return mapping
 
 
-def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRows | None) -> dict[str, Suited]:
+def fill_derived_defaults(
+    mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRows | None
+) -> dict[str, Suited]:
     """Fill in the defaults of unset settings that depend on other settings.
 
     Returns:
@@ -139,9 +142,7 @@ def suit(mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRow
     return chosen
 
 
-def _given_by_a_person(
-    mapping: Mapping[str, Mapping[str, Any]], open_ones: Container[str]
-) -> dict[str, dict[str, Any]]:
+def _given_by_a_person(mapping: Sections, open_ones: Container[str]) -> dict[str, dict[str, Any]]:
     """Return the settings without dependent defaults; one that was emptied gets its Field's default."""
     settings_given = {
         section: {field: value for field, value in settings.items() if f"{section}.{field}" not in open_ones}
@@ -153,15 +154,13 @@ def _given_by_a_person(
     return settings_given
 
 
-def known_rows(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> SeenRows | None:
+def known_rows(services: "Services", mapping: Sections) -> SeenRows | None:
     """Return the known facts about a draft's rows; None until its dataset was opened."""
     rows, kind = _rows_of(services, mapping)
     return rows.known if rows is not None else SeenRows(kind=kind) if kind is not None else None
 
 
-def _rows_of(
-    services: "Services", mapping: Mapping[str, Mapping[str, Any]]
-) -> tuple[RowLengths | None, RowKind | None]:
+def _rows_of(services: "Services", mapping: Sections) -> tuple[RowLengths | None, RowKind | None]:
     question = question_of(mapping)
     if question is None:
         return None, None
@@ -172,97 +171,113 @@ def _rows_of(
 def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft:
     """Read the form; never raise for typed values, and never wait for another process."""
     mapping = form.mapping(values)
-    missing = tuple(text for name, text in _MISSING.items() if not _is_given(mapping, name))
+    missing = tuple(text for name, text in _MISSING.items() if not setting_in(mapping, name))
     shape = shape_of(services, mapping)
     target_problems = _widen_targets(mapping, shape)
-    (rows, kind), row_facts = _rows_of(services, mapping), known_rows(services, mapping)
-    defaults = suit(mapping, form.suited_values(values), row_facts)
-    given_settings = _given_by_a_person(
-        mapping, defaults
-    )  # the engine chooses the rest, again if rows are counted later
-    config, problems = _check(given_settings, row_facts)
+
+    (rows, kind), facts = _rows_of(services, mapping), known_rows(services, mapping)
+    defaults = fill_derived_defaults(mapping, form.suited_values(values), facts)
+    settings = _given_by_a_person(mapping, defaults)  # the engine chooses the rest, again if rows are counted later
+    config, problems = _check(settings, facts)
     if target_problems:
         config, problems = None, [*problems, *target_problems]
-    memory_config = config
-    # There is an estimate before a dataset is chosen, of rows as long as they may be.
-    if config is None and all(problem.field == "dataset.source" for problem in problems):
-        memory_config, _ = _check(
-            {**given_settings, "dataset": {**given_settings["dataset"], "source": "-"}}, row_facts
-        )
-    model, model_config = mapping["model"], model_of(mapping)
-    question = question_of(mapping)
-    unread = services.shapes.trouble(str(model.get("id", "")), model.get("revision"))
-    untokenized = services.tokenizers.trouble(model_config) if model_config is not None else None
-    untrainable = services.checks.trouble(question) if question is not None else None
-    if (error := unread or untokenized or untrainable) is not None:  # nothing is opened to find more
-        field = "model.id" if unread or untokenized else "dataset.source"
-        problems = [*problems, Problem(field, f"{error.what} {error.fix}")]
+    memory_config = config or _without_dataset(settings, problems, facts)
+
+    problems += _read_errors(services, mapping)
     if config is not None:
-        problems = [*problems, *lab_problems(config, services.home)]
+        problems += lab_problems(config, services.home)
     if memory_config is not None and (unfit := _unfit_objective(memory_config, kind)) is not None:
         problems, rows = [*problems, unfit], None  # the estimate assumes rows that fit the objective
-    devices = services.devices()
-    device: Device | None = None
-    estimate: MemoryEstimate | None = None
-    ceiling: MemoryEstimate | None = None
-    trouble: EngineError | None = None
-    if memory_config is not None:
-        try:
-            place = services.place(memory_config.run.where)
-            options = place.options(memory_config)
-            if shape is not None:
-                options = place.suitable(options, memory_config, shape, rows)
-            option = options[0] if shape is None else most_likely(shape, memory_config, options, rows)
-            device = option[0]
-            problems = [*problems, *machine_problems(memory_config, option)]
-            if shape is not None:
-                estimate = estimate_memory(shape, memory_config, device, rows)
-                ceiling = estimate_memory(shape, memory_config, device) if rows is not None else None
-        except Exception as error:
-            trouble = as_engine_error(error)
+    here = _memory_here(services, memory_config, shape, rows)
+    problems += here.problems
     return Draft(
         mapping=mapping,
         config=config,
         memory_config=memory_config,
         missing=missing,
         problems=tuple(
-            problem for problem in problems if problem.field not in _MISSING or _is_given(mapping, problem.field)
+            problem for problem in problems if problem.field not in _MISSING or setting_in(mapping, problem.field)
         ),
         shape=shape,
-        device=device,
-        gpus=tuple(device.index for device in devices if device.kind == "cuda"),
-        estimate=estimate,
-        estimate_error=trouble,
+        device=here.device,
+        gpus=tuple(device.index for device in services.devices() if device.kind == "cuda"),
+        estimate=here.estimate,
+        estimate_error=here.error,
         rows=rows,
         kind=kind,
         suited_defaults=defaults,
-        ceiling=ceiling,
-        memory_elsewhere=_judge_device(form.judged_device(values), memory_config, shape, rows),
+        ceiling=here.ceiling,
+        memory_elsewhere=_memory_elsewhere(form.judged_device(values), memory_config, shape, rows),
     )
 
 
-def _judge_device(
+def _without_dataset(
+    settings: Mapping[str, Any], problems: Sequence[Problem], facts: SeenRows | None
+) -> RunConfig | None:
+    """Return the configuration with a stand-in for the dataset, if only that is missing: rows are as long as they may be."""
+    if any(problem.field != "dataset.source" for problem in problems):
+        return None
+    config, _ = _check({**settings, "dataset": {**settings["dataset"], "source": "-"}}, facts)
+    return config
+
+
+def _read_errors(services: "Services", mapping: Sections) -> list[Problem]:
+    """Return why the model, its tokenizer or the rows could not be read; the first reason, as nothing more is opened."""
+    model, model_config, question = mapping["model"], model_of(mapping), question_of(mapping)
+    errors = (
+        ("model.id", services.shapes.trouble(str(model.get("id", "")), model.get("revision"))),
+        ("model.id", services.tokenizers.trouble(model_config) if model_config is not None else None),
+        ("dataset.source", services.checks.trouble(question) if question is not None else None),
+    )
+    return [Problem(field, f"{error.what} {error.fix}") for field, error in errors if error is not None][:1]
+
+
+def _memory_here(
+    services: "Services", config: RunConfig | None, shape: ModelShape | None, rows: RowLengths | None
+) -> DeviceMemory:
+    """Return the memory where the run would train, with what the device cannot run."""
+    device: Device | None = None
+    problems: tuple[Problem, ...] = ()
+    if config is None:
+        return DeviceMemory(device, None)
+    try:
+        place = services.place(config.run.where)
+        options = place.options(config)
+        if shape is not None:
+            options = place.suitable(options, config, shape, rows)
+        option = options[0] if shape is None else most_likely(shape, config, options, rows)
+        device, problems = option[0], tuple(machine_problems(config, option))
+        return _memory_on(device, config, shape, rows, problems)
+    except Exception as error:
+        return DeviceMemory(device, None, as_engine_error(error), problems)
+
+
+def _memory_elsewhere(
     known_device: KnownDevice | None, config: RunConfig | None, shape: ModelShape | None, rows: RowLengths | None
 ) -> DeviceMemory | None:
+    """Return the memory on a device that is not here; None where none is chosen."""
     if known_device is None:
         return None
     device = known_device.device()
     if config is None or shape is None:
         return DeviceMemory(device, None)
     try:
-        estimate, problems = estimate_memory(shape, config, device, rows), tuple(device_problems(config, device))
-        ceiling = estimate_memory(shape, config, device) if rows is not None else None
-        return DeviceMemory(device, estimate, problems=problems, ceiling=ceiling)
+        return _memory_on(device, config, shape, rows, tuple(device_problems(config, device)))
     except Exception as error:
         return DeviceMemory(device, None, as_engine_error(error))
 
 
-def _is_given(mapping: Mapping[str, Mapping[str, Any]], name: str) -> bool:
-    section, field = name.split(".")
-    return bool(mapping.get(section, {}).get(field))
+def _memory_on(
+    device: Device, config: RunConfig, shape: ModelShape | None, rows: RowLengths | None, problems: tuple[Problem, ...]
+) -> DeviceMemory:
+    if shape is None:
+        return DeviceMemory(device, None, problems=problems)
+    estimate = estimate_memory(shape, config, device, rows)
+    ceiling = estimate_memory(shape, config, device) if rows is not None else None
+    return DeviceMemory(device, estimate, problems=problems, ceiling=ceiling)
 
 
-def shape_of(services: "Services", mapping: Mapping[str, Mapping[str, Any]]) -> ModelShape | None:
+def shape_of(services: "Services", mapping: Sections) -> ModelShape | None:
     """Return the modules of the draft's model; None until they are known."""
     model = mapping.get("model", {})
     return services.shapes.get(str(model.get("id", "")), model.get("revision"))

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 import gradio as gr
@@ -96,9 +96,9 @@ class Form:
 
     def suited_values(self, values: Sequence[Any]) -> dict[str, Any]:
         """Return the settings that still have the value of a suited default, with that value."""
-        given = dict(zip(self._components, values, strict=True))
+        by_name = dict(zip(self._components, values, strict=True))
         try:
-            saved_values = json.loads(given.get(SUITED) or "{}")
+            saved_values = json.loads(by_name.get(SUITED) or "{}")
         except (TypeError, ValueError, RecursionError):  # of a client
             return {}
         if not isinstance(saved_values, dict):
@@ -106,7 +106,7 @@ class Form:
         return {
             name: saved_values[name]
             for name in suited.SETTINGS
-            if name in saved_values and saved_values[name] == _from_component(name, given.get(name))
+            if name in saved_values and saved_values[name] == _from_component(name, by_name.get(name))
         }
 
     def updates(self, mapping: Mapping[str, Mapping[str, Any]]) -> list[Any]:
@@ -191,33 +191,34 @@ def component_of_field(field: FieldInfo, **presentation: Any) -> Any:
     """Build the component of any described field, such as one of `SamplingConfig`."""
     default = None if field.is_required() else field.default
     shared: dict[str, Any] = {"label": field.title, "info": field.description, **presentation}
-    several = _several_of(field.annotation)
-    if several:
-        return CheckboxGroup(**{"choices": several, "value": list(default or ()), **shared})
     kind = _plain_type(field.annotation)
-    limits = {name: getattr(limit, name) for limit in field.metadata for name in _LIMITS if hasattr(limit, name)}
-    lower, upper = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
+    if several := _several_of(field.annotation):
+        return CheckboxGroup(**{"choices": several, "value": list(default or ()), **shared})
     if choices := _choices_of(kind):
-        shared = {"choices": choices, "value": default, **shared}
-        return Radio(**shared) if len(choices) <= 4 else Dropdown(**shared)
+        one_choice = Radio if len(choices) <= 4 else Dropdown
+        return one_choice(**{"choices": choices, "value": default, **shared})
     if kind is bool:
         return gr.Checkbox(**{"value": default, **shared})
-    if _is_optional_number(field):
-        # Gradio's Number turns from empty to 0 whenever it comes into sight: `value ??= 0` in its Index.svelte.
-        return gr.Textbox(**{"value": "", "lines": 1, "max_lines": 1, **shared})
-    if kind in (int, float):
-        if "maximum" in presentation or (kind is int and lower is not None and (upper or 10**9) <= _LARGEST_SLIDER):
-            step = 1 if kind is int else 0.01
-            return Slider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
-        by: Any = 1 if kind is int else 0.01 if upper is not None and upper <= 1 else "any"  # "any" steps by 1 as well
-        placeholder = "" if default is None else text_of(default)
-        number = {"value": default, "precision": 0 if kind is int else None, "step": by, "placeholder": placeholder}
-        if BY_DECADES in field.metadata:
-            number |= {"step": "any", "elem_classes": [BY_DECADES]}
-        return gr.Number(**{**number, **shared})
-    if isinstance(default, tuple):
-        default = ", ".join(default)
-    return gr.Textbox(**{"value": default or "", "lines": 1, "max_lines": 1, **shared})
+    # Gradio's Number turns from empty to 0 whenever it comes into sight: `value ??= 0` in its Index.svelte.
+    if kind in (int, float) and not _is_optional_number(field):
+        return _number_component(field, kind, default, shared)
+    text = ", ".join(default) if isinstance(default, tuple) else default or ""
+    return gr.Textbox(**{"value": text, "lines": 1, "max_lines": 1, **shared})
+
+
+def _number_component(field: FieldInfo, kind: type, default: Any, shared: Mapping[str, Any]) -> Any:
+    """Build a slider where the range is short or the caller gives its maximum, else a number box."""
+    limits = {name: getattr(limit, name) for limit in field.metadata for name in _LIMITS if hasattr(limit, name)}
+    lower, upper = limits.get("ge", limits.get("gt")), limits.get("le", limits.get("lt"))
+    step: Any = 1 if kind is int else 0.01
+    if "maximum" in shared or (kind is int and lower is not None and (upper or 10**9) <= _LARGEST_SLIDER):
+        return Slider(**{"minimum": lower or 0, "maximum": upper, "step": step, "value": default, **shared})
+    number = {"value": default, "step": step, "precision": 0 if kind is int else None, "placeholder": text_of(default)}
+    if BY_DECADES in field.metadata:
+        number |= {"step": "any", "elem_classes": [BY_DECADES]}
+    elif kind is float and (upper is None or upper > 1):
+        number["step"] = "any"  # which steps by 1 as well
+    return gr.Number(**{**number, **shared})
 
 
 def section_by_titles(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
@@ -231,7 +232,7 @@ def section_by_titles(section: type[SectionType], values: Mapping[str, Any]) -> 
     except ConfigError as error:
         fields = section.model_fields
         raise ConfigError(
-            [Problem((fields[name].title or name) if name in fields else name, words) for name, words in error.problems]
+            [Problem((fields[name].title or name) if name in fields else name, text) for name, text in error.problems]
         ) from error
 
 
@@ -291,7 +292,7 @@ def _choice_in_form(name: str, value: Any) -> Any:
     if not choices:
         return value
     if isinstance(value, list | tuple):
-        return [one for one in value if one in choices]
+        return [choice for choice in value if choice in choices]
     return value if value in choices else _default_of(name)
 
 
@@ -300,22 +301,37 @@ def _from_component(name: str, value: Any) -> Any:
         return None
     if isinstance(value, str):
         value = value.strip()
-    if name == "adapter.target_modules":
-        return ALL_LINEAR if ALL_LINEAR in value else value
-    if name in _LISTS:
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    if read := _READERS.get(name):
+        return read(value)
     if _takes_optional_number(name):
         return number_of(value)
-    if name == "run.devices" and isinstance(value, str):
-        numbers = [part.strip() for part in value.split(",")]
-        are_numbers = all(number.isdecimal() and len(number) <= _LONGEST_DEVICE for number in numbers)
-        return [int(number) for number in numbers] if are_numbers else value
-    return None if value == "" and name != "run.name" else value
+    return None if value == "" else value
+
+
+def _read_list(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def _read_devices(value: Any) -> Any:
+    """Return the numbers of devices, or the text if it is not a list of numbers."""
+    numbers = [part.strip() for part in value.split(",")] if isinstance(value, str) else []
+    if numbers and all(number.isdecimal() and len(number) <= _LONGEST_DEVICE for number in numbers):
+        return [int(number) for number in numbers]
+    return value
+
+
+# Of settings whose component does not hold their plain value.
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "adapter.target_modules": lambda value: ALL_LINEAR if ALL_LINEAR in value else value,
+    "run.devices": _read_devices,
+    "run.name": lambda value: value,  # empty for a name made from the settings
+    **dict.fromkeys(_LISTS, _read_list),
+}
 
 
 def _to_component(name: str, value: Any) -> Any:
     if name in _LISTS:
-        return ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value or ())
+        return ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value or ())
     if name == "adapter.target_modules":
         return [value] if isinstance(value, str) else list(value)
     if _takes_optional_number(name):

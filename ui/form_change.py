@@ -56,8 +56,8 @@ class FormChange:
     def active_names(self, now: Reading) -> list[str]:
         """Return the names of its settings that were not edited since."""
         values, after, open_ones = now.values, self.after.values, self.after.open_ones
-        given = {name: value for name, value in after.items() if name not in open_ones}
-        if self.until_edited and not (given.items() <= values.items() and open_ones <= now.open_ones):
+        set_by_user = {name: value for name, value in after.items() if name not in open_ones}
+        if self.until_edited and not (set_by_user.items() <= values.items() and open_ones <= now.open_ones):
             return []
         return [name for name in self.names if values.get(name) == after.get(name) or name in now.open_ones]
 
@@ -77,9 +77,9 @@ class FormChange:
         if not names:
             return ""
         changes = [f"{_term(name)} {_display(before.get(name))} → {_display(values.get(name))}" for name in names]
-        words = changes[:_MOST_NAMES] + ([f"{len(names) - _MOST_NAMES} more"] if names[_MOST_NAMES:] else [])
+        parts = changes[:_MOST_NAMES] + ([f"{len(names) - _MOST_NAMES} more"] if names[_MOST_NAMES:] else [])
         title = f"Undone: {self.title}" if self.undoes and self.title else "Undone" if self.undoes else self.title
-        text = f"{title}: {', '.join(words)}" if title else ", ".join(words)
+        text = f"{title}: {', '.join(parts)}" if title else ", ".join(parts)
         button = "redo" if self.undoes else "undo"
         label = f"{button.capitalize()}: {text}"
         note = f"{escape(self.note)} " if self.note else ""

@@ -60,9 +60,9 @@ class _OneChoice:
             return super().preprocess(payload)  # type: ignore[misc]
         except gr.Error:
             label: str | None = self.label  # type: ignore[attr-defined]
-            place = f" under “{label}”" if label else ""
+            under = f" under “{label}”" if label else ""
             raise gr.Error(
-                f"The choice{place} is not offered. Open the tab again, and choose from the list.",
+                f"The choice{under} is not offered. Open the tab again, and choose from the list.",
                 title="That did not work", duration=12, print_exception=False,
             ) from None  # fmt: skip
 
@@ -150,7 +150,7 @@ class _Hints:
 gradio.utils.get_type_hints = _Hints()
 
 
-# What Gradio 6.31 tells screen readers at the end of an event has no text: they hear its key.
+# What Gradio 6.31 tells screen readers at the end of an event has no text: they read its key aloud.
 SPOKEN = gr.I18n(en={"common.complete": "Done"})
 
 
@@ -325,7 +325,7 @@ def use_mounted(blocks: gr.Blocks, app: gr.routes.App) -> None:
 
 
 def _arguments(block: Block) -> dict[str, Any]:
-    """Return the arguments that a component was made with, without its value and its place, which no update depends on."""
+    """Return the arguments that a component was made with, without its value and its position, which no update depends on."""
     return {name: value for name, value in block.constructor_args.items() if name not in ("value", "render")}
 
 

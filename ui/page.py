@@ -13,10 +13,10 @@ from gradio.events import Dependency
 
 from engine.config.suited import SETTINGS
 from engine.runs.run import RUN_ID, Run
-from ui.backend.background import BackgroundWork, Message
+from ui.backend.background import BackgroundWork, WorkProgress
 from ui.backend.run_reader import RunReader, SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
-from ui.draft import Draft, known_rows, read_draft, read_settings, shape_of, suit
+from ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
 from ui.form import ALL_LINEAR, JUDGE_FOR, SUITED, Form, setting_in, targets_update
 from ui.form_change import FormChange, Reading
 from ui.gradio_internals import changed_by_hand
@@ -45,7 +45,7 @@ class Page:
         self.reader = RunReader(services.runs)  # what all tabs know about runs
         person = services.person
         # Runs of other people of a lab; None without accounts.
-        self.shared = SharedRuns.of(services.home, person, services.shared) if person is not None else None
+        self.shared = SharedRuns.for_person(services.home, person, services.shared) if person is not None else None
         self.saved_draft = browser_state({}, "draft")
         # A client's value: read it by `form.judged_device`.
         self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))
@@ -54,9 +54,9 @@ class Page:
         # Of starts, which the bar makes in any tab: what is within one that was never in front is not laid out, and has no events.
         self.start_token = browser_state("", "start")
         self.start_goes_to = gr.Textbox("", visible=False)
-        self.starts: BackgroundWork[Sequence[Run]] = BackgroundWork(Message)  # by the key of a start
+        self.starts: BackgroundWork[Sequence[Run]] = BackgroundWork(WorkProgress)  # by the key of a start
         self.start_job = WorkStatus(
-            self.starts.find, start_status, elem_id="start-problems", live_id="start-live", is_placed=False
+            self.starts.find, start_status, elem_id="start-problems", live_id="start-live", is_laid_out=False
         )
         self.copied_from = browser_state("", "copied-from")  # id of the run whose settings are the draft's, or ""
         self.other_run = gr.Textbox("", visible=False)  # another person's run of a lab, as `owner/run-id`
@@ -197,7 +197,7 @@ class Page:
         Edits made during a slow event, such as reading a model from the Hub, are kept. With `undo`, the page also shows what
         changed, and offers to undo it.
         """
-        components, handler = self.form.components, self.change_undoably if undo else self.change
+        components, handler = self.form.components, self.change_with_undo if undo else self.change
         outputs = [*self._fill_outputs, self.last_change] if undo else components
         return self.refresh_after(event.success(handler, [change, *components], outputs, **SLOW))
 
@@ -229,8 +229,10 @@ class Page:
         line = last_change.render(reading) if last_change is not None else ""
         page = {"suited": suited_updates.get(self._suited_note, "")}
         page |= {"judge_for": device.name} if device is not None else {}
-        stored = {self.change_line: line, self.saved_draft: {**draft.mapping, "page": page}}
-        return {**_draw_views(self.views, draft), **suited_updates, **stored}
+        saved = {**draft.mapping, "page": page}
+        return {
+            **_draw_views(self.views, draft), **suited_updates, self.change_line: line, self.saved_draft: saved,
+        }  # fmt: skip
 
     def _follow_suited(self, draft: Draft, values: Sequence[Any]) -> Updates:
         """Return the suited defaults that changed with the rest of the form, and a note of all unset ones."""
@@ -252,16 +254,19 @@ class Page:
             return self._opened_with({})
 
     def _opened_with(self, saved: Mapping[str, Any]) -> Updates:
-        mapping = self._suit(saved)
+        mapping = self._with_derived_defaults(saved)
         values = self.form.updates(mapping)
         draft, now = self.draft(values), self.read(values)
         updates = {**self.fill(mapping), **_draw_views(self.views, draft), self.is_restored: True}
         if not saved:
             return updates
-        change = FormChange("Draft restored", self.read(self.form.updates(self._suit({}))), now, until_edited=True)
+        empty = self.read(self.form.updates(self._with_derived_defaults({})))
+        change = FormChange("Draft restored", empty, now, until_edited=True)
         return {**updates, self.last_change: change, self.change_line: change.render(now)}
 
-    def _suit(self, mapping: Mapping[str, Any], open_ones: Collection[str] | None = None) -> dict[str, Any]:
+    def _with_derived_defaults(
+        self, mapping: Mapping[str, Any], open_ones: Collection[str] | None = None
+    ) -> dict[str, Any]:
         """Fill in suited defaults, and note the unset ones: `open_ones`.
 
         Without `open_ones`, settings that are absent or equal to their suited default count as unset. A note from the
@@ -275,7 +280,8 @@ class Page:
         as_chosen |= {name: dict(settings) for name, settings in sections.items()}
         rows = known_rows(self.services, as_chosen)
         note = {}
-        for name, default in suit(as_chosen, SETTINGS if open_ones is None else open_ones, rows).items():
+        names = SETTINGS if open_ones is None else open_ones
+        for name, default in fill_derived_defaults(as_chosen, names, rows).items():
             section, _, field = name.partition(".")
             settings = sections.setdefault(section, {})
             is_same = field in settings and settings[field] == default.value and not default.awaits_rows
@@ -288,12 +294,12 @@ class Page:
     def fill_form(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
         if not mapping:
             return UNCHANGED
-        sections = self._suit(mapping)
+        sections = self._with_derived_defaults(mapping)
         after, note = self.read(self.form.updates(sections)), sections["page"].get("note", "")
         change = FormChange(title, self.read(values), after, note=note)
         return {**self.fill(sections), self.last_change: change}
 
-    def change_undoably(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
+    def change_with_undo(self, change: Mapping[str, Mapping[str, Any]] | None, *values: Any) -> Updates:
         if not change:
             return UNCHANGED
         before, names = self.read(values), {f"{section}.{name}" for section in change for name in change[section]}
@@ -311,7 +317,7 @@ class Page:
             return UNCHANGED
         now = self.read(values)
         before = last_change.undo(now)
-        mapping = self._suit(before.sections, before.open_ones)
+        mapping = self._with_derived_defaults(before.sections, before.open_ones)
         after = self.read(self.form.updates(mapping))
         undone = FormChange(last_change.title, now, after, undoes=not last_change.undoes)
         components = self._components(mapping)

@@ -47,23 +47,23 @@ def poll(
         while_hidden: Whether it also asks, less often, while another tab of the browser is in front.
     """
 
-    def ask(values: list[Any]) -> str | None:
+    def query(values: list[Any]) -> str | None:
         question, last_stamp = values
         return answer(str(question), str(last_stamp))
 
     return gr.HTML(
         question, elem_id=elem_id, elem_classes="live", html_template="<i></i>",
-        js_on_load=f"const seconds = {seconds};\nconst whileHidden = {json.dumps(while_hidden)};\n{script('live')}", server_functions=[ask],
+        js_on_load=f"const seconds = {seconds};\nconst whileHidden = {json.dumps(while_hidden)};\n{script('live')}", server_functions=[query],
     )  # fmt: skip
 
 
-def poll_answer(stamp: str, places: Mapping[str, str], *, submit: bool = False) -> str:
+def poll_answer(stamp: str, values: Mapping[str, str], *, submit: bool = False) -> str:
     """Return the answer to a poll: new values by `elem_id`, of components made by `live_html` or `chart`.
 
     The stamp, which comes back with the next question, names what the page has seen. `submit` also fires that event, for
     what only an event can change.
     """
-    return json.dumps({"stamp": stamp, "places": places, "submit": submit}, separators=(",", ":"))
+    return json.dumps({"stamp": stamp, "values": values, "submit": submit}, separators=(",", ":"))
 
 
 def digest(value: object) -> str:
@@ -73,7 +73,7 @@ def digest(value: object) -> str:
 
 class _Question(BaseModel):
     data: tuple[str, str]
-    fn_name: Literal["ask"]
+    fn_name: Literal["query"]
     component_id: int
     session_hash: str
 
@@ -106,13 +106,13 @@ class PollAnswers:
             question = _Question.model_validate_json(body)
         except ValidationError:
             return PlainTextResponse("This is not a question of this page.", 422)
-        ask = getattr(self._blocks.blocks.get(question.component_id), "ask", None)
-        if ask is None:
+        query = getattr(self._blocks.blocks.get(question.component_id), "query", None)
+        if query is None:
             return PlainTextResponse("Not found", 404)
         sessions = self._blocks.app.state_holder
         if question.session_hash in sessions:
             _ = sessions[question.session_hash]  # so it counts as used now
-        answer = await anyio.to_thread.run_sync(ask, question.data, limiter=self._blocks.limiter)
+        answer = await anyio.to_thread.run_sync(query, question.data, limiter=self._blocks.limiter)
         return Response(json.dumps(answer), media_type="application/json")
 
 
@@ -122,14 +122,14 @@ P = ParamSpec("P")
 class WorkStatus:
     """Lays out the status of background work, and a poll that follows it while it is in sight.
 
-    The question of the poll has what the page shows, then the key of the work. Progress is put in place. `changed` fires
+    The question of the poll has what the page shows, then the key of the work. Progress is redrawn without an event. `changed` fires
     when the page shows another state than the work has, so answers of handlers may arrive in any order.
 
     Args:
         find: Returns the work under a key, which a client can forge.
         render: Returns the status of a work as HTML.
         watch: Returns a stamp of whatever else is shown of a key; with it, the poll continues after the end of the work.
-        is_placed: Whether the status is laid out here; another part may do it with `render`.
+        is_laid_out: Whether the status is laid out here; another part may do it with `render`.
     """
 
     def __init__(
@@ -141,10 +141,10 @@ class WorkStatus:
         live_id: str,
         seconds: float = 0.5,
         watch: Callable[[str], object] | None = None,
-        is_placed: bool = True,
+        is_laid_out: bool = True,
     ) -> None:
         self._find, self._render, self._watch = find, render, watch
-        self.status = live_html(elem_id=elem_id, render=is_placed)
+        self.status = live_html(elem_id=elem_id, render=is_laid_out)
         self.poll = poll(self.news, seconds, elem_id=live_id)
         self.changed: Any = self.poll.submit
         self.outputs: list[Component] = [self.poll, self.status]  # drawn one by one, the poll is the first to look
@@ -159,14 +159,14 @@ class WorkStatus:
 
     def news(self, question: str, last_stamp: str) -> str | None:
         """Return what is new of the work, as `ui.polls.poll` sends it; None where nothing is new."""
-        shown, _, key = question.partition("\n")
+        last_state, _, key = question.partition("\n")
         state, work = self._state(key), self._find(key)
-        now, is_outdated = stamp(state, work.stamp if work is not None else ""), state != shown
-        # Without progress to put in place, the status may have an error that its work does not know.
+        now, is_outdated = stamp(state, work.stamp if work is not None else ""), state != last_state
+        # Without progress to redraw, the status may have an error that its work does not know.
         if now == last_stamp or not (is_outdated or (work is not None and work.is_under_way)):
             return None
-        places = {} if is_outdated else {str(self.status.elem_id): self._render(work)}
-        return poll_answer(now, places, submit=is_outdated)
+        values = {} if is_outdated else {str(self.status.elem_id): self._render(work)}
+        return poll_answer(now, values, submit=is_outdated)
 
     def shown_in_status(self, handler: Callable[P, Updates]) -> Callable[P, Updates]:
         """Let a handler return the box of an error in the status instead of raising it."""
@@ -181,8 +181,8 @@ class WorkStatus:
         return wrapper
 
     def _state(self, key: str) -> str:
-        work, watched = self._find(key), self._watch(key) if self._watch is not None else None
-        return stamp(watched, *((work.started, work.is_under_way, work.stopping) if work is not None else ()))
+        work, extra = self._find(key), self._watch(key) if self._watch is not None else None
+        return stamp(extra, *((work.started, work.is_under_way, work.stopping) if work is not None else ()))
 
 
 class JobPanel(WorkStatus):

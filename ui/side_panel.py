@@ -62,7 +62,7 @@ class SidePanel:
 
         chosen = self.judge.input(None, self.judge, page.judge_for, js="(name) => name ?? ''", **QUICK)
         page.refresh_after(chosen)
-        self._place.change(lambda words: gr.update(choices=_devices(words)), self._place, self.judge, **QUICK)
+        self._place.change(lambda place: gr.update(choices=_devices(place)), self._place, self.judge, **QUICK)
         for component in (self.panel, self.advice):
             change_event = component.click(shown_as_message(apply), None, self._change, **SLOW)
             page.change_after(change_event, self._change, undo=True)

@@ -17,7 +17,7 @@ _ARGUMENTS = (
 
 
 def why_no_browser() -> str | None:
-    """Why browser tests cannot run here; None where they can. In CI they must, so there it is never a reason."""
+    """Return why browser tests cannot run here; None where they can, and always None in CI."""
     if CHROMIUM.exists() or os.environ.get("CI"):
         return None
     return f"{CHROMIUM} is not installed"
@@ -25,7 +25,7 @@ def why_no_browser() -> str | None:
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A running browser.
+    """Start a browser.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -41,7 +41,7 @@ def chromium() -> Iterator[Browser]:
 
 
 def open_page(browser: Browser, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Page:
-    """A page of its own, without anybody's memory, once its tabs can be clicked and its form be filled."""
+    """Open a page in a new context, once its tabs can be clicked and its form can be filled."""
     context = browser.new_context(viewport={"width": width, "height": height})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
@@ -80,7 +80,7 @@ def fits_its_window(page: Page) -> None:
 
 
 def barriers(page: Page) -> list[str]:
-    """What axe-core finds on a page as it is, its dark colours as well: rule, element, and why."""
+    """Return what axe-core finds on a page in light and dark: rule, element and reason."""
     page.emulate_media(reduced_motion="reduce")  # a colour on its way is not the one that stays
     violations = Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]
     was_dark = page.evaluate("document.body.classList.contains('dark')")

@@ -39,7 +39,7 @@ def reads_all_runs_at_once() -> Iterator[None]:
 
 @pytest.fixture
 def no_run_is_left(services: Services) -> Iterator[None]:
-    """The runs that a test starts end with it: a page that opens while a run is active shows that run instead of the form."""
+    """Stop the runs that a test started: a page that opens while one is active shows it instead of the form."""
     yield
     assert isinstance(services.launcher, FakeLauncher)
     for run in services.launcher.started:
@@ -57,14 +57,14 @@ def address(services: Services) -> Iterator[str]:
 
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
-    """A page without a memory, whose console must stay free of errors."""
+    """Open a page without a draft, whose console must stay free of errors."""
     with watched_page(browser, address) as page:
         yield page
 
 
 @pytest.fixture(scope="module")
 def kept_page(browser: Browser, address: str) -> Iterator[Page]:
-    """A page of the whole module, for tests that do not care what is on it: opening one takes seconds."""
+    """Open a page for the whole module, as opening one takes seconds."""
     with watched_page(browser, address) as page:
         yield page
 
@@ -75,9 +75,9 @@ def watched_page(browser: Browser, address: str) -> Iterator[Page]:
     page = open_page(browser, address)
     errors: list[str] = []
 
-    def note(words: str, is_error: bool) -> None:
+    def note(message: str, is_error: bool) -> None:
         if is_error:
-            errors.append(words)
+            errors.append(message)
 
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: note(message.text, "Content Security Policy" in message.text))

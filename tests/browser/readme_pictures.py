@@ -17,7 +17,7 @@ PATIENCE_MILLISECONDS = 180_000
 
 
 def main() -> None:
-    """Take them, and say where they lie."""
+    """Take the pictures and print their paths."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("home", type=Path)
     home = parser.parse_args().home
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def show_data(page: Page) -> None:
-    """What a row teaches, token by token, with the memory next to it."""
+    """Show a row token by token, with the memory next to it."""
     page.locator("#catalog tr[data-pick='smollm2-135m-instruct']").click()
     expect(page.locator("#panel .bar")).to_be_visible()
     open_tab(page, "Data")
@@ -44,7 +44,7 @@ def show_data(page: Page) -> None:
 
 
 def show_run(page: Page) -> None:
-    """The oldest completed run, with its curves."""
+    """Show the oldest completed run with its curves."""
     open_tab(page, "Runs")
     page.locator("#runs-table tr[data-pick]", has_text="loratory-faq").locator("td.name").last.click()
     expect(page.locator("#run-details h2")).to_be_visible()
@@ -54,7 +54,7 @@ def show_run(page: Page) -> None:
 
 
 def show_answers(page: Page) -> None:
-    """Base and tuned side by side."""
+    """Show the answers of base and tuned side by side."""
     open_tab(page, "Chat")
     page.locator("#chat-load").click()
     expect(page.locator("#chat-state")).to_contain_text("is loaded")

@@ -38,8 +38,8 @@ def running(
         environment: All of its variables.
     """
     with log.open("ab") as output:
-        words = [str(word) for word in command]
-        process = subprocess.Popen(words, cwd=root, env=dict(environment), stdout=output, stderr=output)
+        arguments = [str(part) for part in command]
+        process = subprocess.Popen(arguments, cwd=root, env=dict(environment), stdout=output, stderr=output)
 
     def is_there() -> bool:
         assert process.poll() is None, log.read_text()
@@ -70,7 +70,7 @@ def real_server(
     """
     program = ["-m", "tests.browser.forking_app"] if forks else ["app.py"]
     variables = {**os.environ, "LORATORY_HOME": str(home), "HF_HUB_OFFLINE": "1", **environment}
-    # The port stays reserved: one that is free again goes to whoever asks, before the server has started.
+    # The port stays reserved, so no other program gets it before the server has started.
     with bound_socket("127.0.0.1", 0) as reserved:
         url = f"http://127.0.0.1:{reserved.getsockname()[1]}/"
         command = [python, *program, "--port", reserved.getsockname()[1]]
@@ -82,7 +82,7 @@ class LabServer:
     """`app.py --lab` behind real TLS on one port, started as often as a test asks."""
 
     def __init__(self, home: LoratoryHome, folder: Path) -> None:
-        self._reserved = bound_socket("127.0.0.1", 0)  # kept: a port that is free again goes to whoever asks
+        self._reserved = bound_socket("127.0.0.1", 0)  # kept, so no other program gets the port
         self._port = self._reserved.getsockname()[1]
         self._certificate, self._log = certificate_for("localhost", folder), folder / "server.log"
         self._home = home

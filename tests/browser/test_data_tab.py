@@ -43,14 +43,14 @@ def alpaca_row(number):
 
 def row_with_tools(number):
     weather = {"name": "get_weather", "description": "Weather of a place.", "parameters": {"type": "object"}}
-    place = ("Oslo", "Lima", "Pune", "Bern")[number % 4]
+    city = ("Oslo", "Lima", "Pune", "Bern")[number % 4]
     turns = [
-        ("human", f"What is the weather in {place}?"),
-        ("function_call", json.dumps({"name": "get_weather", "arguments": {"place": place}})),
+        ("human", f"What is the weather in {city}?"),
+        ("function_call", json.dumps({"name": "get_weather", "arguments": {"place": city}})),
         ("observation", json.dumps({"degrees": number % 30})),
-        ("gpt", f"It is {number % 30} degrees in {place}."),
+        ("gpt", f"It is {number % 30} degrees in {city}."),
     ]
-    return {"conversations": [{"from": who, "value": words} for who, words in turns], "tools": json.dumps([weather])}
+    return {"conversations": [{"from": who, "value": text} for who, text in turns], "tools": json.dumps([weather])}
 
 
 def lines_with_problems():
@@ -124,14 +124,6 @@ def test_columns_that_no_format_fits_are_mapped_on_the_page(page, files):
     expect(page.locator("#mapping")).to_contain_text("Column for instruction")
 
 
-def test_a_dataset_that_is_not_there_leaves_split_and_subset_in_sight(page):
-    open_source(page, "nobody/such-data")
-
-    expect(page.locator("#dataset-summary .trouble")).to_contain_text("nobody/such-data")
-    expect(page.locator("#dataset-split")).to_be_visible()
-    expect(page.locator("#dataset-subset")).to_be_visible()
-
-
 def test_rows_with_problems_are_listed_by_kind_and_gone_through(page, files):
     open_source(page, files / "problems.jsonl")
     expect(page.locator("#problems .kinds").first).to_contain_text("rows skipped")
@@ -189,25 +181,25 @@ def test_tokens_have_edges_and_say_their_ids(page, files, tiny_model_folder):
 
 def test_nothing_is_wider_than_a_narrow_window(browser, server, files):
     page = open_page(browser, server.url, width=800)
-    seen = {
+    contents = {
         "problems.jsonl": ("#problems .kinds", "rows skipped"),
         "odd-columns.csv": ("#dataset-summary .trouble", "No format fits"),
         "sharegpt-tools.json": ("#facts", "rows kept"),
     }
-    for name, (place, words) in seen.items():
+    for name, (selector, text) in contents.items():
         open_source(page, files / name)
-        expect(page.locator(place).first).to_contain_text(words)
+        expect(page.locator(selector).first).to_contain_text(text)
         expect(page.locator("#reading")).to_be_visible()
         fits_its_window(page)
     page.context.close()
 
 
 def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser, tmp_path):
-    arrived = threading.Event()
+    arrival = threading.Event()
 
-    def resolve(model, told):
-        told(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
-        assert arrived.wait(LONGER_THAN_A_TEST)
+    def resolve(model, report):
+        report(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
+        assert arrival.wait(LONGER_THAN_A_TEST)
 
     with page_of(replace(fake_services(tmp_path), tokenizers=Tokenizers(resolve))) as address:
         page = open_page(browser, address)
@@ -221,12 +213,12 @@ def test_a_download_is_seen_on_both_tabs_and_tokens_appear_by_themselves(browser
             expect(page.locator("#row-shown .turn").first).to_be_visible()
             assert page.locator("#row-shown .tokens").count() == 0
 
-            arrived.set()
+            arrival.set()
 
             expect(page.locator("#row-shown .tokens")).to_be_visible()
             expect(page.locator("#data-tokenizer")).to_have_text("")
         finally:
-            arrived.set()
+            arrival.set()
             page.context.close()
 
 

@@ -6,9 +6,6 @@ import threading
 import pytest
 from playwright.sync_api import Page, expect
 
-from engine.config.load import find_preset
-from engine.hardware.devices import device_problems
-from engine.hardware.processor import describe_processor
 from tests.browser.chromium import barriers, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -30,33 +27,10 @@ def services(tmp_path_factory) -> Services:
 
 
 def set_up(page: Page) -> None:
-    """The Train tab with the settings in front."""
+    """Open the Train tab with its settings."""
     open_tab(page, "Train")
     page.locator("#train-view label", has_text="Set up").click()
     expect(page.locator("#presets button").first).to_be_visible()
-
-
-def test_a_preset_leaves_a_page_that_can_start_or_reports_what_keeps_it(page):
-    """One of each kind: `tests/ui/test_train_tab.py` has them all."""
-    set_up(page)
-    for name, starts in (("quickstart-cpu-qlora", True), ("qwen3-8b-qlora-12gb", False)):
-        preset = find_preset(name)
-        config = preset.load()
-        problems = device_problems(config, describe_processor())
-        assert (not problems) == starts
-
-        page.locator(f"#presets [data-pick='{preset.name}']").click()
-
-        expect(page.locator("#panel")).to_contain_text(config.model.id.rsplit("/", 1)[-1])
-        expect(page.locator("#panel")).to_contain_text("LoRA" if config.model.quantization == "none" else "QLoRA")
-        expect(page.locator("#panel")).to_contain_text("Memory on CPU")
-        expect(page.locator("#plan")).to_contain_text("per step")
-        expect(page.locator("#start"), preset.name).to_be_enabled(enabled=not problems)
-        for problem in problems:  # an optimizer of GPUs alone, in the presets for them
-            expect(page.locator("#panel")).to_contain_text(problem.message)
-            expect(page.locator("#start-reason")).to_contain_text(problem.message)
-        expect(page.locator("[data-testid=toast-body]")).to_have_count(0)
-        expect(page.locator("#side .error")).to_have_count(0)
 
 
 def test_a_reload_brings_the_draft_back_at_once_however_long_its_model_is_looked_up(page, services, monkeypatch):
@@ -101,7 +75,7 @@ def judge_for(page: Page, title: str) -> None:
     page.get_by_role("option", name=title, exact=True).click()
 
 
-def test_panel_and_catalogue_follow_the_device_that_is_judged_for_and_the_choice_outlives_a_reload(page):
+def test_panel_and_catalogue_follow_the_judged_device_also_after_a_reload(page):
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
     expect(page.locator("#measure")).to_be_visible()
@@ -122,7 +96,7 @@ def test_panel_and_catalogue_follow_the_device_that_is_judged_for_and_the_choice
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
 
 
-def test_boxes_stay_empty_however_they_come_into_sight_and_advice_does_what_it_says_and_is_undone(page):
+def test_boxes_stay_empty_when_shown_again_and_advice_is_applied_and_undone(page):
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#panel")).to_contain_text("Memory on CPU")
     set_up(page)
@@ -139,13 +113,13 @@ def test_boxes_stay_empty_however_they_come_into_sight_and_advice_does_what_it_s
 
     length = page.locator("#max-length input")
     row = page.locator("#advice [data-pick^='training.max_length=']")
-    advised, former = row.get_attribute("data-pick").removeprefix("training.max_length="), length.input_value()
+    new_length, old_length = row.get_attribute("data-pick").removeprefix("training.max_length="), length.input_value()
     row.click()
-    expect(page.locator("#applied")).to_contain_text(f"Max length {former} → {advised} · undo")
-    expect(length).to_have_value(advised)
+    expect(page.locator("#applied")).to_contain_text(f"Max length {old_length} → {new_length} · undo")
+    expect(length).to_have_value(new_length)
     page.locator("#applied button").click()
-    expect(page.locator("#applied")).to_contain_text(f"Undone: Max length {advised} → {former}")
-    expect(length).to_have_value(former)
+    expect(page.locator("#applied")).to_contain_text(f"Undone: Max length {new_length} → {old_length}")
+    expect(length).to_have_value(old_length)
     for box in boxes:
         expect(box).to_have_value("")
 
@@ -186,8 +160,8 @@ def test_an_adapter_to_begin_with_is_seen_can_be_taken_out_and_goes_with_its_mod
     assert services.launcher.started[-1].folder.read_config().adapter.warm_start is None
 
 
-def test_a_slider_may_be_emptied_and_the_tick_at_alpha_tells_whether_it_is_twice_the_rank(page):
-    linked = page.get_by_label("Keep alpha at twice the rank")
+def test_a_slider_may_be_emptied_and_alpha_follows_the_rank_while_ticked(page):
+    link_box = page.get_by_label("Keep alpha at twice the rank")
     rank, alpha = (page.get_by_label(f"number input for {name}") for name in ("Rank (r)", "Alpha (lora_alpha)"))
     open_tab(page, "Method")
     for typed, text in (("", "r 16"), ("0", "out of range"), ("24", "r 24")):
@@ -198,45 +172,45 @@ def test_a_slider_may_be_emptied_and_the_tick_at_alpha_tells_whether_it_is_twice
     rank.fill("20")
     expect(alpha).to_have_value("40")
     alpha.fill("16")
-    expect(linked).not_to_be_checked()
+    expect(link_box).not_to_be_checked()
     rank.fill("24")
     expect(page.locator("#panel")).to_contain_text("r 24")
 
     page.reload()
     open_tab(page, "Method")
     expect(rank).to_have_value("24")
-    expect(linked).not_to_be_checked()
+    expect(link_box).not_to_be_checked()
     expect(page.locator("#panel")).to_contain_text("r 24")
     rank.fill("28")
     expect(page.locator("#panel")).to_contain_text("r 28")
     expect(alpha).to_have_value("16")
 
     rank.fill("8")
-    linked.check()
+    link_box.check()
     expect(alpha).to_have_value("16")
-    linked.uncheck()
+    link_box.uncheck()
     expect(page.locator("#panel")).to_contain_text("r 8")
     rank.fill("300")
     rank.press("Tab")
     expect(page.locator("#panel")).to_contain_text("r 256")
-    expect(linked).not_to_be_checked()
+    expect(link_box).not_to_be_checked()
 
     open_tab(page, "Runs")
     page.locator("#runs-table tr[data-pick]", has_text="faq, rank 8").locator("td.name").last.click()
     page.locator("#run-duplicate").click()
     expect(rank).to_have_value("8")
     expect(alpha).to_have_value("32")
-    expect(linked).not_to_be_checked()
+    expect(link_box).not_to_be_checked()
 
 
 def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, services, monkeypatch):
     lengths, check = [], services.inspector.check
 
-    def noted(dataset, model, max_length, **rest):
+    def check_and_note(dataset, model, max_length, **rest):
         lengths.append(max_length)
         return check(dataset, model, max_length, **rest)
 
-    monkeypatch.setattr(services.inspector, "check", noted)
+    monkeypatch.setattr(services.inspector, "check", check_and_note)
     page.locator("#catalog [data-pick]").first.click()
     expect(page.locator("#model-details .facts")).to_be_visible()
     open_tab(page, "Data")
@@ -262,7 +236,7 @@ def test_a_length_is_counted_once_it_is_typed_and_not_at_each_figure(page, servi
     expect(page.locator("#plan")).to_contain_text("trained tokens")
 
 
-def test_numbers_step_as_they_should_and_what_is_wrong_is_shown_at_its_field_to_which_a_link_leads(page):
+def test_numbers_step_and_a_link_leads_to_the_field_of_a_problem(page):
     set_up(page)
     rate, epochs = page.locator("#learning-rate input"), page.locator("#epochs input")
 
@@ -287,10 +261,10 @@ def test_numbers_step_as_they_should_and_what_is_wrong_is_shown_at_its_field_to_
 
     norm.fill("-1")
 
-    words = "-1 is out of range; it must be at least 0.0."
-    expect(page.locator("#panel .wrong")).to_have_text(f"Max gradient norm: {words}")
+    problem = "-1 is out of range; it must be at least 0.0."
+    expect(page.locator("#panel .wrong")).to_have_text(f"Max gradient norm: {problem}")
     expect(norm).to_have_attribute("aria-invalid", "true")
-    expect(norm).to_have_accessible_description(re.compile(f"^{re.escape(words)}"))
+    expect(norm).to_have_accessible_description(re.compile(f"^{re.escape(problem)}"))
     assert barriers(page) == []
     page.locator("#more-training button").first.click()
     open_tab(page, "Model")

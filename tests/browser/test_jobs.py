@@ -21,28 +21,28 @@ pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 
 class Api:
     has_login = True
-    times_asked = 0
+    requests = 0
 
     def list_jobs_hardware(self):
-        Api.times_asked += 1
+        Api.requests += 1
         if not self.has_login:
             raise PushError("Training at Hugging Face needs a token, and there is none.", "Run `hf auth login`.")
-        return [JobHardwareInfo(**one) for one in HARDWARE]
+        return [JobHardwareInfo(**hardware) for hardware in HARDWARE]
 
 
 @pytest.fixture(scope="module")
 def services(tmp_path_factory):
-    made = replace(fake_services(tmp_path_factory.mktemp("home")), hardware=HardwareList(lambda: HubLogin(Api())))
+    services = replace(fake_services(tmp_path_factory.mktemp("home")), hardware=HardwareList(lambda: HubLogin(Api())))
     config = a_config(run__where="jobs", run__name="on the hub", jobs__flavor="l4x1", jobs__limit_hours=1)
     cause, advice = "The job reached its time limit of 1 h at Hugging Face.", "Resume it with a higher time limit."
     run = write_run(
-        made.runs, config, InventedRun(state="interrupted", steps=40, resumable_step=40, cause=cause, advice=advice)
+        services.runs, config, InventedRun(state="interrupted", steps=40, resumable_step=40, cause=cause, advice=advice)
     )
     JobRecord(
         attempt=1, namespace="ada", flavor="l4x1", hardware="1x Nvidia L4", price_per_hour_usd=0.8, limit_hours=1, job_id="x",
         url="https://huggingface.co/jobs/ada/x", running_seconds=1800, is_over=True,
     ).save(run.folder)  # fmt: skip
-    return made
+    return services
 
 
 def test_hardware_price_and_the_most_it_costs_are_shown_before_the_start(page, services):
@@ -79,14 +79,14 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
     expect(page.locator("#start")).to_be_disabled()
     expect(page.locator("#jobs-offer code")).to_have_text("hf auth login")
     expect(page.locator(".trouble:visible")).to_have_count(1)  # elsewhere on the page, words point to it
-    asked = Api.times_asked
+    before = Api.requests
     page.locator("#max-length input[type=number], #max-length textarea").fill("333")
     expect(page.locator("#panel")).to_contain_text("333 tokens")
     monkeypatch.setattr(services.hardware, "_trouble_since", -1e9)  # long afterwards, a change asks again
     page.locator("#max-length input[type=number], #max-length textarea").fill("444")
     # Not when it is asked, but once it is noted that it was refused, so this is not noted after what follows.
     wait_until(lambda: services.hardware._trouble_since > 0)
-    assert Api.times_asked == asked + 1
+    assert Api.requests == before + 1
     expect(page.locator("#jobs-offer .trouble")).to_be_visible()
 
     monkeypatch.setattr(Api, "has_login", True)
@@ -95,7 +95,7 @@ def test_a_missing_login_is_shown_where_it_matters_and_a_draft_survives_a_reload
     open_tab(page, "Train")
     expect(page.locator("#jobs-offer")).to_contain_text("$0.40")
     expect(page.locator("#start")).to_be_enabled()
-    assert Api.times_asked == asked + 2  # a page that was refused does not ask in a loop
+    assert Api.requests == before + 2  # a page that was refused does not ask in a loop
 
 
 def test_a_run_shows_what_its_job_cost_and_is_resumed_on_other_hardware(page, services):

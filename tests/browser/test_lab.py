@@ -48,29 +48,29 @@ _OF_LEAVING = ("AbortError: signal is aborted", "Connection errored out")
 
 @contextmanager
 def visitor(browser: Browser) -> Iterator[Page]:
-    """A browser that has not been here, and whose console must stay free of errors; it knows no test's certificate."""
+    """Open a new browser context whose console must stay free of errors; it accepts any certificate."""
     context = browser.new_context(ignore_https_errors=True, viewport={"width": 1280, "height": 900})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     errors: list[str] = []
     signs_out = False  # what the page asks between that and the next page is refused
 
-    def note(words: str, is_error: bool) -> None:
+    def note(text: str, is_error: bool) -> None:
         if is_error and not signs_out:
-            errors.append(words)
+            errors.append(text)
 
     def follow(*, is_signing_out: bool) -> None:
         nonlocal signs_out
         signs_out = is_signing_out
 
-    page.on("request", lambda asked: follow(is_signing_out=True) if asked.url.endswith("/sign-out") else None)
+    page.on("request", lambda request: follow(is_signing_out=True) if request.url.endswith("/sign-out") else None)
     page.on("framenavigated", lambda _: follow(is_signing_out=False))
     page.on("pageerror", lambda error: note(str(error), True))
     page.on("console", lambda message: note(message.text, message.type == "error"))
     page.on("response", lambda answer: note(f"{answer.status} {answer.url}", answer.status >= 400))
     yield page
     context.close()
-    assert [error for error in errors if not any(words in error for words in _OF_LEAVING)] == []
+    assert [error for error in errors if not any(text in error for text in _OF_LEAVING)] == []
 
 
 @pytest.fixture
@@ -158,8 +158,8 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     actions = page.locator("#lab-active")
     actions.get_by_role("button", name=f"Look into the run cid/{run.id}").click()  # it opens on the Runs tab
     expect(page.locator("#shared-heading")).to_contain_text("Of cid, read only.")
-    looks = [one for one in AuditLog(audit_log_path(lab.home)).entries() if one.kind == "looked into"]
-    assert {(one.person, one.subject) for one in looks} == {("root", f"cid/{run.id}")}
+    looks = [entry for entry in AuditLog(audit_log_path(lab.home)).entries() if entry.kind == "looked into"]
+    assert {(entry.person, entry.subject) for entry in looks} == {("root", f"cid/{run.id}")}
 
     with lab.sessions._database.transaction() as connection:  # an hour later
         connection.execute("UPDATE sessions SET confirmed = confirmed - 3600 WHERE person = 'root'")
@@ -249,8 +249,8 @@ def runs_of(lab: Lab, name: str) -> list[Run]:
 
 def publish_queue(lab: Lab, active: Run, waiting: Run) -> None:
     """Write the queue as a supervisor would, with words that name the owner's run."""
-    place = WaitingPlace(owner=waiting.owner, run_id=waiting.id, reason="earlier_run", cause=f"After {SECRET}.")
-    snapshot = QueueSnapshot(active=((active.owner, active.id),), waiting=(place,))
+    waiting_run = WaitingPlace(owner=waiting.owner, run_id=waiting.id, reason="earlier_run", cause=f"After {SECRET}.")
+    snapshot = QueueSnapshot(active=((active.owner, active.id),), waiting=(waiting_run,))
     (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
 
 
@@ -298,8 +298,8 @@ def test_a_person_shares_a_run_and_another_reads_and_copies_it(lab, browser):
         expect(finn.locator("#start")).to_be_enabled()
         finn.locator("#start").click()
         expect(finn.locator("#run-heading")).to_contain_text("running")
-        (copied,) = runs_of(lab, "finn")
-        assert copied.folder.read_config() == trained.folder.read_config()
+        (copy,) = runs_of(lab, "finn")
+        assert copy.folder.read_config() == trained.folder.read_config()
         assert not trained.folder.stop_request.exists()
 
 

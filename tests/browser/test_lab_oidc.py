@@ -39,10 +39,10 @@ def lab(tmp_path_factory, institute) -> Iterator[Lab]:
 
 @pytest.fixture(params=[True, False], ids=["JavaScript", "no JavaScript"])
 def context(browser: Browser, request) -> Iterator[BrowserContext]:
-    one = browser.new_context(ignore_https_errors=True, java_script_enabled=request.param)
-    one.set_default_timeout(PATIENCE_MS)
-    yield one
-    one.close()
+    context = browser.new_context(ignore_https_errors=True, java_script_enabled=request.param)
+    context.set_default_timeout(PATIENCE_MS)
+    yield context
+    context.close()
 
 
 def test_a_person_joins_leaves_and_signs_in_again(lab, institute, context):
@@ -87,9 +87,8 @@ def test_an_account_is_linked_and_an_admin_confirms(lab, institute, context):
     assert lab.sessions.is_confirmed(lab.sessions.find(token))
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_sign_in_page_has_the_provider_above_the_password(lab, browser, scheme, tmp_path):
-    context = browser.new_context(ignore_https_errors=True, color_scheme=scheme, viewport={"width": 390, "height": 844})
+def test_the_sign_in_page_has_the_provider_above_the_password(lab, browser):
+    context = browser.new_context(ignore_https_errors=True, viewport={"width": 390, "height": 844})
     context.set_default_timeout(PATIENCE_MS)
     page = context.new_page()
     page.goto(f"{lab.url}/sign-in")

@@ -25,7 +25,7 @@ SOME_STEP, SECOND_STEP = (re.compile(rf"[Ss]tep (?:[{first}-9]|[1-9][\d,]+)\b") 
 
 @pytest.fixture(scope="module")
 def server(demo_home, tmp_path_factory):
-    """A real server on a home of its own that borrows the prepared demo model."""
+    """Start a real server on a new home with the prepared demo model."""
     home = tmp_path_factory.mktemp("main-road")
     (home / "models").symlink_to(demo_home.models)
     with real_server(home, forks=True) as running:
@@ -43,36 +43,6 @@ def screenshots_of_every_tab(browser: Browser, url: str, state: dict, folder: Pa
             page.wait_for_timeout(1500)  # someone looks at them
             page.screenshot(path=folder / f"{tab.lower()}-{theme}.png", full_page=True)
         context.close()
-
-
-def test_a_person_chooses_model_data_and_method(server, browser):
-    page = open_page(browser, server.url)
-    expect(page.locator("#catalog tr[data-pick]").first).to_be_visible()
-
-    # Model: pick it, and its memory appears next to it.
-    page.locator("#catalog tr[data-pick='smollm2-135m-instruct']").click()
-    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
-    expect(page.locator("#panel .bar")).to_be_visible()
-
-    # Data: pick a sample, page through it, see what is learned.
-    page.locator("#next-step-line .go").click()
-    page.locator("#samples tr[data-pick='sample:loratory-faq']").click()
-    expect(page.locator("#facts")).to_contain_text("354")
-    expect(page.locator("#row-shown .trained").first).to_be_visible()
-    first = page.locator("#row-shown .tokens").inner_text()
-    page.get_by_role("button", name="Next →").click()
-    expect(page.locator("#row-shown .tokens")).not_to_have_text(first)
-
-    # Method: figures follow the form.
-    open_tab(page, "Method")
-    expect(page.locator("#trainable")).to_contain_text("4,884,480")
-    before = page.locator("#panel .legend").inner_text()
-    page.locator("#method-table tr[data-pick='QLoRA']").click()
-    expect(page.locator("#panel")).to_contain_text("QLoRA")
-    assert page.locator("#panel .legend").inner_text() != before
-    page.locator("#method-table tr[data-pick='LoRA']").click()
-    expect(page.locator("#panel dl")).not_to_contain_text("QLoRA")
-    page.context.close()
 
 
 def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(server, browser):
@@ -129,7 +99,7 @@ def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(ser
     # The page's process has stayed small and never saw torch.
     resident = psutil.Process(process.pid)
     assert resident.memory_info().rss < 300 * 2**20
-    assert not [mapped.path for mapped in resident.memory_maps() if "libtorch" in mapped.path]
+    assert not [region.path for region in resident.memory_maps() if "libtorch" in region.path]
 
     for tab in TABS:
         open_tab(page, tab)

@@ -38,7 +38,7 @@ def hub():
 
 @pytest.fixture(scope="module")
 def server(tiny_model_folder, tmp_path_factory, hub):
-    """A server on a home with one small run that was really trained."""
+    """Start a server on a home with one small run that was really trained."""
     if why_no_browser() is not None:
         pytest.skip(why_no_browser())
     home = tmp_path_factory.mktemp("result")
@@ -76,7 +76,7 @@ def load(page: Page) -> None:
 
 @pytest.fixture(scope="module")
 def export_page(kept_page: Page) -> Page:
-    """A page on the Export tab, once it is laid out for the first format: an answer on that would undo another choice."""
+    """Open the Export tab and wait for the first format: its answer would undo another choice."""
     open_tab(kept_page, "Export")
     expect(kept_page.locator("#export-use")).to_contain_text("loratory export")
     return kept_page
@@ -91,7 +91,7 @@ def shorten_answers(page: Page) -> None:
     longest.press("Tab")
 
 
-def test_talk_is_kept_and_given_away_and_the_blind_test_tells_nothing_before_the_choice(page, server):
+def test_a_conversation_is_saved_and_the_blind_test_hides_names_until_the_choice(page, server):
     load(page)
     shorten_answers(page)
     page.locator("#suggestions [data-pick='0']").click()
@@ -179,7 +179,7 @@ def test_measuring_continues_through_a_reload_and_is_shown_row_by_row(page, serv
 def test_the_error_of_a_start_stays_while_the_page_polls(export_page):
     page, status = export_page, export_page.locator("#export-status")
     folder = page.locator("#export-folder input, #export-folder textarea").first
-    proposed = folder.input_value()
+    proposal = folder.input_value()
     folder.fill("/etc/loratory")
     page.locator("#export-start").click()
     for _ in range(3):
@@ -187,7 +187,7 @@ def test_the_error_of_a_start_stays_while_the_page_polls(export_page):
             expect(status).to_contain_text("may not write to /etc/loratory")
     expect(status).to_contain_text("may not write to /etc/loratory")
 
-    folder.fill(proposed)
+    folder.fill(proposal)
 
     expect(status).not_to_contain_text("may not write")
 
@@ -197,16 +197,16 @@ def test_the_error_of_a_start_stays_while_the_page_polls(export_page):
 def test_a_form_is_written_and_verified(export_page, server, form, file):
     page = export_page
     page.locator("#export-form label", has_text=form).click()
-    proposed = page.locator("#export-folder input, #export-folder textarea").first
-    expect(proposed).to_have_value(re.compile(rf"tiny-faq-{form.split()[0].lower()}"))
-    folder = Path(proposed.input_value())
+    folder_box = page.locator("#export-folder input, #export-folder textarea").first
+    expect(folder_box).to_have_value(re.compile(rf"tiny-faq-{form.split()[0].lower()}"))
+    folder = Path(folder_box.input_value())
     if form == "GGUF":
         # The stand-in for the converter writes less than llama.cpp needs to load it.
         page.locator("#export-verify input").uncheck()
     page.locator("#export-start").click()
     # What an earlier export wrote is shown until this one begins: the folder tells them apart.
-    written = page.locator("#export-result .copyable pre").first
-    expect(written).to_have_text(str(folder))
+    path = page.locator("#export-result .copyable pre").first
+    expect(path).to_have_text(str(folder))
 
     expect(page.locator("#export-result")).to_contain_text(file)
     verdict = "Not verified." if form == "GGUF" else "20 of 20 greedy answers are identical"
@@ -240,22 +240,9 @@ def test_the_token_is_nowhere_after_a_push_from_the_page(export_page, server, hu
     expect(page.locator("#export-result a")).to_contain_text("lab/tiny-faq")
 
     assert TOKEN not in page.content()
-    searched = [path for path in server.home.rglob("*") if path.is_file()]
-    assert server.home / "server.log" in searched
-    assert not [path for path in searched if TOKEN.encode() in path.read_bytes()]
-
-
-@pytest.mark.parametrize(("form", "name", "words"), [("Script", "train.py", "SFTTrainer"), ("YAML", "config.yaml", "max_steps: 4")])  # fmt: skip
-def test_script_and_yaml_are_shown_and_downloaded(export_page, form, name, words):
-    page = export_page
-    page.locator("#export-form").get_by_text(form, exact=True).click()
-    expect(page.locator("#export-text-shown")).to_contain_text(words)
-
-    with page.expect_download() as download:
-        page.locator("#download-text").click()
-
-    assert download.value.suggested_filename == name
-    assert words in download.value.path().read_text()
+    files = [path for path in server.home.rglob("*") if path.is_file()]
+    assert server.home / "server.log" in files
+    assert not [path for path in files if TOKEN.encode() in path.read_bytes()]
 
 
 def test_votes_become_pairs_that_are_trained_on_and_compared_three_ways(page, server):

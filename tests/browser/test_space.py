@@ -54,7 +54,7 @@ def lab(tmp_path_factory, institute) -> Iterator[Lab]:
 
 @contextmanager
 def visitor(browser: Browser, lab: Lab, **options) -> Iterator[BrowserContext]:
-    """A browser without third-party cookies, to which two other sites have a page with the Space in a frame."""
+    """Open a browser without third-party cookies; two other sites show the Space in a frame."""
     context = browser.new_context(ignore_https_errors=True, **options)
     context.set_default_timeout(PATIENCE_MS)
     # A public site may show a server of this machine only with a permission; the Space itself is public.
@@ -85,7 +85,7 @@ def sign_in(page: Page, institute: Institute, subject: str, name: str) -> None:
     page.get_by_role("button", name="Sign in with Hugging Face").click()
 
 
-def test_the_frame_shows_the_demo_and_leads_the_creator_to_the_address_where_training_starts(lab, institute, browser):
+def test_the_frame_shows_the_demo_and_the_creator_trains_at_the_address(lab, institute, browser):
     UNSAVED["ann"] = "A restart of this Space would lose all of “first”."
     with visitor(browser, lab) as context:
         outer, frame = open_framed(context, SPACE_PAGE)

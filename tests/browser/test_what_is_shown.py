@@ -24,10 +24,10 @@ def services(tmp_path_factory) -> Services:
     return services
 
 
-def pick_run(page: Page, words: str) -> None:
+def pick_run(page: Page, title: str) -> None:
     """Look at the newest run of these words on the Runs tab."""
-    page.locator("#runs-table tr[data-pick]", has_text=words).first.locator("td.name").click()
-    expect(page.locator("#one-run-heading h2")).to_contain_text(words)
+    page.locator("#runs-table tr[data-pick]", has_text=title).first.locator("td.name").click()
+    expect(page.locator("#one-run-heading h2")).to_contain_text(title)
 
 
 def close_run(page: Page) -> None:
@@ -36,14 +36,14 @@ def close_run(page: Page) -> None:
     expect(page.locator("#run-details")).to_be_hidden()
 
 
-def load_run(page: Page, words: str) -> None:
+def load_run(page: Page, title: str) -> None:
     """Load the newest run of these words for talking."""
     open_tab(page, "Chat")
     open_model_choice(page)
     page.locator("#chat-run input").click()
-    page.get_by_role("option", name=words).first.click()
+    page.get_by_role("option", name=title).first.click()
     page.locator("#chat-load").click()
-    expect(page.locator("#chat-state")).to_contain_text(re.compile(f"{re.escape(words)}.* is loaded"))
+    expect(page.locator("#chat-state")).to_contain_text(re.compile(f"{re.escape(title)}.* is loaded"))
 
 
 def test_a_pair_of_answers_goes_when_someone_loads_another_run(page, browser, address):
@@ -151,22 +151,6 @@ def test_a_run_that_ends_while_it_is_looked_at_offers_what_can_be_done_then(kept
     expect(page.locator("#run-details")).to_be_hidden()
 
 
-def test_open_in_train_shows_the_run_that_it_names(page):
-    open_tab(page, "Train")
-    expect(page.locator("#run-heading h2")).to_be_visible()  # on the first visit, the run that waits
-    page.locator("#train-view label", has_text="Set up").click()
-    expect(page.locator("#train-follow")).to_be_hidden()
-    open_tab(page, "Runs")
-    pick_run(page, "first try")
-
-    page.locator("#run-to-train").click()
-
-    expect(page.locator("#train-follow")).to_be_visible()
-    expect(page.locator("#run-heading h2")).to_have_text("first try, full length")
-    expect(page.locator("#train-setup")).to_be_hidden()
-    expect(page.locator("#follow-run input")).to_have_value(re.compile("first try"))
-
-
 def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_page, services):
     page = kept_page
     run = services.launcher.start(a_config(run__name="says much", training__max_steps=ENDLESS))
@@ -177,14 +161,14 @@ def test_the_log_shows_its_end_and_holds_still_while_someone_reads_above(kept_pa
     page.get_by_text("Worker log").last.click()
     log = page.locator("#one-run-log .follows-end")
     expect(log).to_contain_text("line 199 of the log")
-    place = log.element_handle()
+    element = log.element_handle()
     shows_its_end = "(log) => log.clientHeight && log.scrollHeight - log.clientHeight - log.scrollTop < 4"
 
-    page.wait_for_function(shows_its_end, arg=place)
+    page.wait_for_function(shows_its_end, arg=element)
     assert log.evaluate("(log) => log.scrollHeight > 2 * log.clientHeight")
     run.folder.log.write_text("\n".join([*lines, "one more"]), encoding="utf-8")
     expect(log).to_contain_text("one more")
-    page.wait_for_function(shows_its_end, arg=place)
+    page.wait_for_function(shows_its_end, arg=element)
 
     # Until the browser has told the page that it was scrolled, what comes may still move it.
     log.evaluate(

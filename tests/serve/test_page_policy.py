@@ -183,10 +183,10 @@ def test_no_address_that_a_client_names_is_fetched(place, services):
         (b"", 422),
         (b"[]", 422),
         (b'{"data": ["q", ""], "fn_name": "__init__", "component_id": 1, "session_hash": "x"}', 422),
-        (b'{"data": [{"path": "/etc/passwd"}, ""], "fn_name": "ask", "component_id": 1, "session_hash": "x"}', 422),
-        (b'{"data": ["q", "", ""], "fn_name": "ask", "component_id": 1, "session_hash": "x"}', 422),
-        (b'{"data": ["q", ""], "fn_name": "ask", "component_id": 1e9, "session_hash": "x"}', 404),
-        (b'{"data": ["q", ""], "fn_name": "ask", "component_id": -1, "session_hash": "x"}', 404),
+        (b'{"data": [{"path": "/etc/passwd"}, ""], "fn_name": "query", "component_id": 1, "session_hash": "x"}', 422),
+        (b'{"data": ["q", "", ""], "fn_name": "query", "component_id": 1, "session_hash": "x"}', 422),
+        (b'{"data": ["q", ""], "fn_name": "query", "component_id": 1e9, "session_hash": "x"}', 404),
+        (b'{"data": ["q", ""], "fn_name": "query", "component_id": -1, "session_hash": "x"}', 404),
     ],
 )
 def test_a_question_that_is_not_a_poll_of_the_page_is_refused(place, body, status):
@@ -199,7 +199,7 @@ def test_a_component_that_is_not_a_poll_answers_nothing(place):
     components = json.loads(ask(place, "GET", "/config")[1])["components"]
     kinds = {part["type"]: part["id"] for part in components}
     for number in kinds.values():
-        question = {"data": ["", "seen"], "fn_name": "ask", "component_id": number, "session_hash": "x"}
+        question = {"data": ["", "seen"], "fn_name": "query", "component_id": number, "session_hash": "x"}
         status, text, _ = ask(place, "POST", "/gradio_api/component_server", json.dumps(question).encode(), **JSON)
         is_poll = any(
             part["id"] == number and "live" in (part["props"].get("elem_classes") or []) for part in components

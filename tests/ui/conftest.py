@@ -20,10 +20,10 @@ from ui.tabs.train import TrainTab
 
 @pytest.fixture
 def services(home) -> Services:
-    """Services that need no model, without runs."""
-    made = fake_services(home.root, seconds_per_step=0.001)
-    made.transfers.prepare()
-    return made
+    """Return services that need no model, without runs."""
+    services = fake_services(home.root, seconds_per_step=0.001)
+    services.transfers.prepare()
+    return services
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def laid_out(services):
 
 @pytest.fixture
 def page_form(services) -> Form:
-    """The form as the page has it: every component where its tab has put it."""
+    """Lay out all tabs and return the form with their components."""
     with Blocks():
         page = Page(services)
         with gr.Tabs() as page.tabs:
@@ -69,5 +69,5 @@ def page_form(services) -> Form:
 
 @pytest.fixture
 def visitor(laid_out) -> Visitor:
-    """A Data tab to visit."""
+    """Return a Data tab whose handlers can be called by name."""
     return Visitor(laid_out(DataTab))

@@ -69,9 +69,9 @@ def some_report(**changes):
         RowProblem(row=5, line=6, problem="nothing answers it", kind="unanswered", dropped=False),
         RowProblem(row=9, line=10, problem="turn 3 is odd", kind="order", dropped=False),
     )
-    made = a_report(question_on("rows.jsonl").dataset, MODEL, 1024)
+    report = a_report(question_on("rows.jsonl").dataset, MODEL, 1024)
     settings = {
         "problems": problems, "dropped": 1200, "problem_counts": {"empty": 1150, "not_json": 50}, "notices": notices,
         "notice_counts": {"order": 2, "unanswered": 1}, "longest_rows": (7, 3), "shortest_rows": (1,),
     }  # fmt: skip
-    return made.model_copy(update=settings | changes)
+    return report.model_copy(update=settings | changes)

@@ -1,5 +1,6 @@
 """Drafts for tests: a form with values, read for a small model on a device that the test chooses."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,19 +43,26 @@ def form() -> Form:
     return form
 
 
+def form_values(form: Form, mapping: Mapping[str, Any] | None = None, **settings: object) -> list[Any]:
+    """Return the values of a form that was filled with `mapping`, then set by hand: `adapter__r=8`."""
+    values = dict(zip(form.names, form.updates(mapping or {}), strict=True))
+    return list((values | {name.replace("__", "."): value for name, value in settings.items()}).values())
+
+
 @cache
 def known_devices():
-    """The devices of this machine, whose free memory changes from moment to moment, as they were at the first look."""
+    """Return the devices of this machine as first read, since their free memory changes."""
     return list_devices()
 
 
-def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, trouble: EngineError | None = None, untokenized: EngineError | None = None, **given: object):  # fmt: skip
+def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None = None, model_error: EngineError | None = None, tokenizer_error: EngineError | None = None, **settings: object):  # fmt: skip
     services = SimpleNamespace(
         shapes=SimpleNamespace(
-            get=lambda model_id, revision: shape if model_id else None, trouble=lambda model_id, revision: trouble
+            get=lambda model_id, revision: shape if model_id else None,
+            trouble=lambda model_id, revision: model_error,
         ),
         checks=checks or DatasetChecks(FakeInspector()),
-        tokenizers=SimpleNamespace(trouble=lambda model: untokenized),
+        tokenizers=SimpleNamespace(trouble=lambda model: tokenizer_error),
         devices=known_devices,
         home=LoratoryHome(Path("unused")),
         place={
@@ -63,16 +71,11 @@ def draft_of(form: Form, shape: ModelShape | None, checks: DatasetChecks | None 
             "slurm": SlurmCluster(ClusterPlace, tuple),
         }.__getitem__,
     )
-    values = dict(zip(form.names, form.updates({}), strict=True))
-    values |= {name.replace("__", "."): value for name, value in given.items()}
-    return read_draft(services, form, [values[name] for name in form.names])
+    return read_draft(services, form, form_values(form, **settings))
 
 
 def values_of(tab: Any, config) -> list:
-    """What the browser sends for a configuration: with a known model, all-linear is every box ticked."""
-    form = tab.page.form
-    values = dict(zip(form.names, form.updates(config.model_dump(mode="json")), strict=True))
+    """Return what the browser sends for a configuration; for a known model, all-linear ticks every box."""
     shape = tab.page.services.shapes.get(config.model.id, None)
-    if shape is not None:
-        values["adapter.target_modules"] = list(shape.linear_names())
-    return list(values.values())
+    targets = {} if shape is None else {"adapter__target_modules": list(shape.linear_names())}
+    return form_values(tab.page.form, config.model_dump(mode="json"), **targets)

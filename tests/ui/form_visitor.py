@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from ui.draft import Draft
 from ui.form_change import Reading
 from ui.page import Page
 
@@ -43,6 +44,11 @@ class FormVisitor:
         self.refresh()
         return str(self.values.get(self.page.change_line, ""))
 
+    @property
+    def draft(self) -> Draft:
+        """The draft as the server reads it."""
+        return self.page.draft(self.form_values())
+
     def set_by_hand(self, **settings: Any) -> None:
         """Change settings as a person does: `training__max_length=144`."""
         self.values |= {self.page.form[name.replace("__", ".")]: value for name, value in settings.items()}
@@ -53,7 +59,7 @@ class FormVisitor:
 
     def change(self, change: Mapping[str, Mapping[str, Any]]) -> None:
         """Put some settings into the form, as an advised change does."""
-        self.take(self.page.change_undoably(change, *self.form_values()))
+        self.take(self.page.change_with_undo(change, *self.form_values()))
 
     def undo(self) -> None:
         """Press the button next to what was applied."""

@@ -39,21 +39,21 @@ class AJob:
 def run_to_end(background: BackgroundWork, job: AJob, key: str = "run"):
     job.go_on.set()
     work = background.find(key)
-    assert work.ended.wait(WAIT_SECONDS)
+    assert work.done.wait(WAIT_SECONDS)
     return work
 
 
 def test_every_page_sees_how_far_it_has_come_and_then_the_result():
     background, job = BackgroundWork[str](), AJob()
-    kept: list[str] = []
-    background.start("run", "An export", job, kept.append)
+    results: list[str] = []
+    background.start("run", "An export", job, results.append)
     assert job.reported.wait(WAIT_SECONDS)
 
     work = background.find("run")
     assert (work.is_under_way, work.message, work.fraction) == (True, "Half of it.", 0.5)
 
     assert run_to_end(background, job).result == "result"
-    assert kept == ["result"]
+    assert results == ["result"]
     assert background.find("another run") is None
 
 
@@ -85,16 +85,17 @@ def test_stopping_leaves_neither_result_nor_trouble():
 
 
 @pytest.mark.parametrize(
-    ("raised", "shown"), [(ModelError("No.", "Choose."), ModelError("No.", "Choose.")), (ValueError("x"), UNEXPECTED)]
+    ("exception", "expected"),
+    [(ModelError("No.", "Choose."), ModelError("No.", "Choose.")), (ValueError("x"), UNEXPECTED)],
 )
-def test_errors_are_kept_in_two_sentences(raised, shown):
-    background, job = BackgroundWork[str](), AJob(raised)
+def test_errors_are_kept_in_two_sentences(exception, expected):
+    background, job = BackgroundWork[str](), AJob(exception)
     background.start("run", "An export", job)
 
     error = run_to_end(background, job).error
 
     assert isinstance(error, EngineError)
-    assert str(error) == str(shown)
+    assert str(error) == str(expected)
 
 
 def test_a_result_that_cannot_be_kept_is_reported():
@@ -141,14 +142,14 @@ def test_an_error_of_the_work_is_raised_where_it_is_waited_for():
 
 
 def test_results_are_kept_by_key_and_the_oldest_is_released():
-    rendered: Cache[str] = Cache(capacity=2)
-    drawn: list[str] = []
+    cache: Cache[str] = Cache(capacity=2)
+    calls: list[str] = []
 
     def draw(value):
-        drawn.append(value)
+        calls.append(value)
         return value
 
     for key in ("a", "b", "a", "c", "a", "b"):
-        assert rendered.get(key, lambda key=key: draw(key)) == key
+        assert cache.get(key, lambda key=key: draw(key)) == key
 
-    assert drawn == ["a", "b", "c", "b"]
+    assert calls == ["a", "b", "c", "b"]

@@ -16,7 +16,7 @@ from ui.backend.run_reader import FINAL
 from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
-from ui.tabs.talk import RUNS, SIDE_BY_SIDE, TUNED, _take_back
+from ui.tabs.talk import RUNS, SIDE_BY_SIDE, _take_back
 from ui.views.chat import render_chat_state, render_loading, render_transcript
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
@@ -47,9 +47,10 @@ def load(
     ]
 
 
-def ask(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE, row=None) -> list:
+def send(tab: ChatTab, question: str, turns=(), branches: str = SIDE_BY_SIDE, row=None) -> list:
     return [
-        Changes(tab.talk, step) for step in tab.talk.ask(question, list(turns), branches, row, None, PAGE, *SAMPLING)
+        Changes(tab.talk, step)
+        for step in tab.talk.stream_answers(question, list(turns), branches, row, None, PAGE, *SAMPLING)
     ]
 
 
@@ -57,8 +58,8 @@ def turns_of(steps: list) -> list:
     return next(step.turns for step in reversed(steps) if isinstance(step.turns, list))
 
 
-def look(tab: ChatTab, seen: str = "") -> dict:
-    return tab.refresh(seen, Judging())
+def refresh(tab: ChatTab, last_state: str = "") -> dict:
+    return tab.refresh(last_state, Judging())
 
 
 def test_runs_with_a_result_or_a_checkpoint_are_offered_newest_first(tab, services, run):
@@ -74,12 +75,6 @@ def test_runs_with_a_result_or_a_checkpoint_are_offered_newest_first(tab, servic
     assert changes.model["visible"] is False
     assert changes.folder["visible"] is False
     assert [value for _, value in against["choices"]] == [NOTHING, f"{newer.id}/step-30", f"{run.id}/final"]
-
-
-def test_the_run_that_is_looked_at_is_proposed(tab, services, run):
-    write_run(services.runs, a_config(run__name="newer"), InventedRun())
-
-    assert tab.choice.offer(run.id, A_MODEL, "")[tab.choice.run]["value"] == run.id
 
 
 def test_loading_shows_progress_and_then_what_is_loaded(tab, run):
@@ -103,17 +98,17 @@ def test_a_model_that_cannot_be_reached_is_reported_in_place(tab):
     assert "No model is named." in load(tab, A_MODEL)[-1].state
 
 
-def test_a_failed_load_is_reported_until_something_else_happens_even_if_another_page_looked(tab, run):
+def test_a_failed_load_is_reported_until_the_next_load_on_every_page(tab, run):
     """The page also looks every few seconds: what it saw of the loading must not replace the reason."""
     loading = tab.load_chosen(*Chosen(A_MODEL, FINAL, "nowhere/at-all", "", NOTHING, AS_TRAINED))
     while "Starting" not in Changes(tab, next(loading)).state:
         pass
-    seen = f"\n{render_loading(None)}"
+    last_state = f"\n{render_loading(None)}"
 
     assert "cannot be reached" in Changes(tab, list(loading)[-1]).state
-    assert "cannot be reached" in look(tab, seen)[tab.state]
+    assert "cannot be reached" in refresh(tab, last_state)[tab.state]
     load(tab, run.id)
-    assert "cannot be reached" not in look(tab, seen)[tab.state]
+    assert "cannot be reached" not in refresh(tab, last_state)[tab.state]
     assert "cannot be reached" in render_chat_state(
         tab.page.services.chat.state.model_copy(update={"failure": ModelError("It cannot be reached.", "Wait.")})
     )
@@ -122,7 +117,7 @@ def test_a_failed_load_is_reported_until_something_else_happens_even_if_another_
 def test_both_branches_stream_into_one_transcript(tab, services, run):
     load(tab, run.id)
 
-    steps = ask(tab, "What does <b>lora_alpha</b> do?")
+    steps = send(tab, "What does <b>lora_alpha</b> do?")
 
     html = steps[-1].transcript
     assert "first letter of the Greek alphabet" in html
@@ -134,7 +129,7 @@ def test_both_branches_stream_into_one_transcript(tab, services, run):
 
 def test_a_lent_gpu_is_counted_for_the_visitor_and_its_wait_is_shown(tab, services, run):
     load(tab, run.id)
-    ask(tab, "Why?")
+    send(tab, "Why?")
     assert services.chat.requests[-1].gpu_token == "of the visitor"
 
     chunk = ChatChunk(branch="tuned", text="", tokens=0, tokens_per_second=0, prompt_tokens=0, note="waiting for <b>")
@@ -145,9 +140,9 @@ def test_a_lent_gpu_is_counted_for_the_visitor_and_its_wait_is_shown(tab, servic
 
 def test_afterwards_each_branch_is_asked_with_its_own_memory(tab, services, run):
     load(tab, run.id)
-    turns = turns_of(ask(tab, "one?"))
+    turns = turns_of(send(tab, "one?"))
 
-    steps = ask(tab, "two?", turns)
+    steps = send(tab, "two?", turns)
 
     later = services.chat.requests[1:]
     assert sorted(request.branches for request in later) == [("base",), ("tuned",)]
@@ -159,8 +154,8 @@ def test_two_runs_are_asked_side_by_side(tab, services, run):
     other = write_run(services.runs, a_config(run__name="the <other>"), InventedRun())
     load(tab, run.id, against=f"{other.id}/final")
 
-    changes = look(tab)
-    html = ask(tab, "one?", branches=RUNS)[-1].transcript
+    changes = refresh(tab)
+    html = send(tab, "one?", branches=RUNS)[-1].transcript
 
     assert ("Both runs", RUNS) in changes[tab.talk.branches]["choices"]
     assert services.chat.requests[0].branches == ("tuned", "second")
@@ -168,29 +163,20 @@ def test_two_runs_are_asked_side_by_side(tab, services, run):
     assert "Base model" not in html
 
 
-def test_a_question_can_be_asked_again_or_edited(tab, run):
+def test_a_question_can_be_edited_and_the_edit_cancelled_without_a_loss(tab, run):
     load(tab, run.id)
-    turns = turns_of(ask(tab, "two?", turns_of(ask(tab, "one?"))))
-
+    turns = turns_of(send(tab, "two?", turns_of(send(tab, "one?"))))
     assert _take_back(turns) == (turns[:1], "two?", None)
-    edited = Changes(tab.talk, tab.talk.edit(pick("edit:1"), turns, []))
-    assert (edited.turns, edited.question) == (turns[:1], "two?")
-    assert "two?" not in edited.transcript
+    edit = Changes(tab.talk, tab.talk.edit(pick("edit:1"), turns, []))
+    assert (edit.turns, edit.question) == (turns[:1], "two?")
+    assert "two?" not in edit.transcript
     assert tab.talk.edit(pick("edit:7"), turns, []) == gr.skip()
 
+    twice = Changes(tab.talk, tab.talk.edit(pick("edit:0"), edit.turns, edit.before_edit))
+    back = Changes(tab.talk, tab.talk.cancel_edit(twice.before_edit))
 
-def test_an_edit_can_be_cancelled_and_loses_nothing(tab, run):
-    load(tab, run.id)
-    turns = turns_of(ask(tab, "two?", turns_of(ask(tab, "one?"))))
-    edited = tab.talk.edit(pick("edit:1"), turns, [])
-    twice = tab.talk.edit(pick("edit:0"), edited[tab.talk.turns], edited[tab.talk.before_edit])
-
-    back = tab.talk.cancel_edit(twice[tab.talk.before_edit])
-
-    assert twice[tab.talk.turns] == []
-    assert back[tab.talk.turns] == turns
-    assert back[tab.talk.question] == ""
-    assert back[tab.talk.keep_all]["visible"] is False
+    assert twice.turns == []
+    assert (back.turns, back.question, back.cancel_button["visible"]) == (turns, "", False)
 
 
 def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
@@ -198,57 +184,42 @@ def test_an_answer_that_is_whole_is_kept_in_the_same_step(tab, run):
     load(tab, run.id)
     prompt = RowPrompt(7, "one?", "The reference.")
 
-    first, *_, last = ask(tab, "one?", row=prompt)
+    first, *_, last = send(tab, "one?", row=prompt)
 
     assert (first.row, last.row) == (None, gr.skip())
     assert last.again["visible"]
     assert json.loads(last.browser_copy)["turns"][0]["reference"] == "The reference."
 
 
-def test_a_question_that_was_not_answered_keeps_its_reference(tab):
-    prompt = RowPrompt(7, "one?", "The reference.")
-
-    (step,) = ask(tab, "one?", row=prompt)
-
-    assert step.row == prompt
-
-
 def test_a_conversation_survives_a_reload_and_is_opened_from_its_file(tab, run, services, tmp_path):
     load(tab, run.id)
-    turns = turns_of(ask(tab, "What is <b>r</b>?"))
+    turns = turns_of(send(tab, "What is <b>r</b>?"))
 
-    kept, links = tab.talk.keep(turns, "Be brief.").values()
+    saved, links = tab.talk.save(turns, "Be brief.").values()
 
-    restored = Changes(tab.talk, tab.talk.restore(kept, [], ""))
+    restored = Changes(tab.talk, tab.talk.restore(saved, [], ""))
     assert restored.turns == turns
     assert Changes(tab.talk.sampling, restored._updates).system == "Be brief."
     assert "&lt;b&gt;r" in restored.transcript
-    assert tab.talk.restore(kept, turns, "") == gr.skip()  # what is on the page stays
+    assert tab.talk.restore(saved, turns, "") == gr.skip()  # what is on the page stays
     assert tab.talk.restore("nonsense", [], "") == gr.skip()
     assert 'download="conversation.json"' in links
     elsewhere = tmp_path / "conversation.json"
-    elsewhere.write_text(kept)
+    elsewhere.write_text(saved)
     with pytest.raises(StorageError):
         tab.talk.open_file(str(elsewhere))
     file = services.home.transfers / "conversation.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(kept)
+    file.write_text(saved)
     assert tab.talk.open_file(str(file))[tab.talk.turns] == turns
 
 
-def test_one_branch_can_be_asked_alone(tab, services, run):
-    load(tab, run.id)
+def test_without_a_model_the_question_stays_with_its_reference(tab):
+    prompt = RowPrompt(7, "one?", "The reference.")
 
-    ask(tab, "one?", branches=TUNED)
+    (last,) = send(tab, "one?", row=prompt)
 
-    assert services.chat.requests[0].branches == ("tuned",)
-
-
-def test_without_a_model_the_question_stays_and_the_reason_is_given(tab):
-    last = ask(tab, "one?")[-1]
-
-    assert last.turns == []
-    assert last.question == "one?"
+    assert (last.turns, last.question, last.row) == ([], "one?", prompt)
     assert "No model is loaded." in last.trouble
 
 
@@ -268,7 +239,7 @@ def test_wrong_sampling_settings_are_listed_together(tab, run):
 def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
     load(tab, run.id)
     services.chat._pace = 0.01
-    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
+    stream = tab.talk.stream_answers("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
 
@@ -282,7 +253,7 @@ def test_stop_ends_the_answer_of_this_page_only(tab, services, run):
 
 def test_a_page_that_is_closed_in_the_middle_stops_its_answer(tab, services, run):
     load(tab, run.id)
-    stream = tab.talk.ask("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
+    stream = tab.talk.stream_answers("one?", [], SIDE_BY_SIDE, None, "", PAGE, *SAMPLING)
     next(stream)
     next(stream)
 
@@ -301,36 +272,36 @@ def test_the_exact_prompt_is_shown_with_its_ids(tab, run):
     assert "1 2 3" in html
     assert "Type a question" in tab.talk.exact_prompt("", [], SIDE_BY_SIDE, "")
 
-    turns = turns_of(ask(tab, "one?"))
+    turns = turns_of(send(tab, "one?"))
     assert "scales" not in tab.talk.exact_prompt("", turns, SIDE_BY_SIDE, "")
     assert "scales" in tab.talk.exact_prompt("two?", turns, SIDE_BY_SIDE, "")
 
 
 def test_the_exact_prompt_follows_the_conversation_once_it_is_shown(tab, run):
     load(tab, run.id)
-    first = turns_of(ask(tab, "first?"))
-    shown = tab.talk.exact_prompt("", first, SIDE_BY_SIDE, "")
-    assert "first?" in shown
-    assert "Tuned: " in shown
+    first = turns_of(send(tab, "first?"))
+    prompt = tab.talk.exact_prompt("", first, SIDE_BY_SIDE, "")
+    assert "first?" in prompt
+    assert "Tuned: " in prompt
 
-    newer = turns_of(ask(tab, "third?", turns_of(ask(tab, "second?"))))
+    newer = turns_of(send(tab, "third?", turns_of(send(tab, "second?"))))
 
-    renewed = tab.talk.renew_prompt(shown, "", newer, SIDE_BY_SIDE, "")
-    assert "first?" not in renewed
-    assert "third?" in renewed
-    assert "Type a question" in tab.talk.renew_prompt(shown, "", [], SIDE_BY_SIDE, "be brief"), "after Clear"
+    newest = tab.talk.renew_prompt(prompt, "", newer, SIDE_BY_SIDE, "")
+    assert "first?" not in newest
+    assert "third?" in newest
+    assert "Type a question" in tab.talk.renew_prompt(prompt, "", [], SIDE_BY_SIDE, "be brief"), "after Clear"
     assert tab.talk.renew_prompt("", "", newer, SIDE_BY_SIDE, "") == "", "a closed fold costs nothing"
 
 
 def test_the_choice_of_the_model_folds_once_it_is_loaded_and_opens_without(tab, services, run):
     load(tab, run.id)
-    changes = Changes(tab, look(tab))
+    changes = Changes(tab, refresh(tab))
     assert changes.fold["open"] is False
     assert Changes(tab, tab.switch_mode("Measure")).fold["open"] is True
 
     services.chat.unload()
 
-    assert Changes(tab, look(tab, changes.last_look)).fold["open"] is True
+    assert Changes(tab, refresh(tab, changes.last_state)).fold["open"] is True
 
 
 def test_questions_of_held_out_rows_are_offered_and_their_reference_is_next_to_it(tab, run):
@@ -342,35 +313,35 @@ def test_questions_of_held_out_rows_are_offered_and_their_reference_is_next_to_i
     assert len(prompts) == 3
     assert html.count("data-pick") == 4  # and "Show others"
     assert "From the held-out set" in html
-    taken = Changes(tab.talk, tab.talk.take_suggestion(pick("1"), prompts))
-    question, row = taken.question, taken.row
-    turns = turns_of(ask(tab, question, row=row))
+    suggestion = Changes(tab.talk, tab.talk.take_suggestion(pick("1"), prompts))
+    question, row = suggestion.question, suggestion.row
+    turns = turns_of(send(tab, question, row=row))
     assert turns[0].reference == prompts[1].reference
-    assert turns_of(ask(tab, "something else?", row=row))[0].reference == ""
+    assert turns_of(send(tab, "something else?", row=row))[0].reference == ""
     assert tab.talk.take_suggestion(pick("others"), prompts)[tab.talk.suggested_prompts]
     assert tab.talk.take_suggestion(pick("9"), prompts) == gr.skip()
 
 
 def test_who_is_asked_stays_chosen_while_the_same_is_loaded(tab, run):
     load(tab, run.id)
-    branches, first = tab.talk.branches, look(tab)
-    loaded, _, _ = first[tab.last_look].partition("\n")
+    branches, first = tab.talk.branches, refresh(tab)
+    loaded, _, _ = first[tab.last_state].partition("\n")
 
     assert first[branches]["value"] == SIDE_BY_SIDE
-    assert branches not in look(tab, f"{loaded}\nmore memory")
+    assert branches not in refresh(tab, f"{loaded}\nmore memory")
 
     load(tab, run.id, checkpoint="step-90")
-    assert look(tab, first[tab.last_look])[branches]["value"] == SIDE_BY_SIDE
+    assert refresh(tab, first[tab.last_state])[branches]["value"] == SIDE_BY_SIDE
 
 
 def test_the_state_line_is_sent_only_when_it_has_changed(tab, services):
     load(tab, write_run(services.runs, a_config(run__name="first"), InventedRun()).id)
-    changes = look(tab)
+    changes = refresh(tab)
 
     assert "result of <b>first</b> is loaded" in changes[tab.state]
-    assert look(tab, changes[tab.last_look]) == gr.skip()
+    assert refresh(tab, changes[tab.last_state]) == gr.skip()
     tab.unload_model()
-    assert "No model loaded" in look(tab, changes[tab.last_look])[tab.state]
+    assert "No model loaded" in refresh(tab, changes[tab.last_state])[tab.state]
 
 
 def test_when_an_idle_model_is_unloaded_and_why_it_was_is_shown():

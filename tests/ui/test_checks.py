@@ -52,57 +52,69 @@ def with_length(max_length: int, source: str = "rows.jsonl"):
 
 def test_a_page_that_asks_again_ends_its_former_pass(checks, inspector):
     for length in (1, 10, 102, 1024):
-        checks.ask(with_length(length), "page")
+        checks.request(with_length(length), "page")
 
     wait_until(lambda: inspector.under_way == [1024])
     assert checks.find(with_length(102)) is None, "no one stopped it, so it begins again when it is asked"
 
 
 def test_a_pass_that_another_page_waits_for_continues(checks, inspector):
-    checks.ask(with_length(512), "one")
-    checks.ask(with_length(512), "other")
-    checks.ask(with_length(1024), "one")
+    checks.request(with_length(512), "one")
+    checks.request(with_length(512), "other")
+    checks.request(with_length(1024), "one")
 
     wait_until(lambda: sorted(inspector.under_way) == [512, 1024])
-    checks.ask(with_length(1024), "other")
+    checks.request(with_length(1024), "other")
     wait_until(lambda: inspector.under_way == [1024])
 
 
 def test_a_pass_without_a_page_or_one_that_has_ended_is_left_alone(checks, inspector):
-    unasked = checks.ask(with_length(256))
+    without_page = checks.request(with_length(256))
     inspector.goes_on.set()
-    ended = checks.ask(with_length(512), "page")
-    wait_until(lambda: ended.is_done and unasked.is_done)
-    checks.ask(with_length(1024), "page")
+    finished_check = checks.request(with_length(512), "page")
+    wait_until(lambda: finished_check.is_done and without_page.is_done)
+    checks.request(with_length(1024), "page")
 
-    assert checks.find(with_length(512)) is ended
-    assert unasked.report is not None
+    assert checks.find(with_length(512)) is finished_check
+    assert without_page.report is not None
 
 
 def test_rows_are_looked_at_with_and_without_a_tokenizer_for_one_form(checks, inspector):
     question = with_length(512)
-    checks.ask(replace(question, model=None), "page")
-    checks.ask(question, "page")
+    checks.request(replace(question, model=None), "page")
+    checks.request(question, "page")
     wait_until(lambda: inspector.under_way == [512, 512])
 
-    checks.ask(replace(question, model=ModelConfig(id="another")), "page")
+    checks.request(replace(question, model=ModelConfig(id="another")), "page")
     wait_until(lambda: len(inspector.under_way) == 2)
 
 
 @pytest.mark.parametrize(("source", "stops"), [("owner/data", 0), ("owner/another", 1), ("rows.jsonl", 1)])
 def test_fetching_ends_once_the_page_has_gone_on_to_other_data(checks, inspector, source, stops):
     former = checks.read(with_length(512, "owner/data"))
-    assert checks.ask(with_length(512, "owner/data"), "page") is former
+    assert checks.request(with_length(512, "owner/data"), "page") is former
 
-    checks.ask(with_length(1024, source), "page")
+    checks.request(with_length(1024, source), "page")
 
     assert former.stop.wait(PATIENCE_SECONDS)
     assert inspector.fetching_was_stopped == stops
 
 
+def test_a_fetch_that_a_person_stops_ends_and_the_dataset_waits_again(checks, inspector):
+    check = checks.read(with_length(512, "owner/data"))
+
+    checks.stop(with_length(512, "owner/data"))
+    wait_until(lambda: check.is_done)
+
+    assert check.was_stopped
+    assert inspector.fetching_was_stopped == 1
+    assert checks.request(with_length(512, "owner/data")) is check
+    assert checks.request(with_length(64, "owner/data")).waits
+
+
 def test_a_pass_that_no_page_looks_at_ends_by_itself(checks, inspector, monkeypatch):
     monkeypatch.setattr("ui.backend.dataset_checks._UNWANTED_SECONDS", 0.0)
-    forgotten = checks.ask(with_length(512), "page")
+    forgotten = checks.request(with_length(512), "page")
 
     assert forgotten.stop.wait(PATIENCE_SECONDS)
     wait_until(lambda: inspector.under_way == [])

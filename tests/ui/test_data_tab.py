@@ -46,10 +46,11 @@ def test_a_dataset_that_cannot_be_opened_leaves_its_split_and_subset_in_sight(vi
     assert not visitor.open(dataset__source="/missing/rows.jsonl")["fold"]["open"], "a file has neither"
     opened = visitor.open(dataset__source="rows.jsonl", shown_source="missing/data")
     assert not opened["fold"]["open"], "it was opened for another dataset"
+    assert not opened["mapping"]["visible"], "its format is sure"
     assert visitor.open(dataset__source="rows.jsonl", shown_source="rows.jsonl")["fold"] == gr.skip()
 
 
-def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting_until_another_is_chosen(visitor):
+def test_a_dataset_that_cannot_be_opened_keeps_the_draft_from_starting(visitor):
     page = visitor.tab.page
     updates = visitor.open(dataset__source="missing/data")
 
@@ -76,44 +77,18 @@ def test_a_dataset_that_can_be_opened_after_all_is_no_trouble_any_more(visitor, 
     assert visitor.tab.page.draft(visitor.values(**source)).problems == ()
 
 
-def test_whatever_asks_for_the_rows_there_is_one_event_that_opens_them(services):
+def test_one_event_opens_the_rows_and_what_they_are_redraws_the_page(visitor, services):
     """Answers of several events arrive in any order; Gradio orders those of one."""
-    app = build_app(services)
-    tab = next(
-        function.fn.__self__
-        for function in app.fns.values()
-        if getattr(function.fn, "__qualname__", "") == "DataTab.open"
-    )
+    events = list(build_app(services).fns.values())
+    (opening,) = [event for event in events if getattr(event.fn, "__func__", None) is DataTab.open]
+    tab = opening.fn.__self__
+    requests = [event for event in events if tab.open_request in event.outputs]
 
-    openings = [function for function in app.fns.values() if getattr(function.fn, "__func__", None) is DataTab.open]
-    asking = [function for function in app.fns.values() if tab.open_request in function.outputs]
-    assert len(openings) == 1
-    assert openings[0].trigger_mode == "always_last"
-    assert openings[0].concurrency_limit is None
-    assert len(asking) > 10
-    assert all(function.outputs == [tab.open_request] for function in asking)
-
-
-def test_a_readable_dataset_shows_its_rows_and_a_sure_format_needs_no_mapping(visitor):
-    updates = visitor.open(dataset__source="rows.jsonl")
-
-    assert updates["rows_column"]["visible"]
-    assert not updates["mapping"]["visible"]
-    assert "exactly as in training" in updates["row_html"]
-
-
-def test_what_the_rows_are_is_redrawn_with_the_rest_as_soon_as_they_were_opened(visitor, services):
-    """The objective follows them while no model is chosen, when no lengths are known that would redraw it."""
-    page = build_app(services)
-    tab = next(
-        function.fn.__self__
-        for function in page.fns.values()
-        if getattr(function.fn, "__qualname__", "") == "DataTab.open"
-    )
-
-    redrawn = [function for function in page.fns.values() if (tab.page.data_kind._id, "change") in function.targets]
-
-    assert len(redrawn) == 1
+    assert (opening.trigger_mode, opening.concurrency_limit) == ("always_last", None)
+    assert len(requests) > 10
+    assert all(event.outputs == [tab.open_request] for event in requests)
+    # The objective follows the rows while no model is chosen, when no lengths are known that would redraw it.
+    assert len([event for event in events if (tab.page.data_kind._id, "change") in event.targets]) == 1
     assert visitor.open(dataset__source="rows.jsonl")["kind"] == "alpaca"
     assert visitor.open(dataset__source="missing/data")["kind"] == ""
 
@@ -126,12 +101,12 @@ def test_a_new_dataset_begins_at_its_first_row_and_a_changed_setting_keeps_the_p
 
 
 def test_choosing_columns_settles_the_format_that_they_are_columns_of():
-    seen = {"format": "alpaca", "columns": ["q", "a", "system"]}
+    box_format = {"format": "alpaca", "columns": ["q", "a", "system"]}
 
-    mapped, format_ = _map_columns(seen, {"from": "who"}, "q", "(none)", "a", "(none)", None)
+    mapping, format_ = _map_columns(box_format, {"from": "who"}, "q", "(none)", "a", "(none)", None)
 
     assert format_ == "alpaca"
-    assert mapped == {"from": "who", "instruction": "q", "output": "a", "system": ""}
+    assert mapping == {"from": "who", "instruction": "q", "output": "a", "system": ""}
 
 
 def test_another_format_keeps_of_the_mapping_what_it_has_too():
@@ -149,7 +124,7 @@ def test_what_no_one_foresaw_is_reported_in_two_sentences(visitor, monkeypatch, 
     inspector = visitor.tab.page.services.inspector
     values = visitor.values(dataset__source="rows.jsonl")
     if handler == "_list":
-        check = visitor.tab.page.services.checks.ask(question_on("rows.jsonl"))
+        check = visitor.tab.page.services.checks.request(question_on("rows.jsonl"))
         wait_until(lambda: check.is_done)
         check.report = check.report.model_copy(update={"longest_rows": (3, 4)})
     for name in ("preview", "find_steps"):
@@ -180,9 +155,9 @@ class SlowResolver:
         self.error = None
         self.lookups = 0
 
-    def __call__(self, model, told):
+    def __call__(self, model, report):
         self.lookups += 1
-        told(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
+        report(ModelProgress("downloading", "Downloading the demo model.", 41_000_000, 93_000_000))
         assert self.go_on.wait(PATIENCE_SECONDS)
         if self.error is not None:
             raise self.error

@@ -13,10 +13,10 @@ from ui.views.rows import PAGE_ROWS, listing_choices, render_counts, render_prob
 
 @pytest.fixture
 def checked_visitor(visitor, services):
-    """The tab with a finished check whose report has something of everything."""
+    """Return the tab with a finished check whose report has something of everything."""
     question = question_on("rows.jsonl")
-    services.tokenizers.ask(question.model).ended.wait(PATIENCE_SECONDS)
-    check = services.checks.ask(question)
+    services.tokenizers.download(question.model).done.wait(PATIENCE_SECONDS)
+    check = services.checks.request(question)
     wait_until(lambda: check.is_done)
     check.report = some_report()
     return visitor
@@ -52,10 +52,10 @@ def test_a_long_list_of_problems_is_turned_page_by_page_to_its_end(checked_visit
     event = gr.EventData(None, {"pick": "page:29"})
 
     rows = checked_visitor.tab.rows
-    jumped = rows.jump(0, event, *values)
+    updates = rows.jump(0, event, *values)
     html = rows.redraw_list("left_out", 29, *values)
 
-    assert jumped == {rows.list_page: 29}
+    assert updates == {rows.list_page: 29}
     assert "reason 898" in html
     assert "reason 868" not in html
     assert "Later" not in html

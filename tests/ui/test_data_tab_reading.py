@@ -1,15 +1,13 @@
 """The Data tab on fakes: when all rows are read, what stops that, and what stays in sight."""
 
-import threading
 import time
 
 import gradio as gr
 
 from engine.data.contract import CheckProgress
-from engine.errors import WorkerError
 from tests.fake_inspector import FakeInspector
 from tests.runs.supervision import wait_until
-from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
+from tests.ui.data_tab_visitor import question_on
 from ui.backend.dataset_checks import DatasetChecks
 
 
@@ -26,7 +24,7 @@ def test_a_dataset_of_the_hub_is_read_from_end_to_end_only_when_asked_to(visitor
 
     assert "rows kept" in visitor.tick(dataset__source="somebody/some-data")["facts"]
     # Another length is another question about rows that are here by now.
-    longer = services.checks.ask(question_on("somebody/some-data", training__max_length=64))
+    longer = services.checks.request(question_on("somebody/some-data", training__max_length=64))
     assert not longer.waits
 
 
@@ -76,36 +74,10 @@ def test_an_error_stays_until_the_question_changes(services):
     inspector = FailingInspector()
     checks = DatasetChecks(inspector)
     for _ in range(3):
-        check = checks.ask(question_on("rows.jsonl"))
+        check = checks.request(question_on("rows.jsonl"))
         wait_until(lambda check=check: check.is_done)
 
     assert inspector.checks == 1
     assert "unexpected" in check.error.what
-    wait_until(lambda: checks.ask(question_on("rows.jsonl", training__max_length=64)).is_done)
+    wait_until(lambda: checks.request(question_on("rows.jsonl", training__max_length=64)).is_done)
     assert inspector.checks == 2
-
-
-def test_a_fetch_from_the_hub_ends_at_once_when_it_is_stopped(services):
-    class FetchingInspector(FakeInspector):
-        def __init__(self):
-            super().__init__()
-            self.ended = threading.Event()
-
-        def stop_fetching(self):
-            self.ended.set()
-
-        def check(self, *_args, **_settings):
-            assert self.ended.wait(PATIENCE_SECONDS)
-            raise WorkerError("A helper process ended.", "Try again.")
-
-    inspector = FetchingInspector()
-    checks = DatasetChecks(inspector)
-    question = question_on("somebody/some-data")
-    check = checks.read(question)
-
-    checks.stop(question)
-    wait_until(lambda: check.is_done)
-
-    assert check.was_stopped
-    assert checks.ask(question) is check
-    assert checks.ask(question_on("somebody/some-data", training__max_length=64)).waits  # a stop takes the word back

@@ -44,8 +44,8 @@ def folder(tab, run, form, checkpoint=FINAL) -> str:
     return str(tab.show(run.id, checkpoint, form, 0)[tab.forms.folder])
 
 
-def offer(tab, *asked) -> Changes:
-    return Changes(tab, tab.offer(*asked))
+def offer(tab, *values) -> Changes:
+    return Changes(tab, tab.offer(*values))
 
 
 def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=True, verify=True, shard=5.0):
@@ -55,7 +55,7 @@ def start(tab, run, form, folder="", repository="", checkpoint=FINAL, private=Tr
     updates = handler(run.id, checkpoint, form, 0, "local", folder, repository, "", *settings)
     work = tab.page.services.results.exporting.find(run.id)
     if work is not None:
-        assert work.ended.wait(WAIT_SECONDS)
+        assert work.done.wait(WAIT_SECONDS)
     return updates[tab.job.status]
 
 
@@ -69,22 +69,6 @@ def test_runs_that_hold_something_are_offered(tab, services, run):
     assert (changes.empty["visible"], changes.whole["visible"]) == (False, True)
 
 
-def test_who_names_no_folder_gets_the_proposed_one(tab, run):
-    assert "trouble" not in start(tab, run, ADAPTER, folder=" ")
-
-    assert "exports/faq-rank-16-b-adapter" in show(tab, run.id, ADAPTER).result
-
-
-def test_a_run_that_was_chosen_is_offered_however_old_it_is(tab, services, run, monkeypatch):
-    monkeypatch.setattr("ui.backend.run_reader._OFFERED_AT_ONCE", 1)
-    newer = write_run(services.runs, a_config(), InventedRun())
-
-    offers = offer(tab, run.id, newer.id).run
-
-    assert [value for _, value in offers["choices"]] == [newer.id, run.id]
-    assert offers["value"] == run.id
-
-
 def test_without_a_result_it_reports_when_there_will_be_one(tab):
     changes = offer(tab, "", None)
 
@@ -92,9 +76,11 @@ def test_without_a_result_it_reports_when_there_will_be_one(tab):
     assert "Nothing to export yet" in tab.empty.value
 
 
-def test_a_new_folder_is_proposed_for_each_form(tab, services, run):
+def test_a_new_folder_is_proposed_for_each_form_and_used_if_none_is_named(tab, services, run):
     assert folder(tab, run, MERGED) == str(services.home.exports / "faq-rank-16-b-merged")
     assert folder(tab, run, ADAPTER, "step-90").endswith("faq-rank-16-b-step-90-adapter")
+    assert "trouble" not in start(tab, run, ADAPTER, folder=" ")
+    assert "exports/faq-rank-16-b-adapter" in show(tab, run.id, ADAPTER).result
 
 
 @pytest.mark.parametrize(("form", "file"), [(ADAPTER, "adapter_model"), (MERGED, "model.safetensors"), (GGUF, ".gguf")])
@@ -122,9 +108,9 @@ def test_an_exact_script_is_written_into_a_folder_and_listed(tab, services, tiny
 
     work = services.results.exporting.find(run.id)
     assert work.error is None, status
-    written = services.home.exports / "mine"
-    assert {"train.py", "rows.parquet"} <= {path.name for path in written.iterdir()}
-    compile((written / "train.py").read_text(), "train.py", "exec")
+    target = services.home.exports / "mine"
+    assert {"train.py", "rows.parquet"} <= {path.name for path in target.iterdir()}
+    compile((target / "train.py").read_text(), "train.py", "exec")
     changes = show(tab, run.id, EXACT)
     assert "rows.parquet" in changes.result
     assert "exports/mine" in changes.result
@@ -144,12 +130,12 @@ def test_the_hub_gets_what_was_asked_for_and_its_refusal_is_reported_once(tab, s
 
 
 def test_a_name_that_is_taken_makes_room_for_another_and_what_was_typed_since_stays(tab, services, run):
-    taken = folder(tab, run, ADAPTER)
-    start(tab, run, ADAPTER, folder=taken)
+    folder_name = folder(tab, run, ADAPTER)
+    start(tab, run, ADAPTER, folder=folder_name)
 
-    assert tab.refresh(run.id, FINAL, ADAPTER, 0, taken, 0)[tab.forms.folder] == f"{taken}-2"
+    assert tab.refresh(run.id, FINAL, ADAPTER, 0, folder_name, 0)[tab.forms.folder] == f"{folder_name}-2"
     assert tab.forms.folder not in tab.refresh(run.id, FINAL, ADAPTER, 0, "mine", 0)
-    assert tab.forms.folder not in tab.refresh(run.id, FINAL, ADAPTER, 0, taken, 1)  # nothing new was made
+    assert tab.forms.folder not in tab.refresh(run.id, FINAL, ADAPTER, 0, folder_name, 1)  # nothing new was made
 
 
 def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
@@ -161,9 +147,9 @@ def test_the_newest_is_shown_and_earlier_ones_can_be_picked(tab, run):
     assert "exports/two" in changes.result
     assert "Merged model of step-90" in changes.result
     assert changes.before.count("data-pick") == 2
-    picked = Changes(tab, tab.pick(EventData(None, {"pick": "1"}), run.id, MERGED))
-    assert "exports/one" in picked.result
-    assert tab.shown_folder(run.id, picked.number).name == "one"
+    changes = Changes(tab, tab.pick(EventData(None, {"pick": "1"}), run.id, MERGED))
+    assert "exports/one" in changes.result
+    assert tab.shown_folder(run.id, changes.number).name == "one"
 
 
 def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
@@ -177,7 +163,7 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
         tab.start(run.id, FINAL, ADAPTER, 0, "local", "mine", "", "", *[None] * 7)
 
     tab.job.end(run.id)
-    assert services.results.exporting.find(run.id).ended.wait(WAIT_SECONDS)
+    assert services.results.exporting.find(run.id).done.wait(WAIT_SECONDS)
     assert "nothing was written" in job(tab, show(tab, run.id, ADAPTER)).status
     assert job(tab, show(tab, run.id, SCRIPT)).status == "", "a text is not exported"
 
@@ -186,10 +172,6 @@ def test_while_it_is_written_nothing_else_of_this_run_is(tab, services, run):
 def test_what_a_browser_names_as_folder_is_confined(tab, services, run, folder):
     assert 'class="trouble"' in start(tab, run, MERGED, folder=folder)
     assert services.results.exporting.find(run.id) is None
-
-
-def test_settings_out_of_bounds_are_reported_in_place(tab, services, run):
-    assert "Max file size, GB" in start(tab, run, MERGED, folder="mine", shard=-1.0)
 
 
 def test_prefix_tuning_reports_why_it_cannot_be_merged(tab, services):
@@ -212,16 +194,16 @@ def test_a_whole_model_has_no_adapter_to_take(tab, services):
 
 
 def test_every_form_shows_its_own_settings(tab, run):
-    shown = {
-        form: [switched[panel]["visible"] for panel in tab.forms.panels[1:6]]
+    visible = {
+        form: [updates[panel]["visible"] for panel in tab.forms.panels[1:6]]
         for form in FORMS
-        if (switched := show(tab, run.id, form)._updates)
+        if (updates := show(tab, run.id, form)._updates)
     }
 
-    assert shown[MERGED] == [True, True, False, False, True]
-    assert shown[GGUF] == [True, False, True, False, True]
-    assert shown[HUB] == [False, False, False, True, True]
-    assert shown[SCRIPT] == shown[YAML] == [False] * 5
+    assert visible[MERGED] == [True, True, False, False, True]
+    assert visible[GGUF] == [True, False, True, False, True]
+    assert visible[HUB] == [False, False, False, True, True]
+    assert visible[SCRIPT] == visible[YAML] == [False] * 5
 
 
 def test_sizes_and_missing_programs_are_shown_before_a_gguf_is_written(tab, services, tmp_path, monkeypatch):
@@ -265,11 +247,11 @@ def test_a_run_that_was_deleted_is_reported_as_gone(tab):
 
 
 @pytest.mark.parametrize(
-    ("place", "linked"),
+    ("address", "is_link"),
     [("https://hub/me/x", True), ("http://127.0.0.1:1/me/x", True), ("/home/me/x", False), ("javascript:x", False)],
 )
-def test_only_a_hub_is_a_link_also_one_of_ones_own(place, linked):
-    assert (f'href="{place}"' in render_export(ExportRecord(kind="hub", place=place))) is linked
+def test_only_a_hub_is_a_link_also_one_of_ones_own(address, is_link):
+    assert (f'href="{address}"' in render_export(ExportRecord(kind="hub", place=address))) is is_link
 
 
 def test_an_export_that_differs_is_not_called_good():

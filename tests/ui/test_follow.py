@@ -30,8 +30,8 @@ def invent(services):
     return lambda **story: write_run(services.runs, a_config(), InventedRun(**story))
 
 
-def look(follow: FollowPart, run_id: str, log_open: bool = False, run_shown: str = "") -> Changes:
-    return Changes(follow, follow.look(run_id, 0.9, False, log_open, run_shown))
+def show(follow: FollowPart, run_id: str, log_open: bool = False, run_shown: str = "") -> Changes:
+    return Changes(follow, follow.show(run_id, 0.9, False, log_open, run_shown))
 
 
 def refresh(follow: FollowPart, run_id: str) -> Changes:
@@ -42,9 +42,9 @@ def question_of(changes: Changes):
     return changes._updates.get(changes._part.confirm.panel, NOTHING)
 
 
-def answer(follow: FollowPart, drawn: Changes, seen: str = "") -> dict | None:
-    """What the server says to a page that shows `drawn`."""
-    reply = follow.answer(drawn.live, seen)
+def answer(follow: FollowPart, view: Changes, last_stamp: str = "") -> dict | None:
+    """Return the answer of the server to a page that shows `view`."""
+    reply = follow.answer(view.live, last_stamp)
     return None if reply is None else json.loads(reply)
 
 
@@ -58,21 +58,21 @@ def is_visible(update) -> bool:
 
 
 def test_a_page_that_asks_gets_nothing_where_nothing_is_new(follow, invent):
-    view = look(follow, invent(state="running", steps=10).id)
+    view = show(follow, invent(state="running", steps=10).id)
 
     assert answer(follow, view) is None
 
 
 def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
     run = invent(state="running", steps=10)
-    view = look(follow, run.id)
+    view = show(follow, run.id)
     log_a_step(run)
 
     reply = answer(follow, view)
 
-    assert "Step 11 of 120" in reply["places"]["run-heading"]
-    assert reply["places"]["loss-chart"] not in ("", view.loss)
-    assert set(reply["places"]) == {
+    assert "Step 11 of 120" in reply["values"]["run-heading"]
+    assert reply["values"]["loss-chart"] not in ("", view.loss)
+    assert set(reply["values"]) == {
         "run-heading", "run-made-of", "loss-chart", "preference-charts", "small-charts", "run-memory", "run-warnings",
             "run-timeline",
     }  # fmt: skip
@@ -83,15 +83,17 @@ def test_a_page_that_asks_gets_what_was_logged_since(follow, invent):
 
 def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
     run = invent(state="running", steps=10)
-    view = look(follow, run.id)
+    view = show(follow, run.id)
     log_a_step(run)
     run.folder.stop_request.touch()
 
     reply = answer(follow, view)
 
-    assert (reply["places"], reply["submit"]) == ({}, True)
+    assert (reply["values"], reply["submit"]) == ({}, True)
     view = refresh(follow, run.id)
+    assert view.run_shown == run.id
     assert not is_visible(view.stop)
+    assert is_visible(view.cancel)
     assert "Step 11 of 120" in view.heading
     assert any(run.id == value for _, value in view.choice["choices"])
     assert answer(follow, view) is None
@@ -100,20 +102,20 @@ def test_what_only_an_event_can_change_is_asked_for_by_one(follow, invent):
 def test_a_page_asks_until_the_run_has_ended(follow, invent):
     run = invent(state="completed")
 
-    assert look(follow, run.id).live == ""
+    assert show(follow, run.id).live == ""
     last = refresh(follow, run.id)
     assert last.live == ""
     assert "completed" in last.choice["choices"][0][0]
-    assert look(follow, invent(state="running", steps=3).id).live != ""
-    assert look(follow, invent(state="queued").id).live != ""
+    assert show(follow, invent(state="running", steps=3).id).live != ""
+    assert show(follow, invent(state="queued").id).live != ""
 
 
 @pytest.mark.parametrize(
-    "forged",
+    "question",
     ["", "x", "[]", '{"run": 3}', '{"run": "../..", "last_stamp": "", "smoothing": 9, "log_axis": 0, "log_open": 1}'],
 )
-def test_a_question_that_no_page_of_ours_asks_gets_no_answer(follow, forged):
-    assert follow.answer(forged, "") is None
+def test_a_question_that_no_page_of_ours_asks_gets_no_answer(follow, question):
+    assert follow.answer(question, "") is None
 
 
 def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
@@ -122,25 +124,25 @@ def test_the_controls_of_the_curve_change_what_is_asked(follow, invent):
     curve, live = follow.redraw_loss(run.id, 0.5, True, False).values()
 
     assert json.loads(live)["smoothing"] == 0.5
-    assert curve != look(follow, run.id).loss
+    assert curve != show(follow, run.id).loss
     log_a_step(run)
-    assert '"type":"log"' in json.loads(follow.answer(live, ""))["places"]["loss-chart"]
+    assert '"type":"log"' in json.loads(follow.answer(live, ""))["values"]["loss-chart"]
 
 
-@pytest.mark.parametrize(("typed", "meant"), [(None, 0), (7, 0.99), (-1, 0)])
-def test_a_number_that_no_smoothing_can_be_ends_at_the_nearest(follow, invent, typed, meant):
+@pytest.mark.parametrize(("typed", "smoothing"), [(None, 0), (7, 0.99), (-1, 0)])
+def test_a_number_that_no_smoothing_can_be_ends_at_the_nearest(follow, invent, typed, smoothing):
     run = invent(state="running", steps=10)
 
-    assert json.loads(follow.redraw_loss(run.id, typed, False, False)[follow.live])["smoothing"] == meant
+    assert json.loads(follow.redraw_loss(run.id, typed, False, False)[follow.live])["smoothing"] == smoothing
 
 
 def test_another_server_on_the_same_home_shows_the_same(services, laid_out, invent):
     run = invent(state="running", steps=10)
 
-    one, other = (look(laid_out(TrainTab).follow, run.id) for _ in range(2))
+    first, second = (show(laid_out(TrainTab).follow, run.id) for _ in range(2))
 
-    assert one.loss == other.loss
-    assert one.live == other.live
+    assert first.loss == second.loss
+    assert first.live == second.live
 
 
 @pytest.mark.parametrize(
@@ -157,7 +159,7 @@ def test_another_server_on_the_same_home_shows_the_same(services, laid_out, inve
     ],
 )
 def test_only_what_can_be_done_is_offered(follow, invent, story, buttons):
-    view = look(follow, invent(**story).id)
+    view = show(follow, invent(**story).id)
 
     offers = {name for name in ("stop", "cancel", "resume", "chat") if is_visible(getattr(view, name))}
 
@@ -172,16 +174,16 @@ def cluster(services):
 
 def test_where_a_run_is_resumed_can_be_chosen_where_there_is_a_cluster(follow, invent, services, cluster):
     run = invent(state="stopped", steps=3)
-    view = look(follow, run.id)
+    view = show(follow, run.id)
     assert (is_visible(view.place), view.place["value"]) == (True, "local")
-    assert "value" not in look(follow, run.id, run_shown=run.id).place, "what a person has chosen by now stays"
+    assert "value" not in show(follow, run.id, run_shown=run.id).place, "what a person has chosen by now stays"
 
     follow.resume_shown(run.id, "", "", "slurm")
 
     assert with_requested_target(run.folder.read_config(), run.folder).run.where == "slurm"
     assert resume_is_requested(services.home, run)
-    assert not is_visible(look(follow, run.id).place)
-    assert look(follow, run.id).place["value"] == "slurm"
+    assert not is_visible(show(follow, run.id).place)
+    assert show(follow, run.id).place["value"] == "slurm"
 
 
 def test_a_place_that_no_run_can_be_resumed_in_is_refused(follow, invent, services, cluster):
@@ -195,7 +197,7 @@ def test_a_place_that_no_run_can_be_resumed_in_is_refused(follow, invent, servic
 @pytest.mark.parametrize("where", [None, "", "slurm"])
 def test_without_a_cluster_a_run_is_resumed_where_it_was(follow, invent, services, where):
     run = invent(state="stopped", steps=3)
-    assert not is_visible(look(follow, run.id).place)
+    assert not is_visible(show(follow, run.id).place)
 
     follow.resume_shown(run.id, "", "", where)
 
@@ -205,32 +207,23 @@ def test_without_a_cluster_a_run_is_resumed_where_it_was(follow, invent, service
 
 def test_hardware_of_hugging_face_is_offered_for_its_own_jobs_alone(follow, invent):
     run = invent(state="stopped", steps=3)
-    assert not is_visible(look(follow, run.id).next_job)
+    assert not is_visible(show(follow, run.id).next_job)
     SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=60).save(run.folder)
-    assert not is_visible(look(follow, run.id).next_job)
+    assert not is_visible(show(follow, run.id).next_job)
     JobRecord(attempt=1, namespace="ada", flavor="l4x1", limit_hours=1).save(run.folder)
-    assert is_visible(look(follow, run.id).next_job)
-
-
-def test_a_stop_that_was_asked_for_is_not_offered_again(follow, invent):
-    run = invent(state="running", steps=3)
-    run.folder.stop_request.touch()
-
-    view = look(follow, run.id)
-
-    assert not is_visible(view.stop)
-    assert is_visible(view.cancel)
+    assert is_visible(show(follow, run.id).next_job)
 
 
 def test_a_run_that_is_gone_leaves_the_empty_state(follow):
-    assert "No active run" in look(follow, "").heading
-    assert "No active run" in look(follow, "20250101-000000-000-abcd").heading
+    assert "No active run" in show(follow, "").heading
+    assert show(follow, "").run_shown == ""
+    assert "No active run" in show(follow, "20250101-000000-000-abcd").heading
     assert "No active run" in refresh(follow, "").heading
 
 
 def test_a_run_that_is_deleted_while_it_is_followed_is_reported_as_gone(follow, invent, services):
     run = invent(state="queued")
-    view = look(follow, run.id)
+    view = show(follow, run.id)
     request_stop(run)
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "stopped"}))
     services.runs.delete(run.id)
@@ -247,29 +240,29 @@ def test_a_run_that_is_deleted_while_it_is_followed_is_reported_as_gone(follow, 
 def test_the_log_is_read_only_where_it_is_open(follow, invent):
     run = invent(state="running", steps=3, log="something was said\n")
 
-    closed = look(follow, run.id)
-    opened = look(follow, run.id, log_open=True)
+    closed = show(follow, run.id)
+    opened = show(follow, run.id, log_open=True)
 
     assert closed.log == NOTHING
     assert "something was said" in opened.log
     run.folder.log.write_text("something was said\nand more\n", encoding="utf-8")
     assert answer(follow, closed) is None
-    assert "and more" in answer(follow, opened)["places"]["run-log"]
+    assert "and more" in answer(follow, opened)["values"]["run-log"]
 
 
 def test_two_pages_draw_one_figure(follow, invent, monkeypatch):
     import ui.tabs.follow as module
 
-    drawn = []
-    monkeypatch.setattr(module, "loss_figure", lambda *arguments: drawn.append(arguments) or "{}")
+    calls = []
+    monkeypatch.setattr(module, "loss_figure", lambda *arguments: calls.append(arguments) or "{}")
     run = invent(state="running", steps=3)
 
-    first, _ = look(follow, run.id), look(follow, run.id)
-    assert len(drawn) == 1
+    first, _ = show(follow, run.id), show(follow, run.id)
+    assert len(calls) == 1
 
     log_a_step(run)
     assert answer(follow, first) == answer(follow, first)
-    assert len(drawn) == 2
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("prefix", ["", "one-"])
@@ -290,49 +283,41 @@ def test_the_buttons_act_on_the_run_that_is_shown(services, prefix):
         assert [inputs[0] for inputs in inputs_of(f"{prefix}{button}", "click")] == [shown_run], button
 
 
-def test_a_view_tells_which_run_it_shows(follow, invent):
-    run = invent(state="running", steps=3)
-
-    assert look(follow, run.id).run_shown == run.id
-    assert look(follow, "").run_shown == ""
-    assert refresh(follow, run.id).run_shown == run.id
-
-
 def test_a_question_names_its_run_and_goes_with_it(follow, invent):
-    asked, other = invent(state="running", steps=3), invent(state="running", steps=4)
+    run, other = invent(state="running", steps=3), invent(state="running", steps=4)
 
-    title, _ = follow.ask_cancel(asked.id)
+    title, _ = follow.cancel_question(run.id)
     assert "smollm2-135m-instruct" in title
-    assert question_of(look(follow, asked.id, run_shown=asked.id)) == NOTHING
-    assert not is_visible(question_of(look(follow, other.id, run_shown=asked.id)))
-    asked.folder.cancel_request.touch()
-    assert not is_visible(question_of(look(follow, asked.id, run_shown=asked.id)))
+    assert question_of(show(follow, run.id, run_shown=run.id)) == NOTHING
+    assert not is_visible(question_of(show(follow, other.id, run_shown=run.id)))
+    run.folder.cancel_request.touch()
+    assert not is_visible(question_of(show(follow, run.id, run_shown=run.id)))
 
 
 def test_a_run_that_waits_for_memory_alone_may_be_let_start(follow, invent):
     waits = invent(state="queued", reason="memory", cause="It needs 9.0 GiB, and the CPU has 2.0 of 16.0 GiB free.")
     stands_behind = invent(state="queued", reason="earlier_run", cause="Another run comes first.")
 
-    assert is_visible(look(follow, waits.id).anyway)
-    assert not is_visible(look(follow, stands_behind.id).anyway)
-    view = look(follow, waits.id)
+    assert is_visible(show(follow, waits.id).anyway)
+    assert not is_visible(show(follow, stands_behind.id).anyway)
+    view = show(follow, waits.id)
     request_start_anyway(waits)
     assert answer(follow, view)["submit"] is True
-    assert not is_visible(look(follow, waits.id).anyway)
+    assert not is_visible(show(follow, waits.id).anyway)
 
 
 def test_a_button_that_becomes_useful_is_asked_for(follow, invent):
     run = invent(state="running", steps=10)
-    view = look(follow, run.id)
+    view = show(follow, run.id)
     write_checkpoint(run, 10)
 
     assert answer(follow, view)["submit"] is True
-    assert is_visible(look(follow, run.id).chat)
+    assert is_visible(show(follow, run.id).chat)
 
 
 def test_a_preference_run_begins_with_its_own_charts_and_the_rest_folded(follow, services, invent):
     """Also before its first step: a fold that was open then would stay so."""
     preferring = write_run(services.runs, a_config(training__objective="dpo"), InventedRun(state="running", steps=0))
 
-    assert look(follow, preferring.id).small_fold["open"] is False
-    assert look(follow, invent(state="running", steps=0).id).small_fold["open"] is True
+    assert show(follow, preferring.id).small_fold["open"] is False
+    assert show(follow, invent(state="running", steps=0).id).small_fold["open"] is True

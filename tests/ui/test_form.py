@@ -5,9 +5,9 @@ import orjson
 import pytest
 
 from engine.config.load import config_from_mapping, setting_names
-from engine.config.run import RunConfig
 from engine.config.suited import SETTINGS
 from engine.errors import ConfigError
+from tests.ui.drafts import form_values
 from ui.build import build_app
 from ui.form import Form, component_for, field_of, label_of
 from ui.gradio_internals import Blocks
@@ -24,14 +24,8 @@ def whole_form() -> Form:
     return form
 
 
-def values_of(form: Form, **changed: object) -> list[object]:
-    settings = {
-        "model.id": "m",
-        "dataset.source": "d",
-        **{name.replace("__", "."): value for name, value in changed.items()},
-    }
-    defaults = dict(zip(form.names, form.updates({}), strict=True))
-    return [settings.get(name, defaults[name]) for name in form.names]
+def values_of(form: Form, **settings: object) -> list[object]:
+    return form_values(form, **{"model__id": "m", "dataset__source": "d", **settings})
 
 
 def test_every_setting_is_carried_even_if_no_tab_shows_it():
@@ -76,16 +70,9 @@ def test_what_fills_an_empty_form_comes_back_from_the_browser(page_form):
 
 
 def test_several_choices_are_sent_as_the_list_that_their_component_takes(page_form):
-    filled = page_form.updates({"training": {"report_to": ("trackio", "tensorboard")}})
+    values = page_form.updates({"training": {"report_to": ("trackio", "tensorboard")}})
 
-    assert filled[page_form.names.index("training.report_to")] == ["trackio", "tensorboard"]
-
-
-def test_a_setting_cannot_stand_on_the_page_twice():
-    form = whole_form()
-
-    with pytest.raises(AssertionError, match="twice"):
-        form.setting("adapter.r")
+    assert values[page_form.names.index("training.report_to")] == ["trackio", "tensorboard"]
 
 
 # Several values at once, for which a tab builds what it needs.
@@ -133,7 +120,7 @@ def test_ticks_of_a_model_that_was_chosen_before_break_nothing(page_form):
     assert page_form["adapter.target_modules"].preprocess(["c_attn"]) == ["c_attn"]
 
 
-def test_no_number_box_begins_empty_since_gradios_turns_to_0_when_it_comes_into_sight(services):
+def test_no_number_box_begins_empty_as_gradio_would_show_0(services):
     boxes = [block for block in build_app(services).blocks.values() if isinstance(block, gr.Number | gr.Slider)]
 
     assert boxes
@@ -141,29 +128,29 @@ def test_no_number_box_begins_empty_since_gradios_turns_to_0_when_it_comes_into_
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"), [("", None), (" 80 ", 80), ("0.5", 0.5), ("1e3", 1000.0), ("many", "many"), (None, None)]
+    ("typed", "value"), [("", None), (" 80 ", 80), ("0.5", 0.5), ("1e3", 1000.0), ("many", "many"), (None, None)]
 )
-def test_a_box_that_may_stay_empty_reports_nothing_or_a_number_or_what_is_none(typed, meant):
+def test_a_box_that_may_stay_empty_reports_nothing_or_a_number_or_what_is_none(typed, value):
     form = whole_form()
 
     mapping = form.mapping(values_of(form, training__save_steps=typed))
 
-    assert mapping["training"].get("save_steps") == meant
-    if isinstance(meant, int):
-        assert form.updates(mapping)[form.names.index("training.save_steps")] == str(meant)
+    assert mapping["training"].get("save_steps") == value
+    if isinstance(value, int):
+        assert form.updates(mapping)[form.names.index("training.save_steps")] == str(value)
 
 
 def test_a_choice_that_another_version_offered_becomes_the_default():
     form = whole_form()
     saved = {"training": {"optim": "adamw_of_old", "report_to": ["trackio", "another"]}}
 
-    filled = dict(zip(form.names, form.updates(saved), strict=True))
+    values = dict(zip(form.names, form.updates(saved), strict=True))
 
-    assert filled["training.optim"] == "adamw_torch"
-    assert filled["training.report_to"] == ["trackio"]
+    assert values["training.optim"] == "adamw_torch"
+    assert values["training.report_to"] == ["trackio"]
 
 
-def test_a_value_whose_magnitude_matters_is_stepped_by_factors_and_a_share_by_a_hundredth():
+def test_a_magnitude_is_stepped_by_factors_and_a_share_by_a_hundredth():
     def number(name: str) -> gr.Number:
         with Blocks():
             return Form().setting(name)
@@ -175,22 +162,6 @@ def test_a_value_whose_magnitude_matters_is_stepped_by_factors_and_a_share_by_a_
     assert number("training.num_train_epochs").elem_classes == ["training.num_train_epochs"]
 
 
-def test_an_emptied_number_shows_its_default():
-    with Blocks():
-        assert component_for("training.learning_rate").placeholder == "0.0002"
-        assert component_for("training.num_train_epochs").placeholder == "3"
-
-
 def test_the_term_is_next_to_plain_words_only_where_they_differ():
     assert label_of("adapter.r") == "Rank (r)"
     assert label_of("training.learning_rate") == "Learning rate"
-
-
-def test_a_setting_carries_nothing_that_no_part_reads():
-    assert {repr(field_of(name).json_schema_extra) for name in setting_names()} == {"None"}
-
-
-def test_the_form_names_settings_in_sections_of_the_configuration():
-    mapping = whole_form().mapping(values_of(whole_form()))
-
-    assert set(mapping) == set(RunConfig.model_fields)

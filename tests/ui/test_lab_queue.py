@@ -79,19 +79,19 @@ def test_empty_states_say_what_comes_next():
     assert "No device" in render_devices([], [])
 
 
-@pytest.mark.parametrize(("quota", "words"), [(200.0, "of 200 GB"), (None, "You use 5.0 GB of disk space")])
-def test_a_person_sees_the_own_disk_space_and_what_is_free(quota, words):
+@pytest.mark.parametrize(("quota", "text"), [(200.0, "of 200 GB"), (None, "You use 5.0 GB of disk space")])
+def test_a_person_sees_the_own_disk_space_and_what_is_free(quota, text):
     limits = LabLimits(disk_gb_per_person=quota)
     html = render_own_disk(DiskUse("ann", {"runs": 4 * 10**9, "uploads": 10**9}), limits, 50 * 10**9)
 
-    assert words in html
+    assert text in html
     assert "runs 4.0 GB, uploads 1.0 GB" in html
     assert "50.0 GB are free; from 10 GB down, no run starts." in html
 
 
 @pytest.fixture
 def part_of(home, services):
-    """The part as a person has it, with a run of ann at work and one of bob that waits."""
+    """Return a maker of the part for a person; a run of ann is at work, and one of bob waits."""
     open_database(home).close()
     at_work = write_run(RunStore(home, "ann"), a_config(run__name=SECRET), InventedRun(state="running", steps=3))
     waits = write_run(RunStore(home, "bob"), a_config(run__name=SECRET), InventedRun(state="queued"))
@@ -112,7 +112,7 @@ def test_a_page_asks_and_gets_what_is_new_without_another_persons_words(part_of)
     make, at_work, waits = part_of
     answer = make("cid").news("queue", "")
     assert answer is not None
-    places = json.loads(answer)["places"]
+    places = json.loads(answer)["values"]
     text = " ".join(places.values())  # without the stamp, in which any four digits may stand
 
     assert set(places) == {"queue-devices", "queue-turns", "queue-disk"}

@@ -26,7 +26,9 @@ def test_trainable_parameters_follow_the_targets(form):
 
     assert few.estimate.parameters.trainable == 2 * 16 * (64 + 64)
     layers = [module for module in small_shape().modules if module.is_quantizable]
-    assert all_of_them.estimate.parameters.trainable == 16 * sum(one.in_features + one.out_features for one in layers)
+    assert all_of_them.estimate.parameters.trainable == 16 * sum(
+        layer.in_features + layer.out_features for layer in layers
+    )
     assert f"{few.estimate.parameters.trainable:,}" in render_trainable(few)
 
 
@@ -58,24 +60,24 @@ def test_the_method_table_compares_all_methods_and_marks_the_current_one(form):
 
 def test_ways_to_share_several_gpus_are_offered_and_the_chosen_one_is_marked(form):
     settings = {"model__id": "m", "adapter__target_modules": list(NAMES)}
-    one = draft_of(form, small_shape(), **settings)
-    two = replace(one, gpus=(0, 1))
-    change = change_of_row(two, "Sharded")
-    assert two.memory_config is not None
-    run = two.memory_config.run.model_copy(update=RunSection(**change["run"]).model_dump(include=set(change["run"])))
+    single = draft_of(form, small_shape(), **settings)
+    double = replace(single, gpus=(0, 1))
+    change = change_of_row(double, "Sharded")
+    assert double.memory_config is not None
+    run = double.memory_config.run.model_copy(update=RunSection(**change["run"]).model_dump(include=set(change["run"])))
 
     table, chosen = (
-        render_method_table(two),
-        render_method_table(replace(two, memory_config=two.memory_config.model_copy(update={"run": run}))),
+        render_method_table(double),
+        render_method_table(replace(double, memory_config=double.memory_config.model_copy(update={"run": run}))),
     )
 
-    assert "GPUs" not in render_method_table(replace(one, gpus=(0,)))
+    assert "GPUs" not in render_method_table(replace(single, gpus=(0,)))
     assert "Your draft on all 2 GPUs" in table
     assert re.findall(r'data-pick="([^"]+)"[^>]*>', table)[-3:] == ["One copy per GPU", "Sharded", "Layers split"]
     assert change == {"run": {"devices": [0, 1], "launcher": "accelerate", "device_map": "none", "fsdp": "full_shard"}}
     assert distribution_of(run).name == "FSDP"
-    assert change_of_row(two, "QLoRA")["model"] == {"quantization": "nf4"}
-    assert change_of_row(one, "Sharded") == change_of_row(two, "Another") == {}
+    assert change_of_row(double, "QLoRA")["model"] == {"quantization": "nf4"}
+    assert change_of_row(single, "Sharded") == change_of_row(double, "Another") == {}
     assert chosen.count('class="chosen"') == table.count('class="chosen"') + 1
 
 
@@ -104,8 +106,8 @@ def test_four_bits_that_came_with_qlora_leave_with_it(method):
     assert _settings_of_choice(method, by_hand, quantization, former, *shared)[:2] == ["", "none"]
 
 
-@pytest.mark.parametrize(("method", "kept"), [("IA3", "nf4"), ("LoRA", "none"), ("Full fine-tuning", "none")])
-def test_four_bits_that_were_set_by_hand_stay_where_the_method_allows_them(method, kept):
+@pytest.mark.parametrize(("method", "expected"), [("IA3", "nf4"), ("LoRA", "none"), ("Full fine-tuning", "none")])
+def test_four_bits_that_were_set_by_hand_stay_where_the_method_allows_them(method, expected):
     shared = [getattr(AdapterConfig(), name) for name in _SHARED_DEFAULTS]
 
-    assert _settings_of_choice(method, "nf4", "nf4", "lora", *shared)[1] == kept
+    assert _settings_of_choice(method, "nf4", "nf4", "lora", *shared)[1] == expected

@@ -27,31 +27,31 @@ def visitor(part) -> FormVisitor:
     return FormVisitor(part.page)
 
 
-def draft_of(visitor: FormVisitor, source: str = "", **given):
-    """The draft of a form with a model, after the rows of its dataset were counted."""
+def draft_of(visitor: FormVisitor, source: str = "", **changes):
+    """Return the draft of a form with a model, after the rows of its dataset were counted."""
     page = visitor.page
-    settings = {"model__id": "some/model", "adapter__target_modules": ["all-linear"], **given}
+    settings = {"model__id": "some/model", "adapter__target_modules": ["all-linear"], **changes}
     visitor.set_by_hand(**settings, **({"dataset__source": source} if source else {}))
     page.services.shapes.learn(a_config(model__id="some/model").model)
     if source:
         question = question_of(visitor.mapping)
         assert question is not None
-        check = page.services.checks.ask(question)
+        check = page.services.checks.request(question)
         wait_until(lambda: check.is_done)
     visitor.refresh()
-    return page.draft(visitor.form_values())
+    return visitor.draft
 
 
 @pytest.mark.parametrize(
-    ("source", "objective", "offered"),
+    ("source", "objective", "choices"),
     [(ANSWERS, "sft", ["sft"]), (PAIRS, "dpo", ["dpo", "orpo"]), (RATINGS, "kto", ["kto"])],
 )
-def test_the_objective_follows_the_rows_and_the_rest_is_not_offered(visitor, source, objective, offered):
+def test_the_objective_follows_the_rows_and_the_rest_is_not_offered(visitor, source, objective, choices):
     draft = draft_of(visitor, source)
 
     choice = _render_choice(draft)
     assert draft.objective.name == draft.config.training.objective == objective
-    assert [name for _, name in choice["choices"]] == offered
+    assert [name for _, name in choice["choices"]] == choices
     assert OBJECTIVES[objective].help in choice["info"]
     assert draft.problems == ()
     assert why_not(draft) is None
@@ -68,7 +68,7 @@ def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(vis
     draft_of(visitor, source)
     visitor.set_by_hand(training__objective=objective)
     visitor.refresh()
-    draft = visitor.page.draft(visitor.form_values())
+    draft = visitor.draft
 
     (problem,) = draft.problems
     assert problem.field == "training.objective"
@@ -82,7 +82,7 @@ def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(vis
 def test_settings_are_in_sight_for_the_objectives_that_read_them(visitor):
     html = {name: set(_render_losses(draft_of(visitor, training__objective=name))["choices"]) for name in OBJECTIVES}
 
-    assert html == {name: set(one.losses) for name, one in OBJECTIVES.items()}
+    assert html == {name: set(objective.losses) for name, objective in OBJECTIVES.items()}
 
 
 def test_another_objective_keeps_the_losses_that_it_has():
@@ -135,25 +135,23 @@ def test_a_run_on_the_same_model_can_be_the_start_and_brings_its_shape(visitor, 
 
 def test_a_start_that_was_deleted_stays_in_sight(visitor, part):
     draft = draft_of(visitor, PAIRS)
-    gone = "20260101-000000-abcd"
-    draft.mapping["adapter"]["warm_start"] = gone
+    deleted_id = "20260101-000000-abcd"
+    draft.mapping["adapter"]["warm_start"] = deleted_id
 
     offers = part.render_start(draft)
 
-    assert offers["value"] == gone
-    assert gone in [value for _, value in offers["choices"]]
+    assert offers["value"] == deleted_id
+    assert deleted_id in [value for _, value in offers["choices"]]
 
 
-def test_a_preset_that_continues_another_one_reports_what_is_missing_and_takes_it_once_it_is_there(
-    visitor, part, services
-):
+def test_a_preset_that_continues_another_one_takes_its_result_once_it_exists(visitor, part, services):
     preset = find_preset("quickstart-dpo-cpu")
     before = find_preset(preset.starts_from)
     visitor.fill(part.with_start(preset))
     assert "has not been trained here yet" in visitor.applied_notice
 
     run = write_run(services.runs, before.load(), InventedRun())
-    visitor.page.reader.look_again()
+    visitor.page.reader.invalidate()
     visitor.fill(part.with_start(preset))
     assert visitor.mapping["adapter"]["warm_start"] == run.id
     assert "not been trained" not in visitor.applied_notice

@@ -4,8 +4,9 @@ import gradio as gr
 import pytest
 
 from tests.invented_runs import InventedRun, a_config, write_run
+from tests.ui.drafts import form_values
 from ui.page import Page
-from ui.tabs.method import MethodTab, render_begins_with
+from ui.tabs.method import MethodTab, render_warm_start
 from ui.views.memory import render_side_panel
 
 
@@ -39,7 +40,7 @@ def test_a_draft_comes_back_before_its_model_is_known(page):
     assert values["adapter.target_modules"]["value"] == ["q_proj"]
 
 
-def test_every_linear_layer_stays_meant_while_the_layers_are_not_known_and_once_they_are(page, services):
+def test_all_linear_stays_all_linear_before_and_after_the_layers_are_known(page, services):
     config = a_config()
     form = page.form
     waiting = restore(page, config.model_dump(mode="json"))["adapter.target_modules"]
@@ -78,39 +79,40 @@ def test_a_value_beyond_the_end_of_its_slider_takes_the_end_along(page):
 
 
 @pytest.mark.parametrize(
-    ("start", "words"),
+    ("start", "label"),
     [
         (None, ""),
         ("/somewhere/my <adapter>", "the adapter in my <adapter>"),
         ("20250101-000000-000-abcd", "the adapter of 20250101-000000-000-abcd, a deleted run"),
     ],
 )
-def test_the_adapter_that_a_draft_begins_with_is_reported(page, start, words):
-    assert page.start_label(page.draft(page.form.updates({"adapter": {"warm_start": start}}))) == words
+def test_the_adapter_that_a_draft_begins_with_is_reported(page, start, label):
+    assert page.start_label(page.draft(page.form.updates({"adapter": {"warm_start": start}}))) == label
 
 
-def test_the_run_whose_adapter_a_draft_begins_with_is_reported_by_its_name_next_to_every_tab(page, services):
+def test_the_run_that_a_draft_continues_from_is_named_next_to_every_tab(page, services):
     run = write_run(services.runs, a_config(run__name="<i>faq"), InventedRun())
     draft = page.draft(page.form.updates({"adapter": {"warm_start": run.id}}))
-    words = page.start_label(draft)
+    label = page.start_label(draft)
 
-    assert words == "the adapter of <i>faq"
-    for html in (render_side_panel(draft, words), render_begins_with(words)):
+    assert label == "the adapter of <i>faq"
+    for html in (render_side_panel(draft, label), render_warm_start(label)):
         assert "ontinues from" in html
         assert "the adapter of &lt;i&gt;faq" in html
-    assert "Start a new adapter" in render_begins_with(words)
-    assert render_begins_with("") == ""
+    assert "Start a new adapter" in render_warm_start(label)
+    assert render_warm_start("") == ""
     assert "Continues" not in render_side_panel(draft)
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"), [({}, True), ({"adapter__r": 8}, False), ({"adapter__r": 8, "adapter__lora_alpha": 16}, True)]
+    ("settings", "is_linked"),
+    [({}, True), ({"adapter__r": 8}, False), ({"adapter__r": 8, "adapter__lora_alpha": 16}, True)],
 )
-def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(tab, page, settings, told):
+def test_what_fills_the_form_says_whether_alpha_is_twice_the_rank(tab, page, settings, is_linked):
     mapping = a_config(**settings).model_dump(mode="json")
 
-    assert page.fill(mapping)[tab.link_alpha] is told
-    assert page.restore_draft(mapping)[tab.link_alpha] is told
+    assert page.fill(mapping)[tab.link_alpha] is is_linked
+    assert page.restore_draft(mapping)[tab.link_alpha] is is_linked
     assert list(page.change({"adapter": {"r": 4}}, *page.form.updates(mapping))) == [page.form["adapter.r"]]
 
 
@@ -128,8 +130,6 @@ def test_the_device_that_is_judged_for_stays_in_the_browser_and_through_a_preset
 @pytest.mark.parametrize("page_choices", ["RTX 4090", 7, {"judge_for": ["T4"]}, {"judge_for": "no such GPU"}])
 def test_a_choice_of_ours_that_the_browser_damaged_is_this_machine(page, page_choices):
     stored_config = {**a_config().model_dump(mode="json"), "page": page_choices}
-    names = list(page.form.names)
-    values = dict(zip(names, page.form.updates({}), strict=True))
-    values["page.judge_for"] = page.restore_draft(stored_config).get(page.judge_for, "")
+    restored = page.restore_draft(stored_config).get(page.judge_for, "")
 
-    assert page.form.judged_device(list(values.values())) is None
+    assert page.form.judged_device(form_values(page.form, page__judge_for=restored)) is None

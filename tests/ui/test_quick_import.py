@@ -66,7 +66,7 @@ def run(program: str, *arguments: str) -> str:
     return answer.stdout.strip().splitlines()[-1]
 
 
-def test_gradio_is_imported_without_stubs_and_pandas_and_components_have_their_events():
+def test_gradio_is_imported_without_stubs_and_pandas_but_with_events():
     assert run(IMPORTS) == "fine press"
 
 

@@ -56,19 +56,19 @@ def test_own_folders_are_allowed_but_not_what_loratory_keeps_there(services, tmp
 
 def test_what_was_taken_away_stays_with_the_run(results, run):
     folder = results.proposed_folder("faq", "merged")
-    results.write(run, "step-30", folder, ExportConfig(kind="merged")).ended.wait(WAIT_SECONDS)
-    results.publish(run, None, "me/faq", PushConfig()).ended.wait(WAIT_SECONDS)
+    results.write(run, "step-30", folder, ExportConfig(kind="merged")).done.wait(WAIT_SECONDS)
+    results.publish(run, None, "me/faq", PushConfig()).done.wait(WAIT_SECONDS)
 
-    pushed, written = read_records(run.folder.path)
+    pushed, export = read_records(run.folder.path)
 
-    assert (written.kind, written.place, written.checkpoint) == ("merged", str(folder), "step-30")
-    assert written.verified.passed
-    assert written.size_bytes == 28_400
+    assert (export.kind, export.place, export.checkpoint) == ("merged", str(folder), "step-30")
+    assert export.verified.passed
+    assert export.size_bytes == 28_400
     assert (pushed.kind, pushed.place) == ("hub", "https://huggingface.co/me/faq")
 
 
 def test_a_damaged_line_of_the_list_costs_only_itself(results, run):
-    results.write(run, None, results.proposed_folder("faq", "adapter"), ExportConfig()).ended.wait(WAIT_SECONDS)
+    results.write(run, None, results.proposed_folder("faq", "adapter"), ExportConfig()).done.wait(WAIT_SECONDS)
     (record,) = read_records(run.folder.path)
     with records_file(run.folder.path).open("ab") as lines:
         lines.write(b'{"kind": "mer\n')

@@ -11,7 +11,6 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from engine.errors import RunError
 from engine.runs.control import read_notes
 from engine.runs.run import RunState
 from engine.runs.summary import summarize
@@ -34,6 +33,8 @@ from ui.views.run_table import (
 )  # fmt: skip
 from ui.views.run_view import state_mark
 
+QUERY = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")  # of an untouched search
+
 
 @pytest.fixture
 def tab(laid_out) -> RunsTab:
@@ -46,28 +47,28 @@ def history(services):
     return services.runs.ids()
 
 
-def list_runs(tab: RunsTab, last=None, ticked: Sequence[str] = (), **asked: str) -> Changes:
+def list_runs(tab: RunsTab, last=None, ticked_ids: Sequence[str] = (), **settings: str) -> Changes:
     query: dict[str, Any] = {
-        "words": "",
+        "search": "",
         "state": "All",
         "method": ANY_METHOD,
         "model": ANY_MODEL,
         "order": "Newest first",
-        **asked,
+        **settings,
     }
-    return Changes(tab, tab.list_runs(*query.values(), "", list(ticked), 100, last))  # type: ignore[call-arg]
+    return Changes(tab, tab.list_runs(*query.values(), "", list(ticked_ids), 100, last))  # type: ignore[call-arg]
 
 
-def table_of(tab: RunsTab, **asked: str) -> str:
-    return list_runs(tab, **asked).table
+def table_of(tab: RunsTab, **settings: str) -> str:
+    return list_runs(tab, **settings).table
 
 
 def describe(tab: RunsTab, run_id: str) -> Changes:
     return Changes(tab.one, tab.one.describe(run_id))
 
 
-def take(tab: RunsTab, identifier: str, compared: list[str], shown: int = 100) -> Changes:
-    return Changes(tab, tab.take(pick(identifier), compared, shown))
+def take(tab: RunsTab, identifier: str, ticked_ids: list[str], limit: int = 100) -> Changes:
+    return Changes(tab, tab.take(pick(identifier), ticked_ids, limit))
 
 
 def pick(identifier: str):
@@ -82,15 +83,15 @@ def test_every_state_is_reported_in_words_and_shape(tab, history):
     tab.page.reader.summaries()  # on a busy machine, a glance leaves older runs for later
     html = table_of(tab)
 
-    for words in ("✓</i> completed", "✗</i> failed", "○</i> waiting", "■</i> stopped", "◐</i> interrupted"):
-        assert words in html
+    for text in ("✓</i> completed", "✗</i> failed", "○</i> waiting", "■</i> stopped", "◐</i> interrupted"):
+        assert text in html
     assert html.count("<tr data-pick") == len(history)
 
 
 def test_search_filter_and_order_narrow_the_table(tab, history):
-    assert table_of(tab, words="qwen3 support").count("<tr data-pick") == 2
+    assert table_of(tab, search="qwen3 support").count("<tr data-pick") == 2
     assert table_of(tab, state="Failed").count("<tr data-pick") == 2
-    assert "No matching runs" in table_of(tab, words="nothing of the kind")
+    assert "No matching runs" in table_of(tab, search="nothing of the kind")
     assert table_of(tab, method="QLoRA").count("<tr data-pick") == 1
     assert table_of(tab, model="Qwen/Qwen3-0.6B").count("<tr data-pick") == 2
     assert list_runs(tab).method["choices"] == [ANY_METHOD, "LoRA", "QLoRA"]
@@ -112,7 +113,7 @@ def test_held_out_losses_are_ranked_among_comparable_runs_alone(tab, services):
         "Supervised · smollm2-135m-instruct · loratory-faq", "Supervised · smollm2-135m-instruct · loratory-faq",
         "DPO · smollm2-135m-instruct · loratory-preferences",
     ]  # fmt: skip
-    assert "Comparable losses" not in table_of(tab, order="Lowest held-out loss first", words="better")
+    assert "Comparable losses" not in table_of(tab, order="Lowest held-out loss first", search="better")
     assert "Comparable losses" not in table_of(tab)
 
 
@@ -120,9 +121,9 @@ def test_an_unchanged_table_is_not_sent_again(tab, history):
     first = list_runs(tab)
 
     assert list_runs(tab, last=first.last).names() == []
-    narrowed = list_runs(tab, last=first.last, words="faq")
-    assert narrowed.table != first.table
-    assert set(narrowed.names()) == {"table", "last"}  # queue and choices are as they were
+    changes = list_runs(tab, last=first.last, search="faq")
+    assert changes.table != first.table
+    assert set(changes.names()) == {"table", "last"}  # queue and choices are as they were
 
 
 def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history, monkeypatch):
@@ -133,9 +134,9 @@ def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history,
     monkeypatch.setattr("ui.backend.run_reader._AT_ONCE_SECONDS", 0.1)
     monkeypatch.setattr("engine.runs.summary.summarize", summarize_slowly)
     first = table_of(tab)
-    shown = first.count("<tr data-pick")
-    assert 0 < shown < len(history)
-    assert f"Reading {len(history) - shown} older runs" in first
+    count = first.count("<tr data-pick")
+    assert 0 < count < len(history)
+    assert f"Reading {len(history) - count} older runs" in first
     assert max(history) in first
 
     wait_until(lambda: table_of(tab).count("<tr data-pick") == len(history))
@@ -145,14 +146,14 @@ def test_runs_that_are_read_slowly_come_by_and_by_the_newest_first(tab, history,
 def test_a_click_on_a_title_sorts_by_it_and_another_one_the_other_way_round(tab, history):
     query = ("", "All", ANY_METHOD, ANY_MODEL)
 
-    def clicked(title: str, current: str) -> str:
+    def order_after(title: str, current: str) -> str:
         return tab.take(pick(f"sort:{title}"), [], 100, *query, current)[tab.order]
 
     for title, _, first, other in _COLUMNS:
         assert {first, other} <= set(ORDERS)
-        assert clicked(title, "Largest on disk first") == first
-        assert clicked(title, first) == other
-        assert clicked(title, other) == first
+        assert order_after(title, "Largest on disk first") == first
+        assert order_after(title, first) == other
+        assert order_after(title, other) == first
     assert re.findall(
         r'<th[^>]*aria-sort="(\w+)"[^>]*>.*?>([^<]+)</button>', table_of(tab, order="Fewest steps first")
     ) == [("ascending", "Steps ▲")]
@@ -177,15 +178,14 @@ def test_what_never_started_was_removed_from_the_queue(tab, services):
 
 def test_ticked_runs_are_deleted_together_and_those_at_work_stay(tab, services, history):
     tab.page.reader.summaries()
-    query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
-    ticked = tab.take(pick("all:"), [], 100, *query)[tab.ticked_runs]
+    ticked_ids = tab.take(pick("all:"), [], 100, *QUERY)[tab.ticked_runs]
     waiting = [run.id for run in services.runs.list() if run.folder.read_state().state == "queued"]
 
-    assert ticked == history
-    assert tab.take(pick("all:"), ticked[:1], 100, *query)[tab.ticked_runs] == []
-    ended = tab.deletable([*ticked, "../../etc"], *query)
-    assert ended == [run_id for run_id in history if run_id not in waiting]
-    left = tab.delete_named(ended, ticked, history[-1])
+    assert ticked_ids == history
+    assert tab.take(pick("all:"), ticked_ids[:1], 100, *QUERY)[tab.ticked_runs] == []
+    ended_ids = tab.deletable([*ticked_ids, "../../etc"], *QUERY)
+    assert ended_ids == [run_id for run_id in history if run_id not in waiting]
+    left = tab.delete_named(ended_ids, ticked_ids, history[-1])
 
     assert list(services.runs.ids()) == waiting == left[tab.ticked_runs]
     assert left[tab.page.chosen_run] == ""
@@ -195,14 +195,16 @@ def test_a_deletion_names_its_runs_and_leaves_those_that_the_search_hides(tab, h
     tab.page.reader.summaries()
     query = ("rank 16", "All", ANY_METHOD, ANY_MODEL, "Newest first")
 
-    named = tab.deletable(history, *query)
-    title, question = tab.ask_delete([*named, "../../etc"])
+    named_ids = tab.deletable(history, *query)
+    title, question = tab.deletion_question([*named_ids, "../../etc"])
     assert title == "1 run"
-    assert f"“faq, rank 16 · {named[0][-4:]}”. " in question
-    assert list_runs(tab, ticked=history, words="rank 16").delete["value"] == "Delete 1 run …"
-    assert not list_runs(tab, ticked=history, words="no such run").delete["visible"]
-    assert " and 1 more. " in tab.ask_delete(history[1:])[1]
-    assert tab.delete_named(named, history, "")[tab.ticked_runs] == [one for one in history if one not in named]
+    assert f"“faq, rank 16 · {named_ids[0][-4:]}”. " in question
+    assert list_runs(tab, ticked_ids=history, search="rank 16").delete["value"] == "Delete 1 run …"
+    assert not list_runs(tab, ticked_ids=history, search="no such run").delete["visible"]
+    assert " and 1 more. " in tab.deletion_question(history[1:])[1]
+    assert tab.delete_named(named_ids, history, "")[tab.ticked_runs] == [
+        run_id for run_id in history if run_id not in named_ids
+    ]
 
 
 def test_a_browser_cannot_ask_for_an_order_that_there_is_not():
@@ -248,7 +250,7 @@ def test_a_supervised_and_a_preference_run_say_what_cannot_be_compared(tab, hist
         write_run(services.runs, config, InventedRun()).id
         for config in (dpo, a_config(training__objective="dpo", training__beta=0.5))
     ]
-    tab.page.reader.look_again()
+    tab.page.reader.invalidate()
 
     mixed = tab.compare([history[1], runs[0]], "step", False)[tab.differences]
     betas = tab.compare(runs, "step", False)[tab.differences]
@@ -267,21 +269,20 @@ def test_a_tick_box_takes_a_run_in_and_out_and_a_row_is_looked_at(tab, history):
 
     assert take(tab, COMPARE_PREFIX + first, []).ticked_runs == [first]
     assert take(tab, COMPARE_PREFIX + first, [first]).ticked_runs == []
-    query = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first")
-    looked_at = tab.take(pick(first), [], 100, *query, 0.9, False, False, "")
+    looked_at = tab.take(pick(first), [], 100, *QUERY, 0.9, False, False, "")
     assert looked_at[tab.page.chosen_run] == looked_at[tab.one.follow.run_shown] == first
     assert looked_at[tab.one.panel]["visible"]
     assert tab.take(pick("../../etc/passwd"), [], 100) == gr.skip()
 
 
 def test_a_closed_run_stays_closed_when_rows_are_ticked_or_sorted(tab, history):
-    closed = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first", 0.9, False, False, "")
+    closed = (*QUERY, 0.9, False, False, "")
     for other in (COMPARE_PREFIX + history[2], "sort:Steps", "all:", MORE):
         changes = tab.take(pick(other), [], 100, *closed)
         assert tab.one.panel not in changes
         assert tab.page.chosen_run not in changes
 
-    late_answer = ("", "All", ANY_METHOD, ANY_MODEL, "Newest first", 0.9, False, False, history[1])
+    late_answer = (*QUERY, 0.9, False, False, history[1])
     assert tab.take(pick(history[1]), [], 100, *late_answer)[tab.one.panel]["visible"]
 
 
@@ -325,7 +326,7 @@ def test_name_note_and_tags_are_kept_next_to_the_configuration(tab, history, ser
     tab.one.save_notes(history[1], "The good one", "paper, draft ,", "rank 8 was enough <i>")
     tab.one.save_notes(history[2], tab.page.reader.observe(history[2]).title, "", "")
 
-    html = table_of(tab, words="good paper")
+    html = table_of(tab, search="good paper")
     assert html.count("<tr data-pick") == 1
     assert "The good one" in html
     facts = describe(tab, history[1]).details
@@ -376,7 +377,7 @@ def test_losses_on_other_held_out_rows_are_not_ranked(tab, history):
 def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     victim = history[1]
 
-    question = " ".join(tab.one.ask_delete(victim))
+    question = " ".join(tab.one.deletion_question(victim))
     assert "kB in all" in question
     assert "faq, rank 16" in question
     updates = tab.one.delete_run(victim, victim, [victim, history[2]])
@@ -385,15 +386,16 @@ def test_deleting_says_its_size_first_and_then_frees_it(tab, history, services):
     assert updates[tab.ticked_runs] == [history[2]]
     assert victim not in services.runs.ids()
     assert describe(tab, victim).panel["visible"] is False
+    assert tab.one.delete_run(history[2], history[3], [])[tab.page.chosen_run] == gr.skip(), "another one is chosen"
 
 
 def test_a_run_that_is_picked_again_keeps_what_is_typed(tab, history):
     first, second = history[1], history[3]
     note, panel, confirm = tab.one.note, tab.one.panel, tab.one.confirm.panel
 
-    picked = tab.one.show(first, 0.9, False, False, "")
-    assert picked[tab.one.follow.run_shown] == first
-    assert picked[panel]["visible"]
+    updates = tab.one.show(first, 0.9, False, False, "")
+    assert updates[tab.one.follow.run_shown] == first
+    assert updates[panel]["visible"]
     again = tab.one.show(first, 0.9, False, False, first)
     assert again[panel] == gr.update(visible=True)
     assert note not in again
@@ -402,39 +404,10 @@ def test_a_run_that_is_picked_again_keeps_what_is_typed(tab, history):
     assert another[confirm] == gr.update(visible=False)
 
 
-def test_coming_back_to_the_tab_leaves_what_is_typed_and_renews_what_changed(tab, services):
-    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-    assert "Duration" not in describe(tab, run.id).details
-    run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed", "ended": time.time()}))
-
-    again = tab.one.show(run.id, 0.9, False, False, run.id)
-
-    assert not {tab.one.name, tab.one.tags, tab.one.note} & again.keys()
-    assert "Duration" in again[tab.one.details]
-    assert again[tab.one.delete]["visible"]
-    assert "completed" in again[tab.one.follow.heading]
-
-
 def test_a_question_goes_when_what_it_asks_about_cannot_be_done_any_more(tab, history, services):
     assert tab.one.redraw(history[1])[tab.one.confirm.panel] == gr.skip()
     running = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
     assert tab.one.redraw(running.id)[tab.one.confirm.panel] == gr.update(visible=False)
-
-
-def test_a_run_is_deleted_that_is_shown_whatever_was_chosen_since(tab, history, services):
-    updates = tab.one.delete_run(history[2], history[1], [])
-
-    assert updates[tab.page.chosen_run] == gr.skip()
-    assert history[2] not in services.runs.ids()
-    assert history[1] in services.runs.ids()
-
-
-def test_a_run_under_way_cannot_be_deleted(tab, services):
-    run = write_run(services.runs, a_config(), InventedRun(state="running", steps=3))
-
-    with pytest.raises(RunError):
-        tab.one.delete_run(run.id, run.id, [])
-    assert run.id in services.runs.ids()
 
 
 def test_times_are_formatted_for_people():

@@ -1,7 +1,6 @@
 """What the server keeps of each page is little, and goes some time after the page."""
 
 import datetime
-import time
 from types import SimpleNamespace
 
 import gradio as gr
@@ -9,10 +8,9 @@ import httpx
 import pytest
 
 from tests.page_client import PageClient, read_config
+from tests.runs.supervision import wait_until
 from ui.gradio_internals import PageSession, PageSessions
 from ui.serve import launch
-
-PATIENCE_SECONDS = 300  # generous: a timed test would only measure the machine
 
 
 @pytest.fixture
@@ -45,12 +43,12 @@ def test_a_session_holds_what_differs_from_the_layout_and_nothing_else(blocks):
 
 
 def test_a_session_begins_and_ends_without_describing_the_whole_layout(blocks, monkeypatch):
-    described = []
-    monkeypatch.setattr(type(blocks.default_config), "config_for_block", lambda _, key, *__: described.append(key))
+    keys = []
+    monkeypatch.setattr(type(blocks.default_config), "config_for_block", lambda _, key, *__: keys.append(key))
 
     PageSession(blocks)
 
-    assert described == [], "a thousand streams that close at once begin a session each"
+    assert keys == [], "a thousand streams that close at once begin a session each"
 
 
 def test_a_closed_page_is_forgotten_after_an_hour_and_an_open_one_never(blocks):
@@ -90,10 +88,7 @@ def test_opened_pages_leave_little_behind(services):
                 with PageClient.open(http, config):
                     assert len(sessions.session_data) == number + 1
         left = list(sessions.session_data.values())
-        deadline = time.monotonic() + PATIENCE_SECONDS
-        while not all(session.is_closed for session in left):
-            assert time.monotonic() < deadline, "the server did not see that the pages were closed"
-            time.sleep(0.05)
+        wait_until(lambda: all(session.is_closed for session in left))
     finally:
         page.close(verbose=False)
 

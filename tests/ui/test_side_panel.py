@@ -4,22 +4,21 @@ import pytest
 
 from engine.config.run import ModelConfig
 from tests.runs.supervision import wait_until
+from tests.ui.drafts import form_values
 from ui.backend.dataset_checks import question_of
 from ui.side_panel import SidePanel
 
-CHOSEN = {"model.id": "smollm2-135m-instruct", "dataset.source": "rows.jsonl"}
+MODEL = "smollm2-135m-instruct"
 
 
 @pytest.fixture
 def panel(laid_out, services) -> SidePanel:
-    services.shapes.learn(ModelConfig(id=CHOSEN["model.id"]))
+    services.shapes.learn(ModelConfig(id=MODEL))
     return laid_out(SidePanel)
 
 
 def draft_on(panel: SidePanel):
-    form = panel.page.form
-    values = dict(zip(form.names, form.updates({}), strict=True)) | CHOSEN
-    return panel.page.draft([values[name] for name in form.names])
+    return panel.page.draft(form_values(panel.page.form, model__id=MODEL, dataset__source="rows.jsonl"))
 
 
 def test_a_step_of_the_rows_is_measured(panel, services):

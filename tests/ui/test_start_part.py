@@ -11,10 +11,9 @@ from engine.runs.provenance import read_provenance
 from tests.invented_runs import a_config
 from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
-from tests.ui.drafts import values_of
+from tests.ui.drafts import form_values, values_of
 from ui.backend.dataset_checks import CheckQuestion
 from ui.build import build_app
-from ui.draft import read_draft
 from ui.tabs.start import REFUSED, StartPart, render_reason, start_key, why_not
 from ui.tabs.train import FOLLOW, TrainTab
 
@@ -36,7 +35,7 @@ def begin_sweep(tab: TrainTab, token: str, copied_from: str, *values) -> Changes
 
 def agree(tab: TrainTab, question: Changes, token: str, *values) -> Changes:
     return waited_for(
-        tab, Changes(tab.start, tab.start.begin_agreed(question.asked, token, "", "", "", "", True, *values))
+        tab, Changes(tab.start, tab.start.begin_agreed(question.open_question, token, "", "", "", "", True, *values))
     )
 
 
@@ -45,18 +44,18 @@ def words_of(tab: TrainTab, question: Changes) -> str:
     return str(question._updates[tab.start.confirm.question])
 
 
-def chosen(tab: TrainTab, shown: Changes) -> str:
-    return shown._updates[tab.page.chosen_run]
+def chosen(tab: TrainTab, changes: Changes) -> str:
+    return changes._updates[tab.page.chosen_run]
 
 
-def waited_for(tab: TrainTab, shown: Changes) -> Changes:
-    """What the page shows in the end."""
+def waited_for(tab: TrainTab, changes: Changes) -> Changes:
+    """Return what the page shows in the end."""
     deadline = time.monotonic() + 300
-    while shown._updates[tab.start.job.poll]:
+    while changes._updates[tab.start.job.poll]:
         assert time.monotonic() < deadline, "the start did not come to an end"
         time.sleep(0.01)
-        shown = Changes(tab.start, tab.start.show(shown.pending))
-    return shown
+        changes = Changes(tab.start, tab.start.show(changes.pending))
+    return changes
 
 
 def start_run(tab: TrainTab, token: str, config) -> Changes:
@@ -68,15 +67,15 @@ def test_a_complete_draft_starts_a_run_and_the_page_follows_it(tab):
 
     run = tab.page.services.runs.get(chosen(tab, changes))
     assert changes.problems == ""
-    shown = tab.after_start(changes.goes_to, 0.9, False, False, "")
-    assert shown[tab.view] == FOLLOW
-    assert shown[tab.follow_column]["visible"]
-    assert run.id in (shown[tab.follow.run_shown], shown[tab.follow.choice]["value"])
-    assert "No active run" not in shown[tab.follow.heading]
+    changes = tab.after_start(changes.goes_to, 0.9, False, False, "")
+    assert changes[tab.view] == FOLLOW
+    assert changes[tab.follow_column]["visible"]
+    assert run.id in (changes[tab.follow.run_shown], changes[tab.follow.choice]["value"])
+    assert "No active run" not in changes[tab.follow.heading]
     assert run.folder.read_config().training.max_steps == 3
 
 
-def test_a_look_that_was_on_its_way_when_the_run_was_queued_changes_nothing_about_where_the_page_goes(tab):
+def test_a_late_answer_changes_nothing_about_where_the_page_goes(tab):
     start_run(tab, "token", a_config(training__max_steps=3))
 
     assert tab.start.goes_to not in tab.start.show("")
@@ -125,8 +124,8 @@ def test_a_learning_rate_far_above_the_usual_one_is_asked_about_once(tab):
     values = values_of(tab, a_config(training__max_steps=3, training__learning_rate=1))
 
     question = begin(tab, "token", "", *values)
-    words = words_of(tab, question)
-    assert "The learning rate 1 is 5,000 times the usual 0.0002 for LoRA. Lower it, or start anyway." in words
+    text = words_of(tab, question)
+    assert "The learning rate 1 is 5,000 times the usual 0.0002 for LoRA. Lower it, or start anyway." in text
     assert question._updates[tab.start.confirm.really] == "Start anyway"
     assert not tab.page.services.runs.ids()
 
@@ -162,10 +161,10 @@ def test_a_changed_draft_or_a_later_start_is_another_run(tab):
 
 
 def test_problems_are_shown_in_place_and_nothing_starts(tab):
-    values = dict(zip(tab.page.form.names, values_of(tab, a_config()), strict=True))
-    values |= {"training.learning_rate": 7.0, "adapter.r": 0}
+    mapping = a_config().model_dump(mode="json")
+    values = form_values(tab.page.form, mapping, training__learning_rate=7.0, adapter__r=0)
 
-    changes = begin(tab, "token", "", *values.values())
+    changes = begin(tab, "token", "", *values)
 
     assert "2 settings need your attention" in changes.problems
     assert "training.learning_rate" in changes.problems
@@ -186,9 +185,7 @@ def test_a_start_reports_what_it_is_checking_and_holds_no_handler_meanwhile(tab,
     monkeypatch.setattr(launcher, "start", slow)
     changes = begin(tab, "token", "", *values_of(tab, a_config(training__max_steps=3)))
     question = changes._updates[tab.start.job.poll]
-    deadline = time.monotonic() + 300
-    while "12 rows" not in str(tab.start.job.news(question, "")):
-        assert time.monotonic() < deadline
+    wait_until(lambda: "12 rows" in str(tab.start.job.news(question, "")))
     goes_on.set()
     assert waited_for(tab, changes).problems == ""
 
@@ -208,21 +205,21 @@ def test_a_start_that_is_refused_reports_why_and_can_be_tried_again(tab, monkeyp
 
 
 def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatch):
-    asked = []
+    reports = []
 
-    def refuse(*_, previewed, **__):
-        asked.append(previewed)
+    def refuse(*_, **settings):
+        reports.append(settings["previewed"])
         raise DatasetError("The file changed since the preview.", "Look at its rows on the Data tab.")
 
     services, config = tab.page.services, a_config(training__max_steps=3)
     monkeypatch.setattr(services.launcher, "start", refuse)
-    question = CheckQuestion.of(config)
-    check = services.checks.ask(question)
+    question = CheckQuestion.from_config(config)
+    check = services.checks.request(question)
     wait_until(lambda: check.is_done)
 
     changes = start_run(tab, "token", config)
 
-    assert asked == [check.report]
+    assert reports == [check.report]
     assert check.report is not None
     assert "changed since the preview" in changes.problems
     assert services.checks.find(question) is None, "its rows are read again"
@@ -240,41 +237,33 @@ def test_a_sweep_files_a_run_for_every_combination_once_and_shows_them(tab):
     assert changes.goes_to.startswith("runs ")
 
 
-@pytest.mark.parametrize(("rates", "ranks", "said"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
-def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, rates, ranks, said):
+@pytest.mark.parametrize(("rates", "ranks", "message"), [("", "", "has no values"), ("seven", "", "learning_rate"), ("", "0", "adapter.r")])  # fmt: skip
+def test_a_sweep_that_cannot_work_reports_it_and_files_nothing(tab, rates, ranks, message):
     changes = begin_sweep(tab, "token", "", rates, ranks, True, *values_of(tab, a_config()))
 
-    assert said in changes.problems
+    assert message in changes.problems
     assert not tab.page.services.runs.ids()
 
 
-def test_an_incomplete_draft_cannot_be_started_and_reports_why(tab, services):
-    form = tab.page.form
-    empty = read_draft(services, form, form.updates({}))
-    values = form.updates(a_config().model_dump(mode="json"))
-    wrong = dict(zip(form.names, values, strict=True)) | {"training.num_train_epochs": -1}
+def test_an_incomplete_draft_cannot_be_started_and_reports_why(tab):
+    page = tab.page
+    wrong = form_values(page.form, a_config().model_dump(mode="json"), training__num_train_epochs=-1)
 
-    assert why_not(empty) == "Choose a model. Choose a dataset."
-    draft = read_draft(services, form, list(wrong.values()))
+    assert why_not(page.draft(page.form.updates({}))) == "Choose a model. Choose a dataset."
+    draft = page.draft(wrong)
     assert why_not(draft) == "One setting needs your attention."
     assert "training.num_train_epochs" in render_reason(draft)
     assert isinstance(draft.problems[0], Problem)
 
 
-def test_what_can_never_fit_cannot_be_started(tab, services):
-    config = a_config(training__max_length=100_000, training__per_device_train_batch_size=512)
-    services.shapes.learn(config.model)
-
-    reason = why_not(tab.page.draft(values_of(tab, config)))
-
-    assert reason is not None
-    assert "GiB" in reason
-
-
 def test_a_refusal_leaves_with_the_draft_that_it_was_about(services):
     app = build_app(services)
-    start = next(one.fn.__self__ for one in app.fns.values() if getattr(one.fn, "__func__", None) is StartPart.show)
-    (clearing,) = [one for one in app.fns.values() if one.targets == [(start.draft_key._id, "change")]]
+    start = next(
+        function.fn.__self__
+        for function in app.fns.values()
+        if getattr(function.fn, "__func__", None) is StartPart.show
+    )
+    (clearing,) = [function for function in app.fns.values() if function.targets == [(start.draft_key._id, "change")]]
 
     assert clearing.outputs == [start.problems, start.confirm.panel]
     assert clearing.fn is None

@@ -9,7 +9,6 @@ from tests.invented_runs import a_config
 from tests.runs.supervision import wait_until
 from tests.ui.form_visitor import FormVisitor
 from ui.backend.dataset_checks import CheckQuestion, question_of
-from ui.draft import Draft
 from ui.page import Page
 from ui.tabs.start import start_key
 from ui.tabs.train import TrainTab
@@ -27,7 +26,7 @@ def visitor(page) -> FormVisitor:
 
 
 def value_of(visitor: FormVisitor, name: str) -> object:
-    """What the component holds, which the browser shows."""
+    """Return the value of a component, which the browser shows."""
     return visitor.values[visitor.page.form[name]]
 
 
@@ -115,10 +114,10 @@ def test_an_advised_change_of_the_method_reports_what_follows_and_is_undone_with
 
 
 @pytest.mark.parametrize(
-    "forged", ["[[[", "[]", '{"training.learning_rate": [1]}', '{"model.id": "x"}', 5, "[" * 100_000]
+    "note", ["[[[", "[]", '{"training.learning_rate": [1]}', '{"model.id": "x"}', 5, "[" * 100_000]
 )
-def test_a_forged_note_makes_every_value_the_persons(visitor, page, forged):
-    visitor.values[page._suited_note] = forged
+def test_a_forged_note_makes_every_value_the_persons(visitor, page, note):
+    visitor.values[page._suited_note] = note
     choose(visitor, "ia3")
 
     assert value_of(visitor, "training.learning_rate") == 2e-4
@@ -136,16 +135,16 @@ def test_the_page_reports_what_a_default_is_suited_to(visitor, page):
 
 
 def test_the_panel_reports_how_many_rows_a_step_has(visitor, page):
-    panel = render_side_panel(page.draft([visitor.values[part] for part in page.form.components]))
+    panel = render_side_panel(visitor.draft)
 
     assert "2 × 4 = 8 rows a step" in panel
 
 
-def count_rows(visitor: FormVisitor, page: Page) -> None:
+def count_rows(visitor: FormVisitor) -> None:
     """Have the rows of the draft read, and redraw."""
     question = question_of(visitor.mapping)
     assert question is not None
-    check = page.services.checks.read(question)
+    check = visitor.page.services.checks.read(question)
     wait_until(lambda: check.is_done)
     visitor.refresh()
 
@@ -154,20 +153,16 @@ def notes(visitor: FormVisitor) -> str:
     return " ".join(value for value in visitor.values.values() if isinstance(value, str) and "<p class=" in value)
 
 
-def draft_of(visitor: FormVisitor, page: Page) -> Draft:
-    return page.draft([visitor.values[part] for part in page.form.components])
-
-
 def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(visitor, page):
     visitor.fill({"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}})
     visitor.refresh()
-    before = draft_of(visitor, page)
+    before = visitor.draft
     assert value_of(visitor, "training.max_length") == 1024
     assert notes(visitor).count("set once your rows are counted") == 2  # warm-up as well
 
-    count_rows(visitor, page)
+    count_rows(visitor)
 
-    after = draft_of(visitor, page)
+    after = visitor.draft
     assert value_of(visitor, "training.max_length") == after.config.training.max_length == 240
     assert value_of(visitor, "training.warmup_steps") == after.config.training.warmup_steps == 0.1
     assert "suited to the longest row, 240 tokens" in notes(visitor)
@@ -175,7 +170,7 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
     assert start_key("token", [before.config]) == start_key("token", [after.config]), (
         "a second click starts no second run"
     )
-    result = page.services.checks.find(CheckQuestion.of(after.config))  # without reading all rows again
+    result = page.services.checks.find(CheckQuestion.from_config(after.config))  # without reading all rows again
     assert result is not None
     assert result.report.max_length == 240
 
@@ -187,7 +182,7 @@ def test_max_length_follows_the_rows_and_what_is_started_is_what_the_page_shows(
 def test_max_length_that_a_person_a_preset_or_a_run_gives_stays(visitor, page):
     settings = {"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}, "training": {"max_length": 1024}}
     visitor.fill(settings)
-    count_rows(visitor, page)
+    count_rows(visitor)
     assert value_of(visitor, "training.max_length") == 1024
     assert value_of(visitor, "training.warmup_steps") == 0.1  # left out
 
@@ -196,35 +191,35 @@ def test_max_length_that_a_person_a_preset_or_a_run_gives_stays(visitor, page):
     assert value_of(visitor, "training.max_length") == 240
     visitor.set_by_hand(training__max_length=512)
     visitor.refresh()
-    assert draft_of(visitor, page).config.training.max_length == 512
+    assert visitor.draft.config.training.max_length == 512
 
 
 def test_undo_gives_back_what_was_set_and_what_followed(visitor, page):
     visitor.fill({"model": {"id": "some/model"}, "dataset": {"source": "rows.jsonl"}, "training": {"warmup_steps": 7}})
-    count_rows(visitor, page)
+    count_rows(visitor)
     visitor.fill({"model": {"id": "some/model"}, "dataset": {"source": "others.jsonl"}})
     visitor.refresh()
     assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (1024, 0.03)
-    count_rows(visitor, page)
+    count_rows(visitor)
     assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (240, 0.1)
     assert "Warm-up 7 → 0.1" in visitor.applied_notice
 
     visitor.undo()
     visitor.refresh()
     assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (240, 7)
-    assert draft_of(visitor, page).suited_defaults.keys() >= {"training.max_length"}
-    assert "training.warmup_steps" not in draft_of(visitor, page).suited_defaults
+    assert visitor.draft.suited_defaults.keys() >= {"training.max_length"}
+    assert "training.warmup_steps" not in visitor.draft.suited_defaults
 
 
 def test_an_emptied_box_is_what_is_started(visitor, page):
     visitor.fill(a_config().model_dump(mode="json"))
     visitor.set_by_hand(training__early_stopping_patience="", training__max_length=None)
-    count_rows(visitor, page)
+    count_rows(visitor)
 
-    training = draft_of(visitor, page).config.training
+    training = visitor.draft.config.training
     assert training.early_stopping_patience is None
     assert training.max_length == 1024
-    assert "1,024 tokens" in render_side_panel(draft_of(visitor, page))
+    assert "1,024 tokens" in render_side_panel(visitor.draft)
 
 
 def test_the_hint_of_a_rate_that_was_set_follows_method_and_objective(visitor):
@@ -235,6 +230,6 @@ def test_the_hint_of_a_rate_that_was_set_follows_method_and_objective(visitor):
         visitor.refresh()
         hints.append([html for html in map(str, visitor.values.values()) if " suits " in html])
 
-    for hint, words in zip(hints, ("0.0002 suits LoRA", "0.005 suits IA3", "1e-05 suits dpo with LoRA"), strict=True):
-        assert any(words in html for html in hint), hint
+    for hint, text in zip(hints, ("0.0002 suits LoRA", "0.005 suits IA3", "1e-05 suits dpo with LoRA"), strict=True):
+        assert any(text in html for html in hint), hint
     assert "dpo, kto and orpo need a twentieth" in str(visitor.page.form["training.learning_rate"].info)

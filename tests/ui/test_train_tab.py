@@ -1,7 +1,6 @@
 """The Train tab: presets, the plan with its counts, and the run that it shows."""
 
 import threading
-import time
 from dataclasses import replace
 from html import escape
 from types import SimpleNamespace
@@ -19,7 +18,6 @@ from tests.ui.drafts import values_of
 from tests.ui.form_visitor import FormVisitor
 from ui.backend.models import Tokenizers
 from ui.build import build_app
-from ui.form import label_of
 from ui.tabs.start import render_reason, why_not
 from ui.tabs.train import FOLLOW, TrainTab
 from ui.views.memory import render_side_panel
@@ -71,11 +69,10 @@ def test_a_run_that_was_asked_for_is_shown_whatever_is_under_way(tab, services):
 
 @pytest.mark.parametrize("preset", list_presets(), ids=lambda preset: preset.name)
 def test_every_preset_fills_a_form_that_can_start_or_reports_what_keeps_it(tab, preset):
-    config, page = preset.load(), tab.page
-    visitor = FormVisitor(page)
+    config, visitor = preset.load(), FormVisitor(tab.page)
     visitor.fill(tab.use_preset(SimpleNamespace(_data={"pick": preset.name}), *visitor.form_values()))
 
-    draft = page.draft(visitor.form_values())
+    draft = visitor.draft
     panel, problems = render_side_panel(draft), device_problems(config, describe_processor())
     assert draft.mapping["dataset"]["source"] == config.dataset.source
     assert config.model.id.rsplit("/", 1)[-1] in panel
@@ -114,17 +111,19 @@ def test_a_preset_keeps_the_dataset_that_a_person_chose_and_reports_it(tab, data
     assert [visitor.mapping[name] for name in ("model", "dataset")] == [before[name] for name in ("model", "dataset")]
 
 
-def test_a_preset_whose_model_cannot_be_read_leaves_the_form_as_it_is_and_reports_why(services):
+def test_a_preset_whose_model_cannot_be_read_leaves_the_form_unchanged(services):
     app = build_app(services)
     services.inspector.unreachable.add(find_preset("quickstart-cpu").load().model.id)
-    (chosen,) = [one for one in app.fns.values() if getattr(one.fn, "__name__", "") == "use_preset" and one.targets[0][1] == "click" and app.blocks[one.targets[0][0]].elem_id == "presets"]  # fmt: skip
+    (chosen,) = [function for function in app.fns.values() if getattr(function.fn, "__name__", "") == "use_preset" and function.targets[0][1] == "click" and app.blocks[function.targets[0][0]].elem_id == "presets"]  # fmt: skip
 
     with pytest.raises(gr.Error, match="cannot be reached"):
         chosen.fn(SimpleNamespace(_data={"pick": "quickstart-cpu"}))
-    assert [one.trigger_only_on_success for one in app.fns.values() if one.trigger_after == chosen._id] == [True]
+    assert [
+        function.trigger_only_on_success for function in app.fns.values() if function.trigger_after == chosen._id
+    ] == [True]
 
 
-def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_models(tab, services):
+def test_tokens_are_counted_once_the_tokenizer_is_here(tab, services):
     config = a_config(model__id="some/model")
     goes_on, fails = threading.Event(), [True]
 
@@ -144,7 +143,7 @@ def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_m
     goes_on.set()
     wait_until(lambda: count(tab, values)[2] == "No connection.")
     assert [field for field, _ in tab.page.draft(values).problems] == ["model.id"]
-    tab.page.services.tokenizers.ask(config.model, again=True)
+    tab.page.services.tokenizers.download(config.model, again=True)
     wait_until(lambda: count(tab, values)[2] == "")
     assert tab.page.draft(values).problems == ()
 
@@ -152,23 +151,23 @@ def test_tokens_are_counted_once_the_tokenizer_is_here_and_a_failed_one_is_the_m
 def test_tokens_are_counted_once_and_the_plan_fills_itself(tab, services):
     values = values_of(tab, a_config(training__max_steps=-1))
 
-    plan, clock, _ = count(tab, values)
-    assert "Counting tokens" in plan
-    deadline = time.monotonic() + 300
-    while clock["active"]:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-        plan, clock, _ = count(tab, values)
+    assert "Counting tokens" in count(tab, values)[0]
+    wait_until(lambda: not count(tab, values)[1]["active"])
 
+    plan, clock, _ = count(tab, values)
     assert "<b>117</b>" in plan
     assert count(tab, values) == (plan, clock, "")
 
 
 def test_every_count_may_change_all_that_it_counts_for(services):
-    counts = [one for one in build_app(services).fns.values() if getattr(one.fn, "__func__", None) is TrainTab.count]
+    counts = [
+        function
+        for function in build_app(services).fns.values()
+        if getattr(function.fn, "__func__", None) is TrainTab.count
+    ]
 
     assert len(counts) > 3
-    assert all(one.outputs == one.fn.__self__._count_outputs for one in counts)
+    assert all(function.outputs == function.fn.__self__._count_outputs for function in counts)
 
 
 def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_once(tab, services, monkeypatch):
@@ -184,31 +183,9 @@ def test_rows_that_cannot_be_read_keep_the_draft_from_starting_and_are_reported_
     draft = tab.page.draft(values)
     assert why_not(draft) == "One setting needs your attention."
     reason, panel, plan = render_reason(draft), render_side_panel(draft), count(tab, values)[0]
-    words = "rows.jsonl cannot be read. Check the file."
-    assert [text.count(words) for text in (reason, panel, plan)] == [1, 1, 0]
+    message = "rows.jsonl cannot be read. Check the file."
+    assert [html.count(message) for html in (reason, panel, plan)] == [1, 1, 0]
     assert why_not(tab.page.draft(values_of(tab, a_config(dataset__source="good.jsonl")))) is None
-
-
-def test_counting_waits_until_a_box_is_left(services):
-    page = build_app(services)
-    counted_by = {
-        (page.blocks[number].label, event)
-        for function in page.fns.values()
-        for number, event in function.targets
-        if isinstance(page.blocks.get(number), gr.Number) and event in ("input", "submit", "blur", "change")
-    }
-
-    for label in map(label_of, ("training.max_length", "training.seed")):
-        assert {event for name, event in counted_by if name == label} == {"input", "submit", "blur"}
-    typed = [
-        function
-        for function in page.fns.values()
-        if function.fn is not None  # else in the browser alone
-        and any(
-            event == "input" and isinstance(page.blocks.get(number), gr.Number) for number, event in function.targets
-        )
-    ]
-    assert len(typed) == 1, "what is typed redraws the draft, and nothing else"
 
 
 def test_an_earlier_run_like_this_one_gives_the_time(tab, services):
@@ -232,10 +209,12 @@ def test_an_earlier_run_like_this_one_gives_the_time(tab, services):
 
 def test_no_event_that_follows_another_or_a_value_is_left_out_while_it_runs(services):
     events = [
-        one for one in build_app(services).fns.values() if one.trigger_after is not None or one.targets[0][1] == "input"
+        function
+        for function in build_app(services).fns.values()
+        if function.trigger_after is not None or function.targets[0][1] == "input"
     ]
-    left_out = [one.fn for one in events if one.trigger_mode == "once"]
+    left_out = [function.fn for function in events if function.trigger_mode == "once"]
 
     assert len(events) > 100
     # A second answer, or a second archive, is not wanted.
-    assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "ask"]
+    assert sorted(getattr(fn, "__name__", "") for fn in left_out) == ["archive", "stream_answers"]

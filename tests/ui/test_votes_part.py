@@ -38,7 +38,7 @@ def run(services):
 
 @pytest.fixture
 def preference_run(services, run):
-    """A run that learned preferences from where `run` ended."""
+    """Write a run that learned preferences from where `run` ended."""
     config = a_config(
         run__name="plain answers", training__objective="dpo", adapter__warm_start=run.id,
         dataset__source="sample:loratory-preferences",
@@ -55,9 +55,10 @@ def load(tab, run, against=NOTHING):
     list(tab.load_chosen(*Chosen(run.id, FINAL, "", "", against, AS_TRAINED)))
 
 
-def ask(tab, question, turns=(), branches=SIDE_BY_SIDE, system="Be brief."):
+def send(tab, question, turns=(), branches=SIDE_BY_SIDE, system="Be brief."):
     steps = [
-        Changes(tab.talk, step) for step in tab.talk.ask(question, list(turns), branches, None, system, PAGE, *SAMPLING)
+        Changes(tab.talk, step)
+        for step in tab.talk.stream_answers(question, list(turns), branches, None, system, PAGE, *SAMPLING)
     ]
     return steps[-1]
 
@@ -72,13 +73,13 @@ def press(tab, pick: str, number=0) -> Changes:
 
 def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     load(tab, run)
-    changes = ask(tab, "What is <b>alpha</b>?")
-    assert changes.transcript.count('aria-pressed="false"') == 2
+    answers = send(tab, "What is <b>alpha</b>?")
+    assert answers.transcript.count('aria-pressed="false"') == 2
 
-    pressed = vote(tab, changes.turns, "vote:0:tuned")
+    changes = vote(tab, answers.turns, "vote:0:tuned")
 
-    assert pressed.transcript.count('aria-pressed="true"') == 1
-    assert "1 vote in total" in pressed.trouble
+    assert changes.transcript.count('aria-pressed="true"') == 1
+    assert "1 vote in total" in changes.trouble
     (saved_vote,) = votes.read()
     better, worse = saved_vote.sides
     assert [turn.role for turn in saved_vote.prompt] == ["system", "user"]
@@ -90,24 +91,24 @@ def test_one_press_keeps_the_pair_and_another_takes_it_back(tab, run, votes):
     assert saved_vote.sampling.seed is not None, "drawn, so it is known"
     assert (saved_vote.source, saved_vote.by, better.finish_reason) == ("chat", "somebody", "eos")
 
-    vote_changes = vote(tab, changes.turns, "vote:0:base")
+    changes = vote(tab, answers.turns, "vote:0:base")
     assert "Greek alphabet" in votes.read()[0].sides[0].text
-    assert vote_changes.transcript.count('aria-pressed="true"') == 1
-    assert 'aria-pressed="true"' not in vote(tab, changes.turns, "vote:0:base").transcript
+    assert changes.transcript.count('aria-pressed="true"') == 1
+    assert 'aria-pressed="true"' not in vote(tab, answers.turns, "vote:0:base").transcript
     assert votes.read() == ()
 
 
 @pytest.mark.parametrize("pick", ["vote:0:second", "vote:7:base", "vote:x:base", "vote", "edit:0", "vote:-1:base"])
 def test_a_vote_for_what_is_not_there_keeps_nothing(tab, run, votes, pick):
     load(tab, run)
-    vote(tab, ask(tab, "Why?").turns, pick)
+    vote(tab, send(tab, "Why?").turns, pick)
 
     assert votes.read() == ()
 
 
 def test_only_whole_and_different_answers_are_offered(tab, run):
     load(tab, run)
-    (turn,) = ask(tab, "Why?").turns
+    (turn,) = send(tab, "Why?").turns
     base, tuned = turn.answers
 
     def offers(*answers, **changes):
@@ -118,13 +119,13 @@ def test_only_whole_and_different_answers_are_offered(tab, run):
     assert not offers(base, replace(tuned, text=f" {base.text}\n"))
     assert not offers(base, replace(tuned, text=" "))
     assert not offers(base)
-    assert not offers(base, tuned, asked=None), "a conversation of an older version"
+    assert not offers(base, tuned, settings=None), "a conversation of an older version"
     assert offers(base, replace(tuned, finish_reason="length"))
 
 
 def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
     load(tab, run)
-    changes = ask(tab, "And why?", ask(tab, "What?").turns)
+    changes = send(tab, "And why?", send(tab, "What?").turns)
 
     vote(tab, changes.turns, "vote:1:tuned")
 
@@ -133,17 +134,17 @@ def test_later_turns_keep_both_conversations_since_they_differ(tab, run, votes):
     assert [turn.role for turn in saved_vote.sides[0].turns] == ["assistant", "user", "assistant"]
     assert "scales" in saved_vote.sides[0].turns[0].content
     # What a branch was not asked is in no context: the pair begins with the question to both.
-    alone = ask(tab, "And why?", ask(tab, "What?", branches=TUNED).turns)
+    alone = send(tab, "And why?", send(tab, "What?", branches=TUNED).turns)
     vote(tab, alone.turns, "vote:1:tuned")
-    assert ["Be brief.", "And why?"] in [[turn.content for turn in kept.prompt] for kept in votes.read()]
+    assert ["Be brief.", "And why?"] in [[turn.content for turn in vote_.prompt] for vote_ in votes.read()]
 
 
 def test_answers_of_another_model_are_in_no_context_and_in_no_vote(tab, run, services, votes):
     load(tab, run)
-    before = ask(tab, "What?").turns
+    before = send(tab, "What?").turns
     load(tab, write_run(services.runs, a_config(run__name="another"), InventedRun()))
 
-    changes = ask(tab, "And why?", before)
+    changes = send(tab, "And why?", before)
 
     assert [message.content for message in services.chat.requests[-1].messages] == ["Be brief.", "And why?"]
     assert "Not in the context: 1 earlier question" in changes.transcript
@@ -154,11 +155,11 @@ def test_answers_of_another_model_are_in_no_context_and_in_no_vote(tab, run, ser
 
 def test_an_older_conversation_with_two_models_on_one_side_is_not_a_pair(tab, run, services):
     load(tab, run)
-    before = ask(tab, "What?").turns
+    before = send(tab, "What?").turns
     load(tab, write_run(services.runs, a_config(run__name="another"), InventedRun()))
-    *_, last = ask(tab, "And why?", before).turns
+    *_, last = send(tab, "And why?", before).turns
 
-    old = [*before, replace(last, asked=replace(last.asked, left_out=()))]
+    old = [*before, replace(last, settings=replace(last.settings, left_out=()))]
 
     assert "vote:0" in tab.talk.render(old)
     assert "vote:1" not in tab.talk.render(old)
@@ -166,39 +167,39 @@ def test_an_older_conversation_with_two_models_on_one_side_is_not_a_pair(tab, ru
 
 def test_a_vote_that_cannot_be_kept_reports_why(tab, run, votes, monkeypatch):
     load(tab, run)
-    turns = ask(tab, "Why?").turns
+    turns = send(tab, "Why?").turns
     monkeypatch.setattr("engine.evaluation.votes.LONGEST_CHARACTERS", 10)
 
-    pressed = vote(tab, turns, "vote:0:base")
+    changes = vote(tab, turns, "vote:0:base")
 
-    assert "a vote may have at most 10" in pressed.trouble
-    assert 'aria-pressed="true"' not in pressed.transcript
+    assert "a vote may have at most 10" in changes.trouble
+    assert 'aria-pressed="true"' not in changes.transcript
 
 
 def test_a_choice_of_the_blind_test_is_a_vote(tab, run, votes):
     load(tab, run)
     for verdict in ("left", "neither"):
-        steps = list(tab.blind.ask(OWN, f"Why {verdict}?", Judging(), "Be brief.", PAGE, *SAMPLING))
+        steps = list(tab.blind.generate_pair(OWN, f"Why {verdict}?", Judging(), "Be brief.", PAGE, *SAMPLING))
         judging = steps[-1][tab.blind.judging]
-        judged = tab.blind.judge(verdict, judging)
-        assert judged[tab.blind.trouble] == ""
+        updates = tab.blind.judge(verdict, judging)
+        assert updates[tab.blind.trouble] == ""
 
-    tie, decided = votes.read()
-    assert (tie.is_tie, decided.source) == (True, "blind test")
-    assert {side.model.run for side in decided.sides} == {run.id, ""}
-    assert [turn.content for turn in decided.prompt] == ["Be brief.", "Why left?"]
+    tie, preference = votes.read()
+    assert (tie.is_tie, preference.source) == (True, "blind test")
+    assert {side.model.run for side in preference.sides} == {run.id, ""}
+    assert [turn.content for turn in preference.prompt] == ["Be brief.", "Why left?"]
     assert len(read_judgements(judgements_file(run.folder.path, None))) == 2
 
 
 def test_the_tally_stays_where_a_vote_is_too_long(tab, run, votes, monkeypatch):
     load(tab, run)
-    steps = list(tab.blind.ask(OWN, "Why?", Judging(), "", PAGE, *SAMPLING))
+    steps = list(tab.blind.generate_pair(OWN, "Why?", Judging(), "", PAGE, *SAMPLING))
     monkeypatch.setattr("engine.evaluation.votes.LONGEST_CHARACTERS", 10)
 
-    judged = tab.blind.judge("left", steps[-1][tab.blind.judging])
+    updates = tab.blind.judge("left", steps[-1][tab.blind.judging])
 
-    assert "at most 10" in judged[tab.blind.trouble]
-    assert "You preferred" in judged[tab.blind.pair]
+    assert "at most 10" in updates[tab.blind.trouble]
+    assert "You preferred" in updates[tab.blind.pair]
     assert len(read_judgements(judgements_file(run.folder.path, None))) == 1
 
 
@@ -218,9 +219,9 @@ def test_votes_are_looked_through_and_deleted(tab, votes):
     identifier = votes.read()[0].id
     assert f"really:{identifier}" in press(tab, f"delete:{identifier}").list
     assert len(votes.read()) == 8
-    gone = press(tab, f"really:{identifier}")
-    assert "1 vote deleted." in gone.status
-    assert identifier not in gone.list
+    after = press(tab, f"really:{identifier}")
+    assert "1 vote deleted." in after.status
+    assert identifier not in after.list
     assert "0 votes deleted." in press(tab, "really:of-another-person").status
     assert press(tab, "nonsense")._updates == {}
     assert "7 votes deleted." in tab.votes.delete(False)[tab.votes.status]
@@ -255,7 +256,7 @@ def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, r
     assert target.second.folder == run.folder.path
 
     changes = tab.refresh("", Judging())[tab.talk.branches]
-    answer_changes = ask(tab, "Why?", branches=changes["value"])
+    answer_changes = send(tab, "Why?", branches=changes["value"])
 
     assert [label for label, _ in changes["choices"]][:3] == [
         "All three",
@@ -264,30 +265,30 @@ def test_a_preferred_run_answers_next_to_its_start_and_its_base(tab, services, r
     ]
     assert [answer.branch for answer in answer_changes.turns[0].answers] == ["base", "second", "tuned"]
     names = [
-        answer_changes.transcript.index(words)
-        for words in ("Base model", "Supervised: faq", "Preferred: plain answers")
+        answer_changes.transcript.index(title)
+        for title in ("Base model", "Supervised: faq", "Preferred: plain answers")
     ]
     assert names == sorted(names)
     assert vote(tab, answer_changes.turns, "vote:0:tuned").transcript.count('aria-pressed="true"') == 1
     assert {saved_vote.sides[1].model.name for saved_vote in votes.read()} == {"Base model", "Supervised: faq"}
     assert {saved_vote.sides[0].model.run for saved_vote in votes.read()} == {preference_run.id}
-    ask(tab, "Why?", branches=BASE_AND_SECOND)
+    send(tab, "Why?", branches=BASE_AND_SECOND)
     assert services.chat.requests[-1].branches == ("base", "second")
 
 
 def test_three_columns_read_the_same_questions_after_a_chat_with_the_start(tab, services, run, preference_run):
     load(tab, run)
-    alone = ask(tab, "What is alpha?").turns
+    alone = send(tab, "What is alpha?").turns
     load(tab, preference_run, START)
 
-    changes = ask(tab, "And r?", alone)
+    changes = send(tab, "And r?", alone)
 
     (request,) = [request for request in services.chat.requests if "second" in request.branches]
     assert request.branches == ("base", "second", "tuned"), "one prompt for all three"
     assert [message.content for message in request.messages] == ["Be brief.", "And r?"]
     assert "Not in the context: 1 earlier question" in changes.transcript
     assert changes.transcript.count('data-pick="vote:1:') == 3
-    ask(tab, "And dropout?", changes.turns)
+    send(tab, "And dropout?", changes.turns)
     histories = [request.messages for request in services.chat.requests[-3:]]
     assert {tuple(m.content for m in messages if m.role != "assistant") for messages in histories} == {
         ("Be brief.", "And r?", "And dropout?")
@@ -302,10 +303,14 @@ def test_any_two_of_three_are_judged_blindly(tab, services, run, preference_run)
         "Base model and Supervised: faq",
     ]  # fmt: skip
 
-    for value, asked in (("runs", {"tuned", "second"}), ("tuned", {"base", "tuned"}), ("second", {"base", "second"})):
+    for value, branches in (
+        ("runs", {"tuned", "second"}),
+        ("tuned", {"base", "tuned"}),
+        ("second", {"base", "second"}),
+    ):
         judging = tab.blind.choose_sides(value, Judging())[tab.blind.judging]
-        judging = list(tab.blind.ask(OWN, "Why?", judging, "", PAGE, *SAMPLING))[-1][tab.blind.judging]
-        assert set(judging.pair.answers) == asked
+        judging = list(tab.blind.generate_pair(OWN, "Why?", judging, "", PAGE, *SAMPLING))[-1][tab.blind.judging]
+        assert set(judging.pair.answers) == branches
         judging = tab.blind.judge("left", judging)[tab.blind.judging]
         assert "1 pair judged" in tab.blind.show_count(judging)[tab.blind.count]
     assert tab.blind.choose_sides("nonsense", Judging())[tab.blind.judging].sides == ""

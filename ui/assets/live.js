@@ -14,11 +14,11 @@ const look = async () => {
   if (question !== asked) [asked, stamp] = [question, ''];
   waiting = true;
   try {
-    const answer = await server.ask([question, stamp]);
+    const answer = await server.query([question, stamp]);
     if (!answer || props.value !== question) return;
     const news = JSON.parse(answer);
     stamp = news.stamp;
-    for (const [id, value] of Object.entries(news.places)) window.loratoryPlaces?.[id]?.(value);
+    for (const [id, value] of Object.entries(news.values)) window.loratoryPlaces?.[id]?.(value);
     if (news.submit) trigger('submit');
   } catch (error) {
     // The server may be restarting; the next question asks for the same.

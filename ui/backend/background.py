@@ -33,7 +33,7 @@ def stamp(*parts: object) -> str:
     return "\x1f".join(map(str, parts))
 
 
-class Message(NamedTuple):
+class WorkProgress(NamedTuple):
     """Progress of a job; the engine's progress classes have the same two fields."""
 
     message: str
@@ -82,31 +82,31 @@ class Work(Generic[R]):
     stopping: bool = False
     result: R | None = None
     error: EngineError | None = None
-    ended: threading.Event = field(default_factory=threading.Event)
+    done: threading.Event = field(default_factory=threading.Event)
 
     @property
     def is_under_way(self) -> bool:
-        return not self.ended.is_set()
+        return not self.done.is_set()
 
     @property
     def was_stopped(self) -> bool:
         return isinstance(self.error, CancelledRequestError)
 
     @property
-    def words(self) -> str:
+    def progress_text(self) -> str:
         """Message about its progress."""
         return "Stopping …" if self.stopping else self.message
 
     @property
     def stamp(self) -> str:
         """A stamp that changes with everything that a page shows of it."""
-        return stamp(self.started, self.is_under_way, self.words, self.fraction)
+        return stamp(self.started, self.is_under_way, self.progress_text, self.fraction)
 
 
 class BackgroundWork(Generic[R]):
-    """Starts jobs and keeps their state; `describe` gives the words of their progress."""
+    """Starts jobs and keeps their state; `describe` returns what a page shows of their progress."""
 
-    def __init__(self, describe: Callable[[Any], Message] = lambda progress: progress) -> None:
+    def __init__(self, describe: Callable[[Any], WorkProgress] = lambda progress: progress) -> None:
         self._describe = describe
         self._works: OrderedDict[str, Work[R]] = OrderedDict()
         self._lock = threading.RLock()  # guards _works: handlers of many pages ask at once
@@ -122,8 +122,8 @@ class BackgroundWork(Generic[R]):
             work = Work(title, job)
             self._works[key] = work
             self._works.move_to_end(key)
-            for old in [name for name, one in self._works.items() if not one.is_under_way][:-_MOST_ENTRIES]:
-                del self._works[old]
+            for finished_key in [name for name, old in self._works.items() if not old.is_under_way][:-_MOST_ENTRIES]:
+                del self._works[finished_key]
         threading.Thread(target=self._run, args=(work, keep), name="background-work", daemon=True).start()
         return work
 
@@ -166,12 +166,12 @@ class BackgroundWork(Generic[R]):
             work.job.stop()
         deadline = time.monotonic() + patience_seconds
         for work in working:
-            work.ended.wait(max(0.0, deadline - time.monotonic()))
+            work.done.wait(max(0.0, deadline - time.monotonic()))
 
     def _run(self, work: Work[R], keep: Callable[[R], None]) -> None:
         def note(progress: Any) -> None:
-            shown = self._describe(progress)
-            work.message, work.fraction = shown.message, shown.fraction
+            description = self._describe(progress)
+            work.message, work.fraction = description.message, description.fraction
 
         try:
             result = work.job.run(note)
@@ -180,7 +180,7 @@ class BackgroundWork(Generic[R]):
         except Exception as error:
             work.error = as_engine_error(error)
         finally:
-            work.ended.set()
+            work.done.set()
 
 
 class Cache(Generic[R]):

@@ -24,11 +24,11 @@ class Forecast(NamedTuple):
     trouble: EngineError | None = None  # why it is not known
 
 
-AskCluster = Callable[[ClusterPlace, RunConfig], Forecast]
+QueryCluster = Callable[[ClusterPlace, RunConfig], Forecast]
 
 
-def ask_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
-    """Ask Slurm, which may take as long as two of its commands may."""
+def query_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
+    """Query Slurm, which may take as long as two of its commands may."""
     slurm = Slurm(place.command_seconds)
     free: Mapping[str, int] = {}
     try:
@@ -41,31 +41,31 @@ def ask_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
 class ClusterForecast:
     """Queries Slurm in its own thread, one query at a time, for the newest job."""
 
-    def __init__(self, ask: AskCluster = ask_cluster, clock: Callable[[], float] = time.monotonic) -> None:
-        self._ask = ask
+    def __init__(self, query: QueryCluster = query_cluster, clock: Callable[[], float] = time.monotonic) -> None:
+        self._query = query
         self._clock = clock
         self._lock = threading.Lock()  # guards what is below
-        self._question: tuple[ClusterPlace, RunConfig] | None = None  # that was answered, or is being asked
+        self._question: tuple[ClusterPlace, RunConfig] | None = None  # that was answered, or is being queried
         self._answered_at = 0.0
         self.latest: Forecast | None = None  # the newest answer
-        self.is_asking = False
+        self.is_querying = False
 
     def find(self, place: ClusterPlace, config: RunConfig) -> Forecast | None:
         """Return the known forecast of a job, and refresh it if missing or old; None while unknown."""
         question = place, config
         with self._lock:
             is_same = self._question == question
-            if not self.is_asking and not (is_same and self._clock() - self._answered_at < _FRESH_SECONDS):
+            if not self.is_querying and not (is_same and self._clock() - self._answered_at < _FRESH_SECONDS):
                 if not is_same and self.latest is not None:  # what is free does not depend on the job
                     self.latest = Forecast(self.latest.free)
-                self._question, self.is_asking = question, True
+                self._question, self.is_querying = question, True
                 threading.Thread(target=self._work, args=question, name="cluster-forecast", daemon=True).start()
             return self.latest
 
     def _work(self, place: ClusterPlace, config: RunConfig) -> None:
         try:
-            answer = self._ask(place, config)
+            answer = self._query(place, config)
         except Exception as error:
             answer = Forecast(trouble=as_engine_error(error))
         with self._lock:
-            self.latest, self._answered_at, self.is_asking = answer, self._clock(), False
+            self.latest, self._answered_at, self.is_querying = answer, self._clock(), False

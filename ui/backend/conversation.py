@@ -27,7 +27,8 @@ from ui.backend.background import Cache
 BRANCH_WORDS: dict[Branch, str] = {"base": "Base model", "tuned": "Tuned", "second": "The other run"}
 LARGEST_FILE_BYTES = 4_000_000  # of a saved conversation
 
-_SAVED = ConfigDict(extra="forbid")  # the parts of a conversation's file
+# The parts of a conversation's file.
+_SAVED = ConfigDict(extra="forbid", validate_by_name=True, serialize_by_alias=True)
 
 
 @dataclass(frozen=True, config=_SAVED)
@@ -65,17 +66,18 @@ class Turn:
     question: str
     answers: tuple[Answer, ...] = ()
     reference: str = ""  # reference answer, where the question comes from a row
-    asked: QuestionSettings | None = None  # without it, its answers cannot be voted for
+    # Without them, its answers cannot be voted for.
+    settings: QuestionSettings | None = Field(default=None, alias="asked")
 
     def with_chunk(self, chunk: ChatChunk) -> "Turn":
         """Return the turn with a chunk appended to one answer."""
         answers = (answer.with_chunk(chunk) if answer.branch == chunk.branch else answer for answer in self.answers)
         return replace(self, answers=tuple(answers))
 
-    def names(self, words: Mapping[Branch, str]) -> dict[Branch, str]:
-        """Return the names of the branches when it was asked, else `words`; another run may be loaded by now."""
-        models = self.asked.models if self.asked is not None else {}
-        return {**words, **{branch: model.name for branch, model in models.items()}}
+    def names(self, defaults: Mapping[Branch, str]) -> dict[Branch, str]:
+        """Return the names of the branches when it was asked, else the `defaults`; another run may be loaded by now."""
+        models = self.settings.models if self.settings is not None else {}
+        return {**defaults, **{branch: model.name for branch, model in models.items()}}
 
     def end(self) -> "Turn":
         """Return the turn after its last chunk; unfinished answers are marked as stopped."""
@@ -99,14 +101,14 @@ def turns_to_leave_out(
 def _has_answer(turn: Turn, branch: Branch, model: AnswerModel | None) -> bool:
     if not any(answer.branch == branch and answer.done and answer.text for answer in turn.answers):
         return False
-    answered = turn.asked.models.get(branch) if turn.asked is not None else None
-    return answered is None or model is None or answered.has_weights_of(model)
+    author = turn.settings.models.get(branch) if turn.settings is not None else None
+    return author is None or model is None or author.has_weights_of(model)
 
 
 def in_context(turns: Sequence[Turn]) -> list[Turn]:
     """Return the last turn after the earlier ones that its models read."""
-    asked = turns[-1].asked if turns else None
-    return [turn for number, turn in enumerate(turns) if asked is None or number not in asked.left_out]
+    settings = turns[-1].settings if turns else None
+    return [turn for number, turn in enumerate(turns) if settings is None or number not in settings.left_out]
 
 
 def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Message, ...]:
@@ -125,7 +127,7 @@ def messages_of(turns: Sequence[Turn], branch: Branch, system: str) -> tuple[Mes
 class SavedConversation(BaseModel):
     """A conversation as a file: Markdown to read, JSON to read and open again."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", serialize_by_alias=True)
 
     format: Literal["loratory conversation"] = "loratory conversation"
     model: str = ""  # description of the loaded model
@@ -181,7 +183,7 @@ class TurnPair(NamedTuple):
 def pairs_of_turn(turns: Sequence[Turn], number: int) -> list[TurnPair]:
     """Return the pairs that a turn offers: of answers that differ, are not empty and were not stopped."""
     turn = turns[number]
-    if turn.asked is None:
+    if turn.settings is None:
         return []
     whole = [
         answer.branch
@@ -191,27 +193,29 @@ def pairs_of_turn(turns: Sequence[Turn], number: int) -> list[TurnPair]:
         and answer.text.strip()
         and _is_of_one_model(turns[: number + 1], answer.branch)
     ]
-    pairs = (_pair(turns[: number + 1], one, other, turn.asked.system) for one, other in combinations(whole, 2))
+    pairs = (
+        _pair(turns[: number + 1], first, second, turn.settings.system) for first, second in combinations(whole, 2)
+    )
     return [pair for pair in pairs if pair is not None]
 
 
 def _is_of_one_model(turns: Sequence[Turn], branch: Branch) -> bool:
     """Return whether one known model gave all answers of a branch: another one may have been loaded between two turns."""
     branch_turns = [turn for turn in in_context(turns) if any(answer.branch == branch for answer in turn.answers)]
-    first, *rest = (turn.asked.models.get(branch) if turn.asked is not None else None for turn in branch_turns)
+    first, *rest = (turn.settings.models.get(branch) if turn.settings is not None else None for turn in branch_turns)
     return first is not None and all(model is not None and model.has_weights_of(first) for model in rest)
 
 
-def _pair(turns: Sequence[Turn], one: Branch, other: Branch, system: str) -> TurnPair | None:
-    sides = {branch: turns_of(messages_of(turns, branch, system)) for branch in (one, other)}
+def _pair(turns: Sequence[Turn], left: Branch, right: Branch, system: str) -> TurnPair | None:
+    sides = {branch: turns_of(messages_of(turns, branch, system)) for branch in (left, right)}
     first, second = sides.values()
     prefix = len(list(takewhile(lambda turns: turns[0] == turns[1], zip(first, second, strict=False))))
     rests = {branch: messages[prefix:] for branch, messages in sides.items()}
     # A branch that was not asked earlier has another question where the other one has an answer.
     if not all(rest and rest[0].role == rest[-1].role == "assistant" for rest in rests.values()):
         return None
-    words = [[turn.content.split() for turn in rest] for rest in rests.values()]
-    return TurnPair(first[:prefix], rests) if words[0] != words[1] else None
+    texts = [[turn.content.split() for turn in rest] for rest in rests.values()]
+    return TurnPair(first[:prefix], rests) if texts[0] != texts[1] else None
 
 
 def ballot(votes: Votes, turns: Sequence[Turn], number: int) -> dict[Branch, bool]:
@@ -234,17 +238,17 @@ def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by:
     pairs, turn = pairs_of_turn(turns, number), turns[number]
     takes_back = ballot(votes, turns, number).get(better, False)
     votes.remove([pair.id for pair in pairs])
-    if takes_back or turn.asked is None:
+    if takes_back or turn.settings is None:
         return
     finishes = {answer.branch: answer.finish_reason for answer in turn.answers}
     for pair in pairs:
         if better not in pair.sides:
             continue
         left, right = (
-            VotedAnswer(turns=messages, finish_reason=finishes[branch], model=turn.asked.models[branch])
+            VotedAnswer(turns=messages, finish_reason=finishes[branch], model=turn.settings.models[branch])
             for branch, messages in sorted(pair.sides.items(), key=lambda side: side[0] != better)
         )
-        facts = {"source": "chat", "by": by, "time": datetime.now(UTC), "sampling": turn.asked.sampling}
+        facts = {"source": "chat", "by": by, "time": datetime.now(UTC), "sampling": turn.settings.sampling}
         votes.keep(Vote.new(pair.prompt, left, right, verdict="left", **facts))
 
 

@@ -32,7 +32,7 @@ class CheckQuestion:
     seed: int
 
     @classmethod
-    def of(cls, config: RunConfig) -> Self:
+    def from_config(cls, config: RunConfig) -> Self:
         """Return the question of a whole configuration."""
         return cls(config.dataset, config.model, config.training.max_length, config.training.seed)
 
@@ -50,8 +50,8 @@ class CheckQuestion:
         """Return whether both are about the same rows and the same tokenizer."""
         if self.model is None or other.model is None:
             return False
-        mine, theirs = ((one.model.id, one.model.revision, one.dataset, one.seed) for one in (self, other) if one.model)
-        return mine == theirs
+        has_same_tokenizer = (self.model.id, self.model.revision) == (other.model.id, other.model.revision)
+        return has_same_tokenizer and (self.dataset, self.seed) == (other.dataset, other.seed)
 
 
 def question_of(mapping: Mapping[str, Mapping[str, Any]]) -> CheckQuestion | None:
@@ -90,7 +90,7 @@ class RunningCheck:
     stop: threading.Event = field(default_factory=threading.Event)
     wanted_until: float = field(default_factory=lambda: time.monotonic() + _UNWANTED_SECONDS)
 
-    def keep(self) -> None:
+    def touch(self) -> None:
         """Note that a page looks at it."""
         self.wanted_until = time.monotonic() + _UNWANTED_SECONDS
 
@@ -134,7 +134,7 @@ class DatasetChecks:
         self._questions: OrderedDict[str, dict[str, CheckQuestion]] = OrderedDict()  # what each page waits for, by key
         self._lock = threading.Lock()  # guards the five above: handlers of many pages ask at once
 
-    def ask(self, question: CheckQuestion, page: str = "") -> RunningCheck:
+    def request(self, question: CheckQuestion, page: str = "") -> RunningCheck:
         """Return the check of this question; start it unless it exists or needs a request by the user.
 
         Checks of the same page for another form end, unless another page waits for them.
@@ -149,7 +149,7 @@ class DatasetChecks:
             if check is None or (check.waits and not waits):
                 check = self._begin(RunningCheck(question, waits=waits))
             self._checks.move_to_end(question.key)
-            check.keep()
+            check.touch()
             return check
 
     def read(self, question: CheckQuestion) -> RunningCheck:
@@ -159,7 +159,7 @@ class DatasetChecks:
             check = self._checks.get(question.key)
             if check is None or not check.is_under_way:
                 check = self._begin(RunningCheck(question))
-            check.keep()
+            check.touch()
             return check
 
     def stop(self, question: CheckQuestion) -> None:
@@ -177,7 +177,7 @@ class DatasetChecks:
         """Return the check of this question; None if it was never started."""
         with self._lock:
             if check := self._find(question):
-                check.keep()
+                check.touch()
             return check
 
     def forget(self, dataset: DatasetConfig) -> None:
@@ -196,7 +196,7 @@ class DatasetChecks:
         """Remember the format of a dataset whose rows can be shown."""
         with self._lock:
             self._errors.pop(question.key, None)
-            self._note_format(question, format_)
+            _put_last(self._formats, _form_of(question.dataset), format_, _PAGES)
 
     def format_of(self, question: CheckQuestion) -> DataFormatName | None:
         """Return the format of a dataset; None before it was opened."""
@@ -229,18 +229,15 @@ class DatasetChecks:
                     return error
         return None
 
-    def _note_format(self, question: CheckQuestion, format_: DataFormatName) -> None:
-        _put_last(self._formats, _form_of(question.dataset), format_, _PAGES)
-
     def _find(self, question: CheckQuestion) -> RunningCheck | None:
         """Return the check of a question, or a finished one that answers it: of another max_length, where neither cuts a row."""
         if question.key not in self._checks:
-            same = [
-                one for one in reversed(self._checks.values()) if one.report and one.question.has_lengths_of(question)
-            ]
-            reports = (one.report.at_max_length(question.max_length) for one in same if one.report is not None)
-            report = next(filter(None, reports), None)
-            if report is not None:
+            reports = (
+                check.report.at_max_length(question.max_length)
+                for check in reversed(self._checks.values())
+                if check.report is not None and check.question.has_lengths_of(question)
+            )
+            if (report := next(filter(None, reports), None)) is not None:
                 self._checks[question.key] = RunningCheck(question, report=report)
         return self._checks.get(question.key)
 
@@ -292,7 +289,7 @@ class DatasetChecks:
                 question.dataset, question.model, question.max_length, seed=question.seed, on_progress=note
             )
             with self._lock:
-                self._note_format(question, report.format)
+                _put_last(self._formats, _form_of(question.dataset), report.format, _PAGES)
             check.report = report
         except Exception as error:
             check.error = CancelledRequestError() if check.stop.is_set() else as_engine_error(error)

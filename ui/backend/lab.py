@@ -38,7 +38,7 @@ class Caller(NamedTuple):
     address: str
 
     @classmethod
-    def of(cls, request: Request) -> "Caller":
+    def from_request(cls, request: Request) -> "Caller":
         """Return the session and the address of a request."""
         return cls(request.cookies.get(COOKIE, ""), address_of(request))
 
@@ -129,17 +129,17 @@ class LabAdmin:
     def set_role(self, caller: Caller, name: str, role: str) -> Person:
         """Change what a person may do."""
         self._require_confirmed(caller)
-        return self._changed(caller, "role changed", self.accounts.set_role(name, require_role(role)))
+        return self._log_change(caller, "role changed", self.accounts.set_role(name, require_role(role)))
 
     def disable(self, caller: Caller, name: str) -> Person:
         """Disable an account; its runs continue."""
         self._require()
-        return self._changed(caller, "disabled", self.accounts.disable(name))
+        return self._log_change(caller, "disabled", self.accounts.disable(name))
 
     def enable(self, caller: Caller, name: str) -> Person:
         """Enable a disabled account."""
         self._require_confirmed(caller)
-        return self._changed(caller, "enabled", self.accounts.enable(name))
+        return self._log_change(caller, "enabled", self.accounts.enable(name))
 
     def runs_of(self, name: str) -> RunsOfPerson:
         """Return how many runs a person has, for the question before the account is removed."""
@@ -148,14 +148,14 @@ class LabAdmin:
         for run in RunStore(self.home, self.accounts.person(name).name).list():
             with contextlib.suppress(EngineError):
                 states.append(run.folder.read_state().state)
-        return RunsOfPerson(len(states), sum(one in LIVE_STATES for one in states), states.count("queued"))
+        return RunsOfPerson(len(states), sum(state in LIVE_STATES for state in states), states.count("queued"))
 
     def remove(self, caller: Caller, name: str) -> None:
         """Remove an account permanently; its runs stay, readable by admins."""
         self._require_confirmed(caller)
         person = self.accounts.person(name)
         self.accounts.remove(person.name)
-        self._changed(caller, "removed", person)
+        self._log_change(caller, "removed", person)
 
     def queue(self) -> tuple[QueueEntry, ...]:
         """Return the runs of all people at work, then those that wait, the next one first."""
@@ -180,7 +180,7 @@ class LabAdmin:
         self._log(caller, "urgent", name, why)
 
     def clear_urgent(self, caller: Caller) -> None:
-        """Return the urgent run to its place in the queue."""
+        """Return the urgent run to its position in the queue."""
         person = self._require()
         slot = UrgentSlot(self.home)
         run = slot.run()
@@ -192,10 +192,10 @@ class LabAdmin:
         """Return what people used by week, and what they have on disk; takes a moment where there are many files."""
         self._require()
         disks = tuple(self.disk.measure().values())
-        usage = {(one.owner, one.week): one for one in usage_by_week(self.home, self.board.attempts())}
+        usage = {(row.owner, row.week): row for row in usage_by_week(self.home, self.board.attempts())}
         disk = {key: bytes_ for key, bytes_ in self.disk.by_week().items() if bytes_}
         idle = {key: WeekOfPerson(*key, 0.0, 0.0, None, 0) for key in disk.keys() - usage.keys()}
-        weeks = sorted((usage | idle).values(), key=lambda one: (-one.week.year, -one.week.number, one.owner))
+        weeks = sorted((usage | idle).values(), key=lambda row: (-row.week.year, -row.week.number, row.owner))
         return Usage(tuple(weeks), disk, disks, free_bytes(self.home))
 
     def models(self) -> ModelCache:
@@ -274,10 +274,10 @@ class LabAdmin:
                     items.append(SharedItem(kind, path.name, bytes_))
         return items
 
-    def log_entries(self, words: str, kind: str, count: int) -> list[AuditEntry]:
+    def log_entries(self, search: str, kind: str, count: int) -> list[AuditEntry]:
         """Return the newest entries of the audit log, of one kind and with all words where these are given."""
         self._require()
-        return self.audit.newest(count, words, kind)
+        return self.audit.newest(count, search, kind)
 
     def _run(self, person: Person, name: str, action: Action) -> Run:
         owner, _, run_id = name.partition("/")
@@ -308,7 +308,7 @@ class LabAdmin:
         self._log(caller, "invited", invitation.person or "", detail)
         return join_link(self.address, invitation)
 
-    def _changed(self, caller: Caller, kind: AuditKind, person: Person) -> Person:
+    def _log_change(self, caller: Caller, kind: AuditKind, person: Person) -> Person:
         self._log(caller, kind, person.name, person.role)
         return person
 

@@ -28,7 +28,7 @@ from engine.paths import LoratoryHome
 from engine.private_hub import PrivateCopy, PrivateDownload, PrivateKind, list_private, remove_private, require_hub_id
 from engine.runs.disk import models_needed_by
 from engine.runs.store import RunStore
-from ui.backend.background import BackgroundWork, FunctionJob, Job, Message, Work, stamp
+from ui.backend.background import BackgroundWork, FunctionJob, Job, Work, WorkProgress, stamp
 from ui.backend.dataset_checks import CheckQuestion
 from ui.views.html import size
 
@@ -94,14 +94,14 @@ class Tokenizers:
 
     def __init__(self, resolve: Callable[[ModelConfig, OnModelProgress], object]) -> None:
         self._resolve = resolve
-        self.works: BackgroundWork[object] = BackgroundWork(in_words)  # by `key_of` a model
+        self.works: BackgroundWork[object] = BackgroundWork(describe_download)  # by `key_of` a model
 
     @classmethod
     def on_this_machine(cls, home: LoratoryHome) -> "Tokenizers":
         """Return those of the catalogue, the Hub, folders and GGUF files."""
         return cls(lambda model, on_progress: resolve_model(model, home, on_progress, ModelPart.TOKENIZER))
 
-    def ask(self, model: ModelConfig, *, again: bool = False) -> Work[object]:
+    def download(self, model: ModelConfig, *, again: bool = False) -> Work[object]:
         """Return the download of a model's tokenizer; start it if missing, or `again` after a failure."""
         job = FunctionJob(lambda report: self._resolve(model, report))
         return self.works.start_once(key_of(model), "Downloading the tokenizer", job, again=again)
@@ -120,7 +120,7 @@ class Tokenizers:
         """Return the question as far as it can be answered now: without tokens while the tokenizer is downloaded."""
         if question.model is None:
             return question
-        self.ask(question.model)
+        self.download(question.model)
         return question if self.is_ready(question.model) else replace(question, model=None)
 
 
@@ -129,12 +129,12 @@ def key_of(model: ModelConfig) -> str:
     return stamp(model.id, model.revision or "")
 
 
-def in_words(progress: ModelProgress) -> Message:
+def describe_download(progress: ModelProgress) -> WorkProgress:
     """Return the progress of a download as a page shows it."""
     if progress.done_bytes is None or not progress.total_bytes:
-        return Message(progress.message)
-    words = f"{progress.message} {size(progress.done_bytes)} of {size(progress.total_bytes)}."
-    return Message(words, min(1.0, progress.done_bytes / progress.total_bytes))
+        return WorkProgress(progress.message)
+    text = f"{progress.message} {size(progress.done_bytes)} of {size(progress.total_bytes)}."
+    return WorkProgress(text, min(1.0, progress.done_bytes / progress.total_bytes))
 
 
 class KnownFits:
@@ -236,7 +236,7 @@ class Fits:
         """Return whether the verdicts of a model are still to come."""
         return not self.progress[1] and model_id not in self.verdicts
 
-    def of(self, model_id: str) -> Verdicts:
+    def verdicts_on(self, model_id: str) -> Verdicts:
         """Return the verdicts on a model."""
         return self.verdicts.get(model_id, _UNKNOWN)
 
@@ -252,7 +252,9 @@ class OwnDownloads:
     runs: RunStore  # of the person; downloads go to its home
     kind: PrivateKind
     job: MakeJob = PrivateDownload
-    downloading: BackgroundWork[PrivateCopy] = field(default_factory=lambda: BackgroundWork(in_words), kw_only=True)
+    downloading: BackgroundWork[PrivateCopy] = field(
+        default_factory=lambda: BackgroundWork(describe_download), kw_only=True
+    )
 
     def start(self, name: str, revision: str | None, token: SecretStr) -> Work[PrivateCopy]:
         """Download what has that id on the Hub; the token serves this one download.

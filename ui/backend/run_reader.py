@@ -171,19 +171,19 @@ class RunReader:
         return bool(run_id) and run_id in self._runs.ids()
 
     def summaries(self) -> list[RunSummary]:
-        """Return rows of all runs, newest first; pages that ask within a second share one look."""
-        return self._look(math.inf).rows
+        """Return rows of all runs, newest first; pages that ask within a second share one scan."""
+        return self._refresh(math.inf).rows
 
     def glance(self) -> Glance:
         """Return rows without waiting; unread runs are read in the background."""
-        glance = self._look(_AT_ONCE_SECONDS)
+        glance = self._refresh(_AT_ONCE_SECONDS)
         with self._lock:
             if glance.unread and (self._catching_up is None or not self._catching_up.is_alive()):
                 self._catching_up = threading.Thread(target=self._catch_up, name="read-runs", daemon=True)
                 self._catching_up.start()
         return glance
 
-    def _look(self, patience_seconds: float) -> Glance:
+    def _refresh(self, patience_seconds: float) -> Glance:
         now, (_, folder_time) = time.monotonic(), size_and_time(self._runs.folder)
         with self._lock:
             last_look, last_modified, rows = self._rows
@@ -200,7 +200,7 @@ class RunReader:
         while self._index.glance(_AT_ONCE_SECONDS).unread:
             time.sleep(0.05)
 
-    def look_again(self) -> None:
+    def invalidate(self) -> None:
         """Drop the cached list, so the next call shows a change that was just made."""
         with self._lock:
             self._rows = (-math.inf, 0, [])
@@ -218,7 +218,7 @@ class RunReader:
         with self._lock:
             self._histories.pop(run_id, None)
             self._configs.pop(run_id, None)
-        self.look_again()
+        self.invalidate()
 
     def _history_of(self, run: Run) -> RunHistory:
         with self._lock:
@@ -282,7 +282,7 @@ class SharedReaders:
         self.html_cache: Cache[str] = Cache()
         self._readers: dict[Path, RunReader] = {}  # by an owner's folder of runs
 
-    def of(self, runs: RunStore) -> RunReader:
+    def reader_of(self, runs: RunStore) -> RunReader:
         """Return the reader of an owner's runs."""
         return self._readers.setdefault(runs.folder, RunReader(runs))
 
@@ -294,7 +294,7 @@ class SharedRuns(LabRuns):
     readers: SharedReaders
 
     @classmethod
-    def of(cls, home: LoratoryHome, person: Person, readers: SharedReaders) -> "SharedRuns":
+    def for_person(cls, home: LoratoryHome, person: Person, readers: SharedReaders) -> "SharedRuns":
         """Return the runs as one person may see them."""
         return cls(home, person, AuditLog(audit_log_path(home)), readers)
 
@@ -346,7 +346,7 @@ class SharedRuns(LabRuns):
         return {**mapping, "run": {**mapping["run"], "name": ""}}, left_out
 
     def _reader(self, owner: str) -> RunReader:
-        return self.readers.of(RunStore(self.home, owner))
+        return self.readers.reader_of(RunStore(self.home, owner))
 
 
 _EMPTY: dict[str, Any] = {"dataset.source": "", "dataset.mix": {}, "model.id": "", "adapter.warm_start": None}

@@ -33,7 +33,7 @@ class Transfers:
     largest_file_bytes: int = LARGEST_FILE_BYTES
     largest_total_bytes: int = _LARGEST_TOTAL_BYTES
     _pending_bytes: list[int] = field(default_factory=list)  # bytes of each file that is being written
-    # Guards _expected: requests and handlers of all pages.
+    # Guards _pending_bytes: requests and handlers of all pages.
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def prepare(self) -> None:

@@ -52,7 +52,7 @@ class Judging:
     sides: str = ""  # which two of `_SIDES` answer; by default those of `sides_to_compare`
     judgements: tuple[Judgement, ...] = ()  # for folders without a run, which have no file
 
-    def of(self, target: ChatTarget) -> Self:
+    def about(self, target: ChatTarget) -> Self:
         """Return itself if it is about this target, else an empty one."""
         return self if self.target == target else type(self)(target)
 
@@ -89,8 +89,8 @@ class BlindTestPart:
             with gr.Row(elem_id="blind-buttons", elem_classes="stays"):
                 with gr.Row(visible=False, elem_id="blind-verdict") as self.choosing:
                     self.verdicts = [
-                        (verdict, gr.Button(words, min_width=120, elem_id=f"blind-{verdict}"))
-                        for verdict, words in _VERDICTS
+                        (verdict, gr.Button(label, min_width=120, elem_id=f"blind-{verdict}"))
+                        for verdict, label in _VERDICTS
                     ]
                 self.next = gr.Button("Next pair", variant="primary", scale=0, min_width=130, elem_id="blind-next")
                 self.stop = gr.Button("Stop", scale=0, min_width=100, visible=False, elem_id="blind-stop")
@@ -100,19 +100,19 @@ class BlindTestPart:
             self.tally = gr.HTML(elem_id="blind-tally")
         # Kept on the server: nothing in the page reveals the sides.
         self.judging = gr.State(Judging())
-        # What `keep` changes.
-        self.outputs_of_keep = [self.judging, self.pair, self.choosing, self.trouble, self.tally, self.count]
+        # What `clear_outdated` changes.
+        self.clear_outputs = [self.judging, self.pair, self.choosing, self.trouble, self.tally, self.count]
 
     def wire(self, talk: TalkPart) -> None:
         """Connect the events; system prompt and sampling are shared with the chat."""
         self.source.input(lambda source: visible_if(source == OWN), self.source, self.question, **QUICK)
-        ask_event = gr.on(
-            [self.next.click, self.question.submit], self.ask,
+        pair_event = gr.on(
+            [self.next.click, self.question.submit], self.generate_pair,
             [self.source, self.question, self.judging, talk.sampling.system, *talk.sampling.inputs],
             [self.pair, self.judging, self.trouble, self.next, self.stop, self.choosing, self.tally],
             trigger_mode="once", concurrency_limit=None, **SLOW,
         )  # fmt: skip
-        self.show_count_after(ask_event)
+        self.show_count_after(pair_event)
         clear_error_after(self.trouble, [self.source, self.question, talk.sampling.system, *talk.sampling.inputs])
         self.stop.click(self.stop_answers, None, None, **QUICK)
         judge_outputs = [self.pair, self.judging, self.choosing, self.trouble]
@@ -130,7 +130,7 @@ class BlindTestPart:
         """Show after an event how many pairs of the loaded target were ever judged."""
         event.then(self.show_count, self.judging, [self.count, self.judging], **QUICK)
 
-    def keep(self, judging: Judging) -> Updates:
+    def clear_outdated(self, judging: Judging) -> Updates:
         """Return the updates that clear the page once another target is loaded."""
         target = self.page.services.chat.state.target
         if target is None or not judging.is_about_another(target):
@@ -148,7 +148,7 @@ class BlindTestPart:
 
     def choose_sides(self, sides: str, judging: Judging) -> Updates:
         target = self.page.services.chat.state.target
-        judging = judging.of(target) if target is not None else judging
+        judging = judging.about(target) if target is not None else judging
         return {self.judging: replace(judging, sides=sides if sides in _SIDES else ""), self.tally: ""}
 
     @staticmethod
@@ -158,7 +158,7 @@ class BlindTestPart:
             return ""
         return _ONE_ALONE if branches else _NOT_LOADED
 
-    def ask(
+    def generate_pair(
         self, source: str, question: str, judging: Judging, system: str, request: gr.Request, *sampling: Any
     ) -> Iterator[Updates]:
         """Generate both answers to one question, and show them together."""
@@ -166,9 +166,9 @@ class BlindTestPart:
         end_updates: Updates = {self.next: gr.update(interactive=True), self.stop: HIDDEN, self.choosing: HIDDEN}
         try:
             target, sides = sides_to_compare(chat.state, judging.sides)
-            prompt, judging = self._question(source, question, judging.of(target))
-            words = prompt.system or (system or "").strip()
-            messages = (*((Message("system", words),) if words else ()), Message("user", prompt.question))
+            prompt, judging = self._question(source, question, judging.about(target))
+            system = prompt.system or (system or "").strip()
+            messages = (*((Message("system", system),) if system else ()), Message("user", prompt.question))
             settings, models = with_seed(read_sampling(sampling)), self._choice.answer_models()
             most = settings.max_new_tokens * len(sides)
             chat_request = ChatRequest(messages=messages, branches=sides, sampling=settings, id=uuid.uuid4().hex)
@@ -281,7 +281,7 @@ class BlindTestPart:
 
     def _tally(self, judging: Judging) -> tuple[BlindTally, Judging]:
         state = self.page.services.chat.state
-        judging = judging.of(state.target) if state.target is not None else judging
+        judging = judging.about(state.target) if state.target is not None else judging
         target, sides = sides_to_compare(state, judging.sides)
         file = self._file(target, sides)
         return blind_test.count_judgements(
@@ -289,14 +289,13 @@ class BlindTestPart:
         ), judging
 
     def show_count(self, judging: Judging) -> Updates:
-
         try:
             tally, judging = self._tally(judging)
         except EngineError:
             return {self.count: ""}
         votes = plural(len(self._votes.read()), "vote")
-        words = f'<p class="small num">{plural(tally.total, "pair")} judged · {votes} in all</p>' if tally.total else ""
-        return {self.count: words, self.judging: judging}
+        html = f'<p class="small num">{plural(tally.total, "pair")} judged · {votes} in all</p>' if tally.total else ""
+        return {self.count: html, self.judging: judging}
 
     def show_tally(self, judging: Judging) -> Updates:
         try:

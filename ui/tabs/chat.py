@@ -54,54 +54,54 @@ class ChatTab:
             self.fold, self.load_row, self.state, self.choice.comparing, self.talk_mode, self.blind_mode, self.measure_mode,
             self.votes_mode,
         ]  # fmt: skip
-        self.last_look = gr.State("")  # the loaded target, a line break, and the state line on the page
+        self.last_state = gr.State("")  # the loaded target, a line break, and the state line on the page
         self.timer = gr.Timer(3.0, active=False)
-        self._look_outputs: list[Component] = [
-            self.state, self.last_look, self.fold, self.load, self.unload, self.talk.composer, self.talk.panel,
-            self.talk.suggestions, self.talk.branches, self.blind.panel, self.blind.absent, self.blind.sides, self.talk.trouble, *self.blind.outputs_of_keep,
+        self._refresh_outputs: list[Component] = [
+            self.state, self.last_state, self.fold, self.load, self.unload, self.talk.composer, self.talk.panel,
+            self.talk.suggestions, self.talk.branches, self.blind.panel, self.blind.absent, self.blind.sides, self.talk.trouble, *self.blind.clear_outputs,
         ]  # fmt: skip
 
     def wire(self) -> None:
         """Connect the events."""
         page, choice = self.page, self.choice
-        looking: dict[str, Any] = {
-            "fn": self.refresh, "inputs": [self.last_look, self.blind.judging], "outputs": self._look_outputs, **QUICK,
+        refreshing: dict[str, Any] = {
+            "fn": self.refresh, "inputs": [self.last_state, self.blind.judging], "outputs": self._refresh_outputs, **QUICK,
         }  # fmt: skip
         page.pause_timers(self._tab, self.timer)
         offering = [page.chosen_run, choice.run, choice.model]
         offer_event = self._tab.select(choice.offer, offering, choice.outputs, **QUICK)
         awake = offer_event.then(
-            lambda last_look: (gr.update(active=True), _target_of(last_look)),
-            self.last_look,
-            [self.timer, self.last_look],
+            lambda last_state: (gr.update(active=True), _target_of(last_state)),
+            self.last_state,
+            [self.timer, self.last_state],
             **QUICK,
         )
-        self.talk.restore_after(awake.then(**looking))
-        self.timer.tick(**looking, trigger_mode="once")
+        self.talk.restore_after(awake.then(**refreshing))
+        self.timer.tick(**refreshing, trigger_mode="once")
         chosen = choice.run.input(self.choose, choice.run, [*choice.outputs, page.chosen_run], **QUICK)
         clear_error_after(self.state, choice.inputs)
         load_event = gr.on(
             [self.load.click, choice.model.submit, choice.folder.submit], self.load_chosen, choice.inputs,
             [self.state, self.load, self.unload], trigger_mode="once", **SLOW,
         )  # fmt: skip
-        look_event = load_event.then(**looking)
-        self._open_after(page.wants_chat.change, looking)
-        self.unload.click(shown_in_place(self.unload_model), None, self.state, **SLOW).then(**looking)
-        self.talk.wire(look_event)
+        refresh_event = load_event.then(**refreshing)
+        self._open_after(page.wants_chat.change, refreshing)
+        self.unload.click(shown_in_place(self.unload_model), None, self.state, **SLOW).then(**refreshing)
+        self.talk.wire(refresh_event)
         self.blind.wire(self.talk)
         mode_event = self.mode.input(self.switch_mode, self.mode, self._modes, **QUICK)
         self.evaluate.wire(awake, mode_event, chosen)
         self.votes.wire(mode_event)
         self.blind.show_count_after(mode_event)
 
-    def _open_after(self, trigger: Any, looking: Mapping[str, Any]) -> None:
+    def _open_after(self, trigger: Any, refreshing: Mapping[str, Any]) -> None:
         """Choose and load a run that another tab opens here, and focus the question."""
         page, choice, modes = self.page, self.choice, [self.mode, *self._modes]
         propose_event = trigger(self.propose, [page.wants_chat, page.chosen_run], [*choice.outputs, *modes], **QUICK)
         load_event = propose_event.then(
             self.load_wanted, [page.wants_chat, *choice.inputs], [self.state, self.load, self.unload], **SLOW
         )
-        load_event.then(**looking).then(None, page.wants_chat, page.wants_chat, js=script("to_question"), **QUICK)
+        load_event.then(**refreshing).then(None, page.wants_chat, page.wants_chat, js=script("to_question"), **QUICK)
 
     def propose(self, wants_chat: bool, run_id: str) -> Updates:
         if not wants_chat:
@@ -145,7 +145,7 @@ class ChatTab:
     def _render_state(self, state: ChatState) -> str:
         return render_chat_state(state, self.choice.results(state.target))
 
-    def refresh(self, last_look: str, judging: Judging) -> Updates:
+    def refresh(self, last_state: str, judging: Judging) -> Updates:
         """Return the loaded model, from any page; no updates if nothing changed."""
         state = self.page.services.chat.state
         html = self._render_state(state)
@@ -153,24 +153,24 @@ class ChatTab:
         # Two runs may have one name.
         target = state.target.model_dump_json() if ready and state.target is not None else ""
         now = f"{target}\n{html}"
-        if now == last_look:
+        if now == last_state:
             return UNCHANGED
         branches = state.model.branches if state.model is not None else ()
         updates: Updates = {
-            self.last_look: now,
+            self.last_state: now,
             self.load: gr.update(value="Loading …" if loading else "Load", interactive=not loading),
             self.unload: gr.update(value="Stop loading" if loading else "Unload", visible=ready or loading),
             self.talk.composer: visible_if(ready),
             self.talk.panel: visible_if(ready),
             self.blind.panel: visible_if(len(branches) > 1),
             self.blind.absent: self.blind.why_absent(branches),
-            **self.blind.keep(judging),
+            **self.blind.clear_outdated(judging),
         }
         # A failed load is not part of the session's state: its error stays until the next load.
-        if ready or loading or last_look:
+        if ready or loading or last_state:
             updates[self.state] = html
         # The chosen branches stay while the same is loaded.
-        if not target or target != _target_of(last_look):
+        if not target or target != _target_of(last_state):
             # What is loaded needs no choice: its conversation gets the room.
             updates[self.fold] = gr.update(open=not ready, label=CHANGE if ready else CHOOSE)
             updates[self.talk.trouble] = ""
@@ -197,6 +197,6 @@ class ChatTab:
         }
 
 
-def _target_of(last_look: str) -> str:
+def _target_of(last_state: str) -> str:
     """Return the target that was loaded when the tab was last drawn."""
-    return last_look.partition("\n")[0]
+    return last_state.partition("\n")[0]

@@ -262,7 +262,7 @@ class ChatChoice:
         names = {**BRANCH_WORDS, **self.names(target)}
         adapters = {"tuned": target.tuned, "second": target.second}
 
-        def of(branch: Branch) -> AnswerModel:
+        def model_of(branch: Branch) -> AnswerModel:
             choice = adapters.get(branch)
             return AnswerModel(
                 name=names[branch],
@@ -273,7 +273,7 @@ class ChatChoice:
                 checkpoint=choice.checkpoint or "" if choice is not None else "",
             )
 
-        return {branch: of(branch) for branch in model.branches}
+        return {branch: model_of(branch) for branch in model.branches}
 
     def results(self, target: ChatTarget | None) -> tuple[str, ...]:
         """Return the titles of the loaded runs and checkpoints; empty for a base model."""
@@ -303,7 +303,7 @@ class ChatChoice:
         reader = self.page.reader
         snapshot = reader.observe(run_id)
         config = snapshot.config
-        own = [(f"this run, {words}", f"{run_id}/{value}") for words, value in checkpoint_choices(snapshot)[1:]]
+        own = [(f"this run, {label}", f"{run_id}/{value}") for label, value in checkpoint_choices(snapshot)[1:]]
         if config is None:
             return own
         others = []
@@ -325,7 +325,7 @@ def _local_folder(typed: str) -> Path:
         names = ", ".join(map(str, roots))
         raise ModelError(
             f"{folder.name or text[:60]} is outside the folders that the page reads: {names}.",
-            "Copy it below one of them, or add its place to LORATORY_DATA.",
+            "Copy it below one of them, or add the folder that holds it to LORATORY_DATA.",
         )
     if not folder.is_dir():
         raise ModelError(f"There is no folder {folder.name}.", "Check the path.")

@@ -104,7 +104,7 @@ class DataTab:
         self.open_after(page.refresh_after(self.tokenizer.changed(nothing, None, None, **SLOW)))
         # Train counts the rows itself, after an edit of max_length.
         others = [tab.select for tab in page.tabs.children if isinstance(tab, gr.Tab) and tab.id != "train"]
-        gr.on(others, None, **self._asking_if_chosen)
+        gr.on(others, None, **self._open_if_chosen)
         # A slow model lookup may end while rows are already shown here.
         for event in (page.form["model.id"], page.wants_data):
             self.open_after(event.change(nothing, None, None, **SLOW))
@@ -115,11 +115,11 @@ class DataTab:
 
     def open_restored(self, event: Any) -> None:
         """Open the dataset of the restored draft; do nothing if it has none."""
-        event.then(None, **self._asking_if_chosen)
+        event.then(None, **self._open_if_chosen)
 
     @property
-    def _asking_if_chosen(self) -> dict[str, Any]:
-        js = "(source, asked) => source ? String(Math.random()) : asked"
+    def _open_if_chosen(self) -> dict[str, Any]:
+        js = "(source, request) => source ? String(Math.random()) : request"
         return {
             "inputs": [self.page.form["dataset.source"], self.open_request],
             "outputs": self.open_request,
@@ -174,7 +174,7 @@ class DataTab:
                 **self._without_rows(source, error.what),
             }
         services.checks.note_opened(question, page.format)
-        check = services.checks.ask(question, request.session_hash or "")
+        check = services.checks.request(question, request.session_hash or "")
         return {
             **around,
             self.summary: view.render_format(source, page),

@@ -70,17 +70,17 @@ class EvaluatePart:
 
     def wire(self, open_event: Dependency, mode_event: Dependency, chosen: Dependency) -> None:
         """Connect the events of opening the tab, changing the mode and choosing a run."""
-        shown = [*self._target, self.number]
+        selection = [*self._target, self.number]
         for event in (open_event.then, mode_event.then, self.job.changed):
-            event(self.show, shown, self._outputs, **QUICK)
+            event(self.show, selection, self._outputs, **QUICK)
         for event in (chosen.then, self._choice.checkpoint.input):
             event(self.show, self._target, self._outputs, **QUICK)
-        self.previous.click(lambda *shown: self.show(*shown, step=-1), shown, self._outputs, **QUICK)
-        self.next.click(lambda *shown: self.show(*shown, step=1), shown, self._outputs, **QUICK)
-        self.job.start_by(self.start, [*shown, self._choice.where, *self._settings], self._outputs)
+        self.previous.click(lambda *selection: self.show(*selection, step=-1), selection, self._outputs, **QUICK)
+        self.next.click(lambda *selection: self.show(*selection, step=1), selection, self._outputs, **QUICK)
+        self.job.start_by(self.start, [*selection, self._choice.where, *self._settings], self._outputs)
         self.job.stop.click(self.job.end, self._choice.run, self.job.outputs, **QUICK)
         pick_event = self.across.click(self.pick, None, [*self._choice.outputs, self.number], **QUICK)
-        pick_event.then(self.show, shown, self._outputs, **QUICK)
+        pick_event.then(self.show, selection, self._outputs, **QUICK)
 
     def show(self, run_id: str, checkpoint: str | None, number: int = 0, *, step: int = 0) -> Updates:
         """Return the evaluation's progress and result, with a page of its answered rows."""
@@ -89,17 +89,17 @@ class EvaluatePart:
         result = self._evaluations.read(run_id, state) if is_run else None
         page = ListPage.at(number + step, len(result.answered) if result is not None else 0, view.ROWS_PER_PAGE)
         if result is not None:
-            shown = view.render_evaluation(result)
+            html = view.render_evaluation(result)
         elif is_run:
             work = self.page.services.results.measuring.find(run_id)
-            shown = "" if work is not None and work.is_under_way else view.NOT_MEASURED
+            html = "" if work is not None and work.is_under_way else view.NOT_MEASURED
         else:
-            shown = view.NO_RESULT
+            html = view.NO_RESULT
         updates[self.job.start]["value"] = "Measure again" if result is not None else "Measure"
         return {
             **updates,
             self.number: page.number,
-            self.result: shown,
+            self.result: html,
             self.answers: visible_if(page.rows > 0),
             self.where: page.position("answered row", "the worst first"),
             self.rows: view.render_answered(result, page) if result is not None else "",
@@ -174,13 +174,13 @@ class VotesPart:
 
     def wire(self, mode_event: Any) -> None:
         """Connect the events; the votes are read after each `mode_event`."""
-        page, shown = self.page, [self.with_cut_off, self.number]
+        page, selection = self.page, [self.with_cut_off, self.number]
         for event in (mode_event.then, self.with_cut_off.input):
-            event(self.show, shown, self._outputs, **QUICK)
-        self.newer.click(lambda cut_off, number: self.show(cut_off, number - 1), shown, self._outputs, **QUICK)
-        self.older.click(lambda cut_off, number: self.show(cut_off, number + 1), shown, self._outputs, **QUICK)
-        self.list.click(self.pick, shown, [*self._outputs, self.status], **QUICK)
-        self.confirm.wire(self.delete_all.click, self._ask, self.number)
+            event(self.show, selection, self._outputs, **QUICK)
+        self.newer.click(lambda cut_off, number: self.show(cut_off, number - 1), selection, self._outputs, **QUICK)
+        self.older.click(lambda cut_off, number: self.show(cut_off, number + 1), selection, self._outputs, **QUICK)
+        self.list.click(self.pick, selection, [*self._outputs, self.status], **QUICK)
+        self.confirm.wire(self.delete_all.click, self._deletion_question, self.number)
         self.confirm.really.click(self.delete, self.with_cut_off, [*self._outputs, self.status], **QUICK)
         use_event = self.use_button.click(
             shown_as_message(self.use),
@@ -233,11 +233,11 @@ class VotesPart:
     def delete(self, with_cut_off: bool, number: int = 0, identifiers: list[str] | None = None) -> Updates:
         """Delete votes; all of them without identifiers."""
         try:
-            words = small(f"{plural(self._votes.remove(identifiers), 'vote')} deleted.", role="status")
+            message = small(f"{plural(self._votes.remove(identifiers), 'vote')} deleted.", role="status")
         except EngineError as error:
-            words = error_box(error)
-        return {**self.show(with_cut_off, number), self.status: words}
+            message = error_box(error)
+        return {**self.show(with_cut_off, number), self.status: message}
 
-    def _ask(self, _number: int) -> tuple[str, str]:
+    def _deletion_question(self, _number: int) -> tuple[str, str]:
         count = plural(len(self._votes.read()), "vote")
         return f"Delete {count}?", "Datasets made from them are kept."

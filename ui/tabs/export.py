@@ -83,7 +83,7 @@ class ExportTab:
     def wire(self) -> None:
         """Connect the events."""
         page, target, forms, job = self.page, [self.run, self.checkpoint], self.forms, self.job
-        shown = [*target, self.form, self.number]
+        selection = [*target, self.form, self.number]
         offer_event = self._tab.select(
             self.offer, [page.chosen_run, self.run], [*target, self.number, self.empty, self.whole], **QUICK
         )
@@ -96,11 +96,11 @@ class ExportTab:
         # One event for all choices, so the answer for the last one also arrives last.
         formats = [*forms.panels, self.text.panel, self.text.text, self.text.download, job.buttons]
         self.turn.change(
-            job.shown_in_status(self.show), shown, [*formats, *self._outputs], trigger_mode="always_last", **QUICK
+            job.shown_in_status(self.show), selection, [*formats, *self._outputs], trigger_mode="always_last", **QUICK
         )
-        refreshing = [*shown, forms.folder, self.exports]
+        refreshing = [*selection, forms.folder, self.exports]
         job.changed(job.shown_in_status(self.refresh), refreshing, self._outputs, **QUICK)
-        starting = [*shown, self.where, forms.folder, forms.repository, forms.token, *forms.settings.values()]
+        starting = [*selection, self.where, forms.folder, forms.repository, forms.token, *forms.settings.values()]
         job.start_by(self.start, starting, self._outputs, secret=forms.token)
         job.stop.click(job.end, self.run, job.outputs, **QUICK)
         self.before.click(job.shown_in_status(self.pick), [self.run, self.form], self._outputs, **QUICK)

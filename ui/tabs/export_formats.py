@@ -98,7 +98,7 @@ class ExportForms:
         return {
             self.about: about,
             self.sizes: gr.update(value=sizes, visible="gguf_type" in settings and bool(sizes) and not reason),
-            **{panel: visible_if(one and not reason) for panel, one in visible.items()},
+            **{panel: visible_if(is_used and not reason) for panel, is_used in visible.items()},
         }
 
     def settings_of(self, form: str, values: Sequence[Any]) -> dict[str, Any]:

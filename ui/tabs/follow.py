@@ -1,6 +1,6 @@
 """The chosen run: status, curves, warnings, log, and the actions on it.
 
-Stateless: every look reads the new part from disk, and any browser shows the same.
+Stateless: every request reads the new part from disk, and any browser shows the same.
 """
 
 from collections.abc import Callable
@@ -146,8 +146,8 @@ class FollowPart:
             *self._texts, self.live, self.run_shown, self.body, *self._buttons, self.next_job, self.place, self.confirm.panel,
             self.small_fold, *([self.choice] if self.choice is not None else []),
         ]  # fmt: skip
-        # What `look` needs besides the run.
-        self.look_inputs = [self.smoothing, self.log_axis, self._log_open, self.run_shown]
+        # What `show` needs besides the run.
+        self.view_inputs = [self.smoothing, self.log_axis, self._log_open, self.run_shown]
 
     def lay_out_side(self) -> None:
         """Lay out the side panel of a run, which replaces the draft in the Follow view."""
@@ -158,24 +158,24 @@ class FollowPart:
     def wire(self) -> list[Dependency]:
         """Connect the events; return those that change the actions on the shown run."""
         page = self.page
-        looking = [self.run_shown, *self.look_inputs]
-        refresh_event = self.live.submit(self.refresh, looking, self.outputs, trigger_mode="always_last", **QUICK)
+        viewing = [self.run_shown, *self.view_inputs]
+        refresh_event = self.live.submit(self.refresh, viewing, self.outputs, trigger_mode="always_last", **QUICK)
         gr.on(
-            [self.smoothing.change, self.log_axis.change], self.redraw_loss, looking[:-1], [self.loss, self.live],
+            [self.smoothing.change, self.log_axis.change], self.redraw_loss, viewing[:-1], [self.loss, self.live],
             trigger_mode="always_last", **QUICK,
         )  # fmt: skip
         for event, is_open in ((self.log_fold.expand, True), (self.log_fold.collapse, False)):
-            self._look_again_after(event(lambda is_open=is_open: is_open, None, self._log_open, **QUICK))
+            self._redraw_after(event(lambda is_open=is_open: is_open, None, self._log_open, **QUICK))
         if self.choice is not None:
             pick_event = self.choice.input(lambda run_id: run_id or "", self.choice, page.chosen_run, **QUICK)
-            self._look_again_after(pick_event, page.chosen_run)
+            self._redraw_after(pick_event, page.chosen_run)
         page.open_in_chat(self.chat.click, self.run_shown)
-        self.confirm.wire(self.cancel.click, self.ask_cancel, self.run_shown)
+        self.confirm.wire(self.cancel.click, self.cancel_question, self.run_shown)
         return [
             refresh_event,
             self._request_by(self.anyway.click, request_start_anyway, "run started"),
             self._request_by(self.stop.click, request_stop, "run stopped"),
-            self._look_again_after(
+            self._redraw_after(
                 self.resume.click(
                     shown_as_message(self.resume_shown),
                     [self.run_shown, self.flavor, self.limit, self.place],
@@ -187,19 +187,19 @@ class FollowPart:
             self._request_by(self.confirm.really.click, request_cancel, "run stopped"),
         ]
 
-    def _look_again_after(self, event: Dependency, run: Component | None = None) -> Dependency:
+    def _redraw_after(self, event: Dependency, run: Component | None = None) -> Dependency:
         """Redraw a run, by default the shown one, after an event that changed it."""
-        return event.then(self.look, [run or self.run_shown, *self.look_inputs], self.outputs, **QUICK)
+        return event.then(self.show, [run or self.run_shown, *self.view_inputs], self.outputs, **QUICK)
 
     def _request_by(
         self, event: Callable[..., Dependency], request: Callable[[Run], None], kind: AuditKind
     ) -> Dependency:
-        def ask(run_id: str) -> None:
+        def send(run_id: str) -> None:
             run = self.page.services.runs.get(run_id)
             request(run)
             self.page.services.log(kind, run.id)
 
-        return self._look_again_after(event(shown_as_message(ask), self.run_shown, None, trigger_mode="once", **QUICK))
+        return self._redraw_after(event(shown_as_message(send), self.run_shown, None, trigger_mode="once", **QUICK))
 
     def resume_shown(self, run_id: str, flavor: str, limit: str, where: str | None) -> None:
         """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
@@ -220,20 +220,20 @@ class FollowPart:
         place = with_requested_target(config, run.folder).run.where
         return place if place != ThisMachine.name or has_place(services.home) else None
 
-    def ask_cancel(self, run_id: str) -> tuple[str, str]:
+    def cancel_question(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is cancelled."""
-        words = "stops now. Saved checkpoints stay; progress after the last one is lost."
-        return self.page.reader.observe(run_id).title, f"{words} <b>Stop and save</b> loses nothing."
+        effect = "stops now. Saved checkpoints stay; progress after the last one is lost."
+        return self.page.reader.observe(run_id).title, f"{effect} <b>Stop and save</b> loses nothing."
 
     def show_after(self, event: Dependency, view: gr.Radio) -> Dependency:
         """List the runs and draw the chosen one after an event that may have opened the view."""
         chosen = self.page.chosen_run
         list_event = event.then(self._list, [chosen, view], self.choice, **QUICK)
 
-        def look_if_in_front(run_id: str, view: str, *how: Any) -> Updates:
-            return self.look(run_id, *how) if view == "Follow" else UNCHANGED
+        def show_if_in_front(run_id: str, view: str, *how: Any) -> Updates:
+            return self.show(run_id, *how) if view == "Follow" else UNCHANGED
 
-        return list_event.then(look_if_in_front, [chosen, view, *self.look_inputs], self.outputs, **QUICK)
+        return list_event.then(show_if_in_front, [chosen, view, *self.view_inputs], self.outputs, **QUICK)
 
     def answer(self, question: str, last_stamp: str) -> str | None:
         """Return what is new since `last_stamp`, as `ui.polls.poll` sends it; None where nothing is new.
@@ -257,24 +257,25 @@ class FollowPart:
         if not last_stamp.endswith(_actions_stamp(snapshot)):
             return poll_answer(new, {}, submit=True)
         view = _view_of(query.smoothing, query.log_axis)
-        return self._answers.get((new, view), lambda: poll_answer(new, self._places(snapshot, view, query.log_open)))
+        return self._answers.get((new, view), lambda: self._poll_answer(new, snapshot, view, query.log_open))
 
-    def _places(self, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> dict[str, str]:
+    def _poll_answer(self, new: str, snapshot: RunSnapshot, view: ChartView, log_open: bool) -> str:
         updates = self._draw(snapshot, view, log_open)
-        return {part.elem_id: text for part in self._poll_parts if isinstance(text := updates.get(part), str)}
+        parts = {part.elem_id: text for part in self._poll_parts if isinstance(text := updates.get(part), str)}
+        return poll_answer(new, parts)
 
     def refresh(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Redraw a run and the list of runs after a poll found more than new curves."""
-        self.page.reader.look_again()  # the list may be older than what the poll found
+        self.page.reader.invalidate()  # the list may be older than what the poll found
         choice_update = {self.choice: self._list(run_id, "Follow")} if run_id and self.choice is not None else {}
-        return {**self._look(run_id, smoothing, log_axis, log_open, run_shown), **choice_update}
+        return {**self._show(run_id, smoothing, log_axis, log_open, run_shown), **choice_update}
 
-    def look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
+    def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str = "") -> Updates:
         """Return everything about a run; an open question stays open only if `run_shown` is the same run."""
         known_id = run_id if self.page.reader.exists(run_id) else ""
-        return self._look(known_id, smoothing, log_axis, log_open, run_shown)
+        return self._show(known_id, smoothing, log_axis, log_open, run_shown)
 
-    def _look(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
+    def _show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         if not run_id:
             return self._without_run(run_view.NO_RUN)
         try:

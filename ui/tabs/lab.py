@@ -57,7 +57,7 @@ class LabTab:
             self.shared = gr.HTML(elem_id="lab-shared")
         with gr.Accordion("Audit log", open=False, elem_id="lab-log-fold"):
             with gr.Row():
-                self.words = gr.Textbox(
+                self.search = gr.Textbox(
                     label="Search", placeholder="person, run, address …", scale=3, elem_id="lab-log-search"
                 )
                 self.kind = Dropdown(
@@ -127,7 +127,7 @@ class LabTab:
         """Connect the events."""
         self.page.pause_timers(self._tab, self.timer)
         settings = [*self.limits.values(), self.announcement, self.maintenance, self.maintenance_text]
-        filters = [self.words, self.kind]
+        filters = [self.search, self.kind]
         list_outputs = [self.people, *self._runs.outputs, self.shared]
         open_event = self._tab.select(
             shown_as_message(self._show), self.name, [*list_outputs, self.result, *settings], **QUICK
@@ -139,7 +139,7 @@ class LabTab:
         self.timer.tick(shown_as_message(self._runs.show), None, self._runs.outputs, trigger_mode="once", **QUICK)
         self._runs.wire(self._log_after)
 
-        self.removal.wire(self.remove.click, self._ask_removal, self.name)
+        self.removal.wire(self.remove.click, self._removal_question, self.name)
         panel = [
             self.name, self.person, self.heading, self.role, self.disable, self.enable, self.people, self.removal.panel,
         ]  # fmt: skip
@@ -150,7 +150,7 @@ class LabTab:
             (self.enable, "enable"), (self.removal.really, "remove"),
         ):  # fmt: skip
             role = self.invited_role if action == "invite" else self.role
-            self._log_after(button.click(self._asks_for(action), [self.name, role], action_outputs, **SLOW))
+            self._log_after(button.click(self._action_handler(action), [self.name, role], action_outputs, **SLOW))
         action_inputs = [self.password, self.pending, self.name]
         for event in (self.confirm.click, self.password.submit):
             self._log_after(event(shown_as_message(self._confirm), action_inputs, action_outputs, **SLOW))
@@ -172,7 +172,7 @@ class LabTab:
         )
 
     def _log_after(self, event: Any) -> None:
-        event.then(shown_in_place(self._show_log), [self.words, self.kind], self.log, **QUICK)
+        event.then(shown_in_place(self._show_log), [self.search, self.kind], self.log, **QUICK)
 
     def _show(self, name: str) -> Updates:
         settings = self._admin.settings()
@@ -188,12 +188,12 @@ class LabTab:
             self.maintenance_text: settings.maintenance.text,
         }
 
-    def _ask_removal(self, name: str) -> tuple[str, str]:
+    def _removal_question(self, name: str) -> tuple[str, str]:
         return f"Remove {name} permanently?", escape(views.removal_words(name, self._admin.runs_of(name)))
 
-    def _show_log(self, words: Any, kind: Any) -> str:
+    def _show_log(self, search: Any, kind: Any) -> str:
         log_kind = "" if kind == _ANY_KIND else str(kind)
-        return views.render_log(self._admin.log_entries(str(words or "")[:200], log_kind, _LOG_ROWS))
+        return views.render_log(self._admin.log_entries(str(search or "")[:200], log_kind, _LOG_ROWS))
 
     def _pick(self, event: gr.EventData) -> Updates:
         return {**self._panel(picked_value(event)), self.result: ""}
@@ -211,14 +211,14 @@ class LabTab:
             self.removal.panel: HIDDEN,
         }  # fmt: skip
 
-    def _asks_for(self, action: str) -> Callable[..., Updates]:
+    def _action_handler(self, action: str) -> Callable[..., Updates]:
         def handler(name: Any, role: Any, request: gr.Request) -> Updates:
-            return self._do(f"{action}:{role}", str(name), Caller.of(request))
+            return self._do(f"{action}:{role}", str(name), Caller.from_request(request))
 
         return shown_as_message(handler)
 
     def _confirm(self, password: Any, pending: Any, name: Any, request: gr.Request) -> Updates:
-        caller = Caller.of(request)
+        caller = Caller.from_request(request)
         self._admin.confirm(caller, str(password))
         return self._do(str(pending), str(name), caller) if pending else self._calm()
 
@@ -252,15 +252,17 @@ class LabTab:
 
     def _save_limits(self, request: gr.Request, *values: Any) -> None:
         texts = dict(zip(self.limits, values, strict=True))
-        self._admin.save_limits(Caller.of(request), {name: _parse(name, value) for name, value in texts.items()})
+        self._admin.save_limits(
+            Caller.from_request(request), {name: _parse(name, value) for name, value in texts.items()}
+        )
         gr.Info("Limits saved.", duration=4)
 
     def _announce(self, text: Any, request: gr.Request) -> None:
-        self._admin.announce(Caller.of(request), str(text or ""))
+        self._admin.announce(Caller.from_request(request), str(text or ""))
         gr.Info("Announcement saved." if str(text or "").strip() else "Announcement removed.", duration=4)
 
     def _set_maintenance(self, is_on: Any, text: Any, request: gr.Request) -> None:
-        self._admin.set_maintenance(Caller.of(request), is_on is True, str(text or ""))
+        self._admin.set_maintenance(Caller.from_request(request), is_on is True, str(text or ""))
         gr.Info("No run starts until this is switched off." if is_on is True else "Runs start again.", duration=4)
 
 

@@ -70,11 +70,11 @@ class LabRunsPart:
 
     def _act(self, event: gr.EventData, request: gr.Request) -> Updates:
         """Run the action of a row's button; the run's name is untrusted and looked up."""
-        name, caller = picked_value(event), Caller.of(request)
+        name, caller = picked_value(event), Caller.from_request(request)
         if name.startswith(LOOK_PREFIX):
             return {self.page.other_run: name.removeprefix(LOOK_PREFIX), self.page.tabs: gr.Tabs(selected="runs")}
         if name.startswith(URGENT_PREFIX):
-            return self._ask(name.removeprefix(URGENT_PREFIX))
+            return self._urgent_question(name.removeprefix(URGENT_PREFIX))
         if name == TURN:
             self._admin.clear_urgent(caller)
         elif name.startswith(STOP_PREFIX):
@@ -82,15 +82,15 @@ class LabRunsPart:
             gr.Info("The run was asked to save and stop.", duration=4)
         return {**self.show(), self.panel: HIDDEN}
 
-    def _ask(self, name: str) -> Updates:
+    def _urgent_question(self, name: str) -> Updates:
         owner, _, run_id = name.partition("/")
-        if name not in {f"{one.owner}/{one.run_id}" for one in self._admin.queue()}:
+        if name not in {f"{entry.owner}/{entry.run_id}" for entry in self._admin.queue()}:
             raise RunError("There is no such run.", "Reload the list.")
         text = f"Start run {run_id[-4:]} of {owner} next? Only one run can be urgent."
         return {self.panel: visible_if(True), self.question: notice(text), self.run_key: name, self.why: ""}
 
     def _make_urgent(self, name: Any, why: Any, request: gr.Request) -> Updates:
-        self._admin.make_urgent(Caller.of(request), str(name), str(why or ""))
+        self._admin.make_urgent(Caller.from_request(request), str(name), str(why or ""))
         gr.Info("The run starts next.", duration=4)
         return {**self.show(), self.panel: HIDDEN, self.run_key: ""}
 
@@ -135,8 +135,8 @@ class LabModelsPart:
         """Connect the events; the cache is listed after `open_event`."""
         open_event.then(shown_in_place(self._list), None, self.models, **SLOW)
         confirm = self.confirm
-        ask_outputs = [self.chosen, confirm.panel, confirm.question, confirm.really]
-        self.models.click(shown_as_message(self._ask), None, ask_outputs, **SLOW)
+        question_outputs = [self.chosen, confirm.panel, confirm.question, confirm.really]
+        self.models.click(shown_as_message(self._removal_question), None, question_outputs, **SLOW)
         remove_event = confirm.really.click(
             shown_as_message(self._remove), self.chosen, [confirm.panel, self.chosen], **SLOW
         )
@@ -147,15 +147,15 @@ class LabModelsPart:
     def _list(self) -> str:
         return views.render_cache(self._admin.models())
 
-    def _ask(self, event: gr.EventData) -> Updates:
+    def _removal_question(self, event: gr.EventData) -> Updates:
         cache, name = self._admin.models(), picked_value(event)
         model_ids = cache.offered if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
-        ids = [one.id for one in cache.models if one.id in model_ids and not one.use.needed_by]
+        ids = [model.id for model in cache.models if model.id in model_ids and not model.use.needed_by]
         if not ids:
             return {self.confirm.panel: HIDDEN, self.chosen: []}
         return {self.chosen: ids, **self.confirm.open(escape(views.models_question(ids, cache)), "Remove")}
 
     def _remove(self, ids: Any, request: gr.Request) -> Updates:
-        freed_bytes = self._admin.remove_models(Caller.of(request), [str(one) for one in ids or ()])
+        freed_bytes = self._admin.remove_models(Caller.from_request(request), [str(model_id) for model_id in ids or ()])
         gr.Info(f"{size(freed_bytes)} freed.", duration=4)
         return {self.confirm.panel: HIDDEN, self.chosen: []}

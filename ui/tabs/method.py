@@ -73,7 +73,7 @@ class MethodTab:
         form.register("adapter.method", Radio(list(METHODS), value=DEFAULT_METHOD.name, visible=False))
         form.show_problems_of("adapter.method", self.choice)
         form.register("adapter.warm_start", gr.State(None))
-        self.begins = pick_list(elem_id="begins-with")
+        self.warm_start = pick_list(elem_id="begins-with")
         self.link_alpha = gr.Checkbox(True, label="Keep alpha at twice the rank", container=False, render=False)
         for methods, fields in _field_groups(advanced=False).items():
             self._lay_out(methods, fields)
@@ -94,7 +94,7 @@ class MethodTab:
         page.on_draft(self.trainable, render_trainable)
         page.on_draft(self.lead, render_lead)
         page.on_draft(self.choice, method_choice)
-        page.on_draft(self.begins, lambda draft: render_begins_with(page.start_label(draft)))
+        page.on_draft(self.warm_start, lambda draft: render_warm_start(page.start_label(draft)))
         page.on_fill(self.link_alpha, is_linked)
         page.on_draft_later(self.table, render_method_table)
 
@@ -126,7 +126,7 @@ class MethodTab:
         settings = [self._set_quantization, quantization, method, *shared]
         page.refresh_after(self.choice.input(_settings_of_choice, [self.choice, *settings], settings, **QUICK))
         quantization.input(None, quantization, self._set_quantization, js="(value) => value", **QUICK)
-        page.refresh_after(self.begins.click(lambda: None, None, start, **QUICK))
+        page.refresh_after(self.warm_start.click(lambda: None, None, start, **QUICK))
         # In the browser: figures that depend on both need one round trip only.
         linking = {"js": "(r, linked, alpha) => linked && r ? 2 * r : alpha", **QUICK}
         linking |= {"fn": None, "inputs": [rank, self.link_alpha, alpha], "outputs": alpha}
@@ -202,12 +202,12 @@ def render_lead(draft: Draft) -> str:
     return f'<h2>Method</h2><p class="lead">{_CHOICES[method_choice(draft)].help}</p>'
 
 
-def render_begins_with(words: str) -> str:
+def render_warm_start(label: str) -> str:
     """Return what the draft continues from, with a remove button; empty for a new adapter."""
-    if not words:
+    if not label:
         return ""
     remove = pick_button("out", "Start a new adapter")
-    return f'<div class="sentence">Continues from {escape(words)}. Method, rank and alpha must stay the same. {remove}</div>'
+    return f'<div class="sentence">Continues from {escape(label)}. Method, rank and alpha must stay the same. {remove}</div>'
 
 
 def render_trainable(draft: Draft) -> str:

@@ -95,15 +95,15 @@ class ModelTab:
         self.search.submit(_search_hub, self.search, self.hub, api_visibility="private")
         clear_error_after(self.hub, [self.search])
         for trigger in (self.catalog.click, self.hub.click):
-            self._look_up_after(trigger(picked_value, None, self._name_to_find, **QUICK))
+            self._choose_after(trigger(picked_value, None, self._name_to_find, **QUICK))
             trigger(None, None, self.own, js="() => ''", **QUICK)  # the typed name is no longer the model
-        name_event = self._look_up_after(
+        name_event = self._choose_after(
             self.own.submit(lambda text: id_of_page(text.strip()), self.own, self._name_to_find, **QUICK)
         )
         name_event.then(None, None, None, js=_SCROLL_TO_DETAILS, **QUICK)  # they are below the catalogue
         if self.own_models is not None:
             arrival_event = self.own_models.wire()
-            self._look_up_after(
+            self._choose_after(
                 arrival_event.then(lambda name: name, self.own_models.arrival, self._name_to_find, **QUICK)
             )
         revise_event = gr.on(
@@ -141,16 +141,16 @@ class ModelTab:
 
         event.then(fetch, self.page.form.components, self.tokenizer.outputs, **SLOW)
 
-    def _look_up_after(self, event: Any) -> Dependency:
+    def _choose_after(self, event: Any) -> Dependency:
         page = self.page
         own = [self.own_models.panel, self.own_models.model] if self.own_models is not None else []
-        announced = event.then(self.announce, self._name_to_find, self.details, **QUICK)
-        looked_up = announced.then(
+        announce_event = event.then(self.announce, self._name_to_find, self.details, **QUICK)
+        choose_event = announce_event.then(
             self.choose, [self._name_to_find, page.form["model.id"]],
             [self.details, self.model_change, self.described_name, *own], api_visibility="private",
         )  # fmt: skip
-        self._fetch_after(page.change_after(looked_up, self.model_change))
-        return looked_up
+        self._fetch_after(page.change_after(choose_event, self.model_change))
+        return choose_event
 
     def begin_lookup(
         self, model_id: str | None, revision: str | None, described_name: str, search: str, *judge_values: str | None
@@ -174,20 +174,20 @@ class ModelTab:
 
     def describe(self, model: ModelConfig | None) -> str:
         """Return the details of a model, or why it cannot be read; learns its modules."""
-        return self._described_or_why_not(model)[0]
+        return self._describe_or_explain(model)[0]
 
-    def _described_or_why_not(self, model: ModelConfig | None) -> tuple[str, EngineError | None]:
+    def _describe_or_explain(self, model: ModelConfig | None) -> tuple[str, EngineError | None]:
         if model is None:
             return NOT_CHOSEN, None
         try:
             services = self.page.services
             services.shapes.learn(model)
-            tokenizer = services.tokenizers.ask(model)
-            tokenizer.ended.wait(_BLINK_SECONDS)
+            tokenizer = services.tokenizers.download(model)
+            tokenizer.done.wait(_BLINK_SECONDS)
             details = services.inspector.model_details(model)
             # The line below the details reports a tokenizer that is downloading or failed.
-            is_told = details.tokenizer_missing is not None and (tokenizer.is_under_way or tokenizer.error is not None)
-            return render_details(details, has_tokenizer=not is_told), None
+            has_line = tokenizer.is_under_way or tokenizer.error is not None
+            return render_details(details, has_tokenizer=details.tokenizer_missing is None or not has_line), None
         except Exception as error:
             problem = as_engine_error(error)
             return error_box(problem), problem
@@ -239,7 +239,7 @@ class ModelTab:
         if len(model_id) > _LONGEST_NAME:
             details = error_box(ModelError(_TOO_LONG, "Type a Hub id or a path."))
         else:
-            details, error = self._described_or_why_not(model)
+            details, error = self._describe_or_explain(model)
         if self.page.services.shapes.get(model_id, None) is None:
             # It could not be read: the previous model must not look like the requested one.
             change: dict[str, Any] = {"model": {"id": "", "revision": None}}
@@ -289,8 +289,8 @@ class TokenizerStatus(WorkStatus):
         """Download a tokenizer if it is missing, or `again` after a failure; return its status soon."""
         if model is None:
             return {**self.follow(), self.again: HIDDEN}
-        work = self.page.services.tokenizers.ask(model, again=again)
-        work.ended.wait(_BLINK_SECONDS)
+        work = self.page.services.tokenizers.download(model, again=again)
+        work.done.wait(_BLINK_SECONDS)
         return {**self.follow(key_of(model)), self.again: visible_if(work.error is not None)}
 
 

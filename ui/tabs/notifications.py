@@ -52,9 +52,9 @@ class NotificationsPart:
 
     def render(self, problem: str = "") -> Updates:
         webhook = self._store.read()
-        words = "" if webhook is None else notice(f"{_KIND_NAMES[webhook.kind]} at {webhook.host}.")
+        state = "" if webhook is None else notice(f"{_KIND_NAMES[webhook.kind]} at {webhook.host}.")
         return {
-            self.state: words + (problem or render_outcome(self._store.outcome())),
+            self.state: state + (problem or render_outcome(self._store.outcome())),
             self.test: visible_if(webhook is not None),
             self.remove: visible_if(webhook is not None),
         }

@@ -19,7 +19,7 @@ from ui.form import field_of, group_settings, label_of
 from ui.gradio_internals import CheckboxGroup, Dropdown, Radio
 from ui.page import Page
 
-_SETTINGS = [name for name in ObjectiveSettings.model_fields if name != "loss_type"]  # which has a place of its own
+_SETTINGS = [name for name in ObjectiveSettings.model_fields if name != "loss_type"]  # which is laid out by itself
 _BASE = ""  # the choice that starts from the base model
 _MOST_ADAPTERS = 20  # adapters of earlier runs
 _ROW_SETTINGS = ("source", "subset", "split", "revision", "format", "column_map", "mix")
@@ -37,7 +37,7 @@ class ObjectivePart:
         form = page.form
         form.register("training.objective", Radio(list(OBJECTIVES), value=next(iter(OBJECTIVES)), visible=False))
         with gr.Column(elem_id="objective-part"):
-            choices = [(one.label, one.name) for one in OBJECTIVES.values()]
+            choices = [(objective.label, objective.name) for objective in OBJECTIVES.values()]
             with gr.Row():
                 self.choice = Radio(
                     choices, value=choices[0][1], label=label_of("training.objective"), elem_id="objective",
@@ -135,8 +135,8 @@ def keep_own_dataset(mapping: dict[str, Any], dataset: Mapping[str, Any]) -> dic
 
     default = DatasetConfig.model_construct(source="").model_dump()
     rows, presets = rows_of(dataset), list_presets()
-    offered = ({"source": rows.get("source")},) if str(rows.get("source", "")).startswith(SAMPLE_PREFIX) else ()
-    if not rows or rows in (*offered, *(rows_of(preset.mapping()["dataset"]) for preset in presets)):
+    sample_rows = ({"source": rows.get("source")},) if str(rows.get("source", "")).startswith(SAMPLE_PREFIX) else ()
+    if not rows or rows in (*sample_rows, *(rows_of(preset.mapping()["dataset"]) for preset in presets)):
         return mapping
     return {**mapping, "dataset": dict(dataset), "page": {"note": "Your dataset stays."}}
 
@@ -146,7 +146,7 @@ def _objectives_for(draft: Draft) -> list[Objective]:
     if draft.kind is None:
         return list(OBJECTIVES.values())
     fitting = objectives_for(draft.kind)
-    return [one for one in OBJECTIVES.values() if one in fitting or one is draft.objective]
+    return [objective for objective in OBJECTIVES.values() if objective in fitting or objective is draft.objective]
 
 
 def _render_choice(draft: Draft) -> Any:
@@ -154,10 +154,11 @@ def _render_choice(draft: Draft) -> Any:
     info = current.help
     # The rows that the other objectives need.
     for kind, traits in ROW_KINDS.items() if not current.learns_preferences else ():
-        names = [one.label for one in OBJECTIVES.values() if kind in one.rows and one not in objectives]
+        names = [other.label for other in OBJECTIVES.values() if kind in other.rows and other not in objectives]
         if names:
             info += f" {' and '.join(names)} {'needs' if len(names) == 1 else 'need'} {traits.content}."
-    return gr.update(choices=[(one.label, one.name) for one in objectives], value=current.name, info=info)
+    choices = [(objective.label, objective.name) for objective in objectives]
+    return gr.update(choices=choices, value=current.name, info=info)
 
 
 def _render_losses(draft: Draft) -> Any:

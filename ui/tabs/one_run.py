@@ -95,7 +95,7 @@ class OneRunPart:
                 run_shown, [self._change, page.copied_from], **SLOW,
             )  # fmt: skip
             page.open_tab(page.fill_after(copy_event, self._change, "Settings copied"), "method")
-        self.confirm.wire(self.delete.click, self.ask_delete, run_shown)
+        self.confirm.wire(self.delete.click, self.deletion_question, run_shown)
         delete_event = self.confirm.really.click(
             shown_as_message(self.delete_run), [run_shown, page.chosen_run, ticked_runs],
             [page.chosen_run, ticked_runs, self.panel, run_shown], trigger_mode="once", **SLOW,
@@ -119,13 +119,13 @@ class OneRunPart:
         def refresh(smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
             return self.show(run_shown, smoothing, log_axis, log_open, run_shown) if run_shown else UNCHANGED
 
-        return event.then(refresh, self.follow.look_inputs, self.outputs, **QUICK)
+        return event.then(refresh, self.follow.view_inputs, self.outputs, **QUICK)
 
     def show(self, run_id: str, smoothing: float, log_axis: bool, log_open: bool, run_shown: str) -> Updates:
         """Return all updates for a picked run; if it is shown already, edits of its notes stay."""
         is_shown = run_id == run_shown and self.page.reader.exists(run_id)
         updates = {self.panel: gr.update(visible=True), **self.redraw(run_id)} if is_shown else self.describe(run_id)
-        return {**updates, **self.follow.look(run_id, smoothing, log_axis, log_open, run_shown)}
+        return {**updates, **self.follow.show(run_id, smoothing, log_axis, log_open, run_shown)}
 
     def describe(self, run_id: str) -> Updates:
         """Return the picked run with its notes."""
@@ -173,8 +173,8 @@ class OneRunPart:
         if person is None:
             return {}
         access = access_of(run)
-        words = "Stop sharing" if access.is_shared else "Share with the lab"
-        return {self.share: gr.update(value=words, visible=may(person, Action.SHARE, access))}
+        label = "Stop sharing" if access.is_shared else "Share with the lab"
+        return {self.share: gr.update(value=label, visible=may(person, Action.SHARE, access))}
 
     def change_sharing(self, run_id: str) -> None:
         """Share a run with the lab, or stop sharing it."""
@@ -206,15 +206,15 @@ class OneRunPart:
         if name == snapshot.title and not snapshot.notes.name:
             name = ""
         change_notes(snapshot.run.folder, name=name, note=note or "", tags=tuple((tags or "").split(",")))
-        self.page.reader.look_again()
+        self.page.reader.invalidate()
         gr.Info("Saved.", duration=3)
 
-    def ask_delete(self, run_id: str) -> tuple[str, str]:
+    def deletion_question(self, run_id: str) -> tuple[str, str]:
         """Return the run's title and the question before it is deleted, with its size."""
         snapshot = self.page.reader.observe(run_id)
         size_words = size(folder_size_bytes(snapshot.run.folder.path))
-        words = f"will be deleted: adapter, checkpoints, curves and log, {size_words} in all. This cannot be undone."
-        return snapshot.title, words
+        effect = f"will be deleted: adapter, checkpoints, curves and log, {size_words} in all. This cannot be undone."
+        return snapshot.title, effect
 
     def delete_run(self, run_id: str, chosen: str, ticked_ids: list[str]) -> Updates:
         """Delete a run; refused while it waits or runs."""

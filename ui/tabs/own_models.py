@@ -91,11 +91,12 @@ class OwnPart:
         pick = picked_value(event)
         if not pick.startswith(_REALLY):
             return {self.list: self._render_list(pick), self.job.status: ""}
+        problem = ""
         try:
             self._own.remove(pick.removeprefix(_REALLY))
         except EngineError as error:
-            return {self.list: self._render_list(""), self.job.status: error_box(error)}
-        return {self.list: self._render_list(""), self.job.status: ""}
+            problem = error_box(error)
+        return {self.list: self._render_list(""), self.job.status: problem}
 
     def _render_list(self, asked_id: str) -> str:
         return render_own(f"{self._own.kind}s", self._own.list(), asked_id)

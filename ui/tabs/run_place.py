@@ -58,11 +58,11 @@ class RunPlacePart:
 
     def __init__(self, page: Page) -> None:
         kinds = {name: _PANELS.get(name, PlacePanel) for name in PLACES if name != ThisMachine.name}
-        offered = [name for name, kind in kinds.items() if kind.is_offered(page.services)]
-        names = [ThisMachine.name, *offered]
-        if offered:
+        available = [name for name, kind in kinds.items() if kind.is_offered(page.services)]
+        names = [ThisMachine.name, *available]
+        if available:
             page.form.setting("run.where", choices=[(PLACES[name].label, name) for name in names], elem_id="where")
-        self.panels: dict[str, PlacePanel] = {name: kinds[name](page, name) for name in offered}
+        self.panels: dict[str, PlacePanel] = {name: kinds[name](page, name) for name in available}
 
     def wire(self) -> None:
         """Connect the events."""
@@ -134,7 +134,7 @@ class PlacePanel:
             raise draft.estimate_error
         if draft.device is None:
             return None
-        check = services.checks.find(CheckQuestion.of(config))
+        check = services.checks.find(CheckQuestion.from_config(config))
         if draft.shape is None or check is None or check.report is None:
             return config
         place = services.place(self.name, self.page.reader.summaries)
@@ -148,10 +148,10 @@ class ClusterPanel(PlacePanel):
 
     def __init__(self, page: Page, name: str) -> None:
         super().__init__(page, name)
-        self.looking = gr.Timer(1.0, active=False)
+        self.timer = gr.Timer(1.0, active=False)
         page.on_draft_later(self.forecast, self._forecast)
         page.on_draft_later(
-            self.looking, lambda draft: gr.update(active=draft.where == self.name and page.services.forecast.is_asking)
+            self.timer, lambda draft: gr.update(active=draft.where == self.name and page.services.forecast.is_querying)
         )
 
     @classmethod
@@ -171,14 +171,14 @@ class ClusterPanel(PlacePanel):
         self.forecast = gr.HTML(elem_id="cluster-forecast")
 
     def wire(self) -> None:
-        self.looking.tick(self.look, None, [self.forecast, self.looking], trigger_mode="once", **QUICK)
+        self.timer.tick(self.show_latest, None, [self.forecast, self.timer], trigger_mode="once", **QUICK)
 
-    def look(self) -> Updates:
+    def show_latest(self) -> Updates:
         """Show Slurm's newest answer, without waiting for it."""
         forecast = self.page.services.forecast
         return {
-            self.forecast: render_forecast(forecast.latest, is_asking=forecast.is_asking),
-            self.looking: gr.update(active=forecast.is_asking),
+            self.forecast: render_forecast(forecast.latest, is_querying=forecast.is_querying),
+            self.timer: gr.update(active=forecast.is_querying),
         }
 
     def render_offer(self, draft: Draft) -> str:
@@ -190,7 +190,7 @@ class ClusterPanel(PlacePanel):
             if (config := self.fill(draft)) is not None:
                 forecast = self.page.services.forecast
                 answer = forecast.find(read_place(self.page.services.home), config)
-                return render_forecast(answer, is_asking=forecast.is_asking)
+                return render_forecast(answer, is_querying=forecast.is_querying)
         return ""
 
 
@@ -202,8 +202,8 @@ class JobsPanel(PlacePanel):
     def __init__(self, page: Page, name: str) -> None:
         super().__init__(page, name)
         hardware = page.services.hardware
-        self.asking = gr.Timer(0.2, active=False)
-        page.on_draft(self.asking, lambda draft: gr.update(active=draft.where == self.name and not hardware.is_known))
+        self.timer = gr.Timer(0.2, active=False)
+        page.on_draft(self.timer, lambda draft: gr.update(active=draft.where == self.name and not hardware.is_known))
 
     @classmethod
     def is_offered(cls, services: Services) -> bool:
@@ -220,18 +220,20 @@ class JobsPanel(PlacePanel):
         self.offer = gr.HTML(elem_id="jobs-offer")
 
     def wire(self) -> None:
-        ask_event = self.asking.tick(self.ask, None, [self.flavor, self.asking], trigger_mode="once", **SLOW)
-        self.page.refresh_after(ask_event)
+        hardware_event = self.timer.tick(
+            self.fetch_hardware, None, [self.flavor, self.timer], trigger_mode="once", **SLOW
+        )
+        self.page.refresh_after(hardware_event)
         if self._login is not None:
             self._login.wire()
 
-    def ask(self) -> Updates:
+    def fetch_hardware(self) -> Updates:
         """Fetch hardware and prices from Hugging Face; the draft shows the result."""
         flavors: Sequence[Flavor] = ()
         with contextlib.suppress(EngineError):  # stored, and shown with the draft
             flavors = self.page.services.hardware.ask()
         choices = [self._CHEAPEST, *((_describe(flavor), flavor.name) for flavor in flavors)]
-        return {self.flavor: gr.update(choices=choices), self.asking: gr.update(active=False)}
+        return {self.flavor: gr.update(choices=choices), self.timer: gr.update(active=False)}
 
     def render_offer(self, draft: Draft) -> str:
         if draft.where != self.name:
@@ -246,7 +248,8 @@ class JobsPanel(PlacePanel):
         config = self.fill(draft)
         if config is None:
             return ""
-        flavor = flavor_named(flavors, config.jobs.flavor) or next(one for one in flavors if one.device == draft.device)
+        fitting = (flavor for flavor in flavors if flavor.device == draft.device)
+        flavor = flavor_named(flavors, config.jobs.flavor) or next(fitting)
         return render_hardware(flavor, config.jobs.limit_hours, draft)
 
 
@@ -324,21 +327,22 @@ def render_resources(config: RunConfig, home: LoratoryHome, draft: Draft) -> str
     )
 
 
-def render_forecast(forecast: Forecast | None, *, is_asking: bool, now: float | None = None) -> str:
+def render_forecast(forecast: Forecast | None, *, is_querying: bool, now: float | None = None) -> str:
     """Return what is free in the cluster, and when the run would start."""
     if forecast is None:
-        return small("Asking Slurm what is free …", role="status") if is_asking else ""
+        return small("Querying Slurm for free GPUs …", role="status") if is_querying else ""
     free = ", ".join(f"{count} × {name or 'GPU'}" for name, count in forecast.free.items())
-    words = [f"Free now: {free}."] if free else []
+    sentences = [f"Free now: {free}."] if free else []
     if forecast.start is not None:
         seconds = forecast.start - (time.time() if now is None else now)
-        words.append(f"Expected start: in {duration(seconds)}." if seconds > _SOON_SECONDS else "Expected start: now.")
-    elif is_asking:
-        words.append("Asking Slurm when it would start …")
+        start = f"in {duration(seconds)}" if seconds > _SOON_SECONDS else "now"
+        sentences.append(f"Expected start: {start}.")
+    elif is_querying:
+        sentences.append("Querying Slurm for the expected start …")
     elif forecast.trouble is None:
-        words.append("Slurm gives no expected start.")
+        sentences.append("Slurm gives no expected start.")
     trouble = error_box(forecast.trouble) if forecast.trouble is not None else ""
-    return (small(" ".join(words), role="status") if words else "") + trouble
+    return (small(" ".join(sentences), role="status") if sentences else "") + trouble
 
 
 def render_hardware(flavor: Flavor, limit_hours: float | None, draft: Draft) -> str:

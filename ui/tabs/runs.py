@@ -58,7 +58,7 @@ class RunsTab:
             '<h2>Runs</h2><p class="lead">Pick a row for its details. Tick rows to compare their curves and settings, or to delete them.</p>'
         )
         with gr.Row(equal_height=False, elem_id="runs-search-row"):
-            self.words = gr.Textbox(
+            self.search = gr.Textbox(
                 label="Search", placeholder="name, model, method, data, tag …", scale=3, min_width=220,
                 elem_id="runs-search",
             )  # fmt: skip
@@ -98,7 +98,7 @@ class RunsTab:
         self.shown_rows = gr.State(_PAGE_ROWS)
         self.last = gr.State(None)  # the listing that the page shows
         self.timer = gr.Timer(4.0, active=False)
-        self._query = [self.words, self.state, self.method, self.model, self.order]
+        self._query = [self.search, self.state, self.method, self.model, self.order]
         # Inputs and outputs of `list_runs`, and of `compare`.
         self._listing = (
             [*self._query, page.chosen_run, self.ticked_runs, self.shown_rows, self.last],
@@ -121,13 +121,13 @@ class RunsTab:
         gr.on(query_events, self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
         # Gradio drops a click whose event is under way: on a busy machine, a row that is picked after a tick.
         take_event = self.table.click(
-            self.take, [self.ticked_runs, self.shown_rows, *self._query, *self.one.follow.look_inputs],
+            self.take, [self.ticked_runs, self.shown_rows, *self._query, *self.one.follow.view_inputs],
             [page.chosen_run, self.ticked_runs, self.shown_rows, self.order, *self.one.outputs],
             trigger_mode="multiple", **QUICK,
         )  # fmt: skip
         gr.on([self.against.input, self.log_axis.input], self.compare, *self._comparing, **QUICK)
         question_event = self.delete.click(self.deletable, [self.ticked_runs, *self._query], self.named_runs, **QUICK)
-        self.confirm.wire(question_event.then, self.ask_delete, self.named_runs)
+        self.confirm.wire(question_event.then, self.deletion_question, self.named_runs)
         delete_event = self.confirm.really.click(
             shown_as_message(self.delete_named), [self.named_runs, self.ticked_runs, page.chosen_run],
             [page.chosen_run, self.ticked_runs, self.confirm.panel], trigger_mode="once", **SLOW,
@@ -147,16 +147,16 @@ class RunsTab:
         event.then(self.list_runs, *self._listing, trigger_mode="always_last", **QUICK)
 
     def list_runs(
-        self, words: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, ticked_ids: list[str], limit: int,
+        self, search: Any, state: Any, method: Any, model: Any, order: Any, chosen: str, ticked_ids: list[str], limit: int,
         last: list[Any] | None,
     ) -> Updates:  # fmt: skip
         """Return the table, the queue and the choices, without what is equal to `last`."""
         rows, unread = self.page.reader.glance()
-        matches = select_runs(rows, run_table.query_of(words, state, method, model, order))
+        matches = select_runs(rows, run_table.query_of(search, state, method, model, order))
         nothing = run_table.NOTHING_FOUND if rows else run_table.NO_RUNS
         table = run_table.render_run_table(matches, chosen, ticked_ids, limit, str(order)) if matches else nothing
         waiting = {row.id: row for row in rows if row.state == "queued"}
-        deletable = self.deletable(ticked_ids, words, state, method, model, order)
+        deletable = self.deletable(ticked_ids, search, state, method, model, order)
         methods, models = ({getattr(row, name) for row in rows} - {""} for name in ("method", "model"))
         listing: Updates = {
             self.table: table + run_table.render_unread(unread),
@@ -172,9 +172,9 @@ class RunsTab:
         last_rows = dict(zip(listing, last or (), strict=False))
         return {self.last: fresh, **{part: new for part, new in listing.items() if last_rows.get(part) != new}}
 
-    def save_csv(self, words: Any, state: Any, method: Any, model: Any, order: Any) -> str:
+    def save_csv(self, search: Any, state: Any, method: Any, model: Any, order: Any) -> str:
         """Return all filtered runs with all columns as CSV."""
-        query = run_table.query_of(words, state, method, model, order)
+        query = run_table.query_of(search, state, method, model, order)
         return summaries_csv(select_runs(self.page.reader.summaries(), query))
 
     def compare(self, ticked_ids: list[str], against: Any, log_axis: bool) -> Updates:
@@ -224,15 +224,15 @@ class RunsTab:
         rows = select_runs(self.page.reader.glance().rows, run_table.query_of(*query))
         return [row.id for row in rows if row.id in ticked_ids and row.state in FINAL_STATES]
 
-    def ask_delete(self, run_ids: list[str]) -> tuple[str, str]:
+    def deletion_question(self, run_ids: list[str]) -> tuple[str, str]:
         """Return the number of runs and the question before they are deleted, with their names and size."""
         reader = self.page.reader
         runs = [self.page.services.runs.get(run_id) for run_id in run_ids if reader.exists(run_id)]
         names = [escape(f"“{reader.summary(run.id).name} · {run.id[-4:]}”") for run in runs[:_NAMED_RUNS]]
         more = f" and {len(runs) - len(names)} more" if len(runs) > len(names) else ""
         size_words = size(sum(folder_size_bytes(run.folder.path) for run in runs))
-        words = f"will be deleted: {', '.join(names)}{more}. Adapters, checkpoints, curves and logs are {size_words} in all."
-        return plural(len(runs), "run"), f"{words} This cannot be undone."
+        effect = f"will be deleted: {', '.join(names)}{more}. Adapters, checkpoints, curves and logs are {size_words} in all."
+        return plural(len(runs), "run"), f"{effect} This cannot be undone."
 
     def delete_named(self, run_ids: list[str], ticked_ids: list[str], chosen: str) -> Updates:
         """Delete the runs that the question named; one that was resumed since stays."""
@@ -276,7 +276,7 @@ class RunsTab:
         elif action == "out":
             request_stop(run)
             self.page.services.log("run stopped", run.id)
-        reader.look_again()
+        reader.invalidate()
 
 
 class ElectricityPart:

@@ -67,9 +67,9 @@ class LabQueuePart:
 
     def news(self, _question: str, last_stamp: str) -> str | None:
         """Answer a poll: the queue as this person may see it now."""
-        places = self._render()
-        now = digest(places)
-        return None if now == last_stamp else poll_answer(now, places)
+        values = self._render()
+        now = digest(values)
+        return None if now == last_stamp else poll_answer(now, values)
 
     def _render(self) -> dict[str, str]:
         try:
@@ -87,7 +87,7 @@ class LabQueuePart:
         return render_own_disk(disk_use(home, self._person.name), limits, free_bytes(home))
 
 
-_LOOK_SECONDS = 2.0
+_POLL_SECONDS = 2.0
 _NOTHING_SHARED = empty(
     "Nothing shared yet", "Runs of other people appear here once they share them. Yours stay private until you do."
 )
@@ -111,7 +111,7 @@ class SharedRunsPart:
         gr.HTML("<h2>Shared with the lab</h2>")
         self.table = pick_list(_NOTHING_SHARED, elem_id="shared-runs")
         with gr.Column(visible=False, elem_id="shared-run") as self.panel:
-            self.live = poll(self.answer, _LOOK_SECONDS, elem_id="shared-live")
+            self.live = poll(self.answer, _POLL_SECONDS, elem_id="shared-live")
             self.heading = live_html(elem_id="shared-heading")
             with gr.Row(elem_id="shared-actions"):
                 self.chat = gr.Button("Open in Chat", scale=0, min_width=160, elem_id="shared-chat")

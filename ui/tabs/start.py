@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
@@ -80,7 +80,9 @@ class StartPart:
         self._buttons = [self.start]
         # Identifies a start together with the draft: of this browser, or after "Start again" the run that was there before.
         self.token = page.start_token
-        self.asked = gr.State(("run", ""))  # what the open question is about: "run" or "sweep", and the run that exists
+        self.open_question = gr.State(
+            ("run", "")
+        )  # what the open question is about: "run" or "sweep", and the run that exists
         self.pending = gr.State("")  # key of the start that this page waits for
         # After a start: the tab, "train" or "runs", and the id of the first run; or `REFUSED`. Changes at each.
         self.goes_to = page.start_goes_to
@@ -99,7 +101,7 @@ class StartPart:
         page, components, confirm = self.page, self.page.form.components, self.confirm
         enclosing_page().load(None, self.token, self.token, js=_NAMED_BY_BROWSER, **QUICK)
         outputs = [
-            self.problems, page.chosen_run, self.token, self.sweep, self.asked, self.pending, self.job.poll, self.goes_to,
+            self.problems, page.chosen_run, self.token, self.sweep, self.open_question, self.pending, self.job.poll, self.goes_to,
             confirm.panel, confirm.question, confirm.really, *self._buttons,
         ]  # fmt: skip
         self.draft_key.change(None, None, [self.problems, confirm.panel], js=_FORGET, **QUICK)
@@ -109,7 +111,7 @@ class StartPart:
         starts = [button.click for button in self._buttons]
         gr.on(starts, functools.partial(self.begin, "run"), inputs, outputs, **once)
         self.sweep.click(functools.partial(self.begin, "sweep"), inputs, outputs, **once)
-        confirm.really.click(self.begin_agreed, [self.asked, *inputs], outputs, **once)
+        confirm.really.click(self.begin_agreed, [self.open_question, *inputs], outputs, **once)
         confirm.close_by(confirm.keep.click)
         for part in sweep:  # these are not part of the draft
             confirm.close_by(changed_by_hand(part))
@@ -120,60 +122,73 @@ class StartPart:
         """Enable the buttons again after the event that shows the started run: until then, a click is the same start."""
         event.then(self._idle, None, [*self._buttons, self.sweep, self.pending, self.job.poll], **QUICK)
 
-    def begin_agreed(self, asked: tuple[str, str], token: str, *values: Any) -> Updates:
+    def begin_agreed(self, question: tuple[str, str], token: str, *values: Any) -> Updates:
         """Begin what the question was about."""
-        kind, existing_id = asked
+        kind, existing_id = question
         token = existing_id or token  # the same for each click on "Start again", which starts one run
         return {self.token: token, **self.begin(kind, token, *values, is_agreed=True)}
 
     def begin(self, kind: str, *values: Any, is_agreed: bool = False) -> Updates:
         """Begin to check the draft and to queue its run; of a "sweep", every combination and a run for each."""
         request = _Request._make([*values[:6], values[6:]])
-        draft, services = self.page.draft(request.values), self.page.services
-        launcher, log, checks = services.launcher, services.log, services.checks
-        is_sweep = kind == "sweep"
         try:
-            if draft.config is None:
-                raise ConfigError(draft.problems)
-            configs = [draft.config]
-            if is_sweep:
-                configs = sweep_of(draft.config, request.rates, request.ranks, alpha_follows=request.alpha_follows)
+            config, configs = self._configs_of(kind, request)
         except EngineError as error:
-            return self._show_error(error)
-        dataset, check = configs[0].dataset, checks.find(CheckQuestion.of(draft.config))
-        previewed = check.report if check is not None else None
-        key, copied_from = start_key(request.token, configs), request.copied_from
-        origin = copied_from if self.page.reader.exists(copied_from) else None
+            return self._refuse(error_box(error))
+        key = start_key(request.token, configs)
         work = self.page.starts.find(key)
         if work is not None and (work.is_under_way or request.pending == key):
             return self._progress(key, work)
-        existing = services.runs.find_by_key(f"{key}/0" if is_sweep else key)
+        existing = self.page.services.runs.find_by_key(f"{key}/0" if kind == "sweep" else key)
         question = None if is_agreed else self._question(configs, existing)
         if question is not None:
-            return {
-                **self._idle(),
-                **self.confirm.open(*question),
-                self.problems: "",
-                self.asked: (kind, existing.id if existing is not None else ""),
-                self.goes_to: f"{REFUSED} {uuid.uuid4().hex}",
-            }
-
-        def start(report: Callable[[str], None]) -> Sequence[Run]:
-            same: dict[str, Any] = {"copied_from": origin, "on_progress": report, "previewed": previewed}
-            try:
-                runs = (
-                    launcher.start_all(configs, key, **same) if is_sweep else [launcher.start(configs[0], key, **same)]
-                )
-            except DatasetError:
-                checks.forget(dataset)
-                raise
-            for run in runs:
-                log("run started", run.id)
-            return runs
-
+            about = {self.open_question: (kind, existing.id if existing is not None else "")}
+            return {**self._refuse(), **self.confirm.open(*question), **about}
+        check = self.page.services.checks.find(CheckQuestion.from_config(config))
+        options = {
+            "copied_from": request.copied_from if self.page.reader.exists(request.copied_from) else None,
+            "previewed": check.report if check is not None else None,
+        }
+        job = FunctionJob(functools.partial(self._launch, kind, key, configs, options))
         with contextlib.suppress(RunError):  # another request has begun it meanwhile
-            self.page.starts.start(key, "A start", FunctionJob(start))
+            self.page.starts.start(key, "A start", job)
         return self.show(key)
+
+    def _configs_of(self, kind: str, request: _Request) -> tuple[RunConfig, list[RunConfig]]:
+        """Return the configuration of the draft, and those to start.
+
+        Raises:
+            ConfigError: If the draft is not complete, or the values of the sweep cannot work.
+        """
+        draft = self.page.draft(request.values)
+        if draft.config is None:
+            raise ConfigError(draft.problems)
+        if kind != "sweep":
+            return draft.config, [draft.config]
+        sweep = sweep_of(draft.config, request.rates, request.ranks, alpha_follows=request.alpha_follows)
+        return draft.config, sweep
+
+    def _launch(
+        self,
+        kind: str,
+        key: str,
+        configs: Sequence[RunConfig],
+        options: Mapping[str, Any],
+        report: Callable[[str], None],
+    ) -> Sequence[Run]:
+        """Check and queue the runs; rows that changed since the page counted them are counted again."""
+        services = self.page.services
+        try:
+            if kind == "sweep":
+                runs: Sequence[Run] = services.launcher.start_all(configs, key, on_progress=report, **options)
+            else:
+                runs = [services.launcher.start(configs[0], key, on_progress=report, **options)]
+        except DatasetError:
+            services.checks.forget(configs[0].dataset)
+            raise
+        for run in runs:
+            services.log("run started", run.id)
+        return runs
 
     def _question(self, configs: Sequence[RunConfig], existing: Run | None) -> tuple[str, str] | None:
         """Return what a person should confirm before a start, as HTML, and the button for it; None where it is clear."""
@@ -191,8 +206,8 @@ class StartPart:
             return None
         rate, usual = f"{config.training.learning_rate:g}", f"{usual_learning_rate(config):g}"
         method = ", ".join(filter(None, (config.method_name, preference_name(config))))
-        words = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} for {method}."
-        return f"{escape(words)} Lower it, or start anyway.", "Start anyway"
+        fact = f"The learning rate {rate} is {factor:,.0f} times the usual {usual} for {method}."
+        return f"{escape(fact)} Lower it, or start anyway.", "Start anyway"
 
     def show(self, pending: str) -> Updates:
         """Return the progress of the start that this page waits for."""
@@ -202,7 +217,7 @@ class StartPart:
     def _progress(self, key: str, work: Work[Sequence[Run]]) -> Updates:
         status = self.job.follow(key)
         if work.error is not None:
-            return self._show_error(work.error)
+            return self._refuse(error_box(work.error))
         updates: Updates = {
             **status,
             self.confirm.panel: HIDDEN,
@@ -211,10 +226,10 @@ class StartPart:
             self.pending: key,
         }
         if work.result is not None:
-            self.page.reader.look_again()
+            self.page.reader.invalidate()
             run_id = work.result[0].id
-            place = "train" if len(work.result) == 1 else "runs"
-            going = {self.page.chosen_run: run_id, self.goes_to: f"{place} {run_id} {uuid.uuid4().hex}"}
+            tab = "train" if len(work.result) == 1 else "runs"
+            going = {self.page.chosen_run: run_id, self.goes_to: f"{tab} {run_id} {uuid.uuid4().hex}"}
             updates |= {self.job.poll: "", self.problems: "", **going}
         return updates
 
@@ -226,9 +241,9 @@ class StartPart:
             self.job.poll: "",
         }
 
-    def _show_error(self, error: EngineError) -> Updates:
-        refused = {self.problems: error_box(error), self.confirm.panel: HIDDEN}
-        return {**self._idle(), **refused, self.goes_to: f"{REFUSED} {uuid.uuid4().hex}"}
+    def _refuse(self, problem: str = "") -> Updates:
+        refusal = {self.problems: problem, self.goes_to: f"{REFUSED} {uuid.uuid4().hex}"}
+        return {**self._idle(), **refusal, self.confirm.panel: HIDDEN}
 
 
 def sweep_of(config: RunConfig, rates: str, ranks: str, *, alpha_follows: bool) -> list[RunConfig]:

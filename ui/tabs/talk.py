@@ -87,7 +87,9 @@ class TalkPart:
                     elem_id="chat-branches",
                 )  # fmt: skip
                 self.again = gr.Button("Regenerate", size="sm", scale=0, visible=False, elem_id="chat-again")
-                self.keep_all = gr.Button("Cancel edit", size="sm", scale=0, visible=False, elem_id="chat-cancel-edit")
+                self.cancel_button = gr.Button(
+                    "Cancel edit", size="sm", scale=0, visible=False, elem_id="chat-cancel-edit"
+                )
                 self.clear = gr.Button("Clear", size="sm", scale=0, visible=False, elem_id="chat-clear")
         with gr.Column(visible=False, elem_id="talk") as self.panel:
             self.sampling = SamplingPart()
@@ -107,17 +109,17 @@ class TalkPart:
         # A reload restores the conversation; it never leaves this browser.
         self.browser_copy = browser_state("", "conversation")
         self._conversation = [self.turns, self.sampling.system, self.transcript, self.again, self.clear]
-        # What `ask` changes.
+        # What `stream_answers` changes.
         self._answer_outputs = [
             self.transcript, self.turns, self.question, self.trouble, self.send, self.stop, self.again, self.clear,
-            self.suggestions, self.row, self.browser_copy, self.links, self.keep_all, self.before_edit,
+            self.suggestions, self.row, self.browser_copy, self.links, self.cancel_button, self.before_edit,
         ]  # fmt: skip
 
     def wire(self, load_event: Dependency) -> None:
         """Connect the events; after `load_event`, prompts of the loaded run are suggested."""
         system = self.sampling.system
         asking: dict[str, Any] = {
-            "fn": self.ask,
+            "fn": self.stream_answers,
             "inputs": [self.question, self.turns, self.branches, self.row, system, *self.sampling.inputs],
             "outputs": self._answer_outputs,
             "concurrency_limit": None,
@@ -143,14 +145,14 @@ class TalkPart:
             lambda: {
                 **self._turn_updates([]), **dict.fromkeys((self.trouble, self.browser_copy, self.links), ""), **self._end_edit(),
             }, None,
-            [self.keep_all, self.before_edit, self.transcript, self.turns, self.trouble, self.again, self.clear, self.browser_copy, self.links], **QUICK,
+            [self.cancel_button, self.before_edit, self.transcript, self.turns, self.trouble, self.again, self.clear, self.browser_copy, self.links], **QUICK,
         )  # fmt: skip
         clear_event.then(view.render_suggestions, self.suggested_prompts, self.suggestions, **QUICK)
         clear_event.then(**renewing)
-        editing = [*question_outputs, self.transcript, self.again, self.clear, self.keep_all, self.before_edit]
+        editing = [*question_outputs, self.transcript, self.again, self.clear, self.cancel_button, self.before_edit]
         self.transcript.click(self.edit, [self.turns, self.before_edit], editing, **QUICK).then(**renewing)
         self.transcript.click(self.vote, self.turns, [self.transcript, self.trouble], **QUICK)
-        self.keep_all.click(self.cancel_edit, self.before_edit, editing, **QUICK).then(**renewing)
+        self.cancel_button.click(self.cancel_edit, self.before_edit, editing, **QUICK).then(**renewing)
         self.branches.input(**renewing)
         load_event.then(self.suggest, None, [self.suggestions, self.suggested_prompts], **SLOW)
         self.suggestions.click(
@@ -162,10 +164,10 @@ class TalkPart:
         gr.on([self.prompt_fold.expand, self.show_prompt.click], **prompting)
         self.prompt_fold.collapse(None, None, self.prompt, js="() => ''", **QUICK)
         self.keep_fold.expand(
-            lambda *of: view.render_links(self._conversation_of(*of)), [self.turns, system], self.links, **QUICK
+            lambda *args: view.render_links(self._conversation_of(*args)), [self.turns, system], self.links, **QUICK
         )
         open_event = self.open.upload(shown_as_message(self.open_file), self.open, self._conversation, **SLOW)
-        open_event.then(self.keep, [self.turns, system], [self.browser_copy, self.links], **QUICK)
+        open_event.then(self.save, [self.turns, system], [self.browser_copy, self.links], **QUICK)
         self.sampling.wire()
         clear_error_after(self.trouble, [system, *self.sampling.inputs], typed_box=self.question)
 
@@ -190,7 +192,7 @@ class TalkPart:
         choices += [(f"{names['tuned']} only", TUNED), (f"{names['second']} only", SECOND), ("Base only", BASE)]
         return gr.update(choices=choices, value=RUNS, visible=True)
 
-    def ask(
+    def stream_answers(
         self, question: str, turns: list[Turn], branches: str, row: RowPrompt | None, system: str,
         request: gr.Request, *sampling: Any,
     ) -> Iterator[Updates]:  # fmt: skip
@@ -202,12 +204,13 @@ class TalkPart:
         reference = row.reference if row is not None and row.question == question else ""
         before, redrawn, problem = list(turns), 0.0, ""
         try:
-            asked_branches, settings = self._branches(branches), with_seed(read_sampling(sampling))
+            chosen_branches, settings = self._branches(branches), with_seed(read_sampling(sampling))
             models = self._choice.answer_models()
-            left_out = turns_to_leave_out(before, asked_branches, models)
-            with_what = QuestionSettings(models, settings, system, left_out)
-            turns = [*before, Turn(question, tuple(Answer(branch) for branch in asked_branches), reference, with_what)]
-            requests = _requests(turns, asked_branches, system, settings)
+            left_out = turns_to_leave_out(before, chosen_branches, models)
+            question_settings = QuestionSettings(models, settings, system, left_out)
+            answers = tuple(Answer(branch) for branch in chosen_branches)
+            turns = [*before, Turn(question, answers, reference, question_settings)]
+            requests = _requests(turns, chosen_branches, system, settings)
             yield {
                 **dict.fromkeys((self.question, self.trouble, self.suggestions), ""),
                 **dict.fromkeys((self.again, self.clear), HIDDEN),
@@ -231,7 +234,7 @@ class TalkPart:
         # In one answer, so the next action or a reload finds the conversation saved.
         yield {
             **self._turn_updates(turns),
-            **self.keep(turns, system),
+            **self.save(turns, system),
             **({} if has_answer else {self.question: question, self.row: row}),
             self.trouble: problem,
             self.stop: HIDDEN,
@@ -262,7 +265,7 @@ class TalkPart:
         self._stream.stop(request.session_hash or "")
 
     def _end_edit(self) -> Updates:
-        return {self.keep_all: HIDDEN, self.before_edit: []}
+        return {self.cancel_button: HIDDEN, self.before_edit: []}
 
     def cancel_edit(self, before_edit: list[Turn]) -> Updates:
         """Restore the conversation from before the edit of a question."""
@@ -276,7 +279,7 @@ class TalkPart:
             return UNCHANGED
         turn, before = turns[int(number)], turns[: int(number)]
         question_updates = {self.turns: before, self.question: turn.question, self.row: _row_of(turn)}
-        edit_updates = {self.keep_all: gr.update(visible=True), self.before_edit: before_edit or turns}
+        edit_updates = {self.cancel_button: gr.update(visible=True), self.before_edit: before_edit or turns}
         return {**question_updates, **self._turn_updates(before), **edit_updates}
 
     def vote(self, event: gr.EventData, turns: list[Turn]) -> Updates:
@@ -284,7 +287,7 @@ class TalkPart:
         number, _, branch = rest.partition(":")
         if kind != "vote" or not number.isdecimal() or int(number) >= len(turns):
             return UNCHANGED
-        choice = next((one for one in ballot(self._votes, turns, int(number)) if one == branch), None)
+        choice = next((candidate for candidate in ballot(self._votes, turns, int(number)) if candidate == branch), None)
         if choice is None:
             return UNCHANGED
         try:
@@ -314,23 +317,23 @@ class TalkPart:
         system = {self.sampling.system: prompt.system} if prompt.system else {}
         return {self.question: prompt.question, self.row: prompt, **system}
 
-    def renew_prompt(self, shown: str, *of: Any) -> str:
+    def renew_prompt(self, current: str, *inputs: Any) -> str:
         """Return the prompt as it is now, if one is shown."""
-        return self.exact_prompt(*of) if shown else ""
+        return self.exact_prompt(*inputs) if current else ""
 
     def exact_prompt(self, question: str, turns: list[Turn], branches: str, system: str) -> str:
-        asked = self._branches(branches)
+        chosen = self._branches(branches)
         text = (question or "").strip()
         if text:
-            left_out = turns_to_leave_out(turns, asked, self._choice.answer_models())
+            left_out = turns_to_leave_out(turns, chosen, self._choice.answer_models())
             next_turns = [*(turn for number, turn in enumerate(turns) if number not in left_out), Turn(text)]
         else:  # the prompt of the newest answer
             next_turns = [*in_context(turns)[:-1], *(Turn(turn.question) for turn in turns[-1:])]
-        messages = messages_of(next_turns, asked[-1], system or "")
+        messages = messages_of(next_turns, chosen[-1], system or "")
         if not next_turns:
             return small("Type a question to see its prompt.")
         names = {**BRANCH_WORDS, **self._choice.names(self.page.services.chat.state.target)}
-        return view.render_prompt(self.page.services.chat.prompt(messages), names[asked[-1]])
+        return view.render_prompt(self.page.services.chat.prompt(messages), names[chosen[-1]])
 
     def _conversation_of(self, turns: list[Turn], system: str) -> SavedConversation:
         state = self.page.services.chat.state
@@ -338,7 +341,7 @@ class TalkPart:
         names = self._choice.names(state.target)
         return SavedConversation(model=model, names=names, system=system or "", turns=tuple(turns))
 
-    def keep(self, turns: list[Turn], system: str) -> Updates:
+    def save(self, turns: list[Turn], system: str) -> Updates:
         conversation = self._conversation_of(turns, system)
         text = conversation.model_dump_json(indent=2)
         browser_copy = text if turns and len(text) <= _KEPT_CHARACTERS else ""
@@ -369,7 +372,6 @@ def _row_of(turn: Turn) -> RowPrompt | None:
 
 
 def _take_back(turns: list[Turn]) -> tuple[Any, ...]:
-
     return (turns[:-1], turns[-1].question, _row_of(turns[-1])) if turns else ([], "", None)
 
 

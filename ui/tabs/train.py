@@ -93,8 +93,8 @@ class TrainTab:
             more = [name for name in names if name not in (*_IN_SIGHT, *_OF_OBJECTIVE, "run.where")]
             for first in range(0, len(more), 2):
                 with gr.Row():
-                    for one in more[first : first + 2]:
-                        self._lay_out([one])
+                    for name in more[first : first + 2]:
+                        self._lay_out([name])
 
     def _lay_out(self, names: Sequence[str]) -> None:
         """Place settings one below the other."""
@@ -125,10 +125,10 @@ class TrainTab:
         self.follow.show_after(arrival_event, self.view)
         self._count_after(arrival_event)
         self.follow.show_after(self.view.input(nothing, None, None, **QUICK), self.view)
-        going = [self.start.goes_to, *self.follow.look_inputs]
+        start_inputs = [self.start.goes_to, *self.follow.view_inputs]
         self.start.wire()
-        shown = [self.view, page.tabs, self.setup, self.follow_column, *self.follow.outputs]
-        start_event = self.start.goes_to.change(self.after_start, going, shown, **QUICK)
+        start_outputs = [self.view, page.tabs, self.setup, self.follow_column, *self.follow.outputs]
+        start_event = self.start.goes_to.change(self.after_start, start_inputs, start_outputs, **QUICK)
         start_event.then(None, None, None, js=_SCROLL_TO_START, **QUICK)
         return start_event
 
@@ -157,11 +157,11 @@ class TrainTab:
 
     def after_start(self, goes_to: str, *how: Any) -> Updates:
         """Show the run that was just queued, or the runs of a sweep, or why nothing started: all at once."""
-        place, run_id, *_ = goes_to.split()
-        if place == REFUSED:
+        tab, run_id, *_ = goes_to.split()
+        if tab == REFUSED:
             return {self.view: SET_UP, self.page.tabs: gr.Tabs(selected="train"), **self.switch_view(SET_UP)}
-        shown = {**self.switch_view(FOLLOW), **self.follow.refresh(run_id, *how)}
-        return {self.view: FOLLOW, self.page.tabs: gr.Tabs(selected=place), **shown}
+        updates = {**self.switch_view(FOLLOW), **self.follow.refresh(run_id, *how)}
+        return {self.view: FOLLOW, self.page.tabs: gr.Tabs(selected=tab), **updates}
 
     def switch_view(self, view: str) -> Updates:
         follows = gr.update(visible=view == FOLLOW)
@@ -175,7 +175,7 @@ class TrainTab:
 
     def render_draft_plan(self, draft: Draft) -> str:
         config = draft.config
-        check = self.page.services.checks.find(CheckQuestion.of(config)) if config is not None else None
+        check = self.page.services.checks.find(CheckQuestion.from_config(config)) if config is not None else None
         report = check.report if check is not None else None
         similar = self.similar_run(draft)
         return render_plan(config or draft.memory_config, report, similar, self.around_seconds(similar))
@@ -192,8 +192,8 @@ class TrainTab:
         draft, checks = self.page.draft(values), self.page.services.checks
         if draft.config is None:
             return {self.counting: gr.update(active=False)}
-        question, trouble = CheckQuestion.of(draft.config), self.page.data_trouble
-        tokenizer = self.page.services.tokenizers.ask(draft.config.model)
+        question, trouble = CheckQuestion.from_config(draft.config), self.page.data_trouble
+        tokenizer = self.page.services.tokenizers.download(draft.config.model)
         error = self.page.services.tokenizers.trouble(draft.config.model) or checks.trouble(question)
         if error is not None:  # shown next to the start button and in the panel
             return {
@@ -202,9 +202,9 @@ class TrainTab:
                 trouble: error.what,
             }
         if tokenizer.is_under_way:
-            note = small(f"Its tokens are counted once the tokenizer is here. {tokenizer.words}", role="status")
+            note = small(f"Its tokens are counted once the tokenizer is here. {tokenizer.progress_text}", role="status")
             return {self.plan: self.render_draft_plan(draft) + note, self.counting: gr.update(active=True)}
-        check = checks.ask(question, request.session_hash or "")
+        check = checks.request(question, request.session_hash or "")
         updates: Updates = {self.counting: gr.update(active=check.is_under_way)}
         note = ""
         if check.waits or check.was_stopped:

@@ -67,7 +67,7 @@ def _turn(
     edit = ""
     if number is not None:
         edit = f'<button type="button" class="edit" data-pick="edit:{number}" title="Ask again from here">Edit</button>'
-    context, left_out = "", len(turn.asked.left_out) if turn.asked is not None else 0
+    context, left_out = "", len(turn.settings.left_out) if turn.settings is not None else 0
     if left_out:
         context = html.small(
             f"Not in the context: {html.plural(left_out, 'earlier question')} that not all of these models answered."

@@ -303,7 +303,7 @@ def work_status(work: Work[Any] | None, stop_text: str) -> str:
     if work is None:
         return ""
     if work.is_under_way:
-        return status(escape(work.words) + progress_bar(work.title, work.fraction))
+        return status(escape(work.progress_text) + progress_bar(work.title, work.fraction))
     if work.was_stopped:
         return notice(stop_text)
     return error_box(work.error) if work.error is not None else ""
@@ -311,7 +311,7 @@ def work_status(work: Work[Any] | None, stop_text: str) -> str:
 
 def start_status(work: Work[Any] | None) -> str:
     """Return how a start is doing; empty once it has ended."""
-    return small(work.words, role="status") if work is not None and work.is_under_way else ""
+    return small(work.progress_text, role="status") if work is not None and work.is_under_way else ""
 
 
 def log(text: str, label: str) -> str:

@@ -236,7 +236,7 @@ def render_measured_step(work: Work[MeasuredStep] | None) -> str:
     if work is None or work.was_stopped:
         return ""
     if work.is_under_way:
-        return f'<p class="small" aria-live="polite"><span class="working"></span>{escape(work.words)}</p>'
+        return f'<p class="small" aria-live="polite"><span class="working"></span>{escape(work.progress_text)}</p>'
     if work.error is not None:
         return html.error_box(work.error)
     return _figures(work.result) if work.result is not None else ""

@@ -44,7 +44,7 @@ def render_catalog(entries: Sequence[CatalogEntry], chosen: str, fits: Fits) -> 
 
 def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
     unknown = ("soft", "…" if fits.is_pending(entry.id) and not entry.untrainable else "–")
-    verdicts = (_MARKS.get(verdict or "", unknown) for verdict in fits.of(entry.id))
+    verdicts = (_MARKS.get(verdict or "", unknown) for verdict in fits.verdicts_on(entry.id))
     about = " ".join((entry.about, *entry.notes))
     cells = [
         under(escape(entry.title), about),

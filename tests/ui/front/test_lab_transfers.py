@@ -147,7 +147,7 @@ def test_no_address_in_an_event_is_fetched(lab, bea):
             body = {"data": [forged] * len(taking["inputs"]), "fn_index": taking["id"], "session_hash": page.session}
             answer = http.post("/gradio_api/run/predict", json=body)
             assert answer.json()["error"] == "That file is an address. Addresses are not fetched here; upload the file."
-            body = {"data": forged, "fn_name": "ask", "component_id": 1, "session_hash": page.session}
+            body = {"data": forged, "fn_name": "query", "component_id": 1, "session_hash": page.session}
             assert http.post("/gradio_api/component_server", json=body).status_code == 422
         page.press("upload", "upload", {**upload(http, "rows.jsonl", ROWS), "url": f"{site.url}/rows.jsonl"})
 

@@ -175,7 +175,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         page.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token=TOKEN)
         work = lab.pages._pages["ann"].services.own_models.downloading.find(DOWNLOAD)
         assert work is not None, page.answers[-1]
-        assert work.ended.wait(300)
+        assert work.done.wait(300)
         assert work.error is None
         result = resolve_model(ModelConfig(id=MODEL), own, part=ModelPart.WEIGHTS)
         assert Path(result.location).is_relative_to(own.own_models)
@@ -183,7 +183,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         page.press("own-dataset-download", own_dataset=DATASET, own_dataset_revision="", own_dataset_token=TOKEN)
         fetched = lab.pages._pages["ann"].services.own_datasets.downloading.find(DOWNLOAD)
         assert fetched is not None, page.answers[-1]
-        assert fetched.ended.wait(300)
+        assert fetched.done.wait(300)
         assert fetched.error is None
         assert [one.hub_id for one in list_private(own, "dataset")] == [DATASET]
         assert list_private(lab.home.of("bea"), "dataset") == []
@@ -197,13 +197,13 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         results = lab.pages._pages["ann"].services.results
         pushing = results.exporting.find(run.id)
         assert pushing is not None, page.answers[-2:]
-        assert pushing.ended.wait(300)
+        assert pushing.done.wait(300)
         assert pushing.error is None
         assert "ada/mine" in pushed.repositories
 
         page.press("export-start", export_run=run.id, export_checkpoint="final", export_form=ADAPTER, export_folder="")
         exporting = results.exporting.find(run.id)
-        assert exporting.ended.wait(300)
+        assert exporting.done.wait(300)
         page.answers += [client.get(path).text for path in ("/", "/config", "/account")]
 
     assert watch.workers == set(WORKERS), "all were seen while they were at work"
@@ -240,7 +240,7 @@ def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):
         theirs = Visitor(bea)
         theirs.press("own-model-download", own_model=MODEL, own_model_revision="", own_model_token="")
         downloading = lab.pages._pages["ann"].services.own_models.downloading
-        wait_until(lambda: downloading.find(DOWNLOAD).ended.is_set())
+        wait_until(lambda: downloading.find(DOWNLOAD).done.is_set())
 
     assert "not a Hugging Face token" in theirs.answers[1]
     assert find_snapshot(MODEL, None, ModelPart.WEIGHTS, lab.home.of("ann")) is not None

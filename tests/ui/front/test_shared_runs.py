@@ -57,7 +57,7 @@ def news_of(lab, name, question, seen=""):
     with lab.signed_in(name) as http:
         config = read_config(http)
         (part,) = (one["id"] for one in config["components"] if one["props"].get("elem_id") == "shared-live")
-        body = {"data": [question, seen], "fn_name": "ask", "component_id": part, "session_hash": "other"}
+        body = {"data": [question, seen], "fn_name": "query", "component_id": part, "session_hash": "other"}
         answer = http.post("/gradio_api/component_server", json=body).raise_for_status().json()
     return json.loads(answer) if answer is not None else None
 
@@ -72,8 +72,8 @@ def test_each_new_step_reaches_those_who_look(lab, run):
 
         news = news_of(lab, "bea", question)
         assert not news["submit"]
-        assert "to 0.12 in 6 steps" in news["places"]["shared-loss"]
-        assert "of ann" in news["places"]["shared-heading"]
+        assert "to 0.12 in 6 steps" in news["values"]["shared-loss"]
+        assert "of ann" in news["values"]["shared-heading"]
         assert news_of(lab, "bea", question, news["stamp"]) is None
 
 
@@ -96,7 +96,7 @@ def test_what_is_no_longer_shared_is_gone_from_the_page(lab, run):
         question = page.value("shared-live")
         share(lab, run, False)
 
-        assert news_of(lab, "bea", question) == {"stamp": "gone", "places": {}, "submit": True}
+        assert news_of(lab, "bea", question) == {"stamp": "gone", "values": {}, "submit": True}
         assert page.ask("shared-live")
         assert page.value("shared-live") == ""
         assert run.id not in page.value("shared-runs")
@@ -113,4 +113,4 @@ def test_an_admin_looks_once_into_what_is_not_shared(lab, run):
 @pytest.mark.parametrize("question", ["ann/20200101-000000-000", "../ann", "x", "ann/ completed-0", " "])
 def test_a_question_about_what_is_not_shared_gets_nothing(lab, run, question):
     news = news_of(lab, "bea", f"ann/{run.id}" if question == "x" else question)
-    assert news == {"stamp": "gone", "places": {}, "submit": True}
+    assert news == {"stamp": "gone", "values": {}, "submit": True}
