@@ -45,6 +45,36 @@ def screenshots_of_every_tab(browser: Browser, url: str, state: dict, folder: Pa
         context.close()
 
 
+def test_a_person_chooses_model_data_and_method(server, browser):
+    page = open_page(browser, server.url)
+    expect(page.locator("#catalog tr[data-pick]").first).to_be_visible()
+
+    # Model: pick it, and its memory appears next to it.
+    page.locator("#catalog tr[data-pick='smollm2-135m-instruct']").click()
+    expect(page.locator("#model-details")).to_contain_text("LlamaForCausalLM")
+    expect(page.locator("#panel .bar")).to_be_visible()
+
+    # Data: pick a sample, page through it, see what is learned.
+    page.locator("#next-step-line .go").click()
+    page.locator("#samples tr[data-pick='sample:loratory-faq']").click()
+    expect(page.locator("#facts")).to_contain_text("354")
+    expect(page.locator("#row-shown .trained").first).to_be_visible()
+    first = page.locator("#row-shown .tokens").inner_text()
+    page.get_by_role("button", name="Next →").click()
+    expect(page.locator("#row-shown .tokens")).not_to_have_text(first)
+
+    # Method: figures follow the form.
+    open_tab(page, "Method")
+    expect(page.locator("#trainable")).to_contain_text("4,884,480")
+    before = page.locator("#panel .legend").inner_text()
+    page.locator("#method-table tr[data-pick='QLoRA']").click()
+    expect(page.locator("#panel")).to_contain_text("QLoRA")
+    assert page.locator("#panel .legend").inner_text() != before
+    page.locator("#method-table tr[data-pick='LoRA']").click()
+    expect(page.locator("#panel dl")).not_to_contain_text("QLoRA")
+    page.context.close()
+
+
 def test_a_newcomer_trains_with_three_clicks_at_most_and_talks_to_the_result(server, browser):
     url, home, process = server
     opened, clicks = time.monotonic(), 0
