@@ -20,8 +20,8 @@ from engine.runs.store import RunStore
 from tests.browser.chromium import PATIENCE_MS, barriers, choose_model_and_data, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
+from tests.waiting import wait_until
 from ui.front.gate import COOKIE
 from ui.services import Services
 

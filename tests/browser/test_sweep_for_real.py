@@ -7,7 +7,7 @@ from engine.paths import LoratoryHome, local_owner
 from engine.runs.store import RunStore
 from tests.browser.chromium import let_layout_settle, open_page, open_tab
 from tests.browser.real_server import RealServer, real_server
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 

@@ -13,14 +13,8 @@ from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.supervision.queue import QueueOrder
 from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import (
-    PATIENCE_SECONDS,
-    config_for,
-    fake_settings,
-    let_go,
-    wait_for_state,
-    wait_for_step,
-)
+from tests.supervision.fake_runs import config_for, fake_settings, let_go, wait_for_state, wait_for_step
+from tests.waiting import PATIENCE_SECONDS
 
 MODULES = ("engine.commands.runs", "engine.commands.configs", "engine.commands.train")
 

@@ -9,7 +9,7 @@ from engine.paths import LoratoryHome
 from engine.runs.activity import SilenceLimits
 from engine.supervision.supervisor import Supervisor
 from engine.supervision.worker_monitor import Patience
-from tests.runs.supervision import fake_settings
+from tests.supervision.fake_runs import fake_settings
 
 if __name__ == "__main__":
     silence = SilenceLimits()

@@ -12,7 +12,7 @@ from engine.runs.activity import ProgressWatch, SilenceLimits
 from engine.runs.history.events import EventData
 from engine.runs.run import RunFolder
 from engine.training import reporting
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 LOOKS = 10
 SECONDS_BETWEEN_LOOKS = 50.0

@@ -18,17 +18,12 @@ from engine.runs.history.log import read_events
 from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec
 from engine.runs.run import RunState
-from engine.runs.store import RunStore
-from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, let_go, wait_for_state, wait_until
+from tests.supervision.fake_runs import REPOSITORY, config_for, fake_worker_command, let_go, wait_for_state
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
 KNOWN_WITHIN_SECONDS = 120  # the hang limit of a hurried server is 3 seconds, that of others 300
-
-
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.spawn import Access
 from engine.runs.job import JobSpec, start_worker, worker_command
 from engine.runs.run import Run, RunFolder
-from tests.runs.supervision import config_for, cpu
+from tests.supervision.fake_runs import config_for, cpu
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="the worker that shows its environment is a shell script"

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
-from tests.runs.supervision import wait_for_step, wait_until
+from tests.supervision.fake_runs import wait_for_step
 from tests.training.worker_runs import data_of_events, events_of, is_pending, losses_of, newest_intact
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

@@ -7,7 +7,7 @@ import pytest
 from engine.errors import ConfigError, DatasetError, WorkerError
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ import pytest
 from engine.errors import WorkerError
 from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.pool import ProcessPlaces, ProcessPool
-from tests.runs.supervision import PATIENCE_SECONDS, count_living, wait_until
+from tests.waiting import PATIENCE_SECONDS, count_living, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.processes.confined_worker"

@@ -17,7 +17,7 @@ from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from engine.runs.usage import Week
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 DAY = 86_400.0
 SUNDAY = datetime(2026, 11, 22, 12).timestamp()

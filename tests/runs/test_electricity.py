@@ -8,7 +8,7 @@ from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary, summarize
 from engine.runs.usage import Electricity, energy_of, energy_words, read_electricity, save_electricity
 from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import config_for, fake_settings, gpu, wait_for_state
+from tests.supervision.fake_runs import config_for, fake_settings, gpu, wait_for_state
 
 KWH = 3.6e6
 

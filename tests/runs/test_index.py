@@ -8,7 +8,7 @@ from engine.runs.history.log import EventWriter
 from engine.runs.provenance import MemoryFigures, Provenance, run_title
 from engine.runs.run import RunState
 from engine.runs.summary import RunIndex, summarize
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 
 def make_run(store, name="A run", steps=3, state="completed"):

@@ -11,7 +11,7 @@ from engine.runs.prediction import RunPlan, estimated_hours, host_memory_bytes, 
 from engine.runs.summary import RunSummary
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.fake_inspector import a_report
-from tests.runs.supervision import GIB, config_for, cpu
+from tests.supervision.fake_runs import GIB, config_for, cpu
 
 SIZES = PublishedSizes(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, vocab_size=128256

@@ -9,7 +9,7 @@ from engine.runs.summary import (
     select_runs,
     summaries_csv,
 )
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 
 def row(number: int, **values: Any) -> RunSummary:

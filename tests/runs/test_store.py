@@ -16,7 +16,7 @@ from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RUN_ID, RunState
 from engine.runs.store import RunStore, folder_size_bytes, list_owners
 from engine.supervision.supervisor import reconcile
-from tests.runs.supervision import config_for, fake_settings
+from tests.supervision.fake_runs import config_for, fake_settings
 
 
 def end_run(run):
@@ -112,7 +112,7 @@ def test_twenty_parallel_starts_with_one_key_make_one_run(store):
 def test_processes_with_one_key_make_one_run(home, store):
     script = (
         "from engine.paths import LoratoryHome; from engine.runs.store import RunStore; "
-        "from tests.runs.supervision import config_for; "
+        "from tests.supervision.fake_runs import config_for; "
         "print(RunStore(LoratoryHome.from_environment(), 'ann').create(config_for(), key='k').id)"
     )
     processes = [

@@ -16,7 +16,7 @@ from engine.runs.usage import (
     week_of,
     weeks_of,
 )
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 NOW = datetime(2026, 11, 26, 12).timestamp()
 MONDAY = datetime(2026, 11, 23).timestamp()

@@ -9,7 +9,8 @@ from pydantic import SecretStr
 
 from engine.runs.summary import RunSummary
 from engine.runs.webhook import Webhook, WebhookError, WebhookStore, deliver, parse_webhook, payload_of, send, words_of
-from tests.runs.supervision import PATIENCE_SECONDS, config_for
+from tests.supervision.fake_runs import config_for
+from tests.waiting import PATIENCE_SECONDS
 
 SECRET = "T0pS3cret"
 RUN = RunSummary(

@@ -17,7 +17,7 @@ from engine.runs.run import RunState, WorkerRecord
 from engine.runs.store import RunStore
 from engine.supervision.states import resumes_automatically
 from engine.supervision.worker_monitor import Patience, WorkerMonitor
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 
 @pytest.fixture

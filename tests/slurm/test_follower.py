@@ -16,8 +16,9 @@ from engine.runs.job import JobSpec
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from tests.runs.supervision import config_for, wait_until
 from tests.slurm.fake_slurm import FakeSlurm
+from tests.supervision.fake_runs import config_for
+from tests.waiting import wait_until
 
 AWAY = ClusterUnreachableError("Slurm does not answer.", "Wait.")
 

@@ -12,17 +12,11 @@ from engine.executors.slurm.place import ClusterPlace
 from engine.runs.control import request_cancel, request_resume, request_stop, request_target
 from engine.training import faults
 from tests.browser.real_server import real_server
-from tests.runs.on_host import start_host as start_host
-from tests.runs.supervision import (
-    executions,
-    let_go,
-    wait_for_state,
-    wait_for_step,
-    wait_until,
-    worker_of,
-)
 from tests.slurm.conftest import file_run, record_of
+from tests.supervision.fake_runs import executions, let_go, wait_for_state, wait_for_step, worker_of
+from tests.supervision.on_host import start_host as start_host
 from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, write_questions
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

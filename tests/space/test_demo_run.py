@@ -18,8 +18,8 @@ from engine.runs.store import RunStore
 from engine.space.demo_chat import DemoBusyError, demo_session
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.demo_parts import a_demo, with_run, with_sample
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 LONG_AGO = 9_000.0
 

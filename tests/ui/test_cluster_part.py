@@ -11,7 +11,7 @@ from engine.errors import ClusterUnreachableError
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace
 from engine.paths import LoratoryHome
 from tests.invented_runs import a_config
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 from ui.backend.cluster import ClusterForecast, Forecast
 from ui.draft import read_draft
 from ui.form import JUDGE_FOR

@@ -8,8 +8,8 @@ import gradio as gr
 from engine.data.contract import CheckProgress
 from engine.errors import WorkerError
 from tests.fake_inspector import FakeInspector
-from tests.runs.supervision import wait_until
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
+from tests.waiting import wait_until
 from ui.backend.dataset_checks import DatasetChecks
 
 

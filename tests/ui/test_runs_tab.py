@@ -17,8 +17,8 @@ from engine.runs.run import RunState
 from engine.runs.summary import summarize
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
+from tests.waiting import wait_until
 from ui.tabs.runs import RunsTab
 from ui.views.run_table import (
     _COLUMNS,

@@ -9,9 +9,9 @@ import pytest
 from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import a_config
-from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
 from tests.ui.drafts import values_of
+from tests.waiting import wait_until
 from ui.backend.dataset_checks import CheckQuestion
 from ui.build import build_app
 from ui.draft import read_draft

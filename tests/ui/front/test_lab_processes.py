@@ -14,7 +14,7 @@ import pytest
 from engine.config.run import DatasetConfig
 from engine.inspector.session import Inspector, InspectorPlaces
 from engine.processes.pool import ProcessPlaces
-from tests.runs.supervision import count_living, wait_until
+from tests.waiting import count_living, wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SAMPLE = DatasetConfig(source="sample:lab-chats")

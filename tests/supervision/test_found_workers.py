@@ -24,7 +24,8 @@ from engine.runs.run import Run, RunState
 from engine.supervision.queue import Waiting
 from engine.supervision.scheduler import Scheduler
 from engine.supervision.supervisor import SupervisorLoop, reconcile
-from tests.runs.supervision import (
+from tests.slurm.fake_slurm import FakeSlurm
+from tests.supervision.fake_runs import (
     config_for,
     cpu,
     executions,
@@ -33,9 +34,8 @@ from tests.runs.supervision import (
     let_go,
     wait_for_state,
     wait_for_step,
-    wait_until,
 )
-from tests.slurm.fake_slurm import FakeSlurm
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from engine.runs.store import RunStore
 from engine.supervision.launch import Launcher, Preflight, counted_length
 from engine.supervision.queue import Waiting, plan_starts
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
-from tests.runs.supervision import GIB, apple, config_for, cpu, gpu
+from tests.supervision.fake_runs import GIB, apple, config_for, cpu, gpu
 
 SHAPE = published_shape(
     "tiny",

@@ -13,8 +13,8 @@ from engine.lab.fairness import LabStanding, LabTurn, lab_reasons, order_fairly,
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import Why
 from engine.supervision.queue import StartRules, Waiting, plan_starts
-from tests.runs.simulated_lab import BEGIN, SimulatedLab, SimulatedRun, seconds_by_person
-from tests.runs.supervision import gpu
+from tests.lab.simulated_lab import BEGIN, SimulatedLab, SimulatedRun, seconds_by_person
+from tests.supervision.fake_runs import gpu
 
 WEEK = 7 * 24 * 3600.0
 TWO_GPUS = (gpu(0), gpu(1))

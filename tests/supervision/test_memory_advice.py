@@ -17,7 +17,7 @@ from engine.runs.store import RunStore
 from engine.supervision import states, worker_monitor
 from engine.supervision.supervisor import Supervisor
 from engine.training.failure import explain
-from tests.runs.supervision import fake_settings, wait_for_state
+from tests.supervision.fake_runs import fake_settings, wait_for_state
 
 GPU = Device("cuda", 0, "NVIDIA GeForce RTX 3060", 12 << 30, 12 << 30, has_fast_bfloat16=True)
 

@@ -1,14 +1,10 @@
-"""What tests of supervision share: settings that start fake workers, configurations, and waiting for what happens."""
+"""Runs on fake workers: settings of their supervisor, configurations, devices, and waiting for a state or a step."""
 
 import functools
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
@@ -21,6 +17,7 @@ from engine.runs.job import JobSpec, WorkerCommand
 from engine.runs.run import Run, RunState, WorkerRecord
 from engine.supervision.scheduler import SupervisorSettings
 from engine.supervision.worker_monitor import Patience
+from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GIB = 2**30
@@ -39,9 +36,9 @@ def gpu(index: int, free_gib: float = 24) -> Device:
 
 
 def fake_worker_command(order: JobSpec) -> list[str]:
-    """Starts tests/runs/fake_worker.py from the repository, wherever the test process stands; see `tests.fork_server`."""
+    """Starts tests/supervision/fake_worker.py from the repository, wherever the test process stands; see `tests.fork_server`."""
     start = f"import runpy, sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
-    start += "runpy.run_module('tests.runs.fake_worker', run_name='__main__')"
+    start += "runpy.run_module('tests.supervision.fake_worker', run_name='__main__')"
     return [sys.executable, "-P", "-c", start, str(order.run.folder.path)]
 
 
@@ -76,17 +73,6 @@ def move_to_an_earlier_boot(run: Run, attempt: int = 1) -> None:
     run.folder.process.write_text(record.model_dump_json())
 
 
-PATIENCE_SECONDS = 300.0  # ends a test that hangs: no limit of what is tested, nor of a busy machine
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = PATIENCE_SECONDS) -> None:
-    """Wait for something that happens in another process or thread."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.02)
-
-
 def wait_for_state(run: Run, *states: str) -> RunState:
     """Wait until a run is in one of these states, and return what it says then."""
     observations: list[RunState] = []
@@ -118,15 +104,3 @@ def let_go(run: Run) -> None:
 def wait_for_step(run: Run, step: int) -> None:
     """Wait until a run has logged a step."""
     wait_until(lambda: read_history(run.folder.events).last_step >= step)
-
-
-def count_living(pids: Iterable[int]) -> int:
-    """Return how many of these processes live on: as they were all seen before, they lived at the same time."""
-    return sum(1 for pid in tuple(pids) if _lives(pid))
-
-
-def _lives(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

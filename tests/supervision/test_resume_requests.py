@@ -16,7 +16,7 @@ from engine.runs.provenance import Provenance
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import Supervisor, SupervisorLoop
-from tests.runs.supervision import (
+from tests.supervision.fake_runs import (
     GIB,
     config_for,
     cpu,
@@ -24,9 +24,9 @@ from tests.runs.supervision import (
     fake_settings,
     wait_for_state,
     wait_for_step,
-    wait_until,
     worker_of,
 )
+from tests.waiting import wait_until
 
 
 @pytest.fixture

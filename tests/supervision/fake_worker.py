@@ -3,7 +3,7 @@
 The name is a list of words: `steps=20 pace=0.02 checkpoint=5 hold=8` (after step 8, until the run's folder has a file
 `go`), and at most one mishap `MISHAP@STEP`, where
 MISHAP is kill, segv, term, exit0, exit3, fail, hang, stop-self, deaf (ignores every request), orphan (leaves a child).
-Started as `python -m tests.runs.fake_worker RUN_DIR`.
+Started as `python -m tests.supervision.fake_worker RUN_DIR`.
 """
 
 import json

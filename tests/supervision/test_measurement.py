@@ -32,7 +32,7 @@ from engine.supervision.memory_measurement import (
     write_rows,
 )
 from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import fake_settings, fake_worker_command
+from tests.supervision.fake_runs import fake_settings, fake_worker_command
 
 
 def config_for(folder, **sections):

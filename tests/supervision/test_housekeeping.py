@@ -8,7 +8,8 @@ import pytest
 
 from engine.processes.spawn import spawn
 from engine.supervision.supervisor import Housekeeping, Supervisor
-from tests.runs.supervision import fake_settings, wait_until
+from tests.supervision.fake_runs import fake_settings
+from tests.waiting import wait_until
 
 DAY = 24 * 3600.0
 

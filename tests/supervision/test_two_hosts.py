@@ -8,8 +8,8 @@ import pytest
 from engine.processes.liveness import ProcessIdentity
 from engine.supervision.seat import SeatTimes, SupervisorSeat, seat_holder
 from engine.supervision.supervisor import Supervisor, reconcile
-from tests.runs.on_host import start_host as start_host
-from tests.runs.supervision import config_for, executions, fake_settings, wait_for_state
+from tests.supervision.fake_runs import config_for, executions, fake_settings, wait_for_state
+from tests.supervision.on_host import start_host as start_host
 
 HOURS = 3600.0
 

@@ -5,7 +5,7 @@ import pytest
 from engine.runs.control import request_stop
 from engine.runs.run import RunState
 from engine.supervision.states import resumes_automatically, with_progress
-from tests.runs.supervision import config_for, move_to_an_earlier_boot
+from tests.supervision.fake_runs import config_for, move_to_an_earlier_boot
 from ui.backend.run_reader import RunReader
 from ui.views.run_table import render_queue
 

@@ -18,7 +18,7 @@ from engine.runs.store import RunStore
 from engine.runs.usage import usage_by_week
 from engine.supervision.queue import QueueOrder
 from engine.supervision.supervisor import SupervisorLoop
-from tests.runs.supervision import (
+from tests.supervision.fake_runs import (
     config_for,
     cpu,
     executions,
@@ -27,8 +27,8 @@ from tests.runs.supervision import (
     let_go,
     wait_for_state,
     wait_for_step,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 ANN, BOB = (Person(name, "member", 0.0) for name in ("ann", "bob"))
 ADMIN = Person("root", "admin", 0.0)

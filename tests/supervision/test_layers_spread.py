@@ -6,7 +6,8 @@ from engine.hardware.lease import LeaseBook
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import GIB, config_for, cpu, fake_settings, gpu, let_go, wait_for_state, wait_until
+from tests.supervision.fake_runs import GIB, config_for, cpu, fake_settings, gpu, let_go, wait_for_state
+from tests.waiting import wait_until
 
 SPREAD = {"devices": [0, 1], "device_map": "balanced"}
 

@@ -14,16 +14,16 @@ from engine.runs.history.run_history import read_history
 from engine.runs.run import Run, RunFolder, RunState
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import SupervisorLoop
-from tests.runs.supervision import (
+from tests.supervision.fake_runs import (
     config_for,
     executions,
     fake_settings,
     move_to_an_earlier_boot,
     wait_for_state,
     wait_for_step,
-    wait_until,
     worker_of,
 )
+from tests.waiting import wait_until
 
 BY_SIGTERM = "The system asked to end (SIGTERM). Saved after step 2 of 5."
 RESUMES = {"resume_after_restart": True}

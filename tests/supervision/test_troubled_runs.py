@@ -20,7 +20,8 @@ from engine.runs.job import JobSpec
 from engine.runs.run import RunFolder, RunState
 from engine.supervision.supervisor import SupervisorLoop
 from engine.supervision.worker_monitor import Patience
-from tests.runs.supervision import config_for, cpu, fake_settings, gpu, let_go, wait_for_state, wait_until, worker_of
+from tests.supervision.fake_runs import config_for, cpu, fake_settings, gpu, let_go, wait_for_state, worker_of
+from tests.waiting import wait_until
 
 
 def refuse(*_args: object, **_values: object) -> None:

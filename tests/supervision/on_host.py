@@ -1,4 +1,4 @@
-"""A process that believes to be on another host: `python -m tests.runs.on_host NAME HOME`.
+"""A process that believes to be on another host: `python -m tests.supervision.on_host NAME HOME`.
 
 Its locks are its own, as on Lustre with `localflock`, and its clock runs a million times faster once HOME has a file
 `time-flies`. It supervises HOME with fake workers until it is killed, and prints each role that it gets.
@@ -18,7 +18,7 @@ from engine.paths import LoratoryHome
 from engine.processes import liveness
 from engine.supervision.seat import SeatTimes
 from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import REPOSITORY, fake_settings
+from tests.supervision.fake_runs import REPOSITORY, fake_settings
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def start_host(home: LoratoryHome) -> Iterator[Callable[[str], subprocess.Popen[
     processes: list[subprocess.Popen[str]] = []
 
     def start(name: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "tests.runs.on_host", name, str(home.root)]
+        command = [sys.executable, "-m", "tests.supervision.on_host", name, str(home.root)]
         processes.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=REPOSITORY))
         return processes[-1]
 

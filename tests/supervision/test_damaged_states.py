@@ -13,7 +13,8 @@ from engine.runs.control import request_cancel, request_stop
 from engine.runs.run import Run, RunFolder
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import SupervisorLoop
-from tests.runs.supervision import config_for, executions, fake_settings, wait_for_step, wait_until
+from tests.supervision.fake_runs import config_for, executions, fake_settings, wait_for_step
+from tests.waiting import wait_until
 
 
 def refuse(_: object) -> None:

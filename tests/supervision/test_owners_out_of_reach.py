@@ -10,7 +10,8 @@ from engine.runs.control import request_cancel, request_resume, resume_is_reques
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore, list_owners
 from engine.supervision.supervisor import SupervisorLoop
-from tests.runs.supervision import config_for, cpu, executions, fake_settings, let_go, wait_for_step, wait_until
+from tests.supervision.fake_runs import config_for, cpu, executions, fake_settings, let_go, wait_for_step
+from tests.waiting import wait_until
 
 
 @pytest.fixture

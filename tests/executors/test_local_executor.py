@@ -8,7 +8,7 @@ from engine.processes.spawn import cap_log
 from engine.runs import job
 from engine.runs.job import WORKER_MODULE, JobSpec, Nodes, start_worker, training_command, worker_command
 from engine.runs.run import Run, RunFolder
-from tests.runs.supervision import config_for, cpu, gpu
+from tests.supervision.fake_runs import config_for, cpu, gpu
 
 
 @pytest.fixture

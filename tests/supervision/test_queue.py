@@ -7,7 +7,7 @@ from engine.hardware.device import Device, Obstacle
 from engine.hardware.lease import LeaseHolder
 from engine.processes.liveness import ProcessIdentity
 from engine.supervision.queue import QueueOrder, Waiting, plan_starts
-from tests.runs.supervision import GIB, cpu, gpu
+from tests.supervision.fake_runs import GIB, cpu, gpu
 
 
 def waiting(run_id: str, needed_gib: float | None = None, devices: object = "auto") -> Waiting:

@@ -11,8 +11,8 @@ from engine.data.source import SourceOptions, open_source
 from engine.models.catalog import list_catalog
 from engine.runs.store import RunStore
 from engine.supervision.launch import Launcher, Preflight, with_absolute_paths
-from tests.runs.supervision import cpu
-from tests.runs.test_preflight import FakeInspector, resolve
+from tests.supervision.fake_runs import cpu
+from tests.supervision.test_preflight import FakeInspector, resolve
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from engine.runs.provenance import Provenance
 from engine.runs.run import RunFolder
 from engine.supervision.queue import QueueOrder
 from engine.supervision.worker_monitor import Patience
-from tests.runs.supervision import (
+from tests.supervision.fake_runs import (
     GIB,
     config_for,
     cpu,
@@ -24,9 +24,9 @@ from tests.runs.supervision import (
     let_go,
     wait_for_state,
     wait_for_step,
-    wait_until,
     worker_of,
 )
+from tests.waiting import wait_until
 
 
 def test_a_run_goes_from_the_queue_to_completed(store, start_supervisor, home):

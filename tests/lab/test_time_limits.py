@@ -13,7 +13,7 @@ from engine.lab.supervision import LabSupervision
 from engine.runs.control import request_stop, time_limit_hours
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 HOUR = 3600.0
 

@@ -15,7 +15,8 @@ from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerRecord
 from engine.supervision.supervisor import SupervisorLoop
 from engine.supervision.worker_monitor import Patience, WorkerMonitor
-from tests.runs.supervision import config_for, cpu, executions, fake_settings, wait_for_step, wait_until
+from tests.supervision.fake_runs import config_for, cpu, executions, fake_settings, wait_for_step
+from tests.waiting import wait_until
 
 ELSEWHERE = {"host": "another-host", "boot_id": "of another host"}
 IN_A_CONTAINER = {"host": "a-container", "pid_namespace": "pid:[1]"}

@@ -7,16 +7,16 @@ from engine.runs.control import request_cancel
 from engine.runs.run import RunState, WorkerRecord
 from engine.supervision.supervisor import reconcile, supervisor_of
 from engine.supervision.worker_monitor import Patience
-from tests.runs.supervision import (
+from tests.supervision.fake_runs import (
     config_for,
     executions,
     fake_settings,
     let_go,
     wait_for_state,
     wait_for_step,
-    wait_until,
     worker_of,
 )
+from tests.waiting import wait_until
 
 
 def test_the_second_supervisor_of_a_home_refuses_reports_it_and_takes_over(store, start_supervisor, home):

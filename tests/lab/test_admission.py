@@ -12,7 +12,7 @@ from engine.lab.rules import admitted, resume_run
 from engine.runs.disk import QuotaWatch, disk_use, require_disk_space
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 
 @pytest.fixture
