@@ -11,7 +11,7 @@ from engine.errors import AccountError, RunError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
-from engine.runs.run import Run, RunFolder, Why
+from engine.runs.run import Run, RunFolder, StateReason
 from engine.supervision.queue import Waiting
 
 # A run that was put first counts as an hour until it has run: two devices that become free together go to two people,
@@ -76,14 +76,14 @@ class LabTurn:
         is_urgent = waiting.run_id == self.standing.urgent
         return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
 
-    def hold(self, waiting: Waiting, starting: Collection[str]) -> Why | None:
+    def hold(self, waiting: Waiting, starting: Collection[str]) -> StateReason | None:
         """Return why a run waits; None where it may start, given the runs that start before it."""
         maintenance, limits = self.rules.maintenance, self.rules.limits
         if maintenance.is_on:
-            return Why("maintenance", f"The lab starts no runs at present. {maintenance.text}".rstrip())
+            return StateReason("maintenance", f"The lab starts no runs at present. {maintenance.text}".rstrip())
         if self.free_disk_gb is not None:
             what = f"The disk has {self.free_disk_gb:,.1f} GB free; runs start from {limits.free_disk_gb:g} GB."
-            return Why("free_disk", what, "Delete runs that are no longer needed, or ask an admin for space.")
+            return StateReason("free_disk", what, "Delete runs that are no longer needed, or ask an admin for space.")
         most = limits.running_per_person
         if most is None or waiting.is_urgent or waiting.section.is_elsewhere:
             return None
@@ -92,24 +92,24 @@ class LabTurn:
         if running < most:
             return None
         runs = "1 of your runs is" if running == 1 else f"{running:,} of your runs are"
-        return Why("running_cap", f"{runs} running; the lab allows {most:,} per person.")
+        return StateReason("running_cap", f"{runs} running; the lab allows {most:,} per person.")
 
 
 def lab_reasons(
-    reasons: Mapping[str, Why], queue: Iterable[Waiting], rules: LabRules, standing: LabStanding
-) -> dict[str, Why]:
+    reasons: Mapping[str, StateReason], queue: Iterable[Waiting], rules: LabRules, standing: LabStanding
+) -> dict[str, StateReason]:
     """Return the reasons of a plan, with the weekly quota for runs that it moved back."""
     quota, over_quota = rules.limits.weekly_gpu_hours, people_over_quota(rules, standing)
     owners = {waiting.run_id: waiting.owner for waiting in queue}
 
-    def worded(run_id: str, why: Why) -> Why:
+    def with_quota(run_id: str, why: StateReason) -> StateReason:
         owner = owners.get(run_id, "")
         if quota is None or owner not in over_quota or why.reason != "other_persons_run":
             return why
         what = f"You used {standing.week_hours[owner]:,.1f} of {quota:g} GPU-hours this week. {why.cause}"
-        return Why("weekly_quota", what, "It starts when no other person waits for the device, or on Monday.")
+        return StateReason("weekly_quota", what, "It starts when no other person waits for the device, or on Monday.")
 
-    return {run_id: worded(run_id, why) for run_id, why in reasons.items()}
+    return {run_id: with_quota(run_id, why) for run_id, why in reasons.items()}
 
 
 _LONGEST_WHY = 120
@@ -126,7 +126,7 @@ class UrgentRun(BaseModel):
     why: str = ""
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """Why it goes first."""
         reason = f" ({self.why})" if self.why else ""
         return f"Goes first: {self.by or 'an admin'} made it urgent{reason}."
@@ -167,8 +167,8 @@ class UrgentSlot:
             present = self.run()
             if present is not None and present.run_id != run.id:
                 raise RunError("Another run is urgent already.", "Wait until it has started, or clear it.")
-            words = "".join(sign for sign in " ".join(why.split()) if sign.isprintable())[:_LONGEST_WHY]
-            slot = UrgentRun(owner=run.owner, run_id=run.id, by=person.name, why=words)
+            text = "".join(sign for sign in " ".join(why.split()) if sign.isprintable())[:_LONGEST_WHY]
+            slot = UrgentRun(owner=run.owner, run_id=run.id, by=person.name, why=text)
             write_atomically(self._path, slot.model_dump_json())
 
     def clear(self, person: Person) -> None:

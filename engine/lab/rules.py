@@ -103,7 +103,7 @@ def _is_allowed(allowed: AllowedPaths, text: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def admitted(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
+def admission(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
     """Allow the block to queue runs; concurrent requests are counted one after the other.
 
     Does nothing without accounts.
@@ -122,13 +122,13 @@ def admitted(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
 
 
 def require_admission(home: LoratoryHome, owner: str, count: int = 1) -> None:
-    """Refuse at once what `admitted` would refuse, before long checks; raises as it does."""
-    with admitted(home, owner, count):
+    """Refuse at once what `admission` would refuse, before long checks; raises as it does."""
+    with admission(home, owner, count):
         pass
 
 
 def resume_run(home: LoratoryHome, run: Run) -> None:
-    """Request to resume a run, if its owner may queue one more; raises as `request_resume` and `admitted` do.
+    """Request to resume a run, if its owner may queue one more; raises as `request_resume` and `admission` do.
 
     Raises:
         RunError: Also if its owner has become a guest, and it trains elsewhere.
@@ -138,7 +138,7 @@ def resume_run(home: LoratoryHome, run: Run) -> None:
             "Guests train on the lab's own devices, and this run trained elsewhere.",
             "Copy its settings to train it here.",
         )
-    with admitted(home, run.owner):
+    with admission(home, run.owner):
         request_resume(home, run)
 
 

@@ -21,7 +21,7 @@ from engine.lab.fairness import LabStanding, LabTurn, UrgentSlot, order_fairly, 
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
 from engine.runs.disk import free_bytes, is_disk_short
-from engine.runs.run import Reason, Run, RunState, Why
+from engine.runs.run import Reason, Run, RunState, StateReason
 from engine.runs.usage import (
     Attempt,
     DecayedSeconds,
@@ -80,7 +80,7 @@ class LabSupervision:
         if attempt is not None and self._rules.read() is not None:
             self._ledger.add(attempt)
 
-    def look(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
+    def take_turn(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
         """Return the current order of runs, after stopping those at their time limit; None without accounts."""
         rules = self._rules.read()
         if rules is None:
@@ -104,21 +104,23 @@ class LabSupervision:
 
     def start_rules(self, turn: LabTurn, devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> StartRules:
         """Return the lab's reasons to delay runs, in addition to leases and memory."""
-        occupied: dict[str, Why] = {}
+        program_use: dict[str, StateReason] = {}
         for device in devices if turn.rules.limits.waits_for_other_programs else ():
             name = lease_name(device)
             if device.kind == "cuda" and name not in holders:
                 programs = self.programs(device.index)
                 if programs:
-                    occupied[name] = _occupied_reason(name, programs)
-        return StartRules(turn.hold, occupied)
+                    program_use[name] = _program_reason(name, programs)
+        return StartRules(turn.hold, program_use)
 
-    def publish(self, turn: LabTurn, reasons: Mapping[str, Why], active: Mapping[str, tuple[Run, RunState]]) -> None:
+    def publish(
+        self, turn: LabTurn, reasons: Mapping[str, StateReason], active: Mapping[str, tuple[Run, RunState]]
+    ) -> None:
         """Save the queue for pages, where it has changed."""
         places = []
         for run_id in turn.order:
             if run_id not in active:
-                reason, cause, _ = reasons.get(run_id, Why(None, ""))
+                reason, cause, _ = reasons.get(run_id, StateReason(None, ""))
                 places.append(WaitingPlace(owner=turn.owners[run_id], run_id=run_id, reason=reason, cause=cause))
         at_work = tuple((run.owner, run.id) for run, _ in active.values())
         snapshot = QueueSnapshot(waiting=tuple(places), active=at_work)
@@ -180,7 +182,7 @@ class LabSupervision:
                 _log.error("%s could not be stopped at its maximum run time: %s", run.id, error)
 
 
-def _occupied_reason(name: str, programs: Sequence[GpuProgram]) -> Why:
-    words = ", ".join(one.words for one in programs[:3])
-    what = f"{device_words(name)} is in use outside Loratory ({words})."
-    return Why("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")
+def _program_reason(name: str, programs: Sequence[GpuProgram]) -> StateReason:
+    names = ", ".join(program.words for program in programs[:3])
+    what = f"{device_words(name)} is in use outside Loratory ({names})."
+    return StateReason("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")

@@ -35,9 +35,9 @@ def limited(seconds: float, memory_bytes: int) -> Iterator[None]:
         try:
             yield
         finally:
-            spent = budget - signal.setitimer(signal.ITIMER_PROF, 0)[0]
+            used = budget - signal.setitimer(signal.ITIMER_PROF, 0)[0]
             if outer:
-                signal.setitimer(signal.ITIMER_PROF, max(outer - spent, 0.001))
+                signal.setitimer(signal.ITIMER_PROF, max(outer - used, 0.001))
 
 
 @contextlib.contextmanager

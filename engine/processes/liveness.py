@@ -44,12 +44,12 @@ class ProcessIdentity(BaseModel):
     @classmethod
     def current(cls) -> Self:
         """Identity of the process that asks."""
-        identity = cls.of(os.getpid())
+        identity = cls.from_pid(os.getpid())
         assert identity is not None, "the asking process is alive"
         return identity
 
     @classmethod
-    def of(cls, pid: int) -> Self | None:
+    def from_pid(cls, pid: int) -> Self | None:
         """Identity of the process that bears `pid` now; None where there is none, or only a zombie is left of it."""
         start_time = _start_time_of_living(pid)
         if start_time is None:

@@ -73,7 +73,7 @@ def time_limit_hours(folder: RunFolder) -> float | None:
         return None
 
 
-def asks_to_end(folder: RunFolder) -> bool:
+def end_is_requested(folder: RunFolder) -> bool:
     """Whether a person has asked a run to stop or cancel."""
     return folder.stop_request.exists() or folder.cancel_request.exists()
 

@@ -140,8 +140,8 @@ def _room(home: LoratoryHome, owner: str, limits: LabLimits) -> DiskRoom | None:
         return None
     quota, use = limits.disk_gb_per_person * _GB, disk_use(home, owner)
     parts = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in use.parts.items())
-    words = f"You use {size(use.total)} of {size(quota)}" + (f" ({parts})" if parts else "")
-    return DiskRoom(quota - use.total, words)
+    text = f"You use {size(use.total)} of {size(quota)}" + (f" ({parts})" if parts else "")
+    return DiskRoom(quota - use.total, text)
 
 
 def disk_warning(use: DiskUse, limits: LabLimits, free: int) -> str:

@@ -70,7 +70,7 @@ STOP_REASONS: dict[StoppedBy, EndReason] = {
 }
 
 
-class Why(NamedTuple):
+class StateReason(NamedTuple):
     """Why a run is in its state: a value for programs, and sentences for people."""
 
     reason: Reason | None
@@ -246,8 +246,8 @@ class RunFolder:
 
         A worker that was started by hand or by a cluster's scheduler finds no state, or an old one.
         """
-        seen, state = self.attempts_seen(), self.read_state()
-        return state.attempt if state.attempt > seen else seen + 1
+        last_attempt, state = self.attempts_seen(), self.read_state()
+        return state.attempt if state.attempt > last_attempt else last_attempt + 1
 
     def newest_checkpoint_step(self) -> int | None:
         """Step of the newest checkpoint that is as it was written; None where there is none."""
@@ -315,7 +315,7 @@ class WorkerClaim:
     folder: RunFolder
     lock: FileLock
     attempt: int
-    written: bytes  # its record in `process.json`
+    record: bytes  # its record in `process.json`
 
     def require_current(self) -> None:
         """Return unless a later worker has the run, which this one may not know by its lock.
@@ -328,7 +328,7 @@ class WorkerClaim:
             SupersededError: If one has.
         """
         with contextlib.suppress(OSError):
-            if self.folder.process.read_bytes() == self.written:
+            if self.folder.process.read_bytes() == self.record:
                 return
         later = self.folder.read_worker()
         if later is not None and later.attempt >= self.attempt:

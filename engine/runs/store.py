@@ -183,8 +183,8 @@ class RunStore:
         with contextlib.suppress(FileNotFoundError), FileLock(self.home.server / f"create-{self.owner}.lock"):
             for path in (*self.folder.glob(f"{_DOOMED_PREFIX}*"), *self.folder.glob(f"{_UNBORN_PREFIX}*")):
                 run_id = path.name.removeprefix(_UNBORN_PREFIX)
-                made = _milliseconds_of(run_id) / 1000 if RUN_ID.fullmatch(run_id) is not None else 0.0
-                if self._clock() - made > _MAKING_SECONDS:
+                created = _milliseconds_of(run_id) / 1000 if RUN_ID.fullmatch(run_id) is not None else 0.0
+                if self._clock() - created > _MAKING_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _exists(self, run_id: str) -> bool:

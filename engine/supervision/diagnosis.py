@@ -54,8 +54,8 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     if evidence.status is not None and evidence.status.phase == "stopped":
         if evidence.cancel_requested:
             return _diagnose_cancel(evidence)
-        if end.word is not None and evidence.status.stopped_by == "sigterm":  # which the executor sent
-            return _by_word(end.word, evidence, saved=True)
+        if end.verdict is not None and evidence.status.stopped_by == "sigterm":  # which the executor sent
+            return _by_verdict(end.verdict, evidence, saved=True)
         if evidence.time_limit_hours is not None and evidence.status.stopped_by in (None, "request"):
             what = f"{time_limit_words(evidence.time_limit_hours)} Stopped after step {step}."
             return Diagnosis("stopped", "time_limit", what, f"{_what_can_be_used(evidence)} {_RESUME_IN_TURN}")
@@ -63,7 +63,7 @@ def diagnose(evidence: Evidence) -> Diagnosis:
         reason, advice = STOP_REASONS[evidence.status.stopped_by or "request"], _what_can_be_used(evidence)
         return Diagnosis("stopped", reason, what, f"{FREE_SPACE} {advice}" if reason == "disk_limit" else advice)
     # When another process of the run is killed, or its machine ends, a worker sees an unexpected error at most.
-    if evidence.failed is not None and (end.word is None or evidence.failed.cause != "unexpected"):
+    if evidence.failed is not None and (end.verdict is None or evidence.failed.cause != "unexpected"):
         return Diagnosis("failed", "worker_failed", evidence.failed.what, evidence.failed.fix)
     if _was_cancelled(evidence):
         return _diagnose_cancel(evidence)
@@ -74,11 +74,11 @@ def diagnose(evidence: Evidence) -> Diagnosis:
             f"(the limit is {silence.limit_seconds:.0f}), and was ended."
         )
         return Diagnosis("failed", "hung", what, f"{resume} If it happens again, the log shows where it hangs.")
-    if end.word is not None:
-        return _by_word(end.word, evidence)
+    if end.verdict is not None:
+        return _by_verdict(end.verdict, evidence)
     if end.cause:
         return Diagnosis("interrupted", "ended_by_executor", end.cause, f"{end.advice} {resume}".lstrip())
-    if end.rebooted:
+    if end.machine_restarted:
         return Diagnosis("interrupted", "machine_restarted", f"The machine was restarted after step {step}.", resume)
     if end.lost_host is not None:
         what = f"The worker on {end.lost_host} gave no sign for {silence.seconds:.0f} seconds after step {step}."
@@ -110,12 +110,12 @@ def _was_cancelled(evidence: Evidence) -> bool:
     if evidence.ended_by_us is not None:
         return evidence.ended_by_us == "cancel"
     code = evidence.end.exit_code
-    ended_so = evidence.end.word == "cancelled" or code is None or _signal_name(-code) == "SIGKILL"
+    ended_so = evidence.end.verdict == "cancelled" or code is None or _signal_name(-code) == "SIGKILL"
     return evidence.cancel_requested and ended_so
 
 
 # By the executor's reason; its own sentence, which names job and host, comes before ours.
-_ENDS_BY_WORD: dict[ExecutorVerdict, Diagnosis] = {
+_ENDS_BY_VERDICT: dict[ExecutorVerdict, Diagnosis] = {
     "out_of_memory": Diagnosis(
         "failed",
         "out_of_memory",
@@ -129,8 +129,8 @@ _ENDS_BY_WORD: dict[ExecutorVerdict, Diagnosis] = {
 }
 
 
-def _by_word(word: ExecutorVerdict, evidence: Evidence, *, saved: bool = False) -> Diagnosis:
-    state, reason, cause, advice = _ENDS_BY_WORD[word]
+def _by_verdict(verdict: ExecutorVerdict, evidence: Evidence, *, saved: bool = False) -> Diagnosis:
+    state, reason, cause, advice = _ENDS_BY_VERDICT[verdict]
     step = evidence.last_step
     when = f"It saved after step {step}." if saved else f"It had reached step {step}."
     resume = _what_can_be_used(evidence) if saved else _resume(evidence)
@@ -186,8 +186,8 @@ def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
         return Diagnosis("failed", "exit_code", f"{what} and gave no reason.", f"See the end of its log. {resume}")
     name = _signal_name(-code)
     state, reason, cause, advice = _ENDS_BY_SIGNAL.get(name, _OTHER_SIGNAL)
-    words = {"name": name, "step": step, "resume": resume}
-    return Diagnosis(state, reason, cause.format(**words), advice.format(**words))
+    values = {"name": name, "step": step, "resume": resume}
+    return Diagnosis(state, reason, cause.format(**values), advice.format(**values))
 
 
 def _diagnose_cancel(evidence: Evidence) -> Diagnosis:

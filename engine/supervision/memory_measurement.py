@@ -121,14 +121,14 @@ class MeasurementJob:
         try:
             wait = Wait(
                 UNTIL_A_CHAT_LEAVES_SECONDS,
-                lambda one: on_progress(MeasurementProgress(one.why_wait)),
+                lambda obstacle: on_progress(MeasurementProgress(obstacle.why_wait)),
                 self._stop_requested,
             )
             hold_devices(book, names, holder, wait)  # before there is a worker, so it never shares them
             on_progress(MeasurementProgress("Starting a process for the measurement."))
             run.folder.write_state(RunState(state="starting", attempt=1))  # it has no supervisor
             process = start_worker(spec, self._command)
-            worker = ProcessIdentity.of(process.pid)
+            worker = ProcessIdentity.from_pid(process.pid)
             if worker is not None:  # the lease ends with the worker, also where we end first
                 book.hand_over(names, ours, holder.model_copy(update={"process": worker}))
                 note_model(self._home, self._config.model.id, "measurement", worker)
@@ -245,8 +245,8 @@ def write_rows(path: Path, config: RunConfig) -> None:
     """Write rows for the run's objective, each longer than `max_length`."""
     training = config.training
     count = training.per_device_train_batch_size * _passes(config) * _STEPS
-    words = [_WORDS[number % len(_WORDS)] for number in range(training.max_length + 8)]
-    line, other = " ".join(words), " ".join(reversed(words))
+    row = [_WORDS[number % len(_WORDS)] for number in range(training.max_length + 8)]
+    line, other = " ".join(row), " ".join(reversed(row))
     rows: Mapping[RowKind, Callable[[int], dict[str, object]]] = {
         "answers": lambda number: {"text": f"{number} {line}"},
         "pairs": lambda number: {"prompt": str(number), "chosen": line, "rejected": other},

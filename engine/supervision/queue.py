@@ -13,7 +13,7 @@ from engine.hardware.devices import device_options, first_that_fits
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
-from engine.runs.run import Why
+from engine.runs.run import StateReason
 
 QueueMove = Literal["first", "up", "down", "last"]
 
@@ -84,15 +84,16 @@ class QueuePlan(NamedTuple):
     """A plan for the queue at this moment."""
 
     starts: Mapping[str, tuple[Device, ...]]  # the devices of each run that may start now
-    reasons: Mapping[str, Why]  # why each run that does not start waits
-    wanted: tuple[str, ...]  # leased devices that a run waits for
+    reasons: Mapping[str, StateReason]  # why each run that does not start waits
+    awaited_leases: tuple[str, ...]  # leased devices that a run waits for
 
 
 class StartRules(NamedTuple):
     """Reasons to delay runs, in addition to their devices' leases and memory."""
 
-    hold: Callable[[Waiting, Collection[str]], Why | None] = lambda *_: None  # given the runs that start before it
-    occupied: Mapping[str, Why] = {}  # devices that other programs use, by lease name
+    # Given the runs that start before it.
+    hold: Callable[[Waiting, Collection[str]], StateReason | None] = lambda *_: None
+    program_use: Mapping[str, StateReason] = {}  # devices that other programs use, by lease name
 
 
 _NO_RULES = StartRules()
@@ -117,7 +118,7 @@ def plan_starts(
         rules: Of a lab. A run that is held leaves its device to later ones.
     """
     starts: dict[str, tuple[Device, ...]] = {}
-    reasons: dict[str, Why] = {}
+    reasons: dict[str, StateReason] = {}
     waiting_for: list[str] = []
     spoken_for: dict[str, Waiting] = {}  # devices that runs before this one got or wait for
     for waiting in queue:
@@ -125,26 +126,26 @@ def plan_starts(
         if reason is not None:
             reasons[waiting.run_id] = reason
             continue
-        occupied = {} if waiting.starts_anyway else rules.occupied
+        program_use = {} if waiting.starts_anyway else rules.program_use
         others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
         try:
             options = device_options(devices, waiting.section)
         except DeviceError as error:
-            reasons[waiting.run_id] = Why("device_missing", error.what, error.fix)
+            reasons[waiting.run_id] = StateReason("device_missing", error.what, error.fix)
             continue
         # GPUs that are too small for the run are left out: it waits for larger ones.
         large = tuple(
             option for option in options if all((waiting.needs(device) or 0) <= device.total_bytes for device in option)
         )
         options = large or options
-        unavailable = others.keys() | spoken_for.keys() | occupied.keys()
+        unavailable = others.keys() | spoken_for.keys() | program_use.keys()
         free = [option for option in options if unavailable.isdisjoint(map(lease_name, option))]
         fit = first_that_fits(free, waiting.needs)
         if fit is not None:
             starts[waiting.run_id] = fit
             spoken_for.update((lease_name(device), waiting) for device in fit)
             continue
-        reasons[waiting.run_id] = _reason(waiting, options, free, Obstacles(others, spoken_for, occupied))
+        reasons[waiting.run_id] = _reason(waiting, options, free, Obstacles(others, spoken_for, program_use))
         for name in (lease_name(device) for option in options for device in option):
             if name in others:
                 waiting_for.append(name)
@@ -157,15 +158,15 @@ class Obstacles(NamedTuple):
 
     holders: Mapping[str, LeaseHolder]
     spoken_for: Mapping[str, Waiting]
-    occupied: Mapping[str, Why]
+    program_use: Mapping[str, StateReason]
 
 
 def _reason(
     waiting: Waiting, options: Sequence[tuple[Device, ...]], free: Sequence[tuple[Device, ...]], obstacles: Obstacles
-) -> Why:
+) -> StateReason:
     if free:
         device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
-        return Why(
+        return StateReason(
             "memory",
             f"It needs {_gib(waiting.needs(device) or 0)} GiB, and {device.name} has {_gib(device.free_bytes)} of "
             f"{_gib(device.total_bytes)} GiB free.",
@@ -174,12 +175,12 @@ def _reason(
     before = next((obstacles.spoken_for[name] for name in names if name in obstacles.spoken_for), None)
     is_own = before is not None and before.owner == waiting.owner
     if before is not None and before.is_urgent and not is_own:
-        return Why("urgent_run", f"An urgent run of {before.owner} comes first.")
+        return StateReason("urgent_run", f"An urgent run of {before.owner} comes first.")
     for name in names:
         if name in obstacles.holders:
             holder = obstacles.holders[name].as_seen_by(waiting.owner)
-            return Why("device_in_use", f"{device_words(name)} is in use {holder.use}.")
-    program = next((obstacles.occupied[name] for name in names if name in obstacles.occupied), None)
+            return StateReason("device_in_use", f"{device_words(name)} is in use {holder.use}.")
+    program = next((obstacles.program_use[name] for name in names if name in obstacles.program_use), None)
     if program is not None:
         return program
     assert before is not None, "a run waits for something"
@@ -187,8 +188,8 @@ def _reason(
         name = before.title or before.run_id
         if before.title and before.title == waiting.title:
             name += f" · {before.run_id[-4:]}"
-        return Why("earlier_run", f"{name} comes first.")
-    return Why(
+        return StateReason("earlier_run", f"{name} comes first.")
+    return StateReason(
         "other_persons_run",
         f"A run of {before.owner} comes first.",
         "Next is the person who used least GPU time lately.",

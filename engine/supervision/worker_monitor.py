@@ -9,20 +9,20 @@ from engine.errors import EngineError
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.runs.activity import ProgressWatch, Silence, SilenceLimits
-from engine.runs.control import asks_to_end, time_limit_hours
+from engine.runs.control import end_is_requested, time_limit_hours
 from engine.runs.history.log import noted_failure
 from engine.runs.history.run_history import HistoryReader
 from engine.runs.job import EXIT_REFUSED, Job, JobStatus
 from engine.runs.prediction import advice_on_memory
-from engine.runs.run import Run, RunState, State, Why
+from engine.runs.run import Run, RunState, State, StateReason
 from engine.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
-_NO_REASON = Why(None, "")
+_NO_REASON = StateReason(None, "")
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """Time limits of a supervisor, in seconds."""
 
     silence: SilenceLimits = field(default_factory=SilenceLimits)
@@ -31,27 +31,27 @@ class Patience:
 
 
 class WorkerMonitor:
-    """Watches one attempt at one run. The supervisor calls `look` and saves what comes back."""
+    """Watches one attempt at one run. The supervisor calls `poll` and saves what comes back."""
 
-    def __init__(self, run: Run, state: RunState, job: Job, patience: Patience) -> None:
+    def __init__(self, run: Run, state: RunState, job: Job, timeouts: Timeouts) -> None:
         self.run = run
         self.state = state
         self.job = job
-        self._patience = patience
+        self._timeouts = timeouts
         self._history = HistoryReader(run.folder.events)
-        self._watch = ProgressWatch(run.folder, patience.silence)
+        self._watch = ProgressWatch(run.folder, timeouts.silence)
         self._cancel_seen = state.cancel_seen
         self._stop_was_passed_on = False
         self._ended_by_us: EndedByUs | None = None
         self._last_silence = Silence(0.0, 0.0, False)
-        self._last_look = float("-inf")
+        self._last_poll = float("-inf")
         self.ended_on_this_boot = True  # known once it has ended
 
     def is_due(self) -> bool:
         """Whether it is time to look again."""
-        return time.monotonic() - self._last_look >= self.job.look_seconds()
+        return time.monotonic() - self._last_poll >= self.job.poll_seconds()
 
-    def look(self) -> RunState:
+    def poll(self) -> RunState:
         """Return the current state; it differs from `state` if something changed.
 
         A final state comes back only when no process of the run is left. A queued state comes back where no worker of
@@ -60,7 +60,7 @@ class WorkerMonitor:
         Raises:
             EngineError: If the executor does not answer now.
         """
-        self._last_look = time.monotonic()
+        self._last_poll = time.monotonic()
         has_reported = self.state.state == "running" or self._history.update().attempt >= self.state.attempt
         status = self.job.poll(has_reported=has_reported)
         match status.phase:
@@ -70,7 +70,7 @@ class WorkerMonitor:
                 # The next look at the queue finds the other worker.
                 return self._waits_again()
             case "waiting":
-                return self._look_at_waiting(status)
+                return self._poll_waiting(status)
             case "alive":
                 return self._poll_running(status.why)
             case "unknown":
@@ -91,14 +91,16 @@ class WorkerMonitor:
             folder.write_state(state)
             return state
 
-    def _look_at_waiting(self, status: JobStatus) -> RunState:
-        if asks_to_end(self.run.folder):
+    def _poll_waiting(self, status: JobStatus) -> RunState:
+        if end_is_requested(self.run.folder):
             self._ended_by_us = "cancel"  # it has nothing to save
             self.job.cancel()
-            return self._with_state("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
+            return self._with_state(
+                "stopping", StateReason("cancel_requested", "Leaves the executor's queue, as asked.")
+            )
         return self._with_state("submitted", status.why or _NO_REASON)
 
-    def _poll_running(self, out_of_sight: Why | None, *, is_seen: bool = True) -> RunState:
+    def _poll_running(self, out_of_sight: StateReason | None, *, is_seen: bool = True) -> RunState:
         folder = self.run.folder
         with contextlib.suppress(EngineError):  # of a living job they only come later
             self.job.fetch_logs()
@@ -107,7 +109,7 @@ class WorkerMonitor:
         self._note_cancel()
         activity, silence = self.job.activity(), None
         if activity is not None:
-            silence = self._watch.look(activity, is_training=has_reported and history.last_step > 0)
+            silence = self._watch.update(activity, is_training=has_reported and history.last_step > 0)
             self._last_silence = silence
         self._enforce(silence if is_seen else None)
         if not is_seen and (silence is None or not silence.is_unusual):
@@ -120,18 +122,18 @@ class WorkerMonitor:
         why = out_of_sight or _NO_REASON
         if silence is not None and silence.is_suspended:
             state = state if self.state.state == "starting" else self.state.state
-            why = Why(
+            why = StateReason(
                 "suspended",
                 "The worker process is suspended (SIGSTOP) and makes no progress.",
                 f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
             )
         elif folder.cancel_request.exists():
-            state, why = "stopping", Why("cancel_requested", "Ends at once, as asked.")
+            state, why = "stopping", StateReason("cancel_requested", "Ends at once, as asked.")
         elif folder.stop_request.exists():
             hours = time_limit_hours(folder)
-            state, why = "stopping", Why("stop_requested", "Saves and stops, as asked.")
+            state, why = "stopping", StateReason("stop_requested", "Saves and stops, as asked.")
             if hours is not None:
-                why = Why("time_limit", f"{time_limit_words(hours)} Saves and stops.")
+                why = StateReason("time_limit", f"{time_limit_words(hours)} Saves and stops.")
         silent = self._silent(silence) if is_seen else _NOT_SILENT  # of the other, no end is announced
         return self._with_state(state, why, cancel_seen=self._cancel_seen, **silent)
 
@@ -154,7 +156,7 @@ class WorkerMonitor:
         since = self._cancel_seen
         if silence is not None and silence.is_too_long:
             self._ended_by_us = "suspended" if silence.is_suspended else "hung"
-        elif since is not None and abs(time.monotonic() - since) > self._patience.cancel_seconds:
+        elif since is not None and abs(time.monotonic() - since) > self._timeouts.cancel_seconds:
             self._ended_by_us = "cancel"
         else:
             return
@@ -194,7 +196,7 @@ class WorkerMonitor:
     def _waits_again(self) -> RunState:
         return self._with_changes(state="queued", **_NO_REASON._asdict(), device="", job_id="", **_NOT_SILENT)
 
-    def _with_state(self, state: State, why: Why, **changes: object) -> RunState:
+    def _with_state(self, state: State, why: StateReason, **changes: object) -> RunState:
         where = {"device": self.job.describe(), "job_id": self.job.id}  # some executors know the id only later
         return self._with_changes(state=state, **why._asdict(), **where, **changes)
 

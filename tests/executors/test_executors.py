@@ -16,14 +16,14 @@ from engine.runs.history.events import EventData, StatusData, StepData
 from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import read_history
 from engine.runs.job import Executor, Job, JobEnd, JobPhase, JobSpec, JobStatus
-from engine.runs.run import Run, RunState, Why
+from engine.runs.run import Run, RunState, StateReason
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import SupervisorLoop
 from tests.supervision.fake_runs import config_for, fake_settings
 
 TRAINING = StatusData(phase="training", message="Training.", total_steps=3)
 STEP = StepData(step=1, epoch=0.5, loss=2.0, learning_rate=1e-4, tokens=10, tokens_per_second=5.0)
-QUEUE = Why("executor_queue", "12 jobs come first on the partition `gpu`.")
+QUEUE = StateReason("executor_queue", "12 jobs come first on the partition `gpu`.")
 
 
 class ClusterJob(Job):

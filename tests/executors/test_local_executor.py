@@ -129,7 +129,7 @@ def test_a_log_that_grew_too_long_keeps_its_end_and_its_writer(tmp_path):
     assert lines[-3:] == [b"line 1999999", b"the newest", b""]
 
 
-def test_a_worker_keeps_no_freed_scraps_of_tensors_unless_the_person_set_how_memory_is_allocated(run, monkeypatch):
+def test_a_worker_caches_no_freed_memory_unless_the_person_set_the_allocator(run, monkeypatch):
     order = JobSpec(run, config_for(), (cpu(),), 1)
     show = "import os; print(os.environ['GLIBC_TUNABLES'])"
 

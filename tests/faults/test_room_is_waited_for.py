@@ -78,10 +78,10 @@ def test_a_worker_that_waits_for_room_gives_signs_of_life_that_take_none(folder,
     watch = ProgressWatch(folder, SilenceLimits(), clock=lambda: now[0])
     silences = []
     for _ in range(LOOKS):
-        seen = folder.events.stat().st_mtime_ns
-        wait_until(lambda seen=seen: folder.events.stat().st_mtime_ns > seen)
+        modified_ns = folder.events.stat().st_mtime_ns
+        wait_until(lambda modified_ns=modified_ns: folder.events.stat().st_mtime_ns > modified_ns)
         now[0] += SECONDS_BETWEEN_LOOKS
-        silences.append(watch.look(IdleProcess(), is_training=True))
+        silences.append(watch.update(IdleProcess(), is_training=True))
 
     assert waiting.is_alive()
     assert SilenceLimits().idle_seconds < LOOKS * SECONDS_BETWEEN_LOOKS

@@ -91,7 +91,7 @@ def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(sto
 
 
 @pytest.mark.parametrize(
-    ("mishap", "state", "words"),
+    ("mishap", "state", "text"),
     [
         ("kill", "failed", "killed from outside (SIGKILL) after step 4"),
         ("segv", "failed", "crashed in native code (SIGSEGV) after step 4"),
@@ -103,7 +103,7 @@ def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(sto
         ("stop-self", "failed", "was suspended and made no progress"),
     ],
 )
-def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, mishap, state, words):
+def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, mishap, state, text):
     run = store.create(config_for(f"steps=50 checkpoint=2 {mishap}@4"))
     with server() as running:
         wait_until(lambda: run.folder.newest_checkpoint_step() == 4)
@@ -113,17 +113,17 @@ def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, 
         end_state = wait_for_state(run, "failed", "interrupted", "completed", "stopped")
         took = time.monotonic() - began
 
-        assert (end_state.state, words in end_state.cause) == (state, True), end_state
+        assert (end_state.state, text in end_state.cause) == (state, True), end_state
         assert end_state.resumable_step == 4
         assert took < KNOWN_WITHIN_SECONDS, f"known after {took:.1f} seconds"
         assert not worker_identity(run).is_alive()
 
 
 @pytest.mark.parametrize(
-    ("number", "state", "words"),
+    ("number", "state", "text"),
     [(signal.SIGKILL, "interrupted", "while no supervisor was running"), (signal.SIGSTOP, "failed", "was suspended")],
 )
-def test_the_same_is_known_after_the_server_was_replaced(store, number, state, words):
+def test_the_same_is_known_after_the_server_was_replaced(store, number, state, text):
     run = store.create(config_for("steps=20000 checkpoint=2"))
     with server():
         wait_until(lambda: last_step(run) >= 4)
@@ -134,7 +134,7 @@ def test_the_same_is_known_after_the_server_was_replaced(store, number, state, w
         hurry(running)
         end_state = wait_for_state(run, "failed", "interrupted", "completed")
 
-    assert (end_state.state, words in end_state.cause) == (state, True), end_state
+    assert (end_state.state, text in end_state.cause) == (state, True), end_state
     assert not worker_identity(run).is_alive()
 
 
@@ -164,7 +164,7 @@ def test_two_servers_on_one_home_supervise_once_and_the_survivor_takes_over(stor
     assert [executions(run) for run in runs] == [["1"], ["1"], ["1"]]
 
 
-def test_twenty_queued_runs_are_each_executed_once_though_the_server_is_killed_twenty_times(store):
+def test_twenty_runs_are_executed_once_each_though_the_server_dies_twenty_times(store):
     seed = random.randrange(10_000)
     chance = random.Random(seed)
     runs = [store.create(config_for("steps=4 pace=0.02")) for _ in range(20)]

@@ -65,9 +65,9 @@ class Shown:
 def page(tmp_path, monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    made = Shown(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(made.python))
-    return made
+    outputs = Shown(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(outputs.python))
+    return outputs
 
 
 def local_model(tmp_path: Path) -> ModelConfig:
@@ -76,12 +76,12 @@ def local_model(tmp_path: Path) -> ModelConfig:
 
 def test_no_process_of_the_inspector_gets_any(page, home, tmp_path):
     inspector = Inspector(home)
-    asked = (
+    questions = (
         lambda: inspector.preview(DatasetConfig(source="sample:lab-chats"), local_model(tmp_path)),
         lambda: inspector.check(DatasetConfig(source="nobody/nothing")),
         lambda: inspector.module_inventory(ModelConfig(id="nobody/nothing")),
     )
-    for ask in asked:
+    for ask in questions:
         assert page.secrets_after(ask) == set()
     inspector.close()
 

@@ -78,9 +78,7 @@ def test_a_run_killed_at_step_7_continues_from_step_5_bit_by_bit(sections, worke
     assert losses_of(run) == expected
 
 
-def test_a_damaged_newest_checkpoint_is_passed_over_and_stays_until_a_later_one_stands(
-    workers, runs, losses_without_faults
-):
+def test_a_damaged_checkpoint_is_skipped_and_stays_until_a_later_one_is_complete(workers, runs, losses_without_faults):
     expected = losses_without_faults(SAVES_OFTEN)
     run = runs.create(**SAVES_OFTEN)
     workers.run(run.folder.path, "training:step-9=kill")

@@ -21,11 +21,11 @@ BEGIN = 1_790_000_000.0
 
 @dataclass(frozen=True)
 class SimulatedRun:
-    """A run that is submitted at some moment, in seconds from the beginning, and takes a while."""
+    """A run that arrives at some moment, in seconds from the beginning, and takes a while."""
 
     id: str
     owner: str
-    submitted: float
+    arrival: float
     seconds: float
     devices: object = "auto"
 
@@ -47,24 +47,24 @@ class SimulatedLab:
 
     def play(self, runs: Sequence[SimulatedRun]) -> list[Attempt]:
         """Return what ran when."""
-        arrivals = sorted(runs, key=lambda run: (run.submitted, run.id))
+        arrivals = sorted(runs, key=lambda run: (run.arrival, run.id))
         waiting: dict[str, SimulatedRun] = {}
         running: dict[str, tuple[SimulatedRun, float, tuple[Device, ...]]] = {}
         ends: list[tuple[float, str]] = []
-        decayed, rules = DecayedSeconds(BEGIN), LabRules(limits=self.limits)
+        past_use, rules = DecayedSeconds(BEGIN), LabRules(limits=self.limits)
         weeks: dict[tuple[str, object], float] = defaultdict(float)
         while arrivals or ends or waiting:
-            upcoming = [*([arrivals[0].submitted + BEGIN] if arrivals else []), *([ends[0][0]] if ends else [])]
+            upcoming = [*([arrivals[0].arrival + BEGIN] if arrivals else []), *([ends[0][0]] if ends else [])]
             assert upcoming, f"{sorted(waiting)} never start"
             now = min(upcoming)
-            while arrivals and arrivals[0].submitted + BEGIN <= now:
+            while arrivals and arrivals[0].arrival + BEGIN <= now:
                 run = arrivals.pop(0)
                 waiting[run.id] = run
             while ends and ends[0][0] <= now:
                 run, began, devices = running.pop(heapq.heappop(ends)[1])
                 attempt = self._attempt(run, began, now, devices)
                 self.attempts.append(attempt)
-                decayed.add(attempt)
+                past_use.add(attempt)
                 for week, seconds in weeks_of(attempt):
                     weeks[run.owner, week] += seconds * attempt.gpus / 3600
             present = DecayedSeconds(now)
@@ -72,7 +72,7 @@ class SimulatedLab:
             hours = {owner: weeks[owner, week] for owner in {run.owner for run in waiting.values()}}
             for run, began, devices in running.values():
                 present.add(self._attempt(run, began, now, devices))
-            used = decayed.of_everyone(now, self.limits.weight)
+            used = past_use.of_everyone(now, self.limits.weight)
             for person, seconds in present.of_everyone(now, self.limits.weight).items():
                 used[person] = used.get(person, 0.0) + seconds
             standing = LabStanding(used, Counter(run.owner for run, *_ in running.values()), hours, self.urgent)
@@ -101,7 +101,7 @@ class SimulatedLab:
                 heapq.heappush(ends, (now + run.seconds, run_id))
             for person, count in Counter(run.owner for run, *_ in running.values()).items():
                 self.most_running[person] = max(self.most_running[person], count)
-        return sorted(self.attempts, key=lambda one: (one.began, one.run_id))
+        return sorted(self.attempts, key=lambda attempt: (attempt.began, attempt.run_id))
 
     def _first_of_each(self, order: Sequence[str], waiting: Mapping[str, SimulatedRun]) -> Iterator[str]:
         """Leave out what cannot start now: a plan for all of a thousand runs takes long."""

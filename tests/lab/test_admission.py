@@ -8,7 +8,7 @@ from engine.accounts.accounts import open_database
 from engine.accounts.lab import LabSettings, RulesReader, read_settings, save_settings
 from engine.accounts.limits import LabLimits, LabRules, Maintenance
 from engine.errors import RunError, StorageError
-from engine.lab.rules import admitted, resume_run
+from engine.lab.rules import admission, resume_run
 from engine.runs.disk import QuotaWatch, disk_use, require_disk_space
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
@@ -29,17 +29,17 @@ def limited_home(home):
 def test_a_start_beyond_the_places_in_the_queue_is_refused_with_the_values(home, store, limited_home):
     limited_home(waiting_per_person=2)
     for _ in range(2):
-        with admitted(home, "ann"):
+        with admission(home, "ann"):
             store.create(config_for())
 
     with (
         pytest.raises(
             RunError, match=r"You have 2 waiting runs, and 1 more is too many: the lab allows 2 per person\."
         ),
-        admitted(home, "ann"),
+        admission(home, "ann"),
     ):
         pytest.fail("it was admitted")
-    with admitted(home, "bob"):
+    with admission(home, "bob"):
         pass
 
 
@@ -49,7 +49,7 @@ def test_starts_at_the_same_time_never_exceed_the_places(home, store, limited_ho
 
     def start() -> None:
         try:
-            with admitted(home, "ann"):
+            with admission(home, "ann"):
                 store.create(config_for())
         except RunError as error:
             refusals.append(error)
@@ -130,7 +130,7 @@ def test_a_home_without_accounts_has_no_limits(home):
     save_settings(home, LabSettings(limits=LabLimits(waiting_per_person=1, free_disk_gb=1_000_000)))
     store = RunStore(home, "ann")
     for _ in range(3):
-        with admitted(home, "ann"):
+        with admission(home, "ann"):
             store.create(config_for())
     require_disk_space(home, "ann", 10**18)
 

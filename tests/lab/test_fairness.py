@@ -11,7 +11,7 @@ from engine.config.run import RunSection
 from engine.hardware.lease import LeaseHolder
 from engine.lab.fairness import LabStanding, LabTurn, lab_reasons, order_fairly, people_over_quota
 from engine.processes.liveness import ProcessIdentity
-from engine.runs.run import Why
+from engine.runs.run import StateReason
 from engine.supervision.queue import StartRules, Waiting, plan_starts
 from tests.lab.simulated_lab import BEGIN, SimulatedLab, SimulatedRun, seconds_by_person
 from tests.supervision.fake_runs import gpu
@@ -58,11 +58,11 @@ def test_two_devices_that_are_free_together_go_to_two_people():
     runs = [SimulatedRun(f"ann-{number}", "ann", 0, 1000) for number in range(5)]
     attempts = SimulatedLab(TWO_GPUS, NO_CAP).play([*runs, SimulatedRun("bob-0", "bob", 0, 1000)])
 
-    assert {one.owner for one in attempts[:2]} == {"ann", "bob"}
+    assert {attempt.owner for attempt in attempts[:2]} == {"ann", "bob"}
 
 
 @pytest.mark.exhaustive(quick=0)
-def test_twenty_people_with_a_thousand_runs_share_two_gpus_within_5_percent_over_a_week():
+def test_twenty_people_with_a_thousand_runs_share_two_gpus_within_5_percent():
     rng = random.Random(7)
     people = [f"person-{number:02}" for number in range(20)]
     # Some bring everything at once, some in small runs as they go, some long ones: 50 each, and always enough to do.
@@ -72,14 +72,14 @@ def test_twenty_people_with_a_thousand_runs_share_two_gpus_within_5_percent_over
         at_once = rng.random() < 0.5
         for number in range(50):
             seconds = max(300.0, rng.gauss(typical[person], typical[person] / 4))
-            submitted = 0.0 if at_once or number < 3 else number * typical[person] * 2
-            runs.append(SimulatedRun(f"{number:02}-{person}", person, submitted, seconds))
+            arrival = 0.0 if at_once or number < 3 else number * typical[person] * 2
+            runs.append(SimulatedRun(f"{number:02}-{person}", person, arrival, seconds))
     assert len(runs) == 1000
 
     attempts = SimulatedLab(TWO_GPUS).play(runs)
 
     until = BEGIN + WEEK
-    assert all(max(one.ended for one in attempts if one.owner == person) > until for person in people), (
+    assert all(max(attempt.ended for attempt in attempts if attempt.owner == person) > until for person in people), (
         "has enough to do"
     )
     shares, equal = seconds_by_person(attempts, until), WEEK * len(TWO_GPUS) / len(people)
@@ -94,7 +94,7 @@ def test_a_person_over_the_weekly_quota_runs_only_when_no_other_waits():
     others = [SimulatedRun(f"bob-{number}", "bob", 10, 900) for number in range(3)]
     attempts = SimulatedLab((gpu(0),), limits).play([*runs, *others])
 
-    assert [one.run_id for one in attempts] == ["ann-0", "bob-0", "bob-1", "bob-2", "ann-1", "ann-2"]
+    assert [attempt.run_id for attempt in attempts] == ["ann-0", "bob-0", "bob-1", "bob-2", "ann-1", "ann-2"]
 
 
 def random_lab(rng: random.Random) -> tuple[SimulatedLab, list[SimulatedRun]]:
@@ -119,11 +119,11 @@ def test_every_run_runs_once_devices_are_never_shared_and_caps_never_exceeded(bl
         lab, runs = random_lab(random.Random(seed))
         attempts = lab.play(runs)  # fails where a run never starts
 
-        assert sorted(one.run_id for one in attempts) == sorted(run.id for run in runs), seed
+        assert sorted(attempt.run_id for attempt in attempts) == sorted(run.id for run in runs), seed
         cap = lab.limits.running_per_person
         assert cap is None or max(lab.most_running.values()) <= cap, seed
-        for device in {name for one in attempts for name in one.devices}:
-            in_turn = sorted((one.began, one.ended) for one in attempts if device in one.devices)
+        for device in {name for attempt in attempts for name in attempt.devices}:
+            in_turn = sorted((attempt.began, attempt.ended) for attempt in attempts if device in attempt.devices)
             assert all(before[1] <= after[0] for before, after in pairwise(in_turn)), seed
 
 
@@ -134,7 +134,7 @@ def test_a_newcomer_waits_for_one_run_at_most_however_many_runs_another_queued()
         runs = [SimulatedRun(f"ann-{number:02}", "ann", 0, theirs) for number in range(rng.randint(1, 40))]
         attempts = SimulatedLab((gpu(0),), NO_CAP).play([*runs, SimulatedRun("bob-00", "bob", theirs / 2, mine)])
 
-        began = next(one.began for one in attempts if one.owner == "bob")
+        began = next(attempt.began for attempt in attempts if attempt.owner == "bob")
         assert began <= BEGIN + theirs + 1e-6, seed
 
 
@@ -154,7 +154,7 @@ def test_the_order_has_every_run_once_and_keeps_each_persons_own():
 
 def hold_for(
     limits: LabLimits = NO_CAP, standing: LabStanding | None = None, **changes: object
-) -> Callable[..., Why | None]:
+) -> Callable[..., StateReason | None]:
     owners = {"run-1": "ann", "run-2": "ann", "run-3": "bob"}
     rules = LabRules(limits=limits, maintenance=changes.pop("maintenance", Maintenance()))
     return LabTurn(rules, standing or LabStanding(), (), owners, **changes).hold
@@ -186,9 +186,9 @@ def test_a_job_elsewhere_takes_no_place_of_its_owner():
 
 def test_maintenance_holds_every_run_and_shows_its_text():
     hold = hold_for(maintenance=Maintenance(is_on=True, text="Driver update until 14:00."))
-    words = "The lab starts no runs at present. Driver update until 14:00."
+    text = "The lab starts no runs at present. Driver update until 14:00."
 
-    assert hold(waiting("run-1", "ann", is_urgent=True), ()) == ("maintenance", words, "")
+    assert hold(waiting("run-1", "ann", is_urgent=True), ()) == ("maintenance", text, "")
 
 
 def test_a_disk_that_is_nearly_full_holds_every_run_with_the_values():
@@ -204,12 +204,12 @@ def test_what_a_run_waits_for_never_names_what_is_in_another_persons_run():
     )
     queue = [waiting("run-1", "ann"), waiting("SECRET-3", "bob"), waiting("run-2", "ann")]
 
-    held = plan_starts(queue, TWO_GPUS[:1], {"cuda:0": secret})
+    plan = plan_starts(queue, TWO_GPUS[:1], {"cuda:0": secret})
     behind = plan_starts(queue[1:], TWO_GPUS[:1], {})
     urgent = plan_starts([queue[1]._replace(is_urgent=True), queue[2]], TWO_GPUS[:1], {})
 
-    assert held.reasons["run-1"] == ("device_in_use", "GPU 0 is in use by bob for training.", "")
-    assert "SECRET" in held.reasons["SECRET-3"].cause, "the owner may know"
+    assert plan.reasons["run-1"] == ("device_in_use", "GPU 0 is in use by bob for training.", "")
+    assert "SECRET" in plan.reasons["SECRET-3"].cause, "the owner may know"
     assert behind.reasons["run-2"] == (
         "other_persons_run", "A run of bob comes first.", "Next is the person who used least GPU time lately."
     )  # fmt: skip
@@ -218,7 +218,7 @@ def test_what_a_run_waits_for_never_names_what_is_in_another_persons_run():
 
 def test_a_run_over_quota_reads_how_much_was_used():
     rules, standing = LabRules(limits=LabLimits(weekly_gpu_hours=40)), LabStanding(week_hours={"ann": 41.23, "bob": 3})
-    reasons = {"run-1": Why("other_persons_run", "A run of bob comes first.")}
+    reasons = {"run-1": StateReason("other_persons_run", "A run of bob comes first.")}
 
     assert people_over_quota(rules, standing) == {"ann"}
     assert lab_reasons(reasons, [waiting("run-1", "ann")], rules, standing)["run-1"] == (
@@ -229,8 +229,8 @@ def test_a_run_over_quota_reads_how_much_was_used():
 
 
 def test_other_programs_on_a_gpu_are_waited_for_unless_the_person_starts_anyway():
-    busy = Why("other_program", "GPU 0 is in use outside Loratory (process 7).")
-    rules = StartRules(occupied={"cuda:0": busy})
+    busy = StateReason("other_program", "GPU 0 is in use outside Loratory (process 7).")
+    rules = StartRules(program_use={"cuda:0": busy})
 
     assert plan_starts([waiting("run-1", "ann")], TWO_GPUS[:1], {}, rules).reasons["run-1"] == busy
     assert list(plan_starts([waiting("run-1", "ann")], TWO_GPUS, {}, rules).starts.values()) == [(TWO_GPUS[1],)]

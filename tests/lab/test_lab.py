@@ -63,12 +63,12 @@ def test_twenty_runs_of_one_against_one_of_another_the_one_starts_next(lab, home
     many = [store.create(config_for("steps=2 pace=0.01 hold=1")) for _ in range(19)]
     start_supervisor()
     wait_for_step(first, 1)
-    one = bobs.create(config_for("steps=2 pace=0.01"))
-    wait_until(lambda: one.folder.read_state().reason == "device_in_use")
+    bobs_run = bobs.create(config_for("steps=2 pace=0.01"))
+    wait_until(lambda: bobs_run.folder.read_state().reason == "device_in_use")
     request_cancel(first)
     wait_until(lambda: many[0].folder.read_state().started is not None)
 
-    assert began(first) < began(one) < began(many[0])
+    assert began(first) < began(bobs_run) < began(many[0])
     for run in many[1:]:  # which wait as long as that one has the device
         request_cancel(run)
     let_go(many[0])
@@ -166,8 +166,8 @@ def test_a_gpu_with_other_programs_is_waited_for_and_start_anyway_does_not_wait(
     run = store.create(config_for("steps=2"))
     wait_until(lambda: run.folder.read_state().reason == "other_program")
 
-    words = "GPU 0 is in use outside Loratory (process 4711 of eve, 3.0 GiB)."
-    assert run.folder.read_state().cause == words
+    text = "GPU 0 is in use outside Loratory (process 4711 of eve, 3.0 GiB)."
+    assert run.folder.read_state().cause == text
     request_start_anyway(run)
     wait_for_state(run, "completed")
 
@@ -199,16 +199,16 @@ def test_everyone_sees_owners_devices_and_turns_but_no_names_or_ids_of_others(la
     wait_until(lambda: mine.folder.read_state().reason == "device_in_use")
     entries = board.entries(BOB)
 
-    assert [(one.owner, one.state, one.device, one.place) for one in entries] == [
+    assert [(entry.owner, entry.state, entry.device, entry.place) for entry in entries] == [
         ("ann", "running", "cpu", None), ("bob", "queued", "", 1), ("ann", "queued", "", 2),
     ]  # fmt: skip
     assert entries[0].expected_end is not None
     assert entries[0].expected_end > time.time()
-    assert [one.run_id for one in entries] == ["", mine.id, ""]
-    assert entries[1].words == "The CPU is in use by ann for training."
+    assert [entry.run_id for entry in entries] == ["", mine.id, ""]
+    assert entries[1].text == "The CPU is in use by ann for training."
     assert "SECRET" not in repr(entries)
     assert running.id not in repr(entries)
-    assert [one.run_id for one in board.entries(ADMIN)] == [running.id, mine.id, waiting.id]
+    assert [entry.run_id for entry in board.entries(ADMIN)] == [running.id, mine.id, waiting.id]
     (use,) = board.devices()
     assert (use.device, use.owner, use.purpose) == ("cpu", "ann", "training")
     (attempt,) = board.attempts()

@@ -49,15 +49,15 @@ def test_what_may_says_is_what_can_be_opened(home, audit, run, person, shared):
 
 
 def test_a_run_that_is_not_there_is_refused_as_a_private_one_is(home, audit, run):
-    lab, words = seen_by(BEA, home, audit), set()
+    lab, denials = seen_by(BEA, home, audit), set()
     for name in (
         f"ann/{run.id}", f"ann/{run.id[:-4]}0000", f"cid/{run.id}", f"../runs/ann/{run.id}", f"ann/{run.id[-4:]}", f"ann/../ann/{run.id}",
         f"ann/{run.id}/", f"./{run.id}", run.id, "", "/", "ann/", f"/{home.runs}/ann/{run.id}", f"ann/{run.id}\0", f"bea/../ann/{run.id}",
     ):  # fmt: skip
         with pytest.raises(RunError) as error_info:
             lab.open(name, Action.READ)
-        words.add(str(error_info.value))
-    assert len(words) == 1
+        denials.add(str(error_info.value))
+    assert len(denials) == 1
 
 
 def test_only_the_owner_or_an_admin_shares(home, audit, run):

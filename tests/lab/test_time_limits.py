@@ -27,20 +27,20 @@ def supervise(home):
         accounts.accept(accounts.invite(role, by="").token, name, "correct horse battery")
     save_settings(home, LabSettings(limits=LabLimits(longest_run_hours=5, guest_run_hours=1)))
 
-    def look(owner: str, hours: float, earlier_hours: float = 0.0, device: str = "cpu") -> float | None:
+    def stop_limit(owner: str, hours: float, earlier_hours: float = 0.0, device: str = "cpu") -> float | None:
         run = RunStore(home, owner).create(config_for())
         lab, now = LabSupervision(home, programs=lambda _: ()), time.time()
-        lab.look({}, {})
+        lab.take_turn({}, {})
         first = RunState(
             state="running", attempt=1, device=device, attempt_started=now - (hours + earlier_hours) * HOUR
         )
-        ended = first.model_copy(update={"state": "stopped", "ended": now - hours * HOUR})
-        lab.note_end(run, first, ended)
+        ended_state = first.model_copy(update={"state": "stopped", "ended": now - hours * HOUR})
+        lab.note_end(run, first, ended_state)
         second = first.model_copy(update={"attempt": 2, "attempt_started": now - hours * HOUR})
-        lab.look({}, {run.id: (run, second)})
+        lab.take_turn({}, {run.id: (run, second)})
         return time_limit_hours(run.folder)
 
-    yield look
+    yield stop_limit
     database.close()
 
 

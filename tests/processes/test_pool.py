@@ -34,12 +34,12 @@ def keeps_up(monkeypatch):
 
 @pytest.fixture
 def pool(tmp_path):
-    made = ProcessPool(
+    pool = ProcessPool(
         (a_process(tmp_path), a_process(tmp_path)),
         lambda params: ModelLimitError(f"{params['name']} overran.", "Choose another."),
     )
-    yield made
-    made.close(timeout_seconds=0.5)
+    yield pool
+    pool.close(timeout_seconds=0.5)
 
 
 @pytest.mark.usefixtures("keeps_up")
@@ -75,7 +75,7 @@ def test_a_question_is_answered_while_another_is_stuck(pool):
     pid = next(stuck)["progress"]["pid"]
 
     assert pool.call("echo", {})["pid"] != pid
-    identity = ProcessIdentity.of(pid)
+    identity = ProcessIdentity.from_pid(pid)
     assert identity is not None
     assert identity.is_alive(), "it was answered only because the stuck process was gone"
 
@@ -145,7 +145,7 @@ def test_a_worker_stuck_in_c_ends_with_its_asker_however_that_ends(tmp_path, num
         stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert asker.stdout is not None
-    worker = ProcessIdentity.of(int(asker.stdout.readline()))
+    worker = ProcessIdentity.from_pid(int(asker.stdout.readline()))
     assert worker is not None
 
     asker.send_signal(number)

@@ -92,8 +92,8 @@ def test_unknown_kinds_fields_and_broken_lines_are_skipped(log):
         writer.append(step(1))
     line = log.read_bytes()
     future = line.replace(b'"kind":"step"', b'"kind":"hologram"')
-    extended = line.replace(b'"v":1', b'"v":2,"mood":"good"').replace(b'"step":1', b'"step":2,"shade":7')
-    log.write_bytes(line + future + b"\xff\xfe not json\n\n" + extended)
+    newer_line = line.replace(b'"v":1', b'"v":2,"mood":"good"').replace(b'"step":1', b'"step":2,"shade":7')
+    log.write_bytes(line + future + b"\xff\xfe not json\n\n" + newer_line)
 
     assert steps_of(read_events(log).events) == [1, 2]
 
@@ -146,13 +146,13 @@ def test_a_bounded_read_makes_progress_and_loses_nothing(log):
 
 def test_rare_events_are_on_the_disk_and_steps_do_not_wait_for_it(log, monkeypatch):
     writer = EventWriter(log, attempt=1)
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", synced.append)
+    sync_calls: list[int] = []
+    monkeypatch.setattr(os, "fsync", sync_calls.append)
 
     writer.append(step(1))
-    assert synced == []
+    assert sync_calls == []
     writer.append(CheckpointData(step=1, name="step-1", size_bytes=10))
-    assert len(synced) == 1
+    assert len(sync_calls) == 1
 
 
 def test_a_full_disk_leaves_whole_lines_and_the_event_can_be_appended_again(log):
@@ -199,12 +199,12 @@ def signal_at():
 
     def deliver(place: int, call) -> bool:
         """Whether the call came so far."""
-        seen = 0
+        events_traced = 0
 
         def profile(_frame, event, _argument) -> None:
-            nonlocal seen
-            seen += event != "c_call"  # on entering Python code, and when a call has returned
-            if seen == place:
+            nonlocal events_traced
+            events_traced += event != "c_call"  # on entering Python code, and when a call has returned
+            if events_traced == place:
                 signal.raise_signal(signal.SIGTERM)
 
         sys.setprofile(profile)
@@ -222,13 +222,13 @@ def signal_at():
 
 @pytest.mark.parametrize("data", [step(7), WarningData(message="Odd.")], ids=["a step", "an event that is synced"])
 def test_a_signal_at_any_point_costs_at_most_the_event_that_it_interrupts(tmp_path, signal_at, monkeypatch, data):
-    write, interrupted, place = os.write, True, 0
-    while interrupted:
-        place += 1
-        log = tmp_path / f"{place}.jsonl"
+    write, has_interrupted, position = os.write, True, 0
+    while has_interrupted:
+        position += 1
+        log = tmp_path / f"{position}.jsonl"
         with EventWriter(log, attempt=1) as writer:
             known = [writer.append(step(1)), writer.append(step(2))]
-            interrupted = signal_at(place, lambda: writer.append(data))
+            has_interrupted = signal_at(position, lambda: writer.append(data))
             known.append(writer.append(step(3)))
 
             def full(descriptor: int, line: bytes) -> int:
@@ -246,7 +246,7 @@ def test_a_signal_at_any_point_costs_at_most_the_event_that_it_interrupts(tmp_pa
         assert len(events) == log.read_bytes().count(b"\n"), "no line is damaged"
         assert [event for event in events if event in known] == known, "what was reported as written is there"
         assert len(events) - len(known) in (0, 1)
-    assert place > 15
+    assert position > 15
 
 
 def test_a_new_kind_of_event_is_one_class(log, monkeypatch):

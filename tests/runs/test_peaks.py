@@ -34,7 +34,7 @@ def test_what_is_foretold_is_what_the_device_will_be_measured_by(kind, known):
     expected = {
         "allocated": estimate.allocated_bytes, "reserved": estimate.reserved_bytes, "process": estimate.expected_bytes,
     }  # fmt: skip
-    assert {name: figures.of(name) for name in expected} == {
+    assert {name: figures.bytes_of(name) for name in expected} == {
         name: size if name in known else None for name, size in expected.items()
     }
 
@@ -58,7 +58,7 @@ def test_a_runs_row_has_both_sets_of_figures(home):
     assert (row.predicted_bytes, row.peak_memory_bytes) == (12, 13)
 
 
-def test_a_process_that_grew_since_its_peaks_were_reported_is_shown_as_large_as_it_is(home):
+def test_a_process_that_grew_after_its_last_report_is_shown_at_its_size(home):
     run = RunStore(home, "ann").create(CONFIG, Provenance())
     with EventWriter(run.folder.events, attempt=1) as writer:
         writer.append(MemoryData(peak_process_bytes=40))

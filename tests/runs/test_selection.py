@@ -28,8 +28,8 @@ def test_every_word_must_be_somewhere_in_any_case():
         row(2, name="Medical mail", model="smollm2"),
         row(3, note="about MEDICAL things", tags=("qwen",)),
     ]
-    assert ids(select_runs(rows, RunQuery(words="medical QWEN"))) == ["run-3", "run-1"]
-    assert ids(select_runs(rows, RunQuery(words="nothing"))) == []
+    assert ids(select_runs(rows, RunQuery(terms="medical QWEN"))) == ["run-3", "run-1"]
+    assert ids(select_runs(rows, RunQuery(terms="nothing"))) == []
     assert len(select_runs(rows, RunQuery())) == 3
 
 
@@ -89,7 +89,7 @@ def test_only_settings_that_differ_are_shown():
 def test_thousands_of_rows_are_searched_and_sorted_alike_each_time():
     generator = random.Random(7)
     rows = [row(number, eval_loss=generator.random(), name=f"Run {number % 50}") for number in range(5000)]
-    result = select_runs(rows, RunQuery(words="run 17", sort="eval_loss", descending=False))
+    result = select_runs(rows, RunQuery(terms="run 17", sort="eval_loss", descending=False))
 
     assert {summary.name for summary in result} >= {"Run 17"}
     losses = [summary.eval_loss for summary in result]

@@ -94,19 +94,19 @@ def test_owners_do_not_see_each_others_runs(home):
 
 
 def test_twenty_parallel_starts_with_one_key_make_one_run(store):
-    made: list[str] = []
+    ids: list[str] = []
     threads = [
-        threading.Thread(target=lambda: made.append(store.create(config_for(), key="click-1").id)) for _ in range(20)
+        threading.Thread(target=lambda: ids.append(store.create(config_for(), key="click-1").id)) for _ in range(20)
     ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert len(made) == 20
-    assert len(set(made)) == 1
+    assert len(ids) == 20
+    assert len(set(ids)) == 1
     assert len(store.ids()) == 1
-    assert store.create(config_for(), key="click-2").id not in made
+    assert store.create(config_for(), key="click-2").id not in ids
 
 
 def test_processes_with_one_key_make_one_run(home, store):
@@ -135,10 +135,10 @@ def test_a_key_whose_run_was_never_finished_or_was_deleted_starts_again(store, h
 
 
 def test_keys_of_two_owners_do_not_meet(home):
-    one, two = RunStore(home, "ann"), RunStore(home, "bob")
-    run = one.create(config_for(), key="k")
-    assert two.create(config_for(), key="k").id != run.id
-    assert two.find_by_key("k").owner == "bob"
+    anns, bobs = RunStore(home, "ann"), RunStore(home, "bob")
+    run = anns.create(config_for(), key="k")
+    assert bobs.create(config_for(), key="k").id != run.id
+    assert bobs.find_by_key("k").owner == "bob"
 
 
 def test_deleting_frees_what_the_run_had_saved(store):

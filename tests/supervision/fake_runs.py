@@ -16,7 +16,7 @@ from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec, WorkerCommand
 from engine.runs.run import Run, RunState, WorkerRecord
 from engine.supervision.scheduler import SupervisorSettings
-from engine.supervision.worker_monitor import Patience
+from engine.supervision.worker_monitor import Timeouts
 from tests.waiting import wait_until
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,7 +51,7 @@ def fake_settings(command: WorkerCommand = fake_worker_command, **changes: Any) 
     values: dict[str, Any] = {
         "executors": functools.partial(make_executors, command=command),
         "devices": lambda: (cpu(),),
-        "patience": Patience(silence=ENDLESS, cancel_seconds=1.0, claim_seconds=600.0),
+        "timeouts": Timeouts(silence=ENDLESS, cancel_seconds=1.0, claim_seconds=600.0),
         "tick_seconds": 0.05,
         "take_over_seconds": 0.1,
     }

@@ -52,8 +52,8 @@ def main(path: Path) -> int:
         print(error, file=sys.stderr)
         return 3
     plan = Plan(folder.read_config().run.name)
-    terminated: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: terminated.append(number))
+    signals: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: signals.append(number))
     with (path / "executions").open("a") as file:  # how often the run was really executed
         file.write(f"{claim.attempt}\n")
     events = EventWriter(folder.events, claim.attempt)
@@ -75,15 +75,15 @@ def main(path: Path) -> int:
         if not deaf and folder.cancel_request.exists():
             events.append(StatusData(phase="stopped", message="Cancelled.", stopped_by="cancel"))
             return 0
-        if not deaf and (folder.stop_request.exists() or terminated):
+        if not deaf and (folder.stop_request.exists() or signals):
             save(folder, events, step - 1)
             folder.adapter.mkdir(exist_ok=True)
-            who = "The system asked to end (SIGTERM)." if terminated else "Stopped on request."
+            who = "The system asked to end (SIGTERM)." if signals else "Stopped on request."
             events.append(
                 StatusData(
                     phase="stopped",
                     message=f"{who} Saved after step {step - 1}.",
-                    stopped_by="sigterm" if terminated else "request",
+                    stopped_by="sigterm" if signals else "request",
                 )
             )
             return 0

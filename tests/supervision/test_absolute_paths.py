@@ -1,4 +1,4 @@
-"""A configuration that is filed from one working folder and read in another."""
+"""A configuration that is run from one working folder and read in another."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.supervision.test_preflight import FakeInspector, resolve
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    """Two working folders, each with files of the same names; the first is where the run is filed."""
+    """Two working folders, each with files of the same names; the first is where the run is run."""
     for name in ("here", "elsewhere"):
         folder = tmp_path / name
         (folder / "models" / "mine").mkdir(parents=True)
@@ -35,14 +35,14 @@ def config(model: str = "some/model", **sections: dict[str, Any]) -> RunConfig:
 
 def test_a_run_reads_the_files_that_it_was_filed_with_from_any_working_folder(folders, home, monkeypatch):
     preflight = Preflight(home, FakeInspector(), devices=lambda: (cpu(),), resolve=resolve)
-    filed = Launcher(RunStore(home, "ann"), preflight).start(
+    run = Launcher(RunStore(home, "ann"), preflight).start(
         config(
             "models/mine", dataset={"source": "rows.jsonl", "mix": {"../here/more.jsonl": 0.5, "sample:lab-chats": 1}}
         )
     )
     monkeypatch.chdir(folders / "elsewhere")
 
-    stored_config = filed.folder.read_config()
+    stored_config = run.folder.read_config()
 
     rows = [record.value for record in open_source(stored_config.dataset, SourceOptions()).records()]
     assert rows == [{"text": "here"}]
@@ -82,6 +82,6 @@ def test_two_names_of_one_file_keep_their_weights(folders):
 def test_links_keep_their_names(folders):
     Path("current.jsonl").symlink_to("rows.jsonl")
 
-    linked = with_absolute_paths(config(dataset={"source": "current.jsonl"})).dataset.source
+    source = with_absolute_paths(config(dataset={"source": "current.jsonl"})).dataset.source
 
-    assert linked == str(folders / "here" / "current.jsonl")
+    assert source == str(folders / "here" / "current.jsonl")

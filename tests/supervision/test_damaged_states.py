@@ -98,7 +98,7 @@ def test_a_state_that_cannot_be_read_is_reported_and_its_run_left_alone(store, h
     ends_once(later, run)
 
 
-def test_a_run_at_work_whose_files_are_lost_is_never_shown_as_waiting_and_never_started_twice(store, home, loop, lose):
+def test_an_active_run_whose_files_are_lost_never_waits_and_never_starts_twice(store, home, loop, lose):
     run = working(store, loop)
     lose(run)
 
@@ -123,11 +123,11 @@ def test_a_server_that_starts_follows_a_run_at_work_whose_files_are_lost(store, 
 
 
 @pytest.mark.parametrize(
-    ("words", "ask", "state"),
+    ("text", "ask", "state"),
     [("steps=3", None, "completed"), ("steps=90000", request_stop, "stopped"), ("steps=9 fail@2", None, "failed")],
 )
-def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, loop, words, ask, state):
-    run = store.create(config_for(words))
+def test_the_state_of_a_run_that_has_ended_is_rebuilt(store, home, loop, text, ask, state):
+    run = store.create(config_for(text))
     until(loop, lambda: run.folder.read_state().state in ("running", "completed", "failed"))
     if ask is not None:
         ask(run)

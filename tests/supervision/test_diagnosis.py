@@ -9,14 +9,14 @@ from engine.supervision.diagnosis import Diagnosis, Evidence, diagnose, out_of_m
 
 
 def evidence(
-    finished_phase=None, last_words="", exit_code=None, rebooted=False, silent_seconds=0.0, limit_seconds=0.0, word=None,
+    finished_phase=None, message="", exit_code=None, machine_restarted=False, silent_seconds=0.0, limit_seconds=0.0, verdict=None,
     executors="", stopped_by=None, **known,
 ) -> Evidence:  # fmt: skip
     status = None
     if finished_phase is not None:
-        status = StatusData(phase=finished_phase, message=last_words, stopped_by=stopped_by)
+        status = StatusData(phase=finished_phase, message=message, stopped_by=stopped_by)
     silence = Silence(silent_seconds, limit_seconds, is_suspended=False)
-    end = JobEnd(exit_code, rebooted=rebooted, word=word, cause=executors)
+    end = JobEnd(exit_code, machine_restarted=machine_restarted, verdict=verdict, cause=executors)
     return Evidence(end=end, status=status, silence=silence, **known)
 
 
@@ -26,9 +26,9 @@ FAILED = FailedData(cause="diverged", what="The loss is not a number.", fix="Low
 def test_the_workers_own_words_come_first():
     assert diagnose(evidence(finished_phase="finished", exit_code=-9)).state == "completed"
     assert diagnose(evidence(finished_phase="stopped", exit_code=0, last_step=4)).state == "stopped"
-    assert diagnose(evidence(finished_phase="finished", last_words="Done.", last_step=9, total_steps=9)).cause == ""
+    assert diagnose(evidence(finished_phase="finished", message="Done.", last_step=9, total_steps=9)).cause == ""
     early = diagnose(
-        evidence(finished_phase="finished", last_words="It had stopped improving.", last_step=5, total_steps=9)
+        evidence(finished_phase="finished", message="It had stopped improving.", last_step=5, total_steps=9)
     )
     assert early == Diagnosis("completed", "finished", "It had stopped improving.", "")
     ending = diagnose(evidence(failed=FAILED, exit_code=1))
@@ -36,14 +36,14 @@ def test_the_workers_own_words_come_first():
 
 
 def test_a_stop_and_a_cancel_say_what_can_be_used():
-    words = "The system asked to end (SIGTERM). Saved after step 8 of 20."
+    message = "The system asked to end (SIGTERM). Saved after step 8 of 20."
     stop = diagnose(
-        evidence(finished_phase="stopped", last_words=words, last_step=8, resumable_step=8, has_adapter=True)
+        evidence(finished_phase="stopped", message=message, last_step=8, resumable_step=8, has_adapter=True)
     )
-    assert (stop.state, stop.cause) == ("stopped", words)
+    assert (stop.state, stop.cause) == ("stopped", message)
     assert "saved and can be used" in stop.advice
 
-    early = diagnose(evidence(finished_phase="stopped", last_words="Stopped on request. Nothing was trained yet."))
+    early = diagnose(evidence(finished_phase="stopped", message="Stopped on request. Nothing was trained yet."))
     assert early.advice == "Nothing was saved yet."
 
     cancel = diagnose(evidence(ended_by_us="cancel", cancel_requested=True, last_step=8, resumable_step=5))
@@ -52,12 +52,12 @@ def test_a_stop_and_a_cancel_say_what_can_be_used():
 
 
 def test_a_stop_at_the_disk_limit_has_a_reason_of_its_own():
-    words = "You use 1.5 GB of 2.6 GB, and there is no room for a checkpoint. Stopped after step 2 of 5."
+    message = "You use 1.5 GB of 2.6 GB, and there is no room for a checkpoint. Stopped after step 2 of 5."
     stop = diagnose(
-        evidence(finished_phase="stopped", stopped_by="disk_limit", last_words=words, last_step=2, resumable_step=1)
+        evidence(finished_phase="stopped", stopped_by="disk_limit", message=message, last_step=2, resumable_step=1)
     )
 
-    assert (stop.state, stop.reason, stop.cause) == ("stopped", "disk_limit", words)
+    assert (stop.state, stop.reason, stop.cause) == ("stopped", "disk_limit", message)
     assert stop.advice == (
         "Delete runs, uploads, exports or own models that you no longer need. "
         "The checkpoint of step 1 can be used, or resumed."
@@ -69,7 +69,7 @@ def test_a_stop_at_the_disk_limit_has_a_reason_of_its_own():
     [
         (evidence(cancel_requested=True, last_step=8), "stopped"),
         (evidence(cancel_requested=True, last_step=8, exit_code=-signal.SIGKILL), "stopped"),
-        (evidence(cancel_requested=True, last_step=8, rebooted=True), "stopped"),
+        (evidence(cancel_requested=True, last_step=8, machine_restarted=True), "stopped"),
         (evidence(cancel_requested=True, last_step=8, exit_code=-signal.SIGSEGV), "failed"),
         (evidence(cancel_requested=True, last_step=8, exit_code=1), "failed"),
         (evidence(cancel_requested=True, last_step=8, ended_by_us="suspended"), "failed"),
@@ -85,7 +85,7 @@ def test_a_cancel_is_believed_where_nothing_else_explains_the_end(known, state):
 
 
 @pytest.mark.parametrize(
-    ("known", "state", "words"),
+    ("known", "state", "text"),
     [
         (evidence(exit_code=-signal.SIGKILL), "failed", "killed from outside (SIGKILL)"),
         (evidence(exit_code=-signal.SIGKILL, out_of_memory_kills=1), "failed", "ran out of memory"),
@@ -98,16 +98,16 @@ def test_a_cancel_is_believed_where_nothing_else_explains_the_end(known, state):
         (evidence(exit_code=7), "failed", "exit code 7 before the first step"),
         (evidence(exit_code=3, last_step=3), "failed", "exit code 3 after step 3 as another worker had this run"),
         (evidence(exit_code=None), "interrupted", "while no supervisor was running"),
-        (evidence(rebooted=True, exit_code=None), "interrupted", "machine was restarted"),
+        (evidence(machine_restarted=True, exit_code=None), "interrupted", "machine was restarted"),
         (evidence(ended_by_us="hung", silent_seconds=301, limit_seconds=300), "failed", "301 seconds"),
         (evidence(ended_by_us="suspended", silent_seconds=9, limit_seconds=8), "failed", "suspended"),
     ],
 )
-def test_what_the_worker_could_not_say_is_reported_by_the_system(known, state, words):
+def test_what_the_worker_could_not_say_is_reported_by_the_system(known, state, text):
     ending = diagnose(known)
 
     assert ending.state == state
-    assert words in ending.cause
+    assert text in ending.cause
     assert ending.advice
 
 
@@ -130,7 +130,7 @@ def test_memory_kills_are_those_that_the_kernel_counted(monkeypatch, tmp_path, c
 
 
 @pytest.mark.parametrize(
-    ("word", "exit_code", "state", "reason"),
+    ("verdict", "exit_code", "state", "reason"),
     [
         ("out_of_memory", -9, "failed", "out_of_memory"),
         ("time_limit", -15, "interrupted", "job_time_limit"),
@@ -140,15 +140,17 @@ def test_memory_kills_are_those_that_the_kernel_counted(monkeypatch, tmp_path, c
         (None, -9, "failed", "killed"),
     ],
 )
-def test_an_executors_word_comes_before_what_this_machine_sees(word, exit_code, state, reason):
+def test_an_executors_word_comes_before_what_this_machine_sees(verdict, exit_code, state, reason):
     ending = diagnose(
-        evidence(word=word, exit_code=exit_code, executors="Job 7 on node2 is gone.", last_step=4, resumable_step=2)
-        if word
+        evidence(
+            verdict=verdict, exit_code=exit_code, executors="Job 7 on node2 is gone.", last_step=4, resumable_step=2
+        )
+        if verdict
         else evidence(exit_code=exit_code)
     )
 
     assert (ending.state, ending.reason) == (state, reason)
-    if word is not None:
+    if verdict is not None:
         assert ending.cause == "Job 7 on node2 is gone. It had reached step 4."
         assert "resumed from step 2" in ending.advice
 
@@ -156,17 +158,17 @@ def test_an_executors_word_comes_before_what_this_machine_sees(word, exit_code, 
 def test_a_worker_that_saved_as_its_executor_asked_ends_for_the_executors_reason():
     saved = {"finished_phase": "stopped", "stopped_by": "sigterm", "last_step": 8, "resumable_step": 8}
 
-    preempted = diagnose(evidence(word="preempted", exit_code=0, **saved))
-    cancelled = diagnose(evidence(word="cancelled", exit_code=0, **saved))
+    preemption = diagnose(evidence(verdict="preempted", exit_code=0, **saved))
+    cancel = diagnose(evidence(verdict="cancelled", exit_code=0, **saved))
 
-    assert (preempted.state, preempted.reason) == ("stopped", "preempted")
-    assert (cancelled.state, cancelled.reason) == ("stopped", "job_cancelled")
-    assert cancelled.cause == "The job was cancelled there. It saved after step 8."
-    assert diagnose(evidence(word="cancelled", cancel_requested=True, exit_code=-15)).reason == "cancelled"
+    assert (preemption.state, preemption.reason) == ("stopped", "preempted")
+    assert (cancel.state, cancel.reason) == ("stopped", "job_cancelled")
+    assert cancel.cause == "The job was cancelled there. It saved after step 8."
+    assert diagnose(evidence(verdict="cancelled", cancel_requested=True, exit_code=-15)).reason == "cancelled"
 
 
 def test_what_a_worker_knows_of_its_failure_is_better_than_its_executors_word():
     unexpected = FailedData(cause="unexpected", what="Connection reset.", fix="Try again.")
 
-    assert diagnose(evidence(word="node_failed", failed=FAILED, exit_code=1)).reason == "worker_failed"
-    assert diagnose(evidence(word="node_failed", failed=unexpected, exit_code=1)).reason == "node_failed"
+    assert diagnose(evidence(verdict="node_failed", failed=FAILED, exit_code=1)).reason == "worker_failed"
+    assert diagnose(evidence(verdict="node_failed", failed=unexpected, exit_code=1)).reason == "node_failed"

@@ -83,7 +83,7 @@ def test_a_waiting_run_that_someone_executes_is_followed_and_not_started(store, 
     wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
 
     state, holder = run.folder.read_state(), LeaseBook(home).holder("cpu")
-    assert (state.attempt, state.device, holder.process) == (1, "cpu", ProcessIdentity.of(worker.pid))
+    assert (state.attempt, state.device, holder.process) == (1, "cpu", ProcessIdentity.from_pid(worker.pid))
     request_cancel(run)
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
     assert run.folder.read_state().cause.startswith("Cancelled after step")
@@ -246,7 +246,7 @@ def test_a_worker_that_finds_its_run_finished_is_not_a_failure(store, start_supe
 
 
 def test_a_run_without_the_executor_it_was_filed_for_is_started_by_no_other(home, store):
-    filed, ours = store.create(config_for("steps=1", run={"where": "jobs"})), store.create(config_for("steps=2"))
+    jobs_run, ours = store.create(config_for("steps=1", run={"where": "jobs"})), store.create(config_for("steps=2"))
     settings = fake_settings()
     here = {
         name: kind
@@ -257,4 +257,4 @@ def test_a_run_without_the_executor_it_was_filed_for_is_started_by_no_other(home
 
     wait_until(lambda: loop.tick() or ours.folder.read_state().is_final)
 
-    assert (filed.folder.read_state().state, executions(filed)) == ("queued", [])
+    assert (jobs_run.folder.read_state().state, executions(jobs_run)) == ("queued", [])

@@ -55,7 +55,7 @@ def job_for(home, config):
 def other_process():
     """Another process that is alive."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
-    identity = ProcessIdentity.of(process.pid)
+    identity = ProcessIdentity.from_pid(process.pid)
     assert identity is not None
     yield identity
     process.kill()
@@ -110,7 +110,7 @@ def test_a_measurement_can_be_stopped(home, tiny_model_folder):
 
 def test_memory_that_ran_out_is_reported_with_the_advice(home, tiny_model_folder, monkeypatch):
     ran_out = FailedData(cause="out_of_memory", what="Memory ran out.", fix="Halve max_length.")
-    failed = Event.of(ran_out, seq=1, attempt=1, time=0.0)
+    failed = Event.wrap(ran_out, seq=1, attempt=1, time=0.0)
     monkeypatch.setattr(
         "engine.supervision.memory_measurement.read_events",
         lambda *_: read_events(home.root / "no").__class__((failed,), 0),
@@ -168,11 +168,11 @@ def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_fold
     supervisor = Supervisor(home, fake_settings(command=lambda order: orders.append(order) or []))
     supervisor.start()
     job = measuring(home, tiny_model_folder, fake_worker_command)
-    begun = threading.Event()
+    has_begun = threading.Event()
 
     def stop_when_it_has_begun(progress):
         if progress.message == "Training.":
-            begun.set()
+            has_begun.set()
 
     errors = []
 
@@ -184,7 +184,7 @@ def test_a_supervisor_has_nothing_to_do_with_a_measurement(home, tiny_model_fold
     thread = threading.Thread(target=measure)
     thread.start()
     try:
-        assert begun.wait(300)
+        assert has_begun.wait(300)
         holder = LeaseBook(home).holder("cpu")
         assert (holder.purpose, holder.process != ProcessIdentity.current()) == ("measurement", True)
         assert list_owners(home) == []

@@ -91,7 +91,7 @@ def test_a_run_keeps_which_rows_were_left_out_of_its_data(home, store):
     report = Launcher(store, preflight).start(config()).folder.read_dataset_report()
 
     assert report is not None
-    assert [(kept.row, kept.line, kept.problem) for kept in report.problems] == [(7, 8, "no answer")]
+    assert [(problem.row, problem.line, problem.problem) for problem in report.problems] == [(7, 8, "no answer")]
     assert store.create(config()).folder.read_dataset_report() is None
 
 
@@ -121,9 +121,9 @@ def test_a_start_before_the_rows_are_counted_gets_the_defaults_that_suit_them(ho
     assert started() == (176, 0.1)
     assert started(max_length=1024, warmup_steps=0.03) == (1024, 0.03)
     run = Launcher(store, preflight).start(config(training={"learning_rate": 1e-3}))
-    copied = given_settings(run.folder.read_config(), read_provenance(run.folder).open_settings)
-    assert copied["training"]["learning_rate"] == 1e-3
-    assert not {"max_length", "warmup_steps"} & copied["training"].keys(), "other rows may be longer"
+    settings = given_settings(run.folder.read_config(), read_provenance(run.folder).open_settings)
+    assert settings["training"]["learning_rate"] == 1e-3
+    assert not {"max_length", "warmup_steps"} & settings["training"].keys(), "other rows may be longer"
     # As one whose rows a page has counted, which were read at the default: its report is on disk.
     known = config_from_mapping(given_settings(config()), lengths.known)
     assert known.training.max_length == 176
@@ -132,7 +132,7 @@ def test_a_start_before_the_rows_are_counted_gets_the_defaults_that_suit_them(ho
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
-def test_an_optimizer_that_the_device_cannot_run_is_refused_with_the_nearest_that_can(preflight, store, optimizer):
+def test_an_optimizer_that_the_device_cannot_run_is_refused_with_the_nearest(preflight, store, optimizer):
     with pytest.raises(ConfigError) as error_info:
         Launcher(store, preflight).start(config(training={"optim": optimizer}))
     (problem,) = error_info.value.problems
@@ -155,49 +155,49 @@ def test_all_that_the_device_cannot_do_is_said_together(preflight):
 
 
 @pytest.mark.parametrize(
-    ("sections", "error", "words"),
+    ("sections", "error", "text"),
     [
         ({"model": {"id": "missing/model"}}, ModelError, "missing/model"),
         ({"dataset": {"source": "missing.jsonl"}}, DatasetError, "is not there"),
         ({"run": {"devices": [7]}}, DeviceError, "no CUDA device 7"),
     ],
 )
-def test_what_is_missing_is_an_error_before_anything_was_made(preflight, store, sections, error, words):
-    with pytest.raises(error, match=words):
+def test_what_is_missing_is_an_error_before_anything_was_made(preflight, store, sections, error, text):
+    with pytest.raises(error, match=text):
         Launcher(store, preflight).start(config(**sections))
     assert store.ids() == []
 
 
 @pytest.mark.parametrize(
-    ("report", "words"),
+    ("report", "text"),
     [({"trained_tokens": 0}, "No token of data.jsonl would be trained on"), ({"train_rows": 0}, "are held out")],
 )
-def test_data_that_teaches_nothing_is_refused(home, store, report, words):
+def test_data_that_teaches_nothing_is_refused(home, store, report, text):
     preflight = Preflight(home, FakeInspector(**report), devices=lambda: (cpu(),), resolve=resolve)
-    with pytest.raises(DatasetError, match=words):
+    with pytest.raises(DatasetError, match=text):
         Launcher(store, preflight).start(config())
     assert store.ids() == []
 
 
 @pytest.mark.parametrize(
-    ("source", "rows", "changed"),
+    ("source", "rows", "is_refused"),
     [("b", "f", False), ("a", "g", False), ("b", "g", True)],
-    ids=["copied again", "another max_length", "changed"],
+    ids=["settings again", "another max_length", "changed"],
 )
-def test_data_that_changed_since_its_preview_is_refused(store, home, source, rows, changed):
-    previewed = FakeInspector(rows=12, source_fingerprint="a", fingerprint="f").check(config().dataset)
+def test_data_that_changed_since_its_preview_is_refused(store, home, source, rows, is_refused):
+    preview = FakeInspector(rows=12, source_fingerprint="a", fingerprint="f").check(config().dataset)
     inspector = FakeInspector(source_fingerprint=source, fingerprint=rows)
     launcher = Launcher(store, Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve))
 
-    if not changed:
-        assert launcher.start(config(), previewed=previewed)
+    if not is_refused:
+        assert launcher.start(config(), preview=preview)
         return
-    with pytest.raises(DatasetError) as refused:
-        launcher.start(config(), previewed=previewed)
+    with pytest.raises(DatasetError) as refusal:
+        launcher.start(config(), preview=preview)
 
-    assert refused.value.what.startswith("The file changed since the preview: ")
-    assert refused.value.what.endswith("had 12 rows and has 10 now.")
-    assert refused.value.fix == "Look at its rows on the Data tab, then start again."
+    assert refusal.value.what.startswith("The file changed since the preview: ")
+    assert refusal.value.what.endswith("had 12 rows and has 10 now.")
+    assert refusal.value.fix == "Look at its rows on the Data tab, then start again."
 
 
 def test_a_run_larger_than_the_whole_device_is_refused(home, store):
@@ -211,13 +211,13 @@ def test_a_run_larger_than_the_whole_device_is_refused(home, store):
 
 
 @pytest.mark.parametrize(
-    ("error", "logged"),
+    ("error", "log_text"),
     [(MemoryUnknownError("Layers of unknown size.", "It may train all the same."), "Layers of unknown size"),
      (AssertionError("a mistake of ours"), "a mistake of ours")],
     ids=["unknown to the estimate", "a mistake of the estimate"],
 )  # fmt: skip
 def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(
-    home, store, inspector, monkeypatch, caplog, error, logged
+    home, store, inspector, monkeypatch, caplog, error, log_text
 ):
     def fail(*_args):
         raise error
@@ -227,7 +227,7 @@ def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(
     run = Launcher(store, preflight).start(config())
 
     assert read_provenance(run.folder).predicted_bytes is None
-    assert logged in caplog.text
+    assert log_text in caplog.text
 
 
 def test_an_estimate_for_apples_gpu_reports_that_no_one_measured_it(home, inspector):
@@ -246,13 +246,13 @@ SPREAD = {"run": {"devices": [0, 1], "device_map": "balanced"}}
 @pytest.mark.parametrize("launcher", ["accelerate", "local"])
 def test_devices_that_would_idle_are_refused(home, inspector, launcher):
     preflight = Preflight(home, inspector, devices=lambda: (gpu(0), gpu(1), cpu()), resolve=resolve)
-    asked = config(run={"devices": [0, 1], "launcher": launcher})
+    spread_config = config(run={"devices": [0, 1], "launcher": launcher})
 
     if launcher == "accelerate":
-        assert preflight.check(asked).config.run.devices == (0, 1)
+        assert preflight.check(spread_config).config.run.devices == (0, 1)
         return
     with pytest.raises(ConfigError, match="one process trains a whole model on one") as error_info:
-        preflight.check(asked)
+        preflight.check(spread_config)
     assert [problem.field for problem in error_info.value.problems] == ["run.devices"]
 
 
@@ -323,7 +323,7 @@ def test_several_runs_are_filed_at_once_and_once_however_often_they_are_sent(hom
     assert [run.folder.read_config().adapter.r for run in first] == [4, 8, 16]
     assert sorted(store.ids()) == [run.id for run in first]
     assert inspector.checks == 3
-    assert any(words.startswith("Run 2 of 3: ") for words in messages)
+    assert any(message.startswith("Run 2 of 3: ") for message in messages)
 
 
 def test_a_sweep_with_one_run_that_cannot_work_files_none(home, preflight):
@@ -359,7 +359,7 @@ def test_a_run_is_checked_for_the_card_on_which_the_queue_starts_it(home, inspec
     assert [device.name for device in chosen] == [starts_on]
     assert provenance.predicted_bytes == Estimator(shape, chosen[0]).need(config()).expected_bytes
     assert provenance.predicted_on.keys() == {"Card 0", "Card 1"}
-    roomy = any(provenance.predicted_on[one.name] <= one.free_bytes for one in cards)
+    roomy = any(provenance.predicted_on[card.name] <= card.free_bytes for card in cards)
     assert [device.name for devices in plan.starts.values() for device in devices] == ([starts_on] if roomy else [])
 
 

@@ -10,7 +10,7 @@ def log_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records]
 
 
-def test_what_goes_wrong_again_and_again_is_reported_once_for_each_thing_that_was_tried(caplog):
+def test_a_repeated_problem_is_logged_once_for_each_action(caplog):
     problems = ProblemLog()
     with caplog.at_level(logging.ERROR):
         for _ in range(3):

@@ -19,7 +19,7 @@ def held_by(title: str = "Run X", purpose: str = "training") -> LeaseHolder:
 
 
 def start_names(plan) -> dict[str, list[str]]:
-    return {run_id: [f"{one.kind}:{one.index}" for one in devices] for run_id, devices in plan.starts.items()}
+    return {run_id: [f"{device.kind}:{device.index}" for device in devices] for run_id, devices in plan.starts.items()}
 
 
 def test_one_device_takes_one_run_and_the_others_say_what_they_wait_for():
@@ -42,7 +42,7 @@ def test_a_leased_device_is_not_used_and_its_holder_is_named():
 
     assert not plan.starts
     assert plan.reasons["a"] == ("device_in_use", "The CPU is in use for chat (qwen).", "")
-    assert plan.wanted == ("cpu",)
+    assert plan.awaited_leases == ("cpu",)
 
 
 def test_two_gpus_take_two_runs_the_freer_one_first():
@@ -109,10 +109,10 @@ def test_a_card_that_is_too_small_for_a_run_is_left_to_others():
 
 
 def test_auto_passes_over_a_gpu_that_pytorch_cannot_use():
-    blocked = replace(gpu(0, 20), obstacle=Obstacle("It has no kernels.", "Install others."))
+    broken_gpu = replace(gpu(0, 20), obstacle=Obstacle("It has no kernels.", "Install others."))
 
-    assert start_names(plan_starts([waiting("a")], [blocked, gpu(1, 10), cpu()], {})) == {"a": ["cuda:1"]}
-    assert start_names(plan_starts([waiting("a")], [blocked, cpu()], {})) == {"a": ["cpu:0"]}
+    assert start_names(plan_starts([waiting("a")], [broken_gpu, gpu(1, 10), cpu()], {})) == {"a": ["cuda:1"]}
+    assert start_names(plan_starts([waiting("a")], [broken_gpu, cpu()], {})) == {"a": ["cpu:0"]}
 
 
 def test_auto_waits_for_apples_gpu_where_there_is_one():

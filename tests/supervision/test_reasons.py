@@ -29,13 +29,13 @@ def resumes_by_itself(run, state: RunState | None = None) -> bool:
 )
 def test_what_resumes_after_a_restart_depends_on_the_reason_and_not_on_its_words(store, state, reason, resumes):
     run = store.create(config_for(run=RESUMES))
-    words = "The machine was restarted (SIGTERM)." if not resumes else "Other words."
+    cause = "The machine was restarted (SIGTERM)." if not resumes else "Other words."
 
-    assert resumes_by_itself(run, RunState(state=state, attempt=1, reason=reason, cause=words)) == resumes
+    assert resumes_by_itself(run, RunState(state=state, attempt=1, reason=reason, cause=cause)) == resumes
 
 
 @pytest.mark.parametrize("reason", ["preempted", "node_failed", "job_time_limit", "job_cancelled"])
-def test_what_an_executor_took_the_machine_from_resumes_and_what_a_person_cancelled_there_does_not(store, reason):
+def test_a_preempted_run_resumes_and_one_that_a_person_cancelled_there_does_not(store, reason):
     run = store.create(config_for())
 
     assert resumes_automatically(run.folder, RunState(state="interrupted", attempt=1, reason=reason)) == (
@@ -45,12 +45,12 @@ def test_what_an_executor_took_the_machine_from_resumes_and_what_a_person_cancel
     assert not resumes_automatically(run.folder, RunState(state="interrupted", attempt=1, reason=reason))
 
 
-def test_an_attempt_with_a_newer_checkpoint_counts_as_progress_and_three_without_one_are_enough(store):
-    folder, preempted = store.create(config_for()).folder, {"state": "interrupted", "reason": "preempted"}
+def test_three_attempts_in_a_row_without_a_newer_checkpoint_are_enough(store):
+    folder, preemption = store.create(config_for()).folder, {"state": "interrupted", "reason": "preempted"}
     before, resumed = RunState(attempt=0), []
     for step in (None, 5, 5, 5, 5):
-        ended = RunState.model_validate({**preempted, "attempt": before.attempt + 1, "resumable_step": step})
-        before = with_progress(before, ended)
+        after = RunState.model_validate({**preemption, "attempt": before.attempt + 1, "resumable_step": step})
+        before = with_progress(before, after)
         resumed.append(resumes_automatically(folder, before))
 
     assert resumed == [True, True, True, True, False]

@@ -30,7 +30,7 @@ RESUMES = {"resume_after_restart": True}
 
 
 @pytest.fixture
-def rebooted_run(store) -> Run:
+def restarted_run(store) -> Run:
     """A run in the midst of its first attempt when the machine was restarted; it shall continue by itself."""
     return leave_in_the_midst(store.create(config_for("steps=5", run=RESUMES)))
 
@@ -41,12 +41,12 @@ def leave_in_the_midst(run: Run) -> Run:
     return run
 
 
-def require_reason(run: Run, words: str) -> None:
-    """The worker's last words."""
-    stopped_by = "sigterm" if "(SIGTERM)" in words else "sigint" if "(SIGINT)" in words else "cancel"
+def log_end(run: Run, text: str) -> None:
+    """Log the end that the worker reported."""
+    stopped_by = "sigterm" if "(SIGTERM)" in text else "sigint" if "(SIGINT)" in text else "cancel"
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="training", message="Training.", total_steps=5))
-        events.append(StatusData(phase="stopped", message=words, stopped_by=stopped_by))
+        events.append(StatusData(phase="stopped", message=text, stopped_by=stopped_by))
 
 
 def next_server_finds(home: LoratoryHome, run: Run) -> str:
@@ -67,17 +67,17 @@ def test_a_machine_that_restarted_is_known_by_its_boot_id(store, start_superviso
     assert wait_for_state(run, "completed").attempt == 2
 
 
-def test_a_run_that_asked_for_it_resumes_by_itself_after_a_restart(rebooted_run, start_supervisor):
+def test_a_run_that_asked_for_it_resumes_by_itself_after_a_restart(restarted_run, start_supervisor):
     start_supervisor()
 
-    assert wait_for_state(rebooted_run, "completed").attempt == 2
-    assert executions(rebooted_run) == ["2"]
+    assert wait_for_state(restarted_run, "completed").attempt == 2
+    assert executions(restarted_run) == ["2"]
 
 
-def test_a_restart_that_let_the_worker_save_is_one_as_well(rebooted_run, home):
-    require_reason(rebooted_run, BY_SIGTERM)
+def test_a_restart_that_let_the_worker_save_is_one_as_well(restarted_run, home):
+    log_end(restarted_run, BY_SIGTERM)
 
-    assert next_server_finds(home, rebooted_run) == "queued"
+    assert next_server_finds(home, restarted_run) == "queued"
 
 
 @pytest.mark.parametrize("mishap", ["", "term@6"], ids=["it saved", "it could not save"])
@@ -95,41 +95,41 @@ def test_a_server_that_saw_the_end_and_went_down_itself_changes_nothing(store, h
     move_to_an_earlier_boot(run)
     start_supervisor()
     assert wait_for_state(run, "running").attempt == 2
-    words = f"Continued from step {end_state.resumable_step}."
-    wait_until(lambda: words in [message.text for message in read_history(run.folder.events).messages])
+    text = f"Continued from step {end_state.resumable_step}."
+    wait_until(lambda: text in [message.text for message in read_history(run.folder.events).messages])
     request_cancel(run)
     wait_for_state(run, "stopped")
 
 
 @pytest.mark.parametrize("ask", [request_stop, request_cancel])
-@pytest.mark.parametrize("words", ["", BY_SIGTERM], ids=["the worker was killed", "it saved"])
-def test_what_a_restart_overtook_still_holds(rebooted_run, home, ask, words):
-    ask(rebooted_run)
-    if words:
-        require_reason(rebooted_run, words)
+@pytest.mark.parametrize("text", ["", BY_SIGTERM], ids=["the worker was killed", "it saved"])
+def test_what_a_restart_overtook_still_holds(restarted_run, home, ask, text):
+    ask(restarted_run)
+    if text:
+        log_end(restarted_run, text)
 
-    states = [next_server_finds(home, rebooted_run) for _ in range(2)]
+    states = [next_server_finds(home, restarted_run) for _ in range(2)]
 
     assert set(states) <= {"stopped", "interrupted"}
-    assert rebooted_run.folder.stop_request.exists() or rebooted_run.folder.cancel_request.exists()
-    assert ("Cancelled" in rebooted_run.folder.read_state().cause) == (ask is request_cancel)
+    assert restarted_run.folder.stop_request.exists() or restarted_run.folder.cancel_request.exists()
+    assert ("Cancelled" in restarted_run.folder.read_state().cause) == (ask is request_cancel)
 
 
-def test_a_run_that_someone_takes_out_of_the_queue_stays_out(rebooted_run, home):
-    require_reason(rebooted_run, BY_SIGTERM)
+def test_a_run_that_someone_takes_out_of_the_queue_stays_out(restarted_run, home):
+    log_end(restarted_run, BY_SIGTERM)
     loop = SupervisorLoop(home, fake_settings())
     loop.tick(starts_runs=False)
-    request_stop(rebooted_run)
+    request_stop(restarted_run)
     loop.tick(starts_runs=False)
 
-    states = [next_server_finds(home, rebooted_run) for _ in range(2)]
+    states = [next_server_finds(home, restarted_run) for _ in range(2)]
 
     assert states == ["stopped", "stopped"]
-    assert rebooted_run.folder.read_state().cause == "Removed from the queue."
+    assert restarted_run.folder.read_state().cause == "Removed from the queue."
 
 
 @pytest.mark.parametrize(
-    ("state", "words"),
+    ("state", "text"),
     [
         (
             RunState(state="stopped", reason="sigint", attempt=1),
@@ -142,19 +142,19 @@ def test_a_run_that_someone_takes_out_of_the_queue_stays_out(rebooted_run, home)
         (RunState(state="interrupted", attempt=1, cause="The worker ended while nobody watched it."), ""),
     ],
 )
-def test_what_ended_otherwise_before_a_restart_does_not_continue_by_itself(store, home, state, words):
+def test_what_ended_otherwise_before_a_restart_does_not_continue_by_itself(store, home, state, text):
     run = store.create(config_for("steps=5", run=RESUMES))
     run.folder.write_state(state)
     move_to_an_earlier_boot(run)
-    if words:
-        require_reason(run, words)
+    if text:
+        log_end(run, text)
 
     assert next_server_finds(home, run) == state.state
 
 
 def test_a_run_that_did_not_ask_for_it_waits_for_a_click(store, home):
     run = leave_in_the_midst(store.create(config_for("steps=5")))
-    require_reason(run, BY_SIGTERM)
+    log_end(run, BY_SIGTERM)
 
     assert next_server_finds(home, run) == "stopped"
 
@@ -175,41 +175,41 @@ def make_room(monkeypatch):
 
 
 @pytest.mark.parametrize("has_ended", [False, True], ids=["its end was not seen", "its end was seen"])
-def test_a_run_continues_once_there_is_room_to_say_so(rebooted_run, home, make_room, has_ended):
+def test_a_run_continues_once_there_is_room_to_say_so(restarted_run, home, make_room, has_ended):
     if has_ended:
-        require_reason(rebooted_run, BY_SIGTERM)
-        rebooted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
-    assert next_server_finds(home, rebooted_run) == ("stopped" if has_ended else "running")
+        log_end(restarted_run, BY_SIGTERM)
+        restarted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
+    assert next_server_finds(home, restarted_run) == ("stopped" if has_ended else "running")
 
     make_room()
 
-    assert next_server_finds(home, rebooted_run) == "queued"
-    assert next_server_finds(home, rebooted_run) == "queued"
-    assert rebooted_run.folder.read_state().attempt == 1
+    assert next_server_finds(home, restarted_run) == "queued"
+    assert next_server_finds(home, restarted_run) == "queued"
+    assert restarted_run.folder.read_state().attempt == 1
 
 
-def test_the_same_server_tries_again(rebooted_run, home, make_room, monkeypatch):
+def test_the_same_server_tries_again(restarted_run, home, make_room, monkeypatch):
     monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
-    require_reason(rebooted_run, BY_SIGTERM)
-    rebooted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
+    log_end(restarted_run, BY_SIGTERM)
+    restarted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     loop = SupervisorLoop(home, fake_settings())
     loop.tick()
     make_room()
 
-    wait_until(lambda: loop.tick() or rebooted_run.folder.read_state().state == "completed")
+    wait_until(lambda: loop.tick() or restarted_run.folder.read_state().state == "completed")
 
-    assert executions(rebooted_run) == ["2"]
+    assert executions(restarted_run) == ["2"]
 
 
-def test_a_run_that_is_being_deleted_does_not_come_back(rebooted_run, store, home, monkeypatch):
-    rebooted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
+def test_a_run_that_is_being_deleted_does_not_come_back(restarted_run, store, home, monkeypatch):
+    restarted_run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, cause=BY_SIGTERM))
     check = store._refuse_to_delete
 
     def a_server_starts_after_the_check(run: Run, is_free: bool) -> None:
         check(run, is_free)
-        assert next_server_finds(home, rebooted_run) == "stopped"
+        assert next_server_finds(home, restarted_run) == "stopped"
 
     monkeypatch.setattr(store, "_refuse_to_delete", a_server_starts_after_the_check)
-    store.delete(rebooted_run.id)
+    store.delete(restarted_run.id)
 
     assert RunStore(home, store.owner).ids() == []

@@ -14,7 +14,7 @@ from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerRecord
 from engine.supervision.supervisor import SupervisorLoop
-from engine.supervision.worker_monitor import Patience, WorkerMonitor
+from engine.supervision.worker_monitor import Timeouts, WorkerMonitor
 from tests.supervision.fake_runs import config_for, cpu, executions, fake_settings, wait_for_step
 from tests.waiting import wait_until
 
@@ -36,8 +36,8 @@ def watched_elsewhere(store, cancel_seconds: float = 5.0, **where: object):
     record = WorkerRecord(**us(**where).model_dump(), process_group=os.getpgid(0), attempt=1)
     run.folder.process.write_text(record.model_dump_json())
     run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
-    patience = Patience(silence=SilenceLimits(*[0.0] * 5), cancel_seconds=cancel_seconds)  # any silence is too long
-    return run, WorkerMonitor(run, run.folder.read_state(), job_of(store, run), patience)
+    timeouts = Timeouts(silence=SilenceLimits(*[0.0] * 5), cancel_seconds=cancel_seconds)  # any silence is too long
+    return run, WorkerMonitor(run, run.folder.read_state(), job_of(store, run), timeouts)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_machines_that_share_a_home_lease_their_own_devices(home, monkeypatch):
 
 
 @pytest.mark.parametrize("lives", [True, False])
-def test_a_device_that_a_run_in_another_container_holds_is_free_when_its_worker_is_gone(home, store, lives):
+def test_a_device_of_a_run_in_another_container_is_free_when_its_worker_is_gone(home, store, lives):
     run = store.create(config_for())
     claim = run.folder.claim()
     holder = LeaseHolder(purpose="training", title="Run A", process=us(**IN_A_CONTAINER), run_id=run.id)
@@ -89,14 +89,14 @@ def test_a_device_that_a_run_in_another_container_holds_is_free_when_its_worker_
 def test_a_worker_of_another_host_whose_lock_is_not_seen_is_not_taken_for_dead(store):
     run, monitor = watched_elsewhere(store, **ELSEWHERE)
 
-    assert monitor.look().state in ("starting", "running")
+    assert monitor.poll().state in ("starting", "running")
     assert executions(run) == []
 
 
 def test_nothing_follows_from_the_silence_of_another_host_but_words_for_people(store):
     _, monitor = watched_elsewhere(store, **ELSEWHERE)
 
-    states = [monitor.look() for _ in range(3)]
+    states = [monitor.poll() for _ in range(3)]
 
     assert {state.state for state in states} <= {"starting", "running"}
     assert states[-1].reason == "executor_unreachable"
@@ -109,22 +109,22 @@ def test_a_worker_of_another_host_that_ended_is_known_by_its_last_word(store):
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="finished"))
 
-    assert monitor.look().state == "completed"
+    assert monitor.poll().state == "completed"
 
 
 def test_a_cancel_that_another_host_does_not_answer_ends_the_run_and_names_the_host(store):
     run, monitor = watched_elsewhere(store, cancel_seconds=0.0, **ELSEWHERE)
-    assert not monitor.look().is_final
+    assert not monitor.poll().is_final
     request_cancel(run)
 
-    wait_until(lambda: monitor.look().is_final)
+    wait_until(lambda: monitor.poll().is_final)
 
-    state = monitor.look()
+    state = monitor.poll()
     assert (state.state, state.reason) == ("stopped", "cancelled")
     assert "another-host did not answer" in state.advice
 
 
-def test_a_worker_that_hangs_on_another_host_does_not_compute_because_of_processor_time_here(store):
+def test_a_worker_that_hangs_on_another_host_is_not_busy_because_of_pids_here(store):
     run, _ = watched_elsewhere(store, **ELSEWHERE)
     here, there = ProcessIdentity.current(), run.folder.read_worker()
     assert there.pid == here.pid
@@ -156,7 +156,7 @@ def test_a_log_that_another_host_has_open_is_not_cut(store):
 def test_a_worker_whose_container_is_gone_is_known_by_its_free_lock(store):
     _, monitor = watched_elsewhere(store, **IN_A_CONTAINER)
 
-    assert (monitor.look().state, monitor.look().reason) == ("interrupted", "unknown")
+    assert (monitor.poll().state, monitor.poll().reason) == ("interrupted", "unknown")
 
 
 def test_the_device_of_a_worker_on_another_host_is_not_one_of_ours(home, store):
@@ -171,8 +171,8 @@ def test_the_device_of_a_worker_on_another_host_is_not_one_of_ours(home, store):
 
 @pytest.mark.parametrize("skew_seconds", [-3600, 3600], ids=["behind", "ahead"])
 def test_a_worker_has_its_time_to_obey_a_cancel_whatever_a_file_servers_clock_shows(home, store, skew_seconds):
-    patience = Patience(silence=fake_settings().patience.silence, cancel_seconds=600.0)
-    loop = SupervisorLoop(home, fake_settings(patience=patience, devices=lambda: (cpu(),)))
+    timeouts = Timeouts(silence=fake_settings().timeouts.silence, cancel_seconds=600.0)
+    loop = SupervisorLoop(home, fake_settings(timeouts=timeouts, devices=lambda: (cpu(),)))
     run = store.create(config_for("steps=50000 pace=0.5"))
     wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
     wait_for_step(run, 1)

@@ -15,7 +15,7 @@ from engine.runs.history.run_history import read_history
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunFolder
 from engine.supervision.queue import QueueOrder
-from engine.supervision.worker_monitor import Patience
+from engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import (
     GIB,
     config_for,
@@ -209,7 +209,7 @@ def test_a_worker_that_cannot_be_started_fails_its_run(store, start_supervisor):
 
 
 def test_a_suspended_worker_is_reported_at_once_and_continues_unharmed(store, start_supervisor):
-    start_supervisor(patience=Patience())
+    start_supervisor(timeouts=Timeouts())
     run = store.create(config_for("steps=5 hold=2"))
     wait_for_step(run, 2)
     worker = worker_of(run)

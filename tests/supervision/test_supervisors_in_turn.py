@@ -6,7 +6,7 @@ from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.runs.control import request_cancel
 from engine.runs.run import RunState, WorkerRecord
 from engine.supervision.supervisor import reconcile, supervisor_of
-from engine.supervision.worker_monitor import Patience
+from engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import (
     config_for,
     executions,
@@ -31,7 +31,7 @@ def test_the_second_supervisor_of_a_home_refuses_reports_it_and_takes_over(store
     wait_for_state(run, "completed")
 
 
-def test_a_supervisor_that_stops_leaves_its_workers_alone_and_the_next_one_finds_them(store, start_supervisor):
+def test_a_supervisor_that_stops_leaves_its_workers_and_the_next_one_finds_them(store, start_supervisor):
     first = start_supervisor()
     run = store.create(config_for("steps=10 hold=3"))
     wait_for_step(run, 3)
@@ -50,14 +50,14 @@ def test_a_supervisor_that_stops_leaves_its_workers_alone_and_the_next_one_finds
 
 def test_a_run_whose_worker_ended_while_no_one_watched_is_judged_by_its_own_words(store, start_supervisor):
     first = start_supervisor()
-    run, lost = store.create(config_for("steps=5 hold=2")), store.create(config_for("steps=20 kill@8"))
+    run, killed_run = store.create(config_for("steps=5 hold=2")), store.create(config_for("steps=20 kill@8"))
     wait_for_step(run, 2)
     first.stop()
     let_go(run)
     wait_until(lambda: not worker_of(run).is_alive())
     start_supervisor()
     assert wait_for_state(run, "completed", "interrupted").state == "completed"
-    wait_for_state(lost, "failed", "interrupted")
+    wait_for_state(killed_run, "failed", "interrupted")
 
 
 def test_a_reused_pid_is_not_taken_for_the_worker_and_not_killed(store, start_supervisor):
@@ -92,7 +92,7 @@ def test_state_files_that_a_power_cut_tore_are_reported_again_by_log_and_lock(st
 def test_a_worker_that_a_dead_supervisor_had_only_meant_to_start_is_started_once(store, start_supervisor):
     run = store.create(config_for("steps=3"))
     run.folder.write_state(RunState(state="starting", attempt=1, started=1.0, device="cpu"))
-    start_supervisor(patience=Patience(claim_seconds=0.3))
+    start_supervisor(timeouts=Timeouts(claim_seconds=0.3))
 
     assert wait_for_state(run, "completed").attempt == 2
     assert executions(run) == ["2"]

@@ -19,7 +19,7 @@ from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec
 from engine.runs.run import RunFolder, RunState
 from engine.supervision.supervisor import SupervisorLoop
-from engine.supervision.worker_monitor import Patience
+from engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import config_for, cpu, fake_settings, gpu, let_go, wait_for_state, worker_of
 from tests.waiting import wait_until
 
@@ -76,12 +76,12 @@ def test_a_device_is_not_given_on_before_the_end_of_its_run_was_seen(store, home
 
     is_time = False
     wait_until(lambda: loop.tick() or second.folder.read_state().is_final)
-    ended, began = first.folder.read_state(), second.folder.read_state()
-    assert (ended.state, began.state) == ("failed", "completed")
-    assert ended.ended <= began.started
+    ended_state, new_state = first.folder.read_state(), second.folder.read_state()
+    assert (ended_state.state, new_state.state) == ("failed", "completed")
+    assert ended_state.ended <= new_state.started
 
 
-def test_what_a_server_holds_for_something_else_stays_held_when_a_run_cannot_be_started(store, home):
+def test_other_leases_of_a_server_stay_when_a_run_cannot_be_started(store, home):
     book, ourselves = LeaseBook(home), ProcessIdentity.current()
     book.take(["cuda:0"], LeaseHolder(purpose="measurement", title="one step", process=ourselves, run_id="m"))
     loop = SupervisorLoop(home, fake_settings(command=lambda order: ["/nonexistent/python"]))
@@ -254,22 +254,25 @@ def test_no_worker_claims_a_run_that_is_being_deleted(store, monkeypatch):
 
 def test_a_silence_is_written_down_while_it_lasts(store, start_supervisor):
     limits = SilenceLimits(idle_seconds=600, preparing_idle_seconds=600, busy_seconds=600, unusual_seconds=0.5)
-    start_supervisor(patience=Patience(silence=limits, cancel_seconds=0.5))
+    start_supervisor(timeouts=Timeouts(silence=limits, cancel_seconds=0.5))
     run = store.create(config_for("steps=20 hang@3"))
 
     wait_until(lambda: _last_step(run) == 3)
-    said = read_history(run.folder.events).last_time - 0.2  # a silence before it is another one
+    last_time = read_history(run.folder.events).last_time - 0.2  # a silence before it is another one
 
     def is_silent_since_then() -> bool:
         state = run.folder.read_state()
-        return (state.silent_since or 0.0) > said and (state.state, state.silence_limit_seconds) == ("running", 600)
+        return (state.silent_since or 0.0) > last_time and (state.state, state.silence_limit_seconds) == (
+            "running",
+            600,
+        )
 
     wait_until(is_silent_since_then)
     request_cancel(run)
     assert wait_for_state(run, "stopped", "failed").silent_since is None
 
 
-def test_what_another_process_of_a_run_said_is_its_cause_where_the_first_could_not_speak(store, start_supervisor):
+def test_the_failure_of_another_process_is_the_cause_where_the_first_has_none(store, start_supervisor):
     run = store.create(config_for("steps=5 hold=3 kill@3"))
     start_supervisor()
     wait_until(lambda: _last_step(run) > 2)

@@ -41,46 +41,46 @@ def on_host(home, monkeypatch):
 
 def test_another_host_waits_while_the_holder_shows_that_it_lives(on_host):
     here, there = on_host("login1"), on_host("login2")
-    assert here.take()
+    assert here.acquire()
 
     for _ in range(100):
         here.now += 100.0
         there.now += 100.0
-        assert here.keep()
-        assert not there.take()
+        assert here.renew()
+        assert not there.acquire()
 
 
 def test_another_host_takes_over_by_its_own_clock_once_the_holder_is_silent(on_host):
     here, there = on_host("login1"), on_host("login2")
     here.now = 50 * HOURS  # clocks of two hosts have nothing in common
-    assert here.take()
-    assert not there.take(), "it has seen nothing of its silence yet"
+    assert here.acquire()
+    assert not there.acquire(), "it has seen nothing of its silence yet"
 
     there.now += 151.0
-    assert there.take()
+    assert there.acquire()
 
     here.now += 1.0
-    assert here.keep(), "not due"
+    assert here.renew(), "not due"
     here.now += 10.0
-    assert not here.keep(), "it wakes up and sees that it was replaced"
-    assert not here.take()
-    assert there.keep()
+    assert not here.renew(), "it wakes up and sees that it was replaced"
+    assert not here.acquire()
+    assert there.renew()
 
 
-def test_a_seat_that_was_left_is_taken_at_once_and_a_restarted_host_takes_its_own_at_once(on_host, home):
+def test_a_released_seat_is_free_at_once_and_so_is_its_own_for_a_restarted_host(on_host, home):
     here, there = on_host("login1"), on_host("login2")
-    assert here.take()
+    assert here.acquire()
     here.release()
     assert seat_holder(home) is None
-    assert there.take()
+    assert there.acquire()
     assert seat_holder(home).host == "login2"
 
-    assert on_host("login2").take(), "its former process is gone, or the lock would not be free"
+    assert on_host("login2").acquire(), "its former process is gone, or the lock would not be free"
 
 
 def test_of_many_hosts_that_see_a_free_seat_at_once_one_gets_it(on_host, monkeypatch):
     start = threading.Barrier(8)
-    create, taken = SupervisorSeat._create, []
+    create, results = SupervisorSeat._create, []
     hosts = [on_host(f"login{number}") for number in range(8)]
 
     def all_at_once(seat: SupervisorSeat, number: int) -> bool:
@@ -88,31 +88,31 @@ def test_of_many_hosts_that_see_a_free_seat_at_once_one_gets_it(on_host, monkeyp
         return create(seat, number)
 
     monkeypatch.setattr(SupervisorSeat, "_create", all_at_once)
-    threads = [threading.Thread(target=lambda host=host: taken.append(host._seat.take())) for host in hosts]
+    threads = [threading.Thread(target=lambda host=host: results.append(host._seat.acquire())) for host in hosts]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
 
-    assert sorted(taken) == [False] * 7 + [True]
+    assert sorted(results) == [False] * 7 + [True]
 
 
 def test_a_command_that_looks_once_leaves_runs_to_the_host_that_supervises(on_host, home, store):
     there = on_host("login2")
-    assert there.take()
-    on_host("login1").look()
+    assert there.acquire()
+    on_host("login1").is_free()
     run = store.create(config_for())
 
     reconcile(home, fake_settings())
     assert run.folder.read_saved_state() is None
 
     there.release()
-    on_host("login1").look()
+    on_host("login1").is_free()
     reconcile(home, fake_settings())
     assert run.folder.read_saved_state() is not None
 
 
-def test_of_two_servers_on_two_hosts_one_supervises_and_the_other_takes_over_when_it_dies(home, store, start_host):
+def test_of_two_servers_on_two_hosts_one_supervises_until_it_dies(home, store, start_host):
     first = start_host("login1")
     assert first.stdout.readline() == "supervising\n"
     second = start_host("login2")

@@ -59,7 +59,7 @@ def test_an_end_that_is_not_known_is_not_invented():
 
 
 def test_the_urgent_run_reports_why_it_goes_first():
-    waits = running(state="queued", device="", place=1, since=None, expected_end=None, words="The GPU is in use.")
+    waits = running(state="queued", device="", place=1, since=None, expected_end=None, text="The GPU is in use.")
     html = render_queue([replace(waits, urgent="Goes first: root made it urgent (<b>paper</b>).")], "bob")
 
     assert "Goes first: root made it urgent (&lt;b&gt;paper&lt;/b&gt;)." in html

@@ -210,7 +210,7 @@ def test_a_browser_cannot_ask_for_an_order_that_there_is_not():
 
     assert query.sort == "created"
     assert not query.states
-    assert len(query.words) == 200
+    assert len(query.terms) == 200
 
 
 def test_long_histories_are_shown_a_page_at_a_time(tab, services):

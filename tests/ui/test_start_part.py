@@ -210,8 +210,8 @@ def test_a_start_that_is_refused_reports_why_and_can_be_tried_again(tab, monkeyp
 def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatch):
     asked = []
 
-    def refuse(*_, previewed, **__):
-        asked.append(previewed)
+    def refuse(*_, preview, **__):
+        asked.append(preview)
         raise DatasetError("The file changed since the preview.", "Look at its rows on the Data tab.")
 
     services, config = tab.page.services, a_config(training__max_steps=3)

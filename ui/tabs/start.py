@@ -141,7 +141,7 @@ class StartPart:
         except EngineError as error:
             return self._show_error(error)
         dataset, check = configs[0].dataset, checks.find(CheckQuestion.of(draft.config))
-        previewed = check.report if check is not None else None
+        preview = check.report if check is not None else None
         key, copied_from = start_key(request.token, configs), request.copied_from
         origin = copied_from if self.page.reader.exists(copied_from) else None
         work = self.page.starts.find(key)
@@ -159,7 +159,7 @@ class StartPart:
             }
 
         def start(report: Callable[[str], None]) -> Sequence[Run]:
-            same: dict[str, Any] = {"copied_from": origin, "on_progress": report, "previewed": previewed}
+            same: dict[str, Any] = {"copied_from": origin, "on_progress": report, "preview": preview}
             try:
                 runs = (
                     launcher.start_all(configs, key, **same) if is_sweep else [launcher.start(configs[0], key, **same)]

@@ -86,10 +86,10 @@ def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
     name = f"{one.owner}/{one.run_id}"
     identity = f"{'yours · ' if is_own else ''}{one.run_id[-4:]}"
     if waits:
-        position, words = f"place {one.place}", one.words or "Starts when a device is free."
+        position, words = f"place {one.place}", one.text or "Starts when a device is free."
     else:
         position = ", ".join(_device(device) for device in one.device.split(", ") if device)
-        words = f"{_times(one.since, one.expected_end, ends=True).capitalize()}. {one.words}".strip()
+        words = f"{_times(one.since, one.expected_end, ends=True).capitalize()}. {one.text}".strip()
     urgent = f"<b>{escape(one.urgent)}</b> " if one.urgent else ""
     owner = html.under(f"<b>{escape(one.owner)}</b>", identity)
     cells = (owner, html.under(state_mark(one.state), position), f"{urgent}{escape(words)}")

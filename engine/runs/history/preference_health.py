@@ -29,7 +29,7 @@ class Finding:
     fix: str
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         return f"{self.name}: {self.fact} {self.fix}"
 
 
@@ -81,7 +81,7 @@ def _overfitting(history: RunHistory) -> Finding | None:
     growth = change(history, MARGINS)
     if len(evals) < 2 or growth is None or growth <= 0:
         return None
-    best, best_accuracy = max(evals, key=lambda one: one[1])
+    best, best_accuracy = max(evals, key=lambda measurement: measurement[1])
     newest, accuracy = evals[-1]
     if best_accuracy - accuracy < max(_FELL, 2 / max(1, newest.rows)) or newest.rows < _FEWEST_PAIRS:
         return None

@@ -162,7 +162,7 @@ def _metric_rows(steps: list[tuple[int, dict[str, float]]]) -> Array:
     return np.array(rows, dtype=np.float64).reshape(-1, 1 + len(METRICS)).T
 
 
-def looks_like_step(line: bytes) -> bool:
+def is_step_line(line: bytes) -> bool:
     return line.find(b'"kind":"step"', 0, 120) >= 0
 
 

@@ -101,19 +101,19 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
 @pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_hostile_tokenizer_is_refused_with_its_name_and_delays_nothing_else(name, target, hostile_model):
-    files, words = TOKENIZERS[name]
+    files, text = TOKENIZERS[name]
     model = hostile_model(**files)
 
     came = attack(target.inspector, lambda: target.preview(model), target.good_page)
 
     require_survived(came)
-    assert re.search(words, came.message), came.message
+    assert re.search(text, came.message), came.message
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_hostile_configuration_is_refused_or_listed_soon_and_delays_nothing_else(name, target, hostile_model):
-    config, words = CONFIGS[name]
+    config, text = CONFIGS[name]
     model = hostile_model(config_json=config)
 
     came = attack(
@@ -121,7 +121,7 @@ def test_a_hostile_configuration_is_refused_or_listed_soon_and_delays_nothing_el
     )
 
     require_survived(came)
-    assert re.search(words, came.message), came.message
+    assert re.search(text, came.message), came.message
 
 
 @pytest.mark.parametrize(
