@@ -95,47 +95,59 @@ class WorkerMonitor:
         if end_is_requested(self.run.folder):
             self._ended_by_us = "cancel"  # it has nothing to save
             self.job.cancel()
-            return self._with_state(
-                "stopping", StateReason("cancel_requested", "Leaves the executor's queue, as asked.")
-            )
+            return self._with_state("stopping", StateReason("cancel_requested", "Removing from the executor's queue."))
         return self._with_state("submitted", status.why or _NO_REASON)
 
     def _poll_running(self, out_of_sight: StateReason | None, *, is_seen: bool = True) -> RunState:
-        folder = self.run.folder
         with contextlib.suppress(EngineError):  # of a living job they only come later
             self.job.fetch_logs()
         history = self._history.update()
         has_reported = history.attempt == self.state.attempt
+        silence = self._observe(is_training=has_reported and history.last_step > 0)
         self._note_cancel()
-        activity, silence = self.job.activity(), None
-        if activity is not None:
-            silence = self._watch.update(activity, is_training=has_reported and history.last_step > 0)
-            self._last_silence = silence
         self._enforce(silence if is_seen else None)
-        if not is_seen and (silence is None or not silence.is_unusual):
-            out_of_sight = None  # what it writes shows that it lives
-        if folder.stop_request.exists() and not self._stop_was_passed_on:
-            self.job.request_stop()
-            self._stop_was_passed_on = True
+        self._pass_on_stop()
         has_begun = has_reported or self.state.state == "running"  # also where its log was lost
         state: State = "running" if has_begun else "starting"
-        why = out_of_sight or _NO_REASON
-        if silence is not None and silence.is_suspended:
-            state = state if self.state.state == "starting" else self.state.state
-            why = StateReason(
-                "suspended",
-                "The worker process is suspended (SIGSTOP) and makes no progress.",
-                f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
-            )
-        elif folder.cancel_request.exists():
-            state, why = "stopping", StateReason("cancel_requested", "Ends at once, as asked.")
-        elif folder.stop_request.exists():
-            hours = time_limit_hours(folder)
-            state, why = "stopping", StateReason("stop_requested", "Saves and stops, as asked.")
-            if hours is not None:
-                why = StateReason("time_limit", f"{time_limit_words(hours)} Saves and stops.")
-        silent = self._silent(silence) if is_seen else _NOT_SILENT  # of the other, no end is announced
-        return self._with_state(state, why, cancel_seen=self._cancel_seen, **silent)
+        is_unusual = silence is not None and silence.is_unusual  # else it lives, by what it writes
+        reason = out_of_sight if is_seen or is_unusual else None
+        state, reason = self._suspension(silence, state) or self._request() or (state, reason or _NO_REASON)
+        silent = self._silent(silence) if is_seen else _NOT_SILENT  # the end of the other is not predicted
+        return self._with_state(state, reason, cancel_seen=self._cancel_seen, **silent)
+
+    def _observe(self, *, is_training: bool) -> Silence | None:
+        activity = self.job.activity()
+        if activity is None:
+            return None
+        self._last_silence = self._watch.update(activity, is_training=is_training)
+        return self._last_silence
+
+    def _pass_on_stop(self) -> None:
+        if self.run.folder.stop_request.exists() and not self._stop_was_passed_on:
+            self.job.request_stop()
+            self._stop_was_passed_on = True
+
+    def _suspension(self, silence: Silence | None, state: State) -> tuple[State, StateReason] | None:
+        if silence is None or not silence.is_suspended:
+            return None
+        reason = StateReason(
+            "suspended",
+            "The worker process is suspended (SIGSTOP) and makes no progress.",
+            f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
+        )
+        return (state if self.state.state == "starting" else self.state.state), reason
+
+    def _request(self) -> tuple[State, StateReason] | None:
+        """Return the state of a run that was requested to end; None if it was not."""
+        folder = self.run.folder
+        if folder.cancel_request.exists():
+            return "stopping", StateReason("cancel_requested", "Stopping at once, as requested.")
+        if not folder.stop_request.exists():
+            return None
+        hours = time_limit_hours(folder)
+        if hours is None:
+            return "stopping", StateReason("stop_requested", "Saving and stopping, as requested.")
+        return "stopping", StateReason("time_limit", f"{time_limit_words(hours)} Saving and stopping.")
 
     def _note_cancel(self) -> None:
         # By our clock: that of a file server, which dates the request, may be another.
