@@ -12,7 +12,7 @@ from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
 from engine.runs.run import Run, RunFolder, StateReason
-from engine.supervision.queue import Waiting
+from engine.supervision.queue import WaitingRun
 
 # A run that was put first counts as an hour until it has run: two devices that become free together go to two people,
 # and people without a running run come before those with one.
@@ -71,12 +71,12 @@ class LabTurn:
     # Free on the disk of the home, where that is less than the lab keeps free; else None.
     free_disk_gb: float | None = None
 
-    def known(self, waiting: Waiting) -> Waiting:
+    def known(self, waiting: WaitingRun) -> WaitingRun:
         """Return a waiting run with the lab's details."""
         is_urgent = waiting.run_id == self.standing.urgent
         return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
 
-    def hold(self, waiting: Waiting, starting: Collection[str]) -> StateReason | None:
+    def hold(self, waiting: WaitingRun, starting: Collection[str]) -> StateReason | None:
         """Return why a run waits; None where it may start, given the runs that start before it."""
         maintenance, limits = self.rules.maintenance, self.rules.limits
         if maintenance.is_on:
@@ -96,7 +96,7 @@ class LabTurn:
 
 
 def lab_reasons(
-    reasons: Mapping[str, StateReason], queue: Iterable[Waiting], rules: LabRules, standing: LabStanding
+    reasons: Mapping[str, StateReason], queue: Iterable[WaitingRun], rules: LabRules, standing: LabStanding
 ) -> dict[str, StateReason]:
     """Return the reasons of a plan, with the weekly quota for runs that it moved back."""
     quota, over_quota = rules.limits.weekly_gpu_hours, people_over_quota(rules, standing)

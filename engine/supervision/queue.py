@@ -1,6 +1,6 @@
 """The waiting runs: their order, and which of them may start on which device now."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -63,7 +63,7 @@ class QueueOrder:
         return self.move(run_id, waiting, places[where])
 
 
-class Waiting(NamedTuple):
+class WaitingRun(NamedTuple):
     """A run that waits, and what it needs."""
 
     run_id: str
@@ -92,7 +92,7 @@ class StartRules(NamedTuple):
     """Reasons to delay runs, in addition to their devices' leases and memory."""
 
     # Given the runs that start before it.
-    hold: Callable[[Waiting, Collection[str]], StateReason | None] = lambda *_: None
+    hold: Callable[[WaitingRun, Collection[str]], StateReason | None] = lambda *_: None
     program_use: Mapping[str, StateReason] = {}  # devices that other programs use, by lease name
 
 
@@ -100,7 +100,7 @@ _NO_RULES = StartRules()
 
 
 def plan_starts(
-    queue: Sequence[Waiting],
+    queue: Sequence[WaitingRun],
     devices: Sequence[Device],
     holders: Mapping[str, LeaseHolder],
     rules: StartRules = _NO_RULES,
@@ -119,81 +119,93 @@ def plan_starts(
     """
     starts: dict[str, tuple[Device, ...]] = {}
     reasons: dict[str, StateReason] = {}
-    waiting_for: list[str] = []
-    spoken_for: dict[str, Waiting] = {}  # devices that runs before this one got or wait for
+    awaited_leases: list[str] = []
+    reserved: dict[str, WaitingRun] = {}  # devices that runs before this one got or wait for
     for waiting in queue:
         reason = rules.hold(waiting, starts.keys())
         if reason is not None:
             reasons[waiting.run_id] = reason
             continue
-        program_use = {} if waiting.starts_anyway else rules.program_use
-        others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
         try:
-            options = device_options(devices, waiting.section)
+            options = _large_options(devices, waiting)
         except DeviceError as error:
             reasons[waiting.run_id] = StateReason("device_missing", error.what, error.fix)
             continue
-        # GPUs that are too small for the run are left out: it waits for larger ones.
-        large = tuple(
-            option for option in options if all((waiting.needs(device) or 0) <= device.total_bytes for device in option)
-        )
-        options = large or options
-        unavailable = others.keys() | spoken_for.keys() | program_use.keys()
-        free = [option for option in options if unavailable.isdisjoint(map(lease_name, option))]
-        fit = first_that_fits(free, waiting.needs)
-        if fit is not None:
-            starts[waiting.run_id] = fit
-            spoken_for.update((lease_name(device), waiting) for device in fit)
-            continue
-        reasons[waiting.run_id] = _reason(waiting, options, free, Obstacles(others, spoken_for, program_use))
-        for name in (lease_name(device) for option in options for device in option):
-            if name in others:
-                waiting_for.append(name)
-            spoken_for.setdefault(name, waiting)
-    return QueuePlan(starts, reasons, tuple(dict.fromkeys(waiting_for)))
+        others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
+        obstacles = Obstacles(others, reserved, {} if waiting.starts_anyway else rules.program_use)
+        free = [option for option in options if obstacles.names.isdisjoint(map(lease_name, option))]
+        devices_of_run = first_that_fits(free, waiting.needs)
+        if devices_of_run is not None:
+            starts[waiting.run_id] = devices_of_run
+        else:
+            reasons[waiting.run_id] = _reason(waiting, options, free, obstacles)
+            devices_of_run = tuple(device for option in options for device in option)
+            awaited_leases += [name for name in map(lease_name, devices_of_run) if name in others]
+        for name in map(lease_name, devices_of_run):
+            reserved.setdefault(name, waiting)
+    return QueuePlan(starts, reasons, tuple(dict.fromkeys(awaited_leases)))
+
+
+def _large_options(devices: Sequence[Device], waiting: WaitingRun) -> tuple[tuple[Device, ...], ...]:
+    """Leave out GPUs that are too small for a run, which waits for larger ones; raises DeviceError if there are none."""
+    options = device_options(devices, waiting.section)
+    large = (option for option in options if all((waiting.needs(gpu) or 0) <= gpu.total_bytes for gpu in option))
+    return tuple(large) or tuple(options)
 
 
 class Obstacles(NamedTuple):
     """Why devices are in use, by lease name."""
 
     holders: Mapping[str, LeaseHolder]
-    spoken_for: Mapping[str, Waiting]
+    reserved: Mapping[str, WaitingRun]
     program_use: Mapping[str, StateReason]
+
+    @property
+    def names(self) -> Set[str]:
+        """The lease names of all devices in use."""
+        return self.holders.keys() | self.reserved.keys() | self.program_use.keys()
 
 
 def _reason(
-    waiting: Waiting, options: Sequence[tuple[Device, ...]], free: Sequence[tuple[Device, ...]], obstacles: Obstacles
+    waiting: WaitingRun,
+    options: Sequence[tuple[Device, ...]],
+    free: Sequence[tuple[Device, ...]],
+    obstacles: Obstacles,
 ) -> StateReason:
     if free:
-        device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
-        return StateReason(
-            "memory",
-            f"It needs {_gib(waiting.needs(device) or 0)} GiB, and {device.name} has {_gib(device.free_bytes)} of "
-            f"{_gib(device.total_bytes)} GiB free.",
-        )
+        return _memory_reason(waiting, free)
     names = [lease_name(device) for option in options for device in option]
-    before = next((obstacles.spoken_for[name] for name in names if name in obstacles.spoken_for), None)
-    is_own = before is not None and before.owner == waiting.owner
-    if before is not None and before.is_urgent and not is_own:
+    before = next((obstacles.reserved[name] for name in names if name in obstacles.reserved), None)
+    if before is not None and before.is_urgent and before.owner != waiting.owner:
         return StateReason("urgent_run", f"An urgent run of {before.owner} comes first.")
     for name in names:
         if name in obstacles.holders:
             holder = obstacles.holders[name].as_seen_by(waiting.owner)
             return StateReason("device_in_use", f"{device_words(name)} is in use {holder.use}.")
-    program = next((obstacles.program_use[name] for name in names if name in obstacles.program_use), None)
-    if program is not None:
-        return program
+    for name in names:
+        if name in obstacles.program_use:
+            return obstacles.program_use[name]
     assert before is not None, "a run waits for something"
-    if is_own:
-        name = before.title or before.run_id
-        if before.title and before.title == waiting.title:
-            name += f" · {before.run_id[-4:]}"
-        return StateReason("earlier_run", f"{name} comes first.")
+    return _earlier_run_reason(waiting, before)
+
+
+def _memory_reason(waiting: WaitingRun, free: Sequence[tuple[Device, ...]]) -> StateReason:
+    device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
     return StateReason(
-        "other_persons_run",
-        f"A run of {before.owner} comes first.",
-        "Next is the person who used least GPU time lately.",
+        "memory",
+        f"It needs {_gib(waiting.needs(device) or 0)} GiB, and {device.name} has {_gib(device.free_bytes)} of "
+        f"{_gib(device.total_bytes)} GiB free.",
     )
+
+
+def _earlier_run_reason(waiting: WaitingRun, before: WaitingRun) -> StateReason:
+    if before.owner != waiting.owner:
+        cause = f"A run of {before.owner} comes first."
+        return StateReason("other_persons_run", cause, "Next is the person who used least GPU time lately.")
+    name = before.title or before.run_id
+    if before.title and before.title == waiting.title:
+        name += f" · {before.run_id[-4:]}"
+    return StateReason("earlier_run", f"{name} comes first.")
 
 
 def _gib(count: int) -> str:

@@ -21,7 +21,7 @@ from engine.runs.job import Executor, JobSpec
 from engine.runs.provenance import read_provenance, run_title
 from engine.runs.run import Run, RunState, State, StateReason
 from engine.runs.store import RunStore, list_owners
-from engine.supervision.queue import Waiting
+from engine.supervision.queue import WaitingRun
 from engine.supervision.seat import SeatTimes
 from engine.supervision.states import (
     OwnerFolder,
@@ -76,7 +76,7 @@ class Scheduler:
         self._explained_at: dict[str, float] = {}  # when the reason of a waiting run was last saved
         self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
         self.waiting: dict[str, Run] = {}
-        self._needs: dict[str, Waiting] = {}
+        self._needs: dict[str, WaitingRun] = {}
         self.active: dict[str, WorkerMonitor] = {}
 
     def close(self) -> None:
@@ -175,7 +175,7 @@ class Scheduler:
                     why = StateReason("left_the_queue", f"Removed from the queue{when}.", "Resume it to put it back.")
                     self._end_waiting(run, "stopped", why)
 
-    def needs(self, run_id: str) -> Waiting | None:
+    def needs(self, run_id: str) -> WaitingRun | None:
         """Return the needs of a waiting run; None if it fails because its configuration cannot be read, or was put off."""
         run = self.waiting[run_id]
         if time.time() < self._put_off.get(run_id, 0.0):
@@ -187,7 +187,7 @@ class Scheduler:
                     return None
                 self._executor(config.run.executor)  # without it, no other one may start the run
                 provenance = read_provenance(run.folder)
-                self._needs[run_id] = Waiting(
+                self._needs[run_id] = WaitingRun(
                     run_id, config.run, provenance.predicted_bytes, provenance.predicted_on, title=run_title(config)
                 )
             needs = self._needs[run_id]
@@ -285,7 +285,7 @@ class Scheduler:
             self._end_waiting(run, "failed", start_failure(run, error))
             return None
 
-    def needs_local_devices(self, waiting: Waiting) -> bool:
+    def needs_local_devices(self, waiting: WaitingRun) -> bool:
         """Whether the queue must find devices of this machine for a run."""
         return self._executor(waiting.section.executor).uses_local_devices
 

@@ -16,7 +16,7 @@ from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
 from engine.runs.run import Run, RunState, StateReason
 from engine.runs.webhook import Notifier
-from engine.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
+from engine.supervision.queue import QueueOrder, StartRules, WaitingRun, plan_starts
 from engine.supervision.scheduler import Scheduler, SupervisorSettings
 from engine.supervision.seat import SupervisorSeat, seat_holder
 from engine.supervision.states import ProblemLog
@@ -161,7 +161,7 @@ class SupervisorLoop:
         if turn is not None:
             waiting = [turn.known(needs) for needs in waiting]
             rules = self._lab.start_rules(turn, devices, holders)
-        here: list[Waiting] = []
+        here: list[WaitingRun] = []
         elsewhere: list[str] = []
         admission_reasons: dict[str, StateReason] = {}
         for needs in waiting:

@@ -13,7 +13,7 @@ from engine.hardware.lease import LeaseHolder, lease_name
 from engine.lab.fairness import LabStanding, LabTurn, order_fairly, people_over_quota
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.usage import Attempt, DecayedSeconds, week_of, weeks_of
-from engine.supervision.queue import StartRules, Waiting, plan_starts
+from engine.supervision.queue import StartRules, WaitingRun, plan_starts
 
 OURSELVES = ProcessIdentity.current()
 BEGIN = 1_790_000_000.0
@@ -88,7 +88,7 @@ class SimulatedLab:
                 for device in devices
             }
             queue = [
-                Waiting(
+                WaitingRun(
                     run_id, _section(waiting[run_id].devices), None, owner=waiting[run_id].owner,
                     is_urgent=run_id == self.urgent,
                 )

@@ -12,7 +12,7 @@ from engine.hardware.lease import LeaseHolder
 from engine.lab.fairness import LabStanding, LabTurn, lab_reasons, order_fairly, people_over_quota
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import StateReason
-from engine.supervision.queue import StartRules, Waiting, plan_starts
+from engine.supervision.queue import StartRules, WaitingRun, plan_starts
 from tests.lab.simulated_lab import BEGIN, SimulatedLab, SimulatedRun, seconds_by_person
 from tests.supervision.fake_runs import gpu
 
@@ -21,8 +21,8 @@ TWO_GPUS = (gpu(0), gpu(1))
 NO_CAP = LabLimits(running_per_person=None)
 
 
-def waiting(run_id: str, owner: str, **changes: object) -> Waiting:
-    return Waiting(run_id, RunSection(), None, owner=owner)._replace(**changes)
+def waiting(run_id: str, owner: str, **changes: object) -> WaitingRun:
+    return WaitingRun(run_id, RunSection(), None, owner=owner)._replace(**changes)
 
 
 def test_who_used_least_lately_comes_first_then_age():

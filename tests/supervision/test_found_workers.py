@@ -21,7 +21,7 @@ from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec
 from engine.runs.run import Run, RunState
-from engine.supervision.queue import Waiting
+from engine.supervision.queue import WaitingRun
 from engine.supervision.scheduler import Scheduler
 from engine.supervision.supervisor import SupervisorLoop, reconcile
 from tests.slurm.fake_slurm import FakeSlurm
@@ -117,7 +117,7 @@ def test_a_worker_that_was_quicker_may_end_at_any_moment(store, home, by_hand, m
         wait_for_step(order.run, 1)
         return fake_worker_command(order)
 
-    def once_it_has_ended(scheduler: Scheduler, run_id: str) -> Waiting | None:
+    def once_it_has_ended(scheduler: Scheduler, run_id: str) -> WaitingRun | None:
         if starts:  # between the end of our worker and the next look at the queue
             starts[0].wait()
         return needs(scheduler, run_id)

@@ -18,7 +18,7 @@ from engine.runs.prediction import most_likely
 from engine.runs.provenance import predicted_figures, read_provenance
 from engine.runs.store import RunStore
 from engine.supervision.launch import Launcher, Preflight, counted_length
-from engine.supervision.queue import Waiting, plan_starts
+from engine.supervision.queue import WaitingRun, plan_starts
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.supervision.fake_runs import GIB, apple, config_for, cpu, gpu
 
@@ -351,7 +351,7 @@ def test_a_run_is_checked_for_the_card_on_which_the_queue_starts_it(home, inspec
     preflight = Preflight(home, inspector, devices=lambda: (*cards, cpu()), resolve=resolve)
 
     provenance = read_provenance(Launcher(store, preflight).start(config()).folder)
-    waits = Waiting("a", config().run, provenance.predicted_bytes, provenance.predicted_on)
+    waits = WaitingRun("a", config().run, provenance.predicted_bytes, provenance.predicted_on)
     plan = plan_starts([waits], (*cards, cpu()), {})
 
     shape = inspector.module_inventory(None)

@@ -6,12 +6,12 @@ from engine.config.run import RunSection
 from engine.hardware.device import Device, Obstacle
 from engine.hardware.lease import LeaseHolder
 from engine.processes.liveness import ProcessIdentity
-from engine.supervision.queue import QueueOrder, Waiting, plan_starts
+from engine.supervision.queue import QueueOrder, WaitingRun, plan_starts
 from tests.supervision.fake_runs import GIB, cpu, gpu
 
 
-def waiting(run_id: str, needed_gib: float | None = None, devices: object = "auto") -> Waiting:
-    return Waiting(run_id, RunSection(devices=devices), None if needed_gib is None else int(needed_gib * GIB))
+def waiting(run_id: str, needed_gib: float | None = None, devices: object = "auto") -> WaitingRun:
+    return WaitingRun(run_id, RunSection(devices=devices), None if needed_gib is None else int(needed_gib * GIB))
 
 
 def held_by(title: str = "Run X", purpose: str = "training") -> LeaseHolder:
