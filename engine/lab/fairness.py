@@ -43,14 +43,14 @@ def order_fairly(
         standing: Usage of each person.
         over_quota: People who used more GPU time this week than the soft quota.
     """
-    places: list[tuple[bool, float, str, str]] = []
+    ranked: list[tuple[bool, float, str, str]] = []
     for person, line in lines.items():
         seconds = standing.used_seconds.get(person, 0.0)
         ahead = standing.running.get(person, 0)
-        # The age of a place is that of the person's oldest runs: moving a newer one forward costs them nothing.
-        for place, (run_id, age) in enumerate(zip(line, sorted(line), strict=True)):
-            places.append((person in over_quota, seconds + (ahead + place) * COUNTED_AHEAD_SECONDS, age, run_id))
-    order = [run_id for *_, run_id in sorted(places)]
+        # The age of a position is that of the person's oldest runs: moving a newer one forward costs them nothing.
+        for position, (run_id, age) in enumerate(zip(line, sorted(line), strict=True)):
+            ranked.append((person in over_quota, seconds + (ahead + position) * COUNTED_AHEAD_SECONDS, age, run_id))
+    order = [run_id for *_, run_id in sorted(ranked)]
     return sorted(order, key=lambda run_id: run_id != standing.urgent)  # stable
 
 
@@ -101,15 +101,14 @@ def lab_reasons(
     """Return the reasons of a plan, with the weekly quota for runs that it moved back."""
     quota, over_quota = rules.limits.weekly_gpu_hours, people_over_quota(rules, standing)
     owners = {waiting.run_id: waiting.owner for waiting in queue}
-
-    def with_quota(run_id: str, why: StateReason) -> StateReason:
+    result = dict(reasons)
+    for run_id, why in reasons.items():
         owner = owners.get(run_id, "")
-        if quota is None or owner not in over_quota or why.reason != "other_persons_run":
-            return why
-        what = f"You used {standing.week_hours[owner]:,.1f} of {quota:g} GPU-hours this week. {why.cause}"
-        return StateReason("weekly_quota", what, "It starts when no other person waits for the device, or on Monday.")
-
-    return {run_id: with_quota(run_id, why) for run_id, why in reasons.items()}
+        if owner in over_quota and why.reason == "other_persons_run":
+            what = f"You used {standing.week_hours[owner]:,.1f} of {quota:g} GPU-hours this week. {why.cause}"
+            advice = "It starts when no other person waits for the device, or on Monday."
+            result[run_id] = StateReason("weekly_quota", what, advice)
+    return result
 
 
 _LONGEST_WHY = 120

@@ -117,7 +117,7 @@ def admission(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
         return
     require_disk_space(home, owner)
     with FileLock(home.server / f"admission-{owner}.lock"):
-        _require_place(home, owner, count)
+        _require_queue_room(home, owner, count)
         yield
 
 
@@ -142,7 +142,7 @@ def resume_run(home: LoratoryHome, run: Run) -> None:
         request_resume(home, run)
 
 
-def _require_place(home: LoratoryHome, owner: str, count: int) -> None:
+def _require_queue_room(home: LoratoryHome, owner: str, count: int) -> None:
     rules = read_rules(home)
     most = None if rules is None else rules.limits.waiting_per_person
     if most is None:

@@ -41,8 +41,8 @@ ListPrograms = Callable[[int], Sequence[GpuProgram]]
 _log = logging.getLogger(__name__)
 
 
-class WaitingPlace(BaseModel):
-    """A waiting run in the queue of a lab; `cause` may name the owner's own runs, and is for the owner alone."""
+class QueuedRun(BaseModel):
+    """A run in the queue of a lab; `cause` may name the owner's own runs, and is for the owner alone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +57,7 @@ class QueueSnapshot(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    waiting: tuple[WaitingPlace, ...] = ()
+    waiting: tuple[QueuedRun, ...] = ()
     active: tuple[tuple[str, str], ...] = ()  # owner and id
 
 
@@ -117,13 +117,13 @@ class LabSupervision:
         self, turn: LabTurn, reasons: Mapping[str, StateReason], active: Mapping[str, tuple[Run, RunState]]
     ) -> None:
         """Save the queue for pages, where it has changed."""
-        places = []
+        waiting = []
         for run_id in turn.order:
             if run_id not in active:
                 reason, cause, _ = reasons.get(run_id, StateReason(None, ""))
-                places.append(WaitingPlace(owner=turn.owners[run_id], run_id=run_id, reason=reason, cause=cause))
+                waiting.append(QueuedRun(owner=turn.owners[run_id], run_id=run_id, reason=reason, cause=cause))
         at_work = tuple((run.owner, run.id) for run, _ in active.values())
-        snapshot = QueueSnapshot(waiting=tuple(places), active=at_work)
+        snapshot = QueueSnapshot(waiting=tuple(waiting), active=at_work)
         if snapshot == self._published:
             return
         try:

@@ -198,7 +198,7 @@ class JsonLinesProcess:
             watcher.join()
 
     def reserve_id(self) -> int:
-        """Number a request before it is sent, so another thread can cancel it."""
+        """Return the number of a request before it is sent, so another thread can cancel it."""
         return next(self._ids)
 
     def cancel(self, request_id: int) -> None:

@@ -119,7 +119,7 @@ class ProcessIdentity(BaseModel):
 
 @functools.cache
 def boot_id() -> str:
-    """Changes with every start of the machine, and only then."""
+    """Return an id that changes with every start of the machine, and only then."""
     if sys.platform == "linux":
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     # Derived from a clock, which drifts: minutes are coarse enough, and no machine restarts within one.

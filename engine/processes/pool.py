@@ -42,8 +42,8 @@ class ProcessSlots:
     """Bounds the processes of several pools together.
 
     A process keeps its slot while it is idle, and after a second of that may lose it to a person who needs one. Where all
-    are at work, next is who has fewest at work, then who came first. A person who has one at work gets another only while
-    at least half of the slots are not at work, so one person cannot fill the machine.
+    are busy, next is the person with the fewest busy ones, then who came first. A person who has a busy one gets another
+    only while at least half of the slots are not busy, so one person cannot fill the machine.
 
     Args:
         most: Processes at once.
@@ -118,15 +118,15 @@ class ProcessSlots:
 
     def _next(self) -> _Waiter | None:
         able = (waiter for waiter in self._waiting if self._may_start(waiter.person))
-        return min(able, key=lambda waiter: self._at_work(waiter.person), default=None)
+        return min(able, key=lambda waiter: self._busy_slots(waiter.person), default=None)
 
     def _may_start(self, person: str) -> bool:
-        at_work = sum(1 for slot in self._slots.values() if slot.questions)
-        if self._at_work(person) and at_work >= self.most / 2:
+        busy = sum(1 for slot in self._slots.values() if slot.questions)
+        if self._busy_slots(person) and busy >= self.most / 2:
             return False
         return len(self._slots) + len(self._ending) < self.most or bool(self._idle())
 
-    def _at_work(self, person: str) -> int:
+    def _busy_slots(self, person: str) -> int:
         return sum(1 for slot in self._slots.values() if slot.person == person and slot.questions)
 
     def _end_longest_idle(self) -> JsonLinesProcess:
@@ -263,9 +263,12 @@ class ProcessPool:
         for _ in self.slots.acquire(process, self.person):
             if self._is_closed or time.monotonic() - began > waits_seconds:
                 raise WorkerError(
-                    f"All {most} processes of the lab for this are at work for other people.", "Try again in a minute."
+                    f"All {most} processes of the lab for this are busy with requests of other people.",
+                    "Try again in a minute.",
                 )
-            yield {"waiting": f"Waiting: all {most} processes of the lab for this are at work for other people."}
+            yield {
+                "waiting": f"Waiting: all {most} processes of the lab for this are busy with requests of other people."
+            }
 
     def _start_spare(self) -> None:
         with self._lock:

@@ -128,7 +128,7 @@ class JobSpec(NamedTuple):
 
 
 class Executor(ABC):
-    """A place where jobs run."""
+    """A run target: it runs jobs."""
 
     name: ClassVar[str]  # as `RunSection.executor` and `RunState.executor` have it
     uses_local_devices: ClassVar[bool] = False  # the queue gives it devices of this machine; else it has its own queue
@@ -233,7 +233,7 @@ def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[byte
 
 
 def _access_for(config: RunConfig) -> frozenset[Access]:
-    """What a training worker may log in to: what its model, its data and its trackers need."""
+    """Return what a training worker may log in to: what its model, its data and its trackers need."""
     trackers = config.training.report_to
     access = set(hub_access(config.model, config.dataset))
     access |= {tracker for name, tracker in (("wandb", Access.WANDB), ("trackio", Access.TRACKIO)) if name in trackers}

@@ -131,7 +131,7 @@ class Provenance(BaseModel, frozen=True):
 
 
 def environment_facts() -> dict[str, object]:
-    """The fields of `Provenance` that describe this installation."""
+    """Return the fields of `Provenance` that describe this installation."""
     return {
         "loratory": library_version("loratory") or "",
         "python": platform.python_version(),
@@ -141,7 +141,7 @@ def environment_facts() -> dict[str, object]:
 
 
 def describe_config(config: RunConfig) -> dict[str, object]:
-    """The fields of `Provenance` that repeat the configuration."""
+    """Return the fields of `Provenance` that repeat the configuration."""
     training, data = config.training, config.dataset
     summary = objective_of(config).summary(training)
     held_out = (summary, data.eval_fraction, data.train_on, training.seed, training.max_length)

@@ -262,7 +262,7 @@ def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSum
 
 
 def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
-    """The run with the lowest held-out loss; None where none has one, or they are not comparable."""
+    """Return the run with the lowest held-out loss; None where none has one, or they are not comparable."""
     candidates = [summary for summary in summaries if summary.best_eval_loss is not None]
     if len({summary.loss_group for summary in candidates}) > 1:
         return None

@@ -177,16 +177,16 @@ class UsageLedger:
         return self._run_seconds.get(run_id, 0.0)
 
     def _count(self, attempt: Attempt) -> bool:
-        key = attempt.run_id, attempt.attempt
-        if key in self._counted_attempts or attempt.ended < self._oldest:
+        attempt_key = attempt.run_id, attempt.attempt
+        if attempt_key in self._counted_attempts or attempt.ended < self._oldest:
             return False
-        self._counted_attempts.add(key)
+        self._counted_attempts.add(attempt_key)
         self.decayed.add(attempt)
         self._run_seconds[attempt.run_id] = self.run_seconds(attempt.run_id) + attempt.seconds
         if attempt.gpus:
             for week, seconds in weeks_of(attempt):
-                place = attempt.owner, week
-                self._gpu_seconds[place] = self._gpu_seconds.get(place, 0.0) + seconds * attempt.gpus
+                person_week = attempt.owner, week
+                self._gpu_seconds[person_week] = self._gpu_seconds.get(person_week, 0.0) + seconds * attempt.gpus
         return True
 
 

@@ -294,7 +294,7 @@ class Launcher:
         missing = [number for number in range(len(configs)) if number not in runs]
         require_admission(store.home, store.owner, len(missing))
         checked = {n: self._preflight.check(configs[n][0], progress_of(n), preview) for n in missing}
-        # The same request may have come twice: its own place in the queue does not count.
+        # The same request may have come twice: its own run in the queue does not count.
         runs |= {number: run for number in missing if (run := self._find(configs[number][1])) is not None}
         with admission(store.home, store.owner, len(configs) - len(runs)):
             for number, (config, provenance, report) in checked.items():

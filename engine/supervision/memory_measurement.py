@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from engine.config.load import config_to_yaml
 from engine.config.objectives import RowKind, objective_of
-from engine.config.run import DataFormatName, DatasetConfig, RunConfig, RunSection
+from engine.config.run import DataFormatName, DatasetConfig, RunConfig
 from engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
 from engine.files import write_atomically
 from engine.hardware.device import Device
@@ -78,13 +78,11 @@ class MeasurementJob:
         home: LoratoryHome,
         config: RunConfig,
         estimate: MemoryEstimate,
-        choose: Callable[[RunSection], tuple[Device, ...]] = choose_devices,
         command: WorkerCommand = worker_command,
     ) -> None:
         self._home = home
         self._config = config
         self._estimate = estimate
-        self._choose = choose
         self._command = command
         self._stop_requested = threading.Event()
 
@@ -102,7 +100,7 @@ class MeasurementJob:
         problems = lab_problems(self._config, self._home)
         if problems := [problem for problem in problems if not problem.field.startswith("dataset.")]:  # not read here
             raise ConfigError(problems)
-        devices = self._choose(self._config.run)
+        devices = choose_devices(self._config.run)
         sweep_measurements(self._home)
         with measuring_run(self._home) as run:
             rows = run.folder.path / "rows.jsonl"
@@ -237,7 +235,7 @@ def _row_kind(config: RunConfig) -> RowKind:
 
 
 def _passes(config: RunConfig) -> int:
-    """Passes before a step: beyond two, more of them take time and no memory."""
+    """Return the passes before a step: beyond two, more of them take time and no memory."""
     return min(config.training.gradient_accumulation_steps, 2)
 
 

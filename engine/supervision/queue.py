@@ -40,27 +40,27 @@ class QueueOrder:
     def sort(self, run_ids: Sequence[str]) -> list[str]:
         """Put waiting runs in order, the next to start first."""
         file = read_model(self._path, _QueueFile) or _QueueFile()
-        places = {run_id: place for place, run_id in enumerate(file.moved)}
-        return sorted(run_ids, key=lambda run_id: (places.get(run_id, len(places)), run_id))
+        positions = {run_id: position for position, run_id in enumerate(file.moved)}
+        return sorted(run_ids, key=lambda run_id: (positions.get(run_id, len(positions)), run_id))
 
-    def move(self, run_id: str, waiting: Sequence[str], place: int) -> list[str]:
-        """Put one waiting run at `place` (0 starts next) and return the new order.
+    def move(self, run_id: str, waiting: Sequence[str], position: int) -> list[str]:
+        """Put one waiting run at `position` (0 starts next) and return the new order.
 
         Raises:
             StorageError: If the order cannot be written.
         """
         with FileLock(self._lock_path):
             order = [other for other in self.sort(waiting) if other != run_id]
-            order.insert(max(0, place), run_id)
+            order.insert(max(0, position), run_id)
             write_atomically(self._path, _QueueFile(moved=tuple(order)).model_dump_json())
         return order
 
     def shift(self, run_id: str, waiting: Sequence[str], where: QueueMove) -> list[str]:
         """Move one waiting run within the queue and return the new order; raises as `move` does."""
         order = self.sort(waiting)
-        place = order.index(run_id) if run_id in order else len(order)
-        places = {"first": 0, "up": place - 1, "down": place + 1, "last": len(order)}
-        return self.move(run_id, waiting, places[where])
+        position = order.index(run_id) if run_id in order else len(order)
+        positions = {"first": 0, "up": position - 1, "down": position + 1, "last": len(order)}
+        return self.move(run_id, waiting, positions[where])
 
 
 class WaitingRun(NamedTuple):

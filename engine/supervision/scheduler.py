@@ -42,12 +42,12 @@ _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
 # Called for each attempt that has ended, with the states before and after.
 OnEnd = Callable[[Run, RunState, RunState], None]
-OnFinal = Callable[[Run, RunState], None]  # called for each run that has ended and does not continue by itself
+OnFinal = Callable[[Run, RunState], None]  # called for each run that has ended and does not resume automatically
 
 
 @dataclass(frozen=True)
 class SupervisorSettings:
-    """Dependencies that tests and special places replace."""
+    """Dependencies that tests and demos replace."""
 
     executors: ExecutorFactory = make_executors
     devices: Callable[[], Sequence[Device]] = list_devices
@@ -80,7 +80,7 @@ class Scheduler:
         self.active: dict[str, WorkerMonitor] = {}
 
     def close(self) -> None:
-        """Stop looking at jobs, which continue."""
+        """Stop polling jobs, which continue."""
         for executor in self._executors.values():
             executor.close()
 
@@ -199,7 +199,7 @@ class Scheduler:
     def holder(self, device: str) -> LeaseHolder | None:
         """Return the run that still holds a device although its process has ended since the last poll.
 
-        What the worker left behind is ended, and the end dated, when it is looked at next; nothing starts before that.
+        What the worker left behind is ended, and the end dated, at its next poll; nothing starts before that.
         """
         holders = (monitor.job.holder(device) for monitor in self.active.values())
         return next((holder for holder in holders if holder is not None), None)

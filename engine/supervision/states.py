@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 def starting_state(before: RunState, executor: Executor, attempt: int, device: str) -> RunState:
-    """Return the state of a run whose worker is about to be started, or was found at work."""
+    """Return the state of a run whose worker is about to be started, or was found running."""
     now = time.time()
     return RunState(
         state="starting" if executor.uses_local_devices else "submitted",

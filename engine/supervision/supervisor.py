@@ -1,4 +1,4 @@
-"""The thread that starts and follows workers; only it writes the states of runs."""
+"""The thread that starts and monitors workers; only it writes the states of runs."""
 
 import contextlib
 import logging
@@ -68,7 +68,7 @@ class Supervisor:
         self.role = "stopped"
 
     def explain_standing_by(self) -> str:
-        """A sentence about who supervises the runs of this home; empty if this process does."""
+        """Return a sentence about who supervises the runs of this home; empty if this process does."""
         if self.role != "standing_by":
             return ""
         other = supervisor_of(self._home)

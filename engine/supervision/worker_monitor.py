@@ -55,7 +55,7 @@ class WorkerMonitor:
         """Return the current state; it differs from `state` if something changed.
 
         A final state comes back only when no process of the run is left. A queued state comes back where no worker of
-        ours ever had the run, so it must be looked at again.
+        ours ever had the run, so it must be polled again.
 
         Raises:
             EngineError: If the executor does not answer now.
@@ -67,7 +67,7 @@ class WorkerMonitor:
             case "never_started":
                 return self._give_up()
             case "superseded":
-                # The next look at the queue finds the other worker.
+                # The next poll of the queue finds the other worker.
                 return self._waits_again()
             case "waiting":
                 return self._poll_waiting(status)

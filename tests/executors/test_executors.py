@@ -38,7 +38,7 @@ class ClusterJob(Job):
         self.network_is_down = False
 
     def report(self, *events: EventData) -> None:
-        """What its worker writes, on a disk of the cluster."""
+        """Return the folder that its worker writes, on a disk of the cluster."""
         with EventWriter(self.storage / "events.jsonl", self.attempt) as log:
             for event in events:
                 log.append(event)
@@ -102,9 +102,21 @@ def loop_for(home: LoratoryHome, cluster: Cluster) -> SupervisorLoop:
     return SupervisorLoop(home, fake_settings(executors=executors, devices=lambda: ()))
 
 
-def test_a_job_waits_with_a_reason_runs_and_completes(home, run, cluster):
-    loop = loop_for(home, cluster)
+@pytest.fixture
+def loop(home: LoratoryHome, cluster: Cluster) -> SupervisorLoop:
+    return loop_for(home, cluster)
 
+
+@pytest.fixture
+def job(run: Run, loop: SupervisorLoop, cluster: Cluster) -> ClusterJob:
+    """Return the job of a run, which has started."""
+    loop.tick()
+    (job,) = cluster.jobs.values()
+    job.phase = "alive"
+    return job
+
+
+def test_a_job_waits_with_a_reason_runs_and_completes(home, run, cluster, loop):
     loop.tick()
     loop.tick()
     waiting = run.folder.read_state()
@@ -130,11 +142,7 @@ def test_a_job_waits_with_a_reason_runs_and_completes(home, run, cluster):
     assert run.folder.read_worker() is None
 
 
-def test_a_request_to_stop_is_passed_on_once_and_what_the_worker_saved_is_its_end(home, run, cluster):
-    loop = loop_for(home, cluster)
-    loop.tick()
-    (job,) = cluster.jobs.values()
-    job.phase = "alive"
+def test_a_request_to_stop_is_passed_on_once_and_what_the_worker_saved_is_its_end(run, loop, job):
     job.report(TRAINING, STEP)
     loop.tick()
 
@@ -152,8 +160,7 @@ def test_a_request_to_stop_is_passed_on_once_and_what_the_worker_saved_is_its_en
 
 
 @pytest.mark.parametrize("ask", [request_stop, request_cancel])
-def test_a_job_that_waits_leaves_the_executors_queue_when_asked(home, run, cluster, ask):
-    loop = loop_for(home, cluster)
+def test_a_job_that_waits_leaves_the_executors_queue_when_asked(run, cluster, loop, ask):
     loop.tick()
     ask(run)
 
@@ -165,11 +172,7 @@ def test_a_job_that_waits_leaves_the_executors_queue_when_asked(home, run, clust
     assert (run.folder.read_state().state, run.folder.read_state().reason) == ("stopped", "cancelled")
 
 
-def test_a_cancel_that_a_worker_does_not_obey_ends_its_job(home, run, cluster):
-    loop = loop_for(home, cluster)
-    loop.tick()
-    (job,) = cluster.jobs.values()
-    job.phase = "alive"
+def test_a_cancel_that_a_worker_does_not_obey_ends_its_job(home, run, cluster, loop, job):
     loop.tick()
     request_cancel(run)
     loop.tick()
@@ -185,11 +188,7 @@ def test_a_cancel_that_a_worker_does_not_obey_ends_its_job(home, run, cluster):
     assert run.folder.read_state().reason == "cancelled"
 
 
-def test_what_the_executor_says_about_an_end_is_the_cause(home, run, cluster):
-    loop = loop_for(home, cluster)
-    loop.tick()
-    (job,) = cluster.jobs.values()
-    job.phase = "alive"
+def test_what_the_executor_says_about_an_end_is_the_cause(run, loop, job):
     job.report(TRAINING, STEP)
     loop.tick()
     job.phase, job.cause = "gone", "The time limit of 24 hours was reached."
@@ -201,10 +200,7 @@ def test_what_the_executor_says_about_an_end_is_the_cause(home, run, cluster):
     assert state.cause == "The time limit of 24 hours was reached."
 
 
-def test_a_supervisor_that_comes_later_finds_the_job_by_its_id(home, run, cluster):
-    loop_for(home, cluster).tick()
-    (job,) = cluster.jobs.values()
-    job.phase = "alive"
+def test_a_supervisor_that_comes_later_finds_the_job_by_its_id(home, run, cluster, job):
     job.report(TRAINING)
 
     loop_for(home, cluster).tick()
@@ -214,11 +210,7 @@ def test_a_supervisor_that_comes_later_finds_the_job_by_its_id(home, run, cluste
     assert len(cluster.jobs) == 1, "it was submitted again"
 
 
-def test_an_end_waits_for_the_logs_that_tell_of_it(home, run, cluster):
-    loop = loop_for(home, cluster)
-    loop.tick()
-    (job,) = cluster.jobs.values()
-    job.phase = "alive"
+def test_an_end_waits_for_the_logs_that_tell_of_it(run, loop, job):
     loop.tick()
     job.report(TRAINING, StatusData(phase="finished"))
     job.phase, job.network_is_down = "gone", True
@@ -231,13 +223,10 @@ def test_an_end_waits_for_the_logs_that_tell_of_it(home, run, cluster):
     assert run.folder.read_state().state == "completed"
 
 
-def test_a_job_that_was_never_submitted_is_queued_again(home, run, cluster):
-    loop_for(home, cluster).tick()
-    (job,) = cluster.jobs.values()
+def test_a_job_that_was_never_submitted_is_queued_again(home, run, cluster, job):
     job.phase = "never_started"
 
-    loop = loop_for(home, cluster)
-    loop.tick()
+    loop_for(home, cluster).tick()
 
     state = run.folder.read_state()
     assert (state.state, state.job_id, len(cluster.jobs)) == ("submitted", "7001", 2)

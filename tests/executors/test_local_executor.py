@@ -1,3 +1,4 @@
+import ast
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,13 @@ from tests.supervision.fake_runs import config_for, cpu, gpu
 @pytest.fixture
 def run(tmp_path):
     return Run("run-1", "ann", RunFolder(tmp_path))
+
+
+def shown_by(order: JobSpec, *variables: str) -> list[str]:
+    """Return the values of environment variables in a worker that shows them in its log."""
+    show = f"import os; print([os.environ[name] for name in {variables!r}])"
+    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
+    return ast.literal_eval(order.run.folder.log.read_text().splitlines()[-1])
 
 
 def test_one_process_trains_on_one_device(run):
@@ -84,30 +92,22 @@ def test_two_launches_in_one_moment_meet_at_ports_of_their_own(tmp_path, monkeyp
 def test_one_process_sees_all_gpus_that_its_layers_are_spread_over(run):
     config = config_for(run={"devices": [2, 0], "device_map": "balanced"})
     order = JobSpec(run, config, (gpu(2), gpu(0)), 1)
-    show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
 
     assert worker_command(order) == worker_command(order._replace(config=config_for(), devices=(cpu(),)))
-    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
-    assert run.folder.log.read_text() == "2,0\n"
+    assert shown_by(order, "CUDA_VISIBLE_DEVICES") == ["2,0"]
 
 
 def test_a_worker_sees_its_own_devices_and_knows_its_attempt(run):
-    show = "import os; print([os.environ[n] for n in ('CUDA_VISIBLE_DEVICES', 'LORATORY_ATTEMPT', 'LORATORY_RUN')])"
     order = JobSpec(run, config_for(), (gpu(2),), 3)
 
-    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
-    assert run.folder.log.read_text() == "['2', '3', 'run-1']\n"
-    start_worker(order._replace(devices=(cpu(),)), lambda _: [sys.executable, "-c", show]).wait()
-    assert run.folder.log.read_text().splitlines()[1] == "['', '3', 'run-1']"
+    assert shown_by(order, "CUDA_VISIBLE_DEVICES", "LORATORY_ATTEMPT", "LORATORY_RUN") == ["2", "3", "run-1"]
+    assert shown_by(order._replace(devices=(cpu(),)), "CUDA_VISIBLE_DEVICES") == [""]
 
 
 def test_a_worker_keeps_the_gpus_that_a_cluster_gave_it(run, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    show = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
 
-    start_worker(JobSpec(run, config_for(), (), 1), lambda _: [sys.executable, "-c", show]).wait()
-
-    assert run.folder.log.read_text() == "2,3\n"
+    assert shown_by(JobSpec(run, config_for(), (), 1), "CUDA_VISIBLE_DEVICES") == ["2,3"]
 
 
 def test_a_log_that_grew_too_long_keeps_its_end_and_its_writer(tmp_path):
@@ -131,10 +131,8 @@ def test_a_log_that_grew_too_long_keeps_its_end_and_its_writer(tmp_path):
 
 def test_a_worker_caches_no_freed_memory_unless_the_person_set_the_allocator(run, monkeypatch):
     order = JobSpec(run, config_for(), (cpu(),), 1)
-    show = "import os; print(os.environ['GLIBC_TUNABLES'])"
 
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
-    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
+    assert shown_by(order, "GLIBC_TUNABLES") == ["glibc.malloc.tcache_count=0"]
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.tcache_count=3")
-    start_worker(order, lambda _: [sys.executable, "-c", show]).wait()
-    assert run.folder.log.read_text().split() == ["glibc.malloc.tcache_count=0", "glibc.malloc.tcache_count=3"]
+    assert shown_by(order, "GLIBC_TUNABLES") == ["glibc.malloc.tcache_count=3"]

@@ -61,7 +61,7 @@ def folder(tmp_path) -> RunFolder:
 
 @pytest.fixture
 def waiting(folder, monkeypatch) -> Iterator[threading.Thread]:
-    """A worker that waits for room to say something; ends when there is."""
+    """Run a worker that waits for disk space to write; it ends when there is some."""
     monkeypatch.setattr(reporting, "_LOOK_AGAIN_SECONDS", 0.01)
     disk = FullDisk()
     events = reporting.RunEvents(disk, folder.path, NobodyAsks())

@@ -28,7 +28,7 @@ KNOWN_WITHIN_SECONDS = 120  # the hang limit of a hurried server is 3 seconds, t
 
 @contextmanager
 def server() -> Iterator[subprocess.Popen[str]]:
-    """A server process; killed, never asked to end."""
+    """Run a server process; it is killed, never asked to end."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "tests.faults.server"],
         stdin=subprocess.PIPE,

@@ -17,7 +17,7 @@ from tests.supervision.fake_runs import config_for
 
 @pytest.fixture
 def limited_home(home):
-    """Makes the home a lab with these limits."""
+    """Make the home a lab with these limits."""
     open_database(home).close()
 
     def limit(**limits: object) -> None:

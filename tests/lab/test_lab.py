@@ -36,7 +36,7 @@ ADMIN = Person("root", "admin", 0.0)
 
 @pytest.fixture
 def lab(home):
-    """A home with accounts; call it with what an admin decides."""
+    """Return a function that sets what an admin of a home with accounts decides."""
     open_database(home).close()
 
     def decide(maintenance: Maintenance = Maintenance(), **limits: object) -> None:  # noqa: B008 - frozen
@@ -91,8 +91,8 @@ def test_without_accounts_runs_start_by_age_whosever_they_are(home, store, bobs,
 def test_a_person_moves_only_their_own_runs(lab, home, store, bobs, start_supervisor):
     anns = [store.create(config_for("steps=2")) for _ in range(2)]
     bob = bobs.create(config_for("steps=2"))
-    QueueOrder(home.of("bob")).move(bob.id, [run.id for run in (*anns, bob)], place=0)
-    QueueOrder(home.of("ann")).move(anns[1].id, [run.id for run in anns], place=0)
+    QueueOrder(home.of("bob")).move(bob.id, [run.id for run in (*anns, bob)], position=0)
+    QueueOrder(home.of("ann")).move(anns[1].id, [run.id for run in anns], position=0)
     start_supervisor()
     for run in (*anns, bob):
         wait_for_state(run, "completed")
@@ -199,7 +199,7 @@ def test_everyone_sees_owners_devices_and_turns_but_no_names_or_ids_of_others(la
     wait_until(lambda: mine.folder.read_state().reason == "device_in_use")
     entries = board.entries(BOB)
 
-    assert [(entry.owner, entry.state, entry.device, entry.place) for entry in entries] == [
+    assert [(entry.owner, entry.state, entry.device, entry.position) for entry in entries] == [
         ("ann", "running", "cpu", None), ("bob", "queued", "", 1), ("ann", "queued", "", 2),
     ]  # fmt: skip
     assert entries[0].expected_end is not None

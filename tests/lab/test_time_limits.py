@@ -20,7 +20,7 @@ HOUR = 3600.0
 
 @pytest.fixture
 def supervise(home):
-    """Looks at a run that has worked for some hours, and returns the limit for which it is stopped."""
+    """Return a function that gives the limit for which a run is stopped after some hours."""
     database = open_database(home)
     accounts = Accounts(database, Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)))
     for name, role in (("ann", "member"), ("gil", "guest")):

@@ -28,7 +28,7 @@ def a_process(tmp_path: Path) -> JsonLinesProcess:
 
 @pytest.fixture
 def keeps_up(monkeypatch):
-    """The first process of a pool counts as one that keeps up, however long it stands still."""
+    """Let the first process of a pool count as one that keeps up, however long it stands still."""
     monkeypatch.setattr("engine.processes.pool._BEGINS_WITHIN_SECONDS", PATIENCE_SECONDS)
 
 

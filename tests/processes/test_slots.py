@@ -49,6 +49,13 @@ def pool_of(tmp_path):
         pool.close(timeout_seconds=0.5)
 
 
+@pytest.fixture
+def ann_and_bea(pool_of) -> tuple[ProcessPool, ProcessPool]:
+    """Return the pools of two people who share one slot."""
+    slots = slots_for(1)
+    return pool_of("ann", slots), pool_of("bea", slots)
+
+
 def living(*pools: ProcessPool) -> int:
     return count_living(pid for pool in pools for pid in pool.pids)
 
@@ -73,9 +80,8 @@ def test_twenty_people_have_no_more_processes_than_slots(pool_of):
     assert living(*pools) <= 3
 
 
-def test_an_idle_process_makes_room_for_another_person(pool_of):
-    slots = slots_for(1)
-    ann, bea = pool_of("ann", slots), pool_of("bea", slots)
+def test_an_idle_process_makes_room_for_another_person(ann_and_bea):
+    ann, bea = ann_and_bea
     first = ann.call("echo", {})["pid"]
 
     assert bea.call("echo", {})["pid"] != first
@@ -84,26 +90,24 @@ def test_an_idle_process_makes_room_for_another_person(pool_of):
     assert not psutil.pid_exists(first)
 
 
-def test_a_person_whose_slot_is_in_use_sees_that_and_is_next(pool_of):
-    slots = slots_for(1)
-    ann, bea = pool_of("ann", slots), pool_of("bea", slots)
+def test_a_person_whose_slot_is_in_use_sees_that_and_is_next(ann_and_bea):
+    ann, bea = ann_and_bea
     counting = ann.stream("count", {"to": 1_000_000})
     next(counting)
 
     asking = bea.stream("echo", {}, waits_seconds=PATIENCE_SECONDS)
-    assert "at work for other people" in next(asking)["waiting"]
+    assert "busy with requests of other people" in next(asking)["waiting"]
     counting.close()
 
     assert any("result" in answer for answer in asking)
 
 
-def test_a_question_gives_up_its_wait_after_a_while(pool_of):
-    slots = slots_for(1)
-    ann, bea = pool_of("ann", slots), pool_of("bea", slots)
+def test_a_question_gives_up_its_wait_after_a_while(ann_and_bea):
+    ann, bea = ann_and_bea
     counting = ann.stream("count", {"to": 1_000_000})
     next(counting)
 
-    with pytest.raises(WorkerError, match="at work for other people"):
+    with pytest.raises(WorkerError, match="busy with requests of other people"):
         list(bea.stream("echo", {}, waits_seconds=0.0))
 
     counting.close()

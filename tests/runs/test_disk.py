@@ -156,7 +156,7 @@ def test_a_run_whose_model_is_not_from_the_hub_needs_nothing_there(home, state):
 
 @pytest.fixture
 def process():
-    """A process of some work, as its identity."""
+    """Start a process and return its identity."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
         identity = ProcessIdentity.from_pid(running.pid)
         assert identity is not None
@@ -164,8 +164,9 @@ def process():
         running.kill()
 
 
-@pytest.mark.parametrize("purpose", ["chat", "evaluation", "export", "measurement"])
-@pytest.mark.parametrize(("name", "hub_id"), [("org/model", "org/model"), (DEMO_MODEL_ID, DEMO_HUB_ID)])
+@pytest.mark.parametrize(
+    ("purpose", "name", "hub_id"), [("chat", "org/model", "org/model"), ("export", DEMO_MODEL_ID, DEMO_HUB_ID)]
+)
 def test_work_keeps_its_model_until_its_process_ends(home, process, purpose, name, hub_id):
     other_process = ProcessIdentity.current().model_copy(update={"start_time": 1.0})
     note_model(home.of("bob"), name, purpose, other_process)

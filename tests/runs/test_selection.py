@@ -1,4 +1,3 @@
-import random
 from typing import Any
 
 from engine.runs.summary import (
@@ -84,16 +83,6 @@ def test_only_settings_that_differ_are_shown():
     }
     assert list(differences) == ["adapter.r", "training.learning_rate"]
     assert differing_settings({"a": configs["a"]}) == {}
-
-
-def test_thousands_of_rows_are_searched_and_sorted_alike_each_time():
-    generator = random.Random(7)
-    rows = [row(number, eval_loss=generator.random(), name=f"Run {number % 50}") for number in range(5000)]
-    result = select_runs(rows, RunQuery(terms="run 17", sort="eval_loss", descending=False))
-
-    assert {summary.name for summary in result} >= {"Run 17"}
-    losses = [summary.eval_loss for summary in result]
-    assert losses == sorted(losses)
 
 
 def test_a_table_never_smuggles_a_formula_into_a_spreadsheet():

@@ -33,16 +33,6 @@ def test_a_column_is_complete_again_once_a_step_without_a_value_is_superseded(co
     assert not series.is_complete("grad_norm")  # what was handed out before stays as it was
 
 
-def test_what_was_handed_out_keeps_the_steps_that_are_superseded_later(columns):
-    before = StepSeries(columns.array())
-
-    columns.truncate(2)
-    columns.extend(row_of(a_step(3, loss=9.0), time=9))
-
-    assert before.losses.tolist() == [2.0] * 5
-    assert StepSeries(columns.array()).losses.tolist() == [2.0, 2.0, 9.0]
-
-
 def test_throughput_counts_training_alone_and_forgets_what_was_superseded():
     columns = GrowingColumns()
     columns.extend(row_of(a_step(1, tokens=100), time=1))  # 100 tokens at 100 a second

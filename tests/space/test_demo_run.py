@@ -11,7 +11,7 @@ from engine.chat.contract import ChatTarget
 from engine.errors import AccountError, DatasetError, DeviceError, ModelError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.lab.rules import is_shared
-from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
+from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import resume_is_requested
 from engine.runs.store import RunStore
@@ -38,7 +38,7 @@ def without_pauses(monkeypatch):
 
 def queue_of_people(demo, *reasons, owner="bea"):
     """Let runs of a person wait."""
-    waiting = tuple(WaitingPlace(owner=owner, run_id=f"run-{n}", reason=reason) for n, reason in enumerate(reasons))
+    waiting = tuple(QueuedRun(owner=owner, run_id=f"run-{n}", reason=reason) for n, reason in enumerate(reasons))
     path = demo.home.server / SNAPSHOT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(QueueSnapshot(waiting=waiting).model_dump_json())

@@ -36,7 +36,7 @@ def gpu(index: int, free_gib: float = 24) -> Device:
 
 
 def fake_worker_command(order: JobSpec) -> list[str]:
-    """Starts tests/supervision/fake_worker.py from the repository, wherever the test process stands; see `tests.fork_server`."""
+    """Return the command of tests/supervision/fake_worker.py, from any folder; see `tests.fork_server`."""
     start = f"import runpy, sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
     start += "runpy.run_module('tests.supervision.fake_worker', run_name='__main__')"
     return [sys.executable, "-P", "-c", start, str(order.run.folder.path)]
@@ -47,7 +47,7 @@ ENDLESS = SilenceLimits(idle_seconds=3600, suspended_seconds=3600, preparing_idl
 
 
 def fake_settings(command: WorkerCommand = fake_worker_command, **changes: Any) -> SupervisorSettings:
-    """A quick supervisor with one CPU and fake workers."""
+    """Return the settings of a quick supervisor with one CPU and fake workers."""
     values: dict[str, Any] = {
         "executors": functools.partial(make_executors, command=command),
         "devices": lambda: (cpu(),),
@@ -59,7 +59,7 @@ def fake_settings(command: WorkerCommand = fake_worker_command, **changes: Any) 
 
 
 def config_for(name: str = "steps=5", **sections: dict[str, Any]) -> RunConfig:
-    """A valid configuration whose name tells the fake worker what to do."""
+    """Return a valid configuration whose name tells the fake worker what to do."""
     run = {"name": name, **sections.pop("run", {})}
     return config_from_mapping(
         {"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, "run": run, **sections}
@@ -67,7 +67,7 @@ def config_for(name: str = "steps=5", **sections: dict[str, Any]) -> RunConfig:
 
 
 def move_to_an_earlier_boot(run: Run, attempt: int = 1) -> None:
-    """As after a restart of the machine: the worker's pid is alive again, as another process, and the boot is another."""
+    """Make a run look as after a restart of the machine: the worker's pid is that of another process."""
     before = ProcessIdentity.current().model_copy(update={"boot_id": "the boot before"})
     record = WorkerRecord(**before.model_dump(), process_group=os.getpgid(0), attempt=attempt)
     run.folder.process.write_text(record.model_dump_json())
@@ -81,7 +81,7 @@ def wait_for_state(run: Run, *states: str) -> RunState:
 
 
 def executions(run: Run) -> list[str]:
-    """Attempts that a fake worker began, in order."""
+    """Return the attempts that a fake worker began, in order."""
     try:
         return (run.folder.path / "executions").read_text().split()
     except FileNotFoundError:

@@ -23,7 +23,7 @@ from tests.supervision.fake_runs import REPOSITORY, fake_settings
 
 @pytest.fixture
 def start_host(home: LoratoryHome) -> Iterator[Callable[[str], subprocess.Popen[str]]]:
-    """Starts servers that believe to be on a host of that name; gives them with the first role that they print."""
+    """Return a function that starts a server that believes to be on a host of that name."""
     processes: list[subprocess.Popen[str]] = []
 
     def start(name: str) -> subprocess.Popen[str]:

@@ -24,7 +24,6 @@ def refuse(_: object) -> None:
 DAMAGE: dict[str, Callable[[Path], object]] = {
     "missing": Path.unlink,
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:20]),
-    "wrong schema": lambda path: path.write_text('{"state": "dancing", "attempt": []}'),
 }
 LOST: dict[str, tuple[str, ...]] = {
     "the state alone": (),
@@ -176,6 +175,7 @@ def test_a_waiting_run_keeps_its_place_when_its_state_is_damaged(store, home):
 def test_the_lease_of_a_run_at_work_comes_back(store, home, loop, spoil):
     run = working(store, loop)
     holder = LeaseBook(home).holder("cpu")
+    assert (holder.purpose, holder.process.pid) == ("training", run.folder.read_worker().pid)
     (lease,) = (home.server / "leases").glob("*/cpu.json")
     spoil(lease)
     assert LeaseBook(home).holder("cpu") is None

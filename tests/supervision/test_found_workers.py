@@ -40,7 +40,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def by_hand() -> Iterator[object]:
-    """Starts workers of a run that no one told which attempt they are."""
+    """Return a function that starts workers of a run without the number of their attempt."""
     processes: list[subprocess.Popen[bytes]] = []
 
     def start(run: Run) -> subprocess.Popen[bytes]:
@@ -91,17 +91,27 @@ def test_a_waiting_run_that_someone_executes_is_followed_and_not_started(store, 
     assert LeaseBook(home).holder("cpu") is None
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("steps", [2, 60, 200], ids=["and ends before ours came", "soon", "later"])
-def test_a_worker_that_comes_at_the_very_moment_of_a_start_is_followed_too(store, home, by_hand, steps):
-    run, starts = store.create(config_for(f"steps={steps}")), []
+@pytest.fixture
+def starts() -> list[subprocess.Popen[bytes]]:
+    return []
 
-    def somebody_is_quicker(order: JobSpec) -> list[str]:
+
+@pytest.fixture
+def overtaken_loop(home, by_hand, starts) -> SupervisorLoop:
+    """Return the loop of a supervisor whose workers are always too late: another one has started in `starts`."""
+
+    def overtaken(order: JobSpec) -> list[str]:
         starts.append(by_hand(order.run))
         wait_for_step(order.run, 1)
         return fake_worker_command(order)
 
-    loop = SupervisorLoop(home, fake_settings(command=somebody_is_quicker))
+    return SupervisorLoop(home, fake_settings(command=overtaken))
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("steps", [2, 60, 200], ids=["and ends before ours came", "soon", "later"])
+def test_a_worker_that_comes_at_the_very_moment_of_a_start_is_followed_too(store, overtaken_loop, starts, steps):
+    run, loop = store.create(config_for(f"steps={steps}")), overtaken_loop
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "completed"
@@ -109,13 +119,8 @@ def test_a_worker_that_comes_at_the_very_moment_of_a_start_is_followed_too(store
 
 
 @pytest.mark.exhaustive
-def test_a_worker_that_was_quicker_may_end_at_any_moment(store, home, by_hand, monkeypatch):
-    run, starts, needs = store.create(config_for("steps=100")), [], Scheduler.needs
-
-    def somebody_is_quicker(order: JobSpec) -> list[str]:
-        starts.append(by_hand(order.run))
-        wait_for_step(order.run, 1)
-        return fake_worker_command(order)
+def test_a_worker_that_was_quicker_may_end_at_any_moment(store, home, overtaken_loop, starts, monkeypatch):
+    run, loop, needs = store.create(config_for("steps=100")), overtaken_loop, Scheduler.needs
 
     def once_it_has_ended(scheduler: Scheduler, run_id: str) -> WaitingRun | None:
         if starts:  # between the end of our worker and the next look at the queue
@@ -123,7 +128,6 @@ def test_a_worker_that_was_quicker_may_end_at_any_moment(store, home, by_hand, m
         return needs(scheduler, run_id)
 
     monkeypatch.setattr(Scheduler, "needs", once_it_has_ended)
-    loop = SupervisorLoop(home, fake_settings(command=somebody_is_quicker))
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert run.folder.read_state().state == "completed"
@@ -173,7 +177,7 @@ def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
 
 @pytest.fixture
 def given_up(store, home, by_hand, monkeypatch):
-    """A run whose job was given up although its worker trains, and the rounds of a supervisor that sees neither."""
+    """Return a run whose job was given up although its worker trains, and a supervisor's loop that sees neither."""
     monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run, slurm = store.create(config_for("steps=5 hold=2", run={"where": "slurm"})), FakeSlurm()
     SlurmRecord(

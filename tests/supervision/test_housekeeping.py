@@ -4,8 +4,6 @@ import os
 import sys
 import time
 
-import pytest
-
 from engine.processes.spawn import spawn
 from engine.supervision.supervisor import Housekeeping, Supervisor
 from tests.supervision.fake_runs import fake_settings
@@ -14,8 +12,8 @@ from tests.waiting import wait_until
 DAY = 24 * 3600.0
 
 
-def long_log(home, name: str = "chat.log"):
-    log = home.logs / name
+def long_log(home):
+    log = home.logs / "chat.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"line\n" * 1_200_000 + b"the newest\n")
     return log
@@ -26,9 +24,8 @@ def grow_old(path, days: float) -> None:
     os.utime(path, (then, then))
 
 
-@pytest.mark.parametrize("name", ["chat.log", "data_worker.log"])
-def test_a_log_of_a_process_that_lives_on_is_cut_while_it_lives(home, name):
-    log = long_log(home, name)
+def test_a_log_of_a_process_that_lives_on_is_cut_while_it_lives(home):
+    log = long_log(home)
 
     Housekeeping(home).tick()
 

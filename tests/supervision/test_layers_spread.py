@@ -1,35 +1,17 @@
 """A run whose layers are spread holds all of its GPUs from its start to its end."""
 
-import pytest
-
 from engine.hardware.lease import LeaseBook
 from engine.runs.provenance import Provenance
-from engine.runs.store import RunStore
-from engine.supervision.supervisor import Supervisor
-from tests.supervision.fake_runs import GIB, config_for, cpu, fake_settings, gpu, let_go, wait_for_state
+from tests.supervision.fake_runs import GIB, config_for, cpu, gpu, let_go, wait_for_state
 from tests.waiting import wait_until
 
 SPREAD = {"devices": [0, 1], "device_map": "balanced"}
 
 
-@pytest.fixture
-def supervise(home):
-    started = []
-
-    def start(*devices):
-        supervisor = Supervisor(home, fake_settings(devices=lambda: (*devices, cpu())))
-        supervisor.start()
-        started.append(supervisor)
-
-    yield start
-    for supervisor in started:
-        supervisor.stop()
-
-
-def test_all_of_its_gpus_are_leased_while_it_trains_and_free_afterwards(home, supervise):
-    book, store = LeaseBook(home), RunStore(home, "ann")
+def test_all_of_its_gpus_are_leased_while_it_trains_and_free_afterwards(home, store, start_supervisor):
+    book = LeaseBook(home)
     run = store.create(config_for("steps=2 hold=1", run=SPREAD))
-    supervise(gpu(0), gpu(1), gpu(2))
+    start_supervisor(devices=lambda: (gpu(0), gpu(1), gpu(2), cpu()))
 
     wait_for_state(run, "running")
     assert [book.holder(name).run_id for name in ("cuda:0", "cuda:1")] == [run.id, run.id]
@@ -40,9 +22,9 @@ def test_all_of_its_gpus_are_leased_while_it_trains_and_free_afterwards(home, su
     assert [book.holder(name) for name in ("cuda:0", "cuda:1")] == [None, None]
 
 
-def test_it_waits_until_each_gpu_has_room_for_the_fullest_part(home, supervise):
-    run = RunStore(home, "ann").create(config_for("steps=2", run=SPREAD), Provenance(predicted_bytes=10 * GIB))
-    supervise(gpu(0, free_gib=20), gpu(1, free_gib=5))
+def test_it_waits_until_each_gpu_has_room_for_the_fullest_part(home, store, start_supervisor):
+    run = store.create(config_for("steps=2", run=SPREAD), Provenance(predicted_bytes=10 * GIB))
+    start_supervisor(devices=lambda: (gpu(0, free_gib=20), gpu(1, free_gib=5), cpu()))
 
     wait_until(lambda: run.folder.read_state().reason == "memory")
     assert LeaseBook(home).holder("cuda:0") is None

@@ -31,7 +31,7 @@ def config_for(folder, **sections):
 
 @pytest.fixture
 def inventory(tiny_model_folder, home):
-    """A model whose modules were counted before, as every launch does."""
+    """Count the modules of a model before, as every launch does."""
     module_inventory(config_for(tiny_model_folder).model, home)
     return tiny_model_folder
 

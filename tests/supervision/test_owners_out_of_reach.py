@@ -16,7 +16,7 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def theirs(home) -> Run:
-    """A run of someone whose folder is within reach."""
+    """Return a run of a person whose folder is within reach."""
     return RunStore(home, "bob").create(config_for("steps=50000"))
 
 
@@ -89,7 +89,7 @@ def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch
 
 @pytest.fixture
 def resume_run(store, home) -> Run:
-    """A run that someone wants to continue."""
+    """Return a run that is requested to resume."""
     run = store.create(config_for("steps=3"))
     run.folder.write_state(RunState(state="stopped", attempt=1))
     request_resume(home, run)

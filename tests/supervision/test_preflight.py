@@ -200,16 +200,6 @@ def test_data_that_changed_since_its_preview_is_refused(store, home, source, row
     assert refusal.value.fix == "Look at its rows on the Data tab, then start again."
 
 
-def test_a_run_larger_than_the_whole_device_is_refused(home, store):
-    small = cpu()
-    preflight = Preflight(
-        home, FakeInspector(), devices=lambda: (type(small)("cpu", 0, "Tiny", 1000, 1000, has_fast_bfloat16=True),),
-        resolve=resolve,
-    )  # fmt: skip
-    with pytest.raises(DeviceError, match=r"Tiny has 0\.0 GiB in all"):
-        Launcher(store, preflight).start(config())
-
-
 @pytest.mark.parametrize(
     ("error", "log_text"),
     [(MemoryUnknownError("Layers of unknown size.", "It may train all the same."), "Layers of unknown size"),
@@ -272,14 +262,6 @@ def test_a_model_too_large_for_one_gpu_may_start_on_two(home, inspector):
         check(config(**SPREAD), gpu(0), replace(small[1], total_bytes=1000))
 
 
-def test_a_start_that_was_sent_twice_checks_once_and_starts_one_run(preflight, store, inspector):
-    launcher = Launcher(store, preflight)
-    first = launcher.start(config_for(), "click")
-
-    assert launcher.start(config_for(), "click") == first
-    assert inspector.checks == 1
-
-
 def test_twenty_parallel_starts_with_one_key_start_one_run(preflight, store):
     launcher = Launcher(store, preflight)
     started: list[str] = []
@@ -292,12 +274,6 @@ def test_twenty_parallel_starts_with_one_key_start_one_run(preflight, store):
     assert len(started) == 20
     assert set(started) == set(store.ids())
     assert len(store.ids()) == 1
-
-
-def test_progress_is_reported_in_words(preflight):
-    messages: list[str] = []
-    preflight.check(config(), messages.append)
-    assert messages == ["Looking for the model.", "Measuring the model.", "Checking the data."]
 
 
 def test_a_tracker_that_is_not_installed_is_refused_before_the_start(home, inspector, monkeypatch):

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from engine.config.run import RunSection
-from engine.hardware.device import Device, Obstacle
+from engine.hardware.device import Device
 from engine.hardware.lease import LeaseHolder
 from engine.processes.liveness import ProcessIdentity
 from engine.supervision.queue import QueueOrder, WaitingRun, plan_starts
@@ -108,13 +108,6 @@ def test_a_card_that_is_too_small_for_a_run_is_left_to_others():
     assert plan.reasons["large"].reason == "device_in_use"
 
 
-def test_auto_passes_over_a_gpu_that_pytorch_cannot_use():
-    broken_gpu = replace(gpu(0, 20), obstacle=Obstacle("It has no kernels.", "Install others."))
-
-    assert start_names(plan_starts([waiting("a")], [broken_gpu, gpu(1, 10), cpu()], {})) == {"a": ["cuda:1"]}
-    assert start_names(plan_starts([waiting("a")], [broken_gpu, cpu()], {})) == {"a": ["cpu:0"]}
-
-
 def test_auto_waits_for_apples_gpu_where_there_is_one():
     apple = Device("mps", 0, "Apple M2 GPU", 16 * GIB, 12 * GIB, has_fast_bfloat16=True)
 
@@ -136,10 +129,6 @@ def test_a_device_that_is_not_there_is_reported():
     )
 
 
-def test_auto_never_falls_back_to_the_cpu_where_there_are_gpus():
-    assert not plan_starts([waiting("a")], [gpu(0), cpu()], {"cuda:0": held_by()}).starts
-
-
 @pytest.fixture
 def order(home):
     return QueueOrder(home)
@@ -149,15 +138,15 @@ def test_runs_start_by_age_except_where_someone_moved_them(order, home):
     queue = ["run-1", "run-2", "run-3"]
     assert order.sort(["run-3", "run-1", "run-2"]) == queue
 
-    assert order.move("run-3", queue, place=0) == ["run-3", "run-1", "run-2"]
+    assert order.move("run-3", queue, position=0) == ["run-3", "run-1", "run-2"]
     assert QueueOrder(home).sort(queue) == ["run-3", "run-1", "run-2"], "the order survives a restart"
     assert order.sort([*queue, "run-4"])[-1] == "run-4", "a new run waits behind"
-    assert order.move("run-1", queue, place=99) == ["run-3", "run-2", "run-1"]
+    assert order.move("run-1", queue, position=99) == ["run-3", "run-2", "run-1"]
     assert order.sort(["run-1", "run-2"]) == ["run-2", "run-1"], "those that started no longer count"
 
 
 def test_a_torn_order_is_not_an_order(order, home):
-    order.move("b", ["a", "b"], place=0)
+    order.move("b", ["a", "b"], position=0)
     (home.server / "queue.json").write_bytes(b'{"moved": ["b"')
     assert order.sort(["b", "a"]) == ["a", "b"]
 

@@ -25,6 +25,7 @@ def resumes_by_itself(run, state: RunState | None = None) -> bool:
         ("stopped", "sigterm", True),
         ("interrupted", "unknown", False),
         ("stopped", "sigint", False),
+        ("stopped", "cancelled", False),
     ],
 )
 def test_what_resumes_after_a_restart_depends_on_the_reason_and_not_on_its_words(store, state, reason, resumes):

@@ -31,14 +31,14 @@ from tests.waiting import wait_until
 
 @pytest.fixture
 def stopped_run(store) -> Run:
-    """A run that was stopped in its first attempt."""
+    """Return a run that was stopped in its first attempt."""
     run = store.create(config_for("steps=50000"))
     run.folder.write_state(RunState(state="stopped", attempt=1))
     return run
 
 
 def resume_late(home: LoratoryHome, run: Run) -> None:
-    """What a second tab writes that looked at the run before the first one's request was obeyed."""
+    """Write the request of a second tab that saw the run before the first one's request was handled."""
     (home.server / "resume" / f"{run.owner}~{run.id}").write_text("1")
 
 

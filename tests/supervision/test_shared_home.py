@@ -15,7 +15,7 @@ from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerRecord
 from engine.supervision.supervisor import SupervisorLoop
 from engine.supervision.worker_monitor import Timeouts, WorkerMonitor
-from tests.supervision.fake_runs import config_for, cpu, executions, fake_settings, wait_for_step
+from tests.supervision.fake_runs import config_for, cpu, fake_settings, wait_for_step
 from tests.waiting import wait_until
 
 ELSEWHERE = {"host": "another-host", "boot_id": "of another host"}
@@ -84,13 +84,6 @@ def test_a_device_of_a_run_in_another_container_is_free_when_its_worker_is_gone(
 
     assert (LeaseBook(home).holder("cuda:0") is not None) == lives
     claim.lock.release()
-
-
-def test_a_worker_of_another_host_whose_lock_is_not_seen_is_not_taken_for_dead(store):
-    run, monitor = watched_elsewhere(store, **ELSEWHERE)
-
-    assert monitor.poll().state in ("starting", "running")
-    assert executions(run) == []
 
 
 def test_nothing_follows_from_the_silence_of_another_host_but_words_for_people(store):
@@ -169,15 +162,14 @@ def test_the_device_of_a_worker_on_another_host_is_not_one_of_ours(home, store):
     assert ours.folder.read_state().state == "completed"
 
 
-@pytest.mark.parametrize("skew_seconds", [-3600, 3600], ids=["behind", "ahead"])
-def test_a_worker_has_its_time_to_obey_a_cancel_whatever_a_file_servers_clock_shows(home, store, skew_seconds):
+def test_a_worker_has_its_time_to_obey_a_cancel_whatever_a_file_servers_clock_shows(home, store):
     timeouts = Timeouts(silence=fake_settings().timeouts.silence, cancel_seconds=600.0)
     loop = SupervisorLoop(home, fake_settings(timeouts=timeouts, devices=lambda: (cpu(),)))
     run = store.create(config_for("steps=50000 pace=0.5"))
     wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
     wait_for_step(run, 1)
     request_cancel(run)
-    os.utime(run.folder.cancel_request, (time.time() + skew_seconds,) * 2)
+    os.utime(run.folder.cancel_request, (time.time() - 3600,) * 2)
 
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 

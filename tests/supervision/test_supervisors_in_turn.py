@@ -48,18 +48,6 @@ def test_a_supervisor_that_stops_leaves_its_workers_and_the_next_one_finds_them(
     assert worker_of(run).pid == worker.pid
 
 
-def test_a_run_whose_worker_ended_while_no_one_watched_is_judged_by_its_own_words(store, start_supervisor):
-    first = start_supervisor()
-    run, killed_run = store.create(config_for("steps=5 hold=2")), store.create(config_for("steps=20 kill@8"))
-    wait_for_step(run, 2)
-    first.stop()
-    let_go(run)
-    wait_until(lambda: not worker_of(run).is_alive())
-    start_supervisor()
-    assert wait_for_state(run, "completed", "interrupted").state == "completed"
-    wait_for_state(killed_run, "failed", "interrupted")
-
-
 def test_a_reused_pid_is_not_taken_for_the_worker_and_not_killed(store, start_supervisor):
     run = store.create(config_for("steps=5"))
     run.folder.write_state(RunState(state="running", attempt=1, started=1.0, device="cpu"))
@@ -69,24 +57,6 @@ def test_a_reused_pid_is_not_taken_for_the_worker_and_not_killed(store, start_su
     start_supervisor()
 
     assert "while no supervisor was running" in wait_for_state(run, "interrupted").cause
-
-
-def test_state_files_that_a_power_cut_tore_are_reported_again_by_log_and_lock(store, start_supervisor):
-    first = start_supervisor()
-    complete, living = store.create(config_for("steps=3")), store.create(config_for("steps=5 hold=2"))
-    wait_for_state(complete, "completed")
-    wait_for_step(living, 2)
-    first.stop()
-    never_begun = store.create(config_for("steps=4"))
-    for run, torn in ((complete, b""), (living, b'{"state": "run'), (never_begun, b"\0\0\0\0")):
-        run.folder.state.write_bytes(torn)
-    let_go(living)
-    start_supervisor()
-
-    assert wait_for_state(complete, "completed", "interrupted").state == "completed"
-    assert wait_for_state(living, "completed", "interrupted").state == "completed"
-    assert wait_for_state(never_begun, "completed").state == "completed"
-    assert executions(complete) == executions(living) == ["1"]
 
 
 def test_a_worker_that_a_dead_supervisor_had_only_meant_to_start_is_started_once(store, start_supervisor):

@@ -89,13 +89,13 @@ def test_other_leases_of_a_server_stay_when_a_run_cannot_be_started(store, home)
 
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
-    assert run.folder.read_state().state == "failed"
+    assert (run.folder.read_state().state, run.folder.read_state().reason) == ("failed", "not_started")
     assert (book.holder("cpu"), book.holder("cuda:0").run_id) == (None, "m")
 
 
 @pytest.fixture
 def half_taken(store, home):
-    """A run on two GPUs of which only the first lease could be written, and could not be taken back either."""
+    """Make a run on two GPUs of which only the first lease was written, and could not be removed either."""
     run = store.create(config_for("steps=3", run={"devices": [0, 1], "launcher": "accelerate"}))
     loop = SupervisorLoop(home, fake_settings(devices=lambda: (gpu(0), gpu(1), cpu())))
     loop.tick(starts_runs=False)
@@ -146,7 +146,7 @@ def test_a_config_that_breaks_while_it_waits_fails_its_run_and_no_other(store, s
     assert wait_for_state(fine, "completed")
 
 
-@pytest.mark.parametrize("method", ["read_state", "write_state", "read_config"])
+@pytest.mark.parametrize("method", ["read_saved_state", "read_state", "write_state", "read_config"])
 def test_a_waiting_run_whose_files_are_out_of_reach_keeps_no_other_from_starting(
     store, start_supervisor, monkeypatch, method
 ):

@@ -48,7 +48,7 @@ class EventWriter:
         self._is_current = False  # whether `_seq` and `_size` are those of the file
         try:
             is_new = not path.exists()
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._descriptor = os.open(path, flags, 0o600)
             if is_new:
                 fsync_folder(path.parent)

@@ -17,14 +17,14 @@ def shared_target(tmp_path_factory) -> Iterator[Target]:
 
 @pytest.fixture
 def target(shared_target) -> Target:
-    """The same when nothing that an earlier attack ended is still starting."""
+    """Return the shared target once nothing that an earlier attack ended is still starting."""
     shared_target.wait_until_calm()
     return shared_target
 
 
 @pytest.fixture
 def hostile_model(shared_target, tmp_path) -> Callable[..., ModelConfig]:
-    """Makes a copy of the good model with other files in it."""
+    """Return a function that copies the good model with other files in it."""
 
     def make(**files: HostileFile) -> ModelConfig:
         return make_hostile_model(shared_target.good_model, tmp_path, **files)

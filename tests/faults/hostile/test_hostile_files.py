@@ -19,7 +19,7 @@ LONG = "x" * 1_000_000
 
 
 def of_bytes(size: int, unit: bytes = b"[") -> object:
-    """What writes a file of so many bytes without holding them."""
+    """Return a function that writes a file of so many bytes without holding them."""
 
     def write(path: Path) -> None:
         block = unit * (1_000_000 // len(unit))
@@ -31,7 +31,7 @@ def of_bytes(size: int, unit: bytes = b"[") -> object:
 
 
 def settings(**values: Any) -> object:
-    """What changes a JSON file."""
+    """Return a function that changes a JSON file."""
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -40,7 +40,7 @@ def settings(**values: Any) -> object:
 
 
 def without_template(**values: Any) -> object:
-    """What puts a template into tokenizer_config.json, and takes the one of its own file away."""
+    """Return a function that puts a template into tokenizer_config.json, and removes that of its own file."""
 
     def write(path: Path) -> None:
         (path.parent / "chat_template.jinja").unlink()
@@ -55,7 +55,7 @@ def fifo(path: Path) -> None:
 
 
 def slow_pre_tokenizer(path: Path) -> None:
-    """A pattern that takes for ever on a row of usual words."""
+    """Return a pattern that takes for ever on a row of usual words."""
     values = json.loads(path.read_text())
     pattern = {"Regex": r"(?:(?:.|\w)(?:.|\w)?)+[\x{1F600}]"}
     values["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
