@@ -36,6 +36,7 @@ from engine.supervision.queue import QueueOrder, StartRules
 
 SNAPSHOT_FILE = "lab-queue.json"
 
+ActiveRuns = Mapping[str, tuple[Run, RunState]]  # by id
 ListPrograms = Callable[[int], Sequence[GpuProgram]]
 
 _log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ class LabSupervision:
         if attempt is not None and self._rules.read() is not None:
             self._ledger.add(attempt)
 
-    def take_turn(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
+    def take_turn(self, waiting: Mapping[str, Run], active: ActiveRuns) -> LabTurn | None:
         """Return the current order of runs, after stopping those at their time limit; None without accounts."""
         rules = self._rules.read()
         if rules is None:
@@ -113,9 +114,7 @@ class LabSupervision:
                     program_use[name] = _program_reason(name, programs)
         return StartRules(turn.hold, program_use)
 
-    def publish(
-        self, turn: LabTurn, reasons: Mapping[str, StateReason], active: Mapping[str, tuple[Run, RunState]]
-    ) -> None:
+    def publish(self, turn: LabTurn, reasons: Mapping[str, StateReason], active: ActiveRuns) -> None:
         """Save the queue for pages, where it has changed."""
         waiting = []
         for run_id in turn.order:
@@ -138,11 +137,7 @@ class LabSupervision:
         return UsageLedger(self.home, self.clock)
 
     def _standing(
-        self,
-        rules: LabRules,
-        active: Mapping[str, tuple[Run, RunState]],
-        live: Iterable[Attempt],
-        people: Collection[str],
+        self, rules: LabRules, active: ActiveRuns, live: Iterable[Attempt], people: Collection[str]
     ) -> LabStanding:
         now, ledger, weight = self.clock(), self._ledger, rules.limits.weight
         present, week = DecayedSeconds(now), week_of(now)

@@ -155,9 +155,7 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
     if not state.is_final:
         raise RunError(f"{run.id} is {state.state}.", "Wait until it has ended.")
     if state.job_id and run.folder.has_living_worker():  # it had been given up
-        raise RunError(
-            f"{run.id} is {state.state}, and its worker still runs.", "Wait a minute: it will be monitored again."
-        )
+        raise RunError(f"{run.id} is {state.state}, and its worker still runs.", "Wait a minute: its state is updated.")
     # With the attempt that was seen to have ended, so a request that comes late never outlives the next one.
     write_atomically(_resume_path(home, run), str(state.attempt), makes_folder=True)
 

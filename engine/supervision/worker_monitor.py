@@ -1,6 +1,7 @@
 """A supervisor's view of one run with a job: waiting, running, silent, asked to stop, ended."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from engine.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_m
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
 _NO_REASON = StateReason(None, "")
+_NO_SILENCE = Silence(0.0, math.inf, is_suspended=False)
 
 
 @dataclass(frozen=True)
@@ -105,20 +107,19 @@ class WorkerMonitor:
         has_reported = history.attempt == self.state.attempt
         silence = self._observe(is_training=has_reported and history.last_step > 0)
         self._note_cancel()
-        self._enforce(silence if is_seen else None)
+        own_silence = silence if is_seen else _NO_SILENCE  # nothing follows from that of a worker out of sight
+        self._enforce(own_silence)
         self._pass_on_stop()
         has_begun = has_reported or self.state.state == "running"  # also where its log was lost
         state: State = "running" if has_begun else "starting"
-        is_unusual = silence is not None and silence.is_unusual  # else it lives, by what it writes
-        reason = out_of_sight if is_seen or is_unusual else None
+        reason = out_of_sight if is_seen or silence.is_unusual else None  # else what it writes shows that it lives
         state, reason = self._suspension(silence, state) or self._request() or (state, reason or _NO_REASON)
-        silent = self._silent(silence) if is_seen else _NOT_SILENT  # the end of the other is not predicted
-        return self._with_state(state, reason, cancel_seen=self._cancel_seen, **silent)
+        return self._with_state(state, reason, cancel_seen=self._cancel_seen, **self._silent(own_silence))
 
-    def _observe(self, *, is_training: bool) -> Silence | None:
+    def _observe(self, *, is_training: bool) -> Silence:
         activity = self.job.activity()
         if activity is None:
-            return None
+            return _NO_SILENCE
         self._last_silence = self._watch.update(activity, is_training=is_training)
         return self._last_silence
 
@@ -127,8 +128,8 @@ class WorkerMonitor:
             self.job.request_stop()
             self._stop_was_passed_on = True
 
-    def _suspension(self, silence: Silence | None, state: State) -> tuple[State, StateReason] | None:
-        if silence is None or not silence.is_suspended:
+    def _suspension(self, silence: Silence, state: State) -> tuple[State, StateReason] | None:
+        if not silence.is_suspended:
             return None
         reason = StateReason(
             "suspended",
@@ -156,17 +157,17 @@ class WorkerMonitor:
         elif self._cancel_seen is None:
             self._cancel_seen = time.monotonic()
 
-    def _silent(self, silence: Silence | None) -> dict[str, object]:
+    def _silent(self, silence: Silence) -> dict[str, object]:
         """Return the start of its silence, not its length, so the state need not be saved every second."""
-        if silence is None or not silence.is_unusual:
+        if not silence.is_unusual:
             return _NOT_SILENT
         since = self.state.silent_since if self.state.silent_since is not None else time.time() - silence.seconds
         return {"silent_since": since, "silence_limit_seconds": silence.limit_seconds}
 
-    def _enforce(self, silence: Silence | None) -> None:
-        """End a worker that ignores a cancel, or hangs; None if its silence means nothing."""
+    def _enforce(self, silence: Silence) -> None:
+        """End a worker that ignores a cancel, or hangs."""
         since = self._cancel_seen
-        if silence is not None and silence.is_too_long:
+        if silence.is_too_long:
             self._ended_by_us = "suspended" if silence.is_suspended else "hung"
         elif since is not None and abs(time.monotonic() - since) > self._timeouts.cancel_seconds:
             self._ended_by_us = "cancel"

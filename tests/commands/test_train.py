@@ -15,7 +15,7 @@ from engine.runs.history.run_history import read_history
 from engine.runs.run import RunState
 from engine.runs.summary import summarize
 from engine.supervision.supervisor import Supervisor, reconcile
-from tests.supervision.fake_runs import REPOSITORY, config_for, fake_settings, let_go, wait_for_state
+from tests.supervision.fake_runs import REPOSITORY, config_for, continue_worker, fake_settings, wait_for_state
 from tests.waiting import wait_until
 
 PROMISED_KEYS = {
@@ -75,7 +75,7 @@ def test_a_run_continues_when_its_command_is_killed(store, home):
     worker = run.folder.read_worker()
     assert worker is not None
     assert worker.is_alive()
-    let_go(run)
+    continue_worker(run)
     wait_until(lambda: not worker.is_alive())
     reconcile(home, fake_settings())
     assert run.folder.read_state().state == "completed"
@@ -107,7 +107,7 @@ def test_a_second_interrupt_leaves_the_run_alone(store, home):
     worker = run.folder.read_worker()
     assert worker is not None
     assert worker.is_alive()
-    let_go(run)
+    continue_worker(run)
     wait_until(lambda: not worker.is_alive())
 
 

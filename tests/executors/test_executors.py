@@ -13,12 +13,12 @@ from engine.hardware.lease import LeaseBook
 from engine.paths import LoratoryHome
 from engine.runs.control import request_cancel, request_resume, request_stop, request_target, with_requested_target
 from engine.runs.history.events import EventData, StatusData, StepData
-from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import read_history
 from engine.runs.job import Executor, Job, JobEnd, JobPhase, JobSpec, JobStatus
 from engine.runs.run import Run, RunState, StateReason
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import SupervisorLoop
+from tests.event_log import write_log
 from tests.supervision.fake_runs import config_for, fake_settings
 
 TRAINING = StatusData(phase="training", message="Training.", total_steps=3)
@@ -39,9 +39,7 @@ class ClusterJob(Job):
 
     def report(self, *events: EventData) -> None:
         """Return the folder that its worker writes, on a disk of the cluster."""
-        with EventWriter(self.storage / "events.jsonl", self.attempt) as log:
-            for event in events:
-                log.append(event)
+        write_log(self.storage / "events.jsonl", *(event for event in events), attempt=self.attempt)
 
     def poll(self, *, has_reported: bool) -> JobStatus:
         return JobStatus(self.phase, QUEUE if self.phase == "waiting" else None)
@@ -261,7 +259,7 @@ def test_a_run_that_is_resumed_elsewhere_gets_its_next_attempt_there(home, run, 
 
 @pytest.mark.parametrize("where", ["jobs", "moon", "../../local", "local\n"])
 def test_a_place_that_does_not_share_the_runs_folder_is_refused(run, where):
-    with pytest.raises(RunError, match="cannot be resumed in"):
+    with pytest.raises(RunError, match="cannot be resumed on"):
         request_target(run, where)
     run.folder.control.mkdir(exist_ok=True)
     run.folder.place_request.write_text(where)

@@ -26,10 +26,6 @@ from engine.runs.job import JobSpec, start_worker, worker_command
 from engine.runs.run import Run, RunFolder
 from tests.supervision.fake_runs import config_for, cpu
 
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32", reason="the worker that shows its environment is a shell script"
-)
-
 SECRETS = {
     "HF_TOKEN": "hf_secret",
     "HUGGING_FACE_HUB_TOKEN": "hf_secret",
@@ -65,9 +61,9 @@ class Shown:
 def page(tmp_path, monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    outputs = Shown(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(outputs.python))
-    return outputs
+    environments = Shown(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(environments.python))
+    return environments
 
 
 def local_model(tmp_path: Path) -> ModelConfig:

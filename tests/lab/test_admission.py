@@ -1,6 +1,6 @@
 """What a person of a lab may put into the queue, and onto the disk."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -54,11 +54,9 @@ def test_starts_at_the_same_time_never_exceed_the_places(home, store, limited_ho
         except RunError as error:
             refusals.append(error)
 
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        for _ in range(8):
+            threads.submit(start)
 
     assert len(store.list()) == 3
     assert len(refusals) == 5

@@ -20,11 +20,11 @@ from engine.supervision.queue import QueueOrder
 from engine.supervision.supervisor import SupervisorLoop
 from tests.supervision.fake_runs import (
     config_for,
+    continue_worker,
     cpu,
     executions,
     fake_settings,
     gpu,
-    let_go,
     wait_for_state,
     wait_for_step,
 )
@@ -71,7 +71,7 @@ def test_twenty_runs_of_one_against_one_of_another_the_one_starts_next(lab, home
     assert began(first) < began(bobs_run) < began(many[0])
     for run in many[1:]:  # which wait as long as that one has the device
         request_cancel(run)
-    let_go(many[0])
+    continue_worker(many[0])
 
 
 def test_without_accounts_runs_start_by_age_whosever_they_are(home, store, bobs, start_supervisor):
@@ -120,7 +120,7 @@ def test_an_attempt_that_ends_while_no_server_runs_is_counted_once(lab, home, st
     before = SupervisorLoop(home, fake_settings())
     wait_until(lambda: before.tick() or run.folder.read_state().state == "running")
     wait_for_step(run, 2)
-    let_go(run)
+    continue_worker(run)
     wait_until(lambda: not run.folder.has_living_worker())
 
     for _ in range(2):

@@ -3,8 +3,8 @@ import os
 import resource
 import signal
 import sys
-import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -19,6 +19,7 @@ from engine.runs.history.events import (
     WarningData,
 )
 from engine.runs.history.log import EventWriter, last_event, read_events, read_lines
+from tests.event_log import write_log
 
 
 def step(number: int, loss: float = 2.0) -> StepData:
@@ -35,10 +36,12 @@ def log(tmp_path):
 
 
 def test_what_was_appended_is_read_back_in_order(log):
-    with EventWriter(log, attempt=1) as writer:
-        writer.append(StatusData(phase="training", total_steps=2))
-        writer.append(step(1))
-        writer.append(EvalData(step=1, eval_loss=1.5, eval_tokens=10, rows=2, seconds=0.1))
+    write_log(
+        log,
+        StatusData(phase="training", total_steps=2),
+        step(1),
+        EvalData(step=1, eval_loss=1.5, eval_tokens=10, rows=2, seconds=0.1),
+    )
 
     batch = read_events(log)
 
@@ -50,8 +53,7 @@ def test_what_was_appended_is_read_back_in_order(log):
 
 
 def test_half_written_last_line_is_left_for_the_next_read(log):
-    with EventWriter(log, attempt=1) as writer:
-        writer.append(step(1))
+    write_log(log, step(1))
     whole = log.read_bytes()
     log.write_bytes(whole + whole[:-20])
 
@@ -64,13 +66,10 @@ def test_half_written_last_line_is_left_for_the_next_read(log):
 
 
 def test_seq_continues_across_attempts_and_a_torn_line_is_removed(log):
-    with EventWriter(log, attempt=1) as writer:
-        writer.append(step(1))
-        writer.append(step(2))
+    write_log(log, step(1), step(2))
     log.write_bytes(log.read_bytes() + b'{"v":1,"seq":3,"att\0\0\0')
 
-    with EventWriter(log, attempt=2) as writer:
-        writer.append(step(3))
+    write_log(log, step(3), attempt=2)
 
     assert [(event.seq, event.attempt) for event in read_events(log).events] == [(1, 1), (2, 1), (3, 2)]
     assert b"\0" not in log.read_bytes()
@@ -85,8 +84,7 @@ def test_a_log_that_is_one_torn_line_starts_again(log):
 
 
 def test_unknown_kinds_fields_and_broken_lines_are_skipped(log):
-    with EventWriter(log, attempt=1) as writer:
-        writer.append(step(1))
+    write_log(log, step(1))
     line = log.read_bytes()
     future = line.replace(b'"kind":"step"', b'"kind":"hologram"')
     newer_line = line.replace(b'"v":1', b'"v":2,"mood":"good"').replace(b'"step":1', b'"step":2,"shade":7')
@@ -96,17 +94,14 @@ def test_unknown_kinds_fields_and_broken_lines_are_skipped(log):
 
 
 def test_words_with_line_separators_stay_one_line(log):
-    with EventWriter(log, attempt=1) as writer:
-        writer.append(WarningData(message="a\nb\r\u2028c\x0bd"))
+    write_log(log, WarningData(message="a\nb\r\u2028c\x0bd"))
 
     (event,) = read_events(log).events
     assert event.data == WarningData(message="a\nb\r\u2028c\x0bd")
 
 
 def test_last_event_is_found_behind_a_long_tail_of_other_lines(log):
-    with EventWriter(log, attempt=1) as writer:
-        for number in range(1, 4):
-            writer.append(step(number))
+    write_log(log, *(step(number) for number in range(1, 4)))
     log.write_bytes(log.read_bytes() + b"nonsense\n" * 30_000 + b'{"torn')
 
     event = last_event(log)
@@ -116,9 +111,7 @@ def test_last_event_is_found_behind_a_long_tail_of_other_lines(log):
 
 
 def test_a_bounded_read_makes_progress_and_loses_nothing(log):
-    with EventWriter(log, attempt=1) as writer:
-        for number in range(1, 101):
-            writer.append(step(number))
+    write_log(log, *(step(number) for number in range(1, 101)))
 
     steps, offset = [], 0
     while (batch := read_lines(log, offset, max_bytes=50)).next_offset != offset:  # less than one line
@@ -159,12 +152,8 @@ def test_a_full_disk_leaves_whole_lines_and_the_event_can_be_appended_again(log)
 
 
 def test_events_of_several_threads_do_not_mix(log):
-    with EventWriter(log, attempt=1) as writer:
-        threads = [threading.Thread(target=lambda: [writer.append(step(n)) for n in range(100)]) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    with EventWriter(log, attempt=1) as writer, ThreadPoolExecutor(4) as threads:
+        threads.map(lambda _: [writer.append(step(n)) for n in range(100)], range(4))
 
     assert [event.seq for event in read_events(log).events] == list(range(1, 401))
 

@@ -13,6 +13,7 @@ from engine.runs.history.events import DataReportData, EvalData, ResumedData, St
 from engine.runs.history.log import EventWriter
 from engine.runs.history.preference_health import preference_findings
 from engine.runs.history.run_history import read_history
+from tests.event_log import write_log
 
 DPO = TrainingConfig(objective="dpo")
 STEPS = 40
@@ -212,7 +213,6 @@ def test_before_anything_was_measured_there_is_no_chart(tmp_path):
     from ui.views.step_charts import preference_figure
 
     log = tmp_path / "events.jsonl"
-    with EventWriter(log, attempt=1) as writer:
-        writer.append(StatusData(phase="training", total_steps=9))
+    write_log(log, StatusData(phase="training", total_steps=9))
 
     assert preference_figure(read_history(log), DPO, "run-1") == ""

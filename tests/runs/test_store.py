@@ -10,11 +10,11 @@ import yaml
 from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.errors import RunError, StorageError
 from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RUN_ID, RunState
 from engine.runs.store import RunStore, list_owners
 from engine.supervision.supervisor import reconcile
+from tests.event_log import write_log
 from tests.supervision.fake_runs import config_for, fake_settings
 
 
@@ -144,8 +144,7 @@ def test_a_deletion_that_a_starting_server_helps_with_is_not_an_error(store, hom
 
 def test_a_run_that_lost_its_state_file_can_be_deleted_once_it_was_checked(store):
     run = store.create(config_for())
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(StatusData(phase="stopped", message="Stopped."))
+    write_log(run.folder.events, StatusData(phase="stopped", message="Stopped."))
     claim = run.folder.claim()
     with pytest.raises(RunError, match="is running and cannot be deleted"):
         store.delete(run.id)

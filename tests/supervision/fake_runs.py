@@ -96,7 +96,7 @@ def worker_of(run: Run) -> WorkerRecord:
     return worker
 
 
-def let_go(run: Run) -> None:
+def continue_worker(run: Run) -> None:
     """Let a fake worker continue that was told to `hold`."""
     (run.folder.path / "go").touch()
 

@@ -17,21 +17,21 @@ from engine.hardware.lease import LeaseBook
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume
 from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec
 from engine.runs.run import Run, RunState
 from engine.supervision.queue import WaitingRun
 from engine.supervision.scheduler import Scheduler
 from engine.supervision.supervisor import SupervisorLoop, reconcile
+from tests.event_log import write_log
 from tests.slurm.fake_slurm import FakeSlurm
 from tests.supervision.fake_runs import (
     config_for,
+    continue_worker,
     cpu,
     executions,
     fake_settings,
     fake_worker_command,
-    let_go,
     wait_for_state,
     wait_for_step,
 )
@@ -59,8 +59,7 @@ def test_an_attempt_after_some_by_hand_has_a_number_of_its_own(store, home, last
     run = store.create(config_for("steps=3"))
     run.folder.write_state(RunState(state="failed", attempt=1, started=1.0))
     for attempt in (1, 2, 3) if last_word else (1, 2):
-        with EventWriter(run.folder.events, attempt) as events:
-            events.append(StatusData(phase="stopped", message="Stopped."))
+        write_log(run.folder.events, StatusData(phase="stopped", message="Stopped."), attempt=attempt)
     if not last_word:
         run.folder.claim().lock.release()
     request_resume(home, run)
@@ -157,8 +156,7 @@ def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
     monkeypatch.setattr("engine.supervision.states._LOOK_AGAIN_SECONDS", 0.0)
     run = store.create(config_for("steps=5" if ends_unseen else "steps=5 hold=2"))
     run.folder.write_state(RunState(state="stopped", reason="sigterm", attempt=1, started=1.0))
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(StatusData(phase="stopped", stopped_by="sigterm"))
+    write_log(run.folder.events, StatusData(phase="stopped", stopped_by="sigterm"))
     loop = SupervisorLoop(home, fake_settings())
     if is_known:
         loop.tick()
@@ -168,7 +166,7 @@ def test_a_run_that_a_scheduler_starts_again_is_followed_to_its_end(
     else:
         wait_for_step(run, 2)
         wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
-        let_go(run)
+        continue_worker(run)
 
     wait_until(lambda: loop.tick() or (run.folder.read_state().is_final and run.folder.read_state().attempt == 2))
 
@@ -208,7 +206,7 @@ def test_a_job_that_was_given_up_is_followed_again_once_its_worker_writes(given_
     wait_until(lambda: loop.tick() or run.folder.read_state().state == "running")
     assert (run.folder.read_state().job_id, run.folder.read_state().ended) == ("100", None)
 
-    let_go(run)
+    continue_worker(run)
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 
     assert (run.folder.read_state().state, executions(run)) == ("completed", ["1"])
@@ -216,7 +214,7 @@ def test_a_job_that_was_given_up_is_followed_again_once_its_worker_writes(given_
 
 def test_the_result_of_a_job_that_was_given_up_is_adopted_by_a_resume(given_up, home):
     run, loop, slurm = given_up
-    let_go(run)
+    continue_worker(run)
     wait_until(lambda: not run.folder.has_living_worker())
     request_resume(home, run)
 
@@ -240,8 +238,7 @@ def test_a_cancel_of_a_job_that_was_given_up_reaches_slurm(given_up):
 def test_a_worker_that_finds_its_run_finished_is_not_a_failure(store, start_supervisor):
     run = store.create(config_for("exit3@1"))
     run.folder.write_state(RunState(state="queued", attempt=1))
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(StatusData(phase="finished", message="Finished."))
+    write_log(run.folder.events, StatusData(phase="finished", message="Finished."))
     run.folder.adapter.mkdir()
 
     start_supervisor(command=lambda _: [sys.executable, "-c", "raise SystemExit(3)"])

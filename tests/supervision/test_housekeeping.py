@@ -1,15 +1,10 @@
 """Nothing in the server's folder grows without end."""
 
-import os
 import sys
-import time
 
 from engine.processes.spawn import spawn
-from engine.supervision.supervisor import Housekeeping, Supervisor
-from tests.supervision.fake_runs import fake_settings
+from engine.supervision.supervisor import Housekeeping
 from tests.waiting import wait_until
-
-DAY = 24 * 3600.0
 
 
 def long_log(home):
@@ -17,11 +12,6 @@ def long_log(home):
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"line\n" * 1_200_000 + b"the newest\n")
     return log
-
-
-def grow_old(path, days: float) -> None:
-    then = time.time() - days * DAY
-    os.utime(path, (then, then))
 
 
 def test_a_log_of_a_process_that_lives_on_is_cut_while_it_lives(home):
@@ -58,12 +48,10 @@ def test_logs_are_looked_at_again_after_a_while_and_not_at_every_tick(home):
     assert log.stat().st_size < 1_500_000
 
 
-def test_the_supervisor_keeps_house(home):
+def test_the_supervisor_keeps_house(home, start_supervisor):
     log = long_log(home)
-    supervisor = Supervisor(home, fake_settings())
-    supervisor.start()
+    start_supervisor()
     wait_until(lambda: log.stat().st_size < 1_500_000)
-    supervisor.stop()
 
 
 def test_a_process_begins_with_a_bounded_log_where_no_one_supervises(tmp_path):

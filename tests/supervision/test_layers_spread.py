@@ -2,7 +2,7 @@
 
 from engine.hardware.lease import LeaseBook
 from engine.runs.provenance import Provenance
-from tests.supervision.fake_runs import GIB, config_for, cpu, gpu, let_go, wait_for_state
+from tests.supervision.fake_runs import GIB, config_for, continue_worker, cpu, gpu, wait_for_state
 from tests.waiting import wait_until
 
 SPREAD = {"devices": [0, 1], "device_map": "balanced"}
@@ -17,7 +17,7 @@ def test_all_of_its_gpus_are_leased_while_it_trains_and_free_afterwards(home, st
     assert [book.holder(name).run_id for name in ("cuda:0", "cuda:1")] == [run.id, run.id]
     assert book.holder("cuda:2") is None
     assert run.folder.read_state().device == "cuda:0, cuda:1"
-    let_go(run)
+    continue_worker(run)
     wait_for_state(run, "completed")
     assert [book.holder(name) for name in ("cuda:0", "cuda:1")] == [None, None]
 

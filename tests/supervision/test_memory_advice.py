@@ -13,11 +13,9 @@ from engine.hardware.device import Device
 from engine.inspector.worker.inventory import module_inventory
 from engine.runs import prediction
 from engine.runs.prediction import advice_on_memory
-from engine.runs.store import RunStore
 from engine.supervision import states, worker_monitor
-from engine.supervision.supervisor import Supervisor
 from engine.training.failure import explain
-from tests.supervision.fake_runs import fake_settings, wait_for_state
+from tests.supervision.fake_runs import wait_for_state
 
 GPU = Device("cuda", 0, "NVIDIA GeForce RTX 3060", 12 << 30, 12 << 30, has_fast_bfloat16=True)
 
@@ -74,22 +72,20 @@ def test_the_estimate_itself_may_fail_without_hiding_the_cause(inventory, home, 
     assert explain(MemoryError(), config_for(inventory), home).cause == "out_of_memory"
 
 
-def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words(inventory, home, monkeypatch):
+def test_a_run_that_the_system_ended_for_want_of_memory_gets_the_estimates_words(
+    inventory, store, start_supervisor, monkeypatch
+):
     kills = itertools.count()
     # The kernel's count when the attempt begins, and when it ends.
     monkeypatch.setattr(states, "out_of_memory_kills", lambda: 0)
     monkeypatch.setattr(worker_monitor, "out_of_memory_kills", lambda: next(kills) + 1)
-    run = RunStore(home, "ann").create(
+    run = store.create(
         config_for(inventory, run={"name": "steps=2 hold=1"}, training={"per_device_train_batch_size": 64})
     )
-    supervisor = Supervisor(home, fake_settings())
-    supervisor.start()
-    try:
-        wait_for_state(run, "running")
-        os.kill(run.folder.read_worker().pid, signal.SIGKILL)
-        state = wait_for_state(run, "failed")
-    finally:
-        supervisor.stop()
+    start_supervisor()
+    wait_for_state(run, "running")
+    os.kill(run.folder.read_worker().pid, signal.SIGKILL)
+    state = wait_for_state(run, "failed")
 
     assert "the system killed the worker" in state.cause
     assert re.search(r"the estimate needs [\d.]+ GiB with it instead of [\d.]+", state.advice)

@@ -10,7 +10,7 @@ from engine.runs.control import request_cancel, request_resume, resume_is_reques
 from engine.runs.run import Run, RunState
 from engine.runs.store import RunStore, list_owners
 from engine.supervision.supervisor import SupervisorLoop
-from tests.supervision.fake_runs import config_for, cpu, executions, fake_settings, let_go, wait_for_step
+from tests.supervision.fake_runs import config_for, continue_worker, cpu, executions, fake_settings, wait_for_step
 from tests.waiting import wait_until
 
 
@@ -80,7 +80,7 @@ def test_a_folder_that_goes_and_comes_back_loses_no_run(store, home, monkeypatch
     loop.tick()
     loop.tick()
     shutil.move(away, store.folder)
-    let_go(run)
+    continue_worker(run)
 
     wait_until(lambda: loop.tick() or run.folder.read_state().is_final)
 

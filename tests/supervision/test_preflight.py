@@ -1,4 +1,4 @@
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -264,12 +264,8 @@ def test_a_model_too_large_for_one_gpu_may_start_on_two(home, inspector):
 
 def test_twenty_parallel_starts_with_one_key_start_one_run(preflight, store):
     launcher = Launcher(store, preflight)
-    started: list[str] = []
-    threads = [threading.Thread(target=lambda: started.append(launcher.start(config(), "click").id)) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(20) as threads:
+        started = list(threads.map(lambda _: launcher.start(config(), "click").id, range(20)))
 
     assert len(started) == 20
     assert set(started) == set(store.ids())

@@ -9,10 +9,10 @@ from engine.errors import StorageError
 from engine.paths import LoratoryHome
 from engine.runs.control import request_cancel, request_resume, request_stop
 from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import read_history
 from engine.runs.run import Run, RunFolder, RunState
 from engine.supervision.supervisor import SupervisorLoop
+from tests.event_log import write_log
 from tests.supervision.fake_runs import (
     config_for,
     executions,
@@ -43,9 +43,11 @@ def leave_in_the_midst(run: Run) -> Run:
 def log_end(run: Run, text: str) -> None:
     """Log the end that the worker reported."""
     stopped_by = "sigterm" if "(SIGTERM)" in text else "sigint" if "(SIGINT)" in text else "cancel"
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(StatusData(phase="training", message="Training.", total_steps=5))
-        events.append(StatusData(phase="stopped", message=text, stopped_by=stopped_by))
+    write_log(
+        run.folder.events,
+        StatusData(phase="training", message="Training.", total_steps=5),
+        StatusData(phase="stopped", message=text, stopped_by=stopped_by),
+    )
 
 
 def next_server_finds(home: LoratoryHome, run: Run) -> str:

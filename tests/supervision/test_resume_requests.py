@@ -14,8 +14,7 @@ from engine.runs.control import (
 )
 from engine.runs.provenance import Provenance
 from engine.runs.run import Run, RunState
-from engine.runs.store import RunStore
-from engine.supervision.supervisor import Supervisor, SupervisorLoop
+from engine.supervision.supervisor import SupervisorLoop
 from tests.supervision.fake_runs import (
     GIB,
     config_for,
@@ -132,26 +131,22 @@ def test_a_request_that_cannot_be_obeyed_for_want_of_room_is_obeyed_once_there_i
     assert stopped_run.folder.read_state().state == "queued"
 
 
-def test_a_run_that_waits_for_memory_starts_anyway_once_asked(home):
-    run = RunStore(home, "ann").create(config_for("steps=2"), Provenance(predicted_bytes=10 * GIB))
+def test_a_run_that_waits_for_memory_starts_anyway_once_asked(store, start_supervisor):
+    run = store.create(config_for("steps=2"), Provenance(predicted_bytes=10 * GIB))
     looks = []
 
     def devices():
         looks.append(1)
         return (cpu(free_gib=1),)
 
-    supervisor = Supervisor(home, fake_settings(devices=devices))
-    supervisor.start()
-    try:
-        wait_until(lambda: run.folder.read_state().reason == "memory")
-        count_before = len(looks)
-        wait_until(lambda: len(looks) > count_before + 2)
-        assert run.folder.read_state().state == "queued"
+    start_supervisor(devices=devices)
+    wait_until(lambda: run.folder.read_state().reason == "memory")
+    count_before = len(looks)
+    wait_until(lambda: len(looks) > count_before + 2)
+    assert run.folder.read_state().state == "queued"
 
+    request_start_anyway(run)
+
+    wait_for_state(run, "completed")
+    with pytest.raises(RunError, match="does not wait"):
         request_start_anyway(run)
-
-        wait_for_state(run, "completed")
-        with pytest.raises(RunError, match="does not wait"):
-            request_start_anyway(run)
-    finally:
-        supervisor.stop()

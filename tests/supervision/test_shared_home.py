@@ -11,10 +11,10 @@ from engine.processes.liveness import ProcessIdentity
 from engine.runs.activity import ReportedActivity, SilenceLimits, reported_activity
 from engine.runs.control import request_cancel
 from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
 from engine.runs.run import RunState, WorkerRecord
 from engine.supervision.supervisor import SupervisorLoop
 from engine.supervision.worker_monitor import Timeouts, WorkerMonitor
+from tests.event_log import write_log
 from tests.supervision.fake_runs import config_for, cpu, fake_settings, wait_for_step
 from tests.waiting import wait_until
 
@@ -99,8 +99,7 @@ def test_nothing_follows_from_the_silence_of_another_host_but_words_for_people(s
 
 def test_a_worker_of_another_host_that_ended_is_known_by_its_last_word(store):
     run, monitor = watched_elsewhere(store, **ELSEWHERE)
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(StatusData(phase="finished"))
+    write_log(run.folder.events, StatusData(phase="finished"))
 
     assert monitor.poll().state == "completed"
 

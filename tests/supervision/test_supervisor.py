@@ -19,9 +19,9 @@ from engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import (
     GIB,
     config_for,
+    continue_worker,
     cpu,
     executions,
-    let_go,
     wait_for_state,
     wait_for_step,
     worker_of,
@@ -41,7 +41,7 @@ def test_a_run_goes_from_the_queue_to_completed(store, start_supervisor, home, m
     run = store.create(config_for("steps=6 checkpoint=3 hold=5"))
     start_supervisor()
     wait_for_state(run, "running")
-    let_go(run)
+    continue_worker(run)
     state = wait_for_state(run, "completed", "failed")
 
     assert list(dict.fromkeys(observations)) == ["queued", "starting", "running", "completed"]
@@ -127,7 +127,7 @@ def test_a_stopped_run_resumes_from_its_checkpoint_and_a_complete_one_does_not(s
     run = store.create(config_for("steps=40 hold=5"))
     wait_for_step(run, 5)
     request_stop(run)
-    let_go(run)
+    continue_worker(run)
     stopped = wait_for_state(run, "stopped")
 
     request_resume(home, run)
@@ -178,6 +178,6 @@ def test_a_suspended_worker_is_reported_at_once_and_continues_unharmed(store, st
     assert run.folder.read_state().state == "running"
 
     os.kill(worker.pid, signal.SIGCONT)
-    let_go(run)
+    continue_worker(run)
     assert wait_for_state(run, "completed", "failed").state == "completed"
     assert run.folder.read_state().cause == ""

@@ -9,9 +9,9 @@ from engine.supervision.supervisor import reconcile, supervisor_of
 from engine.supervision.worker_monitor import Timeouts
 from tests.supervision.fake_runs import (
     config_for,
+    continue_worker,
     executions,
     fake_settings,
-    let_go,
     wait_for_state,
     wait_for_step,
     worker_of,
@@ -38,7 +38,7 @@ def test_a_supervisor_that_stops_leaves_its_workers_and_the_next_one_finds_them(
     worker = worker_of(run)
     first.stop()
     assert worker.is_alive()
-    let_go(run)
+    continue_worker(run)
 
     start_supervisor()
     state = wait_for_state(run, "completed", "failed", "interrupted")
@@ -73,7 +73,7 @@ def test_a_command_that_looks_once_brings_states_up_to_date_and_starts_nothing(s
     run = store.create(config_for("steps=3 hold=1"))
     wait_for_step(run, 1)
     first.stop()
-    let_go(run)
+    continue_worker(run)
     wait_until(lambda: not worker_of(run).is_alive())
     waiting = store.create(config_for("steps=2"))
     assert run.folder.read_state().state in ("starting", "running")

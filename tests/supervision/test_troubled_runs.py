@@ -20,7 +20,7 @@ from engine.runs.job import JobSpec
 from engine.runs.run import RunFolder, RunState
 from engine.supervision.supervisor import SupervisorLoop
 from engine.supervision.worker_monitor import Timeouts
-from tests.supervision.fake_runs import config_for, cpu, fake_settings, gpu, let_go, wait_for_state, worker_of
+from tests.supervision.fake_runs import config_for, continue_worker, cpu, fake_settings, gpu, wait_for_state, worker_of
 from tests.waiting import wait_until
 
 
@@ -277,7 +277,7 @@ def test_the_failure_of_another_process_is_the_cause_where_the_first_has_none(st
     start_supervisor()
     wait_until(lambda: _last_step(run) > 2)
     note_failure(run.folder.path, 1, 1, FailedData(cause="out_of_memory", what="GPU memory ran out.", fix="Halve it."))
-    let_go(run)
+    continue_worker(run)
 
     state = wait_for_state(run, "failed")
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -80,7 +81,7 @@ def test_a_released_seat_is_free_at_once_and_so_is_its_own_for_a_restarted_host(
 
 def test_of_many_hosts_that_see_a_free_seat_at_once_one_gets_it(on_host, monkeypatch):
     start = threading.Barrier(8)
-    create, results = SupervisorSeat._create, []
+    create = SupervisorSeat._create
     hosts = [on_host(f"login{number}") for number in range(8)]
 
     def all_at_once(seat: SupervisorSeat, number: int) -> bool:
@@ -88,11 +89,8 @@ def test_of_many_hosts_that_see_a_free_seat_at_once_one_gets_it(on_host, monkeyp
         return create(seat, number)
 
     monkeypatch.setattr(SupervisorSeat, "_create", all_at_once)
-    threads = [threading.Thread(target=lambda host=host: results.append(host._seat.acquire())) for host in hosts]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        results = list(threads.map(lambda host: host._seat.acquire(), hosts))
 
     assert sorted(results) == [False] * 7 + [True]
 

@@ -55,7 +55,7 @@ def fifo(path: Path) -> None:
 
 
 def slow_pre_tokenizer(path: Path) -> None:
-    """Return a pattern that takes for ever on a row of usual words."""
+    """Write a pattern that takes for ever on a row of usual words."""
     values = json.loads(path.read_text())
     pattern = {"Regex": r"(?:(?:.|\w)(?:.|\w)?)+[\x{1F600}]"}
     values["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
