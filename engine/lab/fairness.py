@@ -43,14 +43,14 @@ def order_fairly(
         standing: Usage of each person.
         over_quota: People who used more GPU time this week than the soft quota.
     """
-    ranked: list[tuple[bool, float, str, str]] = []
+    ranking: list[tuple[bool, float, str, str]] = []
     for person, line in lines.items():
         seconds = standing.used_seconds.get(person, 0.0)
         ahead = standing.running.get(person, 0)
         # The age of a position is that of the person's oldest runs: moving a newer one forward costs them nothing.
         for position, (run_id, age) in enumerate(zip(line, sorted(line), strict=True)):
-            ranked.append((person in over_quota, seconds + (ahead + position) * COUNTED_AHEAD_SECONDS, age, run_id))
-    order = [run_id for *_, run_id in sorted(ranked)]
+            ranking.append((person in over_quota, seconds + (ahead + position) * COUNTED_AHEAD_SECONDS, age, run_id))
+    order = [run_id for *_, run_id in sorted(ranking)]
     return sorted(order, key=lambda run_id: run_id != standing.urgent)  # stable
 
 

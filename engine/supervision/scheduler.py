@@ -39,9 +39,7 @@ _EXPLAINED_OF_EACH = 3  # reasons are saved for the first runs of each person on
 _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
-
-# Called for each attempt that has ended, with the states before and after.
-OnEnd = Callable[[Run, RunState, RunState], None]
+OnEnd = Callable[[Run, RunState, RunState], None]  # called for each ended attempt, with the states before and after
 OnFinal = Callable[[Run, RunState], None]  # called for each run that has ended and does not resume automatically
 
 
@@ -108,11 +106,10 @@ class Scheduler:
     def _scan_folder(self, folder: OwnerFolder) -> None:
         runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
         for run_id, run in runs.items():
-            if run_id in folder.known and not self._was_continued(run):
-                continue
-            with self._problems.guard(run_id, "cannot be supervised"):
-                self._adopt(run)
-                folder.known.add(run_id)
+            if run_id not in folder.known or self._was_continued(run):
+                with self._problems.guard(run_id, "cannot be supervised"):
+                    self._adopt(run)
+                    folder.known.add(run_id)
         for deleted in folder.known - runs.keys():  # deleted under us
             self._unqueue(deleted)
             self.active.pop(deleted, None)
@@ -252,8 +249,8 @@ class Scheduler:
         """Follow the worker that a person or a scheduler started for a waiting run; no second one is started."""
         record, before = run.folder.read_worker(), run.folder.read_state()
         if record is not None and record.attempt == before.attempt and before.job_id:  # its job had been given up
-            changes = {"state": "running", **StateReason(None, "")._asdict(), "ended": None, "changed": time.time()}
-            state = before.model_copy(update=changes)
+            running = {"state": "running", "ended": None, "changed": time.time()}
+            state = before.model_copy(update=StateReason(None, "")._asdict() | running)
         elif record is not None and (record.is_alive() or record.attempt > before.attempt):
             # Its real devices are unknown: assume those that the queue would choose. Another machine's are not ours.
             held_device = device if record.is_alive() else ""
@@ -293,8 +290,7 @@ class Scheduler:
         """Save why the first runs of each person wait, rarely enough that changing figures cost nothing."""
         now, counts = time.time(), Counter[str]()
         for run_id, why in reasons.items():
-            run = self.waiting.get(run_id)
-            if run is None:
+            if (run := self.waiting.get(run_id)) is None:
                 continue
             counts[run.owner] += 1
             is_due = now - self._explained_at.get(run_id, 0.0) >= _EXPLAIN_SECONDS
