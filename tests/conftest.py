@@ -11,7 +11,7 @@ import gc
 import os
 import sys
 from collections import Counter
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,7 +29,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import ui  # noqa: F401 - before gradio
 from engine.paths import LoratoryHome
+from engine.runs.store import RunStore
+from engine.supervision.supervisor import Supervisor
 from tests.fork_server import forking_workers
+from tests.supervision.fake_runs import fake_settings
 
 # Images forbid it; each of hundreds of processes would compile our modules, and each worker the assertions of all tests.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -125,6 +128,28 @@ def home(tmp_path, monkeypatch) -> LoratoryHome:
     root = tmp_path / "home"
     monkeypatch.setenv("LORATORY_HOME", str(root))
     return LoratoryHome.from_environment()
+
+
+@pytest.fixture
+def store(home: LoratoryHome) -> RunStore:
+    """Return the runs of one person."""
+    return RunStore(home, "ann")
+
+
+@pytest.fixture
+def start_supervisor(home: LoratoryHome) -> Iterator[Callable[..., Supervisor]]:
+    """Return a function that starts supervisors, which end with the test."""
+    supervisors: list[Supervisor] = []
+
+    def start(supervised: LoratoryHome = home, **changes: object) -> Supervisor:
+        supervisor = Supervisor(supervised, fake_settings(**changes))
+        supervisor.start()
+        supervisors.append(supervisor)
+        return supervisor
+
+    yield start
+    for supervisor in supervisors:
+        supervisor.stop()
 
 
 @pytest.fixture(scope="session")

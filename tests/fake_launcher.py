@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
 from engine.hardware.device import Device
-from engine.runs.control import asks_to_end
+from engine.runs.control import end_is_requested
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.runs.provenance import MemoryFigures, Provenance
@@ -52,7 +52,7 @@ class FakeLauncher:
         *,
         copied_from: str | None = None,
         on_progress: Callable[[str], None] = lambda _: None,
-        previewed: DatasetReport | None = None,
+        preview: DatasetReport | None = None,
     ) -> Run:
         existing = None if key is None else self._store.find_by_key(key)
         if existing is not None:
@@ -71,7 +71,7 @@ class FakeLauncher:
         *,
         copied_from: str | None = None,
         on_progress: Callable[[str], None] = lambda _: None,
-        previewed: DatasetReport | None = None,
+        preview: DatasetReport | None = None,
     ) -> list[Run]:
         return [
             self.start(config, f"{key}/{number}", copied_from=copied_from, on_progress=on_progress)
@@ -90,7 +90,7 @@ class FakeLauncher:
             for step in range(1, total + 1):
                 time.sleep(self._seconds_per_step)
                 scribe.step(step)
-                if asks_to_end(run.folder):
+                if end_is_requested(run.folder):
                     ending = "stopped"
                     break
             writer.append(StatusData(phase="finished" if ending == "completed" else "stopped"))

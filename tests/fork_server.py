@@ -54,7 +54,7 @@ LIGHT = (
     "tests.processes.answering_worker",
     "tests.processes.confined_worker",
     "tests.processes.interleaving_worker",
-    "tests.runs.fake_worker",
+    "tests.supervision.fake_worker",
 )
 # What each fork server imports, and may fork: data workers never see torch, servers without a page even less.
 KINDS = {

@@ -32,7 +32,7 @@ from engine.runs.store import RunStore
 from tests.fake_inspector import a_shape
 from tests.hub.published import NEXT_COMMIT, PublishedHub
 from tests.invented_runs import a_config
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 from ui.backend.models import OwnDownloads
 
 MODEL = ModelConfig(id="owner/gated")

@@ -385,11 +385,11 @@ from engine.paths import LoratoryHome
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import Supervisor
 from tests.fake_services import fake_services
-from tests.runs.supervision import config_for, fake_settings, wait_for_state
+from tests.supervision.fake_runs import config_for, fake_settings, wait_for_state
 from ui.build import build_app
 
 home = LoratoryHome(Path(sys.argv[1]))
-worker = [sys.executable, "-P", "-m", "tests.runs.fake_worker"]
+worker = [sys.executable, "-P", "-m", "tests.supervision.fake_worker"]
 supervisor = Supervisor(home, fake_settings(lambda spec: [*worker, str(spec.run.folder.path)]))
 supervisor.start()
 run = RunStore(home, "ann").create(config_for("steps=2", run={"where": "toy"}, toy={"grade": 5}))

@@ -19,7 +19,7 @@ from engine.evaluation.job import EvaluationJob
 from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.export.job import ExportJob
 from engine.export.push import PushJob
-from engine.inspector.session import Inspector, InspectorPlaces
+from engine.inspector.session import Inspector, InspectorSlots
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.store import RunStore
 from engine.serve.guard import OwnPageOnly
@@ -75,7 +75,7 @@ def build_services(
     supervisor: Supervisor,
     person: Person | None = None,
     of_catalog: Shapes | None = None,
-    places: InspectorPlaces | None = None,
+    slots: InspectorSlots | None = None,
     logins: Logins | None = None,
 ) -> Services:
     """Return what the page of one person may call.
@@ -84,9 +84,9 @@ def build_services(
         data_roots: Folders whose files may be opened as datasets.
         person: Who is signed in; None where there are no accounts.
         of_catalog: Shapes of models that pages share.
-        places: For the inspectors' processes of all pages of a lab.
+        slots: For the inspectors' processes of all pages of a lab.
     """
-    inspector = Inspector(home, data_roots, places)
+    inspector = Inspector(home, data_roots, slots)
     runs, login_of = RunStore(home, owner), logins_of(home, logins)
     hardware = HardwareList(lambda: login_of(owner))
     return Services(

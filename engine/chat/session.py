@@ -311,7 +311,7 @@ class ChatSession:
 
     def _unload_when_idle(self, active: _ActiveModel) -> None:
         """Unload the model when it is idle and a run waits for its device, or when it expires; ends with the model."""
-        identity = ProcessIdentity.of(active.process.pid or 0)
+        identity = ProcessIdentity.from_pid(active.process.pid or 0)
         while identity is not None and active.is_alive:
             with self._lock:
                 if self._active is not active:

@@ -67,7 +67,7 @@ def runs(
         raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(get_args(State))}.", param_hint="--state")
     store = _store()
     query = RunQuery(
-        words=" ".join(words or ()),
+        terms=" ".join(words or ()),
         states=cast(list[State], state or []),
         methods=tuple(method or ()),
         models=tuple(model or ()),
@@ -81,7 +81,7 @@ def runs(
     elif as_csv:
         typer.echo(summaries_csv(summaries), nl=False)
     elif not summaries:
-        restricts = query.words or query.states or query.methods or query.models or query.tags
+        restricts = query.terms or query.states or query.methods or query.models or query.tags
         print("No such runs." if restricts else "No runs yet. Start one with `loratory train quickstart-cpu`.")
     else:
         print_runs(summaries)
@@ -100,7 +100,7 @@ def show(
     elif as_json:
         print_json(_summary_json(store, summarize(run)) | {"findings": [asdict(one) for one in findings_of(run)]})
     else:
-        print("\n\n".join([describe(run, summarize(run), store.home), *(one.words for one in findings_of(run))]))
+        print("\n\n".join([describe(run, summarize(run), store.home), *(finding.text for finding in findings_of(run))]))
 
 
 def stop(run_id: RunId, as_json: AsJson = False) -> None:

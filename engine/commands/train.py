@@ -98,7 +98,7 @@ def follow_to_the_end(
                     shown_until = max(shown_until, message.time)
                 for finding in findings_of(run, history) if history is not judged else ():
                     if finding.name not in warned:
-                        line.say(f"Warning: {finding.words}")
+                        line.say(f"Warning: {finding.text}")
                     warned.add(finding.name)
                 judged = history
                 if state.is_final and run.folder.state.exists():  # a folder that is being deleted may look like an end

@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field
 from engine.errors import EngineError
 from engine.files import read_model, write_atomically
 from engine.runs.activity import ReportedActivity
-from engine.runs.control import asks_to_end
+from engine.runs.control import end_is_requested
 from engine.runs.job import Activity, Executor, Job, JobEnd, JobStatus
-from engine.runs.run import Run, RunFolder, RunState, Why
+from engine.runs.run import Run, RunFolder, RunState, StateReason
 
 Stage = Literal[
     "unseen",  # submitted by an earlier server, and not looked at yet
@@ -102,10 +102,10 @@ class RemoteJob(Job, Generic[Record]):
         view = self.view
         if view.stage == "ended":
             return JobStatus("gone")
-        why = Why("executor_queue", view.words, view.advice) if view.words else None
+        why = StateReason("executor_queue", view.words, view.advice) if view.words else None
         if view.trouble is not None:
-            why = Why("executor_unreachable", view.trouble.what, view.trouble.fix)
-        may_save = view.stage == "unseen" and asks_to_end(self.run.folder)
+            why = StateReason("executor_unreachable", view.trouble.what, view.trouble.fix)
+        may_save = view.stage == "unseen" and end_is_requested(self.run.folder)
         return JobStatus("alive" if view.stage == "running" or has_reported or may_save else "waiting", why)
 
     def cancel(self) -> None:

@@ -26,7 +26,7 @@ from engine.runs.job import (
     worker_command,
 )
 from engine.runs.provenance import run_title
-from engine.runs.run import RUN_VARIABLE, Run, RunState, Why
+from engine.runs.run import RUN_VARIABLE, Run, RunState, StateReason
 
 
 class LocalContext(NamedTuple):
@@ -60,7 +60,7 @@ class LocalExecutor(Executor):
 
     def submit(self, spec: JobSpec) -> Job:
         process = start_worker(spec, self._command)
-        job = LocalJob(spec.run, spec.attempt, _names(spec), self, process, ProcessIdentity.of(process.pid))
+        job = LocalJob(spec.run, spec.attempt, _names(spec), self, process, ProcessIdentity.from_pid(process.pid))
         job.keep_devices()
         return job
 
@@ -142,7 +142,7 @@ class LocalJob(Job):
             return JobStatus("gone")
         cause = f"Cannot check from here whether the worker on {host} still runs."
         return JobStatus(
-            "unknown", Why("executor_unreachable", cause, f"If it is gone on {host}, cancel and resume it.")
+            "unknown", StateReason("executor_unreachable", cause, f"If it is gone on {host}, cancel and resume it.")
         )
 
     def _poll_child(self, process: subprocess.Popen[bytes]) -> JobStatus:
@@ -186,7 +186,7 @@ class LocalJob(Job):
         on_this_boot = worker is None or worker.is_of_this_boot()
         lost_host = worker.host if worker is not None and worker.is_of_another_host() else None
         return JobEnd(
-            self.exit_code, on_this_boot, rebooted=not on_this_boot and lost_host is None, lost_host=lost_host
+            self.exit_code, on_this_boot, machine_restarted=not on_this_boot and lost_host is None, lost_host=lost_host
         )
 
     def describe(self) -> str:

@@ -84,7 +84,7 @@ class DeviceJob:
             WorkerError: If the process ended.
         """
         process.start()
-        identity = ProcessIdentity.of(process.pid or 0)
+        identity = ProcessIdentity.from_pid(process.pid or 0)
         if identity is None:
             raise process.death()
         if self.model:

@@ -32,7 +32,7 @@ from engine.models.shape import ModelDetails, ModelShape
 from engine.paths import LoratoryHome
 from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.messages import JsonObject
-from engine.processes.pool import ProcessPlaces, ProcessPool
+from engine.processes.pool import ProcessPool, ProcessSlots
 from engine.processes.spawn import Access, has_hub_login
 
 DATA_WORKER_MODULE = "engine.inspector.worker.data"
@@ -73,19 +73,19 @@ class DetailsRequest(BaseModel, frozen=True):
 
 
 @dataclass(frozen=True)
-class InspectorPlaces:
-    """How many processes the inspectors of all people of a lab have at once; each kind has places of its own."""
+class InspectorSlots:
+    """How many processes the inspectors of all people of a lab have at once; each kind has its own slots."""
 
-    data: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(8))  # of 90 MB each, for previews and checks
+    data: ProcessSlots = field(default_factory=lambda: ProcessSlots(8))  # of 90 MB each, for previews and checks
     # Of 350 MB each, with torch; only architectures that were never seen need one.
-    models: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(2))
+    models: ProcessSlots = field(default_factory=lambda: ProcessSlots(2))
     # While they fetch datasets, which may take an hour.
-    hub: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(4))
+    hub: ProcessSlots = field(default_factory=lambda: ProcessSlots(4))
 
 
 _IDLE_SECONDS = 600.0
 _IDLE_SECONDS_IN_LAB = 180.0
-_WAITS_SECONDS = 60.0  # for a place
+_WAITS_SECONDS = 60.0  # for a slot
 _WAITS_FOR_MODELS_SECONDS = 300.0
 
 
@@ -97,11 +97,11 @@ class Inspector:
 
     Args:
         data_roots: Folders that datasets may be read from, besides the samples and the Hub; None reads any regular file.
-        places: Of a lab, shared by the inspectors of all people.
+        slots: Of a lab, shared by the inspectors of all people.
     """
 
     def __init__(
-        self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None, places: InspectorPlaces | None = None
+        self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None, slots: InspectorSlots | None = None
     ) -> None:
         self._home = home
         # They read models and data; they must never take a GPU from training.
@@ -109,7 +109,12 @@ class Inspector:
         roots = tuple(str(root) for root in data_roots or ())
 
         def pool(
-            module: str, log_name: str, size: int, shared: ProcessPlaces | None = None, *access: Access, kept: int = 0
+            module: str,
+            log_name: str,
+            size: int,
+            shared: ProcessSlots | None = None,
+            *access: Access,
+            permanent: int = 0,
         ) -> ProcessPool:
             reads_data = module == DATA_WORKER_MODULE
             processes = (
@@ -123,14 +128,14 @@ class Inspector:
                 for _ in range(size)
             )
             return ProcessPool(
-                tuple(processes), _explain_overrun, spare=reads_data and shared is None, kept=kept, places=shared,
+                tuple(processes), _explain_overrun, spare=reads_data and shared is None, permanent=permanent, slots=shared,
                 person=home.owner, idle_seconds=_IDLE_SECONDS if shared is None else _IDLE_SECONDS_IN_LAB,
             )  # fmt: skip
 
-        for_data, for_models, for_hub = (places.data, places.models, places.hub) if places else (None, None, None)
+        for_data, for_models, for_hub = (slots.data, slots.models, slots.hub) if slots else (None, None, None)
         # The first answers alone until it is busy with one long step.
-        if places is None:
-            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3, kept=1)
+        if slots is None:
+            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3, permanent=1)
         else:
             self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 2, for_data)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
@@ -138,7 +143,7 @@ class Inspector:
         self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub)
         # What the Hub gives only to those who are logged in: a process that may log in, for one question.
         self._logged_in = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub, Access.HUB)
-        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if places is None else 1, for_models)
+        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if slots is None else 1, for_models)
         self._pools = (self._data, self._fetching, self._logged_in, self._models)
 
     def start(self) -> None:

@@ -11,8 +11,8 @@ from engine.errors import AccountError, RunError
 from engine.files import read_model, write_atomically
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
-from engine.runs.run import Run, RunFolder, Why
-from engine.supervision.queue import Waiting
+from engine.runs.run import Run, RunFolder, StateReason
+from engine.supervision.queue import WaitingRun
 
 # A run that was put first counts as an hour until it has run: two devices that become free together go to two people,
 # and people without a running run come before those with one.
@@ -43,14 +43,14 @@ def order_fairly(
         standing: Usage of each person.
         over_quota: People who used more GPU time this week than the soft quota.
     """
-    places: list[tuple[bool, float, str, str]] = []
+    ranking: list[tuple[bool, float, str, str]] = []
     for person, line in lines.items():
         seconds = standing.used_seconds.get(person, 0.0)
         ahead = standing.running.get(person, 0)
-        # The age of a place is that of the person's oldest runs: moving a newer one forward costs them nothing.
-        for place, (run_id, age) in enumerate(zip(line, sorted(line), strict=True)):
-            places.append((person in over_quota, seconds + (ahead + place) * COUNTED_AHEAD_SECONDS, age, run_id))
-    order = [run_id for *_, run_id in sorted(places)]
+        # The age of a position is that of the person's oldest runs: moving a newer one forward costs them nothing.
+        for position, (run_id, age) in enumerate(zip(line, sorted(line), strict=True)):
+            ranking.append((person in over_quota, seconds + (ahead + position) * COUNTED_AHEAD_SECONDS, age, run_id))
+    order = [run_id for *_, run_id in sorted(ranking)]
     return sorted(order, key=lambda run_id: run_id != standing.urgent)  # stable
 
 
@@ -71,19 +71,19 @@ class LabTurn:
     # Free on the disk of the home, where that is less than the lab keeps free; else None.
     free_disk_gb: float | None = None
 
-    def known(self, waiting: Waiting) -> Waiting:
+    def known(self, waiting: WaitingRun) -> WaitingRun:
         """Return a waiting run with the lab's details."""
         is_urgent = waiting.run_id == self.standing.urgent
         return waiting._replace(owner=self.owners[waiting.run_id], is_urgent=is_urgent)
 
-    def hold(self, waiting: Waiting, starting: Collection[str]) -> Why | None:
+    def hold(self, waiting: WaitingRun, starting: Collection[str]) -> StateReason | None:
         """Return why a run waits; None where it may start, given the runs that start before it."""
         maintenance, limits = self.rules.maintenance, self.rules.limits
         if maintenance.is_on:
-            return Why("maintenance", f"The lab starts no runs at present. {maintenance.text}".rstrip())
+            return StateReason("maintenance", f"The lab starts no runs at present. {maintenance.text}".rstrip())
         if self.free_disk_gb is not None:
             what = f"The disk has {self.free_disk_gb:,.1f} GB free; runs start from {limits.free_disk_gb:g} GB."
-            return Why("free_disk", what, "Delete runs that are no longer needed, or ask an admin for space.")
+            return StateReason("free_disk", what, "Delete runs that are no longer needed, or ask an admin for space.")
         most = limits.running_per_person
         if most is None or waiting.is_urgent or waiting.section.is_elsewhere:
             return None
@@ -92,24 +92,23 @@ class LabTurn:
         if running < most:
             return None
         runs = "1 of your runs is" if running == 1 else f"{running:,} of your runs are"
-        return Why("running_cap", f"{runs} running; the lab allows {most:,} per person.")
+        return StateReason("running_cap", f"{runs} running; the lab allows {most:,} per person.")
 
 
 def lab_reasons(
-    reasons: Mapping[str, Why], queue: Iterable[Waiting], rules: LabRules, standing: LabStanding
-) -> dict[str, Why]:
+    reasons: Mapping[str, StateReason], queue: Iterable[WaitingRun], rules: LabRules, standing: LabStanding
+) -> dict[str, StateReason]:
     """Return the reasons of a plan, with the weekly quota for runs that it moved back."""
     quota, over_quota = rules.limits.weekly_gpu_hours, people_over_quota(rules, standing)
     owners = {waiting.run_id: waiting.owner for waiting in queue}
-
-    def worded(run_id: str, why: Why) -> Why:
+    result = dict(reasons)
+    for run_id, why in reasons.items():
         owner = owners.get(run_id, "")
-        if quota is None or owner not in over_quota or why.reason != "other_persons_run":
-            return why
-        what = f"You used {standing.week_hours[owner]:,.1f} of {quota:g} GPU-hours this week. {why.cause}"
-        return Why("weekly_quota", what, "It starts when no other person waits for the device, or on Monday.")
-
-    return {run_id: worded(run_id, why) for run_id, why in reasons.items()}
+        if owner in over_quota and why.reason == "other_persons_run":
+            what = f"You used {standing.week_hours[owner]:,.1f} of {quota:g} GPU-hours this week. {why.cause}"
+            advice = "It starts when no other person waits for the device, or on Monday."
+            result[run_id] = StateReason("weekly_quota", what, advice)
+    return result
 
 
 _LONGEST_WHY = 120
@@ -126,7 +125,7 @@ class UrgentRun(BaseModel):
     why: str = ""
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """Why it goes first."""
         reason = f" ({self.why})" if self.why else ""
         return f"Goes first: {self.by or 'an admin'} made it urgent{reason}."
@@ -167,8 +166,8 @@ class UrgentSlot:
             present = self.run()
             if present is not None and present.run_id != run.id:
                 raise RunError("Another run is urgent already.", "Wait until it has started, or clear it.")
-            words = "".join(sign for sign in " ".join(why.split()) if sign.isprintable())[:_LONGEST_WHY]
-            slot = UrgentRun(owner=run.owner, run_id=run.id, by=person.name, why=words)
+            text = "".join(sign for sign in " ".join(why.split()) if sign.isprintable())[:_LONGEST_WHY]
+            slot = UrgentRun(owner=run.owner, run_id=run.id, by=person.name, why=text)
             write_atomically(self._path, slot.model_dump_json())
 
     def clear(self, person: Person) -> None:

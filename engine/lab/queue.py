@@ -24,17 +24,17 @@ from engine.runs.history.run_history import HistoryReader, seconds_left
 from engine.runs.run import Reason, Run, RunFolder, RunState, State
 from engine.runs.usage import Attempt, live_attempt, local_devices
 
-_MOST_FOLLOWED = 100
+_MOST_READERS = 100
 
 # What other people see: only a reason, since a run's own text may name its settings.
-_PUBLIC_WORDS: dict[Reason, str] = {
+_PUBLIC_TEXTS: dict[Reason, str] = {
     "memory": "Waits for free memory.",
     "device_in_use": "Waits for a device that is in use.",
     "device_missing": "Waits for a device that is not there.",
     "earlier_run": "Waits for an earlier run of the same person.",
-    "other_persons_run": "Waits for its turn.",
+    "other_persons_run": "Queued.",
     "urgent_run": "Waits for an urgent run.",
-    "running_cap": "Waits: its owner has as many runs at work as the lab allows.",
+    "running_cap": "Waits: its owner has as many running runs as the lab allows.",
     "weekly_quota": "Waits: its owner has used this week's GPU-hours.",
     "maintenance": "Waits for the end of the maintenance.",
     "free_disk": "Waits for free disk space.",
@@ -47,16 +47,16 @@ _PUBLIC_WORDS: dict[Reason, str] = {
 
 @dataclass(frozen=True)
 class QueueEntry:
-    """A run that waits or is at work."""
+    """A run that waits or has a device."""
 
     owner: str
     state: State  # as the supervisor saw it last
     device: str  # that it has; empty while it waits
-    place: int | None  # in the queue, from 1; None at work
+    position: int | None  # in the queue, from 1; None once it has a device
     since: float | None  # when it got its device
     expected_end: float | None  # in seconds since the epoch; None while it is unknown
     reason: Reason | None  # why it waits, or stops
-    words: str  # the same for the viewer
+    text: str  # the same for the viewer
     run_id: str  # empty where the viewer may do nothing with it
     urgent: str = ""  # why it comes first; empty where it does not
 
@@ -81,14 +81,12 @@ class QueueBoard:
         home: LoratoryHome,
         devices: Callable[[], Sequence[Device]] = list_devices,
         programs: Callable[[int], Sequence[GpuProgram]] = list_gpu_programs,
-        clock: Callable[[], float] = time.time,
     ) -> None:
         self._home = home
         self._book = LeaseBook(home)
         self._rules = RulesReader(home)
         self._devices = devices
         self._programs = programs
-        self._clock = clock
         self._lock = threading.Lock()  # guards the readers
         self._readers: dict[str, HistoryReader] = {}
 
@@ -103,18 +101,18 @@ class QueueBoard:
             urgent = UrgentSlot(self._home).run()
         entries = []
         for run, state in self._at_work(snapshot):
-            words = _words(run.owner, viewer, state.reason, state.cause)
+            text = _reason_text(run.owner, viewer, state.reason, state.cause)
             entries.append(
                 QueueEntry(
                     run.owner, state.state, state.device, None, state.attempt_started, self._expected_end(run, state, rules),
-                    state.reason, words, _id_for(viewer, run.owner, run.id),
+                    state.reason, text, _id_for(viewer, run.owner, run.id),
                 )
             )  # fmt: skip
-        for place, run_place in enumerate(snapshot.waiting, start=1):
-            owner, reason, run_id = run_place.owner, run_place.reason, run_place.run_id
-            words, shown_id = _words(owner, viewer, reason, run_place.cause), _id_for(viewer, owner, run_id)
-            first = urgent.words if urgent is not None and urgent.run_id == run_id else ""
-            entries.append(QueueEntry(owner, "queued", "", place, None, None, reason, words, shown_id, first))
+        for position, queued in enumerate(snapshot.waiting, start=1):
+            owner, reason, run_id = queued.owner, queued.reason, queued.run_id
+            text, shown_id = _reason_text(owner, viewer, reason, queued.cause), _id_for(viewer, owner, run_id)
+            first = urgent.text if urgent is not None and urgent.run_id == run_id else ""
+            entries.append(QueueEntry(owner, "queued", "", position, None, None, reason, text, shown_id, first))
         return tuple(entries)
 
     def devices(self) -> tuple[DeviceUse, ...]:
@@ -124,7 +122,7 @@ class QueueBoard:
 
     def attempts(self) -> tuple[Attempt, ...]:
         """Return the current attempts, for `usage_by_week`."""
-        now = self._clock()
+        now = time.time()
         live = (live_attempt(run, state, now) for run, state in self._at_work(self._snapshot()))
         return tuple(attempt for attempt in live if attempt is not None)
 
@@ -140,12 +138,12 @@ class QueueBoard:
                     yield run, state
 
     def _expected_end(self, run: Run, state: RunState, rules: LabRules) -> float | None:
-        now = self._clock()
+        now = time.time()
         with self._lock:
-            if len(self._readers) > _MOST_FOLLOWED:
+            if len(self._readers) > _MOST_READERS:
                 self._readers.clear()
             reader = self._readers.setdefault(run.id, HistoryReader(run.folder.events))
-            seconds = seconds_left(reader.update(), self._clock)
+            seconds = seconds_left(reader.update())
         ends = [] if seconds is None else [now + seconds]
         hours = rules.limits.guest_run_hours if run.owner in rules.guests else rules.limits.longest_run_hours
         # The lab limits the use of its own devices.
@@ -156,13 +154,13 @@ class QueueBoard:
     def _use(self, device: Device, holder: LeaseHolder | None) -> DeviceUse:
         programs = tuple(self._programs(device.index)) if device.kind == "cuda" else ()
         if holder is not None:
-            programs = tuple(one for one in programs if one.pid not in _family_of(holder.process.pid))
+            programs = tuple(program for program in programs if program.pid not in _family_of(holder.process.pid))
         owner, purpose, since = (holder.owner, holder.purpose, holder.since) if holder is not None else ("", None, None)
         return DeviceUse(lease_name(device), device.name, owner, purpose, since, programs)
 
 
-def _words(owner: str, viewer: Person, reason: Reason | None, cause: str) -> str:
-    return cause if owner == viewer.name else _PUBLIC_WORDS.get(reason, "") if reason is not None else ""
+def _reason_text(owner: str, viewer: Person, reason: Reason | None, cause: str) -> str:
+    return cause if owner == viewer.name else _PUBLIC_TEXTS.get(reason, "") if reason is not None else ""
 
 
 def _id_for(viewer: Person, owner: str, run_id: str) -> str:

@@ -103,7 +103,7 @@ def _is_allowed(allowed: AllowedPaths, text: str | Path) -> bool:
 
 
 @contextlib.contextmanager
-def admitted(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
+def admission(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
     """Allow the block to queue runs; concurrent requests are counted one after the other.
 
     Does nothing without accounts.
@@ -117,18 +117,18 @@ def admitted(home: LoratoryHome, owner: str, count: int = 1) -> Iterator[None]:
         return
     require_disk_space(home, owner)
     with FileLock(home.server / f"admission-{owner}.lock"):
-        _require_place(home, owner, count)
+        _require_queue_room(home, owner, count)
         yield
 
 
 def require_admission(home: LoratoryHome, owner: str, count: int = 1) -> None:
-    """Refuse at once what `admitted` would refuse, before long checks; raises as it does."""
-    with admitted(home, owner, count):
+    """Refuse at once what `admission` would refuse, before long checks; raises as it does."""
+    with admission(home, owner, count):
         pass
 
 
 def resume_run(home: LoratoryHome, run: Run) -> None:
-    """Request to resume a run, if its owner may queue one more; raises as `request_resume` and `admitted` do.
+    """Request to resume a run, if its owner may queue one more; raises as `request_resume` and `admission` do.
 
     Raises:
         RunError: Also if its owner has become a guest, and it trains elsewhere.
@@ -138,11 +138,11 @@ def resume_run(home: LoratoryHome, run: Run) -> None:
             "Guests train on the lab's own devices, and this run trained elsewhere.",
             "Copy its settings to train it here.",
         )
-    with admitted(home, run.owner):
+    with admission(home, run.owner):
         request_resume(home, run)
 
 
-def _require_place(home: LoratoryHome, owner: str, count: int) -> None:
+def _require_queue_room(home: LoratoryHome, owner: str, count: int) -> None:
     rules = read_rules(home)
     most = None if rules is None else rules.limits.waiting_per_person
     if most is None:

@@ -21,7 +21,7 @@ from engine.lab.fairness import LabStanding, LabTurn, UrgentSlot, order_fairly, 
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop_for_time
 from engine.runs.disk import free_bytes, is_disk_short
-from engine.runs.run import Reason, Run, RunState, Why
+from engine.runs.run import Reason, Run, RunState, StateReason
 from engine.runs.usage import (
     Attempt,
     DecayedSeconds,
@@ -36,13 +36,14 @@ from engine.supervision.queue import QueueOrder, StartRules
 
 SNAPSHOT_FILE = "lab-queue.json"
 
+ActiveRuns = Mapping[str, tuple[Run, RunState]]  # by id
 ListPrograms = Callable[[int], Sequence[GpuProgram]]
 
 _log = logging.getLogger(__name__)
 
 
-class WaitingPlace(BaseModel):
-    """A waiting run in the queue of a lab; `cause` may name the owner's own runs, and is for the owner alone."""
+class QueuedRun(BaseModel):
+    """A run in the queue of a lab; `cause` may name the owner's own runs, and is for the owner alone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -57,7 +58,7 @@ class QueueSnapshot(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    waiting: tuple[WaitingPlace, ...] = ()
+    waiting: tuple[QueuedRun, ...] = ()
     active: tuple[tuple[str, str], ...] = ()  # owner and id
 
 
@@ -80,7 +81,7 @@ class LabSupervision:
         if attempt is not None and self._rules.read() is not None:
             self._ledger.add(attempt)
 
-    def look(self, waiting: Mapping[str, Run], active: Mapping[str, tuple[Run, RunState]]) -> LabTurn | None:
+    def take_turn(self, waiting: Mapping[str, Run], active: ActiveRuns) -> LabTurn | None:
         """Return the current order of runs, after stopping those at their time limit; None without accounts."""
         rules = self._rules.read()
         if rules is None:
@@ -104,24 +105,24 @@ class LabSupervision:
 
     def start_rules(self, turn: LabTurn, devices: Sequence[Device], holders: Mapping[str, LeaseHolder]) -> StartRules:
         """Return the lab's reasons to delay runs, in addition to leases and memory."""
-        occupied: dict[str, Why] = {}
+        program_use: dict[str, StateReason] = {}
         for device in devices if turn.rules.limits.waits_for_other_programs else ():
             name = lease_name(device)
             if device.kind == "cuda" and name not in holders:
                 programs = self.programs(device.index)
                 if programs:
-                    occupied[name] = _occupied_reason(name, programs)
-        return StartRules(turn.hold, occupied)
+                    program_use[name] = _program_reason(name, programs)
+        return StartRules(turn.hold, program_use)
 
-    def publish(self, turn: LabTurn, reasons: Mapping[str, Why], active: Mapping[str, tuple[Run, RunState]]) -> None:
+    def publish(self, turn: LabTurn, reasons: Mapping[str, StateReason], active: ActiveRuns) -> None:
         """Save the queue for pages, where it has changed."""
-        places = []
+        waiting = []
         for run_id in turn.order:
             if run_id not in active:
-                reason, cause, _ = reasons.get(run_id, Why(None, ""))
-                places.append(WaitingPlace(owner=turn.owners[run_id], run_id=run_id, reason=reason, cause=cause))
+                reason, cause, _ = reasons.get(run_id, StateReason(None, ""))
+                waiting.append(QueuedRun(owner=turn.owners[run_id], run_id=run_id, reason=reason, cause=cause))
         at_work = tuple((run.owner, run.id) for run, _ in active.values())
-        snapshot = QueueSnapshot(waiting=tuple(places), active=at_work)
+        snapshot = QueueSnapshot(waiting=tuple(waiting), active=at_work)
         if snapshot == self._published:
             return
         try:
@@ -136,11 +137,7 @@ class LabSupervision:
         return UsageLedger(self.home, self.clock)
 
     def _standing(
-        self,
-        rules: LabRules,
-        active: Mapping[str, tuple[Run, RunState]],
-        live: Iterable[Attempt],
-        people: Collection[str],
+        self, rules: LabRules, active: ActiveRuns, live: Iterable[Attempt], people: Collection[str]
     ) -> LabStanding:
         now, ledger, weight = self.clock(), self._ledger, rules.limits.weight
         present, week = DecayedSeconds(now), week_of(now)
@@ -180,7 +177,7 @@ class LabSupervision:
                 _log.error("%s could not be stopped at its maximum run time: %s", run.id, error)
 
 
-def _occupied_reason(name: str, programs: Sequence[GpuProgram]) -> Why:
-    words = ", ".join(one.words for one in programs[:3])
-    what = f"{device_words(name)} is in use outside Loratory ({words})."
-    return Why("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")
+def _program_reason(name: str, programs: Sequence[GpuProgram]) -> StateReason:
+    names = ", ".join(program.words for program in programs[:3])
+    what = f"{device_words(name)} is in use outside Loratory ({names})."
+    return StateReason("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")

@@ -57,7 +57,7 @@ class _Running:
     @property
     def is_alive(self) -> bool:
         # An identity too: while threads of a killed process end, it can't be waited for yet.
-        return self.process.poll() is None and ProcessIdentity.of(self.process.pid) is not None
+        return self.process.poll() is None and ProcessIdentity.from_pid(self.process.pid) is not None
 
     def write(self, message: JsonObject) -> None:
         assert self.process.stdin is not None
@@ -198,7 +198,7 @@ class JsonLinesProcess:
             watcher.join()
 
     def reserve_id(self) -> int:
-        """Number a request before it is sent, so another thread can cancel it."""
+        """Return the number of a request before it is sent, so another thread can cancel it."""
         return next(self._ids)
 
     def cancel(self, request_id: int) -> None:

@@ -35,9 +35,9 @@ def limited(seconds: float, memory_bytes: int) -> Iterator[None]:
         try:
             yield
         finally:
-            spent = budget - signal.setitimer(signal.ITIMER_PROF, 0)[0]
+            used = budget - signal.setitimer(signal.ITIMER_PROF, 0)[0]
             if outer:
-                signal.setitimer(signal.ITIMER_PROF, max(outer - spent, 0.001))
+                signal.setitimer(signal.ITIMER_PROF, max(outer - used, 0.001))
 
 
 @contextlib.contextmanager
@@ -110,7 +110,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 def peak_process_bytes() -> int:
-    """The most that this process ever held in RAM, its starter not counted."""
+    """Return the peak RAM of this process, its starter not counted."""
     if sys.platform == "linux":
         # Rather than ru_maxrss, in which a process inherits what the one that started it had held.
         status = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace")

@@ -44,12 +44,12 @@ class ProcessIdentity(BaseModel):
     @classmethod
     def current(cls) -> Self:
         """Identity of the process that asks."""
-        identity = cls.of(os.getpid())
+        identity = cls.from_pid(os.getpid())
         assert identity is not None, "the asking process is alive"
         return identity
 
     @classmethod
-    def of(cls, pid: int) -> Self | None:
+    def from_pid(cls, pid: int) -> Self | None:
         """Identity of the process that bears `pid` now; None where there is none, or only a zombie is left of it."""
         start_time = _start_time_of_living(pid)
         if start_time is None:
@@ -119,7 +119,7 @@ class ProcessIdentity(BaseModel):
 
 @functools.cache
 def boot_id() -> str:
-    """Changes with every start of the machine, and only then."""
+    """Return an id that changes with every start of the machine, and only then."""
     if sys.platform == "linux":
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     # Derived from a clock, which drifts: minutes are coarse enough, and no machine restarts within one.

@@ -15,14 +15,14 @@ from engine.processes.json_lines import JsonLinesProcess, result_of
 from engine.processes.limits import OVERRUN_EXIT_CODES
 from engine.processes.messages import JsonObject, NotBegunError, ProcessEndedError
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 # A page asks several questions in a row: its process does not change hands between them, which would cost a start each time.
 _OWN_IDLE_SECONDS = 1.0
 _OWN_SECONDS = 20.0
 
 
 @dataclass
-class _Place:
+class _Slot:
     person: str
     since: float
     used: float
@@ -38,12 +38,12 @@ class _Waiter:
     person: str
 
 
-class ProcessPlaces:
+class ProcessSlots:
     """Bounds the processes of several pools together.
 
-    A process keeps its place while it is idle, and after a second of that may lose it to a person who needs one. Where all
-    are at work, next is who has fewest at work, then who came first. A person who has one at work gets another only while
-    at least half of the places are not at work, so one person cannot fill the machine.
+    A process keeps its slot while it is idle, and after a second of that may lose it to a person who needs one. Where all
+    are busy, next is the person with the fewest busy ones, then who came first. A person who has a busy one gets another
+    only while at least half of the slots are not busy, so one person cannot fill the machine.
 
     Args:
         most: Processes at once.
@@ -53,35 +53,35 @@ class ProcessPlaces:
         self.most = most
         self._clock = clock
         self._changed = threading.Condition()  # guards the three below
-        self._places: dict[JsonLinesProcess, _Place] = {}
+        self._slots: dict[JsonLinesProcess, _Slot] = {}
         self._ending: set[JsonLinesProcess] = set()
         self._waiting: list[_Waiter] = []
 
     def has_room(self, person: str) -> bool:
         """Return whether another process of a person would start at once."""
         with self._changed:
-            return not self._waiting and self._may_go(person)
+            return not self._waiting and self._may_start(person)
 
-    def take(self, process: JsonLinesProcess, person: str) -> Iterator[None]:
-        """Wait for a place for one question of a process, which has it then until `give`; yields once a second meanwhile."""
+    def acquire(self, process: JsonLinesProcess, person: str) -> Iterator[None]:
+        """Wait for a slot for one question of a process, which has it then until `release`; yields once a second meanwhile."""
         waiter = _Waiter(person)
         victim: JsonLinesProcess | None = None
         try:
             while True:
                 with self._changed:
-                    place = self._places.get(process)
-                    if place is not None:
-                        place.questions += 1
+                    slot = self._slots.get(process)
+                    if slot is not None:
+                        slot.questions += 1
                         break
                     if waiter not in self._waiting:
                         self._waiting.append(waiter)
                     if process not in self._ending and self._next() is waiter:
-                        if len(self._places) + len(self._ending) >= self.most:
+                        if len(self._slots) + len(self._ending) >= self.most:
                             victim = self._end_longest_idle()
                         now = self._clock()
-                        self._places[process] = _Place(person, now, now)
+                        self._slots[process] = _Slot(person, now, now)
                         break
-                    self._changed.wait(_LOOK_SECONDS)
+                    self._changed.wait(_POLL_SECONDS)
                 yield
         finally:
             with self._changed:
@@ -91,53 +91,53 @@ class ProcessPlaces:
         if victim is not None:
             self._end(victim)  # before the other starts: there are never more
 
-    def give(self, process: JsonLinesProcess) -> None:
+    def release(self, process: JsonLinesProcess) -> None:
         """Note that a question has ended; its process is idle where it was the last."""
         with self._changed:
-            place = self._places.get(process)
-            if place is not None:
-                place.questions -= 1
-                place.used = self._clock()
+            slot = self._slots.get(process)
+            if slot is not None:
+                slot.questions -= 1
+                slot.used = self._clock()
             self._changed.notify_all()
 
     def end_if_idle(self, process: JsonLinesProcess) -> None:
-        """End a process without questions, and free its place."""
+        """End a process without questions, and free its slot."""
         with self._changed:
-            place = self._places.get(process)
-            if place is None or place.questions:
+            slot = self._slots.get(process)
+            if slot is None or slot.questions:
                 return
-            del self._places[process]
+            del self._slots[process]
             self._ending.add(process)
         self._end(process)
 
     def free(self, process: JsonLinesProcess) -> None:
-        """Free the place of a process that was closed."""
+        """Free the slot of a process that was closed."""
         with self._changed:
-            self._places.pop(process, None)
+            self._slots.pop(process, None)
             self._changed.notify_all()
 
     def _next(self) -> _Waiter | None:
-        able = (waiter for waiter in self._waiting if self._may_go(waiter.person))
-        return min(able, key=lambda waiter: self._at_work(waiter.person), default=None)
+        able = (waiter for waiter in self._waiting if self._may_start(waiter.person))
+        return min(able, key=lambda waiter: self._busy_slots(waiter.person), default=None)
 
-    def _may_go(self, person: str) -> bool:
-        at_work = sum(1 for place in self._places.values() if place.questions)
-        if self._at_work(person) and at_work >= self.most / 2:
+    def _may_start(self, person: str) -> bool:
+        busy = sum(1 for slot in self._slots.values() if slot.questions)
+        if self._busy_slots(person) and busy >= self.most / 2:
             return False
-        return len(self._places) + len(self._ending) < self.most or bool(self._idle())
+        return len(self._slots) + len(self._ending) < self.most or bool(self._idle())
 
-    def _at_work(self, person: str) -> int:
-        return sum(1 for place in self._places.values() if place.person == person and place.questions)
+    def _busy_slots(self, person: str) -> int:
+        return sum(1 for slot in self._slots.values() if slot.person == person and slot.questions)
 
     def _end_longest_idle(self) -> JsonLinesProcess:
-        oldest = min(self._idle(), key=lambda process: self._places[process].used)
-        del self._places[oldest]
+        oldest = min(self._idle(), key=lambda process: self._slots[process].used)
+        del self._slots[oldest]
         self._ending.add(oldest)
         return oldest
 
     def _idle(self) -> list[JsonLinesProcess]:
         now = self._clock()
-        return [process for process, place in self._places.items() if place.can_be_lost(now)]
+        return [process for process, slot in self._slots.items() if slot.can_be_lost(now)]
 
     def _end(self, process: JsonLinesProcess) -> None:
         process.close_if_unused()
@@ -161,9 +161,9 @@ class ProcessPool:
     _: KW_ONLY
     # Whether the second starts after the first answer, before it is needed: no question then waits for imports.
     spare: bool = False
-    kept: int = 1  # so many of them do not end when idle
+    permanent: int = 1  # so many of them do not end when idle
     idle_seconds: float = 600.0  # until the others do
-    places: ProcessPlaces | None = None  # in a lab, shared with the pools of other people
+    slots: ProcessSlots | None = None  # in a lab, shared with the pools of other people
     person: str = ""  # for whom they work
 
     def __post_init__(self) -> None:
@@ -191,9 +191,9 @@ class ProcessPool:
         for process in self.processes:
             process.restarts = False
         self.stop(timeout_seconds)
-        if self.places is not None:
+        if self.slots is not None:
             for process in self.processes:
-                self.places.free(process)
+                self.slots.free(process)
 
     def stop(self, timeout_seconds: float = 5.0) -> None:
         """End the processes; questions under way end with a WorkerError, the next one starts them again."""
@@ -213,15 +213,15 @@ class ProcessPool:
         """Ask, and yield each `{"progress": …}` and at last the `{"result": …}`; closing it early cancels the question.
 
         Progress begins again where a question is asked again. What is known to overrun goes along as `overruns`. While it
-        waits for a place, `{"waiting": words}` comes once a second.
+        waits for a slot, `{"waiting": …}` comes once a second.
 
         Args:
-            waits_seconds: How long it may wait for a place.
+            waits_seconds: How long it may wait for a slot.
 
         Raises:
             EngineError: As raised by the handler, of the same class.
             ModelLimitError: If what the question works with overran.
-            WorkerError: If the process ended, or no place was free in time.
+            WorkerError: If the process ended, or no slot was free in time.
         """
         busy: JsonLinesProcess | None = None
         deaths = 0
@@ -229,7 +229,7 @@ class ProcessPool:
             process, may_move = self._choose(busy)
             request_params = {**params, "overruns": self._overruns.copy()}
             begins_within = _BEGINS_WITHIN_SECONDS if may_move else None
-            yield from self._take(process, waits_seconds)
+            yield from self._wait_for_slot(process, waits_seconds)
             try:
                 for answer in process.stream(method, request_params, begins_within=begins_within):
                     if self.spare and "result" in answer:
@@ -249,23 +249,26 @@ class ProcessPool:
                 self._remember(error.subject, error)
                 raise
             finally:
-                if self.places is not None:
-                    self.places.give(process)
-                self._end_idle_ones_later()
+                if self.slots is not None:
+                    self.slots.release(process)
+                self._end_idle_later()
 
-    def _take(self, process: JsonLinesProcess, waits_seconds: float) -> Iterator[JsonObject]:
+    def _wait_for_slot(self, process: JsonLinesProcess, waits_seconds: float) -> Iterator[JsonObject]:
         """Wait until the process may start, where it is one of a lab."""
         if self._is_closed:
             raise WorkerError("The page was closed.", "Open it again.")
-        if self.places is None:
+        if self.slots is None:
             return
-        began, most = time.monotonic(), self.places.most
-        for _ in self.places.take(process, self.person):
+        began, most = time.monotonic(), self.slots.most
+        for _ in self.slots.acquire(process, self.person):
             if self._is_closed or time.monotonic() - began > waits_seconds:
                 raise WorkerError(
-                    f"All {most} processes of the lab for this are at work for other people.", "Try again in a minute."
+                    f"All {most} processes of the lab for this are busy with requests of other people.",
+                    "Try again in a minute.",
                 )
-            yield {"waiting": f"Waiting: all {most} processes of the lab for this are at work for other people."}
+            yield {
+                "waiting": f"Waiting: all {most} processes of the lab for this are busy with requests of other people."
+            }
 
     def _start_spare(self) -> None:
         with self._lock:
@@ -280,10 +283,10 @@ class ProcessPool:
         one may start, the question stays with its process however long that takes: the second value is False then.
         """
         candidates = [process for process in self.processes if process is not busy]
-        if self.places is not None and not self.places.has_room(self.person):
-            started_ones = [process for process in self.processes if process.pid is not None]
-            if started_ones:
-                return min(started_ones, key=lambda process: process.requests), False
+        if self.slots is not None and not self.slots.has_room(self.person):
+            started = [process for process in self.processes if process.pid is not None]
+            if started:
+                return min(started, key=lambda process: process.requests), False
         running = (process for process in candidates if process.pid is not None)
         keeping_up = (process for process in running if process.silent_seconds < _BEGINS_WITHIN_SECONDS)
         not_started = (process for process in candidates if process.pid is None)
@@ -305,21 +308,21 @@ class ProcessPool:
             while len(self._overruns) > _MOST_OVERRUNS:
                 del self._overruns[next(iter(self._overruns))]
 
-    def _end_idle_ones_later(self) -> None:
-        if all(process.pid is None for process in self.processes[self.kept :]):
+    def _end_idle_later(self) -> None:
+        if all(process.pid is None for process in self.processes[self.permanent :]):
             return
         with self._lock:
             if self._is_closed:
                 return
             if self._idle_timer is not None:
                 self._idle_timer.cancel()
-            self._idle_timer = threading.Timer(self.idle_seconds, self._end_idle_ones)
+            self._idle_timer = threading.Timer(self.idle_seconds, self._end_idle)
             self._idle_timer.daemon = True
             self._idle_timer.start()
 
-    def _end_idle_ones(self) -> None:
-        for process in self.processes[self.kept :]:
-            if self.places is None:
+    def _end_idle(self) -> None:
+        for process in self.processes[self.permanent :]:
+            if self.slots is None:
                 process.close_if_unused()
             else:
-                self.places.end_if_idle(process)
+                self.slots.end_if_idle(process)

@@ -74,7 +74,7 @@ class Access(Enum):
     PACKAGE_INDEX = re.compile(r"PIP_.*")
 
 
-def environment_for(access: Collection[Access], inherited: Mapping[str, str] | None = None) -> dict[str, str]:
+def environment_for(access: Collection[Access], source: Mapping[str, str] | None = None) -> dict[str, str]:
     """Choose what a process gets of an environment, ours by default: no secrets but those for its `access`."""
 
     def is_passed(name: str) -> bool:
@@ -82,8 +82,7 @@ def environment_for(access: Collection[Access], inherited: Mapping[str, str] | N
             return True
         return name.startswith(_PASSED_PREFIXES) and _SECRET_WORD.search(name) is None
 
-    source = os.environ if inherited is None else inherited
-    variables = {name: value for name, value in source.items() if is_passed(name)}
+    variables = {name: value for name, value in (os.environ if source is None else source).items() if is_passed(name)}
     return variables if Access.HUB in access else variables | _NO_HUB_LOGIN
 
 
@@ -125,18 +124,18 @@ def spawn(
     log_file: Path,
     environment: Mapping[str, str] | None = None,
     access: Collection[Access] = (),
-    asked: bool = False,
-    inherited: tuple[int, ...] = (),
+    answers: bool = False,
+    pass_fds: tuple[int, ...] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process that outlives us: own session, no inherited handles, stdout and stderr appended to `log_file`.
 
     Args:
         argv: The command, as a list; never through a shell.
-        log_file: Takes stderr, and stdout unless the process is asked.
+        log_file: Takes stderr, and stdout unless the process answers.
         environment: Variables in addition to those that `environment_for` passes on.
         access: What it may log in to; no other secret of ours reaches it.
-        asked: Whether it has pipes for questions on stdin and answers on stdout.
-        inherited: Other descriptors that the process gets.
+        answers: Whether it has pipes for requests on stdin and answers on stdout.
+        pass_fds: Other descriptors that the process gets.
 
     Raises:
         WorkerError: If the process cannot be started.
@@ -147,13 +146,13 @@ def spawn(
         with log_file.open("ab") as log:
             return subprocess.Popen(
                 list(argv),
-                stdin=subprocess.PIPE if asked else subprocess.DEVNULL,
-                stdout=subprocess.PIPE if asked else log,
+                stdin=subprocess.PIPE if answers else subprocess.DEVNULL,
+                stdout=subprocess.PIPE if answers else log,
                 stderr=log,
                 env={**LIBRARY_ENVIRONMENT, **environment_for(access), **(environment or {})},
                 start_new_session=True,
                 close_fds=True,
-                pass_fds=inherited,
+                pass_fds=pass_fds,
             )
     except OSError as error:
         raise WorkerError(
@@ -235,8 +234,8 @@ def spawn_helper(
             log_file=log_file,
             environment=environment if read_end is None else {**environment, LIFE_LINE: str(read_end)},
             access=access,
-            asked=True,
-            inherited=() if read_end is None else (read_end,),
+            answers=True,
+            pass_fds=() if read_end is None else (read_end,),
         )
     except WorkerError:
         if write_end is not None:

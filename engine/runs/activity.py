@@ -104,17 +104,17 @@ class ProgressWatch:
         self._folder = folder
         self._limits = limits
         self._clock = clock
-        self._signs = self._look()
+        self._signs = self._read_output()
         self._last_sign = clock()
         self._longest_silence = 0.0  # that ended
         self._cpu: tuple[float, float] | None = None  # when it was looked at, and processor seconds by then
         self._computes = True
         self._was_suspended = False
 
-    def look(self, worker: Activity, *, is_training: bool) -> Silence:
+    def update(self, worker: Activity, *, is_training: bool) -> Silence:
         """Judge a worker that is alive."""
         now = self._clock()
-        signs, suspended = self._look(), worker.is_suspended()
+        signs, suspended = self._read_output(), worker.is_suspended()
         if signs != self._signs:
             self._longest_silence = max(self._longest_silence, now - self._last_sign)
         if signs != self._signs or (
@@ -123,7 +123,7 @@ class ProgressWatch:
             self._last_sign, self._cpu, self._computes = now, None, True
         self._signs, self._was_suspended = signs, suspended
         if not suspended:
-            self._look_at_processor(worker, now)
+            self._read_processor(worker, now)
         unusual = max(self._limits.unusual_seconds, 2 * self._longest_silence)
         return Silence(now - self._last_sign, self._limit(suspended, is_training), suspended, unusual)
 
@@ -134,7 +134,7 @@ class ProgressWatch:
             return self._limits.busy_seconds
         return self._limits.idle_seconds if is_training else self._limits.preparing_idle_seconds
 
-    def _look_at_processor(self, worker: Activity, now: float) -> None:
+    def _read_processor(self, worker: Activity, now: float) -> None:
         if now - self._last_sign < _CPU_LOOK_SECONDS:
             return  # it works; a look at its processes costs a millisecond
         if self._cpu is None:
@@ -149,6 +149,6 @@ class ProgressWatch:
         if seconds is not None:
             self._computes = (seconds - before) > _IDLE_SHARE_OF_A_CORE * (now - last_look)
 
-    def _look(self) -> tuple[tuple[int, int], ...]:
+    def _read_output(self) -> tuple[tuple[int, int], ...]:
         """Sizes and times of what the worker writes: one that waits for room on the disk can change the time alone."""
         return size_and_time(self._folder.events), size_and_time(self._folder.log)

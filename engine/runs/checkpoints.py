@@ -108,7 +108,7 @@ def damage(checkpoint: Checkpoint) -> list[str]:
 
 
 def cannot_read(name: str, error: OSError) -> StorageError:
-    """A checkpoint's file cannot be read, so it is neither verified nor damaged."""
+    """Return the error for a checkpoint's file that cannot be read: it is neither verified nor damaged."""
     return StorageError(
         f"{name} cannot be read ({error.strerror or error}).",
         "Check the disk and the folder's permissions, then resume; every checkpoint is kept.",
@@ -133,12 +133,12 @@ def _known_sha256(path: str, mtime_ns: int) -> str:  # noqa: ARG001 - a changed 
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """A checkpoint's manifest; None where it is missing, torn or cannot be read."""
+    """Return a checkpoint's manifest; None where it is missing, torn or cannot be read."""
     return read_model(folder / MANIFEST, Manifest)
 
 
 def read_manifest_strictly(folder: Path) -> Manifest | None:
-    """A checkpoint's manifest; None where it is torn.
+    """Return a checkpoint's manifest; None where it is torn.
 
     Raises:
         OSError: If it is missing or cannot be read.

@@ -73,7 +73,7 @@ def time_limit_hours(folder: RunFolder) -> float | None:
         return None
 
 
-def asks_to_end(folder: RunFolder) -> bool:
+def end_is_requested(folder: RunFolder) -> bool:
     """Whether a person has asked a run to stop or cancel."""
     return folder.stop_request.exists() or folder.cancel_request.exists()
 
@@ -85,21 +85,19 @@ def clear_requests(folder: RunFolder) -> None:
 
 
 def request_target(run: Run, where: str) -> None:
-    """Choose another place, which sees the run's folder, for its next attempts.
+    """Choose another run target, which sees the run's folder, for its next attempts.
 
     Raises:
         RunError: If it is not one.
         StorageError: If the request cannot be written.
     """
     if where not in _SHARING_PLACES:
-        raise RunError(
-            f"A run cannot be resumed in the place {where[:40]!r}.", f"Choose one of {', '.join(_SHARING_PLACES)}."
-        )
+        raise RunError(f"A run cannot be resumed on {where[:40]!r}.", f"Choose one of {', '.join(_SHARING_PLACES)}.")
     write_atomically(run.folder.place_request, where, makes_folder=True)
 
 
 def with_requested_target(config: RunConfig, folder: RunFolder) -> RunConfig:
-    """Return the configuration of a run with the place that a person chose for its next attempts."""
+    """Return the configuration of a run with the run target that a person chose for its next attempts."""
     try:
         where = folder.place_request.read_text(encoding="ascii")
     except (OSError, UnicodeDecodeError):
@@ -157,13 +155,13 @@ def request_resume(home: LoratoryHome, run: Run) -> None:
     if not state.is_final:
         raise RunError(f"{run.id} is {state.state}.", "Wait until it has ended.")
     if state.job_id and run.folder.has_living_worker():  # it had been given up
-        raise RunError(f"{run.id} is {state.state}, and its worker still runs.", "Wait a minute: it is followed again.")
+        raise RunError(f"{run.id} is {state.state}, and its worker still runs.", "Wait a minute: its state is updated.")
     # With the attempt that was seen to have ended, so a request that comes late never outlives the next one.
     write_atomically(_resume_path(home, run), str(state.attempt), makes_folder=True)
 
 
 def resume_requests(home: LoratoryHome) -> Iterator[ResumeRequest]:
-    """The pending requests."""
+    """Yield the pending requests."""
     for path in sorted((home.server / _FOLDER).glob("[!.]*")):  # those are half-written
         owner, _, run_id = path.name.partition("~")
         with contextlib.suppress(FileNotFoundError, ValueError):

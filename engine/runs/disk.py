@@ -140,8 +140,8 @@ def _room(home: LoratoryHome, owner: str, limits: LabLimits) -> DiskRoom | None:
         return None
     quota, use = limits.disk_gb_per_person * _GB, disk_use(home, owner)
     parts = ", ".join(f"{name} {size(bytes_)}" for name, bytes_ in use.parts.items())
-    words = f"You use {size(use.total)} of {size(quota)}" + (f" ({parts})" if parts else "")
-    return DiskRoom(quota - use.total, words)
+    text = f"You use {size(use.total)} of {size(quota)}" + (f" ({parts})" if parts else "")
+    return DiskRoom(quota - use.total, text)
 
 
 def disk_warning(use: DiskUse, limits: LabLimits, free: int) -> str:
@@ -240,7 +240,7 @@ class DiskSamples:
 def model_uses(home: LoratoryHome) -> Mapping[str, ModelUse]:
     """Return the use of each model by its id on the Hub, read from every run; milliseconds for a hundred of them.
 
-    What else is at work now counts as need alone, as `owner/purpose`. A run whose state cannot be read counts as one that needs its model.
+    Other work of the present counts as need alone, as `owner/purpose`. A run whose state cannot be read needs its model.
     """
     uses: dict[str, ModelUse] = {}
     for owner in list_owners(home):
@@ -264,7 +264,7 @@ def model_uses(home: LoratoryHome) -> Mapping[str, ModelUse]:
 
 
 def models_needed_by(runs: RunStore) -> set[str]:
-    """Return the ids on the Hub of the models that one person's runs need, and what else is at work for them."""
+    """Return the ids on the Hub of the models that one person's runs need, and their other present work."""
     present = [run for run in runs.list() if not run.folder.read_state().is_final]
     sources = {read_provenance(run.folder).model_source for run in present}
     now = {name for owner, name, _ in _needed_now(runs.home) if owner == runs.owner}

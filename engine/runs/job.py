@@ -19,7 +19,7 @@ from engine.hardware.device import Device, visible_only
 from engine.hardware.lease import LeaseHolder
 from engine.processes.spawn import Access, allocator_environment, spawn, worker_argv
 from engine.runs.provenance import read_provenance
-from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, Why
+from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run, RunState, StateReason
 
 JobPhase = Literal[
     "waiting",  # submitted, and waiting in the executor's own queue
@@ -35,7 +35,7 @@ class JobStatus(NamedTuple):
     """The answer to a poll."""
 
     phase: JobPhase
-    why: Why | None = None  # the executor's reason for a wait, or for losing sight of it
+    why: StateReason | None = None  # the executor's reason for a wait, or for losing sight of it
 
 
 class Activity(Protocol):
@@ -59,9 +59,9 @@ class JobEnd:
 
     exit_code: int | None = None  # negative for a signal; None where it is not known
     on_this_boot: bool = False  # it ran on this machine since it was started last
-    rebooted: bool = False  # this machine has been restarted since
+    machine_restarted: bool = False  # this machine has been restarted since
     lost_host: str | None = None  # of a job that ran elsewhere and is out of sight
-    word: ExecutorVerdict | None = None  # the executor's own verdict, which has priority over what this machine sees
+    verdict: ExecutorVerdict | None = None  # the executor's own verdict, which has priority over what this machine sees
     cause: str = ""  # the executor's own reason, a sentence that names job and host
     advice: str = ""
 
@@ -105,7 +105,7 @@ class Job(ABC):
                 that has lost them for good returns.
         """
 
-    def look_seconds(self) -> float:
+    def poll_seconds(self) -> float:
         """Return for how long the last poll is valid, since polling hundreds of waiting jobs is not free."""
         return 0.0
 
@@ -128,7 +128,7 @@ class JobSpec(NamedTuple):
 
 
 class Executor(ABC):
-    """A place where jobs run."""
+    """A run target: it runs jobs."""
 
     name: ClassVar[str]  # as `RunSection.executor` and `RunState.executor` have it
     uses_local_devices: ClassVar[bool] = False  # the queue gives it devices of this machine; else it has its own queue
@@ -233,7 +233,7 @@ def start_worker(spec: JobSpec, command: WorkerCommand) -> subprocess.Popen[byte
 
 
 def _access_for(config: RunConfig) -> frozenset[Access]:
-    """What a training worker may log in to: what its model, its data and its trackers need."""
+    """Return what a training worker may log in to: what its model, its data and its trackers need."""
     trackers = config.training.report_to
     access = set(hub_access(config.model, config.dataset))
     access |= {tracker for name, tracker in (("wandb", Access.WANDB), ("trackio", Access.TRACKIO)) if name in trackers}

@@ -262,13 +262,14 @@ def measured_hours(config: RunConfig, plan: RunPlan, where: str, earlier: Iterab
         earlier: The person's runs.
     """
     paces = {
-        one.created: one.trained_tokens / one.seconds
-        for one in earlier
-        if (one.model, one.method, one.objective) == (config.model.id, config.method_name, preference_name(config))
-        and (one.state, one.attempt) == ("completed", 1)
-        and where in one.device.split(" · ")
-        and one.seconds
-        and one.trained_tokens
+        summary.created: summary.trained_tokens / summary.seconds
+        for summary in earlier
+        if (summary.model, summary.method, summary.objective)
+        == (config.model.id, config.method_name, preference_name(config))
+        and (summary.state, summary.attempt) == ("completed", 1)
+        and where in summary.device.split(" · ")
+        and summary.seconds
+        and summary.trained_tokens
     }
     if not paces:
         return None

@@ -34,7 +34,7 @@ class MemoryFigures(BaseModel, frozen=True):
     reserved_bytes: int | None = None  # what PyTorch's allocator holds for them
     process_bytes: int | None = None  # all that the process takes: of the GPU on CUDA, of RAM on a processor
 
-    def of(self, kind: PeakKind) -> int | None:
+    def bytes_of(self, kind: PeakKind) -> int | None:
         """Return one of them; None if it is unknown, or there was nothing to count."""
         figure: int | None = getattr(self, f"{kind}_bytes")
         return figure or None
@@ -42,12 +42,12 @@ class MemoryFigures(BaseModel, frozen=True):
     @property
     def of_run(self) -> int | None:
         """The memory of a run for lists: the allocator's on a GPU, the process's on a CPU."""
-        return self.of("reserved") or self.of("process")
+        return self.bytes_of("reserved") or self.bytes_of("process")
 
     @property
     def of_step(self) -> int | None:
         """The counterpart of the memory that each step reports: tensors on a GPU, the process on a processor."""
-        return self.of("allocated") or self.of_run
+        return self.bytes_of("allocated") or self.of_run
 
 
 def predicted_figures(need: DeviceNeed, device_kind: Literal["cuda", "mps", "cpu"]) -> MemoryFigures:
@@ -98,7 +98,7 @@ class Peak(NamedTuple):
 def compare_peaks(predicted: MemoryFigures, history: RunHistory) -> tuple[Peak, ...]:
     """Return every figure that was predicted or measured."""
     figures = measured_figures(history)
-    peaks = (Peak(kind, predicted.of(kind), figures.of(kind)) for kind in get_args(PeakKind))
+    peaks = (Peak(kind, predicted.bytes_of(kind), figures.bytes_of(kind)) for kind in get_args(PeakKind))
     return tuple(peak for peak in peaks if peak.predicted_bytes is not None or peak.measured_bytes is not None)
 
 
@@ -131,7 +131,7 @@ class Provenance(BaseModel, frozen=True):
 
 
 def environment_facts() -> dict[str, object]:
-    """The fields of `Provenance` that describe this installation."""
+    """Return the fields of `Provenance` that describe this installation."""
     return {
         "loratory": library_version("loratory") or "",
         "python": platform.python_version(),
@@ -141,7 +141,7 @@ def environment_facts() -> dict[str, object]:
 
 
 def describe_config(config: RunConfig) -> dict[str, object]:
-    """The fields of `Provenance` that repeat the configuration."""
+    """Return the fields of `Provenance` that repeat the configuration."""
     training, data = config.training, config.dataset
     summary = objective_of(config).summary(training)
     held_out = (summary, data.eval_fraction, data.train_on, training.seed, training.max_length)

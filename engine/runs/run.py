@@ -34,7 +34,7 @@ ATTEMPT_VARIABLE = "LORATORY_ATTEMPT"  # set for the worker: which attempt the s
 RUN_VARIABLE = "LORATORY_RUN"  # set for the worker and so for its children: whose they are
 _JOB_VARIABLES = ("LORATORY_JOB", "SLURM_JOB_ID")  # by which an executor passes the job's id; Slurm sets its own
 
-# A worker is, or should be, at work; one in an executor's own queue may begin before its supervisor sees it.
+# A worker is, or should be, running; one in an executor's own queue may begin before its supervisor sees it.
 LIVE_STATES: frozenset[State] = frozenset({"submitted", "starting", "running", "stopping"})
 
 _LabWait = Literal[
@@ -70,7 +70,7 @@ STOP_REASONS: dict[StoppedBy, EndReason] = {
 }
 
 
-class Why(NamedTuple):
+class StateReason(NamedTuple):
     """Why a run is in its state: a value for programs, and sentences for people."""
 
     reason: Reason | None
@@ -170,7 +170,7 @@ class RunFolder:
         return read_model(self.dataset_report, DatasetReport)
 
     def read_state(self) -> RunState:
-        """Load the state. A run without one waits, unless it has begun: it then counts as at work until it was checked.
+        """Load the state. A run without one waits, unless it has begun: it then counts as running until it was checked.
 
         Raises:
             StorageError: If the file is there and cannot be read.
@@ -213,7 +213,7 @@ class RunFolder:
         write_atomically(self.state, state.model_dump_json(indent=1))
 
     def read_worker(self) -> WorkerRecord | None:
-        """The worker that last claimed the run, alive or not; None where none has, or the record is torn."""
+        """Return the worker that last claimed the run, alive or not; None where none has, or the record is torn."""
         try:
             return WorkerRecord.model_validate_json(self.process.read_bytes())
         except (FileNotFoundError, IsADirectoryError, PermissionError, ValidationError):
@@ -237,7 +237,7 @@ class RunFolder:
         return FileLock(self.lock).is_held_by_another()
 
     def attempts_seen(self) -> int:
-        """The highest number of an attempt that the log or `process.json` knows; the supervisor may have counted on."""
+        """Return the highest attempt in the log or `process.json`; the supervisor may have counted further."""
         event, worker = last_event(self.events), self.read_worker()
         return max(event.attempt if event is not None else 0, worker.attempt if worker is not None else 0)
 
@@ -246,8 +246,8 @@ class RunFolder:
 
         A worker that was started by hand or by a cluster's scheduler finds no state, or an old one.
         """
-        seen, state = self.attempts_seen(), self.read_state()
-        return state.attempt if state.attempt > seen else seen + 1
+        last_attempt, state = self.attempts_seen(), self.read_state()
+        return state.attempt if state.attempt > last_attempt else last_attempt + 1
 
     def newest_checkpoint_step(self) -> int | None:
         """Step of the newest checkpoint that is as it was written; None where there is none."""
@@ -277,9 +277,8 @@ class RunFolder:
         except (RunError, StorageError):
             lock.release()
             raise
-        group = os.getpgid(0) if hasattr(os, "getpgid") else os.getpid()
         identity = ProcessIdentity.current().model_dump()
-        record = WorkerRecord(**identity, process_group=group, attempt=attempt, job_id=job_id)
+        record = WorkerRecord(**identity, process_group=os.getpgid(0), attempt=attempt, job_id=job_id)
         record_json = record.model_dump_json()
         write_atomically(self.process, record_json)
         return WorkerClaim(self, lock, attempt, record_json.encode())
@@ -315,7 +314,7 @@ class WorkerClaim:
     folder: RunFolder
     lock: FileLock
     attempt: int
-    written: bytes  # its record in `process.json`
+    record: bytes  # its record in `process.json`
 
     def require_current(self) -> None:
         """Return unless a later worker has the run, which this one may not know by its lock.
@@ -328,7 +327,7 @@ class WorkerClaim:
             SupersededError: If one has.
         """
         with contextlib.suppress(OSError):
-            if self.folder.process.read_bytes() == self.written:
+            if self.folder.process.read_bytes() == self.record:
                 return
         later = self.folder.read_worker()
         if later is not None and later.attempt >= self.attempt:

@@ -6,7 +6,6 @@ import os
 import re
 import secrets
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -111,7 +110,7 @@ class RunStore:
         raise RunError(f"There is no run {shorten(run_id)!r}.", "List the runs with `loratory runs`.")
 
     def find_by_key(self, key: str) -> Run | None:
-        """The run that an earlier `create` with this key made; None where there was none, or it was deleted."""
+        """Return the run that an earlier `create` with this key made; None where there was none, or it was deleted."""
         try:
             run_id = self._key_file(key).read_text(encoding="ascii")
         except (FileNotFoundError, UnicodeDecodeError):
@@ -156,11 +155,9 @@ class RunStore:
     def _set_aside(self, run: Run, trash: Path) -> None:
         lock = run.folder.worker_lock()
         try:
-            # With the lock in our hands no worker can claim it, and no supervisor takes it up again.
+            # With the lock in our hands no worker can claim it, and no supervisor resumes it.
             is_free = lock.acquire(timeout_seconds=1.0)
             self._refuse_to_delete(run, is_free)
-            if sys.platform == "win32":
-                lock.release()  # no folder can be renamed there while a file in it is open
             run.folder.path.rename(trash)  # it disappears from every list at once, even if the rest takes long
         except StorageError:
             self.get(run.id)  # it may have been deleted meanwhile
@@ -183,8 +180,8 @@ class RunStore:
         with contextlib.suppress(FileNotFoundError), FileLock(self.home.server / f"create-{self.owner}.lock"):
             for path in (*self.folder.glob(f"{_DOOMED_PREFIX}*"), *self.folder.glob(f"{_UNBORN_PREFIX}*")):
                 run_id = path.name.removeprefix(_UNBORN_PREFIX)
-                made = _milliseconds_of(run_id) / 1000 if RUN_ID.fullmatch(run_id) is not None else 0.0
-                if self._clock() - made > _MAKING_SECONDS:
+                created = _milliseconds_of(run_id) / 1000 if RUN_ID.fullmatch(run_id) is not None else 0.0
+                if self._clock() - created > _MAKING_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
 
     def _exists(self, run_id: str) -> bool:
@@ -195,7 +192,7 @@ class RunStore:
         return Run(id=run_id, owner=self.owner, folder=RunFolder(self.folder / run_id))
 
     def _new_id(self, now: float) -> str:
-        """An id later than every other, even when the clock stops or goes back a little."""
+        """Return an id later than every other, even when the clock stops or goes back a little."""
         milliseconds = int(now * 1000)
         newest = max((_milliseconds_of(run_id) for run_id in self.ids()[:1]), default=0)
         if milliseconds <= newest < milliseconds + _CLOCK_MAY_GO_BACK_MILLISECONDS:

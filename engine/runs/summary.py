@@ -236,7 +236,7 @@ SortKey = Literal[
 class RunQuery:
     """A query for runs, with their order. Empty fields restrict nothing."""
 
-    words: str = ""  # each must occur in the id, name, note, tags, model, dataset, method or state
+    terms: str = ""  # each must occur in the id, name, note, tags, model, dataset, method or state
     states: Collection[State] = ()
     methods: Collection[str] = ()
     models: Collection[str] = ()
@@ -250,8 +250,8 @@ def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSum
 
     Held-out losses are ordered among comparable ones: the group with the first of the summaries comes first.
     """
-    words = query.words.casefold().split()
-    matches = [summary for summary in summaries if _matches(summary, query, words)]
+    terms = query.terms.casefold().split()
+    matches = [summary for summary in summaries if _matches(summary, query, terms)]
     sortable = [(value, summary) for summary in matches if (value := _sort_value(summary, query.sort)) is not None]
     sortable.sort(key=lambda pair: pair[0], reverse=query.descending)
     if query.sort == "eval_loss":
@@ -262,7 +262,7 @@ def select_runs(summaries: Sequence[RunSummary], query: RunQuery) -> list[RunSum
 
 
 def best_by_held_out_loss(summaries: Sequence[RunSummary]) -> RunSummary | None:
-    """The run with the lowest held-out loss; None where none has one, or they are not comparable."""
+    """Return the run with the lowest held-out loss; None where none has one, or they are not comparable."""
     candidates = [summary for summary in summaries if summary.best_eval_loss is not None]
     if len({summary.loss_group for summary in candidates}) > 1:
         return None
@@ -281,14 +281,14 @@ def differing_settings(configs: Mapping[str, RunConfig]) -> dict[str, dict[str, 
     return differences
 
 
-def _matches(summary: RunSummary, query: RunQuery, words: Sequence[str]) -> bool:
+def _matches(summary: RunSummary, query: RunQuery, terms: Sequence[str]) -> bool:
     fields = ((query.states, summary.state), (query.methods, summary.method), (query.models, summary.model))
     if any(accepted and value not in accepted for accepted, value in fields):
         return False
     names = (summary.id, summary.name, summary.note, *summary.tags)
     texts = (*names, summary.model, summary.dataset, summary.method, summary.objective, summary.state)
     text = "\n".join(texts).casefold()
-    return set(query.tags) <= set(summary.tags) and all(word in text for word in words)
+    return set(query.tags) <= set(summary.tags) and all(term in text for term in terms)
 
 
 def _sort_value(summary: RunSummary, key: SortKey) -> float | str | None:

@@ -28,9 +28,9 @@ _JOULES_PER_KWH = 3.6e6
 _log = logging.getLogger(__name__)
 
 
-def local_devices(words: str) -> tuple[str, ...]:
-    """Return the lease names among the words of `RunState.device`; those of an executor elsewhere have none."""
-    return tuple(part for part in words.split(", ") if _DEVICE.fullmatch(part))
+def local_devices(text: str) -> tuple[str, ...]:
+    """Return the lease names in `RunState.device`; those of an executor elsewhere have none."""
+    return tuple(part for part in text.split(", ") if _DEVICE.fullmatch(part))
 
 
 class Attempt(BaseModel):
@@ -41,7 +41,7 @@ class Attempt(BaseModel):
     owner: str
     run_id: str
     attempt: int
-    device: str  # as in `RunState`: "cpu", "cuda:0, cuda:1"; other words are of executors elsewhere, and count nothing
+    device: str  # as in `RunState`: "cpu", "cuda:0, cuda:1"; other texts are of executors elsewhere, and count nothing
     began: float
     ended: float
     joules: float | None = None
@@ -177,16 +177,16 @@ class UsageLedger:
         return self._run_seconds.get(run_id, 0.0)
 
     def _count(self, attempt: Attempt) -> bool:
-        key = attempt.run_id, attempt.attempt
-        if key in self._counted_attempts or attempt.ended < self._oldest:
+        attempt_key = attempt.run_id, attempt.attempt
+        if attempt_key in self._counted_attempts or attempt.ended < self._oldest:
             return False
-        self._counted_attempts.add(key)
+        self._counted_attempts.add(attempt_key)
         self.decayed.add(attempt)
         self._run_seconds[attempt.run_id] = self.run_seconds(attempt.run_id) + attempt.seconds
         if attempt.gpus:
             for week, seconds in weeks_of(attempt):
-                place = attempt.owner, week
-                self._gpu_seconds[place] = self._gpu_seconds.get(place, 0.0) + seconds * attempt.gpus
+                person_week = attempt.owner, week
+                self._gpu_seconds[person_week] = self._gpu_seconds.get(person_week, 0.0) + seconds * attempt.gpus
         return True
 
 
@@ -209,11 +209,11 @@ def usage_by_week(home: LoratoryHome, running: Iterable[Attempt] = ()) -> tuple[
         running: Attempts at present; see `engine.lab.queue.QueueBoard.attempts`.
     """
     sums: dict[tuple[Week, str], tuple[float, float, float | None, set[str]]] = {}
-    counted: set[tuple[str, int]] = set()
+    seen_attempts: set[tuple[str, int]] = set()
     for attempt in (*read_models(home.server / _FILE, Attempt), *running):
-        if (attempt.run_id, attempt.attempt) in counted:
+        if (attempt.run_id, attempt.attempt) in seen_attempts:
             continue
-        counted.add((attempt.run_id, attempt.attempt))
+        seen_attempts.add((attempt.run_id, attempt.attempt))
         for week, seconds in weeks_of(attempt):
             gpu, cpu, kwh, runs = sums.get((week, attempt.owner), (0.0, 0.0, None, set[str]()))
             gpu += seconds * attempt.gpus / 3600
@@ -286,10 +286,10 @@ def energy_words(summary: RunSummary, electricity: Electricity) -> str:
     energy = energy_of(summary, electricity)
     if energy is None:
         return ""
-    words = f"{energy.kwh:.3g} kWh"
+    text = f"{energy.kwh:.3g} kWh"
     if energy.cost is not None:
         cost = f"{energy.cost:.2f}" if energy.cost >= 0.005 or energy.cost == 0 else "0.01"
         under = "under " if cost == "0.01" and energy.cost < 0.005 else ""
-        words += f", {under}{electricity.currency} {cost}".replace("  ", " ")
+        text += f", {under}{electricity.currency} {cost}".replace("  ", " ")
     source = "measured by the GPU" if energy.is_measured else f"at the stated {electricity.watts:g} W"
-    return f"{words} ({source})"
+    return f"{text} ({source})"

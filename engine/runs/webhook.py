@@ -249,21 +249,12 @@ class Notifier:
         while True:
             run, state = self._waiting.get()
             try:
-                tell(self._home, run, state)
+                summary = summarize(run).model_copy(update={"state": state.state, "cause": state.cause})
+                link = _link(self._home)
+                deliver(self._home, run.owner, words_of(summary, link), facts_of(summary, link))
             except Exception as error:
                 # Only the name of the error: its text may contain a secret.
                 _log.error("The end of %s could not be sent: %s", run.id, type(error).__name__)
-
-
-def tell(home: LoratoryHome, run: Run, state: RunState) -> None:
-    """Report the end of a run, and save the outcome.
-
-    Raises:
-        EngineError: If the run cannot be read, or how it went cannot be written.
-    """
-    summary = summarize(run).model_copy(update={"state": state.state, "cause": state.cause})
-    link = _link(home)
-    deliver(home, run.owner, words_of(summary, link), facts_of(summary, link))
 
 
 def deliver(home: LoratoryHome, owner: str, text: str, facts: dict[str, Any]) -> str:

@@ -45,44 +45,71 @@ class Evidence:
 def diagnose(evidence: Evidence) -> Diagnosis:
     """Classify the end of an attempt.
 
-    What the worker reported comes first; then what we did, and what the executor and the system report.
+    What the worker reported comes first; then what we did, what the executor reports, and what the system shows.
     """
-    end, step, resume, silence = evidence.end, evidence.last_step, _resume(evidence), evidence.silence
-    if evidence.status is not None and evidence.status.phase == "finished":
-        ended_early = evidence.total_steps is not None and step < evidence.total_steps
-        return Diagnosis("completed", "finished", evidence.status.message if ended_early else "", "")
-    if evidence.status is not None and evidence.status.phase == "stopped":
-        if evidence.cancel_requested:
-            return _diagnose_cancel(evidence)
-        if end.word is not None and evidence.status.stopped_by == "sigterm":  # which the executor sent
-            return _by_word(end.word, evidence, saved=True)
-        if evidence.time_limit_hours is not None and evidence.status.stopped_by in (None, "request"):
-            what = f"{time_limit_words(evidence.time_limit_hours)} Stopped after step {step}."
-            return Diagnosis("stopped", "time_limit", what, f"{_what_can_be_used(evidence)} {_RESUME_IN_TURN}")
-        what = evidence.status.message or f"Stopped on request after step {step}."
-        reason, advice = STOP_REASONS[evidence.status.stopped_by or "request"], _what_can_be_used(evidence)
-        return Diagnosis("stopped", reason, what, f"{FREE_SPACE} {advice}" if reason == "disk_limit" else advice)
+    for source in (_by_report, _by_us, _by_executor):
+        diagnosis = source(evidence)
+        if diagnosis is not None:
+            return diagnosis
+    return _by_system(evidence)
+
+
+def _by_report(evidence: Evidence) -> Diagnosis | None:
+    status, failed = evidence.status, evidence.failed
+    if status is not None and status.phase == "finished":
+        ended_early = evidence.total_steps is not None and evidence.last_step < evidence.total_steps
+        return Diagnosis("completed", "finished", status.message if ended_early else "", "")
+    if status is not None and status.phase == "stopped":
+        return _by_reported_stop(status, evidence)
     # When another process of the run is killed, or its machine ends, a worker sees an unexpected error at most.
-    if evidence.failed is not None and (end.word is None or evidence.failed.cause != "unexpected"):
-        return Diagnosis("failed", "worker_failed", evidence.failed.what, evidence.failed.fix)
+    if failed is not None and (evidence.end.verdict is None or failed.cause != "unexpected"):
+        return Diagnosis("failed", "worker_failed", failed.what, failed.fix)
+    return None
+
+
+def _by_reported_stop(status: StatusData, evidence: Evidence) -> Diagnosis:
+    verdict, stopped_by, advice = evidence.end.verdict, status.stopped_by or "request", _what_can_be_used(evidence)
+    if evidence.cancel_requested:
+        return _diagnose_cancel(evidence)
+    if verdict is not None and stopped_by == "sigterm":  # which the executor sent
+        return _by_verdict(verdict, evidence, saved=True)
+    if evidence.time_limit_hours is not None and stopped_by == "request":
+        what = f"{time_limit_words(evidence.time_limit_hours)} Stopped after step {evidence.last_step}."
+        return Diagnosis("stopped", "time_limit", what, f"{advice} A resumed run waits in the queue.")
+    reason, what = STOP_REASONS[stopped_by], status.message or f"Stopped on request after step {evidence.last_step}."
+    return Diagnosis("stopped", reason, what, f"{FREE_SPACE} {advice}" if reason == "disk_limit" else advice)
+
+
+def _by_us(evidence: Evidence) -> Diagnosis | None:
     if _was_cancelled(evidence):
         return _diagnose_cancel(evidence)
-    if evidence.ended_by_us is not None:
-        how = "was suspended and" if evidence.ended_by_us == "suspended" else "hung: it"
-        what = (
-            f"The worker {how} made no progress for {silence.seconds:.0f} seconds after step {step} "
-            f"(the limit is {silence.limit_seconds:.0f}), and was ended."
-        )
-        return Diagnosis("failed", "hung", what, f"{resume} If it happens again, the log shows where it hangs.")
-    if end.word is not None:
-        return _by_word(end.word, evidence)
+    if evidence.ended_by_us is None:
+        return None
+    how = "was suspended and" if evidence.ended_by_us == "suspended" else "hung: it"
+    what = (
+        f"The worker {how} made no progress for {evidence.silence.seconds:.0f} seconds after step {evidence.last_step} "
+        f"(the limit is {evidence.silence.limit_seconds:.0f}), and was ended."
+    )
+    return Diagnosis("failed", "hung", what, f"{_resume(evidence)} If it happens again, the log shows where it hangs.")
+
+
+def _by_executor(evidence: Evidence) -> Diagnosis | None:
+    end, resume = evidence.end, _resume(evidence)
+    if end.verdict is not None:
+        return _by_verdict(end.verdict, evidence)
     if end.cause:
         return Diagnosis("interrupted", "ended_by_executor", end.cause, f"{end.advice} {resume}".lstrip())
-    if end.rebooted:
-        return Diagnosis("interrupted", "machine_restarted", f"The machine was restarted after step {step}.", resume)
     if end.lost_host is not None:
-        what = f"The worker on {end.lost_host} gave no sign for {silence.seconds:.0f} seconds after step {step}."
+        silence = f"{evidence.silence.seconds:.0f} seconds after step {evidence.last_step}"
+        what = f"The worker on {end.lost_host} gave no sign for {silence}."
         return Diagnosis("interrupted", "host_lost", what, f"Make sure that it no longer runs there. {resume}")
+    return None
+
+
+def _by_system(evidence: Evidence) -> Diagnosis:
+    end, step, resume = evidence.end, evidence.last_step, _resume(evidence)
+    if end.machine_restarted:
+        return Diagnosis("interrupted", "machine_restarted", f"The machine was restarted after step {step}.", resume)
     if evidence.out_of_memory_kills and (end.exit_code is None or _signal_name(-end.exit_code) == "SIGKILL"):
         return Diagnosis(
             "failed",
@@ -96,9 +123,6 @@ def diagnose(evidence: Evidence) -> Diagnosis:
     return _by_exit_code(end.exit_code, step, resume)
 
 
-_RESUME_IN_TURN = "A resumed run waits for its turn."
-
-
 def time_limit_words(hours: float) -> str:
     """Return the sentence about a limit that was reached."""
     limit = f"{hours:g} h" if hours >= 1 else f"{hours * 60:.0f} min" if hours * 60 >= 1 else f"{hours * 3600:.0f} s"
@@ -110,12 +134,12 @@ def _was_cancelled(evidence: Evidence) -> bool:
     if evidence.ended_by_us is not None:
         return evidence.ended_by_us == "cancel"
     code = evidence.end.exit_code
-    ended_so = evidence.end.word == "cancelled" or code is None or _signal_name(-code) == "SIGKILL"
+    ended_so = evidence.end.verdict == "cancelled" or code is None or _signal_name(-code) == "SIGKILL"
     return evidence.cancel_requested and ended_so
 
 
 # By the executor's reason; its own sentence, which names job and host, comes before ours.
-_ENDS_BY_WORD: dict[ExecutorVerdict, Diagnosis] = {
+_ENDS_BY_VERDICT: dict[ExecutorVerdict, Diagnosis] = {
     "out_of_memory": Diagnosis(
         "failed",
         "out_of_memory",
@@ -129,8 +153,8 @@ _ENDS_BY_WORD: dict[ExecutorVerdict, Diagnosis] = {
 }
 
 
-def _by_word(word: ExecutorVerdict, evidence: Evidence, *, saved: bool = False) -> Diagnosis:
-    state, reason, cause, advice = _ENDS_BY_WORD[word]
+def _by_verdict(verdict: ExecutorVerdict, evidence: Evidence, *, saved: bool = False) -> Diagnosis:
+    state, reason, cause, advice = _ENDS_BY_VERDICT[verdict]
     step = evidence.last_step
     when = f"It saved after step {step}." if saved else f"It had reached step {step}."
     resume = _what_can_be_used(evidence) if saved else _resume(evidence)
@@ -186,8 +210,8 @@ def _by_exit_code(code: int, step: int, resume: str) -> Diagnosis:
         return Diagnosis("failed", "exit_code", f"{what} and gave no reason.", f"See the end of its log. {resume}")
     name = _signal_name(-code)
     state, reason, cause, advice = _ENDS_BY_SIGNAL.get(name, _OTHER_SIGNAL)
-    words = {"name": name, "step": step, "resume": resume}
-    return Diagnosis(state, reason, cause.format(**words), advice.format(**words))
+    values = {"name": name, "step": step, "resume": resume}
+    return Diagnosis(state, reason, cause.format(**values), advice.format(**values))
 
 
 def _diagnose_cancel(evidence: Evidence) -> Diagnosis:

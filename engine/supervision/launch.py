@@ -19,7 +19,7 @@ from engine.hardware.device import Device
 from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector
 from engine.lab.rules import (
-    admitted,
+    admission,
     lab_problems,
     may_be_path,
     require_admission,
@@ -71,7 +71,7 @@ class Preflight:
         self,
         config: RunConfig,
         on_progress: OnProgress = lambda _: None,
-        previewed: DatasetReport | None = None,
+        preview: DatasetReport | None = None,
     ) -> CheckedRun:
         """Check a configuration; pin the model's revision, the data's fingerprint, absolute paths and library versions.
 
@@ -79,7 +79,7 @@ class Preflight:
             ConfigError: Lists every setting that cannot work, alone, together, or on the device.
             DeviceError: If the device is not there, or smaller than the run by any estimate.
             ModelError: If the model cannot be found, reached or read.
-            DatasetError: If the dataset cannot be read, is not the `previewed` one any more, or has no trained tokens.
+            DatasetError: If the dataset cannot be read, is not that of `preview`, or has no trained tokens.
         """
         if self._home.owner:
             if lab_rule_problems := lab_problems(config, self._home):
@@ -108,8 +108,8 @@ class Preflight:
             seed=config.training.seed,
             on_progress=lambda progress: on_progress(f"Checking the data: {progress.rows:,} rows."),
         )
-        if previewed is not None:
-            _require_previewed_data(previewed, report, config)
+        if preview is not None:
+            _require_previewed_data(preview, report, config)
         if report.row_lengths is not None:  # a start may come before a page has counted them
             config = with_suited_defaults(config, report.row_lengths.known)
             report = report.at_max_length(config.training.max_length) or report
@@ -179,11 +179,11 @@ def machine_problems(config: RunConfig, devices: Sequence[Device]) -> list[Probl
     return problems
 
 
-def _require_previewed_data(previewed: DatasetReport, report: DatasetReport, config: RunConfig) -> None:
+def _require_previewed_data(preview: DatasetReport, report: DatasetReport, config: RunConfig) -> None:
     # Rows of another max_length may differ in what is kept, and a file that was only copied again has the same ones.
-    if previewed.source_fingerprint != report.source_fingerprint and previewed.fingerprint != report.fingerprint:
+    if preview.source_fingerprint != report.source_fingerprint and preview.fingerprint != report.fingerprint:
         raise DatasetError(
-            f"The file changed since the preview: {config.dataset.source} had {previewed.rows:,} rows and has "
+            f"The file changed since the preview: {config.dataset.source} had {preview.rows:,} rows and has "
             f"{report.rows:,} now.",
             "Look at its rows on the Data tab, then start again.",
         )
@@ -237,7 +237,7 @@ class Launcher:
         *,
         copied_from: str | None = None,
         on_progress: OnProgress = lambda _: None,
-        previewed: DatasetReport | None = None,
+        preview: DatasetReport | None = None,
     ) -> Run:
         """Check a configuration and put it into the queue; its supervisor starts it when its device is free.
 
@@ -246,17 +246,17 @@ class Launcher:
                 connection, starts one run; the later calls return it.
             copied_from: Id of the run whose configuration this one began as.
             on_progress: Gets a sentence about what is being checked.
-            previewed: The report of the data that the person has seen, if any.
+            preview: The report of the data that the person has seen, if any.
 
         Raises:
             ConfigError: Lists every setting that cannot work.
             DeviceError: If the device is not there, or too small by any estimate.
             ModelError: If the model cannot be found, reached or read.
-            DatasetError: If the dataset cannot be read, is not the previewed one any more, or has no trained tokens.
+            DatasetError: If the dataset cannot be read, is not that of `preview`, or has no trained tokens.
             RunError: If the person has as many waiting runs as the lab allows.
             StorageError: If the run's folder cannot be made, or the person has no disk space left.
         """
-        return self._queue([(config, key)], copied_from, lambda _: on_progress, previewed)[0]
+        return self._queue([(config, key)], copied_from, lambda _: on_progress, preview)[0]
 
     def start_all(
         self,
@@ -265,7 +265,7 @@ class Launcher:
         *,
         copied_from: str | None = None,
         on_progress: OnProgress = lambda _: None,
-        previewed: DatasetReport | None = None,
+        preview: DatasetReport | None = None,
     ) -> list[Run]:
         """Queue several runs: all of them are checked before the first one is queued.
 
@@ -274,29 +274,29 @@ class Launcher:
         Raises:
             EngineError: As `start` does; then none of them was queued.
         """
-        numbered = [(config, f"{key}/{number}") for number, config in enumerate(configs)]
+        keyed_configs = [(config, f"{key}/{number}") for number, config in enumerate(configs)]
 
         def progress_of(number: int) -> OnProgress:
             return lambda text: on_progress(f"Run {number + 1} of {len(configs)}: {text}")
 
-        return self._queue(numbered, copied_from, progress_of, previewed)
+        return self._queue(keyed_configs, copied_from, progress_of, preview)
 
     def _queue(
         self,
         configs: Sequence[tuple[RunConfig, str | None]],
         copied_from: str | None,
         progress_of: Callable[[int], OnProgress],
-        previewed: DatasetReport | None,
+        preview: DatasetReport | None,
     ) -> list[Run]:
         """Check and queue configurations, except those whose key has a run already."""
         store = self._store
         runs = {number: run for number, (_, key) in enumerate(configs) if (run := self._find(key)) is not None}
         missing = [number for number in range(len(configs)) if number not in runs]
         require_admission(store.home, store.owner, len(missing))
-        checked = {n: self._preflight.check(configs[n][0], progress_of(n), previewed) for n in missing}
-        # The same request may have come twice: its own place in the queue does not count.
+        checked = {n: self._preflight.check(configs[n][0], progress_of(n), preview) for n in missing}
+        # The same request may have come twice: its own run in the queue does not count.
         runs |= {number: run for number in missing if (run := self._find(configs[number][1])) is not None}
-        with admitted(store.home, store.owner, len(configs) - len(runs)):
+        with admission(store.home, store.owner, len(configs) - len(runs)):
             for number, (config, provenance, report) in checked.items():
                 if number not in runs:
                     facts = provenance.model_copy(update={"copied_from": copied_from})

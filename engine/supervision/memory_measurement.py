@@ -15,7 +15,7 @@ from pydantic import BaseModel
 
 from engine.config.load import config_to_yaml
 from engine.config.objectives import RowKind, objective_of
-from engine.config.run import DataFormatName, DatasetConfig, RunConfig, RunSection
+from engine.config.run import DataFormatName, DatasetConfig, RunConfig
 from engine.errors import ConfigError, DeviceError, RunError, StorageError, WorkerError
 from engine.files import write_atomically
 from engine.hardware.device import Device
@@ -78,13 +78,11 @@ class MeasurementJob:
         home: LoratoryHome,
         config: RunConfig,
         estimate: MemoryEstimate,
-        choose: Callable[[RunSection], tuple[Device, ...]] = choose_devices,
         command: WorkerCommand = worker_command,
     ) -> None:
         self._home = home
         self._config = config
         self._estimate = estimate
-        self._choose = choose
         self._command = command
         self._stop_requested = threading.Event()
 
@@ -102,7 +100,7 @@ class MeasurementJob:
         problems = lab_problems(self._config, self._home)
         if problems := [problem for problem in problems if not problem.field.startswith("dataset.")]:  # not read here
             raise ConfigError(problems)
-        devices = self._choose(self._config.run)
+        devices = choose_devices(self._config.run)
         sweep_measurements(self._home)
         with measuring_run(self._home) as run:
             rows = run.folder.path / "rows.jsonl"
@@ -121,14 +119,14 @@ class MeasurementJob:
         try:
             wait = Wait(
                 UNTIL_A_CHAT_LEAVES_SECONDS,
-                lambda one: on_progress(MeasurementProgress(one.why_wait)),
+                lambda obstacle: on_progress(MeasurementProgress(obstacle.why_wait)),
                 self._stop_requested,
             )
             hold_devices(book, names, holder, wait)  # before there is a worker, so it never shares them
             on_progress(MeasurementProgress("Starting a process for the measurement."))
             run.folder.write_state(RunState(state="starting", attempt=1))  # it has no supervisor
             process = start_worker(spec, self._command)
-            worker = ProcessIdentity.of(process.pid)
+            worker = ProcessIdentity.from_pid(process.pid)
             if worker is not None:  # the lease ends with the worker, also where we end first
                 book.hand_over(names, ours, holder.model_copy(update={"process": worker}))
                 note_model(self._home, self._config.model.id, "measurement", worker)
@@ -237,7 +235,7 @@ def _row_kind(config: RunConfig) -> RowKind:
 
 
 def _passes(config: RunConfig) -> int:
-    """Passes before a step: beyond two, more of them take time and no memory."""
+    """Return the passes before a step: beyond two, more of them take time and no memory."""
     return min(config.training.gradient_accumulation_steps, 2)
 
 
@@ -245,8 +243,8 @@ def write_rows(path: Path, config: RunConfig) -> None:
     """Write rows for the run's objective, each longer than `max_length`."""
     training = config.training
     count = training.per_device_train_batch_size * _passes(config) * _STEPS
-    words = [_WORDS[number % len(_WORDS)] for number in range(training.max_length + 8)]
-    line, other = " ".join(words), " ".join(reversed(words))
+    row = [_WORDS[number % len(_WORDS)] for number in range(training.max_length + 8)]
+    line, other = " ".join(row), " ".join(reversed(row))
     rows: Mapping[RowKind, Callable[[int], dict[str, object]]] = {
         "answers": lambda number: {"text": f"{number} {line}"},
         "pairs": lambda number: {"prompt": str(number), "chosen": line, "rejected": other},

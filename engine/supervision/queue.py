@@ -1,6 +1,6 @@
 """The waiting runs: their order, and which of them may start on which device now."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence, Set
 from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
@@ -13,7 +13,7 @@ from engine.hardware.devices import device_options, first_that_fits
 from engine.hardware.lease import LeaseHolder, device_words, lease_name
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock
-from engine.runs.run import Why
+from engine.runs.run import StateReason
 
 QueueMove = Literal["first", "up", "down", "last"]
 
@@ -40,30 +40,30 @@ class QueueOrder:
     def sort(self, run_ids: Sequence[str]) -> list[str]:
         """Put waiting runs in order, the next to start first."""
         file = read_model(self._path, _QueueFile) or _QueueFile()
-        places = {run_id: place for place, run_id in enumerate(file.moved)}
-        return sorted(run_ids, key=lambda run_id: (places.get(run_id, len(places)), run_id))
+        positions = {run_id: position for position, run_id in enumerate(file.moved)}
+        return sorted(run_ids, key=lambda run_id: (positions.get(run_id, len(positions)), run_id))
 
-    def move(self, run_id: str, waiting: Sequence[str], place: int) -> list[str]:
-        """Put one waiting run at `place` (0 starts next) and return the new order.
+    def move(self, run_id: str, waiting: Sequence[str], position: int) -> list[str]:
+        """Put one waiting run at `position` (0 starts next) and return the new order.
 
         Raises:
             StorageError: If the order cannot be written.
         """
         with FileLock(self._lock_path):
             order = [other for other in self.sort(waiting) if other != run_id]
-            order.insert(max(0, place), run_id)
+            order.insert(max(0, position), run_id)
             write_atomically(self._path, _QueueFile(moved=tuple(order)).model_dump_json())
         return order
 
     def shift(self, run_id: str, waiting: Sequence[str], where: QueueMove) -> list[str]:
         """Move one waiting run within the queue and return the new order; raises as `move` does."""
         order = self.sort(waiting)
-        place = order.index(run_id) if run_id in order else len(order)
-        places = {"first": 0, "up": place - 1, "down": place + 1, "last": len(order)}
-        return self.move(run_id, waiting, places[where])
+        position = order.index(run_id) if run_id in order else len(order)
+        positions = {"first": 0, "up": position - 1, "down": position + 1, "last": len(order)}
+        return self.move(run_id, waiting, positions[where])
 
 
-class Waiting(NamedTuple):
+class WaitingRun(NamedTuple):
     """A run that waits, and what it needs."""
 
     run_id: str
@@ -84,22 +84,23 @@ class QueuePlan(NamedTuple):
     """A plan for the queue at this moment."""
 
     starts: Mapping[str, tuple[Device, ...]]  # the devices of each run that may start now
-    reasons: Mapping[str, Why]  # why each run that does not start waits
-    wanted: tuple[str, ...]  # leased devices that a run waits for
+    reasons: Mapping[str, StateReason]  # why each run that does not start waits
+    awaited_leases: tuple[str, ...]  # leased devices that a run waits for
 
 
 class StartRules(NamedTuple):
     """Reasons to delay runs, in addition to their devices' leases and memory."""
 
-    hold: Callable[[Waiting, Collection[str]], Why | None] = lambda *_: None  # given the runs that start before it
-    occupied: Mapping[str, Why] = {}  # devices that other programs use, by lease name
+    # Given the runs that start before it.
+    hold: Callable[[WaitingRun, Collection[str]], StateReason | None] = lambda *_: None
+    program_use: Mapping[str, StateReason] = {}  # devices that other programs use, by lease name
 
 
 _NO_RULES = StartRules()
 
 
 def plan_starts(
-    queue: Sequence[Waiting],
+    queue: Sequence[WaitingRun],
     devices: Sequence[Device],
     holders: Mapping[str, LeaseHolder],
     rules: StartRules = _NO_RULES,
@@ -117,82 +118,94 @@ def plan_starts(
         rules: Of a lab. A run that is held leaves its device to later ones.
     """
     starts: dict[str, tuple[Device, ...]] = {}
-    reasons: dict[str, Why] = {}
-    waiting_for: list[str] = []
-    spoken_for: dict[str, Waiting] = {}  # devices that runs before this one got or wait for
+    reasons: dict[str, StateReason] = {}
+    awaited_leases: list[str] = []
+    reserved: dict[str, WaitingRun] = {}  # devices that runs before this one got or wait for
     for waiting in queue:
         reason = rules.hold(waiting, starts.keys())
         if reason is not None:
             reasons[waiting.run_id] = reason
             continue
-        occupied = {} if waiting.starts_anyway else rules.occupied
-        others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
         try:
-            options = device_options(devices, waiting.section)
+            options = _large_options(devices, waiting)
         except DeviceError as error:
-            reasons[waiting.run_id] = Why("device_missing", error.what, error.fix)
+            reasons[waiting.run_id] = StateReason("device_missing", error.what, error.fix)
             continue
-        # GPUs that are too small for the run are left out: it waits for larger ones.
-        large = tuple(
-            option for option in options if all((waiting.needs(device) or 0) <= device.total_bytes for device in option)
-        )
-        options = large or options
-        unavailable = others.keys() | spoken_for.keys() | occupied.keys()
-        free = [option for option in options if unavailable.isdisjoint(map(lease_name, option))]
-        fit = first_that_fits(free, waiting.needs)
-        if fit is not None:
-            starts[waiting.run_id] = fit
-            spoken_for.update((lease_name(device), waiting) for device in fit)
-            continue
-        reasons[waiting.run_id] = _reason(waiting, options, free, Obstacles(others, spoken_for, occupied))
-        for name in (lease_name(device) for option in options for device in option):
-            if name in others:
-                waiting_for.append(name)
-            spoken_for.setdefault(name, waiting)
-    return QueuePlan(starts, reasons, tuple(dict.fromkeys(waiting_for)))
+        others = {name: holder for name, holder in holders.items() if holder.run_id != waiting.run_id}
+        obstacles = Obstacles(others, reserved, {} if waiting.starts_anyway else rules.program_use)
+        free = [option for option in options if obstacles.names.isdisjoint(map(lease_name, option))]
+        devices_of_run = first_that_fits(free, waiting.needs)
+        if devices_of_run is not None:
+            starts[waiting.run_id] = devices_of_run
+        else:
+            reasons[waiting.run_id] = _reason(waiting, options, free, obstacles)
+            devices_of_run = tuple(device for option in options for device in option)
+            awaited_leases += [name for name in map(lease_name, devices_of_run) if name in others]
+        for name in map(lease_name, devices_of_run):
+            reserved.setdefault(name, waiting)
+    return QueuePlan(starts, reasons, tuple(dict.fromkeys(awaited_leases)))
+
+
+def _large_options(devices: Sequence[Device], waiting: WaitingRun) -> tuple[tuple[Device, ...], ...]:
+    """Leave out GPUs that are too small for a run, which waits for larger ones; raises DeviceError if there are none."""
+    options = device_options(devices, waiting.section)
+    large = (option for option in options if all((waiting.needs(gpu) or 0) <= gpu.total_bytes for gpu in option))
+    return tuple(large) or tuple(options)
 
 
 class Obstacles(NamedTuple):
     """Why devices are in use, by lease name."""
 
     holders: Mapping[str, LeaseHolder]
-    spoken_for: Mapping[str, Waiting]
-    occupied: Mapping[str, Why]
+    reserved: Mapping[str, WaitingRun]
+    program_use: Mapping[str, StateReason]
+
+    @property
+    def names(self) -> Set[str]:
+        """The lease names of all devices in use."""
+        return self.holders.keys() | self.reserved.keys() | self.program_use.keys()
 
 
 def _reason(
-    waiting: Waiting, options: Sequence[tuple[Device, ...]], free: Sequence[tuple[Device, ...]], obstacles: Obstacles
-) -> Why:
+    waiting: WaitingRun,
+    options: Sequence[tuple[Device, ...]],
+    free: Sequence[tuple[Device, ...]],
+    obstacles: Obstacles,
+) -> StateReason:
     if free:
-        device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
-        return Why(
-            "memory",
-            f"It needs {_gib(waiting.needs(device) or 0)} GiB, and {device.name} has {_gib(device.free_bytes)} of "
-            f"{_gib(device.total_bytes)} GiB free.",
-        )
+        return _memory_reason(waiting, free)
     names = [lease_name(device) for option in options for device in option]
-    before = next((obstacles.spoken_for[name] for name in names if name in obstacles.spoken_for), None)
-    is_own = before is not None and before.owner == waiting.owner
-    if before is not None and before.is_urgent and not is_own:
-        return Why("urgent_run", f"An urgent run of {before.owner} comes first.")
+    before = next((obstacles.reserved[name] for name in names if name in obstacles.reserved), None)
+    if before is not None and before.is_urgent and before.owner != waiting.owner:
+        return StateReason("urgent_run", f"An urgent run of {before.owner} comes first.")
     for name in names:
         if name in obstacles.holders:
             holder = obstacles.holders[name].as_seen_by(waiting.owner)
-            return Why("device_in_use", f"{device_words(name)} is in use {holder.use}.")
-    program = next((obstacles.occupied[name] for name in names if name in obstacles.occupied), None)
-    if program is not None:
-        return program
+            return StateReason("device_in_use", f"{device_words(name)} is in use {holder.use}.")
+    for name in names:
+        if name in obstacles.program_use:
+            return obstacles.program_use[name]
     assert before is not None, "a run waits for something"
-    if is_own:
-        name = before.title or before.run_id
-        if before.title and before.title == waiting.title:
-            name += f" · {before.run_id[-4:]}"
-        return Why("earlier_run", f"{name} comes first.")
-    return Why(
-        "other_persons_run",
-        f"A run of {before.owner} comes first.",
-        "Next is the person who used least GPU time lately.",
+    return _earlier_run_reason(waiting, before)
+
+
+def _memory_reason(waiting: WaitingRun, free: Sequence[tuple[Device, ...]]) -> StateReason:
+    device = max((device for option in free for device in option), key=lambda device: device.free_bytes)
+    return StateReason(
+        "memory",
+        f"It needs {_gib(waiting.needs(device) or 0)} GiB, and {device.name} has {_gib(device.free_bytes)} of "
+        f"{_gib(device.total_bytes)} GiB free.",
     )
+
+
+def _earlier_run_reason(waiting: WaitingRun, before: WaitingRun) -> StateReason:
+    if before.owner != waiting.owner:
+        cause = f"A run of {before.owner} comes first."
+        return StateReason("other_persons_run", cause, "Next is the person who used least GPU time lately.")
+    name = before.title or before.run_id
+    if before.title and before.title == waiting.title:
+        name += f" · {before.run_id[-4:]}"
+    return StateReason("earlier_run", f"{name} comes first.")
 
 
 def _gib(count: int) -> str:

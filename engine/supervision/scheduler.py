@@ -16,44 +16,42 @@ from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
-from engine.runs.control import asks_to_end, clear_requests, resume_requests, with_requested_target
+from engine.runs.control import clear_requests, end_is_requested, resume_requests, with_requested_target
 from engine.runs.job import Executor, JobSpec
 from engine.runs.provenance import read_provenance, run_title
-from engine.runs.run import Run, RunState, State, Why
+from engine.runs.run import Run, RunState, State, StateReason
 from engine.runs.store import RunStore, list_owners
-from engine.supervision.queue import Waiting
+from engine.supervision.queue import WaitingRun
 from engine.supervision.seat import SeatTimes
 from engine.supervision.states import (
     OwnerFolder,
     ProblemLog,
-    begun,
     has_later_worker,
     put_back,
     resumes_automatically,
     start_failure,
+    starting_state,
     with_progress,
 )
-from engine.supervision.worker_monitor import Patience, WorkerMonitor, with_advice, with_energy
+from engine.supervision.worker_monitor import Timeouts, WorkerMonitor, with_advice, with_energy
 
 _EXPLAINED_OF_EACH = 3  # reasons are saved for the first runs of each person only; the rest waits for these
 _EXPLAIN_SECONDS = 10.0
 _PUT_OFF_SECONDS = 30.0  # other runs come first meanwhile
 
-
-# Called for each attempt that has ended, with the states before and after.
-OnEnd = Callable[[Run, RunState, RunState], None]
-OnFinal = Callable[[Run, RunState], None]  # called for each run that has ended and does not continue by itself
+OnEnd = Callable[[Run, RunState, RunState], None]  # called for each ended attempt, with the states before and after
+OnFinal = Callable[[Run, RunState], None]  # called for each run that has ended and does not resume automatically
 
 
 @dataclass(frozen=True)
 class SupervisorSettings:
-    """Dependencies that tests and special places replace."""
+    """Dependencies that tests and demos replace."""
 
     executors: ExecutorFactory = make_executors
     devices: Callable[[], Sequence[Device]] = list_devices
     meter: Callable[[str], float | None] = energy_so_far_joules  # joules that the devices of a lease have used so far
     programs: Callable[[int], Sequence[GpuProgram]] = list_gpu_programs  # what computes on a GPU
-    patience: Patience = field(default_factory=Patience)
+    timeouts: Timeouts = field(default_factory=Timeouts)
     seat: SeatTimes = field(default_factory=SeatTimes)
     tick_seconds: float = 0.5
     take_over_seconds: float = 2.0  # between two checks whether the current supervisor is alive
@@ -67,29 +65,29 @@ class Scheduler:
         self._on_end = on_end
         self._on_final = on_final
         self._meter = settings.meter
-        self._patience = settings.patience
+        self._timeouts = settings.timeouts
         self._problems = ProblemLog()
-        context = LocalContext(LeaseBook(home), self._problems.report, settings.patience.claim_seconds)
+        context = LocalContext(LeaseBook(home), self._problems.report, settings.timeouts.claim_seconds)
         self._executors = settings.executors(context)
         self._owners: dict[str, OwnerFolder] = {}
         self._stamps: dict[str, object] = {}  # of process.json and log of runs that have ended, by run
         self._explained_at: dict[str, float] = {}  # when the reason of a waiting run was last saved
         self._put_off: dict[str, float] = {}  # when a run that could not be started is next in line again
         self.waiting: dict[str, Run] = {}
-        self._needs: dict[str, Waiting] = {}
+        self._needs: dict[str, WaitingRun] = {}
         self.active: dict[str, WorkerMonitor] = {}
 
     def close(self) -> None:
-        """Stop looking at jobs, which continue."""
+        """Stop polling jobs, which continue."""
         for executor in self._executors.values():
             executor.close()
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Find new runs, check every run with a job, and handle requests."""
         self._find_new()
         for monitor in [monitor for monitor in self.active.values() if monitor.is_due()]:
             with self._problems.guard(monitor.run.id, "could not be checked"):
-                self._look_at(monitor)
+                self._poll_job(monitor)
         self._apply_requests()
 
     def _find_new(self) -> None:
@@ -103,16 +101,15 @@ class Scheduler:
         for owner, folder in self._owners.items():
             with self._problems.guard(owner, "has a folder that cannot be read"):
                 if folder.has_changed():
-                    self._look_into(folder)
+                    self._scan_folder(folder)
 
-    def _look_into(self, folder: OwnerFolder) -> None:
+    def _scan_folder(self, folder: OwnerFolder) -> None:
         runs = {run.id: run for run in reversed(folder.store.list())}  # the oldest first
         for run_id, run in runs.items():
-            if run_id in folder.known and not self._was_continued(run):
-                continue
-            with self._problems.guard(run_id, "cannot be supervised"):
-                self._adopt(run)
-                folder.known.add(run_id)
+            if run_id not in folder.known or self._was_continued(run):
+                with self._problems.guard(run_id, "cannot be supervised"):
+                    self._adopt(run)
+                    folder.known.add(run_id)
         for deleted in folder.known - runs.keys():  # deleted under us
             self._unqueue(deleted)
             self.active.pop(deleted, None)
@@ -132,8 +129,8 @@ class Scheduler:
             self._stamps[run.id] = stamp
         return False
 
-    def _look_at(self, monitor: WorkerMonitor) -> None:
-        state = monitor.look()
+    def _poll_job(self, monitor: WorkerMonitor) -> None:
+        state = monitor.poll()
         if state == monitor.state:
             return
         if state.is_final or state.state == "queued":
@@ -170,12 +167,12 @@ class Scheduler:
                 request.forget()
         for run in list(self.waiting.values()):
             with self._problems.guard(run.id, "could not be removed from the queue"):
-                if asks_to_end(run.folder):
+                if end_is_requested(run.folder):
                     when = "" if run.folder.read_state().attempt else " before it began"
-                    why = Why("left_the_queue", f"Removed from the queue{when}.", "Resume it to put it back.")
+                    why = StateReason("left_the_queue", f"Removed from the queue{when}.", "Resume it to put it back.")
                     self._end_waiting(run, "stopped", why)
 
-    def needs(self, run_id: str) -> Waiting | None:
+    def needs(self, run_id: str) -> WaitingRun | None:
         """Return the needs of a waiting run; None if it fails because its configuration cannot be read, or was put off."""
         run = self.waiting[run_id]
         if time.time() < self._put_off.get(run_id, 0.0):
@@ -187,7 +184,7 @@ class Scheduler:
                     return None
                 self._executor(config.run.executor)  # without it, no other one may start the run
                 provenance = read_provenance(run.folder)
-                self._needs[run_id] = Waiting(
+                self._needs[run_id] = WaitingRun(
                     run_id, config.run, provenance.predicted_bytes, provenance.predicted_on, title=run_title(config)
                 )
             needs = self._needs[run_id]
@@ -199,7 +196,7 @@ class Scheduler:
     def holder(self, device: str) -> LeaseHolder | None:
         """Return the run that still holds a device although its process has ended since the last poll.
 
-        What the worker left behind is ended, and the end dated, when it is looked at next; nothing starts before that.
+        What the worker left behind is ended, and the end dated, at its next poll; nothing starts before that.
         """
         holders = (monitor.job.holder(device) for monitor in self.active.values())
         return next((holder for holder in holders if holder is not None), None)
@@ -220,7 +217,7 @@ class Scheduler:
                 self._release(run)
 
     def _start(self, run: Run, devices: tuple[Device, ...]) -> None:
-        device = ", ".join(lease_name(one) for one in devices)
+        device = ", ".join(map(lease_name, devices))
         if run.folder.has_living_worker():
             self._attach_found(run, device)
             return
@@ -235,7 +232,7 @@ class Scheduler:
         except DeviceError:
             return
         try:
-            state = begun(before, executor, spec.attempt, device)
+            state = starting_state(before, executor, spec.attempt, device)
             state = state.model_copy(update={"energy_meter_joules": self._meter(device)})
             run.folder.write_state(state)
             job = executor.submit(spec)
@@ -243,7 +240,7 @@ class Scheduler:
             self._end_waiting(run, "failed", start_failure(run, error))
             return
         self._unqueue(run.id)  # from here on it has a job, even if something else fails
-        monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._patience)
+        monitor = self.active[run.id] = WorkerMonitor(run, state, job, self._timeouts)
         if job.id:
             monitor.state = state.model_copy(update={"job_id": job.id})
             run.folder.write_state(monitor.state)
@@ -252,12 +249,12 @@ class Scheduler:
         """Follow the worker that a person or a scheduler started for a waiting run; no second one is started."""
         record, before = run.folder.read_worker(), run.folder.read_state()
         if record is not None and record.attempt == before.attempt and before.job_id:  # its job had been given up
-            changes = {"state": "running", **Why(None, "")._asdict(), "ended": None, "changed": time.time()}
-            state = before.model_copy(update=changes)
+            running = {"state": "running", "ended": None, "changed": time.time()}
+            state = before.model_copy(update=StateReason(None, "")._asdict() | running)
         elif record is not None and (record.is_alive() or record.attempt > before.attempt):
             # Its real devices are unknown: assume those that the queue would choose. Another machine's are not ours.
             held_device = device if record.is_alive() else ""
-            state = begun(before, self._executor(LocalExecutor.name), record.attempt, held_device)
+            state = starting_state(before, self._executor(LocalExecutor.name), record.attempt, held_device)
         else:
             return  # it has the lock, and has not yet written its attempt
         run.folder.write_state(state)
@@ -266,7 +263,7 @@ class Scheduler:
 
     def _attach(self, run: Run, state: RunState) -> None:
         job = self._executor(state.executor).attach(run, state)
-        self.active[run.id] = WorkerMonitor(run, state, job, self._patience)
+        self.active[run.id] = WorkerMonitor(run, state, job, self._timeouts)
 
     def _executor(self, name: str) -> Executor:
         if name not in self._executors:
@@ -285,16 +282,15 @@ class Scheduler:
             self._end_waiting(run, "failed", start_failure(run, error))
             return None
 
-    def needs_local_devices(self, waiting: Waiting) -> bool:
+    def needs_local_devices(self, waiting: WaitingRun) -> bool:
         """Whether the queue must find devices of this machine for a run."""
         return self._executor(waiting.section.executor).uses_local_devices
 
-    def explain_waiting(self, reasons: Mapping[str, Why]) -> None:
+    def explain_waiting(self, reasons: Mapping[str, StateReason]) -> None:
         """Save why the first runs of each person wait, rarely enough that changing figures cost nothing."""
         now, counts = time.time(), Counter[str]()
         for run_id, why in reasons.items():
-            run = self.waiting.get(run_id)
-            if run is None:
+            if (run := self.waiting.get(run_id)) is None:
                 continue
             counts[run.owner] += 1
             is_due = now - self._explained_at.get(run_id, 0.0) >= _EXPLAIN_SECONDS
@@ -344,7 +340,7 @@ class Scheduler:
         for table in (self.waiting, self._needs, self._explained_at, self._put_off):
             table.pop(run_id, None)
 
-    def _end_waiting(self, run: Run, state: State, why: Why) -> None:
+    def _end_waiting(self, run: Run, state: State, why: StateReason) -> None:
         self._release(run)
         now = time.time()
         changes = {"state": state, **why._asdict(), "changed": now, "ended": now}

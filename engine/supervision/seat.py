@@ -54,7 +54,7 @@ class SupervisorSeat:
         self._beat = 0
         self._beaten = 0.0
 
-    def look(self) -> bool:
+    def is_free(self) -> bool:
         """Return whether the seat is free; call it regularly, since silence counts from the first call."""
         number, record = _newest(self._folder)
         if number == 0:
@@ -67,14 +67,14 @@ class SupervisorSeat:
             self._last_seen = figure, now
         return now - self._last_seen[1] > self._times.stale_seconds
 
-    def take(self) -> bool:
+    def acquire(self) -> bool:
         """Take the seat if it is free; return whether that worked.
 
         Raises:
             StorageError: If the folder cannot be written.
         """
         number = _newest(self._folder).number + 1
-        if not self.look() or not self._create(number):
+        if not self.is_free() or not self._create(number):
             return False
         if _newest(self._folder).number != number:  # several took and left it meanwhile, and removed older numbers
             self._path(number).unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class SupervisorSeat:
                 path.unlink(missing_ok=True)
         return True
 
-    def keep(self) -> bool:
+    def renew(self) -> bool:
         """Increment the counter when due; return whether this process still has the seat.
 
         It does not if another host took it while this one was suspended; this one must then stop supervising.

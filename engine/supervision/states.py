@@ -6,18 +6,18 @@ import time
 from collections.abc import Iterator
 
 from engine.errors import EngineError
-from engine.runs.control import asks_to_end
+from engine.runs.control import end_is_requested
 from engine.runs.history.log import last_event
 from engine.runs.job import Executor
-from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Reason, Run, RunFolder, RunState, Why
+from engine.runs.run import ENDED_BY_THE_EXECUTOR, ENDED_BY_THE_SYSTEM, Reason, Run, RunFolder, RunState, StateReason
 from engine.runs.store import RunStore
 from engine.supervision.diagnosis import out_of_memory_kills
 
 _log = logging.getLogger(__name__)
 
 
-def begun(before: RunState, executor: Executor, attempt: int, device: str) -> RunState:
-    """Return the state of a run whose worker is about to be started, or was found at work."""
+def starting_state(before: RunState, executor: Executor, attempt: int, device: str) -> RunState:
+    """Return the state of a run whose worker is about to be started, or was found running."""
     now = time.time()
     return RunState(
         state="starting" if executor.uses_local_devices else "submitted",
@@ -40,16 +40,16 @@ def put_back(state: RunState) -> RunState:
     cause = f"Resumes from step {step}." if step is not None else "Starts over; there is no complete checkpoint."
     if state.reason in ENDED_BY_THE_EXECUTOR:
         cause = f"{state.cause} {cause}"
-    why = Why("resumes", cause)._asdict()
+    why = StateReason("resumes", cause)._asdict()
     return state.model_copy(update={"state": "queued", **why, "ended": None, "changed": time.time()})
 
 
-def start_failure(run: Run, error: EngineError | OSError) -> Why:
+def start_failure(run: Run, error: EngineError | OSError) -> StateReason:
     """Return why the worker of a run could not be started."""
     if isinstance(error, EngineError):
-        return Why("not_started", error.what, error.fix)
+        return StateReason("not_started", error.what, error.fix)
     what = f"{run.id} could not be started ({error.strerror})."
-    return Why("not_started", what, "Check the permissions of its folder.")
+    return StateReason("not_started", what, "Check the permissions of its folder.")
 
 
 _FRUITLESS_AT_MOST = 3
@@ -80,14 +80,14 @@ def resumes_automatically(folder: RunFolder, state: RunState) -> bool:
     if state.state not in ("stopped", "interrupted"):
         return False
     if state.reason in ENDED_BY_THE_EXECUTOR:
-        return state.fruitless_attempts < _FRUITLESS_AT_MOST and not asks_to_end(folder)
+        return state.fruitless_attempts < _FRUITLESS_AT_MOST and not end_is_requested(folder)
     worker = folder.read_worker()
     if worker is None or worker.attempt != state.attempt:
         return False
     if worker.is_of_this_boot() or worker.is_of_another_host():  # whether that was restarted is not known
         return False
     # A person's request counts even if the machine restarted before the worker handled it.
-    if asks_to_end(folder):
+    if end_is_requested(folder):
         return False
     try:
         return state.reason in ENDED_BY_THE_SYSTEM and folder.read_config().run.resume_after_restart
@@ -110,10 +110,10 @@ def has_later_worker(run: Run) -> bool:
     worker, state, last = run.folder.read_worker(), run.folder.read_saved_state(), last_event(run.folder.events)
     if worker is None or state is None:
         return False
-    reported = last.time if last is not None and last.attempt == worker.attempt else 0.0
+    reported_at = last.time if last is not None and last.attempt == worker.attempt else 0.0
     if worker.attempt > state.attempt:
-        return bool(reported) or run.folder.has_living_worker() or worker.liveness() == "unknown"
-    return bool(state.job_id) and state.reason in _GIVEN_UP and reported > (state.ended or 0.0)
+        return bool(reported_at) or run.folder.has_living_worker() or worker.liveness() == "unknown"
+    return bool(state.job_id) and state.reason in _GIVEN_UP and reported_at > (state.ended or 0.0)
 
 
 _UNSETTLED_SECONDS = 2.0  # a folder changed so recently may change again without another modification time

@@ -1,4 +1,4 @@
-"""The thread that starts and follows workers; only it writes the states of runs."""
+"""The thread that starts and monitors workers; only it writes the states of runs."""
 
 import contextlib
 import logging
@@ -14,9 +14,9 @@ from engine.lab.supervision import LabSupervision
 from engine.paths import LoratoryHome
 from engine.processes.liveness import FileLock, ProcessIdentity
 from engine.processes.spawn import cap_log
-from engine.runs.run import Run, RunState, Why
+from engine.runs.run import Run, RunState, StateReason
 from engine.runs.webhook import Notifier
-from engine.supervision.queue import QueueOrder, StartRules, Waiting, plan_starts
+from engine.supervision.queue import QueueOrder, StartRules, WaitingRun, plan_starts
 from engine.supervision.scheduler import Scheduler, SupervisorSettings
 from engine.supervision.seat import SupervisorSeat, seat_holder
 from engine.supervision.states import ProblemLog
@@ -52,7 +52,7 @@ class Supervisor:
         self.role = "standing_by"
         if self._lock.acquire(timeout_seconds=0.2):
             with contextlib.suppress(StorageError):  # a full disk: tried again in the background
-                self.role = "supervising" if self._seat.take() else "standing_by"
+                self.role = "supervising" if self._seat.acquire() else "standing_by"
         self._thread = threading.Thread(target=self._run, name="supervisor", daemon=True)
         self._thread.start()
         return self.role
@@ -68,7 +68,7 @@ class Supervisor:
         self.role = "stopped"
 
     def explain_standing_by(self) -> str:
-        """A sentence about who supervises the runs of this home; empty if this process does."""
+        """Return a sentence about who supervises the runs of this home; empty if this process does."""
         if self.role != "standing_by":
             return ""
         other = supervisor_of(self._home)
@@ -89,8 +89,8 @@ class Supervisor:
         """Wait until this host's lock and the seat are free, and take both."""
         while not self._ending.wait(self._settings.take_over_seconds):
             try:
-                self._seat.look()  # also while the lock is not: it counts how long another host is silent
-                if (self._lock.is_held or self._lock.acquire(timeout_seconds=0)) and self._seat.take():
+                self._seat.is_free()  # also while the lock is not: it counts how long another host is silent
+                if (self._lock.is_held or self._lock.acquire(timeout_seconds=0)) and self._seat.acquire():
                     self.role = "supervising"
                     return
             except Exception as error:
@@ -103,7 +103,7 @@ class Supervisor:
         loop, housekeeping = SupervisorLoop(self._home, self._settings), Housekeeping(self._home)
         while not self._ending.is_set():
             try:
-                if not self._seat.keep():
+                if not self._seat.renew():
                     self.role = "standing_by"
                     break
                 loop.tick()
@@ -135,11 +135,11 @@ class SupervisorLoop:
         Raises:
             EngineError: If the home cannot be read or written.
         """
-        self._scheduler.look()
+        self._scheduler.poll()
         if not starts_runs:
             return
-        turn = self._lab.look(self._scheduler.waiting, self._active())
-        reasons: Mapping[str, Why] = {}
+        turn = self._lab.take_turn(self._scheduler.waiting, self._active())
+        reasons: Mapping[str, StateReason] = {}
         if self._scheduler.waiting:
             reasons = self._start_waiting(turn)
         if turn is not None:
@@ -148,7 +148,7 @@ class SupervisorLoop:
     def _active(self) -> dict[str, tuple[Run, RunState]]:
         return {run_id: (monitor.run, monitor.state) for run_id, monitor in self._scheduler.active.items()}
 
-    def _start_waiting(self, turn: LabTurn | None) -> Mapping[str, Why]:
+    def _start_waiting(self, turn: LabTurn | None) -> Mapping[str, StateReason]:
         order = self._order.sort(list(self._scheduler.waiting)) if turn is None else turn.order
         waiting = [needs for run_id in order if (needs := self._scheduler.needs(run_id)) is not None]
         devices = tuple(self._settings.devices())
@@ -161,9 +161,9 @@ class SupervisorLoop:
         if turn is not None:
             waiting = [turn.known(needs) for needs in waiting]
             rules = self._lab.start_rules(turn, devices, holders)
-        here: list[Waiting] = []
+        here: list[WaitingRun] = []
         elsewhere: list[str] = []
-        admission_reasons: dict[str, Why] = {}
+        admission_reasons: dict[str, StateReason] = {}
         for needs in waiting:
             if self._scheduler.needs_local_devices(needs):
                 here.append(needs)
@@ -173,7 +173,7 @@ class SupervisorLoop:
                 elsewhere.append(needs.run_id)
                 self._scheduler.start(needs.run_id, ())
         plan = plan_starts(here, devices, holders, rules)
-        for device in plan.wanted:
+        for device in plan.awaited_leases:
             self._book.request_preemption(device)
         for run_id, start_devices in plan.starts.items():
             self._scheduler.start(run_id, start_devices)
@@ -202,7 +202,7 @@ def reconcile(home: LoratoryHome, settings: SupervisorSettings | None = None) ->
     """
     lock, seat = FileLock(home.server / "supervisor.lock"), SupervisorSeat(home)
     try:
-        if not lock.acquire(timeout_seconds=0) or not seat.take():
+        if not lock.acquire(timeout_seconds=0) or not seat.acquire():
             return
         loop = SupervisorLoop(home, settings or SupervisorSettings())
         loop.tick(starts_runs=False)

@@ -1,6 +1,7 @@
 """A supervisor's view of one run with a job: waiting, running, silent, asked to stop, ended."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,20 +10,21 @@ from engine.errors import EngineError
 from engine.hardware.processor import describe_processor
 from engine.paths import LoratoryHome
 from engine.runs.activity import ProgressWatch, Silence, SilenceLimits
-from engine.runs.control import asks_to_end, time_limit_hours
+from engine.runs.control import end_is_requested, time_limit_hours
 from engine.runs.history.log import noted_failure
 from engine.runs.history.run_history import HistoryReader
 from engine.runs.job import EXIT_REFUSED, Job, JobStatus
 from engine.runs.prediction import advice_on_memory
-from engine.runs.run import Run, RunState, State, Why
+from engine.runs.run import Run, RunState, State, StateReason
 from engine.supervision.diagnosis import EndedByUs, Evidence, diagnose, out_of_memory_kills, time_limit_words
 
 _NOT_SILENT: dict[str, object] = {"silent_since": None, "silence_limit_seconds": None}
-_NO_REASON = Why(None, "")
+_NO_REASON = StateReason(None, "")
+_NO_SILENCE = Silence(0.0, math.inf, is_suspended=False)
 
 
 @dataclass(frozen=True)
-class Patience:
+class Timeouts:
     """Time limits of a supervisor, in seconds."""
 
     silence: SilenceLimits = field(default_factory=SilenceLimits)
@@ -31,46 +33,46 @@ class Patience:
 
 
 class WorkerMonitor:
-    """Watches one attempt at one run. The supervisor calls `look` and saves what comes back."""
+    """Watches one attempt at one run. The supervisor calls `poll` and saves what comes back."""
 
-    def __init__(self, run: Run, state: RunState, job: Job, patience: Patience) -> None:
+    def __init__(self, run: Run, state: RunState, job: Job, timeouts: Timeouts) -> None:
         self.run = run
         self.state = state
         self.job = job
-        self._patience = patience
+        self._timeouts = timeouts
         self._history = HistoryReader(run.folder.events)
-        self._watch = ProgressWatch(run.folder, patience.silence)
+        self._watch = ProgressWatch(run.folder, timeouts.silence)
         self._cancel_seen = state.cancel_seen
         self._stop_was_passed_on = False
         self._ended_by_us: EndedByUs | None = None
         self._last_silence = Silence(0.0, 0.0, False)
-        self._last_look = float("-inf")
+        self._last_poll = float("-inf")
         self.ended_on_this_boot = True  # known once it has ended
 
     def is_due(self) -> bool:
         """Whether it is time to look again."""
-        return time.monotonic() - self._last_look >= self.job.look_seconds()
+        return time.monotonic() - self._last_poll >= self.job.poll_seconds()
 
-    def look(self) -> RunState:
+    def poll(self) -> RunState:
         """Return the current state; it differs from `state` if something changed.
 
         A final state comes back only when no process of the run is left. A queued state comes back where no worker of
-        ours ever had the run, so it must be looked at again.
+        ours ever had the run, so it must be polled again.
 
         Raises:
             EngineError: If the executor does not answer now.
         """
-        self._last_look = time.monotonic()
+        self._last_poll = time.monotonic()
         has_reported = self.state.state == "running" or self._history.update().attempt >= self.state.attempt
         status = self.job.poll(has_reported=has_reported)
         match status.phase:
             case "never_started":
                 return self._give_up()
             case "superseded":
-                # The next look at the queue finds the other worker.
+                # The next poll of the queue finds the other worker.
                 return self._waits_again()
             case "waiting":
-                return self._look_at_waiting(status)
+                return self._poll_waiting(status)
             case "alive":
                 return self._poll_running(status.why)
             case "unknown":
@@ -91,49 +93,62 @@ class WorkerMonitor:
             folder.write_state(state)
             return state
 
-    def _look_at_waiting(self, status: JobStatus) -> RunState:
-        if asks_to_end(self.run.folder):
+    def _poll_waiting(self, status: JobStatus) -> RunState:
+        if end_is_requested(self.run.folder):
             self._ended_by_us = "cancel"  # it has nothing to save
             self.job.cancel()
-            return self._with_state("stopping", Why("cancel_requested", "Leaves the executor's queue, as asked."))
+            return self._with_state("stopping", StateReason("cancel_requested", "Removing from the executor's queue."))
         return self._with_state("submitted", status.why or _NO_REASON)
 
-    def _poll_running(self, out_of_sight: Why | None, *, is_seen: bool = True) -> RunState:
-        folder = self.run.folder
+    def _poll_running(self, out_of_sight: StateReason | None, *, is_seen: bool = True) -> RunState:
         with contextlib.suppress(EngineError):  # of a living job they only come later
             self.job.fetch_logs()
         history = self._history.update()
         has_reported = history.attempt == self.state.attempt
+        silence = self._observe(is_training=has_reported and history.last_step > 0)
         self._note_cancel()
-        activity, silence = self.job.activity(), None
-        if activity is not None:
-            silence = self._watch.look(activity, is_training=has_reported and history.last_step > 0)
-            self._last_silence = silence
-        self._enforce(silence if is_seen else None)
-        if not is_seen and (silence is None or not silence.is_unusual):
-            out_of_sight = None  # what it writes shows that it lives
-        if folder.stop_request.exists() and not self._stop_was_passed_on:
-            self.job.request_stop()
-            self._stop_was_passed_on = True
+        own_silence = silence if is_seen else _NO_SILENCE  # nothing follows from that of a worker out of sight
+        self._enforce(own_silence)
+        self._pass_on_stop()
         has_begun = has_reported or self.state.state == "running"  # also where its log was lost
         state: State = "running" if has_begun else "starting"
-        why = out_of_sight or _NO_REASON
-        if silence is not None and silence.is_suspended:
-            state = state if self.state.state == "starting" else self.state.state
-            why = Why(
-                "suspended",
-                "The worker process is suspended (SIGSTOP) and makes no progress.",
-                f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
-            )
-        elif folder.cancel_request.exists():
-            state, why = "stopping", Why("cancel_requested", "Ends at once, as asked.")
-        elif folder.stop_request.exists():
-            hours = time_limit_hours(folder)
-            state, why = "stopping", Why("stop_requested", "Saves and stops, as asked.")
-            if hours is not None:
-                why = Why("time_limit", f"{time_limit_words(hours)} Saves and stops.")
-        silent = self._silent(silence) if is_seen else _NOT_SILENT  # of the other, no end is announced
-        return self._with_state(state, why, cancel_seen=self._cancel_seen, **silent)
+        reason = out_of_sight if is_seen or silence.is_unusual else None  # else what it writes shows that it lives
+        state, reason = self._suspension(silence, state) or self._request() or (state, reason or _NO_REASON)
+        return self._with_state(state, reason, cancel_seen=self._cancel_seen, **self._silent(own_silence))
+
+    def _observe(self, *, is_training: bool) -> Silence:
+        activity = self.job.activity()
+        if activity is None:
+            return _NO_SILENCE
+        self._last_silence = self._watch.update(activity, is_training=is_training)
+        return self._last_silence
+
+    def _pass_on_stop(self) -> None:
+        if self.run.folder.stop_request.exists() and not self._stop_was_passed_on:
+            self.job.request_stop()
+            self._stop_was_passed_on = True
+
+    def _suspension(self, silence: Silence, state: State) -> tuple[State, StateReason] | None:
+        if not silence.is_suspended:
+            return None
+        reason = StateReason(
+            "suspended",
+            "The worker process is suspended (SIGSTOP) and makes no progress.",
+            f"Send it SIGCONT; it is ended after {silence.limit_seconds:.0f} seconds.",
+        )
+        return (state if self.state.state == "starting" else self.state.state), reason
+
+    def _request(self) -> tuple[State, StateReason] | None:
+        """Return the state of a run that was requested to end; None if it was not."""
+        folder = self.run.folder
+        if folder.cancel_request.exists():
+            return "stopping", StateReason("cancel_requested", "Stopping at once, as requested.")
+        if not folder.stop_request.exists():
+            return None
+        hours = time_limit_hours(folder)
+        if hours is None:
+            return "stopping", StateReason("stop_requested", "Saving and stopping, as requested.")
+        return "stopping", StateReason("time_limit", f"{time_limit_words(hours)} Saving and stopping.")
 
     def _note_cancel(self) -> None:
         # By our clock: that of a file server, which dates the request, may be another.
@@ -142,19 +157,19 @@ class WorkerMonitor:
         elif self._cancel_seen is None:
             self._cancel_seen = time.monotonic()
 
-    def _silent(self, silence: Silence | None) -> dict[str, object]:
+    def _silent(self, silence: Silence) -> dict[str, object]:
         """Return the start of its silence, not its length, so the state need not be saved every second."""
-        if silence is None or not silence.is_unusual:
+        if not silence.is_unusual:
             return _NOT_SILENT
         since = self.state.silent_since if self.state.silent_since is not None else time.time() - silence.seconds
         return {"silent_since": since, "silence_limit_seconds": silence.limit_seconds}
 
-    def _enforce(self, silence: Silence | None) -> None:
-        """End a worker that ignores a cancel, or hangs; None if its silence means nothing."""
+    def _enforce(self, silence: Silence) -> None:
+        """End a worker that ignores a cancel, or hangs."""
         since = self._cancel_seen
-        if silence is not None and silence.is_too_long:
+        if silence.is_too_long:
             self._ended_by_us = "suspended" if silence.is_suspended else "hung"
-        elif since is not None and abs(time.monotonic() - since) > self._patience.cancel_seconds:
+        elif since is not None and abs(time.monotonic() - since) > self._timeouts.cancel_seconds:
             self._ended_by_us = "cancel"
         else:
             return
@@ -194,7 +209,7 @@ class WorkerMonitor:
     def _waits_again(self) -> RunState:
         return self._with_changes(state="queued", **_NO_REASON._asdict(), device="", job_id="", **_NOT_SILENT)
 
-    def _with_state(self, state: State, why: Why, **changes: object) -> RunState:
+    def _with_state(self, state: State, why: StateReason, **changes: object) -> RunState:
         where = {"device": self.job.describe(), "job_id": self.job.id}  # some executors know the id only later
         return self._with_changes(state=state, **why._asdict(), **where, **changes)
 

@@ -9,7 +9,7 @@ from argon2 import PasswordHasher, extract_parameters
 from engine.accounts.passwords import BusyError, Passwords
 from engine.accounts.throttle import SignInThrottle, ThrottledError
 from tests.accounts.conftest import PASSWORD
-from tests.runs.supervision import PATIENCE_SECONDS, wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 
 def attempts(throttle, address, name, count):

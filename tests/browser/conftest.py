@@ -14,7 +14,7 @@ from engine.runs.control import request_stop
 from tests.browser.chromium import PATIENCE_MS, chromium, open_page, why_no_browser
 from tests.browser.show_fake import page_of
 from tests.fake_launcher import FakeLauncher
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 from ui.services import Services
 
 expect.set_options(timeout=PATIENCE_MS)  # of all browser tests: it is global

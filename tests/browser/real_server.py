@@ -13,7 +13,7 @@ import httpx
 from engine.accounts.listener import bound_socket
 from engine.paths import LoratoryHome
 from tests.real_tls import certificate_for
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 from ui.front.gate import COOKIE
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@ from tests.browser.chromium import choose_model_and_data, open_tab
 from tests.fake_services import fake_services
 from tests.hub.jobs import HARDWARE
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.usefixtures("no_run_is_left")]
 

@@ -13,15 +13,15 @@ from playwright.sync_api import Browser, Page, expect
 from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path, read_settings
 from engine.accounts.people import Person
-from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
+from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
 from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from tests.browser.chromium import PATIENCE_MS, barriers, choose_model_and_data, let_layout_settle, open_tab
 from tests.fake_services import fake_services
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
 from tests.ui.front.lab import PASSWORD, Lab, running_lab
+from tests.waiting import wait_until
 from ui.front.gate import COOKIE
 from ui.services import Services
 
@@ -153,7 +153,7 @@ def test_an_admin_invites_changes_a_role_after_the_password_and_drains(lab, page
     lab.accounts.accept(link.partition("#")[2], "cid", PASSWORD)
 
     run = write_run(RunStore(lab.home, "cid"), a_config(), InventedRun(state="queued"))
-    snapshot = QueueSnapshot(waiting=(WaitingPlace(owner="cid", run_id=run.id),))
+    snapshot = QueueSnapshot(waiting=(QueuedRun(owner="cid", run_id=run.id),))
     (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
     actions = page.locator("#lab-active")
     actions.get_by_role("button", name=f"Look into the run cid/{run.id}").click()  # it opens on the Runs tab
@@ -249,7 +249,7 @@ def runs_of(lab: Lab, name: str) -> list[Run]:
 
 def publish_queue(lab: Lab, active: Run, waiting: Run) -> None:
     """Write the queue as a supervisor would, with words that name the owner's run."""
-    waiting_run = WaitingPlace(owner=waiting.owner, run_id=waiting.id, reason="earlier_run", cause=f"After {SECRET}.")
+    waiting_run = QueuedRun(owner=waiting.owner, run_id=waiting.id, reason="earlier_run", cause=f"After {SECRET}.")
     snapshot = QueueSnapshot(active=((active.owner, active.id),), waiting=(waiting_run,))
     (lab.home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())
 

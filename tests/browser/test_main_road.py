@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, expect
 
 from tests.browser.chromium import let_layout_settle, open_page, open_tab
 from tests.browser.real_server import real_server
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.browser, pytest.mark.e2e]
 

@@ -21,8 +21,8 @@ from engine.processes.liveness import ProcessIdentity
 from tests.chat.held_worker import MODULE as HELD_WORKER
 from tests.chat.held_worker import hold_worker
 from tests.chat.tiny_adapters import lora, make_adapter
-from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 
 QUESTION = (Message("user", "What is a rank?"),)
 LONG = SamplingConfig(temperature=0, max_new_tokens=200)

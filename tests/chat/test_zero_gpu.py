@@ -23,7 +23,7 @@ from engine.paths import LoratoryHome
 from tests.chat import zero_gpu_on_a_cpu
 from tests.chat.device_api import BUSY, NO_QUOTA, DeviceApi, Refusal
 from tests.chat.tiny_adapters import lora, make_adapter
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 FINDS_TESTS = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}  # for `zero_gpu_on_a_cpu`
 TOKEN = "head.eyJ1c2VyIjoiYWRhIn0.canary"

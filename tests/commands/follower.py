@@ -7,7 +7,7 @@ from engine.commands.train import follow_to_the_end, report
 from engine.errors import EngineError
 from engine.paths import LoratoryHome
 from engine.runs.store import RunStore
-from tests.runs.supervision import fake_settings
+from tests.supervision.fake_runs import fake_settings
 
 if __name__ == "__main__":
     home = LoratoryHome.from_environment()

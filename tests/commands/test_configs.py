@@ -13,7 +13,7 @@ from engine.models.catalog import list_catalog
 from engine.models.hub import HubModel
 from engine.paths import local_owner
 from engine.runs.store import RunStore
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 
 def test_a_yaml_file_a_preset_and_a_run_are_all_configurations(home, tmp_path):

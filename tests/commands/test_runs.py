@@ -13,14 +13,8 @@ from engine.runs.run import RunState
 from engine.runs.store import RunStore
 from engine.supervision.queue import QueueOrder
 from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import (
-    PATIENCE_SECONDS,
-    config_for,
-    fake_settings,
-    let_go,
-    wait_for_state,
-    wait_for_step,
-)
+from tests.supervision.fake_runs import config_for, continue_worker, fake_settings, wait_for_state, wait_for_step
+from tests.waiting import PATIENCE_SECONDS
 
 MODULES = ("engine.commands.runs", "engine.commands.configs", "engine.commands.train")
 
@@ -164,7 +158,7 @@ def test_a_stopped_run_is_resumed_and_followed_while_a_server_runs(store, lorato
     run = store.create(config_for("steps=20 hold=2"))
     wait_for_step(run, 2)
     request_stop(run)
-    let_go(run)
+    continue_worker(run)
     wait_for_state(run, "stopped")
 
     code, out, _ = loratory("resume", run.id, "--json")

@@ -13,20 +13,15 @@ from engine.errors import RunError
 from engine.runs.history.log import last_event
 from engine.runs.history.run_history import read_history
 from engine.runs.run import RunState
-from engine.runs.store import RunStore
 from engine.runs.summary import summarize
 from engine.supervision.supervisor import Supervisor, reconcile
-from tests.runs.supervision import REPOSITORY, config_for, fake_settings, let_go, wait_for_state, wait_until
+from tests.supervision.fake_runs import REPOSITORY, config_for, continue_worker, fake_settings, wait_for_state
+from tests.waiting import wait_until
 
 PROMISED_KEYS = {
     "run_id", "directory", "status", "steps", "final_loss", "eval_loss", "base_eval_loss", "tokens_per_second",
     "peak_memory_bytes",
 }  # fmt: skip
-
-
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
 
 
 def start_follower(run) -> subprocess.Popen[str]:
@@ -80,7 +75,7 @@ def test_a_run_continues_when_its_command_is_killed(store, home):
     worker = run.folder.read_worker()
     assert worker is not None
     assert worker.is_alive()
-    let_go(run)
+    continue_worker(run)
     wait_until(lambda: not worker.is_alive())
     reconcile(home, fake_settings())
     assert run.folder.read_state().state == "completed"
@@ -112,7 +107,7 @@ def test_a_second_interrupt_leaves_the_run_alone(store, home):
     worker = run.folder.read_worker()
     assert worker is not None
     assert worker.is_alive()
-    let_go(run)
+    continue_worker(run)
     wait_until(lambda: not worker.is_alive())
 
 

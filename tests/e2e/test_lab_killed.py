@@ -25,8 +25,8 @@ from engine.runs.provenance import Provenance
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from tests.browser.real_server import LabServer
-from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 from ui.front.gate import COOKIE
 
 pytestmark = pytest.mark.e2e

@@ -13,7 +13,8 @@ from engine.runs.history.run_history import read_history
 from engine.runs.provenance import read_provenance
 from engine.runs.store import RunStore
 from tests.e2e.test_scripts_for_real import run_here
-from tests.runs.supervision import config_for, wait_until
+from tests.supervision.fake_runs import config_for
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

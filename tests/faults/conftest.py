@@ -9,13 +9,13 @@ from tests.training.worker_runs import losses_of
 
 @pytest.fixture(scope="session")
 def known_losses():
-    """By what was asked for; each is trained once."""
+    """Return known losses by the sections of their run; each is trained once."""
     return {}
 
 
 @pytest.fixture
 def losses_without_faults(known_losses, workers, runs):  # noqa: F811
-    """Gives the losses of a run with these sections that nothing happened to."""
+    """Return a function that gives the losses of an undisturbed run with some sections."""
 
     def find(sections):
         key = repr(sections)

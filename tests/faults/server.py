@@ -8,13 +8,13 @@ import sys
 from engine.paths import LoratoryHome
 from engine.runs.activity import SilenceLimits
 from engine.supervision.supervisor import Supervisor
-from engine.supervision.worker_monitor import Patience
-from tests.runs.supervision import fake_settings
+from engine.supervision.worker_monitor import Timeouts
+from tests.supervision.fake_runs import fake_settings
 
 if __name__ == "__main__":
     silence = SilenceLimits()
-    patience = Patience(silence=silence, claim_seconds=6.0)
-    supervisor = Supervisor(LoratoryHome.from_environment(), fake_settings(patience=patience))
+    timeouts = Timeouts(silence=silence, claim_seconds=6.0)
+    supervisor = Supervisor(LoratoryHome.from_environment(), fake_settings(timeouts=timeouts))
     print(supervisor.start(), flush=True)
     for _line in sys.stdin:
         object.__setattr__(silence, "idle_seconds", 3.0)

@@ -14,8 +14,9 @@ from engine.runs.checkpoints import list_checkpoints
 from engine.runs.control import request_cancel, request_stop
 from engine.training.failure import REPEAT_SECONDS
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED
-from tests.runs.supervision import wait_for_step, wait_until
+from tests.supervision.fake_runs import wait_for_step
 from tests.training.worker_runs import data_of_events, is_pending, losses_of, newest_intact
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -59,7 +60,7 @@ def test_sigterm_saves_first_and_the_run_continues_bit_by_bit(place, workers, ru
 
 
 def is_at_work(pid):
-    return ProcessIdentity.of(pid) is not None
+    return ProcessIdentity.from_pid(pid) is not None
 
 
 def test_a_second_sigterm_ends_at_once_and_leaves_what_was_saved(workers, runs, tmp_path):
@@ -100,7 +101,7 @@ def test_a_request_leaves_no_process_and_checkpoints_that_can_be_used(ask, code,
     assert data_of_events(run, "step")[-1].step < STEPS
 
 
-def test_no_checkpoint_is_written_of_a_loss_that_is_not_a_number_however_rarely_it_is_logged(workers, runs):
+def test_no_checkpoint_has_a_loss_of_nan_however_rarely_it_is_logged(workers, runs):
     run = runs.create(training={"max_steps": 40, "save_steps": 4, "logging_steps": 10})
 
     assert workers.run(run.folder.path, "training:loss-6=nan") == EXIT_FAILED

@@ -12,7 +12,7 @@ from engine.runs.activity import ProgressWatch, SilenceLimits
 from engine.runs.history.events import EventData
 from engine.runs.run import RunFolder
 from engine.training import reporting
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 LOOKS = 10
 SECONDS_BETWEEN_LOOKS = 50.0
@@ -61,7 +61,7 @@ def folder(tmp_path) -> RunFolder:
 
 @pytest.fixture
 def waiting(folder, monkeypatch) -> Iterator[threading.Thread]:
-    """A worker that waits for room to say something; ends when there is."""
+    """Run a worker that waits for disk space to write; it ends when there is some."""
     monkeypatch.setattr(reporting, "_LOOK_AGAIN_SECONDS", 0.01)
     disk = FullDisk()
     events = reporting.RunEvents(disk, folder.path, NobodyAsks())
@@ -78,10 +78,10 @@ def test_a_worker_that_waits_for_room_gives_signs_of_life_that_take_none(folder,
     watch = ProgressWatch(folder, SilenceLimits(), clock=lambda: now[0])
     silences = []
     for _ in range(LOOKS):
-        seen = folder.events.stat().st_mtime_ns
-        wait_until(lambda seen=seen: folder.events.stat().st_mtime_ns > seen)
+        modified_ns = folder.events.stat().st_mtime_ns
+        wait_until(lambda modified_ns=modified_ns: folder.events.stat().st_mtime_ns > modified_ns)
         now[0] += SECONDS_BETWEEN_LOOKS
-        silences.append(watch.look(IdleProcess(), is_training=True))
+        silences.append(watch.update(IdleProcess(), is_training=True))
 
     assert waiting.is_alive()
     assert SilenceLimits().idle_seconds < LOOKS * SECONDS_BETWEEN_LOOKS

@@ -11,29 +11,31 @@ from contextlib import contextmanager
 
 import pytest
 
-from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_resume
 from engine.runs.history.events import StepData
 from engine.runs.history.log import read_events
 from engine.runs.history.run_history import read_history
 from engine.runs.job import JobSpec
 from engine.runs.run import RunState
-from engine.runs.store import RunStore
-from tests.runs.supervision import REPOSITORY, config_for, fake_worker_command, let_go, wait_for_state, wait_until
+from tests.supervision.fake_runs import (
+    REPOSITORY,
+    config_for,
+    continue_worker,
+    executions,
+    fake_worker_command,
+    wait_for_state,
+    worker_of,
+)
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
 KNOWN_WITHIN_SECONDS = 120  # the hang limit of a hurried server is 3 seconds, that of others 300
 
 
-@pytest.fixture
-def store(home):
-    return RunStore(home, "ann")
-
-
 @contextmanager
 def server() -> Iterator[subprocess.Popen[str]]:
-    """A server process; killed, never asked to end."""
+    """Run a server process; it is killed, never asked to end."""
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "tests.faults.server"],
         stdin=subprocess.PIPE,
@@ -62,25 +64,13 @@ def last_step(run) -> int:
     return read_history(run.folder.events).last_step
 
 
-def worker_identity(run) -> ProcessIdentity:
-    wait_until(lambda: run.folder.read_worker() is not None)
-    worker = run.folder.read_worker()
-    assert worker is not None
-    return worker
-
-
-def executions(run) -> list[str]:
-    path = run.folder.path / "executions"
-    return path.read_text().split() if path.exists() else []
-
-
 def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(store):
     run = store.create(config_for("steps=60 hold=5"))
     with server() as first:
         wait_until(lambda: last_step(run) >= 5)
         first.kill()
-    worker = worker_identity(run)
-    let_go(run)
+    worker = worker_of(run)
+    continue_worker(run)
     wait_until(lambda: last_step(run) > 5)  # the training continues without a server
     with server():
         state = wait_for_state(run, "completed", "failed", "interrupted")
@@ -91,24 +81,21 @@ def test_a_server_killed_at_step_five_finds_its_run_again_and_misses_no_step(sto
     assert [event.seq for event in read_events(run.folder.events).events] == list(
         range(1, len(read_events(run.folder.events).events) + 1)
     )
-    assert worker_identity(run).pid == worker.pid
+    assert worker_of(run).pid == worker.pid
     assert executions(run) == ["1"]
 
 
 @pytest.mark.parametrize(
-    ("mishap", "state", "words"),
+    ("mishap", "state", "text"),
     [
         ("kill", "failed", "killed from outside (SIGKILL) after step 4"),
         ("segv", "failed", "crashed in native code (SIGSEGV) after step 4"),
-        ("term", "interrupted", "SIGTERM"),
-        ("exit0", "failed", "ended after step 4 without reporting that it had finished"),
-        ("exit3", "failed", "exit code 3 after step 4"),
         ("fail", "failed", "The loss is not a number."),
         ("hang", "failed", "made no progress for"),
         ("stop-self", "failed", "was suspended and made no progress"),
     ],
 )
-def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, mishap, state, words):
+def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, mishap, state, text):
     run = store.create(config_for(f"steps=50 checkpoint=2 {mishap}@4"))
     with server() as running:
         wait_until(lambda: run.folder.newest_checkpoint_step() == 4)
@@ -118,29 +105,29 @@ def test_a_worker_that_dies_hangs_or_leaves_is_known_soon_with_its_cause(store, 
         end_state = wait_for_state(run, "failed", "interrupted", "completed", "stopped")
         took = time.monotonic() - began
 
-        assert (end_state.state, words in end_state.cause) == (state, True), end_state
+        assert (end_state.state, text in end_state.cause) == (state, True), end_state
         assert end_state.resumable_step == 4
         assert took < KNOWN_WITHIN_SECONDS, f"known after {took:.1f} seconds"
-        assert not worker_identity(run).is_alive()
+        assert not worker_of(run).is_alive()
 
 
 @pytest.mark.parametrize(
-    ("number", "state", "words"),
+    ("number", "state", "text"),
     [(signal.SIGKILL, "interrupted", "while no supervisor was running"), (signal.SIGSTOP, "failed", "was suspended")],
 )
-def test_the_same_is_known_after_the_server_was_replaced(store, number, state, words):
+def test_the_same_is_known_after_the_server_was_replaced(store, number, state, text):
     run = store.create(config_for("steps=20000 checkpoint=2"))
     with server():
         wait_until(lambda: last_step(run) >= 4)
     with server() as running:
         step_before = last_step(run)
         wait_until(lambda: last_step(run) > step_before + 10)
-        os.kill(worker_identity(run).pid, number)
+        os.kill(worker_of(run).pid, number)
         hurry(running)
         end_state = wait_for_state(run, "failed", "interrupted", "completed")
 
-    assert (end_state.state, words in end_state.cause) == (state, True), end_state
-    assert not worker_identity(run).is_alive()
+    assert (end_state.state, text in end_state.cause) == (state, True), end_state
+    assert not worker_of(run).is_alive()
 
 
 def test_a_dead_worker_that_no_one_has_collected_is_seen_as_dead(store, monkeypatch):
@@ -169,7 +156,7 @@ def test_two_servers_on_one_home_supervise_once_and_the_survivor_takes_over(stor
     assert [executions(run) for run in runs] == [["1"], ["1"], ["1"]]
 
 
-def test_twenty_queued_runs_are_each_executed_once_though_the_server_is_killed_twenty_times(store):
+def test_twenty_runs_are_executed_once_each_though_the_server_dies_twenty_times(store):
     seed = random.randrange(10_000)
     chance = random.Random(seed)
     runs = [store.create(config_for("steps=4 pace=0.02")) for _ in range(20)]
@@ -192,10 +179,10 @@ def test_a_power_cut_costs_the_torn_line_and_nothing_else(store):
     with server() as running:
         wait_until(lambda: last_step(run) >= 60)
         running.kill()
-        worker = worker_identity(run)
+        worker = worker_of(run)
         worker.kill()
         wait_until(lambda: not worker.is_alive())
-    let_go(run)
+    continue_worker(run)
     before = read_events(run.folder.events).events
     with run.folder.events.open("ab") as log:
         log.write(b'{"v":1,"seq":99999,"attempt":1,"time":17')

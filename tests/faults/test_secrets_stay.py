@@ -24,11 +24,7 @@ from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.spawn import Access
 from engine.runs.job import JobSpec, start_worker, worker_command
 from engine.runs.run import Run, RunFolder
-from tests.runs.supervision import config_for, cpu
-
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32", reason="the worker that shows its environment is a shell script"
-)
+from tests.supervision.fake_runs import config_for, cpu
 
 SECRETS = {
     "HF_TOKEN": "hf_secret",
@@ -65,9 +61,9 @@ class Shown:
 def page(tmp_path, monkeypatch):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
-    made = Shown(tmp_path)
-    monkeypatch.setattr(sys, "executable", str(made.python))
-    return made
+    environments = Shown(tmp_path)
+    monkeypatch.setattr(sys, "executable", str(environments.python))
+    return environments
 
 
 def local_model(tmp_path: Path) -> ModelConfig:
@@ -76,12 +72,12 @@ def local_model(tmp_path: Path) -> ModelConfig:
 
 def test_no_process_of_the_inspector_gets_any(page, home, tmp_path):
     inspector = Inspector(home)
-    asked = (
+    questions = (
         lambda: inspector.preview(DatasetConfig(source="sample:lab-chats"), local_model(tmp_path)),
         lambda: inspector.check(DatasetConfig(source="nobody/nothing")),
         lambda: inspector.module_inventory(ModelConfig(id="nobody/nothing")),
     )
-    for ask in asked:
+    for ask in questions:
         assert page.secrets_after(ask) == set()
     inspector.close()
 

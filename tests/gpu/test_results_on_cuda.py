@@ -16,9 +16,9 @@ from tests.chat.tiny_adapters import ia3, lora, prefix_tuning
 from tests.evaluation.conftest import evaluate, order_of, write_run
 from tests.export.exporting import export
 from tests.gpu.cuda_training import the_gpu
-from tests.runs.supervision import wait_until
 from tests.tiny_model import make_tiny_model
 from tests.training.worker_runs import write_questions
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.gpu
 

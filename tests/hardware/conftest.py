@@ -12,7 +12,7 @@ from engine.processes.liveness import ProcessIdentity
 def another_process():
     """A process that does nothing, and lives longer than the test."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = ProcessIdentity.of(process.pid)
+    identity = ProcessIdentity.from_pid(process.pid)
     assert identity is not None
     yield identity
     process.kill()

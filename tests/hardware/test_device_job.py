@@ -18,7 +18,7 @@ from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.processes import json_lines
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 

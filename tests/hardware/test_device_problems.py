@@ -3,7 +3,7 @@
 import pytest
 
 from engine.hardware.devices import device_problems
-from tests.runs.supervision import apple, config_for, cpu, gpu
+from tests.supervision.fake_runs import apple, config_for, cpu, gpu
 
 
 def test_dora_on_int8_weights_is_refused_on_a_processor():

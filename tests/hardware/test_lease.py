@@ -77,7 +77,7 @@ def full_at(number: int) -> Callable[[Path, str], None]:
 
 def test_a_lease_ends_with_its_process(book):
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    identity = ProcessIdentity.of(process.pid)
+    identity = ProcessIdentity.from_pid(process.pid)
     assert identity is not None
     book.take(["cpu"], holder(identity))
     assert book.holder("cpu") is not None

@@ -15,7 +15,7 @@ from engine.executors.huggingface_jobs.account import (
 from engine.supervision.launch import Preflight
 from tests.fake_inspector import FakeInspector
 from tests.hub.jobs import HARDWARE
-from tests.runs.supervision import cpu
+from tests.supervision.fake_runs import cpu
 
 FLAVORS = read_flavors(JobHardwareInfo(**one) for one in HARDWARE)
 

@@ -12,7 +12,7 @@ from engine.runs.control import request_stop
 from engine.runs.run import RunState
 from tests.hub.server import TOKEN, Fault
 from tests.jobs.followed_run import BUCKET, FollowedRun
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 
 def test_a_run_is_sent_in_a_private_bucket_and_its_job_named(followed_run, hugging_face):

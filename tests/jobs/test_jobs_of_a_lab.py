@@ -26,7 +26,7 @@ from engine.supervision.supervisor import Supervisor
 from tests.hub.server import Fault
 from tests.invented_runs import a_config
 from tests.jobs.lab import SERVERS_OWN, TOKENS
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 
 def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face, home, caplog):

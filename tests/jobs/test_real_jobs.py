@@ -20,8 +20,9 @@ from engine.supervision.launch import Launcher, Preflight
 from engine.supervision.scheduler import SupervisorSettings
 from engine.supervision.supervisor import Supervisor
 from tests.hub.server import TOKEN
-from tests.runs.supervision import cpu, wait_until
+from tests.supervision.fake_runs import cpu
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

@@ -33,7 +33,7 @@ def die(params: JsonObject, request: Request) -> JsonObject:
 
 
 def leave_child(params: JsonObject, request: Request) -> JsonObject:
-    """A child keeps the pipe open for a moment, as data loaders do."""
+    """Leave a child that keeps the pipe open for a moment, as data loaders do."""
     if os.fork() == 0:
         time.sleep(0.6)
         os._exit(0)

@@ -34,10 +34,10 @@ NEEDED = {
 
 
 def test_what_is_needed_is_passed_and_no_secret_is():
-    passed = environment_for((), SECRETS | NEEDED)
+    variables = environment_for((), SECRETS | NEEDED)
 
-    assert passed.items() >= NEEDED.items()
-    assert not any("secret" in value or "/home/ann/token" in value for value in passed.values())
+    assert variables.items() >= NEEDED.items()
+    assert not any("secret" in value or "/home/ann/token" in value for value in variables.values())
 
 
 def test_without_access_a_login_in_a_file_is_not_found_either(tmp_path):
@@ -53,9 +53,9 @@ def test_without_access_a_login_in_a_file_is_not_found_either(tmp_path):
     ],
 )
 def test_access_to_one_thing_is_access_to_nothing_else(access, names):
-    passed = environment_for((access,), SECRETS)
+    variables = environment_for((access,), SECRETS)
 
-    assert {name for name, value in passed.items() if value == SECRETS.get(name)} == names
+    assert {name for name, value in variables.items() if value == SECRETS.get(name)} == names
 
 
 def test_access_can_be_given_up(monkeypatch):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from engine.processes.liveness import ProcessIdentity, boot_id, end_group
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(60)"]
 
@@ -20,7 +20,7 @@ def sleeper():
 
 
 def identity_of(process: subprocess.Popen) -> ProcessIdentity:
-    identity = ProcessIdentity.of(process.pid)
+    identity = ProcessIdentity.from_pid(process.pid)
     assert identity is not None
     return identity
 
@@ -51,10 +51,10 @@ def test_a_process_from_before_a_reboot_is_not_alive(sleeper):
 
 def test_a_zombie_is_not_alive():
     process = subprocess.Popen([sys.executable, "-c", "pass"])
-    identity = ProcessIdentity.of(process.pid)
+    identity = ProcessIdentity.from_pid(process.pid)
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and no one has collected it
 
-    assert ProcessIdentity.of(process.pid) is None
+    assert ProcessIdentity.from_pid(process.pid) is None
     assert identity is None or not identity.is_alive()
     process.wait()
 
@@ -93,7 +93,7 @@ def test_what_a_dead_leader_left_behind_is_ended_and_strangers_are_not():
         start_new_session=True,
     )
     assert leader.stdout is not None
-    child, stranger = (ProcessIdentity.of(int(pid)) for pid in leader.stdout.readline().split())
+    child, stranger = (ProcessIdentity.from_pid(int(pid)) for pid in leader.stdout.readline().split())
     leader.wait()
     leader.stdout.close()
     assert child is not None

@@ -7,7 +7,7 @@ import pytest
 from engine.errors import ConfigError, DatasetError, WorkerError
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,20 +53,20 @@ def test_the_unexpected_tells_a_person_no_details_and_its_log_all(process, tmp_p
 def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_restarts_it(process):
     messages: list[str] = []
 
-    def ask() -> None:
+    def request() -> None:
         try:
             process.call("wait", {})
         except WorkerError as error:
             messages.append(str(error))
 
     first = process.call("echo", {})["pid"]
-    waiting = threading.Thread(target=ask)
+    waiting = threading.Thread(target=request)
     stream = process.stream("wait", {})
     next(stream)
     waiting.start()
     while len(process._answers) < 2:  # asked after the death, it would be asked of a new process, and wait for ever
         time.sleep(0.01)
-    identity = ProcessIdentity.of(first)
+    identity = ProcessIdentity.from_pid(first)
     assert identity is not None
     identity.kill()
     with pytest.raises(WorkerError, match="signal 9"):
@@ -79,7 +79,7 @@ def test_a_death_is_said_to_everyone_who_waits_and_the_next_question_restarts_it
 
 def test_the_end_of_an_old_process_does_not_disturb_questions_to_its_successor(process):
     """Its pipe ends only when a child that it left behind ends, long after the new process got its first question."""
-    identity = ProcessIdentity.of(process.call("leave_child", {})["pid"])
+    identity = ProcessIdentity.from_pid(process.call("leave_child", {})["pid"])
     assert identity is not None
     identity.kill()
     wait_until(lambda: not identity.is_alive())
@@ -100,7 +100,7 @@ def test_closing_a_stream_early_cancels_its_request(process):
 
 def test_the_worker_ends_when_it_is_closed_and_when_its_asker_is_gone(process):
     process.start()
-    identity = ProcessIdentity.of(process.pid or 0)
+    identity = ProcessIdentity.from_pid(process.pid or 0)
     assert identity is not None
     process.close()
     assert not identity.is_alive()

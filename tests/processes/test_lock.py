@@ -1,6 +1,6 @@
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
@@ -88,11 +88,8 @@ def test_threads_of_one_process_exclude_each_other(tmp_path):
             most.append(len(inside))
             inside.remove(number)
 
-    threads = [threading.Thread(target=enter, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as threads:
+        threads.map(enter, range(8))
     assert most == [1] * 8
 
 

@@ -4,8 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from engine.errors import ModelLimitError, WorkerError
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.pool import ProcessPool
-from tests.runs.supervision import PATIENCE_SECONDS, wait_until
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = "tests.processes.confined_worker"
@@ -28,18 +27,18 @@ def a_process(tmp_path: Path) -> JsonLinesProcess:
 
 @pytest.fixture
 def keeps_up(monkeypatch):
-    """The first process of a pool counts as one that keeps up, however long it stands still."""
+    """Let the first process of a pool count as one that keeps up, however long it stands still."""
     monkeypatch.setattr("engine.processes.pool._BEGINS_WITHIN_SECONDS", PATIENCE_SECONDS)
 
 
 @pytest.fixture
 def pool(tmp_path):
-    made = ProcessPool(
+    pool = ProcessPool(
         (a_process(tmp_path), a_process(tmp_path)),
         lambda params: ModelLimitError(f"{params['name']} overran.", "Choose another."),
     )
-    yield made
-    made.close(timeout_seconds=0.5)
+    yield pool
+    pool.close(timeout_seconds=0.5)
 
 
 @pytest.mark.usefixtures("keeps_up")
@@ -75,7 +74,7 @@ def test_a_question_is_answered_while_another_is_stuck(pool):
     pid = next(stuck)["progress"]["pid"]
 
     assert pool.call("echo", {})["pid"] != pid
-    identity = ProcessIdentity.of(pid)
+    identity = ProcessIdentity.from_pid(pid)
     assert identity is not None
     assert identity.is_alive(), "it was answered only because the stuck process was gone"
 
@@ -145,7 +144,7 @@ def test_a_worker_stuck_in_c_ends_with_its_asker_however_that_ends(tmp_path, num
         stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert asker.stdout is not None
-    worker = ProcessIdentity.of(int(asker.stdout.readline()))
+    worker = ProcessIdentity.from_pid(int(asker.stdout.readline()))
     assert worker is not None
 
     asker.send_signal(number)
@@ -155,12 +154,7 @@ def test_a_worker_stuck_in_c_ends_with_its_asker_however_that_ends(tmp_path, num
 
 
 def test_many_questions_at_once_are_all_answered(pool):
-    pids: list[int] = []
-    threads = [threading.Thread(target=lambda: pids.append(pool.call("echo", {})["pid"])) for _ in range(20)]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + 300
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
+    with ThreadPoolExecutor(20) as threads:
+        pids = list(threads.map(lambda _: pool.call("echo", {})["pid"], range(20)))
 
     assert len(pids) == 20

@@ -17,7 +17,7 @@ from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from engine.runs.usage import Week
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 DAY = 86_400.0
 SUNDAY = datetime(2026, 11, 22, 12).timestamp()
@@ -107,7 +107,7 @@ LIMITS = LabLimits(disk_gb_per_person=100, free_disk_gb=10)
 
 
 @pytest.mark.parametrize(
-    ("used", "free", "words"),
+    ("used", "free", "expected"),
     [
         (84, 500, []),
         (85, 500, ["85.0 of 100 GB", "At 100 GB, starts and uploads are refused"]),
@@ -118,11 +118,11 @@ LIMITS = LabLimits(disk_gb_per_person=100, free_disk_gb=10)
         (90, 9, ["90.0 of 100 GB", "9.0 GB free"]),
     ],
 )
-def test_a_person_is_warned_before_starts_are_refused(used, free, words):
+def test_a_person_is_warned_before_starts_are_refused(used, free, expected):
     text = disk_warning(DiskUse("ann", {"runs": used * GB}), LIMITS, free * GB)
 
-    assert (text == "") == (words == [])
-    assert all(part in text for part in words), text
+    assert (text == "") == (expected == [])
+    assert all(part in text for part in expected), text
 
 
 def test_without_limits_nothing_is_warned_of():
@@ -156,19 +156,20 @@ def test_a_run_whose_model_is_not_from_the_hub_needs_nothing_there(home, state):
 
 @pytest.fixture
 def process():
-    """A process of some work, as its identity."""
+    """Start a process and return its identity."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as running:
-        identity = ProcessIdentity.of(running.pid)
+        identity = ProcessIdentity.from_pid(running.pid)
         assert identity is not None
         yield identity
         running.kill()
 
 
-@pytest.mark.parametrize("purpose", ["chat", "evaluation", "export", "measurement"])
-@pytest.mark.parametrize(("name", "hub_id"), [("org/model", "org/model"), (DEMO_MODEL_ID, DEMO_HUB_ID)])
+@pytest.mark.parametrize(
+    ("purpose", "name", "hub_id"), [("chat", "org/model", "org/model"), ("export", DEMO_MODEL_ID, DEMO_HUB_ID)]
+)
 def test_work_keeps_its_model_until_its_process_ends(home, process, purpose, name, hub_id):
-    ended = ProcessIdentity.current().model_copy(update={"start_time": 1.0})
-    note_model(home.of("bob"), name, purpose, ended)
+    other_process = ProcessIdentity.current().model_copy(update={"start_time": 1.0})
+    note_model(home.of("bob"), name, purpose, other_process)
     note_model(home.of("ann"), name, purpose, process)
 
     assert model_uses(home) == {hub_id: ModelUse(needed_by=(f"ann/{purpose}",))}

@@ -4,11 +4,9 @@ import pytest
 
 from engine.errors import ConfigError
 from engine.hardware.cuda import energy_so_far_joules
-from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary, summarize
 from engine.runs.usage import Electricity, energy_of, energy_words, read_electricity, save_electricity
-from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import config_for, fake_settings, gpu, wait_for_state
+from tests.supervision.fake_runs import config_for, gpu, wait_for_state
 
 KWH = 3.6e6
 
@@ -90,14 +88,10 @@ def test_meters_of_all_gpus_of_a_run_are_added_and_a_missing_one_makes_it_unknow
 
 
 @pytest.mark.parametrize(("readings", "joules"), [([1000.0, 1750.0], 750.0), ([1000.0, 20.0], None), ([None], None)])
-def test_the_supervisor_takes_the_difference_of_two_readings(home, readings, joules):
+def test_the_supervisor_takes_the_difference_of_two_readings(store, start_supervisor, readings, joules):
     left = list(readings)
-    supervisor = Supervisor(home, fake_settings(devices=lambda: (gpu(0),), meter=lambda _: left.pop(0)))
-    run = RunStore(home, "ann").create(config_for("steps=2"))
-    supervisor.start()
-    try:
-        wait_for_state(run, "completed")
-    finally:
-        supervisor.stop()
+    run = store.create(config_for("steps=2"))
+    start_supervisor(devices=lambda: (gpu(0),), meter=lambda _: left.pop(0))
+    wait_for_state(run, "completed")
 
     assert summarize(run).energy_joules == joules

@@ -18,6 +18,7 @@ from engine.runs.history.events import (
 )
 from engine.runs.history.log import EventWriter, read_lines
 from engine.runs.history.run_history import HistoryReader, read_history, seconds_left, seconds_per_step
+from tests.event_log import write_log
 
 
 def step(number: int, loss: float | None = None, **values: Any) -> StepData:
@@ -35,16 +36,17 @@ def log(tmp_path):
 
 
 def test_curves_losses_and_words_of_a_plain_run(log):
-    with EventWriter(log, 1) as events:
-        events.append(StatusData(phase="training", message="Training.", total_steps=3))
-        events.append(held_out(0, 3.0))
-        for number in (1, 2, 3):
-            events.append(step(number, grad_norm=0.5 if number == 2 else None))
-        events.append(held_out(2, 1.9))
-        events.append(held_out(3, 2.0))
-        events.append(WarningData(message="Rows were cut."))
-        events.append(MemoryData(peak_process_bytes=7))
-        events.append(StatusData(phase="finished", message="Done."))
+    write_log(
+        log,
+        StatusData(phase="training", message="Training.", total_steps=3),
+        held_out(0, 3.0),
+        *(step(number, grad_norm=0.5 if number == 2 else None) for number in (1, 2, 3)),
+        held_out(2, 1.9),
+        held_out(3, 2.0),
+        WarningData(message="Rows were cut."),
+        MemoryData(peak_process_bytes=7),
+        StatusData(phase="finished", message="Done."),
+    )
     history = read_history(log)
 
     assert history.steps.steps.tolist() == [1, 2, 3]
@@ -71,10 +73,7 @@ def test_resumed_supersedes_what_came_later_in_earlier_attempts(log):
                 events.append(CheckpointData(step=number, name=f"step-{number}", size_bytes=1))
                 events.append(held_out(number, 2.0))
         events.append(FailedData(cause="unexpected", what="It broke.", fix="Mend it."))
-    with EventWriter(log, 2) as events:
-        events.append(ResumedData(step=5, checkpoint="step-5"))
-        events.append(step(6, loss=9.0))
-        events.append(step(7, loss=9.0))
+    write_log(log, ResumedData(step=5, checkpoint="step-5"), step(6, loss=9.0), step(7, loss=9.0), attempt=2)
     history = read_history(log)
 
     assert history.steps.steps.tolist() == [1, 2, 3, 4, 5, 6, 7]
@@ -86,13 +85,8 @@ def test_resumed_supersedes_what_came_later_in_earlier_attempts(log):
 
 
 def test_an_attempt_that_restarts_without_resumed_replaces_the_earlier_one(log):
-    with EventWriter(log, 1) as events:
-        events.append(held_out(0, 3.0))
-        events.append(step(1))
-        events.append(step(2))
-    with EventWriter(log, 2) as events:
-        events.append(held_out(0, 3.5))
-        events.append(step(1, loss=8.0))
+    write_log(log, held_out(0, 3.0), step(1), step(2))
+    write_log(log, held_out(0, 3.5), step(1, loss=8.0), attempt=2)
     history = read_history(log)
 
     assert history.steps.losses.tolist() == [8.0]
@@ -122,14 +116,11 @@ def test_following_reads_only_what_is_new_and_nothing_new_is_the_same_object(log
 
 
 def test_a_log_that_became_shorter_is_read_from_its_beginning(log):
-    with EventWriter(log, 1) as events:
-        for number in range(1, 4):
-            events.append(step(number, loss=1.0))
+    write_log(log, *(step(number, loss=1.0) for number in range(1, 4)))
     reader = HistoryReader(log)
     reader.update()
     log.unlink()
-    with EventWriter(log, 1) as events:
-        events.append(step(1, loss=7.25))
+    write_log(log, step(1, loss=7.25))
 
     assert reader.update().steps.losses.tolist() == [7.25]
 
@@ -171,9 +162,7 @@ def test_the_quick_way_and_the_careful_way_read_the_same(log):
 
 
 def test_a_damaged_step_line_costs_that_step_only(log):
-    with EventWriter(log, 1) as events:
-        for number in range(1, 6):
-            events.append(step(number))
+    write_log(log, *(step(number) for number in range(1, 6)))
     lines = log.read_bytes().split(b"\n")
     lines[2] = lines[2].replace(b'"loss"', b'"lost"')
     log.write_bytes(b"\n".join(lines))
@@ -237,9 +226,7 @@ def test_time_left_counts_evaluations_and_saves_and_is_never_zero(log, monkeypat
 
 @pytest.mark.parametrize("huge", ["1" + "0" * 400, "-" + "9" * 30, "[" * 3000])
 def test_a_number_that_nothing_can_calculate_with_is_not_an_event(log, huge):
-    with EventWriter(log, 1) as events:
-        events.append(StatusData(phase="training", message="Rows: 12345678901234567890.", total_steps=30))
-        events.append(step(1))
+    write_log(log, StatusData(phase="training", message="Rows: 12345678901234567890.", total_steps=30), step(1))
     lines = log.read_bytes().splitlines(keepends=True)
     plain = lines[1].replace(b'"step":1', b'"step":' + huge.encode())
     total = lines[0].replace(b'"total_steps":30', b'"total_steps": ' + huge.encode())
@@ -253,10 +240,7 @@ def test_a_number_that_nothing_can_calculate_with_is_not_an_event(log, huge):
 
 
 def test_the_time_that_is_left_is_unknown_where_a_log_holds_no_time(log):
-    with EventWriter(log, 1) as events:
-        events.append(StatusData(phase="training", total_steps=30))
-        events.append(step(1))
-        events.append(step(2))
+    write_log(log, StatusData(phase="training", total_steps=30), step(1), step(2))
     log.write_bytes(re.sub(rb'"time":[0-9.]+', b'"time":NaN', log.read_bytes()))
 
     assert seconds_left(read_history(log)) is None

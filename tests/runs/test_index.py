@@ -8,7 +8,8 @@ from engine.runs.history.log import EventWriter
 from engine.runs.provenance import MemoryFigures, Provenance, run_title
 from engine.runs.run import RunState
 from engine.runs.summary import RunIndex, summarize
-from tests.runs.supervision import config_for
+from tests.event_log import write_log
+from tests.supervision.fake_runs import config_for
 
 
 def make_run(store, name="A run", steps=3, state="completed"):
@@ -116,8 +117,9 @@ def test_a_living_run_is_followed(store):
     run = make_run(store, state="running")
     index = RunIndex(store)
     assert index.summaries()[0].steps == 3
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(StepData(step=4, epoch=1, loss=1.25, learning_rate=1e-4, tokens=40, tokens_per_second=10.0))
+    write_log(
+        run.folder.events, StepData(step=4, epoch=1, loss=1.25, learning_rate=1e-4, tokens=40, tokens_per_second=10.0)
+    )
 
     assert (index.summaries()[0].steps, index.summaries()[0].final_loss) == (4, 1.25)
 
@@ -144,11 +146,11 @@ def test_a_broken_cache_is_drawn_up_again(store, home, broken):
 
 def test_losses_that_are_not_numbers_do_not_break_the_list(store):
     run = make_run(store)
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(EvalData(step=4, eval_loss=float("nan"), eval_tokens=1, rows=1, seconds=1))
-        events.append(
-            StepData(step=4, epoch=1, loss=float("nan"), learning_rate=1e-4, tokens=40, tokens_per_second=10.0)
-        )
+    write_log(
+        run.folder.events,
+        EvalData(step=4, eval_loss=float("nan"), eval_tokens=1, rows=1, seconds=1),
+        StepData(step=4, epoch=1, loss=float("nan"), learning_rate=1e-4, tokens=40, tokens_per_second=10.0),
+    )
     RunIndex(store).summaries()
     row = RunIndex(store).summaries()[0]
 

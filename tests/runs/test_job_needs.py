@@ -11,7 +11,7 @@ from engine.runs.prediction import RunPlan, estimated_hours, host_memory_bytes, 
 from engine.runs.summary import RunSummary
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.fake_inspector import a_report
-from tests.runs.supervision import GIB, config_for, cpu
+from tests.supervision.fake_runs import GIB, config_for, cpu
 
 SIZES = PublishedSizes(
     hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, vocab_size=128256
@@ -28,7 +28,7 @@ def ram_gib(shape=LARGE, device=A100, processes=1, rows=None, **sections) -> flo
     return host_memory_bytes(shape, config_for(**sections), device, processes, rows) / GIB
 
 
-def test_an_adapter_on_a_gpu_needs_far_less_ram_than_its_weights_and_a_small_model_a_few_gib():
+def test_an_adapter_on_a_gpu_needs_far_less_ram_than_its_weights():
     assert 8 <= ram_gib() <= 14
     assert ram_gib(SMALL) == 4
     assert ram_gib() == int(ram_gib()), "whole GiB"
@@ -74,23 +74,23 @@ def test_time_limits_are_half_hours_with_an_end():
     assert in_half_hours(estimated_hours(int(8e9), 1e12, 121), 72) == 72
 
 
-def test_a_job_asks_for_the_smallest_gpu_with_ram_and_time_by_the_estimate_unless_a_person_said_otherwise():
+def test_a_job_requests_the_smallest_gpu_ram_and_time_unless_a_person_set_them():
     types = tuple(GpuType(name=name, memory_gib=size) for name, size in (("a100", 80), ("t4", 15)))
     cluster = ClusterPlace(gpu_types=types, limit_hours=24)
     report = a_report(DatasetConfig(source="data.jsonl"), None, 1024)
     report = report.model_copy(update={"total_tokens": 10**9, "row_lengths": None})
     place = SlurmCluster(lambda: cluster, tuple)
 
-    def asked(**slurm) -> SlurmConfig:
+    def slurm_section(**slurm) -> SlurmConfig:
         config = config_for(run={"where": "slurm"}, slurm=slurm)
         ((device,),) = place.suitable(place.options(config), config, LARGE)
         return place.settled(config, device, LARGE, report).slurm
 
-    assert asked() == SlurmConfig(gpu_type="a100", memory_gib=ram_gib(), limit_hours=24)
-    assert asked(gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2) == SlurmConfig(
+    assert slurm_section() == SlurmConfig(gpu_type="a100", memory_gib=ram_gib(), limit_hours=24)
+    assert slurm_section(gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2) == SlurmConfig(
         gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2
     )
-    assert asked(gpus=4).memory_gib >= 4 * (ram_gib() - 1)
+    assert slurm_section(gpus=4).memory_gib >= 4 * (ram_gib() - 1)
 
 
 def test_a_gpu_that_schedulers_name_in_their_own_way_is_known():

@@ -8,12 +8,12 @@ from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
 from engine.runs.history.events import MemoryData, StatusData, StepData
-from engine.runs.history.log import EventWriter
 from engine.runs.history.run_history import read_history
 from engine.runs.prediction import needs_of
 from engine.runs.provenance import MemoryFigures, Provenance, predicted_figures
 from engine.runs.store import RunStore
 from engine.runs.summary import summarize
+from tests.event_log import write_log
 
 CONFIG = config_from_mapping({"model": {"id": "m"}, "dataset": {"source": "-"}})
 FORETOLD = MemoryFigures(allocated_bytes=10, reserved_bytes=12, process_bytes=15)
@@ -34,7 +34,7 @@ def test_what_is_foretold_is_what_the_device_will_be_measured_by(kind, known):
     expected = {
         "allocated": estimate.allocated_bytes, "reserved": estimate.reserved_bytes, "process": estimate.expected_bytes,
     }  # fmt: skip
-    assert {name: figures.of(name) for name in expected} == {
+    assert {name: figures.bytes_of(name) for name in expected} == {
         name: size if name in known else None for name, size in expected.items()
     }
 
@@ -48,8 +48,7 @@ def test_lists_compare_the_hold_of_the_allocator_and_charts_the_tensors_on_a_gpu
 
 def test_a_runs_row_has_both_sets_of_figures(home):
     run = RunStore(home, "ann").create(CONFIG, Provenance(predicted_bytes=15, predicted_memory=FORETOLD))
-    with EventWriter(run.folder.events, attempt=1) as writer:
-        writer.append(ON_GPU)
+    write_log(run.folder.events, ON_GPU)
 
     row = summarize(run)
 
@@ -58,16 +57,16 @@ def test_a_runs_row_has_both_sets_of_figures(home):
     assert (row.predicted_bytes, row.peak_memory_bytes) == (12, 13)
 
 
-def test_a_process_that_grew_since_its_peaks_were_reported_is_shown_as_large_as_it_is(home):
+def test_a_process_that_grew_after_its_last_report_is_shown_at_its_size(home):
     run = RunStore(home, "ann").create(CONFIG, Provenance())
-    with EventWriter(run.folder.events, attempt=1) as writer:
-        writer.append(MemoryData(peak_process_bytes=40))
-        for step, resident in enumerate((39, 52, None, 50), start=1):
-            writer.append(
-                StepData(
-                    step=step, epoch=1, loss=1, learning_rate=1, tokens=1, tokens_per_second=1, memory_bytes=resident
-                )
-            )
+    write_log(
+        run.folder.events,
+        MemoryData(peak_process_bytes=40),
+        *(
+            StepData(step=step, epoch=1, loss=1, learning_rate=1, tokens=1, tokens_per_second=1, memory_bytes=resident)
+            for step, resident in enumerate((39, 52, None, 50), start=1)
+        ),
+    )
 
     row = summarize(run)
 
@@ -77,9 +76,12 @@ def test_a_process_that_grew_since_its_peaks_were_reported_is_shown_as_large_as_
 def test_peaks_of_earlier_attempts_count(tmp_path):
     log = tmp_path / "events.jsonl"
     for attempt, reserved in ((1, 30), (2, 20)):
-        with EventWriter(log, attempt=attempt) as writer:
-            writer.append(StatusData(phase="training"))
-            writer.append(MemoryData(peak_reserved_bytes=reserved, peak_process_bytes=attempt))
+        write_log(
+            log,
+            StatusData(phase="training"),
+            MemoryData(peak_reserved_bytes=reserved, peak_process_bytes=attempt),
+            attempt=attempt,
+        )
 
     memory = read_history(log).memory
 

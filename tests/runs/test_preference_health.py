@@ -13,6 +13,7 @@ from engine.runs.history.events import DataReportData, EvalData, ResumedData, St
 from engine.runs.history.log import EventWriter
 from engine.runs.history.preference_health import preference_findings
 from engine.runs.history.run_history import read_history
+from tests.event_log import write_log
 
 DPO = TrainingConfig(objective="dpo")
 STEPS = 40
@@ -54,7 +55,7 @@ def rewards(chosen, rejected, *, accuracy=0.9, longer=0.5):
 
 
 def names(log, training=DPO):
-    return [one.name for one in preference_findings(read_history(log), training)]
+    return [finding.name for finding in preference_findings(read_history(log), training)]
 
 
 def test_a_run_that_learns_has_no_finding(tmp_path):
@@ -91,7 +92,7 @@ def test_rejected_answers_alone_may_fall(tmp_path):
     assert names(log_of(tmp_path, lambda share: rewards(-0.1 * share, -5 * share))) == []
 
 
-def test_a_margin_that_grows_while_held_out_pairs_are_distinguished_worse_is_overfitting(tmp_path):
+def test_a_growing_margin_with_falling_held_out_accuracy_is_overfitting(tmp_path):
     def held_out(share):
         return rewards(0.2, -0.5, accuracy=0.9 - 0.3 * share)
 
@@ -113,8 +114,8 @@ def test_longer_answers_that_are_preferred_beyond_what_the_data_says_are_named(t
     assert "90%" in result.fact
     assert "55%" in result.fact
     assert "sigmoid_norm" in result.fix
-    biased = log_of(tmp_path, lambda share: rewards(share, -share, longer=0.9), chosen_longer=0.9)
-    assert names(biased) == [], "the data reports it"
+    log = log_of(tmp_path, lambda share: rewards(share, -share, longer=0.9), chosen_longer=0.9)
+    assert names(log) == [], "the data reports it"
 
 
 def test_a_run_that_changes_nothing_is_named_after_its_first_half(tmp_path):
@@ -154,11 +155,11 @@ def test_metrics_of_steps_are_read_back_and_a_resumed_run_drops_those_beyond(tmp
     assert read_history(log).steps.metric("no such metric")[0].size == 0
 
 
-@pytest.mark.parametrize("forged", ["[1]", '"x"', '{"rewards/chosen": "many"}', '{"rewards/chosen": [1]}', "7"])
-def test_a_forged_metric_costs_its_step_and_no_more(forged, tmp_path):
+@pytest.mark.parametrize("metric", ["[1]", '"x"', '{"rewards/chosen": "many"}', '{"rewards/chosen": [1]}', "7"])
+def test_a_forged_metric_costs_its_step_and_no_more(metric, tmp_path):
     log = log_of(tmp_path, lambda share: rewards(share, -share))
     lines = log.read_text().splitlines(keepends=True)
-    broken = re.sub(r'"metrics":\{[^}]*\}', lambda _: f'"metrics":{forged}', lines[10])
+    broken = re.sub(r'"metrics":\{[^}]*\}', lambda _: f'"metrics":{metric}', lines[10])
     assert broken != lines[10]
     log.write_text("".join([*lines[:10], broken, *lines[11:]]))
 
@@ -178,17 +179,17 @@ def test_rewards_margin_accuracy_and_length_are_small_charts_of_one_figure(tmp_p
 
     history = read_history(log_of(tmp_path, lambda share: rewards(share, -share), chosen_longer=0.6))
 
-    drawn, chart = figure(preference_figure(history, DPO, "run-1"))
+    plot, chart = figure(preference_figure(history, DPO, "run-1"))
 
-    titles = [one.text for one in drawn.layout.annotations]
+    titles = [annotation.text for annotation in plot.layout.annotations]
     assert [title for title in titles if title not in ("chosen", "rejected")][:3] == [
         "Rewards (β · log-ratio)",
         "Margin",
         "Preferred correctly",
     ]
     assert "in the data 60%" in titles
-    assert {trace.name for trace in drawn.data} >= {"chosen", "rejected, held-out", "margin", "train", "held-out"}
-    shares = [trace for trace in drawn.data if trace.name == "held-out"]
+    assert {trace.name for trace in plot.data} >= {"chosen", "rejected, held-out", "margin", "train", "held-out"}
+    shares = [trace for trace in plot.data if trace.name == "held-out"]
     assert all(0 not in trace.x for trace in shares), "before the first step every pair is a tie"
     assert "held-out rows" in chart["label"]
     assert preference_figure(history, TrainingConfig(), "run-1") == ""
@@ -200,19 +201,18 @@ def test_ratings_have_their_kl_and_log_probabilities(tmp_path):
     ratings = {"rewards/chosen": 1.0, "rewards/rejected": -1.0, "rewards/margins": 2.0, "logps/chosen": -9.0, "logps/rejected": -8.0, "kl": 0.4}  # fmt: skip
     history = read_history(log_of(tmp_path, lambda _: ratings))
 
-    drawn, _ = figure(preference_figure(history, TrainingConfig(objective="kto"), "run-1"))
+    plot, _ = figure(preference_figure(history, TrainingConfig(objective="kto"), "run-1"))
 
-    titles = [one.text for one in drawn.layout.annotations]
+    titles = [annotation.text for annotation in plot.layout.annotations]
     assert any("KL to reference" in title for title in titles)
     assert {"good", "bad"} <= set(titles)
-    assert {trace.name for trace in drawn.data} >= {"KL", "good", "bad, held-out"}
+    assert {trace.name for trace in plot.data} >= {"KL", "good", "bad, held-out"}
 
 
 def test_before_anything_was_measured_there_is_no_chart(tmp_path):
     from ui.views.step_charts import preference_figure
 
     log = tmp_path / "events.jsonl"
-    with EventWriter(log, attempt=1) as writer:
-        writer.append(StatusData(phase="training", total_steps=9))
+    write_log(log, StatusData(phase="training", total_steps=9))
 
     assert preference_figure(read_history(log), DPO, "run-1") == ""

@@ -34,7 +34,7 @@ class Bench:
         for _ in range(int(seconds)):
             self.now += 1
             self.worker.used += busy_share
-            silence = self.watch.look(self.worker, is_training=is_training)
+            silence = self.watch.update(self.worker, is_training=is_training)
         return silence
 
 
@@ -83,7 +83,7 @@ def test_before_the_first_step_a_stalled_download_is_borne_longer(bench):
     assert bench.after(20, is_training=False).is_too_long
 
 
-def test_a_suspended_worker_is_known_at_once_and_gets_its_time_back_when_it_continues(bench):
+def test_a_suspended_worker_is_known_at_once_and_gets_its_time_back(bench):
     bench.after(40)
     bench.worker.suspended = True
     silence = bench.after(5)

@@ -10,8 +10,8 @@ from engine.errors import ConfigError, RunError, SupersededError
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import change_notes, read_notes
 from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
 from engine.runs.run import ATTEMPT_VARIABLE, RunFolder, RunState
+from tests.event_log import write_log
 
 
 @pytest.fixture
@@ -31,8 +31,7 @@ def test_a_run_without_a_state_waits_unless_it_has_begun(folder, torn):
     folder.state.write_bytes(torn)
     assert folder.read_state().state == "queued"
 
-    with EventWriter(folder.events, attempt=2) as events:
-        events.append(StatusData(phase="training"))
+    write_log(folder.events, StatusData(phase="training"), attempt=2)
     assert folder.read_state() == RunState(state="running", attempt=2)
 
 
@@ -85,8 +84,7 @@ def test_a_worker_whose_attempt_was_given_up_is_refused_and_leaves_the_run_free(
 
 def test_a_worker_started_by_hand_counts_on_from_its_log(folder):
     assert folder.next_attempt() == 1
-    with EventWriter(folder.events, attempt=1) as events:
-        events.append(StatusData(phase="training"))
+    write_log(folder.events, StatusData(phase="training"))
     assert folder.next_attempt() == 2
 
     folder.write_state(RunState(state="stopped", attempt=1))
@@ -99,8 +97,7 @@ def test_a_worker_started_by_hand_counts_on_from_its_log(folder):
 
 @pytest.mark.parametrize("known_by", ["the state", "the log alone"])
 def test_a_job_that_a_scheduler_runs_again_does_not_claim_a_finished_run(folder, known_by):
-    with EventWriter(folder.events, attempt=1) as events:
-        events.append(StatusData(phase="finished"))
+    write_log(folder.events, StatusData(phase="finished"))
     folder.adapter.mkdir()
     folder.write_state(RunState(state="completed" if known_by == "the state" else "running", attempt=1))
 

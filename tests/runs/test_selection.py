@@ -1,4 +1,3 @@
-import random
 from typing import Any
 
 from engine.runs.summary import (
@@ -9,7 +8,7 @@ from engine.runs.summary import (
     select_runs,
     summaries_csv,
 )
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 
 def row(number: int, **values: Any) -> RunSummary:
@@ -28,8 +27,8 @@ def test_every_word_must_be_somewhere_in_any_case():
         row(2, name="Medical mail", model="smollm2"),
         row(3, note="about MEDICAL things", tags=("qwen",)),
     ]
-    assert ids(select_runs(rows, RunQuery(words="medical QWEN"))) == ["run-3", "run-1"]
-    assert ids(select_runs(rows, RunQuery(words="nothing"))) == []
+    assert ids(select_runs(rows, RunQuery(terms="medical QWEN"))) == ["run-3", "run-1"]
+    assert ids(select_runs(rows, RunQuery(terms="nothing"))) == []
     assert len(select_runs(rows, RunQuery())) == 3
 
 
@@ -84,16 +83,6 @@ def test_only_settings_that_differ_are_shown():
     }
     assert list(differences) == ["adapter.r", "training.learning_rate"]
     assert differing_settings({"a": configs["a"]}) == {}
-
-
-def test_thousands_of_rows_are_searched_and_sorted_alike_each_time():
-    generator = random.Random(7)
-    rows = [row(number, eval_loss=generator.random(), name=f"Run {number % 50}") for number in range(5000)]
-    result = select_runs(rows, RunQuery(words="run 17", sort="eval_loss", descending=False))
-
-    assert {summary.name for summary in result} >= {"Run 17"}
-    losses = [summary.eval_loss for summary in result]
-    assert losses == sorted(losses)
 
 
 def test_a_table_never_smuggles_a_formula_into_a_spreadsheet():

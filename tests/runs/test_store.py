@@ -2,7 +2,6 @@ import os
 import stat
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -11,12 +10,12 @@ import yaml
 from engine.config.load import config_from_mapping, mapping_from_yaml
 from engine.errors import RunError, StorageError
 from engine.runs.history.events import StatusData
-from engine.runs.history.log import EventWriter
 from engine.runs.provenance import Provenance, read_provenance
 from engine.runs.run import RUN_ID, RunState
-from engine.runs.store import RunStore, folder_size_bytes, list_owners
+from engine.runs.store import RunStore, list_owners
 from engine.supervision.supervisor import reconcile
-from tests.runs.supervision import config_for, fake_settings
+from tests.event_log import write_log
+from tests.supervision.fake_runs import config_for, fake_settings
 
 
 def end_run(run):
@@ -93,26 +92,10 @@ def test_owners_do_not_see_each_others_runs(home):
         RunStore(home, "../bob")
 
 
-def test_twenty_parallel_starts_with_one_key_make_one_run(store):
-    made: list[str] = []
-    threads = [
-        threading.Thread(target=lambda: made.append(store.create(config_for(), key="click-1").id)) for _ in range(20)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert len(made) == 20
-    assert len(set(made)) == 1
-    assert len(store.ids()) == 1
-    assert store.create(config_for(), key="click-2").id not in made
-
-
 def test_processes_with_one_key_make_one_run(home, store):
     script = (
         "from engine.paths import LoratoryHome; from engine.runs.store import RunStore; "
-        "from tests.runs.supervision import config_for; "
+        "from tests.supervision.fake_runs import config_for; "
         "print(RunStore(LoratoryHome.from_environment(), 'ann').create(config_for(), key='k').id)"
     )
     processes = [
@@ -125,20 +108,11 @@ def test_processes_with_one_key_make_one_run(home, store):
     assert len(ids) == 1
 
 
-def test_a_key_whose_run_was_never_finished_or_was_deleted_starts_again(store, home):
-    first = end_run(store.create(config_for(), key="k"))
-    store.delete(first.id)
-
-    assert store.find_by_key("k") is None
-    second = store.create(config_for(), key="k")
-    assert second.id != first.id
-
-
 def test_keys_of_two_owners_do_not_meet(home):
-    one, two = RunStore(home, "ann"), RunStore(home, "bob")
-    run = one.create(config_for(), key="k")
-    assert two.create(config_for(), key="k").id != run.id
-    assert two.find_by_key("k").owner == "bob"
+    anns, bobs = RunStore(home, "ann"), RunStore(home, "bob")
+    run = anns.create(config_for(), key="k")
+    assert bobs.create(config_for(), key="k").id != run.id
+    assert bobs.find_by_key("k").owner == "bob"
 
 
 def test_deleting_frees_what_the_run_had_saved(store):
@@ -168,23 +142,9 @@ def test_a_deletion_that_a_starting_server_helps_with_is_not_an_error(store, hom
     assert list(store.folder.iterdir()) == []
 
 
-def test_a_deletion_that_was_swept_away_before_it_began_is_not_an_error(store, home, monkeypatch):
-    run = end_run(store.create(config_for()))
-
-    def sweep_first(folder):
-        RunStore(home, store.owner).sweep()
-        return folder_size_bytes(folder)
-
-    monkeypatch.setattr("engine.runs.store.folder_size_bytes", sweep_first)
-    store.delete(run.id)
-
-    assert list(store.folder.iterdir()) == []
-
-
 def test_a_run_that_lost_its_state_file_can_be_deleted_once_it_was_checked(store):
     run = store.create(config_for())
-    with EventWriter(run.folder.events, 1) as events:
-        events.append(StatusData(phase="stopped", message="Stopped."))
+    write_log(run.folder.events, StatusData(phase="stopped", message="Stopped."))
     claim = run.folder.claim()
     with pytest.raises(RunError, match="is running and cannot be deleted"):
         store.delete(run.id)
@@ -204,6 +164,7 @@ def test_the_key_of_a_start_lives_as_long_as_its_run(home, store):
     store.delete(run.id)
 
     assert list((home.server / "keys").iterdir()) == []
+    assert store.find_by_key("click") is None
 
 
 @pytest.mark.parametrize("state", ["queued", "starting", "running", "stopping"])

@@ -42,7 +42,7 @@ def test_a_value_on_several_lines_makes_a_name_on_one():
 
 
 @pytest.mark.parametrize(
-    ("values", "said"),
+    ("values", "shown_value"),
     [
         ("8,8", "8 is given twice"),
         ("8,16,8", "8 is given twice"),
@@ -51,11 +51,11 @@ def test_a_value_on_several_lines_makes_a_name_on_one():
         ("'8',8", "8 is the same value as '8'"),
     ],
 )
-def test_a_repeated_value_is_refused_once_however_it_is_written(values, said):
+def test_a_repeated_value_is_refused_once_however_it_is_written(values, shown_value):
     with pytest.raises(ConfigError) as error_info:
         sweep_configs(BASE, [f"adapter.r={values}", "training.learning_rate=1e-4,2e-4"])
 
-    assert error_info.value.problems == (("adapter.r", f"{said}; leave one of them out."),)
+    assert error_info.value.problems == (("adapter.r", f"{shown_value}; leave one of them out."),)
 
 
 def test_repeated_values_of_all_axes_are_reported_together():

@@ -16,7 +16,7 @@ from engine.runs.usage import (
     week_of,
     weeks_of,
 )
-from tests.runs.supervision import config_for
+from tests.supervision.fake_runs import config_for
 
 NOW = datetime(2026, 11, 26, 12).timestamp()
 MONDAY = datetime(2026, 11, 23).timestamp()
@@ -35,10 +35,10 @@ def attempt(seconds: float = 100.0, ended: float = NOW, **changes: object) -> At
 
 
 def decayed_seconds(*attempts: Attempt, weight=lambda _: 1.0, now: float = NOW) -> float:
-    decayed = DecayedSeconds(NOW)
-    for one in attempts:
-        decayed.add(one)
-    return decayed.of_everyone(now, weight)["ann"]
+    usage = DecayedSeconds(NOW)
+    for attempt in attempts:
+        usage.add(attempt)
+    return usage.of_everyone(now, weight)["ann"]
 
 
 def test_seconds_of_a_half_life_ago_count_half():
@@ -62,13 +62,13 @@ def test_every_device_counts_with_its_weight():
     assert decayed_seconds(two, weight={"cuda:0": 1.0, "cuda:3": 4.0}.__getitem__) == pytest.approx(500, rel=1e-3)
 
 
-@pytest.mark.parametrize("words", ["1x Nvidia L4 at Hugging Face", "cpu-basic at Hugging Face", "Hugging Face", ""])
-def test_a_job_elsewhere_counts_no_device(words):
-    decayed = DecayedSeconds(MONDAY)
-    decayed.add(attempt(device=words))
+@pytest.mark.parametrize("device", ["1x Nvidia L4 at Hugging Face", "cpu-basic at Hugging Face", "Hugging Face", ""])
+def test_a_job_elsewhere_counts_no_device(device):
+    usage = DecayedSeconds(MONDAY)
+    usage.add(attempt(device=device))
 
-    assert attempt(device=words).devices == ()
-    assert decayed.of_everyone(MONDAY, lambda _: 1.0) == {}
+    assert attempt(device=device).devices == ()
+    assert usage.of_everyone(MONDAY, lambda _: 1.0) == {}
 
 
 def test_an_attempt_is_divided_at_the_end_of_a_week():
@@ -109,7 +109,7 @@ def test_energy_is_that_of_the_attempt_alone_and_divided_among_weeks(home, store
     assert ended is not None
     assert ended.joules == pytest.approx(7.2e6)
     weeks = usage_by_week(home, [ended, ended.model_copy(update={"run_id": "run-2", "joules": None})])
-    assert [(one.week, one.owner, one.gpu_hours, one.kwh, one.runs) for one in weeks] == [
+    assert [(entry.week, entry.owner, entry.gpu_hours, entry.kwh, entry.runs) for entry in weeks] == [
         (Week(2026, 48), "ann", pytest.approx(2), pytest.approx(1), 2),
         (Week(2026, 47), "ann", pytest.approx(2), pytest.approx(1), 2),
     ]

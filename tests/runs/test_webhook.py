@@ -9,7 +9,8 @@ from pydantic import SecretStr
 
 from engine.runs.summary import RunSummary
 from engine.runs.webhook import Webhook, WebhookError, WebhookStore, deliver, parse_webhook, payload_of, send, words_of
-from tests.runs.supervision import PATIENCE_SECONDS, config_for
+from tests.supervision.fake_runs import config_for
+from tests.waiting import PATIENCE_SECONDS
 
 SECRET = "T0pS3cret"
 RUN = RunSummary(
@@ -98,11 +99,11 @@ def test_what_is_not_a_safe_address_is_refused_without_being_repeated(text):
 
 
 def test_names_of_runs_mention_no_one():
-    words = words_of(RUN, "https://lab.example")
+    text = words_of(RUN, "https://lab.example")
 
-    assert words == "“<b>@everyone</b>” completed. Held-out loss 1.920 (base model 2.310). 12 min. https://lab.example"
-    assert payload_of("slack", words, {})["text"].startswith("“&lt;b&gt;")
-    assert payload_of("discord", words, {})["allowed_mentions"] == {"parse": []}
+    assert text == "“<b>@everyone</b>” completed. Held-out loss 1.920 (base model 2.310). 12 min. https://lab.example"
+    assert payload_of("slack", text, {})["text"].startswith("“&lt;b&gt;")
+    assert payload_of("discord", text, {})["allowed_mentions"] == {"parse": []}
 
 
 def test_a_message_arrives_and_the_address_is_only_in_a_file_of_its_user(receiver, home, webhooks):

@@ -12,7 +12,7 @@ from engine.chat.contract import ChatChunk, ChatRequest, ChatState, ChatTarget, 
 from engine.config.run import ModelConfig
 from engine.serve.endpoint import build_endpoint
 from engine.serve.model import ServedModel
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 
 TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))
 

@@ -11,8 +11,8 @@ from openai import OpenAI
 
 from engine.errors import DeviceError, ModelError, RunError, WorkerError
 from engine.serve.model import ServedModel, StopScanner
-from tests.runs.supervision import wait_until
 from tests.serve.running import TARGET, ScriptedSession, listening
+from tests.waiting import wait_until
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -31,9 +31,9 @@ from engine.paths import LoratoryHome
 from engine.serve.model import ServedModel
 from tests.chat.tiny_adapters import lora, make_adapter
 from tests.data.conversations import render_conversation
-from tests.runs.supervision import wait_until
 from tests.serve.running import listening
 from tests.tiny_model import make_tiny_model
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

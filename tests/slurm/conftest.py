@@ -10,16 +10,15 @@ import pytest
 from engine.executors import make_executors
 from engine.executors.slurm.job import SlurmExecutor
 from engine.executors.slurm.place import ClusterPlace, GpuType, SlurmRecord
-from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import REPOSITORY, config_for, fake_settings
 from tests.slurm.cluster import Cluster, missing_programs, why_not
+from tests.supervision.fake_runs import REPOSITORY, config_for, fake_settings
 
 _FAKE_WORKER = (
     f"import runpy, sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
-    "runpy.run_module('tests.runs.fake_worker', run_name='__main__')"
+    "runpy.run_module('tests.supervision.fake_worker', run_name='__main__')"
 )
 
 
@@ -65,11 +64,6 @@ def place(tmp_path) -> ClusterPlace:
         limit_hours=0.1,
         poll_seconds=0.3,
     )
-
-
-@pytest.fixture
-def store(home: LoratoryHome) -> RunStore:
-    return RunStore(home, "ann")
 
 
 @pytest.fixture

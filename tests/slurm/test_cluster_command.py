@@ -12,8 +12,8 @@ from engine.executors.slurm.discovery import write_place
 from engine.executors.slurm.place import ClusterPlace
 from engine.paths import local_owner
 from engine.runs.store import RunStore
-from tests.runs.supervision import REPOSITORY, config_for
 from tests.slurm.conftest import record_of
+from tests.supervision.fake_runs import REPOSITORY, config_for
 
 pytestmark = pytest.mark.e2e
 

@@ -16,8 +16,8 @@ from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.store import RunStore
 from engine.supervision.states import resumes_automatically
-from engine.supervision.worker_monitor import Patience, WorkerMonitor
-from tests.runs.supervision import config_for
+from engine.supervision.worker_monitor import Timeouts, WorkerMonitor
+from tests.supervision.fake_runs import config_for
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_what_became_of_a_run_on_another_node_is_what_slurm_shows(program, home,
 
     job = SlurmJob(run, record.save(run.folder), ClusterPlace(), Slurm())
     job.step(Slurm().queue())
-    end = WorkerMonitor(run, run.folder.read_state(), job, Patience()).look()
+    end = WorkerMonitor(run, run.folder.read_state(), job, Timeouts()).poll()
 
     assert (end.state, end.reason) == (state, reason)
     assert words in end.cause

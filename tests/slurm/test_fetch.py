@@ -6,7 +6,8 @@ from engine.data.source import list_samples
 from engine.errors import EngineError
 from engine.executors.slurm.fetch import Fetch
 from engine.runs.store import RunStore
-from tests.runs.supervision import config_for, wait_until
+from tests.supervision.fake_runs import config_for
+from tests.waiting import wait_until
 
 
 def test_a_run_of_local_files_fetches_nothing(home, tmp_path):

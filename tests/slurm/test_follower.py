@@ -16,8 +16,9 @@ from engine.runs.job import JobSpec
 from engine.runs.provenance import Provenance
 from engine.runs.run import RunState
 from engine.runs.store import RunStore
-from tests.runs.supervision import config_for, wait_until
 from tests.slurm.fake_slurm import FakeSlurm
+from tests.supervision.fake_runs import config_for
+from tests.waiting import wait_until
 
 AWAY = ClusterUnreachableError("Slurm does not answer.", "Wait.")
 
@@ -110,7 +111,7 @@ def test_a_job_that_the_queue_leaves_out_is_as_the_controller_shows_it(job, slur
 
     assert step(job, 10).stage == "running"
     slurm.change("100", state="OUT_OF_MEMORY", exit_code=1)
-    assert step(job, 2).end.word == "out_of_memory"
+    assert step(job, 2).end.verdict == "out_of_memory"
 
 
 def test_a_forgotten_job_runs_as_long_as_its_worker_does(job, slurm):
@@ -208,7 +209,7 @@ def test_a_cancelled_job_leaves_the_queue_or_is_killed_where_it_runs(job, slurm,
 def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(job, slurm):
     job.wants_cancel = True
 
-    assert step(job).end.word == "cancelled"
+    assert step(job).end.verdict == "cancelled"
     assert slurm.scripts == []
 
 
@@ -227,7 +228,7 @@ def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(job, slurm, state, 
 
     later = again(job)
 
-    assert view.end.word == later.view.end.word == word
+    assert view.end.verdict == later.view.end.verdict == word
     if word is not None:
         assert "job 100" in view.end.cause.lower()
         assert "{" not in view.end.cause
@@ -237,7 +238,7 @@ def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(job, slurm):
     step(job)
     slurm.change("100", state="COMPLETED", exit_code=0, started=0.0, ended=3400.0, limit_seconds=3600.0)
 
-    assert step(job).end.word == "time_limit"
+    assert step(job).end.verdict == "time_limit"
 
 
 @pytest.mark.parametrize(
@@ -409,4 +410,4 @@ def test_an_attempt_without_a_record_was_never_submitted(home, run, slurm):
 
     assert lost.poll(has_reported=False).phase == "never_started"
     assert lost.poll(has_reported=True).phase == "gone"
-    assert job_end(SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=1)).word is None
+    assert job_end(SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=1)).verdict is None

@@ -12,17 +12,11 @@ from engine.executors.slurm.place import ClusterPlace
 from engine.runs.control import request_cancel, request_resume, request_stop, request_target
 from engine.training import faults
 from tests.browser.real_server import real_server
-from tests.runs.on_host import start_host as start_host
-from tests.runs.supervision import (
-    executions,
-    let_go,
-    wait_for_state,
-    wait_for_step,
-    wait_until,
-    worker_of,
-)
 from tests.slurm.conftest import file_run, record_of
+from tests.supervision.fake_runs import continue_worker, executions, wait_for_state, wait_for_step, worker_of
+from tests.supervision.on_host import start_host as start_host
 from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, write_questions
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 
@@ -39,7 +33,7 @@ def test_a_run_is_submitted_follows_its_job_and_finishes(slurm, on_slurm, store)
     assert worker_of(run).job_id == record.job_id
     assert f"loratory {run.id}" in slurm.ask("squeue", "-h", "-j", record.job_id, "-o", "%k")
 
-    let_go(run)
+    continue_worker(run)
     end_state = wait_for_state(run, "completed", "failed", "interrupted", "stopped")
     assert end_state.state == "completed"
     assert executions(run) == ["1"]
@@ -133,7 +127,7 @@ def test_two_login_nodes_submit_each_run_once_and_one_follows_what_the_other_sub
     (home.root / "time-flies").touch()
     assert second.stdout.readline() == "supervising\n"
     for run in runs:
-        let_go(run)
+        continue_worker(run)
         assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
         assert executions(run) == ["1"]
     comments = slurm.ask("squeue", "--noheader", "--me", "--states=all", "-o", "%k").splitlines()
@@ -176,7 +170,7 @@ def test_runs_of_a_sweep_have_the_gpus_that_slurm_gave_them_and_each_begins_once
     assert all(text.split()[1].isdecimal() for text in values)
 
     for run in runs:
-        let_go(run)
+        continue_worker(run)
     for run in runs:
         assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
         assert executions(run) == ["1"]
@@ -223,7 +217,7 @@ def test_a_squeue_that_answers_nothing_or_something_else_loses_no_run(slurm, on_
     instead.touch()
     wait_until(lambda: asked.exists() and len(asked.read_text().split()) >= 8)
     assert [run.folder.read_state().state for run in runs] == ["running", "running"]
-    let_go(finishes)
+    continue_worker(finishes)
     assert wait_for_state(finishes, "completed", "failed", "interrupted").state == "completed"
 
     instead.write_text("2 long loratory\n")

@@ -20,7 +20,8 @@ from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.executors.slurm.script import node_machine
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.lease import Wait
-from tests.runs.supervision import REPOSITORY, wait_until
+from tests.supervision.fake_runs import REPOSITORY
+from tests.waiting import wait_until
 
 TOY = ClusterPlace(
     gpu_types=(GpuType(name="toy", memory_gib=8),), offline=False, cpus=1, memory_gib=0.5, work_hours=0.1

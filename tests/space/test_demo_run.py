@@ -11,15 +11,15 @@ from engine.chat.contract import ChatTarget
 from engine.errors import AccountError, DatasetError, DeviceError, ModelError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.lab.rules import is_shared
-from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
+from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import resume_is_requested
 from engine.runs.store import RunStore
 from engine.space.demo_chat import DemoBusyError, demo_session
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.demo_parts import a_demo, with_run, with_sample
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 LONG_AGO = 9_000.0
 
@@ -38,7 +38,7 @@ def without_pauses(monkeypatch):
 
 def queue_of_people(demo, *reasons, owner="bea"):
     """Let runs of a person wait."""
-    waiting = tuple(WaitingPlace(owner=owner, run_id=f"run-{n}", reason=reason) for n, reason in enumerate(reasons))
+    waiting = tuple(QueuedRun(owner=owner, run_id=f"run-{n}", reason=reason) for n, reason in enumerate(reasons))
     path = demo.home.server / SNAPSHOT_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(QueueSnapshot(waiting=waiting).model_dump_json())

@@ -16,8 +16,8 @@ from engine.space import mirror_bucket
 from tests.accounts.conftest import PASSWORD
 from tests.hub.server import TOKEN, Fault
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
-from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 BUCKET = "ada/mirror"
 SESSION = "a browser that no other test has"

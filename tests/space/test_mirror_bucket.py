@@ -6,8 +6,8 @@ from engine.errors import HubUnreachableError, PushError
 from engine.runs.store import RunStore
 from engine.space import mirror_bucket
 from engine.space.mirror import Mirror
-from tests.runs.supervision import PATIENCE_SECONDS, wait_until
 from tests.space.mirrored import SPACE, a_run
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 AWAY = HubUnreachableError("The bucket cannot be reached.", "Wait.")
 

@@ -12,9 +12,9 @@ from engine.runs.provenance import read_provenance
 from engine.runs.run import RunFolder, RunState
 from engine.runs.store import RunStore
 from tests.invented_runs import a_config
-from tests.runs.conftest import start_supervisor  # noqa: F401 - a fixture
-from tests.runs.supervision import PATIENCE_SECONDS, config_for, executions, wait_for_state, wait_for_step, wait_until
 from tests.space.mirrored import a_checkpoint, a_run, age
+from tests.supervision.fake_runs import config_for, executions, wait_for_state, wait_for_step
+from tests.waiting import PATIENCE_SECONDS, wait_until
 
 RESUMES = {"resume_after_restart": True}
 
@@ -97,7 +97,7 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket
     assert spaces.restored.left_out == ()
 
 
-def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself(home, spaces, start_supervisor):  # noqa: F811
+def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself(home, spaces, start_supervisor):
     run = RunStore(home, "ann").create(config_for("steps=100000 checkpoint=5", run=RESUMES))
     mirror = spaces.begin(home, look_seconds=60)  # nothing but the end saves
     mirror.start()
@@ -119,7 +119,7 @@ def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself
     os.kill(back.folder.read_worker().pid, 9)
 
 
-def test_a_run_that_does_not_ask_for_it_is_interrupted_and_can_be_resumed(home, spaces, start_supervisor):  # noqa: F811
+def test_a_run_that_does_not_ask_for_it_is_interrupted_and_can_be_resumed(home, spaces, start_supervisor):
     run = RunStore(home, "ann").create(config_for("steps=20"))
     with EventWriter(run.folder.events, 1) as events:
         events.append(StatusData(phase="training", message="Training.", total_steps=20))

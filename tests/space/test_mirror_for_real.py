@@ -20,11 +20,12 @@ from engine.training import faults
 from tests.hub.jobs import STORAGE_CLIENT
 from tests.hub.server import TOKEN
 from tests.jobs.conftest import hugging_face  # noqa: F401 - a fixture
-from tests.runs.supervision import cpu, wait_for_state, wait_for_step, wait_until
 from tests.space.fake_bucket import FakeBucket
 from tests.space.mirrored import Spaces, a_checkpoint, a_run, files_of
+from tests.supervision.fake_runs import cpu, wait_for_state, wait_for_step
 from tests.tiny_model import make_tiny_model
 from tests.ui.front.space.test_space_process import start_space
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

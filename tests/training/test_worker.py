@@ -21,7 +21,7 @@ from engine.runs.disk import disk_use
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
-from tests.runs.supervision import wait_for_step
+from tests.supervision.fake_runs import wait_for_step
 from tests.training.forked_ranks import launch_ranks
 from tests.training.worker_runs import data_of_events, events_of, history_of, losses_of
 

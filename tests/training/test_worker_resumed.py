@@ -8,9 +8,9 @@ from engine.runs.checkpoints import MANIFEST, read_manifest
 from engine.runs.control import request_stop
 from engine.training import faults
 from engine.training.worker import EXIT_FINISHED
-from tests.runs.supervision import wait_until
 from tests.training.forked_ranks import launch_ranks
 from tests.training.worker_runs import data_of_events, history_of, losses_of, write_questions
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.e2e
 

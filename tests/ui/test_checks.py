@@ -8,8 +8,8 @@ import pytest
 from engine.config.run import ModelConfig
 from engine.data.contract import CheckProgress
 from tests.fake_inspector import a_report
-from tests.runs.supervision import wait_until
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
+from tests.waiting import wait_until
 from ui.backend.dataset_checks import DatasetChecks
 
 

@@ -11,8 +11,8 @@ from engine.errors import ClusterUnreachableError
 from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace
 from engine.paths import LoratoryHome
 from tests.invented_runs import a_config
-from tests.runs.supervision import wait_until
 from tests.ui.drafts import form_values
+from tests.waiting import wait_until
 from ui.backend.cluster import ClusterForecast, Forecast
 from ui.form import JUDGE_FOR
 from ui.services import Services

@@ -9,8 +9,8 @@ from engine.data.contract import CheckProgress
 from engine.errors import ModelError
 from engine.models.prepared import ModelProgress
 from tests.invented_runs import a_config
-from tests.runs.supervision import wait_until
 from tests.ui.data_tab_visitor import MODEL, PATIENCE_SECONDS, question_on
+from tests.waiting import wait_until
 from ui.backend.models import Tokenizers, key_of
 from ui.build import build_app
 from ui.tabs.data import DataTab

@@ -6,8 +6,8 @@ import gradio as gr
 
 from engine.data.contract import CheckProgress
 from tests.fake_inspector import FakeInspector
-from tests.runs.supervision import wait_until
 from tests.ui.data_tab_visitor import question_on
+from tests.waiting import wait_until
 from ui.backend.dataset_checks import DatasetChecks
 
 

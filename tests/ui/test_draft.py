@@ -6,9 +6,9 @@ from engine.config.run import ModelConfig
 from engine.errors import MemoryUnknownError, ModelError
 from engine.memory.estimate import estimate_memory
 from tests.fake_inspector import FakeInspector
-from tests.runs.supervision import wait_until
 from tests.ui.drafts import NAMES, draft_of, small_shape
 from tests.ui.drafts import form as form
+from tests.waiting import wait_until
 from ui.backend.background import UNEXPECTED
 from ui.backend.dataset_checks import DatasetChecks, question_of
 from ui.backend.models import KnownShapes

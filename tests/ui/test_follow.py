@@ -189,7 +189,7 @@ def test_where_a_run_is_resumed_can_be_chosen_where_there_is_a_cluster(follow, i
 def test_a_place_that_no_run_can_be_resumed_in_is_refused(follow, invent, services, cluster):
     run = invent(state="stopped", steps=3)
     for where in ("jobs", "../../etc", "\0"):
-        with pytest.raises(EngineError, match="cannot be resumed in the place"):
+        with pytest.raises(EngineError, match="cannot be resumed on"):
             follow.resume_shown(run.id, "", "", where)
     assert not resume_is_requested(services.home, run)
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from engine.hardware.device import Device, Obstacle
 from engine.hardware.processor import describe_processor
 from engine.supervision.supervisor import Supervisor, supervisor_of
-from tests.runs.supervision import fake_settings, wait_until
+from tests.supervision.fake_runs import fake_settings
+from tests.waiting import wait_until
 from ui.backend.run_reader import RunReader
 from ui.build import _header, render_header
 

@@ -12,7 +12,7 @@ from engine.accounts.limits import LabLimits
 from engine.accounts.people import Person
 from engine.hardware.cuda import GpuProgram
 from engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
-from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
+from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
 from engine.runs.disk import DiskUse
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -59,7 +59,7 @@ def test_an_end_that_is_not_known_is_not_invented():
 
 
 def test_the_urgent_run_reports_why_it_goes_first():
-    waits = running(state="queued", device="", place=1, since=None, expected_end=None, words="The GPU is in use.")
+    waits = running(state="queued", device="", position=1, since=None, expected_end=None, text="The GPU is in use.")
     html = render_queue([replace(waits, urgent="Goes first: root made it urgent (<b>paper</b>).")], "bob")
 
     assert "Goes first: root made it urgent (&lt;b&gt;paper&lt;/b&gt;)." in html
@@ -95,7 +95,7 @@ def part_of(home, services):
     open_database(home).close()
     at_work = write_run(RunStore(home, "ann"), a_config(run__name=SECRET), InventedRun(state="running", steps=3))
     waits = write_run(RunStore(home, "bob"), a_config(run__name=SECRET), InventedRun(state="queued"))
-    place = WaitingPlace(owner="bob", run_id=waits.id, reason="device_in_use", cause=f"In use ({SECRET}).")
+    place = QueuedRun(owner="bob", run_id=waits.id, reason="device_in_use", cause=f"In use ({SECRET}).")
     snapshot = QueueSnapshot(waiting=(place,), active=(("ann", at_work.id),))
     home.server.mkdir(exist_ok=True)
     (home.server / SNAPSHOT_FILE).write_text(snapshot.model_dump_json())

@@ -14,9 +14,9 @@ from engine.hardware.device import THIS_MACHINE, known_device
 from engine.models.catalog import list_catalog
 from engine.private_hub import PrivateCopy
 from tests.invented_runs import a_config
-from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
 from tests.ui.data_tab_visitor import PATIENCE_SECONDS, question_on
+from tests.waiting import wait_until
 from ui.backend.background import FunctionJob
 from ui.backend.dataset_checks import lengths_stamp
 from ui.backend.models import DOWNLOAD, FitTable, OwnDownloads, Tokenizers

@@ -5,8 +5,8 @@ import pytest
 from engine.config.load import find_preset
 from engine.config.objectives import OBJECTIVES
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
 from tests.ui.form_visitor import FormVisitor
+from tests.waiting import wait_until
 from ui.backend.dataset_checks import question_of
 from ui.tabs.objective import ObjectivePart, _choose, _render_choice, _render_losses
 from ui.tabs.start import why_not

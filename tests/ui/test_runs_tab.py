@@ -16,8 +16,8 @@ from engine.runs.run import RunState
 from engine.runs.summary import summarize
 from tests.fake_services import invent_runs
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
+from tests.waiting import wait_until
 from ui.tabs.runs import RunsTab
 from ui.views.run_table import (
     _COLUMNS,
@@ -212,7 +212,7 @@ def test_a_browser_cannot_ask_for_an_order_that_there_is_not():
 
     assert query.sort == "created"
     assert not query.states
-    assert len(query.words) == 200
+    assert len(query.terms) == 200
 
 
 def test_long_histories_are_shown_a_page_at_a_time(tab, services):

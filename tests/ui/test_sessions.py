@@ -8,7 +8,7 @@ import httpx
 import pytest
 
 from tests.page_client import PageClient, read_config
-from tests.runs.supervision import wait_until
+from tests.waiting import wait_until
 from ui.gradio_internals import PageSession, PageSessions
 from ui.serve import launch
 

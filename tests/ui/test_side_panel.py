@@ -3,8 +3,8 @@
 import pytest
 
 from engine.config.run import ModelConfig
-from tests.runs.supervision import wait_until
 from tests.ui.drafts import form_values
+from tests.waiting import wait_until
 from ui.backend.dataset_checks import question_of
 from ui.side_panel import SidePanel
 

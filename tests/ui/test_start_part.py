@@ -9,9 +9,9 @@ import pytest
 from engine.errors import DatasetError, Problem
 from engine.runs.provenance import read_provenance
 from tests.invented_runs import a_config
-from tests.runs.supervision import wait_until
 from tests.ui.changes import Changes
 from tests.ui.drafts import form_values, values_of
+from tests.waiting import wait_until
 from ui.backend.dataset_checks import CheckQuestion
 from ui.build import build_app
 from ui.tabs.start import REFUSED, StartPart, render_reason, start_key, why_not
@@ -208,7 +208,7 @@ def test_a_start_is_compared_with_the_rows_that_the_page_counted(tab, monkeypatc
     reports = []
 
     def refuse(*_, **settings):
-        reports.append(settings["previewed"])
+        reports.append(settings["preview"])
         raise DatasetError("The file changed since the preview.", "Look at its rows on the Data tab.")
 
     services, config = tab.page.services, a_config(training__max_steps=3)

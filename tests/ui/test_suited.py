@@ -6,8 +6,8 @@ import pytest
 
 from engine.config.methods.registry import METHODS
 from tests.invented_runs import a_config
-from tests.runs.supervision import wait_until
 from tests.ui.form_visitor import FormVisitor
+from tests.waiting import wait_until
 from ui.backend.dataset_checks import CheckQuestion, question_of
 from ui.page import Page
 from ui.tabs.start import start_key

@@ -13,9 +13,9 @@ from engine.errors import DatasetError
 from engine.hardware.devices import device_problems
 from engine.hardware.processor import describe_processor
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
 from tests.ui.drafts import values_of
 from tests.ui.form_visitor import FormVisitor
+from tests.waiting import wait_until
 from ui.backend.models import Tokenizers
 from ui.build import build_app
 from ui.tabs.start import render_reason, why_not

@@ -21,7 +21,7 @@ from engine.chat.session import ChatSession
 from engine.errors import EngineError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs.account import logins_of
-from engine.inspector.session import InspectorPlaces
+from engine.inspector.session import InspectorSlots
 from engine.lab.queue import QueueBoard
 from engine.paths import LoratoryHome
 from engine.runs.disk import DiskSamples, DiskUse, disk_warning, free_bytes
@@ -158,13 +158,13 @@ def serve_lab(
     supervisor = Supervisor(home, SupervisorSettings(executors=executors))
     of_catalog: Shapes = {}
     fits, shared = KnownFits(), SharedReaders()
-    places = InspectorPlaces() if space is None else space.places
+    slots = InspectorSlots() if space is None else space.slots
 
     def services_of(person: Person) -> Services:
         own = home.of(person.name, person.role)
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         roots = (own.uploads, home.shared_data)
-        own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, places, logins)
+        own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, slots, logins)
         if space is not None and space.zero_gpu is not None:
             own_services = replace(own_services, chat=ChatSession(own, zero_gpu=space.zero_gpu))
         return replace(own_services, fits=fits, shared=shared)

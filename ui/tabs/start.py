@@ -147,7 +147,7 @@ class StartPart:
         check = self.page.services.checks.find(CheckQuestion.from_config(config))
         options = {
             "copied_from": request.copied_from if self.page.reader.exists(request.copied_from) else None,
-            "previewed": check.report if check is not None else None,
+            "preview": check.report if check is not None else None,
         }
         job = FunctionJob(functools.partial(self._launch, kind, key, configs, options))
         with contextlib.suppress(RunError):  # another request has begun it meanwhile

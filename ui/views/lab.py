@@ -82,14 +82,14 @@ def _use(device: DeviceUse, entry: QueueEntry | None) -> str:
 
 
 def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
-    is_own, waits = one.owner == viewer, one.place is not None
+    is_own, waits = one.owner == viewer, one.position is not None
     name = f"{one.owner}/{one.run_id}"
     identity = f"{'yours · ' if is_own else ''}{one.run_id[-4:]}"
     if waits:
-        position, words = f"place {one.place}", one.words or "Starts when a device is free."
+        position, words = f"place {one.position}", one.text or "Starts when a device is free."
     else:
         position = ", ".join(_device(device) for device in one.device.split(", ") if device)
-        words = f"{_times(one.since, one.expected_end, ends=True).capitalize()}. {one.words}".strip()
+        words = f"{_times(one.since, one.expected_end, ends=True).capitalize()}. {one.text}".strip()
     urgent = f"<b>{escape(one.urgent)}</b> " if one.urgent else ""
     owner = html.under(f"<b>{escape(one.owner)}</b>", identity)
     cells = (owner, html.under(state_mark(one.state), position), f"{urgent}{escape(words)}")
@@ -97,7 +97,7 @@ def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
 
 
 def _actions(one: QueueEntry, name: str, is_own: bool) -> str:
-    waits = one.place is not None
+    waits = one.position is not None
     buttons = [] if is_own else [html.pick_button(f"{LOOK_PREFIX}{name}", "Look", label=f"Look into the run {name}")]
     if one.urgent:
         buttons.append(html.pick_button(TURN, "Not urgent", label=f"The run {name} waits for its turn"))

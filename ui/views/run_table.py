@@ -66,7 +66,7 @@ def query_of(words: object, state: object, method: object, model: object, order:
     """Return the query from untrusted values; unknown ones get their default."""
     sort, descending = ORDERS.get(str(order), ("created", True))
     return RunQuery(
-        words=str(words or "")[:200],
+        terms=str(words or "")[:200],
         states=FILTERS.get(str(state), frozenset()),
         methods=(str(method),) if method and method != ANY_METHOD else (),
         models=(str(model),) if model and model != ANY_MODEL else (),

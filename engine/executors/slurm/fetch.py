@@ -43,7 +43,7 @@ class Fetch:
             folder = self._run.folder
             access = self._access if not read_provenance(folder).person else ()
             argv = worker_argv("engine.executors.slurm.fetch", (str(folder.path),))
-            self._process = spawn(argv, log_file=folder.log, access=access, asked=True)
+            self._process = spawn(argv, log_file=folder.log, access=access, answers=True)
         if self._process.poll() is None:
             return "Downloading the model and the data; the job is submitted then."
         output, _ = self._process.communicate()

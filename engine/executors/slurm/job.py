@@ -75,7 +75,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
             self.hurry()  # its worker ended before the next query of the queue
         return super().poll(has_reported=has_reported)
 
-    def look_seconds(self) -> float:
+    def poll_seconds(self) -> float:
         return _WAITING_LOOK_SECONDS if self._is_before_start() else 0.0
 
     def _is_before_start(self) -> bool:
@@ -121,7 +121,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
             elif self.wants_cancel:
                 if self._fetch is not None:
                     self._fetch.end()
-                self.close(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
+                self.close(JobEnd(verdict="cancelled", cause="It left the queue before it was submitted to Slurm."))
                 return
             elif not self._submit():
                 return

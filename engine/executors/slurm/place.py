@@ -242,4 +242,4 @@ def job_end(record: SlurmRecord) -> JobEnd:
     limit = f"{minutes / 60:g} h" if minutes >= 60 else f"{minutes:g} min"
     where = f" on {record.nodes}" if record.nodes else ""
     cause = words.format(id=record.job_id, where=where, memory=record.resources.memory_gib, limit=limit)
-    return JobEnd(record.exit_code, word=word, cause=cause)
+    return JobEnd(record.exit_code, verdict=word, cause=cause)

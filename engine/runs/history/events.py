@@ -48,7 +48,7 @@ class Event(BaseModel):
     data: SerializeAsAny[EventData]
 
     @classmethod
-    def of(cls, data: EventData, *, seq: int, attempt: int, time: float) -> "Event":
+    def wrap(cls, data: EventData, *, seq: int, attempt: int, time: float) -> "Event":
         """Put the content of an event into its envelope."""
         return cls(seq=seq, attempt=attempt, time=time, kind=data.kind, data=data)
 

@@ -45,16 +45,16 @@ class EventWriter:
         self._writing = threading.Lock()  # guards all below: several threads may report
         self._seq = 0
         self._size = 0
-        self._is_settled = False  # whether `_seq` and `_size` are those of the file
+        self._is_current = False  # whether `_seq` and `_size` are those of the file
         try:
-            existed = path.exists()
-            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+            is_new = not path.exists()
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
             self._descriptor = os.open(path, flags, 0o600)
-            if not existed:
+            if is_new:
                 fsync_folder(path.parent)
         except OSError as error:
             raise _cannot_write(error) from error
-        self._settle()
+        self._repair()
 
     def append(self, data: EventData) -> Event:
         """Write one event; it is on the disk when this returns, except for steps and memory, which may wait.
@@ -68,11 +68,11 @@ class EventWriter:
         """
         with self._writing:
             self._require_current()
-            if not self._is_settled:
-                self._settle()
-            event = Event.of(data, seq=self._seq + 1, attempt=self._attempt, time=time.time())
+            if not self._is_current:
+                self._repair()
+            event = Event.wrap(data, seq=self._seq + 1, attempt=self._attempt, time=time.time())
             line = event.model_dump_json().encode() + b"\n"
-            self._is_settled = False  # however this block ends early
+            self._is_current = False  # however this block ends early
             try:
                 rest = line
                 while rest:  # a second round only where the disk became full in the middle of the line
@@ -82,14 +82,14 @@ class EventWriter:
             except OSError as error:
                 with contextlib.suppress(OSError):
                     os.ftruncate(self._descriptor, self._size)
-                    self._is_settled = True
+                    self._is_current = True
                 raise _cannot_write(error) from error
             self._seq += 1
             self._size += len(line)
-            self._is_settled = True
+            self._is_current = True
         return event
 
-    def _settle(self) -> None:
+    def _repair(self) -> None:
         """Truncate the log after its last complete line, and continue its numbers.
 
         Raises:
@@ -103,7 +103,7 @@ class EventWriter:
             raise _cannot_write(error) from error
         self._size = size
         self._seq = last.seq if last is not None else 0
-        self._is_settled = True
+        self._is_current = True
 
     def close(self) -> None:
         """Write the last steps to the disk and close the log."""
@@ -193,7 +193,7 @@ def noted_failure(run: Path, attempt: int) -> FailedData | None:
     """Return the failure of the first process that failed in an attempt; None if there is none of this attempt."""
     # A process that loses its peer fails too, a moment later.
     own = [(when, record.failed) for when, _, record in _noted_failures(run) if record.attempt in (0, attempt)]
-    return min(own, key=lambda one: one[0])[1] if own else None
+    return min(own, key=lambda failure: failure[0])[1] if own else None
 
 
 def forget_failures(run: Path, attempt: int) -> None:

@@ -29,7 +29,7 @@ class Finding:
     fix: str
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         return f"{self.name}: {self.fact} {self.fix}"
 
 
@@ -55,7 +55,7 @@ def _not_finite(history: RunHistory) -> Finding:
 
 
 def _falling_together(history: RunHistory, training: TrainingConfig, objective: Objective) -> Finding | None:
-    """The likelihood of chosen answers falls with that of rejected ones.
+    """Find a likelihood of chosen answers that falls with that of rejected ones.
 
     Source: Pal et al. 2024, arXiv:2402.13228; Razin et al. 2024, arXiv:2410.08847.
     """
@@ -81,7 +81,7 @@ def _overfitting(history: RunHistory) -> Finding | None:
     growth = change(history, MARGINS)
     if len(evals) < 2 or growth is None or growth <= 0:
         return None
-    best, best_accuracy = max(evals, key=lambda one: one[1])
+    best, best_accuracy = max(evals, key=lambda measurement: measurement[1])
     newest, accuracy = evals[-1]
     if best_accuracy - accuracy < max(_FELL, 2 / max(1, newest.rows)) or newest.rows < _FEWEST_PAIRS:
         return None
@@ -94,7 +94,7 @@ def _overfitting(history: RunHistory) -> Finding | None:
 
 
 def _longer_answers(history: RunHistory, objective: Objective) -> Finding | None:
-    """The longer answer is preferred more often than it is the better one.
+    """Find a preference for longer answers beyond their share among the better ones.
 
     Source: Park et al. 2024, "Disentangling length from quality in direct preference optimization", arXiv:2403.19159.
     """

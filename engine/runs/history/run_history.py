@@ -31,7 +31,7 @@ from engine.runs.history.log import read_lines
 from engine.runs.history.steps import (
     GrowingColumns,
     StepSeries,
-    looks_like_step,
+    is_step_line,
     metrics_of,
     row_of,
     rows_of_plain_steps,
@@ -129,10 +129,10 @@ def _message_of(event: Event) -> Message | None:
     return None
 
 
-def _highest(one: MemoryData, other: MemoryData) -> MemoryData:
+def _highest(first: MemoryData, other: MemoryData) -> MemoryData:
     """Return the peaks over several attempts, each of which is a separate process that counts from zero."""
     peaks = {
-        name: max((value for value in (getattr(one, name), getattr(other, name)) if value is not None), default=None)
+        name: max((value for value in (getattr(first, name), getattr(other, name)) if value is not None), default=None)
         for name in MemoryData.model_fields
         if name.startswith("peak_")
     }
@@ -243,7 +243,7 @@ class HistoryReader:
             offset = self._facts.next_offset
             while (batch := read_lines(self._path, offset, _CHUNK_BYTES)).next_offset != offset:
                 offset = batch.next_offset
-                for are_steps, lines in itertools.groupby(batch.lines, looks_like_step):
+                for are_steps, lines in itertools.groupby(batch.lines, is_step_line):
                     self._take_lines(list(lines), are_steps)
             if offset != start:
                 self._facts = self._facts.model_copy(update={"next_offset": offset})

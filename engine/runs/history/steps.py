@@ -92,14 +92,14 @@ class StepSeries:
         return self._smoothed[weight]
 
     def last(self, name: StepColumn) -> float | None:
-        """The newest value; None where there is none, or it is not finite."""
+        """Return the newest value; None where there is none, or it is not finite."""
         if not len(self):
             return None
         value = float(self.column(name)[-1])
         return value if math.isfinite(value) else None
 
     def highest(self, name: StepColumn) -> int | None:
-        """The highest value; None where there is none."""
+        """Return the highest value; None where there is none."""
         values = self.column(name)
         return int(values[is_finite].max()) if (is_finite := np.isfinite(values)).any() else None
 
@@ -120,7 +120,7 @@ class GrowingColumns:
         self._count = 0
 
     def array(self) -> Array:
-        """What there is, of shape (columns, steps); not to be written."""
+        """Return the rows so far, of shape (columns, steps); not to be written."""
         view = self._buffer[:, : self._count]
         view.flags.writeable = False
         return view
@@ -162,12 +162,12 @@ def _metric_rows(steps: list[tuple[int, dict[str, float]]]) -> Array:
     return np.array(rows, dtype=np.float64).reshape(-1, 1 + len(METRICS)).T
 
 
-def looks_like_step(line: bytes) -> bool:
+def is_step_line(line: bytes) -> bool:
     return line.find(b'"kind":"step"', 0, 120) >= 0
 
 
 def rows_of_plain_steps(lines: list[bytes], attempt: int) -> tuple[Array, Array] | None:
-    """The lines as columns, (columns, lines), and their metrics as `metrics_of` has them, if each is a complete step of this attempt.
+    """Return lines as columns, (columns, lines), and their metrics; None unless each is a step of this attempt.
 
     Building a typed event for each of a million steps would take ten times as long.
     """

@@ -9,24 +9,24 @@ from tests.faults.hostile.watched import HostileFile, Target, attacked_inspector
 
 
 @pytest.fixture(scope="session")
-def attacked(tmp_path_factory) -> Iterator[Target]:
+def shared_target(tmp_path_factory) -> Iterator[Target]:
     """One inspector for all attacks, as a server has it."""
     with attacked_inspector(tmp_path_factory.mktemp("attacked")) as target:
         yield target
 
 
 @pytest.fixture
-def target(attacked) -> Target:
-    """The same when nothing that an earlier attack ended is still starting."""
-    attacked.wait_until_calm()
-    return attacked
+def target(shared_target) -> Target:
+    """Return the shared target once nothing that an earlier attack ended is still starting."""
+    shared_target.wait_until_calm()
+    return shared_target
 
 
 @pytest.fixture
-def hostile_model(attacked, tmp_path) -> Callable[..., ModelConfig]:
-    """Makes a copy of the good model with other files in it."""
+def hostile_model(shared_target, tmp_path) -> Callable[..., ModelConfig]:
+    """Return a function that copies the good model with other files in it."""
 
     def make(**files: HostileFile) -> ModelConfig:
-        return make_hostile_model(attacked.good_model, tmp_path, **files)
+        return make_hostile_model(shared_target.good_model, tmp_path, **files)
 
     return make

@@ -33,7 +33,7 @@ def adapter(tiny_model_folder, tmp_path_factory):
 
 @pytest.fixture
 def hostile(adapter, tmp_path):
-    """Makes a copy of the adapter with other values in its configuration."""
+    """Return a function that copies the adapter with other values in its configuration."""
 
     folder = tmp_path / "hostile-adapter"
 
@@ -49,7 +49,7 @@ def hostile(adapter, tmp_path):
 
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch):
-    """A third of the time that patterns get: what ends with it ends with all of it, too."""
+    """Give patterns a third of their time: what ends with it ends with all of it, too."""
     monkeypatch.setattr(PatternMatcher.__init__, "__defaults__", (0.3,))
 
 

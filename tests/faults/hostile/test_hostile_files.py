@@ -19,7 +19,7 @@ LONG = "x" * 1_000_000
 
 
 def of_bytes(size: int, unit: bytes = b"[") -> object:
-    """What writes a file of so many bytes without holding them."""
+    """Return a function that writes a file of so many bytes without holding them."""
 
     def write(path: Path) -> None:
         block = unit * (1_000_000 // len(unit))
@@ -31,7 +31,7 @@ def of_bytes(size: int, unit: bytes = b"[") -> object:
 
 
 def settings(**values: Any) -> object:
-    """What changes a JSON file."""
+    """Return a function that changes a JSON file."""
 
     def write(path: Path) -> None:
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -40,7 +40,7 @@ def settings(**values: Any) -> object:
 
 
 def without_template(**values: Any) -> object:
-    """What puts a template into tokenizer_config.json, and takes the one of its own file away."""
+    """Return a function that puts a template into tokenizer_config.json, and removes that of its own file."""
 
     def write(path: Path) -> None:
         (path.parent / "chat_template.jinja").unlink()
@@ -55,7 +55,7 @@ def fifo(path: Path) -> None:
 
 
 def slow_pre_tokenizer(path: Path) -> None:
-    """A pattern that takes for ever on a row of usual words."""
+    """Write a pattern that takes for ever on a row of usual words."""
     values = json.loads(path.read_text())
     pattern = {"Regex": r"(?:(?:.|\w)(?:.|\w)?)+[\x{1F600}]"}
     values["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
@@ -101,19 +101,19 @@ CONFIGS: dict[str, tuple[Any, Any]] = {
 @pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_a_hostile_tokenizer_is_refused_with_its_name_and_delays_nothing_else(name, target, hostile_model):
-    files, words = TOKENIZERS[name]
+    files, text = TOKENIZERS[name]
     model = hostile_model(**files)
 
     came = attack(target.inspector, lambda: target.preview(model), target.good_page)
 
     require_survived(came)
-    assert re.search(words, came.message), came.message
+    assert re.search(text, came.message), came.message
 
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_hostile_configuration_is_refused_or_listed_soon_and_delays_nothing_else(name, target, hostile_model):
-    config, words = CONFIGS[name]
+    config, text = CONFIGS[name]
     model = hostile_model(config_json=config)
 
     came = attack(
@@ -121,7 +121,7 @@ def test_a_hostile_configuration_is_refused_or_listed_soon_and_delays_nothing_el
     )
 
     require_survived(came)
-    assert re.search(words, came.message), came.message
+    assert re.search(text, came.message), came.message
 
 
 @pytest.mark.parametrize(

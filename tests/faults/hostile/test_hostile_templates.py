@@ -18,13 +18,13 @@ pytestmark = [
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_hostile_template_is_answered_with_its_cause_and_delays_nothing_else(name, target, hostile_model):
-    template, words = TEMPLATES[name]
+    template, text = TEMPLATES[name]
     model = hostile_model(chat_template_jinja=template)
 
     came = attack(target.inspector, lambda: target.preview(model), target.good_page)
 
     require_survived(came)
-    assert re.search(words, came.message), came.message
+    assert re.search(text, came.message), came.message
 
 
 @pytest.mark.parametrize("template", ["{{ 'a' * 10**10 }}", "{{ 10 ** (10 ** 9) }}"], ids=["in_python", "in_c"])

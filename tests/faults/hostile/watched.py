@@ -49,7 +49,7 @@ class Target:
         while time.monotonic() < deadline:
             self.good_page()
             started = [process._running for process in self.inspector._data.processes]
-            if all(one is None or not one.is_alive or one.last_answer is not None for one in started):
+            if all(process is None or not process.is_alive or process.last_answer is not None for process in started):
                 return
             time.sleep(0.05)
 
@@ -101,14 +101,14 @@ def attack(inspector: Inspector, hostile: Callable[[], str], good: Callable[[], 
     answers: list[tuple[str, float]] = []
     start = time.monotonic()
 
-    def ask() -> None:
+    def request() -> None:
         try:
             message = hostile()
         except EngineError as error:
             message = str(error)
         answers.append((message, time.monotonic() - start))
 
-    asking = threading.Thread(target=ask, daemon=True)
+    asking = threading.Thread(target=request, daemon=True)
     end = threading.Event()
     peaks: list[int] = [0]
 
@@ -120,16 +120,16 @@ def attack(inspector: Inspector, hostile: Callable[[], str], good: Callable[[], 
     watching = threading.Thread(target=watch, daemon=True)
     watching.start()
     asking.start()
-    waited = 0.0
-    while not waited or asking.is_alive():
+    longest_wait = 0.0
+    while not longest_wait or asking.is_alive():
         before = time.monotonic()
         good()
-        waited = max(waited, time.monotonic() - before)
+        longest_wait = max(longest_wait, time.monotonic() - before)
         asking.join(0.05)
     end.set()
     watching.join()
     message, seconds = answers[0]
-    return Attack(message, seconds, max(peaks), waited)
+    return Attack(message, seconds, max(peaks), longest_wait)
 
 
 def require_survived(came: Attack) -> None:

@@ -1,6 +1,6 @@
 """What tests of a lab's admin share: the audit log in short, and runs that wait."""
 
-from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
+from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 
@@ -14,7 +14,7 @@ def audit_entries(admin):
 def waiting_runs(admin, *owners):
     """Queued runs, one of each owner, and the queue as its supervisor has published it."""
     runs = [write_run(RunStore(admin.home, owner), a_config(), InventedRun(state="queued")) for owner in owners]
-    places = tuple(WaitingPlace(owner=run.owner, run_id=run.id, reason="other_persons_run") for run in runs)
+    places = tuple(QueuedRun(owner=run.owner, run_id=run.id, reason="other_persons_run") for run in runs)
     admin.home.server.mkdir(exist_ok=True)
     (admin.home.server / SNAPSHOT_FILE).write_text(QueueSnapshot(waiting=places).model_dump_json())
     return runs

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from engine.accounts.passwords import Passwords
-from tests.runs.supervision import wait_until
 from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, running_lab
+from tests.waiting import wait_until
 from ui.front import connections
 from ui.front.gate import COOKIE
 

@@ -27,8 +27,8 @@ from tests.export.quick_export import QuickExport
 from tests.hub.published import PublishedHub
 from tests.hub.repositories import OwnHub
 from tests.invented_runs import InventedRun, a_config, write_run
-from tests.runs.supervision import wait_until
 from tests.ui.front.lab import Lab, fake_services_of, running_lab
+from tests.waiting import wait_until
 from ui.backend.models import DOWNLOAD, OwnDownloads
 from ui.tabs.export_formats import ADAPTER, HUB
 

@@ -18,8 +18,8 @@ from engine.memory.compare import MethodNeed
 from tests.fake_inspector import FakeInspector
 from tests.fake_launcher import a_device
 from tests.page_client import PageClient, read_config
-from tests.runs.supervision import wait_until
 from tests.ui.front.lab import fake_services_of, running_lab
+from tests.waiting import wait_until
 from ui.backend.models import METHODS_JUDGED, KnownFits, KnownShapes, Shapes
 from ui.front.light import lighten, reclaim
 

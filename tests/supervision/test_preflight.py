@@ -1,0 +1,343 @@
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from engine.config.load import config_from_mapping
+from engine.config.run import RunConfig
+from engine.config.suited import given_settings
+from engine.data.contract import DatasetReport, RowLengths
+from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
+from engine.hardware.device import Device
+from engine.hardware.devices import device_options, device_problems
+from engine.memory.estimate import Estimator, estimate_memory
+from engine.models.shape import ModelShape
+from engine.models.source import ModelSource
+from engine.runs.prediction import most_likely
+from engine.runs.provenance import predicted_figures, read_provenance
+from engine.runs.store import RunStore
+from engine.supervision.launch import Launcher, Preflight, counted_length
+from engine.supervision.queue import WaitingRun, plan_starts
+from tests.benchmarks.published.shapes import PublishedSizes, published_shape
+from tests.supervision.fake_runs import GIB, apple, config_for, cpu, gpu
+
+SHAPE = published_shape(
+    "tiny",
+    PublishedSizes(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=400),
+)
+
+
+class FakeInspector:
+    """Answers as the inspector process does, and counts how often it was asked."""
+
+    def __init__(self, **report: Any) -> None:
+        self.report = report
+        self.checks = 0
+
+    def module_inventory(self, model) -> ModelShape:
+        return SHAPE
+
+    def check(self, dataset, model=None, max_length=1024, *, seed=42, on_progress=None) -> DatasetReport:
+        self.checks += 1
+        if dataset.source == "missing.jsonl":
+            raise DatasetError("missing.jsonl is not there.", "Check the path.")
+        values: dict[str, Any] = {
+            "source": dataset.source, "fingerprint": "f" * 64, "rows": 10, "kept": 10, "dropped": 0, "train_rows": 9,
+            "held_out_rows": 1, "trained_tokens": 500, "kind": "JSON Lines", "format": "alpaca", "format_reason": "",
+            "format_sure": True, "columns": ("instruction", "output"), "column_map": {}, "problems": (),
+            "problem_counts": {}, "duplicates": 0, **self.report,
+        }  # fmt: skip
+        return DatasetReport.model_validate(values)
+
+
+def resolve(config, home, on_progress=None, part=None) -> ModelSource:
+    if config.id == "missing/model":
+        raise ModelError("There is no model missing/model.", "Check the id.")
+    return ModelSource("/models/x", "model", hub_id="some/model", revision="a" * 40)
+
+
+@pytest.fixture
+def inspector():
+    return FakeInspector()
+
+
+@pytest.fixture
+def preflight(home, inspector):
+    return Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+
+
+def config(**sections: dict[str, Any]) -> RunConfig:
+    return config_from_mapping({"model": {"id": "some/model"}, "dataset": {"source": "data.jsonl"}, **sections})
+
+
+def test_a_run_that_can_work_is_pinned_to_what_it_means_now(preflight, store):
+    run = Launcher(store, preflight).start(config(), copied_from="20260101-000000-000-abcd")
+
+    stored_config, provenance = run.folder.read_config(), read_provenance(run.folder)
+    assert stored_config.model.revision == "a" * 40
+    assert provenance.dataset_fingerprint == "f" * 64
+    assert provenance.predicted_bytes is not None
+    assert provenance.predicted_bytes > 1_000_000
+    assert provenance.libraries["torch"]
+    assert (provenance.model_source, provenance.copied_from) == ("some/model", "20260101-000000-000-abcd")
+
+
+def test_a_run_keeps_which_rows_were_left_out_of_its_data(home, store):
+    problem = {"row": 7, "line": 8, "problem": "no answer", "kind": "no_assistant_turn"}
+    inspector = FakeInspector(rows=11, dropped=1, problems=[problem], problem_counts={"no_assistant_turn": 1})
+    preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+
+    report = Launcher(store, preflight).start(config()).folder.read_dataset_report()
+
+    assert report is not None
+    assert [(problem.row, problem.line, problem.problem) for problem in report.problems] == [(7, 8, "no answer")]
+    assert store.create(config()).folder.read_dataset_report() is None
+
+
+def test_a_run_is_predicted_for_the_rows_that_it_trains_on(home, store):
+    lengths = RowLengths(tokens=(20, 30, 40) * 40, trained=(10,) * 120, count=120)
+    preflight = Preflight(home, FakeInspector(row_lengths=lengths), devices=lambda: (cpu(),), resolve=resolve)
+
+    run = Launcher(store, preflight).start(config())
+    provenance, report = read_provenance(run.folder), run.folder.read_dataset_report()
+
+    of_rows = Estimator(SHAPE, cpu(), lengths).need(run.folder.read_config())
+    assert report is not None
+    assert report.row_lengths == lengths
+    assert provenance.predicted_bytes == of_rows.expected_bytes < Estimator(SHAPE, cpu()).need(config()).expected_bytes
+    assert provenance.predicted_memory == predicted_figures(of_rows, "cpu")
+
+
+def test_a_start_before_the_rows_are_counted_gets_the_defaults_that_suit_them(home, store):
+    lengths = RowLengths(tokens=(20, 138), trained=(10, 10), count=120, longest_held_out=170)
+    inspector = FakeInspector(row_lengths=lengths)
+    preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+
+    def started(**training) -> tuple[int, float]:
+        chosen = Launcher(store, preflight).start(config(training=training)).folder.read_config().training
+        return chosen.max_length, chosen.warmup_steps
+
+    assert started() == (176, 0.1)
+    assert started(max_length=1024, warmup_steps=0.03) == (1024, 0.03)
+    run = Launcher(store, preflight).start(config(training={"learning_rate": 1e-3}))
+    settings = given_settings(run.folder.read_config(), read_provenance(run.folder).open_settings)
+    assert settings["training"]["learning_rate"] == 1e-3
+    assert not {"max_length", "warmup_steps"} & settings["training"].keys(), "other rows may be longer"
+    # As one whose rows a page has counted, which were read at the default: its report is on disk.
+    known = config_from_mapping(given_settings(config()), lengths.known)
+    assert known.training.max_length == 176
+    assert counted_length(known) == 1024
+    assert preflight.check(known).config.training == preflight.check(config()).config.training == known.training
+
+
+@pytest.mark.parametrize("optimizer", ["adamw_8bit", "paged_adamw_32bit", "paged_adamw_8bit"])
+def test_an_optimizer_that_the_device_cannot_run_is_refused_with_the_nearest(preflight, store, optimizer):
+    with pytest.raises(ConfigError) as error_info:
+        Launcher(store, preflight).start(config(training={"optim": optimizer}))
+    (problem,) = error_info.value.problems
+    assert problem.field == "training.optim"
+    assert "adamw_torch is the nearest" in problem.message
+    assert store.ids() == []
+    assert device_problems(config(training={"optim": optimizer}), gpu(0)) == []
+
+
+def test_all_that_the_device_cannot_do_is_said_together(preflight):
+    impossible = config(
+        training={"optim": "adamw_8bit"},
+        model={"id": "some/model", "attn_implementation": "flash_attention_2", "compute_dtype": "float16"},
+    )
+    with pytest.raises(ConfigError) as error_info:
+        preflight.check(impossible)
+    assert {problem.field for problem in error_info.value.problems} == {
+        "training.optim", "model.attn_implementation", "model.compute_dtype",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "text"),
+    [
+        ({"model": {"id": "missing/model"}}, ModelError, "missing/model"),
+        ({"dataset": {"source": "missing.jsonl"}}, DatasetError, "is not there"),
+        ({"run": {"devices": [7]}}, DeviceError, "no CUDA device 7"),
+    ],
+)
+def test_what_is_missing_is_an_error_before_anything_was_made(preflight, store, sections, error, text):
+    with pytest.raises(error, match=text):
+        Launcher(store, preflight).start(config(**sections))
+    assert store.ids() == []
+
+
+@pytest.mark.parametrize(
+    ("report", "text"),
+    [({"trained_tokens": 0}, "No token of data.jsonl would be trained on"), ({"train_rows": 0}, "are held out")],
+)
+def test_data_that_teaches_nothing_is_refused(home, store, report, text):
+    preflight = Preflight(home, FakeInspector(**report), devices=lambda: (cpu(),), resolve=resolve)
+    with pytest.raises(DatasetError, match=text):
+        Launcher(store, preflight).start(config())
+    assert store.ids() == []
+
+
+@pytest.mark.parametrize(
+    ("source", "rows", "is_refused"),
+    [("b", "f", False), ("a", "g", False), ("b", "g", True)],
+    ids=["settings again", "another max_length", "changed"],
+)
+def test_data_that_changed_since_its_preview_is_refused(store, home, source, rows, is_refused):
+    preview = FakeInspector(rows=12, source_fingerprint="a", fingerprint="f").check(config().dataset)
+    inspector = FakeInspector(source_fingerprint=source, fingerprint=rows)
+    launcher = Launcher(store, Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve))
+
+    if not is_refused:
+        assert launcher.start(config(), preview=preview)
+        return
+    with pytest.raises(DatasetError) as refusal:
+        launcher.start(config(), preview=preview)
+
+    assert refusal.value.what.startswith("The file changed since the preview: ")
+    assert refusal.value.what.endswith("had 12 rows and has 10 now.")
+    assert refusal.value.fix == "Look at its rows on the Data tab, then start again."
+
+
+@pytest.mark.parametrize(
+    ("error", "log_text"),
+    [(MemoryUnknownError("Layers of unknown size.", "It may train all the same."), "Layers of unknown size"),
+     (AssertionError("a mistake of ours"), "a mistake of ours")],
+    ids=["unknown to the estimate", "a mistake of the estimate"],
+)  # fmt: skip
+def test_a_model_that_cannot_be_estimated_starts_without_a_prediction(
+    home, store, inspector, monkeypatch, caplog, error, log_text
+):
+    def fail(*_args):
+        raise error
+
+    monkeypatch.setattr("engine.runs.prediction.needs_of", fail)
+    preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+    run = Launcher(store, preflight).start(config())
+
+    assert read_provenance(run.folder).predicted_bytes is None
+    assert log_text in caplog.text
+
+
+def test_an_estimate_for_apples_gpu_reports_that_no_one_measured_it(home, inspector):
+    preflight = Preflight(home, inspector, devices=lambda: (apple(), cpu()), resolve=resolve)
+
+    assert preflight.check(config()).provenance.predicted_bytes > 0
+    on_gpu, processor = (estimate_memory(SHAPE, config(), device) for device in (apple(), cpu()))
+    assert on_gpu.device_kind == "mps"
+    assert "never measured" in on_gpu.notes[0]
+    assert on_gpu.needed_bytes / on_gpu.expected_bytes > processor.needed_bytes / processor.expected_bytes
+
+
+SPREAD = {"run": {"devices": [0, 1], "device_map": "balanced"}}
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "local"])
+def test_devices_that_would_idle_are_refused(home, inspector, launcher):
+    preflight = Preflight(home, inspector, devices=lambda: (gpu(0), gpu(1), cpu()), resolve=resolve)
+    spread_config = config(run={"devices": [0, 1], "launcher": launcher})
+
+    if launcher == "accelerate":
+        assert preflight.check(spread_config).config.run.devices == (0, 1)
+        return
+    with pytest.raises(ConfigError, match="one process trains a whole model on one") as error_info:
+        preflight.check(spread_config)
+    assert [problem.field for problem in error_info.value.problems] == ["run.devices"]
+
+
+def test_a_model_too_large_for_one_gpu_may_start_on_two(home, inspector):
+    def check(settings, *gpus):
+        return Preflight(home, inspector, devices=lambda: (*gpus, cpu()), resolve=resolve).check(settings)
+
+    alone = check(config(run={"devices": [0]}), gpu(0)).provenance.predicted_bytes
+    spread = check(config(**SPREAD), gpu(0), gpu(1)).provenance.predicted_bytes
+    small = [replace(gpu(index), total_bytes=(alone + spread) // 2) for index in (0, 1)]
+
+    assert spread < alone
+    assert check(config(**SPREAD), *small).provenance.predicted_bytes == spread
+    with pytest.raises(DeviceError, match="This run needs about"):
+        check(config(run={"devices": [0]}), *small)
+    with pytest.raises(DeviceError, match="GiB on cuda:1, and Test GPU 1 has"):
+        check(config(**SPREAD), gpu(0), replace(small[1], total_bytes=1000))
+
+
+def test_twenty_parallel_starts_with_one_key_start_one_run(preflight, store):
+    launcher = Launcher(store, preflight)
+    with ThreadPoolExecutor(20) as threads:
+        started = list(threads.map(lambda _: launcher.start(config(), "click").id, range(20)))
+
+    assert len(started) == 20
+    assert set(started) == set(store.ids())
+    assert len(store.ids()) == 1
+
+
+def test_a_tracker_that_is_not_installed_is_refused_before_the_start(home, inspector, monkeypatch):
+    monkeypatch.setattr("engine.supervision.launch.importlib.util.find_spec", lambda name: None)
+    preflight = Preflight(home, inspector, devices=lambda: (cpu(),), resolve=resolve)
+
+    with pytest.raises(ConfigError) as error_info:
+        preflight.check(config(training={"report_to": ["wandb"]}))
+
+    assert [problem.field for problem in error_info.value.problems] == ["training.report_to"]
+    assert "pip install wandb" in error_info.value.problems[0].message
+
+
+def test_several_runs_are_filed_at_once_and_once_however_often_they_are_sent(home, preflight, inspector):
+    launcher, store = Launcher(RunStore(home, "ann"), preflight), RunStore(home, "ann")
+    configs = [config_for(f"Rank {r}", adapter={"r": r, "lora_alpha": 2 * r}) for r in (4, 8, 16)]
+
+    messages: list[str] = []
+    first = launcher.start_all(configs, "sweep", on_progress=messages.append)
+    again = launcher.start_all(configs, "sweep")
+
+    assert [run.id for run in first] == [run.id for run in again]
+    assert [run.folder.read_config().adapter.r for run in first] == [4, 8, 16]
+    assert sorted(store.ids()) == [run.id for run in first]
+    assert inspector.checks == 3
+    assert any(message.startswith("Run 2 of 3: ") for message in messages)
+
+
+def test_a_sweep_with_one_run_that_cannot_work_files_none(home, preflight):
+    configs = [config_for("Good"), config_for("Bad", dataset={"source": "missing.jsonl"})]
+
+    with pytest.raises(DatasetError):
+        Launcher(RunStore(home, "ann"), preflight).start_all(configs, "sweep")
+    assert RunStore(home, "ann").ids() == []
+
+
+def card(index: int, total_gib: float, free_gib: float, *, fast: bool = True) -> Device:
+    return Device("cuda", index, f"Card {index}", int(total_gib * GIB), int(free_gib * GIB), has_fast_bfloat16=fast)
+
+
+@pytest.mark.parametrize(
+    ("cards", "starts_on"),
+    [
+        ((card(0, 0.1, 0.1), card(1, 24, 24)), "Card 1"),  # the first is too small
+        ((card(0, 24, 0.1), card(1, 16, 9)), "Card 1"),  # the first is in use by other programs
+        ((card(0, 8, 5), card(1, 48, 40)), "Card 0"),  # both have room
+        ((card(0, 24, 0.1), card(1, 24, 0.1, fast=False)), "Card 0"),  # neither has: the run waits
+    ],
+)
+def test_a_run_is_checked_for_the_card_on_which_the_queue_starts_it(home, inspector, store, cards, starts_on):
+    preflight = Preflight(home, inspector, devices=lambda: (*cards, cpu()), resolve=resolve)
+
+    provenance = read_provenance(Launcher(store, preflight).start(config()).folder)
+    waits = WaitingRun("a", config().run, provenance.predicted_bytes, provenance.predicted_on)
+    plan = plan_starts([waits], (*cards, cpu()), {})
+
+    shape = inspector.module_inventory(None)
+    chosen = most_likely(shape, config(), device_options((*cards, cpu()), config().run))
+    assert [device.name for device in chosen] == [starts_on]
+    assert provenance.predicted_bytes == Estimator(shape, chosen[0]).need(config()).expected_bytes
+    assert provenance.predicted_on.keys() == {"Card 0", "Card 1"}
+    roomy = any(provenance.predicted_on[card.name] <= card.free_bytes for card in cards)
+    assert [device.name for devices in plan.starts.values() for device in devices] == ([starts_on] if roomy else [])
+
+
+def test_a_run_that_no_card_can_hold_is_refused_by_the_largest(home, inspector):
+    cards = (card(0, 0.1, 0.1), card(1, 0.2, 0.2))
+    preflight = Preflight(home, inspector, devices=lambda: (*cards, cpu()), resolve=resolve)
+
+    with pytest.raises(DeviceError, match=r"Card 1 has 0\.2 GiB in all"):
+        preflight.check(config())
