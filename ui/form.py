@@ -11,8 +11,8 @@ from gradio.components.base import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from engine.config import suited
-from engine.config.load import SectionType, config_in_the_making, section_from_mapping, setting_names
+from engine.config import derived_defaults
+from engine.config.load import SectionType, parse_partial_config, section_from_mapping, setting_names
 from engine.config.run import RunConfig
 from engine.config.section import BY_DECADES
 from engine.errors import ConfigError, Problem
@@ -105,7 +105,7 @@ class Form:
             return {}
         return {
             name: saved_values[name]
-            for name in suited.SETTINGS
+            for name in derived_defaults.SETTINGS
             if name in saved_values and saved_values[name] == _from_component(name, given.get(name))
         }
 
@@ -177,14 +177,14 @@ def component_for(name: str, **presentation: Any) -> Any:
     Only the page decides on `presentation`: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
     """
     laid_out: dict[str, Any] = {"label": label_of(name)}
-    if name in suited.SETTINGS:  # that of an empty form, so a page without a draft sends no change
+    if name in derived_defaults.SETTINGS:  # that of an empty form, so a page without a draft sends no change
         laid_out["value"] = _to_component(name, _suited_to_nothing()[name].value)
     return component_of_field(field_of(name), **{**laid_out, **presentation})
 
 
 @functools.cache
-def _suited_to_nothing() -> dict[str, suited.Suited]:
-    return suited.suited_settings(config_in_the_making({}))
+def _suited_to_nothing() -> dict[str, derived_defaults.DerivedDefault]:
+    return derived_defaults.derive_defaults(parse_partial_config({}))
 
 
 def component_of_field(field: FieldInfo, **presentation: Any) -> Any:

@@ -11,12 +11,12 @@ import gradio as gr
 from gradio.components.base import Component
 from gradio.events import Dependency
 
-from engine.config.suited import SETTINGS
+from engine.config.derived_defaults import SETTINGS
 from engine.runs.run import RUN_ID, Run
 from ui.backend.background import BackgroundWork, Message
 from ui.backend.run_reader import RunReader, SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
-from ui.draft import Draft, known_rows, read_draft, read_settings, shape_of, suit
+from ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
 from ui.form import ALL_LINEAR, JUDGE_FOR, SUITED, Form, setting_in, targets_update
 from ui.form_change import FormChange, Reading
 from ui.gradio_internals import changed_by_hand
@@ -275,7 +275,9 @@ class Page:
         as_chosen |= {name: dict(settings) for name, settings in sections.items()}
         rows = known_rows(self.services, as_chosen)
         note = {}
-        for name, default in suit(as_chosen, SETTINGS if open_ones is None else open_ones, rows).items():
+        for name, default in fill_derived_defaults(
+            as_chosen, SETTINGS if open_ones is None else open_ones, rows
+        ).items():
             section, _, field = name.partition(".")
             settings = sections.setdefault(section, {})
             is_same = field in settings and settings[field] == default.value and not default.awaits_rows

@@ -19,7 +19,7 @@ from engine.evaluation.job import EvaluationJob
 from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.export.job import ExportJob
 from engine.export.push import PushJob
-from engine.inspector.session import Inspector, InspectorPlaces
+from engine.inspector.session import Inspector, InspectorSlots
 from engine.paths import LoratoryHome, data_folders, local_owner
 from engine.runs.store import RunStore
 from engine.serve.guard import OwnPageOnly
@@ -75,7 +75,7 @@ def build_services(
     supervisor: Supervisor,
     person: Person | None = None,
     of_catalog: Shapes | None = None,
-    places: InspectorPlaces | None = None,
+    places: InspectorSlots | None = None,
     logins: Logins | None = None,
 ) -> Services:
     """Return what the page of one person may call.

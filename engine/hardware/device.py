@@ -154,7 +154,7 @@ def known_device(name: str) -> KnownDevice:
     """
     device = find_known_device(name)
     if device is None:
-        names = ", ".join(one.name for one in KNOWN_DEVICES)
+        names = ", ".join(candidate.name for candidate in KNOWN_DEVICES)
         raise DeviceError(
             f"There is no device {name[:60]!r} to judge for.", f"Choose {THIS_MACHINE}, or one of: {names}."
         )

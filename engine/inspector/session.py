@@ -69,11 +69,11 @@ class DetailsRequest(BaseModel, frozen=True):
     """A question for the details of a model."""
 
     model: ModelConfig
-    described: ModelDetails  # what is known without its tokenizer and files
+    details: ModelDetails  # what is known without its tokenizer and files
 
 
 @dataclass(frozen=True)
-class InspectorPlaces:
+class InspectorSlots:
     """How many processes the inspectors of all people of a lab have at once; each kind has places of its own."""
 
     data: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(8))  # of 90 MB each, for previews and checks
@@ -101,7 +101,7 @@ class Inspector:
     """
 
     def __init__(
-        self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None, places: InspectorPlaces | None = None
+        self, home: LoratoryHome, data_roots: tuple[Path, ...] | None = None, slots: InspectorSlots | None = None
     ) -> None:
         self._home = home
         # They read models and data; they must never take a GPU from training.
@@ -109,7 +109,12 @@ class Inspector:
         roots = tuple(str(root) for root in data_roots or ())
 
         def pool(
-            module: str, log_name: str, size: int, shared: ProcessPlaces | None = None, *access: Access, kept: int = 0
+            module: str,
+            log_name: str,
+            size: int,
+            shared: ProcessPlaces | None = None,
+            *access: Access,
+            resident: int = 0,
         ) -> ProcessPool:
             reads_data = module == DATA_WORKER_MODULE
             processes = (
@@ -123,14 +128,14 @@ class Inspector:
                 for _ in range(size)
             )
             return ProcessPool(
-                tuple(processes), _explain_overrun, spare=reads_data and shared is None, kept=kept, places=shared,
+                tuple(processes), _explain_overrun, spare=reads_data and shared is None, kept=resident, places=shared,
                 person=home.owner, idle_seconds=_IDLE_SECONDS if shared is None else _IDLE_SECONDS_IN_LAB,
             )  # fmt: skip
 
-        for_data, for_models, for_hub = (places.data, places.models, places.hub) if places else (None, None, None)
+        for_data, for_models, for_hub = (slots.data, slots.models, slots.hub) if slots else (None, None, None)
         # The first answers alone until it is busy with one long step.
-        if places is None:
-            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3, kept=1)
+        if slots is None:
+            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3, resident=1)
         else:
             self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 2, for_data)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
@@ -138,7 +143,7 @@ class Inspector:
         self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub)
         # What the Hub gives only to those who are logged in: a process that may log in, for one question.
         self._logged_in = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub, Access.HUB)
-        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if places is None else 1, for_models)
+        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if slots is None else 1, for_models)
         self._pools = (self._data, self._fetching, self._logged_in, self._models)
 
     def start(self) -> None:
@@ -190,9 +195,9 @@ class Inspector:
             ModelError: If the model cannot be found, reached or read.
         """
         shape, entry = self.module_inventory(model), find_in_catalog(model.id)
-        details = ModelDetails.of(model.id, shape, entry)
+        details = ModelDetails.from_shape(model.id, shape, entry)
         # The rest needs its tokenizer, and no torch.
-        return self._ask(self._data, "model_details", DetailsRequest(model=model, described=details), ModelDetails)
+        return self._request(self._data, "model_details", DetailsRequest(model=model, details=details), ModelDetails)
 
     def preview(
         self,
@@ -216,7 +221,7 @@ class Inspector:
         """
         page = PageRequest(first_row=first_row, count=count, search=searchable(search), rows=rows, brief=brief)
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
-        return self._ask(self._data, "preview", request, DatasetPage)
+        return self._request(self._data, "preview", request, DatasetPage)
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         """Return the columns of a dataset that no format fits, and the format to begin with.
@@ -224,7 +229,7 @@ class Inspector:
         Raises:
             DatasetError: If it cannot be opened.
         """
-        return self._ask(self._data, "columns", DataRequest(dataset=dataset), DatasetColumns)
+        return self._request(self._data, "columns", DataRequest(dataset=dataset), DatasetColumns)
 
     def row_form(self, dataset: DatasetConfig) -> RowForm:
         """Return the form of a dataset's rows, as its first ones show it, for a script that reads them with usual readers.
@@ -232,7 +237,7 @@ class Inspector:
         Raises:
             DatasetError: If it cannot be opened, or such readers would read rows otherwise; has the reason.
         """
-        return self._ask(self._data, "row_form", DataRequest(dataset=dataset), RowForm)
+        return self._request(self._data, "row_form", DataRequest(dataset=dataset), RowForm)
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         """Find the next row that holds a text, in any case: yields progress, then at last where. Closing it stops it.
@@ -283,7 +288,7 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed, count=count)
-        return self._ask(self._whole_reader(dataset), "held_out", request, HeldOutRows)
+        return self._request(self._whole_reader(dataset), "held_out", request, HeldOutRows)
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
@@ -295,12 +300,12 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, row=row)
-        return self._ask(self._data, "render", request, RenderedSequences).sequences
+        return self._request(self._data, "render", request, RenderedSequences).sequences
 
     def _whole_reader(self, dataset: DatasetConfig) -> ProcessPool:
         return self._fetching if reads_from_hub(dataset) else self._data
 
-    def _ask(self, pool: ProcessPool, method: str, request: BaseModel, result: type[Result]) -> Result:
+    def _request(self, pool: ProcessPool, method: str, request: BaseModel, result: type[Result]) -> Result:
         return result.model_validate(result_of(self._stream(pool, method, _dump(request))))
 
     def _stream(
@@ -313,9 +318,9 @@ class Inspector:
         except (ModelAccessError, DatasetAccessError) as error:
             if not has_hub_login():
                 raise
-            refused = error
+            refusal = error
         try:
-            if isinstance(refused, DatasetAccessError):
+            if isinstance(refusal, DatasetAccessError):
                 yield from self._logged_in.stream(method, params)
                 return
             part = ModelPart.CONFIG if method == "module_inventory" else ModelPart.TOKENIZER

@@ -181,6 +181,6 @@ class LabSupervision:
 
 
 def _occupied_reason(name: str, programs: Sequence[GpuProgram]) -> Why:
-    words = ", ".join(one.words for one in programs[:3])
+    words = ", ".join(program.description for program in programs[:3])
     what = f"{device_words(name)} is in use outside Loratory ({words})."
     return Why("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
+from engine.config.constraints import DISTRIBUTIONS, DistributionName, constraint_problems, sharding_problem
 from engine.config.methods.registry import METHODS
-from engine.config.pairs import DISTRIBUTIONS, DistributionName, pair_problems, sharding_problem
 from engine.config.run import AdapterConfig, RunConfig
 from engine.data.contract import RowLengths
 from engine.errors import EngineError, Problem
@@ -62,7 +62,7 @@ def new_problems(config: RunConfig, changed_config: RunConfig, device: Device) -
 
 
 def _problems(config: RunConfig, device: Device) -> list[Problem]:
-    return [*pair_problems(config), *device_problems(config, device)]
+    return [*constraint_problems(config), *device_problems(config, device)]
 
 
 def largest_that_fits(need: Callable[[int], int], free_bytes: int, start: int, upper: int) -> int | None:
@@ -161,11 +161,11 @@ def _comparison_rows(adapter: AdapterConfig) -> dict[str, Changes]:
     """What choosing each row changes: full fine-tuning first, then the methods in their order."""
     rows: dict[str, Changes] = {}
     for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):
-        adapted = {f"adapter.{name}": value for name, value in adapter.changes_for(method.name).items()}
-        for row in method.compared:
+        method_changes = {f"adapter.{name}": value for name, value in adapter.changes_for(method.name).items()}
+        for row in method.comparison_rows:
             checkpointing = row.gradient_checkpointing
             own = {} if checkpointing is None else {"training.gradient_checkpointing": checkpointing}
-            rows[row.name] = {**adapted, "model.quantization": row.quantization, **own}
+            rows[row.name] = {**method_changes, "model.quantization": row.quantization, **own}
     return rows
 
 

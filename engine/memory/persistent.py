@@ -25,7 +25,7 @@ class TrainableCount(NamedTuple):
 
     total: int  # the base model and everything that the adapter adds, as PEFT counts
     trainable: int  # of these, what is trained
-    added: int  # what is trained and not part of the base model
+    adapter: int  # what is trained and not part of the base model
     # Shapes of every trained tensor: what may decay, then norms and biases, which transformers' trainer keeps from it.
     # An optimizer takes one group after the other.
     groups: tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]
@@ -115,7 +115,7 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
     return Persistent(
         weights=weights,
         unquantized=unquantized,
-        adapter=counts.added * workload.precision.adapter + counts.resident * 4,
+        adapter=counts.adapter * workload.precision.adapter + counts.resident * 4,
         optimizer=on_device,
         paged=paged,
         loading=_loading_bytes(structure, workload, weights + unquantized),
@@ -131,9 +131,9 @@ def _reference_bytes(workload: Workload, counts: TrainableCount) -> int:
     """Source: `Reference.of`, engine/training/objectives/reference.py."""
     if not workload.has_reference or not workload.trains_adapter:
         return 0
-    biases = counts.trainable - counts.added
-    kept = biases if workload.adapter.warm_start is None else counts.trainable
-    return kept * workload.precision.adapter
+    biases = counts.trainable - counts.adapter
+    parameters = biases if workload.adapter.warm_start is None else counts.trainable
+    return parameters * workload.precision.adapter
 
 
 def _copied_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
@@ -143,7 +143,7 @@ def _copied_bytes(structure: ModelStructure, workload: Workload, counts: Trainab
     if not workload.has_quick_layers or workload.sharded > 1 or workload.checkpointing:
         return 0
     # At 32 bits, matrices A with one input are put together, which is half of all at most.
-    copies = counts.added * (compute if compute < workload.precision.adapter else compute // 2)
+    copies = counts.adapter * (compute if compute < workload.precision.adapter else compute // 2)
     if workload.device == "cpu" or workload.base not in ("nf4", "fp4"):
         return copies
     sizes = (
@@ -173,8 +173,8 @@ def gradient_bytes(structure: ModelStructure, workload: Workload, counts: Traina
     """All gradients: each as wide as its weight."""
     if not workload.trains_adapter:
         return sum(weight_bytes(structure.shape.modules, workload))
-    biases = counts.trainable - counts.added
-    return counts.added * workload.precision.adapter + biases * workload.precision.norms
+    biases = counts.trainable - counts.adapter
+    return counts.adapter * workload.precision.adapter + biases * workload.precision.norms
 
 
 def _four_bit_bytes(elements: int, *, double_quant: bool) -> int:
@@ -272,11 +272,11 @@ def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: 
     Source: `_multi_tensor_adamw` and `_single_tensor_adamw` in torch/optim/adam.py; torch/optim/sgd.py;
     transformers/optimization.py.
     """
-    filled = [group for group in groups if group]
-    if not filled:
+    nonempty = [group for group in groups if group]
+    if not nonempty:
         return 0
-    cast_gradients = sum(math.prod(shape) for group in filled for shape in group) if optimizer.master_weights else 0
-    return 4 * (_scratch_elements(filled, optimizer) + cast_gradients)
+    cast_gradients = sum(math.prod(shape) for group in nonempty for shape in group) if optimizer.master_weights else 0
+    return 4 * (_scratch_elements(nonempty, optimizer) + cast_gradients)
 
 
 def _scratch_elements(groups: Sequence[Sequence[TensorShape]], optimizer: Optimizer) -> int:

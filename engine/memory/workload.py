@@ -5,9 +5,9 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from engine.config.constraints import count_processes
 from engine.config.objectives import objective_of
 from engine.config.optimizations import is_wanted
-from engine.config.pairs import count_processes
 from engine.config.rules import (
     JOINED_MULTIPLE,
     LOSS_CHUNK_BYTES,
@@ -230,19 +230,21 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
     training, adapter = config.training, config.adapter
     processes, sharded = count_processes(config), config.run.fsdp != "none"
     precision = _precision(config, device)
-    named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
+    implementation = expected_attention(
+        shape.attention_support, config, device, has_flash_package=has_flash_attention()
+    )
     facts = AttentionFacts.of_shape(shape)
-    through = VARLEN_ATTENTION if takes_varlen_attention(facts, named, config, device) else named
+    through = VARLEN_ATTENTION if takes_varlen_attention(facts, implementation, config, device) else implementation
     joined = choose_batching(facts, through, config, device.kind) == "joined"
     # Without a padding mask, layers still get one for a window that rows are longer than.
     has_window = bool(shape.sliding_window) and (shape.sliding_window or 0) < training.max_length
     masked = (
         not joined
         and (training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values")
-        and (has_window or needs_mask(facts, named, config))
+        and (has_window or needs_mask(facts, implementation, config))
     )
     chunk_bytes = LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
-    attention = _kernel(shape, named, device, precision, joined=joined, masked=masked)
+    attention = _kernel(shape, implementation, device, precision, joined=joined, masked=masked)
     return Workload(
         adapter=adapter,
         batch_size=training.per_device_train_batch_size * objective_of(config).sequences_per_example,

@@ -313,9 +313,9 @@ def _no_config_error(folder: Path, name: str) -> ModelError:
 
 def _check_weights(folder: Path, name: str) -> None:
     if not _is_file(folder / WEIGHTS_INDEX) and not _is_file(folder / SINGLE_WEIGHTS):
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-        if pickled:
-            raise pickled_weights_error(name, pickled[0])
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise pickled_weights_error(name, pickles[0])
         raise ModelError(f"{name} has no weights ({SINGLE_WEIGHTS}).", "Download or copy the weight files.")
     files = weight_files(folder, name)
     missing = [file.name for file in files if not _is_file(file)]

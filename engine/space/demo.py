@@ -17,7 +17,7 @@ from engine.config.run import RunConfig
 from engine.data.contract import DatasetPage, PageRow
 from engine.errors import EngineError
 from engine.files import read_model, write_atomically
-from engine.inspector.session import Inspector, InspectorPlaces
+from engine.inspector.session import Inspector, InspectorSlots
 from engine.lab.rules import is_shared, set_shared
 from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot
 from engine.paths import LoratoryHome
@@ -93,7 +93,7 @@ class Demo:
         self._sample: tuple[str, DemoSample] = ("", DemoSample())
 
     @classmethod
-    def on_this_machine(cls, home: LoratoryHome, places: InspectorPlaces | None = None) -> "Demo":
+    def on_this_machine(cls, home: LoratoryHome, places: InspectorSlots | None = None) -> "Demo":
         """Return the demo of a Space, with processes of its own that start when they are needed."""
         own = home.of(DEMO_OWNER)
         inspector = Inspector(own, (), places)

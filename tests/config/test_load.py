@@ -2,8 +2,8 @@
 
 import pytest
 
+from engine.config.constraints import count_processes
 from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, setting_names, with_overrides
-from engine.config.pairs import count_processes
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 

@@ -273,7 +273,7 @@ def test_a_damaged_cache_is_rebuilt(home, tmp_path):
 
 
 def model_details(model, home):
-    description = ModelDetails.of(model.id, module_inventory(model, home), find_in_catalog(model.id))
+    description = ModelDetails.from_shape(model.id, module_inventory(model, home), find_in_catalog(model.id))
     return complete_details(description, model, home)
 
 

@@ -106,7 +106,9 @@ def test_has_an_exact_inventory_and_a_figure_or_a_message(model_type):
 
     weights = shape.num_parameters * 2
     assert weights < estimate.allocated_bytes < estimate.expected_bytes < estimate.needed_bytes
-    assert len(compare_methods(shape, CONFIG, GPU)) == 1 + sum(len(method.compared) for method in METHODS.values())
+    assert len(compare_methods(shape, CONFIG, GPU)) == 1 + sum(
+        len(method.comparison_rows) for method in METHODS.values()
+    )
     assert weights < estimate_memory(shape, SMALLEST, GPU).allocated_bytes < estimate.allocated_bytes
 
 

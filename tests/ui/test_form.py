@@ -4,9 +4,9 @@ import gradio as gr
 import orjson
 import pytest
 
+from engine.config.derived_defaults import SETTINGS
 from engine.config.load import config_from_mapping, setting_names
 from engine.config.run import RunConfig
-from engine.config.suited import SETTINGS
 from engine.errors import ConfigError
 from ui.build import build_app
 from ui.form import Form, component_for, field_of, label_of

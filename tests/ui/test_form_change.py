@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from engine.config.derived_defaults import SETTINGS
 from engine.config.load import config_from_mapping, with_overrides
 from engine.config.methods.registry import METHODS
-from engine.config.suited import SETTINGS
 from engine.errors import ConfigError
 from engine.hardware.device import Device
 from engine.memory.advice import advise

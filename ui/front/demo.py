@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from engine.accounts.throttle import DemoThrottle, ThrottledError
 from engine.errors import EngineError
-from engine.inspector.session import InspectorPlaces
+from engine.inspector.session import InspectorSlots
 from engine.paths import LoratoryHome
 from engine.quantities import duration
 from engine.space.demo import Demo
@@ -42,7 +42,7 @@ _FORM = "application/x-www-form-urlencoded"
 
 
 @contextmanager
-def open_demo(home: LoratoryHome, environment: SpaceEnvironment, places: InspectorPlaces) -> Iterator["DemoPages"]:
+def open_demo(home: LoratoryHome, environment: SpaceEnvironment, places: InspectorSlots) -> Iterator["DemoPages"]:
     """Look after the demo of a Space while it is served, and return its pages; call it once saved runs are back."""
     demo = Demo.on_this_machine(home, places)
     demo.start()

@@ -21,7 +21,7 @@ from engine.chat.session import ChatSession
 from engine.errors import EngineError
 from engine.executors import make_executors
 from engine.executors.huggingface_jobs.account import logins_of
-from engine.inspector.session import InspectorPlaces
+from engine.inspector.session import InspectorSlots
 from engine.lab.queue import QueueBoard
 from engine.paths import LoratoryHome
 from engine.runs.disk import DiskSamples, DiskUse, disk_warning, free_bytes
@@ -158,7 +158,7 @@ def serve_lab(
     supervisor = Supervisor(home, SupervisorSettings(executors=executors))
     of_catalog: Shapes = {}
     fits, shared = KnownFits(), SharedReaders()
-    places = InspectorPlaces() if space is None else space.places
+    places = InspectorSlots() if space is None else space.places
 
     def services_of(person: Person) -> Services:
         own = home.of(person.name, person.role)

@@ -21,7 +21,7 @@ from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.chat.zero_gpu import ZeroGpu
 from engine.errors import AccountError, EngineError
-from engine.inspector.session import InspectorPlaces
+from engine.inspector.session import InspectorSlots
 from engine.paths import LoratoryHome
 from engine.space.admission import Admission, Visitor
 from engine.space.environment import ADMITTED, HUB, SpaceEnvironment
@@ -46,7 +46,7 @@ class Space:
     demo: DemoPages  # for people without an account
     # Returns a text about what a user would lose at a restart; empty for nothing.
     unsaved_words: Callable[[str], str]
-    places: InspectorPlaces = field(default_factory=InspectorPlaces)  # for the inspectors' processes of all people
+    places: InspectorSlots = field(default_factory=InspectorSlots)  # for the inspectors' processes of all people
 
     @property
     def zero_gpu(self) -> ZeroGpu | None:
@@ -85,7 +85,7 @@ def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Sp
         return _LOST if mirror is None else mirror.unsaved(owner).text
 
     provider = Provider(environment.oidc, environment.address.origin, reauthenticates=False)
-    places = InspectorPlaces()
+    places = InspectorSlots()
     if environment.zero_gpu:
         try:
             ZeroGpu(environment.zero_gpu).report(home.logs / "zero-gpu.log")

@@ -149,7 +149,7 @@ class LabModelsPart:
 
     def _ask(self, event: gr.EventData) -> Updates:
         cache, name = self._admin.models(), picked_value(event)
-        model_ids = cache.offered if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
+        model_ids = cache.removable if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
         ids = [one.id for one in cache.models if one.id in model_ids and not one.use.needed_by]
         if not ids:
             return {self.confirm.panel: HIDDEN, self.chosen: []}

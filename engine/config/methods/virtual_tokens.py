@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from engine.config.methods.base import PeftMethod, VirtualTokens, pair_rule
+from engine.config.methods.base import PeftMethod, VirtualTokens, cross_field_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class PromptTuningSettings(Section):
     """With TEXT: what the virtual tokens start as, repeated or cut to their number."""
 
 
-@pair_rule("adapter.prompt_tuning_init_text")
+@cross_field_rule("adapter.prompt_tuning_init_text")
 def _text_is_missing(config: RunConfig) -> str | None:
     if config.adapter.prompt_tuning_init != "TEXT" or (config.adapter.prompt_tuning_init_text or "").strip():
         return None
@@ -120,7 +120,7 @@ class PTuningSettings(Section):
     """Dropout between the layers of an LSTM encoder."""
 
 
-@pair_rule("adapter.warm_start")
+@cross_field_rule("adapter.warm_start")
 def _encoder_is_not_saved(config: RunConfig) -> str | None:
     if config.adapter.warm_start is None:
         return None

@@ -76,11 +76,11 @@ class Tape(Graph):
         saved: list[Value | Parameter] = [*([x] if weight_needs else []), *([weight] if x_needs else [])]
 
         def backward(_: Storage) -> Gradients:
-            of_weight = self.allocate(weight_elements * width) if weight_needs else None
-            of_x = self.allocate(x_size) if x_needs else None
+            grad_weight = self.allocate(weight_elements * width) if weight_needs else None
+            grad_x = self.allocate(x_size) if x_needs else None
             if bias is None:
-                return (of_x, of_weight)
-            return (of_x, of_weight, self.allocate(out_features * width) if bias.trainable else None)
+                return (grad_x, grad_weight)
+            return (grad_x, grad_weight, self.allocate(out_features * width) if bias.trainable else None)
 
         inputs: Sequence[Value | Parameter] = (x, weight) if bias is None else (x, weight, bias)
         elements = x.elements * out_features // weight.elements * out_features

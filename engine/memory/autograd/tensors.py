@@ -54,7 +54,7 @@ Backward = Callable[[Storage], Gradients]
 
 @dataclass(eq=False, slots=True)
 class Checkpoint:
-    """A checkpointed stretch of the forward pass: how to run it again, and what running it again has saved."""
+    """A checkpointed part of the forward pass: how to run it again, and what running it again has saved."""
 
     forward: Callable[[], "Value"]
     saves: int = 0
@@ -88,7 +88,7 @@ class Value:
     elements: int
     width: int  # bytes per element
     producer: Producer = None
-    held: bool = True
+    is_held: bool = True
 
     @property
     def size(self) -> int:

@@ -67,21 +67,21 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
     return x, Passing(inputs_embeds, _argument_bytes(r))
 
 
-def _after_virtual_inputs(r: StepContext, words: Value) -> Value:
+def _after_virtual_inputs(r: StepContext, embeddings: Value) -> Value:
     """Put learned embeddings before those of each row; where layers are checkpointed, the latter are a leaf."""
     # Source: `PeftModelForCausalLM.forward`, peft/peft_model.py, whose variables last as long as the forward pass.
     tape, workload = r.tape, r.workload
     is_leaf = workload.checkpointing
     if is_leaf:
-        words.producer = Parameter(words.elements, words.width, trainable=True)
+        embeddings.producer = Parameter(embeddings.elements, embeddings.width, trainable=True)
     rule = MEMORY_RULES[workload.adapter.method]
     learned = tape.in_scope(lambda: rule.virtual_inputs(r))
     prompts = tape.operation((learned,), workload.batch_size * learned.elements, learned.width)
     tape.drop(learned)
-    prompts = tape.assign(prompts, tape.cast(prompts, words.width))
-    x = tape.concatenate(prompts, words, saved=(words,) if is_leaf else ())
+    prompts = tape.assign(prompts, tape.cast(prompts, embeddings.width))
+    x = tape.concatenate(prompts, embeddings, saved=(embeddings,) if is_leaf else ())
     r.hold_until_forward_ends(prompts)
-    tape.drop(prompts, words)
+    tape.drop(prompts, embeddings)
     return x
 
 
@@ -174,10 +174,10 @@ def _attend(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     tape, shape = r.tape, r.structure.shape
     query, key, value = _queries_keys_values(r, x, layer)
     by_heads = r.kernel_answers_by_heads
-    turned = by_heads or shape.rotary
+    is_transposed = by_heads or shape.rotary
     # `view(batch, length, heads, -1).transpose(1, 2)`: a gradient laid out by heads is copied back into rows.
-    query = tape.assign(query, tape.view(query, copies_gradient=turned))
-    key = tape.assign(key, tape.view(key, copies_gradient=turned))
+    query = tape.assign(query, tape.view(query, copies_gradient=is_transposed))
+    key = tape.assign(key, tape.view(key, copies_gradient=is_transposed))
     value = tape.assign(value, tape.view(value, copies_gradient=by_heads))
     if layer.head_norms:
         query = tape.assign(query, normalize(r, query, layer.head_norms[0]))
@@ -220,10 +220,10 @@ def _rotate(r: StepContext, x: Value) -> Value:
     angles = r.small(r.position_count * r.structure.shape.head_dim, x.width)
     straight = tape.multiply(x, angles)
     first, second = tape.view(x, x.elements // 2), tape.view(x, x.elements // 2)
-    negated = tape.scale(second)
-    turned = tape.concatenate(negated, first)
-    tape.drop(negated, first, second)
-    crosswise = tape.assign(turned, tape.multiply(turned, angles))
+    minus_second = tape.scale(second)
+    half_rotation = tape.concatenate(minus_second, first)
+    tape.drop(minus_second, first, second)
+    crosswise = tape.assign(half_rotation, tape.multiply(half_rotation, angles))
     return tape.add(straight, crosswise)
 
 
@@ -263,5 +263,5 @@ def _recur(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     tape = r.tape
     elements = r.tokens * math.prod(shapes[0]) * (_CHUNK_TOKENS if len(shapes[0]) == 1 else 1)
     decays = tape.pointwise(_resized(r, tape.cast(x, 4), elements), saves_result=True)
-    summed = tape.add(decays, tape.cast(_resized(r, x, elements), 4))
-    return tape.cast(_resized(r, tape.pointwise(summed), x.elements), x.width)
+    states = tape.add(decays, tape.cast(_resized(r, x, elements), 4))
+    return tape.cast(_resized(r, tape.pointwise(states), x.elements), x.width)

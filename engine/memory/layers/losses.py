@@ -139,6 +139,6 @@ def _checkpointed_chunks(r: StepContext, chosen: Value, sizes: Sequence[int]) ->
     total = tape.value(1, 4)
     for rows in sizes:
         piece = tape.view(chosen, rows * shape.hidden_size)
-        loss = tape.checkpointed(partial(loss_of_chunk, r, piece, rows), piece)
+        loss = tape.checkpoint(partial(loss_of_chunk, r, piece, rows), piece)
         total = tape.assign(total, tape.add(total, loss))
     return total

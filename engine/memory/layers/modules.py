@@ -48,18 +48,18 @@ def _four_bit(r: StepContext, x: Value, module: ModuleShape) -> Value:
     narrow = tape.cast(x, compute)
     size = narrow.size
     tape.use_scratch(2 * scales, Group.WEIGHT_COPIES)
-    written_out = tape.allocate_scratch(elements * compute + scales, Group.WEIGHT_COPIES)
+    weight_copy_forward = tape.allocate_scratch(elements * compute + scales, Group.WEIGHT_COPIES)
 
     def backward(_: Storage) -> Gradients:
         tape.use(scales, scales, group=Group.WEIGHT_COPIES)
-        again = tape.allocate(elements * compute, Group.WEIGHT_COPIES)
-        of_x = tape.allocate(size)
-        tape.release(again)
-        return (of_x,)
+        weight_copy = tape.allocate(elements * compute, Group.WEIGHT_COPIES)
+        grad_x = tape.allocate(size)
+        tape.release(weight_copy)
+        return (grad_x,)
 
     results = x.elements // module.in_features * module.out_features
     product = tape.operation((narrow,), results, compute, backward=backward)
-    tape.release(written_out)
+    tape.release(weight_copy_forward)
     return tape.cast(product, x.width)
 
 
@@ -73,28 +73,28 @@ def _int8(r: StepContext, x: Value, module: ModuleShape) -> Value:
     tape, autocast = r.tape, r.workload.precision.autocast
     weights = module.in_features * module.out_features
     width, size = x.width, x.size
-    answered = width if r.on_cuda or autocast is None else autocast  # the CPU's product is one that autocast knows
+    product_width = width if r.on_cuda or autocast is None else autocast  # the CPU's product is one that autocast knows
     rows = x.elements // module.in_features
     results = rows * module.out_features
     if r.on_cuda:
         half = 0 if width == 2 else x.elements * 2
         scratch = half + x.elements + rows * 4 + results * 4
     else:
-        casts = (weights + x.elements) * answered if answered != width else 0
+        casts = (weights + x.elements) * product_width if product_width != width else 0
         scratch = weights * width + casts
-    held = tape.allocate(scratch, Group.WEIGHT_COPIES)
+    scratch_storage = tape.allocate(scratch, Group.WEIGHT_COPIES)
 
     def backward(_: Storage) -> Gradients:
-        written_out = tape.allocate(weights * width, Group.WEIGHT_COPIES)
-        widened = tape.allocate(results * width if answered != width else 0)
-        of_x = tape.allocate(size)
-        tape.release(widened)
-        tape.release(written_out)
-        return (of_x,)
+        weight_copy = tape.allocate(weights * width, Group.WEIGHT_COPIES)
+        wide_gradient = tape.allocate(results * width if product_width != width else 0)
+        grad_x = tape.allocate(size)
+        tape.release(wide_gradient)
+        tape.release(weight_copy)
+        return (grad_x,)
 
-    product = tape.operation((x,), results, answered, backward=backward)
+    product = tape.operation((x,), results, product_width, backward=backward)
     tape.keep_as_attribute(product, x)
-    tape.release(held)
+    tape.release(scratch_storage)
     return product
 
 

@@ -19,10 +19,10 @@ def in_scope(
     """Let the local variables of a function go out of scope when it ends, except what it returns."""
 
     @functools.wraps(function)
-    def scoped(r: "StepContext", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Value:
+    def wrapper(r: "StepContext", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Value:
         return r.tape.in_scope(lambda: function(r, *args, **kwargs))
 
-    return scoped
+    return wrapper
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,6 @@ class StepContext:
         """A tensor without gradient whose bytes are counted elsewhere, such as cosines shared by all layers."""
         value = self.tape.value(elements, width)
         self.tape.release(value.storage)
-        value.held = False
+        value.is_held = False
         value.storage.references = 1 << 30
         return value

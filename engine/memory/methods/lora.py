@@ -53,18 +53,18 @@ def _with_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
     tape, workload = r.tape, r.workload
     adapter, quantized = workload.adapter, workload.quantizes(module)
     result = base_result(r, x, module)
-    answered = result.width
+    result_width = result.width
     casts = not (quantized and r.peft_sees_autocast)
     inner = tape.cast(x, workload.precision.adapter) if casts else tape.alias(x)
     if adapter.lora_dropout > 0:
         inner = tape.dropout(inner, on_cuda=r.on_cuda)
     if adapter.use_dora:
-        return add_branch(r, result, _dora_part(r, inner, result, module), answered)
+        return add_branch(r, result, _dora_part(r, inner, result, module), result_width)
     scaled = _through_both(r, tape.alias(inner) if adapter.lora_dropout == 0 else inner, module, _matrices(r, module))
     scaled = tape.assign(scaled, tape.scale(scaled))
     if quantized and casts:
-        scaled = tape.assign(scaled, tape.cast(scaled, answered))
-    return add_branch(r, result, scaled, answered)
+        scaled = tape.assign(scaled, tape.cast(scaled, result_width))
+    return add_branch(r, result, scaled, result_width)
 
 
 def _matrices(r: StepContext, module: ModuleShape) -> tuple[Parameter, Parameter]:
@@ -98,7 +98,7 @@ def _dora_part(r: StepContext, x: Value, result: Value, module: ModuleShape) -> 
     tape.use(weights * x.width, group=Group.WEIGHT_COPIES)
     tape.drop(scaled_update)
     norm = tape.value(module.out_features, x.width)
-    recorded = tape.position
+    after_norm = tape.position
     magnitude = r.adapter_weight(module.out_features)
     ratio = tape.operation((magnitude,), magnitude.elements, magnitude.width, saved=(norm,))
     low = _through_both(r, tape.alias(x), module, matrices)
@@ -113,7 +113,7 @@ def _dora_part(r: StepContext, x: Value, result: Value, module: ModuleShape) -> 
     both = tape.add(first, scaled)
     # The update's own graph ends here: only its norm was wanted.
     tape.drop(first, scaled, low, ratio, base, norm, update, weight)
-    tape.forget(before, recorded)
+    tape.forget(before, after_norm)
     return both
 
 
@@ -123,8 +123,8 @@ def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Valu
     elements = module.in_features * module.out_features
     if quantized:
         r.tape.use(elements * r.workload.precision.compute, group=Group.WEIGHT_COPIES)
-    copied = quantized or r.workload.precision.weights != width
-    return r.tape.value(elements if copied else 0, width, group=Group.WEIGHT_COPIES)
+    is_copy = quantized or r.workload.precision.weights != width
+    return r.tape.value(elements if is_copy else 0, width, group=Group.WEIGHT_COPIES)
 
 
 def is_fused(workload: Workload, module: ModuleShape, width: int) -> bool:

@@ -76,7 +76,7 @@ class LoKrMemory(MemoryRule):
         """
         tape = r.tape
         result = base_projection(r, x, module)
-        first, second = (_multiplied(r, tensors) for tensors in _factors(module, r.workload.adapter))
+        first, second = (_factor_weight(r, tensors) for tensors in _factors(module, r.workload.adapter))
         # A product with both factors broadcast; the gradient of each is computed at full size before it is summed.
         weight = tape.multiply(first, second, first.elements * second.elements)
         weight = tape.assign(weight, tape.scale(weight))
@@ -109,7 +109,7 @@ def split_in_two(dimension: int, factor: int) -> tuple[int, int]:
     return small, dimension // small
 
 
-def _multiplied(r: StepContext, tensors: tuple[TensorShape, ...]) -> Value:
+def _factor_weight(r: StepContext, tensors: tuple[TensorShape, ...]) -> Value:
     weights = [r.adapter_weight(math.prod(shape)) for shape in tensors]
     if len(weights) == 1:
         return as_view(r, weights[0])
@@ -139,20 +139,20 @@ class OftMemory(MemoryRule):
         """
         tape, adapter_width = r.tape, r.workload.precision.adapter
         inner = tape.cast(x, adapter_width)
-        turned = _rotate(r, inner, _rotation(r, module))
-        in_order = tape.clone(turned)  # blocks come before rows, and are put back
+        rotation_result = _rotate(r, inner, _rotation(r, module))
+        in_order = tape.clone(rotation_result)  # blocks come before rows, and are put back
         wide = tape.cast(in_order, adapter_width)
-        tape.drop(inner, turned, in_order)
+        tape.drop(inner, rotation_result, in_order)
         return base_projection(r, tape.cast(wide, x.width), module)
 
 
-def block_size(in_features: int, wanted: int) -> int:
+def block_size(in_features: int, target: int) -> int:
     """Return the divisor of the inputs that is nearest to the wanted size: `OFTLayer.adjust_oft_parameters`."""
-    if wanted >= in_features:
+    if target >= in_features:
         return in_features
-    higher = next(size for size in range(wanted, in_features + 1) if in_features % size == 0)
-    lower = next(size for size in range(wanted, 0, -1) if in_features % size == 0)
-    return lower if wanted - lower <= higher - wanted else higher
+    higher = next(size for size in range(target, in_features + 1) if in_features % size == 0)
+    lower = next(size for size in range(target, 0, -1) if in_features % size == 0)
+    return lower if target - lower <= higher - target else higher
 
 
 def _rotation(r: StepContext, module: ModuleShape) -> Value:
@@ -165,7 +165,7 @@ def _rotation(r: StepContext, module: ModuleShape) -> Value:
     products = adapter.num_cayley_neumann_terms - 2 if adapter.use_cayley_neumann else 2
     # Of each product both factors; autocast makes a copy of the matrix for each of them.
     width = low or 4
-    kept = [tape.value(elements, width) for _ in range(products if low is None else 2 * products)]
+    factors = [tape.value(elements, width) for _ in range(products if low is None else 2 * products)]
     tape.use(elements * width, elements * width)
     parameter = r.adapter_weight(triangle)
 
@@ -173,8 +173,8 @@ def _rotation(r: StepContext, module: ModuleShape) -> Value:
         tape.use(elements * 4, elements * 4, elements * 4)
         return (tape.allocate(triangle * 4),)
 
-    rotation = tape.operation((parameter,), elements, 4, backward=backward, saved=kept)
-    tape.drop(*kept)
+    rotation = tape.operation((parameter,), elements, 4, backward=backward, saved=factors)
+    tape.drop(*factors)
     return rotation
 
 
@@ -214,9 +214,9 @@ def _shards(r: StepContext, x: Value, module: ModuleShape) -> Value:
     if workload.adapter.miss_dropout > 0:
         inner = tape.assign(inner, tape.dropout(inner, on_cuda=r.on_cuda))
     # A sum whose gradient is expanded, and written out where a product asks for it.
-    summed = tape.assign(inner, tape.operation((inner,), rows * rank, inner.width))
-    up = autocast_linear(r, summed, r.adapter_weight(rank * module.out_features), module.out_features)
-    tape.drop(summed)
+    shard_sum = tape.assign(inner, tape.operation((inner,), rows * rank, inner.width))
+    up = autocast_linear(r, shard_sum, r.adapter_weight(rank * module.out_features), module.out_features)
+    tape.drop(shard_sum)
     return add_branch(r, result, up, result.width)
 
 
@@ -299,10 +299,10 @@ class Ia3Memory(MemoryRule):
             result = tape.assign(scaled, base_projection(r, scaled, module))
             return copied_in_4_bits(r, result, module)
         result = base_projection(r, inner, module)
-        answered = result.width  # which casting x has widened already
+        result_width = result.width  # which casting x has widened already
         result = tape.assign(result, tape.multiply(result, factor))
         result = copied_in_4_bits(r, result, module)
-        return tape.assign(result, tape.cast(result, answered)) if widens or not quantized else result
+        return tape.assign(result, tape.cast(result, result_width)) if widens or not quantized else result
 
 
 def is_feedforward(module: ModuleShape, adapter: AdapterConfig) -> bool:

@@ -56,9 +56,9 @@ class RecordingTape(PlainTape):
             self.requests.append(Request(self._numbers.pop(id(storage)), 0))
             del self._alive[id(storage)]
 
-    def keep_as_attribute(self, result: Value, kept: Value) -> None:
+    def keep_as_attribute(self, result: Value, attribute: Value) -> None:
         """Keep it, and note the node."""
-        super().keep_as_attribute(result, kept)
+        super().keep_as_attribute(result, attribute)
         if isinstance(result.producer, Node):
             self._with_attributes.append(result.producer)
 
@@ -104,7 +104,7 @@ def _next_layer(r: StepContext, x: Value, layer: LayerStructure, embedded: Value
     def forward() -> Value:
         return plain_layer(r, x, layer)
 
-    output = r.tape.checkpointed(forward, x) if r.workload.checkpointing else forward()
+    output = r.tape.checkpoint(forward, x) if r.workload.checkpointing else forward()
     if x is not embedded:
         r.tape.drop(x)
     return output

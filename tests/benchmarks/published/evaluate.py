@@ -22,7 +22,7 @@ from engine.memory.device_need import (
     cuda_context_bytes,
 )
 from engine.memory.methods.registry import count_trainable
-from engine.memory.peak import find_peak, refuse_nonsense
+from engine.memory.peak import check_bounds, find_peak
 from engine.memory.structure import find_targets, read_structure
 from tests.benchmarks.published.caching_allocator import reserve_of_step
 from tests.benchmarks.published.gpus import is_before_ampere
@@ -134,7 +134,7 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     structure = read_structure(shape)
     targets = find_targets(shape, workload.adapter)
     counts = count_trainable(shape, workload.adapter, targets)
-    refuse_nonsense(shape, workload)
+    check_bounds(shape, workload)
     step = simulate_plain_step(structure, workload, targets)
     peak = find_peak(step, structure, workload, device.name, counts)
     allocator = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)

@@ -11,7 +11,7 @@ from engine.memory.layers.decoder import decoder_layer, input_is_leaf
 from engine.memory.layers.losses import cross_entropy, loss_of_trained_positions
 from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.methods.registry import project
-from engine.memory.phases import Held, StepPeaks, StepRules, simulate_step
+from engine.memory.phases import BytesByGroup, StepPeaks, StepRules, simulate_step
 from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
 from engine.memory.workload import Loss, Workload
 from engine.models.shape import ModuleShape
@@ -63,8 +63,8 @@ class PlainTape(Tape):
     def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
         return super().allocate_scratch(size if self._sees_scratch else 0, group)
 
-    def checkpointed(self, forward: Callable[[], Value], x: Value) -> Value:
-        return self._checkpointed_reentrant(forward, x) if self.reentrant else super().checkpointed(forward, x)
+    def checkpoint(self, forward: Callable[[], Value], x: Value) -> Value:
+        return self._checkpointed_reentrant(forward, x) if self.reentrant else super().checkpoint(forward, x)
 
     def _checkpointed_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:
         """One node that keeps the input; in the backward pass the stretch runs forward whole, then backward."""
@@ -101,7 +101,7 @@ def simulate_plain_step(
     if workload.loss.holds_logits and input_is_leaf(workload):
         # The graph hangs on the logits, and on the graph its leaf: the first layer's input with its own gradient.
         hidden = workload.tokens * structure.shape.hidden_size * workload.precision.embeddings
-        step.peaks["optimizer_step"] += Held(activations=2 * hidden)
+        step.peaks["optimizer_step"] += BytesByGroup(activations=2 * hidden)
     return step
 
 

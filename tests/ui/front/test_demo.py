@@ -8,7 +8,7 @@ import httpx
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from engine.inspector.session import InspectorPlaces
+from engine.inspector.session import InspectorSlots
 from engine.paths import LoratoryHome
 from engine.runs.history.events import FailedData
 from engine.runs.store import RunStore
@@ -115,7 +115,7 @@ def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
 
     environment = environment_at("https://ann-loratory.hf.space", "https://huggingface.co")
     others = set(threading.enumerate())
-    with open_demo(home, environment, InspectorPlaces()) as pages:
+    with open_demo(home, environment, InspectorSlots()) as pages:
         page = TestClient(Starlette(routes=pages.routes())).get(DEMO).text
         (thread,) = [thread for thread in set(threading.enumerate()) - others if thread.name == "demo"]
 

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.inspector.session import Inspector, InspectorPlaces
+from engine.inspector.session import Inspector, InspectorSlots
 from engine.processes.pool import ProcessPlaces
 from tests.runs.supervision import count_living, wait_until
 
@@ -22,11 +22,11 @@ SERVER = """
 import sys, time
 from pathlib import Path
 from engine.config.run import DatasetConfig
-from engine.inspector.session import Inspector, InspectorPlaces
+from engine.inspector.session import Inspector, InspectorSlots
 from engine.paths import LoratoryHome
 
-home, places = LoratoryHome(Path(sys.argv[1])), InspectorPlaces()
-inspectors = [Inspector(home.of(name), places=places) for name in ("ann", "bea")]
+home, places = LoratoryHome(Path(sys.argv[1])), InspectorSlots()
+inspectors = [Inspector(home.of(name), slots=slots) for name in ("ann", "bea")]
 for one in inspectors:
     one.preview(DatasetConfig(source="sample:lab-chats"))
 print(*(pid for one in inspectors for pid in one.pids), flush=True)
@@ -36,8 +36,8 @@ time.sleep(600)
 
 @pytest.mark.e2e
 def test_previews_of_many_people_take_turns_in_the_processes_that_a_lab_has(home):
-    places = InspectorPlaces(data=ProcessPlaces(2))
-    inspectors = [Inspector(home.of(f"person-{number}"), places=places) for number in range(4)]
+    slots = InspectorSlots(data=ProcessPlaces(2))
+    inspectors = [Inspector(home.of(f"person-{number}"), slots=slots) for number in range(4)]
     pages, most = [], [0]
     threads = [
         threading.Thread(target=lambda one=one: pages.append(one.preview(SAMPLE, count=1))) for one in inspectors
