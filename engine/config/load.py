@@ -265,7 +265,7 @@ def _value_given(parts: Sequence[str], text: str) -> Any:
 
 
 def _kind_of(parts: Sequence[str]) -> Any:
-    """The type of the setting that these names lead to, such as `run` and `name`; None where there is no such setting."""
+    """Return the type of the setting with these names, such as `run` and `name`; None for an unknown setting."""
     fields = _SECTIONS[parts[0]].model_fields if parts[0] in _SECTIONS else {}
     kind = fields[parts[1]].annotation if parts[1] in fields else None
     if len(parts) == 2:

@@ -184,7 +184,7 @@ def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None
 
 
 def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
-    """What this process takes of a GPU that it has used; None where the driver does not tell.
+    """Return the bytes that this process takes of a GPU that it has used; None where the driver does not report them.
 
     In a container the driver may count processes by numbers of the host. Where only one works on the GPU, it is this one.
 

@@ -24,7 +24,7 @@ def list_devices() -> tuple[Device, ...]:
 
 
 def choose_device(run: RunSection) -> Device:
-    """The device that a run with these settings would start on now; the first of them where it names several.
+    """Return the device that a run with these settings would start on now; the first of several.
 
     Raises:
         DeviceError: If the run names a GPU that is not there.
@@ -99,7 +99,7 @@ def first_that_fits(
 
 
 def device_problems(config: RunConfig, device: Device) -> list[Problem]:
-    """Settings that the device cannot run, each with the nearest that it can."""
+    """List the settings that the device cannot run, each with the nearest that it can."""
     training, model = config.training, config.model
     if device.kind == "cuda":
         return list(_cuda_problems(model, device))
@@ -126,7 +126,7 @@ _FIRST_WITH_FLASH_ATTENTION_2 = (8, 0)  # Ampere; README of flash-attn, "NVIDIA 
 
 
 def _cuda_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
-    """What GPUs before Ampere cannot do."""
+    """Yield the problems of GPUs before Ampere."""
     own = device.capability
     if model.attn_implementation == "flash_attention_2" and own is not None and own < _FIRST_WITH_FLASH_ATTENTION_2:
         message = f"flash_attention_2 needs compute capability 8.0, and {device.name} has {own[0]}.{own[1]}; sdpa is the nearest."
@@ -134,7 +134,7 @@ def _cuda_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
 
 
 def _apple_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
-    """What an older system cannot do on Apple's GPU."""
+    """Yield the problems of Apple's GPU, most of them on older systems."""
     # Source: the table of platforms in bitsandbytes' README: macOS 14 for int8 and 4 bits, 8-bit optimizers still to come.
     has_macos_14 = device.has_fast_bfloat16  # this is what decides it
     if model.compute_dtype == "bfloat16" and not has_macos_14:

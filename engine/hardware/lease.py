@@ -135,7 +135,7 @@ class LeaseBook:
         return {name: holder for name, holder in entries.items() if holder is not None and self._holds(holder)}
 
     def holder_of_run(self, run_id: str) -> LeaseHolder | None:
-        """The living process that holds a device for a run."""
+        """Return the living process that holds a device for a run."""
         return next((holder for holder in self.holders().values() if holder.run_id == run_id), None)
 
     def devices_of_run(self, run_id: str) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ class LeaseBook:
         return False
 
     def _open(self) -> FileLock:
-        """Looking a device up and taking it must not be torn apart by another process that does the same."""
+        """Lock the book: a device that is looked up and taken must not be taken by another process in between."""
         return FileLock(self._folder / "lock")
 
     def _write(self, device: str, holder: LeaseHolder) -> None:
@@ -195,7 +195,7 @@ def lease_name(device: Device) -> str:
 
 
 def device_words(name: str) -> str:
-    """The same for people."""
+    """Return the device's name for people."""
     return {"cpu": "The CPU", "mps": "Apple's GPU"}.get(name) or f"GPU {name.partition(':')[2]}"
 
 

@@ -20,7 +20,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe_processor() -> Device:
-    """The processor as a device to train on; its memory is RAM."""
+    """Return the processor as a device to train on; its memory is RAM."""
     cpuinfo = _read_text(_CPUINFO)
     return Device("cpu", 0, processor_name(cpuinfo), *memory_now(), has_fast_bfloat16(cpuinfo), cores=usable_cores())
 
@@ -76,7 +76,7 @@ def has_bfloat16(cpuinfo: str | None = None) -> bool:
 
 
 def processor_name(cpuinfo: str) -> str:
-    """What the processor is called, as far as the system reports it."""
+    """Return the processor's name, as far as the system reports it."""
     name = " ".join(_facts(cpuinfo).get("model name", "").split())
     return name or platform.processor() or platform.machine() or "CPU"
 
@@ -88,7 +88,7 @@ def _facts(cpuinfo: str) -> dict[str, str]:
 
 
 def _own_cgroups(own: str, root: Path) -> list[Path]:
-    """The cgroup of this process and those above it; each may set a limit."""
+    """List the cgroup of this process and those above it; each may set a limit."""
     relative = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "/")
     folder = root / relative.lstrip("/")
     return [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
@@ -102,7 +102,7 @@ def _read_text(path: Path) -> str:
 
 
 def list_apple_gpus(memory: MemoryNow, recommended_bytes: int | None = None) -> tuple[Device, ...]:
-    """The GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for other Macs.
+    """List the GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for other Macs.
 
     Args:
         memory: RAM, which such a GPU shares with the processor.
@@ -119,7 +119,7 @@ def list_apple_gpus(memory: MemoryNow, recommended_bytes: int | None = None) -> 
 
 
 def _chip() -> str:
-    """The chip's name, such as Apple M2 Pro; empty where the system does not say."""
+    """Return the chip's name, such as Apple M2 Pro; empty where the system does not report it."""
     try:
         return subprocess.check_output(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
     except (OSError, subprocess.SubprocessError):

@@ -50,7 +50,7 @@ def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
 
 
 def as_overrides(changes: Changes) -> tuple[str, ...]:
-    """The same as a form and the command line take them: `section.field=value`."""
+    """Return changes as a form and the command line take them: `section.field=value`."""
     lower = {name: str(value).lower() if isinstance(value, bool) else value for name, value in changes.items()}
     return tuple(f"{name}={value}" for name, value in lower.items())
 
@@ -158,7 +158,7 @@ def compare_rows(
 
 
 def _comparison_rows(adapter: AdapterConfig) -> dict[str, Changes]:
-    """What choosing each row changes: full fine-tuning first, then the methods in their order."""
+    """Return what choosing each row changes: full fine-tuning first, then the methods in their order."""
     rows: dict[str, Changes] = {}
     for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):
         method_changes = {f"adapter.{name}": value for name, value in adapter.changes_for(method.name).items()}
@@ -317,7 +317,7 @@ def cache_bytes(shape: ModelShape, workload: Workload) -> int:
 
 
 def _passage_bytes(structure: ModelStructure, workload: Workload, layer: LayerStructure) -> int:
-    """What passes through one layer, with what all layers are given."""
+    """Return the bytes that pass through one layer, with the arguments of all layers."""
 
     def stage() -> StepContext:
         tape = Tape()

@@ -111,7 +111,7 @@ def compiled_products_bytes(pass_sizes: int) -> int:
 
 
 def gpu_name_parts(name: str) -> frozenset[str]:
-    """The parts of a GPU's name, in capitals: "NVIDIA A100-SXM4-80GB" → NVIDIA, A100, SXM4, 80GB.
+    """Split a GPU's name into its parts, in capitals: "NVIDIA A100-SXM4-80GB" → NVIDIA, A100, SXM4, 80GB.
 
     What is written together is taken apart: "RTX4090Ti" → RTX, 4090, TI.
     """

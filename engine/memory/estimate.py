@@ -123,7 +123,7 @@ class Estimator:
         self._known: dict[int, tuple[AdapterConfig, AdapterTargets, TrainableCount]] = {}  # by id, with its owner
 
     def estimate(self, config: RunConfig) -> MemoryEstimate:
-        """The whole answer; raises as `estimate_memory` does.
+        """Return the estimate of a run; raises as `estimate_memory` does.
 
         Where layers are spread over several devices, the answer is about the one that needs most.
         """
@@ -134,7 +134,7 @@ class Estimator:
         return workload_of_run(self.shape, config, self.device, self.rows)
 
     def estimate_step(self, config: RunConfig) -> MemoryEstimate:
-        """The answer for one step of the largest pass alone, as a measurement takes it; raises as `estimate_memory` does.
+        """Return the estimate of one step of the largest pass, as a measurement takes it; raises as `estimate_memory` does.
 
         A run may need more than that in a step of shorter rows, which counts in `estimate`.
         """
@@ -163,15 +163,15 @@ class Estimator:
         return max(self.split_needs(workload, config.run.spread_over), key=lambda need: need.needed_bytes)
 
     def need_of_step(self, workload: Workload) -> DeviceNeed:
-        """What a step that is described already needs on one device; raises as `estimate_memory` does."""
+        """Return what a step needs on one device; raises as `estimate_memory` does."""
         return need_on_device(self.peak(workload).tensors, workload, self.device)
 
     def split_needs(self, workload: Workload, devices: int) -> tuple[DeviceNeed, ...]:
-        """What each of several devices like this one needs where the layers are divided among them, in order."""
+        """Return what each of several devices like this one needs where the layers are divided among them."""
         return tuple(step.need for step in self.split_layers(workload, devices))
 
     def split_layers(self, workload: Workload, devices: int) -> tuple[DeviceStep, ...]:
-        """The same step as each of several devices takes part in it; raises as `estimate_memory` does, and:
+        """Return the part of a step that each of several devices computes; raises as `estimate_memory` does, and:
 
         Raises:
             ConfigError: If there are fewer layers than devices.
@@ -206,7 +206,7 @@ class Estimator:
         return has_one_kind and have_equal_layers and first.outside == second.outside == ()
 
     def peak(self, workload: Workload) -> Peak:
-        """The peak of a step that is described already; raises as `estimate_memory` does."""
+        """Return the peak of a step; raises as `estimate_memory` does."""
         check_bounds(self.shape, workload)
         targets, counts = self._find_targets(workload.adapter)
         step = simulate_step(self.structure, workload, targets)

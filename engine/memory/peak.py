@@ -155,7 +155,7 @@ def _share_of(size: int, devices: int) -> int:
 
 
 def _gathered_bytes(modules: Iterable[ModuleShape], workload: Workload, width: Callable[[ModuleShape], int]) -> int:
-    """Some modules, whole: packed where they are quantized, else so many bytes per element."""
+    """Return the bytes of whole modules: packed where they are quantized, else `width` per element."""
     return sum(
         quantized_bytes(module, workload) if workload.quantizes(module) else module.parameters * width(module)
         for module in modules

@@ -154,7 +154,7 @@ def _max_by_total(first: BytesByGroup, second: BytesByGroup) -> BytesByGroup:
 
 
 def _embedding_segment(r: StepContext) -> Segment:
-    """What is computed before the first layer. Positions and mask stay as long as a layer may be run again."""
+    """Compute what precedes the first layer. Positions and mask stay as long as a layer may be run again."""
     r.put_prefixes(r.structure.num_layers)
     x, passing = embed(r)
     arguments, layers_only = (
@@ -202,7 +202,7 @@ def _layer_segment(
 
 
 def _input(r: StepContext, width: int, *, needs_gradient: bool) -> Value:
-    """What the previous segment has computed."""
+    """Return the output of the previous segment."""
     x = r.tape.value(r.tokens * r.structure.shape.hidden_size, width)
     x.producer = Parameter(x.elements, width, trainable=True) if needs_gradient else None
     return x
@@ -232,7 +232,7 @@ def _measure_segment(r: StepContext, output: Value, *, start: BytesByGroup, inpu
 
 
 def _head_segments(stage: Callable[[], StepContext], rules: StepRules, width: int) -> Segment:
-    """The step's own head; for a run, each of its peaks as high as with the larger chunks of a shorter step."""
+    """Simulate the step's head; for a run, its peaks are at least those of a shorter step with larger chunks."""
     own = stage()
     loss, vocabulary = own.workload.loss, own.structure.shape.vocab_size
     segment = _head_segment(own, rules, width)
@@ -249,7 +249,7 @@ def _head_segments(stage: Callable[[], StepContext], rules: StepRules, width: in
 
 
 def _head_segment(r: StepContext, rules: StepRules, width: int) -> Segment:
-    """Final norm, output head and loss, forward and backward."""
+    """Simulate final norm, output head and loss, forward and backward."""
     tape, structure = r.tape, r.structure
     hidden = _input(r, width, needs_gradient=True)
     hidden_bytes = hidden.storage.size

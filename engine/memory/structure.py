@@ -102,7 +102,7 @@ def read_structure(shape: ModelShape) -> ModelStructure:
 
 
 def decoder_layers(shape: ModelShape) -> dict[str, tuple[ModuleShape, ...]]:
-    """The modules of each layer of the language model by the layer's name, in order.
+    """Return the modules of each layer of the language model by the layer's name, in order.
 
     Raises:
         MemoryUnknownError: If it has no layers.
@@ -135,7 +135,7 @@ def _require_sizes(shape: ModelShape, members: _Members) -> None:
 
 
 def _of_decoder(by_layer: dict[str, _Members], shape: ModelShape) -> dict[str, _Members]:
-    """The layers of the language model: those that are as many as it has, or else have the most parameters.
+    """Select the layers of the language model: those that are as many as it has, or else have the most parameters.
 
     Towers for pictures and sound are always there and never run on text.
     """
@@ -194,7 +194,7 @@ def _role(shape: ModelShape, suffix: str, module: ModuleShape) -> str:
 
 
 def _with_size(norm: ModuleShape, size: int) -> ModuleShape:
-    """A norm; one without a weight has no size of its own."""
+    """Return a norm with this size where it has no weight, and so no size of its own."""
     return norm if norm.out_features else replace(norm, out_features=size)
 
 

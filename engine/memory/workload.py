@@ -321,7 +321,7 @@ def compiles_triton() -> bool:
 def _kernel(
     shape: ModelShape, attention: str, device: Device, precision: Precision, *, joined: bool, masked: bool
 ) -> AttentionKernel:
-    """The kernel that PyTorch takes for what transformers calls `attention`.
+    """Return the kernel that PyTorch takes for what transformers calls `attention`.
 
     Flash attention needs 16-bit floats and a GPU from Ampere on, and takes no mask. The memory-efficient kernel needs equal
     head counts, for which keys and values are copied, and Ampere for bfloat16. Apple's GPU is left with the slow path, since

@@ -48,7 +48,7 @@ class CatalogEntry(BaseModel, frozen=True, extra="forbid"):
 
 @functools.cache
 def list_catalog() -> tuple[CatalogEntry, ...]:
-    """The whole catalogue: the demo model first, then by number of parameters."""
+    """Return the whole catalogue: the demo model first, then by number of parameters."""
     return TypeAdapter(tuple[CatalogEntry, ...]).validate_json(Path(__file__).with_name("catalog.json").read_bytes())
 
 

@@ -61,7 +61,7 @@ def print_speed(
             ids = session.prompt(MESSAGES).ids
             ours, theirs = [], []
             for round_number in range(options.rounds + 1):
-                mine = ask(session, (branch,), options.tokens)[-1]
+                mine = answer_in_branches(session, (branch,), options.tokens)[-1]
                 answer = plain.call("generate", {"ids": list(ids), "tokens": mine.tokens})
                 if round_number:  # the first round warms both up
                     ours.append((mine.first_token_seconds, mine.tokens_per_second))
@@ -80,17 +80,17 @@ def print_speed(
 
 
 def target_of(base: ModelConfig, adapter: Path | None) -> ChatTarget:
-    """The base alone, or with the adapter."""
+    """Return the base alone, or with the adapter."""
     return ChatTarget(model=base, tuned=AdapterChoice(folder=adapter) if adapter else None)
 
 
 def request_of(branches: Sequence[Branch], tokens: int) -> ChatRequest:
-    """A greedy question."""
+    """Return a greedy question."""
     sampling = SamplingConfig(temperature=0, max_new_tokens=tokens)
     return ChatRequest(messages=MESSAGES, branches=tuple(branches), sampling=sampling)
 
 
-def ask(session: ChatSession, branches: Sequence[Branch], tokens: int):
+def answer_in_branches(session: ChatSession, branches: Sequence[Branch], tokens: int):
     """All chunks of an answer."""
     return list(session.stream(request_of(branches, tokens)))
 

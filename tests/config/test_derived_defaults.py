@@ -24,10 +24,10 @@ def config_of(*overrides):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_learning_rate_follows_the_method_and_never_replaces_a_given_one(method):
-    suited = config_of(f"adapter.method={method}")
+    config = config_of(f"adapter.method={method}")
     settings = config_of(f"adapter.method={method}", "training.learning_rate=0.0003")
 
-    assert suited.training.learning_rate == METHODS[method].learning_rate
+    assert config.training.learning_rate == METHODS[method].learning_rate
     assert settings.training.learning_rate == 0.0003
 
 
@@ -59,7 +59,7 @@ def test_a_short_run_warms_up_over_a_tenth_of_it():
 @pytest.mark.parametrize(
     ("longest", "length"), [(5, 128), (138, 144), (144, 144), (1000, 1008), (1024, 1024), (1025, 1024), (9000, 1024)]
 )
-def test_max_length_is_what_the_longest_row_needs_and_cuts_nothing_that_the_default_would_keep(longest, length):
+def test_max_length_fits_the_longest_row_up_to_the_default(longest, length):
     rows = DatasetStats(120, longest)
 
     assert apply_derived_defaults(config_of(), rows).training.max_length == length
@@ -76,7 +76,7 @@ def test_max_length_leaves_room_for_virtual_tokens():
 def test_what_follows_the_rows_waits_for_them_and_nothing_else_does():
     def waits(*overrides, rows=None):
         result = derive_defaults(config_of(*overrides), rows).items()
-        return [name.partition(".")[2] for name, suited in result if suited.awaits_rows]
+        return [name.partition(".")[2] for name, default in result if default.awaits_rows]
 
     assert waits() == ["objective", "warmup_steps", "max_length"]
     assert waits("training.max_steps=40", "training.objective=sft") == ["objective", "max_length"]

@@ -17,7 +17,7 @@ def problems_of(*overrides: str, base: dict = MINIMAL) -> dict[str, str]:
 
 
 def nested_aliases(levels: int) -> str:
-    """Lists of nine aliases of the list before: 9 ** levels values when they are written out."""
+    """Return lists of nine aliases of the list before: 9 ** levels values when they are written out."""
     lists = ("[" + ",".join([f"*a{level - 1}" if level else "x"] * 9) + "]" for level in range(levels))
     return ", ".join(f"&a{level} {text}" for level, text in enumerate(lists))
 
@@ -79,7 +79,7 @@ def test_processes_of_a_run_are_one_for_each_of_its_gpus(overrides, processes):
 
 
 @pytest.mark.parametrize(
-    ("changed", "field", "words"),
+    ("changes", "field", "message"),
     [
         ("run.devices=[0, 1]", None, ""),
         ("run.devices=cpu", None, ""),  # a launcher by hand may start several
@@ -96,17 +96,17 @@ def test_processes_of_a_run_are_one_for_each_of_its_gpus(overrides, processes):
         ("training.optim=adafactor", "run.fsdp", "set optim to adamw_torch"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(changed, field, words):
-    overrides = ("run.fsdp=full_shard", "run.launcher=accelerate", "run.devices=[0, 1]", changed)
+def test_what_cannot_be_sharded_is_refused(changes, field, message):
+    overrides = ("run.fsdp=full_shard", "run.launcher=accelerate", "run.devices=[0, 1]", changes)
 
     if field is None:
         assert config_from_mapping(with_overrides(MINIMAL, overrides)).run.fsdp == "full_shard"
     else:
-        assert words in problems_of(*overrides)[field]
+        assert message in problems_of(*overrides)[field]
 
 
 @pytest.mark.parametrize(
-    ("changed", "field", "words"),
+    ("changes", "field", "message"),
     [
         ("run.devices=auto", "run.device_map", "which is auto; name two or more"),
         ("run.devices=[1]", "run.device_map", "which names 1; name two or more"),
@@ -114,11 +114,11 @@ def test_what_cannot_be_sharded_is_refused(changed, field, words):
         ("training.optim=paged_adamw_8bit", "training.optim", "adamw_8bit is the nearest"),
     ],
 )
-def test_layers_are_spread_only_where_that_can_work(changed, field, words):
-    problems = problems_of("run.device_map=balanced", "run.devices=[0, 1]", changed)
+def test_layers_are_spread_only_where_that_can_work(changes, field, message):
+    problems = problems_of("run.device_map=balanced", "run.devices=[0, 1]", changes)
 
     assert list(problems) == [field]
-    assert words in problems[field]
+    assert message in problems[field]
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "0", "-1e-4", "2"])
@@ -146,7 +146,7 @@ def test_missing_sections_are_named():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("model: !!python/object:os.system {}", "could not determine a constructor"),
         ("model: {id: a}\nmodel: {id: b}", "given twice"),
@@ -165,8 +165,8 @@ def test_missing_sections_are_named():
     ],
     ids=lambda text: text[:20],
 )
-def test_yaml_that_is_not_a_configuration_is_refused_with_a_message(text, words):
-    with pytest.raises(ConfigError, match=words):
+def test_yaml_that_is_not_a_configuration_is_refused_with_a_message(text, message):
+    with pytest.raises(ConfigError, match=message):
         config_from_mapping(mapping_from_yaml(text))
 
 

@@ -52,7 +52,7 @@ def test_the_classic_qlora_is_the_published_one():
 
 
 def said_of(preset: Preset, field: str) -> str:
-    """The comment next to a setting."""
+    """Return the comment next to a setting."""
     return re.search(rf"^  {field}: .*?# (.+)$", preset.path.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 
@@ -76,7 +76,7 @@ def test_half_the_batch_and_twice_the_accumulation_is_the_same_step_in_less_memo
     preset = find_preset("llama2-7b-qlora")
     training = preset.load().training
     batch, batches = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    halved = (
+    half_batch = (
         f"training.per_device_train_batch_size={batch // 2}",
         f"training.gradient_accumulation_steps={batches * 2}",
     )
@@ -84,10 +84,10 @@ def test_half_the_batch_and_twice_the_accumulation_is_the_same_step_in_less_memo
     text = said_of(preset, "gradient_accumulation_steps")
 
     assert text.startswith(f"{batch * batches} rows a step; halve the batch and double this for less memory")
-    assert estimate_preset(preset, *halved).needed_bytes < estimate_preset(preset).needed_bytes
+    assert estimate_preset(preset, *half_batch).needed_bytes < estimate_preset(preset).needed_bytes
 
 
-def test_the_batch_that_is_said_to_fit_without_checkpointing_is_the_largest_that_does():
+def test_the_batch_said_to_fit_without_checkpointing_is_the_largest():
     preset = find_preset("llama3.1-8b-lora-80gb")
     match = int(re.search(r"a batch of (\d+)", said_of(preset, "gradient_checkpointing"))[1])
 

@@ -113,12 +113,12 @@ def test_a_mig_instance_next_to_another_device_is_refused():
 
 
 def test_auto_passes_over_what_pytorch_cannot_use_and_naming_it_is_refused():
-    blocked = replace(gpu(0, free_gib=24), obstacle=Obstacle("It has no kernels.", "Install others."))
+    without_kernels = replace(gpu(0, free_gib=24), obstacle=Obstacle("It has no kernels.", "Install others."))
 
-    assert device_options((blocked, gpu(1, free_gib=3), PROCESSOR), RunSection())[0][0].index == 1
-    assert device_options((blocked, PROCESSOR), RunSection())[0] == (PROCESSOR,)
+    assert device_options((without_kernels, gpu(1, free_gib=3), PROCESSOR), RunSection())[0][0].index == 1
+    assert device_options((without_kernels, PROCESSOR), RunSection())[0] == (PROCESSOR,)
     with pytest.raises(DeviceError, match="no kernels"):
-        device_options((blocked, PROCESSOR), RunSection(devices=(0,)))[0]
+        device_options((without_kernels, PROCESSOR), RunSection(devices=(0,)))[0]
 
 
 def test_auto_takes_the_first_free_gpu():
@@ -157,9 +157,9 @@ def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
 
 def test_naming_a_gpu_twice_or_none_is_refused():
     devices = (gpu(0, free_gib=24), PROCESSOR)
-    for wanted in ((0, 0), ()):
+    for indexes in ((0, 0), ()):
         with pytest.raises(DeviceError):
-            device_options(devices, RunSection(devices=wanted))[0]
+            device_options(devices, RunSection(devices=indexes))[0]
 
 
 def test_a_worker_sees_only_its_devices_and_counts_them_as_nvml_does():

@@ -68,7 +68,7 @@ def test_a_mig_instance_is_asked_by_its_own_handle():
     assert gpu_process_bytes(202, driver) == 700
 
 
-def test_programs_of_other_people_are_listed_with_their_user_where_the_system_shows_it():
+def test_programs_of_other_people_are_listed_with_their_user():
     unseen = 2**22 + 1  # above the highest pid: of another container
     driver = Driver((0, OURS, 5_000), (0, unseen, None), (1, OURS, 7))
 

@@ -64,11 +64,11 @@ def test_several_devices_are_given_together_or_not_at_all(book, another_process)
 
 
 def full_at(number: int) -> Callable[[Path, str], None]:
-    """Writes files until a disk is full."""
-    written = itertools.count(1)
+    """Write files until a disk is full."""
+    numbers = itertools.count(1)
 
     def write(path: Path, content: str) -> None:
-        if next(written) >= number:
+        if next(numbers) >= number:
             raise StorageError(f"{path.name} cannot be written (No space left on device).", "Free some space.")
         write_atomically(path, content)
 
@@ -173,7 +173,7 @@ def test_a_preemption_request_that_is_not_repeated_expires(home):
     assert book.is_preemption_requested(ourselves)
 
 
-def test_devices_that_a_full_disk_let_pass_on_in_part_are_passed_on_once_there_is_room(
+def test_devices_handed_over_in_part_on_a_full_disk_follow_once_there_is_room(
     book, another_process, monkeypatch
 ):
     ourselves, worker = ProcessIdentity.current(), holder(another_process, run_id="run-1")
@@ -215,16 +215,16 @@ def test_none_is_taken_while_someone_holds_one_of_them(book, run, chat):
 
 def test_preemptible_holders_release_and_then_all_are_taken(book, run, chat):
     book.take(["cuda:1"], chat)
-    waited = []
+    waits = []
 
     def leave(present):
-        waited.append(present.title)
+        waits.append(present.title)
         assert book.is_preemption_requested(chat.process)
         book.release(chat.process)
 
     hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(math.inf, leave))
 
-    assert waited == ["a model"]
+    assert waits == ["a model"]
     assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
 
 

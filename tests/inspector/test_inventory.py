@@ -112,11 +112,11 @@ def test_every_parameter_belongs_to_one_module(values):
 @pytest.mark.parametrize("values", SMALL_CONFIGS.values(), ids=SMALL_CONFIGS.keys())
 def test_what_is_quantizable_is_what_bitsandbytes_replaces(values):
     model = on_meta(values)
-    kept = get_keys_to_not_convert(model)
+    excluded_names = get_keys_to_not_convert(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         replace_with_bnb_linear(
-            model, modules_to_not_convert=kept, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+            model, modules_to_not_convert=excluded_names, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
         )
     replaced = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
 
@@ -256,8 +256,8 @@ def test_what_is_known_is_reported_without_building_and_without_a_network(home, 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     model = ModelConfig(id=str(tmp_path))
     assert known_inventory(model, home) is None
-    made = module_inventory(model, home)
-    assert known_inventory(model, home) == made
+    shape = module_inventory(model, home)
+    assert known_inventory(model, home) == shape
     assert known_inventory(ModelConfig(id="org/model"), home) is None
     assert known_inventory(ModelConfig(id="x" * 400), home) is None
 

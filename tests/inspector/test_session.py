@@ -18,7 +18,7 @@ ROWS = 400
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A home, and an uploads folder with a dataset in it."""
+    """Make a home, and an uploads folder with a dataset in it."""
     home = LoratoryHome(tmp_path_factory.mktemp("inspected") / "home")
     home.make_writable()
     home.uploads.mkdir()
@@ -78,7 +78,7 @@ def test_a_check_can_be_watched_and_stopped(inspector, place):
     big.write_text('{"instruction": "x", "output": "y"}\n' * 200_000)
     dataset = DatasetConfig(source=str(big))
 
-    def look(progress):
+    def on_progress(progress):
         assert isinstance(progress, CheckProgress)
         assert 0 < progress.rows < 200_000
         page = inspector.preview(dataset, count=1)  # answered in the middle of the check
@@ -86,7 +86,7 @@ def test_a_check_can_be_watched_and_stopped(inspector, place):
         raise CancelledRequestError
 
     with pytest.raises(CancelledRequestError):
-        inspector.check(dataset, on_progress=look)
+        inspector.check(dataset, on_progress=on_progress)
 
     assert isinstance(inspector.check(dataset), DatasetReport)
 
@@ -114,8 +114,8 @@ def test_columns_are_known_where_no_format_fits(inspector, place):
     columns = inspector.columns(dataset)
 
     assert (columns.columns, columns.format) == (("q", "a"), "prompt_completion")
-    mapped = dataset.model_copy(update={"format": "alpaca", "column_map": {"instruction": "q", "output": "a"}})
-    assert inspector.preview(mapped, count=1).rows[0].conversation.messages[1].content == "So."
+    with_columns = dataset.model_copy(update={"format": "alpaca", "column_map": {"instruction": "q", "output": "a"}})
+    assert inspector.preview(with_columns, count=1).rows[0].conversation.messages[1].content == "So."
 
 
 def test_a_hub_dataset_is_fetched_next_to_the_previews_and_the_fetch_can_be_ended(inspector, dataset):

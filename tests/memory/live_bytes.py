@@ -40,10 +40,10 @@ class LiveBytes(TorchDispatchMode):
                 self._meet(leaf.untyped_storage(), settings)
         return result
 
-    def _meet(self, storage, given):
+    def _meet(self, storage, known_storages):
         key, size = storage._cdata, storage.nbytes()
         # Views and results in place bring nothing new, not even where this mode sees their storage for the first time.
-        if key in self._known or key in given or not size:
+        if key in self._known or key in known_storages or not size:
             return
         self.live += size
         self._known[key] = weakref.ref(storage, lambda _, key=key, size=size: self._forget(key, size))

@@ -60,12 +60,12 @@ NO_CONFIGURATION = frozenset({"gemma4_assistant"})  # refuses its own defaults
 
 
 def values_of(model_type):
-    """A model type's default configuration."""
+    """Return a model type's default configuration."""
     return {**AutoConfig.for_model(model_type).to_dict(), "model_type": model_type}
 
 
 def config_of_few_layers(model_type):
-    """The same with fewer layers, which are of every kind that the model type has, unless it has rules about their number."""
+    """Return it with fewer layers, of every kind that the model type has, unless it has rules about their number."""
     config = AutoConfig.for_model(model_type)
     if not isinstance(getattr(config, "num_hidden_layers", None), int) or config.num_hidden_layers <= LAYERS:
         return config

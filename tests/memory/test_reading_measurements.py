@@ -32,8 +32,8 @@ def point(**changes):
 
 
 def workload(**changes):
-    one = point(**changes)
-    return workload_of_point(one, shape_of_point(one))
+    measurement = point(**changes)
+    return workload_of_point(measurement, shape_of_point(measurement))
 
 
 def test_null_is_what_a_file_leaves_out(tmp_path):
@@ -63,13 +63,13 @@ def test_a_format_tells_whether_its_scales_are_quantized(text, base, double):
 
 @pytest.mark.parametrize("changes", [{"quantization": "ternary"}, {"method": "bitfit"}])
 def test_what_is_not_modelled_is_declined_with_its_name(changes):
-    (declined,) = evaluate([point(**changes)]).declined
+    (refusal,) = evaluate([point(**changes)]).refusals
 
-    assert next(iter(changes.values())) in declined.reason
+    assert next(iter(changes.values())) in refusal.reason
 
 
 @pytest.mark.parametrize(
-    ("given", "transformers", "expected"),
+    ("settings", "transformers", "expected"),
     [
         (None, "4.45.2", (False, False)),
         (True, "4.45.2", (True, True)),
@@ -77,8 +77,8 @@ def test_what_is_not_modelled_is_declined_with_its_name(changes):
         ("use_reentrant=False", "4.45.2", (True, False)),
     ],
 )
-def test_checkpointing_is_that_of_its_time(given, transformers, expected):
-    result = workload(grad_checkpointing=given, versions={"transformers": transformers})
+def test_checkpointing_is_that_of_its_time(settings, transformers, expected):
+    result = workload(grad_checkpointing=settings, versions={"transformers": transformers})
 
     assert (result.checkpointing, result.reentrant) == expected
 

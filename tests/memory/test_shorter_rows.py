@@ -38,13 +38,13 @@ def fused_loss(request, monkeypatch):
 def estimators():
     cache = {}
 
-    def of(model, kind):
+    def build_workload(model, kind):
         if (model, kind) not in cache:
             device = Device(kind, 0, "a device", 80 * GIB, 80 * GIB, has_fast_bfloat16=True)
             cache[model, kind] = Estimator(inventory_of(find_in_catalog(model).config), device)
         return cache[model, kind]
 
-    return of
+    return build_workload
 
 
 def config_of(sections, *, length, batch):
@@ -131,7 +131,7 @@ def test_no_shorter_step_has_larger_chunks_than_those_that_are_counted(vocabular
         largest, pair = max(largest, sizes[0]), max(pair, sum(sizes[:2]) if len(sizes) > 1 else 0)
 
         shorter = positions_of_larger_chunks(positions, vocabulary, chunk_bytes)
-        counted = [sizes, *([chunk_sizes(shorter, vocabulary, chunk_bytes)] if shorter else [])]
+        chunks = [sizes, *([chunk_sizes(shorter, vocabulary, chunk_bytes)] if shorter else [])]
 
-        assert max(each[0] for each in counted) == largest
-        assert max(sum(each[:2]) if len(each) > 1 else 0 for each in counted) == pair
+        assert max(each[0] for each in chunks) == largest
+        assert max(sum(each[:2]) if len(each) > 1 else 0 for each in chunks) == pair

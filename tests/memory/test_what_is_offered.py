@@ -50,7 +50,7 @@ def offer(shape, values, device):
 
 
 def advise_changes(shape, values, device):
-    """Overrides by the words with which they are offered."""
+    """Return overrides by the labels with which they are offered."""
     result = offer(shape, values, device)
     return {change.change: change.overrides for change in result.changes}, {row.method: row for row in result.rows}
 
@@ -65,10 +65,9 @@ def refusal(values, overrides, device):
 
 
 def drafts(count):
-    """Configurations that are valid, of settings that bear on one another."""
+    """Yield valid configurations, of settings that bear on one another."""
     draw = random.Random(11)
-    made = 0
-    while made < count:
+    while count:
         model, kind = draw.choice(MODELS), draw.choice(["cuda", "cuda", "cuda", "cpu", "mps"])
         values = {
             "model": {"id": model, "quantization": draw.choice(["none", "none", "int8", "nf4"])},
@@ -95,7 +94,7 @@ def drafts(count):
             config_from_mapping(values)
         except ConfigError:
             continue
-        made += 1
+        count -= 1
         yield model, values, device_of(kind, draw.choice([2, 8, 16, 24, 80]))
 
 

@@ -37,7 +37,7 @@ class Case:
 
 
 def build_config(case):
-    """Configuration of the tiny model."""
+    """Return the configuration of the tiny model."""
     from transformers import AutoConfig
 
     values = {
@@ -59,7 +59,7 @@ def build_config(case):
 
 
 def build_model(case):
-    """The real model with its adapter, ready to train."""
+    """Build the real model with its adapter, ready to train."""
     from transformers import AutoModelForCausalLM
 
     config = build_config(case)
@@ -100,14 +100,14 @@ def add_adapter(model, adapter):
 
 
 def shape_of(case):
-    """The inventory that the estimate sees."""
+    """Return the inventory that the estimate sees."""
     from engine.inspector.worker.inventory import inventory_of
 
     return inventory_of(build_config(case).to_dict())
 
 
 def workload_of(case):
-    """The same step as a workload of plain transformers: a custom loop that holds the model's output."""
+    """Return the step as a workload of plain transformers: a custom loop that holds the model's output."""
     width = case.width
     return PlainWorkload(
         adapter=case.adapter,
@@ -137,8 +137,8 @@ def trace(model, step, *, accumulates=False):
         model.zero_grad(set_to_none=True)
     watch = LiveBytes()
     with watch:
-        held = step(watch.phase)
-    del held
+        output = step(watch.phase)
+    del output
     return watch.peaks
 
 
@@ -157,7 +157,7 @@ def plain_step(model):
 
 
 def loss_alone_step(model):
-    """The same, of whose output the loss alone is held, as transformers' trainer does."""
+    """Hold the loss alone of the output, as transformers' trainer does."""
     tokens = torch.randint(3, VOCABULARY, (BATCH, LENGTH))
 
     def step(phase):

@@ -26,7 +26,7 @@ def write_model(path):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A folder that is complete in form; tests take away or spoil one thing."""
+    """Make a folder that is complete in form; tests take away or spoil one part."""
     path = tmp_path / "mine"
     path.mkdir()
     return write_model(path)

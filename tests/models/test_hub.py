@@ -124,14 +124,14 @@ def test_a_tokenizer_cut_off_before_its_template_never_looks_complete(hub):
     assert "chat_template.jinja" in names(fetch_from_hub(MODEL, part=ModelPart.TOKENIZER).folder)
 
 
-def test_chat_templates_with_names_come_with_the_tokenizer_and_nothing_else_below_the_top_does(hub):
-    named = "additional_chat_templates/tool_use.jinja"
+def test_named_chat_templates_are_fetched_and_nothing_else_below_the_top(hub):
+    template = "additional_chat_templates/tool_use.jinja"
     strays = ["additional_chat_templates/deep/er.jinja", "additional_chat_templates/code.py", "onnx/model.onnx"]
-    hub.repositories[MODEL] = {**model_files(), named: b"{{ tools }}", **dict.fromkeys(strays, b"no")}
+    hub.repositories[MODEL] = {**model_files(), template: b"{{ tools }}", **dict.fromkeys(strays, b"no")}
 
     folder = fetch_from_hub(MODEL, part=ModelPart.TOKENIZER).folder
 
-    assert (folder / named).read_bytes() == b"{{ tools }}"
+    assert (folder / template).read_bytes() == b"{{ tools }}"
     assert not any((folder / name).exists() for name in strays)
     assert fetch_from_hub(MODEL, part=ModelPart.CONFIG).folder == folder
 
@@ -144,7 +144,7 @@ def test_a_file_that_another_program_left_out_of_the_cache_is_added(hub):
 
 
 @pytest.mark.parametrize(
-    ("status", "code", "error", "words"),
+    ("status", "code", "error", "message"),
     [
         (401, "RepoNotFound", ModelError, "no model org/model"),
         (404, "RepoNotFound", ModelError, "no model org/model"),
@@ -157,11 +157,11 @@ def test_a_file_that_another_program_left_out_of_the_cache_is_added(hub):
         (503, "", HubUnreachableError, "out of order"),
     ],
 )
-def test_what_the_hub_refuses_is_reported_with_a_message(hub, monkeypatch, status, code, error, words):
+def test_what_the_hub_refuses_is_reported_with_a_message(hub, monkeypatch, status, code, error, message):
     monkeypatch.setenv("HF_TOKEN", "hf_canarytoken")
     hub.refusals[MODEL] = (status, code)
 
-    with pytest.raises(error, match=words) as error_info:
+    with pytest.raises(error, match=message) as error_info:
         fetch_from_hub(MODEL)
 
     assert hub.tokens == {"Bearer hf_canarytoken"}
@@ -174,7 +174,7 @@ def test_a_revision_that_is_not_there_is_named(hub):
 
 
 @pytest.mark.parametrize(
-    ("files", "words"),
+    ("files", "message"),
     [
         ({"adapter_config.json": b"{}"}, "adapter"),
         ({"model.Q4_K_M.gguf": b"GGUF"}, "GGUF files only"),
@@ -183,10 +183,10 @@ def test_a_revision_that_is_not_there_is_named(hub):
         ({"config.json": json.dumps(LLAMA_CONFIG).encode()}, "no safetensors"),
     ],
 )
-def test_what_could_never_be_trained_is_refused_before_a_byte_is_fetched(hub, files, words):
+def test_what_could_never_be_trained_is_refused_before_a_byte_is_fetched(hub, files, message):
     hub.repositories[MODEL] = files
 
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(ModelError, match=message):
         fetch_from_hub(MODEL)
     assert hub.requests == {"info": 1}
 

@@ -49,7 +49,7 @@ class Graph(LiveBytes):
     # Variables
 
     def value(self, elements: int, width: int, producer: Producer = None, group: Group | None = None) -> Value:
-        """A new tensor, held by one variable."""
+        """Allocate a tensor, held by one variable."""
         value = Value(self.allocate(elements * width, group), elements, width, producer)
         self._locals.append(value)
         return value
@@ -62,7 +62,7 @@ class Graph(LiveBytes):
         return other
 
     def drop(self, *values: Value) -> None:
-        """The variables go out of scope, or are reassigned."""
+        """Release variables that go out of scope or are reassigned."""
         for value in values:
             if value.is_held:
                 value.is_held = False
@@ -162,7 +162,7 @@ class Graph(LiveBytes):
             output.producer = node
 
     def view(self, x: Value, elements: int | None = None, *, copies_gradient: bool = True) -> Value:
-        """A slice or another layout of x, whose gradient is a tensor of x's full size, zero outside."""
+        """Return a slice or another layout of x, whose gradient is a tensor of x's full size, zero outside."""
         result = self.alias(x, elements=elements)
         if copies_gradient and needs_gradient(x) and self.records_gradients:
             result.producer = self.node((x,))
@@ -232,7 +232,7 @@ class Graph(LiveBytes):
         self.release(gradient)
 
     def continue_backward(self, value: Value, gradient: Storage) -> None:
-        """The same in the middle of a backward pass: nothing else holds the gradient that arrives here."""
+        """Continue a backward pass: nothing else holds the gradient that arrives here."""
         self.in_backward = True
         self._accumulate(value.producer, gradient)
         self._visit(self._nodes)

@@ -18,7 +18,7 @@ class Tape(Graph):
         return self.alias(x) if x.width == width else self.scale(x, width=width)
 
     def clone(self, x: Value) -> Value:
-        """A copy, such as `contiguous()` makes of a transposed tensor, or `x + number`; its gradient passes through."""
+        """Copy, as `contiguous()` does a transposed tensor, or `x + number`; the gradient passes through."""
         return self.operation((x,), x.elements, x.width, backward=lambda gradient: (share(gradient),))
 
     def assign(self, old: Value, new: Value) -> Value:
@@ -54,7 +54,7 @@ class Tape(Graph):
         return self.operation((x,), x.elements, width or x.width)
 
     def pointwise(self, x: Value, *, saves_result: bool = False, scratch: int = 0) -> Value:
-        """A pointwise function with one gradient tensor, such as silu and gelu (keep x) or tanh (keeps its result).
+        """Apply a pointwise function with one gradient tensor, such as silu and gelu (keep x) or tanh (keeps its result).
 
         Args:
             scratch: Tensors of x's size that its backward formula holds in addition to the gradient.
@@ -87,7 +87,7 @@ class Tape(Graph):
         return self.operation(inputs, elements, width, backward=backward, saved=saved)
 
     def dropout(self, x: Value, *, on_cuda: bool) -> Value:
-        """Keeps a mask: one byte an element on CUDA (`native_dropout`), a factor of x's own width on the CPU."""
+        """Drop out, keeping a mask: one byte an element on CUDA (`native_dropout`), a factor of x's own width on the CPU."""
         mask = self.value(x.elements, 1 if on_cuda else x.width)
         result = self.operation((x,), x.elements, x.width, saved=(mask,))
         self.drop(mask)

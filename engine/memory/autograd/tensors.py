@@ -134,7 +134,7 @@ class LiveBytes:
         self.release(self.allocate_scratch(size, group))
 
     def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
-        """The same for longer than one allocation. A dispatch mode cannot see it, so tests leave it out."""
+        """Allocate scratch that outlasts one operation. A dispatch mode cannot see it, so tests leave it out."""
         return self.allocate(size, group)
 
     def start_phase(self) -> None:

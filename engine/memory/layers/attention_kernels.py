@@ -105,7 +105,7 @@ def _softmax(r: StepContext, scores: Value) -> Value:
 
 @in_scope
 def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
-    """A kernel that never writes the scores out: keeps queries, keys, values, its answer and one number a row.
+    """Attend with a kernel that never writes the scores out: keeps queries, keys, values, its output and a number a row.
 
     Flash attention accumulates the gradient of queries at 32 bits, and writes those of keys and values for every query
     head before it sums them. The memory-efficient kernel needs equal head counts, so keys and values are copied first;
@@ -141,7 +141,7 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
 
 
 def _written_out_mask(r: StepContext, width: int) -> Value:
-    """True and false as 0 and -inf, again in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
+    """Write a mask out as 0 and -inf, in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
     workload = r.workload
     columns = workload.key_length
     if r.on_cuda:
@@ -263,7 +263,7 @@ def _gradients_of_row(tape: Tape, row: _Row, above: int) -> tuple[Storage, Stora
 
 
 def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
-    """The output, and the probabilities of the last tile."""
+    """Return the output, and the probabilities of the last tile."""
     keys32 = tape.value(row.key_elements if row.width < 4 else 0, 4)
     output = tape.value(row.query_elements, row.width)
     probabilities = tape.value(0, 1)
@@ -275,7 +275,7 @@ def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
 
 
 def _probabilities(tape: Tape, row: _Row, tile: _Tile) -> Value:
-    """Queries at 32 bits, scores, their softmax, and that at the row's own precision."""
+    """Compute queries at 32 bits, scores, their softmax, and that at the row's own precision."""
     query_copy = tape.value(tile.query_elements if tile.copies_queries else 0, row.width)
     queries = query_copy if row.width == 4 else tape.assign(query_copy, tape.value(tile.query_elements, 4))
     scores = tape.value(row.heads * tile.queries * tile.keys, 4)

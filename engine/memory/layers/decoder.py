@@ -249,7 +249,7 @@ def _mix(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 
 
 def _resized(r: StepContext, x: Value, elements: int) -> Value:
-    """What reaches the next product: cut, gated or put together from what was there."""
+    """Return the input of the next product: cut, gated or concatenated from x."""
     return r.tape.alias(x) if x.elements == elements else r.tape.operation((x,), elements, x.width, saved=(x,))
 
 

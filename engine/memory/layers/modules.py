@@ -21,7 +21,7 @@ def base_projection(r: StepContext, x: Value, module: ModuleShape) -> Value:
 def autocast_linear(
     r: StepContext, x: Value, weight: Parameter, out_features: int, bias: Parameter | None = None
 ) -> Value:
-    """A matrix product; under autocast both sides are cast first.
+    """Multiply; under autocast both sides are cast first.
 
     Source: at::autocast `cached_cast`, aten/src/ATen/autocast_mode.cpp.
     """
@@ -34,7 +34,7 @@ def autocast_linear(
 
 @in_scope
 def _four_bit(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """A 4-bit layer: the weight is written out at compute precision, forward and backward, and released.
+    """Run a 4-bit layer: the weight is written out at compute precision, forward and backward, and released.
 
     The packed weight is an attribute of the autograd node, so nothing is saved.
 
@@ -64,7 +64,7 @@ def _four_bit(r: StepContext, x: Value, module: ModuleShape) -> Value:
 
 
 def _int8(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """An 8-bit layer. It keeps its input as an attribute of the autograd node, out of checkpointing's reach.
+    """Run an 8-bit layer. It keeps its input as an attribute of the autograd node, out of checkpointing's reach.
 
     On CUDA the input is quantized row by row and multiplied as integers; on the CPU the weight is written out.
 

@@ -90,7 +90,7 @@ class StepContext:
             self.prefixes.append(self.tape.value(self.prefix_elements, width, trained))
 
     def weight(self, elements: int, width: int) -> Parameter:
-        """A weight of the base model: trained where the whole model is."""
+        """Return a weight of the base model: trained where the whole model is."""
         workload = self.workload
         return Parameter(elements, width, trainable=not workload.trains_adapter, adds_up=workload.accumulates)
 
@@ -99,7 +99,7 @@ class StepContext:
         return Parameter(elements, width, trainable=True, adds_up=self.workload.accumulates)
 
     def cast_weight(self, weight: Parameter, width: int) -> Value:
-        """A weight as autocast casts it for a product. Copies of trained weights are made once a forward pass.
+        """Cast a weight as autocast does for a product. Trained weights are cast once a forward pass.
 
         Source: `cached_cast` in aten/src/ATen/autocast_mode.cpp.
         """
@@ -126,7 +126,7 @@ class StepContext:
         self.cast_copies.clear()
 
     def small(self, elements: int, width: int) -> Value:
-        """A tensor without gradient whose bytes are counted elsewhere, such as cosines shared by all layers."""
+        """Return a tensor without gradient whose bytes are counted elsewhere, such as cosines shared by all layers."""
         value = self.tape.value(elements, width)
         self.tape.release(value.storage)
         value.is_held = False

@@ -16,7 +16,7 @@ class LoraMemory(MemoryRule):
     """Two matrices for each layer, and with DoRA a vector."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
-        """A is (r, in_features), B is (out_features, r): Hu et al. 2021, section 4.1."""
+        """Return A, (r, in_features), and B, (out_features, r): Hu et al. 2021, section 4.1."""
         low_rank = ((adapter.r, module.in_features), (module.out_features, adapter.r))
         # DoRA's magnitude has one entry per row of W: https://arxiv.org/abs/2402.09353, equation 5.
         return (*low_rank, (module.out_features,)) if adapter.use_dora else low_rank
@@ -118,7 +118,7 @@ def _dora_part(r: StepContext, x: Value, result: Value, module: ModuleShape) -> 
 
 
 def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Value:
-    """The base weight at x's precision: a copy where it is quantized or held in another."""
+    """Return the base weight at x's precision: a copy where it is quantized or held in another."""
     quantized = r.workload.quantizes(module)
     elements = module.in_features * module.out_features
     if quantized:
@@ -199,7 +199,7 @@ def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence
 
 
 def _cast_at_each_call(r: StepContext, matrices: Sequence[tuple[Parameter, Parameter]], width: int) -> list[Value]:
-    """Copies of A and B for one call: all A one below the other, each B by itself."""
+    """Copy A and B for one call: all A stacked, each B by itself."""
     parts = [[r.tape.value(m.elements if m.width != width else 0, width) for m in pair] for pair in matrices]
     lower = [b for _, b in parts]
     if len(matrices) == 1:
@@ -210,7 +210,7 @@ def _cast_at_each_call(r: StepContext, matrices: Sequence[tuple[Parameter, Param
 
 
 def _write_out(r: StepContext, module: ModuleShape) -> None:
-    """A 4-bit weight as it is multiplied, with its scales at 32 bits."""
+    """Write out a 4-bit weight as it is multiplied, with its scales at 32 bits."""
     workload, elements = r.workload, module.in_features * module.out_features
     if workload.quantizes(module):
         scales = dequantized_scale_bytes(elements) if workload.double_quant else 0
@@ -219,7 +219,7 @@ def _write_out(r: StepContext, module: ModuleShape) -> None:
 
 
 def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """The branch alone, behind a layer that keeps a function of its own: added into its result in place.
+    """Add the branch in place to the result of a layer that keeps a function of its own.
 
     Keeps the layer's input, the product with A, both matrices at the result's precision, and on CUDA the dropout mask.
 
@@ -268,7 +268,7 @@ class AdaLoraMemory(MemoryRule):
     """Ranks are masked, not removed: every step has the first rank."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
-        """A, E and B of `AdaLoraLayer.update_layer`."""
+        """Return A, E and B of `AdaLoraLayer.update_layer`."""
         rank = adapter.init_r
         return ((rank, module.in_features), (rank, 1), (module.out_features, rank))
 
@@ -312,7 +312,7 @@ class AdaLoraMemory(MemoryRule):
 
 
 def _add_in_place(r: StepContext, result: Value, update: Value) -> Value:
-    """`result += update`: the result keeps its precision, and the update's gradient gets the update's."""
+    """Compute `result += update`: the result keeps its precision, and the update's gradient gets the update's."""
     size, casts, needs = update.size, update.width != result.width, needs_gradient(result)
 
     def backward(gradient: Storage) -> Gradients:

@@ -39,7 +39,7 @@ class LoHaMemory(MemoryRule):
 
 
 def _hadamard(r: StepContext, module: ModuleShape) -> Value:
-    """A function of PEFT's own that keeps the four matrices alone, and multiplies them out again for their gradients."""
+    """Compute the weight as PEFT's own function, which keeps the four matrices and multiplies them out again backward."""
     # Source: `HadaWeight` in peft/tuners/loha/layer.py.
     tape, rank = r.tape, r.workload.adapter.r
     elements, low = module.in_features * module.out_features, r.workload.precision.autocast or 4
@@ -156,7 +156,7 @@ def block_size(in_features: int, target: int) -> int:
 
 
 def _rotation(r: StepContext, module: ModuleShape) -> Value:
-    """The Cayley transform of every block, by its series: keeps the matrix and all but the last of its powers."""
+    """Compute the Cayley transform of every block, by its series: keeps the matrix and all but the last of its powers."""
     tape, adapter = r.tape, r.workload.adapter
     size = block_size(module.in_features, adapter.oft_block_size)
     blocks = 1 if adapter.block_share else module.in_features // size
@@ -179,7 +179,7 @@ def _rotation(r: StepContext, module: ModuleShape) -> Value:
 
 
 def _rotate(r: StepContext, x: Value, rotation: Value) -> Value:
-    """A product of every block with its rotation; keeps both."""
+    """Multiply every block with its rotation; keeps both."""
     tape, low = r.tape, r.workload.precision.autocast
     if low is not None:
         x, rotation = tape.cast(x, low), tape.cast(rotation, low)
@@ -281,7 +281,7 @@ class Ia3Memory(MemoryRule):
         return ((1, module.in_features),) if is_feedforward(module, adapter) else ((module.out_features, 1),)
 
     def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
-        """A learned vector times the output, or times the input of feed-forward layers; keeps the factor that it rescales.
+        """Multiply the output, or the input of feed-forward layers, with a learned vector; keeps the rescaled factor.
 
         Source: `Linear.forward` in peft/tuners/ia3/layer.py, `Linear4bit.forward` in peft/tuners/ia3/bnb.py.
         """

@@ -42,42 +42,42 @@ class DeclinedError(EngineError):
 
 
 def shape_of_point(point: MeasuredPoint) -> ModelShape:
-    """The measured model's inventory.
+    """Return the measured model's inventory.
 
     Raises:
         DeclinedError: If its sizes are neither given nor known.
     """
-    given, named = point.arch, known_sizes(point.model_id)
-    if given is None:
-        if named is None:
+    sizes, known = point.arch, known_sizes(point.model_id)
+    if sizes is None:
+        if known is None:
             raise DeclinedError(f"{point.model_id} is not known, and no sizes are given.")
-        return published_shape(point.model_id, named)
-    model_type = named.model_type if named else "llama"
+        return published_shape(point.model_id, known)
+    model_type = known.model_type if known else "llama"
     sizes = PublishedSizes(
         model_type=model_type,
-        hidden_size=given.hidden_size,
-        intermediate_size=given.intermediate_size,
-        num_hidden_layers=given.num_layers,
-        num_attention_heads=given.num_attention_heads,
-        num_key_value_heads=given.num_kv_heads,
-        head_dim=given.head_dim,
-        vocab_size=given.vocab_size,
-        tie_word_embeddings=given.tie_word_embeddings,
-        max_position_embeddings=named.max_position_embeddings if named else None,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_layers,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_kv_heads,
+        head_dim=sizes.head_dim,
+        vocab_size=sizes.vocab_size,
+        tie_word_embeddings=sizes.tie_word_embeddings,
+        max_position_embeddings=known.max_position_embeddings if known else None,
         **dropouts_of(model_type),
     )
-    return published_shape(given.name or point.model_id, sizes)
+    return published_shape(sizes.name or point.model_id, sizes)
 
 
 def device_of_point(point: MeasuredPoint) -> Device:
-    """The measured GPU, with all of its memory free."""
+    """Return the measured GPU, with all of its memory free."""
     total = memory_of_gpu(point.gpu)
     assert total is not None, point.gpu
     return Device("cuda", 0, point.gpu, total, total, has_fast_bfloat16=not is_before_ampere(point.gpu))
 
 
 def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> PlainWorkload:
-    """The step that was measured, by its settings alone.
+    """Describe the step that was measured, by its settings alone.
 
     Raises:
         DeclinedError: If a setting is not understood.
