@@ -103,54 +103,55 @@ def simulate_step(
     return _combine_segments(embedding, layers, _head_segments(stage, rules, width), stage())
 
 
-def _combine_segments(embedding: Segment, layers: list[Segment], head: Segment, stage: StepContext) -> StepPeaks:
-    workload = stage.workload
-    alive = embedding.saved + embedding.while_layers_run + embedding.while_forward
-    forward = embedding.forward_peak
-    # The first layer's input is held by a variable of the model until the last layer has run.
-    held_input = BytesByGroup(activations=layers[0].freed_input_bytes) if len(layers) > 1 else NOTHING
-    for number, segment in enumerate(layers):
-        if number == 1:
-            alive += held_input
-        # The last layer of a kind starts highest.
-        each = segment.saved + segment.while_forward
-        forward = _max_by_total(forward, alive + each * (segment.count - 1) + segment.forward_peak)
-        alive += each * segment.count
-    # The last norm belongs to the model's forward pass, whose variables are all there still.
-    forward = _max_by_total(forward, alive + head.opening_peak)
-    alive -= embedding.while_layers_run + held_input
-    forward = _max_by_total(forward, alive + head.forward_peak)
-    # The model's output goes out of scope, and autocast is left.
-    alive -= embedding.while_forward
-    for segment in layers:
-        alive -= segment.while_forward * segment.count
-    loss_backward = alive + head.backward_peak
-    # From here on the head's gradients, what the caller holds of its results, and the gradient of the loss stay.
-    alive += head.left + BytesByGroup(loss=4)
-    backward = NOTHING
-    for segment in reversed(layers):
-        above = segment.backward_peak - BytesByGroup(activations=segment.output_bytes)
-        step = segment.left - segment.saved
-        backward = _max_by_total(backward, _max_by_total(alive + above, alive + step * (segment.count - 1) + above))
-        alive += step * segment.count
-    backward = _max_by_total(
-        backward, alive + embedding.backward_peak - BytesByGroup(activations=embedding.output_bytes)
-    )
+def _combine_segments(embedding: Segment, layers: list[Segment], head: Segment, context: StepContext) -> StepPeaks:
+    """Chain the segments: below the peaks of each is what those before it have left."""
+    saved = embedding.saved
+    for layer in layers:
+        saved += layer.saved * layer.count
     gradients = sum(s.left.gradients * s.count for s in (embedding, *layers, head))
-    at_the_end = BytesByGroup(loss=head.left.loss, gradients=gradients - _tied_gradient(workload, stage.structure))
+    tied = _tied_gradient(context.workload, context.structure)
     return StepPeaks(
         peaks={
-            "forward": forward,
-            "loss_backward": loss_backward,
-            "layer_backward": backward,
-            "optimizer_step": at_the_end,
+            "forward": _forward_peak(embedding, layers, head),
+            # The model's output has gone out of scope, and autocast is left.
+            "loss_backward": saved + head.backward_peak,
+            "layer_backward": _layer_backward_peak(saved, embedding, layers, head),
+            "optimizer_step": BytesByGroup(loss=head.left.loss, gradients=gradients - tied),
         },
         layer_bytes=max(layer.forward_peak.total + layer.backward_peak.total for layer in layers),
     )
 
 
-def _max_by_total(first: BytesByGroup, second: BytesByGroup) -> BytesByGroup:
-    return first if first.total >= second.total else second
+def _forward_peak(embedding: Segment, layers: list[Segment], head: Segment) -> BytesByGroup:
+    alive = embedding.saved + embedding.while_layers_run + embedding.while_forward
+    peak = embedding.forward_peak
+    # The first layer's input is held by a variable of the model until the last layer has run.
+    held_input = BytesByGroup(activations=layers[0].freed_input_bytes) if len(layers) > 1 else NOTHING
+    for number, layer in enumerate(layers):
+        if number == 1:
+            alive += held_input
+        # The last layer of a kind starts highest.
+        each = layer.saved + layer.while_forward
+        peak = _max_by_total(peak, alive + each * (layer.count - 1) + layer.forward_peak)
+        alive += each * layer.count
+    # The last norm belongs to the model's forward pass, whose variables are all there still.
+    after_layers = alive - embedding.while_layers_run - held_input
+    return _max_by_total(peak, alive + head.opening_peak, after_layers + head.forward_peak)
+
+
+def _layer_backward_peak(saved: BytesByGroup, embedding: Segment, layers: list[Segment], head: Segment) -> BytesByGroup:
+    # The head's gradients, what the caller holds of its results, and the gradient of the loss stay.
+    alive, peak = saved + head.left + BytesByGroup(loss=4), NOTHING
+    for layer in reversed(layers):
+        above = layer.backward_peak - BytesByGroup(activations=layer.output_bytes)
+        change = layer.left - layer.saved
+        peak = _max_by_total(peak, alive + above, alive + change * (layer.count - 1) + above)
+        alive += change * layer.count
+    return _max_by_total(peak, alive + embedding.backward_peak - BytesByGroup(activations=embedding.output_bytes))
+
+
+def _max_by_total(*candidates: BytesByGroup) -> BytesByGroup:
+    return max(candidates, key=lambda held: held.total)
 
 
 def _embedding_segment(r: StepContext) -> Segment:
