@@ -3,8 +3,6 @@
 import pytest
 
 from engine.config.derived_defaults import (
-    RULES,
-    SETTINGS,
     DatasetKind,
     DatasetStats,
     apply_derived_defaults,
@@ -12,7 +10,7 @@ from engine.config.derived_defaults import (
     given_settings,
     learning_rate_factor,
 )
-from engine.config.load import config_from_mapping, config_to_yaml, list_presets, mapping_from_yaml, with_overrides
+from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
 from engine.config.methods.registry import METHODS
 
 ROWS = DatasetStats(count=120, longest=138)
@@ -109,34 +107,12 @@ def test_what_is_saved_has_the_values_and_no_later_rule_changes_it():
     assert config_from_mapping(other).training == config.training
 
 
-def test_rules_leave_what_a_preset_gives():
-    for preset in list_presets():
-        settings, config = preset.mapping(), preset.load()
-        for setting in SETTINGS:
-            section, _, name = setting.partition(".")
-            if name in settings.get(section, {}):
-                assert getattr(getattr(config, section), name) == settings[section][name], (preset.name, setting)
-
-
-def test_rows_that_become_known_change_only_what_was_not_given():
-    config = apply_derived_defaults(config_of(), ROWS)
-
-    assert config.training.warmup_steps == 0.1
-    assert config.training.learning_rate == 2e-4
-    assert apply_derived_defaults(config_of("training.warmup_steps=5"), ROWS).training.warmup_steps == 5
-
-
-def test_every_rule_names_its_source():
-    assert all(rule.choose.__doc__ for rule in RULES)
-
-
 def test_preferences_are_learned_at_a_twentieth_of_the_rate():
-    def rate(**training):
-        settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
-        return config_from_mapping(settings).training.learning_rate
+    def rate(*overrides):
+        return config_of(*overrides).training.learning_rate
 
-    assert rate(objective="dpo") == pytest.approx(rate() / 20)
-    assert rate(objective="dpo", learning_rate=3e-5) == 3e-5
+    assert rate("training.objective=dpo") == pytest.approx(rate() / 20)
+    assert rate("training.objective=dpo", "training.learning_rate=3e-5") == 3e-5
 
 
 def test_the_objective_follows_the_kind_of_rows_and_the_learning_rate_follows_it():

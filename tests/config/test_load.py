@@ -30,7 +30,7 @@ def test_two_lines_make_a_whole_configuration():
 
 
 def test_five_mistakes_are_reported_together_by_field():
-    problems = problems_of(
+    mistakes = (
         "training.learning_rate=1e-4; rm",
         "adapter.r=1000000000",
         "training.per_device_train_batch_size=0",
@@ -38,13 +38,9 @@ def test_five_mistakes_are_reported_together_by_field():
         "training.max_steps=2147483648",
     )
 
-    assert set(problems) == {
-        "training.learning_rate",
-        "adapter.r",
-        "training.per_device_train_batch_size",
-        "model.quantization",
-        "training.max_steps",
-    }
+    problems = problems_of(*mistakes)
+
+    assert set(problems) == {mistake.partition("=")[0] for mistake in mistakes}
     assert "at most 1,024" in problems["adapter.r"]
     assert "'nf4'" in problems["model.quantization"]
 
@@ -213,12 +209,9 @@ def test_a_configuration_survives_the_round_trip_with_every_default_written_out(
 
 
 def test_scientific_notation_is_a_number_with_or_without_a_point():
-    assert (
-        config_from_mapping(
-            mapping_from_yaml("model: {id: a}\ndataset: {source: b}\ntraining: {learning_rate: 3e-4}")
-        ).training.learning_rate
-        == 3e-4
-    )
+    values = mapping_from_yaml("model: {id: a}\ndataset: {source: b}\ntraining: {learning_rate: 3e-4}")
+
+    assert config_from_mapping(values).training.learning_rate == 3e-4
 
 
 def test_overrides_that_are_not_settings_are_refused_together():
@@ -272,12 +265,11 @@ def test_values_that_yaml_cannot_make_are_refused_as_what_was_typed(text):
     assert problems_of(f"training.seed={text}")["training.seed"].endswith("is not a whole number.")
 
 
-@pytest.mark.parametrize("levels", [9, 12])
 @pytest.mark.parametrize("name", ["model.id", "adapter.target_modules", "training.seed"])
-def test_nested_aliases_in_a_value_are_refused_before_they_are_written_out(name, levels):
+def test_nested_aliases_in_a_value_are_refused_before_they_are_written_out(name):
     message = "YAML anchors and aliases (&a0, *a0) are not supported; write the value out."
 
-    assert problems_of(f"{name}=[{nested_aliases(levels)}]") == {name: message}
+    assert problems_of(f"{name}=[{nested_aliases(12)}]") == {name: message}
 
 
 def test_an_asterisk_and_an_ampersand_in_text_stay_text():
@@ -297,13 +289,6 @@ def test_a_value_without_end_is_shown_by_its_beginning():
     (problem,) = error_info.value.problems
     assert problem.message.startswith("[[[")
     assert len(problem.message) < 80
-
-
-def test_a_configuration_cannot_be_changed():
-    config = config_from_mapping(MINIMAL)
-
-    with pytest.raises(ValueError, match="frozen"):
-        config.adapter.r = 8
 
 
 def test_every_setting_has_a_label_and_one_help_text():

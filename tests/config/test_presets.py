@@ -30,27 +30,6 @@ def test_a_preset_survives_the_round_trip(name):
     assert config_from_mapping(mapping_from_yaml(config_to_yaml(config))) == config
 
 
-def test_the_presets_that_the_readme_names_are_there():
-    assert {"quickstart-cpu", "quickstart-cpu-qlora", "llama2-7b-qlora"} <= set(NAMES)
-
-
-def test_the_classic_qlora_is_the_published_one():
-    config = find_preset("llama2-7b-qlora").load()
-
-    assert (config.adapter.r, config.adapter.lora_alpha, config.adapter.lora_dropout) == (16, 32, 0.05)
-    assert config.adapter.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert (config.model.quantization, config.model.double_quant, config.model.compute_dtype) == (
-        "nf4",
-        True,
-        "bfloat16",
-    )
-    training = config.training
-    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (2, 8)
-    assert (training.gradient_checkpointing, training.optim) == (True, "paged_adamw_32bit")
-    assert (training.learning_rate, training.num_train_epochs, training.max_length) == (2e-4, 1, 2048)
-    assert config.dataset.source == "timdettmers/openassistant-guanaco"
-
-
 def said_of(preset: Preset, field: str) -> str:
     """Return the comment next to a setting."""
     return re.search(rf"^  {field}: .*?# (.+)$", preset.path.read_text(encoding="utf-8"), re.MULTILINE)[1]

@@ -205,39 +205,22 @@ def test_a_copy_on_each_gpu_that_does_not_fit_is_sharded_instead(shape, method, 
     ) is is_offered
 
 
-def test_a_sharded_run_is_estimated_as_one_of_its_processes(shape):
-    sharded = {"run": {"devices": [0, 1], "launcher": "accelerate", "fsdp": "full_shard"}}
-    estimator = Estimator(shape, gpu(80))
+@pytest.mark.parametrize(("fsdp", "sharing"), [("none", "DDP"), ("full_shard", "FSDP")])
+def test_a_run_on_several_devices_is_estimated_as_one_of_its_processes(shape, fsdp, sharing):
+    estimator, alone = Estimator(shape, gpu(80)), config_from_mapping(mapping())
+    run = {"devices": [0, 1], "launcher": "accelerate", "fsdp": fsdp}
 
-    estimate = estimator.estimate(config_from_mapping(mapping(**sharded)))
+    estimate = estimator.estimate(config_from_mapping(mapping(run=run)))
 
-    share = share_among(estimator, config_from_mapping(mapping()), 2)[1]
-    assert (share.sharing, share.needed_bytes) == ("FSDP", estimate.needed_bytes)
-    assert "each of 2 devices, which share the weights" in estimate.notes[-1]
-
-
-def test_a_run_on_several_devices_is_estimated_as_one_of_them(shape):
-    devices = {"run": {"devices": [0, 1], "launcher": "accelerate"}}
-    estimator = Estimator(shape, gpu(80))
-
-    together = estimator.estimate(config_from_mapping(mapping(**devices)))
-
-    ddp = share_among(estimator, config_from_mapping(mapping()), 2)[0]
-    assert together.needed_bytes == ddp.needed_bytes > estimator.estimate(config_from_mapping(mapping())).needed_bytes
+    shares = {share.sharing: share.needed_bytes for share in share_among(estimator, alone, 2)}
+    assert estimate.needed_bytes == shares[sharing]
+    assert (estimate.needed_bytes > estimator.estimate(alone).needed_bytes) is (sharing == "DDP")
+    assert any("each of 2 devices, which share the weights" in note for note in estimate.notes) is (sharing == "FSDP")
 
 
-@pytest.mark.parametrize(
-    ("update", "error"),
-    [
-        ({"adapter": {"r": 10**9}}, ConfigError),
-        ({"training": {"per_device_train_batch_size": 0}}, ConfigError),
-        ({"training": {"max_length": -1}}, ConfigError),
-        ({"adapter": {"target_modules": ["no_such_layer"]}}, ConfigError),
-    ],
-)
-def test_nonsense_gives_a_message_and_no_number(shape, update, error):
-    with pytest.raises(error):
-        estimate_memory(shape, config_from_mapping(mapping(**update)), gpu(8))
+def test_targets_that_match_nothing_give_a_message_and_no_number(shape):
+    with pytest.raises(ConfigError):
+        estimate_memory(shape, config_from_mapping(mapping(adapter={"target_modules": ["no_such_layer"]})), gpu(8))
 
 
 @pytest.mark.parametrize("size", ["hidden_size", "num_attention_heads", "head_dim", "vocab_size"])

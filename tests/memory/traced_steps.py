@@ -177,9 +177,9 @@ def simulate(case, workload=None, shape=None):
     structure = read_structure(shape)
     targets = find_targets(shape, workload.adapter)
     if isinstance(workload, PlainWorkload):
-        step = simulate_plain_step(structure, workload, targets, watched=True)
+        step = simulate_plain_step(structure, workload, targets, is_watched=True)
     else:
-        step = simulate_step(structure, workload, targets, StepRules(partial(PlainTape, watched=True)))
+        step = simulate_step(structure, workload, targets, StepRules(partial(PlainTape, is_watched=True)))
     peaks = {name: memory.total for name, memory in step.peaks.items()}
     return {
         "forward": peaks["forward"],

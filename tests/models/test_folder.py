@@ -111,11 +111,6 @@ def test_pickled_weights_next_to_safetensors_are_ignored(folder):
     assert "only as pickle files (pytorch_model.bin)" in refusal(folder).what
 
 
-def test_no_weights_at_all_is_reported(folder):
-    (folder / "model.safetensors").unlink()
-    assert "has no weights" in refusal(folder).what
-
-
 def test_code_of_its_own_is_refused_where_transformers_does_not_know_the_model(folder):
     (folder / "own.py").write_text("raise SystemExit('executed')")
     config = {**LLAMA_CONFIG, "model_type": "own_thing", "auto_map": {"AutoConfig": "own.OwnConfig"}}
@@ -256,15 +251,6 @@ def test_damaged_weights_are_refused_by_their_header(folder, content):
 
     assert "model.safetensors of mine" in error.what
     assert "again" in error.fix
-
-
-def test_a_header_names_the_tensors(folder):
-    assert read_safetensors_header(folder / "model.safetensors", "mine") == (("w", "F32", (2,)),)
-
-
-def test_a_folder_without_a_tokenizer_is_reported(folder):
-    (folder / "tokenizer.json").unlink()
-    assert "no tokenizer" in refusal(folder).what
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{", b"\xff\xfe", b"[" * 100_000, b" " * 6_000_000])
