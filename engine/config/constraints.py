@@ -69,7 +69,7 @@ def distribution_of(run: RunSection) -> Distribution | None:
 
 def count_processes(config: RunConfig) -> int:
     """Return how many processes train a run together, wherever it runs: one for each GPU."""
-    section: JobsConfig | SlurmConfig | None = getattr(config, config.run.where, None)  # of a place elsewhere
+    section: JobsConfig | SlurmConfig | None = getattr(config, config.run.where, None)  # of a run target elsewhere
     return config.run.processes if section is None else section.count_processes(config.run)
 
 
@@ -79,7 +79,7 @@ def sharding_problem(config: RunConfig) -> str | None:
     if not method.shardable:
         return f"{method.label} cannot be sharded; use LoRA or full fine-tuning, or one copy per GPU (fsdp none)."
     if model.quantization == "int8":
-        return "FSDP2 divides floating-point numbers alone, and int8 weights are none; set quantization to nf4 or none."
+        return "FSDP2 shards floating-point weights only, and int8 is not supported; set quantization to nf4 or none."
     if not objective_of(config).shardable:
         return (
             f"{training.objective} also passes answers behind other prompts through the model, of which processes of a sharded run "

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine.config.objectives import ROW_KINDS, RowKind, objective_of, objectives_for
-from engine.config.run import RunConfig, field_of
+from engine.config.run import RunConfig, by_section, field_of
 
 _LARGE_BATCH = 32  # rows a step
 _SHORT_RUN = 300  # optimizer steps
@@ -116,7 +116,7 @@ def _warmup(config: RunConfig, rows: DatasetKind | None) -> DerivedDefault | Non
 def _max_length(config: RunConfig, rows: DatasetKind | None) -> DerivedDefault | None:
     """Allow no more than the longest row needs, up to the default: nothing is cut, and memory is judged for what can come.
 
-    Longer rows keep the default, which is TRL's (`SFTConfig.max_length`): memory grows with it, and the page says how many are
+    Longer rows keep the default, which is TRL's (`SFTConfig.max_length`): memory grows with it, and the page shows how many are
     cut. Packed rows fill it, however short they are.
     """
     default = field_of("training.max_length").default
@@ -205,12 +205,8 @@ def is_given(config: RunConfig, setting: str) -> bool:
 
 def _with(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """Change settings, which count as not given all the same: a rule after this one may still read which were."""
-    sections: dict[str, dict[str, Any]] = {}
-    for setting, value in values.items():
-        section, _, name = setting.partition(".")
-        sections.setdefault(section, {})[name] = value
     updates = {}
-    for section, settings in sections.items():
+    for section, settings in by_section(values).items():
         before = getattr(config, section)
         updates[section] = type(before).model_construct(before.model_fields_set, **{**dict(before), **settings})
     copy = config.model_copy(update=updates)

@@ -58,7 +58,7 @@ class StrictLoader(SafeLoader):
     """Safe YAML that refuses anchors and a key given twice, and reads 2e-4 as the number that people mean.
 
     Raises:
-        ConfigError: If it is too long, or has anchors: a few, nested, stand for more values than any memory holds.
+        ConfigError: If it is too long, or has anchors: a few, nested, expand to more values than any memory holds.
     """
 
     def __init__(self, text: str) -> None:

@@ -85,7 +85,7 @@ def list_cuda_devices(
 
 
 def driver_version(nvml: Nvml) -> Driver | None:
-    """Return the driver's version; None where it does not tell. Call it within `query_driver`."""
+    """Return the driver's version; None where it does not report it. Call it within `query_driver`."""
     try:
         version, cuda = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion()
     except nvml.NVMLError:
@@ -153,7 +153,7 @@ def _visible(entries: Sequence[_DeviceEntry]) -> Sequence[_DeviceEntry]:
 def _is_called(entry: _DeviceEntry, name: str) -> bool:
     """Whether a name in CUDA_VISIBLE_DEVICES means this device: a GPU's number, or a UUID, which may be shortened.
 
-    A GPU's own names stand for its MIG instances as well. Old drivers called these MIG-GPU-<UUID>/<instance>/<instance>.
+    A GPU's own names mean its MIG instances as well. Old drivers called these MIG-GPU-<UUID>/<instance>/<instance>.
 
     Source: CUDA C++ Programming Guide, "CUDA Environment Variables"; NVIDIA MIG User Guide, "CUDA Device Enumeration".
     """

@@ -91,7 +91,7 @@ def _own_cgroups(own: str, root: Path) -> list[Path]:
     """List the cgroup of this process and those above it; each may set a limit."""
     relative = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "/")
     folder = root / relative.lstrip("/")
-    return [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
+    return [cgroup for cgroup in (folder, *folder.parents) if cgroup.is_relative_to(root)]
 
 
 def _read_text(path: Path) -> str:
@@ -101,21 +101,13 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def list_apple_gpus(memory: MemoryNow, recommended_bytes: int | None = None) -> tuple[Device, ...]:
-    """List the GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for other Macs.
-
-    Args:
-        memory: RAM, which such a GPU shares with the processor.
-        recommended_bytes: How much of it Metal advises one program to take, where torch was asked
-            (`torch.mps.recommended_max_memory`).
-    """
+def list_apple_gpus(memory: MemoryNow) -> tuple[Device, ...]:
+    """List the GPU of a Mac with Apple's own chip, which shares the RAM; none elsewhere: PyTorch has no builds for other Macs."""
     if platform.system() != "Darwin" or platform.machine() != "arm64":
         return ()
     macos = [int(part) for part in platform.mac_ver()[0].split(".")[:2] if part.isdigit()]
-    total = memory.total_bytes if not recommended_bytes else min(memory.total_bytes, recommended_bytes)
     has_fast_bfloat16 = macos >= [14]  # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
-    name, free = f"{_chip() or 'Apple'} GPU", min(memory.free_bytes, total)
-    return (Device("mps", 0, name, total, free, has_fast_bfloat16),)
+    return (Device("mps", 0, f"{_chip() or 'Apple'} GPU", *memory, has_fast_bfloat16),)
 
 
 def _chip() -> str:

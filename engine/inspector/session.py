@@ -39,7 +39,7 @@ DATA_WORKER_MODULE = "engine.inspector.worker.data"
 MODELS_WORKER_MODULE = "engine.inspector.worker.inventory"
 
 Result = TypeVar("Result", bound=BaseModel)
-Progress = TypeVar("Progress", bound=BaseModel)
+ProgressModel = TypeVar("ProgressModel", bound=BaseModel)
 
 
 class RenderedSequence(BaseModel):
@@ -74,7 +74,7 @@ class DetailsRequest(BaseModel, frozen=True):
 
 @dataclass(frozen=True)
 class InspectorSlots:
-    """How many processes the inspectors of all people of a lab have at once; each kind has places of its own."""
+    """How many processes the inspectors of all people of a lab have at once; each kind has slots of its own."""
 
     data: ProcessPlaces = field(default_factory=lambda: ProcessPlaces(8))  # of 90 MB each, for previews and checks
     # Of 350 MB each, with torch; only architectures that were never seen need one.
@@ -85,7 +85,7 @@ class InspectorSlots:
 
 _IDLE_SECONDS = 600.0
 _IDLE_SECONDS_IN_LAB = 180.0
-_WAITS_SECONDS = 60.0  # for a place
+_WAITS_SECONDS = 60.0  # for a slot
 _WAITS_FOR_MODELS_SECONDS = 300.0
 
 
@@ -97,7 +97,7 @@ class Inspector:
 
     Args:
         data_roots: Folders that datasets may be read from, besides the samples and the Hub; None reads any regular file.
-        places: Of a lab, shared by the inspectors of all people.
+        slots: Of a lab, shared by the inspectors of all people.
     """
 
     def __init__(
@@ -108,42 +108,33 @@ class Inspector:
         environment = {**home.environment, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
         roots = tuple(str(root) for root in data_roots or ())
 
+        is_alone = slots is None
+
         def pool(
-            module: str,
-            log_name: str,
-            size: int,
-            shared: ProcessPlaces | None = None,
-            *access: Access,
-            resident: int = 0,
+            module: str, log: str, size: int, shared: ProcessPlaces | None, *access: Access, resident: bool = False
         ) -> ProcessPool:
             reads_data = module == DATA_WORKER_MODULE
+            arguments = roots if reads_data else ()
             processes = (
                 JsonLinesProcess(
-                    module,
-                    arguments=roots if reads_data else (),
-                    log_file=home.logs / log_name,
-                    environment=environment,
-                    access=access,
+                    module, arguments=arguments, log_file=home.logs / log, environment=environment, access=access
                 )
                 for _ in range(size)
             )
             return ProcessPool(
-                tuple(processes), _explain_overrun, spare=reads_data and shared is None, kept=resident, places=shared,
-                person=home.owner, idle_seconds=_IDLE_SECONDS if shared is None else _IDLE_SECONDS_IN_LAB,
+                tuple(processes), _explain_overrun, spare=reads_data and is_alone, kept=int(resident), places=shared,
+                person=home.owner, idle_seconds=_IDLE_SECONDS if is_alone else _IDLE_SECONDS_IN_LAB,
             )  # fmt: skip
 
         for_data, for_models, for_hub = (slots.data, slots.models, slots.hub) if slots else (None, None, None)
         # The first answers alone until it is busy with one long step.
-        if slots is None:
-            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3, resident=1)
-        else:
-            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 2, for_data)
+        self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3 if is_alone else 2, for_data, resident=is_alone)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
         # program once more keeps previews answered meanwhile.
         self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub)
         # What the Hub gives only to those who are logged in: a process that may log in, for one question.
         self._logged_in = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub, Access.HUB)
-        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if slots is None else 1, for_models)
+        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if is_alone else 1, for_models)
         self._pools = (self._data, self._fetching, self._logged_in, self._models)
 
     def start(self) -> None:
@@ -331,8 +322,8 @@ class Inspector:
 
 
 def _validated(
-    answers: Iterator[JsonObject], progress: type[Progress], result: type[Result]
-) -> Iterator[Progress | Result]:
+    answers: Iterator[JsonObject], progress: type[ProgressModel], result: type[Result]
+) -> Iterator[ProgressModel | Result]:
     for answer in answers:
         if "result" in answer:
             yield result.model_validate(answer["result"])

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from engine.config.constraints import DISTRIBUTIONS, DistributionName, constraint_problems, sharding_problem
 from engine.config.methods.registry import METHODS
-from engine.config.run import AdapterConfig, RunConfig
+from engine.config.run import AdapterConfig, RunConfig, by_section
 from engine.data.contract import RowLengths
 from engine.errors import EngineError, Problem
 from engine.hardware.device import Device
@@ -20,7 +20,7 @@ from engine.memory.layers.step_context import StepContext
 from engine.memory.peak import workspace_bytes
 from engine.memory.persistent import weight_bytes
 from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
-from engine.memory.workload import Precision, Workload
+from engine.memory.workload import StepPrecision, Workload
 from engine.models.shape import ModelShape
 from engine.quantities import GIB
 
@@ -28,8 +28,7 @@ PIECE_TOKENS = 512  # engine/chat/weights.py
 _MOST_ESTIMATES = 12
 _CLOSE_ENOUGH = 128  # a limit is found when it is known to one part in so many
 
-Value = str | int | float | bool
-Changes = Mapping[str, Value]  # new values, each within the bounds of its field, by section.field
+Changes = Mapping[str, str | int | float | bool]  # new values, each within the bounds of its field, by section.field
 
 # What goes with a method where the draft has what it cannot be combined with, by the setting that would be refused.
 _REPAIRS: Changes = {"adapter.bias": "none", "training.packing": False}
@@ -40,12 +39,9 @@ def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
 
     Whether the new values suit the other settings is not checked: see `new_problems`.
     """
-    sections: dict[str, dict[str, Value]] = {}
-    for name, value in changes.items():
-        section, _, field = name.partition(".")
-        sections.setdefault(section, {})[field] = value
+    sections = by_section(changes).items()
     return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=fields) for name, fields in sections.items()}
+        update={name: getattr(config, name).model_copy(update=fields) for name, fields in sections}
     )
 
 
@@ -283,7 +279,7 @@ def inference_workload(workload: Workload) -> Workload:
         fills_up_to=1,
         checkpointing=False,
         accumulates=False,
-        precision=Precision(width, width, width, width, width, adapter=width),
+        precision=StepPrecision(width, width, width, width, width, adapter=width),
     )
 
 

@@ -305,7 +305,7 @@ def _pages_of_files(peak: Peak) -> int:
 
 
 def _process_notes(peak: Peak, need: DeviceNeed, device: Device) -> tuple[str, ...]:
-    """Say what a process on a CPU holds besides tensors."""
+    """Return a note on what a process on a CPU holds besides tensors."""
     if device.kind != "cpu":
         return ()
     if need.is_loading:

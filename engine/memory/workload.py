@@ -47,7 +47,7 @@ OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "sgd_momentum", "adafactor
 
 
 @dataclass(frozen=True)
-class Precision:
+class StepPrecision:
     """Bytes per element of what takes part; autocast is None where the step does not run under it."""
 
     weights: int = 2  # of the frozen linear layers, where they are not quantized
@@ -105,7 +105,7 @@ class Workload:
     device: DeviceKind = "cuda"
     base: BaseFormat = "dense"
     double_quant: bool = True
-    precision: Precision = Precision()
+    precision: StepPrecision = StepPrecision()
     attention: AttentionKernel = "flash"
     lora_branch: LoraBranch = "peft"
     joined: bool = False  # rows follow one another in one sequence, without padding
@@ -281,13 +281,13 @@ def _compute_dtype(config: RunConfig, device: Device) -> DtypeName:
     return choose_compute_dtype(config.model.compute_dtype, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)
 
 
-def _precision(config: RunConfig, device: Device) -> Precision:
+def _precision(config: RunConfig, device: Device) -> StepPrecision:
     """Source: engine/training/placement.py and assembly.py; trained weights are always held at 32 bits."""
     width, is_float16 = compute_width_bytes(config, device), _compute_dtype(config, device) == "float16"
     frozen = 4 if config.adapter.traits.trains_all else width
     autocasts = width == 2 and (is_float16 or not config.adapter.traits.trains_in_compute_dtype(config.adapter))
     autocast = 2 if autocasts else None
-    return Precision(frozen, frozen, frozen, frozen, compute=width, autocast=autocast, is_float16=is_float16)
+    return StepPrecision(frozen, frozen, frozen, frozen, compute=width, autocast=autocast, is_float16=is_float16)
 
 
 def has_flash_attention() -> bool:
@@ -319,7 +319,7 @@ def compiles_triton() -> bool:
 
 
 def _kernel(
-    shape: ModelShape, attention: str, device: Device, precision: Precision, *, joined: bool, masked: bool
+    shape: ModelShape, attention: str, device: Device, precision: StepPrecision, *, joined: bool, masked: bool
 ) -> AttentionKernel:
     """Return the kernel that PyTorch takes for what transformers calls `attention`.
 

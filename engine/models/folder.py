@@ -37,9 +37,7 @@ _TOKENIZER_SETTINGS = frozenset(
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Of a pickle itself, and of the zip of pickles that `torch.save` writes.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_CONVERT = (
-    "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors)."
-)
+_CONVERT = "Choose a copy with safetensors, or convert it on a machine where you trust it (save_pretrained writes safetensors)."
 
 
 # Those of transformers itself; any other name is a repository whose compiled code it would fetch and run.

@@ -17,7 +17,7 @@ ROWS = 400
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def inspected_home(tmp_path_factory):
     """Make a home, and an uploads folder with a dataset in it."""
     home = LoratoryHome(tmp_path_factory.mktemp("inspected") / "home")
     home.make_writable()
@@ -28,15 +28,15 @@ def place(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def inspector(place):
-    session = Inspector(place, data_roots=(place.uploads,))
+def inspector(inspected_home):
+    session = Inspector(inspected_home, data_roots=(inspected_home.uploads,))
     yield session
     session.close()
 
 
 @pytest.fixture
-def dataset(place):
-    return DatasetConfig(source=str(place.uploads / "rows.jsonl"))
+def dataset(inspected_home):
+    return DatasetConfig(source=str(inspected_home.uploads / "rows.jsonl"))
 
 
 @pytest.fixture
@@ -73,8 +73,8 @@ def test_search_and_chosen_rows(inspector, dataset):
     assert [row.row for row in inspector.preview(dataset, rows=(5, 2)).rows] == [5, 2]
 
 
-def test_a_check_can_be_watched_and_stopped(inspector, place):
-    big = place.uploads / "big.jsonl"
+def test_a_check_can_be_watched_and_stopped(inspector, inspected_home):
+    big = inspected_home.uploads / "big.jsonl"
     big.write_text('{"instruction": "x", "output": "y"}\n' * 200_000)
     dataset = DatasetConfig(source=str(big))
 
@@ -91,8 +91,8 @@ def test_a_check_can_be_watched_and_stopped(inspector, place):
     assert isinstance(inspector.check(dataset), DatasetReport)
 
 
-def test_a_search_can_be_watched_and_stopped(inspector, place):
-    big = place.uploads / "searched.jsonl"
+def test_a_search_can_be_watched_and_stopped(inspector, inspected_home):
+    big = inspected_home.uploads / "searched.jsonl"
     big.write_text('{"instruction": "x", "output": "y"}\n' * 200_000)
     dataset = DatasetConfig(source=str(big))
 
@@ -105,9 +105,9 @@ def test_a_search_can_be_watched_and_stopped(inspector, place):
         inspector.preview(dataset, search="x" * 2000)
 
 
-def test_columns_are_known_where_no_format_fits(inspector, place):
-    (place.uploads / "odd.csv").write_text("q,a\nWhy?,So.\n")
-    dataset = DatasetConfig(source=str(place.uploads / "odd.csv"))
+def test_columns_are_known_where_no_format_fits(inspector, inspected_home):
+    (inspected_home.uploads / "odd.csv").write_text("q,a\nWhy?,So.\n")
+    dataset = DatasetConfig(source=str(inspected_home.uploads / "odd.csv"))
 
     with pytest.raises(DatasetError, match="No format fits"):
         inspector.preview(dataset)
@@ -134,11 +134,11 @@ def test_a_hub_dataset_is_fetched_next_to_the_previews_and_the_fetch_can_be_ende
         inspector.check(hub)  # it starts again when it is needed
 
 
-def test_errors_keep_their_class_and_words(inspector, dataset, place, model):
+def test_errors_keep_their_class_and_words(inspector, dataset, inspected_home, model):
     with pytest.raises(DatasetError, match="in the folders that this page may read"):
         inspector.preview(DatasetConfig(source="/etc/hosts"))
     with pytest.raises(DatasetError, match="was not found"):
-        inspector.check(dataset.model_copy(update={"source": str(place.uploads / "none.jsonl")}))
+        inspector.check(dataset.model_copy(update={"source": str(inspected_home.uploads / "none.jsonl")}))
     with pytest.raises(DatasetError, match="Row 8 is left out: the answer is empty"):
         inspector.render(dataset, model, row=7)
 

@@ -8,7 +8,7 @@ import torch
 from engine.config.run import AdapterConfig
 from engine.memory.phases import StepRules, simulate_step
 from engine.memory.structure import find_targets, read_structure
-from engine.memory.workload import Precision
+from engine.memory.workload import StepPrecision
 from tests.benchmarks.published.other_trainers import PlainLoss, PlainTape, PlainWorkload, simulate_plain_step
 from tests.memory.live_bytes import LiveBytes
 
@@ -115,7 +115,9 @@ def workload_of(case):
         length=LENGTH,
         device="cpu",
         base=case.base,
-        precision=Precision(width, width, width, width, width, adapter=width if case.adapter.method == "none" else 4),
+        precision=StepPrecision(
+            width, width, width, width, width, adapter=width if case.adapter.method == "none" else 4
+        ),
         attention="eager" if case.attention == "eager" else "cpu_flash",
         checkpointing=case.checkpointing != "none",
         reentrant=case.checkpointing == "reentrant",

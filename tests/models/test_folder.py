@@ -279,8 +279,8 @@ def an_ordinary_user():
 
 
 def test_a_folder_that_may_not_be_read_is_reported(an_ordinary_user):
-    with tempfile.TemporaryDirectory() as place:  # tmp_path is closed to other users
-        folder = write_model(Path(place))
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is closed to other users
+        folder = write_model(Path(directory))
         check_model_folder(folder, "mine")
         (folder / "model.safetensors").chmod(0)
 

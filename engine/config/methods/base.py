@@ -96,7 +96,7 @@ class PeftMethod:
         return self.label if quantization == "none" else f"{self.label} on {quantization}"
 
     def summary(self, adapter: AdapterConfig) -> str:
-        """Return the settings that tell two runs of this method apart, such as `r 16`."""
+        """Return the settings that distinguish two runs of this method, such as `r 16`."""
         if "r" in self.fields:
             return f"r {adapter.r}"
         if self.virtual_tokens == "none":
@@ -120,7 +120,7 @@ class PeftMethod:
         return {name: getattr(adapter, name) for name in self.fields if name not in chosen_modules}
 
     def initial_text(self, adapter: AdapterConfig) -> str | None:  # noqa: ARG002
-        """Return the text whose keys and values a prefix starts as; None if there is none."""
+        """Return the text that initializes the prefix; None if there is none."""
         return None
 
     def count_virtual_tokens(self, adapter: AdapterConfig) -> int:

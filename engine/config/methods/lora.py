@@ -112,7 +112,7 @@ class VeraSettings(Section):
     projection_prng_key: int = setting(0, "Projection seed", ge=0, le=2**31 - 1)
     """Draws the two random matrices that all layers share."""
     save_projection: bool = setting(True, "Save projections")
-    """Saves the random matrices with the adapter. Without them it is tiny, and drawn again where it is loaded."""
+    """Saves the random matrices with the adapter. Without them it is tiny, and they are regenerated on load."""
 
 
 class Vera(PeftMethod):

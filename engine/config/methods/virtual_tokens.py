@@ -34,7 +34,7 @@ class PrefixTuningSettings(Section):
     prefix_init_text: str | None = setting(
         "Answer the question of the user. Be accurate, clear and complete.", "Prefix starts as", max_length=10_000
     )
-    """Text whose keys and values the learned ones start as, repeated or cut to their number. Empty starts from random ones, which takes far more steps."""
+    """Text that initializes the prefix, repeated or cut to its length. Empty starts from random ones, which takes far more steps."""
 
 
 class PrefixTuning(_VirtualTokens):
@@ -60,7 +60,7 @@ class PrefixTuning(_VirtualTokens):
         return arguments
 
     def initial_text(self, adapter: AdapterConfig) -> str | None:
-        """Return the text that the prefix starts as."""
+        """Return the text that initializes the prefix."""
         return (adapter.prefix_init_text or "").strip() or None
 
 
@@ -70,7 +70,7 @@ class PromptTuningSettings(Section):
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = setting("RANDOM", "Prompt starts as")
     """RANDOM numbers, embeddings of random tokens, or those of a TEXT. A text that describes the task learns fastest."""
     prompt_tuning_init_text: str | None = setting(None, "Text of the prompt", max_length=10_000)
-    """With TEXT: what the virtual tokens start as, repeated or cut to their number."""
+    """With TEXT: the text that initializes the virtual tokens, repeated or cut to their number."""
 
 
 @cross_field_rule("adapter.prompt_tuning_init_text")

@@ -301,7 +301,7 @@ class Graph(LiveBytes):
     def checkpoint(self, forward: Callable[[], Value], x: Value) -> Value:
         """Run `forward`, keep only its input, and run it again in the backward pass.
 
-        Nodes are recorded in full; what they would save is packed away as a place in a list.
+        Nodes are recorded in full; what they would save becomes an index into a list.
 
         Source: `_checkpoint_without_reentrant_generator` in torch/utils/checkpoint.py.
         """

@@ -54,7 +54,7 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
         tape.value(angles, width)
         tape.value(angles, width)
     if workload.adapter.traits.virtual_tokens == "keys_and_values":
-        # The attention mask with a place for each learned position, and the part of it that is new.
+        # The attention mask with a column for each learned position, and the part of it that is new.
         columns = workload.key_length + workload.adapter.num_virtual_tokens
         mask = tape.value(workload.batch_size * columns, 4)
         r.hold_until_forward_ends(mask)
@@ -148,7 +148,7 @@ def _parallel(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 
 
 def _normalized(r: StepContext, x: Value, norms: Sequence[ModuleShape]) -> Value:
-    """Apply the norm at this place, where the layer has one."""
+    """Apply the first of these norms, where the layer has one."""
     return normalize(r, x, norms[0]) if norms else r.tape.alias(x)
 
 

@@ -128,7 +128,7 @@ class OftMemory(MemoryRule):
         return ((blocks, size * (size - 1) // 2),)
 
     def buffer_elements(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:
-        """Count the places of the triangle: two numbers of 64 bits for each, in every layer."""
+        """Count the indices of the triangle: two numbers of 64 bits for each, in every layer."""
         sizes = (block_size(module.in_features, adapter.oft_block_size) for module in targets)
         return sum(2 * size * (size - 1) for size in sizes)
 

@@ -7,7 +7,7 @@ from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
-from engine.memory.workload import AttentionKernel, BaseFormat, Optimizer, Precision
+from engine.memory.workload import AttentionKernel, BaseFormat, Optimizer, StepPrecision
 from engine.models.shape import ModelShape
 from tests.benchmarks.published.gpus import is_before_ampere, memory_of_gpu
 from tests.benchmarks.published.measurements import MeasuredPoint
@@ -144,15 +144,15 @@ def _width(dtype: str) -> int:
     return 4 if dtype.startswith("fp32") else 2
 
 
-def _precision(point: MeasuredPoint, base: BaseFormat) -> Precision:
-    """Precision of each part; 4-bit bases are prepared in one of three ways.
+def _precision(point: MeasuredPoint, base: BaseFormat) -> StepPrecision:
+    """StepPrecision of each part; 4-bit bases are prepared in one of three ways.
 
     PEFT's `prepare_model_for_kbit_training` holds everything unquantized at 32 bits; TRL before 1.0 did the same and cast
     embeddings and head back, which leaves the norms and with them the residual stream at 32 bits; other frameworks change nothing.
     """
     trainable, compute = _width(point.trainable_dtype), _width(point.compute_dtype)
     rest = trainable if point.method == "full" else _width(point.base_dtype)
-    precision = Precision(
+    precision = StepPrecision(
         weights=rest,
         embeddings=rest,
         norms=rest,
