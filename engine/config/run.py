@@ -20,7 +20,7 @@ DataFormatName = Literal[
 ]
 DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
-Launcher = Literal["local", "accelerate"]
+LauncherName = Literal["local", "accelerate"]
 Place = Literal["local", "jobs", "slurm"]
 WorkPlace = Literal["local", "slurm"]  # where a model is loaded: this machine, or a node of the cluster
 
@@ -148,7 +148,7 @@ class RunSection(Section):
     """Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it."""
     where: Place = setting("local", "Where")
     """This machine (local), a Slurm cluster that shares the home (slurm), or Hugging Face Jobs (jobs), paid by the minute."""
-    launcher: Launcher = setting("local", "Launcher")
+    launcher: LauncherName = setting("local", "Launcher")
     """local starts one process; accelerate starts one per device."""
     device_map: Literal["none", "balanced"] = setting("none", "Spread over GPUs")
     """balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU cannot hold. They work in turn, so it is not faster than one; none keeps the whole model on each device."""

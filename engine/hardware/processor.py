@@ -101,13 +101,21 @@ def _read_text(path: Path) -> str:
         return ""
 
 
-def list_apple_gpus(memory: MemoryNow) -> tuple[Device, ...]:
-    """List the GPU of a Mac with Apple's own chip, which shares the RAM; none elsewhere: PyTorch has no builds for other Macs."""
+def list_apple_gpus(memory: MemoryNow, recommended_bytes: int | None = None) -> tuple[Device, ...]:
+    """List the GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for other Macs.
+
+    Args:
+        memory: RAM, which such a GPU shares with the processor.
+        recommended_bytes: How much of it Metal advises one program to take, where torch was asked
+            (`torch.mps.recommended_max_memory`).
+    """
     if platform.system() != "Darwin" or platform.machine() != "arm64":
         return ()
     macos = [int(part) for part in platform.mac_ver()[0].split(".")[:2] if part.isdigit()]
+    total = min(memory.total_bytes, recommended_bytes or memory.total_bytes)
     has_fast_bfloat16 = macos >= [14]  # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
-    return (Device("mps", 0, f"{_chip() or 'Apple'} GPU", *memory, has_fast_bfloat16),)
+    name, free = f"{_chip() or 'Apple'} GPU", min(memory.free_bytes, total)
+    return (Device("mps", 0, name, total, free, has_fast_bfloat16),)
 
 
 def _chip() -> str:

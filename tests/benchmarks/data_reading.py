@@ -41,9 +41,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        lines = make_lines(folder / f"lines-{LINES_BYTES // scale}.jsonl", LINES_BYTES // scale)
-        array = make_array(folder / f"array-{ARRAY_BYTES // scale}.json", ARRAY_BYTES // scale)
-        tokens_file = make_lines(folder / f"lines-{TOKENS_BYTES // scale}.jsonl", TOKENS_BYTES // scale)
+        lines = make_file(folder / f"lines-{LINES_BYTES // scale}.jsonl", LINES_BYTES // scale)
+        tokens_file = make_file(folder / f"lines-{TOKENS_BYTES // scale}.jsonl", TOKENS_BYTES // scale)
+        array_file = folder / f"array-{ARRAY_BYTES // scale}.json"
+        array = make_file(array_file, ARRAY_BYTES // scale, ",\n", ("[", "\n]\n"))
         measure(lines, array, tokens_file, Path(temporary))
 
 
@@ -59,30 +60,18 @@ def rows(seed: int = 0) -> Iterator[str]:
         number += 1
 
 
-def make_lines(path: Path, size_bytes: int) -> Path:
-    """Write a JSONL file of about that size."""
+def make_file(path: Path, size_bytes: int, separator: str = "\n", ends: tuple[str, str] = ("", "\n")) -> Path:
+    """Write a JSONL file of about that size; a JSON array, indented as people's tools write it, between brackets."""
     if not path.exists():
-        characters = 0
+        written_bytes = 0
         with path.open("w") as file:
-            for row in rows():
-                characters += file.write(row + "\n")
-                if characters >= size_bytes:
+            file.write(ends[0])
+            for row in rows(len(separator)):
+                text = row if separator == "\n" else json.dumps(json.loads(row), indent=2)
+                written_bytes += file.write(separator + text if written_bytes else text)
+                if written_bytes >= size_bytes:
                     break
-    return path
-
-
-def make_array(path: Path, size_bytes: int) -> Path:
-    """Write a JSON array of about that size, indented as people's tools write it."""
-    if not path.exists():
-        characters = 0
-        with path.open("w") as file:
-            file.write("[")
-            for row in rows(1):
-                separator = ",\n" if characters else "\n"
-                characters += file.write(separator + json.dumps(json.loads(row), indent=2))
-                if characters >= size_bytes:
-                    break
-            file.write("\n]\n")
+            file.write(ends[1])
     return path
 
 

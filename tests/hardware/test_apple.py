@@ -36,6 +36,13 @@ def test_it_shares_the_memory_of_the_processor():
     assert list_apple_gpus(RAM) == (Device("mps", 0, "Apple M2 Pro GPU", 32 * GIB, 20 * GIB, has_fast_bfloat16=True),)
 
 
+def test_it_may_take_what_metal_advises_where_that_is_known():
+    (gpu,) = list_apple_gpus(RAM, recommended_bytes=18 * GIB)
+
+    assert (gpu.total_bytes, gpu.free_bytes) == (18 * GIB, 18 * GIB)
+    assert list_apple_gpus(RAM, recommended_bytes=0)[0].total_bytes == 32 * GIB
+
+
 @pytest.mark.parametrize(("macos", "has_it"), [("13.6.1", False), ("14", True), ("26.0", True), ("", False)])
 def test_bfloat16_comes_with_macos_14(mac, macos, has_it):
     mac(macos=macos)

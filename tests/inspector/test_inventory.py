@@ -137,6 +137,7 @@ def test_grouped_query_attention_shows_in_its_projections():
     shape = inventory_of(LLAMA)
 
     assert (shape.num_key_value_heads, shape.head_dim) == (2, 16)
+    assert inventory_of(SMALL_CONFIGS["falcon"]).num_key_value_heads == 1
     assert by_name(shape, "0.self_attn.k_proj").out_features == 32
     assert shape.linear_names() == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -157,10 +158,6 @@ def test_phi3_has_one_fused_projection_for_queries_keys_and_values():
     assert by_name(shape, "0.self_attn.qkv_proj").out_features == 64 + 2 * 32
     assert by_name(shape, "0.mlp.gate_up_proj").out_features == 256
     assert shape.gated_mlp
-
-
-def test_multi_query_attention_has_one_key_value_head():
-    assert inventory_of(SMALL_CONFIGS["falcon"]).num_key_value_heads == 1
 
 
 @pytest.mark.parametrize(("name", "inner"), [("mixtral", 128), ("qwen2_moe", 32), ("gpt_oss", 128)])
@@ -303,20 +300,17 @@ def test_the_licence_of_a_folder_is_read_from_its_card(home, tiny_model_folder, 
     assert model_details(model, home).license is None
 
 
-def test_a_catalogue_model_out_of_reach_is_described_as_far_as_it_is_known(home):
+def test_a_model_out_of_reach_is_described_where_the_catalogue_has_it(home):
     details = model_details(ModelConfig(id="Qwen/Qwen3-8B"), home)
 
     assert (details.parameters, details.license) == (8_190_735_360, "apache-2.0")
     assert "HF_HUB_OFFLINE" in details.tokenizer_missing
     assert details.chat_template is None
+    with pytest.raises(HubUnreachableError):
+        model_details(ModelConfig(id="org/model"), home)
 
 
 def test_the_demo_model_is_not_fetched_to_be_described(home, monkeypatch):
     monkeypatch.setattr("engine.models.source.prepare_demo", lambda *_: pytest.fail("it was fetched"))
 
     assert "not on this machine yet" in model_details(ModelConfig(id="smollm2-135m-instruct"), home).tokenizer_missing
-
-
-def test_a_hub_model_out_of_reach_has_no_details(home):
-    with pytest.raises(HubUnreachableError):
-        model_details(ModelConfig(id="org/model"), home)

@@ -31,7 +31,7 @@ def shape():
     return inventory_of(find_in_catalog(QWEN).config)
 
 
-@pytest.mark.parametrize("gib", [4, 6, 8, 12, 16, 24])
+@pytest.mark.parametrize("gib", [6, 12, 24])
 def test_a_change_that_is_said_to_fit_does_when_it_is_applied(shape, gib):
     plain = mapping(training={"per_device_train_batch_size": 4, "max_length": 2048})
 
@@ -173,17 +173,13 @@ def test_a_way_to_share_is_recommended_by_what_fits(shape, fitting, sentence):
     config = config_from_mapping(mapping(adapter={"method": "none"}))
     shares = share_among(Estimator(shape, gpu(80)), config, 2)
     needs = {"DDP": 4 * GIB, "FSDP": GIB, "device_map": 2 * GIB}
-    verdicts = [
-        share.model_copy(
-            update={
-                "verdict": "fits" if share.sharing in fitting else "does_not_fit",
-                "needed_bytes": needs[share.sharing],
-            }
-        )
+    verdicts = {True: "fits", False: "does_not_fit"}
+    rated_shares = [
+        share.model_copy(update={"verdict": verdicts[share.sharing in fitting], "needed_bytes": needs[share.sharing]})
         for share in shares
     ]
 
-    assert sentence in recommend(verdicts, GIB)
+    assert sentence in recommend(rated_shares, GIB)
 
 
 def test_what_cannot_be_sharded_is_not_recommended(shape):
@@ -200,9 +196,7 @@ def test_a_copy_on_each_gpu_that_does_not_fit_is_sharded_instead(shape, method, 
     copies = {"run": {"devices": [0, 1], "launcher": "accelerate"}, "adapter": {"method": method}}
     advice = advise(shape, config_from_mapping(mapping(**copies)), gpu(6))
 
-    assert (
-        "run.fsdp=full_shard" in {override for change in advice.changes for override in change.overrides}
-    ) is is_offered
+    assert any("run.fsdp=full_shard" in change.overrides for change in advice.changes) is is_offered
 
 
 @pytest.mark.parametrize(("fsdp", "sharing"), [("none", "DDP"), ("full_shard", "FSDP")])

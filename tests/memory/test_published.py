@@ -95,9 +95,8 @@ def test_the_derived_bound_covers_nine_in_ten_of_every_source(evaluation, furthe
 def test_every_method_of_peft_is_predicted_within_four_percent_and_below_its_bound(further):
     of_peft = [comparison for comparison in further.comparisons if comparison.source == "peft"]
 
-    assert [refusal.id for refusal in further.refusals] == [
-        "metamathqa-oft-rank32-batch2"
-    ]  # which turned weights, not inputs
+    (refusal,) = further.refusals
+    assert refusal.id == "metamathqa-oft-rank32-batch2"  # which turned weights, not inputs
     assert len(of_peft) == 16
     for comparison in of_peft:
         assert abs(comparison.error) <= 0.04, comparison

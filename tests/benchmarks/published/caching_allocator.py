@@ -33,7 +33,7 @@ _STEPS = 2  # the second one finds the first one's blocks
 
 
 class Block:
-    """A stretch of a segment, free or in use, between its neighbours."""
+    """A part of a segment, free or in use, between its neighbours."""
 
     __slots__ = ("address", "before", "behind", "is_free", "is_small", "size")
 
@@ -118,7 +118,7 @@ class CachingAllocator:
         insort(self._free[block.is_small], (rest.size, rest.address, rest))
 
     def _join(self, first: Block, second: Block, *, free_block: Block | None = None) -> None:
-        """Make one block of two neighbours; `listed` (else the second) is in the list of free ones."""
+        """Make one block of two neighbours; `free_block` (else the second) is in the list of free ones."""
         entry = free_block or second
         free = self._free[first.is_small]
         free.pop(bisect_left(free, (entry.size, entry.address)))

@@ -47,26 +47,26 @@ def shape_of_point(point: MeasuredPoint) -> ModelShape:
     Raises:
         DeclinedError: If its sizes are neither given nor known.
     """
-    sizes, known = point.arch, known_sizes(point.model_id)
-    if sizes is None:
+    architecture, known = point.arch, known_sizes(point.model_id)
+    if architecture is None:
         if known is None:
             raise DeclinedError(f"{point.model_id} is not known, and no sizes are given.")
         return published_shape(point.model_id, known)
     model_type = known.model_type if known else "llama"
     sizes = PublishedSizes(
         model_type=model_type,
-        hidden_size=sizes.hidden_size,
-        intermediate_size=sizes.intermediate_size,
-        num_hidden_layers=sizes.num_layers,
-        num_attention_heads=sizes.num_attention_heads,
-        num_key_value_heads=sizes.num_kv_heads,
-        head_dim=sizes.head_dim,
-        vocab_size=sizes.vocab_size,
-        tie_word_embeddings=sizes.tie_word_embeddings,
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.intermediate_size,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_attention_heads,
+        num_key_value_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
+        vocab_size=architecture.vocab_size,
+        tie_word_embeddings=architecture.tie_word_embeddings,
         max_position_embeddings=known.max_position_embeddings if known else None,
         **dropouts_of(model_type),
     )
-    return published_shape(sizes.name or point.model_id, sizes)
+    return published_shape(architecture.name or point.model_id, sizes)
 
 
 def device_of_point(point: MeasuredPoint) -> Device:
@@ -145,7 +145,7 @@ def _width(dtype: str) -> int:
 
 
 def _precision(point: MeasuredPoint, base: BaseFormat) -> StepPrecision:
-    """StepPrecision of each part; 4-bit bases are prepared in one of three ways.
+    """Return the widths of each part; 4-bit bases are prepared in one of three ways.
 
     PEFT's `prepare_model_for_kbit_training` holds everything unquantized at 32 bits; TRL before 1.0 did the same and cast
     embeddings and head back, which leaves the norms and with them the residual stream at 32 bits; other frameworks change nothing.
