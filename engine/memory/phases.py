@@ -151,7 +151,7 @@ def _layer_backward_peak(saved: BytesByGroup, embedding: Segment, layers: list[S
 
 
 def _max_by_total(*candidates: BytesByGroup) -> BytesByGroup:
-    return max(candidates, key=lambda held: held.total)
+    return max(candidates, key=lambda group_bytes: group_bytes.total)
 
 
 def _embedding_segment(r: StepContext) -> Segment:
