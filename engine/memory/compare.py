@@ -141,8 +141,9 @@ def compare_methods(
 
     Other settings stay as they are, except where they cannot be combined with the method.
     """
-    rows = compare_rows(shape, config, device, _comparison_rows(config.adapter), lengths)
-    return (*rows, _inference(Estimator(shape, device, lengths), config))
+    estimator = Estimator(shape, device, lengths)
+    rows = _comparison_rows(config.adapter).items()
+    return (*(_training(estimator, config, name, changes) for name, changes in rows), _inference(estimator, config))
 
 
 def compare_rows(
@@ -202,7 +203,7 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
         "FSDP": (estimator.need_of_step(replace(alone, sharded=devices)),),
     }
     if devices <= estimator.structure.num_layers:
-        needs["device_map"] = estimator.split_needs(alone, devices)
+        needs["device_map"] = tuple(step.need for step in estimator.split_layers(alone, devices))
     shares = []
     for sharing, each in needs.items():
         fullest = max(each, key=lambda need: need.needed_bytes)

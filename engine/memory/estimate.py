@@ -160,15 +160,12 @@ class Estimator:
         workload = self.workload(config)
         if config.run.spread_over == 1:
             return self.need_of_step(workload)
-        return max(self.split_needs(workload, config.run.spread_over), key=lambda need: need.needed_bytes)
+        needs = (step.need for step in self.split_layers(workload, config.run.spread_over))
+        return max(needs, key=lambda need: need.needed_bytes)
 
     def need_of_step(self, workload: Workload) -> DeviceNeed:
         """Return what a step needs on one device; raises as `estimate_memory` does."""
         return need_on_device(self.peak(workload).tensors, workload, self.device)
-
-    def split_needs(self, workload: Workload, devices: int) -> tuple[DeviceNeed, ...]:
-        """Return what each of several devices like this one needs where the layers are divided among them."""
-        return tuple(step.need for step in self.split_layers(workload, devices))
 
     def split_layers(self, workload: Workload, devices: int) -> tuple[DeviceStep, ...]:
         """Return the part of a step that each of several devices computes; raises as `estimate_memory` does, and:

@@ -12,6 +12,8 @@ from engine.errors import HubUnreachableError, ModelError, StorageError
 from engine.models.prepared import Recipe, demo_folder, prepare_demo, prepare_once
 from engine.models.source import find_model, resolve_model
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.mark.parametrize(
     ("name", "message"),
@@ -139,14 +141,21 @@ def test_a_home_without_room_is_reported_before_the_download(home, monkeypatch):
         prepare_demo(home)
 
 
-def test_light_modules_load_neither_torch_nor_the_hub_client():
-    code = (
-        "import sys; import engine.models.source, engine.models.catalog, engine.models.shape, "
-        "engine.models.inventory_cache, engine.models.catalog; engine.models.catalog.list_catalog(); "
-        "engine.models.catalog.is_causal_lm('llama');"
-        "sys.exit(', '.join(sys.modules.keys() & {'torch', 'transformers', 'huggingface_hub', 'numpy'}) or 0)"
-    )
-    finished = subprocess.run(
-        [sys.executable, "-c", code], check=False, capture_output=True, text=True, cwd=Path(__file__).parents[2]
-    )
+LIGHT = """
+import sys
+import engine.models.source, engine.models.catalog, engine.models.shape, engine.models.inventory_cache
+assert engine.models.catalog.list_catalog() and engine.models.catalog.is_causal_lm("llama")
+heavy = sys.modules.keys() & {"huggingface_hub"}
+import engine.inspector.session
+from engine.hardware.devices import list_devices
+from engine.hardware.libraries import installed_torch
+from engine.paths import LoratoryHome
+assert list_devices() and installed_torch(LoratoryHome.located()).version
+heavy |= sys.modules.keys() & {"torch", "transformers", "datasets", "pyarrow", "pandas", "numpy"}
+sys.exit(", ".join(heavy) or 0)
+"""
+
+
+def test_light_modules_load_neither_torch_nor_the_hub_client(home):
+    finished = subprocess.run([sys.executable, "-c", LIGHT], check=False, capture_output=True, text=True, cwd=ROOT)
     assert finished.returncode == 0, finished.stderr
