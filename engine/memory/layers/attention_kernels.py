@@ -57,8 +57,7 @@ def _eager(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     mask = r.small(workload.length * workload.key_length, scores.width)
     masked = tape.assign(scores, tape.add(scores, mask))
     probabilities = tape.assign(masked, _softmax(r, masked))
-    if shape.attention_dropout > 0:
-        probabilities = tape.assign(probabilities, tape.dropout(probabilities, on_cuda=r.on_cuda))
+    probabilities = r.drop_out(probabilities, shape.attention_dropout)
     answer = _matmul(r, probabilities, value, query.elements)
     return tape.assign(answer, tape.clone(answer))
 

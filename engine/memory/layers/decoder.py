@@ -63,7 +63,7 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
     inputs_embeds = 0 if shape.rotary else r.position_count * shape.hidden_size * width
     if shape.embedding_dropout > 0:
         inputs_embeds += x.storage.size
-        x = tape.assign(x, tape.dropout(x, on_cuda=r.on_cuda))
+        x = r.drop_out(x, shape.embedding_dropout)
     return x, Passing(inputs_embeds, _argument_bytes(r))
 
 
@@ -191,9 +191,7 @@ def _attend(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     answer = attention_kernel(r, query, key, value)
     assert layer.attention_output is not None
     result = project(r, answer, layer.attention_output)
-    if shape.hidden_dropout > 0:
-        result = tape.assign(result, tape.dropout(result, on_cuda=r.on_cuda))
-    return result
+    return r.drop_out(result, shape.hidden_dropout)
 
 
 def _queries_keys_values(r: StepContext, x: Value, layer: LayerStructure) -> tuple[Value, Value, Value]:

@@ -25,9 +25,7 @@ def feed_forward(r: StepContext, x: Value, layer: LayerStructure) -> Value:
             tape.drop(result, shared)
         result = both
     assert result is not None
-    if r.structure.shape.hidden_dropout > 0:
-        result = tape.assign(result, tape.dropout(result, on_cuda=r.on_cuda))
-    return result
+    return r.drop_out(result, r.structure.shape.hidden_dropout)
 
 
 @in_scope

@@ -114,6 +114,10 @@ class StepContext:
             self.cast_copies[weight] = copy
         return copy
 
+    def drop_out(self, x: Value, share: float) -> Value:
+        """Apply a dropout that is active; no variable holds x afterwards."""
+        return self.tape.assign(x, self.tape.dropout(x, on_cuda=self.on_cuda)) if share > 0 else x
+
     def hold_until_forward_ends(self, value: Value) -> None:
         """Hold this outside the layers while the forward pass lasts."""
         self.until_forward_ends.append(share(value.storage))

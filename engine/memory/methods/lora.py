@@ -307,8 +307,7 @@ class AdaLoraMemory(MemoryRule):
         result = base_result(r, x, module)
         casts = not (quantized and r.peft_sees_autocast)
         inner = tape.cast(x, workload.precision.adapter) if casts else tape.alias(x)
-        if workload.adapter.lora_dropout > 0:
-            inner = tape.assign(inner, tape.dropout(inner, on_cuda=r.on_cuda))
+        inner = r.drop_out(inner, workload.adapter.lora_dropout)
         singular = r.adapter_weight(rank)
         rows = tape.multiply(as_view(r, r.adapter_weight(rank * module.in_features)), singular)
         target = workload.precision.autocast

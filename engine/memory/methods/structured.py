@@ -211,8 +211,7 @@ def _shards(r: StepContext, x: Value, module: ModuleShape) -> Value:
     missing = -module.in_features % rank
     inner = tape.operation((x,), rows * (module.in_features + missing), x.width) if missing else tape.alias(x)
     inner = tape.assign(inner, tape.cast(inner, workload.precision.adapter))
-    if workload.adapter.miss_dropout > 0:
-        inner = tape.assign(inner, tape.dropout(inner, on_cuda=r.on_cuda))
+    inner = r.drop_out(inner, workload.adapter.miss_dropout)
     # A sum whose gradient is expanded, and written out where a product asks for it.
     shard_sum = tape.assign(inner, tape.operation((inner,), rows * rank, inner.width))
     up = autocast_linear(r, shard_sum, r.adapter_weight(rank * module.out_features), module.out_features)
@@ -260,8 +259,7 @@ class VeraMemory(MemoryRule):
         rank = workload.adapter.r
         result = base_result(r, x, module)
         inner = tape.cast(x, workload.precision.adapter)
-        if workload.adapter.vera_dropout > 0:
-            inner = tape.assign(inner, tape.dropout(inner, on_cuda=r.on_cuda))
+        inner = r.drop_out(inner, workload.adapter.vera_dropout)
         down = autocast_linear(r, inner, Parameter(rank * module.in_features, 4), rank)
         down = tape.assign(down, tape.multiply(down, r.adapter_weight(rank)))
         up = autocast_linear(r, down, Parameter(rank * module.out_features, 4), module.out_features)
