@@ -107,9 +107,8 @@ def _warmup(config: RunConfig, rows: DatasetKind | None) -> DerivedDefault | Non
     """
     steps = planned_steps(config, rows)
     if steps is None:
-        return DerivedDefault(
-            field_of("training.warmup_steps").default, "", awaits_rows=not isinstance(rows, DatasetStats)
-        )
+        default, awaits_rows = field_of("training.warmup_steps").default, not isinstance(rows, DatasetStats)
+        return DerivedDefault(default, "", awaits_rows=awaits_rows)
     return DerivedDefault(0.1, f"{steps:,} step{'' if steps == 1 else 's'}") if steps < _SHORT_RUN else None
 
 

@@ -128,12 +128,10 @@ def _check_valid_fields(values: Mapping[str, Any], broken: frozenset[str]) -> li
         return []
     sections: dict[str, Any] = {}
     for name, section in _SECTIONS.items():
-        section_values = values.get(name)
-        section_values = section_values if isinstance(section_values, Mapping) else {}
+        group = values.get(name)
+        group = group if isinstance(group, Mapping) else {}
         sections[name] = {
-            field: section_values[field]
-            for field in section.model_fields
-            if field in section_values and f"{name}.{field}" not in broken
+            field: group[field] for field in section.model_fields if field in group and f"{name}.{field}" not in broken
         }
     # The two fields without a default: any value serves, for no pair rule reads them.
     sections["model"].setdefault("id", "-")

@@ -69,9 +69,8 @@ def list_cuda_devices(
     """
 
     def describe_all() -> tuple[Device, ...]:
-        entries = [
-            entry for index in range(nvml.nvmlDeviceGetCount()) for entry in _entries_of(nvml, index, shared_memory)
-        ]
+        indexes = range(nvml.nvmlDeviceGetCount())
+        entries = [entry for index in indexes for entry in _entries_of(nvml, index, shared_memory)]
         devices = tuple(entry.device for entry in (entries if hidden_too else _visible(entries)))
         driver = driver_version(nvml) if devices else None
         return tuple(

@@ -93,9 +93,7 @@ def first_that_fits(
         options: As `device_options` gives them.
         need: Bytes that the run needs on a device; None where that is not known, and counts as nothing.
     """
-    return next(
-        (option for option in options if all((need(device) or 0) <= device.free_bytes for device in option)), None
-    )
+    return next((option for option in options if all((need(gpu) or 0) <= gpu.free_bytes for gpu in option)), None)
 
 
 def device_problems(config: RunConfig, device: Device) -> list[Problem]:

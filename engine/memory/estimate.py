@@ -339,11 +339,11 @@ def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[Memor
     precision = workload.base if workload.base != "dense" else f"{workload.precision.weights * 8} bit"
     adapter = persistent.adapter + persistent.reference
     trained = adapter + persistent.optimizer + persistent.buckets + persistent.copies + group_bytes.gradients
-    explanations, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
+    texts, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
     if persistent.dense_experts > 0:
-        rest, explanations["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY
+        rest, texts["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY
     if workload.device == "cuda":
-        runtime, explanations["runtime"] = "CUDA and allocator", _CUDA_TAKES
+        runtime, texts["runtime"] = "CUDA and allocator", _CUDA_TAKES
     at_the_peak: tuple[tuple[ComponentKey, str, int], ...] = (
         ("trained", f"{'Adapter, gradients' if workload.trains_adapter else 'Gradients'}, optimizer", trained),
         ("activations", "Activations", group_bytes.activations + group_bytes.weight_copies),
@@ -361,6 +361,4 @@ def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[Memor
         *at_the_peak,
         ("margin", "Margin of error", need.needed_bytes - need.expected_bytes),
     )
-    return tuple(
-        MemoryComponent(key=key, label=label, bytes=size, depends_on=explanations[key]) for key, label, size in sizes
-    )
+    return tuple(MemoryComponent(key=key, label=label, bytes=size, depends_on=texts[key]) for key, label, size in sizes)

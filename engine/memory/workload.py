@@ -230,21 +230,19 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
     training, adapter = config.training, config.adapter
     processes, sharded = count_processes(config), config.run.fsdp != "none"
     precision = _precision(config, device)
-    implementation = expected_attention(
-        shape.attention_support, config, device, has_flash_package=has_flash_attention()
-    )
+    backend = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     facts = AttentionFacts.of_shape(shape)
-    through = VARLEN_ATTENTION if takes_varlen_attention(facts, implementation, config, device) else implementation
+    through = VARLEN_ATTENTION if takes_varlen_attention(facts, backend, config, device) else backend
     joined = choose_batching(facts, through, config, device.kind) == "joined"
     # Without a padding mask, layers still get one for a window that rows are longer than.
     has_window = bool(shape.sliding_window) and (shape.sliding_window or 0) < training.max_length
     masked = (
         not joined
         and (training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values")
-        and (has_window or needs_mask(facts, implementation, config))
+        and (has_window or needs_mask(facts, backend, config))
     )
     chunk_bytes = LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
-    attention = _kernel(shape, implementation, device, precision, joined=joined, masked=masked)
+    attention = _kernel(shape, backend, device, precision, joined=joined, masked=masked)
     return Workload(
         adapter=adapter,
         batch_size=training.per_device_train_batch_size * objective_of(config).sequences_per_example,

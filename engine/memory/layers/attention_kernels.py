@@ -300,12 +300,8 @@ def _gradients_in_tiles(tape: Tape, row: _Row) -> tuple[Storage, Storage, Storag
         key_elements = row.shared * tile.keys * row.size
         probabilities = tape.value(0, 1) if row.has_one_tile else _probabilities(tape, row, tile)
         previous = [tape.assign(next(variables), probabilities)]
-        for elements in (
-            query_elements,
-            query_elements,
-            scores,
-            scores,
-        ):  # queries, and gradients of outputs, probabilities, scores
+        # Queries, and gradients of outputs, probabilities, scores.
+        for elements in (query_elements, query_elements, scores, scores):
             previous.append(tape.assign(next(variables), tape.value(elements, width)))
         tape.use(tile.query_elements * width)
         for _ in ("keys", "values"):

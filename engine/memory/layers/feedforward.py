@@ -127,12 +127,10 @@ def _stacked_experts(r: StepContext, x: Value, scores: Value, inner: int) -> Val
     answer = _grouped_linear(r, gated, r.weight(shape.num_experts * inner * hidden, width), ends)
     tape.drop(gated)
     weighted = tape.assign(answer, tape.multiply(answer, sorted_scores))
-    in_token_order = tape.assign(weighted, _index_rows(r, weighted, rows * hidden, tape.value(rows, 8)))
+    answers = tape.assign(weighted, _index_rows(r, weighted, rows * hidden, tape.value(rows, 8)))
     # The gradient of a sum is a view of the one that arrives.
-    total = tape.operation(
-        (in_token_order,), x.elements, in_token_order.width, backward=lambda gradient: (share(gradient),)
-    )
-    tape.drop(in_token_order)
+    total = tape.operation((answers,), x.elements, answers.width, backward=lambda gradient: (share(gradient),))
+    tape.drop(answers)
     return tape.cast(total, x.width)
 
 
