@@ -10,6 +10,7 @@ from engine.hardware.libraries import installed_torch
 from engine.hardware.processor import describe_processor, list_apple_gpus, memory_now
 from engine.paths import LoratoryHome
 
+_FIRST_WITH_FLASH_ATTENTION_2 = (8, 0)  # Ampere; README of flash-attn, "NVIDIA CUDA Support"
 _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it another program is at work there
 
 
@@ -100,7 +101,11 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
     """List the settings that the device cannot run, each with the nearest that it can."""
     training, model = config.training, config.model
     if device.kind == "cuda":
-        return list(_cuda_problems(model, device))
+        own = device.capability
+        if model.attn_implementation != "flash_attention_2" or own is None or own >= _FIRST_WITH_FLASH_ATTENTION_2:
+            return []
+        message = f"flash_attention_2 needs compute capability 8.0, and {device.name} has {own[0]}.{own[1]}; sdpa is the nearest."
+        return [Problem("model.attn_implementation", message)]
     where = "Apple's GPU" if device.kind == "mps" else "the CPU"
     problems = []
     if training.optim in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"):
@@ -118,17 +123,6 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
         message = "PEFT cannot read back the lengths of int8 weights on a CPU, which DoRA needs; nf4 is the nearest."
         problems.append(Problem("adapter.use_dora", message))
     return problems
-
-
-_FIRST_WITH_FLASH_ATTENTION_2 = (8, 0)  # Ampere; README of flash-attn, "NVIDIA CUDA Support"
-
-
-def _cuda_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
-    """Yield the problems of GPUs before Ampere."""
-    own = device.capability
-    if model.attn_implementation == "flash_attention_2" and own is not None and own < _FIRST_WITH_FLASH_ATTENTION_2:
-        message = f"flash_attention_2 needs compute capability 8.0, and {device.name} has {own[0]}.{own[1]}; sdpa is the nearest."
-        yield Problem("model.attn_implementation", message)
 
 
 def _apple_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:

@@ -280,8 +280,6 @@ def _download_failure(log_file: Path, log_start: int) -> ModelError:
     if "No module named pip" in output:
         fix = "Run `python -m ensurepip` in it, or choose a local model folder."
         return ModelError("The demo model comes through pip, which is missing from this Python environment.", fix)
-    if "No space left" in output:
-        return ModelError("The disk became full while the demo model was downloaded.", "Free some space and try again.")
     what = "The demo model cannot be downloaded: neither the Hugging Face Hub nor the Python package index gave it."
     return ModelError(what, "Check the network connection and pip's index settings, or choose a local model folder.")
 

@@ -186,19 +186,15 @@ def test_paths_that_transformers_never_reads_are_left_alone(folder):
     check_tokenizer_files(folder, "mine")
 
 
-def test_an_adapter_is_called_an_adapter_and_names_its_base(folder):
-    (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen3-0.6B"}))
-
-    assert "adapter for Qwen/Qwen3-0.6B" in refusal(folder).what
-
-
-@pytest.mark.parametrize("base", ["/home/alice/secret", 7, None, "x" * 300])
-def test_an_adapters_base_is_left_out_where_it_is_a_path_or_nonsense(folder, base):
+@pytest.mark.parametrize(
+    ("base", "label"),
+    [("Qwen/Qwen3-0.6B", " for Qwen/Qwen3-0.6B"), *((base, "") for base in ("/home/alice/secret", 7, None, "x" * 300))],
+)
+def test_an_adapter_names_its_base_unless_that_is_a_path_or_nonsense(folder, base, label):
     (folder / "config.json").unlink()
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
 
-    assert refusal(folder).what == "mine holds an adapter, not a model."
+    assert refusal(folder).what == f"mine holds an adapter{label}, not a model."
 
 
 def test_a_missing_shard_is_named(folder):

@@ -38,23 +38,15 @@ def test_a_model_is_fetched_and_pinned_to_its_commit(hub, home):
     assert (Path(source.location) / "model.safetensors").read_bytes() == model_files()["model.safetensors"]
 
 
-def test_a_pinned_model_is_found_again_without_asking(hub, home):
+@pytest.mark.parametrize(("revision", "requests"), [(COMMIT, {}), (None, {"info": 1})], ids=["pinned", "branch"])
+def test_a_model_is_not_fetched_twice_and_a_pinned_one_not_looked_up(hub, home, revision, requests):
     resolve_model(ModelConfig(id=MODEL), home)
     hub.requests.clear()
 
-    source = resolve_model(ModelConfig(id=MODEL, revision=COMMIT), home)
+    source = resolve_model(ModelConfig(id=MODEL, revision=revision), home)
 
     assert source.revision == COMMIT
-    assert not hub.requests
-
-
-def test_a_branch_is_looked_up_but_not_fetched_twice(hub, home):
-    resolve_model(ModelConfig(id=MODEL), home)
-    hub.requests.clear()
-
-    resolve_model(ModelConfig(id=MODEL), home)
-
-    assert hub.requests == {"info": 1}
+    assert hub.requests == requests
 
 
 def test_a_branch_that_moved_is_fetched_again(hub, home):
@@ -89,16 +81,15 @@ def test_without_hub_and_cache_the_error_reports_what_to_do(hub, home, monkeypat
         resolve_model(ModelConfig(id=MODEL), home)
 
 
-def test_a_preview_fetches_no_weights_and_training_the_rest(hub):
+def test_estimate_preview_and_training_fetch_what_they_need(hub):
+    estimate = fetch_from_hub(MODEL, part=ModelPart.CONFIG)
+    assert names(estimate.folder) == {"config.json", "generation_config.json"}
+
     tokenizer = fetch_from_hub(MODEL, part=ModelPart.TOKENIZER)
     assert names(tokenizer.folder) == set(model_files()) - {"model.safetensors"}
     assert cached_snapshot(MODEL, None, ModelPart.WEIGHTS) is None
 
     assert "model.safetensors" in names(fetch_from_hub(MODEL).folder)
-
-
-def test_an_estimate_fetches_the_configuration_alone(hub):
-    assert names(fetch_from_hub(MODEL, part=ModelPart.CONFIG).folder) == {"config.json", "generation_config.json"}
 
 
 def test_only_what_loads_is_fetched(hub):
