@@ -51,7 +51,7 @@ class PlainTape(Tape):
 
     Args:
         reentrant: Checkpoint in that way.
-        watched: A dispatch mode watches: autograd never adds in place, and what a kernel takes for itself is not seen.
+        is_watched: A dispatch mode watches: autograd never adds in place, and what a kernel takes for itself is not seen.
     """
 
     def __init__(self, *, reentrant: bool = False, is_watched: bool = False) -> None:
@@ -212,11 +212,11 @@ def _linear_fused(r: StepContext, hidden: Value) -> Value:
     chunk = 1 << max(0, (-(-rows // chunks) - 1).bit_length())
     weight = r.weight(shape.vocab_size * shape.hidden_size, precision.head)
     hidden = tape.cast(hidden, width)
-    of_hidden = tape.value(hidden.elements, width)
-    of_weight = tape.value(weight.elements if weight.trainable else 0, weight.width, group=Group.GRADIENTS)
+    grad_hidden = tape.value(hidden.elements, width)
+    grad_weight = tape.value(weight.elements if weight.trainable else 0, weight.width, group=Group.GRADIENTS)
     tape.use(min(chunk, rows) * shape.vocab_size * width, weight.size if weight.trainable else 0)
 
     def backward(_: Storage) -> Gradients:
-        return (share(of_hidden.storage), share(of_weight.storage) if weight.trainable else None)
+        return (share(grad_hidden.storage), share(grad_weight.storage) if weight.trainable else None)
 
-    return tape.operation((hidden, weight), 1, 4, backward=backward, saved=(of_hidden, of_weight))
+    return tape.operation((hidden, weight), 1, 4, backward=backward, saved=(grad_hidden, grad_weight))
