@@ -37,12 +37,12 @@ def load_nvml() -> Nvml:
     return importlib.import_module("pynvml")
 
 
-def query_driver(nvml: Nvml, question: Callable[[], Answer]) -> Answer | None:
-    """Ask the driver something between `nvmlInit` and `nvmlShutdown`; None where there is none, or it does not know."""
+def query_driver(nvml: Nvml, query: Callable[[], Answer]) -> Answer | None:
+    """Query the driver between `nvmlInit` and `nvmlShutdown`; None where there is none, or it does not know."""
     try:
         nvml.nvmlInit()
         try:
-            return question()
+            return query()
         finally:
             nvml.nvmlShutdown()
     except nvml.NVMLError:

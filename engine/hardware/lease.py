@@ -208,7 +208,7 @@ class Wait:
     """How to wait for devices that are in use."""
 
     seconds: float
-    on_wait: Callable[[LeaseHolder], None] = lambda _: None  # called with the holder of the device at each look
+    on_wait: Callable[[LeaseHolder], None] = lambda _: None  # called with the holder of the device at each attempt
     stopped: threading.Event = field(default_factory=threading.Event)  # set by another thread that no longer wants it
 
 

@@ -193,17 +193,13 @@ class _Adviser:
             double = {"model.double_quant": True}
             yield _Candidate("double_quant", "Double quantization", "nearly the same result", double)
         if quantization in ("none", "int8"):
-            label, pace = (
-                "Hold the frozen weights in nf4 (QLoRA)",
-                "faster" if quantization == "int8" else "somewhat slower",
-            )
-            yield self._quantization("nf4", label, f"{pace}, a little less exact")
+            pace = "faster" if quantization == "int8" else "somewhat slower"
+            yield self._quantization("nf4", f"{pace}, a little less exact")
         if quantization == "none":
-            yield self._quantization(
-                "int8", "Hold the frozen weights in int8", f"very slightly less exact; {SLOW_INT8}"
-            )
+            yield self._quantization("int8", f"very slightly less exact; {SLOW_INT8}")
 
-    def _quantization(self, kind: Literal["int8", "nf4"], label: str, cost: str) -> _Candidate:
+    def _quantization(self, kind: Literal["int8", "nf4"], cost: str) -> _Candidate:
+        label = f"Hold the frozen weights in {kind}{' (QLoRA)' if kind == 'nf4' else ''}"
         changes = {"model.quantization": kind, **self._biases_left_alone()}
         return _Candidate(kind, label, f"{cost}; biases are not trained" if len(changes) > 1 else cost, changes)
 
@@ -263,9 +259,7 @@ class _Adviser:
             label = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
             yield _Candidate("unquantized", label, "faster and more exact", {"model.quantization": "none"})
         if config.model.quantization == "int8":
-            yield self._quantization(
-                "nf4", "Hold the frozen weights in nf4 (QLoRA)", f"faster, a little less exact; {SLOW_INT8}"
-            )
+            yield self._quantization("nf4", f"faster, a little less exact; {SLOW_INT8}")
         yield from self._larger_batch(batch)
 
     def _larger_batch(self, fitting: int) -> Iterator[_Candidate]:
