@@ -309,7 +309,7 @@ def _closest_field(field: str) -> str | None:
 
 
 def setting_names() -> list[str]:
-    """Dotted names of all settings, in the order of the form."""
+    """Return the dotted names of all settings, in the order of the form."""
     return [f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields]
 
 
@@ -333,12 +333,12 @@ class Preset:
         return config_from_mapping(self.mapping())
 
     def mapping(self) -> dict[str, Any]:
-        """Plain values, for overrides."""
+        """Return the plain values, for overrides."""
         return mapping_from_file(self.path)
 
 
 def list_presets(folder: Path = PRESETS_FOLDER) -> list[Preset]:
-    """All presets, CPU first, then by memory of the device."""
+    """Return all presets, CPU first, then by memory of the device."""
     presets = [_read_preset(path) for path in folder.glob("*.yaml")]
     return sorted(presets, key=lambda preset: (preset.memory_gib or 0, preset.name))
 

@@ -34,7 +34,7 @@ def choose_device(run: RunSection) -> Device:
 
 
 def choose_devices(run: RunSection) -> tuple[Device, ...]:
-    """All devices that one process of such a run works on: several only where the layers are spread over them.
+    """Return all devices that one process of such a run works on: several only where the layers are spread over them.
 
     Raises:
         DeviceError: If the run names a GPU that is not there.

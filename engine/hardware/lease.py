@@ -123,7 +123,7 @@ class LeaseBook:
                     file.with_suffix(".wanted").unlink(missing_ok=True)
 
     def holder(self, device: str) -> LeaseHolder | None:
-        """Who has a device now; None where no living process does."""
+        """Return who has a device now; None where no living process does."""
         holder = read_model(self._file(device), LeaseHolder)
         return holder if holder is not None and self._holds(holder) else None
 
@@ -139,7 +139,7 @@ class LeaseBook:
         return next((holder for holder in self.holders().values() if holder.run_id == run_id), None)
 
     def devices_of_run(self, run_id: str) -> tuple[str, ...]:
-        """Names of the devices that a living process holds for a run."""
+        """Return the names of the devices that a living process holds for a run."""
         return tuple(device for device, holder in self.holders().items() if holder.run_id == run_id)
 
     def request_preemption(self, device: str) -> bool:
@@ -156,7 +156,7 @@ class LeaseBook:
         return True
 
     def is_preemption_requested(self, process: ProcessIdentity) -> bool:
-        """Whether a run waits for a device that this process holds; for preemptible holders."""
+        """Return whether a run waits for a device that this process holds; for preemptible holders."""
         for mark in self._folder.glob("*.wanted"):
             holder = read_model(mark.with_suffix(".json"), LeaseHolder)
             if holder is not None and holder.process == process:

@@ -109,7 +109,7 @@ def _build_on_disk() -> TorchBuild | None:
 
 
 def _runs_on(architecture: str, capability: Capability) -> bool:
-    """Whether code for an architecture runs on a GPU.
+    """Return whether code for an architecture runs on a GPU.
 
     Compiled code (sm_86) runs on GPUs of the same major version from its own minor version on; portable code (compute_86) on
     all later ones; code with a letter (sm_90a) on that one alone.

@@ -38,7 +38,7 @@ def memory_now() -> MemoryNow:
 
 
 def cgroup_memory(folder: Path) -> MemoryNow | None:
-    """Memory limit of one cgroup and what is left of it; None where it sets no limit.
+    """Return the memory limit of one cgroup and what is left of it; None where it sets no limit.
 
     File cache that the kernel would drop first (inactive_file) counts as free, as it does in `MemAvailable`.
 
@@ -54,12 +54,12 @@ def cgroup_memory(folder: Path) -> MemoryNow | None:
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may run on."""
+    """Count the logical cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_fast_bfloat16(cpuinfo: str) -> bool:
-    """Whether the processor multiplies bfloat16 faster than float32, by Linux's /proc/cpuinfo; False elsewhere.
+    """Return whether the processor multiplies bfloat16 faster than float32, by Linux's /proc/cpuinfo; False elsewhere.
 
     AMX does, and so do AMD's vector units. Intel's have an instruction for it that is slower than theirs for float32, which
     matters where AMX is hidden from a virtual machine: on two cores of a fifth generation Xeon, 0.16 against 0.26 TFLOP/s.
@@ -70,7 +70,7 @@ def has_fast_bfloat16(cpuinfo: str) -> bool:
 
 
 def has_bfloat16(cpuinfo: str | None = None) -> bool:
-    """Whether a processor, or this one, has instructions for bfloat16, quick or not."""
+    """Return whether a processor, or this one, has instructions for bfloat16, quick or not."""
     flags = _facts(_read_text(_CPUINFO) if cpuinfo is None else cpuinfo).get("flags", "").split()
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 

@@ -275,7 +275,7 @@ class _Adviser:
     # What it comes to
 
     def _without_new_problems(self, candidates: Iterable[_Candidate]) -> list[_Candidate]:
-        """Those that a start would not refuse."""
+        """Return the candidates that a start would not refuse."""
         return [candidate for candidate in candidates if not self._is_refused(candidate.changes)]
 
     def _is_refused(self, changes: Changes) -> bool:

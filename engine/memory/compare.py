@@ -52,7 +52,7 @@ def as_overrides(changes: Changes) -> tuple[str, ...]:
 
 
 def new_problems(config: RunConfig, changed_config: RunConfig, device: Device) -> list[Problem]:
-    """Why `changed_config` would be refused on this device, beyond what `config` is refused for already."""
+    """Return why `changed_config` would be refused on this device, beyond what `config` is refused for already."""
     before = {problem.field for problem in _problems(config, device)}
     return [problem for problem in _problems(changed_config, device) if problem.field not in before]
 
@@ -285,7 +285,7 @@ def inference_workload(workload: Workload) -> Workload:
 
 
 def _inference_bytes(structure: ModelStructure, workload: Workload, device_name: str) -> int:
-    """Tensors at the peak of answering a prompt that fills the context.
+    """Return the bytes of tensors at the peak of answering a prompt that fills the context.
 
     Source: `Answer`, engine/chat/answer.py, which reads the prompt in pieces and asks for the logits of its last position;
     `AdaptedBase.forward`, which casts them to 32 bits.
@@ -298,7 +298,7 @@ def _inference_bytes(structure: ModelStructure, workload: Workload, device_name:
 
 
 def cache_bytes(shape: ModelShape, workload: Workload) -> int:
-    """Bytes of what the layers remember of a conversation, at most.
+    """Return the bytes of what the layers remember of a conversation, at most.
 
     A layer that sees all tokens keeps the keys and values of all. One with a window keeps what its window lacks of the last
     piece, in the tensor that has both. The largest of these is there twice, while new ones are put behind it. States of

@@ -121,7 +121,7 @@ def gpu_name_parts(name: str) -> frozenset[str]:
 
 
 def is_hopper(name: str) -> bool:
-    """Whether it is of the generation for which cuBLAS wants larger workspaces."""
+    """Return whether it is of the generation for which cuBLAS wants larger workspaces."""
     return not _HOPPER.isdisjoint(gpu_name_parts(name))
 
 

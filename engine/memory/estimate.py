@@ -198,7 +198,7 @@ class Estimator:
         return divide_layers(self.shape, workload, devices, kept_bytes=activation_bytes, times_weights=times_weights)
 
     def _is_equal(self, first: DevicePart, second: DevicePart) -> bool:
-        """Whether two devices do the same: as many layers of one kind, and nothing else."""
+        """Return whether two devices do the same: as many layers of one kind, and nothing else."""
         has_one_kind, have_equal_layers = len(self.structure.layers) == 1, len(first.layers) == len(second.layers)
         return has_one_kind and have_equal_layers and first.outside == second.outside == ()
 

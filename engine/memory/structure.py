@@ -112,7 +112,7 @@ def decoder_layers(shape: ModelShape) -> dict[str, tuple[ModuleShape, ...]]:
 
 
 def _group_by_layer(shape: ModelShape) -> tuple[dict[str, _Members], list[ModuleShape]]:
-    """Modules by layer, each with its name within the layer, and those outside."""
+    """Return the modules by layer, each with its name within the layer, and those outside."""
     by_layer: dict[str, _Members] = {}
     outside: list[ModuleShape] = []
     for module in shape.modules:
@@ -199,7 +199,7 @@ def _with_size(norm: ModuleShape, size: int) -> ModuleShape:
 
 
 def _attends_plainly(layer: LayerStructure, hidden_size: int) -> bool:
-    """Whether queries, keys and values come straight from the hidden states, by three products or one."""
+    """Return whether queries, keys and values come straight from the hidden states, by three products or one."""
     inputs = layer.attention_inputs
     straight = len(inputs) in (1, 3) and all(module.in_features == hidden_size for module in inputs)
     return straight and layer.attention_output is not None and layer.has_feed_forward

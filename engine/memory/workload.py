@@ -308,7 +308,7 @@ def _layer_kernels(config: RunConfig, device: Device) -> LayerKernels:
 
 
 def compiles_triton() -> bool:
-    """Whether Triton's kernels can be compiled here, where the worker will run: it calls a C compiler.
+    """Return whether Triton's kernels can be compiled here, where the worker will run: it calls a C compiler.
 
     Source: `_build`, triton/runtime/build.py.
     """

@@ -260,7 +260,7 @@ def _is_installed(module: str) -> bool:
 
 
 def why_not(cell: Cell, gpu_bytes: int, folder: Path) -> str:
-    """Why a cell cannot be measured on this machine; empty where it can."""
+    """Return why a cell cannot be measured on this machine; empty where it can."""
     import shutil
 
     if cell.trainer == "unsloth" and not _is_installed("unsloth"):

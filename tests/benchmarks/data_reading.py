@@ -129,7 +129,7 @@ class Measured:
         self.start_seconds = time.perf_counter() - start  # its imports are over
 
     def time(self, question: Callable[[Inspector], Answer]) -> tuple[float, Answer]:
-        """Seconds that an answer takes, and the answer."""
+        """Return the seconds that an answer takes, and the answer."""
         start = time.perf_counter()
         answer = question(self._inspector)
         return time.perf_counter() - start, answer

@@ -30,7 +30,7 @@ from tests.benchmarks.training_trial import (
 
 
 def rows_in_order(data: Any, recipe: Recipe) -> list[int]:
-    """Numbers of the rows in the order in which our trainer learns them."""
+    """Return the numbers of the rows in the order in which our trainer learns them."""
     training = TrainingConfig(
         seed=42,
         per_device_train_batch_size=recipe.rows_per_pass,

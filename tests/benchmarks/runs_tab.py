@@ -105,7 +105,7 @@ def make_runs(home: LoratoryHome, count: int, owner: str) -> None:
 
 
 def measure(browser: Browser, address: str, milliseconds: list[float]) -> float:
-    """Seconds to the first table; appends the seconds of each search."""
+    """Return the seconds to the first table; appends the seconds of each search."""
     page = open_page(browser, address)
     page.wait_for_timeout(2000)  # the page has done what it does at its start
     seconds: float = page.evaluate(_FROM_CLICK, "Runs")

@@ -56,7 +56,7 @@ def advise_changes(shape, values, device):
 
 
 def refusal(values, overrides, device):
-    """Why a start would refuse it; None where it would not."""
+    """Return why a start would refuse it; None where it would not."""
     try:
         config = config_from_mapping(with_overrides(values, overrides))
     except ConfigError as error:

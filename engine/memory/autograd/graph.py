@@ -55,7 +55,7 @@ class Graph(LiveBytes):
         return value
 
     def alias(self, value: Value, *, elements: int | None = None) -> Value:
-        """Another variable for the same bytes: a view, or a second name."""
+        """Return another variable for the same bytes: a view, or a second name."""
         count = value.elements if elements is None else elements
         other = Value(share(value.storage), count, value.width, value.producer)
         self._locals.append(other)

@@ -97,7 +97,7 @@ class Value:
 
 
 def needs_gradient(item: Value | Parameter) -> bool:
-    """Whether the backward pass will come to this input."""
+    """Return whether the backward pass will come to this input."""
     return item.trainable if isinstance(item, Parameter) else item.producer is not None
 
 

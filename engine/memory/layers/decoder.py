@@ -86,7 +86,7 @@ def _after_virtual_inputs(r: StepContext, embeddings: Value) -> Value:
 
 
 def input_is_leaf(workload: Workload) -> bool:
-    """Whether the first layer's input takes part in the backward pass although nothing before it is trained.
+    """Return whether the first layer's input takes part in the backward pass although nothing before it is trained.
 
     Checkpointed layers need that (`enable_input_require_grads`), and the Trainer sees to it. What arrives from another
     device has trained layers before it.
@@ -226,7 +226,7 @@ def _rotate(r: StepContext, x: Value) -> Value:
 
 
 def _after_prefix(r: StepContext, own: Value) -> Value:
-    """Keys or values with the learned ones before them: a new tensor in the cache."""
+    """Return the keys or values with the learned ones before them: a new tensor in the cache."""
     # Source: `DynamicLayer.update`, transformers/cache_utils.py, which PEFT fills before the forward pass.
     prefix = r.prefixes.pop()
     result = r.tape.assign(prefix, r.tape.concatenate(prefix, own))
@@ -236,7 +236,7 @@ def _after_prefix(r: StepContext, own: Value) -> Value:
 
 @in_scope
 def _mix(r: StepContext, x: Value, layer: LayerStructure) -> Value:
-    """Every product in turn, each on the hidden states or on what the one before gave."""
+    """Run every product in turn, each on the hidden states or on what the one before gave."""
     tape, hidden = r.tape, r.structure.shape.hidden_size
     present = tape.alias(x)
     for module in layer.mixer:

@@ -108,7 +108,7 @@ def normalize(r: StepContext, x: Value, norm: ModuleShape) -> Value:
 
 
 def _is_plain_rms_norm(norm: ModuleShape) -> bool:
-    """Whether PyTorch's kernel takes its place: one weight for each feature, to which nothing is added."""
+    """Return whether PyTorch's kernel takes its place: one weight for each feature, to which nothing is added."""
     is_named = norm.class_name.endswith("RMSNorm") and not norm.class_name.startswith("Gemma")
     return is_named and norm.parameters == norm.out_features
 

@@ -132,7 +132,7 @@ def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Valu
 
 
 def is_fused(workload: Workload, module: ModuleShape, width: int) -> bool:
-    """Whether base and branch of an adapted layer are one function, for inputs of `width` bytes an element.
+    """Return whether base and branch of an adapted layer are one function, for inputs of `width` bytes an element.
 
     Source: `_takes`, engine/training/ops/lora_linear.py.
     """

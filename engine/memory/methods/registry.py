@@ -87,7 +87,7 @@ def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
 def _group_by_decay(
     modules: Iterable[ModuleShape], *, as_copies: bool = False
 ) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
-    """Tensors of whole modules, or of what replaces them: what may decay, then norms and biases.
+    """Return the tensors of whole modules, or of what replaces them: what may decay, then norms and biases.
 
     Args:
         as_copies: A tied module, whose weight is counted elsewhere, becomes a tensor of its own when it is copied.
@@ -113,7 +113,7 @@ def _group_by_decay(
 
 
 def _weight_shape(module: ModuleShape, elements: int) -> TensorShape:
-    """Parameters of unknown shape count as vectors, for which optimizers keep the most state."""
+    """Return a weight's shape; one of unknown shape counts as a vector, for which optimizers keep the most state."""
     if module.kind == "norm" or elements != module.in_features * module.out_features:
         return (elements,)
     is_linear = module.kind == "linear"

@@ -37,7 +37,7 @@ def memory_of_gpu(name: str) -> int | None:
 
 
 def is_before_ampere(name: str) -> bool:
-    """Whether it has neither bfloat16 nor flash attention."""
+    """Return whether it has neither bfloat16 nor flash attention."""
     name_parts = gpu_name_parts(name)
     return not _BEFORE_AMPERE.isdisjoint(name_parts) and "ADA" not in name_parts
 

@@ -115,7 +115,7 @@ def read_measurements(path: Path) -> list[MeasuredPoint]:
 
 
 def observations(point: MeasuredPoint) -> Iterator[Observation]:
-    """Every figure of a measurement that has a counterpart in an estimate, each kind once."""
+    """Return every figure of a measurement that has a counterpart in an estimate, each kind once."""
     kind: MeasuredKind = "reserved" if "reserved" in point.measured_kind else "allocated"
     kinds = {kind}
     yield Observation(kind, round(point.measured_value * _UNITS[point.measured_unit]))

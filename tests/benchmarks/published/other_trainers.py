@@ -121,7 +121,7 @@ def _workload(r: StepContext) -> PlainWorkload:
 
 
 def _cache_bytes(r: StepContext) -> int:
-    """Keys and values of one layer: a view of the fused projection keeps all of it."""
+    """Return the keys and values of one layer: a view of the fused projection keeps all of it."""
     precision = r.workload.precision
     if r.workload.base == "dense":
         width = precision.autocast or precision.weights
@@ -157,7 +157,7 @@ def _head_module(r: StepContext) -> ModuleShape:
 
 @in_scope
 def _full_logits(r: StepContext, hidden: Value) -> Value:
-    """All logits, upcast to 32 bits, then cross-entropy.
+    """Compute all logits, upcast to 32 bits, then cross-entropy.
 
     Source: `ForCausalLMLoss`, transformers/loss/loss_utils.py; before transformers 4.49 it shifted the logits, later
     the labels; before 4.46 each model had a loss of its own, which released the logits before the cast.

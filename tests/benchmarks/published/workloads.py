@@ -140,7 +140,7 @@ def _adapter(point: MeasuredPoint, shape: ModelShape) -> AdapterConfig:
 
 
 def _width(dtype: str) -> int:
-    """Bytes per element of a dtype as the files write it."""
+    """Return the bytes per element of a dtype as the files write it."""
     return 4 if dtype.startswith("fp32") else 2
 
 
