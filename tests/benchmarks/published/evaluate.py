@@ -67,7 +67,7 @@ class Comparison(BaseModel):
         return self.bound_bytes / self.measured_bytes - 1
 
 
-class Declined(BaseModel):
+class Refusal(BaseModel):
     """A measurement for which nothing is predicted."""
 
     model_config = ConfigDict(frozen=True)
@@ -98,19 +98,19 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     scores: tuple[Score, ...]
-    refusals: tuple[Declined, ...] = Field(serialization_alias="declined")
+    refusals: tuple[Refusal, ...] = Field(serialization_alias="declined")
     comparisons: tuple[Comparison, ...]
 
 
 def evaluate(points: Iterable[MeasuredPoint]) -> Evaluation:
     """Predict each measurement from its settings, and compare."""
     comparisons: list[Comparison] = []
-    refusals: list[Declined] = []
+    refusals: list[Refusal] = []
     for point in points:
         try:
             comparisons.extend(compare(point))
         except EngineError as error:
-            refusals.append(Declined(id=point.id, tier=point.tier, reason=error.what))
+            refusals.append(Refusal(id=point.id, tier=point.tier, reason=error.what))
     groups: dict[tuple[str, str, MeasuredKind], list[Comparison]] = {}
     for comparison in comparisons:
         groups.setdefault((comparison.source, comparison.tier, comparison.kind), []).append(comparison)

@@ -34,7 +34,7 @@ _WITH_CACHE = frozenset({"gpt_bigcode"})
 _LARGE_CHECKPOINT = 30_000_000_000  # parameters
 
 
-class DeclinedError(EngineError):
+class NotModelledError(EngineError):
     """A measurement whose settings are not understood well enough for a figure."""
 
     def __init__(self, reason: str) -> None:
@@ -45,12 +45,12 @@ def shape_of_point(point: MeasuredPoint) -> ModelShape:
     """Return the measured model's inventory.
 
     Raises:
-        DeclinedError: If its sizes are neither given nor known.
+        NotModelledError: If its sizes are neither given nor known.
     """
     architecture, known = point.arch, known_sizes(point.model_id)
     if architecture is None:
         if known is None:
-            raise DeclinedError(f"{point.model_id} is not known, and no sizes are given.")
+            raise NotModelledError(f"{point.model_id} is not known, and no sizes are given.")
         return published_shape(point.model_id, known)
     model_type = known.model_type if known else "llama"
     sizes = PublishedSizes(
@@ -80,10 +80,10 @@ def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> PlainWorkload:
     """Describe the step that was measured, by its settings alone.
 
     Raises:
-        DeclinedError: If a setting is not understood.
+        NotModelledError: If a setting is not understood.
     """
     if point.quantization not in _FORMATS:
-        raise DeclinedError(f"the quantization {point.quantization} is not one that is modelled.")
+        raise NotModelledError(f"the quantization {point.quantization} is not one that is modelled.")
     base, double_quant = _FORMATS[point.quantization]
     adapter = _adapter(point, shape)
     attention = _ATTENTION[point.attention]
@@ -122,11 +122,11 @@ def _transformers(point: MeasuredPoint) -> tuple[int, ...]:
 def _adapter(point: MeasuredPoint, shape: ModelShape) -> AdapterConfig:
     method = "none" if point.method == "full" else "lora" if point.method in ("qlora", "dora") else point.method
     if method not in METHODS:
-        raise DeclinedError(f"the method {point.method} is not one that is modelled.")
+        raise NotModelledError(f"the method {point.method} is not one that is modelled.")
     if method == "none":
         return AdapterConfig(method="none")
     if method == "oft" and (point.version("peft") or (1,)) < (0, 16):
-        raise DeclinedError("OFT turned weights before PEFT 0.16, not inputs as it does now.")
+        raise NotModelledError("OFT turned weights before PEFT 0.16, not inputs as it does now.")
     fields = METHODS[method].fields
     own = {name: value for name, value in point.extra.items() if name in fields}
     values = {"target_modules": point.target_modules, "num_virtual_tokens": point.num_virtual_tokens, **own}
