@@ -113,7 +113,7 @@ def _warmup(config: RunConfig, rows: DatasetKind | None) -> DerivedDefault | Non
 
 
 def _max_length(config: RunConfig, rows: DatasetKind | None) -> DerivedDefault | None:
-    """Allow no more than the longest row needs, up to the default: nothing is cut, and memory is judged for what can come.
+    """Allow no more than the longest row needs, up to the default: nothing is cut, and memory is estimated for what can come.
 
     Longer rows keep the default, which is TRL's (`SFTConfig.max_length`): memory grows with it, and the page shows how many are
     cut. Packed rows fill it, however short they are.
