@@ -155,9 +155,7 @@ def known_device(name: str) -> KnownDevice:
     device = find_known_device(name)
     if device is None:
         names = ", ".join(candidate.name for candidate in KNOWN_DEVICES)
-        raise DeviceError(
-            f"{name[:60]!r} is not a known device.", f"Choose {THIS_MACHINE}, or one of: {names}."
-        )
+        raise DeviceError(f"{name[:60]!r} is not a known device.", f"Choose {THIS_MACHINE}, or one of: {names}.")
     return device
 
 
