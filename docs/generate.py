@@ -20,11 +20,11 @@ from pydantic_core import PydanticUndefined
 
 from engine.accounts.limits import LabLimits
 from engine.cli import build_app
+from engine.config.derived_defaults import RULES
 from engine.config.load import config_from_mapping
 from engine.config.methods.registry import METHODS
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig, SamplingConfig
 from engine.config.run import RunConfig
-from engine.config.suited import RULES
 from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.device import known_device
 from engine.memory.compare import compare_methods

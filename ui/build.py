@@ -83,7 +83,7 @@ class NextStepBar:
 
     def step(self, draft: Draft) -> NextStep:
         # Defaults that depend on the rows are set once these are counted, maybe after the start.
-        open_ones = [name for name, default in draft.suited_defaults.items() if default.awaits_rows]
+        open_ones = [name for name, default in draft.derived_defaults.items() if default.awaits_rows]
         reader = self.page.reader
         run = reader.newest_of(draft.config, open_ones) if draft.config is not None else None
         if run is None and (active := reader.newest_active() if draft.is_empty else None) is not None:

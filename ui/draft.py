@@ -4,11 +4,11 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from engine.config.load import config_from_mapping, config_in_the_making
+from engine.config.derived_defaults import SETTINGS, DatasetKind, DerivedDefault, derive_defaults
+from engine.config.load import config_from_mapping, parse_partial_config
 from engine.config.methods.registry import METHODS
 from engine.config.objectives import OBJECTIVES, SUPERVISED, Objective, RowKind, objective_of
 from engine.config.run import RunConfig, RunSection
-from engine.config.suited import SETTINGS, SeenRows, Suited, suited_settings
 from engine.data.contract import RowLengths
 from engine.data.formats import FORMATS, require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, Problem
@@ -62,7 +62,7 @@ class Draft:
     rows: RowLengths | None = None  # None until all rows of the dataset were read with the model's tokenizer
     kind: RowKind | None = None  # of the rows; None until the dataset was opened
     ceiling: MemoryEstimate | None = None  # with every row as long as max_length; None where `estimate` is that
-    suited_defaults: Mapping[str, Suited] = field(
+    derived_defaults: Mapping[str, DerivedDefault] = field(
         default_factory=dict
     )  # settings that a person did not give, and their defaults
     # On a device that is not here, where a person chose one. Whether the draft can start never depends on it.
@@ -116,13 +116,13 @@ def read_settings(services: "Services", form: Form, values: Sequence[Any]) -> di
     """Return the form's values as a draft has them, without an estimate."""
     mapping = form.mapping(values)
     _widen_targets(mapping, shape_of(services, mapping))
-    fill_derived_defaults(mapping, form.suited_values(values), known_rows(services, mapping))
+    fill_derived_defaults(mapping, form.values_by_default(values), known_rows(services, mapping))
     return mapping
 
 
 def fill_derived_defaults(
-    mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: SeenRows | None
-) -> dict[str, Suited]:
+    mapping: dict[str, dict[str, Any]], names: Iterable[str], rows: DatasetKind | None
+) -> dict[str, DerivedDefault]:
     """Fill in the defaults of unset settings that depend on other settings.
 
     Returns:
@@ -130,10 +130,10 @@ def fill_derived_defaults(
     """
     open_ones = set(names)
     try:
-        config = config_in_the_making(_given_by_a_person(mapping, open_ones))
+        config = parse_partial_config(_given_by_a_person(mapping, open_ones))
     except ValueError:
         return {}
-    chosen = {name: default for name, default in suited_settings(config, rows).items() if name in open_ones}
+    chosen = {name: default for name, default in derive_defaults(config, rows).items() if name in open_ones}
     for name, default in chosen.items():
         section, _, field = name.partition(".")
         mapping.setdefault(section, {})[field] = default.value
@@ -154,10 +154,10 @@ def _given_by_a_person(mapping: Sections, open_ones: Container[str]) -> dict[str
     return settings_given
 
 
-def known_rows(services: "Services", mapping: Sections) -> SeenRows | None:
+def known_rows(services: "Services", mapping: Sections) -> DatasetKind | None:
     """Return the known facts about a draft's rows; None until its dataset was opened."""
     rows, kind = _rows_of(services, mapping)
-    return rows.known if rows is not None else SeenRows(kind=kind) if kind is not None else None
+    return rows.known if rows is not None else DatasetKind(kind=kind) if kind is not None else None
 
 
 def _rows_of(services: "Services", mapping: Sections) -> tuple[RowLengths | None, RowKind | None]:
@@ -176,7 +176,7 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
     target_problems = _widen_targets(mapping, shape)
 
     (rows, kind), facts = _rows_of(services, mapping), known_rows(services, mapping)
-    defaults = fill_derived_defaults(mapping, form.suited_values(values), facts)
+    defaults = fill_derived_defaults(mapping, form.values_by_default(values), facts)
     settings = _given_by_a_person(mapping, defaults)  # the engine chooses the rest, again if rows are counted later
     config, problems = _check(settings, facts)
     if target_problems:
@@ -205,14 +205,14 @@ def read_draft(services: "Services", form: Form, values: Sequence[Any]) -> Draft
         estimate_error=here.error,
         rows=rows,
         kind=kind,
-        suited_defaults=defaults,
+        derived_defaults=defaults,
         ceiling=here.ceiling,
         memory_elsewhere=_memory_elsewhere(form.judged_device(values), memory_config, shape, rows),
     )
 
 
 def _without_dataset(
-    settings: Mapping[str, Any], problems: Sequence[Problem], facts: SeenRows | None
+    settings: Mapping[str, Any], problems: Sequence[Problem], facts: DatasetKind | None
 ) -> RunConfig | None:
     """Return the configuration with a stand-in for the dataset, if only that is missing: rows are as long as they may be."""
     if any(problem.field != "dataset.source" for problem in problems):
@@ -303,7 +303,7 @@ def _widen_targets(mapping: dict[str, dict[str, Any]], shape: ModelShape | None)
     return []
 
 
-def _check(mapping: Mapping[str, Any], rows: SeenRows | None) -> tuple[RunConfig | None, list[Problem]]:
+def _check(mapping: Mapping[str, Any], rows: DatasetKind | None) -> tuple[RunConfig | None, list[Problem]]:
     try:
         return config_from_mapping(mapping, rows), []
     except ConfigError as error:

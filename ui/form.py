@@ -11,8 +11,8 @@ from gradio.components.base import Component
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from engine.config import suited
-from engine.config.load import SectionType, config_in_the_making, section_from_mapping, setting_names
+from engine.config import derived_defaults
+from engine.config.load import SectionType, parse_partial_config, section_from_mapping, setting_names
 from engine.config.run import RunConfig
 from engine.config.section import BY_DECADES
 from engine.errors import ConfigError, Problem
@@ -25,8 +25,8 @@ ALL_LINEAR = "all-linear"
 EVERY_LAYER = [("every linear layer", ALL_LINEAR)]  # the choice of targets while no modules are known
 # What the browser remembers with the form and no run has: the name of the device that memory is judged for, or "".
 JUDGE_FOR = "page.judge_for"
-# Also remembered: the page's suited defaults, as JSON; a setting with another value was set by the user.
-SUITED = "page.suited"
+# Also remembered: the page's derived defaults, as JSON; a setting with another value was set by the user.
+DERIVED_DEFAULTS = "page.derived_defaults"
 # Settings whose text box holds several names or numbers.
 _LISTS = ("adapter.modules_to_save", "adapter.feedforward_modules", "training.loss_weights")
 _LIMITS = ("ge", "gt", "le", "lt")  # of pydantic's constraints
@@ -48,7 +48,7 @@ class Form:
 
     def register(self, name: str, component: Component) -> Component:
         """Let a component that the caller built carry a setting."""
-        assert name in (*setting_names(), JUDGE_FOR, SUITED), name
+        assert name in (*setting_names(), JUDGE_FOR, DERIVED_DEFAULTS), name
         assert name not in self._components, f"{name} is on the page twice"
         self._components[name] = component
         return self.show_problems_of(name, component) if component.visible else component
@@ -79,7 +79,7 @@ class Form:
         """Return nested plain values as `config_from_mapping` takes them; empty ones are left out."""
         nested: dict[str, dict[str, Any]] = {section: {} for section in RunConfig.model_fields}
         for name, value in zip(self._components, values, strict=True):
-            if name in (JUDGE_FOR, SUITED):
+            if name in (JUDGE_FOR, DERIVED_DEFAULTS):
                 continue
             section, field = name.split(".")
             plain = _from_component(name, value)
@@ -94,18 +94,18 @@ class Form:
         name = dict(zip(self._components, values, strict=True)).get(JUDGE_FOR)
         return find_known_device(name) if isinstance(name, str) else None
 
-    def suited_values(self, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the settings that still have the value of a suited default, with that value."""
+    def values_by_default(self, values: Sequence[Any]) -> dict[str, Any]:
+        """Return the settings that still have the value of a derived default, with that value."""
         by_name = dict(zip(self._components, values, strict=True))
         try:
-            saved_values = json.loads(by_name.get(SUITED) or "{}")
+            saved_values = json.loads(by_name.get(DERIVED_DEFAULTS) or "{}")
         except (TypeError, ValueError, RecursionError):  # of a client
             return {}
         if not isinstance(saved_values, dict):
             return {}
         return {
             name: saved_values[name]
-            for name in suited.SETTINGS
+            for name in derived_defaults.SETTINGS
             if name in saved_values and saved_values[name] == _from_component(name, by_name.get(name))
         }
 
@@ -114,7 +114,7 @@ class Form:
         values: list[Any] = []
         for name in self._components:
             section, field = name.split(".")
-            if name in (JUDGE_FOR, SUITED):
+            if name in (JUDGE_FOR, DERIVED_DEFAULTS):
                 values.append(mapping.get(section, {}).get(field, ""))
                 continue
             value = _to_component(name, _choice_in_form(name, mapping.get(section, {}).get(field, _default_of(name))))
@@ -177,14 +177,14 @@ def component_for(name: str, **presentation: Any) -> Any:
     Only the page decides on `presentation`: `scale`, `min_width`, `elem_id`, `choices`, `maximum` of a slider …
     """
     laid_out: dict[str, Any] = {"label": label_of(name)}
-    if name in suited.SETTINGS:  # that of an empty form, so a page without a draft sends no change
-        laid_out["value"] = _to_component(name, _suited_to_nothing()[name].value)
+    if name in derived_defaults.SETTINGS:  # that of an empty form, so a page without a draft sends no change
+        laid_out["value"] = _to_component(name, _basic_defaults()[name].value)
     return component_of_field(field_of(name), **{**laid_out, **presentation})
 
 
 @functools.cache
-def _suited_to_nothing() -> dict[str, suited.Suited]:
-    return suited.suited_settings(config_in_the_making({}))
+def _basic_defaults() -> dict[str, derived_defaults.DerivedDefault]:
+    return derived_defaults.derive_defaults(parse_partial_config({}))
 
 
 def component_of_field(field: FieldInfo, **presentation: Any) -> Any:

@@ -11,13 +11,13 @@ import gradio as gr
 from gradio.components.base import Component
 from gradio.events import Dependency
 
-from engine.config.suited import SETTINGS
+from engine.config.derived_defaults import SETTINGS
 from engine.runs.run import RUN_ID, Run
 from ui.backend.background import BackgroundWork, WorkProgress
 from ui.backend.run_reader import RunReader, SharedRuns
 from ui.components import QUICK, SLOW, TIMER_OFF, UNCHANGED, Updates, browser_state, nothing, pick_list
 from ui.draft import Draft, fill_derived_defaults, known_rows, read_draft, read_settings, shape_of
-from ui.form import ALL_LINEAR, JUDGE_FOR, SUITED, Form, setting_in, targets_update
+from ui.form import ALL_LINEAR, DERIVED_DEFAULTS, JUDGE_FOR, Form, setting_in, targets_update
 from ui.form_change import FormChange, Reading
 from ui.gradio_internals import changed_by_hand
 from ui.polls import WorkStatus
@@ -49,7 +49,7 @@ class Page:
         self.saved_draft = browser_state({}, "draft")
         # A client's value: read it by `form.judged_device`.
         self.judge_for = self.form.register(JUDGE_FOR, gr.Textbox("", visible=False))
-        self._suited_note = self.form.register(SUITED, gr.Textbox("", visible=False))
+        self._defaults_note = self.form.register(DERIVED_DEFAULTS, gr.Textbox("", visible=False))
         self.chosen_run = browser_state("", "run")
         # Of starts, which the bar makes in any tab: what is within one that was never in front is not laid out, and has no events.
         self.start_token = browser_state("", "start")
@@ -114,7 +114,7 @@ class Page:
         return read_settings(self.services, self.form, values)
 
     def read(self, values: Sequence[Any]) -> Reading:
-        return Reading(self.settings(values), frozenset(self.form.suited_values(values)))
+        return Reading(self.settings(values), frozenset(self.form.values_by_default(values)))
 
     def start_label(self, draft: Draft) -> str:
         """Return a description of the adapter that a draft continues from; empty for a new adapter."""
@@ -214,7 +214,7 @@ class Page:
     @property
     def _redraw_outputs(self) -> list[Component]:
         components = [self.form[name] for name in SETTINGS]
-        return [*self.views, *components, self._suited_note, self.change_line, self.saved_draft]
+        return [*self.views, *components, self._defaults_note, self.change_line, self.saved_draft]
 
     @property
     def _fill_outputs(self) -> list[Component]:
@@ -224,23 +224,26 @@ class Page:
         if not is_restored:
             return UNCHANGED
         draft = self.draft(values)
-        device, suited_updates = self.form.judged_device(values), self._follow_suited(draft, values)
-        reading = Reading(draft.mapping, frozenset(self.form.suited_values(values)))
+        device, default_updates = self.form.judged_device(values), self._update_defaults(draft, values)
+        reading = Reading(draft.mapping, frozenset(self.form.values_by_default(values)))
         line = last_change.render(reading) if last_change is not None else ""
-        page = {"suited": suited_updates.get(self._suited_note, "")}
+        page = {"derived_defaults": default_updates.get(self._defaults_note, "")}
         page |= {"judge_for": device.name} if device is not None else {}
         saved = {**draft.mapping, "page": page}
         return {
-            **_draw_views(self.views, draft), **suited_updates, self.change_line: line, self.saved_draft: saved,
+            **_draw_views(self.views, draft), **default_updates, self.change_line: line, self.saved_draft: saved,
         }  # fmt: skip
 
-    def _follow_suited(self, draft: Draft, values: Sequence[Any]) -> Updates:
-        """Return the suited defaults that changed with the rest of the form, and a note of all unset ones."""
-        now = self.form.suited_values(values)
-        note = now | {name: default.value for name, default in draft.suited_defaults.items() if name in now}
+    def _update_defaults(self, draft: Draft, values: Sequence[Any]) -> Updates:
+        """Return the derived defaults that changed with the rest of the form, and a note of all unset ones."""
+        now = self.form.values_by_default(values)
+        note = now | {name: default.value for name, default in draft.derived_defaults.items() if name in now}
         names = [name for name, value in note.items() if value != now[name]]
         components = self._components(draft.mapping) if names else {}
-        return {self._suited_note: json.dumps(note), **{self.form[name]: components[self.form[name]] for name in names}}
+        return {
+            self._defaults_note: json.dumps(note),
+            **{self.form[name]: components[self.form[name]] for name in names},
+        }
 
     def _redraw_later(self, is_restored: bool, _last_change: FormChange | None, *values: Any) -> Updates:
         return _draw_views(self.later_views, self.draft(values)) if is_restored else UNCHANGED
@@ -267,13 +270,13 @@ class Page:
     def _with_derived_defaults(
         self, mapping: Mapping[str, Any], open_ones: Collection[str] | None = None
     ) -> dict[str, Any]:
-        """Fill in suited defaults, and note the unset ones: `open_ones`.
+        """Fill in derived defaults, and note the unset ones: `open_ones`.
 
-        Without `open_ones`, settings that are absent or equal to their suited default count as unset. A note from the
+        Without `open_ones`, settings that are absent or equal to their derived default count as unset. A note from the
         browser is kept.
         """
         sections = {name: dict(settings) for name, settings in mapping.items()}
-        if "suited" in sections.get("page", {}):
+        if "derived_defaults" in sections.get("page", {}):
             return sections
         page = sections.pop("page", {})
         as_chosen: dict[str, dict[str, Any]] = {"model": {}, "dataset": {}}
@@ -289,7 +292,7 @@ class Page:
                 note[name] = settings[field] = default.value
         for name in set(open_ones or ()) - note.keys():  # a wrong setting keeps the rules from choosing
             note[name] = setting_in(sections, name)
-        return {**sections, "page": {**page, "suited": json.dumps(note)}}
+        return {**sections, "page": {**page, "derived_defaults": json.dumps(note)}}
 
     def fill_form(self, title: str, mapping: Mapping[str, Any] | None, *values: Any) -> Updates:
         if not mapping:
@@ -303,12 +306,14 @@ class Page:
         if not change:
             return UNCHANGED
         before, names = self.read(values), {f"{section}.{name}" for section in change for name in change[section]}
-        suited_note = json.dumps(
-            {name: value for name, value in self.form.suited_values(values).items() if name not in names}
+        defaults_note = json.dumps(
+            {name: value for name, value in self.form.values_by_default(values).items() if name not in names}
         )
-        after = self.read(self.form.updates({**_merge(before.sections, change), "page": {"suited": suited_note}}))
+        after = self.read(
+            self.form.updates({**_merge(before.sections, change), "page": {"derived_defaults": defaults_note}})
+        )
         views = _draw_views(self._fill_views, after.sections) if {"adapter", "dataset"} & change.keys() else {}
-        note = {self._suited_note: suited_note, self.last_change: FormChange("", before, after)}
+        note = {self._defaults_note: defaults_note, self.last_change: FormChange("", before, after)}
         return {**self.change(change, *values), **views, **note}
 
     def undo(self, _is_restored: bool, last_change: FormChange | None, *values: Any) -> Updates:
@@ -321,7 +326,7 @@ class Page:
         after = self.read(self.form.updates(mapping))
         undone = FormChange(last_change.title, now, after, undoes=not last_change.undoes)
         components = self._components(mapping)
-        settings = {self.form[name]: components[self.form[name]] for name in [*undone.names, SUITED]}
+        settings = {self.form[name]: components[self.form[name]] for name in [*undone.names, DERIVED_DEFAULTS]}
         views = _draw_views(self._fill_views, mapping)
         copied_from = "" if last_change.title else gr.skip()
         return {**settings, **views, self.last_change: undone, self.copied_from: copied_from}
@@ -340,8 +345,8 @@ class Page:
         updates = dict(zip(self.form.components, self.form.updates(mapping), strict=True))
         if "judge_for" not in mapping.get("page", {}):  # presets and runs name no device: the choice stays
             del updates[self.judge_for]
-        if "suited" not in mapping.get("page", {}):
-            del updates[self._suited_note]
+        if "derived_defaults" not in mapping.get("page", {}):
+            del updates[self._defaults_note]
         targets = mapping.get("adapter", {}).get("target_modules", ALL_LINEAR)
         updates[self.form["adapter.target_modules"]] = targets_update(shape_of(self.services, mapping), targets)
         return {component: _within_reach(component, value) for component, value in updates.items()}

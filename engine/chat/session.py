@@ -137,7 +137,7 @@ class ChatSession:
             WorkerError: If the process ended, for example because of `unload`.
         """
         plan, machine = plan_load(target, self.home), machine_of(self.home, target.where, target.trained_folder)
-        starts = machine.words if machine is not None else "Starting a process for the model."
+        starts = machine.wait_message if machine is not None else "Starting a process for the model."
         loading = _Loading(target, plan, Progress(phase="starting", message=starts))
         with self._lock:
             previous = self._active

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ValidationError
 from yaml import CSafeDumper as SafeDumper  # libyaml: ten times as fast, and bounded in how deep it nests
 from yaml import CSafeLoader as SafeLoader
 
-from engine.config.pairs import pair_problems
+from engine.config.constraints import constraint_problems
+from engine.config.derived_defaults import DatasetKind, apply_derived_defaults
 from engine.config.run import RunConfig
-from engine.config.suited import SeenRows, with_suited_defaults
 from engine.errors import ConfigError, Problem, StorageError, brief_repr, shorten
 from engine.paths import PRESETS_FOLDER
 
@@ -58,7 +58,7 @@ class StrictLoader(SafeLoader):
     """Safe YAML that refuses anchors and a key given twice, and reads 2e-4 as the number that people mean.
 
     Raises:
-        ConfigError: If it is too long, or has anchors: a few, nested, stand for more values than any memory holds.
+        ConfigError: If it is too long, or has anchors: a few, nested, expand to more values than any memory holds.
     """
 
     def __init__(self, text: str) -> None:
@@ -103,35 +103,35 @@ StrictLoader.add_implicit_resolver(
 )
 
 
-def config_from_mapping(values: Mapping[str, Any], rows: SeenRows | None = None) -> RunConfig:
+def config_from_mapping(values: Mapping[str, Any], rows: DatasetKind | None = None) -> RunConfig:
     """Build a RunConfig from nested plain values; what they leave out gets the default that suits the rest.
 
-    Where `rows` are not known yet, `with_suited_defaults` settles what follows them later.
+    Where `rows` are not known yet, `apply_derived_defaults` settles what follows them later.
 
     Raises:
         ConfigError: Lists every problem: of single fields, and of pairs whose fields are fine by themselves.
     """
     try:
-        config = with_suited_defaults(RunConfig.model_validate(dict(values)), rows)
+        config = apply_derived_defaults(RunConfig.model_validate(dict(values)), rows)
     except ValidationError as error:
         problems = _field_problems(error)
         broken = frozenset(problem.field for problem in problems)
-        raise ConfigError([*problems, *_pair_problems_of_the_rest(values, broken)]) from error
-    if problems := pair_problems(config):
+        raise ConfigError([*problems, *_check_valid_fields(values, broken)]) from error
+    if problems := constraint_problems(config):
         raise ConfigError(problems)
     return config
 
 
-def _pair_problems_of_the_rest(values: Mapping[str, Any], broken: frozenset[str]) -> list[Problem]:
+def _check_valid_fields(values: Mapping[str, Any], broken: frozenset[str]) -> list[Problem]:
     """Check pairs although some fields are broken, with the defaults of these; not where most rules would read them."""
     if not broken.isdisjoint(("adapter.method", "training.objective")):
         return []
     sections: dict[str, Any] = {}
     for name, section in _SECTIONS.items():
-        given = values.get(name)
-        given = given if isinstance(given, Mapping) else {}
+        group = values.get(name)
+        group = group if isinstance(group, Mapping) else {}
         sections[name] = {
-            field: given[field] for field in section.model_fields if field in given and f"{name}.{field}" not in broken
+            field: group[field] for field in section.model_fields if field in group and f"{name}.{field}" not in broken
         }
     # The two fields without a default: any value serves, for no pair rule reads them.
     sections["model"].setdefault("id", "-")
@@ -140,7 +140,7 @@ def _pair_problems_of_the_rest(values: Mapping[str, Any], broken: frozenset[str]
         config = RunConfig.model_validate(sections)
     except ValidationError:  # a section was itself malformed; its fields are reported already
         return []
-    return pair_problems(config)
+    return constraint_problems(config)
 
 
 def section_from_mapping(section: type[SectionType], values: Mapping[str, Any]) -> SectionType:
@@ -231,13 +231,13 @@ def change_of(overrides: Sequence[str]) -> dict[str, dict[str, Any]]:
     """
     change = with_overrides({}, overrides)
     try:
-        config_in_the_making(change)
+        parse_partial_config(change)
     except ValidationError as error:
         raise ConfigError(_field_problems(error)) from error
     return change
 
 
-def config_in_the_making(values: Mapping[str, Any]) -> RunConfig:
+def parse_partial_config(values: Mapping[str, Any]) -> RunConfig:
     """Read nested plain values as far as they are given: model and data have stand-ins, and no pair of settings is checked.
 
     Raises:
@@ -263,7 +263,7 @@ def _value_given(parts: Sequence[str], text: str) -> Any:
 
 
 def _kind_of(parts: Sequence[str]) -> Any:
-    """The type of the setting that these names lead to, such as `run` and `name`; None where there is no such setting."""
+    """Return the type of the setting with these names, such as `run` and `name`; None for an unknown setting."""
     fields = _SECTIONS[parts[0]].model_fields if parts[0] in _SECTIONS else {}
     kind = fields[parts[1]].annotation if parts[1] in fields else None
     if len(parts) == 2:
@@ -309,7 +309,7 @@ def _closest_field(field: str) -> str | None:
 
 
 def setting_names() -> list[str]:
-    """Dotted names of all settings, in the order of the form."""
+    """Return the dotted names of all settings, in the order of the form."""
     return [f"{name}.{field}" for name, section in _SECTIONS.items() for field in section.model_fields]
 
 
@@ -333,12 +333,12 @@ class Preset:
         return config_from_mapping(self.mapping())
 
     def mapping(self) -> dict[str, Any]:
-        """Plain values, for overrides."""
+        """Return the plain values, for overrides."""
         return mapping_from_file(self.path)
 
 
 def list_presets(folder: Path = PRESETS_FOLDER) -> list[Preset]:
-    """All presets, CPU first, then by memory of the device."""
+    """Return all presets, CPU first, then by memory of the device."""
     presets = [_read_preset(path) for path in folder.glob("*.yaml")]
     return sorted(presets, key=lambda preset: (preset.memory_gib or 0, preset.name))
 

@@ -145,7 +145,7 @@ OBJECTIVES: Mapping[str, Objective] = {objective.name: objective for objective i
 
 def objectives_for(kind: RowKind) -> tuple[Objective, ...]:
     """Return the objectives that learn from such rows, the usual one first."""
-    return tuple(one for one in OBJECTIVES.values() if kind in one.rows)
+    return tuple(objective for objective in OBJECTIVES.values() if kind in objective.rows)
 
 
 def objective_of(config: RunConfig) -> Objective:
@@ -160,4 +160,4 @@ def preference_name(config: RunConfig) -> str:
 
 
 # Measured by any objective, in a fixed order.
-METRICS: tuple[str, ...] = tuple(dict.fromkeys(name for one in OBJECTIVES.values() for name in one.metrics))
+METRICS: tuple[str, ...] = tuple(dict.fromkeys(name for objective in OBJECTIVES.values() for name in objective.metrics))

@@ -43,7 +43,7 @@ OPTIMIZATIONS = (*TRAINING_OPTIMIZATIONS, "static_cache")
 
 
 def is_wanted(name: str) -> bool:
-    """Whether an optimization may be used; `LORATORY_WITHOUT` does not name it.
+    """Return whether an optimization may be used; `LORATORY_WITHOUT` does not name it.
 
     Raises:
         ConfigError: If the variable names something that is not in the table.

@@ -65,7 +65,7 @@ class Cadence:
     save_steps: int
 
     @classmethod
-    def of(cls, training: TrainingConfig, total_steps: int, *, measures: bool) -> "Cadence":
+    def from_settings(cls, training: TrainingConfig, total_steps: int, *, measures: bool) -> "Cadence":
         """Fill in the intervals that the settings leave empty; `measures` where there are held-out rows.
 
         Each checkpoint then has a held-out loss to compare it by.

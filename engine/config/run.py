@@ -1,7 +1,7 @@
 """The one immutable value that describes a fine-tune; form, command line, preset and run directory are views of it."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -20,7 +20,7 @@ DataFormatName = Literal[
 ]
 DatasetFormat = Literal["auto", DataFormatName]
 TrainOn = Literal["assistant", "last_assistant", "completion", "all"]
-Launcher = Literal["local", "accelerate"]
+LauncherName = Literal["local", "accelerate"]
 Place = Literal["local", "jobs", "slurm"]
 WorkPlace = Literal["local", "slurm"]  # where a model is loaded: this machine, or a node of the cluster
 
@@ -127,7 +127,7 @@ class DatasetConfig(Section):
     max_samples: int | None = setting(None, "Max samples", ge=1, le=1_000_000_000)
     """Use only this many rows, spread evenly. Empty uses all."""
     train_on: TrainOn = setting("assistant", "Train on")
-    """Which tokens count in the loss. Turns with weight 0 never count, except with everything."""
+    """Which tokens count in the loss. Turns with weight 0 are masked unless train_on is all."""
 
 
 _BIDI_CONTROLS = dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)))
@@ -141,14 +141,14 @@ class RunSection(Section):
     """What a run is called and where it executes."""
 
     name: OneLine = setting("", "Name", max_length=120, pattern=r"^[^\x00-\x1f\x7f]*$")
-    """What you will look for in a month. Empty makes one from model, data and method."""
+    """Run name. Empty makes one from model, data and method."""
     devices: Literal["auto", "cpu"] | tuple[int, ...] = setting("auto", "Device")
     """auto takes the first free GPU, else the CPU; cpu never takes a GPU; a list names CUDA devices by number, and MIG instance j of GPU i as 100 * (i + 1) + j."""
-    resume_after_restart: bool = setting(False, "Resume by itself")
+    resume_after_restart: bool = setting(False, "Resume automatically")
     """Resume from the newest checkpoint after a restart of the machine. Otherwise one click resumes it."""
     where: Place = setting("local", "Where")
     """This machine (local), a Slurm cluster that shares the home (slurm), or Hugging Face Jobs (jobs), paid by the minute."""
-    launcher: Launcher = setting("local", "Launcher")
+    launcher: LauncherName = setting("local", "Launcher")
     """local starts one process; accelerate starts one per device."""
     device_map: Literal["none", "balanced"] = setting("none", "Spread over GPUs")
     """balanced divides the layers of one model among the GPUs that run.devices names, for a model that one GPU cannot hold. They work in turn, so it is not faster than one; none keeps the whole model on each device."""
@@ -258,3 +258,12 @@ def field_of(setting: str) -> FieldInfo:
     assert kind is not None
     field: FieldInfo = kind.model_fields[name]
     return field
+
+
+def by_section(values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Group values of settings, each by its full name such as `training.max_length`, by section."""
+    sections: dict[str, dict[str, Any]] = {}
+    for full_name, value in values.items():
+        section, _, name = full_name.partition(".")
+        sections.setdefault(section, {})[name] = value
+    return sections

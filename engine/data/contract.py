@@ -4,9 +4,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from engine.config.derived_defaults import DatasetStats
 from engine.config.objectives import RowKind
 from engine.config.run import DataFormatName, DatasetConfig, ModelConfig, TrainOn
-from engine.config.suited import KnownRows
 from engine.data.conversation import Conversation, Message
 from engine.data.records import ProblemKind
 from engine.errors import DatasetError
@@ -93,9 +93,9 @@ class RowLengths(_Part):
         return round(self.count * sum(length > max_length for length in longest) / len(longest))
 
     @property
-    def known(self) -> KnownRows:
+    def known(self) -> DatasetStats:
         """The facts that row-dependent defaults depend on."""
-        return KnownRows(self.count, max(self.longest, self.longest_held_out), kind=self.kind)
+        return DatasetStats(self.count, max(self.longest, self.longest_held_out), kind=self.kind)
 
 
 class SourceReport(_Part):

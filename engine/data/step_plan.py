@@ -256,9 +256,8 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
 class LargestPass(NamedTuple):
     """The largest pass of a run."""
 
-    lengths: tuple[
-        int, ...
-    ]  # tokens of each row that goes through the model: of a sequence, or of two that share their prompt
+    # Tokens of each row that goes through the model: of a sequence, or of two that share their prompt.
+    lengths: tuple[int, ...]
     trained_tokens: int  # the most of any pass
     sizes: int  # different numbers of tokens that passes have, padding included
     sequences: int  # in it
@@ -271,39 +270,55 @@ def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1)
 
     `fills_up_to` is what the tokens of joined rows are filled up to a multiple of.
     """
-    training, order, cut = settings.training, settings.order, settings.training.max_length
-    # A step may have more rows than are known; those are assumed to be like these.
-    known = len(rows.tokens) // rows.per_row
-    copies = math.ceil(min(rows.count, order.rows_per_step, _MOST_ROWS) / known)
+    counts = _count_tokens(rows, settings)
+    largest: tuple[int, int, tuple[int, ...], tuple[int, ...]] = (0, 0, (), ())  # size, longest, inputs, rows
+    most_trained, sizes = 0, set[int]()
+    for numbers in _planned_passes([sum(row) for row in counts.sequences], settings):
+        inputs = tuple(length for row in numbers for length in counts.inputs[row]) * counts.repeats
+        longest, total = max(inputs), sum(inputs)
+        size = -(-total // fills_up_to) if settings.batching == "joined" else len(inputs) * longest
+        largest = max(largest, (size, longest, inputs, numbers))
+        most_trained = max(most_trained, sum(counts.trained[row] for row in numbers) * counts.repeats)
+        sizes.add(size)
+    sequences = [length for row in largest[-1] for length in counts.sequences[row]] * counts.repeats
+    return LargestPass(largest[2], most_trained, len(sizes), len(sequences), max(sequences))
+
+
+class _TokenCounts(NamedTuple):
+    """Tokens of each row that is planned for, within `max_length`."""
+
+    sequences: list[tuple[int, ...]]
+    inputs: list[tuple[int, ...]]  # that go through the model: the sequences, or two that share their prompt as one
+    trained: list[int]
+    repeats: int  # sequences for each that is known, where only one of each row is
+
+
+def _count_tokens(rows: RowLengths, settings: PlanSettings) -> _TokenCounts:
+    """Count the tokens of as many rows as a step may have; those beyond the known ones are assumed to be like these."""
+    cut, known = settings.training.max_length, len(rows.tokens) // rows.per_row
+    copies = math.ceil(min(rows.count, settings.order.rows_per_step, _MOST_ROWS) / known)
     sequences = _in_groups([min(length, cut) for length in rows.tokens], rows.per_row) * copies
     trained = [sum(row) for row in _in_groups([min(tokens, cut) for tokens in rows.trained], rows.per_row)] * copies
-    repeats = max(1, settings.sequences_per_row // rows.per_row)  # where only one sequence of each row is known
-    lengths = [sum(row) for row in sequences]
-    together = sequences
+    inputs = sequences
     if settings.shares_prompts and rows.shared:
         shared = zip(sequences, rows.shared * copies, strict=True)
-        together = [(sum(row) - min(*row, begins),) for row, begins in shared]
-    planner = EpochPlanner(lengths, settings)
-    left = training.max_steps
-    if left <= 0:
-        left = math.ceil(training.num_train_epochs * planner.steps_per_epoch)
-    largest: tuple[int, int, tuple[int, ...], tuple[int, ...]] = (0, 0, (), ())
-    most_trained, sizes, planned = 0, set[int](), 0
-    for epoch in range(left):
-        for step in itertools.islice(planner.steps(epoch), left):
-            for one in step.passes:
-                tokens = tuple(length for row in one.rows for length in together[row]) * repeats
-                longest, total = max(tokens), sum(tokens)
-                size = -(-total // fills_up_to) if settings.batching == "joined" else len(tokens) * longest
-                largest = max(largest, (size, longest, tokens, one.rows))
-                most_trained = max(most_trained, sum(trained[row] for row in one.rows) * repeats)
-                sizes.add(size)
-                planned += len(one.rows)
-        left -= planner.steps_per_epoch
-        if left <= 0 or planned >= _PLANNED_ROWS:
-            break
-    held = [length for row in largest[-1] for length in sequences[row]] * repeats
-    return LargestPass(largest[2], most_trained, len(sizes), len(held), max(held))
+        inputs = [(sum(row) - min(*row, begins),) for row, begins in shared]
+    return _TokenCounts(sequences, inputs, trained, max(1, settings.sequences_per_row // rows.per_row))
+
+
+def _planned_passes(lengths: Sequence[int], settings: PlanSettings) -> Iterator[tuple[int, ...]]:
+    """Yield the rows of each pass of a run; of a long one, those of the epochs with its first `_PLANNED_ROWS` rows."""
+    training, planner = settings.training, EpochPlanner(lengths, settings)
+    steps = (
+        training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * planner.steps_per_epoch)
+    )
+    epoch = planned = 0
+    while steps > 0 and planned < _PLANNED_ROWS:
+        for step in itertools.islice(planner.steps(epoch), steps):
+            for step_pass in step.passes:
+                yield step_pass.rows
+                planned += len(step_pass.rows)
+        epoch, steps = epoch + 1, steps - planner.steps_per_epoch
 
 
 def _in_groups(values: Sequence[int], size: int) -> list[tuple[int, ...]]:

@@ -247,7 +247,7 @@ class EvaluationJob:
         job = DeviceJob(
             self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, model=model.id, machine=machine
         )
-        starts = machine.words if machine is not None else "Starting a process for the evaluation."
+        starts = machine.wait_message if machine is not None else "Starting a process for the evaluation."
         on_progress(Progress(phase="starting", message=starts))
         answer = job.run(
             "evaluate",

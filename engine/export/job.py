@@ -93,7 +93,7 @@ class ExportJob(_FolderJob):
             model=plan.model.id,
             machine=machine,
         )
-        starts = machine.words if machine is not None else "Starting a process for the export."
+        starts = machine.wait_message if machine is not None else "Starting a process for the export."
         on_progress(Progress(phase="starting", message=starts))
 
         def order(aside: Path) -> ExportOrder:

@@ -37,12 +37,12 @@ def load_nvml() -> Nvml:
     return importlib.import_module("pynvml")
 
 
-def ask_driver(nvml: Nvml, question: Callable[[], Answer]) -> Answer | None:
-    """Ask the driver something between `nvmlInit` and `nvmlShutdown`; None where there is none, or it does not know."""
+def query_driver(nvml: Nvml, query: Callable[[], Answer]) -> Answer | None:
+    """Query the driver between `nvmlInit` and `nvmlShutdown`; None where there is none, or it does not know."""
     try:
         nvml.nvmlInit()
         try:
-            return question()
+            return query()
         finally:
             nvml.nvmlShutdown()
     except nvml.NVMLError:
@@ -69,8 +69,9 @@ def list_cuda_devices(
     """
 
     def describe_all() -> tuple[Device, ...]:
-        entries = [one for index in range(nvml.nvmlDeviceGetCount()) for one in _entries_of(nvml, index, shared_memory)]
-        devices = tuple(one.device for one in (entries if hidden_too else _visible(entries)))
+        indexes = range(nvml.nvmlDeviceGetCount())
+        entries = [entry for index in indexes for entry in _entries_of(nvml, index, shared_memory)]
+        devices = tuple(entry.device for entry in (entries if hidden_too else _visible(entries)))
         driver = driver_version(nvml) if devices else None
         return tuple(
             device
@@ -79,11 +80,11 @@ def list_cuda_devices(
             for device in devices
         )
 
-    return ask_driver(nvml, describe_all) or ()
+    return query_driver(nvml, describe_all) or ()
 
 
 def driver_version(nvml: Nvml) -> Driver | None:
-    """Return the driver's version; None where it does not tell. Call it within `ask_driver`."""
+    """Return the driver's version; None where it does not report it. Call it within `query_driver`."""
     try:
         version, cuda = nvml.nvmlSystemGetDriverVersion(), nvml.nvmlSystemGetCudaDriverVersion()
     except nvml.NVMLError:
@@ -141,23 +142,23 @@ def _visible(entries: Sequence[_DeviceEntry]) -> Sequence[_DeviceEntry]:
         return entries
     indexes: set[int] = set()
     for name in setting.split(","):
-        matches = {one.device.index for one in entries if _is_called(one, name.strip())}
+        matches = {entry.device.index for entry in entries if _is_called(entry, name.strip())}
         if not matches:
             break
         indexes |= matches
-    return [one for one in entries if one.device.index in indexes]
+    return [entry for entry in entries if entry.device.index in indexes]
 
 
-def _is_called(one: _DeviceEntry, name: str) -> bool:
+def _is_called(entry: _DeviceEntry, name: str) -> bool:
     """Whether a name in CUDA_VISIBLE_DEVICES means this device: a GPU's number, or a UUID, which may be shortened.
 
-    A GPU's own names stand for its MIG instances as well. Old drivers called these MIG-GPU-<UUID>/<instance>/<instance>.
+    A GPU's own names mean its MIG instances as well. Old drivers called these MIG-GPU-<UUID>/<instance>/<instance>.
 
     Source: CUDA C++ Programming Guide, "CUDA Environment Variables"; NVIDIA MIG User Guide, "CUDA Device Enumeration".
     """
     if name.startswith("MIG-"):
-        return one.device.uuid.startswith(name)
-    return name == str(one.gpu) or (name.startswith("GPU-") and one.gpu_uuid.startswith(name))
+        return entry.device.uuid.startswith(name)
+    return name == str(entry.gpu) or (name.startswith("GPU-") and entry.gpu_uuid.startswith(name))
 
 
 def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None:
@@ -178,11 +179,11 @@ def energy_so_far_joules(devices: str, nvml: Nvml | None = None) -> float | None
         millijoules = sum(meter.nvmlDeviceGetTotalEnergyConsumption(handle) for handle in handles)
         return float(millijoules) / 1000
 
-    return ask_driver(meter, joules)
+    return query_driver(meter, joules)
 
 
 def gpu_process_bytes(index: int, nvml: Nvml | None = None) -> int | None:
-    """What this process takes of a GPU that it has used; None where the driver does not tell.
+    """Return the bytes that this process takes of a GPU that it has used; None where the driver does not report them.
 
     In a container the driver may count processes by numbers of the host. Where only one works on the GPU, it is this one.
 
@@ -201,7 +202,7 @@ class GpuProgram(NamedTuple):
     bytes: int | None  # of the GPU's memory
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """Such as `process 4711 of ada, 3.2 GiB`."""
         user = f" of {self.user}" if self.user else ""
         return f"process {self.pid}{user}" + (f", {self.bytes / 2**30:.1f} GiB" if self.bytes else "")
@@ -214,10 +215,11 @@ def list_gpu_programs(index: int, nvml: Nvml | None = None) -> tuple[GpuProgram,
     """
     driver = nvml or load_nvml()
     processes = (
-        ask_driver(driver, lambda: driver.nvmlDeviceGetComputeRunningProcesses(device_handle(driver, index))) or ()
+        query_driver(driver, lambda: driver.nvmlDeviceGetComputeRunningProcesses(device_handle(driver, index))) or ()
     )
     return tuple(
-        GpuProgram(int(one.pid), _user_of(int(one.pid)), int(one.usedGpuMemory or 0) or None) for one in processes
+        GpuProgram(int(process.pid), _user_of(int(process.pid)), int(process.usedGpuMemory or 0) or None)
+        for process in processes
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run can execute on, and GPUs that it can be judged for although they are not here."""
+"""What a run can execute on, and GPUs to estimate for that are not here."""
 
 import re
 from collections.abc import Mapping
@@ -154,10 +154,8 @@ def known_device(name: str) -> KnownDevice:
     """
     device = find_known_device(name)
     if device is None:
-        names = ", ".join(one.name for one in KNOWN_DEVICES)
-        raise DeviceError(
-            f"There is no device {name[:60]!r} to judge for.", f"Choose {THIS_MACHINE}, or one of: {names}."
-        )
+        names = ", ".join(candidate.name for candidate in KNOWN_DEVICES)
+        raise DeviceError(f"{name[:60]!r} is not a known device.", f"Choose {THIS_MACHINE}, or one of: {names}.")
     return device
 
 

@@ -37,7 +37,7 @@ class OtherMachine:
     device: Device  # as the worker there sees it
     launcher: Launcher
     environment: Mapping[str, str]  # in addition to what such workers get
-    words: str  # a sentence for who waits for it
+    wait_message: str  # a sentence for who waits for it
 
 
 @dataclass(frozen=True)

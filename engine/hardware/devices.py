@@ -10,6 +10,7 @@ from engine.hardware.libraries import installed_torch
 from engine.hardware.processor import describe_processor, list_apple_gpus, memory_now
 from engine.paths import LoratoryHome
 
+_FIRST_WITH_FLASH_ATTENTION_2 = (8, 0)  # Ampere; README of flash-attn, "NVIDIA CUDA Support"
 _COUNTS_AS_FREE = 0.5  # share of a GPU's memory; below it another program is at work there
 
 
@@ -24,7 +25,7 @@ def list_devices() -> tuple[Device, ...]:
 
 
 def choose_device(run: RunSection) -> Device:
-    """The device that a run with these settings would start on now; the first of them where it names several.
+    """Return the device that a run with these settings would start on now; the first of several.
 
     Raises:
         DeviceError: If the run names a GPU that is not there.
@@ -33,7 +34,7 @@ def choose_device(run: RunSection) -> Device:
 
 
 def choose_devices(run: RunSection) -> tuple[Device, ...]:
-    """All devices that one process of such a run works on: several only where the layers are spread over them.
+    """Return all devices that one process of such a run works on: several only where the layers are spread over them.
 
     Raises:
         DeviceError: If the run names a GPU that is not there.
@@ -93,14 +94,18 @@ def first_that_fits(
         options: As `device_options` gives them.
         need: Bytes that the run needs on a device; None where that is not known, and counts as nothing.
     """
-    return next((option for option in options if all((need(one) or 0) <= one.free_bytes for one in option)), None)
+    return next((option for option in options if all((need(gpu) or 0) <= gpu.free_bytes for gpu in option)), None)
 
 
 def device_problems(config: RunConfig, device: Device) -> list[Problem]:
-    """Settings that the device cannot run, each with the nearest that it can."""
+    """List the settings that the device cannot run, each with the nearest that it can."""
     training, model = config.training, config.model
     if device.kind == "cuda":
-        return list(_cuda_problems(model, device))
+        own = device.capability
+        if model.attn_implementation != "flash_attention_2" or own is None or own >= _FIRST_WITH_FLASH_ATTENTION_2:
+            return []
+        message = f"flash_attention_2 needs compute capability 8.0, and {device.name} has {own[0]}.{own[1]}; sdpa is the nearest."
+        return [Problem("model.attn_implementation", message)]
     where = "Apple's GPU" if device.kind == "mps" else "the CPU"
     problems = []
     if training.optim in ("adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit"):
@@ -120,19 +125,8 @@ def device_problems(config: RunConfig, device: Device) -> list[Problem]:
     return problems
 
 
-_FIRST_WITH_FLASH_ATTENTION_2 = (8, 0)  # Ampere; README of flash-attn, "NVIDIA CUDA Support"
-
-
-def _cuda_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
-    """What GPUs before Ampere cannot do."""
-    own = device.capability
-    if model.attn_implementation == "flash_attention_2" and own is not None and own < _FIRST_WITH_FLASH_ATTENTION_2:
-        message = f"flash_attention_2 needs compute capability 8.0, and {device.name} has {own[0]}.{own[1]}; sdpa is the nearest."
-        yield Problem("model.attn_implementation", message)
-
-
 def _apple_problems(model: ModelConfig, device: Device) -> Iterator[Problem]:
-    """What an older system cannot do on Apple's GPU."""
+    """Yield the problems of Apple's GPU, most of them on older systems."""
     # Source: the table of platforms in bitsandbytes' README: macOS 14 for int8 and 4 bits, 8-bit optimizers still to come.
     has_macos_14 = device.has_fast_bfloat16  # this is what decides it
     if model.compute_dtype == "bfloat16" and not has_macos_14:

@@ -123,7 +123,7 @@ class LeaseBook:
                     file.with_suffix(".wanted").unlink(missing_ok=True)
 
     def holder(self, device: str) -> LeaseHolder | None:
-        """Who has a device now; None where no living process does."""
+        """Return who has a device now; None where no living process does."""
         holder = read_model(self._file(device), LeaseHolder)
         return holder if holder is not None and self._holds(holder) else None
 
@@ -135,11 +135,11 @@ class LeaseBook:
         return {name: holder for name, holder in entries.items() if holder is not None and self._holds(holder)}
 
     def holder_of_run(self, run_id: str) -> LeaseHolder | None:
-        """The living process that holds a device for a run."""
+        """Return the living process that holds a device for a run."""
         return next((holder for holder in self.holders().values() if holder.run_id == run_id), None)
 
     def devices_of_run(self, run_id: str) -> tuple[str, ...]:
-        """Names of the devices that a living process holds for a run."""
+        """Return the names of the devices that a living process holds for a run."""
         return tuple(device for device, holder in self.holders().items() if holder.run_id == run_id)
 
     def request_preemption(self, device: str) -> bool:
@@ -156,7 +156,7 @@ class LeaseBook:
         return True
 
     def is_preemption_requested(self, process: ProcessIdentity) -> bool:
-        """Whether a run waits for a device that this process holds; for preemptible holders."""
+        """Return whether a run waits for a device that this process holds; for preemptible holders."""
         for mark in self._folder.glob("*.wanted"):
             holder = read_model(mark.with_suffix(".json"), LeaseHolder)
             if holder is not None and holder.process == process:
@@ -166,7 +166,7 @@ class LeaseBook:
         return False
 
     def _open(self) -> FileLock:
-        """Looking a device up and taking it must not be torn apart by another process that does the same."""
+        """Lock the book: a device that is looked up and taken must not be taken by another process in between."""
         return FileLock(self._folder / "lock")
 
     def _write(self, device: str, holder: LeaseHolder) -> None:
@@ -195,7 +195,7 @@ def lease_name(device: Device) -> str:
 
 
 def device_words(name: str) -> str:
-    """The same for people."""
+    """Return the device's name for people."""
     return {"cpu": "The CPU", "mps": "Apple's GPU"}.get(name) or f"GPU {name.partition(':')[2]}"
 
 
@@ -208,7 +208,7 @@ class Wait:
     """How to wait for devices that are in use."""
 
     seconds: float
-    on_wait: Callable[[LeaseHolder], None] = lambda _: None  # called with the holder of the device at each look
+    on_wait: Callable[[LeaseHolder], None] = lambda _: None  # called with the holder of the device at each attempt
     stopped: threading.Event = field(default_factory=threading.Event)  # set by another thread that no longer wants it
 
 

@@ -21,7 +21,7 @@ _INSTALL = "https://pytorch.org/get-started/locally"
 
 @functools.cache
 def library_version(distribution: str) -> str | None:
-    """The installed version of a library; None where it is not installed."""
+    """Return the installed version of a library; None where it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -95,7 +95,7 @@ def _file(home: LoratoryHome) -> Path:
 
 @functools.cache
 def _build_on_disk() -> TorchBuild | None:
-    """The facts of torch/version.py, a file of assignments that imports nothing of torch."""
+    """Read torch/version.py, a file of assignments that imports nothing of torch."""
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
@@ -109,7 +109,7 @@ def _build_on_disk() -> TorchBuild | None:
 
 
 def _runs_on(architecture: str, capability: Capability) -> bool:
-    """Whether code for an architecture runs on a GPU.
+    """Return whether code for an architecture runs on a GPU.
 
     Compiled code (sm_86) runs on GPUs of the same major version from its own minor version on; portable code (compute_86) on
     all later ones; code with a letter (sm_90a) on that one alone.

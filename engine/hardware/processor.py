@@ -20,7 +20,7 @@ _CPUINFO = Path("/proc/cpuinfo")
 
 
 def describe_processor() -> Device:
-    """The processor as a device to train on; its memory is RAM."""
+    """Return the processor as a device to train on; its memory is RAM."""
     cpuinfo = _read_text(_CPUINFO)
     return Device("cpu", 0, processor_name(cpuinfo), *memory_now(), has_fast_bfloat16(cpuinfo), cores=usable_cores())
 
@@ -38,7 +38,7 @@ def memory_now() -> MemoryNow:
 
 
 def cgroup_memory(folder: Path) -> MemoryNow | None:
-    """Memory limit of one cgroup and what is left of it; None where it sets no limit.
+    """Return the memory limit of one cgroup and what is left of it; None where it sets no limit.
 
     File cache that the kernel would drop first (inactive_file) counts as free, as it does in `MemAvailable`.
 
@@ -54,12 +54,12 @@ def cgroup_memory(folder: Path) -> MemoryNow | None:
 
 
 def usable_cores() -> int:
-    """Logical cores that this process may run on."""
+    """Count the logical cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_fast_bfloat16(cpuinfo: str) -> bool:
-    """Whether the processor multiplies bfloat16 faster than float32, by Linux's /proc/cpuinfo; False elsewhere.
+    """Return whether the processor multiplies bfloat16 faster than float32, by Linux's /proc/cpuinfo; False elsewhere.
 
     AMX does, and so do AMD's vector units. Intel's have an instruction for it that is slower than theirs for float32, which
     matters where AMX is hidden from a virtual machine: on two cores of a fifth generation Xeon, 0.16 against 0.26 TFLOP/s.
@@ -70,13 +70,13 @@ def has_fast_bfloat16(cpuinfo: str) -> bool:
 
 
 def has_bfloat16(cpuinfo: str | None = None) -> bool:
-    """Whether a processor, or this one, has instructions for bfloat16, quick or not."""
+    """Return whether a processor, or this one, has instructions for bfloat16, quick or not."""
     flags = _facts(_read_text(_CPUINFO) if cpuinfo is None else cpuinfo).get("flags", "").split()
     return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)
 
 
 def processor_name(cpuinfo: str) -> str:
-    """What the processor is called, as far as the system reports it."""
+    """Return the processor's name, as far as the system reports it."""
     name = " ".join(_facts(cpuinfo).get("model name", "").split())
     return name or platform.processor() or platform.machine() or "CPU"
 
@@ -88,10 +88,10 @@ def _facts(cpuinfo: str) -> dict[str, str]:
 
 
 def _own_cgroups(own: str, root: Path) -> list[Path]:
-    """The cgroup of this process and those above it; each may set a limit."""
+    """List the cgroup of this process and those above it; each may set a limit."""
     relative = next((line[3:] for line in own.splitlines() if line.startswith("0::")), "/")
     folder = root / relative.lstrip("/")
-    return [place for place in (folder, *folder.parents) if place.is_relative_to(root)]
+    return [cgroup for cgroup in (folder, *folder.parents) if cgroup.is_relative_to(root)]
 
 
 def _read_text(path: Path) -> str:
@@ -102,7 +102,7 @@ def _read_text(path: Path) -> str:
 
 
 def list_apple_gpus(memory: MemoryNow, recommended_bytes: int | None = None) -> tuple[Device, ...]:
-    """The GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for other Macs.
+    """List the GPU of a Mac with Apple's own chip; none elsewhere. PyTorch has no builds for other Macs.
 
     Args:
         memory: RAM, which such a GPU shares with the processor.
@@ -112,14 +112,14 @@ def list_apple_gpus(memory: MemoryNow, recommended_bytes: int | None = None) -> 
     if platform.system() != "Darwin" or platform.machine() != "arm64":
         return ()
     macos = [int(part) for part in platform.mac_ver()[0].split(".")[:2] if part.isdigit()]
-    total = memory.total_bytes if not recommended_bytes else min(memory.total_bytes, recommended_bytes)
+    total = min(memory.total_bytes, recommended_bytes or memory.total_bytes)
     has_fast_bfloat16 = macos >= [14]  # `is_torch_bf16_available_on_device`, transformers/utils/import_utils.py
     name, free = f"{_chip() or 'Apple'} GPU", min(memory.free_bytes, total)
     return (Device("mps", 0, name, total, free, has_fast_bfloat16),)
 
 
 def _chip() -> str:
-    """The chip's name, such as Apple M2 Pro; empty where the system does not say."""
+    """Return the chip's name, such as Apple M2 Pro; empty where the system does not report it."""
     try:
         return subprocess.check_output(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], text=True).strip()
     except (OSError, subprocess.SubprocessError):

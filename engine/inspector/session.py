@@ -39,7 +39,7 @@ DATA_WORKER_MODULE = "engine.inspector.worker.data"
 MODELS_WORKER_MODULE = "engine.inspector.worker.inventory"
 
 Result = TypeVar("Result", bound=BaseModel)
-Progress = TypeVar("Progress", bound=BaseModel)
+ProgressModel = TypeVar("ProgressModel", bound=BaseModel)
 
 
 class RenderedSequence(BaseModel):
@@ -69,12 +69,12 @@ class DetailsRequest(BaseModel, frozen=True):
     """A question for the details of a model."""
 
     model: ModelConfig
-    described: ModelDetails  # what is known without its tokenizer and files
+    details: ModelDetails  # what is known without its tokenizer and files
 
 
 @dataclass(frozen=True)
 class InspectorSlots:
-    """How many processes the inspectors of all people of a lab have at once; each kind has its own slots."""
+    """How many processes the inspectors of all people of a lab have at once; each kind has slots of its own."""
 
     data: ProcessSlots = field(default_factory=lambda: ProcessSlots(8))  # of 90 MB each, for previews and checks
     # Of 350 MB each, with torch; only architectures that were never seen need one.
@@ -108,42 +108,33 @@ class Inspector:
         environment = {**home.environment, "CUDA_VISIBLE_DEVICES": "", "TOKENIZERS_PARALLELISM": "true"}
         roots = tuple(str(root) for root in data_roots or ())
 
+        is_alone = slots is None
+
         def pool(
-            module: str,
-            log_name: str,
-            size: int,
-            shared: ProcessSlots | None = None,
-            *access: Access,
-            permanent: int = 0,
+            module: str, log: str, size: int, shared: ProcessSlots | None, *access: Access, resident: bool = False
         ) -> ProcessPool:
             reads_data = module == DATA_WORKER_MODULE
+            arguments = roots if reads_data else ()
             processes = (
                 JsonLinesProcess(
-                    module,
-                    arguments=roots if reads_data else (),
-                    log_file=home.logs / log_name,
-                    environment=environment,
-                    access=access,
+                    module, arguments=arguments, log_file=home.logs / log, environment=environment, access=access
                 )
                 for _ in range(size)
             )
             return ProcessPool(
-                tuple(processes), _explain_overrun, spare=reads_data and shared is None, permanent=permanent, slots=shared,
-                person=home.owner, idle_seconds=_IDLE_SECONDS if shared is None else _IDLE_SECONDS_IN_LAB,
+                tuple(processes), _explain_overrun, spare=reads_data and is_alone, permanent=int(resident), slots=shared,
+                person=home.owner, idle_seconds=_IDLE_SECONDS if is_alone else _IDLE_SECONDS_IN_LAB,
             )  # fmt: skip
 
         for_data, for_models, for_hub = (slots.data, slots.models, slots.hub) if slots else (None, None, None)
         # The first answers alone until it is busy with one long step.
-        if slots is None:
-            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3, permanent=1)
-        else:
-            self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 2, for_data)
+        self._data = pool(DATA_WORKER_MODULE, "inspector-data.log", 3 if is_alone else 2, for_data, resident=is_alone)
         # A dataset is fetched from the Hub in one go, which nothing but the end of its process can stop; the same
         # program once more keeps previews answered meanwhile.
         self._fetching = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub)
         # What the Hub gives only to those who are logged in: a process that may log in, for one question.
         self._logged_in = pool(DATA_WORKER_MODULE, "inspector-hub.log", 1, for_hub, Access.HUB)
-        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if slots is None else 1, for_models)
+        self._models = pool(MODELS_WORKER_MODULE, "inspector.log", 2 if is_alone else 1, for_models)
         self._pools = (self._data, self._fetching, self._logged_in, self._models)
 
     def start(self) -> None:
@@ -195,9 +186,9 @@ class Inspector:
             ModelError: If the model cannot be found, reached or read.
         """
         shape, entry = self.module_inventory(model), find_in_catalog(model.id)
-        details = ModelDetails.of(model.id, shape, entry)
+        details = ModelDetails.from_shape(model.id, shape, entry)
         # The rest needs its tokenizer, and no torch.
-        return self._ask(self._data, "model_details", DetailsRequest(model=model, described=details), ModelDetails)
+        return self._request(self._data, "model_details", DetailsRequest(model=model, details=details), ModelDetails)
 
     def preview(
         self,
@@ -221,7 +212,7 @@ class Inspector:
         """
         page = PageRequest(first_row=first_row, count=count, search=searchable(search), rows=rows, brief=brief)
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
-        return self._ask(self._data, "preview", request, DatasetPage)
+        return self._request(self._data, "preview", request, DatasetPage)
 
     def columns(self, dataset: DatasetConfig) -> DatasetColumns:
         """Return the columns of a dataset that no format fits, and the format to begin with.
@@ -229,7 +220,7 @@ class Inspector:
         Raises:
             DatasetError: If it cannot be opened.
         """
-        return self._ask(self._data, "columns", DataRequest(dataset=dataset), DatasetColumns)
+        return self._request(self._data, "columns", DataRequest(dataset=dataset), DatasetColumns)
 
     def row_form(self, dataset: DatasetConfig) -> RowForm:
         """Return the form of a dataset's rows, as its first ones show it, for a script that reads them with usual readers.
@@ -237,7 +228,7 @@ class Inspector:
         Raises:
             DatasetError: If it cannot be opened, or such readers would read rows otherwise; has the reason.
         """
-        return self._ask(self._data, "row_form", DataRequest(dataset=dataset), RowForm)
+        return self._request(self._data, "row_form", DataRequest(dataset=dataset), RowForm)
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         """Find the next row that holds a text, in any case: yields progress, then at last where. Closing it stops it.
@@ -288,7 +279,7 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, seed=seed, count=count)
-        return self._ask(self._whole_reader(dataset), "held_out", request, HeldOutRows)
+        return self._request(self._whole_reader(dataset), "held_out", request, HeldOutRows)
 
     def render(
         self, dataset: DatasetConfig, model: ModelConfig, max_length: int | None = None, *, row: int
@@ -300,12 +291,12 @@ class Inspector:
             ModelError: If the tokenizer cannot be loaded.
         """
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, row=row)
-        return self._ask(self._data, "render", request, RenderedSequences).sequences
+        return self._request(self._data, "render", request, RenderedSequences).sequences
 
     def _whole_reader(self, dataset: DatasetConfig) -> ProcessPool:
         return self._fetching if reads_from_hub(dataset) else self._data
 
-    def _ask(self, pool: ProcessPool, method: str, request: BaseModel, result: type[Result]) -> Result:
+    def _request(self, pool: ProcessPool, method: str, request: BaseModel, result: type[Result]) -> Result:
         return result.model_validate(result_of(self._stream(pool, method, _dump(request))))
 
     def _stream(
@@ -318,9 +309,9 @@ class Inspector:
         except (ModelAccessError, DatasetAccessError) as error:
             if not has_hub_login():
                 raise
-            refused = error
+            refusal = error
         try:
-            if isinstance(refused, DatasetAccessError):
+            if isinstance(refusal, DatasetAccessError):
                 yield from self._logged_in.stream(method, params)
                 return
             part = ModelPart.CONFIG if method == "module_inventory" else ModelPart.TOKENIZER
@@ -331,8 +322,8 @@ class Inspector:
 
 
 def _validated(
-    answers: Iterator[JsonObject], progress: type[Progress], result: type[Result]
-) -> Iterator[Progress | Result]:
+    answers: Iterator[JsonObject], progress: type[ProgressModel], result: type[Result]
+) -> Iterator[ProgressModel | Result]:
     for answer in answers:
         if "result" in answer:
             yield result.model_validate(answer["result"])

@@ -178,6 +178,6 @@ class LabSupervision:
 
 
 def _program_reason(name: str, programs: Sequence[GpuProgram]) -> StateReason:
-    names = ", ".join(program.words for program in programs[:3])
+    names = ", ".join(program.description for program in programs[:3])
     what = f"{device_words(name)} is in use outside Loratory ({names})."
     return StateReason("other_program", what, "It starts when they have ended. “Start anyway” does not wait for them.")

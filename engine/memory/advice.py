@@ -5,8 +5,8 @@ from typing import Literal, NamedTuple
 
 from pydantic import BaseModel
 
+from engine.config.constraints import count_processes
 from engine.config.methods.registry import DEFAULT_METHOD
-from engine.config.pairs import count_processes
 from engine.config.run import RunConfig
 from engine.data.contract import RowLengths
 from engine.hardware.device import Device
@@ -102,15 +102,13 @@ class _Adviser:
             longest = None
         batch = self._largest("per_device_train_batch_size", training.per_device_train_batch_size, most_rows)
         if judge(self._now.needed_bytes, self._now.expected_bytes, self._device) == "fits":
-            verdicts = [
-                self._judge(candidate) for candidate in self._without_new_problems(self._uses_of_room(batch or 1))
-            ]
+            verdicts = [self._judge(candidate) for candidate in self._without_new_problems(self._speedups(batch or 1))]
             changes = [change for change in verdicts if change.verdict == "fits"]
         else:
-            changes = self._reliefs(longest, batch)
-        proposed = {change.overrides for change in changes}
+            changes = self._memory_savers(longest, batch)
+        change_overrides = {change.overrides for change in changes}
         limits = (self._judge(limit) for limit in self._limits(longest, batch))
-        more = tuple(limit for limit in limits if limit.overrides not in proposed)
+        more = tuple(limit for limit in limits if limit.overrides not in change_overrides)
         return Advice(changes=tuple(changes), longest_max_length=longest, largest_batch_size=batch, limits=more)
 
     def _limits(self, longest: int | None, batch: int | None) -> Iterator[_Candidate]:
@@ -134,7 +132,7 @@ class _Adviser:
 
     # Where it does not fit
 
-    def _reliefs(self, longest: int | None, batch: int | None) -> list[AdvisedChange]:
+    def _memory_savers(self, longest: int | None, batch: int | None) -> list[AdvisedChange]:
         candidates = (*self._same_result(batch), *self._nearly_the_same_result(), *self._another_result(longest))
         pairs = [(candidate, self._judge(candidate)) for candidate in self._without_new_problems(candidates)]
         worth = (1 - _WORTH_MENTIONING) * self._now.needed_bytes
@@ -143,11 +141,11 @@ class _Adviser:
         if changes and changes[0].verdict == "fits":
             return changes
         others = [candidate for candidate, _ in helpful if candidate.kind != "int8"]  # nf4 takes less and is faster
-        combined = self._combination(others)
-        if len(combined) > 1:
+        combination = self._combination(others)
+        if len(combination) > 1:
             # After the costliest of its parts: what follows costs more.
-            place = 1 + max(place for place, (candidate, _) in enumerate(helpful) if candidate in combined)
-            changes.insert(place, self._judge(_merge(combined)))
+            position = 1 + max(position for position, (candidate, _) in enumerate(helpful) if candidate in combination)
+            changes.insert(position, self._judge(_merge(combination)))
         return changes
 
     def _same_result(self, batch: int | None) -> Iterator[_Candidate]:
@@ -161,8 +159,8 @@ class _Adviser:
             yield self._length_of_data(length)
         yield from self._smaller_batch(batch or 1)
         if not config.training.gradient_checkpointing and config.adapter.traits.gradient_checkpointing:
-            words, cost = "Switch gradient checkpointing on", "about a third slower, same result"
-            yield _Candidate("checkpointing_on", words, cost, {"training.gradient_checkpointing": True})
+            label, cost = "Switch gradient checkpointing on", "about a third slower, same result"
+            yield _Candidate("checkpointing_on", label, cost, {"training.gradient_checkpointing": True})
         if count_processes(config) > 1 and config.run.fsdp == "none":
             cost = "layers are gathered from all GPUs at each pass, same result"
             yield _Candidate("sharded", "Shard the model over the GPUs (FSDP2)", cost, {"run.fsdp": "full_shard"})
@@ -181,10 +179,10 @@ class _Adviser:
         config, quantization = self._config, self._config.model.quantization
         wide_optimizers = ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit")
         if self._device.kind == "cuda" and config.training.optim in wide_optimizers:
-            words, optim = "Optimizer state in 8 bits", "adamw_8bit"
+            label, optim = "Optimizer state in 8 bits", "adamw_8bit"
             if config.run.device_map == "none":  # what is paged belongs to one GPU alone
-                words, optim = f"{words}, paged", f"paged_{optim}"
-            yield _Candidate("optimizer_8bit", words, "nearly the same result", {"training.optim": optim})
+                label, optim = f"{label}, paged", f"paged_{optim}"
+            yield _Candidate("optimizer_8bit", label, "nearly the same result", {"training.optim": optim})
         if config.adapter.traits.trains_all:
             return
         if compute_width_bytes(config, self._device) == 4:
@@ -195,19 +193,15 @@ class _Adviser:
             double = {"model.double_quant": True}
             yield _Candidate("double_quant", "Double quantization", "nearly the same result", double)
         if quantization in ("none", "int8"):
-            words, pace = (
-                "Hold the frozen weights in nf4 (QLoRA)",
-                "faster" if quantization == "int8" else "somewhat slower",
-            )
-            yield self._quantization("nf4", words, f"{pace}, a little less exact")
+            pace = "faster" if quantization == "int8" else "somewhat slower"
+            yield self._quantization("nf4", f"{pace}, a little less exact")
         if quantization == "none":
-            yield self._quantization(
-                "int8", "Hold the frozen weights in int8", f"very slightly less exact; {SLOW_INT8}"
-            )
+            yield self._quantization("int8", f"very slightly less exact; {SLOW_INT8}")
 
-    def _quantization(self, kind: Literal["int8", "nf4"], words: str, cost: str) -> _Candidate:
+    def _quantization(self, kind: Literal["int8", "nf4"], cost: str) -> _Candidate:
+        label = f"Hold the frozen weights in {kind}{' (QLoRA)' if kind == 'nf4' else ''}"
         changes = {"model.quantization": kind, **self._biases_left_alone()}
-        return _Candidate(kind, words, f"{cost}; biases are not trained" if len(changes) > 1 else cost, changes)
+        return _Candidate(kind, label, f"{cost}; biases are not trained" if len(changes) > 1 else cost, changes)
 
     def _biases_left_alone(self) -> Changes:
         """Return what must change with quantized weights, on which LoRA cannot train biases."""
@@ -231,8 +225,8 @@ class _Adviser:
         fits = longest is not None and _SHORTEST_ADVISED <= longest < max_length
         length = longest if longest is not None and fits else max_length // 2
         if length >= _SHORTEST_ADVISED:
-            words, cost = f"Cut rows at {length:,} tokens", "longer rows lose their end"
-            yield _Candidate("shorter_rows", words, cost, {"training.max_length": length})
+            label, cost = f"Cut rows at {length:,} tokens", "longer rows lose their end"
+            yield _Candidate("shorter_rows", label, cost, {"training.max_length": length})
 
     def _combination(self, candidates: Sequence[_Candidate]) -> list[_Candidate]:
         """Take all changes together, then do without each that is not needed, the costliest first.
@@ -255,19 +249,17 @@ class _Adviser:
 
     # Where it fits
 
-    def _uses_of_room(self, batch: int) -> Iterator[_Candidate]:
+    def _speedups(self, batch: int) -> Iterator[_Candidate]:
         """Yield changes that make it faster or more exact."""
         config = self._config
         if config.training.gradient_checkpointing:
-            words, off = "Switch gradient checkpointing off", {"training.gradient_checkpointing": False}
-            yield _Candidate("checkpointing_off", words, "faster, same result", off)
+            label, off = "Switch gradient checkpointing off", {"training.gradient_checkpointing": False}
+            yield _Candidate("checkpointing_off", label, "faster, same result", off)
         if config.model.quantization != "none":
-            words = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
-            yield _Candidate("unquantized", words, "faster and more exact", {"model.quantization": "none"})
+            label = f"Hold the frozen weights in {8 * compute_width_bytes(config, self._device)} bits"
+            yield _Candidate("unquantized", label, "faster and more exact", {"model.quantization": "none"})
         if config.model.quantization == "int8":
-            yield self._quantization(
-                "nf4", "Hold the frozen weights in nf4 (QLoRA)", f"faster, a little less exact; {SLOW_INT8}"
-            )
+            yield self._quantization("nf4", f"faster, a little less exact; {SLOW_INT8}")
         yield from self._larger_batch(batch)
 
     def _larger_batch(self, fitting: int) -> Iterator[_Candidate]:
@@ -283,7 +275,7 @@ class _Adviser:
     # What it comes to
 
     def _without_new_problems(self, candidates: Iterable[_Candidate]) -> list[_Candidate]:
-        """Those that a start would not refuse."""
+        """Return the candidates that a start would not refuse."""
         return [candidate for candidate in candidates if not self._is_refused(candidate.changes)]
 
     def _is_refused(self, changes: Changes) -> bool:
@@ -315,8 +307,8 @@ def _batch_of(size: int, accumulated: int, kind: AdviceKind, cost: str) -> _Cand
 
 
 def _merge(candidates: Sequence[_Candidate]) -> _Candidate:
-    words = [candidate.change for candidate in candidates]
-    words[1:] = [word[:1].lower() + word[1:] for word in words[1:]]
+    labels = [candidate.change for candidate in candidates]
+    labels[1:] = [word[:1].lower() + word[1:] for word in labels[1:]]
     costs = list(dict.fromkeys(candidate.cost for candidate in reversed(candidates)))
     changes = {name: value for candidate in candidates for name, value in candidate.changes.items()}
-    return _Candidate("combination", "; ".join(words), costs[0] if costs else "", changes)
+    return _Candidate("combination", "; ".join(labels), costs[0] if costs else "", changes)

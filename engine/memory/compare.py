@@ -5,9 +5,9 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
+from engine.config.constraints import DISTRIBUTIONS, DistributionName, constraint_problems, sharding_problem
 from engine.config.methods.registry import METHODS
-from engine.config.pairs import DISTRIBUTIONS, DistributionName, pair_problems, sharding_problem
-from engine.config.run import AdapterConfig, RunConfig
+from engine.config.run import AdapterConfig, RunConfig, by_section
 from engine.data.contract import RowLengths
 from engine.errors import EngineError, Problem
 from engine.hardware.device import Device
@@ -20,7 +20,7 @@ from engine.memory.layers.step_context import StepContext
 from engine.memory.peak import workspace_bytes
 from engine.memory.persistent import weight_bytes
 from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
-from engine.memory.workload import Precision, Workload
+from engine.memory.workload import StepPrecision, Workload
 from engine.models.shape import ModelShape
 from engine.quantities import GIB
 
@@ -28,8 +28,7 @@ PIECE_TOKENS = 512  # engine/chat/weights.py
 _MOST_ESTIMATES = 12
 _CLOSE_ENOUGH = 128  # a limit is found when it is known to one part in so many
 
-Value = str | int | float | bool
-Changes = Mapping[str, Value]  # new values, each within the bounds of its field, by section.field
+Changes = Mapping[str, str | int | float | bool]  # new values, each within the bounds of its field, by section.field
 
 # What goes with a method where the draft has what it cannot be combined with, by the setting that would be refused.
 _REPAIRS: Changes = {"adapter.bias": "none", "training.packing": False}
@@ -40,29 +39,26 @@ def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
 
     Whether the new values suit the other settings is not checked: see `new_problems`.
     """
-    sections: dict[str, dict[str, Value]] = {}
-    for name, value in changes.items():
-        section, _, field = name.partition(".")
-        sections.setdefault(section, {})[field] = value
+    sections = by_section(changes).items()
     return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=fields) for name, fields in sections.items()}
+        update={name: getattr(config, name).model_copy(update=fields) for name, fields in sections}
     )
 
 
 def as_overrides(changes: Changes) -> tuple[str, ...]:
-    """The same as a form and the command line take them: `section.field=value`."""
+    """Return changes as a form and the command line take them: `section.field=value`."""
     lower = {name: str(value).lower() if isinstance(value, bool) else value for name, value in changes.items()}
     return tuple(f"{name}={value}" for name, value in lower.items())
 
 
 def new_problems(config: RunConfig, changed_config: RunConfig, device: Device) -> list[Problem]:
-    """Why `changed_config` would be refused on this device, beyond what `config` is refused for already."""
+    """Return why `changed_config` would be refused on this device, beyond what `config` is refused for already."""
     before = {problem.field for problem in _problems(config, device)}
     return [problem for problem in _problems(changed_config, device) if problem.field not in before]
 
 
 def _problems(config: RunConfig, device: Device) -> list[Problem]:
-    return [*pair_problems(config), *device_problems(config, device)]
+    return [*constraint_problems(config), *device_problems(config, device)]
 
 
 def largest_that_fits(need: Callable[[int], int], free_bytes: int, start: int, upper: int) -> int | None:
@@ -145,8 +141,9 @@ def compare_methods(
 
     Other settings stay as they are, except where they cannot be combined with the method.
     """
-    rows = compare_rows(shape, config, device, _comparison_rows(config.adapter), lengths)
-    return (*rows, _inference(Estimator(shape, device, lengths), config))
+    estimator = Estimator(shape, device, lengths)
+    rows = _comparison_rows(config.adapter).items()
+    return (*(_training(estimator, config, name, changes) for name, changes in rows), _inference(estimator, config))
 
 
 def compare_rows(
@@ -158,14 +155,14 @@ def compare_rows(
 
 
 def _comparison_rows(adapter: AdapterConfig) -> dict[str, Changes]:
-    """What choosing each row changes: full fine-tuning first, then the methods in their order."""
+    """Return what choosing each row changes: full fine-tuning first, then the methods in their order."""
     rows: dict[str, Changes] = {}
     for method in sorted(METHODS.values(), key=lambda method: not method.trains_all):
-        adapted = {f"adapter.{name}": value for name, value in adapter.changes_for(method.name).items()}
-        for row in method.compared:
+        method_changes = {f"adapter.{name}": value for name, value in adapter.changes_for(method.name).items()}
+        for row in method.comparison_rows:
             checkpointing = row.gradient_checkpointing
             own = {} if checkpointing is None else {"training.gradient_checkpointing": checkpointing}
-            rows[row.name] = {**adapted, "model.quantization": row.quantization, **own}
+            rows[row.name] = {**method_changes, "model.quantization": row.quantization, **own}
     return rows
 
 
@@ -206,7 +203,7 @@ def share_among(estimator: Estimator, config: RunConfig, devices: int) -> tuple[
         "FSDP": (estimator.need_of_step(replace(alone, sharded=devices)),),
     }
     if devices <= estimator.structure.num_layers:
-        needs["device_map"] = estimator.split_needs(alone, devices)
+        needs["device_map"] = tuple(step.need for step in estimator.split_layers(alone, devices))
     shares = []
     for sharing, each in needs.items():
         fullest = max(each, key=lambda need: need.needed_bytes)
@@ -283,12 +280,12 @@ def inference_workload(workload: Workload) -> Workload:
         fills_up_to=1,
         checkpointing=False,
         accumulates=False,
-        precision=Precision(width, width, width, width, width, adapter=width),
+        precision=StepPrecision(width, width, width, width, width, adapter=width),
     )
 
 
 def _inference_bytes(structure: ModelStructure, workload: Workload, device_name: str) -> int:
-    """Tensors at the peak of answering a prompt that fills the context.
+    """Return the bytes of tensors at the peak of answering a prompt that fills the context.
 
     Source: `Answer`, engine/chat/answer.py, which reads the prompt in pieces and asks for the logits of its last position;
     `AdaptedBase.forward`, which casts them to 32 bits.
@@ -301,7 +298,7 @@ def _inference_bytes(structure: ModelStructure, workload: Workload, device_name:
 
 
 def cache_bytes(shape: ModelShape, workload: Workload) -> int:
-    """Bytes of what the layers remember of a conversation, at most.
+    """Return the bytes of what the layers remember of a conversation, at most.
 
     A layer that sees all tokens keeps the keys and values of all. One with a window keeps what its window lacks of the last
     piece, in the tensor that has both. The largest of these is there twice, while new ones are put behind it. States of
@@ -317,7 +314,7 @@ def cache_bytes(shape: ModelShape, workload: Workload) -> int:
 
 
 def _passage_bytes(structure: ModelStructure, workload: Workload, layer: LayerStructure) -> int:
-    """What passes through one layer, with what all layers are given."""
+    """Return the bytes that pass through one layer, with the arguments of all layers."""
 
     def stage() -> StepContext:
         tape = Tape()

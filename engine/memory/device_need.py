@@ -110,8 +110,8 @@ def compiled_products_bytes(pass_sizes: int) -> int:
     return _COMPILED_PRODUCT * max(0, products - _PRODUCTS_OF_A_SIZE)
 
 
-def words_of_gpu(name: str) -> frozenset[str]:
-    """The parts of a GPU's name, in capitals: "NVIDIA A100-SXM4-80GB" → NVIDIA, A100, SXM4, 80GB.
+def gpu_name_parts(name: str) -> frozenset[str]:
+    """Split a GPU's name into its parts, in capitals: "NVIDIA A100-SXM4-80GB" → NVIDIA, A100, SXM4, 80GB.
 
     What is written together is taken apart: "RTX4090Ti" → RTX, 4090, TI.
     """
@@ -121,13 +121,13 @@ def words_of_gpu(name: str) -> frozenset[str]:
 
 
 def is_hopper(name: str) -> bool:
-    """Whether it is of the generation for which cuBLAS wants larger workspaces."""
-    return not _HOPPER.isdisjoint(words_of_gpu(name))
+    """Return whether it is of the generation for which cuBLAS wants larger workspaces."""
+    return not _HOPPER.isdisjoint(gpu_name_parts(name))
 
 
 def cuda_context_bytes(name: str) -> int:
     """Return what a CUDA process holds outside PyTorch's allocator: the context and the kernels of a training step."""
-    words = words_of_gpu(name)
-    if not _LARGE_CONTEXT.isdisjoint(words):
+    name_parts = gpu_name_parts(name)
+    if not _LARGE_CONTEXT.isdisjoint(name_parts):
         return 500 * 2**20
-    return (145 if not _SMALL_CONTEXT.isdisjoint(words) else 330) * 2**20
+    return (145 if not _SMALL_CONTEXT.isdisjoint(name_parts) else 330) * 2**20

@@ -11,7 +11,7 @@ from engine.hardware.device import Device
 from engine.memory.device_need import PROCESS_ITSELF, DeviceNeed, need_on_device
 from engine.memory.layer_split import DevicePart, divide_layers, shape_of_part, targets_of_part
 from engine.memory.methods.registry import count_trainable
-from engine.memory.peak import Peak, find_peak, refuse_nonsense
+from engine.memory.peak import Peak, check_bounds, find_peak
 from engine.memory.persistent import TrainableCount, weight_bytes
 from engine.memory.phases import Phase, simulate_step
 from engine.memory.structure import AdapterTargets, find_targets, read_structure
@@ -123,36 +123,36 @@ class Estimator:
         self._known: dict[int, tuple[AdapterConfig, AdapterTargets, TrainableCount]] = {}  # by id, with its owner
 
     def estimate(self, config: RunConfig) -> MemoryEstimate:
-        """The whole answer; raises as `estimate_memory` does.
+        """Return the estimate of a run; raises as `estimate_memory` does.
 
         Where layers are spread over several devices, the answer is about the one that needs most.
         """
-        return self._estimated(config, self.workload(config))
+        return self._estimate_workload(config, self.workload(config))
 
     def workload(self, config: RunConfig) -> Workload:
         """Describe the passes of a run; raises as `estimate_memory` does."""
         return workload_of_run(self.shape, config, self.device, self.rows)
 
     def estimate_step(self, config: RunConfig) -> MemoryEstimate:
-        """The answer for one step of the largest pass alone, as a measurement takes it; raises as `estimate_memory` does.
+        """Return the estimate of one step of the largest pass, as a measurement takes it; raises as `estimate_memory` does.
 
         A run may need more than that in a step of shorter rows, which counts in `estimate`.
         """
-        return self._estimated(config, workload_of_step(self.shape, config, self.device, self.rows))
+        return self._estimate_workload(config, workload_of_step(self.shape, config, self.device, self.rows))
 
-    def _estimated(self, config: RunConfig, workload: Workload) -> MemoryEstimate:
+    def _estimate_workload(self, config: RunConfig, workload: Workload) -> MemoryEstimate:
         if config.run.spread_over == 1:
             return describe_peak(self.peak(workload), workload, self.device)
         device_steps = self.split_layers(workload, config.run.spread_over)
-        needs = [one.need.needed_bytes for one in device_steps]
+        needs = [step.need.needed_bytes for step in device_steps]
         number = needs.index(max(needs))
         fullest = device_steps[number]
         estimate = describe_peak(fullest.peak, fullest.workload, self.device)
         note = (
             f"These are figures of the fullest of {len(device_steps)} devices, number {number + 1} in run.devices: it holds "
-            f"{_part_words(fullest.part)}. They need {', '.join(f'{need / GIB:.1f}' for need in needs)} GiB at most."
+            f"{_describe_part(fullest.part)}. They need {', '.join(f'{need / GIB:.1f}' for need in needs)} GiB at most."
         )
-        parameters = _parameters(self._adapted(workload.adapter)[1])
+        parameters = _parameters(self._find_targets(workload.adapter)[1])
         return estimate.model_copy(update={"parameters": parameters, "notes": (*estimate.notes, note)})
 
     def need(self, config: RunConfig) -> DeviceNeed:
@@ -160,26 +160,23 @@ class Estimator:
         workload = self.workload(config)
         if config.run.spread_over == 1:
             return self.need_of_step(workload)
-        return max(self.split_needs(workload, config.run.spread_over), key=lambda need: need.needed_bytes)
+        needs = (step.need for step in self.split_layers(workload, config.run.spread_over))
+        return max(needs, key=lambda need: need.needed_bytes)
 
     def need_of_step(self, workload: Workload) -> DeviceNeed:
-        """What a step that is described already needs on one device; raises as `estimate_memory` does."""
+        """Return what a step needs on one device; raises as `estimate_memory` does."""
         return need_on_device(self.peak(workload).tensors, workload, self.device)
 
-    def split_needs(self, workload: Workload, devices: int) -> tuple[DeviceNeed, ...]:
-        """What each of several devices like this one needs where the layers are divided among them, in order."""
-        return tuple(one.need for one in self.split_layers(workload, devices))
-
     def split_layers(self, workload: Workload, devices: int) -> tuple[DeviceStep, ...]:
-        """The same step as each of several devices takes part in it; raises as `estimate_memory` does, and:
+        """Return the part of a step that each of several devices computes; raises as `estimate_memory` does, and:
 
         Raises:
             ConfigError: If there are fewer layers than devices.
         """
-        targets, _ = self._adapted(workload.adapter)
+        targets, _ = self._find_targets(workload.adapter)
         steps: list[DeviceStep] = []
         for part in self.parts(workload, devices):
-            known = next((one for one in steps if self._is_equal(one.part, part)), None)
+            known = next((step for step in steps if self._is_equal(step.part, part)), None)
             if known is not None:
                 steps.append(known._replace(part=part))
                 continue
@@ -197,22 +194,22 @@ class Estimator:
         whole = self.peak(workload)
         weights = sum(weight_bytes(self.shape.modules, workload))
         trained = 0 if workload.trains_adapter else whole.persistent.optimizer + weights
-        kept, times_weights = whole.kept_bytes // self.structure.num_layers, 1 + trained / max(1, weights)
-        return divide_layers(self.shape, workload, devices, kept_bytes=kept, times_weights=times_weights)
+        activation_bytes, times_weights = whole.kept_bytes // self.structure.num_layers, 1 + trained / max(1, weights)
+        return divide_layers(self.shape, workload, devices, kept_bytes=activation_bytes, times_weights=times_weights)
 
-    def _is_equal(self, one: DevicePart, other: DevicePart) -> bool:
-        """Whether two devices do the same: as many layers of one kind, and nothing else."""
-        has_one_kind, have_equal_layers = len(self.structure.layers) == 1, len(one.layers) == len(other.layers)
-        return has_one_kind and have_equal_layers and one.outside == other.outside == ()
+    def _is_equal(self, first: DevicePart, second: DevicePart) -> bool:
+        """Return whether two devices do the same: as many layers of one kind, and nothing else."""
+        has_one_kind, have_equal_layers = len(self.structure.layers) == 1, len(first.layers) == len(second.layers)
+        return has_one_kind and have_equal_layers and first.outside == second.outside == ()
 
     def peak(self, workload: Workload) -> Peak:
-        """The peak of a step that is described already; raises as `estimate_memory` does."""
-        refuse_nonsense(self.shape, workload)
-        targets, counts = self._adapted(workload.adapter)
+        """Return the peak of a step; raises as `estimate_memory` does."""
+        check_bounds(self.shape, workload)
+        targets, counts = self._find_targets(workload.adapter)
         step = simulate_step(self.structure, workload, targets)
         return find_peak(step, self.structure, workload, self.device.name, counts)
 
-    def _adapted(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
+    def _find_targets(self, adapter: AdapterConfig) -> tuple[AdapterTargets, TrainableCount]:
         if id(adapter) not in self._known:
             targets = find_targets(self.shape, adapter)
             self._known[id(adapter)] = (adapter, targets, count_trainable(self.shape, adapter, targets))
@@ -246,7 +243,7 @@ def _parameters(counts: TrainableCount) -> ParameterCount:
     return ParameterCount(total=counts.total, trainable=counts.trainable, trainable_percent=counts.percent)
 
 
-def _part_words(part: DevicePart) -> str:
+def _describe_part(part: DevicePart) -> str:
     extras = {"embeddings": part.has_embeddings, "output head": part.has_head}
     return " and ".join([f"{len(part.layers)} layers", *(word for word, is_there in extras.items() if is_there)])
 
@@ -305,7 +302,7 @@ def _pages_of_files(peak: Peak) -> int:
 
 
 def _process_notes(peak: Peak, need: DeviceNeed, device: Device) -> tuple[str, ...]:
-    """Say what a process on a CPU holds besides tensors."""
+    """Return a note on what a process on a CPU holds besides tensors."""
     if device.kind != "cpu":
         return ()
     if need.is_loading:
@@ -338,20 +335,20 @@ _CUDA_TAKES = "The CUDA context, workspaces of matrix products, and what the all
 
 def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[MemoryComponent, ...]:
     """Divide what is needed at the peak; the parts add up to `need.needed_bytes`."""
-    persistent, held = peak.persistent, peak.held
+    persistent, group_bytes = peak.persistent, peak.group_bytes
     precision = workload.base if workload.base != "dense" else f"{workload.precision.weights * 8} bit"
     adapter = persistent.adapter + persistent.reference
-    trained = adapter + persistent.optimizer + persistent.buckets + persistent.copies + held.gradients
-    words, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
+    trained = adapter + persistent.optimizer + persistent.buckets + persistent.copies + group_bytes.gradients
+    texts, rest, runtime = dict(_DEPENDS_ON), "Embeddings, norms, head", "Python and libraries"
     if persistent.dense_experts > 0:
-        rest, words["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY
+        rest, texts["unquantized"] = "Experts, embeddings, norms, head", _EXPERTS_STAY
     if workload.device == "cuda":
-        runtime, words["runtime"] = "CUDA and allocator", _CUDA_TAKES
+        runtime, texts["runtime"] = "CUDA and allocator", _CUDA_TAKES
     at_the_peak: tuple[tuple[ComponentKey, str, int], ...] = (
         ("trained", f"{'Adapter, gradients' if workload.trains_adapter else 'Gradients'}, optimizer", trained),
-        ("activations", "Activations", held.activations + held.weight_copies),
-        ("loss", "Logits and loss", held.loss),
-        ("runtime", runtime, need.expected_bytes - persistent.total - held.total),
+        ("activations", "Activations", group_bytes.activations + group_bytes.weight_copies),
+        ("loss", "Logits and loss", group_bytes.loss),
+        ("runtime", runtime, need.expected_bytes - persistent.total - group_bytes.total),
     )
     if need.is_loading:
         at_the_peak = (
@@ -364,4 +361,4 @@ def _components(peak: Peak, need: DeviceNeed, workload: Workload) -> tuple[Memor
         *at_the_peak,
         ("margin", "Margin of error", need.needed_bytes - need.expected_bytes),
     )
-    return tuple(MemoryComponent(key=key, label=label, bytes=size, depends_on=words[key]) for key, label, size in sizes)
+    return tuple(MemoryComponent(key=key, label=label, bytes=size, depends_on=texts[key]) for key, label, size in sizes)

@@ -103,7 +103,7 @@ def _fill(
 
 
 def shape_of_part(shape: ModelShape, part: DevicePart) -> ModelShape:
-    """The model as one device has it."""
+    """Return the part of a model on one device."""
     modules = tuple(module for module in shape.modules if module.name in part.modules)
     parameters = sum(module.parameters for module in modules)
     sizes = {"modules": modules, "num_hidden_layers": len(part.layers), "num_parameters": parameters}

@@ -14,7 +14,7 @@ from engine.memory.persistent import (
     quantized_bytes,
     unquantized_width,
 )
-from engine.memory.phases import Held, Phase, StepPeaks
+from engine.memory.phases import BytesByGroup, Phase, StepPeaks
 from engine.memory.structure import ModelStructure
 from engine.memory.workload import Workload
 from engine.models.shape import ModelShape, ModuleShape
@@ -33,7 +33,7 @@ class Peak:
     persistent: Persistent
     counts: TrainableCount
     phase: Phase
-    held: Held
+    group_bytes: BytesByGroup
     phase_bytes: dict[Phase, int]  # allocated at the peak of each phase
     kept_bytes: int  # activations that all layers together keep for the backward pass
     layer_bytes: int  # how high one layer reaches, forward and backward
@@ -48,11 +48,11 @@ class Peak:
     def tensors(self) -> TensorsAtPeak:
         return TensorsAtPeak(
             allocated_bytes=self.allocated_bytes,
-            passing_bytes=self.held.total - self.held.gradients,
+            passing_bytes=self.group_bytes.total - self.group_bytes.gradients,
             layer_bytes=self.layer_bytes,
             paged_bytes=self.persistent.paged,
             loading_bytes=self.persistent.loading,
-            uncertain_bytes=(self.held.total - self.held.gradients) // 2 if self.is_approximate else 0,
+            uncertain_bytes=(self.group_bytes.total - self.group_bytes.gradients) // 2 if self.is_approximate else 0,
         )
 
 
@@ -62,11 +62,11 @@ def find_peak(
     """Find the phase in which most tensors are alive: `persistent + max(forward, loss, layers, optimizer)`."""
     persistent = persistent_bytes(structure, workload, counts)
     peaks = dict(step.peaks)
-    peaks["optimizer_step"] += Held(gradients=optimizer_scratch_bytes(counts.groups, workload.optimizer))
+    peaks["optimizer_step"] += BytesByGroup(gradients=optimizer_scratch_bytes(counts.groups, workload.optimizer))
     workspace = workspace_bytes(workload, device_name)
     if workload.accumulates:
-        waiting = Held(gradients=gradient_bytes(structure, workload, counts))
-        peaks = {phase: held + waiting for phase, held in peaks.items()}
+        waiting = BytesByGroup(gradients=gradient_bytes(structure, workload, counts))
+        peaks = {phase: group_bytes + waiting for phase, group_bytes in peaks.items()}
     if workload.sharded > 1:
         persistent, peaks = fully_sharded(structure, workload, persistent, peaks)
     phase = max(peaks, key=lambda name: peaks[name].total)
@@ -74,8 +74,8 @@ def find_peak(
         persistent=persistent,
         counts=counts,
         phase=phase,
-        held=peaks[phase],
-        phase_bytes={name: persistent.total + workspace + held.total for name, held in peaks.items()},
+        group_bytes=peaks[phase],
+        phase_bytes={name: persistent.total + workspace + group_bytes.total for name, group_bytes in peaks.items()},
         kept_bytes=step.peaks["loss_backward"].activations,
         layer_bytes=step.layer_bytes,
         workspace_bytes=workspace,
@@ -94,7 +94,7 @@ def workspace_bytes(workload: Workload, device_name: str) -> int:
     return 2 * (32 * 2**20 if is_hopper(device_name) else 8320 * 2**10)
 
 
-def refuse_nonsense(shape: ModelShape, workload: Workload) -> None:
+def check_bounds(shape: ModelShape, workload: Workload) -> None:
     """Refuse absurd sizes.
 
     Raises:
@@ -119,8 +119,8 @@ def refuse_nonsense(shape: ModelShape, workload: Workload) -> None:
 
 
 def fully_sharded(
-    structure: ModelStructure, workload: Workload, persistent: Persistent, peaks: Mapping[Phase, Held]
-) -> tuple[Persistent, dict[Phase, Held]]:
+    structure: ModelStructure, workload: Workload, persistent: Persistent, peaks: Mapping[Phase, BytesByGroup]
+) -> tuple[Persistent, dict[Phase, BytesByGroup]]:
     """Divide what stays; what passes through is each device's own; two layers are whole at a time.
 
     What is outside the layers is whole for the whole step. A layer's gradients are whole until they are summed up
@@ -138,24 +138,24 @@ def fully_sharded(
     rounds = not workload.trains_adapter and workload.precision.autocast is not None
     head_copy = structure.shape.vocab_size * structure.shape.hidden_size * compute
     shares = {}
-    for phase, held in peaks.items():
+    for phase, group_bytes in peaks.items():
         # The optimizer works on its own share; before that, layers are put together and trained as a whole.
         copies = 0 if phase == "optimizer_step" else whole + _LAYERS_GATHERED * largest
-        layer_gradients = held.gradients // structure.num_layers if phase == "layer_backward" else 0
-        shares[phase] = held._replace(
-            gradients=_divided(held.gradients, devices) + layer_gradients,
-            weight_copies=(min(held.weight_copies, head_copy) if rounds else held.weight_copies) + copies,
+        layer_gradients = group_bytes.gradients // structure.num_layers if phase == "layer_backward" else 0
+        shares[phase] = group_bytes._replace(
+            gradients=_share_of(group_bytes.gradients, devices) + layer_gradients,
+            weight_copies=(min(group_bytes.weight_copies, head_copy) if rounds else group_bytes.weight_copies) + copies,
         )
-    divided = Persistent(*(_divided(size, devices) for size in astuple(persistent)))
-    return replace(divided, loading=persistent.loading), shares  # each process loads the whole model
+    own_share = Persistent(*(_share_of(size, devices) for size in astuple(persistent)))
+    return replace(own_share, loading=persistent.loading), shares  # each process loads the whole model
 
 
-def _divided(size: int, devices: int) -> int:
+def _share_of(size: int, devices: int) -> int:
     return -(-size // devices)
 
 
 def _gathered_bytes(modules: Iterable[ModuleShape], workload: Workload, width: Callable[[ModuleShape], int]) -> int:
-    """Some modules, whole: packed where they are quantized, else so many bytes per element."""
+    """Return the bytes of whole modules: packed where they are quantized, else `width` per element."""
     return sum(
         quantized_bytes(module, workload) if workload.quantizes(module) else module.parameters * width(module)
         for module in modules

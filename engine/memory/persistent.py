@@ -25,7 +25,7 @@ class TrainableCount(NamedTuple):
 
     total: int  # the base model and everything that the adapter adds, as PEFT counts
     trainable: int  # of these, what is trained
-    added: int  # what is trained and not part of the base model
+    adapter: int  # what is trained and not part of the base model
     # Shapes of every trained tensor: what may decay, then norms and biases, which transformers' trainer keeps from it.
     # An optimizer takes one group after the other.
     groups: tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]
@@ -64,7 +64,7 @@ class Persistent:
 
 
 def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[int, int]:
-    """Bytes of modules of the base model: linear layers in the base's format, and the rest.
+    """Return the bytes of modules of the base model: linear layers in the base's format, and the rest.
 
     Tied weights are counted at their first owner. Layers that hold an adapter on top keep their base.
     """
@@ -81,7 +81,7 @@ def weight_bytes(modules: Iterable[ModuleShape], workload: Workload) -> tuple[in
 
 
 def unquantized_width(module: ModuleShape, workload: Workload) -> int:
-    """Bytes per element of a module that is not quantized."""
+    """Return the bytes per element of a module that is not quantized."""
     precision = workload.precision
     if module.is_output_head:
         return precision.head
@@ -91,7 +91,7 @@ def unquantized_width(module: ModuleShape, workload: Workload) -> int:
 
 
 def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
-    """Weight of one quantized module, with its scales.
+    """Return the bytes of one quantized module, with its scales.
 
     int8 takes one byte an element and a 32-bit scale for each output row. GPTQ takes packed 4-bit weights; for each group of
     inputs (all of them, where the size is -1) 16-bit scales and packed zero points; and the index of each input's group.
@@ -109,13 +109,13 @@ def quantized_bytes(module: ModuleShape, workload: Workload) -> int:
 
 
 def persistent_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> Persistent:
-    """Everything that does not move during a step."""
+    """Return the bytes of everything that does not move during a step."""
     weights, unquantized = weight_bytes(structure.shape.modules, workload)
     on_device, paged = optimizer_state_bytes(counts.shapes, workload.optimizer)
     return Persistent(
         weights=weights,
         unquantized=unquantized,
-        adapter=counts.added * workload.precision.adapter + counts.resident * 4,
+        adapter=counts.adapter * workload.precision.adapter + counts.resident * 4,
         optimizer=on_device,
         paged=paged,
         loading=_loading_bytes(structure, workload, weights + unquantized),
@@ -131,9 +131,9 @@ def _reference_bytes(workload: Workload, counts: TrainableCount) -> int:
     """Source: `Reference.of`, engine/training/objectives/reference.py."""
     if not workload.has_reference or not workload.trains_adapter:
         return 0
-    biases = counts.trainable - counts.added
-    kept = biases if workload.adapter.warm_start is None else counts.trainable
-    return kept * workload.precision.adapter
+    biases = counts.trainable - counts.adapter
+    parameters = biases if workload.adapter.warm_start is None else counts.trainable
+    return parameters * workload.precision.adapter
 
 
 def _copied_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
@@ -143,7 +143,7 @@ def _copied_bytes(structure: ModelStructure, workload: Workload, counts: Trainab
     if not workload.has_quick_layers or workload.sharded > 1 or workload.checkpointing:
         return 0
     # At 32 bits, matrices A with one input are put together, which is half of all at most.
-    copies = counts.added * (compute if compute < workload.precision.adapter else compute // 2)
+    copies = counts.adapter * (compute if compute < workload.precision.adapter else compute // 2)
     if workload.device == "cpu" or workload.base not in ("nf4", "fp4"):
         return copies
     sizes = (
@@ -170,15 +170,15 @@ def _loading_bytes(structure: ModelStructure, workload: Workload, loaded: int) -
 
 
 def gradient_bytes(structure: ModelStructure, workload: Workload, counts: TrainableCount) -> int:
-    """All gradients: each as wide as its weight."""
+    """Return the bytes of all gradients: each as wide as its weight."""
     if not workload.trains_adapter:
         return sum(weight_bytes(structure.shape.modules, workload))
-    biases = counts.trainable - counts.added
-    return counts.added * workload.precision.adapter + biases * workload.precision.norms
+    biases = counts.trainable - counts.adapter
+    return counts.adapter * workload.precision.adapter + biases * workload.precision.norms
 
 
 def _four_bit_bytes(elements: int, *, double_quant: bool) -> int:
-    """Bytes of one 4-bit weight with its scales.
+    """Return the bytes of one 4-bit weight with its scales.
 
     Half a byte an element and a scale for each block of 64: 4 bytes each, or under double quantization 1 byte each, a
     second-level scale of 4 bytes for each 256 of them and their mean. Asymptotically 0.5625 and 0.51587 bytes.
@@ -195,7 +195,7 @@ def _four_bit_bytes(elements: int, *, double_quant: bool) -> int:
 
 
 def dequantized_scale_bytes(elements: int) -> int:
-    """Scales of one double-quantized weight, written out at 32 bits while the weight is in use."""
+    """Return the bytes of a double-quantized weight's scales, written out at 32 bits while it is in use."""
     return -(-elements // _BLOCK) * 4
 
 
@@ -207,7 +207,7 @@ class OptimizerState(NamedTuple):
 
 
 def optimizer_state_bytes(shapes: Iterable[TensorShape], optimizer: Optimizer) -> OptimizerState:
-    """State of the optimizer, tensor by tensor, without the numbers that count steps.
+    """Return the bytes of the optimizer's state, tensor by tensor, without the numbers that count steps.
 
     AdamW keeps two tensors of each weight's size, SGD with momentum one. Adafactor keeps one number a row and one a column
     of a matrix, of each matrix where several are stacked, and all of a vector. The 8-bit one keeps a byte an element and a
@@ -234,12 +234,12 @@ def optimizer_state_bytes(shapes: Iterable[TensorShape], optimizer: Optimizer) -
 
 
 def is_paged(shape: TensorShape, optimizer: Optimizer) -> bool:
-    """Whether the state of this tensor may leave the device."""
+    """Return whether the state of this tensor may leave the device."""
     return optimizer.paged and math.prod(shape) >= SMALLEST_PAGED
 
 
 def state_of_tensor(shape: TensorShape, optimizer: Optimizer) -> int:
-    """Bytes that the optimizer keeps of one tensor."""
+    """Return the bytes that the optimizer keeps of one tensor."""
     kind, elements = optimizer.kind, math.prod(shape)
     if kind == "adamw":
         return 2 * elements * optimizer.state_width
@@ -255,12 +255,12 @@ def state_of_tensor(shape: TensorShape, optimizer: Optimizer) -> int:
 
 
 def _rows_and_columns(shape: TensorShape) -> tuple[int, int]:
-    """Numbers that Adafactor keeps of a matrix, or of a stack of matrices; none of a vector."""
+    """Return the numbers that Adafactor keeps of a matrix, or of a stack of matrices; none of a vector."""
     return (math.prod(shape[:-1]), math.prod(shape[:-2]) * shape[-1]) if len(shape) > 1 else (0, 0)
 
 
 def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: Optimizer) -> int:
-    """Temporaries while the optimizer steps.
+    """Return the bytes of temporaries while the optimizer steps.
 
     The foreach kernels take the roots of all second moments of a group at once, or with SGD its decayed gradients; loops
     that take tensor by tensor hold the last one's result until the next one's is there. Fused and 8-bit kernels need none.
@@ -272,15 +272,15 @@ def optimizer_scratch_bytes(groups: Iterable[Sequence[TensorShape]], optimizer: 
     Source: `_multi_tensor_adamw` and `_single_tensor_adamw` in torch/optim/adam.py; torch/optim/sgd.py;
     transformers/optimization.py.
     """
-    filled = [group for group in groups if group]
-    if not filled:
+    nonempty = [group for group in groups if group]
+    if not nonempty:
         return 0
-    cast_gradients = sum(math.prod(shape) for group in filled for shape in group) if optimizer.master_weights else 0
-    return 4 * (_scratch_elements(filled, optimizer) + cast_gradients)
+    cast_gradients = sum(math.prod(shape) for group in nonempty for shape in group) if optimizer.master_weights else 0
+    return 4 * (_scratch_elements(nonempty, optimizer) + cast_gradients)
 
 
 def _scratch_elements(groups: Sequence[Sequence[TensorShape]], optimizer: Optimizer) -> int:
-    """Elements of 32 bits, of narrower ones as many as fill them."""
+    """Return the elements of 32 bits, of narrower ones as many as fill them."""
     if optimizer.kind == "adafactor":
         return _adafactor_scratch([shape for group in groups for shape in group])
     if optimizer.fused or optimizer.kind == "adamw_8bit":
@@ -298,7 +298,7 @@ def _scratch_elements(groups: Sequence[Sequence[TensorShape]], optimizer: Optimi
 
 
 def _adafactor_scratch(shapes: Sequence[TensorShape]) -> int:
-    """Elements at the highest point of Adafactor's loop.
+    """Return the elements at the highest point of Adafactor's loop.
 
     A tensor begins with its squares and their sum with a small number, while the update of the one before is alive. Later
     its update is alive with its squares, with one number a row and one a column.

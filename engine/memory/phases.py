@@ -28,7 +28,7 @@ from engine.memory.workload import Workload
 Phase = Literal["forward", "loss_backward", "layer_backward", "optimizer_step"]
 
 
-class Held(NamedTuple):
+class BytesByGroup(NamedTuple):
     """Bytes by group, as they are alive together."""
 
     activations: int = 0
@@ -40,39 +40,41 @@ class Held(NamedTuple):
     def total(self) -> int:
         return sum(self)
 
-    def __add__(self, other: "Held") -> "Held":  # type: ignore[override]
-        return Held(*map(operator.add, self, other))
+    def __add__(self, other: "BytesByGroup") -> "BytesByGroup":  # type: ignore[override]
+        return BytesByGroup(*map(operator.add, self, other))
 
-    def __sub__(self, other: "Held") -> "Held":
-        return Held(*map(operator.sub, self, other))
+    def __sub__(self, other: "BytesByGroup") -> "BytesByGroup":
+        return BytesByGroup(*map(operator.sub, self, other))
 
-    def __mul__(self, count: int) -> "Held":  # type: ignore[override]
-        return Held(*(size * count for size in self))
+    def __mul__(self, count: int) -> "BytesByGroup":  # type: ignore[override]
+        return BytesByGroup(*(size * count for size in self))
 
 
-NOTHING = Held()
+NOTHING = BytesByGroup()
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """What one stretch of the model does to memory, measured from what was alive when it began."""
+class Segment:
+    """What one part of the model does to memory, measured from what was alive when it began."""
 
-    kept: Held  # after its forward pass, its output included
+    saved: BytesByGroup  # after its forward pass, its output included
     output_bytes: int
-    forward_peak: Held  # above the start of its forward pass
-    backward_peak: Held  # above what is alive before its backward pass, the arriving gradient included
-    left: Held  # after its backward pass: gradients of its weights, and what the caller still holds
+    forward_peak: BytesByGroup  # above the start of its forward pass
+    backward_peak: BytesByGroup  # above what is alive before its backward pass, the arriving gradient included
+    left: BytesByGroup  # after its backward pass: gradients of its weights, and what the caller still holds
     count: int = 1
-    opening_peak: Held = NOTHING  # above the start, of what runs before the variables of the layers are released
-    while_layers_run: Held = NOTHING  # in addition to `kept`, until the head begins
-    while_forward: Held = NOTHING  # in addition to `kept`, until the forward pass ends
-    input_let_go_bytes: int = 0  # of the input, where nothing keeps it for the backward pass
+    opening_peak: BytesByGroup = (
+        NOTHING  # above the start, of what runs before the variables of the layers are released
+    )
+    while_layers_run: BytesByGroup = NOTHING  # in addition to `saved`, until the head begins
+    while_forward: BytesByGroup = NOTHING  # in addition to `saved`, until the forward pass ends
+    freed_input_bytes: int = 0  # of the input, where nothing keeps it for the backward pass
 
 
 class StepPeaks(NamedTuple):
     """The highest point of each phase, above weights, optimizer state and all else that is always there."""
 
-    peaks: dict[Phase, Held]
+    peaks: dict[Phase, BytesByGroup]
     layer_bytes: int  # how high one layer reaches, forward and backward, above what is alive around it
 
 
@@ -96,73 +98,79 @@ def simulate_step(
         return StepContext(rules.tape(), workload, structure, targets)
 
     width = residual_width(stage())
-    embedding = _embedding_stretch(stage())
-    layers = _layer_stretches(stage, rules, width)
-    return _put_together(embedding, layers, _head_stretches(stage, rules, width), stage())
+    embedding = _embedding_segment(stage())
+    layers = _layer_segments(stage, rules, width)
+    return _combine_segments(embedding, layers, _head_segments(stage, rules, width), stage())
 
 
-def _put_together(embedding: Stretch, layers: list[Stretch], head: Stretch, stage: StepContext) -> StepPeaks:
-    workload = stage.workload
-    alive = embedding.kept + embedding.while_layers_run + embedding.while_forward
-    forward = embedding.forward_peak
-    # The first layer's input is held by a variable of the model until the last layer has run.
-    held_input = Held(activations=layers[0].input_let_go_bytes) if len(layers) > 1 else NOTHING
-    for number, stretch in enumerate(layers):
-        if number == 1:
-            alive += held_input
-        # The last layer of a kind starts highest.
-        each = stretch.kept + stretch.while_forward
-        forward = _higher(forward, alive + each * (stretch.count - 1) + stretch.forward_peak)
-        alive += each * stretch.count
-    # The last norm belongs to the model's forward pass, whose variables are all there still.
-    forward = _higher(forward, alive + head.opening_peak)
-    alive -= embedding.while_layers_run + held_input
-    forward = _higher(forward, alive + head.forward_peak)
-    # The model's output goes out of scope, and autocast is left.
-    alive -= embedding.while_forward
-    for stretch in layers:
-        alive -= stretch.while_forward * stretch.count
-    loss_backward = alive + head.backward_peak
-    # From here on the head's gradients, what the caller holds of its results, and the gradient of the loss stay.
-    alive += head.left + Held(loss=4)
-    backward = NOTHING
-    for stretch in reversed(layers):
-        above = stretch.backward_peak - Held(activations=stretch.output_bytes)
-        step = stretch.left - stretch.kept
-        backward = _higher(backward, _higher(alive + above, alive + step * (stretch.count - 1) + above))
-        alive += step * stretch.count
-    backward = _higher(backward, alive + embedding.backward_peak - Held(activations=embedding.output_bytes))
+def _combine_segments(embedding: Segment, layers: list[Segment], head: Segment, context: StepContext) -> StepPeaks:
+    """Chain the segments: below the peaks of each is what those before it have left."""
+    saved = embedding.saved
+    for layer in layers:
+        saved += layer.saved * layer.count
     gradients = sum(s.left.gradients * s.count for s in (embedding, *layers, head))
-    at_the_end = Held(loss=head.left.loss, gradients=gradients - _tied_gradient(workload, stage.structure))
+    tied = _tied_gradient(context.workload, context.structure)
     return StepPeaks(
         peaks={
-            "forward": forward,
-            "loss_backward": loss_backward,
-            "layer_backward": backward,
-            "optimizer_step": at_the_end,
+            "forward": _forward_peak(embedding, layers, head),
+            # The model's output has gone out of scope, and autocast is left.
+            "loss_backward": saved + head.backward_peak,
+            "layer_backward": _layer_backward_peak(saved, embedding, layers, head),
+            "optimizer_step": BytesByGroup(loss=head.left.loss, gradients=gradients - tied),
         },
         layer_bytes=max(layer.forward_peak.total + layer.backward_peak.total for layer in layers),
     )
 
 
-def _higher(one: Held, other: Held) -> Held:
-    return one if one.total >= other.total else other
+def _forward_peak(embedding: Segment, layers: list[Segment], head: Segment) -> BytesByGroup:
+    alive = embedding.saved + embedding.while_layers_run + embedding.while_forward
+    peak = embedding.forward_peak
+    # The first layer's input is held by a variable of the model until the last layer has run.
+    held_input = BytesByGroup(activations=layers[0].freed_input_bytes) if len(layers) > 1 else NOTHING
+    for number, layer in enumerate(layers):
+        if number == 1:
+            alive += held_input
+        # The last layer of a kind starts highest.
+        each = layer.saved + layer.while_forward
+        peak = _max_by_total(peak, alive + each * (layer.count - 1) + layer.forward_peak)
+        alive += each * layer.count
+    # The last norm belongs to the model's forward pass, whose variables are all there still.
+    after_layers = alive - embedding.while_layers_run - held_input
+    return _max_by_total(peak, alive + head.opening_peak, after_layers + head.forward_peak)
 
 
-def _embedding_stretch(r: StepContext) -> Stretch:
-    """What is computed before the first layer. Positions and mask stay as long as a layer may be run again."""
+def _layer_backward_peak(saved: BytesByGroup, embedding: Segment, layers: list[Segment], head: Segment) -> BytesByGroup:
+    # The head's gradients, what the caller holds of its results, and the gradient of the loss stay.
+    alive, peak = saved + head.left + BytesByGroup(loss=4), NOTHING
+    for layer in reversed(layers):
+        above = layer.backward_peak - BytesByGroup(activations=layer.output_bytes)
+        change = layer.left - layer.saved
+        peak = _max_by_total(peak, alive + above, alive + change * (layer.count - 1) + above)
+        alive += change * layer.count
+    return _max_by_total(peak, alive + embedding.backward_peak - BytesByGroup(activations=embedding.output_bytes))
+
+
+def _max_by_total(*candidates: BytesByGroup) -> BytesByGroup:
+    return max(candidates, key=lambda group_bytes: group_bytes.total)
+
+
+def _embedding_segment(r: StepContext) -> Segment:
+    """Compute what precedes the first layer. Positions and mask stay as long as a layer may be run again."""
     r.put_prefixes(r.structure.num_layers)
     x, passing = embed(r)
-    arguments, layers_only = Held(activations=passing.arguments), Held(activations=passing.inputs_embeds)
-    stretch = _measured(r, x, start=NOTHING, input_bytes=x.storage.size if input_is_leaf(r.workload) else 0)
+    arguments, layers_only = (
+        BytesByGroup(activations=passing.arguments),
+        BytesByGroup(activations=passing.inputs_embeds),
+    )
+    segment = _measure_segment(r, x, start=NOTHING, input_bytes=x.storage.size if input_is_leaf(r.workload) else 0)
     if r.workload.checkpointing:
-        return replace(stretch, kept=stretch.kept + arguments, while_layers_run=layers_only)
-    return replace(stretch, while_layers_run=layers_only + arguments)
+        return replace(segment, saved=segment.saved + arguments, while_layers_run=layers_only)
+    return replace(segment, while_layers_run=layers_only + arguments)
 
 
-def _layer_stretches(stage: Callable[[], StepContext], rules: StepRules, width: int) -> list[Stretch]:
-    """One stretch for each kind of layer; the first layer apart where its input is of another kind."""
-    stretches, workload = [], stage().workload
+def _layer_segments(stage: Callable[[], StepContext], rules: StepRules, width: int) -> list[Segment]:
+    """One segment for each kind of layer; the first layer apart where its input is of another kind."""
+    segments, workload = [], stage().workload
     own_width = workload.precision.embeddings
     # Of the first layer's input, although the embeddings may be frozen.
     needs_gradient = input_is_leaf(workload) or workload.virtual_inputs > 0 or not workload.trains_adapter
@@ -170,98 +178,100 @@ def _layer_stretches(stage: Callable[[], StepContext], rules: StepRules, width: 
     for layer in stage().structure.layers:
         count = layer.count
         if differs:
-            stretches.append(_layer_stretch(stage(), rules, layer, own_width, needs_gradient=needs_gradient))
+            segments.append(_layer_segment(stage(), rules, layer, own_width, needs_gradient=needs_gradient))
             count -= 1
             differs = False
         if count:
-            stretches.append(replace(_layer_stretch(stage(), rules, layer, width, needs_gradient=True), count=count))
-    return stretches
+            segments.append(replace(_layer_segment(stage(), rules, layer, width, needs_gradient=True), count=count))
+    return segments
 
 
-def _layer_stretch(
+def _layer_segment(
     r: StepContext, rules: StepRules, layer: LayerStructure, width: int, *, needs_gradient: bool
-) -> Stretch:
+) -> Segment:
     tape = r.tape
     x = _input(r, width, needs_gradient=needs_gradient)
     r.put_prefixes(1)
-    start = Held(*tape.groups)
+    start = BytesByGroup(*tape.groups)
     forward = partial(rules.layer, r, x, layer)
-    output = tape.checkpointed(forward, x) if r.workload.checkpointing else forward()
+    output = tape.checkpoint(forward, x) if r.workload.checkpointing else forward()
     input_bytes = x.storage.size
     tape.drop(x)
     lets_go = input_bytes if x.storage.references == 0 else 0
-    stretch = _measured(r, output, start=start, input_bytes=input_bytes if needs_gradient else 0)
-    return replace(stretch, input_let_go_bytes=lets_go)
+    segment = _measure_segment(r, output, start=start, input_bytes=input_bytes if needs_gradient else 0)
+    return replace(segment, freed_input_bytes=lets_go)
 
 
 def _input(r: StepContext, width: int, *, needs_gradient: bool) -> Value:
-    """What the previous stretch has computed."""
+    """Return the output of the previous segment."""
     x = r.tape.value(r.tokens * r.structure.shape.hidden_size, width)
     x.producer = Parameter(x.elements, width, trainable=True) if needs_gradient else None
     return x
 
 
-def _measured(r: StepContext, output: Value, *, start: Held, input_bytes: int) -> Stretch:
+def _measure_segment(r: StepContext, output: Value, *, start: BytesByGroup, input_bytes: int) -> Segment:
     """Measure the forward pass that is through, then the backward pass from a gradient of the output.
 
-    The gradient of the input, `input_bytes`, is what arrives at the stretch before and counts there.
+    The gradient of the input, `input_bytes`, is what arrives at the segment before and counts there.
     """
     tape = r.tape
-    forward_peak = Held(*tape.peak_groups) - start
-    with_everything = Held(*tape.groups)
+    forward_peak = BytesByGroup(*tape.peak_groups) - start
+    with_everything = BytesByGroup(*tape.groups)
     r.end_forward()
-    kept = Held(*tape.groups)
+    after_forward = BytesByGroup(*tape.groups)
     output_bytes = output.storage.size
     tape.drop(output)
-    before = Held(*tape.groups)
+    before = BytesByGroup(*tape.groups)
     tape.start_phase()
     gradient = tape.allocate(output_bytes)
     tape.continue_backward(output, gradient)
-    peak = Held(*tape.peak_groups) - before
-    left = Held(*tape.groups) - Held(gradients=input_bytes)
-    return Stretch(kept - start, output_bytes, forward_peak, peak, left, while_forward=with_everything - kept)
-
-
-def _head_stretches(stage: Callable[[], StepContext], rules: StepRules, width: int) -> Stretch:
-    """The step's own head; for a run, each of its peaks as high as with the larger chunks of a shorter step."""
-    own = stage()
-    loss, vocabulary = own.workload.loss, own.structure.shape.vocab_size
-    stretch = _head_stretch(own, rules, width)
-    logit = logit_width(own.workload, head_is_trained=own.head_is_trained)
-    positions = positions_of_larger_chunks(trained_positions(own.workload), vocabulary, loss.chunk_bytes, logit)
-    if not loss.covers_shorter or positions is None:
-        return stretch
-    shorter = replace(own.workload, loss=replace(loss, chunks_of=positions))
-    other = _head_stretch(replace(stage(), workload=shorter), rules, width)
-    forward_peak = _higher(stretch.forward_peak, other.forward_peak)
-    return replace(
-        stretch, forward_peak=forward_peak, backward_peak=_higher(stretch.backward_peak, other.backward_peak)
+    peak = BytesByGroup(*tape.peak_groups) - before
+    left = BytesByGroup(*tape.groups) - BytesByGroup(gradients=input_bytes)
+    return Segment(
+        after_forward - start, output_bytes, forward_peak, peak, left, while_forward=with_everything - after_forward
     )
 
 
-def _head_stretch(r: StepContext, rules: StepRules, width: int) -> Stretch:
-    """Final norm, output head and loss, forward and backward."""
+def _head_segments(stage: Callable[[], StepContext], rules: StepRules, width: int) -> Segment:
+    """Simulate the step's head; for a run, its peaks are at least those of a shorter step with larger chunks."""
+    own = stage()
+    loss, vocabulary = own.workload.loss, own.structure.shape.vocab_size
+    segment = _head_segment(own, rules, width)
+    logit = logit_width(own.workload, head_is_trained=own.head_is_trained)
+    positions = positions_of_larger_chunks(trained_positions(own.workload), vocabulary, loss.chunk_bytes, logit)
+    if not loss.covers_shorter or positions is None:
+        return segment
+    shorter = replace(own.workload, loss=replace(loss, chunks_of=positions))
+    other = _head_segment(replace(stage(), workload=shorter), rules, width)
+    forward_peak = _max_by_total(segment.forward_peak, other.forward_peak)
+    return replace(
+        segment, forward_peak=forward_peak, backward_peak=_max_by_total(segment.backward_peak, other.backward_peak)
+    )
+
+
+def _head_segment(r: StepContext, rules: StepRules, width: int) -> Segment:
+    """Simulate final norm, output head and loss, forward and backward."""
     tape, structure = r.tape, r.structure
     hidden = _input(r, width, needs_gradient=True)
     hidden_bytes = hidden.storage.size
     if not r.workload.holds_head:  # what comes back from the next device is the gradient
-        return Stretch(NOTHING, 0, NOTHING, Held(activations=hidden_bytes), NOTHING)
-    start = Held(*tape.groups)
+        return Segment(NOTHING, 0, NOTHING, BytesByGroup(activations=hidden_bytes), NOTHING)
+    start = BytesByGroup(*tape.groups)
     outer = tape.enter_scope()
     normed = normalize(r, hidden, structure.final_norms[0]) if structure.final_norms else hidden
-    opening_peak = Held(*tape.peak_groups) - start
+    opening_peak = BytesByGroup(*tape.peak_groups) - start
     tape.drop(hidden)
     tape.group = Group.LOSS
     loss = rules.loss(r, normed)
     tape.group = Group.ACTIVATIONS
     tape.leave_scope(outer, [loss])
-    forward_peak = Held(*tape.peak_groups) - start
+    forward_peak = BytesByGroup(*tape.peak_groups) - start
     r.end_forward()
     tape.start_phase()
     tape.backward(loss, tape.allocate(4))
-    peak = Held(*tape.peak_groups) - start
-    left = Held(loss=tape.groups[Group.LOSS], gradients=tape.groups[Group.GRADIENTS] - hidden_bytes)
-    return Stretch(NOTHING, 0, forward_peak, peak, left, opening_peak=opening_peak)
+    peak = BytesByGroup(*tape.peak_groups) - start
+    left = BytesByGroup(loss=tape.groups[Group.LOSS], gradients=tape.groups[Group.GRADIENTS] - hidden_bytes)
+    return Segment(NOTHING, 0, forward_peak, peak, left, opening_peak=opening_peak)
 
 
 def _tied_gradient(workload: Workload, structure: ModelStructure) -> int:

@@ -83,7 +83,7 @@ def read_structure(shape: ModelShape) -> ModelStructure:
     Raises:
         MemoryUnknownError: If it has no layers, or one with a product of unknown size.
     """
-    by_layer, outside = _grouped(shape)
+    by_layer, outside = _group_by_layer(shape)
     kinds: dict[tuple[object, ...], list[_Members]] = {}
     for members in by_layer.values():
         _require_sizes(shape, members)
@@ -95,24 +95,24 @@ def read_structure(shape: ModelShape) -> ModelStructure:
         shape=shape,
         layers=layers,
         embeddings=tuple(m for m in outside if m.kind == "embedding" and not m.is_output_head),
-        final_norms=tuple(_sized(m, shape.hidden_size) for m in outside if m.kind == "norm"),
+        final_norms=tuple(_with_size(m, shape.hidden_size) for m in outside if m.kind == "norm"),
         head=next((m for m in outside if m.is_output_head), None),
         parallel=shape.model_type in _PARALLEL_TYPES or norms == {1},
     )
 
 
 def decoder_layers(shape: ModelShape) -> dict[str, tuple[ModuleShape, ...]]:
-    """The modules of each layer of the language model by the layer's name, in order.
+    """Return the modules of each layer of the language model by the layer's name, in order.
 
     Raises:
         MemoryUnknownError: If it has no layers.
     """
-    by_layer, _ = _grouped(shape)
+    by_layer, _ = _group_by_layer(shape)
     return {name: tuple(module for _, module in members) for name, members in by_layer.items()}
 
 
-def _grouped(shape: ModelShape) -> tuple[dict[str, _Members], list[ModuleShape]]:
-    """Modules by layer, each with its name within the layer, and those outside."""
+def _group_by_layer(shape: ModelShape) -> tuple[dict[str, _Members], list[ModuleShape]]:
+    """Return the modules by layer, each with its name within the layer, and those outside."""
     by_layer: dict[str, _Members] = {}
     outside: list[ModuleShape] = []
     for module in shape.modules:
@@ -135,7 +135,7 @@ def _require_sizes(shape: ModelShape, members: _Members) -> None:
 
 
 def _of_decoder(by_layer: dict[str, _Members], shape: ModelShape) -> dict[str, _Members]:
-    """The layers of the language model: those that are as many as it has, or else have the most parameters.
+    """Select the layers of the language model: those that are as many as it has, or else have the most parameters.
 
     Towers for pictures and sound are always there and never run on text.
     """
@@ -162,8 +162,8 @@ def _read_layer(shape: ModelShape, members: _Members, count: int) -> LayerStruct
         attention_output=attention_output,
         mlp_inputs=mlp_inputs,
         mlp_output=mlp_output,
-        norms=tuple(_sized(norm, shape.hidden_size) for norm in roles["norms"]),
-        head_norms=tuple(_sized(norm, shape.head_dim) for norm in roles["head_norms"]),
+        norms=tuple(_with_size(norm, shape.hidden_size) for norm in roles["norms"]),
+        head_norms=tuple(_with_size(norm, shape.head_dim) for norm in roles["head_norms"]),
         router=router,
         experts=tuple(roles["experts"]),
         expert_linears=tuple(roles["expert_linears"]),
@@ -173,8 +173,8 @@ def _read_layer(shape: ModelShape, members: _Members, count: int) -> LayerStruct
     if _attends_plainly(layer, shape.hidden_size):
         return layer
     elsewhere = (*mlp_inputs, mlp_output) if layer.has_dense_feed_forward else ()
-    placed = {module.name for module in (*elsewhere, *layer.expert_linears, router) if module is not None}
-    mixer = tuple(module for _, module in members if module.kind in _PRODUCTS and module.name not in placed)
+    other_names = {module.name for module in (*elsewhere, *layer.expert_linears, router) if module is not None}
+    mixer = tuple(module for _, module in members if module.kind in _PRODUCTS and module.name not in other_names)
     return replace(layer, mixer=mixer, attention_inputs=(), attention_output=None)
 
 
@@ -193,13 +193,13 @@ def _role(shape: ModelShape, suffix: str, module: ModuleShape) -> str:
     return "router" if shape.num_experts and module.out_features == shape.num_experts else "feedforward"
 
 
-def _sized(norm: ModuleShape, size: int) -> ModuleShape:
-    """A norm; one without a weight has no size of its own."""
+def _with_size(norm: ModuleShape, size: int) -> ModuleShape:
+    """Return a norm with this size where it has no weight, and so no size of its own."""
     return norm if norm.out_features else replace(norm, out_features=size)
 
 
 def _attends_plainly(layer: LayerStructure, hidden_size: int) -> bool:
-    """Whether queries, keys and values come straight from the hidden states, by three products or one."""
+    """Return whether queries, keys and values come straight from the hidden states, by three products or one."""
     inputs = layer.attention_inputs
     straight = len(inputs) in (1, 3) and all(module.in_features == hidden_size for module in inputs)
     return straight and layer.attention_output is not None and layer.has_feed_forward
@@ -210,8 +210,8 @@ def _split(
 ) -> tuple[tuple[ModuleShape, ...], ModuleShape | None]:
     """Tell the projection back to the hidden size from those away from it."""
     back = [module for module in modules if module.out_features == hidden_size]
-    named = [module for module in back if module.name.rsplit(".", 1)[-1] in output_names]
-    output = next(reversed(named or back), None)
+    by_name = [module for module in back if module.name.rsplit(".", 1)[-1] in output_names]
+    output = next(reversed(by_name or back), None)
     return tuple(module for module in modules if module is not output), output
 
 
@@ -291,7 +291,7 @@ def _is_saved_in_full(name: str, modules_to_save: Iterable[str]) -> bool:
 
 def _refuse_unknown_saved(shape: ModelShape, modules_to_save: Iterable[str]) -> None:
     names = [module.name for module in shape.modules]
-    unknown = [wanted for wanted in modules_to_save if not any(_is_saved_in_full(name, (wanted,)) for name in names)]
+    unknown = [ending for ending in modules_to_save if not any(_is_saved_in_full(name, (ending,)) for name in names)]
     if unknown:
         last_parts = ", ".join(dict.fromkeys(name.rsplit(".", 1)[-1] for name in names))
         problem = (

@@ -5,9 +5,9 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from engine.config.constraints import count_processes
 from engine.config.objectives import objective_of
 from engine.config.optimizations import is_wanted
-from engine.config.pairs import count_processes
 from engine.config.rules import (
     JOINED_MULTIPLE,
     LOSS_CHUNK_BYTES,
@@ -47,7 +47,7 @@ OptimizerKind = Literal["adamw", "adamw_8bit", "sgd", "sgd_momentum", "adafactor
 
 
 @dataclass(frozen=True)
-class Precision:
+class StepPrecision:
     """Bytes per element of what takes part; autocast is None where the step does not run under it."""
 
     weights: int = 2  # of the frozen linear layers, where they are not quantized
@@ -105,7 +105,7 @@ class Workload:
     device: DeviceKind = "cuda"
     base: BaseFormat = "dense"
     double_quant: bool = True
-    precision: Precision = Precision()
+    precision: StepPrecision = StepPrecision()
     attention: AttentionKernel = "flash"
     lora_branch: LoraBranch = "peft"
     joined: bool = False  # rows follow one another in one sequence, without padding
@@ -230,19 +230,19 @@ def _longest_step(shape: ModelShape, config: RunConfig, device: Device) -> Workl
     training, adapter = config.training, config.adapter
     processes, sharded = count_processes(config), config.run.fsdp != "none"
     precision = _precision(config, device)
-    named = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
+    backend = expected_attention(shape.attention_support, config, device, has_flash_package=has_flash_attention())
     facts = AttentionFacts.of_shape(shape)
-    through = VARLEN_ATTENTION if takes_varlen_attention(facts, named, config, device) else named
+    through = VARLEN_ATTENTION if takes_varlen_attention(facts, backend, config, device) else backend
     joined = choose_batching(facts, through, config, device.kind) == "joined"
     # Without a padding mask, layers still get one for a window that rows are longer than.
     has_window = bool(shape.sliding_window) and (shape.sliding_window or 0) < training.max_length
     masked = (
         not joined
         and (training.per_device_train_batch_size > 1 or adapter.traits.virtual_tokens == "keys_and_values")
-        and (has_window or needs_mask(facts, named, config))
+        and (has_window or needs_mask(facts, backend, config))
     )
     chunk_bytes = LOSS_CHUNK_BYTES_CPU if device.kind == "cpu" else LOSS_CHUNK_BYTES
-    attention = _kernel(shape, named, device, precision, joined=joined, masked=masked)
+    attention = _kernel(shape, backend, device, precision, joined=joined, masked=masked)
     return Workload(
         adapter=adapter,
         batch_size=training.per_device_train_batch_size * objective_of(config).sequences_per_example,
@@ -279,13 +279,13 @@ def _compute_dtype(config: RunConfig, device: Device) -> DtypeName:
     return choose_compute_dtype(config.model.compute_dtype, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)
 
 
-def _precision(config: RunConfig, device: Device) -> Precision:
+def _precision(config: RunConfig, device: Device) -> StepPrecision:
     """Source: engine/training/placement.py and assembly.py; trained weights are always held at 32 bits."""
     width, is_float16 = compute_width_bytes(config, device), _compute_dtype(config, device) == "float16"
     frozen = 4 if config.adapter.traits.trains_all else width
     autocasts = width == 2 and (is_float16 or not config.adapter.traits.trains_in_compute_dtype(config.adapter))
     autocast = 2 if autocasts else None
-    return Precision(frozen, frozen, frozen, frozen, compute=width, autocast=autocast, is_float16=is_float16)
+    return StepPrecision(frozen, frozen, frozen, frozen, compute=width, autocast=autocast, is_float16=is_float16)
 
 
 def has_flash_attention() -> bool:
@@ -308,7 +308,7 @@ def _layer_kernels(config: RunConfig, device: Device) -> LayerKernels:
 
 
 def compiles_triton() -> bool:
-    """Whether Triton's kernels can be compiled here, where the worker will run: it calls a C compiler.
+    """Return whether Triton's kernels can be compiled here, where the worker will run: it calls a C compiler.
 
     Source: `_build`, triton/runtime/build.py.
     """
@@ -317,9 +317,9 @@ def compiles_triton() -> bool:
 
 
 def _kernel(
-    shape: ModelShape, attention: str, device: Device, precision: Precision, *, joined: bool, masked: bool
+    shape: ModelShape, attention: str, device: Device, precision: StepPrecision, *, joined: bool, masked: bool
 ) -> AttentionKernel:
-    """The kernel that PyTorch takes for what transformers calls `attention`.
+    """Return the kernel that PyTorch takes for what transformers calls `attention`.
 
     Flash attention needs 16-bit floats and a GPU from Ampere on, and takes no mask. The memory-efficient kernel needs equal
     head counts, for which keys and values are copied, and Ampere for bfloat16. Apple's GPU is left with the slow path, since

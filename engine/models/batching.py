@@ -56,7 +56,7 @@ class AttentionFacts:
         )
 
     def window_is_in_the_mask(self, max_length: int) -> bool:
-        """Whether some rows are longer than a window that only a mask keeps."""
+        """Return whether some rows are longer than a window that only a mask keeps."""
         window = self.sliding_window
         return self.model_type in _WINDOW_IN_THE_MASK and bool(window) and (window or 0) < max_length
 
@@ -65,7 +65,7 @@ PLAIN_ATTENTION = AttentionFacts("llama", (), None, AttentionSupport())
 
 
 def can_run_flash_attention(config: RunConfig, device: Device) -> bool:
-    """Whether FlashAttention 2 runs there: at 16 bits, on GPUs of the generation that first multiplied bfloat16.
+    """Return whether FlashAttention 2 runs there: at 16 bits, on GPUs of the generation that first multiplied bfloat16.
 
     Source: flash_attn's README, "NVIDIA CUDA Support".
     """
@@ -86,7 +86,7 @@ def expected_attention(support: AttentionSupport, config: RunConfig, device: Dev
 
 
 def takes_varlen_attention(facts: AttentionFacts, attention: str, config: RunConfig, device: Device) -> bool:
-    """Whether joined rows go through PyTorch's own kernel, where transformers would use `attention`.
+    """Return whether joined rows go through PyTorch's own kernel, where transformers would use `attention`.
 
     The worker tries it before it uses it.
 
@@ -104,7 +104,7 @@ def takes_varlen_attention(facts: AttentionFacts, attention: str, config: RunCon
 
 
 def needs_mask(facts: AttentionFacts, attention: str, config: RunConfig) -> bool:
-    """Whether padded rows need a padding mask.
+    """Return whether padded rows need a padding mask.
 
     Causal attention needs none for rows that are padded at their end: no trained token sees padding. Virtual tokens are
     in the mask, some families have a state or a window that depends on it, and attention that is written out has its

@@ -34,11 +34,11 @@ class ModelCache(NamedTuple):
 
     models: tuple[CachedModel, ...]  # those used least recently first
     bytes: int
-    offered: tuple[str, ...]  # ids whose removal brings the cache below its size; never those that runs need
+    removable: tuple[str, ...]  # ids whose removal brings the cache below its size; never those that runs need
     most_bytes: float | None  # its size as the lab limits it; None without a limit
 
 
-def look_at_cache(limits: LabLimits, uses: Mapping[str, ModelUse]) -> ModelCache:
+def scan_model_cache(limits: LabLimits, uses: Mapping[str, ModelUse]) -> ModelCache:
     """List the cached models, and choose what to offer for removal by the limit of the cache; removes nothing.
 
     `uses` has those of models by runs, by id.
@@ -47,12 +47,12 @@ def look_at_cache(limits: LabLimits, uses: Mapping[str, ModelUse]) -> ModelCache
     total = sum(model.bytes for model in models)
     most = None if limits.model_cache_gb is None else limits.model_cache_gb * _GB
     excess = 0.0 if most is None else total - most
-    offered = []
+    removable = []
     for model in models:
         if excess > 0 and not model.use.needed_by:
-            offered.append(model.id)
+            removable.append(model.id)
             excess -= model.bytes
-    return ModelCache(models, total, tuple(offered), most)
+    return ModelCache(models, total, tuple(removable), most)
 
 
 def remove_cached_model(model_id: str, in_use: Collection[str]) -> int:

@@ -42,13 +42,13 @@ class CatalogEntry(BaseModel, frozen=True, extra="forbid"):
         experts = (
             ("Experts get no adapter and stay in 16 bits.",) if self.stacked_experts and not self.untrainable else ()
         )
-        refused = (f"Cannot be trained as published. {self.untrainable}",) if self.untrainable else ()
-        return (*consent, *experts, *refused)
+        warning = (f"Cannot be trained as published. {self.untrainable}",) if self.untrainable else ()
+        return (*consent, *experts, *warning)
 
 
 @functools.cache
 def list_catalog() -> tuple[CatalogEntry, ...]:
-    """The whole catalogue: the demo model first, then by number of parameters."""
+    """Return the whole catalogue: the demo model first, then by number of parameters."""
     return TypeAdapter(tuple[CatalogEntry, ...]).validate_json(Path(__file__).with_name("catalog.json").read_bytes())
 
 
@@ -64,16 +64,16 @@ def search_catalog(query: str) -> tuple[CatalogEntry, ...]:
     Names that contain the query itself come first, then names that hold all of them, then mere mentions.
     """
     phrase = " ".join(query.casefold().split())
-    words = phrase.split()
+    terms = phrase.split()
     as_it_stands, in_name, elsewhere = [], [], []
     for entry in list_catalog():
         name = f"{entry.id} {entry.title}".casefold()
         text = f"{name} {entry.hub_id} {entry.family} {entry.license} {entry.about}".casefold()
         if phrase in name:
             as_it_stands.append(entry)
-        elif all(word in name for word in words):
+        elif all(word in name for word in terms):
             in_name.append(entry)
-        elif all(word in text for word in words):
+        elif all(word in text for word in terms):
             elsewhere.append(entry)
     return (*as_it_stands, *in_name, *elsewhere)
 

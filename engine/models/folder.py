@@ -37,9 +37,7 @@ _TOKENIZER_SETTINGS = frozenset(
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Of a pickle itself, and of the zip of pickles that `torch.save` writes.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-_CONVERT = (
-    "Choose a copy with safetensors, or convert it in a place where you trust it (save_pretrained writes safetensors)."
-)
+_CONVERT = "Choose a copy with safetensors, or convert it on a machine where you trust it (save_pretrained writes safetensors)."
 
 
 # Those of transformers itself; any other name is a repository whose compiled code it would fetch and run.
@@ -313,9 +311,9 @@ def _no_config_error(folder: Path, name: str) -> ModelError:
 
 def _check_weights(folder: Path, name: str) -> None:
     if not _is_file(folder / WEIGHTS_INDEX) and not _is_file(folder / SINGLE_WEIGHTS):
-        pickled = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
-        if pickled:
-            raise pickled_weights_error(name, pickled[0])
+        pickles = sorted(path.name for path in folder.iterdir() if path.suffix in PICKLE_SUFFIXES)
+        if pickles:
+            raise pickled_weights_error(name, pickles[0])
         raise ModelError(f"{name} has no weights ({SINGLE_WEIGHTS}).", "Download or copy the weight files.")
     files = weight_files(folder, name)
     missing = [file.name for file in files if not _is_file(file)]

@@ -149,9 +149,9 @@ def _refuse_by_list(hub_id: str, listing: _Listing, part: ModelPart) -> None:
             raise ModelError(f"{hub_id} holds GGUF files only.", fix)
         raise ModelError(f"{hub_id} has no config.json, so it is not a transformers model.", "Choose another model.")
     if part is ModelPart.WEIGHTS and SINGLE_WEIGHTS not in names and WEIGHTS_INDEX not in names:
-        pickled = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
-        if pickled:
-            raise pickled_weights_error(hub_id, pickled[0])
+        pickles = sorted(name for name in names if name.endswith(PICKLE_SUFFIXES))
+        if pickles:
+            raise pickled_weights_error(hub_id, pickles[0])
         raise ModelError(f"{hub_id} has no safetensors weights.", "Choose another model.")
 
 

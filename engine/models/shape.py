@@ -128,7 +128,7 @@ class ModelDetails(BaseModel, frozen=True):
     chat_template: str | None = None  # as published; None where it has none
 
     @classmethod
-    def of(cls, model_id: str, shape: ModelShape, entry: CatalogEntry | None) -> Self:
+    def from_shape(cls, model_id: str, shape: ModelShape, entry: CatalogEntry | None) -> Self:
         """Return what is known without its tokenizer and files."""
         facts = shape.model_dump(include=set(cls.model_fields) & set(ModelShape.model_fields))
         published = {"name": entry.title, "hub_id": entry.hub_id, "license": entry.license} if entry else {}

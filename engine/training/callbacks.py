@@ -108,7 +108,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         return vote is None or vote == 2 or (vote == 1 and step - 1 > self._logged_step)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        self.cadence = Cadence.of(self.training, int(state.max_steps), measures=self.measures)
+        self.cadence = Cadence.from_settings(self.training, int(state.max_steps), measures=self.measures)
         self._step_began = self.clock()
         if self.stop_requested():
             control.should_training_stop = True

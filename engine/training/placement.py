@@ -15,7 +15,7 @@ from transformers import BitsAndBytesConfig
 from engine.config.rules import DtypeName, choose_compute_dtype
 from engine.config.run import ModelConfig, RunConfig
 from engine.errors import DeviceError
-from engine.hardware.cuda import ask_driver, driver_version, list_cuda_devices, load_nvml
+from engine.hardware.cuda import driver_version, list_cuda_devices, load_nvml, query_driver
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.libraries import TorchBuild, installed_torch
@@ -219,7 +219,7 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
         known = gpus[0].obstacle
         if known is not None:
             raise DeviceError(known.what, known.fix)
-        driver = ask_driver(nvml, lambda: driver_version(nvml))
+        driver = query_driver(nvml, lambda: driver_version(nvml))
         raise DeviceError(
             f"PyTorch {version} (CUDA {cuda or 'none'}) cannot use {gpus[0].name}, which NVIDIA's driver "
             f"{driver.version if driver is not None else '(version unknown)'} lists.",
@@ -228,7 +228,7 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
         )
     # An empty CUDA_VISIBLE_DEVICES, -1 or NoDevFiles hides all GPUs on purpose.
     is_named = visible[:1].isdigit() or visible.startswith(("GPU-", "MIG-"))
-    count = ask_driver(nvml, nvml.nvmlDeviceGetCount) if nvml is not None and is_named else 0
+    count = query_driver(nvml, nvml.nvmlDeviceGetCount) if nvml is not None and is_named else 0
     if names_gpus or count:
         what = f"This process was given a GPU and sees none: CUDA_VISIBLE_DEVICES is {visible or 'not set'}."
         raise DeviceError(what, "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.")

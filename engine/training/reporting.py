@@ -51,7 +51,7 @@ class DeviceMemory:
     indexes: tuple[int, ...] = ()  # CUDA devices by torch's number
     backend: Any = None  # has the counters: `torch.cuda` or `torch.mps`
     driver_indexes: tuple[int, ...] = ()  # the same devices by the driver's number, in the same order
-    ask_driver: Callable[[int], int | None] = gpu_process_bytes  # what this process takes of a device
+    query_driver: Callable[[int], int | None] = gpu_process_bytes  # what this process takes of a device
     _highest_seen: int = 0  # on Apple's GPU, which keeps no peak
     # By what it is and the device, before the counters were last set back.
     _highest: Counter[tuple[str, int]] = field(default_factory=Counter)
@@ -104,7 +104,7 @@ class DeviceMemory:
             return None
         peaks = []
         for index, driver_index in zip(self.indexes, self.driver_indexes, strict=False):
-            now = self.ask_driver(driver_index)
+            now = self.query_driver(driver_index)
             if now is not None:
                 outside = now - int(self.backend.memory_reserved(index))
                 peaks.append(max(now, outside + self._peak("reserved", index)))

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget
+from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
@@ -49,8 +49,9 @@ def print_speed(
     session: ChatSession, base: ModelConfig, folder: Path, adapter: Path, options: argparse.Namespace
 ) -> None:
     """First token and tokens per second, ours and plain, base alone and with the adapter."""
+    sampling = SamplingConfig(temperature=0, max_new_tokens=options.tokens)
     for branch, trained in (("base", None), ("tuned", adapter)):
-        chat_model = session.load(target_of(base, trained))
+        chat_model = session.load(ChatTarget(model=base, tuned=AdapterChoice(folder=trained) if trained else None))
         plain = JsonLinesProcess(
             "tests.benchmarks.plain_generate",
             log_file=Path(tempfile.gettempdir()) / "loratory-plain-generate.log",
@@ -59,12 +60,13 @@ def print_speed(
         )
         try:
             ids = session.prompt(MESSAGES).ids
+            request = ChatRequest(messages=MESSAGES, branches=(branch,), sampling=sampling)
             ours, theirs = [], []
             for round_number in range(options.rounds + 1):
-                mine = ask(session, (branch,), options.tokens)[-1]
-                answer = plain.call("generate", {"ids": list(ids), "tokens": mine.tokens})
+                *_, chunk = session.stream(request)
+                answer = plain.call("generate", {"ids": list(ids), "tokens": chunk.tokens})
                 if round_number:  # the first round warms both up
-                    ours.append((mine.first_token_seconds, mine.tokens_per_second))
+                    ours.append((chunk.first_token_seconds, chunk.tokens_per_second))
                     theirs.append((answer["first_token_seconds"], answer["tokens_per_second"]))
         finally:
             plain.close()
@@ -77,22 +79,6 @@ def print_speed(
             other = [scale * pair[number] for pair in theirs]
             ratio = statistics.median(a / b for a, b in zip(mine, other, strict=True))
             print(f"  {name:18} chat {spread_words(mine)}   generate {spread_words(other)}   ratio {ratio:.3f}")
-
-
-def target_of(base: ModelConfig, adapter: Path | None) -> ChatTarget:
-    """The base alone, or with the adapter."""
-    return ChatTarget(model=base, tuned=AdapterChoice(folder=adapter) if adapter else None)
-
-
-def request_of(branches: Sequence[Branch], tokens: int) -> ChatRequest:
-    """A greedy question."""
-    sampling = SamplingConfig(temperature=0, max_new_tokens=tokens)
-    return ChatRequest(messages=MESSAGES, branches=tuple(branches), sampling=sampling)
-
-
-def ask(session: ChatSession, branches: Sequence[Branch], tokens: int):
-    """All chunks of an answer."""
-    return list(session.stream(request_of(branches, tokens)))
 
 
 def spread_words(values: Sequence[float]) -> str:

@@ -46,7 +46,7 @@ class Cell:
     without: str = ""  # an optimization that ours leaves out
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         return f"{self.trainer} without {self.without}" if self.without else self.trainer
 
 
@@ -61,12 +61,12 @@ class Figures:
 
 
 def cells(shapes: Sequence[str]) -> Iterator[Cell]:
-    """What is measured, in the order of what it tells."""
+    """List what is measured, the most telling first."""
     grid: list[tuple[str, Base]] = [(shape, base) for base in ("none", "nf4") for shape in shapes]
     for trainer in ("ours", "trl", "unsloth"):
         for shape, base in grid:
             yield Cell(shape, base, trainer)
-    for shape, base in sorted(grid, key=lambda one: one != (shapes[0], "none")):
+    for shape, base in sorted(grid, key=lambda cell: cell != (shapes[0], "none")):
         for name in TRAINING_OPTIMIZATIONS:
             yield Cell(shape, base, "ours", name)
 
@@ -134,7 +134,7 @@ def _train_ours(
     from tests.training.tiny_training import make_config, make_training
 
     on_gpu = cell.shape != TINY
-    device = next(one for one in list_devices() if one.kind == ("cuda" if on_gpu else "cpu"))
+    device = next(device for device in list_devices() if device.kind == ("cuda" if on_gpu else "cpu"))
     config = make_config(
         folder,
         model={"quantization": cell.base, "compute_dtype": "auto"},
@@ -192,9 +192,9 @@ def _train_trl(cell: Cell, folder: Path, rows: Sequence[Any], steps: int, clock:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.bfloat16,
         )
-    placed = {"device_map": {"": 0}} if cell.shape != TINY else {}
+    device_arguments = {"device_map": {"": 0}} if cell.shape != TINY else {}
     model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.bfloat16, quantization_config=quantization, **placed
+        folder, dtype=torch.bfloat16, quantization_config=quantization, **device_arguments
     )
     if quantization is not None:
         model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
@@ -248,8 +248,8 @@ def _train_plain(
         callbacks=[clock.callback()],
     )
     trainer.train()
-    timed = rows[clock.warm_up * ROWS_PER_PASS * PASSES : steps * ROWS_PER_PASS * PASSES]
-    return sum(row.length for row in timed), None, 1
+    timed_rows = rows[clock.warm_up * ROWS_PER_PASS * PASSES : steps * ROWS_PER_PASS * PASSES]
+    return sum(row.length for row in timed_rows), None, 1
 
 
 def _is_installed(module: str) -> bool:
@@ -260,7 +260,7 @@ def _is_installed(module: str) -> bool:
 
 
 def why_not(cell: Cell, gpu_bytes: int, folder: Path) -> str:
-    """Why a cell cannot be measured on this machine; empty where it can."""
+    """Return why a cell cannot be measured on this machine; empty where it can."""
     import shutil
 
     if cell.trainer == "unsloth" and not _is_installed("unsloth"):
@@ -301,11 +301,11 @@ def table(measured: dict[Cell, Figures | str]) -> str:
         prediction = f"{result.predicted_bytes / GIB:.2f}" if result.predicted_bytes else ""
         weights = "bfloat16" if cell.base == "none" else cell.base
         lines.append(
-            f"| {cell.shape} | {weights} | {cell.words} | {result.tokens_per_second:,.0f} | {share} | "
+            f"| {cell.shape} | {weights} | {cell.label} | {result.tokens_per_second:,.0f} | {share} | "
             f"{result.merged_passes} | {result.peak_bytes / GIB:.2f} | {prediction} |"
         )
     missing = [
-        f"- {cell.shape}, {cell.base}, {cell.words}: {result}"
+        f"- {cell.shape}, {cell.base}, {cell.label}: {result}"
         for cell, result in measured.items()
         if isinstance(result, str)
     ]
@@ -338,7 +338,7 @@ def on_gpu(options: argparse.Namespace) -> None:
         if not reason and not (options.folder / cell.shape).is_dir():
             save_in_shape(options.folder / cell.shape, cell.shape)
         measurements[cell] = reason or run_cell(cell, options.folder / cell.shape, min(CELL_SECONDS, left))
-        print(f"{cell.shape} {cell.base} {cell.words}: {measurements[cell]}", file=sys.stderr, flush=True)
+        print(f"{cell.shape} {cell.base} {cell.label}: {measurements[cell]}", file=sys.stderr, flush=True)
     print(f"\n{torch.cuda.get_device_name(0)}; {versions()}\n\n{table(measurements)}")
 
 

@@ -41,10 +41,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        lines = make_lines(folder / f"lines-{LINES_BYTES // scale}.jsonl", LINES_BYTES // scale)
-        array = make_array(folder / f"array-{ARRAY_BYTES // scale}.json", ARRAY_BYTES // scale)
-        counted = make_lines(folder / f"lines-{TOKENS_BYTES // scale}.jsonl", TOKENS_BYTES // scale)
-        measure(lines, array, counted, Path(temporary))
+        lines = make_file(folder / f"lines-{LINES_BYTES // scale}.jsonl", LINES_BYTES // scale)
+        tokens_file = make_file(folder / f"lines-{TOKENS_BYTES // scale}.jsonl", TOKENS_BYTES // scale)
+        array_file = folder / f"array-{ARRAY_BYTES // scale}.json"
+        array = make_file(array_file, ARRAY_BYTES // scale, ",\n", ("[", "\n]\n"))
+        measure(lines, array, tokens_file, Path(temporary))
 
 
 def rows(seed: int = 0) -> Iterator[str]:
@@ -59,34 +60,22 @@ def rows(seed: int = 0) -> Iterator[str]:
         number += 1
 
 
-def make_lines(path: Path, size_bytes: int) -> Path:
-    """A JSONL file of about that size."""
+def make_file(path: Path, size_bytes: int, separator: str = "\n", ends: tuple[str, str] = ("", "\n")) -> Path:
+    """Write a JSONL file of about that size; a JSON array, indented as people's tools write it, between brackets."""
     if not path.exists():
-        written = 0
+        written_bytes = 0
         with path.open("w") as file:
-            for row in rows():
-                written += file.write(row + "\n")
-                if written >= size_bytes:
+            file.write(ends[0])
+            for row in rows(len(separator)):
+                text = row if separator == "\n" else json.dumps(json.loads(row), indent=2)
+                written_bytes += file.write(separator + text if written_bytes else text)
+                if written_bytes >= size_bytes:
                     break
+            file.write(ends[1])
     return path
 
 
-def make_array(path: Path, size_bytes: int) -> Path:
-    """A JSON array of about that size, indented as people's tools write it."""
-    if not path.exists():
-        written = 0
-        with path.open("w") as file:
-            file.write("[")
-            for row in rows(1):
-                separator = ",\n" if written else "\n"
-                written += file.write(separator + json.dumps(json.loads(row), indent=2))
-                if written >= size_bytes:
-                    break
-            file.write("\n]\n")
-    return path
-
-
-def measure(lines: Path, array: Path, counted: Path, temporary: Path) -> None:
+def measure(lines: Path, array: Path, tokens_file: Path, temporary: Path) -> None:
     """Print the figures."""
     print(f"{os.cpu_count()} cores; load {os.getloadavg()[0]:.1f}")
     model, models_home = tokenizer_at_hand(temporary)
@@ -118,12 +107,12 @@ def measure(lines: Path, array: Path, counted: Path, temporary: Path) -> None:
         )
         checking.close()
     checking = Measured(fresh_home(temporary, models_home))
-    dataset = DatasetConfig(source=str(counted))
+    dataset = DatasetConfig(source=str(tokens_file))
     checking.time(lambda ask: ask.preview(dataset, model, 1024, count=1))  # the tokenizer is loaded once a session
     seconds, report = checking.time(lambda ask: ask.check(dataset, model, 1024))
     tokens = report.total_tokens or 0
     print(
-        f"\ncheck with tokens of {model.id}: {seconds:.1f} s for {counted.stat().st_size / MB:,.0f} MB, "
+        f"\ncheck with tokens of {model.id}: {seconds:.1f} s for {tokens_file.stat().st_size / MB:,.0f} MB, "
         f"{tokens / seconds:,.0f} tokens/s, {report.rows / seconds:,.0f} rows/s, process at most {checking.peak_mb():,.0f} MB"
     )
     checking.close()
@@ -140,13 +129,13 @@ class Measured:
         self.start_seconds = time.perf_counter() - start  # its imports are over
 
     def time(self, question: Callable[[Inspector], Answer]) -> tuple[float, Answer]:
-        """Seconds that an answer takes, and the answer."""
+        """Return the seconds that an answer takes, and the answer."""
         start = time.perf_counter()
         answer = question(self._inspector)
         return time.perf_counter() - start, answer
 
     def peak_mb(self) -> float:
-        """The most memory that the process held so far; on systems that do not tell, what it holds now."""
+        """Return the most memory that the process held so far; on systems that do not report it, what it holds now."""
         pid = self._inspector.pids[0]
         status = Path(f"/proc/{pid}/status")
         if status.exists():
@@ -159,7 +148,7 @@ class Measured:
 
 
 def fresh_home(temporary: Path, models_home: Path) -> LoratoryHome:
-    """A home without caches, that has the models of another one."""
+    """Make a home without caches, that has the models of another one."""
     root = Path(tempfile.mkdtemp(dir=temporary))
     home = LoratoryHome(root)
     home.make_writable()
@@ -169,7 +158,7 @@ def fresh_home(temporary: Path, models_home: Path) -> LoratoryHome:
 
 
 def tokenizer_at_hand(temporary: Path) -> tuple[ModelConfig, Path]:
-    """The demo model where it is prepared, else a tiny model made here."""
+    """Return the demo model where it is prepared, else a tiny model made here."""
     prepared = LoratoryHome(Path(os.environ.get("LORATORY_TEST_HOME") or LoratoryHome.from_environment().root))
     if is_demo_prepared(prepared):
         return ModelConfig(id=DEMO_MODEL_ID), prepared.models

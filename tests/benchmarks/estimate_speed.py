@@ -8,6 +8,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from engine.config.load import config_from_mapping
@@ -18,7 +19,6 @@ from engine.memory.advice import advise
 from engine.memory.compare import compare_methods
 from engine.memory.estimate import estimate_memory
 from engine.models.catalog import find_in_catalog
-from engine.models.shape import ModelShape
 
 GIB = 2**30
 MODELS = (
@@ -50,7 +50,8 @@ def main() -> None:
         shape = inventory_of(entry.config)
         for settings, sections in SETTINGS.items():
             config = _config(name, sections)
-            times = [_median(action, repeat) for action in _actions(shape, config, device)]
+            actions = (estimate_memory, advise, compare_methods)
+            times = [_median(partial(action, shape, config, device), repeat) for action in actions]
             worst = [max(pair) for pair in zip(worst, times, strict=True)]
             print(f"{name:<30}{settings:<24}" + "".join(f"{value:>10.1f}" for value in times), flush=True)
     print(f"{'the slowest':<54}" + "".join(f"{value:>10.1f}" for value in worst))
@@ -61,14 +62,6 @@ def _config(model: str, sections: dict[str, dict[str, Any]]) -> RunConfig:
     for section, fields in sections.items():
         mapping[section] = {**mapping.get(section, {}), **fields}
     return config_from_mapping(mapping)
-
-
-def _actions(shape: ModelShape, config: RunConfig, device: Device) -> tuple[Callable[[], object], ...]:
-    return (
-        lambda: estimate_memory(shape, config, device),
-        lambda: advise(shape, config, device),
-        lambda: compare_methods(shape, config, device),
-    )
 
 
 def _median(action: Callable[[], object], repeat: int) -> float:

@@ -35,7 +35,7 @@ class Load:
 
     bytes_of: dict[str, int] = field(default_factory=lambda: defaultdict(int))  # by request
     urls: dict[str, str] = field(default_factory=dict)  # by request
-    painted: float = 0.0  # milliseconds, as the browser says
+    paint_milliseconds: float = 0.0  # milliseconds, as the browser says
     usable: float = 0.0  # seconds until the tabs are there
     idle: float = 0.0  # share of a core
     resident_mib: float = 0.0
@@ -83,14 +83,14 @@ def visit(browser: Browser, checkout: Path, idle_seconds: float) -> Load:
         page.locator("#tabs button[role=tab]").first.wait_for()
         load.usable = time.perf_counter() - began
         page.wait_for_timeout(1000 * _LOAD_SECONDS)
-        asked, received = dict(load.urls), dict(load.bytes_of)
-        load.painted = page.evaluate(FIRST_PAINT)
+        requests, received = dict(load.urls), dict(load.bytes_of)
+        load.paint_milliseconds = page.evaluate(FIRST_PAINT)
         page.wait_for_timeout(1000 * _SETTLE_SECONDS)
         if idle_seconds:
             load.idle = share_of_a_core(process, idle_seconds)
         load.resident_mib = process.memory_info().rss / 2**20
     # What was asked while nothing happened comes in when the page is closed.
-    load.urls, load.bytes_of = asked, defaultdict(int, received)
+    load.urls, load.bytes_of = requests, defaultdict(int, received)
     return load
 
 
@@ -144,8 +144,8 @@ def main() -> None:
     for checkout, visits in loads.items():
         print(f"{checkout.name}, median of {len(visits)} visits (range):")
         _say("requests", [len(load.urls) for load in visits], ",.0f")
-        _say("MB", [sum(load.bytes_of[one] for one in load.urls) / 1e6 for load in visits], ".3f")
-        _say("first paint, ms", [load.painted for load in visits], ",.0f")
+        _say("MB", [sum(load.bytes_of[url] for url in load.urls) / 1e6 for load in visits], ".3f")
+        _say("first paint, ms", [load.paint_milliseconds for load in visits], ",.0f")
         _say("tabs usable, s", [load.usable for load in visits], ".2f")
         _say("server, one page open, % of a core", [100 * load.idle for load in visits], ".2f")
         _say("server, resident MiB", [load.resident_mib for load in visits], ".0f")

@@ -40,11 +40,11 @@ def main() -> None:
 def attacks() -> dict[str, tuple[dict[str, HostileFile], Question]]:
     """Return the files of each attack, and the question that reads them."""
     preview: Question = lambda target, model: target.preview(model)  # noqa: E731
-    listed: Question = lambda target, model: str(target.inspector.module_inventory(model).num_parameters)  # noqa: E731
+    list_modules: Question = lambda target, model: str(target.inspector.module_inventory(model).num_parameters)  # noqa: E731
     return {
         **{f"template {name}": ({"chat_template_jinja": text}, preview) for name, (text, _) in TEMPLATES.items()},
         **{f"tokenizer {name}": (files, preview) for name, (files, _) in TOKENIZERS.items()},
-        **{f"configuration {name}": ({"config_json": file}, listed) for name, (file, _) in CONFIGS.items()},
+        **{f"configuration {name}": ({"config_json": file}, list_modules) for name, (file, _) in CONFIGS.items()},
     }
 
 

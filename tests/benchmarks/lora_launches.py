@@ -22,7 +22,7 @@ class _Launches(TorchDispatchMode):
     count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        views = any(one.alias_info is not None and not one.alias_info.is_write for one in func._schema.returns)
+        views = any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
         if not views and "empty" not in func._schema.name and "detach" not in func._schema.name:
             self.count += 1
         return func(*args, **(kwargs or {}))
@@ -68,11 +68,11 @@ def launches_table() -> str:
         "and copies once a step": "",
     }
     lines = ["| LoRA | forward a layer | backward a layer | 24 layers |", "|---|---:|---:|---:|"]
-    for words, without in kinds.items():
-        one, two = count_launches(1, without), count_launches(2, without)
-        forward, backward = two[0] - one[0], two[1] - one[1]
-        whole = sum(one) + 23 * (forward + backward)
-        lines.append(f"| {words} | {forward} | {backward} | {whole:,} |")
+    for label, without in kinds.items():
+        single, double = count_launches(1, without), count_launches(2, without)
+        forward, backward = double[0] - single[0], double[1] - single[1]
+        whole = sum(single) + 23 * (forward + backward)
+        lines.append(f"| {label} | {forward} | {backward} | {whole:,} |")
     os.environ.pop(VARIABLE, None)
     return "\n".join(lines)
 

@@ -69,7 +69,7 @@ class Cell(NamedTuple):
     overrides: tuple[str, ...] = ()
 
     def config(self, model: str) -> RunConfig:
-        """What is run."""
+        """Return the configuration of the cell."""
         sections: dict[str, dict[str, object]] = {
             "model": {"id": model},
             "adapter": {},
@@ -278,11 +278,11 @@ def describe(result: Result) -> str:
 def print_summary(results: list[Result]) -> None:
     """Mean error and coverage."""
     errors = [abs(result.error) for result in results]
-    covered = sum(result.needed_bytes >= result.measured_bytes for result in results)
+    within_bound = sum(result.needed_bytes >= result.measured_bytes for result in results)
     excess = sum(result.needed_bytes / result.measured_bytes - 1 for result in results) / len(results)
     print(
         f"{len(results)} cells: mean error {sum(errors) / len(errors):.1%}, worst {max(errors):.1%}; "
-        f"the bound covers {covered} of {len(results)}, {excess:+.1%} on average."
+        f"the bound covers {within_bound} of {len(results)}, {excess:+.1%} on average."
     )
 
 

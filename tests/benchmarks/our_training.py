@@ -25,12 +25,12 @@ def train_ours(recipe: Recipe) -> Trial:
     model = add_adapter(load_model(source, config, precision, placement), config, source)
     method_trainer(config.adapter.method).initialize(model, config.adapter, source)
     assembly = assemble(model, config, precision, placement, data.train, tokenizer.pad_token_id)
-    logged: list[StepData] = []
+    step_events: list[StepData] = []
     held_out: dict[str, float] = {}
 
     def remember(step: StepData) -> None:
-        logged.append(step)
-        if len(logged) == WARM_UP_STEPS:
+        step_events.append(step)
+        if len(step_events) == WARM_UP_STEPS:
             clock.start()
         if step.step in recipe.measured_at:
             held_out[str(step.step)] = clock.without(lambda: trainer.measure_held_out().eval_loss)
@@ -45,12 +45,12 @@ def train_ours(recipe: Recipe) -> Trial:
     )
     trainer.train()
     seconds, cpu_seconds = clock.read()
-    warm = logged[WARM_UP_STEPS - 1]
+    warm = step_events[WARM_UP_STEPS - 1]
     return Trial(
         seconds,
         cpu_seconds,
-        logged[-1].trained_tokens - warm.trained_tokens,
-        logged[-1].tokens - warm.tokens,
-        [step.loss for step in logged],
+        step_events[-1].trained_tokens - warm.trained_tokens,
+        step_events[-1].tokens - warm.tokens,
+        [step.loss for step in step_events],
         held_out,
     )

@@ -45,21 +45,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--starts", type=int, default=5)
     starts = parser.parse_args().starts
-    seconds, computed, held = [], [], []
+    seconds, processor_seconds, resident_mib = [], [], []
     with tempfile.TemporaryDirectory(prefix="loratory-benchmark-", ignore_cleanup_errors=True) as folder:
         home = Path(folder)
         for number in range(starts):
             began = time.perf_counter()
             with real_server(home, **_AS_FOR_A_PERSON) as server:
                 seconds.append(time.perf_counter() - began)
-                computed.append(sum(psutil.Process(server.process.pid).cpu_times()[:2]))
+                processor_seconds.append(sum(psutil.Process(server.process.pid).cpu_times()[:2]))
                 time.sleep(1)
-                held.append(_resident_mib(server))
+                resident_mib.append(_resident_mib(server))
                 if number == starts - 1:
                     use(server)
     say("from the start of `python app.py` to its first answer (wanted: 1.9 s)", seconds)
-    say("of that computing, user and system", computed)
-    print(f"the process holds then {statistics.median(held):.0f} MiB (at most {max(held):.0f})")
+    say("of that computing, user and system", processor_seconds)
+    print(f"the process holds then {statistics.median(resident_mib):.0f} MiB (at most {max(resident_mib):.0f})")
 
 
 def use(server: RealServer) -> None:

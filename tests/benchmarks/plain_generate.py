@@ -3,7 +3,6 @@
 import sys
 import time
 
-import psutil
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
@@ -51,7 +50,6 @@ class PlainModel:
         return {
             "first_token_seconds": first - start,
             "tokens_per_second": (len(streamer.times) - 2) / (last - first),
-            "process_bytes": psutil.Process().memory_info().rss,
         }
 
 

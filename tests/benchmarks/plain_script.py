@@ -30,7 +30,7 @@ from tests.benchmarks.training_trial import (
 
 
 def rows_in_order(data: Any, recipe: Recipe) -> list[int]:
-    """Numbers of the rows in the order in which our trainer learns them."""
+    """Return the numbers of the rows in the order in which our trainer learns them."""
     training = TrainingConfig(
         seed=42,
         per_device_train_batch_size=recipe.rows_per_pass,
@@ -44,7 +44,7 @@ def rows_in_order(data: Any, recipe: Recipe) -> list[int]:
     epoch = 0
     while len(order) < expected:
         for step in planner.steps(epoch):
-            rows = [row for one in step.passes for row in one.rows]
+            rows = [row for batch in step.passes for row in batch.rows]
             if len(rows) == recipe.rows_per_step:  # a short last step would shift all later ones
                 order.extend(rows)
         epoch += 1
@@ -74,12 +74,12 @@ def train_plain(recipe: Recipe) -> Trial:
                     lambda: held_out_loss(self.model, data.held_out, computes_in_bfloat16)
                 )
 
-    documented = recipe.plain == "documented"
-    computes_in_bfloat16 = documented or recipe.plain_dtype == "bfloat16"
+    is_documented = recipe.plain == "documented"
+    computes_in_bfloat16 = is_documented or recipe.plain_dtype == "bfloat16"
     torch.manual_seed(42)
     trainer = Plain(
         model=source.location
-        if documented
+        if is_documented
         else AutoModelForCausalLM.from_pretrained(source.location, dtype=getattr(torch, recipe.plain_dtype)),
         args=SFTConfig(**_arguments(recipe), shuffle_dataset=False),
         train_dataset=Dataset.from_list([{"input_ids": row.input_ids, "labels": row.labels} for row in rows]),
@@ -121,25 +121,25 @@ def train_plain_on_pairs(recipe: Recipe) -> Trial:
     )
     trainer.train()
     seconds, cpu_seconds = clock.read()
-    timed = pairs[WARM_UP_STEPS * recipe.rows_per_step :]
-    answers = [answer for pair in timed for answer in (pair, pair.rejected)]
+    timed_pairs = pairs[WARM_UP_STEPS * recipe.rows_per_step :]
+    answers = [answer for pair in timed_pairs for answer in (pair, pair.rejected)]
     trained = sum(label != -100 for answer in answers for label in answer.labels[1:])
     return Trial(seconds, cpu_seconds, trained, sum(len(answer.input_ids) for answer in answers), losses)
 
 
 def _as_trl(pair: Any) -> dict[str, list[int]]:
-    start = next(place for place, label in enumerate(pair.labels) if label != -100)
+    start = next(index for index, label in enumerate(pair.labels) if label != -100)
     ids, others = pair.input_ids, pair.rejected.input_ids
     return {"prompt_ids": ids[:start], "chosen_ids": ids[start:], "rejected_ids": others[start:]}
 
 
 def _arguments(recipe: Recipe) -> dict[str, Any]:
-    documented = recipe.plain == "documented"
+    is_documented = recipe.plain == "documented"
     return {
         "output_dir": "/dev/shm/train-speed-plain",
         "max_steps": recipe.steps,
-        "per_device_train_batch_size": recipe.rows_per_step if documented else recipe.rows_per_pass,
-        "gradient_accumulation_steps": 1 if documented else recipe.accumulate,
+        "per_device_train_batch_size": recipe.rows_per_step if is_documented else recipe.rows_per_pass,
+        "gradient_accumulation_steps": 1 if is_documented else recipe.accumulate,
         "learning_rate": LEARNING_RATE,
         "lr_scheduler_type": "cosine",
         "warmup_steps": 0.03,
@@ -147,8 +147,8 @@ def _arguments(recipe: Recipe) -> dict[str, Any]:
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": True,
-        "bf16": documented or recipe.plain_dtype == "bfloat16",
-        "activation_checkpointing": documented,
+        "bf16": is_documented or recipe.plain_dtype == "bfloat16",
+        "activation_checkpointing": is_documented,
         "max_length": recipe.max_length,
         "save_strategy": "no",
         "train_sampling_strategy": "sequential",

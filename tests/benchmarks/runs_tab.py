@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def make_runs(home: LoratoryHome, count: int, owner: str) -> None:
-    """Ended runs of eleven steps as a worker leaves them, without waiting for the disk each time."""
+    """Write ended runs of eleven steps as a worker leaves them, without waiting for the disk each time."""
     folder = home.runs / owner
     folder.mkdir(parents=True)
     models = ("Qwen/Qwen3-0.6B", "smollm2-135m-instruct", "meta-llama/Llama-3.2-1B")
@@ -104,16 +104,16 @@ def make_runs(home: LoratoryHome, count: int, owner: str) -> None:
                 )  # fmt: skip
 
 
-def measure(browser: Browser, address: str, found: list[float]) -> float:
-    """Seconds to the first table; appends the seconds of each search."""
+def measure(browser: Browser, address: str, milliseconds: list[float]) -> float:
+    """Return the seconds to the first table; appends the seconds of each search."""
     page = open_page(browser, address)
     page.wait_for_timeout(2000)  # the page has done what it does at its start
     seconds: float = page.evaluate(_FROM_CLICK, "Runs")
     page.wait_for_function(
         "() => !document.querySelector('#runs-table').innerText.includes('older runs')", timeout=60_000
     )
-    for words in _SEARCHES:
-        found.append(page.evaluate(_FROM_LETTER, words) / 1000)
+    for query in _SEARCHES:
+        milliseconds.append(page.evaluate(_FROM_LETTER, query) / 1000)
         clear(page)
     page.context.close()
     return seconds / 1000

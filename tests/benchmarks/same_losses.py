@@ -52,7 +52,7 @@ def losses(folder: Path, method: str, steps: int, left_out: list[str], *, joins:
 
 
 def difference(got: list[float], expected: list[float]) -> float:
-    """The largest difference of a step's loss, relative to it."""
+    """Return the largest difference of a step's loss, relative to it."""
     assert len(got) == len(expected)
     return max(abs(own - other) / other for own, other in zip(got, expected, strict=True))
 

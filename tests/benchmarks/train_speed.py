@@ -33,7 +33,7 @@ class TrainSpeed:
         self._options = options
 
     def losses(self) -> None:
-        """The same losses step by step, and the same held-out loss in the end."""
+        """Compare the losses step by step, and the held-out loss in the end."""
         steps = self._options.loss_steps
         at = (steps,)
         accumulate = self._options.accumulate
@@ -47,19 +47,19 @@ class TrainSpeed:
             row = "   ".join(f"{p:.4f} · {o:.4f}" for p, o in pairs[start : start + 5])
             print(f"  {start + 1:4d}  {row}")
         say_worst("losses of a step", max(abs(o - p) / p for p, o in pairs))
-        told = [("plain, dropout 0.05", plain), ("ours, dropout 0.05", ours), ("our defaults", defaults)]
+        trials = [("plain, dropout 0.05", plain), ("ours, dropout 0.05", ours), ("our defaults", defaults)]
         print(f"Held-out loss after {steps} steps")
-        for name, trial in told:
+        for name, trial in trials:
             print(f"  {name:<22}{trial.held_out[str(steps)]:.4f}")
 
     def ratios(self) -> None:
         """Trained tokens per second, ours against the plain scripts, in turn."""
         steps = self._options.steps
         accumulate = self._options.accumulate
-        dropped = Recipe(steps, dropout=0.05, accumulate=accumulate, plain_dtype=self._options.plain_dtype)
+        with_dropout = Recipe(steps, dropout=0.05, accumulate=accumulate, plain_dtype=self._options.plain_dtype)
         kinds = {
-            "tuned": ("plain", dropped),
-            "same": ("ours", dropped),
+            "tuned": ("plain", with_dropout),
+            "same": ("ours", with_dropout),
             "documented": ("plain", Recipe(steps, accumulate=accumulate, plain="documented")),
             "defaults": ("ours", Recipe(steps, accumulate=accumulate)),
         }
@@ -77,7 +77,7 @@ class TrainSpeed:
         )
 
     def long(self) -> None:
-        """The held-out loss at six moments of a long run."""
+        """Compare the held-out loss at six moments of a long run."""
         measured_at = tuple(_LONG_STEPS * number // 6 for number in range(1, 7))
         dtype = self._options.plain_dtype
         recipe = Recipe(_LONG_STEPS, accumulate=1, measured_at=measured_at, plain_dtype=dtype)

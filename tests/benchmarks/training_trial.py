@@ -29,7 +29,7 @@ DtypeName = Literal["bfloat16", "float32"]
 
 
 def faster_dtype() -> DtypeName:
-    """What this processor multiplies faster; a script that is tuned for it computes in that, as ours does by itself."""
+    """Return what this processor multiplies faster: a script that is tuned for it computes in that, as ours does by itself."""
     from engine.hardware.processor import describe_processor
 
     return "bfloat16" if describe_processor().has_fast_bfloat16 else "float32"
@@ -186,8 +186,8 @@ def measure(kind: Kind, recipe: Recipe, label: str = "1") -> Trial:
 def _environment(kind: Kind) -> dict[str, str]:
     """Our worker's threads and allocator are as `engine.processes.spawn` has them; a script's as they are by themselves."""
     worker = LIBRARY_ENVIRONMENT | allocator_environment()
-    inherited = {name: value for name, value in os.environ.items() if name not in worker}
-    return {**inherited, **(worker if kind != "plain" else {}), "PYTHONWARNINGS": "ignore"}
+    environment = {name: value for name, value in os.environ.items() if name not in worker}
+    return {**environment, **(worker if kind != "plain" else {}), "PYTHONWARNINGS": "ignore"}
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ def test_the_object_has_every_key_of_the_contract(home, tmp_path, tiny_model_fol
         answer
     )
     assert all({"change", "needed_bytes"} <= set(change) for change in answer["advice"])
-    assert len(answer["methods"]) == 1 + sum(len(method.compared) for method in METHODS.values())
+    assert len(answer["methods"]) == 1 + sum(len(method.comparison_rows) for method in METHODS.values())
     assert "several_devices" not in answer
     assert "measured" not in answer
 

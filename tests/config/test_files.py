@@ -63,7 +63,7 @@ def test_the_owner_is_safe_as_a_folder_name(monkeypatch):
     assert "." not in local_owner()
 
 
-def test_the_page_reads_below_folders_that_are_named_and_never_below_the_root_by_itself(tmp_path, monkeypatch):
+def test_the_page_reads_below_named_folders_and_never_the_root_by_itself(tmp_path, monkeypatch):
     monkeypatch.setenv("LORATORY_DATA", f"{tmp_path / 'a'}{os.pathsep}{tmp_path / 'b'}")
     monkeypatch.setenv("HOME", "/")
     monkeypatch.chdir("/")

@@ -2,8 +2,8 @@
 
 import pytest
 
+from engine.config.constraints import count_processes
 from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, setting_names, with_overrides
-from engine.config.pairs import count_processes
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 
@@ -17,7 +17,7 @@ def problems_of(*overrides: str, base: dict = MINIMAL) -> dict[str, str]:
 
 
 def nested_aliases(levels: int) -> str:
-    """Lists of nine aliases of the list before: 9 ** levels values when they are written out."""
+    """Return lists of nine aliases of the list before: 9 ** levels values when they are written out."""
     lists = ("[" + ",".join([f"*a{level - 1}" if level else "x"] * 9) + "]" for level in range(levels))
     return ", ".join(f"&a{level} {text}" for level, text in enumerate(lists))
 
@@ -30,7 +30,7 @@ def test_two_lines_make_a_whole_configuration():
 
 
 def test_five_mistakes_are_reported_together_by_field():
-    problems = problems_of(
+    mistakes = (
         "training.learning_rate=1e-4; rm",
         "adapter.r=1000000000",
         "training.per_device_train_batch_size=0",
@@ -38,13 +38,9 @@ def test_five_mistakes_are_reported_together_by_field():
         "training.max_steps=2147483648",
     )
 
-    assert set(problems) == {
-        "training.learning_rate",
-        "adapter.r",
-        "training.per_device_train_batch_size",
-        "model.quantization",
-        "training.max_steps",
-    }
+    problems = problems_of(*mistakes)
+
+    assert set(problems) == {mistake.partition("=")[0] for mistake in mistakes}
     assert "at most 1,024" in problems["adapter.r"]
     assert "'nf4'" in problems["model.quantization"]
 
@@ -79,7 +75,7 @@ def test_processes_of_a_run_are_one_for_each_of_its_gpus(overrides, processes):
 
 
 @pytest.mark.parametrize(
-    ("changed", "field", "words"),
+    ("changes", "field", "message"),
     [
         ("run.devices=[0, 1]", None, ""),
         ("run.devices=cpu", None, ""),  # a launcher by hand may start several
@@ -96,17 +92,17 @@ def test_processes_of_a_run_are_one_for_each_of_its_gpus(overrides, processes):
         ("training.optim=adafactor", "run.fsdp", "set optim to adamw_torch"),
     ],
 )
-def test_what_cannot_be_sharded_is_refused(changed, field, words):
-    overrides = ("run.fsdp=full_shard", "run.launcher=accelerate", "run.devices=[0, 1]", changed)
+def test_what_cannot_be_sharded_is_refused(changes, field, message):
+    overrides = ("run.fsdp=full_shard", "run.launcher=accelerate", "run.devices=[0, 1]", changes)
 
     if field is None:
         assert config_from_mapping(with_overrides(MINIMAL, overrides)).run.fsdp == "full_shard"
     else:
-        assert words in problems_of(*overrides)[field]
+        assert message in problems_of(*overrides)[field]
 
 
 @pytest.mark.parametrize(
-    ("changed", "field", "words"),
+    ("changes", "field", "message"),
     [
         ("run.devices=auto", "run.device_map", "which is auto; name two or more"),
         ("run.devices=[1]", "run.device_map", "which names 1; name two or more"),
@@ -114,11 +110,11 @@ def test_what_cannot_be_sharded_is_refused(changed, field, words):
         ("training.optim=paged_adamw_8bit", "training.optim", "adamw_8bit is the nearest"),
     ],
 )
-def test_layers_are_spread_only_where_that_can_work(changed, field, words):
-    problems = problems_of("run.device_map=balanced", "run.devices=[0, 1]", changed)
+def test_layers_are_spread_only_where_that_can_work(changes, field, message):
+    problems = problems_of("run.device_map=balanced", "run.devices=[0, 1]", changes)
 
     assert list(problems) == [field]
-    assert words in problems[field]
+    assert message in problems[field]
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "0", "-1e-4", "2"])
@@ -146,7 +142,7 @@ def test_missing_sections_are_named():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("model: !!python/object:os.system {}", "could not determine a constructor"),
         ("model: {id: a}\nmodel: {id: b}", "given twice"),
@@ -165,8 +161,8 @@ def test_missing_sections_are_named():
     ],
     ids=lambda text: text[:20],
 )
-def test_yaml_that_is_not_a_configuration_is_refused_with_a_message(text, words):
-    with pytest.raises(ConfigError, match=words):
+def test_yaml_that_is_not_a_configuration_is_refused_with_a_message(text, message):
+    with pytest.raises(ConfigError, match=message):
         config_from_mapping(mapping_from_yaml(text))
 
 
@@ -213,12 +209,9 @@ def test_a_configuration_survives_the_round_trip_with_every_default_written_out(
 
 
 def test_scientific_notation_is_a_number_with_or_without_a_point():
-    assert (
-        config_from_mapping(
-            mapping_from_yaml("model: {id: a}\ndataset: {source: b}\ntraining: {learning_rate: 3e-4}")
-        ).training.learning_rate
-        == 3e-4
-    )
+    values = mapping_from_yaml("model: {id: a}\ndataset: {source: b}\ntraining: {learning_rate: 3e-4}")
+
+    assert config_from_mapping(values).training.learning_rate == 3e-4
 
 
 def test_overrides_that_are_not_settings_are_refused_together():
@@ -272,12 +265,11 @@ def test_values_that_yaml_cannot_make_are_refused_as_what_was_typed(text):
     assert problems_of(f"training.seed={text}")["training.seed"].endswith("is not a whole number.")
 
 
-@pytest.mark.parametrize("levels", [9, 12])
 @pytest.mark.parametrize("name", ["model.id", "adapter.target_modules", "training.seed"])
-def test_nested_aliases_in_a_value_are_refused_before_they_are_written_out(name, levels):
+def test_nested_aliases_in_a_value_are_refused_before_they_are_written_out(name):
     message = "YAML anchors and aliases (&a0, *a0) are not supported; write the value out."
 
-    assert problems_of(f"{name}=[{nested_aliases(levels)}]") == {name: message}
+    assert problems_of(f"{name}=[{nested_aliases(12)}]") == {name: message}
 
 
 def test_an_asterisk_and_an_ampersand_in_text_stay_text():
@@ -297,13 +289,6 @@ def test_a_value_without_end_is_shown_by_its_beginning():
     (problem,) = error_info.value.problems
     assert problem.message.startswith("[[[")
     assert len(problem.message) < 80
-
-
-def test_a_configuration_cannot_be_changed():
-    config = config_from_mapping(MINIMAL)
-
-    with pytest.raises(ValueError, match="frozen"):
-        config.adapter.r = 8
 
 
 def test_every_setting_has_a_label_and_one_help_text():

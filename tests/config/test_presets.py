@@ -30,29 +30,8 @@ def test_a_preset_survives_the_round_trip(name):
     assert config_from_mapping(mapping_from_yaml(config_to_yaml(config))) == config
 
 
-def test_the_presets_that_the_readme_names_are_there():
-    assert {"quickstart-cpu", "quickstart-cpu-qlora", "llama2-7b-qlora"} <= set(NAMES)
-
-
-def test_the_classic_qlora_is_the_published_one():
-    config = find_preset("llama2-7b-qlora").load()
-
-    assert (config.adapter.r, config.adapter.lora_alpha, config.adapter.lora_dropout) == (16, 32, 0.05)
-    assert config.adapter.target_modules == ("q_proj", "k_proj", "v_proj", "o_proj")
-    assert (config.model.quantization, config.model.double_quant, config.model.compute_dtype) == (
-        "nf4",
-        True,
-        "bfloat16",
-    )
-    training = config.training
-    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == (2, 8)
-    assert (training.gradient_checkpointing, training.optim) == (True, "paged_adamw_32bit")
-    assert (training.learning_rate, training.num_train_epochs, training.max_length) == (2e-4, 1, 2048)
-    assert config.dataset.source == "timdettmers/openassistant-guanaco"
-
-
 def said_of(preset: Preset, field: str) -> str:
-    """The comment next to a setting."""
+    """Return the comment next to a setting."""
     return re.search(rf"^  {field}: .*?# (.+)$", preset.path.read_text(encoding="utf-8"), re.MULTILINE)[1]
 
 
@@ -76,7 +55,7 @@ def test_half_the_batch_and_twice_the_accumulation_is_the_same_step_in_less_memo
     preset = find_preset("llama2-7b-qlora")
     training = preset.load().training
     batch, batches = training.per_device_train_batch_size, training.gradient_accumulation_steps
-    halved = (
+    half_batch = (
         f"training.per_device_train_batch_size={batch // 2}",
         f"training.gradient_accumulation_steps={batches * 2}",
     )
@@ -84,10 +63,10 @@ def test_half_the_batch_and_twice_the_accumulation_is_the_same_step_in_less_memo
     text = said_of(preset, "gradient_accumulation_steps")
 
     assert text.startswith(f"{batch * batches} rows a step; halve the batch and double this for less memory")
-    assert estimate_preset(preset, *halved).needed_bytes < estimate_preset(preset).needed_bytes
+    assert estimate_preset(preset, *half_batch).needed_bytes < estimate_preset(preset).needed_bytes
 
 
-def test_the_batch_that_is_said_to_fit_without_checkpointing_is_the_largest_that_does():
+def test_the_batch_said_to_fit_without_checkpointing_is_the_largest():
     preset = find_preset("llama3.1-8b-lora-80gb")
     match = int(re.search(r"a batch of (\d+)", said_of(preset, "gradient_checkpointing"))[1])
 

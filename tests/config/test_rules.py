@@ -13,7 +13,7 @@ def at(predicate, total):
 
 
 def test_by_default_about_ten_measurements_and_five_checkpoints():
-    cadence = Cadence.of(TrainingConfig(), 100, measures=True)
+    cadence = Cadence.from_settings(TrainingConfig(), 100, measures=True)
 
     assert at(cadence.measures_at, 100) == list(range(10, 101, 10))
     assert at(cadence.saves_at, 100) == [20, 40, 60, 80, 100]
@@ -21,7 +21,7 @@ def test_by_default_about_ten_measurements_and_five_checkpoints():
 
 @pytest.mark.parametrize("total", [1, 2, 7, 39, 1003])
 def test_the_last_step_is_always_measured_and_saved(total):
-    cadence = Cadence.of(TrainingConfig(), total, measures=True)
+    cadence = Cadence.from_settings(TrainingConfig(), total, measures=True)
 
     assert cadence.measures_at(total)
     assert cadence.saves_at(total)
@@ -32,21 +32,21 @@ def test_the_last_step_is_always_measured_and_saved(total):
 @pytest.mark.parametrize("total", [39, 95, 101, 312, 1003])
 @pytest.mark.parametrize("eval_steps", [None, 30])
 def test_a_checkpoint_comes_with_a_measurement_where_nothing_else_was_set(total, eval_steps):
-    cadence = Cadence.of(TrainingConfig(eval_steps=eval_steps), total, measures=True)
+    cadence = Cadence.from_settings(TrainingConfig(eval_steps=eval_steps), total, measures=True)
 
     assert set(at(cadence.saves_at, total)) <= set(at(cadence.measures_at, total))
     assert len(at(cadence.saves_at, total)) >= min(2, total // 30)
 
 
 def test_settings_come_first():
-    cadence = Cadence.of(TrainingConfig(eval_steps=7, save_steps=4), 10, measures=True)
+    cadence = Cadence.from_settings(TrainingConfig(eval_steps=7, save_steps=4), 10, measures=True)
 
     assert at(cadence.measures_at, 10) == [7, 10]
     assert at(cadence.saves_at, 10) == [4, 8, 10]
 
 
 def test_nothing_is_measured_where_nothing_is_held_out():
-    assert at(Cadence.of(TrainingConfig(eval_steps=1), 10, measures=False).measures_at, 10) == []
+    assert at(Cadence.from_settings(TrainingConfig(eval_steps=1), 10, measures=False).measures_at, 10) == []
 
 
 @pytest.mark.parametrize("value", ["", " ", ",", "fused_norms", " fused_norms , varlen_attention,"])

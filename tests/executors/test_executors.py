@@ -269,7 +269,7 @@ def test_a_place_that_does_not_share_the_runs_folder_is_refused(run, where):
 def test_every_launcher_of_a_configuration_has_an_executor(home):
     from typing import get_args
 
-    from engine.config.run import Launcher, Place
+    from engine.config.run import LauncherName, Place
 
     context = LocalContext(LeaseBook(home), lambda *_: None, 0)
-    assert set(make_executors(context)) == {*get_args(Launcher), *get_args(Place)}
+    assert set(make_executors(context)) == {*get_args(LauncherName), *get_args(Place)}

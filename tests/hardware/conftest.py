@@ -10,7 +10,7 @@ from engine.processes.liveness import ProcessIdentity
 
 @pytest.fixture(scope="session")
 def another_process():
-    """A process that does nothing, and lives longer than the test."""
+    """Start a process that does nothing, and lives longer than the test."""
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     identity = ProcessIdentity.from_pid(process.pid)
     assert identity is not None

@@ -32,19 +32,26 @@ class FakeNvml:
         driver: Off where no driver is loaded.
         cuda: The newest CUDA that it runs, as NVML counts: 12040 is 12.4.
         instances: MIG instances by their number, of each GPU in MIG mode.
+        processes: GPU, pid and bytes of those that compute; None where the driver does not list them.
     """
 
     NVMLError = FakeNvmlError
     NVMLError_NotSupported = FakeNotSupportedError
 
-    def __init__(self, *cards, driver=True, cuda=13000, instances=None):
+    def __init__(self, *cards, driver=True, cuda=13000, instances=None, processes=None):
         self.cards, self.driver, self.cuda, self.instances = cards, driver, cuda, instances or {}
+        self.processes = processes
         self.open = 0
 
     def nvmlInit(self):  # noqa: N802
         if not self.driver:
             raise FakeNvmlError("driver not loaded")
         self.open += 1
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle):  # noqa: N802
+        if self.processes is None:
+            raise FakeNotSupportedError("not supported")
+        return [SimpleNamespace(pid=pid, usedGpuMemory=used) for gpu, pid, used in self.processes if gpu == handle]
 
     def nvmlShutdown(self):  # noqa: N802
         self.open -= 1

@@ -7,13 +7,13 @@ from tests.supervision.fake_runs import apple, config_for, cpu, gpu
 
 
 def test_dora_on_int8_weights_is_refused_on_a_processor():
-    wanted = config_for(model={"id": "m", "quantization": "int8"}, adapter={"use_dora": True})
+    config = config_for(model={"id": "m", "quantization": "int8"}, adapter={"use_dora": True})
 
-    (problem,) = device_problems(wanted, cpu())
+    (problem,) = device_problems(config, cpu())
 
     assert problem.field == "adapter.use_dora"
     assert "nf4 is the nearest" in problem.message
-    assert device_problems(wanted, gpu(0)) == []
+    assert device_problems(config, gpu(0)) == []
     assert (
         device_problems(config_for(model={"id": "m", "quantization": "nf4"}, adapter={"use_dora": True}), cpu()) == []
     )

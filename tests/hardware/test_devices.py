@@ -1,7 +1,5 @@
 """Which devices there are, and which one a run gets."""
 
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -27,7 +25,7 @@ def gpu(index, free_gib, total_gib=24):
     return Device("cuda", index, f"GPU {index}", total_gib * GIB, free_gib * GIB, True)
 
 
-PROCESSOR = Device("cpu", 0, "CPU", 64 * GIB, 50 * GIB, False, cores=8)
+PROCESSOR = Device("cpu", -1, "CPU", 64 * GIB, 50 * GIB, False, cores=8)
 
 
 def test_gpus_are_described_as_the_driver_tells():
@@ -98,12 +96,6 @@ def test_mig_instances_may_be_named_by_the_environment(monkeypatch, setting, ind
     assert [device.index for device in result] == indexes
 
 
-def test_a_worker_is_given_a_mig_instance_by_its_uuid():
-    first, *_ = list_cuda_devices(FakeNvml(A100, instances=INSTANCES), RAM)
-
-    assert visible_only((first,))["CUDA_VISIBLE_DEVICES"] == "MIG-0-0"
-
-
 def test_a_mig_instance_next_to_another_device_is_refused():
     devices = (*list_cuda_devices(FakeNvml(A100, RTX_4090, instances=INSTANCES), RAM), PROCESSOR)
 
@@ -113,38 +105,30 @@ def test_a_mig_instance_next_to_another_device_is_refused():
 
 
 def test_auto_passes_over_what_pytorch_cannot_use_and_naming_it_is_refused():
-    blocked = replace(gpu(0, free_gib=24), obstacle=Obstacle("It has no kernels.", "Install others."))
+    without_kernels = replace(gpu(0, free_gib=24), obstacle=Obstacle("It has no kernels.", "Install others."))
 
-    assert device_options((blocked, gpu(1, free_gib=3), PROCESSOR), RunSection())[0][0].index == 1
-    assert device_options((blocked, PROCESSOR), RunSection())[0] == (PROCESSOR,)
+    assert device_options((without_kernels, gpu(1, free_gib=3), PROCESSOR), RunSection())[0][0].index == 1
+    assert device_options((without_kernels, PROCESSOR), RunSection())[0] == (PROCESSOR,)
     with pytest.raises(DeviceError, match="no kernels"):
-        device_options((blocked, PROCESSOR), RunSection(devices=(0,)))[0]
+        device_options((without_kernels, PROCESSOR), RunSection(devices=(0,)))[0]
 
 
-def test_auto_takes_the_first_free_gpu():
-    devices = (gpu(0, free_gib=3), gpu(1, free_gib=20), gpu(2, free_gib=24), PROCESSOR)
+@pytest.mark.parametrize(
+    ("setting", "free_gib", "expected"),
+    [
+        ("auto", (3, 20, 24), [1]),  # the first that is free
+        ("auto", (3, 9), [1]),  # the emptiest
+        ("auto", (), [PROCESSOR.index]),
+        ("cpu", (24,), [PROCESSOR.index]),
+        ((2, 0), (24, 24, 1), [2, 0]),  # in the order given
+    ],
+)
+def test_a_run_gets_the_devices_that_its_setting_means(setting, free_gib, expected):
+    gpus = [gpu(index, free_gib=free) for index, free in enumerate(free_gib)]
 
-    assert device_options(devices, RunSection())[0] == (devices[1],)
+    options = device_options((*gpus, PROCESSOR), RunSection(devices=setting))
 
-
-def test_auto_takes_the_emptiest_gpu_when_all_are_busy():
-    devices = (gpu(0, free_gib=3), gpu(1, free_gib=9), PROCESSOR)
-
-    assert device_options(devices, RunSection())[0] == (devices[1],)
-
-
-def test_auto_takes_the_processor_where_there_is_no_gpu():
-    assert device_options((PROCESSOR,), RunSection())[0] == (PROCESSOR,)
-
-
-def test_cpu_never_takes_a_gpu():
-    assert device_options((gpu(0, free_gib=24), PROCESSOR), RunSection(devices="cpu"))[0] == (PROCESSOR,)
-
-
-def test_named_gpus_are_taken_in_the_order_given():
-    devices = (gpu(0, free_gib=24), gpu(3, free_gib=1), PROCESSOR)
-
-    assert [device.index for device in device_options(devices, RunSection(devices=(3, 0)))[0]] == [3, 0]
+    assert [device.index for device in options[0]] == expected
 
 
 def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
@@ -157,9 +141,9 @@ def test_a_gpu_that_is_not_there_is_named_with_those_that_are():
 
 def test_naming_a_gpu_twice_or_none_is_refused():
     devices = (gpu(0, free_gib=24), PROCESSOR)
-    for wanted in ((0, 0), ()):
+    for indexes in ((0, 0), ()):
         with pytest.raises(DeviceError):
-            device_options(devices, RunSection(devices=wanted))[0]
+            device_options(devices, RunSection(devices=indexes))[0]
 
 
 def test_a_worker_sees_only_its_devices_and_counts_them_as_nvml_does():
@@ -167,16 +151,10 @@ def test_a_worker_sees_only_its_devices_and_counts_them_as_nvml_does():
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": "3,0",
     }
+    instance, *_ = list_cuda_devices(FakeNvml(A100, instances=INSTANCES), RAM)
+    assert visible_only((instance,))["CUDA_VISIBLE_DEVICES"] == "MIG-0-0"
     assert visible_only((PROCESSOR,))["CUDA_VISIBLE_DEVICES"] == ""
 
 
 def test_the_processor_is_always_listed_last():
     assert list_devices()[-1].kind == "cpu"
-
-
-def test_listing_devices_loads_no_torch():
-    code = (
-        "import sys; from engine.hardware.devices import list_devices; list_devices();"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'transformers')))"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

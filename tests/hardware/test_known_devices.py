@@ -1,4 +1,4 @@
-"""GPUs that are judged for without being here: found by any spelling, with what programs can have of their memory."""
+"""GPUs to estimate for that are not here: found by any spelling, with what programs can have of their memory."""
 
 import pytest
 

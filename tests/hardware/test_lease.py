@@ -11,8 +11,7 @@ import pytest
 
 from engine.errors import DeviceError, StorageError
 from engine.files import write_atomically
-from engine.hardware.device import Device
-from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices, lease_name
+from engine.hardware.lease import LeaseBook, LeaseHolder, Wait, hold_devices
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError
 
@@ -23,12 +22,8 @@ def book(home):
 
 
 def holder(process: ProcessIdentity | None = None, **values: Any) -> LeaseHolder:
-    defaults: dict[str, Any] = {
-        "purpose": "training",
-        "title": "Run A",
-        "process": process or ProcessIdentity.current(),
-    }
-    return LeaseHolder(**{**defaults, **values})
+    process = process or ProcessIdentity.current()
+    return LeaseHolder(**{"purpose": "training", "title": "Run A", "process": process, **values})
 
 
 def test_a_device_has_one_holder_and_the_others_hear_who(book, another_process):
@@ -63,12 +58,12 @@ def test_several_devices_are_given_together_or_not_at_all(book, another_process)
     assert book.holder("cuda:0") is None
 
 
-def full_at(number: int) -> Callable[[Path, str], None]:
-    """Writes files until a disk is full."""
-    written = itertools.count(1)
+def write_until_full(room: int) -> Callable[[Path, str], None]:
+    """Write so many files, until a disk is full."""
+    numbers = itertools.count()
 
     def write(path: Path, content: str) -> None:
-        if next(written) >= number:
+        if next(numbers) >= room:
             raise StorageError(f"{path.name} cannot be written (No space left on device).", "Free some space.")
         write_atomically(path, content)
 
@@ -133,11 +128,6 @@ def test_preemption_is_requested_of_an_idle_chat_and_not_of_a_training(book, ano
     assert not book.is_preemption_requested(ourselves), "an old request does not follow the next lease"
 
 
-def test_devices_have_names_that_survive_the_disk(book):
-    assert lease_name(Device("cpu", 0, "x", 1, 1, has_fast_bfloat16=True)) == "cpu"
-    assert lease_name(Device("cuda", 3, "x", 1, 1, has_fast_bfloat16=True)) == "cuda:3"
-
-
 def test_one_server_holds_a_device_for_one_thing_at_a_time(book):
     book.take(["cpu"], holder(run_id="run-1"))
 
@@ -173,13 +163,11 @@ def test_a_preemption_request_that_is_not_repeated_expires(home):
     assert book.is_preemption_requested(ourselves)
 
 
-def test_devices_that_a_full_disk_let_pass_on_in_part_are_passed_on_once_there_is_room(
-    book, another_process, monkeypatch
-):
+def test_devices_handed_over_in_part_on_a_full_disk_follow_once_there_is_room(book, another_process, monkeypatch):
     ourselves, worker = ProcessIdentity.current(), holder(another_process, run_id="run-1")
     book.take(["cuda:0", "cuda:1"], holder(ourselves, run_id="run-1"))
     with monkeypatch.context() as full:
-        full.setattr("engine.hardware.lease.write_atomically", full_at(2))
+        full.setattr("engine.hardware.lease.write_atomically", write_until_full(1))
         with pytest.raises(StorageError):
             book.hand_over(["cuda:0", "cuda:1"], ourselves, worker)
 
@@ -198,33 +186,18 @@ def run():
     return LeaseHolder(purpose="training", title="a run", process=ProcessIdentity.current())
 
 
-def test_several_devices_are_taken_together(book, run):
-    hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(0.0))
-
-    assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
-
-
-def test_none_is_taken_while_someone_holds_one_of_them(book, run, chat):
-    book.take(["cuda:1"], chat)
-
-    with pytest.raises(DeviceError, match="GPU 1 is in use for chat"):
-        hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(0.0))
-
-    assert book.holder("cuda:0") is None
-
-
 def test_preemptible_holders_release_and_then_all_are_taken(book, run, chat):
     book.take(["cuda:1"], chat)
-    waited = []
+    waits = []
 
     def leave(present):
-        waited.append(present.title)
+        waits.append(present.title)
         assert book.is_preemption_requested(chat.process)
         book.release(chat.process)
 
     hold_devices(book, ("cuda:0", "cuda:1"), run, Wait(math.inf, leave))
 
-    assert waited == ["a model"]
+    assert waits == ["a model"]
     assert [book.holder(name).title for name in ("cuda:0", "cuda:1")] == ["a run", "a run"]
 
 

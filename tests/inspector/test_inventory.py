@@ -112,11 +112,11 @@ def test_every_parameter_belongs_to_one_module(values):
 @pytest.mark.parametrize("values", SMALL_CONFIGS.values(), ids=SMALL_CONFIGS.keys())
 def test_what_is_quantizable_is_what_bitsandbytes_replaces(values):
     model = on_meta(values)
-    kept = get_keys_to_not_convert(model)
+    excluded_names = get_keys_to_not_convert(model)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         replace_with_bnb_linear(
-            model, modules_to_not_convert=kept, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
+            model, modules_to_not_convert=excluded_names, quantization_config=BitsAndBytesConfig(load_in_4bit=True)
         )
     replaced = {name for name, module in model.named_modules() if type(module).__name__ == "Linear4bit"}
 
@@ -137,6 +137,7 @@ def test_grouped_query_attention_shows_in_its_projections():
     shape = inventory_of(LLAMA)
 
     assert (shape.num_key_value_heads, shape.head_dim) == (2, 16)
+    assert inventory_of(SMALL_CONFIGS["falcon"]).num_key_value_heads == 1
     assert by_name(shape, "0.self_attn.k_proj").out_features == 32
     assert shape.linear_names() == ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -157,10 +158,6 @@ def test_phi3_has_one_fused_projection_for_queries_keys_and_values():
     assert by_name(shape, "0.self_attn.qkv_proj").out_features == 64 + 2 * 32
     assert by_name(shape, "0.mlp.gate_up_proj").out_features == 256
     assert shape.gated_mlp
-
-
-def test_multi_query_attention_has_one_key_value_head():
-    assert inventory_of(SMALL_CONFIGS["falcon"]).num_key_value_heads == 1
 
 
 @pytest.mark.parametrize(("name", "inner"), [("mixtral", 128), ("qwen2_moe", 32), ("gpt_oss", 128)])
@@ -256,8 +253,8 @@ def test_what_is_known_is_reported_without_building_and_without_a_network(home, 
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     model = ModelConfig(id=str(tmp_path))
     assert known_inventory(model, home) is None
-    made = module_inventory(model, home)
-    assert known_inventory(model, home) == made
+    shape = module_inventory(model, home)
+    assert known_inventory(model, home) == shape
     assert known_inventory(ModelConfig(id="org/model"), home) is None
     assert known_inventory(ModelConfig(id="x" * 400), home) is None
 
@@ -273,7 +270,7 @@ def test_a_damaged_cache_is_rebuilt(home, tmp_path):
 
 
 def model_details(model, home):
-    description = ModelDetails.of(model.id, module_inventory(model, home), find_in_catalog(model.id))
+    description = ModelDetails.from_shape(model.id, module_inventory(model, home), find_in_catalog(model.id))
     return complete_details(description, model, home)
 
 
@@ -303,20 +300,17 @@ def test_the_licence_of_a_folder_is_read_from_its_card(home, tiny_model_folder, 
     assert model_details(model, home).license is None
 
 
-def test_a_catalogue_model_out_of_reach_is_described_as_far_as_it_is_known(home):
+def test_a_model_out_of_reach_is_described_where_the_catalogue_has_it(home):
     details = model_details(ModelConfig(id="Qwen/Qwen3-8B"), home)
 
     assert (details.parameters, details.license) == (8_190_735_360, "apache-2.0")
     assert "HF_HUB_OFFLINE" in details.tokenizer_missing
     assert details.chat_template is None
+    with pytest.raises(HubUnreachableError):
+        model_details(ModelConfig(id="org/model"), home)
 
 
 def test_the_demo_model_is_not_fetched_to_be_described(home, monkeypatch):
     monkeypatch.setattr("engine.models.source.prepare_demo", lambda *_: pytest.fail("it was fetched"))
 
     assert "not on this machine yet" in model_details(ModelConfig(id="smollm2-135m-instruct"), home).tokenizer_missing
-
-
-def test_a_hub_model_out_of_reach_has_no_details(home):
-    with pytest.raises(HubUnreachableError):
-        model_details(ModelConfig(id="org/model"), home)

@@ -24,7 +24,7 @@ class LiveBytes(TorchDispatchMode):
 
     @contextmanager
     def phase(self, name):
-        """Look for the peak of a part of the step."""
+        """Measure the peak of a part of the step."""
         self._phase = name
         self.peaks[name] = self.live
         yield
@@ -32,18 +32,18 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        settings = {
+        inputs = {
             leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)
         }
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self._meet(leaf.untyped_storage(), settings)
+                self._meet(leaf.untyped_storage(), inputs)
         return result
 
-    def _meet(self, storage, given):
+    def _meet(self, storage, inputs):
         key, size = storage._cdata, storage.nbytes()
         # Views and results in place bring nothing new, not even where this mode sees their storage for the first time.
-        if key in self._known or key in given or not size:
+        if key in self._known or key in inputs or not size:
             return
         self.live += size
         self._known[key] = weakref.ref(storage, lambda _, key=key, size=size: self._forget(key, size))

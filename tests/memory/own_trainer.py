@@ -87,14 +87,14 @@ def prepare(overrides, *, batch=BATCH, length=LENGTH, shared=0, sizes=None, fold
     settings = assembly.setup.settings
     assert settings.shares_prompts == bool(shared)
     join_rows = join_pairs if shared else join
-    one = join_rows(rows) if settings.batching == "joined" else pad(rows, 0)
+    batch = join_rows(rows) if settings.batching == "joined" else pad(rows, 0)
     autocast = assembly.setup.autocast
 
     def step(phase):
         context = torch.autocast("cpu", dtype=autocast) if autocast else contextlib.nullcontext()
         with assembly.setup.method.step(model):
             with phase("forward"), context:
-                loss = model(**one.inputs, trained_tokens=one.trained)
+                loss = model(**batch.inputs, trained_tokens=batch.trained)
             with phase("backward"):
                 loss.backward()
         return loss

@@ -31,7 +31,7 @@ def shape():
     return inventory_of(find_in_catalog(QWEN).config)
 
 
-@pytest.mark.parametrize("gib", [4, 6, 8, 12, 16, 24])
+@pytest.mark.parametrize("gib", [6, 12, 24])
 def test_a_change_that_is_said_to_fit_does_when_it_is_applied(shape, gib):
     plain = mapping(training={"per_device_train_batch_size": 4, "max_length": 2048})
 
@@ -58,20 +58,20 @@ def test_bfloat16_is_advised_where_float32_is_computed_in(shape, device, cost):
     need = estimate_memory(shape, config_from_mapping(mapping(model=model)), where).needed_bytes
     assert change.needed_bytes < 0.7 * need
 
-    halved = mapping(model={"id": QWEN, "compute_dtype": "bfloat16"})
-    assert not [c for c in advise(shape, config_from_mapping(halved), where).changes if "bfloat16" in c.change]
+    half_precision = mapping(model={"id": QWEN, "compute_dtype": "bfloat16"})
+    assert not [c for c in advise(shape, config_from_mapping(half_precision), where).changes if "bfloat16" in c.change]
 
 
 def test_the_combination_leaves_out_what_is_not_needed(shape):
     plain = mapping(training={"per_device_train_batch_size": 4, "max_length": 4096})
     device = gpu(8)
     advice = advise(shape, config_from_mapping(plain), device)
-    combined = max((c for c in advice.changes if c.verdict == "fits"), key=lambda c: len(c.overrides))
+    combination = max((c for c in advice.changes if c.verdict == "fits"), key=lambda c: len(c.overrides))
 
-    assert len(combined.overrides) > 1
-    parts = [c for c in advice.changes if set(c.overrides) < set(combined.overrides)]
+    assert len(combination.overrides) > 1
+    parts = [c for c in advice.changes if set(c.overrides) < set(combination.overrides)]
     for part in parts:
-        fewer = [o for o in combined.overrides if o not in part.overrides]
+        fewer = [o for o in combination.overrides if o not in part.overrides]
         config = config_from_mapping(with_overrides(plain, fewer))
         assert estimate_memory(shape, config, device).verdict != "fits", f"{part.change} is not needed"
 
@@ -160,7 +160,7 @@ def test_several_devices_hold_less_each_where_they_share(shape):
 
 
 @pytest.mark.parametrize(
-    ("fitting", "words"),
+    ("fitting", "sentence"),
     [
         ({"DDP", "FSDP", "device_map"}, "One copy per GPU fits"),
         ({"FSDP", "device_map"}, "up to 2 times faster than split, less the time that gathering layers takes"),
@@ -169,21 +169,17 @@ def test_several_devices_hold_less_each_where_they_share(shape):
         (set(), "sharded needs least, 1.0 GiB on each."),
     ],
 )
-def test_a_way_to_share_is_recommended_by_what_fits(shape, fitting, words):
+def test_a_way_to_share_is_recommended_by_what_fits(shape, fitting, sentence):
     config = config_from_mapping(mapping(adapter={"method": "none"}))
     shares = share_among(Estimator(shape, gpu(80)), config, 2)
     needs = {"DDP": 4 * GIB, "FSDP": GIB, "device_map": 2 * GIB}
-    judged = [
-        share.model_copy(
-            update={
-                "verdict": "fits" if share.sharing in fitting else "does_not_fit",
-                "needed_bytes": needs[share.sharing],
-            }
-        )
+    verdicts = {True: "fits", False: "does_not_fit"}
+    rated_shares = [
+        share.model_copy(update={"verdict": verdicts[share.sharing in fitting], "needed_bytes": needs[share.sharing]})
         for share in shares
     ]
 
-    assert words in recommend(judged, GIB)
+    assert sentence in recommend(rated_shares, GIB)
 
 
 def test_what_cannot_be_sharded_is_not_recommended(shape):
@@ -200,42 +196,25 @@ def test_a_copy_on_each_gpu_that_does_not_fit_is_sharded_instead(shape, method, 
     copies = {"run": {"devices": [0, 1], "launcher": "accelerate"}, "adapter": {"method": method}}
     advice = advise(shape, config_from_mapping(mapping(**copies)), gpu(6))
 
-    assert ("run.fsdp=full_shard" in {one for change in advice.changes for one in change.overrides}) is is_offered
+    assert any("run.fsdp=full_shard" in change.overrides for change in advice.changes) is is_offered
 
 
-def test_a_sharded_run_is_estimated_as_one_of_its_processes(shape):
-    sharded = {"run": {"devices": [0, 1], "launcher": "accelerate", "fsdp": "full_shard"}}
-    estimator = Estimator(shape, gpu(80))
+@pytest.mark.parametrize(("fsdp", "sharing"), [("none", "DDP"), ("full_shard", "FSDP")])
+def test_a_run_on_several_devices_is_estimated_as_one_of_its_processes(shape, fsdp, sharing):
+    estimator, alone = Estimator(shape, gpu(80)), config_from_mapping(mapping())
+    run = {"devices": [0, 1], "launcher": "accelerate", "fsdp": fsdp}
 
-    estimate = estimator.estimate(config_from_mapping(mapping(**sharded)))
+    estimate = estimator.estimate(config_from_mapping(mapping(run=run)))
 
-    share = share_among(estimator, config_from_mapping(mapping()), 2)[1]
-    assert (share.sharing, share.needed_bytes) == ("FSDP", estimate.needed_bytes)
-    assert "each of 2 devices, which share the weights" in estimate.notes[-1]
-
-
-def test_a_run_on_several_devices_is_estimated_as_one_of_them(shape):
-    devices = {"run": {"devices": [0, 1], "launcher": "accelerate"}}
-    estimator = Estimator(shape, gpu(80))
-
-    together = estimator.estimate(config_from_mapping(mapping(**devices)))
-
-    ddp = share_among(estimator, config_from_mapping(mapping()), 2)[0]
-    assert together.needed_bytes == ddp.needed_bytes > estimator.estimate(config_from_mapping(mapping())).needed_bytes
+    shares = {share.sharing: share.needed_bytes for share in share_among(estimator, alone, 2)}
+    assert estimate.needed_bytes == shares[sharing]
+    assert (estimate.needed_bytes > estimator.estimate(alone).needed_bytes) is (sharing == "DDP")
+    assert any("each of 2 devices, which share the weights" in note for note in estimate.notes) is (sharing == "FSDP")
 
 
-@pytest.mark.parametrize(
-    ("update", "error"),
-    [
-        ({"adapter": {"r": 10**9}}, ConfigError),
-        ({"training": {"per_device_train_batch_size": 0}}, ConfigError),
-        ({"training": {"max_length": -1}}, ConfigError),
-        ({"adapter": {"target_modules": ["no_such_layer"]}}, ConfigError),
-    ],
-)
-def test_nonsense_gives_a_message_and_no_number(shape, update, error):
-    with pytest.raises(error):
-        estimate_memory(shape, config_from_mapping(mapping(**update)), gpu(8))
+def test_targets_that_match_nothing_give_a_message_and_no_number(shape):
+    with pytest.raises(ConfigError):
+        estimate_memory(shape, config_from_mapping(mapping(adapter={"target_modules": ["no_such_layer"]})), gpu(8))
 
 
 @pytest.mark.parametrize("size", ["hidden_size", "num_attention_heads", "head_dim", "vocab_size"])
@@ -245,10 +224,10 @@ def test_a_model_without_a_size_gives_a_message_and_no_number(shape, size):
 
 
 def test_a_product_of_unknown_size_gives_a_message_and_may_train(shape):
-    unsized = [replace(m, in_features=0) if m.name.endswith("down_proj") else m for m in shape.modules]
+    modules = [replace(m, in_features=0) if m.name.endswith("down_proj") else m for m in shape.modules]
 
     with pytest.raises(MemoryUnknownError, match=r"down_proj of Qwen3ForCausalLM has a size of 0 ×") as error_info:
-        estimate_memory(shape.model_copy(update={"modules": tuple(unsized)}), config_from_mapping(mapping()), gpu(8))
+        estimate_memory(shape.model_copy(update={"modules": tuple(modules)}), config_from_mapping(mapping()), gpu(8))
 
     assert "while it trains" in error_info.value.fix
 

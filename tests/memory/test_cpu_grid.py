@@ -18,7 +18,7 @@ def test_a_cell_that_fails_is_named_and_fails_the_command(fails, monkeypatch, ca
 
     code = grid.main()
 
-    printed = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert code == (1 if fails else 0)
-    assert ("LoRA failed: out of memory" in printed) == fails
-    assert f"{1 if fails else 2} cells: mean error 10.0%" in printed
+    assert ("LoRA failed: out of memory" in output) == fails
+    assert f"{1 if fails else 2} cells: mean error 10.0%" in output

@@ -60,12 +60,12 @@ NO_CONFIGURATION = frozenset({"gemma4_assistant"})  # refuses its own defaults
 
 
 def values_of(model_type):
-    """A model type's default configuration."""
+    """Return a model type's default configuration."""
     return {**AutoConfig.for_model(model_type).to_dict(), "model_type": model_type}
 
 
 def config_of_few_layers(model_type):
-    """The same with fewer layers, which are of every kind that the model type has, unless it has rules about their number."""
+    """Return it with fewer layers, of every kind that the model type has, unless it has rules about their number."""
     config = AutoConfig.for_model(model_type)
     if not isinstance(getattr(config, "num_hidden_layers", None), int) or config.num_hidden_layers <= LAYERS:
         return config
@@ -106,7 +106,9 @@ def test_has_an_exact_inventory_and_a_figure_or_a_message(model_type):
 
     weights = shape.num_parameters * 2
     assert weights < estimate.allocated_bytes < estimate.expected_bytes < estimate.needed_bytes
-    assert len(compare_methods(shape, CONFIG, GPU)) == 1 + sum(len(method.compared) for method in METHODS.values())
+    assert len(compare_methods(shape, CONFIG, GPU)) == 1 + sum(
+        len(method.comparison_rows) for method in METHODS.values()
+    )
     assert weights < estimate_memory(shape, SMALLEST, GPU).allocated_bytes < estimate.allocated_bytes
 
 

@@ -36,7 +36,7 @@ FAMILIES: dict[str, Any] = {
 
 
 def filled_cache(configuration):
-    """The cache after a prompt that was read in pieces."""
+    """Return the cache after a prompt that was read in pieces."""
     model = AutoModelForCausalLM.from_config(configuration, dtype=torch.float32).eval()
     cache = DynamicCache(config=configuration)
     name = "past_key_values" if "past_key_values" in model.forward.__code__.co_varnames else "cache"

@@ -129,8 +129,10 @@ def test_a_measurement_takes_a_step_as_large_as_the_largest_of_the_rows(device, 
 
     measurement = config_of_rows(estimator, config)
 
-    wanted, taken = estimator.estimate(config), Estimator(SHAPE, device).estimate_step(measurement)
+    run_estimate, step_estimate = estimator.estimate(config), Estimator(SHAPE, device).estimate_step(measurement)
     assert config_from_mapping(measurement.model_dump(mode="json")) == measurement
-    assert taken.pass_rows == wanted.pass_rows
-    assert wanted.pass_tokens <= taken.pass_tokens <= wanted.pass_tokens + wanted.pass_rows + 16
+    assert step_estimate.pass_rows == run_estimate.pass_rows
+    assert (
+        run_estimate.pass_tokens <= step_estimate.pass_tokens <= run_estimate.pass_tokens + run_estimate.pass_rows + 16
+    )
     assert config_of_rows(Estimator(SHAPE, device), config) == config

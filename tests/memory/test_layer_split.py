@@ -67,11 +67,11 @@ def test_the_fullest_device_needs_little_more_than_its_share(estimator, sections
 
 def test_the_device_with_the_head_carries_the_logits(estimator):
     config = config_of({"training": {"max_length": 2048}}, devices=2)
-    simulated = estimator.split_layers(workload_of_run(estimator.shape, config, GPU), 2)
+    parts = estimator.split_layers(workload_of_run(estimator.shape, config, GPU), 2)
 
     beside = {
-        one.part.has_head: one.peak.phase_bytes["forward"] - one.peak.persistent.total - one.peak.kept_bytes
-        for one in simulated
+        part.part.has_head: part.peak.phase_bytes["forward"] - part.peak.persistent.total - part.peak.kept_bytes
+        for part in parts
     }
     chunk = 256 * 2**20  # of logits, engine/training/ops/loss.py
     assert beside[False] < chunk < beside[True]

@@ -30,13 +30,13 @@ def test_qlora_needs_less_than_lora_because_the_weight_files_are_left():
 
 
 @pytest.mark.parametrize(
-    ("quantization", "length", "words"),
+    ("quantization", "length", "sentence"),
     [("none", 1024, "are gaps between tensors"), ("nf4", 128, "12.1 GiB of it are pages of the weight files")],
 )
-def test_one_line_reports_what_the_process_holds_besides_tensors(quantization, length, words):
+def test_one_line_reports_what_the_process_holds_besides_tensors(quantization, length, sentence):
     (note,) = estimate(quantization, length).notes
 
-    assert words in note
+    assert sentence in note
 
 
 def test_a_peak_before_the_first_step_is_called_by_its_parts():
@@ -58,9 +58,9 @@ def expected_bytes(steps, device=CPU, **model):
 
 @pytest.mark.parametrize("model", [{}, {"quantization": "nf4"}, {"compute_dtype": "float16"}])
 def test_a_run_of_many_sizes_needs_more_within_a_bound(model):
-    one, several, endless = (expected_bytes(steps, **model) for steps in (1, 3, -1))
+    single, several, endless = (expected_bytes(steps, **model) for steps in (1, 3, -1))
 
-    assert 20 * MIB < several - one <= endless - one < 200 * MIB
+    assert 20 * MIB < several - single <= endless - single < 200 * MIB
     assert expected_bytes(10**6, **model) == endless
 
 

@@ -36,7 +36,7 @@ def test_a_name_that_matches_nothing_is_refused_with_what_exists():
 
 
 @pytest.mark.parametrize(
-    ("settings", "field", "words"),
+    ("settings", "field", "message"),
     [
         ({"r": 100}, "adapter.r", "100 is more than the 64 inputs of a layer"),
         ({"r": 24, "init_weights": "bat"}, "adapter.r", "24 does not divide the 64 inputs of a layer"),
@@ -47,10 +47,10 @@ def test_a_name_that_matches_nothing_is_refused_with_what_exists():
         ),
     ],
 )
-def test_sizes_that_peft_would_refuse_are_refused_before_a_start(settings, field, words):
+def test_sizes_that_peft_would_refuse_are_refused_before_a_start(settings, field, message):
     with pytest.raises(ConfigError) as error_info:
         find_targets(SHAPE, AdapterConfig(method="miss", **settings))
 
     (problem,) = error_info.value.problems
     assert problem.field == field
-    assert problem.message.startswith(words)
+    assert problem.message.startswith(message)

@@ -49,18 +49,7 @@ def measure(case, step=plain_step):
     return trace(model, step(model))
 
 
-LOSS_ALONE = (
-    "LoRA",
-    "LoRA at 32 bits",
-    "LoRA, checkpointed",
-    "LoRA, checkpointed reentrant",
-    "IA3",
-    "full",
-    "full at 32 bits",
-)
-
-
-@pytest.mark.parametrize("name", LOSS_ALONE)
+@pytest.mark.parametrize("name", ["LoRA", "LoRA, checkpointed", "LoRA, checkpointed reentrant", "full at 32 bits"])
 def test_simulation_is_equal_where_the_loss_alone_is_held(name):
     case = CASES[name]
 
@@ -137,11 +126,12 @@ def test_simulation_is_equal_to_the_real_step_to_the_byte(case):
     assert simulate(case) == measure(case)
 
 
-@pytest.mark.parametrize(("case", "residue", "words"), INEXACT.values(), ids=INEXACT.keys())
-def test_what_differs_in_other_families_is_what_is_known_to(case, residue, words):
+@pytest.mark.exhaustive(quick=2)
+@pytest.mark.parametrize(("case", "residue", "reason"), INEXACT.values(), ids=INEXACT.keys())
+def test_what_differs_in_other_families_is_what_is_known_to(case, residue, reason):
     real, prediction = measure(case), simulate(case)
 
     beyond = {phase: real[phase] - prediction[phase] for phase in real}
 
-    assert beyond == residue, f"known: {residue} bytes, {words}; found: {beyond}"
+    assert beyond == residue, f"known: {residue} bytes, {reason}; found: {beyond}"
     assert all(abs(beyond[phase]) < 0.05 * real[phase] for phase in real)

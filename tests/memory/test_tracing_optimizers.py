@@ -80,8 +80,8 @@ def trained_in_groups(model):
     from transformers import Trainer
 
     decay = set(Trainer.get_decay_parameter_names(None, model))
-    named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    groups = [[p for name, p in named if (name in decay) == decays] for decays in (True, False)]
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    groups = [[p for name, p in parameters if (name in decay) == decays] for decays in (True, False)]
     return [
         {"params": group, **({} if decays else {"weight_decay": 0.0})}
         for group, decays in zip(groups, (True, False), strict=True)

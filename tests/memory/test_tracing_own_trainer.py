@@ -183,11 +183,11 @@ def test_what_the_reference_of_a_preference_run_keeps_is_counted(overrides):
     from engine.training.objectives.reference import Reference
 
     own = prepare(DPO | overrides, batch=2, shared=4, model_type="qwen2")
-    kept = Reference.of(own.model, warm_started="adapter.warm_start" in overrides).start
+    start = Reference.of(own.model, warm_started="adapter.warm_start" in overrides).start
 
     prediction = Estimator(own.shape, CPU).peak(own.workload).persistent
 
-    assert prediction.reference == sum(weight.numel() * weight.element_size() for weight in kept.values())
+    assert prediction.reference == sum(weight.numel() * weight.element_size() for weight in start.values())
     assert (prediction.reference > 0) == bool(overrides)
     without = Estimator(own.shape, CPU).peak(replace(own.workload, has_reference=False)).persistent
     assert prediction.total - without.total == prediction.reference

@@ -8,7 +8,7 @@ import torch
 from engine.config.run import AdapterConfig
 from engine.memory.phases import StepRules, simulate_step
 from engine.memory.structure import find_targets, read_structure
-from engine.memory.workload import Precision
+from engine.memory.workload import StepPrecision
 from tests.benchmarks.published.other_trainers import PlainLoss, PlainTape, PlainWorkload, simulate_plain_step
 from tests.memory.live_bytes import LiveBytes
 
@@ -37,7 +37,7 @@ class Case:
 
 
 def build_config(case):
-    """Configuration of the tiny model."""
+    """Return the configuration of the tiny model."""
     from transformers import AutoConfig
 
     values = {
@@ -59,7 +59,7 @@ def build_config(case):
 
 
 def build_model(case):
-    """The real model with its adapter, ready to train."""
+    """Build the real model with its adapter, ready to train."""
     from transformers import AutoModelForCausalLM
 
     config = build_config(case)
@@ -100,14 +100,14 @@ def add_adapter(model, adapter):
 
 
 def shape_of(case):
-    """The inventory that the estimate sees."""
+    """Return the inventory that the estimate sees."""
     from engine.inspector.worker.inventory import inventory_of
 
     return inventory_of(build_config(case).to_dict())
 
 
 def workload_of(case):
-    """The same step as a workload of plain transformers: a custom loop that holds the model's output."""
+    """Return the step as a workload of plain transformers: a custom loop that holds the model's output."""
     width = case.width
     return PlainWorkload(
         adapter=case.adapter,
@@ -115,7 +115,9 @@ def workload_of(case):
         length=LENGTH,
         device="cpu",
         base=case.base,
-        precision=Precision(width, width, width, width, width, adapter=width if case.adapter.method == "none" else 4),
+        precision=StepPrecision(
+            width, width, width, width, width, adapter=width if case.adapter.method == "none" else 4
+        ),
         attention="eager" if case.attention == "eager" else "cpu_flash",
         checkpointing=case.checkpointing != "none",
         reentrant=case.checkpointing == "reentrant",
@@ -137,8 +139,8 @@ def trace(model, step, *, accumulates=False):
         model.zero_grad(set_to_none=True)
     watch = LiveBytes()
     with watch:
-        held = step(watch.phase)
-    del held
+        output = step(watch.phase)
+    del output
     return watch.peaks
 
 
@@ -157,7 +159,7 @@ def plain_step(model):
 
 
 def loss_alone_step(model):
-    """The same, of whose output the loss alone is held, as transformers' trainer does."""
+    """Hold the loss alone of the output, as transformers' trainer does."""
     tokens = torch.randint(3, VOCABULARY, (BATCH, LENGTH))
 
     def step(phase):
@@ -177,9 +179,9 @@ def simulate(case, workload=None, shape=None):
     structure = read_structure(shape)
     targets = find_targets(shape, workload.adapter)
     if isinstance(workload, PlainWorkload):
-        step = simulate_plain_step(structure, workload, targets, watched=True)
+        step = simulate_plain_step(structure, workload, targets, is_watched=True)
     else:
-        step = simulate_step(structure, workload, targets, StepRules(partial(PlainTape, watched=True)))
+        step = simulate_step(structure, workload, targets, StepRules(partial(PlainTape, is_watched=True)))
     peaks = {name: memory.total for name, memory in step.peaks.items()}
     return {
         "forward": peaks["forward"],

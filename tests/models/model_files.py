@@ -18,7 +18,7 @@ LLAMA_CONFIG = {
 
 
 def safetensors_bytes(header: object = None, data: bytes = b"\0" * 8) -> bytes:
-    """A safetensors file with one tensor of two float32, or with any header."""
+    """Return a safetensors file with one tensor of two float32, or with any header."""
     if header is None:
         header = {"__metadata__": {"format": "pt"}, "w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
     text = json.dumps(header).encode()

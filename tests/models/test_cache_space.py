@@ -8,7 +8,7 @@ import pytest
 
 from engine.accounts.limits import LabLimits
 from engine.errors import ModelError
-from engine.models.cache_space import ModelUse, look_at_cache, remove_cached_model
+from engine.models.cache_space import ModelUse, remove_cached_model, scan_model_cache
 
 MB = 10**6
 NEEDED = {"org/oldest": ModelUse(last=0.0, runs=3, needed_by=("ann/20261101-000000-000-abcd",))}
@@ -40,37 +40,37 @@ def limits(megabytes: float | None) -> LabLimits:
 
 
 def test_the_models_used_least_recently_are_offered_until_the_rest_fits(cache):
-    result = look_at_cache(limits(1.5), {})
+    result = scan_model_cache(limits(1.5), {})
 
     assert [model.id for model in result.models] == ["org/oldest", "org/middle", "org/newest"]
     assert result.bytes == pytest.approx(3 * MB, rel=0.01)
-    assert result.offered == ("org/oldest", "org/middle")
+    assert result.removable == ("org/oldest", "org/middle")
     assert all(path.exists() for path in cache.glob("*/blobs/weights")), "nothing is removed by looking"
 
 
 def test_a_model_that_a_run_needs_is_neither_offered_nor_removed(cache):
-    assert look_at_cache(limits(1.5), NEEDED).offered == ("org/middle", "org/newest")
+    assert scan_model_cache(limits(1.5), NEEDED).removable == ("org/middle", "org/newest")
     with pytest.raises(ModelError, match="needed by a run"):
         remove_cached_model("org/oldest", in_use={"org/oldest"})
 
 
 def test_a_run_made_with_a_model_counts_as_its_last_use(cache):
     """A file system without access times would let the model of yesterday's runs go first."""
-    used = look_at_cache(limits(1.5), {"org/oldest": ModelUse(last=time.time(), runs=1)})
+    used = scan_model_cache(limits(1.5), {"org/oldest": ModelUse(last=time.time(), runs=1)})
 
     assert [model.id for model in used.models] == ["org/middle", "org/newest", "org/oldest"]
-    assert used.offered == ("org/middle", "org/newest")
+    assert used.removable == ("org/middle", "org/newest")
     assert used.most_bytes == pytest.approx(1.5 * MB)
 
 
 def test_without_a_limit_nothing_is_offered(cache):
-    assert look_at_cache(limits(None), {}).offered == ()
+    assert scan_model_cache(limits(None), {}).removable == ()
 
 
 def test_a_model_is_removed_on_request_and_the_others_stay(cache):
     assert remove_cached_model("org/middle", in_use=()) == pytest.approx(MB, rel=0.01)
 
-    assert [model.id for model in look_at_cache(limits(None), {}).models] == ["org/oldest", "org/newest"]
+    assert [model.id for model in scan_model_cache(limits(None), {}).models] == ["org/oldest", "org/newest"]
 
 
 def test_a_model_under_another_name_with_the_same_commits_stays(cache):
@@ -78,7 +78,7 @@ def test_a_model_under_another_name_with_the_same_commits_stays(cache):
     shutil.copytree(cache / "models--org--newest", cache / "models--org--renamed", symlinks=True)
     remove_cached_model("org/renamed", in_use={"org/newest"})
 
-    assert "org/newest" in [model.id for model in look_at_cache(limits(None), {}).models]
+    assert "org/newest" in [model.id for model in scan_model_cache(limits(None), {}).models]
 
 
 @pytest.mark.parametrize("name", ["org/other", "../../etc", "datasets--org--newest", ""])

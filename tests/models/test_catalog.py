@@ -76,7 +76,7 @@ def test_architectures_are_those_that_transformers_has():
     assert not is_known_model_type("own_thing")
 
 
-def test_what_cannot_be_trained_and_where_the_twin_of_the_demo_is_from_is_reported_before_anything_is_fetched():
+def test_untrainable_models_are_reported_before_anything_is_fetched():
     assert find_in_catalog("Qwen/Qwen3-30B-A3B").notes == ("Experts get no adapter and stay in 16 bits.",)
     (note,) = find_in_catalog("openai/gpt-oss-20b").notes
     assert note.startswith("Cannot be trained as published. Its experts are published in MXFP4")

@@ -61,7 +61,7 @@ def kill_at(home, step, waits_at, **environment):
 
 @pytest.fixture(scope="module")
 def interrupted_home(tmp_path_factory):
-    """A home in which makers were killed at three points, and two at once then made the demo model.
+    """Make a home in which makers were killed at three points, and two at once then made the demo model.
 
     What the first one downloaded is the package index of the others; `demo_home` has its model from the real one.
     """

@@ -20,7 +20,7 @@ def write(folder, content):
     return folder
 
 
-def recorded(folder, cache):
+def list_with_hashes(folder, cache):
     hashes = BackgroundHash(list_weights(folder, "base"), folder, cache)
     hashes.run()
     return hashes.files
@@ -38,7 +38,7 @@ def reads(monkeypatch):
 
 
 def test_weights_that_were_only_copied_again_are_the_same(base, tmp_path, reads):
-    before = recorded(base, tmp_path)
+    before = list_with_hashes(base, tmp_path)
     later(base)
 
     assert [changed_file(before, base, "base", tmp_path) for _ in range(3)] == ["", "", ""]
@@ -46,7 +46,7 @@ def test_weights_that_were_only_copied_again_are_the_same(base, tmp_path, reads)
 
 
 def test_other_weights_of_the_same_size_differ(base, tmp_path):
-    before = recorded(base, tmp_path)
+    before = list_with_hashes(base, tmp_path)
     write(base, b"WEIGHTS" * 1000)
 
     assert changed_file(before, base, "base", tmp_path) == "model.safetensors"
@@ -71,7 +71,7 @@ def test_what_was_not_recorded_raises_no_alarm(base, tmp_path, is_recorded):
 
 
 def test_weights_in_other_shards_differ(base, tmp_path):
-    before = recorded(base, tmp_path)
+    before = list_with_hashes(base, tmp_path)
     (base / "model.safetensors").rename(base / "model-00001-of-00001.safetensors")
     (base / "model.safetensors.index.json").write_text('{"weight_map": {"x": "model-00001-of-00001.safetensors"}}')
 
@@ -85,7 +85,7 @@ def test_the_hubs_cache_has_hashes_already(tmp_path, reads):
     (tmp_path / "blobs" / sha256).write_bytes(b"weights")
     (snapshot / "model.safetensors").symlink_to(tmp_path / "blobs" / sha256)
 
-    assert [file.sha256 for file in recorded(snapshot, tmp_path)] == [sha256]
+    assert [file.sha256 for file in list_with_hashes(snapshot, tmp_path)] == [sha256]
     assert reads == []
 
 

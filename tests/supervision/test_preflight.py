@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from engine.config.derived_defaults import given_settings
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
-from engine.config.suited import given_settings
 from engine.data.contract import DatasetReport, RowLengths
 from engine.errors import ConfigError, DatasetError, DeviceError, MemoryUnknownError, ModelError
 from engine.hardware.device import Device

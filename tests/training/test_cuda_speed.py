@@ -29,7 +29,7 @@ def test_the_table_has_what_was_measured_and_names_the_rest():
 def test_the_most_telling_cells_come_first():
     order = list(cells(["0.5B", "8B"]))
 
-    assert [cell.words for cell in order[:4]] == ["ours"] * 4
+    assert [cell.label for cell in order[:4]] == ["ours"] * 4
     assert {cell.without for cell in order} == {"", *TRAINING_OPTIMIZATIONS}
     assert len(set(order)) == len(order)
 

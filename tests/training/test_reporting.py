@@ -226,7 +226,7 @@ def test_the_process_is_what_the_driver_counts_outside_of_the_allocator_and_its_
         requests.append(index)
         return 6 + 300
 
-    memory = DeviceMemory("cuda", (0,), cuda, driver_indexes=(3,), ask_driver=driver)
+    memory = DeviceMemory("cuda", (0,), cuda, driver_indexes=(3,), query_driver=driver)
     cuda.take(0, 40, 42)
     cuda.take(0, 5, 6)
 

@@ -4,8 +4,8 @@ import gradio as gr
 import orjson
 import pytest
 
+from engine.config.derived_defaults import SETTINGS
 from engine.config.load import config_from_mapping, setting_names
-from engine.config.suited import SETTINGS
 from engine.errors import ConfigError
 from tests.ui.drafts import form_values
 from ui.build import build_app

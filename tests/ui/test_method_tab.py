@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from engine.config.pairs import distribution_of
+from engine.config.constraints import distribution_of
 from engine.config.run import AdapterConfig, RunSection
 from tests.ui.drafts import NAMES, draft_of, small_shape
 from tests.ui.drafts import form as form

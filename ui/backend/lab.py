@@ -18,7 +18,7 @@ from engine.accounts.throttle import SignInThrottle
 from engine.errors import AccountError, ConfigError, EngineError, ModelError, Problem, RunError
 from engine.lab.fairness import UrgentSlot
 from engine.lab.queue import DeviceUse, QueueBoard, QueueEntry
-from engine.models.cache_space import ModelCache, look_at_cache, remove_cached_model
+from engine.models.cache_space import ModelCache, remove_cached_model, scan_model_cache
 from engine.paths import LoratoryHome
 from engine.runs.control import request_stop
 from engine.runs.disk import DiskSamples, DiskUse, free_bytes, model_uses
@@ -201,7 +201,7 @@ class LabAdmin:
     def models(self) -> ModelCache:
         """Return what is in the model cache, which runs need it, and what is offered for removal."""
         self._require()
-        return look_at_cache(read_settings(self.home).limits, model_uses(self.home))
+        return scan_model_cache(read_settings(self.home).limits, model_uses(self.home))
 
     def remove_models(self, caller: Caller, ids: Sequence[str]) -> int:
         """Remove models from the cache; returns the bytes that this freed.

@@ -14,8 +14,8 @@ from engine.accounts.audit import AuditLog
 from engine.accounts.lab import audit_log_path
 from engine.accounts.people import Action, Person
 from engine.chat.target import list_checkpoints
+from engine.config.derived_defaults import given_settings
 from engine.config.run import RunConfig, RunSection
-from engine.config.suited import given_settings
 from engine.errors import ConfigError, EngineError, RunError, StorageError
 from engine.files import size_and_time
 from engine.lab.rules import LabRuns, is_shared, lab_problems

@@ -149,7 +149,7 @@ class LabModelsPart:
 
     def _removal_question(self, event: gr.EventData) -> Updates:
         cache, name = self._admin.models(), picked_value(event)
-        model_ids = cache.offered if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
+        model_ids = cache.removable if name == views.OFFERED else (name.removeprefix(views.MODEL_PREFIX),)
         ids = [model.id for model in cache.models if model.id in model_ids and not model.use.needed_by]
         if not ids:
             return {self.confirm.panel: HIDDEN, self.chosen: []}

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from engine.config.constraints import DISTRIBUTIONS, DistributionName, distribution_of
 from engine.config.load import change_of
 from engine.config.methods.base import FOUR_BIT
 from engine.config.methods.registry import DEFAULT_METHOD, METHODS
-from engine.config.pairs import DISTRIBUTIONS, DistributionName, distribution_of
 from engine.config.run import AdapterConfig
 from engine.memory.compare import DeviceShare, MethodNeed, as_overrides, compare_methods, recommend, share_among
 from engine.memory.estimate import Estimator, Verdict

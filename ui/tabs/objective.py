@@ -6,10 +6,10 @@ from typing import Any
 
 import gradio as gr
 
+from engine.config.derived_defaults import open_settings
 from engine.config.load import Preset, find_preset, list_presets
 from engine.config.objectives import OBJECTIVES, ROW_KINDS, SUPERVISED, Objective, objectives_for
 from engine.config.run import DatasetConfig
-from engine.config.suited import open_settings
 from engine.config.training import ObjectiveSettings
 from engine.data.source import SAMPLE_PREFIX
 from ui.backend.run_reader import has_adapter

@@ -8,7 +8,7 @@ from gradio.components.base import Component
 from gradio.events import Dependency
 
 from engine.accounts.people import Action, may
-from engine.config.suited import given_settings
+from engine.config.derived_defaults import given_settings
 from engine.errors import EngineError
 from engine.lab.rules import access_of, is_shared, set_shared
 from engine.runs.control import change_notes

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.config.derived_defaults import HIGH_RATE_FACTOR, given_settings, learning_rate_factor, usual_learning_rate
 from engine.config.objectives import preference_name
 from engine.config.run import RunConfig
-from engine.config.suited import HIGH_RATE_FACTOR, given_settings, learning_rate_factor, usual_learning_rate
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem, RunError
 from engine.runs.run import Run
 from engine.runs.sweep import keep_alpha_ratio, sweep_configs

@@ -7,9 +7,9 @@ from typing import Any
 import gradio as gr
 from gradio.events import Dependency
 
+from engine.config.derived_defaults import SETTINGS, derive_defaults
 from engine.config.load import find_preset, list_presets
 from engine.config.objectives import preference_name
-from engine.config.suited import SETTINGS, suited_settings
 from engine.config.training import ObjectiveSettings
 from engine.hardware.lease import lease_name
 from engine.runs.summary import RunSummary
@@ -233,11 +233,11 @@ class TrainTab:
 
 def render_suited(name: str, draft: Draft) -> str:
     """Return what a setting's default is suited to, and the default where another value is set."""
-    default = draft.suited_defaults.get(name)
+    default = draft.derived_defaults.get(name)
     if default is not None and default.awaits_rows and not draft.missing:
         return small("set once your rows are counted")
     if default is not None or draft.memory_config is None:
-        return small(f"suited to {default.to}") if default is not None and default.to else ""
-    usual = suited_settings(draft.memory_config, draft.rows.known if draft.rows is not None else None)[name]
-    differs = usual.to and setting_in(draft.mapping, name) != usual.value
-    return small(f"{usual.value:g} suits {usual.to}") if differs else ""
+        return small(f"suited to {default.basis}") if default is not None and default.basis else ""
+    usual = derive_defaults(draft.memory_config, draft.rows.known if draft.rows is not None else None)[name]
+    differs = usual.basis and setting_in(draft.mapping, name) != usual.value
+    return small(f"{usual.value:g} suits {usual.basis}") if differs else ""

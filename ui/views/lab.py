@@ -77,7 +77,7 @@ def _use(device: DeviceUse, entry: QueueEntry | None) -> str:
         use = f"{f'<b>{escape(device.owner)}</b>, for' if device.owner else 'for'} {device.purpose}"
         times = _times(device.since, entry.expected_end if entry is not None else None, ends=entry is not None)
         use = html.under(use, times) if times else use
-    programs = ", ".join(one.words for one in device.programs)
+    programs = ", ".join(program.description for program in device.programs)
     return html.under(use, f"Outside Loratory: {programs}") if programs else use
 
 
@@ -166,17 +166,17 @@ def render_cache(cache: ModelCache) -> str:
         return html.empty("No models yet", "Models from the Hub are downloaded once and shared by all users.")
     most = "no limit is set" if cache.most_bytes is None else f"the limit is {html.size(cache.most_bytes)}"
     text = f"{html.plural(len(cache.models), 'model')}, {html.size(cache.bytes)}; {most}."
-    if cache.offered:
-        text += f" Remove the {len(cache.offered):,} marked ones, used least recently, to get below it."
+    if cache.removable:
+        text += f" Remove the {len(cache.removable):,} marked ones, used least recently, to get below it."
     elif cache.most_bytes is not None and cache.bytes > cache.most_bytes:
         text += " All of them are needed by runs."
-    rows = [_cache_row(one, one.id in cache.offered) for one in reversed(cache.models)]
+    rows = [_cache_row(one, one.id in cache.removable) for one in reversed(cache.models)]
     columns = ("Model", html.Column.of_numbers("Size"), "Last used", "Runs", "")
-    below = html.pick_button(OFFERED, f"Remove the {html.plural(len(cache.offered), 'marked model')}")
+    below = html.pick_button(OFFERED, f"Remove the {html.plural(len(cache.removable), 'marked model')}")
     return (
         html.small(text)
         + html.table(columns, rows, css="rows", scrolls="scroll tall")
-        + (below if cache.offered else "")
+        + (below if cache.removable else "")
     )
 
 

@@ -4,9 +4,14 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, NamedTuple
 
+from engine.config.derived_defaults import (
+    HIGH_RATE_FACTOR,
+    learning_rate_factor,
+    objective_and_method,
+    usual_learning_rate,
+)
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
-from engine.config.suited import HIGH_RATE_FACTOR, learning_rate_factor, objective_and_method, usual_learning_rate
 from engine.config.training import ObjectiveSettings
 from engine.executors import PLACES
 from engine.executors.places import ThisMachine

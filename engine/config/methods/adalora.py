@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from engine.config.methods.base import PeftMethod, pair_rule
+from engine.config.methods.base import PeftMethod, cross_field_rule
 from engine.config.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def too_few_steps(tinit: int, tfinal: int, steps: int) -> str:
     )
 
 
-@pair_rule("adapter.target_r")
+@cross_field_rule("adapter.target_r")
 def _ranks_that_do_not_fall(config: RunConfig) -> str | None:
     adapter = config.adapter
     if adapter.target_r < adapter.init_r:
@@ -49,7 +49,7 @@ def _ranks_that_do_not_fall(config: RunConfig) -> str | None:
     return f"{adapter.target_r} is not below init_r, which is {adapter.init_r}; lower it, or use LoRA."
 
 
-@pair_rule("adapter.tinit")
+@cross_field_rule("adapter.tinit")
 def _no_step_to_prune_in(config: RunConfig) -> str | None:
     adapter, steps = config.adapter, config.training.max_steps
     return too_few_steps(adapter.tinit, adapter.tfinal, steps) if 0 < steps <= adapter.tinit + adapter.tfinal else None
@@ -71,7 +71,7 @@ class AdaLora(PeftMethod):
         "Rank, alpha, dropout": "{init_r} to {target_r}, {lora_alpha}, {lora_dropout:g}"
     }
     tensor_marks = ("lora_",)
-    regularized = True
+    has_regularizer = True
     rules = (_ranks_that_do_not_fall, _no_step_to_prune_in)
 
     def summary(self, adapter: AdapterConfig) -> str:

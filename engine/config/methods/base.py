@@ -16,19 +16,19 @@ FOUR_BIT = ("nf4", "fp4")
 QUANTIZED = frozenset({*FOUR_BIT, "int8"})
 
 
-class PairRule(NamedTuple):
+class CrossFieldRule(NamedTuple):
     """A refusal that involves several fields; `explain` returns the message, or None where the pair is fine."""
 
     field: str  # where the problem is shown
     explain: Callable[[RunConfig], str | None]
 
 
-def pair_rule(field: str) -> Callable[[Callable[[RunConfig], str | None]], PairRule]:
+def cross_field_rule(field: str) -> Callable[[Callable[[RunConfig], str | None]], CrossFieldRule]:
     """Make a function a rule whose problem is shown at a field."""
-    return lambda explain: PairRule(field, explain)
+    return lambda explain: CrossFieldRule(field, explain)
 
 
-class ComparedRow(NamedTuple):
+class ComparisonRow(NamedTuple):
     """One row of the table of methods: what is set together with the method."""
 
     name: str
@@ -62,8 +62,8 @@ class PeftMethod:
     card: ClassVar[Mapping[str, str]] = {}  # rows of the model card; values name settings in braces
     tensor_marks: ClassVar[tuple[str, ...]] = ()  # parts of names that distinguish its tensors from those of the base
     shardable: ClassVar[bool] = False  # FSDP2 can divide what it trains among processes
-    regularized: ClassVar[bool] = False  # a regularizer is part of the loss
-    rules: ClassVar[tuple[PairRule, ...]] = ()  # settings that cannot work together where it is chosen
+    has_regularizer: ClassVar[bool] = False  # a regularizer is part of the loss
+    rules: ClassVar[tuple[CrossFieldRule, ...]] = ()  # settings that cannot work together where it is chosen
 
     @property
     def adapts_layers(self) -> bool:
@@ -85,9 +85,9 @@ class PeftMethod:
         return False
 
     @property
-    def compared(self) -> tuple[ComparedRow, ...]:
+    def comparison_rows(self) -> tuple[ComparisonRow, ...]:
         """Its rows in the table of methods."""
-        return (ComparedRow(self.label, "none", None if self.gradient_checkpointing else False),)
+        return (ComparisonRow(self.label, "none", None if self.gradient_checkpointing else False),)
 
     def display_name(self, quantization: str) -> str:
         """Return the name that people use for the method on a base of this quantization."""
@@ -96,7 +96,7 @@ class PeftMethod:
         return self.label if quantization == "none" else f"{self.label} on {quantization}"
 
     def summary(self, adapter: AdapterConfig) -> str:
-        """Return the settings that tell two runs of this method apart, such as `r 16`."""
+        """Return the settings that distinguish two runs of this method, such as `r 16`."""
         if "r" in self.fields:
             return f"r {adapter.r}"
         if self.virtual_tokens == "none":
@@ -120,7 +120,7 @@ class PeftMethod:
         return {name: getattr(adapter, name) for name in self.fields if name not in chosen_modules}
 
     def initial_text(self, adapter: AdapterConfig) -> str | None:  # noqa: ARG002
-        """Return the text whose keys and values a prefix starts as; None if there is none."""
+        """Return the text that initializes the prefix; None if there is none."""
         return None
 
     def count_virtual_tokens(self, adapter: AdapterConfig) -> int:

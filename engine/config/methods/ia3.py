@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from engine.config.methods.base import PeftMethod, pair_rule
+from engine.config.methods.base import PeftMethod, cross_field_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ class Ia3Settings(Section):
     """Which of IA3's target modules are feed-forward: their input is rescaled instead of their output. Empty lets the model's family decide."""
 
 
-@pair_rule("adapter.feedforward_modules")
+@cross_field_rule("adapter.feedforward_modules")
 def _feedforward_outside_targets(config: RunConfig) -> str | None:
     targets = config.adapter.target_modules
     outside = [name for name in config.adapter.feedforward_modules if name not in targets]

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from engine.config.methods.base import ComparedRow, PeftMethod, pair_rule
+from engine.config.methods.base import ComparisonRow, PeftMethod, cross_field_rule
 from engine.config.section import Magnitude, Section, setting
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class LoraSettings(Section):
     """Learns the magnitude of each weight apart from its direction. Often better at low rank, slower by a third."""
 
 
-@pair_rule("adapter.bias")
+@cross_field_rule("adapter.bias")
 def _biases_of_quantized_layers(config: RunConfig) -> str | None:
     if config.adapter.bias == "none" or config.model.quantization == "none":
         return None
@@ -59,13 +59,13 @@ class Lora(PeftMethod):
     rules = (_biases_of_quantized_layers,)
 
     @property
-    def compared(self) -> tuple[ComparedRow, ...]:
+    def comparison_rows(self) -> tuple[ComparisonRow, ...]:
         """Return a row for each format of the frozen weights."""
         return (
-            ComparedRow("LoRA", "none"),
-            ComparedRow("LoRA on int8", "int8"),
-            ComparedRow("QLoRA", "nf4", False),
-            ComparedRow("QLoRA with checkpointing", "nf4", True),
+            ComparisonRow("LoRA", "none"),
+            ComparisonRow("LoRA on int8", "int8"),
+            ComparisonRow("QLoRA", "nf4", False),
+            ComparisonRow("QLoRA with checkpointing", "nf4", True),
         )
 
     def peft_arguments(self, adapter: AdapterConfig) -> dict[str, Any]:
@@ -112,7 +112,7 @@ class VeraSettings(Section):
     projection_prng_key: int = setting(0, "Projection seed", ge=0, le=2**31 - 1)
     """Draws the two random matrices that all layers share."""
     save_projection: bool = setting(True, "Save projections")
-    """Saves the random matrices with the adapter. Without them it is tiny, and drawn again where it is loaded."""
+    """Saves the random matrices with the adapter. Without them it is tiny, and they are regenerated on load."""
 
 
 class Vera(PeftMethod):

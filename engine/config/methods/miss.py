@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from engine.config.methods.base import PeftMethod, pair_rule
+from engine.config.methods.base import PeftMethod, cross_field_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ class MissSettings(Section):
     """Outputs that share an update in the variant mini; must divide them."""
 
 
-@pair_rule("adapter.init_weights")
+@cross_field_rule("adapter.init_weights")
 def _bat_on_quantized(config: RunConfig) -> str | None:
     quantization = config.model.quantization
     if config.adapter.init_weights != "bat" or quantization == "none":

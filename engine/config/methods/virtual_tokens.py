@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from engine.config.methods.base import PeftMethod, VirtualTokens, pair_rule
+from engine.config.methods.base import PeftMethod, VirtualTokens, cross_field_rule
 from engine.config.section import Section, setting
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class PrefixTuningSettings(Section):
     prefix_init_text: str | None = setting(
         "Answer the question of the user. Be accurate, clear and complete.", "Prefix starts as", max_length=10_000
     )
-    """Text whose keys and values the learned ones start as, repeated or cut to their number. Empty starts from random ones, which takes far more steps."""
+    """Text that initializes the prefix, repeated or cut to its length. Empty starts from random ones, which takes far more steps."""
 
 
 class PrefixTuning(_VirtualTokens):
@@ -60,7 +60,7 @@ class PrefixTuning(_VirtualTokens):
         return arguments
 
     def initial_text(self, adapter: AdapterConfig) -> str | None:
-        """Return the text that the prefix starts as."""
+        """Return the text that initializes the prefix."""
         return (adapter.prefix_init_text or "").strip() or None
 
 
@@ -70,10 +70,10 @@ class PromptTuningSettings(Section):
     prompt_tuning_init: Literal["RANDOM", "SAMPLE_VOCAB", "TEXT"] = setting("RANDOM", "Prompt starts as")
     """RANDOM numbers, embeddings of random tokens, or those of a TEXT. A text that describes the task learns fastest."""
     prompt_tuning_init_text: str | None = setting(None, "Text of the prompt", max_length=10_000)
-    """With TEXT: what the virtual tokens start as, repeated or cut to their number."""
+    """With TEXT: the text that initializes the virtual tokens, repeated or cut to their number."""
 
 
-@pair_rule("adapter.prompt_tuning_init_text")
+@cross_field_rule("adapter.prompt_tuning_init_text")
 def _text_is_missing(config: RunConfig) -> str | None:
     if config.adapter.prompt_tuning_init != "TEXT" or (config.adapter.prompt_tuning_init_text or "").strip():
         return None
@@ -120,7 +120,7 @@ class PTuningSettings(Section):
     """Dropout between the layers of an LSTM encoder."""
 
 
-@pair_rule("adapter.warm_start")
+@cross_field_rule("adapter.warm_start")
 def _encoder_is_not_saved(config: RunConfig) -> str | None:
     if config.adapter.warm_start is None:
         return None

@@ -121,7 +121,7 @@ def _left_out(facts: ScriptFacts, rows: RowForm) -> Iterator[str]:
         yield "the revision of the model is not pinned, and training starts without an earlier adapter"
     if "feedforward_modules" in facts.traits.fields or "prompt_tuning_init_text" in facts.peft_arguments:
         yield "arguments of PEFT that depend on the model are left to PEFT"
-    if facts.traits.regularized:
+    if facts.traits.has_regularizer:
         yield f"the callback and the regularizer that {config.method_name} needs are left out"
 
 

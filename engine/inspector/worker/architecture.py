@@ -145,9 +145,9 @@ def _read_as_transformers_does(values: Mapping[str, JsonValue]) -> PreTrainedCon
 def _require_given_sizes(values: Mapping[str, JsonValue]) -> None:
     """Require the sizes that transformers would otherwise fill in from some well-known model."""
     text = values.get("text_config")
-    given = {**values, **text} if isinstance(text, dict) else values
+    settings = {**values, **text} if isinstance(text, dict) else values
     for size in ("hidden_size", "num_hidden_layers"):
-        if not any(given.get(name) is not None for name in (*_NAMES[size], *_SAID_BY.get(size, ()))):
+        if not any(settings.get(name) is not None for name in (*_NAMES[size], *_SAID_BY.get(size, ()))):
             raise ModelError(f"The configuration has no {size}.", "Use the complete config.json of the model.")
 
 

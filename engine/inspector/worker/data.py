@@ -131,7 +131,7 @@ class DatasetHandlers:
         from engine.inspector.worker.load_tokenizer import complete_details  # imported by then, without torch
 
         request = DetailsRequest.model_validate(params)
-        return _dump(complete_details(request.described, request.model, self._home, job))
+        return _dump(complete_details(request.details, request.model, self._home, job))
 
     def _reader(self, request: DataRequest, job: Request, *, streaming: bool) -> DatasetReader:
         renderer = self._renderer(request, job)

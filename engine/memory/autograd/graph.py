@@ -49,23 +49,23 @@ class Graph(LiveBytes):
     # Variables
 
     def value(self, elements: int, width: int, producer: Producer = None, group: Group | None = None) -> Value:
-        """A new tensor, held by one variable."""
+        """Allocate a tensor, held by one variable."""
         value = Value(self.allocate(elements * width, group), elements, width, producer)
         self._locals.append(value)
         return value
 
     def alias(self, value: Value, *, elements: int | None = None) -> Value:
-        """Another variable for the same bytes: a view, or a second name."""
+        """Return another variable for the same bytes: a view, or a second name."""
         count = value.elements if elements is None else elements
         other = Value(share(value.storage), count, value.width, value.producer)
         self._locals.append(other)
         return other
 
     def drop(self, *values: Value) -> None:
-        """The variables go out of scope, or are reassigned."""
+        """Release variables that go out of scope or are reassigned."""
         for value in values:
-            if value.held:
-                value.held = False
+            if value.is_held:
+                value.is_held = False
                 self.release(value.storage)
 
     def in_scope(self, function: Callable[[], Value]) -> Value:
@@ -87,8 +87,8 @@ class Graph(LiveBytes):
     def leave_scope(self, outer: list[Value], results: Sequence[Value] = ()) -> None:
         """Let the local variables go, except the results."""
         for value in self._locals:
-            if value.held and value not in results:
-                value.held = False
+            if value.is_held and value not in results:
+                value.is_held = False
                 self.release(value.storage)
         self._locals = outer
         outer.extend(results)
@@ -162,7 +162,7 @@ class Graph(LiveBytes):
             output.producer = node
 
     def view(self, x: Value, elements: int | None = None, *, copies_gradient: bool = True) -> Value:
-        """A slice or another layout of x, whose gradient is a tensor of x's full size, zero outside."""
+        """Return a slice or another layout of x, whose gradient is a tensor of x's full size, zero outside."""
         result = self.alias(x, elements=elements)
         if copies_gradient and needs_gradient(x) and self.records_gradients:
             result.producer = self.node((x,))
@@ -181,9 +181,9 @@ class Graph(LiveBytes):
         sizes = [item.size if needs_gradient(item) else None for item in inputs]
 
         def backward(_: Storage) -> Gradients:
-            held = [self.allocate(size) for size in scratch]
+            scratch_storages = [self.allocate(size) for size in scratch]
             gradients = [None if size is None else self.allocate(size) for size in sizes]
-            for storage in held:
+            for storage in scratch_storages:
                 self.release(storage)
             return gradients
 
@@ -202,10 +202,10 @@ class Graph(LiveBytes):
                 self.release(storage)
             node.attributes = []
 
-    def keep_as_attribute(self, result: Value, kept: Value) -> None:
+    def keep_as_attribute(self, result: Value, attribute: Value) -> None:
         """Keep a tensor as a plain attribute of the node that made `result`: checkpointing never sees it."""
         if isinstance(result.producer, Node):
-            result.producer.attributes.append(share(kept.storage))
+            result.producer.attributes.append(share(attribute.storage))
 
     def _save(self, node: Node, item: Value | Parameter) -> None:
         """Keep an input for the backward pass; a weight is there anyway."""
@@ -232,7 +232,7 @@ class Graph(LiveBytes):
         self.release(gradient)
 
     def continue_backward(self, value: Value, gradient: Storage) -> None:
-        """The same in the middle of a backward pass: nothing else holds the gradient that arrives here."""
+        """Continue a backward pass: nothing else holds the gradient that arrives here."""
         self.in_backward = True
         self._accumulate(value.producer, gradient)
         self._visit(self._nodes)
@@ -241,35 +241,35 @@ class Graph(LiveBytes):
     def _visit(self, nodes: list[Node]) -> None:
         while nodes:
             node = nodes.pop()
-            arrived = node.gradient
-            if arrived is None:
+            output_gradient = node.gradient
+            if output_gradient is None:
                 self._let_go(node)
                 continue
             node.gradient = None
             if node.slots:
                 self._unpack(node)
-            gradients = node.backward(arrived)
+            gradients = node.backward(output_gradient)
             if node.slots:  # nothing else holds recomputed tensors
                 self._let_go(node)
             if node.gradient_sizes is not None:
                 gradients = [
                     self._in_form(gradient, size) for gradient, size in zip(gradients, node.gradient_sizes, strict=True)
                 ]
-            self.release(arrived)
+            self.release(output_gradient)
             for part in node.parts or ():
                 self.release(part)
             self._let_go(node)
-            for producer, computed in zip(node.inputs, gradients, strict=True):
-                if computed is not None:
-                    self._accumulate(producer, computed)
+            for producer, input_gradient in zip(node.inputs, gradients, strict=True):
+                if input_gradient is not None:
+                    self._accumulate(producer, input_gradient)
 
     def _in_form(self, gradient: Storage | None, size: int) -> Storage | None:
         """Cast a gradient, or sum it over what was broadcast (`validate_outputs` in torch/csrc/autograd/engine.cpp)."""
         if gradient is None or gradient.size == size:
             return gradient
-        formed = self.allocate(size)
+        converted_gradient = self.allocate(size)
         self.release(gradient)
-        return formed
+        return converted_gradient
 
     def _let_go(self, node: Node) -> None:
         for storage in node.saved:
@@ -298,10 +298,10 @@ class Graph(LiveBytes):
 
     # Checkpointing
 
-    def checkpointed(self, forward: Callable[[], Value], x: Value) -> Value:
+    def checkpoint(self, forward: Callable[[], Value], x: Value) -> Value:
         """Run `forward`, keep only its input, and run it again in the backward pass.
 
-        Nodes are recorded in full; what they would save is packed away as a place in a list.
+        Nodes are recorded in full; what they would save becomes an index into a list.
 
         Source: `_checkpoint_without_reentrant_generator` in torch/utils/checkpoint.py.
         """

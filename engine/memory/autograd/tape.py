@@ -18,7 +18,7 @@ class Tape(Graph):
         return self.alias(x) if x.width == width else self.scale(x, width=width)
 
     def clone(self, x: Value) -> Value:
-        """A copy, such as `contiguous()` makes of a transposed tensor, or `x + number`; its gradient passes through."""
+        """Copy, as `contiguous()` does a transposed tensor, or `x + number`; the gradient passes through."""
         return self.operation((x,), x.elements, x.width, backward=lambda gradient: (share(gradient),))
 
     def assign(self, old: Value, new: Value) -> Value:
@@ -54,7 +54,7 @@ class Tape(Graph):
         return self.operation((x,), x.elements, width or x.width)
 
     def pointwise(self, x: Value, *, saves_result: bool = False, scratch: int = 0) -> Value:
-        """A pointwise function with one gradient tensor, such as silu and gelu (keep x) or tanh (keeps its result).
+        """Apply a pointwise function with one gradient tensor, such as silu and gelu (keep x) or tanh (keeps its result).
 
         Args:
             scratch: Tensors of x's size that its backward formula holds in addition to the gradient.
@@ -76,18 +76,18 @@ class Tape(Graph):
         saved: list[Value | Parameter] = [*([x] if weight_needs else []), *([weight] if x_needs else [])]
 
         def backward(_: Storage) -> Gradients:
-            of_weight = self.allocate(weight_elements * width) if weight_needs else None
-            of_x = self.allocate(x_size) if x_needs else None
+            grad_weight = self.allocate(weight_elements * width) if weight_needs else None
+            grad_x = self.allocate(x_size) if x_needs else None
             if bias is None:
-                return (of_x, of_weight)
-            return (of_x, of_weight, self.allocate(out_features * width) if bias.trainable else None)
+                return (grad_x, grad_weight)
+            return (grad_x, grad_weight, self.allocate(out_features * width) if bias.trainable else None)
 
         inputs: Sequence[Value | Parameter] = (x, weight) if bias is None else (x, weight, bias)
         elements = x.elements * out_features // weight.elements * out_features
         return self.operation(inputs, elements, width, backward=backward, saved=saved)
 
     def dropout(self, x: Value, *, on_cuda: bool) -> Value:
-        """Keeps a mask: one byte an element on CUDA (`native_dropout`), a factor of x's own width on the CPU."""
+        """Drop out, keeping a mask: one byte an element on CUDA (`native_dropout`), a factor of x's own width on the CPU."""
         mask = self.value(x.elements, 1 if on_cuda else x.width)
         result = self.operation((x,), x.elements, x.width, saved=(mask,))
         self.drop(mask)

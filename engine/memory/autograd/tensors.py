@@ -54,7 +54,7 @@ Backward = Callable[[Storage], Gradients]
 
 @dataclass(eq=False, slots=True)
 class Checkpoint:
-    """A checkpointed stretch of the forward pass: how to run it again, and what running it again has saved."""
+    """A checkpointed part of the forward pass: how to run it again, and what running it again has saved."""
 
     forward: Callable[[], "Value"]
     saves: int = 0
@@ -88,7 +88,7 @@ class Value:
     elements: int
     width: int  # bytes per element
     producer: Producer = None
-    held: bool = True
+    is_held: bool = True
 
     @property
     def size(self) -> int:
@@ -97,7 +97,7 @@ class Value:
 
 
 def needs_gradient(item: Value | Parameter) -> bool:
-    """Whether the backward pass will come to this input."""
+    """Return whether the backward pass will come to this input."""
     return item.trainable if isinstance(item, Parameter) else item.producer is not None
 
 
@@ -134,7 +134,7 @@ class LiveBytes:
         self.release(self.allocate_scratch(size, group))
 
     def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
-        """The same for longer than one allocation. A dispatch mode cannot see it, so tests leave it out."""
+        """Allocate scratch that outlasts one operation. A dispatch mode cannot see it, so tests leave it out."""
         return self.allocate(size, group)
 
     def start_phase(self) -> None:

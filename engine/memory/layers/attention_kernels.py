@@ -57,8 +57,7 @@ def _eager(r: StepContext, query: Value, key: Value, value: Value) -> Value:
     mask = r.small(workload.length * workload.key_length, scores.width)
     masked = tape.assign(scores, tape.add(scores, mask))
     probabilities = tape.assign(masked, _softmax(r, masked))
-    if shape.attention_dropout > 0:
-        probabilities = tape.assign(probabilities, tape.dropout(probabilities, on_cuda=r.on_cuda))
+    probabilities = r.drop_out(probabilities, shape.attention_dropout)
     answer = _matmul(r, probabilities, value, query.elements)
     return tape.assign(answer, tape.clone(answer))
 
@@ -105,7 +104,7 @@ def _softmax(r: StepContext, scores: Value) -> Value:
 
 @in_scope
 def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
-    """A kernel that never writes the scores out: keeps queries, keys, values, its answer and one number a row.
+    """Attend with a kernel that never writes the scores out: keeps queries, keys, values, its output and a number a row.
 
     Flash attention accumulates the gradient of queries at 32 bits, and writes those of keys and values for every query
     head before it sums them. The memory-efficient kernel needs equal head counts, so keys and values are copied first;
@@ -130,9 +129,9 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
         scratch += query.elements * 4 + (2 * sizes[0] if has_groups else 0)
 
     def backward(_: Storage) -> Gradients:
-        held = tape.allocate(scratch)
+        storage = tape.allocate(scratch)
         gradients = [tape.allocate(size) for size in sizes]
-        tape.release(held)
+        tape.release(storage)
         return gradients
 
     parts = (query, key, value)
@@ -141,7 +140,7 @@ def _fused(r: StepContext, query: Value, key: Value, value: Value) -> Value:
 
 
 def _written_out_mask(r: StepContext, width: int) -> Value:
-    """True and false as 0 and -inf, again in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
+    """Write a mask out as 0 and -inf, in each layer (`convert_boolean_attn_mask`), columns aligned on CUDA."""
     workload = r.workload
     columns = workload.key_length
     if r.on_cuda:
@@ -157,7 +156,7 @@ class _Row(NamedTuple):
     length: int
     size: int
     width: int
-    stands_alone: bool  # its queries are one stretch of memory
+    stands_alone: bool  # its queries are contiguous in memory
 
     @property
     def query_elements(self) -> int:
@@ -256,14 +255,14 @@ def _peaks_above(row: _Row) -> _PeaksAbove:
 
 def _gradients_of_row(tape: Tape, row: _Row, above: int) -> tuple[Storage, Storage, Storage]:
     tape.use(above)
-    of_query, of_key, of_value = (
+    grad_query, grad_key, grad_value = (
         tape.allocate(elements * row.width) for elements in (row.query_elements, row.key_elements, row.key_elements)
     )
-    return of_query, of_key, of_value
+    return grad_query, grad_key, grad_value
 
 
 def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
-    """The output, and the probabilities of the last tile."""
+    """Return the output, and the probabilities of the last tile."""
     keys32 = tape.value(row.key_elements if row.width < 4 else 0, 4)
     output = tape.value(row.query_elements, row.width)
     probabilities = tape.value(0, 1)
@@ -275,9 +274,9 @@ def _answer_in_tiles(tape: Tape, row: _Row) -> tuple[Value, Value]:
 
 
 def _probabilities(tape: Tape, row: _Row, tile: _Tile) -> Value:
-    """Queries at 32 bits, scores, their softmax, and that at the row's own precision."""
-    copied = tape.value(tile.query_elements if tile.copies_queries else 0, row.width)
-    queries = copied if row.width == 4 else tape.assign(copied, tape.value(tile.query_elements, 4))
+    """Compute queries at 32 bits, scores, their softmax, and that at the row's own precision."""
+    query_copy = tape.value(tile.query_elements if tile.copies_queries else 0, row.width)
+    queries = query_copy if row.width == 4 else tape.assign(query_copy, tape.value(tile.query_elements, 4))
     scores = tape.value(row.heads * tile.queries * tile.keys, 4)
     softmax = tape.value(scores.elements, 4)
     result = softmax if row.width == 4 else tape.assign(softmax, tape.value(scores.elements, row.width))
@@ -287,7 +286,7 @@ def _probabilities(tape: Tape, row: _Row, tile: _Tile) -> Value:
 
 def _gradients_in_tiles(tape: Tape, row: _Row) -> tuple[Storage, Storage, Storage]:
     width = row.width
-    of_query = tape.allocate(row.query_elements * width)
+    grad_query = tape.allocate(row.query_elements * width)
     outer = tape.enter_scope()
     if not row.has_one_tile:
         tape.value(row.key_elements if width < 4 else 0, 4)  # keys at 32 bits
@@ -297,18 +296,19 @@ def _gradients_in_tiles(tape: Tape, row: _Row) -> tuple[Storage, Storage, Storag
     for tile in row.tiles:
         # The variables of the tile before are released one by one, once the new value is there.
         variables = iter(previous)
-        scores, copied = row.heads * tile.queries * tile.keys, tile.query_elements if tile.copies_queries else 0
-        of_keys = row.shared * tile.keys * row.size
+        scores, query_elements = row.heads * tile.queries * tile.keys, tile.query_elements if tile.copies_queries else 0
+        key_elements = row.shared * tile.keys * row.size
         probabilities = tape.value(0, 1) if row.has_one_tile else _probabilities(tape, row, tile)
         previous = [tape.assign(next(variables), probabilities)]
-        for elements in (copied, copied, scores, scores):  # queries, and gradients of outputs, probabilities, scores
+        # Queries, and gradients of outputs, probabilities, scores.
+        for elements in (query_elements, query_elements, scores, scores):
             previous.append(tape.assign(next(variables), tape.value(elements, width)))
         tape.use(tile.query_elements * width)
         for _ in ("keys", "values"):
-            previous.append(tape.assign(next(variables), tape.value(of_keys, width)))
+            previous.append(tape.assign(next(variables), tape.value(key_elements, width)))
     if row.has_one_tile:
-        of_key, of_value = (share(part.storage) for part in previous[-2:])
+        grad_key, grad_value = (share(part.storage) for part in previous[-2:])
     else:
-        of_key, of_value = tape.allocate(row.key_elements * width), tape.allocate(row.key_elements * width)
+        grad_key, grad_value = tape.allocate(row.key_elements * width), tape.allocate(row.key_elements * width)
     tape.leave_scope(outer)
-    return of_query, of_key, of_value
+    return grad_query, grad_key, grad_value

@@ -54,7 +54,7 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
         tape.value(angles, width)
         tape.value(angles, width)
     if workload.adapter.traits.virtual_tokens == "keys_and_values":
-        # The attention mask with a place for each learned position, and the part of it that is new.
+        # The attention mask with a column for each learned position, and the part of it that is new.
         columns = workload.key_length + workload.adapter.num_virtual_tokens
         mask = tape.value(workload.batch_size * columns, 4)
         r.hold_until_forward_ends(mask)
@@ -63,30 +63,30 @@ def embed(r: StepContext) -> tuple[Value, Passing]:
     inputs_embeds = 0 if shape.rotary else r.position_count * shape.hidden_size * width
     if shape.embedding_dropout > 0:
         inputs_embeds += x.storage.size
-        x = tape.assign(x, tape.dropout(x, on_cuda=r.on_cuda))
+        x = r.drop_out(x, shape.embedding_dropout)
     return x, Passing(inputs_embeds, _argument_bytes(r))
 
 
-def _after_virtual_inputs(r: StepContext, words: Value) -> Value:
+def _after_virtual_inputs(r: StepContext, embeddings: Value) -> Value:
     """Put learned embeddings before those of each row; where layers are checkpointed, the latter are a leaf."""
     # Source: `PeftModelForCausalLM.forward`, peft/peft_model.py, whose variables last as long as the forward pass.
     tape, workload = r.tape, r.workload
     is_leaf = workload.checkpointing
     if is_leaf:
-        words.producer = Parameter(words.elements, words.width, trainable=True)
+        embeddings.producer = Parameter(embeddings.elements, embeddings.width, trainable=True)
     rule = MEMORY_RULES[workload.adapter.method]
     learned = tape.in_scope(lambda: rule.virtual_inputs(r))
     prompts = tape.operation((learned,), workload.batch_size * learned.elements, learned.width)
     tape.drop(learned)
-    prompts = tape.assign(prompts, tape.cast(prompts, words.width))
-    x = tape.concatenate(prompts, words, saved=(words,) if is_leaf else ())
+    prompts = tape.assign(prompts, tape.cast(prompts, embeddings.width))
+    x = tape.concatenate(prompts, embeddings, saved=(embeddings,) if is_leaf else ())
     r.hold_until_forward_ends(prompts)
-    tape.drop(prompts, words)
+    tape.drop(prompts, embeddings)
     return x
 
 
 def input_is_leaf(workload: Workload) -> bool:
-    """Whether the first layer's input takes part in the backward pass although nothing before it is trained.
+    """Return whether the first layer's input takes part in the backward pass although nothing before it is trained.
 
     Checkpointed layers need that (`enable_input_require_grads`), and the Trainer sees to it. What arrives from another
     device has trained layers before it.
@@ -148,7 +148,7 @@ def _parallel(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 
 
 def _normalized(r: StepContext, x: Value, norms: Sequence[ModuleShape]) -> Value:
-    """Apply the norm at this place, where the layer has one."""
+    """Apply the first of these norms, where the layer has one."""
     return normalize(r, x, norms[0]) if norms else r.tape.alias(x)
 
 
@@ -174,10 +174,10 @@ def _attend(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     tape, shape = r.tape, r.structure.shape
     query, key, value = _queries_keys_values(r, x, layer)
     by_heads = r.kernel_answers_by_heads
-    turned = by_heads or shape.rotary
+    is_transposed = by_heads or shape.rotary
     # `view(batch, length, heads, -1).transpose(1, 2)`: a gradient laid out by heads is copied back into rows.
-    query = tape.assign(query, tape.view(query, copies_gradient=turned))
-    key = tape.assign(key, tape.view(key, copies_gradient=turned))
+    query = tape.assign(query, tape.view(query, copies_gradient=is_transposed))
+    key = tape.assign(key, tape.view(key, copies_gradient=is_transposed))
     value = tape.assign(value, tape.view(value, copies_gradient=by_heads))
     if layer.head_norms:
         query = tape.assign(query, normalize(r, query, layer.head_norms[0]))
@@ -191,9 +191,7 @@ def _attend(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     answer = attention_kernel(r, query, key, value)
     assert layer.attention_output is not None
     result = project(r, answer, layer.attention_output)
-    if shape.hidden_dropout > 0:
-        result = tape.assign(result, tape.dropout(result, on_cuda=r.on_cuda))
-    return result
+    return r.drop_out(result, shape.hidden_dropout)
 
 
 def _queries_keys_values(r: StepContext, x: Value, layer: LayerStructure) -> tuple[Value, Value, Value]:
@@ -220,15 +218,15 @@ def _rotate(r: StepContext, x: Value) -> Value:
     angles = r.small(r.position_count * r.structure.shape.head_dim, x.width)
     straight = tape.multiply(x, angles)
     first, second = tape.view(x, x.elements // 2), tape.view(x, x.elements // 2)
-    negated = tape.scale(second)
-    turned = tape.concatenate(negated, first)
-    tape.drop(negated, first, second)
-    crosswise = tape.assign(turned, tape.multiply(turned, angles))
+    minus_second = tape.scale(second)
+    half_rotation = tape.concatenate(minus_second, first)
+    tape.drop(minus_second, first, second)
+    crosswise = tape.assign(half_rotation, tape.multiply(half_rotation, angles))
     return tape.add(straight, crosswise)
 
 
 def _after_prefix(r: StepContext, own: Value) -> Value:
-    """Keys or values with the learned ones before them: a new tensor in the cache."""
+    """Return the keys or values with the learned ones before them: a new tensor in the cache."""
     # Source: `DynamicLayer.update`, transformers/cache_utils.py, which PEFT fills before the forward pass.
     prefix = r.prefixes.pop()
     result = r.tape.assign(prefix, r.tape.concatenate(prefix, own))
@@ -238,7 +236,7 @@ def _after_prefix(r: StepContext, own: Value) -> Value:
 
 @in_scope
 def _mix(r: StepContext, x: Value, layer: LayerStructure) -> Value:
-    """Every product in turn, each on the hidden states or on what the one before gave."""
+    """Run every product in turn, each on the hidden states or on what the one before gave."""
     tape, hidden = r.tape, r.structure.shape.hidden_size
     present = tape.alias(x)
     for module in layer.mixer:
@@ -249,7 +247,7 @@ def _mix(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 
 
 def _resized(r: StepContext, x: Value, elements: int) -> Value:
-    """What reaches the next product: cut, gated or put together from what was there."""
+    """Return the input of the next product: cut, gated or concatenated from x."""
     return r.tape.alias(x) if x.elements == elements else r.tape.operation((x,), elements, x.width, saved=(x,))
 
 
@@ -263,5 +261,5 @@ def _recur(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     tape = r.tape
     elements = r.tokens * math.prod(shapes[0]) * (_CHUNK_TOKENS if len(shapes[0]) == 1 else 1)
     decays = tape.pointwise(_resized(r, tape.cast(x, 4), elements), saves_result=True)
-    summed = tape.add(decays, tape.cast(_resized(r, x, elements), 4))
-    return tape.cast(_resized(r, tape.pointwise(summed), x.elements), x.width)
+    states = tape.add(decays, tape.cast(_resized(r, x, elements), 4))
+    return tape.cast(_resized(r, tape.pointwise(states), x.elements), x.width)

@@ -19,19 +19,17 @@ def feed_forward(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     if layer.mlp_output is not None:
         shared = _dense(r, x, layer, layer.mlp_output)
         if any(module.name.endswith("shared_expert_gate") for module in layer.modules):
-            shared = tape.assign(shared, _opened(r, x, shared))
+            shared = tape.assign(shared, _apply_shared_gate(r, x, shared))
         both = shared if result is None else tape.add(result, shared)
         if result is not None:
             tape.drop(result, shared)
         result = both
     assert result is not None
-    if r.structure.shape.hidden_dropout > 0:
-        result = tape.assign(result, tape.dropout(result, on_cuda=r.on_cuda))
-    return result
+    return r.drop_out(result, r.structure.shape.hidden_dropout)
 
 
 @in_scope
-def _opened(r: StepContext, x: Value, shared: Value) -> Value:
+def _apply_shared_gate(r: StepContext, x: Value, shared: Value) -> Value:
     """`sigmoid(gate(x)) * shared(x)`: how much each token takes of the expert that all tokens ask."""
     # Source: `Qwen2MoeSparseMoeBlock.forward`, transformers/models/qwen2_moe/modeling_qwen2_moe.py.
     weight = r.weight(r.structure.shape.hidden_size, r.workload.precision.weights)
@@ -43,7 +41,7 @@ def _dense(r: StepContext, x: Value, layer: LayerStructure, output: ModuleShape)
     if r.structure.shape.gated_mlp:
         return project(r, _gated(r, x, layer.mlp_inputs), output)
     wide = project(r, x, layer.mlp_inputs[0])
-    return project(r, r.tape.assign(wide, _activated(r, wide)), output)
+    return project(r, r.tape.assign(wide, _activate(r, wide)), output)
 
 
 @in_scope
@@ -54,7 +52,7 @@ def _gated(r: StepContext, x: Value, inputs: tuple[ModuleShape, ...]) -> Value:
         return _gate_of_one(r, project(r, x, inputs[0]))
     projected = project_each(r, x, inputs)
     gate = next(projected)
-    active = r.tape.assign(gate, _activated(r, gate))
+    active = r.tape.assign(gate, _activate(r, gate))
     return r.tape.multiply(active, next(projected))
 
 
@@ -63,12 +61,12 @@ def _gate_of_one(r: StepContext, together: Value) -> Value:
     tape, half = r.tape, together.elements // 2
     gate, up = tape.view(together, half), tape.view(together, half)
     tape.drop(together)
-    active = tape.assign(gate, _activated(r, gate))
+    active = tape.assign(gate, _activate(r, gate))
     return tape.multiply(up, active)
 
 
 @in_scope
-def _activated(r: StepContext, x: Value) -> Value:
+def _activate(r: StepContext, x: Value) -> Value:
     """One kernel, which keeps x; GPT-2's gelu is written out, one operation after the other."""
     # Source: `NewGELUActivation` in transformers/activations.py.
     tape = r.tape
@@ -97,18 +95,18 @@ def _experts(r: StepContext, x: Value, layer: LayerStructure) -> Value:
     if not layer.expert_linears:
         return _stacked_experts(r, x, scores, shape.moe_intermediate_size or shape.intermediate_size)
     groups = min(shape.num_experts, _MOST_EXPERTS_SIMULATED)
-    rows = _asked_rows(r) // groups
+    rows = _routed_rows(r) // groups
     experts = len({module.name.rsplit(".", 1)[0] for module in layer.expert_linears})
     expert = layer.expert_linears[: len(layer.expert_linears) // experts]
-    summed = tape.value(x.elements, x.width)
+    total = tape.value(x.elements, x.width)
     for _ in range(groups):
-        answer = _ask_expert(r, x, expert, rows, scores)
-        _add_at_index(r, summed, answer)
+        answer = _run_expert(r, x, expert, rows, scores)
+        _add_at_index(r, total, answer)
         tape.drop(answer)
-    return summed
+    return total
 
 
-def _asked_rows(r: StepContext) -> int:
+def _routed_rows(r: StepContext) -> int:
     """Tokens, each as often as experts are asked about it; one, where a model gives no number."""
     return r.tokens * max(1, r.structure.shape.num_experts_per_token)
 
@@ -119,26 +117,26 @@ def _stacked_experts(r: StepContext, x: Value, scores: Value, inner: int) -> Val
     # Source: `grouped_mm_experts_forward`, transformers/integrations/moe.py.
     tape, shape = r.tape, r.structure.shape
     hidden, width = shape.hidden_size, r.workload.precision.weights
-    rows = _asked_rows(r)
+    rows = _routed_rows(r)
     order = tape.value(rows, 8)
-    taken = _taken_at_index(r, x, rows * hidden, order)
-    sorted_scores = _taken_at_index(r, scores, rows, tape.value(rows, 8))
+    expert_inputs = _index_rows(r, x, rows * hidden, order)
+    sorted_scores = _index_rows(r, scores, rows, tape.value(rows, 8))
     ends = tape.value(shape.num_experts, 4)  # where each expert's rows end, which both products keep
-    together = _grouped_linear(r, taken, r.weight(shape.num_experts * 2 * inner * hidden, width), ends)
+    together = _grouped_linear(r, expert_inputs, r.weight(shape.num_experts * 2 * inner * hidden, width), ends)
     gated = tape.assign(together, _gate_of_one(r, together))
     answer = _grouped_linear(r, gated, r.weight(shape.num_experts * inner * hidden, width), ends)
     tape.drop(gated)
     weighted = tape.assign(answer, tape.multiply(answer, sorted_scores))
-    ordered = tape.assign(weighted, _taken_at_index(r, weighted, rows * hidden, tape.value(rows, 8)))
+    answers = tape.assign(weighted, _index_rows(r, weighted, rows * hidden, tape.value(rows, 8)))
     # The gradient of a sum is a view of the one that arrives.
-    summed = tape.operation((ordered,), x.elements, ordered.width, backward=lambda gradient: (share(gradient),))
-    tape.drop(ordered)
-    return tape.cast(summed, x.width)
+    total = tape.operation((answers,), x.elements, answers.width, backward=lambda gradient: (share(gradient),))
+    tape.drop(answers)
+    return tape.cast(total, x.width)
 
 
 def _grouped_linear(r: StepContext, x: Value, weight: Parameter, ends: Value) -> Value:
     """One product for all experts, of rows that are sorted by expert."""
-    rows = _asked_rows(r)
+    rows = _routed_rows(r)
     out_features = weight.elements // r.structure.shape.num_experts // (x.elements // rows)
     saved: list[Value | Parameter] = [ends, *([x] if weight.trainable else [])]
     return r.tape.operation((x, weight), rows * out_features, x.width, saved=saved)
@@ -161,7 +159,7 @@ def _route(r: StepContext, x: Value, layer: LayerStructure) -> Value:
 @in_scope
 def _shares_of_chosen(r: StepContext, probabilities: Value) -> Value:
     """`topk`, which keeps their positions, divided in place by their sum: both factors are kept."""
-    tape, rows = r.tape, _asked_rows(r)
+    tape, rows = r.tape, _routed_rows(r)
     chosen = tape.operation((probabilities,), rows, 4, saved=(tape.value(rows, 8),))
     factors = (tape.value(rows, 4), tape.value(r.tokens, 4))
     if needs_gradient(chosen) and tape.records_gradients:
@@ -170,16 +168,16 @@ def _shares_of_chosen(r: StepContext, probabilities: Value) -> Value:
 
 
 @in_scope
-def _ask_expert(r: StepContext, x: Value, expert: tuple[ModuleShape, ...], rows: int, scores: Value) -> Value:
+def _run_expert(r: StepContext, x: Value, expert: tuple[ModuleShape, ...], rows: int, scores: Value) -> Value:
     tape, hidden = r.tape, r.structure.shape.hidden_size
     output = next(module for module in expert if module.out_features == hidden)
-    taken = _taken_at_index(r, x, rows * hidden)
-    inner = _gated(r, taken, tuple(module for module in expert if module is not output))
+    expert_inputs = _index_rows(r, x, rows * hidden)
+    inner = _gated(r, expert_inputs, tuple(module for module in expert if module is not output))
     answer = tape.assign(inner, project(r, inner, output))
     return tape.multiply(answer, tape.view(scores, rows))
 
 
-def _taken_at_index(r: StepContext, x: Value, elements: int, index: Value | None = None) -> Value:
+def _index_rows(r: StepContext, x: Value, elements: int, index: Value | None = None) -> Value:
     """`x[tokens]`: a copy, which keeps the index."""
     return r.tape.operation((x,), elements, x.width, saved=(index,) if index is not None else ())
 
@@ -190,8 +188,8 @@ def _add_at_index(r: StepContext, target: Value, answer: Value) -> None:
     needs_target = needs_gradient(target)
 
     def backward(gradient: Storage) -> Gradients:
-        gathered = tape.allocate(size)
-        return (share(gradient) if needs_target else None, gathered)
+        answer_gradient = tape.allocate(size)
+        return (share(gradient) if needs_target else None, answer_gradient)
 
     if needs_gradient(answer) and tape.records_gradients:
         target.producer = tape.node((target, answer), backward)

@@ -61,7 +61,7 @@ def chunk_sizes(positions: int, vocab_size: int, chunk_bytes: int, width: int = 
 
 
 def positions_of_larger_chunks(positions: int, vocab_size: int, chunk_bytes: int, width: int = 4) -> int | None:
-    """The longest shorter step that has one chunk less, whose chunks are the largest of all shorter steps; None for one chunk.
+    """Return the positions of the longest step with one chunk less: its chunks are the largest of all shorter steps.
 
     A step just beyond it divides its positions among more chunks, so each is smaller: down to half where one chunk
     becomes two.
@@ -127,7 +127,7 @@ def _checkpointed_chunks(r: StepContext, chosen: Value, sizes: Sequence[int]) ->
         if r.workload.loss.fused:
 
             def in_place(_: Storage) -> Gradients:
-                """The gradient takes the place of the logits, which are those of the recomputed pass."""
+                """Write the gradient over the logits, which are those of the recomputed pass."""
                 assert isinstance(node, Node)
                 return (share(node.saved[0]),)
 
@@ -139,6 +139,6 @@ def _checkpointed_chunks(r: StepContext, chosen: Value, sizes: Sequence[int]) ->
     total = tape.value(1, 4)
     for rows in sizes:
         piece = tape.view(chosen, rows * shape.hidden_size)
-        loss = tape.checkpointed(partial(loss_of_chunk, r, piece, rows), piece)
+        loss = tape.checkpoint(partial(loss_of_chunk, r, piece, rows), piece)
         total = tape.assign(total, tape.add(total, loss))
     return total

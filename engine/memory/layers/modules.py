@@ -21,7 +21,7 @@ def base_projection(r: StepContext, x: Value, module: ModuleShape) -> Value:
 def autocast_linear(
     r: StepContext, x: Value, weight: Parameter, out_features: int, bias: Parameter | None = None
 ) -> Value:
-    """A matrix product; under autocast both sides are cast first.
+    """Multiply; under autocast both sides are cast first.
 
     Source: at::autocast `cached_cast`, aten/src/ATen/autocast_mode.cpp.
     """
@@ -34,7 +34,7 @@ def autocast_linear(
 
 @in_scope
 def _four_bit(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """A 4-bit layer: the weight is written out at compute precision, forward and backward, and released.
+    """Run a 4-bit layer: the weight is written out at compute precision, forward and backward, and released.
 
     The packed weight is an attribute of the autograd node, so nothing is saved.
 
@@ -48,23 +48,23 @@ def _four_bit(r: StepContext, x: Value, module: ModuleShape) -> Value:
     narrow = tape.cast(x, compute)
     size = narrow.size
     tape.use_scratch(2 * scales, Group.WEIGHT_COPIES)
-    written_out = tape.allocate_scratch(elements * compute + scales, Group.WEIGHT_COPIES)
+    weight_copy_forward = tape.allocate_scratch(elements * compute + scales, Group.WEIGHT_COPIES)
 
     def backward(_: Storage) -> Gradients:
         tape.use(scales, scales, group=Group.WEIGHT_COPIES)
-        again = tape.allocate(elements * compute, Group.WEIGHT_COPIES)
-        of_x = tape.allocate(size)
-        tape.release(again)
-        return (of_x,)
+        weight_copy = tape.allocate(elements * compute, Group.WEIGHT_COPIES)
+        grad_x = tape.allocate(size)
+        tape.release(weight_copy)
+        return (grad_x,)
 
     results = x.elements // module.in_features * module.out_features
     product = tape.operation((narrow,), results, compute, backward=backward)
-    tape.release(written_out)
+    tape.release(weight_copy_forward)
     return tape.cast(product, x.width)
 
 
 def _int8(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """An 8-bit layer. It keeps its input as an attribute of the autograd node, out of checkpointing's reach.
+    """Run an 8-bit layer. It keeps its input as an attribute of the autograd node, out of checkpointing's reach.
 
     On CUDA the input is quantized row by row and multiplied as integers; on the CPU the weight is written out.
 
@@ -73,28 +73,28 @@ def _int8(r: StepContext, x: Value, module: ModuleShape) -> Value:
     tape, autocast = r.tape, r.workload.precision.autocast
     weights = module.in_features * module.out_features
     width, size = x.width, x.size
-    answered = width if r.on_cuda or autocast is None else autocast  # the CPU's product is one that autocast knows
+    product_width = width if r.on_cuda or autocast is None else autocast  # the CPU's product is one that autocast knows
     rows = x.elements // module.in_features
     results = rows * module.out_features
     if r.on_cuda:
         half = 0 if width == 2 else x.elements * 2
         scratch = half + x.elements + rows * 4 + results * 4
     else:
-        casts = (weights + x.elements) * answered if answered != width else 0
+        casts = (weights + x.elements) * product_width if product_width != width else 0
         scratch = weights * width + casts
-    held = tape.allocate(scratch, Group.WEIGHT_COPIES)
+    scratch_storage = tape.allocate(scratch, Group.WEIGHT_COPIES)
 
     def backward(_: Storage) -> Gradients:
-        written_out = tape.allocate(weights * width, Group.WEIGHT_COPIES)
-        widened = tape.allocate(results * width if answered != width else 0)
-        of_x = tape.allocate(size)
-        tape.release(widened)
-        tape.release(written_out)
-        return (of_x,)
+        weight_copy = tape.allocate(weights * width, Group.WEIGHT_COPIES)
+        wide_gradient = tape.allocate(results * width if product_width != width else 0)
+        grad_x = tape.allocate(size)
+        tape.release(wide_gradient)
+        tape.release(weight_copy)
+        return (grad_x,)
 
-    product = tape.operation((x,), results, answered, backward=backward)
+    product = tape.operation((x,), results, product_width, backward=backward)
     tape.keep_as_attribute(product, x)
-    tape.release(held)
+    tape.release(scratch_storage)
     return product
 
 
@@ -108,7 +108,7 @@ def normalize(r: StepContext, x: Value, norm: ModuleShape) -> Value:
 
 
 def _is_plain_rms_norm(norm: ModuleShape) -> bool:
-    """Whether PyTorch's kernel takes its place: one weight for each feature, to which nothing is added."""
+    """Return whether PyTorch's kernel takes its place: one weight for each feature, to which nothing is added."""
     is_named = norm.class_name.endswith("RMSNorm") and not norm.class_name.startswith("Gemma")
     return is_named and norm.parameters == norm.out_features
 

@@ -19,10 +19,10 @@ def in_scope(
     """Let the local variables of a function go out of scope when it ends, except what it returns."""
 
     @functools.wraps(function)
-    def scoped(r: "StepContext", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Value:
+    def wrapper(r: "StepContext", /, *args: _Arguments.args, **kwargs: _Arguments.kwargs) -> Value:
         return r.tape.in_scope(lambda: function(r, *args, **kwargs))
 
-    return scoped
+    return wrapper
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class StepContext:
             self.prefixes.append(self.tape.value(self.prefix_elements, width, trained))
 
     def weight(self, elements: int, width: int) -> Parameter:
-        """A weight of the base model: trained where the whole model is."""
+        """Return a weight of the base model: trained where the whole model is."""
         workload = self.workload
         return Parameter(elements, width, trainable=not workload.trains_adapter, adds_up=workload.accumulates)
 
@@ -99,7 +99,7 @@ class StepContext:
         return Parameter(elements, width, trainable=True, adds_up=self.workload.accumulates)
 
     def cast_weight(self, weight: Parameter, width: int) -> Value:
-        """A weight as autocast casts it for a product. Copies of trained weights are made once a forward pass.
+        """Cast a weight as autocast does for a product. Trained weights are cast once a forward pass.
 
         Source: `cached_cast` in aten/src/ATen/autocast_mode.cpp.
         """
@@ -114,6 +114,10 @@ class StepContext:
             self.cast_copies[weight] = copy
         return copy
 
+    def drop_out(self, x: Value, share: float) -> Value:
+        """Apply a dropout that is active; no variable holds x afterwards."""
+        return self.tape.assign(x, self.tape.dropout(x, on_cuda=self.on_cuda)) if share > 0 else x
+
     def hold_until_forward_ends(self, value: Value) -> None:
         """Hold this outside the layers while the forward pass lasts."""
         self.until_forward_ends.append(share(value.storage))
@@ -126,9 +130,9 @@ class StepContext:
         self.cast_copies.clear()
 
     def small(self, elements: int, width: int) -> Value:
-        """A tensor without gradient whose bytes are counted elsewhere, such as cosines shared by all layers."""
+        """Return a tensor without gradient whose bytes are counted elsewhere, such as cosines shared by all layers."""
         value = self.tape.value(elements, width)
         self.tape.release(value.storage)
-        value.held = False
+        value.is_held = False
         value.storage.references = 1 << 30
         return value

@@ -77,7 +77,7 @@ def copied_in_4_bits(r: StepContext, result: Value, module: ModuleShape) -> Valu
 
 
 def add_branch(r: StepContext, result: Value, update: Value, width: int) -> Value:
-    """`(result + update).to(dtype)`, after which no variable holds either."""
+    """Compute `(result + update).to(dtype)`, after which no variable holds either."""
     both = r.tape.add(result, update)
     r.tape.drop(result, update)
     return r.tape.assign(both, r.tape.cast(both, width))
@@ -96,7 +96,7 @@ def multiply_with_weight(r: StepContext, x: Value, weight: Value, out_features: 
 
 @in_scope
 def add_with_weight(r: StepContext, result: Value, x: Value, module: ModuleShape, written_out: Value) -> Value:
-    """`(result + x @ weight.T).to(x.dtype)`, with x in the precision of the weight, which is released after the product."""
+    """Compute `(result + x @ weight.T).to(x.dtype)`, with x in the precision of the weight, which is released after it."""
     inner = r.tape.cast(x, written_out.width)
     update = multiply_with_weight(r, inner, r.tape.alias(written_out), module.out_features)
     r.tape.drop(written_out)

@@ -1,8 +1,12 @@
 """LoRA as PEFT and as Loratory run it, DoRA, and AdaLoRA."""
 
 from collections.abc import Sequence
+from functools import partial
+from itertools import chain
+from typing import NamedTuple
 
 from engine.config.run import AdapterConfig
+from engine.memory.autograd.tape import Tape
 from engine.memory.autograd.tensors import Gradients, Group, Parameter, Storage, Value, needs_gradient, share
 from engine.memory.layers.modules import autocast_linear, base_projection
 from engine.memory.layers.step_context import StepContext, in_scope
@@ -16,7 +20,7 @@ class LoraMemory(MemoryRule):
     """Two matrices for each layer, and with DoRA a vector."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
-        """A is (r, in_features), B is (out_features, r): Hu et al. 2021, section 4.1."""
+        """Return A, (r, in_features), and B, (out_features, r): Hu et al. 2021, section 4.1."""
         low_rank = ((adapter.r, module.in_features), (module.out_features, adapter.r))
         # DoRA's magnitude has one entry per row of W: https://arxiv.org/abs/2402.09353, equation 5.
         return (*low_rank, (module.out_features,)) if adapter.use_dora else low_rank
@@ -53,18 +57,18 @@ def _with_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
     tape, workload = r.tape, r.workload
     adapter, quantized = workload.adapter, workload.quantizes(module)
     result = base_result(r, x, module)
-    answered = result.width
+    result_width = result.width
     casts = not (quantized and r.peft_sees_autocast)
     inner = tape.cast(x, workload.precision.adapter) if casts else tape.alias(x)
     if adapter.lora_dropout > 0:
         inner = tape.dropout(inner, on_cuda=r.on_cuda)
     if adapter.use_dora:
-        return add_branch(r, result, _dora_part(r, inner, result, module), answered)
+        return add_branch(r, result, _dora_part(r, inner, result, module), result_width)
     scaled = _through_both(r, tape.alias(inner) if adapter.lora_dropout == 0 else inner, module, _matrices(r, module))
     scaled = tape.assign(scaled, tape.scale(scaled))
     if quantized and casts:
-        scaled = tape.assign(scaled, tape.cast(scaled, answered))
-    return add_branch(r, result, scaled, answered)
+        scaled = tape.assign(scaled, tape.cast(scaled, result_width))
+    return add_branch(r, result, scaled, result_width)
 
 
 def _matrices(r: StepContext, module: ModuleShape) -> tuple[Parameter, Parameter]:
@@ -98,7 +102,7 @@ def _dora_part(r: StepContext, x: Value, result: Value, module: ModuleShape) -> 
     tape.use(weights * x.width, group=Group.WEIGHT_COPIES)
     tape.drop(scaled_update)
     norm = tape.value(module.out_features, x.width)
-    recorded = tape.position
+    after_norm = tape.position
     magnitude = r.adapter_weight(module.out_features)
     ratio = tape.operation((magnitude,), magnitude.elements, magnitude.width, saved=(norm,))
     low = _through_both(r, tape.alias(x), module, matrices)
@@ -113,22 +117,22 @@ def _dora_part(r: StepContext, x: Value, result: Value, module: ModuleShape) -> 
     both = tape.add(first, scaled)
     # The update's own graph ends here: only its norm was wanted.
     tape.drop(first, scaled, low, ratio, base, norm, update, weight)
-    tape.forget(before, recorded)
+    tape.forget(before, after_norm)
     return both
 
 
 def _written_out_weight(r: StepContext, module: ModuleShape, width: int) -> Value:
-    """The base weight at x's precision: a copy where it is quantized or held in another."""
+    """Return the base weight at x's precision: a copy where it is quantized or held in another."""
     quantized = r.workload.quantizes(module)
     elements = module.in_features * module.out_features
     if quantized:
         r.tape.use(elements * r.workload.precision.compute, group=Group.WEIGHT_COPIES)
-    copied = quantized or r.workload.precision.weights != width
-    return r.tape.value(elements if copied else 0, width, group=Group.WEIGHT_COPIES)
+    is_copy = quantized or r.workload.precision.weights != width
+    return r.tape.value(elements if is_copy else 0, width, group=Group.WEIGHT_COPIES)
 
 
 def is_fused(workload: Workload, module: ModuleShape, width: int) -> bool:
-    """Whether base and branch of an adapted layer are one function, for inputs of `width` bytes an element.
+    """Return whether base and branch of an adapted layer are one function, for inputs of `width` bytes an element.
 
     Source: `_takes`, engine/training/ops/lora_linear.py.
     """
@@ -145,61 +149,80 @@ def is_fused(workload: Workload, module: ModuleShape, width: int) -> bool:
     return own == (precision.autocast or width)
 
 
+class _FusedCall(NamedTuple):
+    """What the backward pass of fused layers knows of their forward pass."""
+
+    modules: Sequence[ModuleShape]
+    matrices: Sequence[tuple[Parameter, Parameter]]  # A and B of each module
+    width: int  # bytes per element of the products
+    input_bytes: int
+    hidden_bytes: int  # of the products with A, all together
+    needs_grad_x: bool
+    drops: bool
+
+
 def _fused(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> Sequence[Value]:
-    """Base and branch of layers with one input as one function.
+    """Run base and branch of layers with one input as one function.
 
     Keeps the input, the products with A, and on CUDA the masks of dropout. Copies of A and B at the products' precision are
-    there through the step; with checkpointing or sharded weights, they are made and kept at each call. 4-bit weights are written out one
-    after the other, on CUDA into a buffer that is there all along.
+    there through the step; with checkpointing or sharded weights, they are made and kept at each call. 4-bit weights are
+    written out one after the other, on CUDA into a buffer that is there all along.
 
     Source: `_LoraProducts`, engine/training/ops/lora_linear.py.
     """
-    tape, workload, rank = r.tape, r.workload, r.workload.adapter.r
+    tape, workload = r.tape, r.workload
     drops, width = workload.adapter.lora_dropout > 0, workload.precision.autocast or x.width
     matrices = [_matrices(r, module) for module in modules]
     narrow = tape.cast(x, width)
-    rows, input_size, x_needs = x.elements // modules[0].in_features, narrow.size, needs_gradient(narrow)
+    rows = x.elements // modules[0].in_features
     copies = _cast_at_each_call(r, matrices, width) if workload.sharded > 1 or workload.checkpointing else []
-    between = tape.value(rows * rank * len(modules), width)
+    hidden = tape.value(rows * workload.adapter.r * len(modules), width)
     masks = [tape.value(narrow.elements, 1) for _ in modules if drops and r.on_cuda]
     if drops:
-        tape.use(input_size)
+        tape.use(narrow.size)
     outputs = []
     for module in modules:
         outputs.append(tape.value(rows * module.out_features, width))
         _write_out(r, module)
-
-    def widened(*parameters: Parameter) -> list[Storage]:
-        direct = r.on_cuda or parameters[0].width == width  # a GPU's product answers at 32 bits
-        product = tape.allocate(0 if direct else sum(parameter.elements for parameter in parameters) * width)
-        wide = [tape.allocate(parameter.size) for parameter in parameters]
-        tape.release(product)
-        return wide
-
-    def backward(_: Storage) -> Gradients:
-        of_between = tape.allocate(rows * rank * len(modules) * width)
-        of_b = [storage for _, b in matrices for storage in widened(b)]
-        of_x = tape.allocate(input_size) if x_needs else None
-        if of_x is not None:
-            for module in modules:
-                _write_out(r, module)
-        of_a: list[Storage] = []
-        for a in (pair[0] for pair in matrices if drops):
-            masked = tape.allocate(input_size)
-            of_a += widened(a)
-            tape.release(masked)
-            tape.use(input_size if x_needs else 0, input_size if x_needs else 0)
-        of_a = of_a or widened(*(a for a, _ in matrices))
-        tape.release(of_between)
-        return (of_x, *(gradient for pair in zip(of_a, of_b, strict=True) for gradient in pair))
-
-    trained = [matrix for pair in matrices for matrix in pair]
-    tape.record(outputs, (narrow, *trained), backward, [narrow, between, *copies, *masks])
+    call = _FusedCall(modules, matrices, width, narrow.size, hidden.size, needs_gradient(narrow), drops)
+    backward = partial(_fused_backward, r, call)
+    tape.record(outputs, (narrow, *chain(*matrices)), backward, [narrow, hidden, *copies, *masks])
     return outputs
 
 
+def _fused_backward(r: StepContext, call: _FusedCall, _: Storage) -> Gradients:
+    """Compute the gradients of the products with A, of each B, of the input, then of A: under each mask, or all at once."""
+    tape = r.tape
+    grad_hidden = tape.allocate(call.hidden_bytes)
+    weight_gradients = partial(_weight_gradients, tape, call.width, answers_wide=r.on_cuda)
+    grad_b = [weight_gradients(b)[0] for _, b in call.matrices]
+    grad_x = tape.allocate(call.input_bytes) if call.needs_grad_x else None
+    if grad_x is not None:
+        for module in call.modules:
+            _write_out(r, module)
+    each_a, grad_a = [a for a, _ in call.matrices], list[Storage]()
+    for a in each_a if call.drops else ():
+        masked_input = tape.allocate(call.input_bytes)
+        grad_a += weight_gradients(a)
+        tape.release(masked_input)
+        if grad_x is not None:
+            tape.use(call.input_bytes, call.input_bytes)
+    grad_a = grad_a or weight_gradients(*each_a)
+    tape.release(grad_hidden)
+    return (grad_x, *chain(*zip(grad_a, grad_b, strict=True)))
+
+
+def _weight_gradients(tape: Tape, width: int, *weights: Parameter, answers_wide: bool = False) -> list[Storage]:
+    """Allocate the gradients of weights of one product, which is `width` wide unless it answers at their own width."""
+    direct = answers_wide or weights[0].width == width
+    product = tape.allocate(0 if direct else sum(weight.elements for weight in weights) * width)
+    gradients = [tape.allocate(weight.size) for weight in weights]
+    tape.release(product)
+    return gradients
+
+
 def _cast_at_each_call(r: StepContext, matrices: Sequence[tuple[Parameter, Parameter]], width: int) -> list[Value]:
-    """Copies of A and B for one call: all A one below the other, each B by itself."""
+    """Copy A and B for one call: all A stacked, each B by itself."""
     parts = [[r.tape.value(m.elements if m.width != width else 0, width) for m in pair] for pair in matrices]
     lower = [b for _, b in parts]
     if len(matrices) == 1:
@@ -210,7 +233,7 @@ def _cast_at_each_call(r: StepContext, matrices: Sequence[tuple[Parameter, Param
 
 
 def _write_out(r: StepContext, module: ModuleShape) -> None:
-    """A 4-bit weight as it is multiplied, with its scales at 32 bits."""
+    """Write out a 4-bit weight as it is multiplied, with its scales at 32 bits."""
     workload, elements = r.workload, module.in_features * module.out_features
     if workload.quantizes(module):
         scales = dequantized_scale_bytes(elements) if workload.double_quant else 0
@@ -219,56 +242,49 @@ def _write_out(r: StepContext, module: ModuleShape) -> None:
 
 
 def _with_quick_lora(r: StepContext, x: Value, module: ModuleShape) -> Value:
-    """The branch alone, behind a layer that keeps a function of its own: added into its result in place.
+    """Add the branch in place to the result of a layer that keeps a function of its own.
 
     Keeps the layer's input, the product with A, both matrices at the result's precision, and on CUDA the dropout mask.
 
     Source: engine/training/ops/lora_linear.py.
     """
     tape, adapter = r.tape, r.workload.adapter
-    rank, drops = adapter.r, adapter.lora_dropout > 0
+    drops = adapter.lora_dropout > 0
     a, b = _matrices(r, module)
     result = base_projection(r, x, module)
     width = result.width
     narrow = tape.cast(x, width)
-    rows = x.elements // module.in_features
-    input_size, x_needs = narrow.size, needs_gradient(narrow)
+    input_size, needs_grad_x = narrow.size, needs_gradient(narrow)
     masks = [tape.value(narrow.elements, 1)] if drops and r.on_cuda else []
     tape.value(narrow.elements if drops else 0, width)
-    a_low = tape.value(a.elements if width != a.width else 0, width)
+    a_copy = tape.value(a.elements if width != a.width else 0, width)
     tape.use(b.size)
-    b_low = tape.value(b.elements, width)
-    between = tape.value(rows * rank, width)
-
-    def widened(parameter: Parameter) -> Storage:
-        gradient = tape.allocate(parameter.elements * width)
-        if gradient.size == parameter.size:
-            return gradient
-        wide = tape.allocate(parameter.size)
-        tape.release(gradient)
-        return wide
+    b_copy = tape.value(b.elements, width)
+    hidden = tape.value(x.elements // module.in_features * adapter.r, width)
+    hidden_size = hidden.size
 
     def backward(gradient: Storage) -> Gradients:
-        again = tape.allocate(input_size if drops else 0)
-        of_between = tape.allocate(rows * rank * width)
-        of_b, of_a = widened(b), widened(a)
-        of_x = tape.allocate(input_size) if x_needs else None
-        if of_x is not None and drops:
+        dropped_input = tape.allocate(input_size if drops else 0)
+        grad_hidden = tape.allocate(hidden_size)
+        (grad_b,), (grad_a,) = (_weight_gradients(tape, width, weight) for weight in (b, a))
+        grad_x = tape.allocate(input_size) if needs_grad_x else None
+        if grad_x is not None and drops:
             masked = tape.allocate(input_size)
-            tape.release(of_x)
-            of_x = masked
-        tape.release(of_between)
-        tape.release(again)
-        return (share(gradient), of_x, of_a, of_b)
+            tape.release(grad_x)
+            grad_x = masked
+        tape.release(grad_hidden)
+        tape.release(dropped_input)
+        return (share(gradient), grad_x, grad_a, grad_b)
 
-    return tape.operation_in_place(result, (result, narrow, a, b), backward, [narrow, between, a_low, b_low, *masks])
+    saved = [narrow, hidden, a_copy, b_copy, *masks]
+    return tape.operation_in_place(result, (result, narrow, a, b), backward, saved)
 
 
 class AdaLoraMemory(MemoryRule):
     """Ranks are masked, not removed: every step has the first rank."""
 
     def layer_tensors(self, module: ModuleShape, adapter: AdapterConfig) -> tuple[TensorShape, ...]:
-        """A, E and B of `AdaLoraLayer.update_layer`."""
+        """Return A, E and B of `AdaLoraLayer.update_layer`."""
         rank = adapter.init_r
         return ((rank, module.in_features), (rank, 1), (module.out_features, rank))
 
@@ -291,8 +307,7 @@ class AdaLoraMemory(MemoryRule):
         result = base_result(r, x, module)
         casts = not (quantized and r.peft_sees_autocast)
         inner = tape.cast(x, workload.precision.adapter) if casts else tape.alias(x)
-        if workload.adapter.lora_dropout > 0:
-            inner = tape.assign(inner, tape.dropout(inner, on_cuda=r.on_cuda))
+        inner = r.drop_out(inner, workload.adapter.lora_dropout)
         singular = r.adapter_weight(rank)
         rows = tape.multiply(as_view(r, r.adapter_weight(rank * module.in_features)), singular)
         target = workload.precision.autocast
@@ -312,7 +327,7 @@ class AdaLoraMemory(MemoryRule):
 
 
 def _add_in_place(r: StepContext, result: Value, update: Value) -> Value:
-    """`result += update`: the result keeps its precision, and the update's gradient gets the update's."""
+    """Compute `result += update`: the result keeps its precision, and the update's gradient gets the update's."""
     size, casts, needs = update.size, update.width != result.width, needs_gradient(result)
 
     def backward(gradient: Storage) -> Gradients:

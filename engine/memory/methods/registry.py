@@ -48,7 +48,7 @@ def project_each(r: StepContext, x: Value, modules: Sequence[ModuleShape]) -> It
             outer = r.tape.enter_scope()
             values = MEMORY_RULES[r.workload.adapter.method].project_together(r, x, together) or ()
             r.tape.leave_scope(outer, values)
-            cache = {one.name: value for one, value in zip(together, values, strict=False)}
+            cache = {shared.name: value for shared, value in zip(together, values, strict=False)}
         yield cache[module.name] if module.name in cache else project(r, x, module)
 
 
@@ -65,29 +65,29 @@ def count_trainable(shape: ModelShape, adapter: AdapterConfig, targets: AdapterT
     """
     method, rule = adapter.traits, MEMORY_RULES[adapter.method]
     if method.trains_all:
-        return TrainableCount(shape.num_parameters, shape.num_parameters, 0, _grouped(shape.modules))
+        return TrainableCount(shape.num_parameters, shape.num_parameters, 0, _group_by_decay(shape.modules))
     targets = targets or find_targets(shape, adapter)
     ours = [
         *rule.virtual_token_tensors(shape, adapter),
         *(tensor for module in targets.modules for tensor in rule.layer_tensors(module, adapter)),
     ]
-    copied, copied_apart = _grouped(targets.saved_in_full, as_copies=True)
-    added = sum(map(math.prod, (*ours, *copied, *copied_apart)))
+    copies, copies_apart = _group_by_decay(targets.saved_in_full, as_copies=True)
+    adapter_parameters = sum(map(math.prod, (*ours, *copies, *copies_apart)))
     frozen = rule.frozen_parameters(adapter, targets.modules)
     biases = rule.trained_biases(shape, adapter, targets.modules)
     return TrainableCount(
-        total=shape.num_parameters + added + frozen,
-        trainable=added + sum(map(math.prod, biases)),
-        added=added,
-        groups=((*ours, *copied), (*copied_apart, *biases)),
+        total=shape.num_parameters + adapter_parameters + frozen,
+        trainable=adapter_parameters + sum(map(math.prod, biases)),
+        adapter=adapter_parameters,
+        groups=((*ours, *copies), (*copies_apart, *biases)),
         resident=frozen + rule.buffer_elements(adapter, targets.modules),
     )
 
 
-def _grouped(
+def _group_by_decay(
     modules: Iterable[ModuleShape], *, as_copies: bool = False
 ) -> tuple[tuple[TensorShape, ...], tuple[TensorShape, ...]]:
-    """Tensors of whole modules, or of what replaces them: what may decay, then norms and biases.
+    """Return the tensors of whole modules, or of what replaces them: what may decay, then norms and biases.
 
     Args:
         as_copies: A tied module, whose weight is counted elsewhere, becomes a tensor of its own when it is copied.
@@ -113,7 +113,7 @@ def _grouped(
 
 
 def _weight_shape(module: ModuleShape, elements: int) -> TensorShape:
-    """Parameters of unknown shape count as vectors, for which optimizers keep the most state."""
+    """Return a weight's shape; one of unknown shape counts as a vector, for which optimizers keep the most state."""
     if module.kind == "norm" or elements != module.in_features * module.out_features:
         return (elements,)
     is_linear = module.kind == "linear"

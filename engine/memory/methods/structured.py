@@ -39,7 +39,7 @@ class LoHaMemory(MemoryRule):
 
 
 def _hadamard(r: StepContext, module: ModuleShape) -> Value:
-    """A function of PEFT's own that keeps the four matrices alone, and multiplies them out again for their gradients."""
+    """Compute the weight as PEFT's own function, which keeps the four matrices and multiplies them out again backward."""
     # Source: `HadaWeight` in peft/tuners/loha/layer.py.
     tape, rank = r.tape, r.workload.adapter.r
     elements, low = module.in_features * module.out_features, r.workload.precision.autocast or 4
@@ -76,7 +76,7 @@ class LoKrMemory(MemoryRule):
         """
         tape = r.tape
         result = base_projection(r, x, module)
-        first, second = (_multiplied(r, tensors) for tensors in _factors(module, r.workload.adapter))
+        first, second = (_factor_weight(r, tensors) for tensors in _factors(module, r.workload.adapter))
         # A product with both factors broadcast; the gradient of each is computed at full size before it is summed.
         weight = tape.multiply(first, second, first.elements * second.elements)
         weight = tape.assign(weight, tape.scale(weight))
@@ -109,7 +109,7 @@ def split_in_two(dimension: int, factor: int) -> tuple[int, int]:
     return small, dimension // small
 
 
-def _multiplied(r: StepContext, tensors: tuple[TensorShape, ...]) -> Value:
+def _factor_weight(r: StepContext, tensors: tuple[TensorShape, ...]) -> Value:
     weights = [r.adapter_weight(math.prod(shape)) for shape in tensors]
     if len(weights) == 1:
         return as_view(r, weights[0])
@@ -128,7 +128,7 @@ class OftMemory(MemoryRule):
         return ((blocks, size * (size - 1) // 2),)
 
     def buffer_elements(self, adapter: AdapterConfig, targets: tuple[ModuleShape, ...]) -> int:
-        """Count the places of the triangle: two numbers of 64 bits for each, in every layer."""
+        """Count the indices of the triangle: two numbers of 64 bits for each, in every layer."""
         sizes = (block_size(module.in_features, adapter.oft_block_size) for module in targets)
         return sum(2 * size * (size - 1) for size in sizes)
 
@@ -139,24 +139,24 @@ class OftMemory(MemoryRule):
         """
         tape, adapter_width = r.tape, r.workload.precision.adapter
         inner = tape.cast(x, adapter_width)
-        turned = _rotate(r, inner, _rotation(r, module))
-        in_order = tape.clone(turned)  # blocks come before rows, and are put back
+        rotation_result = _rotate(r, inner, _rotation(r, module))
+        in_order = tape.clone(rotation_result)  # blocks come before rows, and are put back
         wide = tape.cast(in_order, adapter_width)
-        tape.drop(inner, turned, in_order)
+        tape.drop(inner, rotation_result, in_order)
         return base_projection(r, tape.cast(wide, x.width), module)
 
 
-def block_size(in_features: int, wanted: int) -> int:
+def block_size(in_features: int, target: int) -> int:
     """Return the divisor of the inputs that is nearest to the wanted size: `OFTLayer.adjust_oft_parameters`."""
-    if wanted >= in_features:
+    if target >= in_features:
         return in_features
-    higher = next(size for size in range(wanted, in_features + 1) if in_features % size == 0)
-    lower = next(size for size in range(wanted, 0, -1) if in_features % size == 0)
-    return lower if wanted - lower <= higher - wanted else higher
+    higher = next(size for size in range(target, in_features + 1) if in_features % size == 0)
+    lower = next(size for size in range(target, 0, -1) if in_features % size == 0)
+    return lower if target - lower <= higher - target else higher
 
 
 def _rotation(r: StepContext, module: ModuleShape) -> Value:
-    """The Cayley transform of every block, by its series: keeps the matrix and all but the last of its powers."""
+    """Compute the Cayley transform of every block, by its series: keeps the matrix and all but the last of its powers."""
     tape, adapter = r.tape, r.workload.adapter
     size = block_size(module.in_features, adapter.oft_block_size)
     blocks = 1 if adapter.block_share else module.in_features // size
@@ -165,7 +165,7 @@ def _rotation(r: StepContext, module: ModuleShape) -> Value:
     products = adapter.num_cayley_neumann_terms - 2 if adapter.use_cayley_neumann else 2
     # Of each product both factors; autocast makes a copy of the matrix for each of them.
     width = low or 4
-    kept = [tape.value(elements, width) for _ in range(products if low is None else 2 * products)]
+    factors = [tape.value(elements, width) for _ in range(products if low is None else 2 * products)]
     tape.use(elements * width, elements * width)
     parameter = r.adapter_weight(triangle)
 
@@ -173,13 +173,13 @@ def _rotation(r: StepContext, module: ModuleShape) -> Value:
         tape.use(elements * 4, elements * 4, elements * 4)
         return (tape.allocate(triangle * 4),)
 
-    rotation = tape.operation((parameter,), elements, 4, backward=backward, saved=kept)
-    tape.drop(*kept)
+    rotation = tape.operation((parameter,), elements, 4, backward=backward, saved=factors)
+    tape.drop(*factors)
     return rotation
 
 
 def _rotate(r: StepContext, x: Value, rotation: Value) -> Value:
-    """A product of every block with its rotation; keeps both."""
+    """Multiply every block with its rotation; keeps both."""
     tape, low = r.tape, r.workload.precision.autocast
     if low is not None:
         x, rotation = tape.cast(x, low), tape.cast(rotation, low)
@@ -211,12 +211,11 @@ def _shards(r: StepContext, x: Value, module: ModuleShape) -> Value:
     missing = -module.in_features % rank
     inner = tape.operation((x,), rows * (module.in_features + missing), x.width) if missing else tape.alias(x)
     inner = tape.assign(inner, tape.cast(inner, workload.precision.adapter))
-    if workload.adapter.miss_dropout > 0:
-        inner = tape.assign(inner, tape.dropout(inner, on_cuda=r.on_cuda))
+    inner = r.drop_out(inner, workload.adapter.miss_dropout)
     # A sum whose gradient is expanded, and written out where a product asks for it.
-    summed = tape.assign(inner, tape.operation((inner,), rows * rank, inner.width))
-    up = autocast_linear(r, summed, r.adapter_weight(rank * module.out_features), module.out_features)
-    tape.drop(summed)
+    shard_sum = tape.assign(inner, tape.operation((inner,), rows * rank, inner.width))
+    up = autocast_linear(r, shard_sum, r.adapter_weight(rank * module.out_features), module.out_features)
+    tape.drop(shard_sum)
     return add_branch(r, result, up, result.width)
 
 
@@ -260,8 +259,7 @@ class VeraMemory(MemoryRule):
         rank = workload.adapter.r
         result = base_result(r, x, module)
         inner = tape.cast(x, workload.precision.adapter)
-        if workload.adapter.vera_dropout > 0:
-            inner = tape.assign(inner, tape.dropout(inner, on_cuda=r.on_cuda))
+        inner = r.drop_out(inner, workload.adapter.vera_dropout)
         down = autocast_linear(r, inner, Parameter(rank * module.in_features, 4), rank)
         down = tape.assign(down, tape.multiply(down, r.adapter_weight(rank)))
         up = autocast_linear(r, down, Parameter(rank * module.out_features, 4), module.out_features)
@@ -281,7 +279,7 @@ class Ia3Memory(MemoryRule):
         return ((1, module.in_features),) if is_feedforward(module, adapter) else ((module.out_features, 1),)
 
     def project(self, r: StepContext, x: Value, module: ModuleShape) -> Value:
-        """A learned vector times the output, or times the input of feed-forward layers; keeps the factor that it rescales.
+        """Multiply the output, or the input of feed-forward layers, with a learned vector; keeps the rescaled factor.
 
         Source: `Linear.forward` in peft/tuners/ia3/layer.py, `Linear4bit.forward` in peft/tuners/ia3/bnb.py.
         """
@@ -299,10 +297,10 @@ class Ia3Memory(MemoryRule):
             result = tape.assign(scaled, base_projection(r, scaled, module))
             return copied_in_4_bits(r, result, module)
         result = base_projection(r, inner, module)
-        answered = result.width  # which casting x has widened already
+        result_width = result.width  # which casting x has widened already
         result = tape.assign(result, tape.multiply(result, factor))
         result = copied_in_4_bits(r, result, module)
-        return tape.assign(result, tape.cast(result, answered)) if widens or not quantized else result
+        return tape.assign(result, tape.cast(result, result_width)) if widens or not quantized else result
 
 
 def is_feedforward(module: ModuleShape, adapter: AdapterConfig) -> bool:

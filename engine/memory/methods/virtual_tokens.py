@@ -72,8 +72,8 @@ def _direction(r: StepContext, x: Value, inner: int) -> Value:
     tape, tokens = r.tape, r.workload.virtual_inputs
     read = autocast_linear(r, x, r.adapter_weight(4 * inner * x.elements // tokens), 4 * inner)
     states = tape.view(read, tokens * inner)  # represents those of the steps before
-    remembered = autocast_linear(r, states, r.adapter_weight(4 * inner * inner), 4 * inner)
-    gates = tape.pointwise(tape.add(read, remembered), saves_result=True)
+    hidden = autocast_linear(r, states, r.adapter_weight(4 * inner * inner), 4 * inner)
+    gates = tape.pointwise(tape.add(read, hidden), saves_result=True)
     # At 16 bits the kernel keeps the weights in an order of its own.
     weights = 4 * inner * (x.elements // tokens + inner) if r.workload.precision.autocast is not None else 0
     packed = tape.value(weights, read.width)

@@ -56,14 +56,14 @@ class RecordingTape(PlainTape):
             self.requests.append(Request(self._numbers.pop(id(storage)), 0))
             del self._alive[id(storage)]
 
-    def keep_as_attribute(self, result: Value, kept: Value) -> None:
+    def keep_as_attribute(self, result: Value, attribute: Value) -> None:
         """Keep it, and note the node."""
-        super().keep_as_attribute(result, kept)
+        super().keep_as_attribute(result, attribute)
         if isinstance(result.producer, Node):
             self._with_attributes.append(result.producer)
 
     def end_graph(self) -> None:
-        """The loss goes out of scope, and with it what the nodes of its graph still keep as attributes."""
+        """Drop the loss, and with it what the nodes of its graph still keep as attributes."""
         for node in self._with_attributes:
             for storage in node.attributes:
                 self.release(storage)
@@ -75,15 +75,15 @@ def trace_step(structure: ModelStructure, workload: PlainWorkload, targets: Adap
     tape = RecordingTape(reentrant=workload.reentrant)
     r = StepContext(tape, workload, structure, targets)
     r.put_prefixes(structure.num_layers)
-    embedded, passing = embed(r)
+    embeddings, passing = embed(r)
     inputs_embeds = tape.allocate(passing.inputs_embeds)
     arguments = tape.allocate(passing.arguments)
-    x = embedded
+    x = embeddings
     for layer in structure.layers:
         for _ in range(layer.count):
-            x = _next_layer(r, x, layer, embedded)
+            x = _next_layer(r, x, layer, embeddings)
     hidden = normalize(r, x, structure.final_norms[0]) if structure.final_norms else tape.alias(x)
-    tape.drop(x, embedded)
+    tape.drop(x, embeddings)
     tape.release(inputs_embeds)
     if not workload.checkpointing:
         tape.release(arguments)
@@ -100,11 +100,11 @@ def trace_step(structure: ModelStructure, workload: PlainWorkload, targets: Adap
     return StepStream(tape.requests, after_forward, after_backward)
 
 
-def _next_layer(r: StepContext, x: Value, layer: LayerStructure, embedded: Value) -> Value:
+def _next_layer(r: StepContext, x: Value, layer: LayerStructure, embeddings: Value) -> Value:
     def forward() -> Value:
         return plain_layer(r, x, layer)
 
-    output = r.tape.checkpointed(forward, x) if r.workload.checkpointing else forward()
-    if x is not embedded:
+    output = r.tape.checkpoint(forward, x) if r.workload.checkpointing else forward()
+    if x is not embeddings:
         r.tape.drop(x)
     return output

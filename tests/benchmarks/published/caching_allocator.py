@@ -33,7 +33,7 @@ _STEPS = 2  # the second one finds the first one's blocks
 
 
 class Block:
-    """A stretch of a segment, free or in use, between its neighbours."""
+    """A part of a segment, free or in use, between its neighbours."""
 
     __slots__ = ("address", "before", "behind", "is_free", "is_small", "size")
 
@@ -86,7 +86,7 @@ class CachingAllocator:
             self._join(block, block.behind)
         if block.before is not None and block.before.is_free:
             before = block.before
-            self._join(before, block, listed=before)
+            self._join(before, block, free_block=before)
             block = before
         insort(self._free[block.is_small], (block.size, block.address, block))
 
@@ -117,9 +117,9 @@ class CachingAllocator:
         block.behind, block.size = rest, size
         insort(self._free[block.is_small], (rest.size, rest.address, rest))
 
-    def _join(self, first: Block, second: Block, *, listed: Block | None = None) -> None:
-        """Make one block of two neighbours; `listed` (else the second) is in the list of free ones."""
-        entry = listed or second
+    def _join(self, first: Block, second: Block, *, free_block: Block | None = None) -> None:
+        """Make one block of two neighbours; `free_block` (else the second) is in the list of free ones."""
+        entry = free_block or second
         free = self._free[first.is_small]
         free.pop(bisect_left(free, (entry.size, entry.address)))
         first.size += second.size

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from engine.errors import EngineError
 from engine.hardware.device import Device
@@ -22,7 +22,7 @@ from engine.memory.device_need import (
     cuda_context_bytes,
 )
 from engine.memory.methods.registry import count_trainable
-from engine.memory.peak import find_peak, refuse_nonsense
+from engine.memory.peak import check_bounds, find_peak
 from engine.memory.structure import find_targets, read_structure
 from tests.benchmarks.published.caching_allocator import reserve_of_step
 from tests.benchmarks.published.gpus import is_before_ampere
@@ -67,7 +67,7 @@ class Comparison(BaseModel):
         return self.bound_bytes / self.measured_bytes - 1
 
 
-class Declined(BaseModel):
+class Refusal(BaseModel):
     """A measurement for which nothing is predicted."""
 
     model_config = ConfigDict(frozen=True)
@@ -88,7 +88,7 @@ class Score(BaseModel):
     n: int
     mean_absolute_error: float
     worst_error: float
-    covered: float
+    coverage: float = Field(serialization_alias="covered")
     above: float  # mean of how far the bound lies above the measurement
 
 
@@ -98,19 +98,19 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     scores: tuple[Score, ...]
-    declined: tuple[Declined, ...]
+    refusals: tuple[Refusal, ...] = Field(serialization_alias="declined")
     comparisons: tuple[Comparison, ...]
 
 
 def evaluate(points: Iterable[MeasuredPoint]) -> Evaluation:
     """Predict each measurement from its settings, and compare."""
     comparisons: list[Comparison] = []
-    declined: list[Declined] = []
+    refusals: list[Refusal] = []
     for point in points:
         try:
             comparisons.extend(compare(point))
         except EngineError as error:
-            declined.append(Declined(id=point.id, tier=point.tier, reason=error.what))
+            refusals.append(Refusal(id=point.id, tier=point.tier, reason=error.what))
     groups: dict[tuple[str, str, MeasuredKind], list[Comparison]] = {}
     for comparison in comparisons:
         groups.setdefault((comparison.source, comparison.tier, comparison.kind), []).append(comparison)
@@ -119,7 +119,7 @@ def evaluate(points: Iterable[MeasuredPoint]) -> Evaluation:
         members = [comparison for comparison in comparisons if comparison.kind == kind]
         if members:
             scores.append(_score("all sources", "all", kind, members))
-    return Evaluation(scores=tuple(scores), declined=tuple(declined), comparisons=tuple(comparisons))
+    return Evaluation(scores=tuple(scores), refusals=tuple(refusals), comparisons=tuple(comparisons))
 
 
 def compare(point: MeasuredPoint) -> list[Comparison]:
@@ -134,7 +134,7 @@ def compare(point: MeasuredPoint) -> list[Comparison]:
     structure = read_structure(shape)
     targets = find_targets(shape, workload.adapter)
     counts = count_trainable(shape, workload.adapter, targets)
-    refuse_nonsense(shape, workload)
+    check_bounds(shape, workload)
     step = simulate_plain_step(structure, workload, targets)
     peak = find_peak(step, structure, workload, device.name, counts)
     allocator = reserve_of_step(structure, workload, targets, peak.counts, peak.workspace_bytes)
@@ -197,7 +197,7 @@ def need_in_fixed_segments(
 
 def _score(source: str, tier: str, kind: MeasuredKind, members: Sequence[Comparison]) -> Score:
     errors = [member.error for member in members]
-    covered, above = _covered_and_mean([member.bound_excess for member in members])
+    coverage, above = _covered_and_mean([member.bound_excess for member in members])
     return Score(
         source=source,
         tier=tier,
@@ -205,23 +205,23 @@ def _score(source: str, tier: str, kind: MeasuredKind, members: Sequence[Compari
         n=len(members),
         mean_absolute_error=sum(map(abs, errors)) / len(errors),
         worst_error=max(errors, key=abs),
-        covered=covered,
+        coverage=coverage,
         above=above,
     )
 
 
 def describe(evaluation: Evaluation) -> str:
-    """The scores as a table, and what was declined."""
+    """Return the scores as a table, and what was declined."""
     lines = [
         f"{'source':<18}{'tier':>5}  {'kind':<10}{'n':>4}{'mean |error|':>14}{'worst':>9}{'bound covers':>14}{'above':>8}"
     ]
     lines += [
-        f"{one.source:<18}{one.tier:>5}  {one.kind:<10}{one.n:>4}{one.mean_absolute_error:>14.2%}{one.worst_error:>+9.1%}"
-        f"{one.covered:>14.0%}{one.above:>+8.1%}"
-        for one in evaluation.scores
+        f"{score.source:<18}{score.tier:>5}  {score.kind:<10}{score.n:>4}{score.mean_absolute_error:>14.2%}{score.worst_error:>+9.1%}"
+        f"{score.coverage:>14.0%}{score.above:>+8.1%}"
+        for score in evaluation.scores
     ]
-    lines.append(f"\n{len(evaluation.declined)} declined.")
-    lines += [f"  {declined.id}: {declined.reason}" for declined in evaluation.declined]
+    lines.append(f"\n{len(evaluation.refusals)} declined.")
+    lines += [f"  {refusal.id}: {refusal.reason}" for refusal in evaluation.refusals]
     return "\n".join(lines)
 
 
@@ -230,25 +230,32 @@ class Judgement(NamedTuple):
 
     origin: str
     n: int
-    covered: float
+    coverage: float
     above: float  # mean of how far the bound lies above the measurement
 
 
 def judge_by_origin(comparisons: Iterable[Comparison]) -> list[Judgement]:
     """Judge the bound of reserved memory and of processes in each source, then in each environment."""
-    bounded = [item for item in comparisons if item.kind != "allocated"]
+    with_bound = [comparison for comparison in comparisons if comparison.kind != "allocated"]
     origins = dict.fromkeys(
-        [*sorted({item.source for item in bounded}), *sorted({item.environment for item in bounded})]
+        [
+            *sorted({comparison.source for comparison in with_bound}),
+            *sorted({comparison.environment for comparison in with_bound}),
+        ]
     )
     judgements = []
     for origin in origins:
-        excess = [item.bound_excess for item in bounded if origin in (item.source, item.environment)]
+        excess = [
+            comparison.bound_excess
+            for comparison in with_bound
+            if origin in (comparison.source, comparison.environment)
+        ]
         judgements.append(Judgement(origin, len(excess), *_covered_and_mean(excess)))
     return judgements
 
 
 def _covered_and_mean(excess: Sequence[float]) -> tuple[float, float]:
-    return sum(one >= 0 for one in excess) / len(excess), sum(excess) / len(excess)
+    return sum(value >= 0 for value in excess) / len(excess), sum(excess) / len(excess)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -260,16 +267,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     evaluation = evaluate(point for file in options.files for point in read_measurements(file))
     if options.json:
-        print(evaluation.model_dump_json())
+        print(evaluation.model_dump_json(by_alias=True))
         return 0
     if options.points:
-        for item in evaluation.comparisons:
+        for comparison in evaluation.comparisons:
             print(
-                f"{item.error:>+8.2%}  {item.kind:<10}{item.measured_bytes / GIB:>9.3f} measured"
-                f"{item.predicted_bytes / GIB:>9.3f} predicted{item.bound_bytes / GIB:>9.3f} bound  "
-                f"{item.phase:<15} {item.id}"
+                f"{comparison.error:>+8.2%}  {comparison.kind:<10}{comparison.measured_bytes / GIB:>9.3f} measured"
+                f"{comparison.predicted_bytes / GIB:>9.3f} predicted{comparison.bound_bytes / GIB:>9.3f} bound  "
+                f"{comparison.phase:<15} {comparison.id}"
             )
     print(describe(evaluation))
-    for one in judge_by_origin(evaluation.comparisons):
-        print(f"{one.origin:<58}{one.n:>4} bounds cover {one.covered:.0%}, {one.above:+.1%} above")
+    for judgement in judge_by_origin(evaluation.comparisons):
+        print(
+            f"{judgement.origin:<58}{judgement.n:>4} bounds cover {judgement.coverage:.0%}, {judgement.above:+.1%} above"
+        )
     return 0

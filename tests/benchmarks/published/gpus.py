@@ -9,7 +9,7 @@ import re
 from functools import cache
 from pathlib import Path
 
-from engine.memory.device_need import words_of_gpu
+from engine.memory.device_need import gpu_name_parts
 
 GIB = 2**30
 # Programs see at most this share of a size that is part of a name.
@@ -27,7 +27,7 @@ def memory_of_gpu(name: str) -> int | None:
         None where neither the model is known nor a size is given.
     """
     table = _memory_table()
-    known = next((sizes for word in words_of_gpu(name) if (sizes := table.get(word))), ())
+    known = next((sizes for word in gpu_name_parts(name) if (sizes := table.get(word))), ())
     match = re.search(r"(\d+)\s*GI?B", name.upper())
     if match is None:
         return round(max(known) * GIB) if known else None
@@ -37,9 +37,9 @@ def memory_of_gpu(name: str) -> int | None:
 
 
 def is_before_ampere(name: str) -> bool:
-    """Whether it has neither bfloat16 nor flash attention."""
-    words = words_of_gpu(name)
-    return not _BEFORE_AMPERE.isdisjoint(words) and "ADA" not in words
+    """Return whether it has neither bfloat16 nor flash attention."""
+    name_parts = gpu_name_parts(name)
+    return not _BEFORE_AMPERE.isdisjoint(name_parts) and "ADA" not in name_parts
 
 
 @cache

@@ -115,11 +115,11 @@ def read_measurements(path: Path) -> list[MeasuredPoint]:
 
 
 def observations(point: MeasuredPoint) -> Iterator[Observation]:
-    """Every figure of a measurement that has a counterpart in an estimate, each kind once."""
+    """Return every figure of a measurement that has a counterpart in an estimate, each kind once."""
     kind: MeasuredKind = "reserved" if "reserved" in point.measured_kind else "allocated"
-    seen = {kind}
+    kinds = {kind}
     yield Observation(kind, round(point.measured_value * _UNITS[point.measured_unit]))
     for key, kind in _MORE.items():
-        if kind not in seen and key in point.extra:
-            seen.add(kind)
+        if kind not in kinds and key in point.extra:
+            kinds.add(kind)
             yield Observation(kind, round(point.extra[key] * MIB))

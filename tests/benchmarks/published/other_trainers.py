@@ -11,7 +11,7 @@ from engine.memory.layers.decoder import decoder_layer, input_is_leaf
 from engine.memory.layers.losses import cross_entropy, loss_of_trained_positions
 from engine.memory.layers.step_context import StepContext, in_scope
 from engine.memory.methods.registry import project
-from engine.memory.phases import Held, StepPeaks, StepRules, simulate_step
+from engine.memory.phases import BytesByGroup, StepPeaks, StepRules, simulate_step
 from engine.memory.structure import AdapterTargets, LayerStructure, ModelStructure
 from engine.memory.workload import Loss, Workload
 from engine.models.shape import ModuleShape
@@ -51,35 +51,35 @@ class PlainTape(Tape):
 
     Args:
         reentrant: Checkpoint in that way.
-        watched: A dispatch mode watches: autograd never adds in place, and what a kernel takes for itself is not seen.
+        is_watched: A dispatch mode watches: autograd never adds in place, and what a kernel takes for itself is not seen.
     """
 
-    def __init__(self, *, reentrant: bool = False, watched: bool = False) -> None:
+    def __init__(self, *, reentrant: bool = False, is_watched: bool = False) -> None:
         super().__init__()
-        self.adds_in_place = not watched
-        self._sees_scratch = not watched
+        self.adds_in_place = not is_watched
+        self._sees_scratch = not is_watched
         self.reentrant = reentrant
 
     def allocate_scratch(self, size: int, group: Group | None = None) -> Storage:
         return super().allocate_scratch(size if self._sees_scratch else 0, group)
 
-    def checkpointed(self, forward: Callable[[], Value], x: Value) -> Value:
-        return self._checkpointed_reentrant(forward, x) if self.reentrant else super().checkpointed(forward, x)
+    def checkpoint(self, forward: Callable[[], Value], x: Value) -> Value:
+        return self._checkpoint_reentrant(forward, x) if self.reentrant else super().checkpoint(forward, x)
 
-    def _checkpointed_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:
+    def _checkpoint_reentrant(self, forward: Callable[[], Value], x: Value) -> Value:
         """One node that keeps the input; in the backward pass the stretch runs forward whole, then backward."""
         # Source: `CheckpointFunction` in torch/utils/checkpoint.py.
         self.records_gradients = False
         result = forward()
         self.records_gradients = True
 
-        def backward(arrived: Storage) -> Gradients:
+        def backward(output_gradient: Storage) -> Gradients:
             leaf = Parameter(x.elements, x.width, trainable=True)
             producer, x.producer = x.producer, leaf
             nodes, self._nodes = self._nodes, []
             variables = self.enter_scope()
             output = forward()
-            self._accumulate(output.producer, share(arrived))
+            self._accumulate(output.producer, share(output_gradient))
             self._visit(self._nodes)
             self.leave_scope(variables)
             x.producer, self._nodes = producer, nodes
@@ -92,16 +92,16 @@ class PlainTape(Tape):
 
 
 def simulate_plain_step(
-    structure: ModelStructure, workload: PlainWorkload, targets: AdapterTargets, *, watched: bool = False
+    structure: ModelStructure, workload: PlainWorkload, targets: AdapterTargets, *, is_watched: bool = False
 ) -> StepPeaks:
     """Simulate one forward and backward pass of another trainer on sizes alone."""
-    tape = partial(PlainTape, reentrant=workload.reentrant, watched=watched)
+    tape = partial(PlainTape, reentrant=workload.reentrant, is_watched=is_watched)
     rules = StepRules(tape, plain_layer, plain_loss)
     step = simulate_step(structure, workload, targets, rules)
     if workload.loss.holds_logits and input_is_leaf(workload):
         # The graph hangs on the logits, and on the graph its leaf: the first layer's input with its own gradient.
         hidden = workload.tokens * structure.shape.hidden_size * workload.precision.embeddings
-        step.peaks["optimizer_step"] += Held(activations=2 * hidden)
+        step.peaks["optimizer_step"] += BytesByGroup(activations=2 * hidden)
     return step
 
 
@@ -121,7 +121,7 @@ def _workload(r: StepContext) -> PlainWorkload:
 
 
 def _cache_bytes(r: StepContext) -> int:
-    """Keys and values of one layer: a view of the fused projection keeps all of it."""
+    """Return the keys and values of one layer: a view of the fused projection keeps all of it."""
     precision = r.workload.precision
     if r.workload.base == "dense":
         width = precision.autocast or precision.weights
@@ -143,7 +143,7 @@ def plain_loss(r: StepContext, hidden: Value) -> Value:
 
 
 def _head_module(r: StepContext) -> ModuleShape:
-    """The output head; where it is tied, a linear layer on the embedding's weight."""
+    """Return the output head; where it is tied, a linear layer on the embedding's weight."""
     shape = r.structure.shape
     return r.structure.head or ModuleShape(
         name="lm_head",
@@ -157,7 +157,7 @@ def _head_module(r: StepContext) -> ModuleShape:
 
 @in_scope
 def _full_logits(r: StepContext, hidden: Value) -> Value:
-    """All logits, upcast to 32 bits, then cross-entropy.
+    """Compute all logits, upcast to 32 bits, then cross-entropy.
 
     Source: `ForCausalLMLoss`, transformers/loss/loss_utils.py; before transformers 4.49 it shifted the logits, later
     the labels; before 4.46 each model had a loss of its own, which released the logits before the cast.
@@ -173,9 +173,11 @@ def _full_logits(r: StepContext, hidden: Value) -> Value:
     wide = tape.cast(logits, 4 if loss.upcasts else logits.width)
     padded = tape.value(positions + r.workload.batch_size, 8)
     labels = tape.value(positions, 8)
-    compared = _shift_logits(r, wide) if loss.shifts else wide
-    value = _fused_cross_entropy(r, compared) if loss.path == "fused" else cross_entropy(r, compared, labels)
-    tape.drop(padded, labels, wide, compared)
+    shifted_logits = _shift_logits(r, wide) if loss.shifts else wide
+    value = (
+        _fused_cross_entropy(r, shifted_logits) if loss.path == "fused" else cross_entropy(r, shifted_logits, labels)
+    )
+    tape.drop(padded, labels, wide, shifted_logits)
     if loss.converts_output:
         logits = tape.assign(logits, tape.cast(logits, 4))
     if loss.holds_logits:
@@ -191,7 +193,7 @@ def _shift_logits(r: StepContext, logits: Value) -> Value:
 
 
 def _fused_cross_entropy(r: StepContext, logits: Value) -> Value:
-    """A kernel that keeps the logits and one number a row, and writes the gradient over the logits."""
+    """Run a kernel that keeps the logits and one number a row, and writes the gradient over the logits."""
     # Source: `Fast_CrossEntropyLoss`, unsloth/kernels/cross_entropy_loss.py, also in fms-acceleration.
     statistics = r.tape.value(logits.elements // r.structure.shape.vocab_size * 2, 4)
     saved = (logits, statistics)
@@ -210,11 +212,11 @@ def _linear_fused(r: StepContext, hidden: Value) -> Value:
     chunk = 1 << max(0, (-(-rows // chunks) - 1).bit_length())
     weight = r.weight(shape.vocab_size * shape.hidden_size, precision.head)
     hidden = tape.cast(hidden, width)
-    of_hidden = tape.value(hidden.elements, width)
-    of_weight = tape.value(weight.elements if weight.trainable else 0, weight.width, group=Group.GRADIENTS)
+    grad_hidden = tape.value(hidden.elements, width)
+    grad_weight = tape.value(weight.elements if weight.trainable else 0, weight.width, group=Group.GRADIENTS)
     tape.use(min(chunk, rows) * shape.vocab_size * width, weight.size if weight.trainable else 0)
 
     def backward(_: Storage) -> Gradients:
-        return (share(of_hidden.storage), share(of_weight.storage) if weight.trainable else None)
+        return (share(grad_hidden.storage), share(grad_weight.storage) if weight.trainable else None)
 
-    return tape.operation((hidden, weight), 1, 4, backward=backward, saved=(of_hidden, of_weight))
+    return tape.operation((hidden, weight), 1, 4, backward=backward, saved=(grad_hidden, grad_weight))

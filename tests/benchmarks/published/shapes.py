@@ -63,13 +63,13 @@ def _models_by_name() -> dict[str, PublishedSizes]:
 
 
 def _bare_name(model_id: str) -> str:
-    """A model's name without its publisher, and without what changes no shape."""
+    """Return a model's name without its publisher, and without what changes no shape."""
     name = model_id.rsplit("/", 1)[-1].casefold().removeprefix("meta-")
     return _SAME_SHAPE.sub("", name)
 
 
 def dropouts_of(model_type: str) -> dict[str, float]:
-    """The dropouts that a family trains with by default; younger ones have none."""
+    """Return the dropouts that a family trains with by default; younger ones have none."""
     names = ("embedding_dropout", "hidden_dropout", "attention_dropout")
     return dict.fromkeys(names, 0.1) if model_type in _WITH_LAYER_NORM else {}
 

@@ -7,7 +7,7 @@ from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
 from engine.errors import EngineError
 from engine.hardware.device import Device
-from engine.memory.workload import AttentionKernel, BaseFormat, Optimizer, Precision
+from engine.memory.workload import AttentionKernel, BaseFormat, Optimizer, StepPrecision
 from engine.models.shape import ModelShape
 from tests.benchmarks.published.gpus import is_before_ampere, memory_of_gpu
 from tests.benchmarks.published.measurements import MeasuredPoint
@@ -34,7 +34,7 @@ _WITH_CACHE = frozenset({"gpt_bigcode"})
 _LARGE_CHECKPOINT = 30_000_000_000  # parameters
 
 
-class DeclinedError(EngineError):
+class NotModelledError(EngineError):
     """A measurement whose settings are not understood well enough for a figure."""
 
     def __init__(self, reason: str) -> None:
@@ -42,48 +42,48 @@ class DeclinedError(EngineError):
 
 
 def shape_of_point(point: MeasuredPoint) -> ModelShape:
-    """The measured model's inventory.
+    """Return the measured model's inventory.
 
     Raises:
-        DeclinedError: If its sizes are neither given nor known.
+        NotModelledError: If its sizes are neither given nor known.
     """
-    given, named = point.arch, known_sizes(point.model_id)
-    if given is None:
-        if named is None:
-            raise DeclinedError(f"{point.model_id} is not known, and no sizes are given.")
-        return published_shape(point.model_id, named)
-    model_type = named.model_type if named else "llama"
+    architecture, known = point.arch, known_sizes(point.model_id)
+    if architecture is None:
+        if known is None:
+            raise NotModelledError(f"{point.model_id} is not known, and no sizes are given.")
+        return published_shape(point.model_id, known)
+    model_type = known.model_type if known else "llama"
     sizes = PublishedSizes(
         model_type=model_type,
-        hidden_size=given.hidden_size,
-        intermediate_size=given.intermediate_size,
-        num_hidden_layers=given.num_layers,
-        num_attention_heads=given.num_attention_heads,
-        num_key_value_heads=given.num_kv_heads,
-        head_dim=given.head_dim,
-        vocab_size=given.vocab_size,
-        tie_word_embeddings=given.tie_word_embeddings,
-        max_position_embeddings=named.max_position_embeddings if named else None,
+        hidden_size=architecture.hidden_size,
+        intermediate_size=architecture.intermediate_size,
+        num_hidden_layers=architecture.num_layers,
+        num_attention_heads=architecture.num_attention_heads,
+        num_key_value_heads=architecture.num_kv_heads,
+        head_dim=architecture.head_dim,
+        vocab_size=architecture.vocab_size,
+        tie_word_embeddings=architecture.tie_word_embeddings,
+        max_position_embeddings=known.max_position_embeddings if known else None,
         **dropouts_of(model_type),
     )
-    return published_shape(given.name or point.model_id, sizes)
+    return published_shape(architecture.name or point.model_id, sizes)
 
 
 def device_of_point(point: MeasuredPoint) -> Device:
-    """The measured GPU, with all of its memory free."""
+    """Return the measured GPU, with all of its memory free."""
     total = memory_of_gpu(point.gpu)
     assert total is not None, point.gpu
     return Device("cuda", 0, point.gpu, total, total, has_fast_bfloat16=not is_before_ampere(point.gpu))
 
 
 def workload_of_point(point: MeasuredPoint, shape: ModelShape) -> PlainWorkload:
-    """The step that was measured, by its settings alone.
+    """Describe the step that was measured, by its settings alone.
 
     Raises:
-        DeclinedError: If a setting is not understood.
+        NotModelledError: If a setting is not understood.
     """
     if point.quantization not in _FORMATS:
-        raise DeclinedError(f"the quantization {point.quantization} is not one that is modelled.")
+        raise NotModelledError(f"the quantization {point.quantization} is not one that is modelled.")
     base, double_quant = _FORMATS[point.quantization]
     adapter = _adapter(point, shape)
     attention = _ATTENTION[point.attention]
@@ -122,11 +122,11 @@ def _transformers(point: MeasuredPoint) -> tuple[int, ...]:
 def _adapter(point: MeasuredPoint, shape: ModelShape) -> AdapterConfig:
     method = "none" if point.method == "full" else "lora" if point.method in ("qlora", "dora") else point.method
     if method not in METHODS:
-        raise DeclinedError(f"the method {point.method} is not one that is modelled.")
+        raise NotModelledError(f"the method {point.method} is not one that is modelled.")
     if method == "none":
         return AdapterConfig(method="none")
     if method == "oft" and (point.version("peft") or (1,)) < (0, 16):
-        raise DeclinedError("OFT turned weights before PEFT 0.16, not inputs as it does now.")
+        raise NotModelledError("OFT turned weights before PEFT 0.16, not inputs as it does now.")
     fields = METHODS[method].fields
     own = {name: value for name, value in point.extra.items() if name in fields}
     values = {"target_modules": point.target_modules, "num_virtual_tokens": point.num_virtual_tokens, **own}
@@ -140,19 +140,19 @@ def _adapter(point: MeasuredPoint, shape: ModelShape) -> AdapterConfig:
 
 
 def _width(dtype: str) -> int:
-    """Bytes per element of a dtype as the files write it."""
+    """Return the bytes per element of a dtype as the files write it."""
     return 4 if dtype.startswith("fp32") else 2
 
 
-def _precision(point: MeasuredPoint, base: BaseFormat) -> Precision:
-    """Precision of each part; 4-bit bases are prepared in one of three ways.
+def _precision(point: MeasuredPoint, base: BaseFormat) -> StepPrecision:
+    """Return the widths of each part; 4-bit bases are prepared in one of three ways.
 
     PEFT's `prepare_model_for_kbit_training` holds everything unquantized at 32 bits; TRL before 1.0 did the same and cast
     embeddings and head back, which leaves the norms and with them the residual stream at 32 bits; other frameworks change nothing.
     """
     trainable, compute = _width(point.trainable_dtype), _width(point.compute_dtype)
     rest = trainable if point.method == "full" else _width(point.base_dtype)
-    precision = Precision(
+    precision = StepPrecision(
         weights=rest,
         embeddings=rest,
         norms=rest,

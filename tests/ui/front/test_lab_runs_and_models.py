@@ -77,15 +77,15 @@ def test_a_model_that_a_waiting_run_needs_stays_whatever_a_client_sends(admin, c
     admin.save_limits(caller, {"model_cache_gb": 0.0001})
     cache = admin.models()
 
-    assert cache.offered == ("org/free",)
+    assert cache.removable == ("org/free",)
     html = render_cache(cache)
     assert "needed by ann" in html
     assert 'data-pick="model:org/free"' in html
     assert 'data-pick="model:org/busy"' not in html
     with pytest.raises(ModelError, match="needed by a run"):
         admin.remove_models(caller, ["org/busy"])
-    assert "frees 1.0 MB" in models_question(cache.offered, cache)
-    assert admin.remove_models(caller, cache.offered) == 10**6
+    assert "frees 1.0 MB" in models_question(cache.removable, cache)
+    assert admin.remove_models(caller, cache.removable) == 10**6
     assert [one.id for one in admin.models().models] == ["org/busy"]
     assert audit_entries(admin)[1:] == [("root", "model removed", "org/free", "", "10.0.0.1")]
 

@@ -117,7 +117,7 @@ def test_an_advised_change_of_the_method_reports_what_follows_and_is_undone_with
     "note", ["[[[", "[]", '{"training.learning_rate": [1]}', '{"model.id": "x"}', 5, "[" * 100_000]
 )
 def test_a_forged_note_makes_every_value_the_persons(visitor, page, note):
-    visitor.values[page._suited_note] = note
+    visitor.values[page._defaults_note] = note
     choose(visitor, "ia3")
 
     assert value_of(visitor, "training.learning_rate") == 2e-4
@@ -207,8 +207,8 @@ def test_undo_gives_back_what_was_set_and_what_followed(visitor, page):
     visitor.undo()
     visitor.refresh()
     assert (value_of(visitor, "training.max_length"), value_of(visitor, "training.warmup_steps")) == (240, 7)
-    assert visitor.draft.suited_defaults.keys() >= {"training.max_length"}
-    assert "training.warmup_steps" not in visitor.draft.suited_defaults
+    assert visitor.draft.derived_defaults.keys() >= {"training.max_length"}
+    assert "training.warmup_steps" not in visitor.draft.derived_defaults
 
 
 def test_an_emptied_box_is_what_is_started(visitor, page):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from engine.config.objectives import ROW_KINDS, RowKind, objective_of, objectives_for
-from engine.config.run import RunConfig, field_of
+from engine.config.run import RunConfig, by_section, field_of
 
 _LARGE_BATCH = 32  # rows a step
 _SHORT_RUN = 300  # optimizer steps
@@ -20,14 +20,14 @@ _SHORTEST = 128  # tokens
 
 
 @dataclass(frozen=True)
-class SeenRows:
+class DatasetKind:
     """What is known of a dataset as soon as its first rows were read."""
 
     kind: RowKind = field(default="answers", kw_only=True)
 
 
 @dataclass(frozen=True)
-class KnownRows(SeenRows):
+class DatasetStats(DatasetKind):
     """What is known of the sequences of a dataset once they are counted."""
 
     count: int  # to train on
@@ -40,11 +40,11 @@ class KnownRows(SeenRows):
 
 
 @dataclass(frozen=True)
-class Suited:
+class DerivedDefault:
     """A default that was chosen for a configuration."""
 
     value: Any
-    to: str  # what it is suited to, in words; empty for the default of all others
+    basis: str  # what it is suited to, in words; empty for the default of all others
     awaits_rows: bool = False  # another one may suit once the rows are counted
 
 
@@ -52,15 +52,15 @@ class Rule(NamedTuple):
     """One such default; `choose` returns None where the Field's own default is right."""
 
     setting: str
-    choose: Callable[[RunConfig, SeenRows | None], Suited | None]
+    choose: Callable[[RunConfig, DatasetKind | None], DerivedDefault | None]
 
 
-def _objective(_: RunConfig, rows: SeenRows | None) -> Suited | None:
+def _objective(_: RunConfig, rows: DatasetKind | None) -> DerivedDefault | None:
     """Take the objective that learns from such rows: TRL has a trainer for each kind of rows, and DPO's is the usual for pairs."""
     if rows is None:
-        return Suited(field_of("training.objective").default, "", awaits_rows=True)
+        return DerivedDefault(field_of("training.objective").default, "", awaits_rows=True)
     objective = objectives_for(rows.kind)[0]
-    return Suited(objective.name, ROW_KINDS[rows.kind].content) if objective.learns_preferences else None
+    return DerivedDefault(objective.name, ROW_KINDS[rows.kind].content) if objective.learns_preferences else None
 
 
 def usual_learning_rate(config: RunConfig) -> float:
@@ -80,15 +80,15 @@ def learning_rate_factor(config: RunConfig) -> float:
     return config.training.learning_rate / usual_learning_rate(config)
 
 
-def _learning_rate(config: RunConfig, _: SeenRows | None) -> Suited | None:
+def _learning_rate(config: RunConfig, _: DatasetKind | None) -> DerivedDefault | None:
     """By method, and a twentieth of that for preferences; the sources are with each method's `learning_rate`.
 
     TRL's default for whole models is 1e-6 for DPO, KTO and ORPO, and 2e-5 for supervised fine-tuning: a twentieth.
     """
-    return Suited(usual_learning_rate(config), objective_and_method(config))
+    return DerivedDefault(usual_learning_rate(config), objective_and_method(config))
 
 
-def _accumulation(config: RunConfig, _: SeenRows | None) -> Suited | None:
+def _accumulation(config: RunConfig, _: DatasetKind | None) -> DerivedDefault | None:
     """Keep a step below 32 rows: LoRA loses more than full fine-tuning in larger ones.
 
     Source: Schulman et al. 2025, "LoRA Without Regret", batch size effects (doi:10.64434/tml.20250929).
@@ -97,37 +97,38 @@ def _accumulation(config: RunConfig, _: SeenRows | None) -> Suited | None:
     default = field_of("training.gradient_accumulation_steps").default
     if rows * default < _LARGE_BATCH:
         return None
-    return Suited(next((steps for steps in (2, 1) if rows * steps < _LARGE_BATCH), 1), f"batches of {rows}")
+    return DerivedDefault(next((steps for steps in (2, 1) if rows * steps < _LARGE_BATCH), 1), f"batches of {rows}")
 
 
-def _warmup(config: RunConfig, rows: SeenRows | None) -> Suited | None:
+def _warmup(config: RunConfig, rows: DatasetKind | None) -> DerivedDefault | None:
     """Warm up over a tenth of a short run: 3% of it would be a step or two.
 
     Source: transformers' alignment handbook warms up over 10%, QLoRA (arXiv:2305.14314) over 3% of 10,000 steps.
     """
     steps = planned_steps(config, rows)
     if steps is None:
-        return Suited(field_of("training.warmup_steps").default, "", awaits_rows=not isinstance(rows, KnownRows))
-    return Suited(0.1, f"{steps:,} step{'' if steps == 1 else 's'}") if steps < _SHORT_RUN else None
+        default, awaits_rows = field_of("training.warmup_steps").default, not isinstance(rows, DatasetStats)
+        return DerivedDefault(default, "", awaits_rows=awaits_rows)
+    return DerivedDefault(0.1, f"{steps:,} step{'' if steps == 1 else 's'}") if steps < _SHORT_RUN else None
 
 
-def _max_length(config: RunConfig, rows: SeenRows | None) -> Suited | None:
-    """Allow no more than the longest row needs, up to the default: nothing is cut, and memory is judged for what can come.
+def _max_length(config: RunConfig, rows: DatasetKind | None) -> DerivedDefault | None:
+    """Allow no more than the longest row needs, up to the default: nothing is cut, and memory is estimated for what can come.
 
-    Longer rows keep the default, which is TRL's (`SFTConfig.max_length`): memory grows with it, and the page says how many are
+    Longer rows keep the default, which is TRL's (`SFTConfig.max_length`): memory grows with it, and the page shows how many are
     cut. Packed rows fill it, however short they are.
     """
     default = field_of("training.max_length").default
     if config.training.packing:
         return None
-    if not isinstance(rows, KnownRows):
-        return Suited(default, "", awaits_rows=True)
+    if not isinstance(rows, DatasetStats):
+        return DerivedDefault(default, "", awaits_rows=True)
     virtual = config.adapter.traits.count_virtual_tokens(config.adapter)  # as many would leave no room
     length = max(rows.needed_max_length, _SHORTEST, virtual + _LENGTH_MULTIPLE)
-    return Suited(length, f"the longest row, {rows.longest:,} tokens") if length <= default else None
+    return DerivedDefault(length, f"the longest row, {rows.longest:,} tokens") if length <= default else None
 
 
-def _patience(config: RunConfig, _: SeenRows | None) -> Suited | None:
+def _patience(config: RunConfig, _: DatasetKind | None) -> DerivedDefault | None:
     """Stop once three evaluations in a row brought no lower held-out loss, and keep the best checkpoint.
 
     Not for full fine-tuning, whose checkpoints are several times the model. Source: Prechelt 1998, "Early stopping, but
@@ -135,7 +136,7 @@ def _patience(config: RunConfig, _: SeenRows | None) -> Suited | None:
     """
     if config.dataset.eval_fraction == 0 or config.adapter.traits.trains_all:
         return None
-    return Suited(_PATIENCE, "held-out rows")
+    return DerivedDefault(_PATIENCE, "held-out rows")
 
 
 RULES = (
@@ -149,31 +150,31 @@ RULES = (
 SETTINGS = tuple(rule.setting for rule in RULES)
 
 
-def planned_steps(config: RunConfig, rows: SeenRows | None) -> int | None:
+def planned_steps(config: RunConfig, rows: DatasetKind | None) -> int | None:
     """Return how many optimizer steps a run on one device takes, about; None while it depends on unknown rows."""
     training = config.training
     if training.max_steps > 0:
         return training.max_steps
-    if not isinstance(rows, KnownRows) or training.packing:
+    if not isinstance(rows, DatasetStats) or training.packing:
         return None
     per_step = training.per_device_train_batch_size * training.gradient_accumulation_steps
     return max(1, round(rows.count * training.num_train_epochs / per_step))
 
 
-def suited_settings(config: RunConfig, rows: SeenRows | None = None) -> dict[str, Suited]:
+def derive_defaults(config: RunConfig, rows: DatasetKind | None = None) -> dict[str, DerivedDefault]:
     """Return what the rules choose, by setting; each rule reads what those before it chose for settings that were not given."""
-    settings: dict[str, Suited] = {}
+    settings: dict[str, DerivedDefault] = {}
     for rule in RULES:
-        settings[rule.setting] = rule.choose(config, rows) or Suited(field_of(rule.setting).default, "")
+        settings[rule.setting] = rule.choose(config, rows) or DerivedDefault(field_of(rule.setting).default, "")
         if not is_given(config, rule.setting):
             config = _with(config, {rule.setting: settings[rule.setting].value})
     return settings
 
 
-def with_suited_defaults(config: RunConfig, rows: SeenRows | None = None) -> RunConfig:
+def apply_derived_defaults(config: RunConfig, rows: DatasetKind | None = None) -> RunConfig:
     """Give settings that were not given the defaults that suit the rest."""
-    settings = suited_settings(config, rows)
-    return _with(config, {name: suited.value for name, suited in settings.items() if not is_given(config, name)})
+    settings = derive_defaults(config, rows)
+    return _with(config, {name: default.value for name, default in settings.items() if not is_given(config, name)})
 
 
 def open_settings(config: RunConfig) -> tuple[str, ...]:
@@ -203,12 +204,8 @@ def is_given(config: RunConfig, setting: str) -> bool:
 
 def _with(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
     """Change settings, which count as not given all the same: a rule after this one may still read which were."""
-    sections: dict[str, dict[str, Any]] = {}
-    for setting, value in values.items():
-        section, _, name = setting.partition(".")
-        sections.setdefault(section, {})[name] = value
     updates = {}
-    for section, settings in sections.items():
+    for section, settings in by_section(values).items():
         before = getattr(config, section)
         updates[section] = type(before).model_construct(before.model_fields_set, **{**dict(before), **settings})
     copy = config.model_copy(update=updates)

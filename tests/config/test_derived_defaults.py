@@ -2,20 +2,18 @@
 
 import pytest
 
-from engine.config.load import config_from_mapping, config_to_yaml, list_presets, mapping_from_yaml, with_overrides
-from engine.config.methods.registry import METHODS
-from engine.config.suited import (
-    RULES,
-    SETTINGS,
-    KnownRows,
-    SeenRows,
+from engine.config.derived_defaults import (
+    DatasetKind,
+    DatasetStats,
+    apply_derived_defaults,
+    derive_defaults,
     given_settings,
     learning_rate_factor,
-    suited_settings,
-    with_suited_defaults,
 )
+from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_yaml, with_overrides
+from engine.config.methods.registry import METHODS
 
-ROWS = KnownRows(count=120, longest=138)
+ROWS = DatasetStats(count=120, longest=138)
 
 
 def config_of(*overrides):
@@ -24,10 +22,10 @@ def config_of(*overrides):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_learning_rate_follows_the_method_and_never_replaces_a_given_one(method):
-    suited = config_of(f"adapter.method={method}")
+    config = config_of(f"adapter.method={method}")
     settings = config_of(f"adapter.method={method}", "training.learning_rate=0.0003")
 
-    assert suited.training.learning_rate == METHODS[method].learning_rate
+    assert config.training.learning_rate == METHODS[method].learning_rate
     assert settings.training.learning_rate == 0.0003
 
 
@@ -52,31 +50,31 @@ def test_accumulation_keeps_a_step_below_32_rows_where_the_batch_does(batch, ste
 def test_a_short_run_warms_up_over_a_tenth_of_it():
     assert config_of("training.max_steps=40").training.warmup_steps == 0.1
     assert config_of("training.max_steps=4000").training.warmup_steps == 0.03
-    assert suited_settings(config_of(), ROWS)["training.warmup_steps"].to == "45 steps"
-    assert suited_settings(config_of(), KnownRows(100_000, 138))["training.warmup_steps"].to == ""
+    assert derive_defaults(config_of(), ROWS)["training.warmup_steps"].basis == "45 steps"
+    assert derive_defaults(config_of(), DatasetStats(100_000, 138))["training.warmup_steps"].basis == ""
 
 
 @pytest.mark.parametrize(
     ("longest", "length"), [(5, 128), (138, 144), (144, 144), (1000, 1008), (1024, 1024), (1025, 1024), (9000, 1024)]
 )
-def test_max_length_is_what_the_longest_row_needs_and_cuts_nothing_that_the_default_would_keep(longest, length):
-    rows = KnownRows(120, longest)
+def test_max_length_fits_the_longest_row_up_to_the_default(longest, length):
+    rows = DatasetStats(120, longest)
 
-    assert with_suited_defaults(config_of(), rows).training.max_length == length
-    assert with_suited_defaults(config_of("training.packing=true"), rows).training.max_length == 1024
-    assert with_suited_defaults(config_of("training.max_length=64"), rows).training.max_length == 64
+    assert apply_derived_defaults(config_of(), rows).training.max_length == length
+    assert apply_derived_defaults(config_of("training.packing=true"), rows).training.max_length == 1024
+    assert apply_derived_defaults(config_of("training.max_length=64"), rows).training.max_length == 64
 
 
 def test_max_length_leaves_room_for_virtual_tokens():
     virtual = ["adapter.method=prefix_tuning", "adapter.num_virtual_tokens=200"]
 
-    assert with_suited_defaults(config_of(*virtual), ROWS).training.max_length == 216
+    assert apply_derived_defaults(config_of(*virtual), ROWS).training.max_length == 216
 
 
 def test_what_follows_the_rows_waits_for_them_and_nothing_else_does():
     def waits(*overrides, rows=None):
-        result = suited_settings(config_of(*overrides), rows).items()
-        return [name.partition(".")[2] for name, suited in result if suited.awaits_rows]
+        result = derive_defaults(config_of(*overrides), rows).items()
+        return [name.partition(".")[2] for name, default in result if default.awaits_rows]
 
     assert waits() == ["objective", "warmup_steps", "max_length"]
     assert waits("training.max_steps=40", "training.objective=sft") == ["objective", "max_length"]
@@ -109,48 +107,26 @@ def test_what_is_saved_has_the_values_and_no_later_rule_changes_it():
     assert config_from_mapping(other).training == config.training
 
 
-def test_rules_leave_what_a_preset_gives():
-    for preset in list_presets():
-        settings, config = preset.mapping(), preset.load()
-        for setting in SETTINGS:
-            section, _, name = setting.partition(".")
-            if name in settings.get(section, {}):
-                assert getattr(getattr(config, section), name) == settings[section][name], (preset.name, setting)
-
-
-def test_rows_that_become_known_change_only_what_was_not_given():
-    config = with_suited_defaults(config_of(), ROWS)
-
-    assert config.training.warmup_steps == 0.1
-    assert config.training.learning_rate == 2e-4
-    assert with_suited_defaults(config_of("training.warmup_steps=5"), ROWS).training.warmup_steps == 5
-
-
-def test_every_rule_names_its_source():
-    assert all(rule.choose.__doc__ for rule in RULES)
-
-
 def test_preferences_are_learned_at_a_twentieth_of_the_rate():
-    def rate(**training):
-        settings = {"model": {"id": "a/b"}, "dataset": {"source": "rows.jsonl"}, "training": training}
-        return config_from_mapping(settings).training.learning_rate
+    def rate(*overrides):
+        return config_of(*overrides).training.learning_rate
 
-    assert rate(objective="dpo") == pytest.approx(rate() / 20)
-    assert rate(objective="dpo", learning_rate=3e-5) == 3e-5
+    assert rate("training.objective=dpo") == pytest.approx(rate() / 20)
+    assert rate("training.objective=dpo", "training.learning_rate=3e-5") == 3e-5
 
 
 def test_the_objective_follows_the_kind_of_rows_and_the_learning_rate_follows_it():
-    pairs, ratings = (KnownRows(120, 138, kind=kind) for kind in ("pairs", "ratings"))
+    pairs, ratings = (DatasetStats(120, 138, kind=kind) for kind in ("pairs", "ratings"))
 
     chosen = [
-        with_suited_defaults(config_of(), rows).training
-        for rows in (None, ROWS, pairs, ratings, SeenRows(kind="pairs"))
+        apply_derived_defaults(config_of(), rows).training
+        for rows in (None, ROWS, pairs, ratings, DatasetKind(kind="pairs"))
     ]
 
     assert [training.objective for training in chosen] == ["sft", "sft", "dpo", "kto", "dpo"]
     assert chosen[2].learning_rate == pytest.approx(2e-4 * 0.05)
-    assert with_suited_defaults(config_of("training.objective=orpo"), pairs).training.objective == "orpo"
-    assert with_suited_defaults(config_of("training.objective=sft"), pairs).training.objective == "sft"
+    assert apply_derived_defaults(config_of("training.objective=orpo"), pairs).training.objective == "orpo"
+    assert apply_derived_defaults(config_of("training.objective=sft"), pairs).training.objective == "sft"
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from engine.config.methods.base import PairRule
+from engine.config.methods.base import CrossFieldRule
 from engine.config.methods.registry import METHODS
 from engine.config.objectives import objective_of
 from engine.config.run import JobsConfig, RunConfig, RunSection, SlurmConfig
@@ -31,8 +31,8 @@ class Distribution:
 
 
 DISTRIBUTIONS: Mapping[DistributionName, Distribution] = {
-    one.name: one
-    for one in (
+    distribution.name: distribution
+    for distribution in (
         Distribution(
             "DDP",
             "One copy per GPU",
@@ -60,16 +60,16 @@ def distribution_of(run: RunSection) -> Distribution | None:
     if isinstance(run.devices, str) or len(run.devices) < 2:
         return None
     distribution = (
-        one
-        for one in DISTRIBUTIONS.values()
-        if all(getattr(run, name) == value for name, value in one.settings.items())
+        candidate
+        for candidate in DISTRIBUTIONS.values()
+        if all(getattr(run, name) == value for name, value in candidate.settings.items())
     )
     return next(distribution, None)
 
 
 def count_processes(config: RunConfig) -> int:
     """Return how many processes train a run together, wherever it runs: one for each GPU."""
-    section: JobsConfig | SlurmConfig | None = getattr(config, config.run.where, None)  # of a place elsewhere
+    section: JobsConfig | SlurmConfig | None = getattr(config, config.run.where, None)  # of a run target elsewhere
     return config.run.processes if section is None else section.count_processes(config.run)
 
 
@@ -79,7 +79,7 @@ def sharding_problem(config: RunConfig) -> str | None:
     if not method.shardable:
         return f"{method.label} cannot be sharded; use LoRA or full fine-tuning, or one copy per GPU (fsdp none)."
     if model.quantization == "int8":
-        return "FSDP2 divides floating-point numbers alone, and int8 weights are none; set quantization to nf4 or none."
+        return "FSDP2 shards floating-point weights only, and int8 is not supported; set quantization to nf4 or none."
     if not objective_of(config).shardable:
         return (
             f"{training.objective} also passes answers behind other prompts through the model, of which processes of a sharded run "
@@ -90,12 +90,12 @@ def sharding_problem(config: RunConfig) -> str | None:
     return None
 
 
-_RULES: list[PairRule] = []
+_RULES: list[CrossFieldRule] = []
 
 
 def _rule(field: str) -> Callable[[Callable[[RunConfig], str | None]], None]:
     """Add a function as a rule whose problem is shown at a field."""
-    return lambda explain: _RULES.append(PairRule(field, explain))
+    return lambda explain: _RULES.append(CrossFieldRule(field, explain))
 
 
 @_rule("training.gradient_checkpointing")
@@ -224,9 +224,9 @@ def _spread_over_one_device(config: RunConfig) -> str | None:
     if config.run.device_map == "none" or config.run.spread_over > 1:
         return None
     devices = config.run.devices
-    words = f"is {devices}" if isinstance(devices, str) else f"names {len(devices)}"
+    selection = f"is {devices}" if isinstance(devices, str) else f"names {len(devices)}"
     return (
-        f"{config.run.device_map} divides layers among the GPUs that run.devices names, which {words}; name two or more "
+        f"{config.run.device_map} divides layers among the GPUs that run.devices names, which {selection}; name two or more "
         "there, such as [0, 1], or set none."
     )
 
@@ -251,12 +251,12 @@ def _sharded_over_one_process(config: RunConfig) -> str | None:
     if not run.is_elsewhere and run.launcher == "local":
         return "one process has no other to share the weights with; set run.launcher to accelerate, or none here."
     if count_processes(config) == 1 and run.devices != "cpu":
-        words = (
+        source = (
             "run.devices names; name two or more there, such as [0, 1]"
             if not run.is_elsewhere
             else "the job has; ask for two or more"
         )
-        return f"it shares the weights among the GPUs that {words}, or set none."
+        return f"it shares the weights among the GPUs that {source}, or set none."
     return None
 
 
@@ -289,7 +289,7 @@ def _tracker_elsewhere(config: RunConfig) -> str | None:
     return None
 
 
-def pair_problems(config: RunConfig) -> list[Problem]:
+def constraint_problems(config: RunConfig) -> list[Problem]:
     """List every pair of settings that cannot work."""
     rules = (*_RULES, *config.adapter.traits.rules)
     return [Problem(rule.field, message) for rule in rules if (message := rule.explain(config)) is not None]
