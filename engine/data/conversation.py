@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from engine.config.objectives import RowKind
 from engine.config.run import TrainOn
-from engine.data.records import ProblemKind, shortened
+from engine.data.records import ProblemKind, one_line
 
 Role = Literal["system", "user", "assistant", "tool"]
 JsonValue = Any  # any JSON: a tool's arguments and schema are passed to the template unchanged
@@ -183,7 +183,7 @@ def _turn_warnings(messages: Sequence[Message]) -> Iterator[RowWarning]:
         if message.role == before.role == "user":
             yield "order", f"turn {number} is the user's, and so is the one before it"
         if before.tool_calls and message.role != "tool":
-            names = ", ".join(shortened(call.name, 30) for call in before.tool_calls)
+            names = ", ".join(one_line(call.name, 30) for call in before.tool_calls)
             yield "tools", f"the call of {names} in turn {number - 1} has no result"
         if message.role == "tool" and before.role not in ("assistant", "tool"):
             yield "tools", f"turn {number} is the result of no call"

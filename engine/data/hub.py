@@ -25,7 +25,7 @@ from engine.data.records import Record, RowSource, SourceForm, lookup
 from engine.errors import DatasetError, EngineError
 from engine.hub import DATASET, error_chain, find_fault
 from engine.models.source import is_hub_id, may_need_hub
-from engine.paths import looks_in_working_folder
+from engine.paths import searches_working_folder
 from engine.processes.spawn import Access
 
 _HUB_ROOT = "hf://datasets/"
@@ -61,7 +61,7 @@ def hub_access(model: ModelConfig, dataset: DatasetConfig | None = None) -> froz
 
 def _is_there(name: str) -> bool:
     try:
-        return looks_in_working_folder() and Path(name).expanduser().exists()
+        return searches_working_folder() and Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, an unknown home
         return False
 
@@ -316,5 +316,5 @@ def _explain(error: Exception, name: str) -> EngineError:
 def _reason(error: BaseException) -> str:
     """Return the first line of a message, without paths of this machine."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    words = _LOCAL_PATH.sub("(a file)", lines[0])[:200].rstrip(".: ") if lines else ""
-    return words or type(error).__name__
+    text = _LOCAL_PATH.sub("(a file)", lines[0])[:200].rstrip(".: ") if lines else ""
+    return text or type(error).__name__

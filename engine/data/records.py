@@ -61,7 +61,7 @@ class RowProblemError(Exception):
         return cls("not_utf8", f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {position}")
 
 
-def shortened(text: str, limit: int = 60) -> str:
+def one_line(text: str, limit: int = 60) -> str:
     """Return the beginning of a text, safe to show in one line."""
     piece = text[: limit * 2]
     clean = "".join(letter if letter.isprintable() else " " for letter in piece).strip()
@@ -104,9 +104,9 @@ class Record(NamedTuple):
     def sample(self, limit: int = 120) -> str:
         """Return how the row begins, on one line."""
         if not self.raw and self.value is not None:
-            return shortened(json.dumps(self.value, ensure_ascii=False, default=str)[: limit * 4], limit)
+            return one_line(json.dumps(self.value, ensure_ascii=False, default=str)[: limit * 4], limit)
         raw = self.raw[: limit * 4]
-        return shortened(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw, limit)
+        return one_line(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw, limit)
 
 
 def _text_length(value: Any) -> int:
@@ -123,7 +123,7 @@ def _text_length(value: Any) -> int:
     return length
 
 
-def place(row: int, line: int | None) -> str:
+def row_label(row: int, line: int | None) -> str:
     """Return where a row is in its source, for people, who count from 1."""
     return f"line {line:,}" if line is not None else f"row {row + 1:,}"
 
@@ -137,7 +137,7 @@ def describe_kind(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "not a number" if math.isnan(value) else "an infinite number"
     if isinstance(value, int | float):
-        return f"the number {shortened(str(value)[:40], 20)}"
+        return f"the number {one_line(str(value)[:40], 20)}"
     if isinstance(value, list | tuple):
         return "a list"
     return "an object" if isinstance(value, Mapping) else "text" if isinstance(value, str) else type(value).__name__
@@ -153,7 +153,7 @@ class SourceForm(NamedTuple):
     is_gzipped: bool = False
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The whole form for people."""
         encoding = "" if self.encoding == "utf-8" else f", {self.encoding.upper()}"
         return f"{self.label}{encoding}{', gzip' if self.is_gzipped else ''}"
@@ -169,7 +169,7 @@ class RowSource(ABC):
     @property
     def kind(self) -> str:
         """The form for people, such as "JSON Lines, gzip"."""
-        return self.form.words
+        return self.form.description
 
     @property
     @abstractmethod

@@ -29,7 +29,7 @@ class SourceOptions:
     streaming: bool = False  # read from the Hub row by row, for a preview, instead of fetching the dataset first
 
     def __post_init__(self) -> None:
-        if self.home is not None and (allowed := AllowedPaths.of(self.home)) is not None:
+        if self.home is not None and (allowed := AllowedPaths.for_home(self.home)) is not None:
             object.__setattr__(self, "access", DataAccess(allowed=allowed))
 
     @property

@@ -1,6 +1,6 @@
 """Plan which rows are trained on in which step, and which of them pass through the model together.
 
-The order is a function of a `RowOrder` and the epoch alone. A checkpoint pins it, so a resumed run finds its place by
+The order is a function of a `RowOrder` and the epoch alone. A checkpoint pins it, so a resumed run finds where it stopped by
 counting, on any device. Gradients of a step are summed over all its trained tokens; how its rows are divided into passes
 changes the speed and not the result.
 """
@@ -123,7 +123,7 @@ class EpochPlanner:
         self.steps_per_epoch = math.ceil(units / self._order.rows_per_step)
 
     def steps(self, epoch: int) -> Iterator[Step]:
-        """The steps of one epoch, counted from 0, in order; always `steps_per_epoch` of them."""
+        """Yield the steps of one epoch, counted from 0, in order; always `steps_per_epoch` of them."""
         return map(self._step, self.units(epoch))
 
     def units(self, epoch: int) -> list[list[tuple[int, ...]]]:
@@ -221,7 +221,7 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
     """Fill sequences of `max_length` tokens with whole rows: best fit, longest rows first.
 
     Args:
-        order: Numbers of the rows; among rows of one length, earlier ones are placed first.
+        order: Numbers of the rows; among rows of one length, earlier ones come first.
         lengths: Tokens of each row of the dataset.
         max_length: Tokens of a full sequence; no row is longer.
 
@@ -291,19 +291,19 @@ def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1)
     most_trained, sizes, planned = 0, set[int](), 0
     for epoch in range(left):
         for step in itertools.islice(planner.steps(epoch), left):
-            for one in step.passes:
-                tokens = tuple(length for row in one.rows for length in together[row]) * repeats
+            for forward_pass in step.passes:
+                tokens = tuple(length for row in forward_pass.rows for length in together[row]) * repeats
                 longest, total = max(tokens), sum(tokens)
                 size = -(-total // fills_up_to) if settings.batching == "joined" else len(tokens) * longest
-                largest = max(largest, (size, longest, tokens, one.rows))
-                most_trained = max(most_trained, sum(trained[row] for row in one.rows) * repeats)
+                largest = max(largest, (size, longest, tokens, forward_pass.rows))
+                most_trained = max(most_trained, sum(trained[row] for row in forward_pass.rows) * repeats)
                 sizes.add(size)
-                planned += len(one.rows)
+                planned += len(forward_pass.rows)
         left -= planner.steps_per_epoch
         if left <= 0 or planned >= _PLANNED_ROWS:
             break
-    held = [length for row in largest[-1] for length in sequences[row]] * repeats
-    return LargestPass(largest[2], most_trained, len(sizes), len(held), max(held))
+    sequence_lengths = [length for row in largest[-1] for length in sequences[row]] * repeats
+    return LargestPass(largest[2], most_trained, len(sizes), len(sequence_lengths), max(sequence_lengths))
 
 
 def _in_groups(values: Sequence[int], size: int) -> list[tuple[int, ...]]:

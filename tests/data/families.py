@@ -49,8 +49,8 @@ FAMILIES = (
 
 
 def family(name: str) -> Family:
-    """The family of that name."""
-    return next(one for one in FAMILIES if one.name == name)
+    """Return the family of that name."""
+    return next(member for member in FAMILIES if member.name == name)
 
 
 def template_text(file_name: str) -> str:
@@ -58,16 +58,16 @@ def template_text(file_name: str) -> str:
     return (files("trl") / "chat_templates" / file_name).read_text(encoding="utf-8")
 
 
-def tokenizer_of(one: Family, *, frozen: bool = True) -> ChatTokenizer:
+def tokenizer_of(member: Family, *, frozen: bool = True) -> ChatTokenizer:
     """A tokenizer of the family, as the loader hands it out; or as it is published."""
-    controls = [token for token in (one.eos, one.bos, one.pad, *one.controls) if token]
+    controls = [token for token in (member.eos, member.bos, member.pad, *member.controls) if token]
     tokenizer = bpe_tokenizer(tuple(dict.fromkeys(controls)))
-    tokenizer.eos_token = one.eos
-    if one.bos:
-        tokenizer.bos_token = one.bos
-    if one.pad:
-        tokenizer.pad_token = one.pad
-    tokenizer.chat_template = template_text(one.template)
+    tokenizer.eos_token = member.eos
+    if member.bos:
+        tokenizer.bos_token = member.bos
+    if member.pad:
+        tokenizer.pad_token = member.pad
+    tokenizer.chat_template = template_text(member.template)
     if frozen:
         freeze_template(tokenizer)
     return tokenizer
@@ -96,8 +96,8 @@ def sentencepiece_tokenizer():
     trained.normalizer = spaces
     trained.train_from_iterator([CORPUS] * 20, trainers.BpeTrainer(vocab_size=300, show_progress=False))
     learned = json.loads(trained.to_str())["model"]
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(tokens))}
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned["merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = spaces

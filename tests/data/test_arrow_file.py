@@ -57,7 +57,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_rows_are_what_was_written_from_every_place(tmp_path, name):
+def test_rows_are_what_was_written_from_any_row(tmp_path, name):
     source = open_file(WRITERS[name](tmp_path, pa.Table.from_pylist(ROWS, SCHEMA)))
 
     assert (source.kind, source.columns) == ("Arrow", ("messages", "label", "scores"))
@@ -136,9 +136,9 @@ def test_damage_anywhere_ends_in_an_error_or_in_rows(tmp_path, compression):
     draw = random.Random(7)
     damaged = tmp_path / "damaged.arrow"
     for _ in range(150):
-        changed = bytearray(data)
+        damaged_data = bytearray(data)
         for _ in range(draw.randint(1, 8)):
-            changed[draw.randrange(4, len(changed))] = draw.randrange(256)
-        damaged.write_bytes(changed)
+            damaged_data[draw.randrange(4, len(damaged_data))] = draw.randrange(256)
+        damaged.write_bytes(damaged_data)
         with contextlib.suppress(DatasetError):
             assert len(list(ArrowRows(damaged).records())) <= len(data)

@@ -24,12 +24,12 @@ def call(name, **arguments):
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
 
-def talk(asked, called, found, tools):
+def talk(question, calls, result, tools):
     return {
         "messages": [
-            {"role": "user", "content": asked},
-            {"role": "assistant", "content": "", "tool_calls": called},
-            {"role": "tool", "content": json.dumps(found), "name": called[0]["function"]["name"]},
+            {"role": "user", "content": question},
+            {"role": "assistant", "content": "", "tool_calls": calls},
+            {"role": "tool", "content": json.dumps(result), "name": calls[0]["function"]["name"]},
             {"role": "assistant", "content": "Done."},
         ],
         "tools": tools,
@@ -136,7 +136,7 @@ def test_columns_themselves_keep_their_nulls(tmp_path):
     ]
 
 
-def test_maps_and_lists_keep_their_empty_places():
+def test_maps_and_lists_keep_their_nulls():
     assert without_gaps([("a", None), ("b", {"x": None, "y": 1})]) == [("a", None), ("b", {"y": 1})]
     assert without_gaps([None, {"x": None}, []]) == [None, {}, []]
     assert without_gaps(None) is None
@@ -165,8 +165,8 @@ class CacheArguments(datasets.GeneratorBasedBuilder):
 @pytest.mark.parametrize("kind", ["json", "parquet"])
 def test_rows_from_the_hub_are_those_of_a_file_here(tmp_path, monkeypatch, kind, streaming):
     lines, table = write_both(tmp_path, ROWS)
-    kept = CacheArguments(kind, lines if kind == "json" else table, tmp_path / "cache")
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: kept)
+    builder = CacheArguments(kind, lines if kind == "json" else table, tmp_path / "cache")
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
 
     reader = DatasetReader(DatasetConfig(source="someone/data"), SourceOptions(streaming=streaming))
 
@@ -178,8 +178,8 @@ def test_what_a_file_on_the_hub_holds_as_json_keeps_its_own_nulls(tmp_path, monk
     path = tmp_path / "rows.jsonl"
     rows = [{"id": 1, "given": {"x": {"a": None}, "y": None}}, {"id": 2, "given": {"x": {"b": 1}, "y": 2}}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    kept = CacheArguments("json", path, tmp_path / "cache")
-    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: kept)
+    builder = CacheArguments("json", path, tmp_path / "cache")
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda *_, **__: builder)
 
     result = HubRows(DatasetConfig(source="someone/data"), streaming=streaming).records()
 

@@ -36,9 +36,9 @@ def test_counts_add_up_with_and_without_tokens(file):
     tokenizer = tokenizer_of(family("qwen2.5"))
 
     plain = check_dataset(config, SourceOptions())
-    counted = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 1024, "tiny"))
+    with_tokens = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 1024, "tiny"))
 
-    for report in (plain, counted):
+    for report in (plain, with_tokens):
         assert (report.rows, report.kept, report.dropped) == (55, 53, 2)
         assert [(p.row, p.line, p.kind) for p in report.problems] == [(53, 54, "empty"), (54, 55, "not_text")]
         assert report.problem_counts == {"empty": 1, "not_text": 1}
@@ -48,10 +48,10 @@ def test_counts_add_up_with_and_without_tokens(file):
         assert report.held_out_rows == 11
     assert plain.token_lengths is None
     assert plain.trained_tokens is None
-    assert counted.trained_tokens + counted.masked_tokens == counted.total_tokens
-    lengths = counted.token_lengths
+    assert with_tokens.trained_tokens + with_tokens.masked_tokens == with_tokens.total_tokens
+    lengths = with_tokens.token_lengths
     assert lengths.min <= lengths.p50 <= lengths.p95 <= lengths.max
-    assert sum(lengths.histogram.counts) == counted.sequences == 53
+    assert sum(lengths.histogram.counts) == with_tokens.sequences == 53
     assert len(lengths.histogram.edges) == len(lengths.histogram.counts) + 1
 
 
@@ -82,10 +82,10 @@ def test_percentiles_are_lengths_that_occur(tmp_path):
     report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, None))
 
     sorted_lengths = []
-    for one in rows:
+    for row_values in rows:
         messages = [
-            {"role": "user", "content": one["instruction"]},
-            {"role": "assistant", "content": one["output"]},
+            {"role": "user", "content": row_values["instruction"]},
+            {"role": "assistant", "content": row_values["output"]},
         ]
         sorted_lengths.append(len(tokenizer.apply_chat_template(messages)["input_ids"]))
     sorted_lengths.sort()
@@ -297,8 +297,8 @@ def test_lengths_are_those_of_the_rows_to_train_on_in_their_order_before_the_cut
     report, split, _ = finish(steps)
     uncut = check_dataset(config, SourceOptions(), renderer=Renderer(renderer.tokenizer, 1000, "tiny"))
 
-    kept = [one for number in split.train.tolist() for one in observations[number]]
-    assert report.row_lengths.tokens == tuple(one.uncut_tokens for one in kept)
+    train_sequences = [sequence for number in split.train.tolist() for sequence in observations[number]]
+    assert report.row_lengths.tokens == tuple(sequence.uncut_tokens for sequence in train_sequences)
     assert max(report.row_lengths.tokens) > 100
     assert report.row_lengths == uncut.row_lengths
     assert report.row_lengths.count == report.train_rows == 30

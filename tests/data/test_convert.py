@@ -160,8 +160,8 @@ def test_any_columns_can_be_mapped():
     assert convert(row, column_map={"prompt": "q", "completion": "a"}).completion_start == 1
     assert convert(row, format="text", column_map={"text": "a"}) == PlainText("Answer")
     talk = {"dialogue": [{"speaker": "human", "utterance": "1"}, {"speaker": "bing", "utterance": "2"}]}
-    mapped = {"conversations": "dialogue", "from": "speaker", "value": "utterance"}
-    assert texts_of(convert(talk, format="sharegpt", column_map=mapped)) == [("user", "1"), ("assistant", "2")]
+    mapping = {"conversations": "dialogue", "from": "speaker", "value": "utterance"}
+    assert texts_of(convert(talk, format="sharegpt", column_map=mapping)) == [("user", "1"), ("assistant", "2")]
 
 
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
@@ -205,8 +205,8 @@ PROBLEMS = {
 }
 
 
-@pytest.mark.parametrize(("row", "kind", "words"), PROBLEMS.values(), ids=PROBLEMS)
-def test_a_row_that_cannot_be_learned_from_reports_why(row, kind, words):
+@pytest.mark.parametrize(("row", "kind", "message"), PROBLEMS.values(), ids=PROBLEMS)
+def test_a_row_that_cannot_be_learned_from_reports_why(row, kind, message):
     names = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca", "text": "text"}
     format_ = next(format_ for column, format_ in names.items() if column in row)
 
@@ -214,7 +214,7 @@ def test_a_row_that_cannot_be_learned_from_reports_why(row, kind, words):
         convert(row, format=format_)
 
     assert problem.value.kind == kind
-    assert words in problem.value.problem
+    assert message in problem.value.problem
     assert "\n" not in problem.value.problem
 
 
@@ -241,12 +241,12 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("row", "kind", "words"), ODD.values(), ids=ODD)
-def test_what_is_only_odd_is_kept_and_told(row, kind, words):
+@pytest.mark.parametrize(("row", "kind", "message"), ODD.values(), ids=ODD)
+def test_what_is_only_odd_is_kept_and_told(row, kind, message):
     notices = convert(row).warnings()
 
     assert [notice[0] for notice in notices] == [kind]
-    assert words in notices[0][1]
+    assert message in notices[0][1]
 
 
 def test_nothing_is_odd_about_an_ordinary_conversation():

@@ -203,16 +203,16 @@ def test_a_mapping_makes_the_format():
 
 
 @pytest.mark.parametrize(
-    ("mapped", "words"),
+    ("mapping", "message"),
     [
         ({"nonsense": "q"}, "makes no format complete"),
         ({"instruction": "q"}, "makes no format complete"),
         ({"instruction": "q", "output": "not there"}, "'not there'"),
     ],
 )
-def test_a_mapping_that_cannot_work_reports_what_can(mapped, words):
-    with pytest.raises(DatasetError, match=words):
-        detect({"q": "a", "a": "b"}, column_map=mapped)
+def test_a_mapping_that_cannot_work_reports_what_can(mapping, message):
+    with pytest.raises(DatasetError, match=message):
+        detect({"q": "a", "a": "b"}, column_map=mapping)
 
 
 def test_a_role_mapped_to_no_column_is_left_out():

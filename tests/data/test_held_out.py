@@ -20,7 +20,7 @@ def tokenizer():
 @pytest.fixture
 def config(tmp_path) -> DatasetConfig:
     rows = [{"instruction": f"Question {number}?", "output": f"Answer {number}."} for number in range(60)]
-    rows[7] = {"instruction": "", "output": ""}  # left out, so places and row numbers differ
+    rows[7] = {"instruction": "", "output": ""}  # left out, so positions and row numbers differ
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return DatasetConfig(source=str(path), eval_fraction=0.2)

@@ -143,18 +143,18 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("where", ["opening", "fetching", "reading"])
-@pytest.mark.parametrize(("error", "words"), REFUSALS.values(), ids=REFUSALS)
-def test_what_the_hub_refuses_is_reported_in_two_sentences(hub, error, words, where):
+@pytest.mark.parametrize(("error", "message"), REFUSALS.values(), ids=REFUSALS)
+def test_what_the_hub_refuses_is_reported_in_two_sentences(hub, error, message, where):
     hub(error=error, error_in=where)
 
     options = SourceOptions(streaming=where == "reading")
     with pytest.raises(DatasetError) as refusal:
         DatasetReader(DatasetConfig(source="someone/data"), options)
 
-    assert words in refusal.value.what
+    assert message in refusal.value.what
     assert "\n" not in str(refusal.value)
     assert "/home/me" not in str(refusal.value)
-    assert ("cannot be reached" in refusal.value.what) == ("cannot be reached" in words)
+    assert ("cannot be reached" in refusal.value.what) == ("cannot be reached" in message)
 
 
 def test_offline_a_name_that_is_not_a_file_reports_both(monkeypatch):
@@ -192,8 +192,8 @@ def test_columns_with_pictures_are_left_out_and_said_to_be_at_any_depth(hub, str
         }
     )
     # Were they looked at, the path would be opened.
-    named = {"bytes": None, "path": "/nowhere/of/this/machine.png"}
-    rows = [{**row, "photo": named, "turns": [{"text": "x", "seen": [named]}]} for row in ROWS]
+    image = {"bytes": None, "path": "/nowhere/of/this/machine.png"}
+    rows = [{**row, "photo": image, "turns": [{"text": "x", "seen": [image]}]} for row in ROWS]
     fake = hub()
     data = datasets.Dataset.from_list(rows, features=features)
     fake.as_dataset = lambda split: data

@@ -72,11 +72,11 @@ def test_rows_with_more_turns_than_anybody_has_are_left_out():
 def test_what_a_row_becomes_counts_for_the_time_that_it_may_take(monkeypatch):
     allowed = []
 
-    def confined(size):
+    def record_size(size):
         allowed.append(size)
         return nullcontext()
 
-    monkeypatch.setattr("engine.data.render.tokenize.rendering_confined", confined)
+    monkeypatch.setattr("engine.data.render.tokenize.rendering_confined", record_size)
     talk = Conversation(tuple(Message(role, "word") for _ in range(50) for role in ("user", "assistant")))
 
     rendering = render_conversation(0, talk, tokenizer_named("qwen3"), RenderOptions(None))

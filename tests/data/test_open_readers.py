@@ -46,21 +46,21 @@ def test_pages_of_one_dataset_open_it_once_with_and_without_a_tokenizer(hub, rea
     renderer = Renderer(tokenizer_of(family("qwen2.5")), 1024)
 
     plain = readers.get(config, None)
-    counted = readers.get(config.model_copy(update={"eval_fraction": 0.3}), renderer)
+    with_tokens = readers.get(config.model_copy(update={"eval_fraction": 0.3}), renderer)
 
     assert opened_datasets(hub) == [("hf://datasets/someone/data", None, "abc")]
     for first in (0, 5):
         assert [row.record.row for row in islice(plain.rows(first), 3)] == [first, first + 1, first + 2]
         assert all(row.rendering is None for row in islice(plain.rows(first), 3))
-        assert all(row.rendering is not None for row in islice(counted.rows(first), 3))
+        assert all(row.rendering is not None for row in islice(with_tokens.rows(first), 3))
 
 
-@pytest.mark.parametrize("changed", [{"revision": "def"}, {"subset": "en"}, {"split": "test"}, {"train_on": "all"}])
-def test_another_revision_subset_split_or_reading_is_opened_by_itself(hub, readers, changed):
+@pytest.mark.parametrize("change", [{"revision": "def"}, {"subset": "en"}, {"split": "test"}, {"train_on": "all"}])
+def test_another_revision_subset_split_or_reading_is_opened_by_itself(hub, readers, change):
     config = DatasetConfig(source="someone/data", revision="abc")
     first = readers.get(config, None)
 
-    assert readers.get(config.model_copy(update=changed), None).parts is not first.parts
+    assert readers.get(config.model_copy(update=change), None).parts is not first.parts
     assert len(opened_datasets(hub)) == 2
 
 

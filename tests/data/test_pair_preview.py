@@ -64,17 +64,17 @@ def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(name, tmp_pat
     batches = StepBatches(data.train, setup)
     planned = batches.evaluation_passes()
 
-    for page_row, number in ((row, one.rows[0]) for one in planned for row in preview(config, tokenizer, CUT) if row.row == data.train[one.rows[0]].row):  # fmt: skip
-        (held,) = batches.tensors([one for one in planned if one.rows == (number,)])
+    for page_row, number in ((row, forward_pass.rows[0]) for forward_pass in planned for row in preview(config, tokenizer, CUT) if row.row == data.train[forward_pass.rows[0]].row):  # fmt: skip
+        (tensors,) = batches.tensors([forward_pass for forward_pass in planned if forward_pass.rows == (number,)])
         for side, view in enumerate(page_row.sequences):
             ids, labels = tokens_of(view)
-            mask = held.inputs["attention_mask"][side].bool()
-            assert held.inputs["input_ids"][side][mask].tolist() == ids
-            width = held.inputs["input_ids"].shape[1]
-            own = held.sequence_of == side
-            positions = (held.trained.positions[own] - side * width + 1).tolist()
-            assert [place for place, label in enumerate(labels) if label != IGNORED_LABEL] == positions
-            assert held.trained.targets[own].tolist() == [label for label in labels if label != IGNORED_LABEL]
+            mask = tensors.inputs["attention_mask"][side].bool()
+            assert tensors.inputs["input_ids"][side][mask].tolist() == ids
+            width = tensors.inputs["input_ids"].shape[1]
+            own = tensors.sequence_of == side
+            positions = (tensors.trained.positions[own] - side * width + 1).tolist()
+            assert [index for index, label in enumerate(labels) if label != IGNORED_LABEL] == positions
+            assert tensors.trained.targets[own].tolist() == [label for label in labels if label != IGNORED_LABEL]
             # The prompt is shown once: none of it is trained, and both sides have it.
             assert tokens_of(page_row.sequences[0])[0][: view.shared_tokens] == ids[: view.shared_tokens]
             assert set(labels[: view.shared_tokens]) == {IGNORED_LABEL}
@@ -103,7 +103,7 @@ def test_cut_tokens_are_shown_as_what_follows_the_rest(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("left", "right", "expected"),
     [
         ("a b c", "a x c", ("010", "010")),
         ("a b c", "a b c d", ("000", "0001")),
@@ -112,8 +112,8 @@ def test_cut_tokens_are_shown_as_what_follows_the_rest(tmp_path):
         ("", "a", ("", "1")),
     ],
 )
-def test_differing_tokens_are_marked_on_both_sides(one, other, expected):
-    numbers = [[ord(token) for token in text.split()] for text in (one, other)]
+def test_differing_tokens_are_marked_on_both_sides(left, right, expected):
+    numbers = [[ord(token) for token in text.split()] for text in (left, right)]
 
     marks = differing_tokens(*numbers)
 
@@ -123,10 +123,10 @@ def test_differing_tokens_are_marked_on_both_sides(one, other, expected):
 def test_answers_too_long_to_compare_differ_between_their_ends():
     middle = list(range(2000)), list(range(5000, 7000))
 
-    one, other = differing_tokens([1, *middle[0], 2], [1, *middle[1], 2])
+    left, right = differing_tokens([1, *middle[0], 2], [1, *middle[1], 2])
 
-    assert (one[0], one[-1], sum(one)) == (False, False, 2000)
-    assert (other[0], other[-1], sum(other)) == (False, False, 2000)
+    assert (left[0], left[-1], sum(left)) == (False, False, 2000)
+    assert (right[0], right[-1], sum(right)) == (False, False, 2000)
 
 
 TURN = {"role": "user", "content": "Which bird?"}
@@ -162,12 +162,12 @@ def test_every_line_of_a_list_of_malformed_pairs_is_reported_with_its_reason(tmp
 
     report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("qwen2.5")), 256))
 
-    reported = {problem.line: (problem.kind, problem.problem) for problem in report.problems}
+    problems = {problem.line: (problem.kind, problem.problem) for problem in report.problems}
     assert report.kept == len(sound)
-    assert reported.keys() == set(range(len(sound) + 1, len(sound) + 1 + len(MALFORMED)))
-    for line, (_, kind, words) in enumerate(MALFORMED, len(sound) + 1):
-        assert reported[line][0] == kind, (line, reported[line])
-        assert words in reported[line][1], (line, reported[line])
+    assert problems.keys() == set(range(len(sound) + 1, len(sound) + 1 + len(MALFORMED)))
+    for line, (_, kind, message) in enumerate(MALFORMED, len(sound) + 1):
+        assert problems[line][0] == kind, (line, problems[line])
+        assert message in problems[line][1], (line, problems[line])
 
 
 def test_pairs_that_contradict_one_another_are_named_with_their_rows(tmp_path):
@@ -193,7 +193,7 @@ def test_differences_in_length_are_counted_around_zero(longer, shorter, tmp_path
     assert sum(counts) == lengths.pairs == 7
     assert lengths.median == len(longer) - len(shorter)
     assert edges[0] + edges[-1] == 1, "as far to one side as to the other; the upper end is not in the bin"
-    zero = next(place for place, edge in enumerate(edges) if edge > 0) - 1
+    zero = next(index for index, edge in enumerate(edges) if edge > 0) - 1
     assert edges[zero] <= 0 < edges[zero + 1]
     assert sum(counts[zero + 1 :]) == (6 if longer != "ab" else 0)
     assert len({upper - lower for lower, upper in itertools.pairwise(edges)}) == 1

@@ -94,7 +94,7 @@ def rows_of(path, first_row=0):
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dictionary": False}, {"data_page_version": "2.0"}], ids=str)
-def test_rows_are_what_was_written_from_every_place(tmp_path, options):
+def test_rows_are_what_was_written_from_any_row(tmp_path, options):
     rows: list[Any] = [
         {
             "text": f"row {number} " * (number % 50),
@@ -137,11 +137,11 @@ def test_shared_values_are_measured_and_read_as_if_each_row_had_its_own(tmp_path
     assert records[2].value == {"m": ["x" * MIB]}
 
 
-@pytest.mark.parametrize("place", range(4, 60, 3))
-def test_a_damaged_page_is_a_damaged_file(tmp_path, place):
+@pytest.mark.parametrize("offset", range(4, 60, 3))
+def test_a_damaged_page_is_a_damaged_file(tmp_path, offset):
     path = write(tmp_path / "rows.parquet", pa.table({"text": ["a", "b", "c"]}))
     data = bytearray(path.read_bytes())
-    data[place : place + 4] = b"\xff\xff\xff\xff"
+    data[offset : offset + 4] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
 
     with contextlib.suppress(DatasetError):  # any other error, or a row too few, is the test's
@@ -156,12 +156,12 @@ def test_parquet_inside_gzip_is_read_alone_and_in_a_folder(tmp_path, home):
     (folder / "two.parquet").write_bytes(inside)
 
     for options in (SourceOptions(), SourceOptions(home=home)):
-        one = open_source(DatasetConfig(source=str(folder / "one.parquet.gz")), options)
+        single = open_source(DatasetConfig(source=str(folder / "one.parquet.gz")), options)
         both = open_source(DatasetConfig(source=str(folder)), options)
 
-        assert one.kind == "Parquet, gzip"
-        assert one.name == "one.parquet.gz"
-        assert [record.value["text"] for record in one.records(1)] == ["b", "c"]
+        assert single.kind == "Parquet, gzip"
+        assert single.name == "one.parquet.gz"
+        assert [record.value["text"] for record in single.records(1)] == ["b", "c"]
         assert [record.row for record in both.records()] == list(range(6))
 
 
@@ -179,7 +179,7 @@ def test_what_was_unpacked_goes_with_its_reader(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("make", "words"),
+    ("make", "message"),
     [
         (lambda whole: gzip.compress(whole)[:-20], "is damaged"),
         (lambda whole: gzip.compress(whole[:-10]), "cut off or damaged"),
@@ -188,14 +188,14 @@ def test_what_was_unpacked_goes_with_its_reader(tmp_path, monkeypatch):
     ],
     ids=["broken gzip", "broken inside", "bomb", "text"],
 )
-def test_gzip_that_holds_no_good_parquet_is_refused_and_leaves_nothing(tmp_path, monkeypatch, make, words):
+def test_gzip_that_holds_no_good_parquet_is_refused_and_leaves_nothing(tmp_path, monkeypatch, make, message):
     left = tmp_path / "temporary"
     left.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(left))
     path = tmp_path / "rows.parquet.gz"
     path.write_bytes(make(write(tmp_path / "x.parquet", pa.table({"text": ["a"] * 2000})).read_bytes()))
 
-    with pytest.raises(DatasetError, match=words):
+    with pytest.raises(DatasetError, match=message):
         open_source(DatasetConfig(source=str(path)), SourceOptions())
 
     assert list(left.iterdir()) == []

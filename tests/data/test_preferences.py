@@ -66,8 +66,8 @@ def test_pairs_are_recognized_in_all_their_styles(row, format_):
     assert pair.prompt[-1] == Message("user", pair.prompt[-1].content)
     assert pair.prompt[-1].content.strip().removesuffix(" A") == "Which bird?"  # cut where the two begin to differ
     assert len(pair.prompt) == (3 if detection.format == "hh" else 1)
-    words = [pair.chosen[0].content.split()[-1], pair.rejected[0].content.split()[-1]]
-    assert words == ["heron.", "fish."]
+    last_words = [pair.chosen[0].content.split()[-1], pair.rejected[0].content.split()[-1]]
+    assert last_words == ["heron.", "fish."]
 
 
 RATINGS = {
@@ -80,11 +80,11 @@ RATINGS = {
 
 @pytest.mark.parametrize("row", RATINGS.values(), ids=RATINGS)
 def test_rated_answers_are_recognized(row):
-    rated = convert_row(row)
+    completion = convert_row(row)
 
-    assert isinstance(rated, LabeledCompletion)
-    assert not rated.desirable
-    assert [turn.content for turn in rated.messages[rated.completion_start :]] == ["A fish."]
+    assert isinstance(completion, LabeledCompletion)
+    assert not completion.desirable
+    assert [turn.content for turn in completion.messages[completion.completion_start :]] == ["A fish."]
 
 
 def test_labels_that_are_classes_are_not_ratings():
@@ -215,7 +215,7 @@ def test_pairs_of_one_prompt_are_on_one_side_of_the_split(tmp_path, tokenizer, h
     assert len(prepared_data.held_out) == 12
 
 
-@pytest.mark.parametrize("name", [one.name for one in FAMILIES])
+@pytest.mark.parametrize("name", [member.name for member in FAMILIES])
 def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_path, home):
     tokenizer = tokenizer_of(family(name))
     rows = [{"prompt": f"Which bird {n}?", "chosen": "A heron.", "rejected": "A fish it is."} for n in range(4)]
@@ -223,16 +223,19 @@ def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_pat
 
     data = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["orpo"])
 
-    shown = [row.rendering.rows for row in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 256)).rows()]
-    for pair, (chosen, rejected) in zip(data.train, shown, strict=True):
+    renderings = [row.rendering.rows for row in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 256)).rows()]
+    for pair, (chosen, rejected) in zip(data.train, renderings, strict=True):
         assert pair.rejected is not None
         assert (pair.input_ids, pair.labels) == (chosen.input_ids, chosen.labels)
         assert (pair.rejected.input_ids, pair.rejected.labels) == (rejected.input_ids, rejected.labels)
         starts = [
-            next(i for i, label in enumerate(one.labels) if label != IGNORED_LABEL) for one in (pair, pair.rejected)
+            next(i for i, label in enumerate(sequence.labels) if label != IGNORED_LABEL)
+            for sequence in (pair, pair.rejected)
         ]
         assert pair.input_ids[: starts[0]] == pair.rejected.input_ids[: starts[1]]
-        trained = [tokenizer.decode([i for i in one.labels if i != IGNORED_LABEL]) for one in (pair, pair.rejected)]
+        trained = [
+            tokenizer.decode([i for i in sequence.labels if i != IGNORED_LABEL]) for sequence in (pair, pair.rejected)
+        ]
         assert "heron" in trained[0]
         assert "fish" in trained[1]
     assert data.train.lengths() == [pair.length for pair in data.train]
@@ -260,10 +263,10 @@ def test_an_objective_refuses_rows_that_it_does_not_learn_from(tmp_path, tokeniz
 
     with pytest.raises(
         DatasetError, match=r"pairs of a chosen and a rejected answer; training\.objective sft"
-    ) as refused:
+    ) as refusal:
         prepare_dataset(pairs, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["sft"])
 
-    assert "dpo or orpo" in refused.value.fix
+    assert "dpo or orpo" in refusal.value.fix
 
 
 def test_where_losses_are_measured_a_pair_is_its_chosen_answer(tmp_path, tokenizer, home):

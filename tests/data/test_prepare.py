@@ -42,13 +42,13 @@ def test_the_trainer_gets_the_tokens_that_every_other_view_shows(file, home, tok
     config = DatasetConfig(source=str(file), eval_fraction=0.25)
     data = prepare_dataset(config, seed=1, max_length=512, tokenizer=tokenizer, home=home)
 
-    shown = {}
-    for examined in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 512)).rows():
-        for sequence in examined.rendering.rows if examined.rendering else ():
-            shown[sequence.row, sequence.part] = (sequence.input_ids, sequence.labels)
+    views = {}
+    for dataset_row in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 512)).rows():
+        for sequence in dataset_row.rendering.rows if dataset_row.rendering else ():
+            views[sequence.row, sequence.part] = (sequence.input_ids, sequence.labels)
     rows = [*data.train, *data.held_out]
-    assert {(row.row, row.part): (row.input_ids, row.labels) for row in rows} == shown
-    assert len(rows) == len(shown) == data.report.sequences == 40  # two for each row: Qwen3 rewrites earlier turns
+    assert {(row.row, row.part): (row.input_ids, row.labels) for row in rows} == views
+    assert len(rows) == len(views) == data.report.sequences == 40  # two for each row: Qwen3 rewrites earlier turns
     assert sum(len(row.input_ids) for row in rows) == data.report.total_tokens
     assert sum(row.trained_tokens for row in rows) == data.report.trained_tokens
     assert data.train.trained_tokens == sum(row.trained_tokens for row in data.train)

@@ -65,7 +65,7 @@ def at_every_row(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "utf16.jsonl", "many"])
-def test_any_place_of_any_kind_of_file_can_be_shown_before_and_after_it_is_indexed(files, home, name):
+def test_any_row_of_any_kind_of_file_can_be_shown_before_and_after_it_is_indexed(files, home, name):
     for _ in range(2):
         for first_row in (0, 2, STRIDE - 1, 4 * STRIDE + 5, COUNT - 2):
             reader = open_reader(files / name, home)
@@ -88,7 +88,7 @@ def test_a_page_beyond_the_end_is_empty(files, home):
     assert rows.next_row is None
 
 
-def test_search_finds_rows_in_any_case_from_a_place_on(files):
+def test_search_finds_rows_in_any_case_from_a_row_on(files):
     reader = open_reader(files / "rows.jsonl")
 
     first = page(reader, search="ANSWER 12", count=2)
@@ -114,12 +114,12 @@ def test_search_gives_its_turn_away(files, monkeypatch):
 
 def find_texts(reader, text, after_row):
     """Where a search ended, and the steps that it took."""
-    steps, taken = search_rows(reader, text, after_row), []
+    steps, progress = search_rows(reader, text, after_row), []
     while True:
         try:
-            taken.append(next(steps))
+            progress.append(next(steps))
         except StopIteration as end:
-            return end.value, taken
+            return end.value, progress
 
 
 def test_a_search_continues_from_the_top_and_ends_where_it_began(files, monkeypatch):
@@ -189,7 +189,7 @@ def test_a_brief_page_counts_tokens_and_sends_none(files):
 def test_a_page_shows_which_turns_are_learned(tmp_path, train_on, learned):
     turns = [("assistant", "Hello!"), ("user", "Why?"), ("assistant", "So."), ("user", "How?"), ("assistant", "Thus.")]
     path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"messages": [{"role": role, "content": words} for role, words in turns]}))
+    path.write_text(json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}))
 
     (row,) = page(open_reader(path, train_on=train_on)).rows
 
@@ -210,7 +210,7 @@ def test_a_jump_reads_no_more_than_a_stride_once_the_file_is_indexed(files, home
     monkeypatch.setattr(
         reader.parts[0].source._reader,
         "read",
-        lambda start, wanted: (parsed.append(record) or record for record in original(start, wanted)),
+        lambda start, rows: (parsed.append(record) or record for record in original(start, rows)),
     )
 
     page(reader, first_row=COUNT - 5, count=2)
@@ -261,12 +261,12 @@ def unpacked_bytes(monkeypatch) -> list[int]:
     sizes = []
     original = unpacked_pieces
 
-    def counted(*arguments):
+    def count_pieces(*arguments):
         for piece in original(*arguments):
             sizes.append(len(piece))
             yield piece
 
-    monkeypatch.setattr(text_stream, "unpacked_pieces", counted)
+    monkeypatch.setattr(text_stream, "unpacked_pieces", count_pieces)
     return sizes
 
 
@@ -290,7 +290,7 @@ def test_rows_of_a_gzipped_file_come_from_one_pass(files, home, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "utf16.jsonl", "many"])
-def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_are_named(files, home, name):
+def test_chosen_rows_are_found_in_any_kind_of_file_and_missing_ones_are_named(files, home, name):
     for _ in range(2):
         reader = open_reader(files / name, home, mix={str(files / "rows.csv"): 1.0})
         expected = (COUNT + 8, 4 * STRIDE + 5, 7, COUNT - 1, 7, 2 * COUNT - 1)

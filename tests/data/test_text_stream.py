@@ -51,7 +51,7 @@ def test_bare_carriage_returns_end_lines_where_nothing_else_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (pickle.dumps([1]), "pickle"),
         (pickle.dumps([1], protocol=2), "pickle"),
@@ -63,14 +63,14 @@ def test_bare_carriage_returns_end_lines_where_nothing_else_does(tmp_path):
         (b"PAR1" + b"x" * 20, None),
     ],
 )
-def test_files_of_other_kinds_are_named_and_refused(tmp_path, data, words):
+def test_files_of_other_kinds_are_named_and_refused(tmp_path, data, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(data)
-    if words is None:
+    if message is None:
         TextStream(path)  # Parquet has a reader of its own
         return
 
-    with pytest.raises(DatasetError, match=words):
+    with pytest.raises(DatasetError, match=message):
         TextStream(path)
 
 
@@ -87,9 +87,9 @@ def test_a_decompression_bomb_is_stopped_early(tmp_path):
     with gzip.open(path, "wb") as file:
         for _ in range(200):
             file.write(b"\0" * (1 << 20))
-    produced: list[int] = []
+    chunk_sizes: list[int] = []
 
     with pytest.raises(DatasetError, match="200-fold"):
-        produced.extend(len(chunk) for chunk in TextStream(path).chunks())
+        chunk_sizes.extend(len(chunk) for chunk in TextStream(path).chunks())
 
-    assert sum(produced) <= 65 << 20
+    assert sum(chunk_sizes) <= 65 << 20

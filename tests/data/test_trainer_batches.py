@@ -42,13 +42,13 @@ ROWS: dict[str, list[Any]] = {
     ],
     "sharegpt": [
         *(
-            {"conversations": [{"from": SHAREGPT_ROLES[role], "value": f"{said} {n}"} for role, said in TURNS]}
+            {"conversations": [{"from": SHAREGPT_ROLES[role], "value": f"{text} {n}"} for role, text in TURNS]}
             for n in range(4)
         ),
         {"conversations": CALLS, "tools": TOOLS},
     ],
     "messages": [
-        {"messages": [{"role": role, "content": f"{said} {n}"} for role, said in TURNS[: 3 + 2 * (n % 2)]]}
+        {"messages": [{"role": role, "content": f"{text} {n}"} for role, text in TURNS[: 3 + 2 * (n % 2)]]}
         for n in range(5)
     ],
     "prompt_completion": [{"prompt": f"Ask {n}", "completion": "\n Answer " * n} for n in range(1, 6)],
@@ -119,20 +119,24 @@ def trainer_of(tmp_path_factory):
     return build
 
 
-def rows_in(one) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+def rows_in(pass_tensors) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     """Take the tensors of one pass apart again: (input_ids, labels) of each row in it."""
-    input_ids = one.inputs["input_ids"]
+    input_ids = pass_tensors.inputs["input_ids"]
     labels = [IGNORED_LABEL] * input_ids.numel()
-    for position, target in zip(one.trained.positions.tolist(), one.trained.targets.tolist(), strict=True):
+    for position, target in zip(
+        pass_tensors.trained.positions.tolist(), pass_tensors.trained.targets.tolist(), strict=True
+    ):
         labels[position + 1] = target
-    if "attention_mask" in one.inputs:
+    if "attention_mask" in pass_tensors.inputs:
         starts = [number * input_ids.shape[1] for number in range(input_ids.shape[0])]
-        ends = [start + int(mask.sum()) for start, mask in zip(starts, one.inputs["attention_mask"], strict=True)]
+        ends = [
+            start + int(mask.sum()) for start, mask in zip(starts, pass_tensors.inputs["attention_mask"], strict=True)
+        ]
     else:
-        positions = one.inputs["position_ids"].flatten().tolist()
+        positions = pass_tensors.inputs["position_ids"].flatten().tolist()
         starts = [index for index, position in enumerate(positions) if position == 0]
         ends = [*starts[1:], len(positions)]
-        rows = [(start, end) for start, end in zip(starts, ends, strict=True) if start < one.tokens]
+        rows = [(start, end) for start, end in zip(starts, ends, strict=True) if start < pass_tensors.tokens]
         starts, ends = [start for start, _ in rows], [end for _, end in rows]  # what follows only fills up
     flat = input_ids.flatten().tolist()
     return [(tuple(flat[start:end]), tuple(labels[start:end])) for start, end in zip(starts, ends, strict=True)]
@@ -140,9 +144,9 @@ def rows_in(one) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 @pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("batch", BATCHES.values(), ids=BATCHES)
-@pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
-def test_the_loader_gives_what_render_shows_of_every_format(one, batch, files, home, trainer_of):
-    tokenizer = tokenizer_of(one)
+@pytest.mark.parametrize("member", FAMILIES, ids=lambda member: member.name)
+def test_the_loader_gives_what_render_shows_of_every_format(member, batch, files, home, trainer_of):
+    tokenizer = tokenizer_of(member)
     first, *others = files.values()
     config = config_from_mapping(
         {
@@ -162,18 +166,18 @@ def test_the_loader_gives_what_render_shows_of_every_format(one, batch, files, h
     )
 
     loader = trainer_of(config, tokenizer, data, batch).get_train_dataloader()
-    drawn = Counter(row for step in loader for one_pass in step.passes for row in rows_in(one_pass))
+    loader_rows = Counter(row for step in loader for forward_pass in step.passes for row in rows_in(forward_pass))
 
     reader = DatasetReader(config.dataset, SourceOptions(), Renderer(tokenizer, MAX_LENGTH))
-    shown = {}
-    for examined in reader.rows():
-        assert examined.rendering is not None, examined.problem
-        for sequence in examined.rendering.rows:
-            shown[sequence.row, sequence.part] = (tuple(sequence.input_ids), tuple(sequence.labels))
-        if isinstance(examined.example, Conversation):
-            check_prompts(examined.example, examined.rendering.rows, tokenizer)
+    views = {}
+    for dataset_row in reader.rows():
+        assert dataset_row.rendering is not None, dataset_row.problem
+        for sequence in dataset_row.rendering.rows:
+            views[sequence.row, sequence.part] = (tuple(sequence.input_ids), tuple(sequence.labels))
+        if isinstance(dataset_row.example, Conversation):
+            check_prompts(dataset_row.example, dataset_row.rendering.rows, tokenizer)
     held_out = {(row.row, row.part) for row in data.held_out}
-    assert drawn == Counter(row for key, row in shown.items() if key not in held_out)
+    assert loader_rows == Counter(row for key, row in views.items() if key not in held_out)
     assert held_out
     assert [part.format for part in data.report.parts] == list(ROWS)
 

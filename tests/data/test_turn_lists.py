@@ -86,7 +86,7 @@ def test_a_history_may_stand_in_a_cell(tmp_path):
     assert fourth == "history is not a list of question and answer pairs"
 
 
-def test_turns_as_python_prints_them_are_a_problem_of_each_row_and_never_text_to_learn(tmp_path):
+def test_turns_as_python_prints_them_are_a_problem_of_each_row_and_never_text(tmp_path):
     alone = write_csv(tmp_path / "alone.csv", {"messages": str(TURNS)})
     other = write_csv(tmp_path / "other.csv", {"chat": str(TURNS)})
     mixed = write_csv(tmp_path / "mixed.csv", {"messages": json.dumps(TURNS)}, {"messages": str(TURNS)})

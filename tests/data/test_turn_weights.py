@@ -33,11 +33,14 @@ def learned_text(conversation: Conversation, tokenizer, options=ALL) -> str:
     [(0, False), (0.0, False), (False, False), (1, True), (1.0, True), (None, True), (math.nan, True), ("none", True)],
 )
 @pytest.mark.parametrize(
-    ("speaker", "words", "assistant"), [("role", "content", "assistant"), ("from", "value", "gpt")]
+    ("role_field", "content_field", "assistant"), [("role", "content", "assistant"), ("from", "value", "gpt")]
 )
-def test_a_weight_says_whether_a_turn_is_learned(weight, is_trained, speaker, words, assistant):
-    turns = [{speaker: "user", words: "Hi"}, {speaker: assistant, words: "Hello", "weight": weight}]
-    column = "messages" if speaker == "role" else "conversations"
+def test_a_weight_says_whether_a_turn_is_learned(weight, is_trained, role_field, content_field, assistant):
+    turns = [
+        {role_field: "user", content_field: "Hi"},
+        {role_field: assistant, content_field: "Hello", "weight": weight},
+    ]
+    column = "messages" if role_field == "role" else "conversations"
 
     assert [message.is_trained for message in convert({column: turns}).messages] == [True, is_trained]
 
@@ -53,9 +56,9 @@ def test_a_weight_between_is_refused_with_its_turn():
 
     with pytest.raises(
         RowProblemError, match=r"turn 2 has the weight 0\.5; 1 is trained, and 0 is context only"
-    ) as refused:
+    ) as refusal:
         convert({"messages": turns})
-    assert refused.value.kind == "weight"
+    assert refusal.value.kind == "weight"
 
 
 def test_words_and_a_call_of_another_weight_stay_apart():
@@ -105,9 +108,9 @@ def test_turns_that_a_template_makes_one_are_not_learned_with_one_that_is_not():
 def test_calls_that_a_template_takes_one_by_one_keep_the_weight_of_their_turn():
     abilities = replace(abilities_of(tokenizer_of(FAMILIES[1])), tool_calls=True, parallel_calls=False)
     calls = WITH_TOOLS.messages[1].tool_calls * 2
-    asked = replace(WITH_TOOLS, messages=(Message("user", "Hi"), Message("assistant", tool_calls=calls)))
+    conversation = replace(WITH_TOOLS, messages=(Message("user", "Hi"), Message("assistant", tool_calls=calls)))
 
-    split = adapt_to_template(with_unlearned(asked, 1), abilities).messages
+    split = adapt_to_template(with_unlearned(conversation, 1), abilities).messages
     assert [message.is_trained for message in split] == [True, False, False]
 
 

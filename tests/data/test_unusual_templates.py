@@ -32,7 +32,7 @@ MOVING_SYSTEM = (
 )
 
 
-def test_a_template_that_moves_the_system_prompt_to_the_last_turn_gets_a_sequence_for_each():
+def test_a_template_that_moves_the_system_prompt_gets_a_sequence_for_each_turn():
     tokenizer = tokenizer_of(family("qwen2.5"))
     tokenizer.chat_template = MOVING_SYSTEM
     conversation = CONVERSATIONS["a system turn"]
@@ -42,9 +42,9 @@ def test_a_template_that_moves_the_system_prompt_to_the_last_turn_gets_a_sequenc
     assert [len(spans(row)) for row in rows] == [1, 1, 1]
     assert "[INST] Answer in one word. One?[/INST]" in rows[0].text
     assert "[INST] One?[/INST]" in rows[1].text
-    for row, asked in zip(rows, (2, 4, 6), strict=True):
+    for row, turn_count in zip(rows, (2, 4, 6), strict=True):
         ((start, _),) = spans(row)
-        assert row.input_ids[:start] == prompt_ids(conversation.messages[:asked], tokenizer)
+        assert row.input_ids[:start] == prompt_ids(conversation.messages[:turn_count], tokenizer)
 
 
 def test_a_template_that_ends_no_turn_gets_eos_to_learn():
@@ -157,15 +157,15 @@ def test_a_tokenizer_that_adds_eos_by_itself_adds_no_second_one():
 def test_turns_far_beyond_the_cut_cost_no_time_and_are_counted_as_lost(name):
     tokenizer: Any = tokenizer_of(family(name))
     talk_of = lambda count: talk(*(f"{number} what does it do" for number in range(2 * count)))  # noqa: E731
-    rendered = []
+    renderings = []
     apply = tokenizer.apply_chat_template
-    tokenizer.apply_chat_template = lambda *args, **kwargs: rendered.append(1) or apply(*args, **kwargs)
+    tokenizer.apply_chat_template = lambda *args, **kwargs: renderings.append(1) or apply(*args, **kwargs)
 
     short = render_conversation(0, talk_of(40), tokenizer, RenderOptions(300)).rows
-    needed = len(rendered)
+    needed = len(renderings)
     long = render_conversation(0, talk_of(2000), tokenizer, RenderOptions(300)).rows
 
-    assert len(rendered) - needed <= 100
+    assert len(renderings) - needed <= 100
     assert [(row.input_ids, row.labels) for row in long] == [(row.input_ids, row.labels) for row in short]
-    lost = sum(row.lost_trained_tokens for row in long)
-    assert lost > 10 * sum(row.lost_trained_tokens for row in short) > 0
+    lost_tokens = sum(row.lost_trained_tokens for row in long)
+    assert lost_tokens > 10 * sum(row.lost_trained_tokens for row in short) > 0

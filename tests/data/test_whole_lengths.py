@@ -22,12 +22,12 @@ BEYOND_THE_FIRST_ANSWER = (5, 150, 900)
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {one.name: tokenizer_of(one) for one in FAMILIES} | {"llama2": sentencepiece_tokenizer()}
+    return {member.name: tokenizer_of(member) for member in FAMILIES} | {"llama2": sentencepiece_tokenizer()}
 
 
 @pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("beyond", BEYOND_THE_FIRST_ANSWER)
-@pytest.mark.parametrize("name", [*(one.name for one in FAMILIES), "llama2"])
+@pytest.mark.parametrize("name", [*(member.name for member in FAMILIES), "llama2"])
 def test_the_length_before_the_cut_is_that_without_one(tokenizers, name, beyond):
     (first,) = render_conversation(0, Conversation(LONG.messages[:2]), tokenizers[name], ALL).rows
     cut = len(first.input_ids) + beyond
@@ -67,9 +67,9 @@ def test_turns_that_left_no_sequence_count_where_none_lies_beyond_what_was_looke
 
 def test_a_turn_far_beyond_the_cut_that_the_template_refuses_costs_no_row(tokenizers):
     tokenizer = tokenizers["gemma"]
-    refused = Conversation((*LONG.messages[:-1], Message("tool", "no call"), Message("assistant", "An answer.")))
+    conversation = Conversation((*LONG.messages[:-1], Message("tool", "no call"), Message("assistant", "An answer.")))
 
-    (row,) = render_conversation(0, refused, tokenizer, RenderOptions(100)).rows
+    (row,) = render_conversation(0, conversation, tokenizer, RenderOptions(100)).rows
 
     assert row.input_ids == render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows[0].input_ids
     assert row.uncut_tokens > 500

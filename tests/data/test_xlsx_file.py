@@ -76,7 +76,7 @@ def test_rows_are_text_and_have_their_numbers_of_the_sheet(tmp_path):
     assert list(row.value.values()) == ["2025-01-02 03:04:00", "2025-01-02", "TRUE", "0.5", "3"]
 
 
-def test_rows_are_read_from_every_place(tmp_path):
+def test_rows_are_read_from_any_row(tmp_path):
     source = open_file(save(tmp_path / "rows.xlsx", TABLE))
 
     assert [record.row for record in source.records(397) if record] == [397, 398, 399]

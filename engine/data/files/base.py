@@ -24,7 +24,7 @@ class TextStart(NamedTuple):
 
     stream: TextStream
     head: bytes  # without leading white space
-    named: "type[TextReader] | type[BinaryRows] | None"  # the kind that the ending of its name means
+    kind_by_name: "type[TextReader] | type[BinaryRows] | None"  # the kind that the ending of its name means
 
 
 class TextReader(ABC):
@@ -43,10 +43,10 @@ class TextReader(ABC):
         """Return the reader of a file of this kind; None for any other."""
 
     @abstractmethod
-    def read(self, start: Position, wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+    def read(self, start: Position, rows: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         """Yield rows from `start` on; `Position(0, 1, 0)` is the beginning of the file.
 
-        Rows that are not wanted may come without their value.
+        Rows other than `rows` may come without their value.
         """
 
 
@@ -99,8 +99,8 @@ class RowIndex(BaseModel):
 
     def nearest(self, row: int) -> Position:
         """Return the last known position at or before `row`."""
-        place = min(row // STRIDE, len(self.positions) - 1)
-        return self.positions[place] if place >= 0 else Position(0, 1, 0)
+        index = min(row // STRIDE, len(self.positions) - 1)
+        return self.positions[index] if index >= 0 else Position(0, 1, 0)
 
     def saw(self, position: Position) -> None:
         """Record a row that was read, in order; rows that are known already change nothing."""
@@ -155,16 +155,16 @@ class TextFileRows(RowSource):
             else:
                 return
 
-    def _read(self, start: Position, wanted: Container[int]) -> Iterator[Record]:
+    def _read(self, start: Position, rows: Container[int]) -> Iterator[Record]:
         """Read rows from `start` on, and record their positions, and their number at the end."""
-        rows = start.row
-        for record in self._reader.read(start, wanted):
+        end = start.row
+        for record in self._reader.read(start, rows):
             if record.row % STRIDE == 0:
                 self._index.saw(Position(record.row, record.line or 1, record.offset))
             yield record
-            rows = record.row + 1
+            end = record.row + 1
         if self.total_rows is None:
-            self._index.total_rows = rows
+            self._index.total_rows = end
             write_cached(self._index_file, self._index)
 
     def fingerprint(self) -> str:
@@ -190,7 +190,7 @@ class PlainTextReader(TextReader):
     def recognize(cls, start: TextStart) -> "PlainTextReader":
         return cls(start.stream)
 
-    def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+    def read(self, start: Position, _rows: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         row = start.row
         lines: list[Line] = []
         size_bytes = 0

@@ -132,7 +132,7 @@ class ArrowRows(ColumnarRows):
         super().__init__(path, unpacked)
         with self._errors_explained(), self._open() as (reader, _):
             self.columns = tuple(reader.schema.names)
-            if hasattr(reader, "count_rows"):  # the file has the places of its batches
+            if hasattr(reader, "count_rows"):  # the file lists its batches
                 self.total_rows = reader.count_rows()
 
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:

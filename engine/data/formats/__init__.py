@@ -169,46 +169,48 @@ def _fitting(detection: Detection, rows: Sequence[Mapping[str, Any]]) -> int:
     return sum(all(name in row for name in needed) for row in rows)
 
 
-def _from_mapping(names: Sequence[str], mapped: Mapping[str, str]) -> Detection:
+def _from_mapping(names: Sequence[str], mapping: Mapping[str, str]) -> Detection:
     for format_ in FORMATS.values():
         required = set(format_.required)
-        if required <= set(mapped) | set(names) and required & set(mapped):
-            return _detection_of(format_, names, mapped, f"your mapping names the columns of {_words(format_)}")
+        if required <= set(mapping) | set(names) and required & set(mapping):
+            return _detection_of(
+                format_, names, mapping, f"your mapping names the columns of {_readable_name(format_)}"
+            )
     raise DatasetError(
-        f"The mapping of {_join_names(list(mapped))} makes no format complete.",
+        f"The mapping of {_join_names(list(mapping))} makes no format complete.",
         f"Map to the columns of one format; the names to map are {', '.join(sorted(_ROLES))}.",
     )
 
 
-def _detection_of(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str], reason: str) -> Detection:
+def _detection_of(format_: DataFormat, names: Sequence[str], mapping: Mapping[str, str], reason: str) -> Detection:
     roles = {column.role for column in format_.columns} | set(TURN_FIELDS)
-    unknown = [role for role in mapped if role not in roles]
+    unknown = [role for role in mapping if role not in roles]
     if unknown:
         raise DatasetError(
-            f"The mapping names {_join_names(unknown)}, which {_words(format_)} does not have.",
+            f"The mapping names {_join_names(unknown)}, which {_readable_name(format_)} does not have.",
             f"Map {', '.join(column.role for column in format_.columns)}.",
         )
-    named = [column for role, column in mapped.items() if role not in TURN_FIELDS and column]
-    absent = [column for column in named if column not in names]
+    mapped_columns = [column for role, column in mapping.items() if role not in TURN_FIELDS and column]
+    absent = [column for column in mapped_columns if column not in names]
     if absent:
         raise DatasetError(
             f"The mapping names the column {_join_names(absent)}; this dataset has {_join_names(names)}.",
             "Correct the name, which must be exact.",
         )
-    found = _exact_and_plain(names)
-    columns = {column.role: found[column.role] for column in format_.columns if column.role in found}
+    exact_names = _exact_and_plain(names)
+    columns = {column.role: exact_names[column.role] for column in format_.columns if column.role in exact_names}
     # A role that is mapped to no column is left out, even if a column has its name.
-    columns = {role: column for role, column in (columns | dict(mapped)).items() if column}
+    columns = {role: column for role, column in (columns | dict(mapping)).items() if column}
     missing = [role for role in format_.required if role not in columns]
     if missing:
         raise DatasetError(
-            f"{_words(format_).capitalize()} needs the column {_join_names(missing)}; this dataset has {_join_names(names)}.",
+            f"{_readable_name(format_).capitalize()} needs the column {_join_names(missing)}; this dataset has {_join_names(names)}.",
             f"Map its column, for example {missing[0]}={names[0] if names else 'name'}.",
         )
     return Detection(format_.name, reason, columns)
 
 
-def _words(format_: DataFormat) -> str:
+def _readable_name(format_: DataFormat) -> str:
     return format_.name.replace("_", " ")
 
 
@@ -246,8 +248,8 @@ def _says_something(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     if _plain(name) in _TELLING:
         return any(True for value in values for _ in _texts(value))
     is_about_rows = any(word.lower() in _ABOUT_ROWS for word in _WORD.findall(name))
-    words = 20 if is_about_rows else 3  # no title, category or source is as long as that
-    return any(_is_prose(text, words) for value in values if _is_text(value) for text in _texts(value))
+    min_words = 20 if is_about_rows else 3  # no title, category or source is as long as that
+    return any(_is_prose(text, min_words) for value in values if _is_text(value) for text in _texts(value))
 
 
 def _is_text(value: Any) -> bool:
@@ -256,9 +258,9 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and (not value.lstrip().startswith(("{", "[")) or turn_list(value) is not None)
 
 
-def _is_prose(text: str, words: int) -> bool:
+def _is_prose(text: str, min_words: int) -> bool:
     """Return whether text has so many words, or some letters of a script that puts no spaces between words."""
-    return len(text.split()) >= words or (not text.isascii() and len(text) >= 8)
+    return len(text.split()) >= min_words or (not text.isascii() and len(text) >= 8)
 
 
 def _is_told_already(name: str, used: set[str], rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -266,9 +268,9 @@ def _is_told_already(name: str, used: set[str], rows: Sequence[Mapping[str, Any]
     for row in rows:
         texts = [single_spaced(text) for text in _texts(row.get(name))]
         read = [single_spaced(text) for column in used for text in _texts(row.get(column))]
-        told, whole = " ".join(texts), " ".join(read)
-        is_part = all(text in whole for text in texts)
-        if not is_part and not (read and all(part in told for part in read)):
+        column_text, read_text = " ".join(texts), " ".join(read)
+        is_part = all(text in read_text for text in texts)
+        if not is_part and not (read and all(part in column_text for part in read)):
             return False
     return True
 

@@ -11,7 +11,7 @@ from engine.config.objectives import RowKind
 from engine.config.run import DataFormatName
 from engine.data.conversation import Conversation, Example, Message
 from engine.data.formats.turns import list_of_turns, tool_schemas, turn_list
-from engine.data.records import RowProblemError, describe_kind, shortened
+from engine.data.records import RowProblemError, describe_kind, one_line
 
 
 def is_missing(value: Any) -> bool:
@@ -151,11 +151,11 @@ class Cells:
         """
         name = self.columns[role]
         if name not in self.value:
-            wanted = name.strip().lower()
-            name = next((other for other in self.value if other.strip().lower() == wanted), name)
+            plain_name = name.strip().lower()
+            name = next((other for other in self.value if other.strip().lower() == plain_name), name)
         if name not in self.value:
-            shown = ", ".join(shortened(column, 20) for column in list(self.value)[:6]) or "none"
-            raise RowProblemError("missing_column", f"there is no {name}; the columns of this row are {shown}")
+            column_list = ", ".join(one_line(column, 20) for column in list(self.value)[:6]) or "none"
+            raise RowProblemError("missing_column", f"there is no {name}; the columns of this row are {column_list}")
         return self.value[name]
 
     def text(self, role: str, *, optional: bool = False) -> str:

@@ -17,10 +17,17 @@ _CHOSEN = Column("chosen", True, "the better answer: text, or a list of turns")
 _REJECTED = Column("rejected", True, "the worse answer: text, or a list of turns")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+# Columns of an answer and its label, as TRL and LLaMA-Factory name them.
+_RATING_NAMES = (
+    ("completion", "label"),
+    ("completion", "kto_tag"),
+    ("messages", "kto_tag"),
+    ("conversations", "kto_tag"),
+)
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
-class Pairs(DataFormat):
+class PairFormat(DataFormat):
     """A column of the chosen and one of the rejected answer."""
 
     rows: RowKind = "pairs"
@@ -66,7 +73,7 @@ class Pairs(DataFormat):
         return PreferencePair((*whole.messages, *better), whole.tools, start, rejected=worse)
 
 
-class Preference(Pairs):
+class Preference(PairFormat):
     """TRL's columns; without a prompt of its own, it is what both answers begin with. UltraFeedback has both."""
 
     name = "preference"
@@ -116,7 +123,7 @@ class Preference(Pairs):
         return self.pair(row, prompt, chosen, rejected)
 
 
-class HH(Pairs):
+class HH(PairFormat):
     """Anthropic's HH-RLHF: each side is a whole dialogue as text, with Human: and Assistant: before the turns."""
 
     name = "hh"
@@ -135,7 +142,7 @@ class HH(Pairs):
         return self.pair(row, (), chosen, rejected)
 
 
-class Ranking(Pairs):
+class Ranking(PairFormat):
     """LLaMA-Factory's preference rows: Alpaca's question or ShareGPT's conversation, then chosen and rejected."""
 
     name = "ranking"
@@ -152,10 +159,10 @@ class Ranking(Pairs):
     may_hold_turns = ("chosen", "rejected")
 
     def fits(self, table: Table) -> str:
-        asked = next((table.names[name] for name in ("conversations", "instruction") if name in table.names), None)
-        if asked is None or "prompt" in table.names:
+        question = next((table.names[name] for name in ("conversations", "instruction") if name in table.names), None)
+        if question is None or "prompt" in table.names:
             return ""
-        return f"the columns {asked}, {table.names['chosen']} and {table.names['rejected']}"
+        return f"the columns {question}, {table.names['chosen']} and {table.names['rejected']}"
 
     def convert(self, row: Cells) -> PreferencePair:
         if "conversations" in row.columns:
@@ -184,22 +191,17 @@ class Ratings(DataFormat):
 
     def detect(self, table: Table) -> list[Detection]:
         names = table.names
-        forms = (
-            ("completion", "label"),
-            ("completion", "kto_tag"),
-            ("messages", "kto_tag"),
-            ("conversations", "kto_tag"),
-        )
-        answered, rated = next(
-            ((names[one], names[other]) for one, other in forms if one in names and other in names), ("", "")
-        )
+        pair = next((pair for pair in _RATING_NAMES if names.keys() >= set(pair)), None)
+        if pair is None:
+            return []
+        answer_column, label_column = (names[name] for name in pair)
         # Numbers may be classes of anything; they are read where this format is chosen.
-        if not rated or not all(map(_is_true_or_false, table.cells(rated))):
+        if not all(map(_is_true_or_false, table.cells(label_column))):
             return []
-        if "prompt" not in names and not any(turn_list(cell) for cell in table.cells(answered)):
+        if "prompt" not in names and not any(turn_list(cell) for cell in table.cells(answer_column)):
             return []
-        columns = {"completion": answered, "label": rated}
-        reason = f"the columns {answered} and {rated}, which is true or false"
+        columns = {"completion": answer_column, "label": label_column}
+        reason = f"the columns {answer_column} and {label_column}, which is true or false"
         return [self.detected(columns, reason, table, Evidence.PREFERENCES)]
 
     def convert(self, row: Cells) -> LabeledCompletion:
@@ -207,7 +209,7 @@ class Ratings(DataFormat):
         turns = _turns_or_answer(row, "completion", row.required("completion"))
         whole = row.conversation([*prompt, *turns])
         messages = whole.messages
-        last = max((place for place, turn in enumerate(messages) if turn.role in ("user", "tool")), default=-1)
+        last = max((index for index, turn in enumerate(messages) if turn.role in ("user", "tool")), default=-1)
         start = max(last + 1, len(messages) - len(turns))
         if last < 0 or not any(turn.role == "assistant" for turn in messages[start:]):
             raise RowProblemError("no_assistant_turn", "no answer follows the prompt")
@@ -225,7 +227,7 @@ def _prompt(row: Cells) -> list[Message]:
 def shared_words(chosen: str, rejected: str) -> int:
     """Return where two texts start to differ, before the preceding space, as TRL's `extract_prompt` does."""
     pairs = enumerate(zip(chosen, rejected, strict=False))
-    same = next((place for place, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
+    same = next((index for index, (left, right) in pairs if left != right), min(len(chosen), len(rejected)))
     return same - 1 if same and chosen[same - 1] == " " else same
 
 
@@ -245,7 +247,7 @@ def _bare_turn(cell: Any) -> Any:
 def _shared_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
     """Return how many turns at the beginning are the same on both sides."""
     pairs = zip(chosen, rejected, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(chosen), len(rejected)))
+    return next((index for index, (left, right) in enumerate(pairs) if left != right), min(len(chosen), len(rejected)))
 
 
 def _dialogue(text: str, column: str) -> list[dict[str, str]]:
@@ -253,8 +255,8 @@ def _dialogue(text: str, column: str) -> list[dict[str, str]]:
     if pieces[0].strip() or len(pieces) < 3:
         raise RowProblemError("not_text", f"{column} does not begin with Human: or Assistant: after an empty line")
     return [
-        {"role": _HH_ROLES[speaker], "content": words.strip()}
-        for speaker, words in zip(pieces[1::2], pieces[2::2], strict=True)
+        {"role": _HH_ROLES[speaker], "content": content.strip()}
+        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
     ]
 
 

@@ -13,7 +13,7 @@ from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Example, RowWarning
 from engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from engine.data.formats.base import Detection
-from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, place
+from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, row_label
 from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import Rendering, RenderOptions, render_many
 from engine.data.source import SeveralSources, SourceOptions, open_source
@@ -213,7 +213,7 @@ class DatasetPart:
             raise DatasetError(
                 f"{f'None of the first {len(head):,} rows' if len(head) > 1 else 'The only row'} of {self.source.name} "
                 f"{'can' if len(head) > 1 else 'cannot'} be read; "
-                f"{place(head[0].row, head[0].line)}: {head[0].problem}.",
+                f"{row_label(head[0].row, head[0].line)}: {head[0].problem}.",
                 f"It was read as {self.source.kind}. Correct the file, or convert it to JSONL.",
             )
         self.columns = printable_names(self.source.columns or column_names(rows))

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, RowWarning
-from engine.data.records import RowProblemError, shortened
+from engine.data.records import RowProblemError, one_line
 from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
 from engine.data.render.template import (
     ChatTokenizer,
@@ -50,7 +50,7 @@ class SequencePlan:
 
 
 @dataclass(frozen=True)
-class RowPlan:
+class PlannedRow:
     """All sequences of a row, with notes about them."""
 
     sequences: tuple[SequencePlan, ...]
@@ -62,7 +62,7 @@ class RowPlan:
 
 def plan_conversation(
     conversation: Conversation, tokenizer: ChatTokenizer, train_on: TrainOn, max_length: int | None = None
-) -> RowPlan:
+) -> PlannedRow:
     """Decide the sequences of a conversation.
 
     Turns beyond max_length are not rendered: verifying a turn takes longer the later it comes. After some 270 answers, the
@@ -71,13 +71,13 @@ def plan_conversation(
     Raises:
         RowProblemError: If the template refuses the row, or no turn of it can be trained.
     """
-    adapted = adapt_to_template(conversation, abilities_of(tokenizer))
-    renderer = TurnRenderer(adapted, tokenizer)
+    adaptation = adapt_to_template(conversation, abilities_of(tokenizer))
+    renderer = TurnRenderer(adaptation, tokenizer)
     notices = _special_tokens_in_words(conversation, tokenizer)
     if train_on == "all":
-        text = renderer.text(len(adapted.messages))
-        return RowPlan((SequencePlan(text, ()),), adapted.notes, notices + renderer.left_out(text))
-    targets = _chosen_turns(adapted, train_on)
+        text = renderer.text(len(adaptation.messages))
+        return PlannedRow((SequencePlan(text, ()),), adaptation.notes, notices + renderer.left_out(text))
+    targets = _chosen_turns(adaptation, train_on)
     turns: list[Turn] = []
     beyond: list[int] = []
     measured = 0  # characters of the longest prompt whose tokens were counted
@@ -100,22 +100,22 @@ def plan_conversation(
         if turn is not None:
             turns.append(turn)
     if not turns:
-        has_marks = any(not message.is_trained for message in adapted.messages)
+        has_marks = any(not message.is_trained for message in adaptation.messages)
         reason = "every assistant turn has weight 0" if has_marks else "every assistant turn is empty"
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
     if beyond:  # the text ends early, and does not show what the template leaves out
-        rest = "\n".join(adapted.messages[index].content for index in beyond)
+        rest = "\n".join(adaptation.messages[index].content for index in beyond)
         whole = _sequence_of(beyond[-1], renderer)
-        return RowPlan(sequences, adapted.notes, notices, len(ids_of(rest, tokenizer)), whole)
-    return RowPlan(sequences, adapted.notes, notices + renderer.left_out(sequences[-1].text))
+        return PlannedRow(sequences, adaptation.notes, notices, len(ids_of(rest, tokenizer)), whole)
+    return PlannedRow(sequences, adaptation.notes, notices + renderer.left_out(sequences[-1].text))
 
 
-def plan_text(text: str, tokenizer: ChatTokenizer) -> RowPlan:
+def plan_text(text: str, tokenizer: ChatTokenizer) -> PlannedRow:
     """Return plain text as one sequence that ends with the end-of-sequence token."""
     eos = tokenizer.eos_token or ""
     text = text if eos and text.endswith(eos) else text + eos
-    return RowPlan((SequencePlan(text, (), plain=True),))
+    return PlannedRow((SequencePlan(text, (), plain=True),))
 
 
 def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
@@ -124,8 +124,8 @@ def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
     Raises:
         RowProblemError: If the template refuses the conversation.
     """
-    adapted = adapt_to_template(conversation, abilities_of(tokenizer))
-    return TurnRenderer(adapted, tokenizer).prompt(len(adapted.messages))
+    adaptation = adapt_to_template(conversation, abilities_of(tokenizer))
+    return TurnRenderer(adaptation, tokenizer).prompt(len(adaptation.messages))
 
 
 def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
@@ -224,11 +224,11 @@ def _as_in(text: str, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
 class TurnRenderer:
     """Renders one conversation, which is in the template's terms, up to any of its turns."""
 
-    def __init__(self, adapted: AdaptedConversation, tokenizer: ChatTokenizer) -> None:
-        self._messages = adapted.messages
+    def __init__(self, adaptation: AdaptedConversation, tokenizer: ChatTokenizer) -> None:
+        self._messages = adaptation.messages
         self._tokenizer = tokenizer
-        self._dicts = adapted.for_template(abilities_of(tokenizer))
-        self._tools = [tool_schema(tool) for tool in adapted.tools]
+        self._dicts = adaptation.for_template(abilities_of(tokenizer))
+        self._tools = [tool_schema(tool) for tool in adaptation.tools]
         self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt excludes
         questions = (index for index, message in enumerate(self._messages) if message.role != "assistant")
         self._first_asked = next(questions, len(self._messages))
@@ -275,23 +275,23 @@ class TurnRenderer:
             return self.turn(index)
         raise RowProblemError(
             "template",
-            f"the model's chat template asks for an answer with {shortened(prompt[shared:], 40)!r}, "
+            f"the model's chat template asks for an answer with {one_line(prompt[shared:], 40)!r}, "
             "yet begins answers otherwise",
         )
 
     def left_out(self, text: str) -> tuple[RowWarning, ...]:
         """Return turns whose words do not come out of the template, and special tokens in people's words."""
         losses: list[RowWarning] = []
-        place = 0
+        start = 0
         for number, message in enumerate(self._messages, start=1):
-            words = message.content.strip()
-            if not words or (number == len(self._messages) and message.role != "assistant"):
+            content = message.content.strip()
+            if not content or (number == len(self._messages) and message.role != "assistant"):
                 continue
-            position = text.find(words, place)
+            position = text.find(content, start)
             if position >= 0:  # nearly always, and near
-                place = position + len(words)
-            elif words not in text and json.dumps(words)[1:-1] not in text:
-                name = f"turn {number} ({message.role}: {shortened(words, 30)!r})"
+                start = position + len(content)
+            elif content not in text and json.dumps(content)[1:-1] not in text:
+                name = f"turn {number} ({message.role}: {one_line(content, 30)!r})"
                 losses.append(("template_leaves_out", f"{name} is left out or changed by the model's chat template"))
         losses.extend(
             ("template_leaves_out", f"the reasoning of turn {index + 1} is left out: the template answers without any")

@@ -8,7 +8,7 @@ from functools import cached_property
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, Example, Message, RowWarning
 from engine.data.records import RowProblemError
-from engine.data.render.sequence_plan import RowPlan, SequencePlan, Turn, plan_conversation, plan_text, prompt_text
+from engine.data.render.sequence_plan import PlannedRow, SequencePlan, Turn, plan_conversation, plan_text, prompt_text
 from engine.data.render.template import (
     ChatTokenizer,
     control_token_ids,
@@ -56,10 +56,10 @@ class TokenizedRow:
         return sum(len(sequence.input_ids) for sequence in self.sequences)
 
 
-def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
+def count_shared(first: Sequence[int], second: Sequence[int]) -> int:
     """Return how many tokens two sequences both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((position for position, (left, right) in pairs if left != right), min(len(first), len(second)))
 
 
 @dataclass
@@ -161,7 +161,7 @@ def render_many(
     sides = [
         (row, side, example.trained_part(options.train_on)) for row, example in examples for side in example.sides()
     ]
-    plans: list[RowPlan | RowProblemError] = []
+    plans: list[PlannedRow | RowProblemError] = []
     sizes = [len(side.text()) for _, side, _ in sides]
     with rendering_confined(sum(sizes)):
         for (_, side, train_on), size in zip(sides, sizes, strict=True):
@@ -173,17 +173,17 @@ def render_many(
                     plans.append(plan_text(side.text(), tokenizer))
             except RowProblemError as problem:
                 plans.append(problem)
-    good = [plan for plan in plans if isinstance(plan, RowPlan)]
+    good = [plan for plan in plans if isinstance(plan, PlannedRow)]
     # Where a template rewrites earlier turns, a row has many sequences that hold most of it.
     with rendering_confined(sum(len(sequence.text) for plan in good for sequence in _sequences_to_encode(plan))):
         encoded = iter(_encode_plans(good, tokenizer))
-        rendered = iter(
+        renderings = iter(
             plan
             if isinstance(plan, RowProblemError)
             else _finish(row, plan, [next(encoded) for _ in _sequences_to_encode(plan)], tokenizer, options)
             for (row, _, _), plan in zip(sides, plans, strict=True)
         )
-        return [_join_sides([next(rendered) for _ in example.sides()], options) for _, example in examples]
+        return [_join_sides([next(renderings) for _ in example.sides()], options) for _, example in examples]
 
 
 def _join_sides(sides: Sequence[Rendering | RowProblemError], options: RenderOptions) -> Rendering | RowProblemError:
@@ -207,8 +207,8 @@ def _join_sides(sides: Sequence[Rendering | RowProblemError], options: RenderOpt
             "cut_away", f"both answers are equal up to max_length ({options.max_length or 0:,} tokens)"
         )
     notes, notices = (
-        tuple(dict.fromkeys((*one, *other)))
-        for one, other in ((chosen.notes, rejected.notes), (chosen.notices, rejected.notices))
+        tuple(dict.fromkeys((*left, *right)))
+        for left, right in ((chosen.notes, rejected.notes), (chosen.notices, rejected.notices))
     )
     return Rendering((*chosen.rows, replace(rejected.rows[0], part=1)), notes, notices)
 
@@ -222,12 +222,12 @@ def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Seq
     return encode(prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer), tokenizer).ids
 
 
-def _sequences_to_encode(plan: RowPlan) -> tuple[SequencePlan, ...]:
+def _sequences_to_encode(plan: PlannedRow) -> tuple[SequencePlan, ...]:
     """Return the sequences of a plan, followed by the one that is only measured."""
     return plan.sequences if plan.whole is None else (*plan.sequences, plan.whole)
 
 
-def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[Encoded]:
+def _encode_plans(plans: Sequence[PlannedRow], tokenizer: ChatTokenizer) -> list[Encoded]:
     """Tokenize the sequences of all plans, in order; only plain text gets the tokenizer's own bos in front."""
     sequences = [sequence for plan in plans for sequence in _sequences_to_encode(plan)]
     encodings: dict[bool, Iterator[Encoded]] = {}
@@ -239,11 +239,11 @@ def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[En
 
 
 def _finish(
-    row: int, plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer, options: RenderOptions
+    row: int, plan: PlannedRow, sequences: Sequence[Encoded], tokenizer: ChatTokenizer, options: RenderOptions
 ) -> Rendering | RowProblemError:
     pending = list(zip(plan.sequences, sequences, strict=False))
-    rendered: list[RenderedRow] = []
-    lost = plan.beyond_tokens
+    rows: list[RenderedRow] = []
+    lost_tokens = plan.beyond_tokens
     beyond = _whole_length(plan, sequences, tokenizer)
     for sequence, first_encoded in pending:
         encoded, trained, apart = _mark_trained(sequence, first_encoded, tokenizer)
@@ -251,30 +251,32 @@ def _finish(
             alone = SequencePlan(turn.prompt + turn.answer, (turn,))
             pending.append((alone, encode(alone.text, tokenizer)))
         cut = len(encoded.ids) if options.max_length is None else options.max_length
-        ids, kept = encoded.ids[:cut], trained[:cut]
+        ids, is_trained = encoded.ids[:cut], trained[:cut]
         lost_here = sum(trained[cut:])
-        lost += lost_here
-        if any(kept):
-            labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, kept, strict=True)]
-            rendered.append(RenderedRow(row, len(rendered), ids, labels, encoded, tokenizer, lost_here))
+        lost_tokens += lost_here
+        if any(is_trained):
+            labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, is_trained, strict=True)]
+            rows.append(RenderedRow(row, len(rows), ids, labels, encoded, tokenizer, lost_here))
         else:
             beyond = max(beyond, len(encoded.ids))
-    if rendered:
-        if lost > sum(one.lost_trained_tokens for one in rendered):  # of turns that left no sequence behind
-            others = lost - sum(one.lost_trained_tokens for one in rendered[:-1])
-            rendered[-1] = replace(rendered[-1], lost_trained_tokens=others)
-        longest = max(range(len(rendered)), key=lambda index: rendered[index].uncut_tokens)
-        if beyond > rendered[longest].uncut_tokens:
-            rendered[longest] = replace(rendered[longest], beyond_tokens=beyond)
-        return Rendering(tuple(rendered), plan.notes, plan.notices)
-    if lost:
+    if rows:
+        if lost_tokens > sum(
+            sequence_row.lost_trained_tokens for sequence_row in rows
+        ):  # of turns that left no sequence behind
+            others = lost_tokens - sum(sequence_row.lost_trained_tokens for sequence_row in rows[:-1])
+            rows[-1] = replace(rows[-1], lost_trained_tokens=others)
+        longest = max(range(len(rows)), key=lambda index: rows[index].uncut_tokens)
+        if beyond > rows[longest].uncut_tokens:
+            rows[longest] = replace(rows[longest], beyond_tokens=beyond)
+        return Rendering(tuple(rows), plan.notes, plan.notices)
+    if lost_tokens:
         return RowProblemError(
             "cut_away", f"all trained tokens are truncated by max_length ({options.max_length:,} tokens)"
         )
     return RowProblemError("nothing_to_learn", "no token of it would be trained")
 
 
-def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
+def _whole_length(plan: PlannedRow, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
     """Return the tokens of the whole conversation, where turns far beyond max_length were not rendered."""
     if plan.whole is not None:
         return len(_mark_trained(plan.whole, sequences[-1], tokenizer)[0].ids)
@@ -296,11 +298,11 @@ def _mark_trained(
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.trained
     encoded, start, end = _last_answer(encoded, last.prompt, last.answer, tokenizer)
-    places = [(turn, _earlier_answer(encoded, len(turn.prompt), len(turn.answer), tokenizer)) for turn in earlier]
+    spans = [(turn, _earlier_answer(encoded, len(turn.prompt), len(turn.answer), tokenizer)) for turn in earlier]
     trained = [False] * len(encoded.ids)
-    for first, after in ((start, end), *(place for _, place in places if place is not None)):
+    for first, after in ((start, end), *(span for _, span in spans if span is not None)):
         trained[first:after] = [True] * (after - first)
-    return encoded, trained, [turn for turn, place in places if place is None]
+    return encoded, trained, [turn for turn, span in spans if span is None]
 
 
 def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
