@@ -217,8 +217,8 @@ class FakeInspector:
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         searchable(text)
-        for looked in range(0, 349, 50):
-            yield SearchProgress(rows=looked, total_rows=349)
+        for row_count in range(0, 349, 50):
+            yield SearchProgress(rows=row_count, total_rows=349)
             time.sleep(self.delay_seconds / 7)
         holding = [row for row in range(349) if text.lower() in QUESTIONS[row % len(QUESTIONS)][0].lower()]
         after = [row for row in holding if row > after_row]

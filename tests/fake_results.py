@@ -34,12 +34,12 @@ STEPS = 8
 
 def an_evaluation(rows: int = 23) -> EvaluationResult:
     """Base against tuned; the tuned answers are better, and the first row is the worst."""
-    answered = []
+    answers = []
     for number in range(rows):
         question, reference = QUESTIONS[number % len(QUESTIONS)]
         text = reference if number % 3 == 2 else reference[: 20 + 3 * number]
         worth = min(1.0, 0.21 + number / rows)
-        answered.append(
+        answers.append(
             AnsweredRow(
                 row=3 + 10 * number,
                 prompt=f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
@@ -65,7 +65,7 @@ def an_evaluation(rows: int = 23) -> EvaluationResult:
             "base": MeanScores(exact=0.0, rouge_l=0.112, chrf=0.141, rows=rows),
             "tuned": MeanScores(exact=0.3043, rouge_l=0.612, chrf=0.597, rows=rows),
         },
-        answered=tuple(answered),
+        answered=tuple(answers),
         seconds=83.4,
         general_losses={"base": BranchLoss.of(3.1, 4120), "tuned": BranchLoss.of(3.193, 4120)},
     )
@@ -133,14 +133,14 @@ class FakeEvaluation(_Paced):
         return result
 
 
-def a_verification(passed: bool = True) -> Verification:
+def a_verification(is_good: bool = True) -> Verification:
     """Twenty prompts, all answered alike."""
     return Verification(
-        passed=passed,
+        passed=is_good,
         compared="the merged model and the run",
         prompts=20,
-        equal_answers=20 if passed else 13,
-        largest_logit_difference=0.0312 if passed else 2.4,
+        equal_answers=20 if is_good else 13,
+        largest_logit_difference=0.0312 if is_good else 2.4,
         allowed_logit_difference=0.0870,
         dtype="bfloat16",
         seconds=21.0,

@@ -43,7 +43,7 @@ class HubRequest(NamedTuple):
 
     step: str
     path: str
-    found: re.Match[str]  # of the route
+    match: re.Match[str]  # of the route
     query: dict[str, list[str]]
     body: bytes
     method: str
@@ -53,7 +53,7 @@ class HubRequest(NamedTuple):
     @property
     def name(self) -> str:
         """What the first group of the route found."""
-        return self.found[1]
+        return self.match[1]
 
     def json(self) -> Any:
         """Return what was sent."""
@@ -135,7 +135,7 @@ class HubServer:
     def _begin(self, handler: BaseHTTPRequestHandler) -> tuple[HubRequest, Fault | None]:
         parts = urlsplit(handler.path)
         path = unquote(parts.path)
-        step, found = next((step, match) for pattern, step in self.routes if (match := re.fullmatch(pattern, path)))
+        step, match = next((step, match) for pattern, step in self.routes if (match := re.fullmatch(pattern, path)))
         with self._lock:
             self.requests[step] += 1
             fault = next((fault for fault in self.faults if fault.step == step and fault.times > 0), None)
@@ -145,7 +145,7 @@ class HubServer:
         body = handler.rfile.read(length // 2 if fault is not None and fault.what == "reset" else length)
         token = (handler.headers.get("Authorization") or "").removeprefix("Bearer ")
         return HubRequest(
-            step, path, found, parse_qs(parts.query), body, handler.command, handler.headers, token
+            step, path, match, parse_qs(parts.query), body, handler.command, handler.headers, token
         ), fault
 
     def _refusal(self, request: HubRequest) -> Answer | None:
@@ -162,7 +162,7 @@ class HubServer:
         return 404, {"error": f"there is no {request.path} here", "code": ""}
 
 
-def refused(code: str, message: str = "Repository not found", status: int = 404) -> Answer:
+def error_answer(code: str, message: str = "Repository not found", status: int = 404) -> Answer:
     """Return an answer with an error code of the Hub."""
     return status, {"error": message, "code": code}
 
