@@ -81,6 +81,6 @@ def test_architectures_are_known_once_a_process_with_torch_has_noted_them(home):
 def test_finding_out_imports_no_torch(home):
     code = (
         "import sys; from engine.hardware.libraries import installed_torch; from engine.paths import LoratoryHome;"
-        "assert installed_torch(LoratoryHome.located()).version; sys.exit('torch' in sys.modules)"
+        "assert installed_torch(LoratoryHome.locate()).version; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
