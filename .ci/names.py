@@ -1,7 +1,7 @@
 """Names that are not the field's: `python .ci/names.py [FILE …]` lists each with its line and fails where there is one.
 
-Bindings that say nothing (`one`, `words`, `of`), participles standing alone (`told`, `kept`, `drawn`: what was done to a thing, not what
-it is) unless the field has the term, functions that look, ask or settle, names of tests that nobody reads to their end.
+Vague bindings (`one`, `words`, `of`), lone participles (`told`, `kept`, `drawn`: what was done to a thing, not what it is) that are not
+terms of the field, functions that look, ask or settle, and names of tests that are too long.
 """
 
 import ast

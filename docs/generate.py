@@ -118,7 +118,7 @@ def events_page() -> str:
 
 
 def methods_part() -> str:
-    """Return each method with its paper, settings and memory, for the page that says how to choose."""
+    """Return each method with its paper, settings and memory, for the page about choosing a method."""
     config = config_from_mapping(
         {"model": {"id": _MODEL}, "dataset": {"source": "rows.jsonl"}, "training": {"max_length": 1024}}
     )

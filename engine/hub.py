@@ -64,7 +64,7 @@ class Fault(NamedTuple):
     """One error of the Hub."""
 
     cause: HubFault
-    detail: str = ""  # such as "HTTP 503: what the server says", or the name of an error
+    detail: str = ""  # such as "HTTP 503: the server's message", or the name of an error
     wait_seconds: float | None = None  # that the Hub asks for
 
 
@@ -207,7 +207,7 @@ MIRROR = Subject(
     use="write to the bucket",
     login="Set the secret HF_TOKEN of the Space to a token with write access, and free space in the buckets.",
     missing="Restart the Space to make another one; what is only here is lost with a restart, so download it first.",
-    instead="another bucket; saving is tried again by itself",
+    instead="another bucket; saving is retried automatically",
     conflict=HubUnreachableError,
 )
 SPACE = Subject(

@@ -47,12 +47,12 @@ SMOLLM2 = PublishedSizes(
 
 
 def a_shape() -> ModelShape:
-    """The sizes of SmolLM2-135M."""
+    """Return the shape of SmolLM2-135M."""
     return published_shape("LlamaForCausalLM", SMOLLM2)
 
 
 def a_report(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> DatasetReport:
-    """A report on some 350 rows; pairs or rated answers where the name of the dataset reports it."""
+    """Return a report on some 350 rows; pairs or rated answers where the dataset's name says so."""
     report = _report_on_answers(dataset, model, max_length)
     kind = _kind_of(dataset)
     if kind == "answers":
@@ -276,7 +276,7 @@ def _rate(row: PageRow) -> PageRow:
 
 
 def _pair(row: PageRow) -> PageRow:
-    """The row's answer as the chosen one of a pair whose rejected answer begins alike."""
+    """Return the row as a pair whose rejected answer starts like the chosen one."""
     assert row.conversation is not None
     worse = "It depends on many things."
     conversation = Conversation(row.conversation.messages, completion_start=1)

@@ -20,7 +20,7 @@ ENDLESS = 100_000  # steps of a run that is still at work however long a test ta
 
 
 def a_device(free_gib: float = 9.2) -> Device:
-    """A processor with 16 GiB."""
+    """Return a processor with 16 GiB."""
     return Device(
         kind="cpu",
         index=0,

@@ -33,7 +33,7 @@ STEPS = 8
 
 
 def an_evaluation(rows: int = 23) -> EvaluationResult:
-    """Base against tuned; the tuned answers are better, and the first row is the worst."""
+    """Return base against tuned; the tuned answers are better, and the first row is the worst."""
     answers = []
     for number in range(rows):
         question, reference = QUESTIONS[number % len(QUESTIONS)]
@@ -72,7 +72,7 @@ def an_evaluation(rows: int = 23) -> EvaluationResult:
 
 
 def a_preference_evaluation() -> EvaluationResult:
-    """The same of a run that learned from pairs, next to what it started from."""
+    """Return the same for a run on pairs, compared with its start."""
     likelihoods = {
         "base": PairLikelihoods([-40.0] * 30, [-39.0] * 17 + [-42.0] * 13),
         "second": PairLikelihoods([-30.0] * 30, [-29.5] * 14 + [-31.0] * 16),
@@ -85,7 +85,7 @@ def a_preference_evaluation() -> EvaluationResult:
 
 
 def a_rated_evaluation() -> EvaluationResult:
-    """The same of a run that learned from completions with a label: 20 desirable and 10 undesirable ones."""
+    """Return the same for a run on labeled completions: 20 desirable and 10 undesirable ones."""
     labels = [True] * 20 + [False] * 10
     tuned = [-30.0] * 18 + [-45.0] * 2 + [-50.0] * 7 + [-39.0] * 3
     return an_evaluation().model_copy(
@@ -134,7 +134,7 @@ class FakeEvaluation(_Paced):
 
 
 def a_verification(is_good: bool = True) -> Verification:
-    """Twenty prompts, all answered alike."""
+    """Return a verification of twenty prompts with equal answers."""
     return Verification(
         passed=is_good,
         compared="the merged model and the run",
@@ -197,7 +197,7 @@ class FakePush(_Paced):
 
 
 def fake_results(home: LoratoryHome, pace_seconds: float) -> ResultWork:
-    """The service on these."""
+    """Return the service with these jobs."""
     return ResultWork(
         home,
         evaluate=lambda request: FakeEvaluation(request, pace_seconds),

@@ -1,4 +1,4 @@
-"""Everything that a page stands on, without a model: fakes on a home of their own, and a history to look at."""
+"""All services of a page without a model: fakes on a home of their own, and a history of runs."""
 
 import time
 from pathlib import Path
@@ -45,7 +45,7 @@ def fake_services(
 
 
 def invent_runs(store: RunStore) -> None:
-    """A history as someone has it after a week: every state once."""
+    """Write a history of a week, with every state once."""
     day = 86_400.0
     hub = {"model__id": "Qwen/Qwen3-0.6B", "dataset__source": "/data/support-chats.jsonl"}
     out_of_memory = FailedData(

@@ -171,9 +171,9 @@ class ForkServers:
                 if self._one_test is not None and self._one_test in environment and key not in self._met:
                     self._met.add(key)
                     return None
-                alike = [other for other in self._servers if other[0] == kind]
-                if len(alike) == _MOST_SERVERS[kind]:
-                    self._servers.pop(alike[0]).close()
+                matching = [other for other in self._servers if other[0] == kind]
+                if len(matching) == _MOST_SERVERS[kind]:
+                    self._servers.pop(matching[0]).close()
                 server = ForkServer(environment, kind)
             self._servers[key] = server
             return server.fork(argv, environment, descriptors)

@@ -31,7 +31,7 @@ BASE_LOSS = 2.71
 
 
 def a_config(**changes: object) -> RunConfig:
-    """A small complete configuration; `training__max_steps=20` changes one setting."""
+    """Return a small complete configuration; `training__max_steps=20` changes one setting."""
     mapping: dict[str, dict[str, object]] = {
         "model": {"id": "smollm2-135m-instruct"},
         "dataset": {"source": "sample:loratory-faq"},
@@ -112,7 +112,7 @@ def write_run(store: RunStore, config: RunConfig, story: InventedRun) -> Run:
 
 
 def write_adapter(folder: Path) -> None:
-    """Files of an adapter by name and rough size; none of them can be loaded."""
+    """Write files of an adapter by name and rough size; none of them can be loaded."""
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(
         '{"peft_type": "LORA", "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}', encoding="utf-8"
@@ -123,7 +123,7 @@ def write_adapter(folder: Path) -> None:
 
 
 def write_checkpoint(run: Run, step: int) -> None:
-    """A checkpoint that is whole by its manifest."""
+    """Write a checkpoint that is complete by its manifest."""
     folder = run.folder.checkpoint(step)
     write_adapter(folder / ADAPTER_SUBFOLDER)
     files = {

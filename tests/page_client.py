@@ -73,7 +73,7 @@ class PageClient:
         return self._values[number]
 
     def poll(self, part: str) -> bool:
-        """Ask what a poll asks, and put the answer into its places; returns whether there was news."""
+        """Send the request of a poll and apply its answer; return whether there was news."""
         (number,) = self._parts[part]
         question = self._values[number]
         if not question:
@@ -123,5 +123,5 @@ class PageClient:
 
 
 def read_config(http: httpx.Client) -> dict[str, Any]:
-    """The layout of the page: its components and events."""
+    """Return the layout of the page: its components and events."""
     return dict(http.get("/config").json())

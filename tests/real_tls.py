@@ -63,7 +63,7 @@ def serve_over_tls(
 
 
 class Site(NamedTuple):
-    """A site of somebody else, which counts as public."""
+    """A site of another party, which counts as public."""
 
     url: str
     visits: list[str]  # paths that were asked for

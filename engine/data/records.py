@@ -129,7 +129,7 @@ def row_label(row: int, line: int | None) -> str:
 
 
 def describe_kind(value: Any) -> str:
-    """Return what a value is, in words."""
+    """Return what a value is, for people."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -209,5 +209,5 @@ class RowSource(ABC):
 
 
 def lookup(rows: Sequence[int]) -> Container[int]:
-    """Return the same rows in a form that is quick to ask for one of them."""
+    """Return the same rows as a container with fast lookup."""
     return rows if isinstance(rows, range) else frozenset(rows)

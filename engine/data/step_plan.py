@@ -21,8 +21,8 @@ from engine.data.contract import RowLengths
 from engine.errors import RunError
 from engine.models.batching import Batching
 
-# Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so the rows of
-# a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
+# Rows are sorted by length within blocks of this many steps, of which an epoch has at least so many: the rows of a step
+# change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
 _MOST_STEPS_IN_A_BLOCK = 50
 _FEWEST_BLOCKS = 4
 _MOST_PADDED = 1.2  # times the tokens of two passes that are merged; more costs more than one pass less saves
@@ -204,7 +204,7 @@ def pad_rows(rows: Sequence[int], lengths: Sequence[int], settings: PlanSettings
     size = settings.training.per_device_train_batch_size
     batches = [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
     current: tuple[int, ...] = ()
-    apart = 0  # tokens of the batches in `current`, each padded by itself
+    apart = 0  # tokens of the batches in `current`, each padded alone
     for batch in batches:
         own = len(batch) * lengths[batch[0]]
         together = current + batch

@@ -54,12 +54,12 @@ def family(name: str) -> Family:
 
 
 def template_text(file_name: str) -> str:
-    """A template that the installed trl ships."""
+    """Return a template that the installed trl ships."""
     return (files("trl") / "chat_templates" / file_name).read_text(encoding="utf-8")
 
 
 def tokenizer_of(member: Family, *, frozen: bool = True) -> ChatTokenizer:
-    """A tokenizer of the family, as the loader hands it out; or as it is published."""
+    """Return a tokenizer of the family, as the loader prepares it; or as it is published."""
     controls = [token for token in (member.eos, member.bos, member.pad, *member.controls) if token]
     tokenizer = bpe_tokenizer(tuple(dict.fromkeys(controls)))
     tokenizer.eos_token = member.eos
@@ -85,7 +85,7 @@ LLAMA2_TEMPLATE = (
 
 
 def sentencepiece_tokenizer():
-    """A tokenizer as Llama 2 has it: spaces are part of words, each piece of text gets one in front, bytes fall back."""
+    """Return a tokenizer like Llama 2's: SentencePiece with spaces in front of words, and bytes as fallback."""
     import json
 
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
@@ -116,7 +116,7 @@ def sentencepiece_tokenizer():
 
 
 def bpe_tokenizer(controls: tuple[str, ...]):
-    """A byte-level BPE tokenizer with these control tokens."""
+    """Return a byte-level BPE tokenizer with these control tokens."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=train_bpe(f"{CORPUS}\n\n{CORPUS}\n", list(controls), 500))

@@ -263,7 +263,7 @@ def test_what_the_template_cannot_say_is_noted_with_the_number_of_rows(tmp_path)
     assert "Rows: 3." in report.notes[1]
 
 
-def test_plain_text_is_learned_whole_whatever_train_on_says(tmp_path):
+def test_plain_text_is_trained_whole_whatever_train_on_says(tmp_path):
     path = tmp_path / "rows.txt"
     path.write_text("One.\n\nTwo.\n")
     renderer = Renderer(tokenizer_of(family("qwen2.5")), 512)

@@ -193,20 +193,20 @@ PROBLEMS = {
         "tools",
         "turn 2",
     ),
-    "a call that is no JSON": (
+    "a call that is not JSON": (
         {"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": "f(1)"}]},
         "tools",
         "f(1)",
     ),
     "tool_calls that are text": ({"messages": [{"role": "assistant", "tool_calls": "f"}]}, "tools", "not a list"),
-    "tools that are no JSON": ({**turns(("user", "x"), ("assistant", "y")), "tools": "[{"}, "tools", "not valid JSON"),
+    "tools that are not JSON": ({**turns(("user", "x"), ("assistant", "y")), "tools": "[{"}, "tools", "not valid JSON"),
     "tools that are numbers": ({**turns(("user", "x"), ("assistant", "y")), "tools": [1]}, "tools", "list of objects"),
     "empty text": ({"text": "  "}, "empty", "text is empty"),
 }
 
 
 @pytest.mark.parametrize(("row", "kind", "message"), PROBLEMS.values(), ids=PROBLEMS)
-def test_a_row_that_cannot_be_learned_from_reports_why(row, kind, message):
+def test_a_row_that_cannot_be_trained_from_reports_why(row, kind, message):
     names = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca", "text": "text"}
     format_ = next(format_ for column, format_ in names.items() if column in row)
 
@@ -221,7 +221,7 @@ def test_a_row_that_cannot_be_learned_from_reports_why(row, kind, message):
 ODD = {
     "two users in a row": (turns(("user", "1"), ("user", "2"), ("assistant", "3")), "order", "turn 2"),
     "the assistant first": (turns(("assistant", "1"), ("user", "2"), ("assistant", "3")), "order", "speaks first"),
-    "a user who says nothing": (
+    "a user with an empty turn": (
         turns(("user", " \n"), ("assistant", "1")),
         "empty",
         "turn 1 is the user's, and it is empty",

@@ -53,7 +53,7 @@ def test_columns_of_other_names_are_guessed_and_said_to_be():
 
 
 ALPACA_LIKE = {
-    "what a response is beside an input": (
+    "what a response is with an input": (
         {"instruction": "Say it in French.", "input": "Good morning", "response": "Bonjour"},
         {"instruction": "instruction", "input": "input", "output": "response"},
     ),
@@ -63,27 +63,27 @@ ALPACA_LIKE = {
     ),
     "an answer": ({"instruction": "Ask", "answer": "x"}, {"instruction": "instruction", "output": "answer"}),
     "a completion": ({"instruction": "Ask", "completion": "x"}, {"instruction": "instruction", "output": "completion"}),
-    "context beside an output": (
+    "context with an output": (
         {"instruction": "Who?", "context": "Ada wrote it.", "output": "Ada"},
         {"instruction": "instruction", "input": "context", "output": "output"},
     ),
-    "an input beside a prompt": (
+    "an input with a prompt": (
         {"prompt": "Say it in French.", "input": "Good morning", "output": "Bonjour"},
         {"instruction": "prompt", "input": "input", "output": "output"},
     ),
-    "context beside prompt and completion": (
+    "context with prompt and completion": (
         {"prompt": "Who?", "context": "Ada wrote it.", "completion": "Ada"},
         {"instruction": "prompt", "input": "context", "output": "completion"},
     ),
-    "context beside a question": (
+    "context with a question": (
         {"question": "Who?", "context": "Ada wrote it.", "answer": "Ada"},
         {"instruction": "question", "input": "context", "output": "answer"},
     ),
-    "a question beside an instruction": (
+    "a question with an instruction": (
         {"instruction": "Answer in one word.", "question": "Who wrote it?", "response": "Ada"},
         {"instruction": "instruction", "input": "question", "output": "response"},
     ),
-    "context beside an input": (
+    "context with an input": (
         {"input": "Who?", "context": "Ada wrote it.", "output": "Ada"},
         {"instruction": "input", "input": "context", "output": "output"},
     ),

@@ -51,7 +51,7 @@ OWN = [(pattern, streaming) for pattern in (None, "data/*.jsonl") for streaming 
 
 @pytest.fixture(scope="module")
 def answers(hub, secret, tmp_path_factory):
-    """What came of every repository, of its own files or not, in one process."""
+    """Read every repository in one process: its rows, or its error."""
     hub.repositories["some/other"] = {"rows.jsonl": LINES}
     requests: dict[object, tuple[str, bool]] = {}
     for number, (pattern, streaming) in enumerate(OWN):

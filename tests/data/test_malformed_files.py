@@ -27,7 +27,7 @@ def write(tmp_path, name, data):
 
 
 def problems_of(report):
-    """(row, line, kind) of every problem."""
+    """Return (row, line, kind) of every problem."""
     return [(problem.row, problem.line, problem.kind) for problem in report.problems]
 
 
@@ -110,7 +110,7 @@ REFUSED = {
     "text renamed .parquet": ("rows.parquet", GOOD_LINE, "not a Parquet file"),
     "Parquet with a cut footer": ("rows.parquet", b"PAR1" + b"x" * 100, "cut off or damaged"),
     "Parquet with a footer of four gigabytes": ("rows.parquet", b"PAR1xx\xff\xff\xff\xffPAR1", "cut off or damaged"),
-    "columns that nobody knows": ("rows.jsonl", '{"x": "1", "y": "2"}\n', "No format fits the columns 'x', 'y'"),
+    "columns that no format has": ("rows.jsonl", '{"x": "1", "y": "2"}\n', "No format fits the columns 'x', 'y'"),
     "gzip that breaks off": ("rows.jsonl.gz", gzip.compress(GOOD_LINE.encode() * 50)[:-8], "damaged"),
     "a zip archive": ("rows.zip", b"PK\x03\x04" + b"x" * 50, "another kind of zip archive"),
     "only bad rows": ("rows.jsonl", '{"instruction": "Ask", "output": ""}\n' * 3, "none of the 3 rows can be used"),
@@ -124,7 +124,7 @@ def cut_parquet():
 
 
 def endless_row():
-    """A row of 200 megabytes between two good ones."""
+    """Return a row of 200 megabytes between two good ones."""
     return (
         GOOD_LINE.encode() + b'{"instruction": "Ask", "output": "' + b"x" * 200_000_000 + b'"}\n' + GOOD_LINE.encode()
     )
@@ -139,7 +139,7 @@ OTHERS = {
     "a row of 200 megabytes": ("rows.jsonl", endless_row),
     "a decompression bomb": ("rows.jsonl.gz", bomb),
     "Parquet that is cut": ("rows.parquet", cut_parquet),
-    "keys that differ by case beside each other": (
+    "keys that differ by case next to each other": (
         "rows.jsonl",
         lambda: '{"instruction": "Ask", "Output": "other", "output": "x"}\n',
     ),
@@ -155,7 +155,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def readings(tmp_path_factory):
-    """Every case, read in one process that measures itself."""
+    """Read every case in one process that measures itself."""
     root = tmp_path_factory.mktemp("malformed")
     paths = {}
     for number, (name, (file, data)) in enumerate(CASES.items()):
@@ -205,7 +205,7 @@ def test_files_without_a_usable_row_are_refused_in_two_sentences(readings, name)
 
 
 def test_keys_that_differ_by_case_side_by_side_take_the_exact_one(readings):
-    assert readings["keys that differ by case beside each other"].report.column_map["output"] == "output"
+    assert readings["keys that differ by case next to each other"].report.column_map["output"] == "output"
 
 
 def test_unbalanced_quotes_in_csv_cost_their_own_row(readings):

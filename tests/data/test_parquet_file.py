@@ -23,7 +23,7 @@ def write(path, table, **options):
 
 
 def repeat_values(values, picks):
-    """Text that is stored once and stands in many rows."""
+    """Return text that is stored once for many rows."""
     return pa.DictionaryArray.from_arrays(pa.array(picks, pa.int32()), pa.array(values))
 
 

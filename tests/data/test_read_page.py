@@ -21,7 +21,7 @@ COUNT = 5 * STRIDE + 7
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The same rows as every kind of file, with one bad row."""
+    """Write the same rows as every kind of file, with one bad row."""
     folder = tmp_path_factory.mktemp("pages")
     rows = [
         {"instruction": f"Question {number}", "output": f"Answer {number}" if number != 3 else ""}
@@ -113,7 +113,7 @@ def test_search_gives_its_turn_away(files, monkeypatch):
 
 
 def find_texts(reader, text, after_row):
-    """Where a search ended, and the steps that it took."""
+    """Return where a search ended, and its progress."""
     steps, progress = search_rows(reader, text, after_row), []
     while True:
         try:
@@ -186,7 +186,7 @@ def test_a_brief_page_counts_tokens_and_sends_none(files):
     ("train_on", "learned"),
     [("assistant", (2, 4)), ("last_assistant", (4,)), ("completion", (4,)), ("all", (0, 1, 2, 3, 4))],
 )
-def test_a_page_shows_which_turns_are_learned(tmp_path, train_on, learned):
+def test_a_page_shows_which_turns_are_trained(tmp_path, train_on, learned):
     turns = [("assistant", "Hello!"), ("user", "Why?"), ("assistant", "So."), ("user", "How?"), ("assistant", "Thus.")]
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"messages": [{"role": role, "content": content} for role, content in turns]}))
@@ -257,7 +257,7 @@ def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):
 
 
 def unpacked_bytes(monkeypatch) -> list[int]:
-    """How much is unpacked from here on, piece by piece."""
+    """Record the sizes of pieces that are unpacked from here on."""
     sizes = []
     original = unpacked_pieces
 

@@ -36,7 +36,7 @@ def rows_of(steps) -> list[int]:
     return [row for step in steps for forward_pass in step.passes for row in forward_pass.rows]
 
 
-def learned_rows_of(steps) -> list[int]:
+def trained_rows_of(steps) -> list[int]:
     return [
         row for step in steps for forward_pass in step.passes if forward_pass.is_trained for row in forward_pass.rows
     ]
@@ -167,7 +167,7 @@ def test_processes_share_each_step_without_overlap():
     shares = [list(EpochPlanner(lengths, make_settings(world_size=2, rank=rank)).steps(0)) for rank in range(2)]
 
     assert len(shares[0]) == len(shares[1])
-    counts = Counter(learned_rows_of(shares[0]) + learned_rows_of(shares[1]))
+    counts = Counter(trained_rows_of(shares[0]) + trained_rows_of(shares[1]))
     assert counts == dict.fromkeys(range(50), 1)
 
 
@@ -178,7 +178,7 @@ def test_every_process_reads_in_every_step_and_no_row_is_trained_twice(rows, pac
     shares = [list(EpochPlanner([90] * rows, share).steps(0)) for share in settings]
 
     assert all(step.passes for share in shares for step in share)
-    learned = [row for share in shares for row in learned_rows_of(share)]
+    learned = [row for share in shares for row in trained_rows_of(share)]
     assert sorted(learned) == list(range(rows))
 
 
@@ -260,7 +260,7 @@ def test_another_number_of_processes_shares_the_steps_that_were_pinned(processes
     whole = EpochPlanner(lengths, make_settings(batching="padded", pinned_order=before.order)).steps(1)
 
     for step, parts in zip(whole, zip(*shares, strict=True), strict=True):
-        assert sorted(learned_rows_of(parts)) == sorted(rows_of([step]))
+        assert sorted(trained_rows_of(parts)) == sorted(rows_of([step]))
 
 
 def row_lengths(tokens, count=None) -> RowLengths:

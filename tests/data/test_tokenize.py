@@ -121,7 +121,7 @@ def test_many_rows_are_rendered_as_each_by_itself(member, tokenizer):
     assert isinstance(together[-1], RowProblemError)
 
 
-def test_the_last_turn_alone_is_learned_where_asked_for(member, tokenizer):
+def test_the_last_turn_alone_is_trained_where_asked_for(member, tokenizer):
     options = RenderOptions(None, "last_assistant")
     rows = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, options).rows
 
@@ -130,7 +130,7 @@ def test_the_last_turn_alone_is_learned_where_asked_for(member, tokenizer):
     assert "Six." in tokenizer.decode(rows[0].input_ids[slice(*span)])
 
 
-def test_everything_is_learned_where_asked_for(member, tokenizer):
+def test_everything_is_trained_where_asked_for(member, tokenizer):
     (row,) = render_conversation(0, CONVERSATIONS["a system turn"], tokenizer, RenderOptions(None, "all")).rows
 
     assert row.labels[0] == IGNORED_LABEL  # nothing comes before it
@@ -153,7 +153,7 @@ def test_a_cut_keeps_what_comes_before_it_and_counts_what_is_lost(member, tokeni
     assert problem.value.kind == "cut_away"
 
 
-def test_reasoning_is_learned_and_never_lost(member, tokenizer):
+def test_reasoning_is_trained_and_never_lost(member, tokenizer):
     conversation = talk("One?", "Two.", "Three?", "Four.", reasoning="I count upwards.")
 
     rows = render_conversation(0, conversation, tokenizer, ALL).rows
@@ -164,7 +164,7 @@ def test_reasoning_is_learned_and_never_lost(member, tokenizer):
     assert rows[-1].input_ids[:start] == prompt_ids(conversation.messages[:3], tokenizer)
 
 
-def test_plain_text_is_learned_whole_and_ends_with_eos(member, tokenizer):
+def test_plain_text_is_trained_whole_and_ends_with_eos(member, tokenizer):
     (row,) = render_conversation(0, PlainText("some words"), tokenizer, RenderOptions(None, "all")).rows
 
     assert row.input_ids[-1] == tokenizer.eos_token_id

@@ -58,7 +58,7 @@ ROWS: dict[str, list[Any]] = {
 
 @dataclass(frozen=True)
 class Batch:
-    """How rows are put together."""
+    """How rows are batched."""
 
     packing: bool
     batching: Literal["joined", "padded"]
@@ -81,7 +81,7 @@ def files(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def trainer_of(tmp_path_factory):
-    """Builds the real trainer around a model of one tiny layer."""
+    """Return a function that builds the real trainer around a model of one tiny layer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -120,7 +120,7 @@ def trainer_of(tmp_path_factory):
 
 
 def rows_in(pass_tensors) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Take the tensors of one pass apart again: (input_ids, labels) of each row in it."""
+    """Split the tensors of a pass into (input_ids, labels) of each row."""
     input_ids = pass_tensors.inputs["input_ids"]
     labels = [IGNORED_LABEL] * input_ids.numel()
     for position, target in zip(
@@ -183,7 +183,7 @@ def test_the_loader_gives_what_render_shows_of_every_format(member, batch, files
 
 
 def check_prompts(conversation, rows, tokenizer):
-    """Each learned answer stands right behind what the chat would send to get it."""
+    """Check that each trained answer follows exactly the prompt that the chat would send."""
     prompts = Counter(
         tuple(prompt_ids(conversation.messages[:index], tokenizer, conversation.tools))
         for index, message in enumerate(conversation.messages)

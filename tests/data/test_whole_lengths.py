@@ -41,7 +41,7 @@ def test_the_length_before_the_cut_is_that_without_one(tokenizers, name, beyond)
 
 
 @pytest.mark.parametrize("train_on", ["last_assistant", "completion", "all"])
-def test_it_is_so_whatever_is_learned(tokenizers, train_on):
+def test_it_is_so_whatever_is_trained(tokenizers, train_on):
     tokenizer = tokenizers["qwen2.5"]
     prompt = Conversation(LONG.messages[:2] * 40 + LONG.messages[2:], completion_start=2)
     (whole,) = render_conversation(0, prompt, tokenizer, RenderOptions(None, train_on)).rows

@@ -131,7 +131,7 @@ STRINGS_TYPE = (
 
 
 def with_parts(**parts):
-    """The workbook with its sheet, strings or styles replaced."""
+    """Return the workbook with its sheet, strings or styles replaced."""
     replaced = {SHEET: parts.get("sheet"), "xl/styles.xml": parts.get("styles")}
     content = io.BytesIO()
     with (

@@ -311,7 +311,7 @@ class JobsHub(HubServer):
 
 
 def wrong_with(spec: dict[str, Any]) -> str:
-    """What the real service would refuse, by what `HfApi.run_job` may send."""
+    """Refuse what the real service would refuse, by what `HfApi.run_job` may send."""
     if unknown := spec.keys() - _SPEC_KEYS:
         return f"unknown keys {sorted(unknown)}"
     if spec["flavor"] not in [machine["name"] for machine in HARDWARE]:

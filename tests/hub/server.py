@@ -27,7 +27,7 @@ Answer = tuple[Any, ...]  # status, value, and headers where there are any
 
 @dataclass
 class Fault:
-    """What goes wrong at a step, so many times.
+    """An error at a step, so many times.
 
     A status answers instead of the Hub; `reset` cuts the connection before anything is done, `lost` after it was done.
     """
@@ -66,7 +66,7 @@ class HubServer:
     A step named in `routes` is answered by the method of its name, one request at a time.
 
     Attributes:
-        faults: Taken one after the other, each as often as it says.
+        faults: Taken one after the other, each as often as `times`.
         requests: How often each step was asked for.
         accounts: Who may ask, by token.
     """
@@ -149,7 +149,7 @@ class HubServer:
         ), fault
 
     def _refusal(self, request: HubRequest) -> Answer | None:
-        """Refuse whoever may not ask."""
+        """Refuse requests without a valid token."""
         if request.step in self.open_steps or request.token in self.accounts:
             return None
         message = "Invalid credentials in Authorization header"

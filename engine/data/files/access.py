@@ -77,7 +77,7 @@ class DataAccess:
         if target is None or not any(target.is_relative_to(root.resolve()) for root in self.roots or ()):
             roots = ", ".join(str(root) for root in self.roots or ())
             raise DatasetError(
-                f"There is no such dataset in the folders that this page may read: {roots}.",
+                f"Not found in the folders that this page may read: {roots}.",
                 "Check the path or upload the file; or name its folder in LORATORY_DATA and start Loratory again.",
             )
 
@@ -86,7 +86,7 @@ ANY_FILE = DataAccess()
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; never waits for a pipe or reads a device.
+    """Open a regular file for reading; never wait for a pipe or read a device.
 
     Raises:
         DatasetError: If it is not a regular file, or cannot be read.

@@ -30,12 +30,12 @@ class TextStart(NamedTuple):
 class TextReader(ABC):
     """Splits a text file into rows."""
 
-    label: ClassVar[str]  # what people call the kind
+    label: ClassVar[str]  # for people
     endings: ClassVar[tuple[str, ...]]  # of file names
     trusts_ending: ClassVar[bool] = False  # whether they decide, however a file begins
     form: SourceForm
     columns: tuple[str, ...] = ()  # where the file itself names them
-    notes: Sequence[str] = ()  # what is odd about the file as a whole, once it has been read to its end
+    notes: Sequence[str] = ()  # warnings about the whole file, complete once it has been read
 
     @classmethod
     @abstractmethod
@@ -57,7 +57,7 @@ class BinaryRows(RowSource):
         DatasetError: If it is damaged or too large.
     """
 
-    label: ClassVar[str]  # what people call the kind
+    label: ClassVar[str]  # for people
     endings: ClassVar[tuple[str, ...]]  # of file names
     magics: ClassVar[tuple[bytes, ...]]  # first bytes of its files
     notes: Sequence[str] = ()
@@ -76,7 +76,7 @@ class BinaryRows(RowSource):
 
 
 def require_unique(columns: Sequence[str], name: str) -> None:
-    """Require that the header of a table names each column once.
+    """Require that a header names each column once.
 
     Raises:
         DatasetError: With the column that it names twice.

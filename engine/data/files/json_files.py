@@ -16,7 +16,7 @@ from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError
 
 
 def json_record(position: Position, raw: bytes) -> Record:
-    """Parse one JSON value as a row, and a list of turns as a row with one column; never raises."""
+    """Parse one JSON value as a row, and a list of turns as a row with one column; never raise."""
     try:
         value = parse_json(raw)
         column = conversation_column(value)
@@ -33,7 +33,7 @@ def parse_json(raw: bytes) -> Any:
     """Parse JSON strictly: a duplicate key is an error.
 
     Raises:
-        RowProblemError: With the reason, in words.
+        RowProblemError: With the reason.
     """
     if len(raw) > MAX_ROW_BYTES:
         raise RowProblemError.too_long(len(raw))
@@ -120,11 +120,11 @@ def _has_list_lines(start: TextStart) -> bool:
     return start.kind_by_name is JsonLinesReader and json_record(Position(0, 1, 0), first).value is not None
 
 
-# Also reads numbers of any length; what is wrong with a row is found out when it is parsed.
+# Accepts numbers of any length; problems of a row are reported when it is parsed.
 _VALUES = JSONDecoder(parse_int=str, parse_float=str)
 _SPACE, _BETWEEN_ROWS = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 _OPENING = re.compile(r'\{\s*"[^"\n]{0,100}"')  # of a row: its first key
-_KEPT_CHARACTERS = 200  # of what is passed over: more than what a row begins with
+_KEPT_CHARACTERS = 200  # of a row that is skipped: more than its sample needs
 _SPLIT_TOKEN_CHARACTERS = 16  # a token that the end of a chunk cuts is not longer, unless it is a string
 
 
@@ -187,7 +187,7 @@ class _JsonText:
         return self._text[self.at : self.at + 1]
 
     def skip(self, pattern: re.Pattern[str]) -> None:
-        """Pass over what matches."""
+        """Skip the text that matches."""
         while True:
             match = pattern.match(self._text, self.at)
             self.advance(match.end() if match is not None else self.at)

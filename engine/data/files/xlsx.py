@@ -18,7 +18,7 @@ from engine.processes.limits import TimeLimitError, memory_limited, time_limit
 _OPEN_SECONDS = 10.0  # of computing: the strings of a workbook of the largest size take about half of it
 _OPEN_BYTES = 1 << 30
 _ROWS_AT_ONCE = 100
-_MOST_ROWS = 1_048_576  # of a sheet, as Excel has it; a larger row number would stand for so many blank rows
+_MOST_ROWS = 1_048_576  # of a sheet, as in Excel; a larger row number would mean as many blank rows
 
 
 class XlsxRows(BinaryRows):

@@ -174,7 +174,7 @@ def _calls_as_text(steps: AdaptedConversation) -> AdaptedConversation:
             else:
                 pieces.append([Message("user", "\n".join(responses))])
                 responses = []
-    note = "The model's template has no tool calls; they are written in words (Hermes convention)."
+    note = "The model's template has no tool calls; they are written as text (Hermes convention)."
     return _rewritten(steps, pieces, note)
 
 
@@ -244,7 +244,7 @@ def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbiliti
         texts = []
     if texts:
         pieces.append([Message("user", "\n\n".join(texts))])
-    note = "The model's template does not take a system turn there; its words open the user's turn that follows."
+    note = "The model's template does not take a system turn there; its text starts the next user turn."
     return _rewritten(steps, pieces, note)
 
 
@@ -261,7 +261,7 @@ def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
     pieces: list[list[Message]] = []
     for group in groups:
         joined = group[0]
-        if len(group) > 1:  # at once, in time that grows with the words alone
+        if len(group) > 1:  # at once, in linear time
             content = "\n\n".join(message.content for message in group)
             joined = replace(joined, content=content, is_trained=all(message.is_trained for message in group))
         pieces += [*([] for _ in group[1:]), [joined]]  # at the position of the last

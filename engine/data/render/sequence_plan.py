@@ -1,6 +1,6 @@
 """The text of a conversation, and which part of it is trained; verified turn by turn.
 
-For each assistant turn the template is asked twice: for the prompt that the chat will send at that point, and for the
+For each assistant turn the template renders twice: the prompt that the chat will send at that point, and the
 conversation up to and with the turn. The turn's answer is what the second adds to the first. Turns share one sequence
 only where its text holds, character by character, each turn's own prompt followed by its own answer. A template that
 rewrites earlier turns (Qwen3 drops their reasoning, gpt-oss ends them otherwise) fails that proof, and such turns get
@@ -46,7 +46,7 @@ class SequencePlan:
 
     text: str
     trained: tuple[Turn, ...]  # in order; empty where everything counts
-    plain: bool = False  # plain text, to which the tokenizer adds what it adds by itself
+    plain: bool = False  # plain text, encoded with the tokenizer's own special tokens
 
 
 @dataclass(frozen=True)
@@ -280,7 +280,7 @@ class TurnRenderer:
         )
 
     def left_out(self, text: str) -> tuple[RowWarning, ...]:
-        """Return turns whose words do not come out of the template, and special tokens in people's words."""
+        """Return the turns whose text the template leaves out or changes."""
         losses: list[RowWarning] = []
         start = 0
         for number, message in enumerate(self._messages, start=1):

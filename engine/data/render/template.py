@@ -80,7 +80,7 @@ def once_per_tokenizer(answer: Callable[[ChatTokenizer], Answer]) -> Callable[[C
 
 
 def ids_of(text: str, tokenizer: ChatTokenizer) -> list[int]:
-    """Return the tokens of text alone, without those that a tokenizer adds by itself."""
+    """Return the tokens of text alone, without the tokenizer's own special tokens."""
     # What a template writes before an answer is short and repeats; whole prompts do not come twice.
     if len(text) <= 256:
         return list(_short_ids(tokenizer, settings_of(tokenizer), text))
@@ -250,7 +250,7 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
     """Render with the frozen template; `prompt` adds the generation prompt.
 
     Raises:
-        RowProblemError: With the template's own words, if it refuses.
+        RowProblemError: With the template's own message, if it refuses.
         ModelLimitError: If it computes for too long, needs too much memory or writes too much.
     """
     try:

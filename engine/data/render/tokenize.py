@@ -289,11 +289,11 @@ def _mark_trained(
     """Decide which tokens of a sequence are trained.
 
     Returns:
-        The tokens; which of them are trained; and turns whose prompt, tokenized by itself, gives other tokens than those
-        in this sequence, and which need a sequence of their own.
+        The tokens; which of them are trained; and turns whose prompt alone gives other tokens than those
+        in this sequence, so they need a sequence of their own.
     """
     if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
-        del encoded.ids[-1], encoded.spans[-1]  # some tokenizers add eos by themselves
+        del encoded.ids[-1], encoded.spans[-1]  # some tokenizers add a second eos
     if not sequence.trained:  # every token is trained except the first, which has no context
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.trained
@@ -314,7 +314,7 @@ def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
 def _last_answer(encoded: Encoded, prompt: str, answer: str, tokenizer: ChatTokenizer) -> tuple[Encoded, int, int]:
     """Return the tokens of a prompt and its final answer, and the token range of the answer."""
     start = encoded.boundary(len(prompt), tokenizer)
-    if start is None:  # a token reaches across; the chat sends the prompt by itself
+    if start is None:  # a token spans the boundary; the chat sends the prompt alone
         encoded = encode(prompt, tokenizer)
         start = len(encoded.ids)
         encoded.append(answer, tokenizer)
