@@ -114,22 +114,26 @@ def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Se
         raise RowProblemError("unknown_role", f"turn {number} has the unknown role {one_line(str(role_text), 30)!r}")
     role = ROLES[tag]
     content = next((turn[name] for name in content_fields if name in turn), None)
-    is_trained = role != "assistant" or _is_trained_turn(turn, number)
     if tag == "function_call":
+        is_trained = _is_trained_turn(turn, number)
         return Message("assistant", tool_calls=_sharegpt_calls(content, number), is_trained=is_trained)
     calls = _openai_calls(turn, number) if role == "assistant" else ()
     if content is None and not (calls or turn.get("reasoning_content")):
         raise RowProblemError("not_text", f"turn {number} has no content")
     text = "" if content is None else _content(content, number, role)
+    if role == "assistant":
+        return _assistant_turn(turn, number, text, calls)
     if role == "tool":
         name, call_id = (_optional_text(turn.get(field)) for field in ("name", "tool_call_id"))
         return Message(role, text, name=name, tool_call_id=call_id)
-    if role != "assistant":
-        return Message(role, text)
+    return Message(role, text)
+
+
+def _assistant_turn(turn: Mapping[str, Any], number: int, text: str, calls: tuple[ToolCall, ...]) -> Message:
     message = answer(text)
     fields = (turn.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
     reasoning = message.reasoning or next((field for field in fields if isinstance(field, str)), None) or None
-    return replace(message, tool_calls=calls, is_trained=is_trained, reasoning=reasoning)
+    return Message("assistant", message.content, reasoning, calls, is_trained=_is_trained_turn(turn, number))
 
 
 def check_turn_count(turns: Sequence[Any], column: str) -> None:
