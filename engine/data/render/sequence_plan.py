@@ -9,6 +9,7 @@ sequences of their own: nothing is masked by guesswork.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.config.run import TrainOn
@@ -77,38 +78,46 @@ def plan_conversation(
     if train_on == "all":
         text = renderer.text(len(adaptation.messages))
         return PlannedRow((SequencePlan(text, ()),), adaptation.notes, notices + renderer.left_out(text))
-    targets = _chosen_turns(adaptation, train_on)
+    turns, beyond, warnings = _render_turns(_chosen_turns(adaptation, train_on), renderer, tokenizer, max_length)
+    if not turns:
+        has_marks = any(not message.is_trained for message in adaptation.messages)
+        reason = "every assistant turn has weight 0" if has_marks else "every assistant turn is empty"
+        raise RowProblemError("nothing_to_learn", reason)
+    sequences = _share_sequences(turns, tokenizer)
+    if not beyond:
+        return PlannedRow(sequences, adaptation.notes, notices + renderer.left_out(sequences[-1].text))
+    # The text ends early, and does not show what the template leaves out.
+    rest = "\n".join(adaptation.messages[index].content for index in beyond)
+    whole = _sequence_of(beyond[-1], renderer)
+    return PlannedRow(sequences, adaptation.notes, notices + warnings, len(ids_of(rest, tokenizer)), whole)
+
+
+def _render_turns(
+    targets: Sequence[int], renderer: "TurnRenderer", tokenizer: ChatTokenizer, max_length: int | None
+) -> tuple[list[Turn], Sequence[int], tuple[RowWarning, ...]]:
+    """Render turns in order, up to max_length or until it takes too long.
+
+    Returns:
+        The turns; the indices of those that are left; and a warning if rendering them would take too long.
+    """
     turns: list[Turn] = []
-    beyond: list[int] = []
     measured = 0  # characters of the longest prompt whose tokens were counted
     for number, index in enumerate(targets):
         # Counted each time it has grown by half, which takes a few times as long as counting it once.
         if turns and max_length is not None and len(turns[-1].prompt) > max(max_length, 1.5 * measured):
             measured = len(turns[-1].prompt)
             if len(ids_of(turns[-1].prompt, tokenizer)) > max_length:
-                beyond = targets[number:]
-                break
+                return turns, targets[number:], ()
         try:
             turn = renderer.turn(index)
         except RowProblemError:
             if not turns or not renderer.is_spent:
                 raise
-            beyond = targets[number:]
             reason = f"only its first {len(turns):,} answers are trained: the later ones {_TAKES_TOO_LONG}"
-            notices += (("too_long", reason),)
-            break
+            return turns, targets[number:], (("too_long", reason),)
         if turn is not None:
             turns.append(turn)
-    if not turns:
-        has_marks = any(not message.is_trained for message in adaptation.messages)
-        reason = "every assistant turn has weight 0" if has_marks else "every assistant turn is empty"
-        raise RowProblemError("nothing_to_learn", reason)
-    sequences = _share_sequences(turns, tokenizer)
-    if beyond:  # the text ends early, and does not show what the template leaves out
-        rest = "\n".join(adaptation.messages[index].content for index in beyond)
-        whole = _sequence_of(beyond[-1], renderer)
-        return PlannedRow(sequences, adaptation.notes, notices, len(ids_of(rest, tokenizer)), whole)
-    return PlannedRow(sequences, adaptation.notes, notices + renderer.left_out(sequences[-1].text))
+    return turns, (), ()
 
 
 def plan_text(text: str, tokenizer: ChatTokenizer) -> PlannedRow:
