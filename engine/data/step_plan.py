@@ -5,19 +5,16 @@ counting, on any device. Gradients of a step are summed over all its trained tok
 changes the speed and not the result.
 """
 
-import itertools
 import math
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from engine.config.training import TrainingConfig
-from engine.data.contract import RowLengths
 from engine.errors import RunError
 from engine.models.batching import Batching
 
@@ -26,8 +23,6 @@ from engine.models.batching import Batching
 _MOST_STEPS_IN_A_BLOCK = 50
 _FEWEST_BLOCKS = 4
 _MOST_PADDED = 1.2  # times the tokens of two passes that are merged; more costs more than one pass less saves
-_MOST_ROWS = 65_536  # of a step, where its largest pass is looked for
-_PLANNED_ROWS = 4096  # at least so many of a run are planned to find its largest pass, which takes some milliseconds
 
 
 class RowOrder(BaseModel, frozen=True):
@@ -251,63 +246,6 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
                 insort(spaces, left)
             by_space[left].append(number)
     return [tuple(rows) for rows in packed]
-
-
-class LargestPass(NamedTuple):
-    """The largest pass of a run."""
-
-    lengths: tuple[
-        int, ...
-    ]  # tokens of each row that goes through the model: of a sequence, or of two that share their prompt
-    trained_tokens: int  # the most of any pass
-    sizes: int  # different numbers of tokens that passes have, padding included
-    sequences: int  # in it
-    longest: int  # tokens of its longest sequence
-
-
-@lru_cache(maxsize=128)
-def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1) -> LargestPass:
-    """Plan a run of these rows, or its first thousands of rows, and return the largest of its passes.
-
-    `fills_up_to` is what the tokens of joined rows are filled up to a multiple of.
-    """
-    training, order, cut = settings.training, settings.order, settings.training.max_length
-    # A step may have more rows than are known; those are assumed to be like these.
-    known = len(rows.tokens) // rows.per_row
-    copies = math.ceil(min(rows.count, order.rows_per_step, _MOST_ROWS) / known)
-    sequences = _in_groups([min(length, cut) for length in rows.tokens], rows.per_row) * copies
-    trained = [sum(row) for row in _in_groups([min(tokens, cut) for tokens in rows.trained], rows.per_row)] * copies
-    repeats = max(1, settings.sequences_per_row // rows.per_row)  # where only one sequence of each row is known
-    lengths = [sum(row) for row in sequences]
-    together = sequences
-    if settings.shares_prompts and rows.shared:
-        shared = zip(sequences, rows.shared * copies, strict=True)
-        together = [(sum(row) - min(*row, begins),) for row, begins in shared]
-    planner = EpochPlanner(lengths, settings)
-    left = training.max_steps
-    if left <= 0:
-        left = math.ceil(training.num_train_epochs * planner.steps_per_epoch)
-    largest: tuple[int, int, tuple[int, ...], tuple[int, ...]] = (0, 0, (), ())
-    most_trained, sizes, planned = 0, set[int](), 0
-    for epoch in range(left):
-        for step in itertools.islice(planner.steps(epoch), left):
-            for forward_pass in step.passes:
-                tokens = tuple(length for row in forward_pass.rows for length in together[row]) * repeats
-                longest, total = max(tokens), sum(tokens)
-                size = -(-total // fills_up_to) if settings.batching == "joined" else len(tokens) * longest
-                largest = max(largest, (size, longest, tokens, forward_pass.rows))
-                most_trained = max(most_trained, sum(trained[row] for row in forward_pass.rows) * repeats)
-                sizes.add(size)
-                planned += len(forward_pass.rows)
-        left -= planner.steps_per_epoch
-        if left <= 0 or planned >= _PLANNED_ROWS:
-            break
-    sequence_lengths = [length for row in largest[-1] for length in sequences[row]] * repeats
-    return LargestPass(largest[2], most_trained, len(sizes), len(sequence_lengths), max(sequence_lengths))
-
-
-def _in_groups(values: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    return [tuple(values[start : start + size]) for start in range(0, len(values), size)]
 
 
 def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:

@@ -10,7 +10,8 @@ import pytest
 
 from engine.config.training import TrainingConfig
 from engine.data.contract import RowLengths
-from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, join_rows, largest_pass, pack_rows
+from engine.data.largest_pass import largest_pass
+from engine.data.step_plan import EpochPlanner, Pass, PlanSettings, join_rows, pack_rows
 
 
 def make_settings(**values) -> PlanSettings:
