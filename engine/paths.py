@@ -215,7 +215,8 @@ class AllowedPaths:
         Raises:
             EngineError: As `error` makes it, if a path leads anywhere else.
         """
-        path = self._resolve(text)
+        base = self.home.root if Path(text).parts[:1] == (_SHARED,) else self.home.uploads
+        path = _resolve_below(base, text)
         if path is None or not any(path.is_relative_to(root) for root in self.readable):
             raise error(*REFUSAL)
         return path
@@ -241,10 +242,6 @@ class AllowedPaths:
         own = (home.uploads, home.exports, home.own_runs, home.cache)  # a measurement's rows are in the last
         shared = (home.shared_data, home.shared_models)
         return (*(folder.resolve() for folder in own), *(root for folder in shared for root in _with_links(folder)))
-
-    def _resolve(self, text: str | Path) -> Path | None:
-        base = self.home.root if Path(text).parts[:1] == (_SHARED,) else self.home.uploads
-        return _resolve_below(base, text)
 
 
 def _resolve_below(base: Path, text: str | Path) -> Path | None:

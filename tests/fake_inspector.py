@@ -182,7 +182,6 @@ class FakeInspector:
         *,
         first_row: int = 0,
         count: int = 10,
-        search: str = "",
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
     ) -> DatasetPage:

@@ -198,17 +198,16 @@ class HeldOutRows(_Part, extra="forbid"):
     total: int
 
 
-MAX_SEARCH_CHARACTERS = 1000
-
-
 class PageRequest(_Part):
     """Which rows to show."""
 
     first_row: int = Field(default=0, ge=0)
     count: int = Field(default=10, ge=1, le=200)
-    search: str = Field(default="", max_length=MAX_SEARCH_CHARACTERS)  # only rows that hold this text, in any case
     rows: tuple[int, ...] | None = Field(default=None, max_length=200)  # only these rows, in this order
     brief: bool = False  # how long sequences are, without their text: enough for a list
+
+
+MAX_SEARCH_CHARACTERS = 1000
 
 
 class DataRequest(_Part):

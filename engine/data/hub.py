@@ -220,14 +220,8 @@ class HubRows(RowSource):
             raise _explain(error, self._config.source.strip()) from error
 
     def fingerprint(self) -> str:
-        library_fingerprint = getattr(self._data, "_fingerprint", None)
-        parts = [
-            self._config.source,
-            self._config.subset,
-            self._config.split,
-            self._config.revision,
-            library_fingerprint,
-        ]
+        config = self._config
+        parts = [config.source, config.subset, config.split, config.revision, getattr(self._data, "_fingerprint", None)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _load(self) -> Any:

@@ -143,6 +143,18 @@ def describe_kind(value: Any) -> str:
     return "an object" if isinstance(value, Mapping) else "text" if isinstance(value, str) else type(value).__name__
 
 
+def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return how many elements two sequences both begin with."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[:middle] == second[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 class SourceForm(NamedTuple):
     """The form of a source; of several files, that of the first."""
 
@@ -151,12 +163,6 @@ class SourceForm(NamedTuple):
     encoding: str = "utf-8"  # of Python's codec; a mark at the beginning is not part of it
     delimiter: str = ""  # between the cells of a table
     is_gzipped: bool = False
-
-    @property
-    def description(self) -> str:
-        """The whole form for people."""
-        encoding = "" if self.encoding == "utf-8" else f", {self.encoding.upper()}"
-        return f"{self.label}{encoding}{', gzip' if self.is_gzipped else ''}"
 
 
 class RowSource(ABC):
@@ -169,7 +175,8 @@ class RowSource(ABC):
     @property
     def kind(self) -> str:
         """The form for people, such as "JSON Lines, gzip"."""
-        return self.form.description
+        encoding = "" if self.form.encoding == "utf-8" else f", {self.form.encoding.upper()}"
+        return f"{self.form.label}{encoding}{', gzip' if self.form.is_gzipped else ''}"
 
     @property
     @abstractmethod

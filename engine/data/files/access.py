@@ -53,7 +53,7 @@ class DataAccess:
             # Checked first: an error must not reveal whether such a file exists.
             self._refuse_outside(Path(source).expanduser())
         try:
-            path = Path(source).expanduser().resolve(strict=True)
+            return Path(source).expanduser().resolve(strict=True)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DatasetError(
                 f"The file or folder {shown_name(source)} was not found.",
@@ -65,9 +65,6 @@ class DataAccess:
                 f"The dataset {shown_name(source)} cannot be opened ({reason.lower()}).",
                 "Choose a file, a folder, the id of a dataset on the Hub, or sample:NAME.",
             ) from error
-        if self.roots is not None and self.allowed is None:
-            self._refuse_outside(path)
-        return path
 
     def _refuse_outside(self, path: Path) -> None:
         try:

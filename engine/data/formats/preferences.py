@@ -11,7 +11,7 @@ from engine.data.conversation import LabeledCompletion, Message, PreferencePair
 from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table, is_missing
 from engine.data.formats.pairs import question_of
 from engine.data.formats.turns import ROLES, answer, is_turn, is_turns, list_of_turns, turn_list
-from engine.data.records import RowProblemError, describe_kind
+from engine.data.records import RowProblemError, describe_kind, shared_length
 
 _CHOSEN = Column("chosen", True, "the better answer: text, or a list of turns")
 _REJECTED = Column("rejected", True, "the worse answer: text, or a list of turns")
@@ -53,7 +53,7 @@ class PairFormat(DataFormat):
         sides = [_turns_or_answer(row, role, cell) for role, cell in (("chosen", chosen), ("rejected", rejected))]
         if prompt and all(side[: len(prompt)] == list(prompt) for side in sides):
             prompt = ()  # UltraFeedback repeats it in both
-        prefix_turns = _shared_turns(*sides)
+        prefix_turns = shared_length(*sides)
         whole = row.conversation([*prompt, *sides[0][:prefix_turns]])
         better, worse = (tuple(side[prefix_turns:]) for side in sides)
         if not better and not worse:
@@ -111,7 +111,8 @@ class Preference(PairFormat):
         prompt, chosen, rejected = _prompt(row), row.required("chosen"), row.required("rejected")
         both_text = isinstance(chosen, str) and isinstance(rejected, str) and not is_turns(chosen)
         if not prompt and both_text:
-            start = shared_words(chosen, rejected)
+            start = shared_length(chosen, rejected)
+            start -= chosen[:start].endswith(" ")  # the space stays with the answers, as in TRL's `extract_prompt`
             prompt = [Message("user", chosen[:start].strip())]
             chosen, rejected = chosen[start:].strip(), rejected[start:].strip()
         elif not both_text and len(prompt) == 1 and not is_turns(row.value.get(row.columns.get("prompt", ""))):
@@ -171,7 +172,8 @@ class Ranking(PairFormat):
             prompt = [Message("user", question_of(row))]
         else:
             raise RowProblemError("missing_column", "there is neither instruction nor conversations")
-        return self.pair(row, prompt, *(_bare_turn(row.required(role)) for role in ("chosen", "rejected")))
+        cells = (row.required(role) for role in ("chosen", "rejected"))
+        return self.pair(row, prompt, *([cell] if is_turn(cell) else cell for cell in cells))
 
 
 class Ratings(DataFormat):
@@ -196,7 +198,8 @@ class Ratings(DataFormat):
             return []
         answer_column, label_column = (names[name] for name in pair)
         # Numbers may be classes of anything; they are read where this format is chosen.
-        if not all(map(_is_true_or_false, table.cells(label_column))):
+        labels = table.cells(label_column)
+        if not all(is_missing(label) or str(label).strip().lower() in ("true", "false") for label in labels):
             return []
         if "prompt" not in names and not any(turn_list(cell) for cell in table.cells(answer_column)):
             return []
@@ -224,30 +227,12 @@ def _prompt(row: Cells) -> list[Message]:
     return row.turns("prompt") if is_turns(cell) else [Message("user", row.text("prompt"))]
 
 
-def shared_words(chosen: str, rejected: str) -> int:
-    """Return where two texts start to differ, before the preceding space, as TRL's `extract_prompt` does."""
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    same = next((index for index, (left, right) in pairs if left != right), min(len(chosen), len(rejected)))
-    return same - 1 if same and chosen[same - 1] == " " else same
-
-
 def _turns_or_answer(row: Cells, role: str, cell: Any) -> list[Message]:
     if is_turns(cell):
         return list_of_turns(cell, row.columns[role], ("role", "from"), ("content", "value"))
     if not isinstance(cell, str):
         raise RowProblemError("not_text", f"{row.columns[role]} is {describe_kind(cell)}, not text or a list of turns")
     return [answer(cell)]
-
-
-def _bare_turn(cell: Any) -> Any:
-    """Return a single turn as a list of one."""
-    return [cell] if is_turn(cell) else cell
-
-
-def _shared_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """Return how many turns at the beginning are the same on both sides."""
-    pairs = zip(chosen, rejected, strict=False)
-    return next((index for index, (left, right) in enumerate(pairs) if left != right), min(len(chosen), len(rejected)))
 
 
 def _dialogue(text: str, column: str) -> list[dict[str, str]]:
@@ -258,10 +243,6 @@ def _dialogue(text: str, column: str) -> list[dict[str, str]]:
         {"role": _HH_ROLES[speaker], "content": content.strip()}
         for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
     ]
-
-
-def _is_true_or_false(cell: Any) -> bool:
-    return is_missing(cell) or str(cell).strip().lower() in ("true", "false")
 
 
 def _label(cell: Any, column: str) -> bool:

@@ -26,7 +26,7 @@ from engine.data.contract import (
 )
 from engine.data.files.access import write_cached
 from engine.data.passes.preferences import PreferenceCounts
-from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer, digest_of
+from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
 from engine.data.passes.split import Positions, Split, draw_split
 from engine.data.records import ProblemKind, Record, row_label
 from engine.data.render.template import tokenizer_fingerprint
@@ -54,7 +54,7 @@ class Counts:
         self.kept_parts = array("b")
         self.digests = array("Q")
         self.groups = array("Q")
-        self.preferences = PreferenceCounts(digest_of)
+        self.preferences = PreferenceCounts()
         self.lengths = array("I")  # of sequences, before the cut
         self.length_rows = array("I")  # the row of each sequence
         self.uncut_trained = array("I")  # trained tokens of each sequence, before the cut

@@ -1,4 +1,4 @@
-"""The rows of a page, by position, search or number, as conversations and trained tokens."""
+"""The rows of a page, by position or number, as conversations and trained tokens; and search."""
 
 from collections.abc import Generator, Mapping, Sequence
 from difflib import SequenceMatcher
@@ -20,9 +20,9 @@ from engine.data.contract import (
 from engine.data.conversation import Conversation
 from engine.data.formats import column_names, likeliest_format
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
-from engine.data.records import Record
+from engine.data.records import Record, shared_length
 from engine.data.render.sequence_plan import trained_turns
-from engine.data.render.tokenize import IGNORED_LABEL, RenderedRow, count_shared
+from engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
 from engine.data.source import SourceOptions, open_source
 from engine.errors import DatasetError
 
@@ -37,9 +37,8 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
     if request.rows is not None:
         records = yield from _pick(reader, request.rows, pace)
     else:
-        needle = request.search.casefold()
         for record in reader.records(request.first_row):
-            if record is not None and (not needle or needle in _searchable(record)):
+            if record is not None:
                 if len(records) == request.count:
                     next_row = record.row
                     break
@@ -175,8 +174,8 @@ def pair_views(chosen: RenderedRow, rejected: RenderedRow) -> tuple[SequenceView
 def differing_tokens(left: Sequence[int], right: Sequence[int]) -> tuple[list[bool], list[bool]]:
     """Return which tokens of each sequence the other one does not have there."""
     marks = [True] * len(left), [True] * len(right)
-    first = count_shared(left, right)
-    last = count_shared(left[first:][::-1], right[first:][::-1])
+    first = shared_length(left, right)
+    last = shared_length(left[first:][::-1], right[first:][::-1])
     ends = len(left) - last, len(right) - last
     for side, end in zip(marks, ends, strict=True):
         side[:first] = [False] * first

@@ -2,7 +2,6 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,9 @@ from numpy.typing import NDArray
 from engine.config.objectives import RowKind
 from engine.data.contract import Histogram, PairLengths
 from engine.data.conversation import Example, LabeledCompletion, PreferencePair
-from engine.data.render.tokenize import Rendering, count_shared
+from engine.data.passes.reader import digest_of
+from engine.data.records import shared_length
+from engine.data.render.tokenize import Rendering
 
 _FEWEST_PAIRS = 20
 _BIASED_SHARE = 0.9
@@ -22,8 +23,7 @@ _MOST_GAPS = 50
 class PreferenceCounts:
     """The counts of pairs and ratings of a pass so far."""
 
-    def __init__(self, digest: Callable[[Example], int]) -> None:
-        self._digest = digest  # 64 bits that are equal for equal conversations
+    def __init__(self) -> None:
         self._kinds: Counter[RowKind] = Counter()
         self.shared = array("I")  # tokens that both sequences of each pair begin with, before the cut
         self._rows = array("I")  # numbers of the pairs' rows
@@ -45,10 +45,10 @@ class PreferenceCounts:
             return
         self._rows.append(row)
         if rendering is not None:
-            self.shared.append(count_shared(*(sequence.encoded.ids for sequence in rendering.rows)))
+            self.shared.append(shared_length(*(sequence.encoded.ids for sequence in rendering.rows)))
         self._differences.append(_length_difference(example, rendering))
         self._counts_tokens = rendering is not None
-        chosen, rejected = (self._digest(side) for side in example.sides())
+        chosen, rejected = map(digest_of, example.sides())
         self._pairs.append(_pair_digest(chosen, rejected))
         self._reversed_pairs.append(_pair_digest(rejected, chosen))
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, RowWarning
-from engine.data.records import RowProblemError, one_line
+from engine.data.records import RowProblemError, one_line, shared_length
 from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
 from engine.data.render.template import (
     ChatTokenizer,
@@ -214,20 +214,17 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
     return tuple(reversed(sequences))
 
 
-def _answer_in(text: str, start: int, answer: str, tokenizer: ChatTokenizer) -> str | None:
-    """Return an answer as it appears in a longer text from `start` on; None if the text differs."""
-    if text.startswith(answer, start):
-        return answer
-    # Some templates, such as Phi-3's, close only the whole text with eos, after the turn's own end.
-    shorter = answer.removesuffix(tokenizer.eos_token or "")
-    ends_itself = shorter.rstrip().endswith(control_token_texts(tokenizer))
-    return shorter if ends_itself and text.startswith(shorter, start) else None
-
-
 def _as_in(text: str, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
     """Return the turn as it is in the text of a later one, or None where that text differs."""
-    answer = _answer_in(text, len(turn.prompt), turn.answer, tokenizer) if text.startswith(turn.prompt) else None
-    return replace(turn, answer=answer) if answer is not None else None
+    if not text.startswith(turn.prompt):
+        return None
+    start = len(turn.prompt)
+    if text.startswith(turn.answer, start):
+        return turn
+    # Some templates, such as Phi-3's, close only the whole text with eos, after the turn's own end.
+    shorter = turn.answer.removesuffix(tokenizer.eos_token or "")
+    ends_itself = shorter.rstrip().endswith(control_token_texts(tokenizer))
+    return replace(turn, answer=shorter) if ends_itself and text.startswith(shorter, start) else None
 
 
 class TurnRenderer:
@@ -267,7 +264,7 @@ class TurnRenderer:
         message, prompt, whole = self._messages[index], self.prompt(index), self.text(index + 1)
         if whole.startswith(prompt):
             return Turn(prompt, self._with_reasoning(whole[len(prompt) :], index))
-        shared = _shared_length(prompt, whole)
+        shared = shared_length(prompt, whole)
         if not prompt[shared:].strip():
             return Turn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
         tag = _OPENED_TAG.search(prompt)
@@ -321,14 +318,3 @@ class TurnRenderer:
         if not reasoning or reasoning in answer or index in self._without_reasoning:
             return answer
         return f"<think>\n{reasoning}\n</think>\n\n{answer}"
-
-
-def _shared_length(first: str, second: str) -> int:
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[:middle] == second[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

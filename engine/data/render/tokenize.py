@@ -56,12 +56,6 @@ class TokenizedRow:
         return sum(len(sequence.input_ids) for sequence in self.sequences)
 
 
-def count_shared(first: Sequence[int], second: Sequence[int]) -> int:
-    """Return how many tokens two sequences both begin with."""
-    pairs = enumerate(zip(first, second, strict=False))
-    return next((position for position, (left, right) in pairs if left != right), min(len(first), len(second)))
-
-
 @dataclass
 class Encoded:
     """A text, its tokens, and the range of characters of each token."""
