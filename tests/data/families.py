@@ -1,8 +1,10 @@
 """Tokenizers of the families that people train: their own chat templates over one small vocabulary."""
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
+from engine.data.passes.reader import Renderer
 from engine.data.render.template import ChatTokenizer, freeze_template
 from tests.tiny_model import train_bpe
 
@@ -71,6 +73,17 @@ def tokenizer_of(member: Family, *, frozen: bool = True) -> ChatTokenizer:
     if frozen:
         freeze_template(tokenizer)
     return tokenizer
+
+
+@cache
+def shared_tokenizer(name: str = "qwen2.5") -> ChatTokenizer:
+    """Return a tokenizer of a family, for tests that do not change it."""
+    return tokenizer_of(family(name))
+
+
+def renderer_of(max_length: int | None = None, name: str = "qwen2.5", *, notes: tuple[str, ...] = ()) -> Renderer:
+    """Return a renderer with the shared tokenizer of a family."""
+    return Renderer(shared_tokenizer(name), max_length, "tiny", notes)
 
 
 LLAMA2_TEMPLATE = (

@@ -7,12 +7,10 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
-from engine.config.run import DatasetConfig
 from engine.data.files import open_file
 from engine.data.files.columnar import ArrowRows
-from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from tests.data.checks import check_dataset
+from tests.data.checks import check_file
 from tests.data.measured_reading import MAX_UNPACK_SECONDS, MAX_UNPACKED_BYTES, read_measured
 
 MIB = 1 << 20
@@ -75,7 +73,7 @@ def test_an_empty_table_and_a_cut_file_are_refused(tmp_path):
     cut = tmp_path / "cut.arrow"
 
     with pytest.raises(DatasetError, match="names columns and holds no rows"):
-        check_dataset(DatasetConfig(source=str(empty)), SourceOptions())
+        check_file(empty)
     for size in (7, 20, 300, len(whole) // 2):
         cut.write_bytes(whole[:size])
         with pytest.raises(DatasetError, match="cut off or damaged"):

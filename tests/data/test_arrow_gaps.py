@@ -13,7 +13,7 @@ from engine.data.files.columnar import without_gaps
 from engine.data.hub import HubRows
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
-from tests.data.checks import check_dataset
+from tests.data.checks import check_file
 
 
 def tool(name, **properties):
@@ -75,7 +75,7 @@ def test_the_same_rows_are_the_same_conversations_as_lines_and_as_parquet(tmp_pa
     lines, table = write_both(tmp_path, ROWS)
 
     assert read_rows(table) == read_rows(lines)
-    prints = [check_dataset(DatasetConfig(source=str(path)), SourceOptions()).fingerprint for path in (lines, table)]
+    prints = [check_file(path).fingerprint for path in (lines, table)]
     assert prints[0] == prints[1]
     assert read_rows(table)[0].messages[1].tool_calls == (
         ToolCall("get_weather", {"city": "Paris", "place": {"area": "centre"}}),
@@ -99,17 +99,6 @@ def test_turns_of_several_makes_in_one_column_are_read(tmp_path):
 
     assert read_rows(table) == read_rows(lines)
     assert all(not isinstance(example, str) for example in read_rows(table))
-
-
-def test_an_object_as_the_result_of_a_tool_has_its_own_keys_alone(tmp_path):
-    rows = [
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Ask"}]}], "found": {"a": 1}},
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Ask"}]}], "found": {"b": [None, 2]}},
-    ]
-    _, table = write_both(tmp_path, rows)
-    reader = DatasetReader(DatasetConfig(source=str(table), format="messages"), SourceOptions())
-
-    assert [record.value["found"] for record in reader.records()] == [{"a": 1}, {"b": [None, 2]}]
 
 
 def test_a_null_that_the_author_of_a_jsonl_file_wrote_stays(tmp_path):

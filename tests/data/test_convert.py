@@ -37,21 +37,6 @@ def test_alpaca_joins_instruction_and_input_and_takes_system_and_history():
     ]
 
 
-def test_instruction_context_and_system_prompt_all_come_into_the_conversation():
-    dolly = {"instruction": "Who?", "context": "Ada wrote it.", "response": "Ada", "category": "closed_qa"}
-    orca = {"id": "flan.1", "system_prompt": "You are a pirate.", "question": "Hi?", "response": "Arr"}
-
-    assert texts_of(convert(dolly)) == [("user", "Who?\n\nAda wrote it."), ("assistant", "Ada")]
-    assert texts_of(convert({**dolly, "context": ""})) == [("user", "Who?"), ("assistant", "Ada")]
-    assert texts_of(convert(orca)) == [("system", "You are a pirate."), ("user", "Hi?"), ("assistant", "Arr")]
-    assert texts_of(
-        convert({**orca, "system_prompt": None}, column_map={"prompt": "question", "completion": "response"})
-    ) == [
-        ("user", "Hi?"),
-        ("assistant", "Arr"),
-    ]
-
-
 def test_sharegpt_takes_every_role_name_and_keeps_calls_and_observations_in_place():
     row = {
         "conversations": [
@@ -144,10 +129,6 @@ def test_a_reasoning_block_becomes_reasoning():
     conversation = convert({"prompt": "Q", "completion": "<think>\nhm\n</think>\n\nA"})
 
     assert conversation.messages[-1] == Message("assistant", "A", reasoning="hm")
-
-
-def test_text_is_text():
-    assert convert({"text": "words"}) == PlainText("words")
 
 
 def test_any_columns_can_be_mapped():

@@ -50,12 +50,6 @@ def test_what_python_writes_is_read_back_whatever_the_delimiter(tmp_path, monkey
     assert list(reader.read(Position(100, middle.line, middle.offset))) == records[100:]
 
 
-def test_lines_are_those_where_rows_begin(tmp_path):
-    reader = reader_of(tmp_path / "rows.csv", 'a,b\n1,"two\nlines"\n\n3,4\n')
-
-    assert [(record.row, record.line) for record in reader.read(START)] == [(0, 2), (1, 5)]
-
-
 def test_a_quote_that_is_never_closed_costs_its_own_row_only(tmp_path):
     reader = reader_of(tmp_path / "rows.csv", 'a,b\n1,"never closed\n2,fine\n3,"fine\ntoo"\n4,fine\n')
 
@@ -65,12 +59,6 @@ def test_a_quote_that_is_never_closed_costs_its_own_row_only(tmp_path):
     assert records[0].line == 2
     assert "never closed" in records[0].problem
     assert [record.value["b"] for record in records[1:]] == ["fine", "fine\ntoo", "fine"]
-
-
-def test_a_quote_inside_a_cell_is_ordinary(tmp_path):
-    reader = reader_of(tmp_path / "rows.csv", 'a,b\n5" pipe,x\n2,y\n')
-
-    assert [record.value for record in reader.read(START)] == [{"a": '5" pipe', "b": "x"}, {"a": "2", "b": "y"}]
 
 
 def test_a_quoted_cell_continues_after_a_quote_that_is_ordinary(tmp_path):

@@ -62,19 +62,6 @@ ALPACA_LIKE = {
         {"instruction": "instruction", "input": "context", "output": "response"},
     ),
     "an answer": ({"instruction": "Ask", "answer": "x"}, {"instruction": "instruction", "output": "answer"}),
-    "a completion": ({"instruction": "Ask", "completion": "x"}, {"instruction": "instruction", "output": "completion"}),
-    "context with an output": (
-        {"instruction": "Who?", "context": "Ada wrote it.", "output": "Ada"},
-        {"instruction": "instruction", "input": "context", "output": "output"},
-    ),
-    "an input with a prompt": (
-        {"prompt": "Say it in French.", "input": "Good morning", "output": "Bonjour"},
-        {"instruction": "prompt", "input": "input", "output": "output"},
-    ),
-    "context with prompt and completion": (
-        {"prompt": "Who?", "context": "Ada wrote it.", "completion": "Ada"},
-        {"instruction": "prompt", "input": "context", "output": "completion"},
-    ),
     "context with a question": (
         {"question": "Who?", "context": "Ada wrote it.", "answer": "Ada"},
         {"instruction": "question", "input": "context", "output": "answer"},
@@ -193,13 +180,6 @@ def test_a_chosen_format_is_taken_and_its_missing_columns_are_named():
 
     with pytest.raises(DatasetError, match=r"needs the column 'output'.*'instruction', 'response'"):
         detect({"instruction": "a", "response": "b"}, format="alpaca")
-
-
-def test_a_mapping_makes_the_format():
-    detection = detect({"q": "a", "a": "b"}, column_map={"instruction": "q", "output": "a"})
-
-    assert detection.format == "alpaca"
-    assert dict(detection.columns) == {"instruction": "q", "output": "a"}
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,14 @@
 """The rows that are said to be held out are those that the trainer measures itself on."""
 
-import json
-
 import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.contract import HeldOutRows
+from engine.data.passes.check import finish
 from engine.data.passes.prepare import held_out_steps, prepare_dataset
 from engine.data.passes.reader import Renderer
 from engine.data.source import SourceOptions
+from tests.data.checks import write_rows
 from tests.data.families import family, tokenizer_of
 
 
@@ -21,18 +21,12 @@ def tokenizer():
 def config(tmp_path) -> DatasetConfig:
     rows = [{"instruction": f"Question {number}?", "output": f"Answer {number}."} for number in range(60)]
     rows[7] = {"instruction": "", "output": ""}  # left out, so positions and row numbers differ
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return DatasetConfig(source=str(path), eval_fraction=0.2)
+    return DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.2)
 
 
 def find_held_out(config, tokenizer, home, count) -> HeldOutRows:
     steps = held_out_steps(config, SourceOptions(home=home), seed=3, renderer=Renderer(tokenizer, 256), count=count)
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return finish(steps)
 
 
 def test_they_are_those_of_the_trainer(config, tokenizer, home):
@@ -49,9 +43,3 @@ def test_of_many_a_few_are_taken_from_the_first_to_the_last(config, tokenizer, h
 
     assert few.total == 12
     assert few.rows == (everything.rows[0], everything.rows[4], everything.rows[8])
-
-
-def test_a_run_without_held_out_rows_has_none(config, tokenizer, home):
-    assert find_held_out(config.model_copy(update={"eval_fraction": 0.0}), tokenizer, home, 5) == HeldOutRows(
-        rows=(), total=0
-    )

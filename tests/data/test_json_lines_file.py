@@ -6,7 +6,7 @@ import pytest
 
 from engine.data.files import text_stream
 from engine.data.files.json_files import JsonLinesReader
-from engine.data.files.text_stream import TextStream, read_lines
+from engine.data.files.text_stream import TextStream
 from engine.data.records import Position
 
 START = Position(0, 1, 0)
@@ -28,15 +28,6 @@ def test_rows_lines_and_offsets_in_pieces_of_any_size(tmp_path, monkeypatch, chu
     positions = [Position(record.row, record.line, record.offset) for record in reader.read(START, ())]
     assert positions == [Position(record.row, record.line, record.offset) for record in records]
     assert list(reader.read(Position(1, 4, records[1].offset))) == records[1:]
-
-
-def test_blank_lines_come_back_only_where_asked_for(tmp_path):
-    path = tmp_path / "rows.txt"
-    path.write_bytes(b"\na\n\n\nb\n")
-    stream = TextStream(path)
-
-    assert [(line.number, line.data) for line in read_lines(stream)] == [(2, b"a"), (5, b"b")]
-    assert [line.number for line in read_lines(stream, blank=True)] == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("chunk_bytes", [16, 1 << 20])

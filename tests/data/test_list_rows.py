@@ -12,7 +12,7 @@ from engine.data.passes.reader import DatasetReader
 from engine.data.records import Position
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from tests.data.checks import check_dataset
+from tests.data.checks import check_file
 
 
 def turns(number):
@@ -62,23 +62,12 @@ def test_lists_may_stand_in_one_array(tmp_path, make):
     assert read_list(write(tmp_path / "rows.json", [[make(0), make(1)]], end="")) == [answer_text(0), answer_text(1)]
 
 
-def test_a_chosen_format_finds_them(tmp_path):
-    assert read_list(write(tmp_path / "a.jsonl", map(talk, range(2))), format="sharegpt") == [
-        answer_text(0),
-        answer_text(1),
-    ]
-    assert read_list(write(tmp_path / "b.jsonl", map(turns, range(2))), format="messages") == [
-        answer_text(0),
-        answer_text(1),
-    ]
-
-
 def test_what_is_not_a_list_of_turns_is_a_problem_of_its_line(tmp_path):
     path = tmp_path / "rows.jsonl"
     lines = [turns(0), [], [1], [{"a": 1}], [*turns(1), "words"], {"messages": turns(2)}]
     path.write_text("\n".join(map(json.dumps, lines)) + '\n[{"role": "user"\n')
 
-    report = check_dataset(DatasetConfig(source=str(path)), SourceOptions())
+    report = check_file(path)
 
     assert report.kept == 2
     assert [(problem.line, problem.kind) for problem in report.problems] == [

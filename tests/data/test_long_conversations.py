@@ -49,21 +49,15 @@ def test_a_template_that_rewrites_turns_bounds_what_they_repeat(monkeypatch):
     assert plan_conversation(talk, tokenizer_named("qwen2.5"), "assistant", None).sequences
 
 
-def test_turns_with_more_calls_than_anybody_makes_are_left_out():
-    converter = Converter(Detection("messages", "", {"messages": "messages"}))
-    calls = [{"function": {"name": "find", "arguments": {}}}] * (MAX_CALLS + 1)
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": calls}]
-
-    with pytest.raises(RowProblemError, match="turn 2 makes 1,001 calls; 1,000 is the most"):
-        converter.convert({"messages": turns})
-
-
-def test_rows_with_more_turns_than_anybody_has_are_left_out():
+def test_more_turns_or_calls_than_a_row_may_have_are_left_out():
     converter = Converter(Detection("messages", "", {"messages": "messages"}))
     turns = [{"role": role, "content": "a"} for _ in range(MAX_TURNS) for role in ("user", "assistant")]
+    calls = [{"function": {"name": "find", "arguments": {}}}] * (MAX_CALLS + 1)
 
     with pytest.raises(RowProblemError, match=f"{2 * MAX_TURNS:,} turns; {MAX_TURNS:,} is the most") as refusal:
         converter.convert({"messages": turns})
+    with pytest.raises(RowProblemError, match="turn 2 makes 1,001 calls; 1,000 is the most"):
+        converter.convert({"messages": [turns[0], {**turns[1], "tool_calls": calls}]})
 
     assert refusal.value.kind == "too_long"
     assert len(converter.convert({"messages": turns[:MAX_TURNS]}).messages) == MAX_TURNS  # type: ignore[attr-defined]

@@ -5,10 +5,10 @@ from itertools import islice
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.inspector.worker.data import OpenReaders
-from tests.data.families import family, tokenizer_of
+from tests.data.families import renderer_of
 from tests.data.test_hub import FakeHub
 
 
@@ -43,7 +43,7 @@ def opened_datasets(hub):
 
 def test_pages_of_one_dataset_open_it_once_with_and_without_a_tokenizer(hub, readers):
     config = DatasetConfig(source="someone/data", revision="abc")
-    renderer = Renderer(tokenizer_of(family("qwen2.5")), 1024)
+    renderer = renderer_of(1024)
 
     plain = readers.get(config, None)
     with_tokens = readers.get(config.model_copy(update={"eval_fraction": 0.3}), renderer)

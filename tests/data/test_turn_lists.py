@@ -6,12 +6,12 @@ import json
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.formats import detect_format, likeliest_format
+from engine.data.formats import detect_format
 from engine.data.formats.turns import turn_list
 from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from tests.data.checks import check_dataset
+from tests.data.checks import check_file
 
 TURNS = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Answer"}]
 TALK = [{"from": "human", "value": "Ask"}, {"from": "gpt", "value": "Answer"}]
@@ -92,10 +92,10 @@ def test_turns_as_python_prints_them_are_a_problem_of_each_row_and_never_text(tm
     mixed = write_csv(tmp_path / "mixed.csv", {"messages": json.dumps(TURNS)}, {"messages": str(TURNS)})
 
     with pytest.raises(DatasetError, match="messages is text, and not the JSON list of turns that it looks like"):
-        check_dataset(DatasetConfig(source=str(alone)), SourceOptions())
+        check_file(alone)
     with pytest.raises(DatasetError, match="No format fits the columns 'chat'"):
-        check_dataset(DatasetConfig(source=str(other)), SourceOptions())
-    report = check_dataset(DatasetConfig(source=str(mixed)), SourceOptions())
+        check_file(other)
+    report = check_file(mixed)
     assert (report.kept, report.problem_counts) == (1, {"tools": 1})
 
 
@@ -122,10 +122,6 @@ def test_rows_that_are_single_turns_are_not_text_to_learn(row):
 
 def test_content_next_to_a_role_that_no_one_speaks_in_is_text():
     assert detect({"role": "engineer", "content": "A description."}).format == "text"
-
-
-def test_where_no_format_fits_text_tells_the_one_to_begin_with():
-    assert likeliest_format(DatasetConfig(source="x"), [{"a": json.dumps(TALK), "b": json.dumps(TALK)}]) == "sharegpt"
 
 
 @pytest.mark.parametrize("value", [None, "", "[", "[{", "[]", [], ["x"], "[" * 100_000, '[["x"]]', {"role": "user"}])

@@ -8,7 +8,7 @@ from engine.data.conversation import Conversation, Message, PlainText
 from engine.data.records import RowProblemError
 from engine.data.render.tokenize import RenderOptions, prompt_ids
 from tests.data.conversations import ALL, CONVERSATIONS, WITH_TOOLS, render_conversation, spans, talk
-from tests.data.families import family, sentencepiece_tokenizer, tokenizer_of
+from tests.data.families import family, sentencepiece_tokenizer, shared_tokenizer, tokenizer_of
 
 
 def test_a_gemma_without_system_turns_reads_them_in_the_users():
@@ -81,18 +81,12 @@ def test_the_completion_is_what_follows_the_last_question():
     assert "Sixty-four." in learned[1]
 
 
-@pytest.mark.parametrize(
-    ("messages", "kind"),
-    [
-        ((Message("assistant", "I speak first."),), "nothing_to_learn"),
-        ((Message("user", "One?"), Message("assistant", " ")), "nothing_to_learn"),
-    ],
-)
-def test_what_no_one_could_learn_from_is_reported(messages, kind):
+@pytest.mark.parametrize("turns", [[("assistant", "I speak first.")], [("user", "One?"), ("assistant", " ")]])
+def test_rows_without_an_answer_to_train_on_are_reported(turns):
     with pytest.raises(RowProblemError) as problem:
-        render_conversation(0, Conversation(messages), tokenizer_of(family("qwen2.5")), ALL)
+        render_conversation(0, Conversation(tuple(Message(*turn) for turn in turns)), shared_tokenizer(), ALL)
 
-    assert problem.value.kind == kind
+    assert problem.value.kind == "nothing_to_learn"
 
 
 def test_a_question_without_an_answer_at_the_end_is_left_out():

@@ -1,22 +1,14 @@
 """How long a conversation is, wherever it is cut: its whole length is reported, though turns beyond the cut are not proved."""
 
-import json
-
 import pytest
 
-from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message
-from engine.data.passes.reader import Renderer
 from engine.data.records import RowProblemError
-from engine.data.render import sequence_plan
 from engine.data.render.tokenize import RenderOptions
-from engine.data.source import SourceOptions
-from tests.data.checks import check_dataset
 from tests.data.conversations import ALL, render_conversation, talk
-from tests.data.families import FAMILIES, family, sentencepiece_tokenizer, tokenizer_of
+from tests.data.families import FAMILIES, sentencepiece_tokenizer, tokenizer_of
 
 LONG = talk(*(f"{'question' if n % 2 == 0 else 'answer'} {n}: " + "one two " * (n % 7) for n in range(80)))
-CUTS = (None, 100, 250, 900)
 BEYOND_THE_FIRST_ANSWER = (5, 150, 900)
 
 
@@ -73,29 +65,3 @@ def test_a_turn_far_beyond_the_cut_that_the_template_refuses_costs_no_row(tokeni
 
     assert row.input_ids == render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows[0].input_ids
     assert row.uncut_tokens > 500
-
-
-def test_where_the_end_cannot_be_rendered_the_length_is_estimated(tokenizers, monkeypatch):
-    tokenizer = tokenizers["qwen2.5"]
-    known = render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows[0].uncut_tokens
-    monkeypatch.setattr(sequence_plan, "_sequence_of", lambda index, renderer: None)
-
-    (row,) = render_conversation(0, LONG, tokenizer, RenderOptions(100)).rows
-
-    assert 0.3 * known < row.uncut_tokens < known
-
-
-def test_the_report_of_lengths_does_not_change_with_the_cut(tmp_path, tokenizers):
-    path = tmp_path / "rows.jsonl"
-    turns = [{"role": message.role, "content": message.content} for message in LONG.messages]
-    path.write_text("".join(json.dumps({"messages": turns[: 2 * count]}) + "\n" for count in (1, 5, 20, 40)))
-    tokenizer = tokenizers[family("qwen2.5").name]
-
-    reports = [
-        check_dataset(DatasetConfig(source=str(path)), SourceOptions(), renderer=Renderer(tokenizer, cut))
-        for cut in CUTS
-    ]
-
-    lengths = [report.token_lengths.model_copy(update={"over_max_length": 0}) for report in reports]
-    assert lengths == [lengths[0]] * len(lengths)
-    assert [report.token_lengths.over_max_length for report in reports] == [0, 3, 3, 2]
