@@ -68,8 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     the first cases stay in the quick round.
     """
     slow = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("browser")}
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (item.path in slow, place.get(item.path.name, len(LONGEST))))
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path in slow, order.get(item.path.name, len(LONGEST))))
     cases: Counter[str] = Counter()
     for item in items:
         if exhaustive := item.get_closest_marker("exhaustive"):

@@ -267,9 +267,9 @@ def _without_gaps(value: Any, feature: Any) -> Any:
         return value
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
     if isinstance(value, list) and inner is not None:
-        return [_without_gaps(item, inner) for item in value]
+        return [_without_gaps(child, inner) for child in value]
     if isinstance(value, dict) and isinstance(feature, dict):
-        return {key: _without_gaps(item, feature.get(key)) for key, item in value.items() if item is not None}
+        return {key: _without_gaps(child, feature.get(key)) for key, child in value.items() if child is not None}
     return value
 
 

@@ -113,13 +113,13 @@ def _text_length(value: Any) -> int:
     length = 0
     waiting = [value]
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, str | bytes):
-            length += len(item)
-        elif isinstance(item, Mapping):
-            waiting.extend(item.values())
-        elif isinstance(item, list | tuple):
-            waiting.extend(item)
+        part = waiting.pop()
+        if isinstance(part, str | bytes):
+            length += len(part)
+        elif isinstance(part, Mapping):
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
     return length
 
 

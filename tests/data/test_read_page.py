@@ -6,7 +6,7 @@ import json
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
+from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, SearchProgress, searchable
 from engine.data.files import open_file, text_stream
 from engine.data.files.access import unpacked_pieces
 from engine.data.files.base import STRIDE
@@ -75,7 +75,7 @@ def test_any_row_of_any_kind_of_file_can_be_shown_before_and_after_it_is_indexed
 
 def find_texts(reader, text, after_row):
     """Return where a search ended, and its progress."""
-    progress = []
+    progress: list[SearchProgress] = []
     return finish(search_rows(reader, text, after_row), progress.append), progress
 
 

@@ -234,7 +234,7 @@ def without_gaps(value: Any) -> Any:
     parameters, and calls the arguments, of other rows. An intended null cannot be distinguished from that.
     """
     if isinstance(value, dict):
-        return {key: without_gaps(item) for key, item in value.items() if item is not None}
+        return {key: without_gaps(child) for key, child in value.items() if child is not None}
     if isinstance(value, list | tuple):  # tuples are the entries of a map
         return type(value)(map(without_gaps, value))
     return value

@@ -254,7 +254,7 @@ def _says_something(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _is_text(value: Any) -> bool:
     if isinstance(value, list):
-        return all(isinstance(item, str) for item in value) or is_turn(value[0])
+        return all(isinstance(part, str) for part in value) or is_turn(value[0])
     return isinstance(value, str) and (not value.lstrip().startswith(("{", "[")) or turn_list(value) is not None)
 
 
@@ -283,9 +283,9 @@ def _texts(value: Any) -> Iterator[str]:
         if value.strip():
             yield value
     elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+        for part in value:
+            yield from _texts(part)
     elif isinstance(value, Mapping):
         fields = ("content", "value", "text")  # of a turn, or a part of one
-        for item in [value[name] for name in fields if name in value] or value.values():
-            yield from _texts(item)
+        for part in [value[name] for name in fields if name in value] or value.values():
+            yield from _texts(part)

@@ -235,8 +235,8 @@ def tool_schemas(tools: Any, column: str) -> tuple[Any, ...]:
         tools = _parse_json(tools, f"{column} is not valid JSON")
     if tools is None:
         return ()
-    items = tools if isinstance(tools, list) else [tools]
-    parsed = [_parse_json(tool, f"{column} is not valid JSON") if isinstance(tool, str) else tool for tool in items]
+    tool_list = tools if isinstance(tools, list) else [tools]
+    parsed = [_parse_json(tool, f"{column} is not valid JSON") if isinstance(tool, str) else tool for tool in tool_list]
     if not all(isinstance(tool, Mapping) for tool in parsed):
         raise RowProblemError("tools", f"{column} is not a list of objects")
     return tuple(parsed)

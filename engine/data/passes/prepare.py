@@ -20,7 +20,7 @@ from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.data.source import SourceOptions
 from engine.paths import LoratoryHome
 
-Item = TypeVar("Item")
+Element = TypeVar("Element")
 
 
 class TokenizedRows(Sequence[TokenizedRow]):
@@ -163,8 +163,8 @@ def held_out_steps(
     return HeldOutRows(rows=tuple(spread_evenly(held_out, count)), total=len(held_out))
 
 
-def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
-    """Return so many of the items, evenly spaced; all if there are fewer."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
+def spread_evenly(elements: Sequence[Element], count: int | None) -> list[Element]:
+    """Return so many of the elements, evenly spaced; all if there are fewer."""
+    if count is None or count >= len(elements):
+        return list(elements)
+    return [elements[index * len(elements) // count] for index in range(count)]
