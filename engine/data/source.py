@@ -141,7 +141,7 @@ _DOCUMENT = re.compile(
     re.IGNORECASE,
 )
 
-_NOTED_DOWN = frozenset(
+_METADATA_FILES = frozenset(
     {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"}
 )
 
@@ -162,7 +162,7 @@ def data_files(folder: Path, split: str) -> list[Path]:
 
 def _describes_data(file: Path) -> bool:
     is_document = kind_of(file.name) is PlainTextReader and _DOCUMENT.fullmatch(file.stem) is not None
-    return is_document or file.name.lower() in _NOTED_DOWN
+    return is_document or file.name.lower() in _METADATA_FILES
 
 
 def _open_folder(path: Path, split: str, options: SourceOptions) -> RowSource:

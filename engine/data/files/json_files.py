@@ -124,7 +124,7 @@ def _has_list_lines(start: TextStart) -> bool:
 _VALUES = JSONDecoder(parse_int=str, parse_float=str)
 _SPACE, _BETWEEN_ROWS = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 _OPENING = re.compile(r'\{\s*"[^"\n]{0,100}"')  # of a row: its first key
-_KEPT_CHARACTERS = 200  # of a row that is skipped: more than its sample needs
+_SAMPLE_CHARACTERS = 200  # of a row that is skipped: more than its sample needs
 _SPLIT_TOKEN_CHARACTERS = 16  # a token that the end of a chunk cuts is not longer, unless it is a string
 
 
@@ -243,8 +243,8 @@ class _JsonText:
         raw = ""
         while (next_row := following.search(self._text, self.at + 1)) is None and not self._is_whole:
             if len(self._text) - self.at > MAX_ROW_BYTES:
-                raw = raw or self._text[self.at : self.at + _KEPT_CHARACTERS]
-                self.advance(len(self._text) - _KEPT_CHARACTERS)
+                raw = raw or self._text[self.at : self.at + _SAMPLE_CHARACTERS]
+                self.advance(len(self._text) - _SAMPLE_CHARACTERS)
             self._extend()
         next_row = next_row or re.compile(r"(?=\]\s*\Z)").search(self._text, self.at + 1)
         end = next_row.end() if next_row is not None else len(self._text)

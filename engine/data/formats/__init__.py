@@ -26,10 +26,10 @@ FORMATS: dict[str, DataFormat] = {
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 
 # Names of columns that hold a part of the row, with any content; a label is mostly the class of a row.
-_TELLING = (_ROLES - {"label"}).union(SYSTEM_NAMES, MATERIAL_NAMES, ANSWER_NAMES, *ANSWER_NAMES.values())
+_CONTENT_NAMES = (_ROLES - {"label"}).union(SYSTEM_NAMES, MATERIAL_NAMES, ANSWER_NAMES, *ANSWER_NAMES.values())
 
 # Words in the names of columns that describe a row and are not part of it.
-_ABOUT_ROWS = frozenset(
+_METADATA_WORDS = frozenset(
     """
     id ids uid uuid guid idx index key hash md5 sha sha1 sha256 url urls uri link links source sources origin src
     provenance path file filename folder category categories topic topics subject tag tags label labels class type
@@ -229,8 +229,8 @@ def unread_columns(
         for name in column_names(rows)
         if name not in read_columns
         and _plain(name) not in on_purpose
-        and _says_something(name, rows)
-        and not _is_told_already(name, read_columns, rows)
+        and _holds_content(name, rows)
+        and not _repeats_read_text(name, read_columns, rows)
     )
 
 
@@ -243,12 +243,12 @@ def unread_note(columns: Sequence[str], where: str = "") -> str:
     return f"The text in the {noun} {names}{more}{where} is not read. A column mapping can give it a role."
 
 
-def _says_something(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+def _holds_content(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     values = [row.get(name) for row in rows]
-    if _plain(name) in _TELLING:
+    if _plain(name) in _CONTENT_NAMES:
         return any(True for value in values for _ in _texts(value))
-    is_about_rows = any(word.lower() in _ABOUT_ROWS for word in _WORD.findall(name))
-    min_words = 20 if is_about_rows else 3  # no title, category or source is as long as that
+    is_metadata = any(word.lower() in _METADATA_WORDS for word in _WORD.findall(name))
+    min_words = 20 if is_metadata else 3  # no title, category or source is as long as that
     return any(_is_prose(text, min_words) for value in values if _is_text(value) for text in _texts(value))
 
 
@@ -263,7 +263,7 @@ def _is_prose(text: str, min_words: int) -> bool:
     return len(text.split()) >= min_words or (not text.isascii() and len(text) >= 8)
 
 
-def _is_told_already(name: str, used: set[str], rows: Sequence[Mapping[str, Any]]) -> bool:
+def _repeats_read_text(name: str, used: set[str], rows: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether in every row the column is a part of what is read, or holds all of it, as a rendered prompt does."""
     for row in rows:
         texts = [single_spaced(text) for text in _texts(row.get(name))]

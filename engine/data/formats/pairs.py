@@ -20,7 +20,7 @@ ANSWER_NAMES = {
     "query": ("response", "answer", "output", "completion"),
     "input": ("output", "response", "answer", "completion"),
 }
-_ASKING_NAMES = ("instruction", "prompt", "question", "query")
+_QUESTION_NAMES = ("instruction", "prompt", "question", "query")
 
 
 class QuestionFormat(DataFormat):
@@ -76,7 +76,7 @@ def _material_column(question: str, table: Table) -> str | None:
         return None
     columns = [table.names[name] for name in MATERIAL_NAMES if name in table.names]
     if _name_of(question, table) in ("instruction", "prompt"):  # these may be the task for a question in another column
-        questions = (table.names[name] for name in _ASKING_NAMES if name in table.names)
+        questions = (table.names[name] for name in _QUESTION_NAMES if name in table.names)
         columns += [column for column in questions if not _repeats(column, question, table)]
     # What the question already contains adds nothing.
     others = (column for column in columns if column != question and not _repeats(question, column, table))

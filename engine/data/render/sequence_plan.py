@@ -74,10 +74,10 @@ def plan_conversation(
     """
     adaptation = adapt_to_template(conversation, abilities_of(tokenizer))
     renderer = TurnRenderer(adaptation, tokenizer)
-    notices = _special_tokens_in_words(conversation, tokenizer)
+    notices = _special_token_warnings(conversation, tokenizer)
     if train_on == "all":
         text = renderer.text(len(adaptation.messages))
-        return PlannedRow((SequencePlan(text, ()),), adaptation.notes, notices + renderer.left_out(text))
+        return PlannedRow((SequencePlan(text, ()),), adaptation.notes, notices + renderer.omission_warnings(text))
     turns, beyond, warnings = _render_turns(_chosen_turns(adaptation, train_on), renderer, tokenizer, max_length)
     if not turns:
         has_marks = any(not message.is_trained for message in adaptation.messages)
@@ -85,7 +85,7 @@ def plan_conversation(
         raise RowProblemError("nothing_to_learn", reason)
     sequences = _share_sequences(turns, tokenizer)
     if not beyond:
-        return PlannedRow(sequences, adaptation.notes, notices + renderer.left_out(sequences[-1].text))
+        return PlannedRow(sequences, adaptation.notes, notices + renderer.omission_warnings(sequences[-1].text))
     # The text ends early, and does not show what the template leaves out.
     rest = "\n".join(adaptation.messages[index].content for index in beyond)
     whole = _sequence_of(beyond[-1], renderer)
@@ -164,7 +164,7 @@ def _chosen_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
     return [index for index in answers if index >= start and messages[index].is_trained]
 
 
-def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:
+def _special_token_warnings(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:
     """Warn about control tokens in the data itself, which the model reads as such."""
     pattern = control_token_pattern(tokenizer)
     matches = (
@@ -237,7 +237,7 @@ class TurnRenderer:
         self._tools = [tool_schema(tool) for tool in adaptation.tools]
         self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt excludes
         questions = (index for index, message in enumerate(self._messages) if message.role != "assistant")
-        self._first_asked = next(questions, len(self._messages))
+        self._first_question = next(questions, len(self._messages))
         self._rendered_messages = 0
 
     @property
@@ -259,7 +259,7 @@ class TurnRenderer:
         Raises:
             RowProblemError: If the template refuses it, or rendering takes too long.
         """
-        if self._first_asked >= index:
+        if self._first_question >= index:
             return None
         message, prompt, whole = self._messages[index], self.prompt(index), self.text(index + 1)
         if whole.startswith(prompt):
@@ -285,7 +285,7 @@ class TurnRenderer:
             "yet begins answers otherwise",
         )
 
-    def left_out(self, text: str) -> tuple[RowWarning, ...]:
+    def omission_warnings(self, text: str) -> tuple[RowWarning, ...]:
         """Return the turns whose text the template leaves out or changes."""
         losses: list[RowWarning] = []
         start = 0
