@@ -14,6 +14,7 @@ from engine.data.passes.prepare import prepare_dataset
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.render.tokenize import IGNORED_LABEL, prompt_ids
 from engine.data.source import SourceOptions
+from tests.data.conversations import spans
 from tests.data.families import FAMILIES, shared_tokenizer
 
 MAX_LENGTH = 700
@@ -179,10 +180,5 @@ def check_prompts(conversation, rows, tokenizer):
         for index, message in enumerate(conversation.messages)
         if message.role == "assistant"
     )
-    begins = Counter(
-        tuple(row.input_ids[:index])
-        for row in rows
-        for index, label in enumerate(row.labels)
-        if label != IGNORED_LABEL and (index == 0 or row.labels[index - 1] == IGNORED_LABEL)
-    )
+    begins = Counter(tuple(row.input_ids[:start]) for row in rows for start, _ in spans(row))
     assert begins == prompts

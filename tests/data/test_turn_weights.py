@@ -96,13 +96,9 @@ def test_turns_that_a_template_makes_one_are_not_trained_with_one_that_is_not():
     abilities = replace(abilities_of(tokenizer_of(FAMILIES[1])), repeated_roles=False)
     conversation = Conversation((Message("user", "Hi"), Message("assistant", "One."), Message("assistant", "Two.")))
 
-    assert [message.is_trained for message in adapt_to_template(conversation, abilities).messages] == [True, True]
-    assert [
-        message.is_trained for message in adapt_to_template(with_context_only(conversation, 1), abilities).messages
-    ] == [
-        True,
-        False,
-    ]
+    for context, expected in ((conversation, [True, True]), (with_context_only(conversation, 1), [True, False])):
+        messages = adapt_to_template(context, abilities).messages
+        assert [message.is_trained for message in messages] == expected
 
 
 def test_calls_that_a_template_takes_one_by_one_keep_the_weight_of_their_turn():
