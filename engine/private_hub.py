@@ -73,7 +73,7 @@ class PrivateDownload:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        hub_id = require_hub_id(self.kind, self.hub_id, self.revision)
+        hub_id = require_private_id(self.kind, self.hub_id, self.revision)
         home, secret, self.token = self.home, self.token.get_secret_value(), SecretStr("")
         if not home.owner:
             raise AccountError("This Loratory has no accounts.", "Log in with `hf auth login` or HF_TOKEN.")
@@ -100,7 +100,7 @@ class PrivateDownload:
         self._stop_requested.set()
 
 
-def require_hub_id(kind: PrivateKind, text: str, revision: str | None = None) -> str:
+def require_private_id(kind: PrivateKind, text: str, revision: str | None = None) -> str:
     """Return the id of a model or dataset on the Hub.
 
     Raises:
