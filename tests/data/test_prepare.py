@@ -1,18 +1,19 @@
-"""What the trainer gets."""
+"""What the trainer gets, and which rows it holds out."""
 
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.passes.prepare import prepare_dataset
+from engine.data.passes.check import finish
+from engine.data.passes.prepare import held_out_steps, prepare_dataset
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
 from tests.data.checks import write_rows, yield_at_every_row
-from tests.data.families import family, tokenizer_of
+from tests.data.families import shared_tokenizer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokenizer():
-    return tokenizer_of(family("qwen3"))
+    return shared_tokenizer("qwen3")
 
 
 @pytest.fixture
@@ -72,6 +73,20 @@ def test_rows_behave_like_a_sequence(file, home, tokenizer):
     assert train.lengths() == [len(row.input_ids) for row in train]
     with pytest.raises(IndexError):
         train[len(train)]
+
+
+def test_held_out_rows_are_those_of_the_trainer_and_a_few_of_them_are_spread_evenly(tmp_path, home, tokenizer):
+    rows = [{"instruction": f"Question {number}?", "output": f"Answer {number}."} for number in range(60)]
+    rows[7] = {"instruction": "", "output": ""}  # left out, so positions and row numbers differ
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.2)
+    data = prepare(config.source, home, tokenizer, eval_fraction=0.2)
+    options, renderer = SourceOptions(home=home), Renderer(tokenizer, 512)
+
+    every, few = (finish(held_out_steps(config, options, seed=1, renderer=renderer, count=count)) for count in (200, 3))
+
+    assert list(every.rows) == sorted({row.row for row in data.held_out})
+    assert every.total == few.total == len(every.rows) == 12
+    assert few.rows == (every.rows[0], every.rows[4], every.rows[8])
 
 
 def test_the_sample_bounds_the_rows(file, home, tokenizer):

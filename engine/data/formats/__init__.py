@@ -114,7 +114,7 @@ def require_rows_of(objective: Objective, formats: Iterable[DataFormatName], con
         if kind not in objective.rows:
             fitting = " or ".join(other.name for other in OBJECTIVES.values() if kind in other.rows)
             raise DatasetError(
-                f"{config.source} holds {ROW_KINDS[kind].content}; training.objective {objective.name} learns from "
+                f"{config.source} holds {ROW_KINDS[kind].content}; training.objective {objective.name} trains on "
                 f"{' or '.join(ROW_KINDS[other_kind].content for other_kind in sorted(objective.rows))}.",
                 f"Set training.objective to {fitting}, or choose other rows." if fitting else "Choose other rows.",
             )
