@@ -173,9 +173,7 @@ def _from_mapping(names: Sequence[str], mapping: Mapping[str, str]) -> Detection
     for format_ in FORMATS.values():
         required = set(format_.required)
         if required <= set(mapping) | set(names) and required & set(mapping):
-            return _detection_of(
-                format_, names, mapping, f"your mapping names the columns of {_readable_name(format_)}"
-            )
+            return _detection_of(format_, names, mapping, f"your mapping names the columns of {_title(format_)}")
     raise DatasetError(
         f"The mapping of {_join_names(list(mapping))} makes no format complete.",
         f"Map to the columns of one format; the names to map are {', '.join(sorted(_ROLES))}.",
@@ -187,7 +185,7 @@ def _detection_of(format_: DataFormat, names: Sequence[str], mapping: Mapping[st
     unknown = [role for role in mapping if role not in roles]
     if unknown:
         raise DatasetError(
-            f"The mapping names {_join_names(unknown)}, which {_readable_name(format_)} does not have.",
+            f"The mapping names {_join_names(unknown)}, which {_title(format_)} does not have.",
             f"Map {', '.join(column.role for column in format_.columns)}.",
         )
     mapped_columns = [column for role, column in mapping.items() if role not in TURN_FIELDS and column]
@@ -204,13 +202,13 @@ def _detection_of(format_: DataFormat, names: Sequence[str], mapping: Mapping[st
     missing = [role for role in format_.required if role not in columns]
     if missing:
         raise DatasetError(
-            f"{_readable_name(format_).capitalize()} needs the column {_join_names(missing)}; this dataset has {_join_names(names)}.",
+            f"{_title(format_).capitalize()} needs the column {_join_names(missing)}; this dataset has {_join_names(names)}.",
             f"Map its column, for example {missing[0]}={names[0] if names else 'name'}.",
         )
     return Detection(format_.name, reason, columns)
 
 
-def _readable_name(format_: DataFormat) -> str:
+def _title(format_: DataFormat) -> str:
     return format_.name.replace("_", " ")
 
 

@@ -61,11 +61,11 @@ def _question_and_answer(table: Table) -> tuple[str, str] | None:
         if question in table.names and answer_column is not None:
             pairs.append((table.names[question], answer_column))
     # Material is not the question where there is one.
-    real_questions = [
+    likely = [
         pair for pair in pairs if _name_of(pair[0], table) not in MATERIAL_NAMES and _count_filled(pair[0], table)
     ]
-    real_questions = real_questions or pairs
-    whole = [pair for pair in real_questions if not any(_is_part(pair[0], other, table) for other, _ in real_questions)]
+    likely = likely or pairs
+    whole = [pair for pair in likely if not any(_is_part(pair[0], other, table) for other, _ in likely)]
     best = _fullest([question for question, _ in whole], table)
     return next((pair for pair in whole if pair[0] == best), None)
 

@@ -18,12 +18,7 @@ _REJECTED = Column("rejected", True, "the worse answer: text, or a list of turns
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
 # Columns of an answer and its label, as TRL and LLaMA-Factory name them.
-_RATING_NAMES = (
-    ("completion", "label"),
-    ("completion", "kto_tag"),
-    ("messages", "kto_tag"),
-    ("conversations", "kto_tag"),
-)
+_RATING_NAMES = (("completion", "label"), *((name, "kto_tag") for name in ("completion", "messages", "conversations")))
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 

@@ -237,8 +237,7 @@ def _finish(
 ) -> Rendering | RowProblemError:
     pending = list(zip(plan.sequences, sequences, strict=False))
     rows: list[RenderedRow] = []
-    lost_tokens = plan.beyond_tokens
-    beyond = _whole_length(plan, sequences, tokenizer)
+    lost_tokens, whole_length = plan.beyond_tokens, _whole_length(plan, sequences, tokenizer)
     for sequence, first_encoded in pending:
         encoded, trained, apart = _mark_trained(sequence, first_encoded, tokenizer)
         for turn in apart:
@@ -252,22 +251,20 @@ def _finish(
             labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, is_trained, strict=True)]
             rows.append(RenderedRow(row, len(rows), ids, labels, encoded, tokenizer, lost_here))
         else:
-            beyond = max(beyond, len(encoded.ids))
-    if rows:
-        if lost_tokens > sum(
-            sequence_row.lost_trained_tokens for sequence_row in rows
-        ):  # of turns that left no sequence behind
-            others = lost_tokens - sum(sequence_row.lost_trained_tokens for sequence_row in rows[:-1])
-            rows[-1] = replace(rows[-1], lost_trained_tokens=others)
-        longest = max(range(len(rows)), key=lambda index: rows[index].uncut_tokens)
-        if beyond > rows[longest].uncut_tokens:
-            rows[longest] = replace(rows[longest], beyond_tokens=beyond)
-        return Rendering(tuple(rows), plan.notes, plan.notices)
-    if lost_tokens:
-        return RowProblemError(
-            "cut_away", f"all trained tokens are truncated by max_length ({options.max_length:,} tokens)"
-        )
-    return RowProblemError("nothing_to_learn", "no token of it would be trained")
+            whole_length = max(whole_length, len(encoded.ids))
+    if not rows and not lost_tokens:
+        return RowProblemError("nothing_to_learn", "no token of it would be trained")
+    if not rows:
+        reason = f"all trained tokens are truncated by max_length ({options.max_length:,} tokens)"
+        return RowProblemError("cut_away", reason)
+    # The last sequence counts what was lost with turns that left no sequence, the longest one the whole length.
+    others = lost_tokens - sum(sequence.lost_trained_tokens for sequence in rows)
+    if others:
+        rows[-1] = replace(rows[-1], lost_trained_tokens=rows[-1].lost_trained_tokens + others)
+    longest = max(range(len(rows)), key=lambda index: rows[index].uncut_tokens)
+    if whole_length > rows[longest].uncut_tokens:
+        rows[longest] = replace(rows[longest], beyond_tokens=whole_length)
+    return Rendering(tuple(rows), plan.notes, plan.notices)
 
 
 def _whole_length(plan: PlannedRow, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
