@@ -34,7 +34,7 @@ _CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RenderedTurn:
     """One assistant turn: the prompt that the chat would send, and the answer to train on."""
 
     prompt: str
@@ -46,7 +46,7 @@ class SequencePlan:
     """Text of one training sequence. `trained` are the turns whose answers count, the last of them ending the text."""
 
     text: str
-    trained: tuple[Turn, ...]  # in order; empty where everything counts
+    trained: tuple[RenderedTurn, ...]  # in order; empty where everything counts
     plain: bool = False  # plain text, encoded with the tokenizer's own special tokens
 
 
@@ -94,13 +94,13 @@ def plan_conversation(
 
 def _render_turns(
     targets: Sequence[int], renderer: "TurnRenderer", tokenizer: ChatTokenizer, max_length: int | None
-) -> tuple[list[Turn], Sequence[int], tuple[RowWarning, ...]]:
+) -> tuple[list[RenderedTurn], Sequence[int], tuple[RowWarning, ...]]:
     """Render turns in order, up to max_length or until it takes too long.
 
     Returns:
         The turns; the indices of those that are left; and a warning if rendering them would take too long.
     """
-    turns: list[Turn] = []
+    turns: list[RenderedTurn] = []
     measured = 0  # characters of the longest prompt whose tokens were counted
     for number, index in enumerate(targets):
         # Counted each time it has grown by half, which takes a few times as long as counting it once.
@@ -186,7 +186,7 @@ def _sequence_of(index: int, renderer: "TurnRenderer") -> SequencePlan | None:
     return SequencePlan(turn.prompt + turn.answer, (turn,)) if turn is not None else None
 
 
-def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
+def _share_sequences(turns: list[RenderedTurn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
     """Group turns into as few sequences as verification allows, in the order of their last turns."""
     sequences: list[SequencePlan] = []
     remaining = turns
@@ -201,8 +201,8 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
                 f"the model's chat template rewrites earlier turns, so each of {len(turns):,} turns needs the conversation "
                 f"up to it: more than {_MAX_CHARACTERS >> 20} million characters",
             )
-        trained: list[Turn] = []
-        apart: list[Turn] = []
+        trained: list[RenderedTurn] = []
+        apart: list[RenderedTurn] = []
         for turn in remaining[:-1]:
             fitting = _as_in(text, turn, tokenizer)
             if fitting is None:
@@ -214,7 +214,7 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
     return tuple(reversed(sequences))
 
 
-def _as_in(text: str, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
+def _as_in(text: str, turn: RenderedTurn, tokenizer: ChatTokenizer) -> RenderedTurn | None:
     """Return the turn as it is in the text of a later one, or None where that text differs."""
     if not text.startswith(turn.prompt):
         return None
@@ -253,7 +253,7 @@ class TurnRenderer:
         """Return the same with the template's generation prompt."""
         return self._render(count, prompt=True)
 
-    def turn(self, index: int) -> Turn | None:
+    def turn(self, index: int) -> RenderedTurn | None:
         """Return prompt and answer of an assistant turn; None where nothing comes before it to answer.
 
         Raises:
@@ -263,16 +263,16 @@ class TurnRenderer:
             return None
         message, prompt, whole = self._messages[index], self.prompt(index), self.text(index + 1)
         if whole.startswith(prompt):
-            return Turn(prompt, self._with_reasoning(whole[len(prompt) :], index))
+            return RenderedTurn(prompt, self._with_reasoning(whole[len(prompt) :], index))
         shared = shared_length(prompt, whole)
         if not prompt[shared:].strip():
-            return Turn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
+            return RenderedTurn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
         tag = _OPENED_TAG.search(prompt)
         if tag is not None and whole.startswith(prompt[: tag.start()]):
             # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
             reasoning = (message.reasoning or "").strip("\n")
             answer = whole[tag.start() :].lstrip("\n")
-            return Turn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}")
+            return RenderedTurn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}")
         if message.reasoning and _CLOSED_TAG.search(prompt) and index not in self._without_reasoning:
             # The prompt ends the reasoning before the answer begins: this template answers without.
             self._without_reasoning.add(index)

@@ -8,7 +8,14 @@ from functools import cached_property
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, Example, Message, RowWarning
 from engine.data.records import RowProblemError
-from engine.data.render.sequence_plan import PlannedRow, SequencePlan, Turn, plan_conversation, plan_text, prompt_text
+from engine.data.render.sequence_plan import (
+    PlannedRow,
+    RenderedTurn,
+    SequencePlan,
+    plan_conversation,
+    plan_text,
+    prompt_text,
+)
 from engine.data.render.template import (
     ChatTokenizer,
     control_token_ids,
@@ -276,7 +283,7 @@ def _whole_length(plan: PlannedRow, sequences: Sequence[Encoded], tokenizer: Cha
 
 def _mark_trained(
     sequence: SequencePlan, encoded: Encoded, tokenizer: ChatTokenizer
-) -> tuple[Encoded, list[bool], list[Turn]]:
+) -> tuple[Encoded, list[bool], list[RenderedTurn]]:
     """Decide which tokens of a sequence are trained.
 
     Returns:
