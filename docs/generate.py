@@ -118,7 +118,7 @@ def events_page() -> str:
 
 
 def methods_part() -> str:
-    """Return each method with its paper, settings and memory, for the page that says how to choose."""
+    """Return each method with its paper, settings and memory, for the page about choosing a method."""
     config = config_from_mapping(
         {"model": {"id": _MODEL}, "dataset": {"source": "rows.jsonl"}, "training": {"max_length": 1024}}
     )
@@ -182,11 +182,11 @@ def _page(lines: list[str]) -> str:
 def _settings_table(model: type[BaseModel], section: str = "") -> Iterator[str]:
     yield "| setting | type | default | bounds | help |"
     yield "|---|---|---|---|---|"
-    derived = {rule.setting for rule in RULES}
+    rule_settings = {rule.setting for rule in RULES}
     for name, field in model.model_fields.items():
         if not field.description:
             raise ValueError(f"{section or model.__name__}.{name} has no help")
-        default = _default(field) + (", derived" if f"{section}.{name}" in derived else "")
+        default = _default(field) + (", derived" if f"{section}.{name}" in rule_settings else "")
         yield f"| `{name}` | {_type(field.annotation)} | {default} | {_bounds(field)} | {_cell(field.description)} |"
 
 
@@ -257,14 +257,14 @@ def _parameter(parameter: Any) -> str:
     if typing.get_origin(annotation) is typing.Literal:
         meaning += f" One of {_codes(typing.get_args(annotation))}."
     default = parameter.default
-    shown = (
+    default_text = (
         "required"
         if parameter.required
         else ""
         if default in (None, (), False) or callable(default)
         else f"`{default}`"
     )
-    return f"| {_codes(names)} | {meaning.strip()} | {shown} |"
+    return f"| {_codes(names)} | {meaning.strip()} | {default_text} |"
 
 
 def _comments(kind: type[BaseModel]) -> dict[str, str]:
@@ -279,8 +279,8 @@ def _codes(names: Any) -> str:
     return ", ".join(f"`{name}`" for name in names)
 
 
-def _paragraph(documented: Any) -> str:
-    return " ".join((inspect.getdoc(documented) or "").split())
+def _paragraph(function: Any) -> str:
+    return " ".join((inspect.getdoc(function) or "").split())
 
 
 def _plain(text: str) -> str:
@@ -292,8 +292,8 @@ def _cell(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Write the pages, or compare them; returns 1 where one differs."""
-    different = {name: text for name, text in _written() if _read(name) != text}
+    """Write the pages, or compare them; return 1 if one differs."""
+    different = {name: text for name, text in _pages_and_parts() if _read(name) != text}
     if "--check" in arguments:
         for name in different:
             print(f"docs/{name} differs from the sources; run `python docs/generate.py`.")
@@ -304,7 +304,7 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _written() -> Iterator[tuple[str, str]]:
+def _pages_and_parts() -> Iterator[tuple[str, str]]:
     for name, page in PAGES.items():
         yield name, page()
     for name, part in PARTS.items():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 
 class EngineError(Exception):
-    """Something that a person can understand and mend.
+    """An error that a person can understand and fix.
 
     Args:
         what: One sentence with the values that matter: what happened.
@@ -56,7 +56,7 @@ class ConfigError(EngineError):
 
 
 class DatasetError(EngineError):
-    """A dataset cannot be read, or holds nothing to learn from."""
+    """A dataset cannot be read, or has no row to train on."""
 
 
 class DatasetAccessError(DatasetError):
@@ -72,7 +72,7 @@ class HubUnreachableError(ModelError):
 
 
 class SignInNeededError(HubUnreachableError):
-    """Hugging Face cannot be asked in a person's name before they sign in there."""
+    """A request in a person's name needs them to sign in at Hugging Face first."""
 
 
 class ModelAccessError(ModelError):
@@ -80,13 +80,13 @@ class ModelAccessError(ModelError):
 
 
 class MemoryUnknownError(ModelError):
-    """A model is unlike all that the memory estimate knows; it may train all the same."""
+    """A model whose layer structure the memory estimate does not support; it may still train."""
 
 
 class ModelLimitError(ModelError):
     """A model's chat template, tokenizer or configuration needs more time, memory or room than any in use.
 
-    `subject` is what the process that found it out was working with, in words that change with the files.
+    `subject` is what the process was working with, as text that changes with the files.
     """
 
     subject = ""
@@ -101,7 +101,7 @@ class SupersededError(RunError):
 
 
 class DeviceError(EngineError):
-    """A device is missing, busy, or cannot do what was asked."""
+    """A device is missing, busy, or does not support the request."""
 
 
 class GpuQuotaError(DeviceError):
@@ -117,15 +117,15 @@ class PushError(EngineError):
 
 
 class AccountError(EngineError):
-    """An account, an invitation or a session does not exist, or does not allow what was asked."""
+    """An account, an invitation or a session does not exist, or does not allow the request."""
 
 
 class WorkerError(EngineError):
-    """A process of ours ended, hung, or answered nonsense."""
+    """A process of ours ended, hung, or sent an invalid answer."""
 
 
 class ClusterError(EngineError):
-    """A cluster is not set up, or its scheduler refuses what was asked."""
+    """A cluster is not set up, or its scheduler refuses the request."""
 
 
 class ClusterUnreachableError(ClusterError):

@@ -17,7 +17,7 @@ FileStamp = tuple[int, int, int]  # inode, bytes, and when it was changed in nan
 
 
 def size_and_time(path: Path | str) -> tuple[int, int]:
-    """Return the bytes of a file and when it was changed, in nanoseconds; zeros where it cannot be looked at."""
+    """Return the bytes of a file and when it was changed, in nanoseconds; zeros where it cannot be read."""
     try:
         status = os.stat(path)  # noqa: PTH116 - for plain strings too, which take a third of the time of paths
     except OSError:

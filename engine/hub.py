@@ -1,4 +1,4 @@
-"""The Hugging Face Hub: what goes wrong there, by cause, how long to ask again, and a bucket of a person or a Space."""
+"""The Hugging Face Hub: its errors by cause, repeated requests, and a bucket of a person or a Space."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from engine.errors import (
     PushError,
     StorageError,
 )
-from engine.paths import looks_in_working_folder
+from engine.paths import searches_working_folder
 
 if TYPE_CHECKING:
     from huggingface_hub import BucketFile, HfApi
@@ -35,7 +35,7 @@ _SILENCE_SECONDS = 60.0  # of a server, while something is written; the Hub's li
 
 
 class HubFault(Enum):
-    """What went wrong: which error of its `Subject` it is, a sentence with the fact, one with the fix."""
+    """The cause: which error of its `Subject` it is, a sentence with the fact, one with the fix."""
 
     GATED = ("access", "{name} is gated: its owner asks you to accept terms first.", "Accept them at {page}. {login}")
     MISSING = ("access", "The Hub has no {kind} {name} that {token} can access.", "{missing}")
@@ -44,7 +44,7 @@ class HubFault(Enum):
     WRONG_TOKEN = ("access", "The Hub does not accept {token} ({detail}).", "{login}")
     FORBIDDEN = ("access", "The Hub does not let {token} {use} {name} ({detail}).", "{login}")
     NO_ROOM = ("error", "The account has no credit, plan or room for {name} ({detail}).", "{room}")
-    CHANGED = ("changed", "{name} was changed by another request at the same time ({detail}).", "Try again.")
+    CHANGED = ("conflict", "{name} was changed by another request at the same time ({detail}).", "Try again.")
     RATE_LIMITED = ("unreachable", "Rate limited by the Hub ({detail}).", "Wait {wait}, then try again.")
     DOWN = ("unreachable", "The Hub is out of order ({detail}).", "Wait until it is back, then try again.")
     OFFLINE = ("unreachable", "{name} needs the Hub, and HF_HUB_OFFLINE is set.", "Unset it, or choose {instead}.")
@@ -61,25 +61,25 @@ _NOT_NOW = frozenset({HubFault.RATE_LIMITED, HubFault.DOWN, HubFault.UNREACHABLE
 
 
 class Fault(NamedTuple):
-    """One thing that went wrong."""
+    """One error of the Hub."""
 
     cause: HubFault
-    detail: str = ""  # such as "HTTP 503: what the server says", or the name of an error
-    wait_seconds: float | None = None  # that the Hub asks for; None where it does not say
+    detail: str = ""  # such as "HTTP 503: the server's message", or the name of an error
+    wait_seconds: float | None = None  # that the Hub asks for
 
 
-class Patience(NamedTuple):
-    """How often and how long to ask again."""
+class RetryPolicy(NamedTuple):
+    """How often a request is repeated, and after which wait."""
 
     attempts: int = 6
     first_wait_seconds: float = 1.0  # doubles each time
-    longest_wait_seconds: float = 300.0  # a server that asks for more is asked again by the person
+    longest_wait_seconds: float = 300.0  # the request fails where the server asks for more
     sleep: Callable[[float], None] = time.sleep
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """What the Hub was asked for: the nouns of the sentences, and what helps."""
+    """The kind of thing that was requested: the nouns of the sentences, and what helps."""
 
     kind: str
     folder: str = ""  # in the addresses of the Hub's pages
@@ -93,7 +93,7 @@ class Subject:
     error: type[EngineError] = PushError  # raised in general
     access: type[EngineError] = PushError  # raised where a login may help
     unreachable: type[EngineError] = HubUnreachableError  # raised where asking later may help
-    changed: type[EngineError] = PushError  # raised where two write at the same time
+    conflict: type[EngineError] = PushError  # raised where two write at the same time
     storage: type[EngineError] = StorageError  # raised where the disk is full or read-only
 
     def explain(self, fault: Fault, name: str, revision: str | None = None) -> EngineError:
@@ -104,16 +104,16 @@ class Subject:
         values["page"] = f"https://huggingface.co/{self.folder}{name}"
         values["wait"] = f"{minutes:.0f} minutes" if minutes >= 2 else "some minutes"
         error: type[EngineError] = getattr(self, role)
-        if role == "access" and self.in_lab and not looks_in_working_folder():
+        if role == "access" and self.in_lab and not searches_working_folder():
             fix = self.in_lab
         return error(what.format(**values), fix.format(**values))
 
     @contextmanager
-    def explained(self, name: str, revision: str | None = None) -> Iterator[None]:
-        """Turn what goes wrong while the Hub is asked into errors that people understand.
+    def explain_errors(self, name: str, revision: str | None = None) -> Iterator[None]:
+        """Turn errors of requests to the Hub into errors that people understand.
 
         Args:
-            name: Of what it is asked for; it begins sentences.
+            name: Of what is requested; it begins sentences.
 
         Raises:
             EngineError: As the attributes name them: `unreachable` without an answer, or with one outside the table;
@@ -131,36 +131,41 @@ class Subject:
         # What is not in the table comes from a network library, and means no answer at all.
         return find_fault(error, token) or Fault(HubFault.UNREACHABLE, type(error).__name__)
 
-    def retried(
-        self, name: str, ask: Callable[[], Answer], token: str | None, report: Callable[[str], None], patience: Patience
+    def retry(
+        self,
+        name: str,
+        request: Callable[[], Answer],
+        token: str | None,
+        report: Callable[[str], None],
+        policy: RetryPolicy,
     ) -> Answer:
-        """Ask until there is an answer, or patience is at its end; refusals are not asked again.
+        """Repeat a request until it succeeds or the policy ends; refusals are not repeated.
 
         Args:
-            ask: May be called several times, and so must be able to continue from where it was.
-            token: What the server says is quoted without it.
-            report: Gets why and how long it waits.
+            request: May be called several times, and must continue where it stopped.
+            token: Never quoted from an answer.
+            report: Gets the reason and length of each wait.
 
         Raises:
-            EngineError: As `explained` does.
+            EngineError: As `explain_errors` does.
         """
         from huggingface_hub import get_session
 
         for attempt in itertools.count(1):
             try:
                 get_session().timeout = _SILENCE_SECONDS
-                return ask()
+                return request()
             except EngineError:
                 raise
             except Exception as error:
                 fault = self._fault_in(error, token)
                 reason = self.explain(fault, name)
-                seconds = fault.wait_seconds or patience.first_wait_seconds * 2.0 ** (attempt - 1)
-                is_last = attempt == patience.attempts or seconds > patience.longest_wait_seconds
+                seconds = fault.wait_seconds or policy.first_wait_seconds * 2.0 ** (attempt - 1)
+                is_last = attempt == policy.attempts or seconds > policy.longest_wait_seconds
                 if is_last or fault.cause not in _NOT_NOW:
                     raise reason from None
             report(f"{reason.what} Trying again in {max(1, round(seconds))} s.")
-            patience.sleep(seconds)
+            policy.sleep(seconds)
         raise AssertionError("the last attempt returns or raises")
 
 
@@ -202,8 +207,8 @@ MIRROR = Subject(
     use="write to the bucket",
     login="Set the secret HF_TOKEN of the Space to a token with write access, and free space in the buckets.",
     missing="Restart the Space to make another one; what is only here is lost with a restart, so download it first.",
-    instead="another bucket; saving is tried again by itself",
-    changed=HubUnreachableError,
+    instead="another bucket; saving is retried automatically",
+    conflict=HubUnreachableError,
 )
 SPACE = Subject(
     kind="Space",
@@ -240,10 +245,10 @@ _TOKEN = re.compile(r"hf_[\w.-]{8,}")
 
 
 def find_fault(error: BaseException, token: str | None = None) -> Fault | None:
-    """Return what went wrong with the Hub, by an error or what it was raised from; None for any other error.
+    """Return the cause of an error, or of what it was raised from; None if it did not come from the Hub.
 
     Args:
-        token: That the Hub was asked with; its words are quoted only where it is known, and so can be left out.
+        token: That the request was sent with; an answer is quoted only where it is known, and can be removed.
     """
     chain = list(error_chain(error))
     for link in chain:
@@ -265,7 +270,7 @@ def find_fault(error: BaseException, token: str | None = None) -> Fault | None:
 
 
 def quoted(text: str, token: str | None) -> str:
-    """Return a server's words, made safe to show, after a colon; nothing where it has none, or the token is not known."""
+    """Return a server's message, safe to show, after a colon; empty without one, or where the token is not known."""
     if not token:
         return ""
     text = _TOKEN.sub("…", text.replace(token, "…"))
@@ -304,17 +309,17 @@ class RunBucket:
 
     Args:
         name: As owner/name.
-        explained: Turns what goes wrong with a bucket of a name into errors in words.
+        explain_errors: Turns errors of requests for a bucket of that name into errors for people.
     """
 
     def __init__(
-        self, api: HfApi, name: str, explained: Callable[[str], AbstractContextManager[None]] = JOBS.explained
+        self, api: HfApi, name: str, explain_errors: Callable[[str], AbstractContextManager[None]] = JOBS.explain_errors
     ) -> None:
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()
         self._api = api
-        self._explained = explained
+        self._explain_errors = explain_errors
         self.name = name
 
     def make(self) -> None:
@@ -324,7 +329,7 @@ class RunBucket:
             PushError: If it is refused, or is there and public.
             HubUnreachableError: If the Hub does not answer.
         """
-        with self._explained(self.name):
+        with self._explain_errors(self.name):
             self._api.create_bucket(self.name, private=True, exist_ok=True)
             is_private = self._api.bucket_info(self.name).private
         if not is_private:
@@ -335,7 +340,7 @@ class RunBucket:
 
     def list(self, folder: str) -> dict[str, BucketFile]:
         """Return the files below a folder, by their names within it; raises as `put` does, and PushError for too many."""
-        with self._explained(self.name):
+        with self._explain_errors(self.name):
             tree = self._api.list_bucket_tree(self.name, prefix=f"{folder}/", recursive=True)
             entries = list(itertools.islice(tree, _MOST_FILES + 1))
         if len(entries) > _MOST_FILES:
@@ -354,18 +359,18 @@ class RunBucket:
             PushError: If it refuses.
         """
         if files:
-            with self._explained(self.name):
+            with self._explain_errors(self.name):
                 self._api.batch_bucket_files(self.name, add=[(source, name) for name, source in files.items()])
 
     def get(self, files: Sequence[tuple[BucketFile, Path]]) -> None:
         """Write files as `list` gave them to paths; raises as `put` does, and StorageError where the disk is full."""
         for _, path in files:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with self._explained(self.name):
+        with self._explain_errors(self.name):
             self._api.download_bucket_files(self.name, list(files))
 
     def remove(self, names: Sequence[str]) -> None:
         """Delete files; raises as `put` does."""
         if names:
-            with self._explained(self.name):
+            with self._explain_errors(self.name):
                 self._api.batch_bucket_files(self.name, delete=list(names))

@@ -17,12 +17,12 @@ PRESETS_FOLDER = Path(__file__).resolve().parent.parent / "presets"
 SAMPLES_FOLDER = PRESETS_FOLDER / "data"
 LAB = "LORATORY_LAB"  # set in a lab: names are not looked up in the folder that the server happened to start in
 IN_A_SPACE = "SPACE_ID"  # set by Hugging Face in a Space, to its name
-HANDED_OVER = "LORATORY_SPACE_FD"  # number of the file that the server of a Space leaves to itself when it begins again
+HANDED_OVER = "LORATORY_SPACE_FD"  # descriptor of the file that a Space's server passes to itself when it restarts
 _PERSON, _ROLE = "LORATORY_PERSON", "LORATORY_ROLE"  # for whom a process of a lab works
 
 
 def local_owner() -> str:
-    """Name of the person who runs this process, made safe as a folder name; owner of runs where no accounts exist."""
+    """Return who runs this process, as a folder name; the owner of runs where no accounts exist."""
     try:
         name = getpass.getuser()
     except (OSError, KeyError):
@@ -31,17 +31,17 @@ def local_owner() -> str:
 
 
 def typed_path(text: str | Path) -> Path:
-    """A path as people type it, with ~ for a home folder; an unknown user stays a name, which then does not exist."""
+    """Return the path of a typed text, with ~ expanded; an unknown user stays as typed, and does not exist."""
     return Path(os.path.expanduser(text))  # noqa: PTH111 - pathlib's own raises for an unknown user
 
 
-def looks_in_working_folder() -> bool:
-    """Whether a name like that of a model or dataset on the Hub may also be a file in the working folder."""
+def searches_working_folder() -> bool:
+    """Return whether a name like that of a model or dataset on the Hub may also be a file in the working folder."""
     return LAB not in os.environ
 
 
 def data_folders() -> tuple[Path, ...]:
-    """Folders whose files the page may open as datasets; the command line reads all that its user may read.
+    """Return the folders whose files the page may open; the command line reads all that its user may read.
 
     The person's home folder, the working folder, the folder that contains Loratory's own, and those that
     `$LORATORY_DATA` names, separated as in `$PATH`.
@@ -60,9 +60,9 @@ class LoratoryHome:
     root: Path  # the folder
     # In a lab, the person whose uploads, exports and transfers these are; empty where there are no accounts.
     owner: str = ""
-    role: str = ""  # of that person; a guest names no paths
+    role: str = ""  # of that person; a guest may name no paths
 
-    def of(self, owner: str, role: str = "member") -> "LoratoryHome":
+    def for_person(self, owner: str, role: str = "member") -> "LoratoryHome":
         """Return the home as one person of a lab has it, with folders of their own."""
         return replace(self, owner=owner, role=role)
 
@@ -84,15 +84,15 @@ class LoratoryHome:
         Raises:
             StorageError: If the folder cannot be created or written.
         """
-        home = cls.located()
+        home = cls.locate()
         home.make_writable()
         return home
 
     @classmethod
-    def located(cls) -> "LoratoryHome":
+    def locate(cls) -> "LoratoryHome":
         """Return where the home folder is or would be; nothing is made there."""
-        configured = os.environ.get("LORATORY_HOME")
-        root = typed_path(configured) if configured else platformdirs.user_data_path("loratory", appauthor=False)
+        value = os.environ.get("LORATORY_HOME")
+        root = typed_path(value) if value else platformdirs.user_data_path("loratory", appauthor=False)
         return cls(root.resolve(), os.environ.get(_PERSON, ""), os.environ.get(_ROLE, ""))
 
     def make_writable(self) -> None:
@@ -203,7 +203,7 @@ class AllowedPaths:
     home: LoratoryHome  # the home as this person has it
 
     @classmethod
-    def of(cls, home: LoratoryHome) -> "AllowedPaths | None":
+    def for_home(cls, home: LoratoryHome) -> "AllowedPaths | None":
         """Return what a home's person may name; None where there are no accounts."""
         return cls(home) if home.owner else None
 
@@ -215,7 +215,8 @@ class AllowedPaths:
         Raises:
             EngineError: As `error` makes it, if a path leads anywhere else.
         """
-        path = self._resolve(text)
+        base = self.home.root if Path(text).parts[:1] == (_SHARED,) else self.home.uploads
+        path = _resolve_below(base, text)
         if path is None or not any(path.is_relative_to(root) for root in self.readable):
             raise error(*REFUSAL)
         return path
@@ -242,13 +243,9 @@ class AllowedPaths:
         shared = (home.shared_data, home.shared_models)
         return (*(folder.resolve() for folder in own), *(root for folder in shared for root in _with_links(folder)))
 
-    def _resolve(self, text: str | Path) -> Path | None:
-        base = self.home.root if Path(text).parts[:1] == (_SHARED,) else self.home.uploads
-        return _resolve_below(base, text)
-
 
 def _resolve_below(base: Path, text: str | Path) -> Path | None:
-    """Return a whole path with links followed; None for what can be no path of a person, such as ~ of the server's user."""
+    """Return an absolute path with links followed; None for what is not a path of a person, such as the server's ~."""
     path_text = str(text).strip()
     if not path_text or path_text.startswith("~") or "\0" in path_text or len(path_text) > _LONGEST:
         return None

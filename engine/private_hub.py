@@ -73,7 +73,7 @@ class PrivateDownload:
             CancelledRequestError: If it was stopped.
             WorkerError: If the process ended.
         """
-        hub_id = require_hub_id(self.kind, self.hub_id, self.revision)
+        hub_id = require_private_id(self.kind, self.hub_id, self.revision)
         home, secret, self.token = self.home, self.token.get_secret_value(), SecretStr("")
         if not home.owner:
             raise AccountError("This Loratory has no accounts.", "Log in with `hf auth login` or HF_TOKEN.")
@@ -100,7 +100,7 @@ class PrivateDownload:
         self._stop_requested.set()
 
 
-def require_hub_id(kind: PrivateKind, text: str, revision: str | None = None) -> str:
+def require_private_id(kind: PrivateKind, text: str, revision: str | None = None) -> str:
     """Return the id of a model or dataset on the Hub.
 
     Raises:
@@ -174,7 +174,7 @@ def fetch_model(params: JsonObject, request: Request) -> JsonObject:
     """Fetch a whole model into the Hub's cache, which is the person's own by this process's environment."""
     from engine.models.hub import fetch_from_hub
 
-    home = LoratoryHome.located()
+    home = LoratoryHome.locate()
 
     def report(progress: ModelProgress) -> None:
         request.progress(progress._asdict())
@@ -182,19 +182,19 @@ def fetch_model(params: JsonObject, request: Request) -> JsonObject:
     def require_room(_folder: Path, needed_bytes: int, _subject: str, _instead: str) -> None:
         require_disk_space(home, home.owner, needed_bytes)
 
-    place = fetch_from_hub(
+    snapshot = fetch_from_hub(
         params["hub_id"], params["revision"], on_progress=report, token=params["token"], require_room=require_room
     )
-    return {"commit": place.commit}
+    return {"commit": snapshot.commit}
 
 
 def fetch_dataset(params: JsonObject, request: Request) -> JsonObject:
     """Download the data files of a dataset into a folder; unchanged files are not downloaded again."""
     from huggingface_hub import HfApi, hf_hub_download
 
-    home = LoratoryHome.located()
+    home = LoratoryHome.locate()
     hub_id, token, folder = str(params["hub_id"]), str(params["token"]), Path(str(params["folder"]))
-    with DATASET.explained(hub_id, params["revision"]):
+    with DATASET.explain_errors(hub_id, params["revision"]):
         info = HfApi(token=token).dataset_info(
             hub_id, revision=params["revision"], files_metadata=True, timeout=_TIMEOUT_SECONDS
         )

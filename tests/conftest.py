@@ -71,8 +71,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     the first cases stay in the quick round.
     """
     slow = {item.path for item in items if item.get_closest_marker("e2e") or item.get_closest_marker("browser")}
-    place = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (item.path in slow, place.get(item.path.name, len(LONGEST))))
+    order = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: (item.path in slow, order.get(item.path.name, len(LONGEST))))
     cases: Counter[str] = Counter()
     for item in items:
         if exhaustive := item.get_closest_marker("exhaustive"):
@@ -106,7 +106,7 @@ def pytest_unconfigure() -> None:
 
 @pytest.fixture(autouse=True)
 def environment() -> Iterator[None]:
-    """The environment as it was, for the next test: what runs in a worker gives up its login for good."""
+    """Restore the environment for the next test: what runs in a worker drops its login."""
     before = dict(os.environ)
     yield
     for name in os.environ.keys() - before.keys():
@@ -124,7 +124,7 @@ def forked_workers() -> Iterator[None]:
 
 @pytest.fixture
 def home(tmp_path, monkeypatch) -> LoratoryHome:
-    """An empty Loratory home of its own for each test."""
+    """Return an empty Loratory home of its own for each test."""
     root = tmp_path / "home"
     monkeypatch.setenv("LORATORY_HOME", str(root))
     return LoratoryHome.from_environment()
@@ -154,7 +154,7 @@ def start_supervisor(home: LoratoryHome) -> Iterator[Callable[..., Supervisor]]:
 
 @pytest.fixture(scope="session")
 def tiny_model_folder(tmp_path_factory) -> Path:
-    """A saved Llama of two layers with a tokenizer; read-only."""
+    """Return the folder of a Llama of two layers with a tokenizer; read-only."""
     from tests.tiny_model import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "tiny-llama")
@@ -162,7 +162,7 @@ def tiny_model_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def demo_home(tmp_path_factory) -> LoratoryHome:
-    """A home that holds the demo model; kept between sessions where LORATORY_TEST_HOME names a folder."""
+    """Return a home with the demo model; kept between sessions where LORATORY_TEST_HOME names a folder."""
     from engine.config.run import ModelConfig
     from engine.models.source import resolve_model
 
@@ -177,17 +177,15 @@ def demo_home(tmp_path_factory) -> LoratoryHome:
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
-    """Reference data that is next to a maintainer's checkout, and wherever a change is checked before it lands."""
+    """Return reference data that is next to a maintainer's checkout, and in CI."""
     is_ci = os.environ.get("CI", "").casefold() in ("true", "1")
     return reference_data(SHARED, is_required=is_ci and not os.environ.get("LORATORY_WITHOUT_REFERENCE_DATA"))
 
 
 def reference_data(folder: Path, *, is_required: bool) -> Path:
-    """The folder; without it a contributor's tests are skipped, and those that decide fail."""
+    """Return the folder; without it a contributor's tests are skipped, and those of CI fail."""
     if folder.is_dir():
         return folder
     if is_required:
-        pytest.fail(
-            "The shared reference data is not beside this checkout, and under CI=true no test may go without it."
-        )
-    pytest.skip("the shared reference data is not beside this checkout")
+        pytest.fail("The shared reference data is not next to this checkout, and CI=true needs it.")
+    pytest.skip("the shared reference data is not next to this checkout")

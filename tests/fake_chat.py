@@ -83,21 +83,21 @@ class FakeChatSession:
         if self._state.model is None:
             raise RunError("No model is loaded.", "Load a run, an adapter or a model first.")
         self.requests.append(request)
-        words = {branch: _ANSWERS[branch].split(" ") for branch in request.branches}
-        for place in range(max(len(words[branch]) for branch in request.branches) + 1):
+        answer_words = {branch: _ANSWERS[branch].split(" ") for branch in request.branches}
+        for position in range(max(len(answer_words[branch]) for branch in request.branches) + 1):
             time.sleep(self._pace)
             while request.id not in self._stopped and not self.may_answer.wait(0.02):
                 pass
             stopped = request.id in self._stopped
             for branch in request.branches:
-                text = words[branch]
-                if place > len(text):
+                text = answer_words[branch]
+                if position > len(text):
                     continue
-                done = stopped or place == len(text)
+                done = stopped or position == len(text)
                 yield ChatChunk(
                     branch=branch,
-                    text="" if done else text[place] + " ",
-                    tokens=place + (not done),
+                    text="" if done else text[position] + " ",
+                    tokens=position + (not done),
                     tokens_per_second=1 / self._pace if self._pace else 999.0,
                     prompt_tokens=31,
                     done=done,

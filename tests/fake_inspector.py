@@ -47,12 +47,12 @@ SMOLLM2 = PublishedSizes(
 
 
 def a_shape() -> ModelShape:
-    """The sizes of SmolLM2-135M."""
+    """Return the shape of SmolLM2-135M."""
     return published_shape("LlamaForCausalLM", SMOLLM2)
 
 
 def a_report(dataset: DatasetConfig, model: ModelConfig | None, max_length: int) -> DatasetReport:
-    """A report on some 350 rows; pairs or rated answers where the name of the dataset reports it."""
+    """Return a report on some 350 rows; pairs or rated answers where the dataset's name says so."""
     report = _report_on_answers(dataset, model, max_length)
     kind = _kind_of(dataset)
     if kind == "answers":
@@ -182,7 +182,6 @@ class FakeInspector:
         *,
         first_row: int = 0,
         count: int = 10,
-        search: str = "",
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
     ) -> DatasetPage:
@@ -217,8 +216,8 @@ class FakeInspector:
 
     def find_steps(self, dataset: DatasetConfig, text: str, *, after_row: int) -> Iterator[SearchProgress | FoundRow]:
         searchable(text)
-        for looked in range(0, 349, 50):
-            yield SearchProgress(rows=looked, total_rows=349)
+        for row_count in range(0, 349, 50):
+            yield SearchProgress(rows=row_count, total_rows=349)
             time.sleep(self.delay_seconds / 7)
         holding = [row for row in range(349) if text.lower() in QUESTIONS[row % len(QUESTIONS)][0].lower()]
         after = [row for row in holding if row > after_row]
@@ -276,7 +275,7 @@ def _rate(row: PageRow) -> PageRow:
 
 
 def _pair(row: PageRow) -> PageRow:
-    """The row's answer as the chosen one of a pair whose rejected answer begins alike."""
+    """Return the row as a pair whose rejected answer starts like the chosen one."""
     assert row.conversation is not None
     worse = "It depends on many things."
     conversation = Conversation(row.conversation.messages, completion_start=1)

@@ -20,7 +20,7 @@ ENDLESS = 100_000  # steps of a run that is still at work however long a test ta
 
 
 def a_device(free_gib: float = 9.2) -> Device:
-    """A processor with 16 GiB."""
+    """Return a processor with 16 GiB."""
     return Device(
         kind="cpu",
         index=0,
@@ -80,12 +80,12 @@ class FakeLauncher:
 
     def _work(self, run: Run, config: RunConfig) -> None:
         total = config.training.max_steps if config.training.max_steps > 0 else 60
-        invented = InventedRun(total_steps=total, seconds_per_step=self._seconds_per_step)
+        story = InventedRun(total_steps=total, seconds_per_step=self._seconds_per_step)
         state = RunState(state="running", attempt=1, device="cpu", changed=time.time(), started=time.time())
         run.folder.write_state(state)
         ending: State = "completed"
         with EventWriter(run.folder.events, attempt=1) as writer:
-            scribe = Scribe(writer, invented)
+            scribe = Scribe(writer, story)
             scribe.begin()
             for step in range(1, total + 1):
                 time.sleep(self._seconds_per_step)

@@ -33,13 +33,13 @@ STEPS = 8
 
 
 def an_evaluation(rows: int = 23) -> EvaluationResult:
-    """Base against tuned; the tuned answers are better, and the first row is the worst."""
-    answered = []
+    """Return base against tuned; the tuned answers are better, and the first row is the worst."""
+    answers = []
     for number in range(rows):
         question, reference = QUESTIONS[number % len(QUESTIONS)]
         text = reference if number % 3 == 2 else reference[: 20 + 3 * number]
         worth = min(1.0, 0.21 + number / rows)
-        answered.append(
+        answers.append(
             AnsweredRow(
                 row=3 + 10 * number,
                 prompt=f"<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n",
@@ -65,14 +65,14 @@ def an_evaluation(rows: int = 23) -> EvaluationResult:
             "base": MeanScores(exact=0.0, rouge_l=0.112, chrf=0.141, rows=rows),
             "tuned": MeanScores(exact=0.3043, rouge_l=0.612, chrf=0.597, rows=rows),
         },
-        answered=tuple(answered),
+        answered=tuple(answers),
         seconds=83.4,
         general_losses={"base": BranchLoss.of(3.1, 4120), "tuned": BranchLoss.of(3.193, 4120)},
     )
 
 
 def a_preference_evaluation() -> EvaluationResult:
-    """The same of a run that learned from pairs, next to what it started from."""
+    """Return the same for a run on pairs, compared with its start."""
     likelihoods = {
         "base": PairLikelihoods([-40.0] * 30, [-39.0] * 17 + [-42.0] * 13),
         "second": PairLikelihoods([-30.0] * 30, [-29.5] * 14 + [-31.0] * 16),
@@ -85,7 +85,7 @@ def a_preference_evaluation() -> EvaluationResult:
 
 
 def a_rated_evaluation() -> EvaluationResult:
-    """The same of a run that learned from completions with a label: 20 desirable and 10 undesirable ones."""
+    """Return the same for a run on labeled completions: 20 desirable and 10 undesirable ones."""
     labels = [True] * 20 + [False] * 10
     tuned = [-30.0] * 18 + [-45.0] * 2 + [-50.0] * 7 + [-39.0] * 3
     return an_evaluation().model_copy(
@@ -133,14 +133,14 @@ class FakeEvaluation(_Paced):
         return result
 
 
-def a_verification(passed: bool = True) -> Verification:
-    """Twenty prompts, all answered alike."""
+def a_verification(is_good: bool = True) -> Verification:
+    """Return a verification of twenty prompts with equal answers."""
     return Verification(
-        passed=passed,
+        passed=is_good,
         compared="the merged model and the run",
         prompts=20,
-        equal_answers=20 if passed else 13,
-        largest_logit_difference=0.0312 if passed else 2.4,
+        equal_answers=20 if is_good else 13,
+        largest_logit_difference=0.0312 if is_good else 2.4,
         allowed_logit_difference=0.0870,
         dtype="bfloat16",
         seconds=21.0,
@@ -197,7 +197,7 @@ class FakePush(_Paced):
 
 
 def fake_results(home: LoratoryHome, pace_seconds: float) -> ResultWork:
-    """The service on these."""
+    """Return the service with these jobs."""
     return ResultWork(
         home,
         evaluate=lambda request: FakeEvaluation(request, pace_seconds),

@@ -1,4 +1,4 @@
-"""Everything that a page stands on, without a model: fakes on a home of their own, and a history to look at."""
+"""All services of a page without a model: fakes on a home of their own, and a history of runs."""
 
 import time
 from pathlib import Path
@@ -36,7 +36,7 @@ def fake_services(
         launcher=FakeLauncher(runs, seconds_per_step),  # type: ignore[arg-type]
         chat=FakeChatSession(),  # type: ignore[arg-type]
         checks=DatasetChecks(inspector),  # type: ignore[arg-type]
-        tokenizers=Tokenizers(lambda model, told: None),
+        tokenizers=Tokenizers(lambda model, report: None),
         results=fake_results(home, seconds_per_step),
         hardware=HardwareList(lambda: logins_of(home)(owner)),
         measure=lambda config, estimate: FakeMeasurement(config, estimate, seconds_per_step),
@@ -45,7 +45,7 @@ def fake_services(
 
 
 def invent_runs(store: RunStore) -> None:
-    """A history as someone has it after a week: every state once."""
+    """Write a history of a week, with every state once."""
     day = 86_400.0
     hub = {"model__id": "Qwen/Qwen3-0.6B", "dataset__source": "/data/support-chats.jsonl"}
     out_of_memory = FailedData(
@@ -53,7 +53,7 @@ def invent_runs(store: RunStore) -> None:
         what="Memory ran out at step 31: 1.90 GiB were asked for and 0.40 GiB were free.",
         fix="Halve training.max_length, or switch gradient checkpointing on.",
     )
-    invented = (
+    stories = (
         (a_config(**hub, run__name="first try, full length"), InventedRun(state="failed", steps=31, failed=out_of_memory, age_seconds=4 * day)),
         (a_config(**hub, adapter__r=8, training__learning_rate=1e-4), InventedRun(steps=200, total_steps=200, floor=1.25, seed=3, age_seconds=3 * day)),
         (a_config(model__quantization="nf4", adapter__r=8), InventedRun(floor=1.05, seed=4, seconds_per_step=1.3, age_seconds=day)),
@@ -62,7 +62,7 @@ def invent_runs(store: RunStore) -> None:
         (a_config(run__name="faq, rank 16"), InventedRun(seed=7, warnings=("The learning rate is high for so few rows.",), age_seconds=7000)),
         (a_config(run__name="faq, rank 16, once more"), InventedRun(state="queued", cause="The CPU is in use for training (faq, rank 16).")),
     )  # fmt: skip
-    for config, story in invented:
+    for config, story in stories:
         moment = time.time() - story.age_seconds
         past = RunStore(store.home, store.owner, clock=lambda moment=moment: moment)  # type: ignore[misc]
         write_run(past, config, story)

@@ -171,9 +171,9 @@ class ForkServers:
                 if self._one_test is not None and self._one_test in environment and key not in self._met:
                     self._met.add(key)
                     return None
-                alike = [other for other in self._servers if other[0] == kind]
-                if len(alike) == _MOST_SERVERS[kind]:
-                    self._servers.pop(alike[0]).close()
+                matching = [other for other in self._servers if other[0] == kind]
+                if len(matching) == _MOST_SERVERS[kind]:
+                    self._servers.pop(matching[0]).close()
                 server = ForkServer(environment, kind)
             self._servers[key] = server
             return server.fork(argv, environment, descriptors)
@@ -203,16 +203,20 @@ def forking_workers(one_test: str | None = _OF_ONE_TEST) -> Iterator[None]:
     servers = ForkServers(one_test)
     original = subprocess._fork_exec  # type: ignore[attr-defined]
 
-    def fork_exec(*given: Any) -> int:
-        argv = [os.fsdecode(word) for word in given[0]]
-        kept, folder, variables, failure = given[3], given[4], given[5] or (), given[13]
+    def fork_exec(*arguments: Any) -> int:
+        argv = [os.fsdecode(word) for word in arguments[0]]
+        kept_descriptors, folder, variables, failure = arguments[3], arguments[4], arguments[5] or (), arguments[13]
         if not variables or (folder is not None and os.fsdecode(folder) != str(Path.cwd())):
-            return original(*given)
+            return original(*arguments)
         environment = dict(os.fsdecode(variable).split("=", 1) for variable in variables)
-        standard = dict(enumerate((given[6], given[9], given[11])))
-        descriptors = {number: number if one == -1 else one for number, one in standard.items()}  # -1 inherits ours
-        pid = servers.fork(argv, environment, descriptors | {number: number for number in kept if number != failure})
-        return original(*given) if pid is None else pid
+        standard = dict(enumerate((arguments[6], arguments[9], arguments[11])))
+        descriptors = {
+            number: number if descriptor == -1 else descriptor for number, descriptor in standard.items()
+        }  # -1 inherits ours
+        pid = servers.fork(
+            argv, environment, descriptors | {number: number for number in kept_descriptors if number != failure}
+        )
+        return original(*arguments) if pid is None else pid
 
     subprocess._fork_exec = fork_exec  # type: ignore[attr-defined]
     yield

@@ -31,7 +31,7 @@ BASE_LOSS = 2.71
 
 
 def a_config(**changes: object) -> RunConfig:
-    """A small complete configuration; `training__max_steps=20` changes one setting."""
+    """Return a small complete configuration; `training__max_steps=20` changes one setting."""
     mapping: dict[str, dict[str, object]] = {
         "model": {"id": "smollm2-135m-instruct"},
         "dataset": {"source": "sample:loratory-faq"},
@@ -64,9 +64,9 @@ class InventedRun:
     log: str = "Loading the model.\n{'loss': 2.41, 'epoch': 0.1}\n{'loss': 1.97, 'epoch': 0.2}\n"
 
 
-def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
+def write_run(store: RunStore, config: RunConfig, story: InventedRun) -> Run:
     """Make a run directory as its supervisor and its worker would have left it."""
-    began = time.time() - invented.age_seconds
+    start_time = time.time() - story.age_seconds
     provenance = Provenance(
         predicted_bytes=int(1.32 * GIB),
         predicted_memory=MemoryFigures(process_bytes=int(1.32 * GIB)),
@@ -74,45 +74,45 @@ def write_run(store: RunStore, config: RunConfig, invented: InventedRun) -> Run:
     )
     run = store.create(config, provenance)
     start = None
-    if invented.state != "queued":
-        start = began
+    if story.state != "queued":
+        start = start_time
         with EventWriter(run.folder.events, attempt=1) as writer:
-            scribe = Scribe(writer, invented)
+            scribe = Scribe(writer, story)
             scribe.begin()
-            for step in range(1, invented.steps + 1):
+            for step in range(1, story.steps + 1):
                 scribe.step(step)
-            for warning in invented.warnings:
+            for warning in story.warnings:
                 writer.append(WarningData(message=warning))
-            if invented.failed is not None:
-                writer.append(invented.failed)
-            if invented.state in ("completed", "stopped"):
-                writer.append(StatusData(phase="finished" if invented.state == "completed" else "stopped"))
-        run.folder.log.write_text(invented.log, encoding="utf-8")
+            if story.failed is not None:
+                writer.append(story.failed)
+            if story.state in ("completed", "stopped"):
+                writer.append(StatusData(phase="finished" if story.state == "completed" else "stopped"))
+        run.folder.log.write_text(story.log, encoding="utf-8")
         for step in scribe.saved:
             write_checkpoint(run, step)
-        if invented.with_adapter and invented.state in ("completed", "stopped"):
+        if story.with_adapter and story.state in ("completed", "stopped"):
             write_adapter(run.folder.adapter)
-    is_final = invented.state in ("completed", "stopped", "failed", "interrupted")
-    ended = began + invented.steps * invented.seconds_per_step + 11 if is_final else None
+    is_final = story.state in ("completed", "stopped", "failed", "interrupted")
+    end_time = start_time + story.steps * story.seconds_per_step + 11 if is_final else None
     run.folder.write_state(
         RunState(
-            state=invented.state,
-            reason=invented.reason,
-            cause=invented.cause,
-            advice=invented.advice,
+            state=story.state,
+            reason=story.reason,
+            cause=story.cause,
+            advice=story.advice,
             attempt=1 if start else 0,
-            resumable_step=invented.resumable_step,
+            resumable_step=story.resumable_step,
             device="cpu",
-            changed=began,
+            changed=start_time,
             started=start,
-            ended=ended,
+            ended=end_time,
         )
     )
     return run
 
 
 def write_adapter(folder: Path) -> None:
-    """Files of an adapter by name and rough size; none of them can be loaded."""
+    """Write files of an adapter by name and rough size; none of them can be loaded."""
     folder.mkdir(parents=True)
     (folder / "adapter_config.json").write_text(
         '{"peft_type": "LORA", "base_model_name_or_path": "HuggingFaceTB/SmolLM2-135M-Instruct"}', encoding="utf-8"
@@ -123,7 +123,7 @@ def write_adapter(folder: Path) -> None:
 
 
 def write_checkpoint(run: Run, step: int) -> None:
-    """A checkpoint that is whole by its manifest."""
+    """Write a checkpoint that is complete by its manifest."""
     folder = run.folder.checkpoint(step)
     write_adapter(folder / ADAPTER_SUBFOLDER)
     files = {
@@ -139,14 +139,14 @@ class Scribe:
     """Writes what a worker would, step by step."""
 
     writer: EventWriter
-    invented: InventedRun
+    story: InventedRun
     saved: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._random = random.Random(self.invented.seed)
+        self._random = random.Random(self.story.seed)
 
     def begin(self) -> None:
-        total = self.invented.total_steps
+        total = self.story.total_steps
         self.writer.append(StatusData(phase="loading_model", message="Loading smollm2-135m-instruct."))
         self.writer.append(
             ParametersData(
@@ -164,9 +164,9 @@ class Scribe:
         self.writer.append(StatusData(phase="training", message="Training.", total_steps=total))
 
     def step(self, number: int) -> None:
-        invented, total = self.invented, self.invented.total_steps
+        story, total = self.story, self.story.total_steps
         share = number / total
-        loss = invented.floor + (BASE_LOSS - invented.floor) * math.exp(-5 * share) + self._random.gauss(0, 0.09)
+        loss = story.floor + (BASE_LOSS - story.floor) * math.exp(-5 * share) + self._random.gauss(0, 0.09)
         warm = min(1.0, number / max(1, 0.05 * total))
         self.writer.append(
             StepData(
@@ -177,12 +177,12 @@ class Scribe:
                 grad_norm=1.4 * math.exp(-2 * share) + self._random.random() * 0.3,
                 tokens=number * 540,
                 trained_tokens=number * 340,
-                tokens_per_second=540 / invented.seconds_per_step * (1 + self._random.gauss(0, 0.04)),
+                tokens_per_second=540 / story.seconds_per_step * (1 + self._random.gauss(0, 0.04)),
                 memory_bytes=int((1.05 + 0.12 * (1 - math.exp(-number / 10))) * GIB),
             )
         )
         if number % max(1, total // 10) == 0:
-            held_out = invented.floor + 0.06 + (BASE_LOSS - invented.floor) * math.exp(-5 * share)
+            held_out = story.floor + 0.06 + (BASE_LOSS - story.floor) * math.exp(-5 * share)
             self.writer.append(EvalData(step=number, eval_loss=held_out, eval_tokens=1500, rows=35, seconds=1.9))
         if number % max(1, total // 4) == 0:
             self.saved = [*self.saved[-1:], number]

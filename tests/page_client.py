@@ -45,14 +45,14 @@ class PageClient:
             yield page
 
     def _fire_chain(self, event: dict[str, Any], event_data: Any = None) -> None:
-        changed = []
+        changes = []
         if event["backend_fn"]:
             self.fire(event, event_data)
         else:  # the browser's alone; ours give their outputs another value
-            changed = [[part, "change"] for part in event["outputs"]]
+            changes = [[part, "change"] for part in event["outputs"]]
             self._values.update(dict.fromkeys(event["outputs"], uuid.uuid4().hex))
         for following in self._events:
-            if following["trigger_after"] == event["id"] or any(target in changed for target in following["targets"]):
+            if following["trigger_after"] == event["id"] or any(target in changes for target in following["targets"]):
                 self._fire_chain(following)
 
     def press(self, part: str, event_name: str, value: Any = None, event_data: Any = None) -> None:
@@ -72,15 +72,15 @@ class PageClient:
         (number,) = self._parts[part]
         return self._values[number]
 
-    def ask(self, part: str) -> bool:
-        """Ask what a poll asks, and put the answer into its places; returns whether there was news."""
+    def poll(self, part: str) -> bool:
+        """Send the request of a poll and apply its answer; return whether there was news."""
         (number,) = self._parts[part]
         question = self._values[number]
         if not question:
             return False
-        asked, stamp = self._stamps.get(part, ("", ""))
+        last_question, stamp = self._stamps.get(part, ("", ""))
         body = {
-            "data": [question, stamp if asked == question else ""],
+            "data": [question, stamp if last_question == question else ""],
             "fn_name": "query",
             "component_id": number,
             "session_hash": self.session,
@@ -103,10 +103,10 @@ class PageClient:
             "event_data": event_data,
             "trigger_id": event["targets"][0][0] if event["targets"] else None,
         }
-        answered = (
+        response = (
             self._post_event(body) if event["queue"] else self._http.post(f"{_API}/run/predict", json=body).json()
         )
-        data: list[Any] = answered["data"]
+        data: list[Any] = response["data"]
         for part, value in zip(event["outputs"], data, strict=True):
             is_update = isinstance(value, dict) and value.get("__type__") == "update"
             if not is_update:
@@ -123,5 +123,5 @@ class PageClient:
 
 
 def read_config(http: httpx.Client) -> dict[str, Any]:
-    """The layout of the page: its components and events."""
+    """Return the layout of the page: its components and events."""
     return dict(http.get("/config").json())

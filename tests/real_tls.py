@@ -31,11 +31,11 @@ class Certificate(NamedTuple):
 def certificate_for(host: str, folder: Path, name: str = "tls") -> Certificate:
     """Write a certificate, by an authority of its own, into a folder."""
     authority = trustme.CA()
-    issued = authority.issue_cert(host)
+    certificate = authority.issue_cert(host)
     chain, key = folder / f"{name}.pem", folder / f"{name}.key"
-    for blob in issued.cert_chain_pems:
+    for blob in certificate.cert_chain_pems:
         blob.write_to_path(chain, append=True)
-    issued.private_key_pem.write_to_path(key)
+    certificate.private_key_pem.write_to_path(key)
     trust = ssl.create_default_context()
     authority.configure_trust(trust)
     return Certificate(chain, key, trust)
@@ -63,7 +63,7 @@ def serve_over_tls(
 
 
 class Site(NamedTuple):
-    """A site of somebody else, which counts as public."""
+    """A site of another party, which counts as public."""
 
     url: str
     visits: list[str]  # paths that were asked for

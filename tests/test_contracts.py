@@ -57,5 +57,5 @@ def test_a_broken_contract_breaks_the_build(tmp_path):
     assert result.returncode != 0, result.stdout
     assert "0 kept, 5 broken" in result.stdout, result.stdout
     for file, line in BROKEN.items():
-        importer, imported = file.removesuffix(".py").replace("/", "."), line.removeprefix("import ")
-        assert f"{importer} -> {imported}" in result.stdout, result.stdout
+        importer, target = file.removesuffix(".py").replace("/", "."), line.removeprefix("import ")
+        assert f"{importer} -> {target}" in result.stdout, result.stdout

@@ -17,7 +17,7 @@ NOT_OURS = {"train.py"}  # of an exported script
 
 
 def anchors(page: Path) -> set[str]:
-    """The headings of a page, as links name them."""
+    """Return the headings of a page, as links name them."""
     titles = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
 
@@ -42,17 +42,17 @@ def test_links_between_pages_lead_to_a_page_and_a_heading(page):
 
 def test_every_page_is_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    listed = re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"]))
+    nav_pages = re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"]))
 
-    assert sorted(listed) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
+    assert sorted(nav_pages) == sorted(str(page.relative_to(DOCS)) for page in PAGES)
 
 
 @pytest.mark.parametrize("page", sorted((DOCS / "design").glob("*.md")), ids=lambda page: page.name)
 def test_the_design_names_files_that_exist(page):
-    named = set(re.findall(r"`([a-z0-9_/]+\.(?:py|js|css|zip))`", page.read_text(encoding="utf-8")))
+    files = set(re.findall(r"`([a-z0-9_/]+\.(?:py|js|css|zip))`", page.read_text(encoding="utf-8")))
 
-    assert named
-    missing = [name for name in named if not any((ROOT / folder / name).is_file() for folder in ("", "engine", "ui"))]
+    assert files
+    missing = [name for name in files if not any((ROOT / folder / name).is_file() for folder in ("", "engine", "ui"))]
     assert sorted(set(missing) - NOT_OURS) == []
 
 

@@ -93,7 +93,7 @@ def rows_of(home, folder: Path, split: str):
 
 
 def test_a_models_owner_finds_it_without_the_token_and_no_one_else_does(hub, home, tmp_path):
-    ann, bea = home.of("ann"), home.of("bea")
+    ann, bea = home.for_person("ann"), home.for_person("bea")
 
     fetched = job(ann).run()
 
@@ -111,7 +111,7 @@ def test_a_models_owner_finds_it_without_the_token_and_no_one_else_does(hub, hom
 
 
 def test_what_is_known_of_its_modules_is_known_to_its_owner_alone(hub, home):
-    ann, bea = home.of("ann"), home.of("bea")
+    ann, bea = home.for_person("ann"), home.for_person("bea")
     job(ann).run()
     config = resolve_model(MODEL, ann, part=ModelPart.CONFIG)
     values = json.loads((Path(config.location) / "config.json").read_text())
@@ -123,7 +123,7 @@ def test_what_is_known_of_its_modules_is_known_to_its_owner_alone(hub, home):
 
 
 def test_a_datasets_owner_opens_it_as_an_upload_and_no_one_else_does(hub, home):
-    ann, bea = home.of("ann"), home.of("bea")
+    ann, bea = home.for_person("ann"), home.for_person("bea")
 
     result = job(ann, "dataset").run()
 
@@ -149,21 +149,21 @@ def test_a_datasets_owner_opens_it_as_an_upload_and_no_one_else_does(hub, home):
 
 @pytest.mark.e2e
 def test_a_new_state_of_a_dataset_replaces_the_old_one_and_the_same_is_not_fetched(hub, home):
-    result = job(home.of("ann"), "dataset").run()
+    result = job(home.for_person("ann"), "dataset").run()
     fetched = hub.requests["get"]
-    job(home.of("ann"), "dataset").run()
+    job(home.for_person("ann"), "dataset").run()
     assert hub.requests["get"] == fetched
 
     hub.commits["main"] = NEXT_COMMIT
     hub.repositories[DATASET] = {"data/train.jsonl": ROW % 7}
-    job(home.of("ann"), "dataset").run()
+    job(home.for_person("ann"), "dataset").run()
 
-    assert rows_of(home.of("ann"), result.folder, "train") == ["7"]
+    assert rows_of(home.for_person("ann"), result.folder, "train") == ["7"]
     assert not (result.folder / "data" / "test.jsonl").exists()
 
 
 def test_another_token_opens_nothing_and_leaves_nothing(hub, home):
-    ann = home.of("ann")
+    ann = home.for_person("ann")
 
     for kind, error in (("model", ModelAccessError), ("dataset", DatasetAccessError)):
         with pytest.raises(error):
@@ -176,7 +176,7 @@ def test_another_token_opens_nothing_and_leaves_nothing(hub, home):
 @pytest.mark.parametrize("token", ["", "hf_a b", "hf_a\r\nHost: evil", "hf_ü", "x" * 500])
 def test_what_cannot_be_a_token_is_refused_without_being_shown(home, token):
     with pytest.raises(AccountError, match="not a Hugging Face token") as error_info:
-        job(home.of("ann"), token=token).run()
+        job(home.for_person("ann"), token=token).run()
     assert not token or token not in str(error_info.value)
 
 
@@ -184,9 +184,9 @@ def test_what_cannot_be_a_token_is_refused_without_being_shown(home, token):
 @pytest.mark.parametrize("name", ["/etc/passwd", "../bea/x", "~/model", "a/b/c", "owner/../x", "x.gguf", " "])
 def test_only_an_id_on_the_hub_is_fetched(home, kind, name):
     with pytest.raises(REFUSALS[kind], match="not an id on the Hub"):
-        job(home.of("ann"), kind, name=name).run()
+        job(home.for_person("ann"), kind, name=name).run()
     with pytest.raises(REFUSALS[kind], match="cannot be a revision"):
-        job(home.of("ann"), kind, revision="../x").run()
+        job(home.for_person("ann"), kind, revision="../x").run()
 
 
 def test_a_home_without_accounts_has_none(home):
@@ -198,10 +198,10 @@ def test_a_home_without_accounts_has_none(home):
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of processes")
 def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path, kind):
     hub.go.clear()
-    ended = []
-    download = job(home.of("ann"), kind)
+    results = []
+    download = job(home.for_person("ann"), kind)
     assert TOKEN not in repr(download)
-    thread = threading.Thread(target=lambda: ended.append(download.run()))
+    thread = threading.Thread(target=lambda: results.append(download.run()))
     thread.start()
     wait_until(lambda: bool(hub.tokens))
     for process in psutil.process_iter():
@@ -213,7 +213,7 @@ def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path
     hub.go.set()
     thread.join()
 
-    assert ended
+    assert results
     assert hub.tokens == {f"Bearer {TOKEN}"}
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
@@ -224,13 +224,13 @@ def test_the_token_is_in_no_file_environment_or_command_line(hub, home, tmp_path
 @both_kinds
 def test_a_download_can_be_stopped_and_continues_later(hub, home, kind):
     hub.go.clear()
-    ended = []
-    download = job(home.of("ann"), kind)
+    results = []
+    download = job(home.for_person("ann"), kind)
 
     def run():
         with pytest.raises(CancelledRequestError):
             download.run()
-        ended.append(True)
+        results.append(True)
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -239,8 +239,8 @@ def test_a_download_can_be_stopped_and_continues_later(hub, home, kind):
     thread.join(300)
     hub.go.set()
 
-    assert ended
-    assert job(home.of("ann"), kind).run().bytes > 0
+    assert results
+    assert job(home.for_person("ann"), kind).run().bytes > 0
 
 
 def test_more_than_a_persons_disk_space_is_not_fetched(hub, home):
@@ -250,7 +250,7 @@ def test_more_than_a_persons_disk_space_is_not_fetched(hub, home):
 
     open_database(home).close()
     change_settings(home, limits=LabLimits(disk_gb_per_person=0.0000001, free_disk_gb=0))
-    ann = home.of("ann")
+    ann = home.for_person("ann")
 
     with pytest.raises(StorageError, match="You use"):
         job(ann).run()
@@ -261,12 +261,12 @@ def test_more_than_a_persons_disk_space_is_not_fetched(hub, home):
 def test_a_dataset_without_data_files_is_refused(hub, home):
     hub.repositories[DATASET] = {"script.py": b"", "pictures.zip": b"", "../escape.jsonl": ROW % 1}
     with pytest.raises(DatasetError, match="has 0 data files"):
-        job(home.of("ann"), "dataset").run()
+        job(home.for_person("ann"), "dataset").run()
 
 
 @both_kinds
 def test_only_what_is_a_persons_own_is_removed(hub, home, kind):
-    ann, bea = home.of("ann"), home.of("bea")
+    ann, bea = home.for_person("ann"), home.for_person("bea")
     copy = job(ann, kind).run()
 
     with pytest.raises(REFUSALS[kind], match="needed by a run"):
@@ -286,6 +286,6 @@ def test_a_gated_model_that_an_admin_put_there_serves_all_after_its_owner_change
     hub.commits["main"] = NEXT_COMMIT
     hub.lists_gated = True
 
-    result = resolve_model(MODEL, home.of("bea"))
+    result = resolve_model(MODEL, home.for_person("bea"))
 
     assert Path(result.location) == here.folder

@@ -192,15 +192,20 @@ TOY = Toy()
         },
         "engine/config/run.py": {"DataFormatName = Literal[\n": '    "toy",'},
     },
-    proof=TRAIN
-    + """
-import json
+    proof="""
+import sys
+from pathlib import Path
 
-(home / "riddles.jsonl").write_text("".join(json.dumps({"riddle": f"What is {n}?", "solution": f"It is {n}."}) + "\\n" for n in range(20)))
+from engine.config.run import DatasetConfig
+from engine.data.passes.reader import DatasetReader
+from engine.data.source import SourceOptions
 
-run = train(dataset={"source": str(home / "riddles.jsonl"), "eval_fraction": 0.1})
+file = Path(sys.argv[1]) / "riddles.jsonl"
+file.write_text('{"riddle": "What is 1?", "solution": "It is 1."}\\n')
+reader = DatasetReader(DatasetConfig(source=str(file)), SourceOptions())
 
-assert len(losses_of(run)) == 2
+assert reader.detection.format == "toy"
+assert [message.content for message in next(reader.rows()).example.messages] == ["What is 1?", "It is 1."]
 """,
 )
 

@@ -22,17 +22,19 @@ def test_it_is_the_same_each_time_and_whole(wheel):
     assert {"app.py", "engine/training/worker.py", "presets/quickstart-cpu.yaml", "engine/models/catalog.json"} <= set(
         names
     )
-    record = archive.read(next(one for one in names if one.endswith("/RECORD"))).decode()
+    record = archive.read(next(name for name in names if name.endswith("/RECORD"))).decode()
     assert {line.rpartition(",")[0].rpartition(",")[0] for line in record.splitlines()} == set(names)
-    assert not any("__pycache__" in one for one in names)
+    assert not any("__pycache__" in name for name in names)
 
 
 def test_it_is_as_whole_where_a_checkout_is_found_before_what_pip_installed(wheel, tmp_path, monkeypatch):
     archive = zipfile.ZipFile(BytesIO(wheel.content))
     egg_info = tmp_path / "loratory.egg-info"
     egg_info.mkdir()
-    for name, called in (("METADATA", "PKG-INFO"), ("entry_points.txt", "entry_points.txt")):
-        (egg_info / called).write_bytes(archive.read(next(one for one in archive.namelist() if one.endswith(name))))
+    for ending, file_name in (("METADATA", "PKG-INFO"), ("entry_points.txt", "entry_points.txt")):
+        (egg_info / file_name).write_bytes(
+            archive.read(next(name for name in archive.namelist() if name.endswith(ending)))
+        )
     monkeypatch.syspath_prepend(tmp_path)
 
     assert b"Name: loratory" in (egg_info / "PKG-INFO").read_bytes()

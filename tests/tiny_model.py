@@ -44,7 +44,7 @@ def make_tiny_model(folder: Path, *, model_type: str = "llama", seed: int = 0, *
 
 
 def make_tiny_tokenizer():
-    """A byte-level BPE tokenizer of some 400 tokens: any text survives the round trip; ChatML special tokens."""
+    """Return a byte-level BPE tokenizer of some 400 tokens with ChatML special tokens; any text survives the round trip."""
     from transformers import PreTrainedTokenizerFast
 
     specials = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>"]

@@ -57,7 +57,7 @@ class LoadPlan(Value):
         acts for the owner.
         """
         is_asked_by_another = home.owner not in ("", self.owner) and is_hub_id(self.model.id.strip())
-        return home.of(self.owner) if self.owner and not is_asked_by_another else home
+        return home.for_person(self.owner) if self.owner and not is_asked_by_another else home
 
     @property
     def trained_weights(self) -> dict[Branch, PlannedWeights]:
@@ -118,7 +118,7 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
     if home is not None and owner and find_in_catalog(model.id.strip()) is None:
         if home.is_guest:
             raise ModelError("A guest uses the models of the catalogue.", "Choose one of them, or one of your runs.")
-        model_path(model.id.strip(), home.of(owner))
+        model_path(model.id.strip(), home.for_person(owner))
     if target.model is None and one is not None:
         _require_same_base(tuned, second)
         base = Path(model.id)

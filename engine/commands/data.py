@@ -12,7 +12,7 @@ from engine.config.load import section_from_mapping
 from engine.config.run import DatasetConfig, ModelConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import CheckProgress, DatasetReport, RowProblem
-from engine.data.records import place
+from engine.data.records import row_label
 from engine.data.render.tokenize import IGNORED_LABEL
 from engine.data.source import SourceOptions
 from engine.errors import ConfigError, Problem
@@ -163,7 +163,7 @@ def _problem_lines(title: str, problems: tuple[RowProblem, ...], count: int) -> 
         return []
     lines = [f"{title}:"]
     for problem in problems[:_SHOWN_PROBLEMS]:
-        where = place(problem.row, problem.line)
+        where = row_label(problem.row, problem.line)
         lines.append(f"  {where:<12} {problem.problem}: {problem.sample}")
     if count > _SHOWN_PROBLEMS:
         lines.append(f"  … and {count - _SHOWN_PROBLEMS:,} more; --json lists the first thousand.")

@@ -161,7 +161,7 @@ def files(
     proxy_user: Annotated[str | None, typer.Option("--proxy-user", help="System user of that proxy.")] = None,
 ) -> None:
     """Print a systemd unit for the lab and a Caddyfile for the proxy in front of it."""
-    address = public_address(LoratoryHome.located(), public_url)
+    address = public_address(LoratoryHome.locate(), public_url)
     deployment = Deployment(address, user, home, tls_cert, tls_key, oidc, identity_header, proxy_user)
     if Path(sys.prefix).resolve().is_relative_to("/home") or Path(sys.prefix).resolve().is_relative_to("/root"):
         print(
@@ -196,7 +196,7 @@ def backup(
 @lab.command()
 def restore(file: BackupFile, as_json: AsJson = False) -> None:
     """Fill an empty LORATORY_HOME from a backup; people then sign in again with their passwords."""
-    home = LoratoryHome.located()
+    home = LoratoryHome.locate()
     path = typed_path(file).absolute()
     restored = restore_backup(home, path)
     AuditLog(audit_log_path(home)).write("", "restored", path.name)

@@ -129,7 +129,7 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
     if as_json:
         print_json(result_json(run, summary))
     elif summary.state in _ENDED_WELL:
-        print(describe(run, summary, LoratoryHome.located()))
+        print(describe(run, summary, LoratoryHome.locate()))
         if summary.state == "completed":
             print(f"Talk to it: loratory chat {run.id}")
     if summary.state not in _ENDED_WELL:

@@ -30,7 +30,7 @@ class RowProblem(_Part):
 
 
 class Histogram(_Part):
-    """How many sequences have which length: `counts[i]` of them from `edges[i]` up to, not with, `edges[i + 1]` tokens."""
+    """Counts of sequences by length: `counts[i]` of them have `edges[i]` tokens or more, and fewer than `edges[i + 1]`."""
 
     edges: tuple[int, ...]
     counts: tuple[int, ...]
@@ -64,8 +64,8 @@ class PairLengths(_Part):
     @property
     def longer_share(self) -> float | None:
         """Share of the pairs of unequal lengths whose chosen answer is the longer one; None without such pairs."""
-        told_apart = self.chosen_longer + self.rejected_longer
-        return self.chosen_longer / told_apart if told_apart else None
+        unequal = self.chosen_longer + self.rejected_longer
+        return self.chosen_longer / unequal if unequal else None
 
 
 class RowLengths(_Part):
@@ -112,7 +112,7 @@ class SourceReport(_Part):
 class DatasetForm(_Part):
     """How a dataset is read."""
 
-    kind: str = ""  # of file, in words, such as "JSON Lines, gzip"
+    kind: str = ""  # of file, such as "JSON Lines, gzip"
     format: DataFormatName
     format_reason: str
     format_sure: bool
@@ -142,7 +142,7 @@ class DatasetReport(DatasetForm):
     duplicate_rows: tuple[int, ...] = ()  # the first MAX_LISTED of them
     train_rows: int
     held_out_rows: int
-    why_none_held_out: str = ""  # where some were asked for; also among the notes
+    why_none_held_out: str = ""  # where eval_fraction is above 0; also among the notes
 
     model: str | None = None  # whose tokenizer counted; None: no tokens were counted, and the fields below are None
     max_length: int | None = None
@@ -198,21 +198,20 @@ class HeldOutRows(_Part, extra="forbid"):
     total: int
 
 
-MAX_SEARCH_CHARACTERS = 1000
-
-
 class PageRequest(_Part):
     """Which rows to show."""
 
     first_row: int = Field(default=0, ge=0)
     count: int = Field(default=10, ge=1, le=200)
-    search: str = Field(default="", max_length=MAX_SEARCH_CHARACTERS)  # only rows that hold this text, in any case
     rows: tuple[int, ...] | None = Field(default=None, max_length=200)  # only these rows, in this order
     brief: bool = False  # how long sequences are, without their text: enough for a list
 
 
+MAX_SEARCH_CHARACTERS = 1000
+
+
 class DataRequest(_Part):
-    """A question about a dataset, for the inspector's process; each question reads some of what follows its dataset."""
+    """A request about a dataset, for the inspector's process; each kind reads some of the fields."""
 
     dataset: DatasetConfig
     model: ModelConfig | None = None  # whose tokenizer counts; None for no tokens
@@ -287,7 +286,7 @@ class DatasetColumns(_Part):
 class SearchProgress(_Part):
     """The progress of a search."""
 
-    rows: int  # looked at so far
+    rows: int  # scanned so far
     total_rows: int | None  # None until that is known
 
     @property

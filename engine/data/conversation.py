@@ -1,4 +1,4 @@
-"""The content of a row, independent of its format; what is special about a kind of row is here, in its class."""
+"""The content of a row, independent of its format; each kind of row has a class."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from engine.config.objectives import RowKind
 from engine.config.run import TrainOn
-from engine.data.records import ProblemKind, shortened
+from engine.data.records import ProblemKind, one_line
 
 Role = Literal["system", "user", "assistant", "tool"]
 JsonValue = Any  # any JSON: a tool's arguments and schema are passed to the template unchanged
@@ -55,11 +55,11 @@ class Example(ABC):
         """Return all text, for search and samples."""
 
     def sides(self) -> tuple["Example", ...]:
-        """Return what becomes training sequences of the row: the row itself, or each of the answers that it compares."""
+        """Return what becomes a training sequence each: the row itself, or the two answers that it compares."""
         return (self,)
 
     def shared_prompt(self) -> "Example | None":
-        """Return what several rows may share and must not be on both sides of the split; None for the whole row."""
+        """Return the part that keeps rows on one side of the split if they share it; None for the whole row."""
         return None
 
     def trained_part(self, train_on: TrainOn) -> TrainOn:
@@ -67,7 +67,7 @@ class Example(ABC):
         return train_on
 
     def warnings(self) -> tuple[RowWarning, ...]:
-        """Return what is odd about it, although it is kept."""
+        """Return the warnings about a row that is kept."""
         return ()
 
     @abstractmethod
@@ -105,7 +105,7 @@ class Conversation(Example):
         return self.messages[: self.completion_start]
 
     def warnings(self) -> tuple[RowWarning, ...]:
-        """Return what is odd about its turns: their order, empty ones, calls without results."""
+        """Return the warnings about its turns: their order, empty ones, calls without results."""
         return tuple(_turn_warnings(self.messages))
 
     def preview(self, clip: Callable[[str], str]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _turn_warnings(messages: Sequence[Message]) -> Iterator[RowWarning]:
         if message.role == before.role == "user":
             yield "order", f"turn {number} is the user's, and so is the one before it"
         if before.tool_calls and message.role != "tool":
-            names = ", ".join(shortened(call.name, 30) for call in before.tool_calls)
+            names = ", ".join(one_line(call.name, 30) for call in before.tool_calls)
             yield "tools", f"the call of {names} in turn {number - 1} has no result"
         if message.role == "tool" and before.role not in ("assistant", "tool"):
             yield "tools", f"turn {number} is the result of no call"

@@ -25,7 +25,7 @@ from engine.data.records import Record, RowSource, SourceForm, lookup
 from engine.errors import DatasetError, EngineError
 from engine.hub import DATASET, error_chain, find_fault
 from engine.models.source import is_hub_id, may_need_hub
-from engine.paths import looks_in_working_folder
+from engine.paths import searches_working_folder
 from engine.processes.spawn import Access
 
 _HUB_ROOT = "hf://datasets/"
@@ -61,7 +61,7 @@ def hub_access(model: ModelConfig, dataset: DatasetConfig | None = None) -> froz
 
 def _is_there(name: str) -> bool:
     try:
-        return looks_in_working_folder() and Path(name).expanduser().exists()
+        return searches_working_folder() and Path(name).expanduser().exists()
     except (OSError, ValueError, RuntimeError):  # too long, a NUL byte, an unknown home
         return False
 
@@ -220,14 +220,8 @@ class HubRows(RowSource):
             raise _explain(error, self._config.source.strip()) from error
 
     def fingerprint(self) -> str:
-        library_fingerprint = getattr(self._data, "_fingerprint", None)
-        parts = [
-            self._config.source,
-            self._config.subset,
-            self._config.split,
-            self._config.revision,
-            library_fingerprint,
-        ]
+        config = self._config
+        parts = [config.source, config.subset, config.split, config.revision, getattr(self._data, "_fingerprint", None)]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def _load(self) -> Any:
@@ -273,9 +267,9 @@ def _without_gaps(value: Any, feature: Any) -> Any:
         return value
     inner = getattr(feature, "feature", feature[0] if isinstance(feature, list) and feature else None)
     if isinstance(value, list) and inner is not None:
-        return [_without_gaps(item, inner) for item in value]
+        return [_without_gaps(child, inner) for child in value]
     if isinstance(value, dict) and isinstance(feature, dict):
-        return {key: _without_gaps(item, feature.get(key)) for key, item in value.items() if item is not None}
+        return {key: _without_gaps(child, feature.get(key)) for key, child in value.items() if child is not None}
     return value
 
 
@@ -316,5 +310,5 @@ def _explain(error: Exception, name: str) -> EngineError:
 def _reason(error: BaseException) -> str:
     """Return the first line of a message, without paths of this machine."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    words = _LOCAL_PATH.sub("(a file)", lines[0])[:200].rstrip(".: ") if lines else ""
-    return words or type(error).__name__
+    text = _LOCAL_PATH.sub("(a file)", lines[0])[:200].rstrip(".: ") if lines else ""
+    return text or type(error).__name__

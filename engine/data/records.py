@@ -61,7 +61,7 @@ class RowProblemError(Exception):
         return cls("not_utf8", f"not UTF-8: byte 0x{error.object[error.start]:02X} at position {position}")
 
 
-def shortened(text: str, limit: int = 60) -> str:
+def one_line(text: str, limit: int = 60) -> str:
     """Return the beginning of a text, safe to show in one line."""
     piece = text[: limit * 2]
     clean = "".join(letter if letter.isprintable() else " " for letter in piece).strip()
@@ -104,32 +104,32 @@ class Record(NamedTuple):
     def sample(self, limit: int = 120) -> str:
         """Return how the row begins, on one line."""
         if not self.raw and self.value is not None:
-            return shortened(json.dumps(self.value, ensure_ascii=False, default=str)[: limit * 4], limit)
+            return one_line(json.dumps(self.value, ensure_ascii=False, default=str)[: limit * 4], limit)
         raw = self.raw[: limit * 4]
-        return shortened(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw, limit)
+        return one_line(raw.decode("utf-8", "replace") if isinstance(raw, bytes) else raw, limit)
 
 
 def _text_length(value: Any) -> int:
     length = 0
     waiting = [value]
     while waiting:
-        item = waiting.pop()
-        if isinstance(item, str | bytes):
-            length += len(item)
-        elif isinstance(item, Mapping):
-            waiting.extend(item.values())
-        elif isinstance(item, list | tuple):
-            waiting.extend(item)
+        part = waiting.pop()
+        if isinstance(part, str | bytes):
+            length += len(part)
+        elif isinstance(part, Mapping):
+            waiting.extend(part.values())
+        elif isinstance(part, list | tuple):
+            waiting.extend(part)
     return length
 
 
-def place(row: int, line: int | None) -> str:
+def row_label(row: int, line: int | None) -> str:
     """Return where a row is in its source, for people, who count from 1."""
     return f"line {line:,}" if line is not None else f"row {row + 1:,}"
 
 
 def describe_kind(value: Any) -> str:
-    """Return what a value is, in words."""
+    """Return what a value is, for people."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -137,10 +137,22 @@ def describe_kind(value: Any) -> str:
     if isinstance(value, float) and not math.isfinite(value):
         return "not a number" if math.isnan(value) else "an infinite number"
     if isinstance(value, int | float):
-        return f"the number {shortened(str(value)[:40], 20)}"
+        return f"the number {one_line(str(value)[:40], 20)}"
     if isinstance(value, list | tuple):
         return "a list"
     return "an object" if isinstance(value, Mapping) else "text" if isinstance(value, str) else type(value).__name__
+
+
+def shared_length(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """Return how many elements two sequences both begin with."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[:middle] == second[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 class SourceForm(NamedTuple):
@@ -151,12 +163,6 @@ class SourceForm(NamedTuple):
     encoding: str = "utf-8"  # of Python's codec; a mark at the beginning is not part of it
     delimiter: str = ""  # between the cells of a table
     is_gzipped: bool = False
-
-    @property
-    def words(self) -> str:
-        """The whole form for people."""
-        encoding = "" if self.encoding == "utf-8" else f", {self.encoding.upper()}"
-        return f"{self.label}{encoding}{', gzip' if self.is_gzipped else ''}"
 
 
 class RowSource(ABC):
@@ -169,7 +175,8 @@ class RowSource(ABC):
     @property
     def kind(self) -> str:
         """The form for people, such as "JSON Lines, gzip"."""
-        return self.form.words
+        encoding = "" if self.form.encoding == "utf-8" else f", {self.form.encoding.upper()}"
+        return f"{self.form.label}{encoding}{', gzip' if self.form.is_gzipped else ''}"
 
     @property
     @abstractmethod
@@ -209,5 +216,5 @@ class RowSource(ABC):
 
 
 def lookup(rows: Sequence[int]) -> Container[int]:
-    """Return the same rows in a form that is quick to ask for one of them."""
+    """Return the same rows as a container with fast lookup."""
     return rows if isinstance(rows, range) else frozenset(rows)

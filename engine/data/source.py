@@ -29,7 +29,7 @@ class SourceOptions:
     streaming: bool = False  # read from the Hub row by row, for a preview, instead of fetching the dataset first
 
     def __post_init__(self) -> None:
-        if self.home is not None and (allowed := AllowedPaths.of(self.home)) is not None:
+        if self.home is not None and (allowed := AllowedPaths.for_home(self.home)) is not None:
             object.__setattr__(self, "access", DataAccess(allowed=allowed))
 
     @property
@@ -141,7 +141,7 @@ _DOCUMENT = re.compile(
     re.IGNORECASE,
 )
 
-_NOTED_DOWN = frozenset(
+_METADATA_FILES = frozenset(
     {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "croissant.json"}
 )
 
@@ -162,7 +162,7 @@ def data_files(folder: Path, split: str) -> list[Path]:
 
 def _describes_data(file: Path) -> bool:
     is_document = kind_of(file.name) is PlainTextReader and _DOCUMENT.fullmatch(file.stem) is not None
-    return is_document or file.name.lower() in _NOTED_DOWN
+    return is_document or file.name.lower() in _METADATA_FILES
 
 
 def _open_folder(path: Path, split: str, options: SourceOptions) -> RowSource:

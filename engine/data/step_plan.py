@@ -1,33 +1,28 @@
 """Plan which rows are trained on in which step, and which of them pass through the model together.
 
-The order is a function of a `RowOrder` and the epoch alone. A checkpoint pins it, so a resumed run finds its place by
+The order is a function of a `RowOrder` and the epoch alone. A checkpoint pins it, so a resumed run finds where it stopped by
 counting, on any device. Gradients of a step are summed over all its trained tokens; how its rows are divided into passes
 changes the speed and not the result.
 """
 
-import itertools
 import math
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
 from engine.config.training import TrainingConfig
-from engine.data.contract import RowLengths
 from engine.errors import RunError
 from engine.models.batching import Batching
 
-# Rows are sorted by length within so many steps, and there are at least so many such blocks in an epoch, so the rows of
-# a step change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
+# Rows are sorted by length within blocks of this many steps, of which an epoch has at least so many: the rows of a step
+# change from epoch to epoch. Source: `get_length_grouped_indices`, transformers/trainer_pt_utils.py.
 _MOST_STEPS_IN_A_BLOCK = 50
 _FEWEST_BLOCKS = 4
 _MOST_PADDED = 1.2  # times the tokens of two passes that are merged; more costs more than one pass less saves
-_MOST_ROWS = 65_536  # of a step, where its largest pass is looked for
-_PLANNED_ROWS = 4096  # at least so many of a run are planned to find its largest pass, which takes some milliseconds
 
 
 class RowOrder(BaseModel, frozen=True):
@@ -123,7 +118,7 @@ class EpochPlanner:
         self.steps_per_epoch = math.ceil(units / self._order.rows_per_step)
 
     def steps(self, epoch: int) -> Iterator[Step]:
-        """The steps of one epoch, counted from 0, in order; always `steps_per_epoch` of them."""
+        """Yield the steps of one epoch, counted from 0, in order; always `steps_per_epoch` of them."""
         return map(self._step, self.units(epoch))
 
     def units(self, epoch: int) -> list[list[tuple[int, ...]]]:
@@ -204,7 +199,7 @@ def pad_rows(rows: Sequence[int], lengths: Sequence[int], settings: PlanSettings
     size = settings.training.per_device_train_batch_size
     batches = [tuple(rows[start : start + size]) for start in range(0, len(rows), size)]
     current: tuple[int, ...] = ()
-    apart = 0  # tokens of the batches in `current`, each padded by itself
+    apart = 0  # tokens of the batches in `current`, each padded alone
     for batch in batches:
         own = len(batch) * lengths[batch[0]]
         together = current + batch
@@ -221,7 +216,7 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
     """Fill sequences of `max_length` tokens with whole rows: best fit, longest rows first.
 
     Args:
-        order: Numbers of the rows; among rows of one length, earlier ones are placed first.
+        order: Numbers of the rows; among rows of one length, earlier ones come first.
         lengths: Tokens of each row of the dataset.
         max_length: Tokens of a full sequence; no row is longer.
 
@@ -251,78 +246,6 @@ def pack_rows(order: Sequence[int], lengths: Sequence[int], max_length: int) -> 
                 insort(spaces, left)
             by_space[left].append(number)
     return [tuple(rows) for rows in packed]
-
-
-class LargestPass(NamedTuple):
-    """The largest pass of a run."""
-
-    # Tokens of each row that goes through the model: of a sequence, or of two that share their prompt.
-    lengths: tuple[int, ...]
-    trained_tokens: int  # the most of any pass
-    sizes: int  # different numbers of tokens that passes have, padding included
-    sequences: int  # in it
-    longest: int  # tokens of its longest sequence
-
-
-@lru_cache(maxsize=128)
-def largest_pass(rows: RowLengths, settings: PlanSettings, fills_up_to: int = 1) -> LargestPass:
-    """Plan a run of these rows, or its first thousands of rows, and return the largest of its passes.
-
-    `fills_up_to` is what the tokens of joined rows are filled up to a multiple of.
-    """
-    counts = _count_tokens(rows, settings)
-    largest: tuple[int, int, tuple[int, ...], tuple[int, ...]] = (0, 0, (), ())  # size, longest, inputs, rows
-    most_trained, sizes = 0, set[int]()
-    for numbers in _planned_passes([sum(row) for row in counts.sequences], settings):
-        inputs = tuple(length for row in numbers for length in counts.inputs[row]) * counts.repeats
-        longest, total = max(inputs), sum(inputs)
-        size = -(-total // fills_up_to) if settings.batching == "joined" else len(inputs) * longest
-        largest = max(largest, (size, longest, inputs, numbers))
-        most_trained = max(most_trained, sum(counts.trained[row] for row in numbers) * counts.repeats)
-        sizes.add(size)
-    sequences = [length for row in largest[-1] for length in counts.sequences[row]] * counts.repeats
-    return LargestPass(largest[2], most_trained, len(sizes), len(sequences), max(sequences))
-
-
-class _TokenCounts(NamedTuple):
-    """Tokens of each row that is planned for, within `max_length`."""
-
-    sequences: list[tuple[int, ...]]
-    inputs: list[tuple[int, ...]]  # that go through the model: the sequences, or two that share their prompt as one
-    trained: list[int]
-    repeats: int  # sequences for each that is known, where only one of each row is
-
-
-def _count_tokens(rows: RowLengths, settings: PlanSettings) -> _TokenCounts:
-    """Count the tokens of as many rows as a step may have; those beyond the known ones are assumed to be like these."""
-    cut, known = settings.training.max_length, len(rows.tokens) // rows.per_row
-    copies = math.ceil(min(rows.count, settings.order.rows_per_step, _MOST_ROWS) / known)
-    sequences = _in_groups([min(length, cut) for length in rows.tokens], rows.per_row) * copies
-    trained = [sum(row) for row in _in_groups([min(tokens, cut) for tokens in rows.trained], rows.per_row)] * copies
-    inputs = sequences
-    if settings.shares_prompts and rows.shared:
-        shared = zip(sequences, rows.shared * copies, strict=True)
-        inputs = [(sum(row) - min(*row, begins),) for row, begins in shared]
-    return _TokenCounts(sequences, inputs, trained, max(1, settings.sequences_per_row // rows.per_row))
-
-
-def _planned_passes(lengths: Sequence[int], settings: PlanSettings) -> Iterator[tuple[int, ...]]:
-    """Yield the rows of each pass of a run; of a long one, those of the epochs with its first `_PLANNED_ROWS` rows."""
-    training, planner = settings.training, EpochPlanner(lengths, settings)
-    steps = (
-        training.max_steps if training.max_steps > 0 else math.ceil(training.num_train_epochs * planner.steps_per_epoch)
-    )
-    epoch = planned = 0
-    while steps > 0 and planned < _PLANNED_ROWS:
-        for step in itertools.islice(planner.steps(epoch), steps):
-            for step_pass in step.passes:
-                yield step_pass.rows
-                planned += len(step_pass.rows)
-        epoch, steps = epoch + 1, steps - planner.steps_per_epoch
-
-
-def _in_groups(values: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    return [tuple(values[start : start + size]) for start in range(0, len(values), size)]
 
 
 def row_plan(settings: PlanSettings, rows_sha256: str) -> RowPlan:

@@ -112,7 +112,7 @@ class ExportJob(_FolderJob):
     def _folder(self) -> Path:
         folder = typed_path(self.request.folder).resolve()
         pushes = self.home.cache.resolve() / "pushes"  # a push prepares its export there
-        if (allowed := AllowedPaths.of(self.home)) is not None and pushes not in folder.parents:
+        if (allowed := AllowedPaths.for_home(self.home)) is not None and pushes not in folder.parents:
             return allowed.write(self.request.folder)
         return folder
 

@@ -19,7 +19,7 @@ from engine.errors import PushError
 from engine.export.contract import ExportedFile, PushResult, UploadOrder
 from engine.export.folder import intended_files, refuse_private_content
 from engine.export.kinds import KINDS
-from engine.hub import PUSH, Fault, HubFault, Patience
+from engine.hub import PUSH, Fault, HubFault, RetryPolicy
 from engine.processes.messages import JsonObject, Request, serve
 from engine.quantities import size
 
@@ -42,7 +42,7 @@ class HubPush:
 
     api: HfApi  # with the token in it
     report: OnProgress
-    patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
+    retry_policy: RetryPolicy = RetryPolicy()  # noqa: RUF009 - cannot be changed
 
     def accounts(self) -> list[str]:
         """Return the name of the account whose token this is, and those of its organizations.
@@ -163,7 +163,7 @@ class HubPush:
         )
 
     def _ask(self, phase: Phase, name: str, ask: Callable[[], Answer]) -> Answer:
-        return PUSH.retried(name, ask, self._token, partial(self._report, phase), self.patience)
+        return PUSH.retry(name, ask, self._token, partial(self._report, phase), self.retry_policy)
 
     def _report(self, phase: Phase, message: str) -> None:
         self.report(Progress(phase=phase, message=message))

@@ -20,7 +20,7 @@ def list_devices() -> tuple[Device, ...]:
     Takes milliseconds, needs no torch, and works without a driver.
     """
     memory = memory_now()
-    gpus = list_cuda_devices(load_nvml(), memory, installed_torch(LoratoryHome.located()))
+    gpus = list_cuda_devices(load_nvml(), memory, installed_torch(LoratoryHome.locate()))
     return (*gpus, *list_apple_gpus(memory), describe_processor())
 
 

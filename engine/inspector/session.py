@@ -198,19 +198,18 @@ class Inspector:
         *,
         first_row: int = 0,
         count: int = 10,
-        search: str = "",
         rows: tuple[int, ...] | None = None,
         brief: bool = False,
     ) -> DatasetPage:
         """Return rows of a dataset, as conversations and, with a model, as the tokens that training will see.
 
-        The last five are those of a `PageRequest`; without a model, rows have no tokens.
+        The last four are those of a `PageRequest`; without a model, rows have no tokens.
 
         Raises:
-            DatasetError: If the dataset cannot be read, or the text to search for is too long.
+            DatasetError: If the dataset cannot be read.
             ModelError: If the tokenizer cannot be loaded.
         """
-        page = PageRequest(first_row=first_row, count=count, search=searchable(search), rows=rows, brief=brief)
+        page = PageRequest(first_row=first_row, count=count, rows=rows, brief=brief)
         request = DataRequest(dataset=dataset, model=model, max_length=max_length, page=page)
         return self._request(self._data, "preview", request, DatasetPage)
 

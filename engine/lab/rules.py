@@ -31,7 +31,7 @@ _OUTSIDE = f"{REFUSAL[0][0].lower()}{REFUSAL[0][1:].rstrip('.')}; {REFUSAL[1][0]
 
 def lab_problems(config: RunConfig, home: LoratoryHome) -> list[Problem]:
     """Return the settings that this person may not use; none without accounts. Opens no file."""
-    allowed = AllowedPaths.of(home)
+    allowed = AllowedPaths.for_home(home)
     if allowed is None:
         return []
     names = ((field, text) for field, text in config.names if _is_path(field, text))

@@ -161,7 +161,7 @@ class LabSupervision:
 
     def _own_order(self, owner: str, run_ids: Sequence[str]) -> list[str]:
         """Return a person's waiting runs in their own order, or that of the command line if the page has none."""
-        own = QueueOrder(self.home.of(owner))
+        own = QueueOrder(self.home.for_person(owner))
         return (own if own.is_saved else QueueOrder(self.home)).sort(run_ids)
 
     def _enforce_time(self, run: Run, attempt: Attempt, rules: LabRules) -> None:

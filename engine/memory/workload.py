@@ -18,7 +18,8 @@ from engine.config.rules import (
 )
 from engine.config.run import AdapterConfig, RunConfig
 from engine.data.contract import RowLengths
-from engine.data.step_plan import LargestPass, PlanSettings, largest_pass
+from engine.data.largest_pass import LargestPass, largest_pass
+from engine.data.step_plan import PlanSettings
 from engine.hardware.device import Device
 from engine.hardware.devices import version_parts
 from engine.hardware.libraries import library_version

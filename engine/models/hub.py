@@ -126,7 +126,7 @@ class _Listing(NamedTuple):
 
 
 def _list_files(hub_id: str, revision: str | None, timeout_seconds: float, token: str | None) -> _Listing:
-    with MODEL.explained(hub_id, revision):
+    with MODEL.explain_errors(hub_id, revision):
         info = HfApi(token=token).model_info(hub_id, revision=revision, files_metadata=True, timeout=timeout_seconds)
     sizes = {
         file.rfilename: file.size or 0
@@ -193,7 +193,10 @@ class _Fetching(NamedTuple):
             return
         total = sum(sizes[name] for name in missing)
         disable_progress_bars()
-        with MODEL.explained(self.hub_id), _bytes_followed(storage / "blobs", self.hub_id, total, self.on_progress):
+        with (
+            MODEL.explain_errors(self.hub_id),
+            _bytes_followed(storage / "blobs", self.hub_id, total, self.on_progress),
+        ):
             storage.mkdir(parents=True, exist_ok=True)
             self.require_room(storage, total, self.hub_id, "set HF_HOME")
             huggingface_hub.snapshot_download(
@@ -270,7 +273,7 @@ def search_hub(query: str, *, limit: int = 20, timeout_seconds: float = 6.0) -> 
         "limit": limit,
         "expand": ["downloads", "likes", "gated", "safetensors", "tags", "config"],
     }
-    with MODEL.explained(f"The search for {query.strip()!r}"):
+    with MODEL.explain_errors(f"The search for {query.strip()!r}"):
         # One plain request: HfApi.list_models repeats a failed one for half a minute.
         response = get_session().get(
             f"{constants.ENDPOINT}/api/models", params=parameters, headers=build_hf_headers(), timeout=timeout_seconds

@@ -19,7 +19,7 @@ from engine.models.prepared import (
     prepare_demo,
     prepare_gguf,
 )
-from engine.paths import AllowedPaths, LoratoryHome, looks_in_working_folder
+from engine.paths import AllowedPaths, LoratoryHome, searches_working_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]*")
@@ -125,9 +125,9 @@ def model_path(text: str, home: LoratoryHome | None = None) -> Path | None:
     Raises:
         ModelError: If a person of a lab may not name that path.
     """
-    allowed = AllowedPaths.of(home) if home is not None else None
+    allowed = AllowedPaths.for_home(home) if home is not None else None
     if allowed is None:
-        return Path(text).expanduser() if looks_in_working_folder() or not is_hub_id(text) else None
+        return Path(text).expanduser() if searches_working_folder() or not is_hub_id(text) else None
     return None if is_hub_id(text) else allowed.read(text, ModelError)
 
 

@@ -43,7 +43,7 @@ class DiskUse:
 
 def disk_use(home: LoratoryHome, owner: str) -> DiskUse:
     """Measure a person's folders; slow for thousands of files."""
-    own = home.of(owner)
+    own = home.for_person(owner)
     folders = {
         "runs": own.own_runs, "uploads": own.uploads, "exports": own.exports, "own models": own.own_models,
         "cache": own.cache, "transfers": own.transfers,

@@ -182,7 +182,7 @@ def trained_base(folder: RunFolder) -> tuple[WeightsFile, ...]:
 def home_of_run(folder: RunFolder) -> LoratoryHome:
     """Return the home of a run, <home>/runs/<owner>/<run>; in a lab, as the person has it who started the run."""
     home, person = LoratoryHome(folder.path.parents[2]), read_provenance(folder).person
-    return home.of(person) if person else home
+    return home.for_person(person) if person else home
 
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -197,7 +197,7 @@ def find_warm_start(text: str, runs: Path, home: LoratoryHome | None = None) -> 
     Raises:
         ConfigError: If there is no adapter.
     """
-    allowed = AllowedPaths.of(home) if home is not None else None
+    allowed = AllowedPaths.for_home(home) if home is not None else None
     path = typed_path(text) if allowed is None or RUN_ID.fullmatch(text) else allowed.read(text)
     place = resolve_inside(runs, text) if RUN_ID.match(text) else path
     with contextlib.suppress(OSError, ValueError):  # names that no file can have

@@ -95,7 +95,7 @@ class Demo:
     @classmethod
     def on_this_machine(cls, home: LoratoryHome, slots: InspectorSlots | None = None) -> "Demo":
         """Return the demo of a Space, with processes of its own that start when they are needed."""
-        own = home.of(DEMO_OWNER)
+        own = home.for_person(DEMO_OWNER)
         inspector = Inspector(own, (), slots)
         launcher = Launcher(RunStore(home, DEMO_OWNER), Preflight(own, inspector))
         return cls(home, launcher, inspector, DemoChat(home, demo_session(home)))
@@ -125,7 +125,7 @@ class Demo:
 
     def sample_path(self, run: Run) -> Path:
         """Return the file with the sample of a run, which a restart finds."""
-        return self.home.of(DEMO_OWNER).cache / f"{run.id}.json"
+        return self.home.for_person(DEMO_OWNER).cache / f"{run.id}.json"
 
     def look(self, *, computes: bool = True) -> None:
         """Do the next thing that the demo needs, if any.

@@ -53,7 +53,7 @@ def demo_session(home: LoratoryHome) -> ChatSession:
     It uses the CPU, so a GPU is left to people with an account.
     """
     return ChatSession(
-        home.of(DEMO_OWNER),
+        home.for_person(DEMO_OWNER),
         choose=lambda _: choose_device(RunSection(devices="cpu")),
         preemptible_after_seconds=0.0,
         expires_after_seconds=_IDLE_SECONDS,

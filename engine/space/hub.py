@@ -16,7 +16,7 @@ from huggingface_hub.hf_api import SpaceInfo
 from engine.chat.zero_gpu import ZERO_GPU
 from engine.errors import ConfigError, PushError
 from engine.executors.huggingface_jobs.account import price_per_hour_usd
-from engine.hub import SPACE, Fault, HubFault, Patience, RunBucket, quoted
+from engine.hub import SPACE, Fault, HubFault, RetryPolicy, RunBucket, quoted
 from engine.space.environment import ADMITTED, BUCKET
 from engine.space.repository import Sdk, Settings, SpacePlan, Visibility, address_of, hardware_problem, is_ours
 
@@ -94,7 +94,7 @@ class SpaceHub:
 
     api: HfApi  # with the token in it
     report: Callable[[str], None]  # gets a line of progress
-    patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
+    retry_policy: RetryPolicy = RetryPolicy()  # noqa: RUF009 - cannot be changed
 
     def prices(self) -> dict[str, float]:
         """Return what Spaces can run on by name, with the price of an hour in USD."""
@@ -265,7 +265,7 @@ class SpaceHub:
                     f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.words}",
                     "It continues without this command; check `loratory space status`.",
                 )
-            self.patience.sleep(_LOOK_SECONDS)
+            self.retry_policy.sleep(_LOOK_SECONDS)
             elapsed += _LOOK_SECONDS
 
     def runtime(self, name: str) -> SpaceRuntime:
@@ -315,7 +315,7 @@ class SpaceHub:
         return ()
 
     def _ask(self, name: str, ask: Callable[[], Answer]) -> Answer:
-        return SPACE.retried(name, ask, self._token, self.report, self.patience)
+        return SPACE.retry(name, ask, self._token, self.report, self.retry_policy)
 
     @property
     def _token(self) -> str | None:

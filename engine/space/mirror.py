@@ -44,7 +44,7 @@ def mirror_of(space: SpaceEnvironment, home: LoratoryHome) -> "Mirror | None":
         return None
     from huggingface_hub import HfApi
 
-    return Mirror(home, RunBucket(HfApi(token=space.token), space.bucket, MIRROR.explained), space.space_id)
+    return Mirror(home, RunBucket(HfApi(token=space.token), space.bucket, MIRROR.explain_errors), space.space_id)
 
 
 class Unsaved(NamedTuple):
@@ -192,7 +192,7 @@ class Mirror:
 
     def unsaved(self, owner: str) -> Unsaved:
         """Return what a restart at this moment would lose of a person."""
-        view, own = self._view, self._home.of(owner)
+        view, own = self._view, self._home.for_person(owner)
         fresh, training = [], []
         for run in RunStore(self._home, owner).list():
             folder = _folder_of(run)

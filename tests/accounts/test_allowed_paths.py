@@ -50,7 +50,7 @@ def home(tmp_path, monkeypatch) -> LoratoryHome:
     monkeypatch.setenv(LAB, "1")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     lab = LoratoryHome(tmp_path / "lab")
-    ann, bea = lab.of("ann"), lab.of("bea")
+    ann, bea = lab.for_person("ann"), lab.for_person("bea")
     places = (
         ann.uploads,
         bea.uploads,
@@ -222,7 +222,7 @@ def test_the_run_of_another_is_not_a_start(home):
 
 
 def test_a_guest_names_nothing_and_trains_a_little(home):
-    guest = LoratoryHome(home.root).of("ann", "guest")
+    guest = LoratoryHome(home.root).for_person("ann", "guest")
     fields = {
         "dataset.source": a_config(dataset__source=str(home.uploads / "rows.jsonl")),
         "model.id": a_config(model__id="owner/name"),
@@ -239,7 +239,7 @@ def test_a_guest_names_nothing_and_trains_a_little(home):
 
 def test_at_home_every_path_of_the_user_is_fine(tmp_path):
     at_home = LoratoryHome(tmp_path)
-    assert AllowedPaths.of(at_home) is None
+    assert AllowedPaths.for_home(at_home) is None
     assert (
         lab_problems(a_config(dataset__source="/etc/passwd", model__id="/", training__report_to=["wandb"]), at_home)
         == []

@@ -37,7 +37,7 @@ def lab(home, accounts, make_person):
         (run.folder.path / "checkpoints" / "step-40" / "MANIFEST.json").write_text("{}")
     save_settings(home, LabSettings(public_url="https://gpu.lab.example", limits=LabLimits(running_per_person=7)))
     AuditLog(audit_log_path(home)).write("root", "invited", "", "member")
-    write_atomically(home.of("ann").votes / "votes.jsonl", "{}\n", makes_folder=True)
+    write_atomically(home.for_person("ann").votes / "votes.jsonl", "{}\n", makes_folder=True)
     return home
 
 
@@ -70,7 +70,7 @@ def test_people_passwords_runs_and_limits_are_the_same_after_a_restore(lab, empt
     assert list(AuditLog(audit_log_path(empty)).entries()) == list(AuditLog(audit_log_path(lab)).entries())
     assert list_owners(empty) == list_owners(lab) == ["ann", "bea"]
     assert files_of(empty) == files_of(lab)
-    assert (empty.of("ann").votes / "votes.jsonl").read_text() == "{}\n"
+    assert (empty.for_person("ann").votes / "votes.jsonl").read_text() == "{}\n"
     (run,) = RunStore(empty, "ann").list()
     assert run.folder.read_state().state == "completed"
     assert run.folder.read_config() == a_config()

@@ -89,7 +89,7 @@ class Visitor:
             for part, every in self._routine(every_seconds):
                 if time.monotonic() >= due[part]:
                     due[part] = time.monotonic() + every
-                    self._page.ask(part) if part else self._act()
+                    self._page.poll(part) if part else self._act()
             until.wait(0.1)
 
     def _routine(self, every_seconds: float) -> tuple[tuple[str, float], ...]:

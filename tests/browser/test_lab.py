@@ -217,7 +217,7 @@ def test_a_member_uploads_rows_opens_a_conversation_and_downloads_a_run(lab, pag
         page.locator("#upload").click()
     chooser.value.set_files(rows)
     expect(page.locator("#dataset-summary")).to_contain_text("due-dates.jsonl")
-    assert (lab.home.of("hal").uploads / "due-dates.jsonl").read_bytes() == rows.read_bytes()
+    assert (lab.home.for_person("hal").uploads / "due-dates.jsonl").read_bytes() == rows.read_bytes()
 
     open_tab(page, "Chat")
     page.locator("#chat-keep button").first.click()

@@ -215,7 +215,7 @@ def test_no_message_tells_where_someone_keeps_files(tmp_path):
 
 
 def test_who_chats_with_a_shared_run_gets_none_of_its_owners_own_models(home):
-    ann, bea = home.of("ann"), home.of("bea")
+    ann, bea = home.for_person("ann"), home.for_person("bea")
     run = write_run(home.runs / "ann" / "20260101-000000-000-abcd")
     (run / "control").mkdir()
     RunFolder(run).shared_mark.write_text("")
@@ -229,8 +229,8 @@ def test_who_chats_with_a_shared_run_gets_none_of_its_owners_own_models(home):
 
 
 def test_a_folder_that_a_shared_run_names_is_looked_up_as_its_owner_may(home):
-    bea = home.of("bea")
-    base = home.of("ann").uploads / "base"
+    bea = home.for_person("bea")
+    base = home.for_person("ann").uploads / "base"
     base.mkdir(parents=True)
     run = write_run(home.runs / "ann" / "20260101-000000-000-abcd", model={"id": str(base)})
     (run / "control").mkdir()

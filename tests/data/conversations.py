@@ -1,4 +1,4 @@
-"""Conversations that the tests of rendering share, and where in a rendered row something is learned."""
+"""Conversations that the tests of rendering share, and the trained tokens of a rendered row."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ ALL = RenderOptions(None)
 
 
 def render_conversation(row, example, tokenizer, options):
-    """What becomes of the row of that number; raises why it cannot be trained on."""
+    """Render a row, or raise the reason why it cannot be trained on."""
     (rendering,) = render_many([(row, example)], tokenizer, options)
     if isinstance(rendering, RowProblemError):
         raise rendering
@@ -18,7 +18,7 @@ def render_conversation(row, example, tokenizer, options):
 
 
 def talk(*contents, system=None, **last):
-    """A conversation that alternates, beginning with the user; `last` are fields of its last turn."""
+    """Return a conversation of alternating turns, the user first; `last` are fields of its last turn."""
     roles = ("user", "assistant") * len(contents)
     messages = [Message(role, content) for role, content in zip(roles, contents, strict=False)]
     messages[-1] = dataclasses.replace(messages[-1], **last)
@@ -55,7 +55,7 @@ WITH_TOOLS = Conversation(
 
 
 def spans(row):
-    """Runs of learned tokens: (index of the first, index after the last)."""
+    """Return runs of trained tokens: (index of the first, index after the last)."""
     matches = []
     start = None
     for index, label in enumerate([*row.labels, IGNORED_LABEL]):

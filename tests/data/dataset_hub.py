@@ -24,19 +24,19 @@ def answer(source, streaming):
     except EngineError as error:
         return {"what": error.what, "fix": error.fix}
 
-print(json.dumps([answer(*asked) for asked in json.loads(sys.argv[1])]))
+print(json.dumps([answer(*request) for request in json.loads(sys.argv[1])]))
 """
 
 
 class DatasetHub(PublishedHub):
     """A Hub that is read of from another process."""
 
-    def read(self, cache: Path, asked: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:
+    def read(self, cache: Path, requests: Sequence[tuple[str, bool]]) -> list[dict[str, Any]]:
         """Read datasets in another process, one after the other: the rows of each, or the two sentences.
 
         Args:
             cache: The working folder of that process.
-            asked: The source of each, and whether it is streamed.
+            requests: The source of each, and whether it is streamed.
         """
         environment = {
             **os.environ,
@@ -47,7 +47,7 @@ class DatasetHub(PublishedHub):
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
-        command = [sys.executable, "-c", _READ, json.dumps(asked)]
+        command = [sys.executable, "-c", _READ, json.dumps(requests)]
         process = subprocess.run(command, cwd=cache, env=environment, capture_output=True)
         assert process.returncode == 0, process.stderr.decode()[-3000:]
         answers: list[dict[str, Any]] = json.loads(process.stdout.decode().splitlines()[-1])

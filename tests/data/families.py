@@ -1,8 +1,10 @@
 """Tokenizers of the families that people train: their own chat templates over one small vocabulary."""
 
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 
+from engine.data.passes.reader import Renderer
 from engine.data.render.template import ChatTokenizer, freeze_template
 from tests.tiny_model import train_bpe
 
@@ -49,28 +51,39 @@ FAMILIES = (
 
 
 def family(name: str) -> Family:
-    """The family of that name."""
-    return next(one for one in FAMILIES if one.name == name)
+    """Return the family of that name."""
+    return next(member for member in FAMILIES if member.name == name)
 
 
 def template_text(file_name: str) -> str:
-    """A template that the installed trl ships."""
+    """Return a template that the installed trl ships."""
     return (files("trl") / "chat_templates" / file_name).read_text(encoding="utf-8")
 
 
-def tokenizer_of(one: Family, *, frozen: bool = True) -> ChatTokenizer:
-    """A tokenizer of the family, as the loader hands it out; or as it is published."""
-    controls = [token for token in (one.eos, one.bos, one.pad, *one.controls) if token]
+def tokenizer_of(member: Family, *, frozen: bool = True) -> ChatTokenizer:
+    """Return a tokenizer of the family, as the loader prepares it; or as it is published."""
+    controls = [token for token in (member.eos, member.bos, member.pad, *member.controls) if token]
     tokenizer = bpe_tokenizer(tuple(dict.fromkeys(controls)))
-    tokenizer.eos_token = one.eos
-    if one.bos:
-        tokenizer.bos_token = one.bos
-    if one.pad:
-        tokenizer.pad_token = one.pad
-    tokenizer.chat_template = template_text(one.template)
+    tokenizer.eos_token = member.eos
+    if member.bos:
+        tokenizer.bos_token = member.bos
+    if member.pad:
+        tokenizer.pad_token = member.pad
+    tokenizer.chat_template = template_text(member.template)
     if frozen:
         freeze_template(tokenizer)
     return tokenizer
+
+
+@cache
+def shared_tokenizer(name: str = "qwen2.5") -> ChatTokenizer:
+    """Return a tokenizer of a family, or Llama 2's, for tests that do not change it."""
+    return sentencepiece_tokenizer() if name == "llama2" else tokenizer_of(family(name))
+
+
+def renderer_of(max_length: int | None = None, name: str = "qwen2.5", *, notes: tuple[str, ...] = ()) -> Renderer:
+    """Return a renderer with the shared tokenizer of a family."""
+    return Renderer(shared_tokenizer(name), max_length, "tiny", notes)
 
 
 LLAMA2_TEMPLATE = (
@@ -85,7 +98,7 @@ LLAMA2_TEMPLATE = (
 
 
 def sentencepiece_tokenizer():
-    """A tokenizer as Llama 2 has it: spaces are part of words, each piece of text gets one in front, bytes fall back."""
+    """Return a tokenizer like Llama 2's: SentencePiece with spaces in front of words, and bytes as fallback."""
     import json
 
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, trainers
@@ -96,8 +109,8 @@ def sentencepiece_tokenizer():
     trained.normalizer = spaces
     trained.train_from_iterator([CORPUS] * 20, trainers.BpeTrainer(vocab_size=300, show_progress=False))
     learned = json.loads(trained.to_str())["model"]
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
-    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(words))}
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *learned["vocab"]]
+    vocabulary = {word: number for number, word in enumerate(dict.fromkeys(tokens))}
     merges = [tuple(pair) if isinstance(pair, list) else tuple(pair.split(" ")) for pair in learned["merges"]]
     tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = spaces
@@ -116,7 +129,7 @@ def sentencepiece_tokenizer():
 
 
 def bpe_tokenizer(controls: tuple[str, ...]):
-    """A byte-level BPE tokenizer with these control tokens."""
+    """Return a byte-level BPE tokenizer with these control tokens."""
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=train_bpe(f"{CORPUS}\n\n{CORPUS}\n", list(controls), 500))

@@ -39,10 +39,10 @@ def read_measured(paths: Mapping[str, Path]) -> dict[str, Reading]:
     """Check every file in one process, one after the other."""
     # Arrow's allocator gives memory back some milliseconds later, or not before the peak: at once, it is what is held.
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "MIMALLOC_PURGE_DELAY": "0"}
-    named = json.dumps({name: str(path) for name, path in paths.items()})
+    request = json.dumps({name: str(path) for name, path in paths.items()})
     process = subprocess.run(
         [sys.executable, "-m", "tests.data.measured_reading"],
-        input=named.encode(), env=environment, capture_output=True,
+        input=request.encode(), env=environment, capture_output=True,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr.decode()[-3000:]
     answers = json.loads(process.stdout)

@@ -7,12 +7,10 @@ import pyarrow as pa
 import pyarrow.feather
 import pytest
 
-from engine.config.run import DatasetConfig
 from engine.data.files import open_file
 from engine.data.files.columnar import ArrowRows
-from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from tests.data.checks import check_dataset
+from tests.data.checks import check_file
 from tests.data.measured_reading import MAX_UNPACK_SECONDS, MAX_UNPACKED_BYTES, read_measured
 
 MIB = 1 << 20
@@ -57,7 +55,7 @@ WRITERS = {
 
 
 @pytest.mark.parametrize("name", WRITERS)
-def test_rows_are_what_was_written_from_every_place(tmp_path, name):
+def test_rows_are_what_was_written_from_any_row(tmp_path, name):
     source = open_file(WRITERS[name](tmp_path, pa.Table.from_pylist(ROWS, SCHEMA)))
 
     assert (source.kind, source.columns) == ("Arrow", ("messages", "label", "scores"))
@@ -75,7 +73,7 @@ def test_an_empty_table_and_a_cut_file_are_refused(tmp_path):
     cut = tmp_path / "cut.arrow"
 
     with pytest.raises(DatasetError, match="names columns and holds no rows"):
-        check_dataset(DatasetConfig(source=str(empty)), SourceOptions())
+        check_file(empty)
     for size in (7, 20, 300, len(whole) // 2):
         cut.write_bytes(whole[:size])
         with pytest.raises(DatasetError, match="cut off or damaged"):
@@ -136,9 +134,9 @@ def test_damage_anywhere_ends_in_an_error_or_in_rows(tmp_path, compression):
     draw = random.Random(7)
     damaged = tmp_path / "damaged.arrow"
     for _ in range(150):
-        changed = bytearray(data)
+        damaged_data = bytearray(data)
         for _ in range(draw.randint(1, 8)):
-            changed[draw.randrange(4, len(changed))] = draw.randrange(256)
-        damaged.write_bytes(changed)
+            damaged_data[draw.randrange(4, len(damaged_data))] = draw.randrange(256)
+        damaged.write_bytes(damaged_data)
         with contextlib.suppress(DatasetError):
             assert len(list(ArrowRows(damaged).records())) <= len(data)

@@ -7,18 +7,13 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.passes import check as check_module
-from engine.data.passes.check import MAX_LENGTHS, MAX_LISTED, check_steps, finish, pass_steps
+from engine.data.passes.check import MAX_LENGTHS, MAX_LISTED, check_steps, finish, length_statistics, pass_steps
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.render.tokenize import render_many
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from tests.data.checks import check_dataset
-from tests.data.families import family, tokenizer_of
-
-
-def write_rows(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
+from tests.data.checks import check_dataset, check_file, write_rows, yield_at_every_row
+from tests.data.families import family, renderer_of, tokenizer_of
 
 
 def row(number, answer="An answer."):
@@ -35,10 +30,10 @@ def test_counts_add_up_with_and_without_tokens(file):
     config = DatasetConfig(source=str(file), eval_fraction=0.2)
     tokenizer = tokenizer_of(family("qwen2.5"))
 
-    plain = check_dataset(config, SourceOptions())
-    counted = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 1024, "tiny"))
+    plain = check_dataset(config)
+    with_tokens = check_dataset(config, renderer=Renderer(tokenizer, 1024, "tiny"))
 
-    for report in (plain, counted):
+    for report in (plain, with_tokens):
         assert (report.rows, report.kept, report.dropped) == (55, 53, 2)
         assert [(p.row, p.line, p.kind) for p in report.problems] == [(53, 54, "empty"), (54, 55, "not_text")]
         assert report.problem_counts == {"empty": 1, "not_text": 1}
@@ -48,10 +43,10 @@ def test_counts_add_up_with_and_without_tokens(file):
         assert report.held_out_rows == 11
     assert plain.token_lengths is None
     assert plain.trained_tokens is None
-    assert counted.trained_tokens + counted.masked_tokens == counted.total_tokens
-    lengths = counted.token_lengths
+    assert with_tokens.trained_tokens + with_tokens.masked_tokens == with_tokens.total_tokens
+    lengths = with_tokens.token_lengths
     assert lengths.min <= lengths.p50 <= lengths.p95 <= lengths.max
-    assert sum(lengths.histogram.counts) == counted.sequences == 53
+    assert sum(lengths.histogram.counts) == with_tokens.sequences == 53
     assert len(lengths.histogram.edges) == len(lengths.histogram.counts) + 1
 
 
@@ -60,8 +55,8 @@ def test_the_cut_counts_what_it_loses(tmp_path):
     config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0)
     tokenizer = tokenizer_of(family("qwen2.5"))
 
-    whole = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, None))
-    cut = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 100))
+    whole = check_dataset(config, renderer=Renderer(tokenizer, None))
+    cut = check_dataset(config, renderer=Renderer(tokenizer, 100))
 
     assert whole.dropped == 0
     assert (cut.kept, cut.problem_counts) == (2, {"cut_away": 1})
@@ -69,28 +64,15 @@ def test_the_cut_counts_what_it_loses(tmp_path):
     assert cut.lost_trained_tokens > 0
     assert whole.longest_rows[0] == 1
     assert whole.shortest_rows[0] == 0
-    two = next(length for length in (whole.trained_tokens,) if length)
     last_answer = len(tokenizer("two<|im_end|>", add_special_tokens=False)["input_ids"])
-    assert cut.trained_tokens + cut.lost_trained_tokens == two - last_answer
+    assert cut.trained_tokens + cut.lost_trained_tokens == whole.trained_tokens - last_answer
 
 
-def test_percentiles_are_lengths_that_occur(tmp_path):
-    rows = [row(number, "a " * number) for number in range(1, 101)]
-    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)))
-    tokenizer = tokenizer_of(family("qwen2.5"))
+def test_percentiles_are_lengths_that_occur():
+    lengths = length_statistics(range(100, 0, -1), 60)
 
-    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, None))
-
-    sorted_lengths = []
-    for one in rows:
-        messages = [
-            {"role": "user", "content": one["instruction"]},
-            {"role": "assistant", "content": one["output"]},
-        ]
-        sorted_lengths.append(len(tokenizer.apply_chat_template(messages)["input_ids"]))
-    sorted_lengths.sort()
-    lengths = report.token_lengths
-    assert [lengths.min, lengths.p50, lengths.p95, lengths.max] == [sorted_lengths[i] for i in (0, 49, 94, 99)]
+    assert [lengths.min, lengths.p50, lengths.p95, lengths.max] == [1, 50, 95, 100]
+    assert (lengths.over_max_length, sum(lengths.histogram.counts)) == (40, 100)
 
 
 def test_a_report_is_remembered_until_file_or_settings_change(file, home, monkeypatch):
@@ -117,11 +99,11 @@ def test_the_fingerprint_is_that_of_the_rows_and_not_of_the_file(tmp_path):
     array = tmp_path / "rows.json"
     array.write_text(json.dumps(rows, indent=2))
 
-    prints = [check_dataset(DatasetConfig(source=str(path)), SourceOptions()).fingerprint for path in (lines, array)]
+    prints = [check_file(path).fingerprint for path in (lines, array)]
     other = write_rows(tmp_path / "other.jsonl", rows[::-1])
 
     assert prints[0] == prints[1]
-    assert check_dataset(DatasetConfig(source=str(other)), SourceOptions()).fingerprint != prints[0]
+    assert check_file(other).fingerprint != prints[0]
 
 
 def test_a_damaged_cache_costs_time_and_nothing_else(file, home):
@@ -134,29 +116,21 @@ def test_a_damaged_cache_costs_time_and_nothing_else(file, home):
     assert check_dataset(config, options).model_copy(update={"seconds": 0}) == first.model_copy(update={"seconds": 0})
 
 
-def test_progress_grows_and_a_closed_check_stops(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
-    monkeypatch.setattr("engine.data.passes.reader._REPORT_SECONDS", 0.0)
-    path = write_rows(tmp_path / "rows.jsonl", [row(number) for number in range(2000)])
-    config = DatasetConfig(source=str(path))
+def test_progress_grows(tmp_path, monkeypatch):
+    yield_at_every_row(monkeypatch)
+    path = write_rows(tmp_path / "rows.jsonl", [row(number) for number in range(200)])
 
-    progress = list(check_steps(config, SourceOptions(), seed=1))
+    progress = list(check_steps(DatasetConfig(source=str(path)), SourceOptions(), seed=1))
 
-    assert len(progress) == 2000
+    assert len(progress) == 200
     assert all(
         before.rows < after.rows and before.bytes_read <= after.bytes_read for before, after in pairwise(progress)
     )
     assert all(0 <= step.fraction <= 1 for step in progress)
 
-    steps = check_steps(config, SourceOptions(), seed=1)
-    next(steps)
-    steps.close()
-    with pytest.raises(StopIteration):
-        next(steps)
-
 
 def test_long_rows_are_tokenized_one_by_one_with_a_turn_for_others_between(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
+    yield_at_every_row(monkeypatch)
     long = " ".join(["adapter"] * 20_000)
     path = write_rows(tmp_path / "rows.jsonl", [row(number, f"{number} {long}") for number in range(8)])
     together = []
@@ -166,7 +140,7 @@ def test_long_rows_are_tokenized_one_by_one_with_a_turn_for_others_between(tmp_p
         return render_many(examples, tokenizer, options)
 
     monkeypatch.setattr("engine.data.passes.reader.render_many", render)
-    renderer = Renderer(tokenizer_of(family("qwen2.5")), 1024)
+    renderer = renderer_of(1024)
 
     steps = check_steps(DatasetConfig(source=str(path)), SourceOptions(), seed=1, renderer=renderer)
 
@@ -176,7 +150,7 @@ def test_long_rows_are_tokenized_one_by_one_with_a_turn_for_others_between(tmp_p
 
 def test_lists_are_bounded_and_counts_are_not(tmp_path):
     rows = [row(0)] + [row(number, "") for number in range(MAX_LISTED + 500)]
-    report = check_dataset(DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows))), SourceOptions())
+    report = check_file(write_rows(tmp_path / "rows.jsonl", rows))
 
     assert report.dropped == sum(report.problem_counts.values()) == MAX_LISTED + 500
     assert len(report.problems) == MAX_LISTED
@@ -188,13 +162,10 @@ def test_a_mixture_is_numbered_through_and_each_source_keeps_its_format(tmp_path
     second.write_text("question,answer\nWhat?,That.\nWhat?,\n")
     config = DatasetConfig(source=str(first), mix={str(second): 0.5, "sample:lab-chats": 1.0})
 
-    report = check_dataset(config, SourceOptions())
+    report = check_dataset(config)
 
-    assert [(part.format, part.weight) for part in report.parts] == [
-        ("alpaca", 1.0),
-        ("prompt_completion", 0.5),
-        ("sharegpt", 1.0),
-    ]
+    assert [part.format for part in report.parts] == ["alpaca", "prompt_completion", "sharegpt"]
+    assert [part.weight for part in report.parts] == [1.0, 0.5, 1.0]
     assert report.rows == 2 + 2 + report.parts[2].rows
     assert [(p.row, p.line) for p in report.problems] == [(1, 2), (3, 3)]
 
@@ -215,7 +186,7 @@ def test_what_was_chosen_for_the_first_source_binds_others_where_it_fits_them(tm
     other = write_rows(tmp_path / "c.jsonl", [{"messages": talk}])
     config = DatasetConfig(source=str(first), mix={str(same): 1.0, str(other): 1.0}, **chosen)
 
-    report = check_dataset(config, SourceOptions())
+    report = check_dataset(config)
 
     assert [part.format for part in report.parts] == ["alpaca", "alpaca", "messages"]
     assert (report.kept, report.dropped) == (5, 0)
@@ -226,7 +197,7 @@ def test_a_source_of_a_mixture_that_has_no_format_is_named(tmp_path):
     other = write_rows(tmp_path / "strange.jsonl", [{"x": "1", "y": "2"}])
 
     with pytest.raises(DatasetError, match=r"strange.jsonl, a source of the mixture.*'x', 'y'"):
-        check_dataset(DatasetConfig(source=str(first), format="alpaca", mix={str(other): 1.0}), SourceOptions())
+        check_dataset(DatasetConfig(source=str(first), format="alpaca", mix={str(other): 1.0}))
 
 
 def test_the_split_of_the_first_source_is_no_other_sources(tmp_path):
@@ -246,7 +217,7 @@ def test_duplicates_are_found_across_formats_and_never_split(tmp_path):
     talk = [{"from": "human", "value": "Question 3?"}, {"from": "gpt", "value": "An answer."}]
     second = write_rows(tmp_path / "b.jsonl", [{"conversations": talk}])
 
-    report = check_dataset(DatasetConfig(source=str(first), mix={str(second): 1.0}), SourceOptions())
+    report = check_dataset(DatasetConfig(source=str(first), mix={str(second): 1.0}))
 
     assert report.duplicate_rows == (20,)
 
@@ -254,32 +225,29 @@ def test_duplicates_are_found_across_formats_and_never_split(tmp_path):
 def test_what_the_template_cannot_say_is_noted_with_the_number_of_rows(tmp_path):
     talk = [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}]
     path = write_rows(tmp_path / "rows.jsonl", [{"conversations": talk, "system": "Be kind."}] * 3)
-    renderer = Renderer(tokenizer_of(family("gemma")), 512, notes=("A note about the tokenizer.",))
+    renderer = renderer_of(512, "gemma", notes=("A note about the tokenizer.",))
 
-    report = check_dataset(DatasetConfig(source=str(path)), SourceOptions(), renderer=renderer)
+    report = check_file(path, renderer)
 
     assert report.notes[0] == "A note about the tokenizer."
     assert "system turn" in report.notes[1]
     assert "Rows: 3." in report.notes[1]
 
 
-def test_plain_text_is_learned_whole_whatever_train_on_says(tmp_path):
+def test_plain_text_is_trained_whole_whatever_train_on_says(tmp_path):
     path = tmp_path / "rows.txt"
     path.write_text("One.\n\nTwo.\n")
-    renderer = Renderer(tokenizer_of(family("qwen2.5")), 512)
+    renderer = renderer_of(512)
 
-    report = check_dataset(DatasetConfig(source=str(path)), SourceOptions(), renderer=renderer)
+    report = check_file(path, renderer)
 
     assert report.masked_tokens == 2  # the first token of each row, which nothing comes before
     assert any("all of it is trained" in note for note in report.notes)
 
 
-@pytest.mark.parametrize(
-    ("name", "rows", "with_calls"), [("alpaca_en_999.json", 999, 0), ("sharegpt_glaive_toolcall_300.json", 300, 191)]
-)
-def test_the_shared_files_are_kept_whole(shared_folder, name, rows, with_calls):
-    config = DatasetConfig(source=str(shared_folder / "data" / name))
-    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("qwen2.5")), None))
+@pytest.mark.parametrize(("name", "rows"), [("alpaca_en_999.json", 999), ("sharegpt_glaive_toolcall_300.json", 300)])
+def test_the_shared_files_are_kept_whole(shared_folder, name, rows):
+    report = check_file(shared_folder / "data" / name, renderer_of())
 
     assert (report.rows, report.kept, report.dropped) == (rows, rows, 0)
     assert report.trained_tokens + report.masked_tokens == report.total_tokens
@@ -288,17 +256,17 @@ def test_the_shared_files_are_kept_whole(shared_folder, name, rows, with_calls):
 def test_lengths_are_those_of_the_rows_to_train_on_in_their_order_before_the_cut(tmp_path):
     rows = [row(number, "one " * (2 * number + 1)) for number in range(40)]
     config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.25)
-    renderer = Renderer(tokenizer_of(family("qwen2.5")), 100, "tiny")
+    renderer = renderer_of(100)
     observations = []
 
     steps = pass_steps(
         DatasetReader(config, SourceOptions(), renderer), 42, lambda row: observations.append(row.rendering.rows)
     )
     report, split, _ = finish(steps)
-    uncut = check_dataset(config, SourceOptions(), renderer=Renderer(renderer.tokenizer, 1000, "tiny"))
+    uncut = check_dataset(config, renderer=Renderer(renderer.tokenizer, 1000, "tiny"))
 
-    kept = [one for number in split.train.tolist() for one in observations[number]]
-    assert report.row_lengths.tokens == tuple(one.uncut_tokens for one in kept)
+    train_sequences = [sequence for number in split.train.tolist() for sequence in observations[number]]
+    assert report.row_lengths.tokens == tuple(sequence.uncut_tokens for sequence in train_sequences)
     assert max(report.row_lengths.tokens) > 100
     assert report.row_lengths == uncut.row_lengths
     assert report.row_lengths.count == report.train_rows == 30
@@ -309,7 +277,7 @@ def test_of_many_rows_an_even_draw_of_lengths_holds_the_longest(tmp_path):
     rows[777]["output"] = "one " * 300
     config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0)
 
-    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("qwen2.5")), 1024, "tiny"))
+    report = check_dataset(config, renderer=renderer_of(1024))
     lengths = report.row_lengths
 
     assert (len(lengths.tokens), lengths.count) == (MAX_LENGTHS, len(rows))

@@ -37,21 +37,6 @@ def test_alpaca_joins_instruction_and_input_and_takes_system_and_history():
     ]
 
 
-def test_instruction_context_and_system_prompt_all_come_into_the_conversation():
-    dolly = {"instruction": "Who?", "context": "Ada wrote it.", "response": "Ada", "category": "closed_qa"}
-    orca = {"id": "flan.1", "system_prompt": "You are a pirate.", "question": "Hi?", "response": "Arr"}
-
-    assert texts_of(convert(dolly)) == [("user", "Who?\n\nAda wrote it."), ("assistant", "Ada")]
-    assert texts_of(convert({**dolly, "context": ""})) == [("user", "Who?"), ("assistant", "Ada")]
-    assert texts_of(convert(orca)) == [("system", "You are a pirate."), ("user", "Hi?"), ("assistant", "Arr")]
-    assert texts_of(
-        convert({**orca, "system_prompt": None}, column_map={"prompt": "question", "completion": "response"})
-    ) == [
-        ("user", "Hi?"),
-        ("assistant", "Arr"),
-    ]
-
-
 def test_sharegpt_takes_every_role_name_and_keeps_calls_and_observations_in_place():
     row = {
         "conversations": [
@@ -146,10 +131,6 @@ def test_a_reasoning_block_becomes_reasoning():
     assert conversation.messages[-1] == Message("assistant", "A", reasoning="hm")
 
 
-def test_text_is_text():
-    assert convert({"text": "words"}) == PlainText("words")
-
-
 def test_any_columns_can_be_mapped():
     row = {"q": "Ask", "a": "Answer", "topic": "x"}
 
@@ -160,8 +141,8 @@ def test_any_columns_can_be_mapped():
     assert convert(row, column_map={"prompt": "q", "completion": "a"}).completion_start == 1
     assert convert(row, format="text", column_map={"text": "a"}) == PlainText("Answer")
     talk = {"dialogue": [{"speaker": "human", "utterance": "1"}, {"speaker": "bing", "utterance": "2"}]}
-    mapped = {"conversations": "dialogue", "from": "speaker", "value": "utterance"}
-    assert texts_of(convert(talk, format="sharegpt", column_map=mapped)) == [("user", "1"), ("assistant", "2")]
+    mapping = {"conversations": "dialogue", "from": "speaker", "value": "utterance"}
+    assert texts_of(convert(talk, format="sharegpt", column_map=mapping)) == [("user", "1"), ("assistant", "2")]
 
 
 CALL = {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}
@@ -193,20 +174,20 @@ PROBLEMS = {
         "tools",
         "turn 2",
     ),
-    "a call that is no JSON": (
+    "a call that is not JSON": (
         {"conversations": [{"from": "human", "value": "x"}, {"from": "function_call", "value": "f(1)"}]},
         "tools",
         "f(1)",
     ),
     "tool_calls that are text": ({"messages": [{"role": "assistant", "tool_calls": "f"}]}, "tools", "not a list"),
-    "tools that are no JSON": ({**turns(("user", "x"), ("assistant", "y")), "tools": "[{"}, "tools", "not valid JSON"),
+    "tools that are not JSON": ({**turns(("user", "x"), ("assistant", "y")), "tools": "[{"}, "tools", "not valid JSON"),
     "tools that are numbers": ({**turns(("user", "x"), ("assistant", "y")), "tools": [1]}, "tools", "list of objects"),
     "empty text": ({"text": "  "}, "empty", "text is empty"),
 }
 
 
-@pytest.mark.parametrize(("row", "kind", "words"), PROBLEMS.values(), ids=PROBLEMS)
-def test_a_row_that_cannot_be_learned_from_reports_why(row, kind, words):
+@pytest.mark.parametrize(("row", "kind", "message"), PROBLEMS.values(), ids=PROBLEMS)
+def test_a_row_that_cannot_be_trained_from_reports_why(row, kind, message):
     names = {"messages": "messages", "conversations": "sharegpt", "instruction": "alpaca", "text": "text"}
     format_ = next(format_ for column, format_ in names.items() if column in row)
 
@@ -214,14 +195,14 @@ def test_a_row_that_cannot_be_learned_from_reports_why(row, kind, words):
         convert(row, format=format_)
 
     assert problem.value.kind == kind
-    assert words in problem.value.problem
+    assert message in problem.value.problem
     assert "\n" not in problem.value.problem
 
 
 ODD = {
     "two users in a row": (turns(("user", "1"), ("user", "2"), ("assistant", "3")), "order", "turn 2"),
     "the assistant first": (turns(("assistant", "1"), ("user", "2"), ("assistant", "3")), "order", "speaks first"),
-    "a user who says nothing": (
+    "a user with an empty turn": (
         turns(("user", " \n"), ("assistant", "1")),
         "empty",
         "turn 1 is the user's, and it is empty",
@@ -241,12 +222,12 @@ ODD = {
 }
 
 
-@pytest.mark.parametrize(("row", "kind", "words"), ODD.values(), ids=ODD)
-def test_what_is_only_odd_is_kept_and_told(row, kind, words):
+@pytest.mark.parametrize(("row", "kind", "message"), ODD.values(), ids=ODD)
+def test_what_is_only_odd_is_kept_and_told(row, kind, message):
     notices = convert(row).warnings()
 
     assert [notice[0] for notice in notices] == [kind]
-    assert words in notices[0][1]
+    assert message in notices[0][1]
 
 
 def test_nothing_is_odd_about_an_ordinary_conversation():

@@ -53,7 +53,7 @@ def test_columns_of_other_names_are_guessed_and_said_to_be():
 
 
 ALPACA_LIKE = {
-    "what a response is beside an input": (
+    "what a response is with an input": (
         {"instruction": "Say it in French.", "input": "Good morning", "response": "Bonjour"},
         {"instruction": "instruction", "input": "input", "output": "response"},
     ),
@@ -62,28 +62,15 @@ ALPACA_LIKE = {
         {"instruction": "instruction", "input": "context", "output": "response"},
     ),
     "an answer": ({"instruction": "Ask", "answer": "x"}, {"instruction": "instruction", "output": "answer"}),
-    "a completion": ({"instruction": "Ask", "completion": "x"}, {"instruction": "instruction", "output": "completion"}),
-    "context beside an output": (
-        {"instruction": "Who?", "context": "Ada wrote it.", "output": "Ada"},
-        {"instruction": "instruction", "input": "context", "output": "output"},
-    ),
-    "an input beside a prompt": (
-        {"prompt": "Say it in French.", "input": "Good morning", "output": "Bonjour"},
-        {"instruction": "prompt", "input": "input", "output": "output"},
-    ),
-    "context beside prompt and completion": (
-        {"prompt": "Who?", "context": "Ada wrote it.", "completion": "Ada"},
-        {"instruction": "prompt", "input": "context", "output": "completion"},
-    ),
-    "context beside a question": (
+    "context with a question": (
         {"question": "Who?", "context": "Ada wrote it.", "answer": "Ada"},
         {"instruction": "question", "input": "context", "output": "answer"},
     ),
-    "a question beside an instruction": (
+    "a question with an instruction": (
         {"instruction": "Answer in one word.", "question": "Who wrote it?", "response": "Ada"},
         {"instruction": "instruction", "input": "question", "output": "response"},
     ),
-    "context beside an input": (
+    "context with an input": (
         {"input": "Who?", "context": "Ada wrote it.", "output": "Ada"},
         {"instruction": "input", "input": "context", "output": "output"},
     ),
@@ -195,24 +182,17 @@ def test_a_chosen_format_is_taken_and_its_missing_columns_are_named():
         detect({"instruction": "a", "response": "b"}, format="alpaca")
 
 
-def test_a_mapping_makes_the_format():
-    detection = detect({"q": "a", "a": "b"}, column_map={"instruction": "q", "output": "a"})
-
-    assert detection.format == "alpaca"
-    assert dict(detection.columns) == {"instruction": "q", "output": "a"}
-
-
 @pytest.mark.parametrize(
-    ("mapped", "words"),
+    ("mapping", "message"),
     [
         ({"nonsense": "q"}, "makes no format complete"),
         ({"instruction": "q"}, "makes no format complete"),
         ({"instruction": "q", "output": "not there"}, "'not there'"),
     ],
 )
-def test_a_mapping_that_cannot_work_reports_what_can(mapped, words):
-    with pytest.raises(DatasetError, match=words):
-        detect({"q": "a", "a": "b"}, column_map=mapped)
+def test_a_mapping_that_cannot_work_reports_what_can(mapping, message):
+    with pytest.raises(DatasetError, match=message):
+        detect({"q": "a", "a": "b"}, column_map=mapping)
 
 
 def test_a_role_mapped_to_no_column_is_left_out():

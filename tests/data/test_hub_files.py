@@ -31,8 +31,8 @@ def secret(tmp_path_factory):
 def readme(*patterns, **more):
     files = "".join(f"\n  - split: train\n    path: {json.dumps(pattern)}" for pattern in patterns)
     lines = "".join(f"\n  {key}: {json.dumps(value)}" for key, value in more.items())
-    named = f"\n  data_files:{files}" if patterns else ""
-    return f"---\nconfigs:\n- config_name: default{lines}{named}\n---\n".encode()
+    data_files = f"\n  data_files:{files}" if patterns else ""
+    return f"---\nconfigs:\n- config_name: default{lines}{data_files}\n---\n".encode()
 
 
 OUTSIDE = {
@@ -51,12 +51,12 @@ OWN = [(pattern, streaming) for pattern in (None, "data/*.jsonl") for streaming 
 
 @pytest.fixture(scope="module")
 def answers(hub, secret, tmp_path_factory):
-    """What came of every repository, of its own files or not, in one process."""
+    """Read every repository in one process: its rows, or its error."""
     hub.repositories["some/other"] = {"rows.jsonl": LINES}
     requests: dict[object, tuple[str, bool]] = {}
     for number, (pattern, streaming) in enumerate(OWN):
-        described = {"README.md": readme(pattern)} if pattern is not None else {}
-        hub.repositories[f"own/{number}"] = {"data/rows.jsonl": LINES, **described}
+        own_readme = {"README.md": readme(pattern)} if pattern is not None else {}
+        hub.repositories[f"own/{number}"] = {"data/rows.jsonl": LINES, **own_readme}
         requests[pattern, streaming] = (f" own/{number} ", streaming)
     for number, (name, make_readme) in enumerate(OUTSIDE.items()):
         hub.repositories[f"outside/{number}"] = {"README.md": make_readme(secret, hub), "rows.jsonl": LINES}
@@ -144,9 +144,9 @@ def test_confinement_ends_with_its_block(tmp_path):
     from datasets.data_files import DataFilesDict
 
     (tmp_path / "rows.jsonl").write_bytes(LINES)
-    named = {"train": [str(tmp_path / "rows.jsonl")]}
+    patterns = {"train": [str(tmp_path / "rows.jsonl")]}
 
     with confined_to("some/one"), pytest.raises(DatasetError, match="outside"):
-        DataFilesDict.from_patterns(named, base_path="hf://datasets/some/one@abc")
+        DataFilesDict.from_patterns(patterns, base_path="hf://datasets/some/one@abc")
 
-    assert DataFilesDict.from_patterns(named)["train"]
+    assert DataFilesDict.from_patterns(patterns)["train"]

@@ -46,9 +46,7 @@ def test_an_array_is_cut_as_json_reads_it_in_pieces_of_any_size(tmp_path, monkey
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 5, 1 << 20])
-def test_lines_and_offsets_are_those_of_the_rows_and_reading_can_begin_at_any_of_them(
-    tmp_path, monkeypatch, chunk_bytes
-):
+def test_rows_have_their_lines_and_offsets_and_reading_can_begin_at_any_of_them(tmp_path, monkeypatch, chunk_bytes):
     monkeypatch.setattr(text_stream, "CHUNK_BYTES", chunk_bytes)
     text = '\n[\n  {"a": 1},\n\n  {"a":\n 2}, {"a": 3}\n,{"a": 4}]'
     path = tmp_path / "rows.json"
@@ -127,7 +125,7 @@ def test_a_string_that_is_never_closed_costs_its_row_and_no_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "kept", "note"),
+    ("text", "count", "note"),
     [
         ('[{"a": 1}, {"a": "cut of', 1, "cut off"),
         ('[{"a": 1}, {"a": 2}', 2, "cut off"),
@@ -136,13 +134,13 @@ def test_a_string_that_is_never_closed_costs_its_row_and_no_other(tmp_path):
         ('[{"a": 1}]\n[{"a": 2}]', 1, "more after the end"),
     ],
 )
-def test_what_is_odd_about_the_end_is_noted(tmp_path, text, kept, note):
+def test_what_is_odd_about_the_end_is_noted(tmp_path, text, count, note):
     path = tmp_path / "rows.json"
     path.write_text(text)
 
     records, notes = read_values(path)
 
-    assert sum(record.kind is None for record in records) == kept
+    assert sum(record.kind is None for record in records) == count
     assert note in notes[0]
 
 

@@ -9,9 +9,6 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from engine.config.run import DatasetConfig
-from engine.data.source import SourceOptions
-from tests.data.checks import check_dataset
 from tests.data.measured_reading import MAX_GROWN_BYTES, MAX_SECONDS, read_measured
 
 GOOD = {"instruction": "Ask", "output": "Answer"}
@@ -27,7 +24,7 @@ def write(tmp_path, name, data):
 
 
 def problems_of(report):
-    """(row, line, kind) of every problem."""
+    """Return (row, line, kind) of every problem."""
     return [(problem.row, problem.line, problem.kind) for problem in report.problems]
 
 
@@ -97,6 +94,12 @@ DROPPED = {
 }
 
 
+def cut_parquet():
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table({"instruction": ["Ask"] * 3, "output": ["a", None, "c"]}), buffer)
+    return buffer.getvalue()[:-20]
+
+
 REFUSED = {
     "zero bytes": ("rows.jsonl", b"", "is empty"),
     "white space only": ("rows.jsonl", " \n\n ", "is empty"),
@@ -108,23 +111,18 @@ REFUSED = {
     "duplicate headers": ("rows.csv", "output,instruction,output\na,b,c\n", "twice"),
     "a pickle renamed .parquet": ("rows.parquet", pickle.dumps([GOOD]), "pickle"),
     "text renamed .parquet": ("rows.parquet", GOOD_LINE, "not a Parquet file"),
+    "Parquet that is cut": ("rows.parquet", cut_parquet, "cut off or damaged"),
     "Parquet with a cut footer": ("rows.parquet", b"PAR1" + b"x" * 100, "cut off or damaged"),
     "Parquet with a footer of four gigabytes": ("rows.parquet", b"PAR1xx\xff\xff\xff\xffPAR1", "cut off or damaged"),
-    "columns that nobody knows": ("rows.jsonl", '{"x": "1", "y": "2"}\n', "No format fits the columns 'x', 'y'"),
+    "columns that no format has": ("rows.jsonl", '{"x": "1", "y": "2"}\n', "No format fits the columns 'x', 'y'"),
     "gzip that breaks off": ("rows.jsonl.gz", gzip.compress(GOOD_LINE.encode() * 50)[:-8], "damaged"),
     "a zip archive": ("rows.zip", b"PK\x03\x04" + b"x" * 50, "another kind of zip archive"),
     "only bad rows": ("rows.jsonl", '{"instruction": "Ask", "output": ""}\n' * 3, "none of the 3 rows can be used"),
 }
 
 
-def cut_parquet():
-    buffer = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.table({"instruction": ["Ask"] * 3, "output": ["a", None, "c"]}), buffer)
-    return buffer.getvalue()[:-20]
-
-
 def endless_row():
-    """A row of 200 megabytes between two good ones."""
+    """Return a row of 200 megabytes between two good ones."""
     return (
         GOOD_LINE.encode() + b'{"instruction": "Ask", "output": "' + b"x" * 200_000_000 + b'"}\n' + GOOD_LINE.encode()
     )
@@ -138,13 +136,10 @@ def bomb():
 OTHERS = {
     "a row of 200 megabytes": ("rows.jsonl", endless_row),
     "a decompression bomb": ("rows.jsonl.gz", bomb),
-    "Parquet that is cut": ("rows.parquet", cut_parquet),
-    "keys that differ by case beside each other": (
+    "keys that differ by case next to each other": (
         "rows.jsonl",
         lambda: '{"instruction": "Ask", "Output": "other", "output": "x"}\n',
     ),
-    "unbalanced quotes": ("rows.csv", lambda: 'instruction,output\nAsk,"open\nAsk,fine\nAsk,fine\n'),
-    "an array that breaks off": ("rows.json", lambda: "[" + GOOD_LINE + ", " + GOOD_LINE),
 }
 CASES = (
     {name: (file, data) for name, (file, data, _) in (KEPT_WHOLE | REFUSED).items()}
@@ -155,7 +150,7 @@ CASES = (
 
 @pytest.fixture(scope="module")
 def readings(tmp_path_factory):
-    """Every case, read in one process that measures itself."""
+    """Read every case in one process that measures itself."""
     root = tmp_path_factory.mktemp("malformed")
     paths = {}
     for number, (name, (file, data)) in enumerate(CASES.items()):
@@ -205,25 +200,7 @@ def test_files_without_a_usable_row_are_refused_in_two_sentences(readings, name)
 
 
 def test_keys_that_differ_by_case_side_by_side_take_the_exact_one(readings):
-    assert readings["keys that differ by case beside each other"].report.column_map["output"] == "output"
-
-
-def test_unbalanced_quotes_in_csv_cost_their_own_row(readings):
-    report = readings["unbalanced quotes"].report
-
-    assert problems_of(report) == [(0, 2, "csv")]
-    assert report.kept == 2
-
-
-def test_a_parquet_file_is_read_and_one_that_is_cut_is_refused(readings, tmp_path):
-    table = pyarrow.table({"instruction": ["Ask"] * 3, "output": ["a", None, "c"], "n": [1, 2, 3]})
-    path = tmp_path / "rows.parquet"
-    pyarrow.parquet.write_table(table, path, row_group_size=2)
-
-    report = check_dataset(DatasetConfig(source=str(path)), SourceOptions())
-
-    assert problems_of(report) == [(1, None, "not_text")]
-    assert "cut off or damaged" in readings["Parquet that is cut"].what
+    assert readings["keys that differ by case next to each other"].report.column_map["output"] == "output"
 
 
 def test_a_decompression_bomb_is_refused(readings):
@@ -237,10 +214,3 @@ def test_one_row_of_200_megabytes_is_left_out_without_being_held(readings):
     assert "200 MB" in reading.report.problems[0].problem
     assert reading.report.kept == 2
     assert reading.grown_bytes < 100 << 20
-
-
-def test_what_is_odd_about_an_array_is_reported(readings):
-    report = readings["an array that breaks off"].report
-
-    assert report.kept == 2
-    assert any("cut off" in note for note in report.notes)

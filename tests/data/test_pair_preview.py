@@ -1,7 +1,6 @@
 """The preview of pairs: exactly what the trainer's batches hold, the difference marked, and every malformed line reported."""
 
 import itertools
-import json
 
 import pytest
 
@@ -9,33 +8,28 @@ from engine.config.objectives import OBJECTIVES
 from engine.config.run import DatasetConfig
 from engine.config.training import TrainingConfig
 from engine.data.contract import PageRequest
+from engine.data.passes.check import finish
 from engine.data.passes.page import differing_tokens, read_page
 from engine.data.passes.prepare import prepare_dataset
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.render.tokenize import IGNORED_LABEL
 from engine.data.source import SourceOptions
 from engine.data.step_plan import PlanSettings
-from tests.data.checks import check_dataset
-from tests.data.families import family, tokenizer_of
+from tests.data.checks import check_dataset, write_rows
+from tests.data.families import FAMILIES, renderer_of, shared_tokenizer, tokenizer_of
 
-SIX = ("qwen2.5", "llama3.1", "gemma", "phi3", "cohere", "qwen3")
-LONG = "A heron, which stands in shallow water until a fish comes by and then is very quick indeed."
-CUT = 120  # tokens; the longest answer is cut there
+ANSWER = "A heron, which stands in shallow water until a fish comes by and then is very quick indeed." * 20
+CUT = 400  # tokens; that answer is cut there
 
 
 def write(path, rows):
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    return DatasetConfig(source=str(path), eval_fraction=0)
+    return DatasetConfig(source=str(write_rows(path, rows)), eval_fraction=0)
 
 
 def preview(config, tokenizer, max_length=256, **request):
     """Return the rows of a page as the Data tab shows them."""
-    steps = read_page(DatasetReader(config, SourceOptions(), Renderer(tokenizer, max_length)), PageRequest(**request))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value.rows
+    reader = DatasetReader(config, SourceOptions(), Renderer(tokenizer, max_length))
+    return finish(read_page(reader, PageRequest(**request))).rows
 
 
 def tokens_of(view):
@@ -45,15 +39,15 @@ def tokens_of(view):
     return ids, labels
 
 
-@pytest.mark.parametrize("name", SIX)
-def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(name, tmp_path, home):
+@pytest.mark.parametrize("member", FAMILIES, ids=lambda member: member.name)
+def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(member, tmp_path, home):
     from engine.training.assembly import TRAINING_OBJECTIVES
     from engine.training.batching.steps import StepBatches, TrainerSetup
 
-    tokenizer = tokenizer_of(family(name))
+    tokenizer = tokenizer_of(member)
     rows = [
         *({"prompt": f"Which bird {n}?", "chosen": "A heron.", "rejected": "A fish it is."} for n in range(3)),
-        {"prompt": "And why?", "chosen": LONG * 4, "rejected": "It is."},
+        {"prompt": "And why?", "chosen": ANSWER, "rejected": "It is."},
     ]
     config = write(tmp_path / "rows.jsonl", rows)
     data = prepare_dataset(config, seed=1, max_length=CUT, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"])
@@ -62,19 +56,21 @@ def test_what_is_shown_of_a_pair_is_what_the_trainers_batches_hold(name, tmp_pat
         objective=TRAINING_OBJECTIVES["dpo"](),
     )  # fmt: skip
     batches = StepBatches(data.train, setup)
-    planned = batches.evaluation_passes()
+    page_rows = {row.row: row for row in preview(config, tokenizer, CUT)}
 
-    for page_row, number in ((row, one.rows[0]) for one in planned for row in preview(config, tokenizer, CUT) if row.row == data.train[one.rows[0]].row):  # fmt: skip
-        (held,) = batches.tensors([one for one in planned if one.rows == (number,)])
+    for forward_pass in batches.evaluation_passes():
+        (number,) = forward_pass.rows
+        page_row = page_rows[data.train[number].row]
+        (tensors,) = batches.tensors([forward_pass])
         for side, view in enumerate(page_row.sequences):
             ids, labels = tokens_of(view)
-            mask = held.inputs["attention_mask"][side].bool()
-            assert held.inputs["input_ids"][side][mask].tolist() == ids
-            width = held.inputs["input_ids"].shape[1]
-            own = held.sequence_of == side
-            positions = (held.trained.positions[own] - side * width + 1).tolist()
-            assert [place for place, label in enumerate(labels) if label != IGNORED_LABEL] == positions
-            assert held.trained.targets[own].tolist() == [label for label in labels if label != IGNORED_LABEL]
+            mask = tensors.inputs["attention_mask"][side].bool()
+            assert tensors.inputs["input_ids"][side][mask].tolist() == ids
+            width = tensors.inputs["input_ids"].shape[1]
+            own = tensors.sequence_of == side
+            positions = (tensors.trained.positions[own] - side * width + 1).tolist()
+            assert [index for index, label in enumerate(labels) if label != IGNORED_LABEL] == positions
+            assert tensors.trained.targets[own].tolist() == [label for label in labels if label != IGNORED_LABEL]
             # The prompt is shown once: none of it is trained, and both sides have it.
             assert tokens_of(page_row.sequences[0])[0][: view.shared_tokens] == ids[: view.shared_tokens]
             assert set(labels[: view.shared_tokens]) == {IGNORED_LABEL}
@@ -92,18 +88,18 @@ def _ends(view):
 
 
 def test_cut_tokens_are_shown_as_what_follows_the_rest(tmp_path):
-    config = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": LONG * 4, "rejected": "It is."}])
+    config = write(tmp_path / "rows.jsonl", [{"prompt": "Why?", "chosen": ANSWER, "rejected": "It is."}])
 
-    (row,) = preview(config, tokenizer_of(family("qwen2.5")), CUT)
+    (row,) = preview(config, shared_tokenizer(), CUT)
 
     view = row.sequences[0]
     text = "".join(span.text for span in view.spans) + view.cut_text
-    assert LONG * 4 in text
+    assert ANSWER in text
     assert row.sequences[1].cut_text == ""
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "expected"),
+    ("left", "right", "expected"),
     [
         ("a b c", "a x c", ("010", "010")),
         ("a b c", "a b c d", ("000", "0001")),
@@ -112,8 +108,8 @@ def test_cut_tokens_are_shown_as_what_follows_the_rest(tmp_path):
         ("", "a", ("", "1")),
     ],
 )
-def test_differing_tokens_are_marked_on_both_sides(one, other, expected):
-    numbers = [[ord(token) for token in text.split()] for text in (one, other)]
+def test_differing_tokens_are_marked_on_both_sides(left, right, expected):
+    numbers = [[ord(token) for token in text.split()] for text in (left, right)]
 
     marks = differing_tokens(*numbers)
 
@@ -123,10 +119,10 @@ def test_differing_tokens_are_marked_on_both_sides(one, other, expected):
 def test_answers_too_long_to_compare_differ_between_their_ends():
     middle = list(range(2000)), list(range(5000, 7000))
 
-    one, other = differing_tokens([1, *middle[0], 2], [1, *middle[1], 2])
+    left, right = differing_tokens([1, *middle[0], 2], [1, *middle[1], 2])
 
-    assert (one[0], one[-1], sum(one)) == (False, False, 2000)
-    assert (other[0], other[-1], sum(other)) == (False, False, 2000)
+    assert (left[0], left[-1], sum(left)) == (False, False, 2000)
+    assert (right[0], right[-1], sum(right)) == (False, False, 2000)
 
 
 TURN = {"role": "user", "content": "Which bird?"}
@@ -160,14 +156,14 @@ def test_every_line_of_a_list_of_malformed_pairs_is_reported_with_its_reason(tmp
     config = write(tmp_path / "rows.jsonl", [*sound, *(row for row, _, _ in MALFORMED)])
     config = config.model_copy(update={"format": "preference"})
 
-    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("qwen2.5")), 256))
+    report = check_dataset(config, renderer=renderer_of(256))
 
-    reported = {problem.line: (problem.kind, problem.problem) for problem in report.problems}
+    problems = {problem.line: (problem.kind, problem.problem) for problem in report.problems}
     assert report.kept == len(sound)
-    assert reported.keys() == set(range(len(sound) + 1, len(sound) + 1 + len(MALFORMED)))
-    for line, (_, kind, words) in enumerate(MALFORMED, len(sound) + 1):
-        assert reported[line][0] == kind, (line, reported[line])
-        assert words in reported[line][1], (line, reported[line])
+    assert problems.keys() == set(range(len(sound) + 1, len(sound) + 1 + len(MALFORMED)))
+    for line, (_, kind, message) in enumerate(MALFORMED, len(sound) + 1):
+        assert problems[line][0] == kind, (line, problems[line])
+        assert message in problems[line][1], (line, problems[line])
 
 
 def test_pairs_that_contradict_one_another_are_named_with_their_rows(tmp_path):
@@ -175,7 +171,7 @@ def test_pairs_that_contradict_one_another_are_named_with_their_rows(tmp_path):
     rows.append({"prompt": "Q 1", "chosen": "no, never", "rejected": "yes"})
     rows.append({"prompt": "Q 9", "chosen": "no, never", "rejected": "yes"})  # of another prompt
 
-    report = check_dataset(write(tmp_path / "rows.jsonl", rows), SourceOptions())
+    report = check_dataset(write(tmp_path / "rows.jsonl", rows))
 
     assert report.contradictions == 2
     assert report.contradicting_rows == (1, 4)
@@ -187,13 +183,13 @@ def test_differences_in_length_are_counted_around_zero(longer, shorter, tmp_path
     rows = [{"prompt": f"Q {n}", "chosen": longer, "rejected": shorter} for n in range(6)]
     rows.append({"prompt": "Q", "chosen": "x", "rejected": "y" * 5})
 
-    lengths = check_dataset(write(tmp_path / "rows.jsonl", rows), SourceOptions()).pair_lengths
+    lengths = check_dataset(write(tmp_path / "rows.jsonl", rows)).pair_lengths
 
     edges, counts = lengths.histogram.edges, lengths.histogram.counts
     assert sum(counts) == lengths.pairs == 7
     assert lengths.median == len(longer) - len(shorter)
     assert edges[0] + edges[-1] == 1, "as far to one side as to the other; the upper end is not in the bin"
-    zero = next(place for place, edge in enumerate(edges) if edge > 0) - 1
+    zero = next(index for index, edge in enumerate(edges) if edge > 0) - 1
     assert edges[zero] <= 0 < edges[zero + 1]
     assert sum(counts[zero + 1 :]) == (6 if longer != "ab" else 0)
     assert len({upper - lower for lower, upper in itertools.pairwise(edges)}) == 1
@@ -203,8 +199,8 @@ def test_ratings_report_their_labels_and_their_prompts(tmp_path):
     rows = [{"prompt": f"Q {n % 3}", "completion": f"A {n}", "label": n % 4 > 0} for n in range(12)]
     config = write(tmp_path / "rows.jsonl", rows)
 
-    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("qwen2.5")), 256))
-    (row, *_) = preview(config, tokenizer_of(family("qwen2.5")))
+    report = check_dataset(config, renderer=renderer_of(256))
+    (row, *_) = preview(config, shared_tokenizer())
 
     assert (report.desirable, report.kept, report.prompts) == (9, 12, 3)
     assert report.row_lengths.kind == "ratings"

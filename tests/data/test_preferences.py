@@ -9,13 +9,12 @@ from engine.config.run import DatasetConfig
 from engine.data.conversation import LabeledCompletion, Message, PreferencePair
 from engine.data.formats import Converter, detect_format
 from engine.data.passes.prepare import prepare_dataset
-from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.passes.reader import Renderer
 from engine.data.records import RowProblemError
-from engine.data.render.tokenize import IGNORED_LABEL
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from tests.data.checks import check_dataset
-from tests.data.families import FAMILIES, family, tokenizer_of
+from tests.data.checks import check_dataset, write_rows
+from tests.data.families import family, renderer_of, tokenizer_of
 
 ASKED = {"role": "user", "content": "Which bird?"}
 GOOD, BAD = {"role": "assistant", "content": "A heron."}, {"role": "assistant", "content": "A fish."}
@@ -25,10 +24,7 @@ PAIRS = {
     "text with a prompt": ({"prompt": "Which bird?", "chosen": "A heron.", "rejected": "A fish."}, "preference"),
     "turns with a prompt": ({"prompt": [ASKED], "chosen": [GOOD], "rejected": [BAD]}, "preference"),
     "turns without one": ({"chosen": [ASKED, GOOD], "rejected": [ASKED, BAD], "score": 1.0}, "preference"),
-    "turns as JSON text": (
-        {"chosen": json.dumps([ASKED, GOOD]), "rejected": json.dumps([ASKED, BAD])},
-        "preference",
-    ),
+    "turns as JSON text": ({"chosen": json.dumps([ASKED, GOOD]), "rejected": json.dumps([ASKED, BAD])}, "preference"),
     "UltraFeedback": (
         {"prompt": "Which bird? ", "chosen": [ASKED, GOOD], "rejected": [ASKED, BAD], "score_chosen": 8.0},
         "preference",
@@ -66,8 +62,8 @@ def test_pairs_are_recognized_in_all_their_styles(row, format_):
     assert pair.prompt[-1] == Message("user", pair.prompt[-1].content)
     assert pair.prompt[-1].content.strip().removesuffix(" A") == "Which bird?"  # cut where the two begin to differ
     assert len(pair.prompt) == (3 if detection.format == "hh" else 1)
-    words = [pair.chosen[0].content.split()[-1], pair.rejected[0].content.split()[-1]]
-    assert words == ["heron.", "fish."]
+    last_words = [pair.chosen[0].content.split()[-1], pair.rejected[0].content.split()[-1]]
+    assert last_words == ["heron.", "fish."]
 
 
 RATINGS = {
@@ -80,11 +76,11 @@ RATINGS = {
 
 @pytest.mark.parametrize("row", RATINGS.values(), ids=RATINGS)
 def test_rated_answers_are_recognized(row):
-    rated = convert_row(row)
+    completion = convert_row(row)
 
-    assert isinstance(rated, LabeledCompletion)
-    assert not rated.desirable
-    assert [turn.content for turn in rated.messages[rated.completion_start :]] == ["A fish."]
+    assert isinstance(completion, LabeledCompletion)
+    assert not completion.desirable
+    assert [turn.content for turn in completion.messages[completion.completion_start :]] == ["A fish."]
 
 
 def test_labels_that_are_classes_are_not_ratings():
@@ -104,39 +100,16 @@ def test_columns_of_any_name_can_be_mapped():
     assert not isinstance(convert_row(row, column_map={"prompt": "asked", "completion": "win"}), PreferencePair)
 
 
-MALFORMED = {
-    "equal": ({"chosen": [ASKED, GOOD], "rejected": [ASKED, GOOD]}, "are equal"),
-    "other prompts": (
-        {"chosen": [ASKED, GOOD], "rejected": [{"role": "user", "content": "Why?"}, BAD]},
-        "the prompts differ",
-    ),
-    "no rejected answer": ({"chosen": [ASKED, GOOD], "rejected": [ASKED]}, "the rejected answer has no turn"),
-    "an empty answer": ({"prompt": "Q", "chosen": " ", "rejected": "b"}, "the chosen answer is empty"),
-    "no prompt": ({"chosen": [GOOD], "rejected": [BAD]}, "no prompt"),
-    "a number": ({"prompt": "Q", "chosen": 3, "rejected": "b"}, "chosen is the number 3"),
-    "a missing cell": ({"prompt": "Q", "chosen": "a", "rejected": None}, "rejected is null"),
-    "an odd role": ({"chosen": [{"role": "elf", "content": "x"}], "rejected": [ASKED, BAD]}, "unknown role 'elf'"),
-    "no dialogue": ({"chosen": "Human: hi", "rejected": f"{HH}A fish."}, "does not begin with Human:"),
-    "no label": ({"prompt": "Q", "completion": "a", "label": "good"}, "label is text, not true or false"),
-}
-
-
-@pytest.mark.parametrize(("row", "problem"), MALFORMED.values(), ids=MALFORMED)
-def test_what_is_wrong_with_a_pair_is_reported(row, problem):
-    kind = "kto" if "label" in row else "hh" if "Human" in str(row) else "preference"
-
-    with pytest.raises(RowProblemError, match=problem):
-        convert_row(row, format=kind)
+def test_dialogues_without_a_speaker_and_labels_that_are_text_are_refused():
+    with pytest.raises(RowProblemError, match="chosen does not begin with Human:"):
+        convert_row({"chosen": "Human: hi", "rejected": f"{HH}A fish."}, format="hh")
+    with pytest.raises(RowProblemError, match="label is text, not true or false"):
+        convert_row({"prompt": "Q", "completion": "a", "label": "good"}, format="kto")
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     return tokenizer_of(family("qwen2.5"))
-
-
-def write(path, rows):
-    path.write_text("".join(row if isinstance(row, str) else json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def test_a_report_names_every_bad_line_and_what_is_odd(tmp_path, tokenizer):
@@ -148,9 +121,9 @@ def test_a_report_names_every_bad_line_and_what_is_odd(tmp_path, tokenizer):
         {"prompt": "Missing?", "chosen": "A heron."},
         {"prompt": "Which bird 1?", "chosen": "A heron, of course.", "rejected": "A fish."},
     ]
-    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)))
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)))
 
-    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 256))
+    report = check_dataset(config, renderer=Renderer(tokenizer, 256))
 
     assert [(problem.line, problem.kind) for problem in report.problems] == [
         (32, "equal_answers"), (33, "not_json"), (34, "missing_column"),
@@ -177,9 +150,9 @@ def test_a_report_names_every_bad_line_and_what_is_odd(tmp_path, tokenizer):
 )
 def test_pairs_that_are_equal_once_they_are_rendered_are_left_out(tmp_path, rejected, max_length, kind, problem):
     rows = [{"prompt": "Which bird?", "chosen": "A heron.", "rejected": text} for text in (rejected, "No.")]
-    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)))
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)))
 
-    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer_of(family("llama3")), max_length))
+    report = check_dataset(config, renderer=renderer_of(max_length, "llama3"))
 
     assert (report.kept, report.problem_counts) == (1, {kind: 1})
     assert [row.problem for row in report.problems] == [problem]
@@ -190,9 +163,9 @@ def test_rows_of_one_prompt_are_noted_because_none_can_be_held_out(tmp_path, tok
     rows = [{"prompt": "Which bird?", "chosen": f"A heron {n}.", "rejected": f"A fish {n}."} for n in range(30)]
     if rating:
         rows = [{"prompt": row["prompt"], "completion": row["chosen"], **rating} for row in rows]
-    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)))
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)))
 
-    report = check_dataset(config, SourceOptions(), renderer=Renderer(tokenizer, 256))
+    report = check_dataset(config, renderer=Renderer(tokenizer, 256))
 
     assert report.held_out_rows == 0
     assert report.why_none_held_out == "No held-out rows: all 30 rows share one prompt."
@@ -203,7 +176,7 @@ def test_pairs_of_one_prompt_are_on_one_side_of_the_split(tmp_path, tokenizer, h
     rows = [
         {"prompt": f"Which bird {n % 10}?", "chosen": f"A heron {n}.", "rejected": f"A fish {n}."} for n in range(60)
     ]
-    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)), eval_fraction=0.2)
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.2)
 
     prepared_data = prepare_dataset(
         config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["dpo"]
@@ -215,33 +188,10 @@ def test_pairs_of_one_prompt_are_on_one_side_of_the_split(tmp_path, tokenizer, h
     assert len(prepared_data.held_out) == 12
 
 
-@pytest.mark.parametrize("name", [one.name for one in FAMILIES])
-def test_both_answers_follow_the_same_tokens_and_alone_are_trained(name, tmp_path, home):
-    tokenizer = tokenizer_of(family(name))
-    rows = [{"prompt": f"Which bird {n}?", "chosen": "A heron.", "rejected": "A fish it is."} for n in range(4)]
-    config = DatasetConfig(source=str(write(tmp_path / "rows.jsonl", rows)), eval_fraction=0)
-
-    data = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["orpo"])
-
-    shown = [row.rendering.rows for row in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 256)).rows()]
-    for pair, (chosen, rejected) in zip(data.train, shown, strict=True):
-        assert pair.rejected is not None
-        assert (pair.input_ids, pair.labels) == (chosen.input_ids, chosen.labels)
-        assert (pair.rejected.input_ids, pair.rejected.labels) == (rejected.input_ids, rejected.labels)
-        starts = [
-            next(i for i, label in enumerate(one.labels) if label != IGNORED_LABEL) for one in (pair, pair.rejected)
-        ]
-        assert pair.input_ids[: starts[0]] == pair.rejected.input_ids[: starts[1]]
-        trained = [tokenizer.decode([i for i in one.labels if i != IGNORED_LABEL]) for one in (pair, pair.rejected)]
-        assert "heron" in trained[0]
-        assert "fish" in trained[1]
-    assert data.train.lengths() == [pair.length for pair in data.train]
-
-
 def test_ratings_stay_with_their_answers(tmp_path, tokenizer, home):
     rows = [{"prompt": f"Q {n}?", "completion": f"A {n}.", "label": n % 3 == 0} for n in range(12)]
     config = DatasetConfig(
-        source=str(write(tmp_path / "rows.jsonl", [*rows[:5], "{broken\n", *rows[5:]])), eval_fraction=0.3
+        source=str(write_rows(tmp_path / "rows.jsonl", [*rows[:5], "{broken\n", *rows[5:]])), eval_fraction=0.3
     )
 
     prepared_data = prepare_dataset(
@@ -255,20 +205,20 @@ def test_ratings_stay_with_their_answers(tmp_path, tokenizer, home):
 
 def test_an_objective_refuses_rows_that_it_does_not_learn_from(tmp_path, tokenizer, home):
     pairs = DatasetConfig(
-        source=str(write(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}]))
+        source=str(write_rows(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": "a", "rejected": "b"}]))
     )
 
     with pytest.raises(
         DatasetError, match=r"pairs of a chosen and a rejected answer; training\.objective sft"
-    ) as refused:
+    ) as refusal:
         prepare_dataset(pairs, seed=1, max_length=256, tokenizer=tokenizer, home=home, objective=OBJECTIVES["sft"])
 
-    assert "dpo or orpo" in refused.value.fix
+    assert "dpo or orpo" in refusal.value.fix
 
 
 def test_where_losses_are_measured_a_pair_is_its_chosen_answer(tmp_path, tokenizer, home):
     rows = [{"prompt": f"Q {n}", "chosen": "good", "rejected": "bad"} for n in range(6)]
-    config = DatasetConfig(source=str(write(tmp_path / "pairs.jsonl", rows)))
+    config = DatasetConfig(source=str(write_rows(tmp_path / "pairs.jsonl", rows)))
 
     prepared_data = prepare_dataset(config, seed=1, max_length=256, tokenizer=tokenizer, home=home)
 

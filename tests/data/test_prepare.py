@@ -1,20 +1,19 @@
-"""What the trainer gets."""
-
-import json
+"""What the trainer gets, and which rows it holds out."""
 
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.passes.prepare import prepare_dataset
+from engine.data.passes.check import finish
+from engine.data.passes.prepare import held_out_steps, prepare_dataset
 from engine.data.passes.reader import DatasetReader, Renderer
 from engine.data.source import SourceOptions
-from engine.errors import DatasetError
-from tests.data.families import family, tokenizer_of
+from tests.data.checks import write_rows, yield_at_every_row
+from tests.data.families import shared_tokenizer
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def tokenizer():
-    return tokenizer_of(family("qwen3"))
+    return shared_tokenizer("qwen3")
 
 
 @pytest.fixture
@@ -28,27 +27,24 @@ def file(tmp_path):
         ]
 
     rows = [{"conversations": turns(number % 18)} for number in range(20)] + [{"conversations": []}]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+    return write_rows(tmp_path / "rows.jsonl", rows)
 
 
-def prepare(file, home, tokenizer, **settings):
-    config = DatasetConfig(source=str(file), **settings)
-    return prepare_dataset(config, seed=1, max_length=512, tokenizer=tokenizer, home=home)
+def prepare(source, home, tokenizer, on_progress=None, **settings):
+    config = DatasetConfig(source=str(source), **settings)
+    return prepare_dataset(config, seed=1, max_length=512, tokenizer=tokenizer, home=home, on_progress=on_progress)
 
 
 def test_the_trainer_gets_the_tokens_that_every_other_view_shows(file, home, tokenizer):
-    config = DatasetConfig(source=str(file), eval_fraction=0.25)
-    data = prepare_dataset(config, seed=1, max_length=512, tokenizer=tokenizer, home=home)
+    data = prepare(file, home, tokenizer, eval_fraction=0.25)
 
-    shown = {}
-    for examined in DatasetReader(config, SourceOptions(), Renderer(tokenizer, 512)).rows():
-        for sequence in examined.rendering.rows if examined.rendering else ():
-            shown[sequence.row, sequence.part] = (sequence.input_ids, sequence.labels)
+    views = {}
+    for dataset_row in DatasetReader(DatasetConfig(source=str(file)), SourceOptions(), Renderer(tokenizer, 512)).rows():
+        for sequence in dataset_row.rendering.rows if dataset_row.rendering else ():
+            views[sequence.row, sequence.part] = (sequence.input_ids, sequence.labels)
     rows = [*data.train, *data.held_out]
-    assert {(row.row, row.part): (row.input_ids, row.labels) for row in rows} == shown
-    assert len(rows) == len(shown) == data.report.sequences == 40  # two for each row: Qwen3 rewrites earlier turns
+    assert {(row.row, row.part): (row.input_ids, row.labels) for row in rows} == views
+    assert len(rows) == len(views) == data.report.sequences == 40  # two for each row: Qwen3 rewrites earlier turns
     assert sum(len(row.input_ids) for row in rows) == data.report.total_tokens
     assert sum(row.trained_tokens for row in rows) == data.report.trained_tokens
     assert data.train.trained_tokens == sum(row.trained_tokens for row in data.train)
@@ -79,43 +75,40 @@ def test_rows_behave_like_a_sequence(file, home, tokenizer):
         train[len(train)]
 
 
+def test_held_out_rows_are_those_of_the_trainer_and_a_few_of_them_are_spread_evenly(tmp_path, home, tokenizer):
+    rows = [{"instruction": f"Question {number}?", "output": f"Answer {number}."} for number in range(60)]
+    rows[7] = {"instruction": "", "output": ""}  # left out, so positions and row numbers differ
+    config = DatasetConfig(source=str(write_rows(tmp_path / "rows.jsonl", rows)), eval_fraction=0.2)
+    data = prepare(config.source, home, tokenizer, eval_fraction=0.2)
+    options, renderer = SourceOptions(home=home), Renderer(tokenizer, 512)
+
+    every, few = (finish(held_out_steps(config, options, seed=1, renderer=renderer, count=count)) for count in (200, 3))
+
+    assert list(every.rows) == sorted({row.row for row in data.held_out})
+    assert every.total == few.total == len(every.rows) == 12
+    assert few.rows == (every.rows[0], every.rows[4], every.rows[8])
+
+
 def test_the_sample_bounds_the_rows(file, home, tokenizer):
     data = prepare(file, home, tokenizer, max_samples=10, eval_fraction=0.2)
 
     assert len({row.row for row in [*data.train, *data.held_out]}) == 10
 
 
-def test_nothing_to_learn_is_refused(tmp_path, home, tokenizer):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"instruction": "x", "output": ""}\n')
-
-    with pytest.raises(DatasetError, match="Nothing to train on"):
-        prepare(path, home, tokenizer)
-
-
 def test_a_listener_that_raises_stops_the_work(tmp_path, home, tokenizer, monkeypatch):
-    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
-    monkeypatch.setattr("engine.data.passes.reader._REPORT_SECONDS", 0.0)
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"instruction": "x", "output": "y"}\n' * 1000)
+    yield_at_every_row(monkeypatch)
+    path = write_rows(tmp_path / "rows.jsonl", [{"instruction": "x", "output": "y"}] * 1000)
 
     def stop(progress):
         raise InterruptedError(progress.rows)
 
     with pytest.raises(InterruptedError, match="1"):
-        prepare_dataset(
-            DatasetConfig(source=str(path)),
-            seed=1,
-            max_length=512,
-            tokenizer=tokenizer,
-            home=home,
-            on_progress=stop,
-        )
+        prepare(path, home, tokenizer, on_progress=stop)
 
 
 @pytest.mark.parametrize("sample", ["sample:loratory-faq", "sample:lab-chats"])
 def test_the_samples_that_ship_are_kept_whole(sample, home, tokenizer):
-    data = prepare_dataset(DatasetConfig(source=sample), seed=42, max_length=2048, tokenizer=tokenizer, home=home)
+    data = prepare(sample, home, tokenizer)
 
     assert data.report.dropped == 0
     assert data.report.duplicates == 0

@@ -6,28 +6,30 @@ import json
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, searchable
+from engine.data.contract import MAX_SEARCH_CHARACTERS, FoundRow, PageRequest, SearchProgress, searchable
 from engine.data.files import open_file, text_stream
 from engine.data.files.access import unpacked_pieces
 from engine.data.files.base import STRIDE
+from engine.data.passes.check import finish
 from engine.data.passes.page import find_row, read_page, search_rows
-from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from tests.data.families import family, tokenizer_of
+from tests.data.checks import write_rows, yield_at_every_row
+from tests.data.families import renderer_of
 
 COUNT = 5 * STRIDE + 7
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """The same rows as every kind of file, with one bad row."""
+    """Write the same rows as every kind of file, with one bad row."""
     folder = tmp_path_factory.mktemp("pages")
     rows = [
         {"instruction": f"Question {number}", "output": f"Answer {number}" if number != 3 else ""}
         for number in range(COUNT)
     ]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_rows(folder / "rows.jsonl", rows)
     (folder / "rows.json").write_text(json.dumps(rows, indent=1))
     lines = "".join(f"{row['instruction']},{row['output']}\n" for row in rows)
     (folder / "rows.csv").write_text("instruction,output\n" + lines)
@@ -40,34 +42,24 @@ def files(tmp_path_factory):
     many.mkdir()
     for part in range(3):
         share = rows[part * 2000 : (part + 1) * 2000]
-        (many / f"train-{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in share))
+        write_rows(many / f"train-{part}.jsonl", share)
     (many / "test-0.jsonl").write_text('{"instruction": "not", "output": "this split"}\n')
     (many / "notes.pdf").write_bytes(b"%PDF")
     return folder
 
 
 def page(reader, **request):
-    steps = read_page(reader, PageRequest(**request))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return finish(read_page(reader, PageRequest(**request)))
 
 
 def open_reader(path, home=None, renderer=None, **settings):
     return DatasetReader(DatasetConfig(source=str(path), **settings), SourceOptions(home=home), renderer)
 
 
-def at_every_row(monkeypatch):
-    monkeypatch.setattr("engine.data.passes.reader._TURN_SECONDS", 0.0)
-    monkeypatch.setattr("engine.data.passes.reader._REPORT_SECONDS", 0.0)
-
-
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "utf16.jsonl", "many"])
-def test_any_place_of_any_kind_of_file_can_be_shown_before_and_after_it_is_indexed(files, home, name):
+def test_any_row_of_any_kind_of_file_can_be_shown_before_and_after_it_is_indexed(files, home, name):
     for _ in range(2):
-        for first_row in (0, 2, STRIDE - 1, 4 * STRIDE + 5, COUNT - 2):
+        for first_row in (0, 2, STRIDE - 1, 4 * STRIDE + 5, COUNT - 2, 10 * COUNT):
             reader = open_reader(files / name, home)
             rows = page(reader, first_row=first_row, count=3)
 
@@ -81,49 +73,14 @@ def test_any_place_of_any_kind_of_file_can_be_shown_before_and_after_it_is_index
     assert page(open_reader(files / name, home), first_row=0).total_rows == COUNT
 
 
-def test_a_page_beyond_the_end_is_empty(files, home):
-    rows = page(open_reader(files / "rows.jsonl", home), first_row=10 * COUNT)
-
-    assert rows.rows == ()
-    assert rows.next_row is None
-
-
-def test_search_finds_rows_in_any_case_from_a_place_on(files):
-    reader = open_reader(files / "rows.jsonl")
-
-    first = page(reader, search="ANSWER 12", count=2)
-    assert [row.row for row in first.rows] == [12, 120]
-    assert first.next_row == 121
-    assert [row.row for row in page(reader, search="answer 12", first_row=first.next_row, count=2).rows] == [121, 122]
-    assert page(reader, search="no such words").rows == ()
-
-
-def test_search_looks_at_what_escapes_mean(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"text": "caf\\u00e9"}\n{"text": "tea"}\n')
-
-    assert [row.row for row in page(open_reader(path), search="CAFÉ").rows] == [0]
-
-
-def test_search_gives_its_turn_away(files, monkeypatch):
-    at_every_row(monkeypatch)
-    steps = read_page(open_reader(files / "rows.jsonl"), PageRequest(search="no such words"))
-
-    assert sum(1 for _ in steps) == COUNT
-
-
 def find_texts(reader, text, after_row):
-    """Where a search ended, and the steps that it took."""
-    steps, taken = search_rows(reader, text, after_row), []
-    while True:
-        try:
-            taken.append(next(steps))
-        except StopIteration as end:
-            return end.value, taken
+    """Return where a search ended, and its progress."""
+    progress: list[SearchProgress] = []
+    return finish(search_rows(reader, text, after_row), progress.append), progress
 
 
 def test_a_search_continues_from_the_top_and_ends_where_it_began(files, monkeypatch):
-    at_every_row(monkeypatch)
+    yield_at_every_row(monkeypatch)
     reader = open_reader(files / "rows.jsonl")
 
     assert find_texts(reader, "ANSWER 12", 11)[0] == FoundRow(row=12)
@@ -134,6 +91,12 @@ def test_a_search_continues_from_the_top_and_ends_where_it_began(files, monkeypa
     assert nowhere == FoundRow(row=None)
     assert steps[-1].rows == COUNT  # no row twice
     assert steps[-1].fraction == 1
+
+
+def test_a_search_reads_what_escapes_mean(tmp_path):
+    path = write_rows(tmp_path / "rows.jsonl", ['{"text": "tea"}\n', '{"text": "caf\\u00e9"}\n'])
+
+    assert find_texts(open_reader(path), "CAFÉ", -1)[0] == FoundRow(row=1)
 
 
 def test_a_text_too_long_to_search_for_is_refused_with_a_message():
@@ -149,47 +112,34 @@ def test_chosen_rows_come_in_the_order_asked_for(files):
     assert rows.rows[2].problem == "the answer is empty"
 
 
-def test_tokens_are_shown_with_a_tokenizer(files):
-    renderer = Renderer(tokenizer_of(family("qwen2.5")), 512)
+def test_tokens_are_shown_with_a_tokenizer_and_counted_on_a_brief_page(files):
+    renderer = renderer_of(512)
+    reader = open_reader(files / "rows.jsonl", renderer=renderer)
 
-    (row,) = page(open_reader(files / "rows.jsonl", renderer=renderer), count=1).rows
+    (row,) = page(reader, count=1).rows
+    (brief,) = page(reader, rows=(0,), brief=True).rows
 
-    (sequence,) = row.sequences
-    assert sum(span.tokens for span in sequence.spans) == sequence.tokens
-    assert sum(span.tokens for span in sequence.spans if span.trained) == sequence.trained_tokens
-    assert "".join(span.text for span in sequence.spans if span.trained) == "Answer 0<|im_end|>"
-    assert [span.text for span in sequence.spans if span.special][:2] == ["<|im_start|>", "<|im_end|>"]
-
-
-def test_each_token_has_its_id_and_the_length_of_its_text(files):
-    tokenizer = tokenizer_of(family("qwen2.5"))
-
-    (row,) = page(open_reader(files / "rows.jsonl", renderer=Renderer(tokenizer, 512)), count=1).rows
-
-    spans = row.sequences[0].spans
+    (sequence,), spans = row.sequences, row.sequences[0].spans
+    assert sum(span.tokens for span in spans) == sequence.tokens
+    assert sum(span.tokens for span in spans if span.trained) == sequence.trained_tokens
+    assert "".join(span.text for span in spans if span.trained) == "Answer 0<|im_end|>"
+    assert [span.text for span in spans if span.special][:2] == ["<|im_start|>", "<|im_end|>"]
+    assert all(span.tokens == 1 for span in spans if span.special)
     assert all(len(span.ids) == len(span.lengths) == span.tokens for span in spans)
     assert all(sum(span.lengths) == len(span.text) for span in spans)
-    assert tokenizer.decode([token for span in spans for token in span.ids]) == "".join(span.text for span in spans)
-    assert all(span.tokens == 1 for span in spans if span.special)
-
-
-def test_a_brief_page_counts_tokens_and_sends_none(files):
-    reader = open_reader(files / "rows.jsonl", renderer=Renderer(tokenizer_of(family("qwen2.5")), 512))
-
-    (row,) = page(reader, rows=(0,), brief=True).rows
-
-    assert row.sequences[0].spans == ()
-    assert row.sequences[0].tokens > row.sequences[0].trained_tokens > 0
+    text = renderer.tokenizer.decode([token for span in spans for token in span.ids])
+    assert text == "".join(span.text for span in spans)
+    assert brief.sequences == (sequence.model_copy(update={"spans": ()}),)
 
 
 @pytest.mark.parametrize(
     ("train_on", "learned"),
     [("assistant", (2, 4)), ("last_assistant", (4,)), ("completion", (4,)), ("all", (0, 1, 2, 3, 4))],
 )
-def test_a_page_shows_which_turns_are_learned(tmp_path, train_on, learned):
+def test_a_page_shows_which_turns_are_trained(tmp_path, train_on, learned):
     turns = [("assistant", "Hello!"), ("user", "Why?"), ("assistant", "So."), ("user", "How?"), ("assistant", "Thus.")]
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"messages": [{"role": role, "content": words} for role, words in turns]}))
+    messages = [{"role": role, "content": content} for role, content in turns]
+    path = write_rows(tmp_path / "rows.jsonl", [{"messages": messages}])
 
     (row,) = page(open_reader(path, train_on=train_on)).rows
 
@@ -210,7 +160,7 @@ def test_a_jump_reads_no_more_than_a_stride_once_the_file_is_indexed(files, home
     monkeypatch.setattr(
         reader.parts[0].source._reader,
         "read",
-        lambda start, wanted: (parsed.append(record) or record for record in original(start, wanted)),
+        lambda start, rows: (parsed.append(record) or record for record in original(start, rows)),
     )
 
     page(reader, first_row=COUNT - 5, count=2)
@@ -245,9 +195,8 @@ def test_a_damaged_index_is_rebuilt(tmp_path):
 def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.data.passes.page.MAX_SHOWN_CHARACTERS", 100)
     monkeypatch.setattr("engine.data.passes.page.MAX_SHOWN_TOKENS", 20)
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"prompt": "Why?", "completion": "one " * 100}))
-    renderer = Renderer(tokenizer_of(family("qwen2.5")), None)
+    path = write_rows(tmp_path / "rows.jsonl", [{"prompt": "Why?", "completion": "one " * 100}])
+    renderer = renderer_of()
 
     (row,) = page(open_reader(path, renderer=renderer)).rows
 
@@ -257,16 +206,16 @@ def test_a_page_shows_the_beginning_of_a_very_long_row(tmp_path, monkeypatch):
 
 
 def unpacked_bytes(monkeypatch) -> list[int]:
-    """How much is unpacked from here on, piece by piece."""
+    """Record the sizes of pieces that are unpacked from here on."""
     sizes = []
     original = unpacked_pieces
 
-    def counted(*arguments):
+    def count_pieces(*arguments):
         for piece in original(*arguments):
             sizes.append(len(piece))
             yield piece
 
-    monkeypatch.setattr(text_stream, "unpacked_pieces", counted)
+    monkeypatch.setattr(text_stream, "unpacked_pieces", count_pieces)
     return sizes
 
 
@@ -290,7 +239,7 @@ def test_rows_of_a_gzipped_file_come_from_one_pass(files, home, tmp_path, monkey
 
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.parquet", "utf16.jsonl", "many"])
-def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_are_named(files, home, name):
+def test_chosen_rows_are_found_in_any_kind_of_file_and_missing_ones_are_named(files, home, name):
     for _ in range(2):
         reader = open_reader(files / name, home, mix={str(files / "rows.csv"): 1.0})
         expected = (COUNT + 8, 4 * STRIDE + 5, 7, COUNT - 1, 7, 2 * COUNT - 1)
@@ -309,7 +258,7 @@ def test_chosen_rows_are_found_in_any_kind_of_file_and_those_that_are_not_there_
 
 @pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "utf16.jsonl"])
 def test_a_jump_into_a_file_that_was_never_read_gives_its_turn_away(files, monkeypatch, name):
-    at_every_row(monkeypatch)
+    yield_at_every_row(monkeypatch)
     row = 4 * STRIDE
     steps = read_page(open_reader(files / name), PageRequest(first_row=row, count=1))
 

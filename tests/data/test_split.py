@@ -9,8 +9,8 @@ from engine.data.passes.split import Split, draw_split
 
 
 def split(digests, *, seed=1, parts=(), weights=(1.0,), **settings):
-    drawn = draw_split(digests, DatasetConfig(source="x", **settings), seed, parts=parts, weights=weights)
-    return Split(drawn.train.tolist(), drawn.held_out.tolist())
+    result = draw_split(digests, DatasetConfig(source="x", **settings), seed, parts=parts, weights=weights)
+    return Split(result.train.tolist(), result.held_out.tolist())
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -18,11 +18,11 @@ def test_no_row_is_on_one_side_and_its_duplicate_on_the_other(seed):
     draw = random.Random(seed)
     digests = [draw.randrange(60) for _ in range(300)]
 
-    drawn = split(digests, seed=seed, eval_fraction=0.2)
+    result = split(digests, seed=seed, eval_fraction=0.2)
 
-    assert sorted(drawn.train + drawn.held_out) == list(range(300))
-    assert not {digests[i] for i in drawn.train} & {digests[i] for i in drawn.held_out}
-    assert 40 <= len(drawn.held_out) <= 60
+    assert sorted(result.train + result.held_out) == list(range(300))
+    assert not {digests[i] for i in result.train} & {digests[i] for i in result.held_out}
+    assert 40 <= len(result.held_out) <= 60
 
 
 def test_the_seed_draws_the_same_rows_again_and_another_one_others():
@@ -44,17 +44,17 @@ def test_the_seed_draws_the_same_rows_again_and_another_one_others():
     ],
 )
 def test_small_datasets(digests, eval_fraction, held_out):
-    drawn = split(digests, eval_fraction=eval_fraction)
+    result = split(digests, eval_fraction=eval_fraction)
 
-    assert len(drawn.held_out) in (held_out if isinstance(held_out, tuple) else (held_out,))
-    assert drawn.train
+    assert len(result.held_out) in (held_out if isinstance(held_out, tuple) else (held_out,))
+    assert result.train
 
 
 def test_a_sample_is_drawn_first_and_evenly():
-    drawn = split(list(range(10_000)), max_samples=1000, eval_fraction=0.1)
+    result = split(list(range(10_000)), max_samples=1000, eval_fraction=0.1)
 
-    assert (len(drawn.train), len(drawn.held_out)) == (900, 100)
-    halves = sum(position < 5000 for position in drawn.train + drawn.held_out)
+    assert (len(result.train), len(result.held_out)) == (900, 100)
+    halves = sum(position < 5000 for position in result.train + result.held_out)
     assert 400 < halves < 600
     assert split([1, 2, 3], max_samples=10, eval_fraction=0).train == [0, 1, 2]
 
@@ -63,22 +63,22 @@ def test_weights_repeat_and_thin_what_is_trained_on_and_never_what_is_held_out()
     parts = [0] * 100 + [1] * 100 + [2] * 100
     digests = list(range(300))
 
-    drawn = split(digests, parts=parts, weights=(1.0, 0.5, 2.5), eval_fraction=0.1)
+    result = split(digests, parts=parts, weights=(1.0, 0.5, 2.5), eval_fraction=0.1)
 
-    train = [sum(parts[i] == part for i in drawn.train) for part in range(3)]
-    held = [sum(parts[i] == part for i in drawn.held_out) for part in range(3)]
-    assert sum(held) == 30
-    assert train == [100 - held[0], round(0.5 * (100 - held[1])), round(2.5 * (100 - held[2]))]
-    assert len(set(drawn.held_out)) == 30
-    assert not set(drawn.held_out) & set(drawn.train)
+    train = [sum(parts[i] == part for i in result.train) for part in range(3)]
+    held_counts = [sum(parts[i] == part for i in result.held_out) for part in range(3)]
+    assert sum(held_counts) == 30
+    assert train == [100 - held_counts[0], round(0.5 * (100 - held_counts[1])), round(2.5 * (100 - held_counts[2]))]
+    assert len(set(result.held_out)) == 30
+    assert not set(result.held_out) & set(result.train)
 
 
 def test_the_draw_does_not_depend_on_the_order_of_rows_and_hardly_on_other_rows():
     digests = [random.Random(number).getrandbits(64) for number in range(200)]
 
-    def held(rows):
+    def held_out_digests(rows):
         return {rows[position] for position in split(rows, eval_fraction=0.2).held_out}
 
-    assert held(digests) == held(digests[::-1])
-    assert len(held(digests) & held([*digests, 1, 2, 3])) >= 37
-    assert held([0, 2**64 - 1, 2**63])
+    assert held_out_digests(digests) == held_out_digests(digests[::-1])
+    assert len(held_out_digests(digests) & held_out_digests([*digests, 1, 2, 3])) >= 37
+    assert held_out_digests([0, 2**64 - 1, 2**63])

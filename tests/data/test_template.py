@@ -122,7 +122,7 @@ def test_a_template_that_loops_for_ever_is_stopped(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("template", "words"),
+    ("template", "message"),
     [
         ("{{ raise_exception('only on Tuesdays') }}", "only on Tuesdays"),
         ("{{ messages[99]['content'] }}", "refuses it"),
@@ -130,11 +130,11 @@ def test_a_template_that_loops_for_ever_is_stopped(monkeypatch):
         ("{{ ''.__class__.__mro__ }}", "refuses it"),
     ],
 )
-def test_a_template_that_fails_reports_it_in_a_sentence(template, words):
+def test_a_template_that_fails_reports_it_in_a_sentence(template, message):
     tokenizer = tokenizer_of(family("qwen2.5"))
     tokenizer.chat_template = template
 
-    with pytest.raises(RowProblemError, match=words) as problem:
+    with pytest.raises(RowProblemError, match=message) as problem:
         apply_template(tokenizer, [{"role": "user", "content": "x"}], [], prompt=False)
     assert "\n" not in problem.value.problem
 
@@ -161,10 +161,10 @@ def test_what_templates_can_express_is_found_out(file_name, expected):
 
 def test_fingerprints_tell_templates_and_vocabularies_apart():
     prints = {tokenizer_fingerprint(tokenizer_of(family(name))) for name in ("qwen3", "qwen2.5", "gemma")}
-    changed = tokenizer_of(family("gemma"))
-    changed.chat_template += " "
+    other_tokenizer = tokenizer_of(family("gemma"))
+    other_tokenizer.chat_template += " "
 
-    assert len(prints | {tokenizer_fingerprint(changed)}) == 4
+    assert len(prints | {tokenizer_fingerprint(other_tokenizer)}) == 4
 
 
 def test_a_template_that_changes_is_asked_again_what_it_can_express():

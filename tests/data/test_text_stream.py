@@ -51,7 +51,7 @@ def test_bare_carriage_returns_end_lines_where_nothing_else_does(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("data", "words"),
+    ("data", "message"),
     [
         (pickle.dumps([1]), "pickle"),
         (pickle.dumps([1], protocol=2), "pickle"),
@@ -60,26 +60,14 @@ def test_bare_carriage_returns_end_lines_where_nothing_else_does(tmp_path):
         (b"\x28\xb5\x2f\xfdrest", "zstd"),
         (b"%PDF-1.4", "PDF"),
         (gzip.compress(pickle.dumps([1]), mtime=0), "pickle"),
-        (b"PAR1" + b"x" * 20, None),
     ],
 )
-def test_files_of_other_kinds_are_named_and_refused(tmp_path, data, words):
+def test_files_of_other_kinds_are_named_and_refused(tmp_path, data, message):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(data)
-    if words is None:
-        TextStream(path)  # Parquet has a reader of its own
-        return
 
-    with pytest.raises(DatasetError, match=words):
+    with pytest.raises(DatasetError, match=message):
         TextStream(path)
-
-
-def test_gzip_that_breaks_off_is_said_to(tmp_path):
-    path = tmp_path / "rows.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"a": 1}\n' * 100_000)[:-200])
-
-    with pytest.raises(DatasetError, match="damaged"):
-        list(TextStream(path).chunks())
 
 
 def test_a_decompression_bomb_is_stopped_early(tmp_path):
@@ -87,9 +75,9 @@ def test_a_decompression_bomb_is_stopped_early(tmp_path):
     with gzip.open(path, "wb") as file:
         for _ in range(200):
             file.write(b"\0" * (1 << 20))
-    produced: list[int] = []
+    chunk_sizes: list[int] = []
 
     with pytest.raises(DatasetError, match="200-fold"):
-        produced.extend(len(chunk) for chunk in TextStream(path).chunks())
+        chunk_sizes.extend(len(chunk) for chunk in TextStream(path).chunks())
 
-    assert sum(produced) <= 65 << 20
+    assert sum(chunk_sizes) <= 65 << 20

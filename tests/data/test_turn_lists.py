@@ -1,17 +1,21 @@
-"""Conversations that a file holds as text, under other names, or in pieces."""
+"""Conversations that a file holds as text, under other names, in pieces, or as bare lists of turns."""
 
 import csv
+import gzip
 import json
 
 import pytest
 
 from engine.config.run import DatasetConfig
-from engine.data.formats import detect_format, likeliest_format
+from engine.data.files import open_file
+from engine.data.files.json_files import json_record
+from engine.data.formats import detect_format
 from engine.data.formats.turns import turn_list
 from engine.data.passes.reader import DatasetReader
+from engine.data.records import Position
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
-from tests.data.checks import check_dataset
+from tests.data.checks import check_file
 
 TURNS = [{"role": "user", "content": "Ask"}, {"role": "assistant", "content": "Answer"}]
 TALK = [{"from": "human", "value": "Ask"}, {"from": "gpt", "value": "Answer"}]
@@ -21,11 +25,11 @@ def detect(*rows, **settings):
     return detect_format(DatasetConfig(source="x", **settings), rows)
 
 
-def turns_of(source):
+def turns_of(source, first_row=0):
     reader = DatasetReader(DatasetConfig(source=str(source)), SourceOptions())
     return [
         row.problem or [(message.role, message.content) for message in row.example.messages]  # type: ignore[attr-defined]
-        for row in reader.rows()
+        for row in reader.rows(first_row)
     ]
 
 
@@ -86,16 +90,16 @@ def test_a_history_may_stand_in_a_cell(tmp_path):
     assert fourth == "history is not a list of question and answer pairs"
 
 
-def test_turns_as_python_prints_them_are_a_problem_of_each_row_and_never_text_to_learn(tmp_path):
+def test_turns_as_python_prints_them_are_a_problem_of_each_row_and_never_text(tmp_path):
     alone = write_csv(tmp_path / "alone.csv", {"messages": str(TURNS)})
     other = write_csv(tmp_path / "other.csv", {"chat": str(TURNS)})
     mixed = write_csv(tmp_path / "mixed.csv", {"messages": json.dumps(TURNS)}, {"messages": str(TURNS)})
 
     with pytest.raises(DatasetError, match="messages is text, and not the JSON list of turns that it looks like"):
-        check_dataset(DatasetConfig(source=str(alone)), SourceOptions())
+        check_file(alone)
     with pytest.raises(DatasetError, match="No format fits the columns 'chat'"):
-        check_dataset(DatasetConfig(source=str(other)), SourceOptions())
-    report = check_dataset(DatasetConfig(source=str(mixed)), SourceOptions())
+        check_file(other)
+    report = check_file(mixed)
     assert (report.kept, report.problem_counts) == (1, {"tools": 1})
 
 
@@ -124,10 +128,99 @@ def test_content_next_to_a_role_that_no_one_speaks_in_is_text():
     assert detect({"role": "engineer", "content": "A description."}).format == "text"
 
 
-def test_where_no_format_fits_text_tells_the_one_to_begin_with():
-    assert likeliest_format(DatasetConfig(source="x"), [{"a": json.dumps(TALK), "b": json.dumps(TALK)}]) == "sharegpt"
-
-
 @pytest.mark.parametrize("value", [None, "", "[", "[{", "[]", [], ["x"], "[" * 100_000, '[["x"]]', {"role": "user"}])
 def test_what_is_not_a_list_of_objects_is_none(value):
     assert turn_list(value) is None
+
+
+def turns(number):
+    return [{"role": "user", "content": f"Ask {number}"}, {"role": "assistant", "content": "[Answer]"}]
+
+
+def talk(number):
+    return [{"from": "human", "value": f"Ask {number}"}, {"from": "gpt", "value": "[Answer]"}]
+
+
+def write(path, rows, end="\n"):
+    data = "".join(json.dumps(row) + end for row in rows).encode()
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+def answer_text(number):
+    return [("user", f"Ask {number}"), ("assistant", "[Answer]")]
+
+
+@pytest.mark.parametrize("make", [turns, talk])
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows", "rows.jsonl.gz"])
+@pytest.mark.parametrize("end", ["\n", "\r\n\n"])
+def test_each_line_that_is_a_list_of_turns_is_a_conversation(tmp_path, make, name, end):
+    path = write(tmp_path / name, map(make, range(3)), end)
+
+    assert open_file(path).kind.startswith("lists of turns, one on each line")
+    assert turns_of(path) == [answer_text(0), answer_text(1), answer_text(2)]
+    assert turns_of(path, 2) == [answer_text(2)]
+
+
+def test_one_line_alone_is_one_conversation_too(tmp_path):
+    assert turns_of(write(tmp_path / "rows.jsonl", [turns(0)])) == [answer_text(0)]
+    assert turns_of(write(tmp_path / "rows.jsonl", [turns(0)], end="")) == [answer_text(0)]
+
+
+@pytest.mark.parametrize("make", [turns, talk])
+def test_lists_may_stand_in_one_array(tmp_path, make):
+    assert turns_of(write(tmp_path / "rows.json", [[make(0), make(1)]], end="")) == [answer_text(0), answer_text(1)]
+
+
+def test_what_is_not_a_list_of_turns_is_a_problem_of_its_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    lines = [turns(0), [], [1], [{"a": 1}], [*turns(1), "words"], {"messages": turns(2)}]
+    path.write_text("\n".join(map(json.dumps, lines)) + '\n[{"role": "user"\n')
+
+    report = check_file(path)
+
+    assert report.kept == 2
+    assert [(problem.line, problem.kind) for problem in report.problems] == [
+        (2, "not_an_object"),
+        (3, "not_an_object"),
+        (4, "not_an_object"),
+        (5, "not_an_object"),
+        (7, "not_json"),
+    ]
+
+
+def test_arrays_of_rows_stay_arrays(tmp_path):
+    rows = [{"instruction": "[Ask]", "output": "[Answer]"}] * 3
+    for number, text in enumerate(
+        (json.dumps(rows), json.dumps(rows, indent=1), "[" + ",\n".join(map(json.dumps, rows)) + "\n]")
+    ):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text(text)
+
+        assert open_file(path).kind == "JSON array"
+        assert len(turns_of(path)) == 3
+
+
+def test_a_first_line_beyond_what_is_looked_at_is_found_out_all_the_same(tmp_path):
+    long = [{"role": "user", "content": "x" * 200_000}, {"role": "assistant", "content": "y"}]
+    assert len(turns_of(write(tmp_path / "rows.jsonl", [long, turns(1)]))) == 2
+
+    array = tmp_path / "array.json"
+    array.write_text(json.dumps([{"text": "x" * 1000}] * 10_000))
+    assert open_file(array).kind == "JSON array"
+    assert sum(1 for _ in open_file(array).records()) == 10_000
+
+
+def test_an_array_of_turns_in_one_file_is_not_a_dataset_of_single_turns(tmp_path):
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(turns(0), indent=2))
+
+    with pytest.raises(DatasetError, match="a single turn"):
+        turns_of(path)
+
+
+def test_a_call_without_words_is_a_turn_and_an_object_without_a_speaker_is_none():
+    call = [{"role": "user", "content": "Ask"}, {"role": "assistant", "tool_calls": []}]
+
+    assert json_record(Position(0, 1, 0), json.dumps(call).encode()).value == {"messages": call}
+    assert json_record(Position(0, 1, 0), b'[{"content": "x"}]').value is None

@@ -6,8 +6,7 @@ import pytest
 
 from engine.config.run import DatasetConfig
 from engine.data.formats import detect_format, unread_columns
-from engine.data.source import SourceOptions
-from tests.data.checks import check_dataset
+from tests.data.checks import check_dataset, check_file
 
 QA = {"question": "Who wrote the first program?", "answer": "Ada Lovelace."}
 TALK = [{"role": "user", "content": "Who wrote it?"}, {"role": "assistant", "content": "Ada Lovelace did."}]
@@ -96,8 +95,8 @@ def test_the_report_says_it_once_for_each_source(tmp_path):
     other = tmp_path / "other.csv"
     other.write_text(f"prompt,completion,critique\nWho?,Ada,{PROSE}\n")
 
-    alone = check_dataset(DatasetConfig(source=str(rows)), SourceOptions())
-    mixed = check_dataset(DatasetConfig(source=str(rows), mix={str(other): 1.0}), SourceOptions())
+    alone = check_file(rows)
+    mixed = check_dataset(DatasetConfig(source=str(rows), mix={str(other): 1.0}))
 
     text = "The text in the columns rationale, hint is not read. A column mapping can give it a role."
     assert alone.notes == (text, "No held-out rows: there is one row.")

@@ -8,7 +8,7 @@ from engine.data.conversation import Conversation, Message, PlainText
 from engine.data.records import RowProblemError
 from engine.data.render.tokenize import RenderOptions, prompt_ids
 from tests.data.conversations import ALL, CONVERSATIONS, WITH_TOOLS, render_conversation, spans, talk
-from tests.data.families import family, sentencepiece_tokenizer, tokenizer_of
+from tests.data.families import family, sentencepiece_tokenizer, shared_tokenizer, tokenizer_of
 
 
 def test_a_gemma_without_system_turns_reads_them_in_the_users():
@@ -32,7 +32,7 @@ MOVING_SYSTEM = (
 )
 
 
-def test_a_template_that_moves_the_system_prompt_to_the_last_turn_gets_a_sequence_for_each():
+def test_a_template_that_moves_the_system_prompt_gets_a_sequence_for_each_turn():
     tokenizer = tokenizer_of(family("qwen2.5"))
     tokenizer.chat_template = MOVING_SYSTEM
     conversation = CONVERSATIONS["a system turn"]
@@ -42,9 +42,9 @@ def test_a_template_that_moves_the_system_prompt_to_the_last_turn_gets_a_sequenc
     assert [len(spans(row)) for row in rows] == [1, 1, 1]
     assert "[INST] Answer in one word. One?[/INST]" in rows[0].text
     assert "[INST] One?[/INST]" in rows[1].text
-    for row, asked in zip(rows, (2, 4, 6), strict=True):
+    for row, turn_count in zip(rows, (2, 4, 6), strict=True):
         ((start, _),) = spans(row)
-        assert row.input_ids[:start] == prompt_ids(conversation.messages[:asked], tokenizer)
+        assert row.input_ids[:start] == prompt_ids(conversation.messages[:turn_count], tokenizer)
 
 
 def test_a_template_that_ends_no_turn_gets_eos_to_learn():
@@ -81,18 +81,12 @@ def test_the_completion_is_what_follows_the_last_question():
     assert "Sixty-four." in learned[1]
 
 
-@pytest.mark.parametrize(
-    ("messages", "kind"),
-    [
-        ((Message("assistant", "I speak first."),), "nothing_to_learn"),
-        ((Message("user", "One?"), Message("assistant", " ")), "nothing_to_learn"),
-    ],
-)
-def test_what_no_one_could_learn_from_is_reported(messages, kind):
+@pytest.mark.parametrize("turns", [[("assistant", "I speak first.")], [("user", "One?"), ("assistant", " ")]])
+def test_rows_without_an_answer_to_train_on_are_reported(turns):
     with pytest.raises(RowProblemError) as problem:
-        render_conversation(0, Conversation(messages), tokenizer_of(family("qwen2.5")), ALL)
+        render_conversation(0, Conversation(tuple(Message(*turn) for turn in turns)), shared_tokenizer(), ALL)
 
-    assert problem.value.kind == kind
+    assert problem.value.kind == "nothing_to_learn"
 
 
 def test_a_question_without_an_answer_at_the_end_is_left_out():
@@ -157,15 +151,15 @@ def test_a_tokenizer_that_adds_eos_by_itself_adds_no_second_one():
 def test_turns_far_beyond_the_cut_cost_no_time_and_are_counted_as_lost(name):
     tokenizer: Any = tokenizer_of(family(name))
     talk_of = lambda count: talk(*(f"{number} what does it do" for number in range(2 * count)))  # noqa: E731
-    rendered = []
+    renderings = []
     apply = tokenizer.apply_chat_template
-    tokenizer.apply_chat_template = lambda *args, **kwargs: rendered.append(1) or apply(*args, **kwargs)
+    tokenizer.apply_chat_template = lambda *args, **kwargs: renderings.append(1) or apply(*args, **kwargs)
 
     short = render_conversation(0, talk_of(40), tokenizer, RenderOptions(300)).rows
-    needed = len(rendered)
+    needed = len(renderings)
     long = render_conversation(0, talk_of(2000), tokenizer, RenderOptions(300)).rows
 
-    assert len(rendered) - needed <= 100
+    assert len(renderings) - needed <= 100
     assert [(row.input_ids, row.labels) for row in long] == [(row.input_ids, row.labels) for row in short]
-    lost = sum(row.lost_trained_tokens for row in long)
-    assert lost > 10 * sum(row.lost_trained_tokens for row in short) > 0
+    lost_tokens = sum(row.lost_trained_tokens for row in long)
+    assert lost_tokens > 10 * sum(row.lost_trained_tokens for row in short) > 0

@@ -11,12 +11,13 @@ import pytest
 from engine.config.run import DatasetConfig
 from engine.data.contract import PageRequest
 from engine.data.files import open_file
+from engine.data.passes.check import finish
 from engine.data.passes.page import find_row, read_page
-from engine.data.passes.reader import DatasetReader, Renderer
+from engine.data.passes.reader import DatasetReader
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
 from tests.data.checks import check_dataset
-from tests.data.families import family, tokenizer_of
+from tests.data.families import renderer_of
 from tests.data.measured_reading import MAX_UNPACK_SECONDS, MAX_UNPACKED_BYTES, read_measured
 
 SHEET = "xl/worksheets/sheet1.xml"
@@ -45,15 +46,6 @@ def save(path, content):
     return path
 
 
-def page_of(reader, request):
-    steps = read_page(reader, PageRequest.model_validate(request))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
-
-
 TABLE = workbook(
     ["instruction", "output", None, "score"],
     *([f"Question {number}", f"Answer {number}", "unnamed", number * 1.5] for number in range(3)),
@@ -76,7 +68,7 @@ def test_rows_are_text_and_have_their_numbers_of_the_sheet(tmp_path):
     assert list(row.value.values()) == ["2025-01-02 03:04:00", "2025-01-02", "TRUE", "0.5", "3"]
 
 
-def test_rows_are_read_from_every_place(tmp_path):
+def test_rows_are_read_from_any_row(tmp_path):
     source = open_file(save(tmp_path / "rows.xlsx", TABLE))
 
     assert [record.row for record in source.records(397) if record] == [397, 398, 399]
@@ -89,11 +81,11 @@ def test_rows_are_read_from_every_place(tmp_path):
 
 def test_rows_are_previewed_checked_and_rendered_by_their_numbers(tmp_path):
     dataset = DatasetConfig(source=str(save(tmp_path / "rows.xlsx", TABLE)))
-    renderer = Renderer(tokenizer_of(family("qwen2.5")), max_length=512)
+    renderer = renderer_of(512)
     reader = DatasetReader(dataset, SourceOptions(), renderer)
 
-    page = page_of(reader, {"first_row": 150, "count": 2})
-    report = check_dataset(dataset, SourceOptions())
+    page = finish(read_page(reader, PageRequest(first_row=150, count=2)))
+    report = check_dataset(dataset)
     row = find_row(reader, 7)
 
     assert [(row.row, row.line) for row in page.rows] == [(150, 153), (151, 154)]
@@ -131,7 +123,7 @@ STRINGS_TYPE = (
 
 
 def with_parts(**parts):
-    """The workbook with its sheet, strings or styles replaced."""
+    """Return the workbook with its sheet, strings or styles replaced."""
     replaced = {SHEET: parts.get("sheet"), "xl/styles.xml": parts.get("styles")}
     content = io.BytesIO()
     with (

@@ -49,8 +49,8 @@ def test_a_vote_is_kept_for_its_person_alone(store, home):
     assert [vote.question for vote in store.read()] == ["Why?", "What is alpha?"]
     assert stat.S_IMODE(store.file.stat().st_mode) == 0o600
     assert stat.S_IMODE(store.file.parent.stat().st_mode) == 0o700
-    assert Votes(home.of("eve")).read() == ()
-    assert Votes(home.of("eve")).remove([store.read()[0].id]) == 0
+    assert Votes(home.for_person("eve")).read() == ()
+    assert Votes(home.for_person("eve")).remove([store.read()[0].id]) == 0
     assert len(store.read()) == 2
 
 
@@ -159,7 +159,7 @@ def test_a_full_disk_leaves_the_file_as_it_was(store, monkeypatch):
 
 
 def test_a_guest_has_no_votes(home):
-    guest = Votes(home.of("gus", "guest"))
+    guest = Votes(home.for_person("gus", "guest"))
 
     with pytest.raises(StorageError, match="guest"):
         guest.keep(a_vote())

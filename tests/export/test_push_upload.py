@@ -10,7 +10,7 @@ from engine.config.results import PushConfig
 from engine.errors import EngineError, HubUnreachableError, PushError
 from engine.export.contract import UploadOrder
 from engine.export.push_upload import HubPush
-from engine.hub import Patience, quoted
+from engine.hub import RetryPolicy, quoted
 from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_folder
 from tests.hub.repositories import Blob, OwnHub, StoredRepository
 from tests.hub.server import TOKEN, Fault
@@ -35,11 +35,11 @@ class Pusher:
         self.messages: list[str] = []
         self.waits: list[float] = []
         self._api = lambda: HfApi(endpoint=hub.address, token=token)
-        self._patience = Patience(ATTEMPTS, 0.01, sleep=self.waits.append)
+        self._retry_policy = RetryPolicy(ATTEMPTS, 0.01, sleep=self.waits.append)
 
     def push(self, folder, name=NAME, **settings):
         order = UploadOrder(folder=folder, repository=name, settings=PushConfig(**settings), message="Push my run")
-        push = HubPush(self._api(), lambda progress: self.messages.append(progress.message), self._patience)
+        push = HubPush(self._api(), lambda progress: self.messages.append(progress.message), self._retry_policy)
         push.accounts()
         return push.upload(order)
 

@@ -75,8 +75,8 @@ class FakeJob:
     stage: str = "SCHEDULING"
     message: str | None = None
     process: subprocess.Popen[bytes] | None = None
-    began: float = field(default_factory=time.monotonic)
-    ended: float | None = None
+    start_time: float = field(default_factory=time.monotonic)
+    end_time: float | None = None
 
     @property
     def log(self) -> Path:
@@ -147,9 +147,9 @@ class JobsHub(HubServer):
 
     def end(self, job: FakeJob, stage: str, message: str | None = None) -> None:
         """End a job at once, as Hugging Face does at its time limit."""
-        if job.ended is not None:
+        if job.end_time is not None:
             return
-        job.stage, job.message, job.ended = stage, message, time.monotonic()
+        job.stage, job.message, job.end_time = stage, message, time.monotonic()
         if job.process is not None and job.process.poll() is None:
             os.killpg(job.process.pid, signal.SIGKILL)
             job.process.wait()
@@ -171,7 +171,7 @@ class JobsHub(HubServer):
             job.spec["command"], env=environment, cwd=home, stdout=job.log.open("wb"), stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        job.stage, job.began = "RUNNING", time.monotonic()
+        job.stage, job.start_time = "RUNNING", time.monotonic()
         threading.Thread(target=self._wait, args=(job, job.process), daemon=True).start()
 
     def _wait(self, job: FakeJob, process: subprocess.Popen[bytes]) -> None:
@@ -181,8 +181,8 @@ class JobsHub(HubServer):
             self.end(job, "ERROR", "Job timeout")
             return
         with self._lock:
-            if job.ended is None:
-                job.ended = time.monotonic()
+            if job.end_time is None:
+                job.end_time = time.monotonic()
                 error = None if code == 0 else f"Job failed with exit code: {code}"
                 job.stage, job.message = ("COMPLETED" if code == 0 else "ERROR"), error
 
@@ -192,7 +192,7 @@ class JobsHub(HubServer):
         self.asked_as.append((request.step, request.token))
         self.paths_as.append((request.path, request.token))
         refusal = super()._refusal(request)
-        if refusal is not None or not request.found.groups() or request.step in ("other", "submit"):
+        if refusal is not None or not request.match.groups() or request.step in ("other", "submit"):
             return refusal  # which answers by itself
         if request.name.split("/")[0] in (self.accounts[request.token], "lab"):
             return None
@@ -220,22 +220,22 @@ class JobsHub(HubServer):
         return 200, self._job_json(job)
 
     def _inspect(self, request: HubRequest) -> Answer:
-        job = self.jobs.get(request.found[2])
+        job = self.jobs.get(request.match[2])
         return (200, self._job_json(job)) if job is not None else (404, {"error": "Job not found"})
 
     def _cancel(self, request: HubRequest) -> Answer:
-        if job := self.jobs.get(request.found[2]):
+        if job := self.jobs.get(request.match[2]):
             self.end(job, "CANCELED")
         return self._inspect(request)
 
     def _logs(self, request: HubRequest) -> Answer:
-        log = self.jobs[request.found[2]].log
+        log = self.jobs[request.match[2]].log
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
         return log_events(lines[-int(request.query["tail"][0]) :] if "tail" in request.query else lines)
 
     def _job_json(self, job: FakeJob) -> dict[str, Any]:
         now = datetime.now(UTC).isoformat().replace("+00:00", "Z")
-        seconds = round((job.ended or time.monotonic()) - job.began)
+        seconds = round((job.end_time or time.monotonic()) - job.start_time)
         spec = job.spec
         return {
             "id": job.id, "createdAt": now, "dockerImage": spec["dockerImage"], "command": spec["command"], "arguments": [],
@@ -262,7 +262,7 @@ class JobsHub(HubServer):
 
     def _tree(self, request: HubRequest) -> Answer:
         assert request.query.get("recursive") in (["True"], ["true"]), request.query
-        prefix, after = request.found[2] or "", request.query.get("cursor", [""])[0]
+        prefix, after = request.match[2] or "", request.query.get("cursor", [""])[0]
         files = self.files.get(request.name)
         if files is None:
             return 404, {"error": "Bucket not found"}
@@ -289,7 +289,7 @@ class JobsHub(HubServer):
         return 200, {"succeeded": len(changes), "failed": []}
 
     def _about(self, request: HubRequest) -> Answer:
-        data = self.files[request.name].get(request.found[2])
+        data = self.files[request.name].get(request.match[2])
         if data is None:
             return 404, {"error": "Entry not found"}
         route = f"{self.address}/api/buckets/{request.name}/xet-read-token"
@@ -311,7 +311,7 @@ class JobsHub(HubServer):
 
 
 def wrong_with(spec: dict[str, Any]) -> str:
-    """What the real service would refuse, by what `HfApi.run_job` may send."""
+    """Refuse what the real service would refuse, by what `HfApi.run_job` may send."""
     if unknown := spec.keys() - _SPEC_KEYS:
         return f"unknown keys {sorted(unknown)}"
     if spec["flavor"] not in [machine["name"] for machine in HARDWARE]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from tests.hub.server import NAME, Answer, HubRequest, HubServer, git_oid, refused
+from tests.hub.server import NAME, Answer, HubRequest, HubServer, error_answer, git_oid
 
 COMMIT = "a" * 40
 NEXT_COMMIT = "b" * 40
@@ -54,21 +54,21 @@ class PublishedHub(HubServer):
         if request.step == "search":
             return None
         if request.step == "other":
-            return refused("RepoNotFound")
+            return error_answer("RepoNotFound")
         if request.name in self.refusals:
             status, code = self.refusals[request.name]
-            return refused(code, status=status)
+            return error_answer(code, status=status)
         is_listing = request.step != "file" and self.lists_gated
         if request.name in self.gated and request.token != self.token and not is_listing:
-            return refused("GatedRepo", status=401)
+            return error_answer("GatedRepo", status=401)
         if request.name not in self.repositories:
-            return refused("EntryNotFound" if request.step == "file" else "RepoNotFound")
+            return error_answer("EntryNotFound" if request.step == "file" else "RepoNotFound")
         if request.step in ("info", "tree") and self._commit_of(request) is None:
-            return refused("RevisionNotFound")
+            return error_answer("RevisionNotFound")
         return None
 
     def _commit_of(self, request: HubRequest) -> str | None:
-        revision = request.found[2] or "main"
+        revision = request.match[2] or "main"
         return self.commits.get(revision, revision if revision in self.commits.values() else None)
 
     def _search(self, request: HubRequest) -> Answer:
@@ -89,22 +89,22 @@ class PublishedHub(HubServer):
         return entries + [{"type": "directory", "path": name, "oid": git_oid(name.encode())} for name in folders]
 
     def _tree(self, request: HubRequest) -> Answer:
-        folder = request.found[3]
+        folder = request.match[3]
         return 200, [
             entry for entry in self._entries(request) if not folder or entry["path"].rpartition("/")[0] == folder
         ]
 
     def _paths(self, request: HubRequest) -> Answer:
-        wanted = request.json()["paths"]
-        return 200, [entry for entry in self._entries(request) if entry["path"] in wanted]
+        paths = request.json()["paths"]
+        return 200, [entry for entry in self._entries(request) if entry["path"] in paths]
 
     def _file(self, request: HubRequest) -> Answer:
-        name = request.found[3]
+        name = request.match[3]
         content = self.repositories[request.name].get(name)
         if content is None or name in self.lost:
-            return refused("EntryNotFound")
+            return error_answer("EntryNotFound")
         self.requests[request.method.lower()] += 1
-        headers = {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": request.found[2], "Content-Type": "text/plain"}
+        headers = {"ETag": f'"{git_oid(content)}"', "X-Repo-Commit": request.match[2], "Content-Type": "text/plain"}
         if (part := request.headers.get("Range")) is None:
             return 200, content, headers
         first, _, last = part.removeprefix("bytes=").partition("-")

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
-from tests.hub.server import ACCOUNT, NAME, Answer, HubRequest, HubServer, git_oid, refused, sha256
+from tests.hub.server import ACCOUNT, NAME, Answer, HubRequest, HubServer, error_answer, git_oid, sha256
 
 
 class Blob(NamedTuple):
@@ -89,12 +89,12 @@ class OwnHub(HubServer):
         return (409 if exists else 200), {"url": f"{self.address}/{name}"}
 
     def _info(self, request: HubRequest) -> Answer:
-        repository, revision = self.repositories.get(request.name), request.found[2] or "main"
+        repository, revision = self.repositories.get(request.name), request.match[2] or "main"
         if repository is None:
-            return refused("RepoNotFound")
+            return error_answer("RepoNotFound")
         commit = repository.branches.get(revision, revision)
         if commit not in repository.commits:
-            return refused("RevisionNotFound", "Invalid rev id")
+            return error_answer("RevisionNotFound", "Invalid rev id")
         siblings = []
         for file, blob in repository.commits[commit].items():
             size = len(blob.content)
@@ -111,9 +111,9 @@ class OwnHub(HubServer):
 
     def _branch(self, request: HubRequest) -> Answer:
         branches = self.repositories[request.name].branches
-        if request.found[2] in branches:
+        if request.match[2] in branches:
             return 409, {"error": "Reference already exists"}
-        branches[request.found[2]] = branches["main"]
+        branches[request.match[2]] = branches["main"]
         return 200, {}
 
     def _yaml(self, request: HubRequest) -> Answer:
@@ -123,7 +123,7 @@ class OwnHub(HubServer):
 
     def _preupload(self, request: HubRequest) -> Answer:
         repository = self.repositories[request.name]
-        there = repository.commits[repository.branches[request.found[2]]]
+        there = repository.commits[repository.branches[request.match[2]]]
         files = []
         for payload in request.json()["files"]:
             blob = there.get(payload["path"])
@@ -153,7 +153,7 @@ class OwnHub(HubServer):
         return 404, {"error": "there is no such storage here", "code": ""}
 
     def _commit(self, request: HubRequest) -> Answer:
-        repository, branch = self.repositories[request.name], request.found[2]
+        repository, branch = self.repositories[request.name], request.match[2]
         header, *changes = (json.loads(line) for line in request.body.splitlines())
         before = repository.branches[branch]
         if header["value"].get("parentCommit") not in (None, before):

@@ -27,7 +27,7 @@ Answer = tuple[Any, ...]  # status, value, and headers where there are any
 
 @dataclass
 class Fault:
-    """What goes wrong at a step, so many times.
+    """An error at a step, so many times.
 
     A status answers instead of the Hub; `reset` cuts the connection before anything is done, `lost` after it was done.
     """
@@ -43,7 +43,7 @@ class HubRequest(NamedTuple):
 
     step: str
     path: str
-    found: re.Match[str]  # of the route
+    match: re.Match[str]  # of the route
     query: dict[str, list[str]]
     body: bytes
     method: str
@@ -53,7 +53,7 @@ class HubRequest(NamedTuple):
     @property
     def name(self) -> str:
         """What the first group of the route found."""
-        return self.found[1]
+        return self.match[1]
 
     def json(self) -> Any:
         """Return what was sent."""
@@ -66,7 +66,7 @@ class HubServer:
     A step named in `routes` is answered by the method of its name, one request at a time.
 
     Attributes:
-        faults: Taken one after the other, each as often as it says.
+        faults: Taken one after the other, each as often as `times`.
         requests: How often each step was asked for.
         accounts: Who may ask, by token.
     """
@@ -135,7 +135,7 @@ class HubServer:
     def _begin(self, handler: BaseHTTPRequestHandler) -> tuple[HubRequest, Fault | None]:
         parts = urlsplit(handler.path)
         path = unquote(parts.path)
-        step, found = next((step, match) for pattern, step in self.routes if (match := re.fullmatch(pattern, path)))
+        step, match = next((step, match) for pattern, step in self.routes if (match := re.fullmatch(pattern, path)))
         with self._lock:
             self.requests[step] += 1
             fault = next((fault for fault in self.faults if fault.step == step and fault.times > 0), None)
@@ -145,11 +145,11 @@ class HubServer:
         body = handler.rfile.read(length // 2 if fault is not None and fault.what == "reset" else length)
         token = (handler.headers.get("Authorization") or "").removeprefix("Bearer ")
         return HubRequest(
-            step, path, found, parse_qs(parts.query), body, handler.command, handler.headers, token
+            step, path, match, parse_qs(parts.query), body, handler.command, handler.headers, token
         ), fault
 
     def _refusal(self, request: HubRequest) -> Answer | None:
-        """Refuse whoever may not ask."""
+        """Refuse requests without a valid token."""
         if request.step in self.open_steps or request.token in self.accounts:
             return None
         message = "Invalid credentials in Authorization header"
@@ -162,7 +162,7 @@ class HubServer:
         return 404, {"error": f"there is no {request.path} here", "code": ""}
 
 
-def refused(code: str, message: str = "Repository not found", status: int = 404) -> Answer:
+def error_answer(code: str, message: str = "Repository not found", status: int = 404) -> Answer:
     """Return an answer with an error code of the Hub."""
     return status, {"error": message, "code": code}
 

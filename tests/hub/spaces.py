@@ -7,7 +7,7 @@ import yaml
 
 from tests.hub.jobs import HARDWARE
 from tests.hub.repositories import Blob, OwnHub, StoredRepository
-from tests.hub.server import ACCOUNT, NAME, Answer, HubRequest, log_events, refused
+from tests.hub.server import ACCOUNT, NAME, Answer, HubRequest, error_answer, log_events
 
 # What each request may hold. Source: huggingface_hub.HfApi, version 2.4.
 _KEYS = {
@@ -32,7 +32,7 @@ class FakeSpace:
     secrets: dict[str, dict[str, str]] = field(default_factory=dict)
     variables: dict[str, dict[str, str]] = field(default_factory=dict)
     sleep_seconds: int | None = None
-    requested: str | None = None
+    requested_hardware: str | None = None
     error: str | None = None
 
 
@@ -81,7 +81,7 @@ class SpacesHub(OwnHub):
         refusal = super()._refusal(request)
         is_of_a_space = request.path.startswith("/api/spaces/") and request.step != "list_hardware"
         if refusal is None and is_of_a_space and request.name not in self.spaces:
-            return refused("RepoNotFound")
+            return error_answer("RepoNotFound")
         return refusal
 
     def _info(self, request: HubRequest) -> Answer:
@@ -107,7 +107,9 @@ class SpacesHub(OwnHub):
             return 402, {"error": "Subscribe to PRO to create Spaces on cpu-basic"}
         status, answer = super()._create(request)
         if status == 200:
-            listing = {key: {one["key"]: one for one in payload.get(key) or ()} for key in ("secrets", "variables")}
+            listing = {
+                key: {entry["key"]: entry for entry in payload.get(key) or ()} for key in ("secrets", "variables")
+            }
             sleep_seconds = payload.get("sleepTimeSeconds")
             self.spaces[name] = FakeSpace(payload["sdk"], payload["hardware"], **listing, sleep_seconds=sleep_seconds)
         return status, answer
@@ -118,7 +120,7 @@ class SpacesHub(OwnHub):
         assert payload["type"] == "space"
         name = f"{payload['organization']}/{payload['name']}"
         if self.spaces.pop(name, None) is None:
-            return refused("RepoNotFound")
+            return error_answer("RepoNotFound")
         del self.repositories[name]
         return 200, {}
 
@@ -126,7 +128,7 @@ class SpacesHub(OwnHub):
         space = self.spaces[request.name]
         stage = self.stages.pop(0) if len(self.stages) > 1 else self.stages[0]
         about = {"stage": stage, "gcTimeout": space.sleep_seconds, "storage": None}
-        about["hardware"] = {"current": space.hardware, "requested": space.requested or space.hardware}
+        about["hardware"] = {"current": space.hardware, "requested": space.requested_hardware or space.hardware}
         about["sha"] = self.repositories[request.name].branches["main"]
         return 200, {**about, **({"errorMessage": space.error} if space.error else {})}
 
@@ -136,17 +138,19 @@ class SpacesHub(OwnHub):
     def _variables(self, request: HubRequest) -> Answer:
         return self._add_names(self.spaces[request.name].variables, request, {"key", "value", "description"})
 
-    def _add_names(self, there: dict[str, dict[str, str]], request: HubRequest, shown: set[str]) -> Answer:
+    def _add_names(self, entries: dict[str, dict[str, str]], request: HubRequest, fields: set[str]) -> Answer:
         payload: dict[str, Any] = request.json() if request.body else {}
         if request.method == "POST":
-            there[payload["key"]] = payload
-        elif request.method == "DELETE" and there.pop(payload["key"], None) is None:
-            return refused("EntryNotFound", "no such key")
-        return 200, {key: {name: text for name, text in one.items() if name in shown} for key, one in there.items()}
+            entries[payload["key"]] = payload
+        elif request.method == "DELETE" and entries.pop(payload["key"], None) is None:
+            return error_answer("EntryNotFound", "no such key")
+        return 200, {
+            key: {name: text for name, text in entry.items() if name in fields} for key, entry in entries.items()
+        }
 
     def _hardware(self, request: HubRequest) -> Answer:
         payload, space = request.json(), self.spaces[request.name]
-        space.requested = payload["flavor"]
+        space.requested_hardware = payload["flavor"]
         space.sleep_seconds = payload.get("sleepTimeSeconds", space.sleep_seconds)
         return self._runtime(request)
 
@@ -158,7 +162,7 @@ class SpacesHub(OwnHub):
         return 200, HARDWARE
 
     def _logs(self, request: HubRequest) -> Answer:
-        return log_events(self.logs.get(request.found[2], []))
+        return log_events(self.logs.get(request.match[2], []))
 
     def _bucket(self, request: HubRequest) -> Answer:
         name = request.name
@@ -167,7 +171,7 @@ class SpacesHub(OwnHub):
             self.buckets.setdefault(name, request.json().get("visibility") == "private")
             return (409 if exists else 200), {"url": f"{self.address}/buckets/{name}"}
         if name not in self.buckets:
-            return refused("RepoNotFound", "Bucket not found")
+            return error_answer("RepoNotFound", "Bucket not found")
         about = {"id": name, "private": self.buckets[name], "createdAt": "2026-01-01T00:00:00.000Z"}
         if request.method == "DELETE":
             del self.buckets[name]

@@ -66,8 +66,7 @@ def test_without_a_model_conversations_are_shown_and_no_tokens_counted(inspector
     assert report.total_tokens is None
 
 
-def test_search_and_chosen_rows(inspector, dataset):
-    assert [row.row for row in inspector.preview(dataset, search="answer 39", count=3).rows] == [39, 390, 391]
+def test_chosen_rows(inspector, dataset):
     assert [row.row for row in inspector.preview(dataset, rows=(5, 2)).rows] == [5, 2]
 
 
@@ -100,7 +99,7 @@ def test_a_search_can_be_watched_and_stopped(inspector, inspected_home):
 
     assert list(inspector.find_steps(dataset, "X", after_row=3)) == [FoundRow(row=4)]
     with pytest.raises(DatasetError, match="are the most"):
-        inspector.preview(dataset, search="x" * 2000)
+        next(inspector.find_steps(dataset, "x" * 2000, after_row=0))
 
 
 def test_columns_are_known_where_no_format_fits(inspector, inspected_home):

@@ -192,14 +192,14 @@ def test_a_token_that_a_person_gave_is_theirs_alone(lab):
 
 def test_members_train_there_and_guests_do_not(lab, home):
     config = a_config(run__where="jobs")
-    refused = [problem.field for problem in lab_problems(config, home.of("eve", "guest"))]
+    refused = [problem.field for problem in lab_problems(config, home.for_person("eve", "guest"))]
     assert "run.where" in refused
-    assert "run.where" not in [problem.field for problem in lab_problems(config, home.of("ada"))]
+    assert "run.where" not in [problem.field for problem in lab_problems(config, home.for_person("ada"))]
     run = lab.run("ada")
     run.folder.write_state(RunState(state="stopped", attempt=1))
     with pytest.raises(RunError, match="Guests train"):
-        resume_run(home.of("ada", "guest"), run)
-    resume_run(home.of("ada"), run)
+        resume_run(home.for_person("ada", "guest"), run)
+    resume_run(home.for_person("ada"), run)
 
 
 def test_a_hub_that_refuses_a_token_reports_it_to_its_person(lab, hugging_face):

@@ -74,7 +74,7 @@ def test_a_guest_has_no_choice_of_the_place(lab):
 
 
 def test_a_page_asks_in_the_name_of_its_person_alone(lab, logins, tmp_path, hugging_face):
-    home = lab.home.of("ann", "member")
+    home = lab.home.for_person("ann", "member")
     logins.put("bea", TOKEN, 4e9)
     services = build_services(home, "ann", (), Supervisor(lab.home), lab.accounts.person("ann"), logins=logins)
     with pytest.raises(Exception, match="you are not signed in there"):

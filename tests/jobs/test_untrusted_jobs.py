@@ -62,7 +62,7 @@ def test_a_manifest_names_no_file_of_another_person(lab, hugging_face, home):
 
 
 def test_files_of_others_are_not_sent(lab, home, tmp_path):
-    own = home.of("ada").uploads
+    own = home.for_person("ada").uploads
     own.mkdir(parents=True)
     (tmp_path / "secret.jsonl").write_text("{}")
     (own / "rows").mkdir()

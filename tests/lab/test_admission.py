@@ -77,7 +77,7 @@ def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(
     limited_home(disk_gb_per_person=0.001)
     run = store.create(config_for())
     (run.folder.path / "weights").write_bytes(bytes(400_000))
-    for folder in (home.of("ann").uploads, home.of("ann").exports):
+    for folder in (home.for_person("ann").uploads, home.for_person("ann").exports):
         folder.mkdir(parents=True)
         (folder / "file").write_bytes(bytes(200_000))
     use = disk_use(home, "ann")
@@ -94,7 +94,7 @@ def test_disk_space_counts_runs_uploads_and_exports_and_refuses_with_the_values(
 
 def test_files_on_their_way_into_or_out_of_the_page_count(home, limited_home):
     limited_home(disk_gb_per_person=0.001)
-    transfers = home.of("ann").transfers
+    transfers = home.for_person("ann").transfers
     transfers.mkdir(parents=True)
     (transfers / "rows.jsonl").write_bytes(bytes(900_000))
 
@@ -104,7 +104,7 @@ def test_files_on_their_way_into_or_out_of_the_page_count(home, limited_home):
 
 def test_a_disk_limit_is_measured_again_where_room_is_short(home, limited_home):
     limited_home(disk_gb_per_person=0.001)
-    watch, uploads = QuotaWatch(home, "ann"), home.of("ann").uploads
+    watch, uploads = QuotaWatch(home, "ann"), home.for_person("ann").uploads
     assert watch.room(0).bytes == 1_000_000
     uploads.mkdir(parents=True)
     (uploads / "rows").write_bytes(bytes(700_000))

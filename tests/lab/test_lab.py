@@ -91,8 +91,8 @@ def test_without_accounts_runs_start_by_age_whosever_they_are(home, store, bobs,
 def test_a_person_moves_only_their_own_runs(lab, home, store, bobs, start_supervisor):
     anns = [store.create(config_for("steps=2")) for _ in range(2)]
     bob = bobs.create(config_for("steps=2"))
-    QueueOrder(home.of("bob")).move(bob.id, [run.id for run in (*anns, bob)], position=0)
-    QueueOrder(home.of("ann")).move(anns[1].id, [run.id for run in anns], position=0)
+    QueueOrder(home.for_person("bob")).move(bob.id, [run.id for run in (*anns, bob)], position=0)
+    QueueOrder(home.for_person("ann")).move(anns[1].id, [run.id for run in anns], position=0)
     start_supervisor()
     for run in (*anns, bob):
         wait_for_state(run, "completed")

@@ -149,7 +149,7 @@ import engine.inspector.session
 from engine.hardware.devices import list_devices
 from engine.hardware.libraries import installed_torch
 from engine.paths import LoratoryHome
-assert list_devices() and installed_torch(LoratoryHome.located()).version
+assert list_devices() and installed_torch(LoratoryHome.locate()).version
 heavy |= sys.modules.keys() & {"torch", "transformers", "datasets", "pyarrow", "pandas", "numpy"}
 sys.exit(", ".join(heavy) or 0)
 """

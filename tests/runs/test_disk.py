@@ -42,7 +42,7 @@ def samples(home, clock):
 
 
 def write_bytes(home, owner, count):
-    folder = home.of(owner).uploads
+    folder = home.for_person(owner).uploads
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "rows.jsonl").write_bytes(bytes(count))
 
@@ -169,12 +169,12 @@ def process():
 )
 def test_work_keeps_its_model_until_its_process_ends(home, process, purpose, name, hub_id):
     other_process = ProcessIdentity.current().model_copy(update={"start_time": 1.0})
-    note_model(home.of("bob"), name, purpose, other_process)
-    note_model(home.of("ann"), name, purpose, process)
+    note_model(home.for_person("bob"), name, purpose, other_process)
+    note_model(home.for_person("ann"), name, purpose, process)
 
     assert model_uses(home) == {hub_id: ModelUse(needed_by=(f"ann/{purpose}",))}
-    assert models_needed_by(RunStore(home.of("ann"), "ann")) == {hub_id}
-    assert models_needed_by(RunStore(home.of("bob"), "bob")) == set()
+    assert models_needed_by(RunStore(home.for_person("ann"), "ann")) == {hub_id}
+    assert models_needed_by(RunStore(home.for_person("bob"), "bob")) == set()
 
     subprocess.run(["kill", str(process.pid)], check=True)
     wait_until(lambda: not models_in_use(home))

@@ -122,7 +122,7 @@ def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires
     open_database(home).close()  # makes it a lab's
     save_settings(home, LabSettings(limits=LabLimits(idle_minutes=1)))
     messages: list[str] = []
-    own = home.of("ann")
+    own = home.for_person("ann")
     adapter = endless_adapter_in(own.uploads)
     session = ChatSession(own, choose=lambda _: describe_processor(), on_unload=messages.append)
     looks: list[float | None] = []

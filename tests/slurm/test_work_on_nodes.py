@@ -173,4 +173,4 @@ def test_a_home_without_a_cluster_reports_how_to_describe_one(home):
 
 def test_a_guest_of_a_lab_uses_no_cluster(cluster_home):
     with pytest.raises(ClusterError, match="guest"):
-        node_machine(cluster_home.of("gus", "guest"), None)
+        node_machine(cluster_home.for_person("gus", "guest"), None)

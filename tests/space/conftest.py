@@ -6,7 +6,7 @@ import pytest
 
 from engine.cli import run_command
 from engine.commands import space as space_command
-from engine.hub import Patience
+from engine.hub import RetryPolicy
 from engine.space import hub as space_hub
 from engine.wheel import Wheel
 from tests.hub.server import TOKEN
@@ -21,7 +21,7 @@ def hub(monkeypatch):
     with SpacesHub() as stand_in:
         stand_in.serve_all(monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
-        quick = functools.partial(space_hub.SpaceHub, patience=Patience(attempts=3, sleep=lambda _: None))
+        quick = functools.partial(space_hub.SpaceHub, retry_policy=RetryPolicy(attempts=3, sleep=lambda _: None))
         monkeypatch.setattr(space_hub, "SpaceHub", quick)
         # The real one takes a while to build, and has tests of its own.
         monkeypatch.setattr(

@@ -162,12 +162,15 @@ def test_a_run_deleted_while_the_network_was_away_stays_deleted_after_a_restart(
 
 def test_votes_are_saved_with_their_owner(home, spaces):
     for owner in ("ann", "bea"):
-        write_atomically(home.of(owner).votes / "votes.jsonl", f"{owner}\n", makes_folder=True)
+        write_atomically(home.for_person(owner).votes / "votes.jsonl", f"{owner}\n", makes_folder=True)
     spaces.begin(home).save()
 
     again = spaces.again()
 
-    assert [(again.of(owner).votes / "votes.jsonl").read_text() for owner in ("ann", "bea")] == ["ann\n", "bea\n"]
+    assert [(again.for_person(owner).votes / "votes.jsonl").read_text() for owner in ("ann", "bea")] == [
+        "ann\n",
+        "bea\n",
+    ]
 
 
 def test_nothing_here_is_overwritten(home, spaces):

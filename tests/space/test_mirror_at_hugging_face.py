@@ -27,7 +27,7 @@ SESSION = "a browser that no other test has"
 def spaces(hugging_face, tmp_path, monkeypatch):  # noqa: F811 - the fixture
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     api = HfApi(endpoint=hugging_face.address, token=TOKEN)
-    return Spaces(RunBucket(api, BUCKET, MIRROR.explained), tmp_path)
+    return Spaces(RunBucket(api, BUCKET, MIRROR.explain_errors), tmp_path)
 
 
 def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  # noqa: F811

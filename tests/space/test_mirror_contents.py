@@ -167,7 +167,7 @@ def test_a_bucket_with_too_much_in_it_is_refused_with_a_message(monkeypatch):
         list_bucket_tree=lambda *_, prefix, **__: asked if prefix == "home/" else iter(()),
         batch_bucket_files=lambda *_, **__: None,
     )  # fmt: skip
-    bucket = hub_bucket.RunBucket(api, "ann/bucket", MIRROR.explained)
+    bucket = hub_bucket.RunBucket(api, "ann/bucket", MIRROR.explain_errors)
 
     with pytest.raises(PushError, match="holds more than 3 files below home"):
         bucket.list("home")

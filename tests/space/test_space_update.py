@@ -62,7 +62,7 @@ def test_an_update_changes_what_is_given(hub, loratory, monkeypatch):
 
     assert code == 0, err
     space = hub.spaces[NAME]
-    assert (space.requested, space.sleep_seconds) == ("t4-small", 3600)
+    assert (space.requested_hardware, space.sleep_seconds) == ("t4-small", 3600)
     assert space.secrets.keys() == {"MIRROR"}
     assert space.variables == {}
     assert "download.pytorch.org" not in hub.repositories[NAME].files()["Dockerfile"].decode()

@@ -225,7 +225,7 @@ def test_early_stopping_ends_with_the_best_weights(workers, runs):
 def test_a_disk_limit_holds_at_each_checkpoint(workers, runs, home, limit_mb, kept, last_word):
     open_database(home).close()
     save_settings(home, LabSettings(limits=LabLimits(free_disk_gb=0, disk_gb_per_person=limit_mb / 1000)))
-    transfers = home.of("ann").transfers
+    transfers = home.for_person("ann").transfers
     transfers.mkdir(parents=True)
     (transfers / "rows.jsonl").write_bytes(bytes(100_000))
     every_step = {"max_steps": 5, "save_steps": 1, "eval_steps": 1, "save_total_limit": 200}

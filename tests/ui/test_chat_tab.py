@@ -16,7 +16,7 @@ from ui.backend.run_reader import FINAL
 from ui.tabs.blind_test import Judging
 from ui.tabs.chat import ChatTab
 from ui.tabs.chat_choice import A_FOLDER, A_MODEL, AS_TRAINED, NOTHING, Chosen, read_sampling
-from ui.tabs.talk import RUNS, SIDE_BY_SIDE, _take_back
+from ui.tabs.conversation import RUNS, SIDE_BY_SIDE, _take_back
 from ui.views.chat import render_chat_state, render_loading, render_transcript
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)

@@ -255,7 +255,7 @@ def test_only_a_hub_is_a_link_also_one_of_ones_own(address, is_link):
 
 
 def test_an_export_that_differs_is_not_called_good():
-    html = render_verification(a_verification(passed=False))
+    html = render_verification(a_verification(is_good=False))
 
     assert "It differs from the run." in html
     assert "13 of 20" in html
@@ -263,7 +263,7 @@ def test_an_export_that_differs_is_not_called_good():
 
 
 def test_answers_that_turned_within_rounding_are_not_called_the_same():
-    html = render_verification(a_verification(passed=True).model_copy(update={"equal_answers": 13}))
+    html = render_verification(a_verification(is_good=True).model_copy(update={"equal_answers": 13}))
 
     assert "Verified within rounding." in html
     assert "13 of 20 greedy answers are identical" in html
@@ -274,7 +274,7 @@ def test_a_quantized_file_is_judged_by_its_perplexity():
     perplexity = PerplexityCheck(run=20.5, written=21.11, tokens=1399, on="32 held-out rows")
     quantized = {"allowed_logit_difference": None, "equal_answers": 3, "perplexity": perplexity}
     good = render_verification(a_verification().model_copy(update=quantized))
-    bad = render_verification(a_verification(passed=False).model_copy(update=quantized))
+    bad = render_verification(a_verification(is_good=False).model_copy(update=quantized))
 
     assert "Verified within quantization" in good
     assert "<b>21.11</b>perplexity, file</div><div><b>20.50</b>perplexity, run" in good

@@ -73,7 +73,7 @@ def test_an_objective_that_does_not_fit_the_rows_is_named_with_those_that_do(vis
     (problem,) = draft.problems
     assert problem.field == "training.objective"
     assert "does not fit the rows" in problem.message
-    assert f"training.objective {objective} learns from" in problem.message
+    assert f"training.objective {objective} trains on" in problem.message
     assert draft.estimate is not None, "memory is judged for the longest rows instead"
     # It can be seen and left, although the rows do not allow it.
     assert objective in [name for _, name in _render_choice(draft)["choices"]]

@@ -19,7 +19,7 @@ from ui.backend.run_reader import FINAL
 from ui.tabs.blind_test import OWN, Judging
 from ui.tabs.chat import VOTES, ChatTab
 from ui.tabs.chat_choice import AS_TRAINED, NOTHING, START, Chosen
-from ui.tabs.talk import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
+from ui.tabs.conversation import BASE_AND_SECOND, SIDE_BY_SIDE, TUNED
 
 SAMPLING = (0.3, 0.9, 64, None, 0, 1.0, False)
 PAGE = SimpleNamespace(session_hash="page-1", headers={})

@@ -25,7 +25,14 @@ from engine.models.prepared import ModelProgress, OnModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
-from engine.private_hub import PrivateCopy, PrivateDownload, PrivateKind, list_private, remove_private, require_hub_id
+from engine.private_hub import (
+    PrivateCopy,
+    PrivateDownload,
+    PrivateKind,
+    list_private,
+    remove_private,
+    require_private_id,
+)
 from engine.runs.disk import models_needed_by
 from engine.runs.store import RunStore
 from ui.backend.background import BackgroundWork, FunctionJob, Job, Work, WorkProgress, stamp
@@ -264,7 +271,7 @@ class OwnDownloads:
             DatasetError: If that cannot be a dataset on the Hub.
             RunError: If another is being downloaded.
         """
-        hub_id = require_hub_id(self.kind, name, revision)
+        hub_id = require_private_id(self.kind, name, revision)
         job = self.job(self.runs.home, self.kind, hub_id, revision, token)
         return self.downloading.start(DOWNLOAD, f"A download of a {self.kind}", job)
 

@@ -110,7 +110,7 @@ class ResultWork:
         text = (path_text or "").strip()
         if not text or len(text) > 1000 or "\0" in text:
             raise StorageError("No folder given.", "Type the folder to write to.")
-        if (paths := AllowedPaths.of(self.home)) is not None:
+        if (paths := AllowedPaths.for_home(self.home)) is not None:
             return paths.write(text)
         exports, own = self.home.exports.resolve(), self.home.root.resolve()
         folder = (exports / typed_path(text)).resolve()

@@ -161,7 +161,7 @@ def serve_lab(
     slots = InspectorSlots() if space is None else space.slots
 
     def services_of(person: Person) -> Services:
-        own = home.of(person.name, person.role)
+        own = home.for_person(person.name, person.role)
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         roots = (own.uploads, home.shared_data)
         own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, slots, logins)

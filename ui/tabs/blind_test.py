@@ -23,7 +23,7 @@ from ui.components import HIDDEN, QUICK, SLOW, UNCHANGED, Updates, clear_error_a
 from ui.gradio_internals import Radio
 from ui.page import Page
 from ui.tabs.chat_choice import ChatChoice, read_sampling, with_seed
-from ui.tabs.talk import TalkPart
+from ui.tabs.conversation import TalkPart
 from ui.views import evaluation as view
 from ui.views.html import empty, error_box, plural
 

@@ -14,8 +14,8 @@ from ui.gradio_internals import Radio, enclosing_tab
 from ui.page import Page
 from ui.tabs.blind_test import BlindTestPart, Judging
 from ui.tabs.chat_choice import ChatChoice, Chosen
+from ui.tabs.conversation import TalkPart
 from ui.tabs.evaluate import EvaluatePart, VotesPart
-from ui.tabs.talk import TalkPart
 from ui.views.chat import render_chat_state, render_loading
 from ui.views.html import error_box
 

@@ -181,7 +181,7 @@ class ChatChoice:
         return [(f"{row.name} · {row.owner} · {row.id[-4:]}", row.id) for row in candidates]
 
     def _adapter_folder(self, text: str) -> Path:
-        paths = AllowedPaths.of(self.page.services.home)
+        paths = AllowedPaths.for_home(self.page.services.home)
         return _local_folder(text) if paths is None else paths.read(text or "", ModelError)
 
     def target(self, chosen: Chosen) -> ChatTarget:

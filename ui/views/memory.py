@@ -32,12 +32,12 @@ VERDICTS = {"fits": "Fits in memory.", "tight": "Tight in memory.", "does_not_fi
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{html.small("Restoring draft …")}</div>'
 
 
-def render_side_panel(draft: Draft, begins_with: str = "") -> str:
-    """Return the panel for a draft; `begins_with` describes the adapter that it continues from."""
-    return _choices_row(draft, begins_with) + _to_do(draft) + _memory(draft)
+def render_side_panel(draft: Draft, start_label: str = "") -> str:
+    """Return the panel for a draft; `start_label` describes the adapter that it continues from."""
+    return _choices_row(draft, start_label) + _to_do(draft) + _memory(draft)
 
 
-def _choices_row(draft: Draft, begins_with: str) -> str:
+def _choices_row(draft: Draft, start_label: str) -> str:
     model, adapter = draft.mapping["model"], draft.mapping["adapter"]
     traits, method = METHODS.get(str(adapter.get("method"))), "not chosen"
     if traits is not None:
@@ -55,7 +55,7 @@ def _choices_row(draft: Draft, begins_with: str) -> str:
         *chosen,
         ("Method", escape(method)),
         ("Objective", escape(_objective(draft))),
-        ("Continues from", escape(begins_with)),
+        ("Continues from", escape(start_label)),
         ("Learning rate", f"{rate:g}" if isinstance(rate, int | float) else escape(str(rate))),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
         ("Batch", escape(batch)),

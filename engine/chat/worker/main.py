@@ -9,7 +9,13 @@ import torch
 
 from engine.chat.contract import Branch, ChatRequest, LoadedModel, Phase, Progress
 from engine.chat.target import LoadPlan, LoadRequest
-from engine.chat.worker.answer import TalkingTokenizer, begin_answer, context_length, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import (
+    DecodingTokenizer,
+    begin_answer,
+    context_length,
+    load_chat_tokenizer,
+    render_prompt,
+)
 from engine.chat.worker.static_cache import LentCache
 from engine.chat.worker.weights import Announce, BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
 from engine.errors import RunError
@@ -24,7 +30,7 @@ _WARM_UP_TOKENS = 8
 @dataclass(frozen=True)
 class _ActiveModel:
     weights: Weights
-    tokenizer: TalkingTokenizer
+    tokenizer: DecodingTokenizer
 
 
 class ChatWorker:

@@ -29,7 +29,7 @@ from engine.processes.spawn import end_children_with_us
 from engine.runs.provenance import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
-    from engine.chat.worker.answer import TalkingTokenizer
+    from engine.chat.worker.answer import DecodingTokenizer
     from engine.chat.worker.main import ChatWorker
     from engine.chat.worker.weights import ModelPlace
 
@@ -106,7 +106,7 @@ def _answer(plan: LoadPlan, place: "ModelPlace", ask: ChatRequest) -> Iterator[J
 class _Model(NamedTuple):
     plan: LoadPlan
     place: "ModelPlace"
-    tokenizer: "TalkingTokenizer"
+    tokenizer: "DecodingTokenizer"
 
 
 @dataclass

@@ -53,7 +53,7 @@ class DataAccess:
             # Checked first: an error must not reveal whether such a file exists.
             self._refuse_outside(Path(source).expanduser())
         try:
-            path = Path(source).expanduser().resolve(strict=True)
+            return Path(source).expanduser().resolve(strict=True)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise DatasetError(
                 f"The file or folder {shown_name(source)} was not found.",
@@ -65,9 +65,6 @@ class DataAccess:
                 f"The dataset {shown_name(source)} cannot be opened ({reason.lower()}).",
                 "Choose a file, a folder, the id of a dataset on the Hub, or sample:NAME.",
             ) from error
-        if self.roots is not None and self.allowed is None:
-            self._refuse_outside(path)
-        return path
 
     def _refuse_outside(self, path: Path) -> None:
         try:
@@ -77,7 +74,7 @@ class DataAccess:
         if target is None or not any(target.is_relative_to(root.resolve()) for root in self.roots or ()):
             roots = ", ".join(str(root) for root in self.roots or ())
             raise DatasetError(
-                f"There is no such dataset in the folders that this page may read: {roots}.",
+                f"Not found in the folders that this page may read: {roots}.",
                 "Check the path or upload the file; or name its folder in LORATORY_DATA and start Loratory again.",
             )
 
@@ -86,7 +83,7 @@ ANY_FILE = DataAccess()
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file for reading; never waits for a pipe or reads a device.
+    """Open a regular file for reading; never wait for a pipe or read a device.
 
     Raises:
         DatasetError: If it is not a regular file, or cannot be read.

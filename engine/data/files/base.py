@@ -24,18 +24,18 @@ class TextStart(NamedTuple):
 
     stream: TextStream
     head: bytes  # without leading white space
-    named: "type[TextReader] | type[BinaryRows] | None"  # the kind that the ending of its name means
+    kind_by_name: "type[TextReader] | type[BinaryRows] | None"  # the kind that the ending of its name means
 
 
 class TextReader(ABC):
     """Splits a text file into rows."""
 
-    label: ClassVar[str]  # what people call the kind
+    label: ClassVar[str]  # for people
     endings: ClassVar[tuple[str, ...]]  # of file names
     trusts_ending: ClassVar[bool] = False  # whether they decide, however a file begins
     form: SourceForm
     columns: tuple[str, ...] = ()  # where the file itself names them
-    notes: Sequence[str] = ()  # what is odd about the file as a whole, once it has been read to its end
+    notes: Sequence[str] = ()  # warnings about the whole file, complete once it has been read
 
     @classmethod
     @abstractmethod
@@ -43,10 +43,10 @@ class TextReader(ABC):
         """Return the reader of a file of this kind; None for any other."""
 
     @abstractmethod
-    def read(self, start: Position, wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+    def read(self, start: Position, rows: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         """Yield rows from `start` on; `Position(0, 1, 0)` is the beginning of the file.
 
-        Rows that are not wanted may come without their value.
+        Rows other than `rows` may come without their value.
         """
 
 
@@ -57,7 +57,7 @@ class BinaryRows(RowSource):
         DatasetError: If it is damaged or too large.
     """
 
-    label: ClassVar[str]  # what people call the kind
+    label: ClassVar[str]  # for people
     endings: ClassVar[tuple[str, ...]]  # of file names
     magics: ClassVar[tuple[bytes, ...]]  # first bytes of its files
     notes: Sequence[str] = ()
@@ -76,7 +76,7 @@ class BinaryRows(RowSource):
 
 
 def require_unique(columns: Sequence[str], name: str) -> None:
-    """Require that the header of a table names each column once.
+    """Require that a header names each column once.
 
     Raises:
         DatasetError: With the column that it names twice.
@@ -99,8 +99,8 @@ class RowIndex(BaseModel):
 
     def nearest(self, row: int) -> Position:
         """Return the last known position at or before `row`."""
-        place = min(row // STRIDE, len(self.positions) - 1)
-        return self.positions[place] if place >= 0 else Position(0, 1, 0)
+        index = min(row // STRIDE, len(self.positions) - 1)
+        return self.positions[index] if index >= 0 else Position(0, 1, 0)
 
     def saw(self, position: Position) -> None:
         """Record a row that was read, in order; rows that are known already change nothing."""
@@ -155,16 +155,16 @@ class TextFileRows(RowSource):
             else:
                 return
 
-    def _read(self, start: Position, wanted: Container[int]) -> Iterator[Record]:
+    def _read(self, start: Position, rows: Container[int]) -> Iterator[Record]:
         """Read rows from `start` on, and record their positions, and their number at the end."""
-        rows = start.row
-        for record in self._reader.read(start, wanted):
+        end = start.row
+        for record in self._reader.read(start, rows):
             if record.row % STRIDE == 0:
                 self._index.saw(Position(record.row, record.line or 1, record.offset))
             yield record
-            rows = record.row + 1
+            end = record.row + 1
         if self.total_rows is None:
-            self._index.total_rows = rows
+            self._index.total_rows = end
             write_cached(self._index_file, self._index)
 
     def fingerprint(self) -> str:
@@ -190,7 +190,7 @@ class PlainTextReader(TextReader):
     def recognize(cls, start: TextStart) -> "PlainTextReader":
         return cls(start.stream)
 
-    def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+    def read(self, start: Position, _rows: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         row = start.row
         lines: list[Line] = []
         size_bytes = 0

@@ -27,7 +27,7 @@ class ColumnarRows(BinaryRows):
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows; batches that hold none of them are not written out."""
         numbers = lookup(rows)
-        with self._errors_explained():
+        with self._explain_errors():
             for first, batch in self._batches(rows):
                 here = rows[bisect_left(rows, first) : bisect_left(rows, first + batch.num_rows)]
                 if not here:
@@ -42,7 +42,7 @@ class ColumnarRows(BinaryRows):
         """Yield record batches in order, each with its first row; those without any of `rows` may be left out."""
 
     @contextmanager
-    def _errors_explained(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         from pyarrow import ArrowException
 
         try:
@@ -75,7 +75,7 @@ class ParquetRows(ColumnarRows):
 
     def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
         super().__init__(path, unpacked)
-        with self._errors_explained(), self._open() as file:
+        with self._explain_errors(), self._open() as file:
             self._metadata = file.metadata
             self.columns = tuple(file.schema_arrow.names)
         self._groups = [self._metadata.row_group(group) for group in range(self._metadata.num_row_groups)]
@@ -130,9 +130,9 @@ class ArrowRows(ColumnarRows):
 
     def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
         super().__init__(path, unpacked)
-        with self._errors_explained(), self._open() as (reader, _):
+        with self._explain_errors(), self._open() as (reader, _):
             self.columns = tuple(reader.schema.names)
-            if hasattr(reader, "count_rows"):  # the file has the places of its batches
+            if hasattr(reader, "count_rows"):  # the file lists its batches
                 self.total_rows = reader.count_rows()
 
     def _batches(self, rows: Sequence[int]) -> Iterator[tuple[int, Any]]:
@@ -190,7 +190,7 @@ def batch_records(batch: Any, first_row: int) -> Iterator[Record]:
         sizes = sum(map(_text_bytes, batch.columns), numpy.zeros(batch.num_rows, numpy.int64))
     fitting = batch if (sizes <= MAX_ROW_BYTES).all() else batch.filter(sizes <= MAX_ROW_BYTES)
     step = _rows_at_once(_MOST_WRITTEN_ROWS, fitting.nbytes, fitting.num_rows)
-    pieces = (_written_out(fitting.slice(start, step)) for start in range(0, fitting.num_rows, step))
+    pieces = (_to_rows(fitting.slice(start, step)) for start in range(0, fitting.num_rows, step))
     values = itertools.chain.from_iterable(in_bounded_steps(pieces, _WRITE_BYTES))
     for row, size in enumerate(map(int, sizes), first_row):
         record = Record(row, None, next(values) if size <= MAX_ROW_BYTES else None)
@@ -214,7 +214,7 @@ def _text_bytes(column: Any) -> Any:
     return numpy.zeros(len(column), numpy.int64)
 
 
-def _written_out(piece: Any) -> list[dict[str, Any]]:
+def _to_rows(piece: Any) -> list[dict[str, Any]]:
     import pyarrow
     from pyarrow import types
 
@@ -234,7 +234,7 @@ def without_gaps(value: Any) -> Any:
     parameters, and calls the arguments, of other rows. An intended null cannot be distinguished from that.
     """
     if isinstance(value, dict):
-        return {key: without_gaps(item) for key, item in value.items() if item is not None}
+        return {key: without_gaps(child) for key, child in value.items() if child is not None}
     if isinstance(value, list | tuple):  # tuples are the entries of a map
         return type(value)(map(without_gaps, value))
     return value

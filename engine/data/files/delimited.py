@@ -42,16 +42,16 @@ class DelimitedReader(TextReader):
         try:
             reader = cls(start.stream)
         except DatasetError:
-            if start.named is cls:
+            if start.kind_by_name is cls:
                 raise
             return None
-        if start.named is cls:
+        if start.kind_by_name is cls:
             return reader
         rows = list(itertools.islice(reader.read(Position(0, 1, 0)), 5))
         width = len(reader.columns)
         return reader if width > 1 and rows and all(len(row.value or ()) == width for row in rows) else None
 
-    def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+    def read(self, start: Position, _rows: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         """Yield rows from `start` on; `Position(0, 1, 0)` begins after the header."""
         lines = _Lines(read_lines(self._stream, start.offset, start.line, blank=True))
         if start.offset == 0 and (header := lines.next()) is not None:

@@ -12,11 +12,11 @@ from typing import Any
 from engine.data.files.base import EVERY_ROW, TextReader, TextStart
 from engine.data.files.text_stream import TextStream, read_lines
 from engine.data.formats.turns import conversation_column
-from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, describe_kind, shortened
+from engine.data.records import MAX_ROW_BYTES, Position, Record, RowProblemError, SourceForm, describe_kind, one_line
 
 
 def json_record(position: Position, raw: bytes) -> Record:
-    """Parse one JSON value as a row, and a list of turns as a row with one column; never raises."""
+    """Parse one JSON value as a row, and a list of turns as a row with one column; never raise."""
     try:
         value = parse_json(raw)
         column = conversation_column(value)
@@ -33,7 +33,7 @@ def parse_json(raw: bytes) -> Any:
     """Parse JSON strictly: a duplicate key is an error.
 
     Raises:
-        RowProblemError: With the reason, in words.
+        RowProblemError: With the reason.
     """
     if len(raw) > MAX_ROW_BYTES:
         raise RowProblemError.too_long(len(raw))
@@ -55,7 +55,7 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-        raise RowProblemError("duplicate_key", f"the key {shortened(twice, 30)!r} is given twice")
+        raise RowProblemError("duplicate_key", f"the key {one_line(twice, 30)!r} is given twice")
     return value
 
 
@@ -81,18 +81,18 @@ class JsonLinesReader(TextReader):
     @classmethod
     def recognize(cls, start: TextStart) -> "JsonLinesReader | None":
         first = start.head[:1]
-        is_named = start.named in (JsonValuesReader, cls)
+        is_json_name = start.kind_by_name in (JsonValuesReader, cls)
         if first == b"[":
-            has_lists = (is_named or start.named is None) and _has_list_lines(start)
+            has_lists = (is_json_name or start.kind_by_name is None) and _has_list_lines(start)
             return cls(start.stream, lists=True) if has_lists else None
         if first == b"{":
-            return cls(start.stream) if start.named is cls or _ends_on_first_line(start) else None
-        return cls(start.stream) if is_named else None
+            return cls(start.stream) if start.kind_by_name is cls or _ends_on_first_line(start) else None
+        return cls(start.stream) if is_json_name else None
 
-    def read(self, start: Position, wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+    def read(self, start: Position, rows: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         for row, line in enumerate(read_lines(self._stream, start.offset, start.line), start.row):
             position = Position(row, line.number, line.offset)
-            if row not in wanted:
+            if row not in rows:
                 yield Record(row, line.number, None, offset=line.offset)
             elif line.size_bytes > len(line.data):
                 yield Record.bad(position, line.data, RowProblemError.too_long(line.size_bytes))
@@ -117,14 +117,14 @@ def _has_list_lines(start: TextStart) -> bool:
         return False
     if rest.strip():
         return rest.lstrip()[:1] in (b"[", b"{")
-    return start.named is JsonLinesReader and json_record(Position(0, 1, 0), first).value is not None
+    return start.kind_by_name is JsonLinesReader and json_record(Position(0, 1, 0), first).value is not None
 
 
-# Also reads numbers of any length; what is wrong with a row is found out when it is parsed.
+# Accepts numbers of any length; problems of a row are reported when it is parsed.
 _VALUES = JSONDecoder(parse_int=str, parse_float=str)
 _SPACE, _BETWEEN_ROWS = re.compile(r"[ \t\r\n]*"), re.compile(r"[ \t\r\n,]*")
 _OPENING = re.compile(r'\{\s*"[^"\n]{0,100}"')  # of a row: its first key
-_KEPT_CHARACTERS = 200  # of what is passed over: more than what a row begins with
+_SAMPLE_CHARACTERS = 200  # of a row that is skipped: more than its sample needs
 _SPLIT_TOKEN_CHARACTERS = 16  # a token that the end of a chunk cuts is not longer, unless it is a string
 
 
@@ -147,10 +147,10 @@ class JsonValuesReader(TextReader):
     @classmethod
     def recognize(cls, start: TextStart) -> "JsonValuesReader | None":
         first = start.head[:1]
-        is_array = first == b"[" and start.named in (cls, JsonLinesReader, None)
+        is_array = first == b"[" and start.kind_by_name in (cls, JsonLinesReader, None)
         return cls(start.stream, is_array) if is_array or first == b"{" else None
 
-    def read(self, start: Position, _wanted: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
+    def read(self, start: Position, _rows: Container[int] = EVERY_ROW, /) -> Iterator[Record]:
         text = _JsonText(self._stream.chunks(start.offset), start)
         if self._array and start.offset == 0:
             text.skip(_SPACE)
@@ -187,7 +187,7 @@ class _JsonText:
         return self._text[self.at : self.at + 1]
 
     def skip(self, pattern: re.Pattern[str]) -> None:
-        """Pass over what matches."""
+        """Skip the text that matches."""
         while True:
             match = pattern.match(self._text, self.at)
             self.advance(match.end() if match is not None else self.at)
@@ -196,9 +196,9 @@ class _JsonText:
 
     def advance(self, end: int) -> None:
         """Move on to `end`."""
-        passed = self._text[self.at : end]
-        self._line += passed.count("\n")
-        self._offset += len(_as_bytes(passed))
+        skipped_text = self._text[self.at : end]
+        self._line += skipped_text.count("\n")
+        self._offset += len(_as_bytes(skipped_text))
         self.at = end
 
     def take_row(self, row: int) -> Record:
@@ -241,13 +241,13 @@ class _JsonText:
         begins = re.escape(opening.group()) if opening is not None else r"\{"
         following = re.compile(rf"(?<=[\s,}}])(?={begins})")
         raw = ""
-        while (found := following.search(self._text, self.at + 1)) is None and not self._is_whole:
+        while (next_row := following.search(self._text, self.at + 1)) is None and not self._is_whole:
             if len(self._text) - self.at > MAX_ROW_BYTES:
-                raw = raw or self._text[self.at : self.at + _KEPT_CHARACTERS]
-                self.advance(len(self._text) - _KEPT_CHARACTERS)
+                raw = raw or self._text[self.at : self.at + _SAMPLE_CHARACTERS]
+                self.advance(len(self._text) - _SAMPLE_CHARACTERS)
             self._extend()
-        found = found or re.compile(r"(?=\]\s*\Z)").search(self._text, self.at + 1)
-        end = found.end() if found is not None else len(self._text)
+        next_row = next_row or re.compile(r"(?=\]\s*\Z)").search(self._text, self.at + 1)
+        end = next_row.end() if next_row is not None else len(self._text)
         raw = raw or self._text[self.at : end]
         self.advance(end)
         return raw

@@ -18,7 +18,7 @@ from engine.processes.limits import TimeLimitError, memory_limited, time_limit
 _OPEN_SECONDS = 10.0  # of computing: the strings of a workbook of the largest size take about half of it
 _OPEN_BYTES = 1 << 30
 _ROWS_AT_ONCE = 100
-_MOST_ROWS = 1_048_576  # of a sheet, as Excel has it; a larger row number would stand for so many blank rows
+_MOST_ROWS = 1_048_576  # of a sheet, as in Excel; a larger row number would mean as many blank rows
 
 
 class XlsxRows(BinaryRows):
@@ -34,7 +34,7 @@ class XlsxRows(BinaryRows):
     def __init__(self, path: Path, unpacked: UnpackedFile | None = None) -> None:
         super().__init__(path, unpacked)
         self._header: dict[int, str] = {}
-        with self._errors_explained(), self._opened() as book:
+        with self._explain_errors(), self._open_book() as book:
             titles = [sheet.title for sheet in book.worksheets if sheet.sheet_state == "visible"]
             for self._title in titles:
                 _, cells = next(self._rows(book), (0, {}))
@@ -52,7 +52,7 @@ class XlsxRows(BinaryRows):
     def pick(self, rows: Sequence[int]) -> Iterator[Record | None]:
         """Yield some rows, with None for each before and between them, as all of those are read again."""
         numbers = lookup(rows)
-        with self._errors_explained(), self._opened() as book:
+        with self._explain_errors(), self._open_book() as book:
             for record in self._read(book):
                 yield record if record.row in numbers else None
                 if record.row == rows[-1]:
@@ -84,7 +84,7 @@ class XlsxRows(BinaryRows):
                 yield line, texts
 
     @contextmanager
-    def _opened(self) -> Iterator[Any]:
+    def _open_book(self) -> Iterator[Any]:
         from openpyxl import load_workbook
 
         with warnings.catch_warnings():
@@ -96,7 +96,7 @@ class XlsxRows(BinaryRows):
                 yield book
 
     @contextmanager
-    def _errors_explained(self) -> Iterator[None]:
+    def _explain_errors(self) -> Iterator[None]:
         try:
             yield
         except DatasetError:

@@ -26,10 +26,10 @@ FORMATS: dict[str, DataFormat] = {
 _ROLES = frozenset(column.role for format_ in FORMATS.values() for column in format_.columns)
 
 # Names of columns that hold a part of the row, with any content; a label is mostly the class of a row.
-_TELLING = (_ROLES - {"label"}).union(SYSTEM_NAMES, MATERIAL_NAMES, ANSWER_NAMES, *ANSWER_NAMES.values())
+_CONTENT_NAMES = (_ROLES - {"label"}).union(SYSTEM_NAMES, MATERIAL_NAMES, ANSWER_NAMES, *ANSWER_NAMES.values())
 
 # Words in the names of columns that describe a row and are not part of it.
-_ABOUT_ROWS = frozenset(
+_METADATA_WORDS = frozenset(
     """
     id ids uid uuid guid idx index key hash md5 sha sha1 sha256 url urls uri link links source sources origin src
     provenance path file filename folder category categories topic topics subject tag tags label labels class type
@@ -114,7 +114,7 @@ def require_rows_of(objective: Objective, formats: Iterable[DataFormatName], con
         if kind not in objective.rows:
             fitting = " or ".join(other.name for other in OBJECTIVES.values() if kind in other.rows)
             raise DatasetError(
-                f"{config.source} holds {ROW_KINDS[kind].content}; training.objective {objective.name} learns from "
+                f"{config.source} holds {ROW_KINDS[kind].content}; training.objective {objective.name} trains on "
                 f"{' or '.join(ROW_KINDS[other_kind].content for other_kind in sorted(objective.rows))}.",
                 f"Set training.objective to {fitting}, or choose other rows." if fitting else "Choose other rows.",
             )
@@ -169,46 +169,46 @@ def _fitting(detection: Detection, rows: Sequence[Mapping[str, Any]]) -> int:
     return sum(all(name in row for name in needed) for row in rows)
 
 
-def _from_mapping(names: Sequence[str], mapped: Mapping[str, str]) -> Detection:
+def _from_mapping(names: Sequence[str], mapping: Mapping[str, str]) -> Detection:
     for format_ in FORMATS.values():
         required = set(format_.required)
-        if required <= set(mapped) | set(names) and required & set(mapped):
-            return _detection_of(format_, names, mapped, f"your mapping names the columns of {_words(format_)}")
+        if required <= set(mapping) | set(names) and required & set(mapping):
+            return _detection_of(format_, names, mapping, f"your mapping names the columns of {_title(format_)}")
     raise DatasetError(
-        f"The mapping of {_join_names(list(mapped))} makes no format complete.",
+        f"The mapping of {_join_names(list(mapping))} makes no format complete.",
         f"Map to the columns of one format; the names to map are {', '.join(sorted(_ROLES))}.",
     )
 
 
-def _detection_of(format_: DataFormat, names: Sequence[str], mapped: Mapping[str, str], reason: str) -> Detection:
+def _detection_of(format_: DataFormat, names: Sequence[str], mapping: Mapping[str, str], reason: str) -> Detection:
     roles = {column.role for column in format_.columns} | set(TURN_FIELDS)
-    unknown = [role for role in mapped if role not in roles]
+    unknown = [role for role in mapping if role not in roles]
     if unknown:
         raise DatasetError(
-            f"The mapping names {_join_names(unknown)}, which {_words(format_)} does not have.",
+            f"The mapping names {_join_names(unknown)}, which {_title(format_)} does not have.",
             f"Map {', '.join(column.role for column in format_.columns)}.",
         )
-    named = [column for role, column in mapped.items() if role not in TURN_FIELDS and column]
-    absent = [column for column in named if column not in names]
+    mapped_columns = [column for role, column in mapping.items() if role not in TURN_FIELDS and column]
+    absent = [column for column in mapped_columns if column not in names]
     if absent:
         raise DatasetError(
             f"The mapping names the column {_join_names(absent)}; this dataset has {_join_names(names)}.",
             "Correct the name, which must be exact.",
         )
-    found = _exact_and_plain(names)
-    columns = {column.role: found[column.role] for column in format_.columns if column.role in found}
+    exact_names = _exact_and_plain(names)
+    columns = {column.role: exact_names[column.role] for column in format_.columns if column.role in exact_names}
     # A role that is mapped to no column is left out, even if a column has its name.
-    columns = {role: column for role, column in (columns | dict(mapped)).items() if column}
+    columns = {role: column for role, column in (columns | dict(mapping)).items() if column}
     missing = [role for role in format_.required if role not in columns]
     if missing:
         raise DatasetError(
-            f"{_words(format_).capitalize()} needs the column {_join_names(missing)}; this dataset has {_join_names(names)}.",
+            f"{_title(format_).capitalize()} needs the column {_join_names(missing)}; this dataset has {_join_names(names)}.",
             f"Map its column, for example {missing[0]}={names[0] if names else 'name'}.",
         )
     return Detection(format_.name, reason, columns)
 
 
-def _words(format_: DataFormat) -> str:
+def _title(format_: DataFormat) -> str:
     return format_.name.replace("_", " ")
 
 
@@ -227,8 +227,8 @@ def unread_columns(
         for name in column_names(rows)
         if name not in read_columns
         and _plain(name) not in on_purpose
-        and _says_something(name, rows)
-        and not _is_told_already(name, read_columns, rows)
+        and _holds_content(name, rows)
+        and not _repeats_read_text(name, read_columns, rows)
     )
 
 
@@ -241,34 +241,34 @@ def unread_note(columns: Sequence[str], where: str = "") -> str:
     return f"The text in the {noun} {names}{more}{where} is not read. A column mapping can give it a role."
 
 
-def _says_something(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
+def _holds_content(name: str, rows: Sequence[Mapping[str, Any]]) -> bool:
     values = [row.get(name) for row in rows]
-    if _plain(name) in _TELLING:
+    if _plain(name) in _CONTENT_NAMES:
         return any(True for value in values for _ in _texts(value))
-    is_about_rows = any(word.lower() in _ABOUT_ROWS for word in _WORD.findall(name))
-    words = 20 if is_about_rows else 3  # no title, category or source is as long as that
-    return any(_is_prose(text, words) for value in values if _is_text(value) for text in _texts(value))
+    is_metadata = any(word.lower() in _METADATA_WORDS for word in _WORD.findall(name))
+    min_words = 20 if is_metadata else 3  # no title, category or source is as long as that
+    return any(_is_prose(text, min_words) for value in values if _is_text(value) for text in _texts(value))
 
 
 def _is_text(value: Any) -> bool:
     if isinstance(value, list):
-        return all(isinstance(item, str) for item in value) or is_turn(value[0])
+        return all(isinstance(part, str) for part in value) or is_turn(value[0])
     return isinstance(value, str) and (not value.lstrip().startswith(("{", "[")) or turn_list(value) is not None)
 
 
-def _is_prose(text: str, words: int) -> bool:
+def _is_prose(text: str, min_words: int) -> bool:
     """Return whether text has so many words, or some letters of a script that puts no spaces between words."""
-    return len(text.split()) >= words or (not text.isascii() and len(text) >= 8)
+    return len(text.split()) >= min_words or (not text.isascii() and len(text) >= 8)
 
 
-def _is_told_already(name: str, used: set[str], rows: Sequence[Mapping[str, Any]]) -> bool:
+def _repeats_read_text(name: str, used: set[str], rows: Sequence[Mapping[str, Any]]) -> bool:
     """Return whether in every row the column is a part of what is read, or holds all of it, as a rendered prompt does."""
     for row in rows:
         texts = [single_spaced(text) for text in _texts(row.get(name))]
         read = [single_spaced(text) for column in used for text in _texts(row.get(column))]
-        told, whole = " ".join(texts), " ".join(read)
-        is_part = all(text in whole for text in texts)
-        if not is_part and not (read and all(part in told for part in read)):
+        column_text, read_text = " ".join(texts), " ".join(read)
+        is_part = all(text in read_text for text in texts)
+        if not is_part and not (read and all(part in column_text for part in read)):
             return False
     return True
 
@@ -281,9 +281,9 @@ def _texts(value: Any) -> Iterator[str]:
         if value.strip():
             yield value
     elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
+        for part in value:
+            yield from _texts(part)
     elif isinstance(value, Mapping):
         fields = ("content", "value", "text")  # of a turn, or a part of one
-        for item in [value[name] for name in fields if name in value] or value.values():
-            yield from _texts(item)
+        for part in [value[name] for name in fields if name in value] or value.values():
+            yield from _texts(part)

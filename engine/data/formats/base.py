@@ -11,7 +11,7 @@ from engine.config.objectives import RowKind
 from engine.config.run import DataFormatName
 from engine.data.conversation import Conversation, Example, Message
 from engine.data.formats.turns import list_of_turns, tool_schemas, turn_list
-from engine.data.records import RowProblemError, describe_kind, shortened
+from engine.data.records import RowProblemError, describe_kind, one_line
 
 
 def is_missing(value: Any) -> bool:
@@ -38,7 +38,7 @@ TURN_FIELDS = ("from", "value", "role", "content")
 class Table(NamedTuple):
     """The rows and columns that a format is detected from."""
 
-    names: Mapping[str, str]  # of columns, by themselves and by themselves without case and spaces
+    names: Mapping[str, str]  # of columns, by their exact and by their plain names (no case, no spaces)
     rows: Sequence[Mapping[str, Any]]  # the first that could be read
 
     def cells(self, column: str) -> list[Any]:
@@ -82,9 +82,9 @@ class DataFormat(ABC):
     label: str  # for people
     columns: tuple[Column, ...]  # those that the format knows
     turn_column: str = ""  # role of the column that is the whole conversation; empty where a format has none
-    turn_fields: tuple[str, str] = ("role", "content")  # where a turn of it has its role and its words
-    has_turns: bool = True  # off where rows are plain text, in which no part is the assistant's
-    rows: RowKind = "answers"  # what an objective learns from them
+    turn_fields: tuple[str, str] = ("role", "content")  # fields of a turn for its role and its text
+    has_turns: bool = True  # False for plain text, where no part is the assistant's
+    rows: RowKind = "answers"  # the kind that an objective trains on
     may_hold_turns: tuple[str, ...] = ()  # roles whose columns hold text, or a list of turns instead
 
     @abstractmethod
@@ -151,11 +151,11 @@ class Cells:
         """
         name = self.columns[role]
         if name not in self.value:
-            wanted = name.strip().lower()
-            name = next((other for other in self.value if other.strip().lower() == wanted), name)
+            plain_name = name.strip().lower()
+            name = next((other for other in self.value if other.strip().lower() == plain_name), name)
         if name not in self.value:
-            shown = ", ".join(shortened(column, 20) for column in list(self.value)[:6]) or "none"
-            raise RowProblemError("missing_column", f"there is no {name}; the columns of this row are {shown}")
+            column_list = ", ".join(one_line(column, 20) for column in list(self.value)[:6]) or "none"
+            raise RowProblemError("missing_column", f"there is no {name}; the columns of this row are {column_list}")
         return self.value[name]
 
     def text(self, role: str, *, optional: bool = False) -> str:

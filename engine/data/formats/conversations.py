@@ -5,7 +5,7 @@ from typing import Any
 
 from engine.data.conversation import Conversation, PlainText
 from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
-from engine.data.formats.turns import are_single_turns, begins_like_turns, is_turn, looks_like_turns, turn_list
+from engine.data.formats.turns import are_single_turns, begins_like_turns, is_turn, is_turn_text, turn_list
 from engine.data.records import RowProblemError
 
 # Columns that may hold lists of turns without being the conversation.
@@ -99,7 +99,7 @@ class Text(DataFormat):
         elif len(set(names.values())) == 1:
             name = next(iter(names.values()))
             values = table.cells(name)
-            if not all(isinstance(value, str) for value in values) or any(map(looks_like_turns, values)):
+            if not all(isinstance(value, str) for value in values) or any(map(is_turn_text, values)):
                 return []
             reason = f"the column {name} alone, and it holds text"
         else:

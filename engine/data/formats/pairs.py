@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from engine.data.conversation import Conversation, Message
 from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table
-from engine.data.formats.turns import answer, is_turns, looks_like_turns, refuse_endless, turn_list
+from engine.data.formats.turns import answer, check_turn_count, is_turn_text, is_turns, turn_list
 from engine.data.records import RowProblemError
 
 MATERIAL_NAMES = ("input", "context")  # what a question is about
@@ -20,10 +20,10 @@ ANSWER_NAMES = {
     "query": ("response", "answer", "output", "completion"),
     "input": ("output", "response", "answer", "completion"),
 }
-_ASKING_NAMES = ("instruction", "prompt", "question", "query")
+_QUESTION_NAMES = ("instruction", "prompt", "question", "query")
 
 
-class Pairs(DataFormat):
+class QuestionFormat(DataFormat):
     """A column of what is asked and one of its answer, the first two of the format."""
 
     takes_material: bool  # whether it has a column for what the question is about
@@ -35,18 +35,18 @@ class Pairs(DataFormat):
         has_material = pair is not None and (
             pair[0] == names.get("instruction") or _material_column(pair[0], table) is not None
         )
-        asked, answered = (names.get(role) for role in self.required)
+        question, reply = (names.get(role) for role in self.required)
         detections = []
-        if asked is not None and answered is not None and (self.takes_material or not has_material):
-            detections.append(self._detected_pair((asked, answered), "", table, Evidence.COLUMNS))
+        if question is not None and reply is not None and (self.takes_material or not has_material):
+            detections.append(self._detected_pair((question, reply), "", table, Evidence.COLUMNS))
         if pair is not None and has_material == self.takes_material:
-            words = ", which look like a question and its answer"
-            detections.append(self._detected_pair(pair, words, table, Evidence.SIMILAR_COLUMNS))
+            remark = ", which look like a question and its answer"
+            detections.append(self._detected_pair(pair, remark, table, Evidence.SIMILAR_COLUMNS))
         return detections
 
-    def _detected_pair(self, pair: tuple[str, str], words: str, table: Table, evidence: Evidence) -> Detection:
+    def _detected_pair(self, pair: tuple[str, str], remark: str, table: Table, evidence: Evidence) -> Detection:
         columns = dict(zip(self.required, pair, strict=True))
-        reason = f"the columns {pair[0]} and {pair[1]}{words}"
+        reason = f"the columns {pair[0]} and {pair[1]}{remark}"
         return self.detected(columns, reason, table, evidence)
 
 
@@ -61,20 +61,22 @@ def _question_and_answer(table: Table) -> tuple[str, str] | None:
         if question in table.names and answer_column is not None:
             pairs.append((table.names[question], answer_column))
     # Material is not the question where there is one.
-    asked = [pair for pair in pairs if _name_of(pair[0], table) not in MATERIAL_NAMES and _count_filled(pair[0], table)]
-    asked = asked or pairs
-    whole = [pair for pair in asked if not any(_is_part(pair[0], other, table) for other, _ in asked)]
+    likely = [
+        pair for pair in pairs if _name_of(pair[0], table) not in MATERIAL_NAMES and _count_filled(pair[0], table)
+    ]
+    likely = likely or pairs
+    whole = [pair for pair in likely if not any(_is_part(pair[0], other, table) for other, _ in likely)]
     best = _fullest([question for question, _ in whole], table)
     return next((pair for pair in whole if pair[0] == best), None)
 
 
 def _material_column(question: str, table: Table) -> str | None:
     """Return the column of what the question in `question` is about, or of the rest of the question; None for neither."""
-    if not table.is_text(question) or any(map(looks_like_turns, table.cells(question))):
+    if not table.is_text(question) or any(map(is_turn_text, table.cells(question))):
         return None
     columns = [table.names[name] for name in MATERIAL_NAMES if name in table.names]
     if _name_of(question, table) in ("instruction", "prompt"):  # these may be the task for a question in another column
-        questions = (table.names[name] for name in _ASKING_NAMES if name in table.names)
+        questions = (table.names[name] for name in _QUESTION_NAMES if name in table.names)
         columns += [column for column in questions if not _repeats(column, question, table)]
     # What the question already contains adds nothing.
     others = (column for column in columns if column != question and not _repeats(question, column, table))
@@ -83,8 +85,8 @@ def _material_column(question: str, table: Table) -> str | None:
 
 def _fullest(columns: Sequence[str], table: Table) -> str | None:
     """Return the first column that is not much emptier than another."""
-    filled = [_count_filled(column, table) for column in columns]
-    return next((column for column, count in zip(columns, filled, strict=True) if 2 * count >= max(filled)), None)
+    counts = [_count_filled(column, table) for column in columns]
+    return next((column for column, count in zip(columns, counts, strict=True) if 2 * count >= max(counts)), None)
 
 
 def _name_of(column: str, table: Table) -> str:
@@ -121,7 +123,7 @@ def question_of(row: Cells) -> str:
     return "\n\n".join(part for part in parts if part.strip())
 
 
-class Alpaca(Pairs):
+class Alpaca(QuestionFormat):
     """Stanford Alpaca's columns, and LLaMA-Factory's history of earlier pairs."""
 
     name = "alpaca"
@@ -162,11 +164,11 @@ def _history(row: Cells) -> list[Message]:
         for pair in history
     ):
         raise RowProblemError("not_text", f"{name} is not a list of question and answer pairs")
-    refuse_endless(history, name)
-    return [turn for asked, answered in history for turn in (Message("user", asked), answer(answered))]
+    check_turn_count(history, name)
+    return [turn for question, reply in history for turn in (Message("user", question), answer(reply))]
 
 
-class PromptCompletion(Pairs):
+class PromptCompletion(QuestionFormat):
     """TRL's columns of the same names, each text or a list of turns; the row itself marks the completion."""
 
     name = "prompt_completion"
@@ -182,10 +184,10 @@ class PromptCompletion(Pairs):
 
     def convert(self, row: Cells) -> Conversation:
         prompt, completion = row.required("prompt"), row.required("completion")
-        asked = row.turns("prompt") if is_turns(prompt) else [Message("user", row.text("prompt"))]
-        answered = row.turns("completion") if is_turns(completion) else [answer(row.text("completion"))]
-        whole = row.conversation([*asked, *answered])
-        return replace(whole, completion_start=len(whole.messages) - len(answered))
+        prompt_turns = row.turns("prompt") if is_turns(prompt) else [Message("user", row.text("prompt"))]
+        completion_turns = row.turns("completion") if is_turns(completion) else [answer(row.text("completion"))]
+        whole = row.conversation([*prompt_turns, *completion_turns])
+        return replace(whole, completion_start=len(whole.messages) - len(completion_turns))
 
 
 ALPACA = Alpaca()

@@ -11,16 +11,18 @@ from engine.data.conversation import LabeledCompletion, Message, PreferencePair
 from engine.data.formats.base import SYSTEM, TOOLS, Cells, Column, DataFormat, Detection, Evidence, Table, is_missing
 from engine.data.formats.pairs import question_of
 from engine.data.formats.turns import ROLES, answer, is_turn, is_turns, list_of_turns, turn_list
-from engine.data.records import RowProblemError, describe_kind
+from engine.data.records import RowProblemError, describe_kind, shared_length
 
 _CHOSEN = Column("chosen", True, "the better answer: text, or a list of turns")
 _REJECTED = Column("rejected", True, "the worse answer: text, or a list of turns")
 _HH_TURN = re.compile(r"\n\n(Human|Assistant):")
 _HH_ROLES = {"Human": "user", "Assistant": "assistant"}
+# Columns of an answer and its label, as TRL and LLaMA-Factory name them.
+_RATING_NAMES = (("completion", "label"), *((name, "kto_tag") for name in ("completion", "messages", "conversations")))
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 
 
-class Pairs(DataFormat):
+class PairFormat(DataFormat):
     """A column of the chosen and one of the rejected answer."""
 
     rows: RowKind = "pairs"
@@ -46,7 +48,7 @@ class Pairs(DataFormat):
         sides = [_turns_or_answer(row, role, cell) for role, cell in (("chosen", chosen), ("rejected", rejected))]
         if prompt and all(side[: len(prompt)] == list(prompt) for side in sides):
             prompt = ()  # UltraFeedback repeats it in both
-        prefix_turns = _shared_turns(*sides)
+        prefix_turns = shared_length(*sides)
         whole = row.conversation([*prompt, *sides[0][:prefix_turns]])
         better, worse = (tuple(side[prefix_turns:]) for side in sides)
         if not better and not worse:
@@ -66,7 +68,7 @@ class Pairs(DataFormat):
         return PreferencePair((*whole.messages, *better), whole.tools, start, rejected=worse)
 
 
-class Preference(Pairs):
+class Preference(PairFormat):
     """TRL's columns; without a prompt of its own, it is what both answers begin with. UltraFeedback has both."""
 
     name = "preference"
@@ -104,7 +106,8 @@ class Preference(Pairs):
         prompt, chosen, rejected = _prompt(row), row.required("chosen"), row.required("rejected")
         both_text = isinstance(chosen, str) and isinstance(rejected, str) and not is_turns(chosen)
         if not prompt and both_text:
-            start = shared_words(chosen, rejected)
+            start = shared_length(chosen, rejected)
+            start -= chosen[:start].endswith(" ")  # the space stays with the answers, as in TRL's `extract_prompt`
             prompt = [Message("user", chosen[:start].strip())]
             chosen, rejected = chosen[start:].strip(), rejected[start:].strip()
         elif not both_text and len(prompt) == 1 and not is_turns(row.value.get(row.columns.get("prompt", ""))):
@@ -116,7 +119,7 @@ class Preference(Pairs):
         return self.pair(row, prompt, chosen, rejected)
 
 
-class HH(Pairs):
+class HH(PairFormat):
     """Anthropic's HH-RLHF: each side is a whole dialogue as text, with Human: and Assistant: before the turns."""
 
     name = "hh"
@@ -135,7 +138,7 @@ class HH(Pairs):
         return self.pair(row, (), chosen, rejected)
 
 
-class Ranking(Pairs):
+class Ranking(PairFormat):
     """LLaMA-Factory's preference rows: Alpaca's question or ShareGPT's conversation, then chosen and rejected."""
 
     name = "ranking"
@@ -152,10 +155,10 @@ class Ranking(Pairs):
     may_hold_turns = ("chosen", "rejected")
 
     def fits(self, table: Table) -> str:
-        asked = next((table.names[name] for name in ("conversations", "instruction") if name in table.names), None)
-        if asked is None or "prompt" in table.names:
+        question = next((table.names[name] for name in ("conversations", "instruction") if name in table.names), None)
+        if question is None or "prompt" in table.names:
             return ""
-        return f"the columns {asked}, {table.names['chosen']} and {table.names['rejected']}"
+        return f"the columns {question}, {table.names['chosen']} and {table.names['rejected']}"
 
     def convert(self, row: Cells) -> PreferencePair:
         if "conversations" in row.columns:
@@ -164,7 +167,8 @@ class Ranking(Pairs):
             prompt = [Message("user", question_of(row))]
         else:
             raise RowProblemError("missing_column", "there is neither instruction nor conversations")
-        return self.pair(row, prompt, *(_bare_turn(row.required(role)) for role in ("chosen", "rejected")))
+        cells = (row.required(role) for role in ("chosen", "rejected"))
+        return self.pair(row, prompt, *([cell] if is_turn(cell) else cell for cell in cells))
 
 
 class Ratings(DataFormat):
@@ -184,22 +188,18 @@ class Ratings(DataFormat):
 
     def detect(self, table: Table) -> list[Detection]:
         names = table.names
-        forms = (
-            ("completion", "label"),
-            ("completion", "kto_tag"),
-            ("messages", "kto_tag"),
-            ("conversations", "kto_tag"),
-        )
-        answered, rated = next(
-            ((names[one], names[other]) for one, other in forms if one in names and other in names), ("", "")
-        )
+        pair = next((pair for pair in _RATING_NAMES if names.keys() >= set(pair)), None)
+        if pair is None:
+            return []
+        answer_column, label_column = (names[name] for name in pair)
         # Numbers may be classes of anything; they are read where this format is chosen.
-        if not rated or not all(map(_is_true_or_false, table.cells(rated))):
+        labels = table.cells(label_column)
+        if not all(is_missing(label) or str(label).strip().lower() in ("true", "false") for label in labels):
             return []
-        if "prompt" not in names and not any(turn_list(cell) for cell in table.cells(answered)):
+        if "prompt" not in names and not any(turn_list(cell) for cell in table.cells(answer_column)):
             return []
-        columns = {"completion": answered, "label": rated}
-        reason = f"the columns {answered} and {rated}, which is true or false"
+        columns = {"completion": answer_column, "label": label_column}
+        reason = f"the columns {answer_column} and {label_column}, which is true or false"
         return [self.detected(columns, reason, table, Evidence.PREFERENCES)]
 
     def convert(self, row: Cells) -> LabeledCompletion:
@@ -207,7 +207,7 @@ class Ratings(DataFormat):
         turns = _turns_or_answer(row, "completion", row.required("completion"))
         whole = row.conversation([*prompt, *turns])
         messages = whole.messages
-        last = max((place for place, turn in enumerate(messages) if turn.role in ("user", "tool")), default=-1)
+        last = max((index for index, turn in enumerate(messages) if turn.role in ("user", "tool")), default=-1)
         start = max(last + 1, len(messages) - len(turns))
         if last < 0 or not any(turn.role == "assistant" for turn in messages[start:]):
             raise RowProblemError("no_assistant_turn", "no answer follows the prompt")
@@ -222,13 +222,6 @@ def _prompt(row: Cells) -> list[Message]:
     return row.turns("prompt") if is_turns(cell) else [Message("user", row.text("prompt"))]
 
 
-def shared_words(chosen: str, rejected: str) -> int:
-    """Return where two texts start to differ, before the preceding space, as TRL's `extract_prompt` does."""
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    same = next((place for place, (one, other) in pairs if one != other), min(len(chosen), len(rejected)))
-    return same - 1 if same and chosen[same - 1] == " " else same
-
-
 def _turns_or_answer(row: Cells, role: str, cell: Any) -> list[Message]:
     if is_turns(cell):
         return list_of_turns(cell, row.columns[role], ("role", "from"), ("content", "value"))
@@ -237,29 +230,14 @@ def _turns_or_answer(row: Cells, role: str, cell: Any) -> list[Message]:
     return [answer(cell)]
 
 
-def _bare_turn(cell: Any) -> Any:
-    """Return a single turn as a list of one."""
-    return [cell] if is_turn(cell) else cell
-
-
-def _shared_turns(chosen: Sequence[Message], rejected: Sequence[Message]) -> int:
-    """Return how many turns at the beginning are the same on both sides."""
-    pairs = zip(chosen, rejected, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(chosen), len(rejected)))
-
-
 def _dialogue(text: str, column: str) -> list[dict[str, str]]:
     pieces = _HH_TURN.split(text)
     if pieces[0].strip() or len(pieces) < 3:
         raise RowProblemError("not_text", f"{column} does not begin with Human: or Assistant: after an empty line")
     return [
-        {"role": _HH_ROLES[speaker], "content": words.strip()}
-        for speaker, words in zip(pieces[1::2], pieces[2::2], strict=True)
+        {"role": _HH_ROLES[speaker], "content": content.strip()}
+        for speaker, content in zip(pieces[1::2], pieces[2::2], strict=True)
     ]
-
-
-def _is_true_or_false(cell: Any) -> bool:
-    return is_missing(cell) or str(cell).strip().lower() in ("true", "false")
 
 
 def _label(cell: Any, column: str) -> bool:

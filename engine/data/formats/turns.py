@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from engine.data.conversation import Message, Role, ToolCall
-from engine.data.records import RowProblemError, describe_kind, shortened
+from engine.data.records import RowProblemError, describe_kind, one_line
 
 _TAGS: dict[Role, str] = {
     "user": "human user prompter",
@@ -30,7 +30,7 @@ MAX_CALLS = 1000  # of one turn
 _FIELDS = (("role", ("content", "tool_calls", "function_call")), ("from", ("value",)))
 _BEGINS_LIKE_TURNS = re.compile(r"\s*\[\s*\{")
 _SPEAKER = re.compile(r"""['"](?:role|from)['"]\s*:""")
-_LOOKED_AT_CHARACTERS = 2000
+_SCANNED_CHARACTERS = 2000
 
 
 def begins_like_turns(value: Any) -> bool:
@@ -38,9 +38,9 @@ def begins_like_turns(value: Any) -> bool:
     return isinstance(value, str) and _BEGINS_LIKE_TURNS.match(value) is not None
 
 
-def looks_like_turns(value: Any) -> bool:
+def is_turn_text(value: Any) -> bool:
     """Return whether such text also names who speaks, near its beginning."""
-    return begins_like_turns(value) and _SPEAKER.search(value[:_LOOKED_AT_CHARACTERS]) is not None
+    return begins_like_turns(value) and _SPEAKER.search(value[:_SCANNED_CHARACTERS]) is not None
 
 
 def turn_list(value: Any) -> list[Any] | None:
@@ -87,7 +87,7 @@ def list_of_turns(turns: Any, column: str, role_fields: Sequence[str], content_f
         raise RowProblemError("not_text", f"{column} is {describe_kind(turns)}, not a list of turns")
     if not turns:
         raise RowProblemError("empty", f"{column} is an empty list")
-    refuse_endless(turns, column)
+    check_turn_count(turns, column)
     messages: list[Message] = []
     for number, turn in enumerate(turns, start=1):
         message = _turn(turn, number, role_fields, content_fields)
@@ -111,28 +111,32 @@ def _turn(turn: Any, number: int, role_fields: Sequence[str], content_fields: Se
         raise RowProblemError("unknown_role", f"turn {number} has no role")
     tag = role_text.strip().lower() if isinstance(role_text, str) else ""
     if tag not in ROLES:
-        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {shortened(str(role_text), 30)!r}")
+        raise RowProblemError("unknown_role", f"turn {number} has the unknown role {one_line(str(role_text), 30)!r}")
     role = ROLES[tag]
     content = next((turn[name] for name in content_fields if name in turn), None)
-    is_trained = role != "assistant" or _is_trained_turn(turn, number)
     if tag == "function_call":
+        is_trained = _is_trained_turn(turn, number)
         return Message("assistant", tool_calls=_sharegpt_calls(content, number), is_trained=is_trained)
     calls = _openai_calls(turn, number) if role == "assistant" else ()
     if content is None and not (calls or turn.get("reasoning_content")):
         raise RowProblemError("not_text", f"turn {number} has no content")
-    words = "" if content is None else _content(content, number, role)
+    text = "" if content is None else _content(content, number, role)
+    if role == "assistant":
+        return _assistant_turn(turn, number, text, calls)
     if role == "tool":
         name, call_id = (_optional_text(turn.get(field)) for field in ("name", "tool_call_id"))
-        return Message(role, words, name=name, tool_call_id=call_id)
-    if role != "assistant":
-        return Message(role, words)
-    message = answer(words)
+        return Message(role, text, name=name, tool_call_id=call_id)
+    return Message(role, text)
+
+
+def _assistant_turn(turn: Mapping[str, Any], number: int, text: str, calls: tuple[ToolCall, ...]) -> Message:
+    message = answer(text)
     fields = (turn.get(name) for name in ("reasoning_content", "thinking", "reasoning"))
     reasoning = message.reasoning or next((field for field in fields if isinstance(field, str)), None) or None
-    return replace(message, tool_calls=calls, is_trained=is_trained, reasoning=reasoning)
+    return Message("assistant", message.content, reasoning, calls, is_trained=_is_trained_turn(turn, number))
 
 
-def refuse_endless(turns: Sequence[Any], column: str) -> None:
+def check_turn_count(turns: Sequence[Any], column: str) -> None:
     if len(turns) > MAX_TURNS:
         raise RowProblemError("too_long", f"{column} has {len(turns):,} turns; {MAX_TURNS:,} is the most")
 
@@ -140,7 +144,7 @@ def refuse_endless(turns: Sequence[Any], column: str) -> None:
 def is_turns(value: Any) -> bool:
     """Return whether a prompt or completion is a list of turns, or JSON text of one."""
     if isinstance(value, str):
-        return looks_like_turns(value) and conversation_column(turn_list(value)) is not None
+        return is_turn_text(value) and conversation_column(turn_list(value)) is not None
     return isinstance(value, list)
 
 
@@ -157,13 +161,13 @@ def _is_trained_turn(turn: Mapping[str, Any], number: int) -> bool:
     return bool(weight)
 
 
-def answer(words: str) -> Message:
+def answer(text: str) -> Message:
     """Return an assistant turn; a reasoning block that opens it becomes its reasoning."""
-    stripped = words.lstrip()
+    stripped = text.lstrip()
     if stripped.startswith("<think>") and "</think>" in stripped:
         reasoning, _, rest = stripped.removeprefix("<think>").partition("</think>")
         return Message("assistant", rest.lstrip("\n"), reasoning=reasoning.strip() or None)
-    return Message("assistant", words)
+    return Message("assistant", text)
 
 
 def _content(content: Any, number: int, role: Role) -> str:
@@ -179,7 +183,7 @@ def _content(content: Any, number: int, role: Role) -> str:
             else:
                 kind = part.get("type") if isinstance(part, Mapping) else describe_kind(part)
                 raise RowProblemError(
-                    "not_text", f"turn {number} holds a part of type {shortened(str(kind), 30)}, not text"
+                    "not_text", f"turn {number} holds a part of type {one_line(str(kind), 30)}, not text"
                 )
         return "".join(parts)
     if role == "tool" and isinstance(content, Mapping):
@@ -231,8 +235,8 @@ def tool_schemas(tools: Any, column: str) -> tuple[Any, ...]:
         tools = _parse_json(tools, f"{column} is not valid JSON")
     if tools is None:
         return ()
-    items = tools if isinstance(tools, list) else [tools]
-    parsed = [_parse_json(tool, f"{column} is not valid JSON") if isinstance(tool, str) else tool for tool in items]
+    tool_list = tools if isinstance(tools, list) else [tools]
+    parsed = [_parse_json(tool, f"{column} is not valid JSON") if isinstance(tool, str) else tool for tool in tool_list]
     if not all(isinstance(tool, Mapping) for tool in parsed):
         raise RowProblemError("tools", f"{column} is not a list of objects")
     return tuple(parsed)
@@ -242,7 +246,7 @@ def _parse_json(text: str, reason: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise RowProblemError("tools", f"{reason}: {shortened(text, 30)!r}") from error
+        raise RowProblemError("tools", f"{reason}: {one_line(text, 30)!r}") from error
 
 
 def _optional_text(value: Any) -> str | None:

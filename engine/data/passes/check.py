@@ -26,9 +26,9 @@ from engine.data.contract import (
 )
 from engine.data.files.access import write_cached
 from engine.data.passes.preferences import PreferenceCounts
-from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer, digest_of
+from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, Renderer
 from engine.data.passes.split import Positions, Split, draw_split
-from engine.data.records import ProblemKind, Record, place
+from engine.data.records import ProblemKind, Record, row_label
 from engine.data.render.template import tokenizer_fingerprint
 from engine.data.source import SourceOptions
 from engine.errors import DatasetError
@@ -54,7 +54,7 @@ class Counts:
         self.kept_parts = array("b")
         self.digests = array("Q")
         self.groups = array("Q")
-        self.preferences = PreferenceCounts(digest_of)
+        self.preferences = PreferenceCounts()
         self.lengths = array("I")  # of sequences, before the cut
         self.length_rows = array("I")  # the row of each sequence
         self.uncut_trained = array("I")  # trained tokens of each sequence, before the cut
@@ -70,7 +70,7 @@ class Counts:
         record = row.record
         if row.kind is not None:
             self.problem_counts[row.kind] += 1
-            _list(self.problems, record, row.kind, row.problem, dropped=True)
+            _list(self.problems, record, row.kind, row.problem, is_dropped=True)
             return
         self.kept_rows.append(record.row)
         self.kept_parts.append(row.part)
@@ -80,7 +80,7 @@ class Counts:
             self.preferences.add(record.row, row.example, row.group, row.rendering)
         for kind, notice in row.notices:
             self.notice_counts[kind] += 1
-            _list(self.notices, record, kind, notice, dropped=False)
+            _list(self.notices, record, kind, notice, is_dropped=False)
         if row.rendering is None:
             return
         self.first_sequences.append(len(self.lengths))
@@ -100,8 +100,8 @@ class Counts:
         """
         digests = np.asarray(self.digests)
         order = np.argsort(digests, kind="stable").astype(np.uint32)  # rows with equal digests stay in order
-        ordered = digests[order]
-        repeats = order[1:][ordered[1:] == ordered[:-1]]
+        sorted_digests = digests[order]
+        repeats = order[1:][sorted_digests[1:] == sorted_digests[:-1]]
         rows: list[int] = np.sort(np.asarray(self.kept_rows)[repeats]).tolist()
         return rows
 
@@ -126,8 +126,8 @@ class Counts:
         numbers = numbers.reshape(-1, per_row)
         count = len(numbers)
         if count * per_row > MAX_LENGTHS:
-            ordered = numbers[np.argsort(lengths[numbers].sum(axis=1), kind="stable")]
-            numbers = ordered[np.linspace(0, count - 1, MAX_LENGTHS // per_row).round().astype(np.int64)]
+            by_length = numbers[np.argsort(lengths[numbers].sum(axis=1), kind="stable")]
+            numbers = by_length[np.linspace(0, count - 1, MAX_LENGTHS // per_row).round().astype(np.int64)]
         return RowLengths(
             tokens=tuple(lengths[numbers].ravel().tolist()),
             trained=tuple(np.asarray(self.uncut_trained)[numbers].ravel().tolist()),
@@ -148,11 +148,11 @@ class Counts:
         return sequences
 
 
-def _list(problems: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, dropped: bool) -> None:
+def _list(problems: list[RowProblem], record: Record, kind: ProblemKind, problem: str, *, is_dropped: bool) -> None:
     if len(problems) < MAX_LISTED:
         problems.append(
             RowProblem(
-                row=record.row, line=record.line, problem=problem, kind=kind, dropped=dropped, sample=record.sample()
+                row=record.row, line=record.line, problem=problem, kind=kind, dropped=is_dropped, sample=record.sample()
             )
         )
 
@@ -180,7 +180,7 @@ def length_statistics(lengths: Sequence[int], max_length: int | None) -> TokenLe
     )
 
 
-class Pass(NamedTuple):
+class CheckResult(NamedTuple):
     """The result of a pass over every row."""
 
     report: DatasetReport
@@ -209,7 +209,7 @@ def check_steps(
 
 def pass_steps(
     reader: DatasetReader, seed: int, on_kept: Callable[[DatasetRow], None] | None = None
-) -> Generator[CheckProgress | None, None, Pass]:
+) -> Generator[CheckProgress | None, None, CheckResult]:
     """Read every row; yields as `check_steps` does. `on_kept` gets every row that is kept, in order."""
     started, source_fingerprint = time.monotonic(), reader.fingerprint()
     counts = Counts(len(reader.parts))
@@ -227,7 +227,7 @@ def pass_steps(
         raise _nothing_kept(reader, counts)
     split = draw_split(counts.groups, reader.config, seed, parts=counts.kept_parts, weights=reader.weights)
     report = _report(reader, source_fingerprint, counts, split, time.monotonic() - started)
-    return Pass(report, split, counts.kept_rows)
+    return CheckResult(report, split, counts.kept_rows)
 
 
 def finish(
@@ -318,7 +318,7 @@ def _nothing_kept(reader: DatasetReader, counts: Counts) -> DatasetError:
     first = counts.problems[0]
     rows = f"none of the {counts.rows:,} rows can" if counts.rows > 1 else "the only row cannot"
     return DatasetError(
-        f"Nothing to train on in {reader.name}: {rows} be used; {place(first.row, first.line)}: {first.problem}.",
+        f"Nothing to train on in {reader.name}: {rows} be used; {row_label(first.row, first.line)}: {first.problem}.",
         f"It was read as {reader.detection.format.replace('_', ' ')}. Correct the data, or choose another format, "
         "column mapping or max_length.",
     )

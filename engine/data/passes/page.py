@@ -1,4 +1,4 @@
-"""The rows of a page, by position, search or number, as conversations and trained tokens."""
+"""The rows of a page, by position or number, as conversations and trained tokens; and search."""
 
 from collections.abc import Generator, Mapping, Sequence
 from difflib import SequenceMatcher
@@ -20,7 +20,7 @@ from engine.data.contract import (
 from engine.data.conversation import Conversation
 from engine.data.formats import column_names, likeliest_format
 from engine.data.passes.reader import DatasetReader, DatasetRow, Pace, head_of, printable_names
-from engine.data.records import Record
+from engine.data.records import Record, shared_length
 from engine.data.render.sequence_plan import trained_turns
 from engine.data.render.tokenize import IGNORED_LABEL, RenderedRow
 from engine.data.source import SourceOptions, open_source
@@ -37,9 +37,8 @@ def read_page(reader: DatasetReader, request: PageRequest) -> Generator[None, No
     if request.rows is not None:
         records = yield from _pick(reader, request.rows, pace)
     else:
-        needle = request.search.casefold()
         for record in reader.records(request.first_row):
-            if record is not None and (not needle or needle in _searchable(record)):
+            if record is not None:
                 if len(records) == request.count:
                     next_row = record.row
                     break
@@ -162,7 +161,7 @@ def pair_views(chosen: RenderedRow, rejected: RenderedRow) -> tuple[SequenceView
     both = enumerate(zip(chosen.input_ids, rejected.input_ids, chosen.labels, rejected.labels, strict=False))
     untrained = (IGNORED_LABEL, IGNORED_LABEL)
     shared = next(
-        (place for place, (one, other, *labels) in both if one != other or tuple(labels) != untrained),
+        (position for position, (left, right, *labels) in both if left != right or tuple(labels) != untrained),
         min(len(side.input_ids) for side in sides),
     )
     differing = differing_tokens(*(side.input_ids[shared:] for side in sides))
@@ -172,53 +171,53 @@ def pair_views(chosen: RenderedRow, rejected: RenderedRow) -> tuple[SequenceView
     )
 
 
-def differing_tokens(one: Sequence[int], other: Sequence[int]) -> tuple[list[bool], list[bool]]:
-    """Return which tokens of each sequence the other one does not have at that place."""
-    marks = [True] * len(one), [True] * len(other)
-    most = min(len(one), len(other))
-    first = next((place for place in range(most) if one[place] != other[place]), most)
-    last = next((place for place in range(most - first) if one[-1 - place] != other[-1 - place]), most - first)
-    ends = len(one) - last, len(other) - last
+def differing_tokens(left: Sequence[int], right: Sequence[int]) -> tuple[list[bool], list[bool]]:
+    """Return which tokens of each sequence the other one does not have there."""
+    marks = [True] * len(left), [True] * len(right)
+    first = shared_length(left, right)
+    last = shared_length(left[first:][::-1], right[first:][::-1])
+    ends = len(left) - last, len(right) - last
     for side, end in zip(marks, ends, strict=True):
         side[:first] = [False] * first
         side[end:] = [False] * last
-    middle = one[first : ends[0]], other[first : ends[1]]
+    middle = left[first : ends[0]], right[first : ends[1]]
     if len(middle[0]) * len(middle[1]) > _MOST_COMPARED:
         return marks
-    for start, place, size in SequenceMatcher(None, *middle, autojunk=False).get_matching_blocks():
+    for start, position, size in SequenceMatcher(None, *middle, autojunk=False).get_matching_blocks():
         if size >= _FEWEST_EQUAL:
-            for side, begin in zip(marks, (first + start, first + place), strict=True):
+            for side, begin in zip(marks, (first + start, first + position), strict=True):
                 side[begin : begin + size] = [False] * size
     return marks
 
 
 def sequence_view(
-    rendered: RenderedRow, *, brief: bool = False, differs: Sequence[bool] = (), shared_tokens: int = 0
+    sequence: RenderedRow, *, brief: bool = False, differs: Sequence[bool] = (), shared_tokens: int = 0
 ) -> SequenceView:
     """Join the tokens of a sequence into spans; a brief view has only counts.
 
     Args:
-        rendered: The sequence.
         brief: Whether spans are left out.
         differs: Of each token, whether the other answer of a pair has another one there; empty where there is none.
         shared_tokens: After so many tokens a span ends.
     """
-    marks = differs or [False] * len(rendered.input_ids)
-    tokens = zip(rendered.pieces, rendered.labels, rendered.special, marks, rendered.input_ids, strict=True)
-    shown = enumerate(islice(tokens, 0 if brief else MAX_SHOWN_TOKENS))
+    marks = differs or [False] * len(sequence.input_ids)
+    tokens = zip(sequence.pieces, sequence.labels, sequence.special, marks, sequence.input_ids, strict=True)
+    visible_tokens = enumerate(islice(tokens, 0 if brief else MAX_SHOWN_TOKENS))
     spans: list[TokenSpan] = []
-    # A control token has a span of its own, so its position is part of the key.
-    for (trained, place, mark, _), group in groupby(
-        shown,
-        lambda one: (one[1][1] != IGNORED_LABEL, one[0] if one[1][2] else None, one[1][3], one[0] < shared_tokens),
-    ):
+
+    def span_key(numbered_token: tuple[int, tuple[str, int, bool, bool, int]]) -> tuple[bool, int | None, bool, bool]:
+        position, (_, label, special, mark, _) = numbered_token
+        # A control token has a span of its own, so its position is part of the key.
+        return label != IGNORED_LABEL, position if special else None, mark, position < shared_tokens
+
+    for (trained, position, mark, _), group in groupby(visible_tokens, span_key):
         members = [token for _, token in group]
         spans.append(
             TokenSpan(
                 text="".join(piece for piece, *_ in members),
                 tokens=len(members),
                 trained=trained,
-                special=place is not None,
+                special=position is not None,
                 differs=mark,
                 ids=tuple(token for *_, token in members),
                 lengths=tuple(len(piece) for piece, *_ in members),
@@ -226,17 +225,17 @@ def sequence_view(
         )
     return SequenceView(
         spans=tuple(spans),
-        tokens=len(rendered.input_ids),
-        trained_tokens=rendered.trained_tokens,
-        uncut_tokens=rendered.uncut_tokens,
-        cut_text="" if brief else _cut_text(rendered),
+        tokens=len(sequence.input_ids),
+        trained_tokens=sequence.trained_tokens,
+        uncut_tokens=sequence.uncut_tokens,
+        cut_text="" if brief else _cut_text(sequence),
         shared_tokens=shared_tokens,
     )
 
 
-def _cut_text(rendered: RenderedRow) -> str:
+def _cut_text(sequence: RenderedRow) -> str:
     """Return how the text beyond the cut begins."""
-    cut, encoded = len(rendered.input_ids), rendered.encoded
+    cut, encoded = len(sequence.input_ids), sequence.encoded
     if cut >= len(encoded.ids):
         return ""
     start = max(end for _, end in encoded.spans[:cut]) if cut else 0

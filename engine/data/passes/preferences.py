@@ -2,7 +2,6 @@
 
 from array import array
 from collections import Counter
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,9 @@ from numpy.typing import NDArray
 from engine.config.objectives import RowKind
 from engine.data.contract import Histogram, PairLengths
 from engine.data.conversation import Example, LabeledCompletion, PreferencePair
-from engine.data.render.tokenize import Rendering, count_shared
+from engine.data.passes.reader import digest_of
+from engine.data.records import shared_length
+from engine.data.render.tokenize import Rendering
 
 _FEWEST_PAIRS = 20
 _BIASED_SHARE = 0.9
@@ -22,15 +23,14 @@ _MOST_GAPS = 50
 class PreferenceCounts:
     """The counts of pairs and ratings of a pass so far."""
 
-    def __init__(self, digest: Callable[[Example], int]) -> None:
-        self._digest = digest  # 64 bits that are equal for equal conversations
+    def __init__(self) -> None:
         self._kinds: Counter[RowKind] = Counter()
         self.shared = array("I")  # tokens that both sequences of each pair begin with, before the cut
         self._rows = array("I")  # numbers of the pairs' rows
         self._differences = array("q")  # chosen minus rejected, in tokens or characters
         self._counts_tokens = False
         # Of each pair, its two sides in this order, and in the other.
-        self._pairs, self._swapped = array("Q"), array("Q")
+        self._pairs, self._reversed_pairs = array("Q"), array("Q")
         self._ratings = array("b")
         self._prompts = array("Q")
 
@@ -45,12 +45,12 @@ class PreferenceCounts:
             return
         self._rows.append(row)
         if rendering is not None:
-            self.shared.append(count_shared(*(sequence.encoded.ids for sequence in rendering.rows)))
+            self.shared.append(shared_length(*(sequence.encoded.ids for sequence in rendering.rows)))
         self._differences.append(_length_difference(example, rendering))
         self._counts_tokens = rendering is not None
-        one, other = (self._digest(side) for side in example.sides())
-        self._pairs.append(_pair_digest(one, other))
-        self._swapped.append(_pair_digest(other, one))
+        chosen, rejected = map(digest_of, example.sides())
+        self._pairs.append(_pair_digest(chosen, rejected))
+        self._reversed_pairs.append(_pair_digest(rejected, chosen))
 
     @property
     def pairs(self) -> int:
@@ -69,13 +69,13 @@ class PreferenceCounts:
         if self._ratings:
             facts["desirable"] = sum(self._ratings)
         if self._rows:
-            opposed = self._contradicting()
+            contradictions = self._contradicting()
             order = np.argsort(-np.abs(np.asarray(self._differences)), kind="stable")[:_MOST_GAPS]
             facts |= {
                 "pair_lengths": self._lengths(),
                 "length_gap_rows": tuple(np.asarray(self._rows)[order].tolist()),
-                "contradictions": len(opposed),
-                "contradicting_rows": tuple(opposed[:most_rows].tolist()),
+                "contradictions": len(contradictions),
+                "contradicting_rows": tuple(contradictions[:most_rows].tolist()),
             }
         return facts
 
@@ -92,8 +92,8 @@ class PreferenceCounts:
 
     def _contradicting(self) -> NDArray[np.uint32]:
         """Return the rows whose preference another row with the same prompt reverses."""
-        swapped = np.isin(np.asarray(self._pairs), np.asarray(self._swapped))
-        rows: NDArray[np.uint32] = np.asarray(self._rows)[swapped]
+        is_reversed = np.isin(np.asarray(self._pairs), np.asarray(self._reversed_pairs))
+        rows: NDArray[np.uint32] = np.asarray(self._rows)[is_reversed]
         return rows
 
     def _lengths(self) -> PairLengths:
@@ -118,12 +118,12 @@ class PreferenceCounts:
 def _length_difference(pair: PreferencePair, rendering: Rendering | None) -> int:
     """Return the length difference of chosen and rejected answer: in trained tokens before the cut, else in characters."""
     if rendering is not None:
-        chosen, rejected = (one.trained_tokens + one.lost_trained_tokens for one in rendering.rows)
+        chosen, rejected = (sequence.trained_tokens + sequence.lost_trained_tokens for sequence in rendering.rows)
     else:
         chosen, rejected = (sum(len(turn.content) for turn in side) for side in (pair.chosen, pair.rejected))
     return chosen - rejected
 
 
-def _pair_digest(one: int, other: int) -> int:
+def _pair_digest(first: int, second: int) -> int:
     """Return a 64-bit digest of two digests that depends on their order."""
-    return (one * 0x9E3779B97F4A7C15 + other) & 0xFFFFFFFFFFFFFFFF
+    return (first * 0x9E3779B97F4A7C15 + second) & 0xFFFFFFFFFFFFFFFF

@@ -20,7 +20,7 @@ from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.data.source import SourceOptions
 from engine.paths import LoratoryHome
 
-Item = TypeVar("Item")
+Element = TypeVar("Element")
 
 
 class TokenizedRows(Sequence[TokenizedRow]):
@@ -45,10 +45,10 @@ class TokenizedRows(Sequence[TokenizedRow]):
         self._parts.append(row.part)
         self._desirable.append(-1 if desirable is None else desirable)
 
-    def select(self, places: Iterable[int]) -> "TokenizedRows":
-        """Return the rows at these places."""
+    def select(self, positions: Iterable[int]) -> "TokenizedRows":
+        """Return the rows at these positions."""
         subset = copy(self)
-        subset._numbers = array("q", [self._numbers[place] for place in places])
+        subset._numbers = array("q", [self._numbers[position] for position in positions])
         return subset
 
     def __len__(self) -> int:
@@ -68,13 +68,13 @@ class TokenizedRows(Sequence[TokenizedRow]):
         return replace(first, rejected=others[0]) if others else first
 
     def _sequence(self, number: int) -> TokenizedRow:
-        place, rating = self._place(number), self._desirable[number]
-        ids = self._ids[place].tolist()
-        labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, self._trained[place], strict=True)]
+        span, rating = self._span(number), self._desirable[number]
+        ids = self._ids[span].tolist()
+        labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, self._trained[span], strict=True)]
         desirable = None if rating < 0 else bool(rating)
         return TokenizedRow(self._rows[number], self._parts[number], ids, labels, desirable=desirable)
 
-    def _place(self, number: int, count: int = 1) -> slice:
+    def _span(self, number: int, count: int = 1) -> slice:
         return slice(self._ends[number], self._ends[number + count])
 
     def lengths(self) -> list[int]:
@@ -85,17 +85,17 @@ class TokenizedRows(Sequence[TokenizedRow]):
         """Return a hash of every sequence's tokens, labels and rating, in order, in hexadecimal digits."""
         digest = hashlib.sha256()
         for number in (number + side for number in self._numbers for side in range(self._each)):
-            place = self._place(number)
-            digest.update(f"{place.stop - place.start} {self._desirable[number]} ".encode())
-            digest.update(memoryview(self._ids)[place])
-            digest.update(memoryview(self._trained)[place])
+            span = self._span(number)
+            digest.update(f"{span.stop - span.start} {self._desirable[number]} ".encode())
+            digest.update(memoryview(self._ids)[span])
+            digest.update(memoryview(self._trained)[span])
         return digest.hexdigest()
 
     @property
     def trained_tokens(self) -> int:
         """Trained tokens of all of them."""
-        places = (self._place(number, self._each) for number in self._numbers)
-        return sum(self._trained.count(1, place.start, place.stop) for place in places)
+        spans = (self._span(number, self._each) for number in self._numbers)
+        return sum(self._trained.count(1, span.start, span.stop) for span in spans)
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ def prepare_dataset(
     rows = TokenizedRows(sequences_per_row)
     first_rows = array("q", [0])  # of each kept row, the number of its first one
 
-    def keep(row: DatasetRow) -> None:
+    def append_row(row: DatasetRow) -> None:
         assert row.rendering is not None
         assert row.example is not None
         is_compared = len(row.example.sides()) > sequences_per_row
@@ -144,7 +144,7 @@ def prepare_dataset(
     reader = DatasetReader(config, SourceOptions(home=home), Renderer(tokenizer, max_length))
     if objective is not None:
         require_rows_of(objective, [part.detection.format for part in reader.parts], config)
-    report, split, _ = finish(pass_steps(reader, seed, keep), on_progress)
+    report, split, _ = finish(pass_steps(reader, seed, append_row), on_progress)
     return PreparedDataset(train=select(split.train), held_out=select(split.held_out), report=report)
 
 
@@ -163,8 +163,8 @@ def held_out_steps(
     return HeldOutRows(rows=tuple(spread_evenly(held_out, count)), total=len(held_out))
 
 
-def spread_evenly(items: Sequence[Item], count: int | None) -> list[Item]:
-    """Return so many of the items, evenly spaced; all if there are fewer."""
-    if count is None or count >= len(items):
-        return list(items)
-    return [items[index * len(items) // count] for index in range(count)]
+def spread_evenly(elements: Sequence[Element], count: int | None) -> list[Element]:
+    """Return so many of the elements, evenly spaced; all if there are fewer."""
+    if count is None or count >= len(elements):
+        return list(elements)
+    return [elements[index * len(elements) // count] for index in range(count)]

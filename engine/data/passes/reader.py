@@ -13,7 +13,7 @@ from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Example, RowWarning
 from engine.data.formats import FORMATS, Converter, column_names, detect_format, unread_columns, unread_note
 from engine.data.formats.base import Detection
-from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, place
+from engine.data.records import ProblemKind, Record, RowProblemError, RowSource, row_label
 from engine.data.render.template import ChatTokenizer
 from engine.data.render.tokenize import Rendering, RenderOptions, render_many
 from engine.data.source import SeveralSources, SourceOptions, open_source
@@ -30,7 +30,7 @@ class Pace:
         self._turn = self._report = time.monotonic()
 
     def turn_is_over(self) -> bool:
-        """Return whether to yield now; the next turn begins with the yes."""
+        """Return whether to yield now; if so, the next turn begins."""
         now = time.monotonic()
         if now - self._turn < _TURN_SECONDS:
             return False
@@ -58,7 +58,7 @@ class Renderer:
     tokenizer: ChatTokenizer  # with its frozen template
     max_length: int | None  # where sequences are cut, in tokens
     model: str | None = None  # in reports
-    notes: tuple[str, ...] = ()  # what was settled about the tokenizer, for reports
+    notes: tuple[str, ...] = ()  # changes to the tokenizer, for reports
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class DatasetRow:
     part: int  # which of the mixed sources it comes from
     example: Example | None = None
     rendering: Rendering | None = None
-    notices: tuple[RowWarning, ...] = ()  # what is odd about a row that is kept
+    notices: tuple[RowWarning, ...] = ()  # warnings about a row that is kept
     digest: int = 0  # 64 bits of the row's content: equal for exact duplicates
     group: int = 0  # the same of what must stay on one side of the split: a preference's prompt, else the row
     kind: ProblemKind | None = None
@@ -196,7 +196,7 @@ def _with_rendering(row: DatasetRow, rendering: Rendering | RowProblemError) -> 
 class DatasetPart:
     """One source with its format.
 
-    Format and mapping of a dataset `of_a_mix` were chosen for another source: where they do not fit, it decides by itself.
+    Format and mapping of a dataset `of_a_mix` were chosen for another source; where they do not fit, both are detected.
 
     Raises:
         DatasetError: If it cannot be read, holds no rows, or no format fits it.
@@ -213,7 +213,7 @@ class DatasetPart:
             raise DatasetError(
                 f"{f'None of the first {len(head):,} rows' if len(head) > 1 else 'The only row'} of {self.source.name} "
                 f"{'can' if len(head) > 1 else 'cannot'} be read; "
-                f"{place(head[0].row, head[0].line)}: {head[0].problem}.",
+                f"{row_label(head[0].row, head[0].line)}: {head[0].problem}.",
                 f"It was read as {self.source.kind}. Correct the file, or convert it to JSONL.",
             )
         self.columns = printable_names(self.source.columns or column_names(rows))

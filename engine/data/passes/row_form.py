@@ -26,7 +26,7 @@ _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 @dataclass
-class _Seen:
+class _Findings:
     """What the rows so far show, as the fields of `RowForm` have it."""
 
     role_field: str
@@ -60,15 +60,15 @@ def read_row_form(config: DatasetConfig, options: SourceOptions) -> RowForm:
         turn_column=detection.columns.get(FORMATS[detection.format].turn_column, ""),
         text_column=None if FORMATS[detection.format].has_turns else detection.columns["text"],
     )
-    seen = _Seen(role_field, content_field)
+    findings = _Findings(role_field, content_field)
     for row in itertools.islice(reader.rows(), _ROWS):
-        for why in _note_row(seen, form, row):
+        for why in _note_row(findings, form, row):
             raise DatasetError(
                 f"Row {row.record.row + 1:,} of {reader.parts[0].source.name} {why}, which a short script does "
                 "not read as a run does.",
                 "Write an exact script instead, with --exact.",
             )
-    return form.model_copy(update=vars(seen))
+    return form.model_copy(update=vars(findings))
 
 
 def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _loader(config: DatasetConfig, reader: DatasetReader) -> dict[str, Any]:
     return {"path": _BUILDERS[form.kind], **options}
 
 
-def _note_row(seen: _Seen, form: RowForm, row: DatasetRow) -> Iterator[str]:
+def _note_row(findings: _Findings, form: RowForm, row: DatasetRow) -> Iterator[str]:
     """Note what a row shows; yield why a short script would read it otherwise than a run."""
     if row.example is None:
         yield f"is left out in training ({row.problem})"
@@ -111,19 +111,19 @@ def _note_row(seen: _Seen, form: RowForm, row: DatasetRow) -> Iterator[str]:
         yield "has turns of weight 0"
     if row.record.raw[:64].lstrip()[:1] in (b"[", "["):
         yield "is a bare list of turns"
-    seen.most_answers = max(seen.most_answers, sum(message.role == "assistant" for message in messages))
-    seen.has_reasoning |= any(message.reasoning for message in messages)
+    findings.most_answers = max(findings.most_answers, sum(message.role == "assistant" for message in messages))
+    findings.has_reasoning |= any(message.reasoning for message in messages)
     value = row.record.value or {}
     if isinstance(row.example, PreferencePair):
         cells = [turn_list(value.get(form.columns[side])) for side in ("chosen", "rejected")]
         opening = [str(cell[0].get("role", cell[0].get("from"))).strip().lower() for cell in cells if cell]
-        seen.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)
+        findings.holds_whole_conversations |= any(ROLES.get(tag) != "assistant" for tag in opening)
         if form.columns.keys() == {"chosen", "rejected"} and not (opening or form.has_dialogues):
             yield "has its prompt in both answers"
-    yield from _note_turns(seen, form, value)
+    yield from _note_turns(findings, form, value)
 
 
-def _note_turns(seen: _Seen, form: RowForm, value: Mapping[str, Any]) -> Iterator[str]:
+def _note_turns(findings: _Findings, form: RowForm, value: Mapping[str, Any]) -> Iterator[str]:
     role_names = (form.columns.get("from", "from"), form.columns.get("role", "role"))
     content_names = (form.columns.get("value", "value"), form.columns.get("content", "content"))
     roles = ("conversations", "messages", "prompt", "completion", *FORMATS[form.format].may_hold_turns)
@@ -131,15 +131,15 @@ def _note_turns(seen: _Seen, form: RowForm, value: Mapping[str, Any]) -> Iterato
         turns = turn_list([cell] if isinstance(cell, dict) else cell)
         if turns is None:
             continue
-        seen.has_turn_lists = True
-        seen.has_json |= isinstance(cell, str)
+        findings.has_turn_lists = True
+        findings.has_json |= isinstance(cell, str)
         for turn in turns:
-            seen.role_field = next(name for name in role_names if name in turn)
-            seen.content_field = next((name for name in content_names if name in turn), seen.content_field)
-            tag = turn[seen.role_field]
+            findings.role_field = next(name for name in role_names if name in turn)
+            findings.content_field = next((name for name in content_names if name in turn), findings.content_field)
+            tag = turn[findings.role_field]
             if tag != tag.strip().lower():
                 yield f"names a role {json.dumps(tag)}"
-            seen.roles[tag.strip().lower()] = ROLES[tag.strip().lower()]
-            if not isinstance(turn.get(seen.content_field), str):
+            findings.roles[tag.strip().lower()] = ROLES[tag.strip().lower()]
+            if not isinstance(turn.get(findings.content_field), str):
                 yield "has turns that are more than a text"
-            seen.has_reasoning |= any(isinstance(turn.get(name), str) for name in _REASONING_FIELDS)
+            findings.has_reasoning |= any(isinstance(turn.get(name), str) for name in _REASONING_FIELDS)

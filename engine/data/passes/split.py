@@ -67,26 +67,26 @@ def draw_held_out(digests: NDArray[np.uint64], eval_fraction: float, seed: int) 
     nothing = np.zeros(len(digests), dtype=np.bool_)
     if eval_fraction <= 0 or len(digests) < 2:
         return nothing
-    places = mix_digests(digests, seed)
+    keys = mix_digests(digests, seed)
     target = max(1, round(eval_fraction * len(digests)))
-    held_out: NDArray[np.bool_] = places <= np.partition(places, target - 1)[target - 1]
+    held_out: NDArray[np.bool_] = keys <= np.partition(keys, target - 1)[target - 1]
     if np.count_nonzero(held_out) == target:
         return held_out
     # A group of equal rows reaches across the share that was asked for: take the groups that fit into it.
-    values, sizes = np.unique(places, return_counts=True)
+    values, sizes = np.unique(keys, return_counts=True)
     if len(values) < 2:
         return nothing
-    picks = []
+    chosen_keys = []
     room = target
     for value, size in zip(
         values[:-1], sizes[:-1], strict=True
     ):  # the last group stays: there must be rows to train on
         if size <= room:
-            picks.append(value)
+            chosen_keys.append(value)
             room -= size
         if not room:
             break
-    return np.isin(places, picks or values[:-1][[np.argmin(sizes[:-1])]])
+    return np.isin(keys, chosen_keys or values[:-1][[np.argmin(sizes[:-1])]])
 
 
 def mix_digests(digests: NDArray[np.uint64], seed: int) -> NDArray[np.uint64]:

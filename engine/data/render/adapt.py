@@ -40,14 +40,14 @@ _A, _B, _C, _D, _E = "Qa1xyz", "Wb2xyz", "Ec3xyz", "Rd4xyz", "Te5xyz"
 def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
     """Detect what the template supports, by rendering short conversations with unique words."""
 
-    def shows(messages: Sequence[Message], *words: str, tools: Sequence[Any] = (), **settings: Any) -> bool:
+    def shows(messages: Sequence[Message], *texts: str, tools: Sequence[Any] = (), **settings: Any) -> bool:
         abilities = TemplateAbilities(**{"text_parts": text_parts, **settings})
         try:
             dicts = [_as_dict(message, abilities) for message in messages]
-            text = apply_template(tokenizer, dicts, list(tools), prompt=False)
+            rendered_text = apply_template(tokenizer, dicts, list(tools), prompt=False)
         except RowProblemError:
             return False
-        return all(word in text for word in words)
+        return all(text in rendered_text for text in texts)
 
     def takes_calls(count: int, *, as_text: bool) -> bool:
         numbers = [f"{number:05d}" for number in range(count)]
@@ -56,11 +56,11 @@ def abilities_of(tokenizer: ChatTokenizer) -> TemplateAbilities:
             Message("tool", f"{_E}{number}", name=f"{_B}{number}", tool_call_id=f"call{number}") for number in numbers
         ]
         last = Message("assistant", f"{_A}{_B}")
-        words = [f"{word}{number}" for number in numbers for word in (_B, _D, _E)]
+        texts = [f"{text}{number}" for number in numbers for text in (_B, _D, _E)]
         # The listed tool has another name, to be distinguished from the one that is called.
         tools = [_probe_tool(_E, "parameter", "description")]
         messages = [user, Message("assistant", tool_calls=calls), *results, last]
-        return shows(messages, *words, _C, last.content, tools=tools, text_arguments=as_text)
+        return shows(messages, *texts, _C, last.content, tools=tools, text_arguments=as_text)
 
     user, answer, system = Message("user", _A), Message("assistant", _B), Message("system", _C)
     turns = [user, Message("assistant", _B, reasoning=_C)]
@@ -88,7 +88,7 @@ def _probe_tool(name: str, parameter: str, description: str) -> dict[str, Any]:
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 
-_TOOLS_IN_WORDS = """# Tools
+_TOOLS_TEXT = """# Tools
 
 You may call one or more functions to assist with the user query. You are provided with function signatures within \
 <tools></tools> XML tags:
@@ -96,7 +96,7 @@ You may call one or more functions to assist with the user query. You are provid
 {tools}
 </tools>"""
 
-_CALLS_IN_WORDS = """
+_CALLS_TEXT = """
 
 For each function call, return a JSON object with the function's name and arguments within <tool_call></tool_call> \
 XML tags:
@@ -121,9 +121,9 @@ def adapt_to_template(conversation: Conversation, abilities: TemplateAbilities) 
     steps = AdaptedConversation(conversation.messages, conversation.tools, conversation.completion_start)
     has_calls = any(message.tool_calls or message.role == "tool" for message in steps.messages)
     if steps.tools and not abilities.tool_list:
-        steps = _tool_list_in_words(steps, how_to_call=not abilities.tool_calls)
+        steps = _tool_list_as_text(steps, how_to_call=not abilities.tool_calls)
     if has_calls:
-        steps = _with_identified_calls(steps) if abilities.tool_calls else _calls_in_words(steps)
+        steps = _with_identified_calls(steps) if abilities.tool_calls else _calls_as_text(steps)
         if abilities.tool_calls and not abilities.parallel_calls:
             steps = _calls_one_by_one(steps)
     if any(message.role == "system" for message in steps.messages):
@@ -140,30 +140,30 @@ def tool_schema(tool: Any) -> Any:
     return tool
 
 
-def _arguments_in_words(call: ToolCall) -> str:
+def _arguments_as_text(call: ToolCall) -> str:
     return call.arguments if isinstance(call.arguments, str) else json.dumps(call.arguments, ensure_ascii=False)
 
 
-def _tool_list_in_words(steps: AdaptedConversation, *, how_to_call: bool) -> AdaptedConversation:
+def _tool_list_as_text(steps: AdaptedConversation, *, how_to_call: bool) -> AdaptedConversation:
     tools = "\n".join(json.dumps(tool_schema(tool), ensure_ascii=False) for tool in steps.tools)
-    words = _TOOLS_IN_WORDS.format(tools=tools) + (_CALLS_IN_WORDS if how_to_call else "")
-    opening = [Message("system", words), *steps.messages[:1]]
+    content = _TOOLS_TEXT.format(tools=tools) + (_CALLS_TEXT if how_to_call else "")
+    opening = [Message("system", content), *steps.messages[:1]]
     if len(opening) > 1 and opening[1].role == "system":
-        opening = [replace(opening[1], content=f"{opening[1].content}\n\n{words}")]
+        opening = [replace(opening[1], content=f"{opening[1].content}\n\n{content}")]
     note = "The model's template lists no tools; they are written into the system turn (Hermes convention)."
     return replace(_rewritten(steps, [opening, *([message] for message in steps.messages[1:])], note), tools=())
 
 
-def _calls_in_words(steps: AdaptedConversation) -> AdaptedConversation:
+def _calls_as_text(steps: AdaptedConversation) -> AdaptedConversation:
     pieces: list[list[Message]] = []
     responses: list[str] = []  # of tools, in a row
     for message, following in itertools.zip_longest(steps.messages, steps.messages[1:]):
         if message.tool_calls:
-            words = "\n".join(
-                f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {_arguments_in_words(call)}}}\n</tool_call>'
+            calls = "\n".join(
+                f'<tool_call>\n{{"name": {json.dumps(call.name)}, "arguments": {_arguments_as_text(call)}}}\n</tool_call>'
                 for call in message.tool_calls
             )
-            content = f"{message.content}\n{words}" if message.content else words
+            content = f"{message.content}\n{calls}" if message.content else calls
             pieces.append([replace(message, content=content, tool_calls=())])
         elif message.role != "tool":
             pieces.append([message])
@@ -174,7 +174,7 @@ def _calls_in_words(steps: AdaptedConversation) -> AdaptedConversation:
             else:
                 pieces.append([Message("user", "\n".join(responses))])
                 responses = []
-    note = "The model's template has no tool calls; they are written in words (Hermes convention)."
+    note = "The model's template has no tool calls; they are written as text (Hermes convention)."
     return _rewritten(steps, pieces, note)
 
 
@@ -244,7 +244,7 @@ def _with_accepted_system(steps: AdaptedConversation, abilities: TemplateAbiliti
         texts = []
     if texts:
         pieces.append([Message("user", "\n\n".join(texts))])
-    note = "The model's template does not take a system turn there; its words open the user's turn that follows."
+    note = "The model's template does not take a system turn there; its text starts the next user turn."
     return _rewritten(steps, pieces, note)
 
 
@@ -261,10 +261,10 @@ def _with_merged_roles(steps: AdaptedConversation) -> AdaptedConversation:
     pieces: list[list[Message]] = []
     for group in groups:
         joined = group[0]
-        if len(group) > 1:  # at once, in time that grows with the words alone
+        if len(group) > 1:  # at once, in linear time
             content = "\n\n".join(message.content for message in group)
             joined = replace(joined, content=content, is_trained=all(message.is_trained for message in group))
-        pieces += [*([] for _ in group[1:]), [joined]]  # in the place of the last
+        pieces += [*([] for _ in group[1:]), [joined]]  # at the position of the last
     note = "The model's template wants roles to alternate; turns of one role in a row are joined."
     return _rewritten(steps, pieces, note)
 
@@ -289,7 +289,7 @@ def _as_dict(message: Message, abilities: TemplateAbilities) -> dict[str, Any]:
     if abilities.text_parts:  # for templates of models that also take pictures
         entry["content"] = [{"type": "text", "text": entry["content"]}]
     if message.tool_calls:
-        arguments = _arguments_in_words if abilities.text_arguments else operator.attrgetter("arguments")
+        arguments = _arguments_as_text if abilities.text_arguments else operator.attrgetter("arguments")
         entry["tool_calls"] = [
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments(call)}}
             for call in message.tool_calls

@@ -1,6 +1,6 @@
 """The text of a conversation, and which part of it is trained; verified turn by turn.
 
-For each assistant turn the template is asked twice: for the prompt that the chat will send at that point, and for the
+For each assistant turn the template renders twice: the prompt that the chat will send at that point, and the
 conversation up to and with the turn. The turn's answer is what the second adds to the first. Turns share one sequence
 only where its text holds, character by character, each turn's own prompt followed by its own answer. A template that
 rewrites earlier turns (Qwen3 drops their reasoning, gpt-oss ends them otherwise) fails that proof, and such turns get
@@ -9,11 +9,12 @@ sequences of their own: nothing is masked by guesswork.
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, RowWarning
-from engine.data.records import RowProblemError, shortened
+from engine.data.records import RowProblemError, one_line, shared_length
 from engine.data.render.adapt import AdaptedConversation, abilities_of, adapt_to_template, tool_schema
 from engine.data.render.template import (
     ChatTokenizer,
@@ -33,7 +34,7 @@ _CLOSED_TAG = re.compile(r"<([a-z_]+)>\s*</\1>\s*$")
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class RenderedTurn:
     """One assistant turn: the prompt that the chat would send, and the answer to train on."""
 
     prompt: str
@@ -45,12 +46,12 @@ class SequencePlan:
     """Text of one training sequence. `trained` are the turns whose answers count, the last of them ending the text."""
 
     text: str
-    trained: tuple[Turn, ...]  # in order; empty where everything counts
-    plain: bool = False  # plain text, to which the tokenizer adds what it adds by itself
+    trained: tuple[RenderedTurn, ...]  # in order; empty where everything counts
+    plain: bool = False  # plain text, encoded with the tokenizer's own special tokens
 
 
 @dataclass(frozen=True)
-class RowPlan:
+class PlannedRow:
     """All sequences of a row, with notes about them."""
 
     sequences: tuple[SequencePlan, ...]
@@ -62,7 +63,7 @@ class RowPlan:
 
 def plan_conversation(
     conversation: Conversation, tokenizer: ChatTokenizer, train_on: TrainOn, max_length: int | None = None
-) -> RowPlan:
+) -> PlannedRow:
     """Decide the sequences of a conversation.
 
     Turns beyond max_length are not rendered: verifying a turn takes longer the later it comes. After some 270 answers, the
@@ -71,51 +72,59 @@ def plan_conversation(
     Raises:
         RowProblemError: If the template refuses the row, or no turn of it can be trained.
     """
-    adapted = adapt_to_template(conversation, abilities_of(tokenizer))
-    renderer = TurnRenderer(adapted, tokenizer)
-    notices = _special_tokens_in_words(conversation, tokenizer)
+    adaptation = adapt_to_template(conversation, abilities_of(tokenizer))
+    renderer = TurnRenderer(adaptation, tokenizer)
+    notices = _special_token_warnings(conversation, tokenizer)
     if train_on == "all":
-        text = renderer.text(len(adapted.messages))
-        return RowPlan((SequencePlan(text, ()),), adapted.notes, notices + renderer.left_out(text))
-    targets = _chosen_turns(adapted, train_on)
-    turns: list[Turn] = []
-    beyond: list[int] = []
+        text = renderer.text(len(adaptation.messages))
+        return PlannedRow((SequencePlan(text, ()),), adaptation.notes, notices + renderer.omission_warnings(text))
+    turns, beyond, warnings = _render_turns(_chosen_turns(adaptation, train_on), renderer, tokenizer, max_length)
+    if not turns:
+        has_marks = any(not message.is_trained for message in adaptation.messages)
+        reason = "every assistant turn has weight 0" if has_marks else "every assistant turn is empty"
+        raise RowProblemError("nothing_to_learn", reason)
+    sequences = _share_sequences(turns, tokenizer)
+    if not beyond:
+        return PlannedRow(sequences, adaptation.notes, notices + renderer.omission_warnings(sequences[-1].text))
+    # The text ends early, and does not show what the template leaves out.
+    rest = "\n".join(adaptation.messages[index].content for index in beyond)
+    whole = _sequence_of(beyond[-1], renderer)
+    return PlannedRow(sequences, adaptation.notes, notices + warnings, len(ids_of(rest, tokenizer)), whole)
+
+
+def _render_turns(
+    targets: Sequence[int], renderer: "TurnRenderer", tokenizer: ChatTokenizer, max_length: int | None
+) -> tuple[list[RenderedTurn], Sequence[int], tuple[RowWarning, ...]]:
+    """Render turns in order, up to max_length or until it takes too long.
+
+    Returns:
+        The turns; the indices of those that are left; and a warning if rendering them would take too long.
+    """
+    turns: list[RenderedTurn] = []
     measured = 0  # characters of the longest prompt whose tokens were counted
     for number, index in enumerate(targets):
         # Counted each time it has grown by half, which takes a few times as long as counting it once.
         if turns and max_length is not None and len(turns[-1].prompt) > max(max_length, 1.5 * measured):
             measured = len(turns[-1].prompt)
             if len(ids_of(turns[-1].prompt, tokenizer)) > max_length:
-                beyond = targets[number:]
-                break
+                return turns, targets[number:], ()
         try:
             turn = renderer.turn(index)
         except RowProblemError:
             if not turns or not renderer.is_spent:
                 raise
-            beyond = targets[number:]
             reason = f"only its first {len(turns):,} answers are trained: the later ones {_TAKES_TOO_LONG}"
-            notices += (("too_long", reason),)
-            break
+            return turns, targets[number:], (("too_long", reason),)
         if turn is not None:
             turns.append(turn)
-    if not turns:
-        has_marks = any(not message.is_trained for message in adapted.messages)
-        reason = "every assistant turn has weight 0" if has_marks else "every assistant turn is empty"
-        raise RowProblemError("nothing_to_learn", reason)
-    sequences = _share_sequences(turns, tokenizer)
-    if beyond:  # the text ends early, and does not show what the template leaves out
-        rest = "\n".join(adapted.messages[index].content for index in beyond)
-        whole = _sequence_of(beyond[-1], renderer)
-        return RowPlan(sequences, adapted.notes, notices, len(ids_of(rest, tokenizer)), whole)
-    return RowPlan(sequences, adapted.notes, notices + renderer.left_out(sequences[-1].text))
+    return turns, (), ()
 
 
-def plan_text(text: str, tokenizer: ChatTokenizer) -> RowPlan:
+def plan_text(text: str, tokenizer: ChatTokenizer) -> PlannedRow:
     """Return plain text as one sequence that ends with the end-of-sequence token."""
     eos = tokenizer.eos_token or ""
     text = text if eos and text.endswith(eos) else text + eos
-    return RowPlan((SequencePlan(text, (), plain=True),))
+    return PlannedRow((SequencePlan(text, (), plain=True),))
 
 
 def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
@@ -124,8 +133,8 @@ def prompt_text(conversation: Conversation, tokenizer: ChatTokenizer) -> str:
     Raises:
         RowProblemError: If the template refuses the conversation.
     """
-    adapted = adapt_to_template(conversation, abilities_of(tokenizer))
-    return TurnRenderer(adapted, tokenizer).prompt(len(adapted.messages))
+    adaptation = adapt_to_template(conversation, abilities_of(tokenizer))
+    return TurnRenderer(adaptation, tokenizer).prompt(len(adaptation.messages))
 
 
 def trained_turns(conversation: Conversation, train_on: TrainOn) -> tuple[int, ...]:
@@ -155,7 +164,7 @@ def _chosen_turns(conversation: Conversation, train_on: TrainOn) -> list[int]:
     return [index for index in answers if index >= start and messages[index].is_trained]
 
 
-def _special_tokens_in_words(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:
+def _special_token_warnings(conversation: Conversation, tokenizer: ChatTokenizer) -> tuple[RowWarning, ...]:
     """Warn about control tokens in the data itself, which the model reads as such."""
     pattern = control_token_pattern(tokenizer)
     matches = (
@@ -177,7 +186,7 @@ def _sequence_of(index: int, renderer: "TurnRenderer") -> SequencePlan | None:
     return SequencePlan(turn.prompt + turn.answer, (turn,)) if turn is not None else None
 
 
-def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
+def _share_sequences(turns: list[RenderedTurn], tokenizer: ChatTokenizer) -> tuple[SequencePlan, ...]:
     """Group turns into as few sequences as verification allows, in the order of their last turns."""
     sequences: list[SequencePlan] = []
     remaining = turns
@@ -192,8 +201,8 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
                 f"the model's chat template rewrites earlier turns, so each of {len(turns):,} turns needs the conversation "
                 f"up to it: more than {_MAX_CHARACTERS >> 20} million characters",
             )
-        trained: list[Turn] = []
-        apart: list[Turn] = []
+        trained: list[RenderedTurn] = []
+        apart: list[RenderedTurn] = []
         for turn in remaining[:-1]:
             fitting = _as_in(text, turn, tokenizer)
             if fitting is None:
@@ -205,33 +214,30 @@ def _share_sequences(turns: list[Turn], tokenizer: ChatTokenizer) -> tuple[Seque
     return tuple(reversed(sequences))
 
 
-def _answer_in(text: str, start: int, answer: str, tokenizer: ChatTokenizer) -> str | None:
-    """Return an answer as it appears in a longer text from `start` on; None if the text differs."""
-    if text.startswith(answer, start):
-        return answer
-    # Some templates, such as Phi-3's, close only the whole text with eos, after the turn's own end.
-    shorter = answer.removesuffix(tokenizer.eos_token or "")
-    ends_itself = shorter.rstrip().endswith(control_token_texts(tokenizer))
-    return shorter if ends_itself and text.startswith(shorter, start) else None
-
-
-def _as_in(text: str, turn: Turn, tokenizer: ChatTokenizer) -> Turn | None:
+def _as_in(text: str, turn: RenderedTurn, tokenizer: ChatTokenizer) -> RenderedTurn | None:
     """Return the turn as it is in the text of a later one, or None where that text differs."""
-    answer = _answer_in(text, len(turn.prompt), turn.answer, tokenizer) if text.startswith(turn.prompt) else None
-    return replace(turn, answer=answer) if answer is not None else None
+    if not text.startswith(turn.prompt):
+        return None
+    start = len(turn.prompt)
+    if text.startswith(turn.answer, start):
+        return turn
+    # Some templates, such as Phi-3's, close only the whole text with eos, after the turn's own end.
+    shorter = turn.answer.removesuffix(tokenizer.eos_token or "")
+    ends_itself = shorter.rstrip().endswith(control_token_texts(tokenizer))
+    return replace(turn, answer=shorter) if ends_itself and text.startswith(shorter, start) else None
 
 
 class TurnRenderer:
     """Renders one conversation, which is in the template's terms, up to any of its turns."""
 
-    def __init__(self, adapted: AdaptedConversation, tokenizer: ChatTokenizer) -> None:
-        self._messages = adapted.messages
+    def __init__(self, adaptation: AdaptedConversation, tokenizer: ChatTokenizer) -> None:
+        self._messages = adaptation.messages
         self._tokenizer = tokenizer
-        self._dicts = adapted.for_template(abilities_of(tokenizer))
-        self._tools = [tool_schema(tool) for tool in adapted.tools]
+        self._dicts = adaptation.for_template(abilities_of(tokenizer))
+        self._tools = [tool_schema(tool) for tool in adaptation.tools]
         self._without_reasoning: set[int] = set()  # turns whose reasoning the template's prompt excludes
         questions = (index for index, message in enumerate(self._messages) if message.role != "assistant")
-        self._first_asked = next(questions, len(self._messages))
+        self._first_question = next(questions, len(self._messages))
         self._rendered_messages = 0
 
     @property
@@ -247,26 +253,26 @@ class TurnRenderer:
         """Return the same with the template's generation prompt."""
         return self._render(count, prompt=True)
 
-    def turn(self, index: int) -> Turn | None:
+    def turn(self, index: int) -> RenderedTurn | None:
         """Return prompt and answer of an assistant turn; None where nothing comes before it to answer.
 
         Raises:
             RowProblemError: If the template refuses it, or rendering takes too long.
         """
-        if self._first_asked >= index:
+        if self._first_question >= index:
             return None
         message, prompt, whole = self._messages[index], self.prompt(index), self.text(index + 1)
         if whole.startswith(prompt):
-            return Turn(prompt, self._with_reasoning(whole[len(prompt) :], index))
-        shared = _shared_length(prompt, whole)
+            return RenderedTurn(prompt, self._with_reasoning(whole[len(prompt) :], index))
+        shared = shared_length(prompt, whole)
         if not prompt[shared:].strip():
-            return Turn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
+            return RenderedTurn(prompt, self._with_reasoning(whole[shared:].lstrip(), index))
         tag = _OPENED_TAG.search(prompt)
         if tag is not None and whole.startswith(prompt[: tag.start()]):
             # The prompt opens a reasoning block that the rendered turn lacks: close it, filled or empty.
             reasoning = (message.reasoning or "").strip("\n")
             answer = whole[tag.start() :].lstrip("\n")
-            return Turn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}")
+            return RenderedTurn(prompt, f"{reasoning}\n</{tag[1]}>\n\n{answer}")
         if message.reasoning and _CLOSED_TAG.search(prompt) and index not in self._without_reasoning:
             # The prompt ends the reasoning before the answer begins: this template answers without.
             self._without_reasoning.add(index)
@@ -275,23 +281,23 @@ class TurnRenderer:
             return self.turn(index)
         raise RowProblemError(
             "template",
-            f"the model's chat template asks for an answer with {shortened(prompt[shared:], 40)!r}, "
+            f"the model's chat template asks for an answer with {one_line(prompt[shared:], 40)!r}, "
             "yet begins answers otherwise",
         )
 
-    def left_out(self, text: str) -> tuple[RowWarning, ...]:
-        """Return turns whose words do not come out of the template, and special tokens in people's words."""
+    def omission_warnings(self, text: str) -> tuple[RowWarning, ...]:
+        """Return the turns whose text the template leaves out or changes."""
         losses: list[RowWarning] = []
-        place = 0
+        start = 0
         for number, message in enumerate(self._messages, start=1):
-            words = message.content.strip()
-            if not words or (number == len(self._messages) and message.role != "assistant"):
+            content = message.content.strip()
+            if not content or (number == len(self._messages) and message.role != "assistant"):
                 continue
-            position = text.find(words, place)
+            position = text.find(content, start)
             if position >= 0:  # nearly always, and near
-                place = position + len(words)
-            elif words not in text and json.dumps(words)[1:-1] not in text:
-                name = f"turn {number} ({message.role}: {shortened(words, 30)!r})"
+                start = position + len(content)
+            elif content not in text and json.dumps(content)[1:-1] not in text:
+                name = f"turn {number} ({message.role}: {one_line(content, 30)!r})"
                 losses.append(("template_leaves_out", f"{name} is left out or changed by the model's chat template"))
         losses.extend(
             ("template_leaves_out", f"the reasoning of turn {index + 1} is left out: the template answers without any")
@@ -312,14 +318,3 @@ class TurnRenderer:
         if not reasoning or reasoning in answer or index in self._without_reasoning:
             return answer
         return f"<think>\n{reasoning}\n</think>\n\n{answer}"
-
-
-def _shared_length(first: str, second: str) -> int:
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[:middle] == second[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -10,7 +10,7 @@ from datetime import date
 from functools import lru_cache, wraps
 from typing import Any, Protocol, TypeVar
 
-from engine.data.records import RowProblemError, shortened
+from engine.data.records import RowProblemError, one_line
 from engine.errors import ModelError, ModelLimitError
 from engine.processes.limits import TimeLimitError, limited, renew_deadline, time_limit
 
@@ -73,14 +73,14 @@ def once_per_tokenizer(answer: Callable[[ChatTokenizer], Answer]) -> Callable[[C
         return answer(tokenizer)
 
     @wraps(answer)
-    def ask(tokenizer: ChatTokenizer) -> Answer:
+    def lookup(tokenizer: ChatTokenizer) -> Answer:
         return cached_answer(tokenizer, settings_of(tokenizer))
 
-    return ask
+    return lookup
 
 
 def ids_of(text: str, tokenizer: ChatTokenizer) -> list[int]:
-    """Return the tokens of text alone, without those that a tokenizer adds by itself."""
+    """Return the tokens of text alone, without the tokenizer's own special tokens."""
     # What a template writes before an answer is short and repeats; whole prompts do not come twice.
     if len(text) <= 256:
         return list(_short_ids(tokenizer, settings_of(tokenizer), text))
@@ -216,9 +216,9 @@ def _free_token(
 def tokenizer_fingerprint(tokenizer: ChatTokenizer) -> str:
     """Return a fingerprint that changes when the tokenizer renders or splits anything differently."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    vocabulary = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
     parts = [tokenizer.chat_template, tokenizer.eos_token, tokenizer.bos_token, tokenizer.pad_token]
-    return hashlib.sha256(f"{json.dumps(parts)}{words}".encode()).hexdigest()
+    return hashlib.sha256(f"{json.dumps(parts)}{vocabulary}".encode()).hexdigest()
 
 
 def stop_token_ids(tokenizer: ChatTokenizer) -> tuple[int, ...]:
@@ -250,7 +250,7 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
     """Render with the frozen template; `prompt` adds the generation prompt.
 
     Raises:
-        RowProblemError: With the template's own words, if it refuses.
+        RowProblemError: With the template's own message, if it refuses.
         ModelLimitError: If it computes for too long, needs too much memory or writes too much.
     """
     try:
@@ -263,10 +263,10 @@ def apply_template(tokenizer: ChatTokenizer, messages: ChatMessages, tools: list
     except MemoryError as error:
         raise _overrun(tokenizer, "needs more memory for one row than it may use") from error
     except Exception as error:  # templates raise jinja errors, TypeErrors, anything that their authors and data cause
-        words = str(error).strip().splitlines()
+        lines = str(error).strip().splitlines()
         raise RowProblemError(
             "template",
-            f"the model's chat template refuses it: {shortened(words[0] if words else 'no reason given', 120)}",
+            f"the model's chat template refuses it: {one_line(lines[0] if lines else 'no reason given', 120)}",
         ) from error
     if len(text) > _ALWAYS_FITS_CHARACTERS and len(text) > _LONGER_THAN_INPUT * len(json.dumps([messages, tools])):
         raise _overrun(tokenizer, f"turns one row into {len(text):,} characters, which is far more than the row has")

@@ -8,7 +8,14 @@ from functools import cached_property
 from engine.config.run import TrainOn
 from engine.data.conversation import Conversation, Example, Message, RowWarning
 from engine.data.records import RowProblemError
-from engine.data.render.sequence_plan import RowPlan, SequencePlan, Turn, plan_conversation, plan_text, prompt_text
+from engine.data.render.sequence_plan import (
+    PlannedRow,
+    RenderedTurn,
+    SequencePlan,
+    plan_conversation,
+    plan_text,
+    prompt_text,
+)
 from engine.data.render.template import (
     ChatTokenizer,
     control_token_ids,
@@ -54,12 +61,6 @@ class TokenizedRow:
     def length(self) -> int:
         """Tokens of its sequences."""
         return sum(len(sequence.input_ids) for sequence in self.sequences)
-
-
-def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two sequences both begin with."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((place for place, (mine, yours) in pairs if mine != yours), min(len(one), len(other)))
 
 
 @dataclass
@@ -161,7 +162,7 @@ def render_many(
     sides = [
         (row, side, example.trained_part(options.train_on)) for row, example in examples for side in example.sides()
     ]
-    plans: list[RowPlan | RowProblemError] = []
+    plans: list[PlannedRow | RowProblemError] = []
     sizes = [len(side.text()) for _, side, _ in sides]
     with rendering_confined(sum(sizes)):
         for (_, side, train_on), size in zip(sides, sizes, strict=True):
@@ -173,17 +174,17 @@ def render_many(
                     plans.append(plan_text(side.text(), tokenizer))
             except RowProblemError as problem:
                 plans.append(problem)
-    good = [plan for plan in plans if isinstance(plan, RowPlan)]
+    good = [plan for plan in plans if isinstance(plan, PlannedRow)]
     # Where a template rewrites earlier turns, a row has many sequences that hold most of it.
     with rendering_confined(sum(len(sequence.text) for plan in good for sequence in _sequences_to_encode(plan))):
         encoded = iter(_encode_plans(good, tokenizer))
-        rendered = iter(
+        renderings = iter(
             plan
             if isinstance(plan, RowProblemError)
             else _finish(row, plan, [next(encoded) for _ in _sequences_to_encode(plan)], tokenizer, options)
             for (row, _, _), plan in zip(sides, plans, strict=True)
         )
-        return [_join_sides([next(rendered) for _ in example.sides()], options) for _, example in examples]
+        return [_join_sides([next(renderings) for _ in example.sides()], options) for _, example in examples]
 
 
 def _join_sides(sides: Sequence[Rendering | RowProblemError], options: RenderOptions) -> Rendering | RowProblemError:
@@ -207,8 +208,8 @@ def _join_sides(sides: Sequence[Rendering | RowProblemError], options: RenderOpt
             "cut_away", f"both answers are equal up to max_length ({options.max_length or 0:,} tokens)"
         )
     notes, notices = (
-        tuple(dict.fromkeys((*one, *other)))
-        for one, other in ((chosen.notes, rejected.notes), (chosen.notices, rejected.notices))
+        tuple(dict.fromkeys((*left, *right)))
+        for left, right in ((chosen.notes, rejected.notes), (chosen.notices, rejected.notices))
     )
     return Rendering((*chosen.rows, replace(rejected.rows[0], part=1)), notes, notices)
 
@@ -222,12 +223,12 @@ def prompt_ids(messages: Sequence[Message], tokenizer: ChatTokenizer, tools: Seq
     return encode(prompt_text(Conversation(tuple(messages), tuple(tools)), tokenizer), tokenizer).ids
 
 
-def _sequences_to_encode(plan: RowPlan) -> tuple[SequencePlan, ...]:
+def _sequences_to_encode(plan: PlannedRow) -> tuple[SequencePlan, ...]:
     """Return the sequences of a plan, followed by the one that is only measured."""
     return plan.sequences if plan.whole is None else (*plan.sequences, plan.whole)
 
 
-def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[Encoded]:
+def _encode_plans(plans: Sequence[PlannedRow], tokenizer: ChatTokenizer) -> list[Encoded]:
     """Tokenize the sequences of all plans, in order; only plain text gets the tokenizer's own bos in front."""
     sequences = [sequence for plan in plans for sequence in _sequences_to_encode(plan)]
     encodings: dict[bool, Iterator[Encoded]] = {}
@@ -239,42 +240,41 @@ def _encode_plans(plans: Sequence[RowPlan], tokenizer: ChatTokenizer) -> list[En
 
 
 def _finish(
-    row: int, plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer, options: RenderOptions
+    row: int, plan: PlannedRow, sequences: Sequence[Encoded], tokenizer: ChatTokenizer, options: RenderOptions
 ) -> Rendering | RowProblemError:
     pending = list(zip(plan.sequences, sequences, strict=False))
-    rendered: list[RenderedRow] = []
-    lost = plan.beyond_tokens
-    beyond = _whole_length(plan, sequences, tokenizer)
+    rows: list[RenderedRow] = []
+    lost_tokens, whole_length = plan.beyond_tokens, _whole_length(plan, sequences, tokenizer)
     for sequence, first_encoded in pending:
         encoded, trained, apart = _mark_trained(sequence, first_encoded, tokenizer)
         for turn in apart:
             alone = SequencePlan(turn.prompt + turn.answer, (turn,))
             pending.append((alone, encode(alone.text, tokenizer)))
         cut = len(encoded.ids) if options.max_length is None else options.max_length
-        ids, kept = encoded.ids[:cut], trained[:cut]
+        ids, is_trained = encoded.ids[:cut], trained[:cut]
         lost_here = sum(trained[cut:])
-        lost += lost_here
-        if any(kept):
-            labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, kept, strict=True)]
-            rendered.append(RenderedRow(row, len(rendered), ids, labels, encoded, tokenizer, lost_here))
+        lost_tokens += lost_here
+        if any(is_trained):
+            labels = [token if counts else IGNORED_LABEL for token, counts in zip(ids, is_trained, strict=True)]
+            rows.append(RenderedRow(row, len(rows), ids, labels, encoded, tokenizer, lost_here))
         else:
-            beyond = max(beyond, len(encoded.ids))
-    if rendered:
-        if lost > sum(one.lost_trained_tokens for one in rendered):  # of turns that left no sequence behind
-            others = lost - sum(one.lost_trained_tokens for one in rendered[:-1])
-            rendered[-1] = replace(rendered[-1], lost_trained_tokens=others)
-        longest = max(range(len(rendered)), key=lambda index: rendered[index].uncut_tokens)
-        if beyond > rendered[longest].uncut_tokens:
-            rendered[longest] = replace(rendered[longest], beyond_tokens=beyond)
-        return Rendering(tuple(rendered), plan.notes, plan.notices)
-    if lost:
-        return RowProblemError(
-            "cut_away", f"all trained tokens are truncated by max_length ({options.max_length:,} tokens)"
-        )
-    return RowProblemError("nothing_to_learn", "no token of it would be trained")
+            whole_length = max(whole_length, len(encoded.ids))
+    if not rows and not lost_tokens:
+        return RowProblemError("nothing_to_learn", "no token of it would be trained")
+    if not rows:
+        reason = f"all trained tokens are truncated by max_length ({options.max_length:,} tokens)"
+        return RowProblemError("cut_away", reason)
+    # The last sequence counts what was lost with turns that left no sequence, the longest one the whole length.
+    others = lost_tokens - sum(sequence.lost_trained_tokens for sequence in rows)
+    if others:
+        rows[-1] = replace(rows[-1], lost_trained_tokens=rows[-1].lost_trained_tokens + others)
+    longest = max(range(len(rows)), key=lambda index: rows[index].uncut_tokens)
+    if whole_length > rows[longest].uncut_tokens:
+        rows[longest] = replace(rows[longest], beyond_tokens=whole_length)
+    return Rendering(tuple(rows), plan.notes, plan.notices)
 
 
-def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
+def _whole_length(plan: PlannedRow, sequences: Sequence[Encoded], tokenizer: ChatTokenizer) -> int:
     """Return the tokens of the whole conversation, where turns far beyond max_length were not rendered."""
     if plan.whole is not None:
         return len(_mark_trained(plan.whole, sequences[-1], tokenizer)[0].ids)
@@ -283,24 +283,24 @@ def _whole_length(plan: RowPlan, sequences: Sequence[Encoded], tokenizer: ChatTo
 
 def _mark_trained(
     sequence: SequencePlan, encoded: Encoded, tokenizer: ChatTokenizer
-) -> tuple[Encoded, list[bool], list[Turn]]:
+) -> tuple[Encoded, list[bool], list[RenderedTurn]]:
     """Decide which tokens of a sequence are trained.
 
     Returns:
-        The tokens; which of them are trained; and turns whose prompt, tokenized by itself, gives other tokens than those
-        in this sequence, and which need a sequence of their own.
+        The tokens; which of them are trained; and turns whose prompt alone gives other tokens than those
+        in this sequence, so they need a sequence of their own.
     """
     if sequence.plain and encoded.ids[-2:] == [tokenizer.eos_token_id] * 2:
-        del encoded.ids[-1], encoded.spans[-1]  # some tokenizers add eos by themselves
+        del encoded.ids[-1], encoded.spans[-1]  # some tokenizers add a second eos
     if not sequence.trained:  # every token is trained except the first, which has no context
         return encoded, [index > 0 for index in range(len(encoded.ids))], []
     *earlier, last = sequence.trained
     encoded, start, end = _last_answer(encoded, last.prompt, last.answer, tokenizer)
-    places = [(turn, _earlier_answer(encoded, len(turn.prompt), len(turn.answer), tokenizer)) for turn in earlier]
+    spans = [(turn, _earlier_answer(encoded, len(turn.prompt), len(turn.answer), tokenizer)) for turn in earlier]
     trained = [False] * len(encoded.ids)
-    for first, after in ((start, end), *(place for _, place in places if place is not None)):
+    for first, after in ((start, end), *(span for _, span in spans if span is not None)):
         trained[first:after] = [True] * (after - first)
-    return encoded, trained, [turn for turn, place in places if place is None]
+    return encoded, trained, [turn for turn, span in spans if span is None]
 
 
 def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
@@ -312,7 +312,7 @@ def encode(text: str, tokenizer: ChatTokenizer) -> Encoded:
 def _last_answer(encoded: Encoded, prompt: str, answer: str, tokenizer: ChatTokenizer) -> tuple[Encoded, int, int]:
     """Return the tokens of a prompt and its final answer, and the token range of the answer."""
     start = encoded.boundary(len(prompt), tokenizer)
-    if start is None:  # a token reaches across; the chat sends the prompt by itself
+    if start is None:  # a token spans the boundary; the chat sends the prompt alone
         encoded = encode(prompt, tokenizer)
         start = len(encoded.ids)
         encoded.append(answer, tokenizer)

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from engine.chat.contract import Branch, Progress
-from engine.chat.worker.answer import TalkingTokenizer, begin_answer, context_length, end_token_ids
+from engine.chat.worker.answer import DecodingTokenizer, begin_answer, context_length, end_token_ids
 from engine.chat.worker.static_cache import free_bytes, logits_agree
 from engine.chat.worker.weights import PIECE_TOKENS, BranchWeights, Weights
 from engine.config.results import SamplingConfig
@@ -28,7 +28,7 @@ class Evaluation:
     order: EvaluationOrder
     request: Request
     weights: Weights
-    tokenizer: TalkingTokenizer
+    tokenizer: DecodingTokenizer
 
     def report(self, message: str, fraction: float | None = None) -> None:
         self.end_if_stopped()

@@ -71,7 +71,7 @@ def sign_in(logins: Logins, person_name: str, token: str) -> str:
     token = require_token(token, "write access and the right to jobs")
     from huggingface_hub import HfApi
 
-    with JOBS.explained("your account"):
+    with JOBS.explain_errors("your account"):
         name = str(HfApi(token=token).whoami()["name"])
     logins.put(person_name, token, time.time() + _KEPT_SECONDS)
     return name
@@ -182,7 +182,7 @@ class HardwareList:
         try:
             api = self._login().api
             if answer is None or time.monotonic() - answer[0] > _LIST_SECONDS:
-                with JOBS.explained("your account"):
+                with JOBS.explain_errors("your account"):
                     answer = time.monotonic(), read_flavors(api.list_jobs_hardware())
         except EngineError as error:
             self.trouble, self._trouble_since = error, time.monotonic()

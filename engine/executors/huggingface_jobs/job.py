@@ -174,7 +174,7 @@ class HubJob(RemoteJob[JobRecord]):
             raise SignInNeededError(f"Sign in again to {what}.", error.fix) from None
         token = str(login.api.token)
         if token != self._account[0]:
-            with JOBS.explained("your account"):
+            with JOBS.explain_errors("your account"):
                 self._account = token, str(login.api.whoami()["name"])
         self._api, name = login.api, self._account[1]
         if not (record.job_id or record.sent_at):
@@ -187,7 +187,7 @@ class HubJob(RemoteJob[JobRecord]):
     def _submit(self, hours_left: float) -> bool:
         """Upload the run and start the job, or find it if its id was not saved; return False if it was cancelled."""
         labels, namespace = {layout.LABEL: self.record.number}, self.record.namespace
-        with JOBS.explained(namespace):
+        with JOBS.explain_errors(namespace):
             job = next(iter(self._api.list_jobs(labels=labels, namespace=namespace)), None)
         if job is None:
             if self.wants_cancel:
@@ -228,7 +228,7 @@ class HubJob(RemoteJob[JobRecord]):
             limit_seconds=record.limit_hours * 3600,
             look_seconds=min(self._look_seconds, 3.0),
         )  # fmt: skip
-        with JOBS.explained(record.namespace):
+        with JOBS.explain_errors(record.namespace):
             hardware = next((one for one in self._api.list_jobs_hardware() if one.name == record.flavor), None)
             if hardware is not None:
                 self.save(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
@@ -247,7 +247,7 @@ class HubJob(RemoteJob[JobRecord]):
 
     def _pass_on_requests(self) -> None:
         if self.wants_cancel and not self._cancel_was_sent:
-            with JOBS.explained(self.record.namespace):
+            with JOBS.explain_errors(self.record.namespace):
                 self._api.cancel_job(job_id=self.record.job_id, namespace=self.record.namespace)
             self._cancel_was_sent = True
         if self.wants_stop and not self._stop_was_sent:
@@ -259,7 +259,7 @@ class HubJob(RemoteJob[JobRecord]):
         try:
             job = self._api.inspect_job(job_id=self.record.job_id, namespace=self.record.namespace)
         except Exception as error:
-            with JOBS.explained(self.record.namespace):
+            with JOBS.explain_errors(self.record.namespace):
                 if status_of(error) != 404:
                     raise
             self._missing_looks += 1
@@ -272,7 +272,7 @@ class HubJob(RemoteJob[JobRecord]):
     def _output(self) -> str:
         """Return the end of the job's own output, for example while Loratory is installed there."""
         record = self.record
-        with JOBS.explained(record.namespace):
+        with JOBS.explain_errors(record.namespace):
             logs = self._api.fetch_job_logs(job_id=record.job_id, namespace=record.namespace, tail=_LOG_LINES)
             lines = [str(line)[:_LONGEST_LINE] for line in itertools.islice(logs, 2 * _LOG_LINES)]
         return "".join(f"{line}\n" for line in lines[-_LOG_LINES:])

@@ -46,7 +46,7 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
         RunError: If a file that it names is not there any more, or in a lab is none that its owner may name.
     """
     folder, files = run.folder, dict[str, bytes | Path]()
-    allowed = AllowedPaths(home.of(run.owner)) if is_lab(home) else None
+    allowed = AllowedPaths(home.for_person(run.owner)) if is_lab(home) else None
 
     numbers = itertools.count()
 

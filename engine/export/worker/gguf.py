@@ -18,7 +18,7 @@ from gguf import GGUFReader, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 from gguf.quants import dequantize
 
-from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
 from engine.config.results import ExportDtype, GgufType
 from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message
@@ -52,7 +52,7 @@ class WrittenGguf(NamedTuple):
     file: Path
     merged: Path
     gguf_type: GgufType
-    tokenizer: TalkingTokenizer
+    tokenizer: DecodingTokenizer
     implied_bos: str  # what llama.cpp puts in front of a prompt by itself
 
 
@@ -110,7 +110,7 @@ def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf,
 
 
 @contextlib.contextmanager
-def _prepared_for_llama_cpp(merged: Path, tokenizer: TalkingTokenizer) -> Iterator[None]:
+def _prepared_for_llama_cpp(merged: Path, tokenizer: DecodingTokenizer) -> Iterator[None]:
     """While it is converted, the merged folder states whether prompts begin with the begin-of-sequence token.
 
     llama.cpp puts that token first where the file asks for it. In training it was there only if the template put it
@@ -158,7 +158,7 @@ def _common_system_prompt(dataset: DatasetConfig) -> str:
     return ""
 
 
-def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied_bos: str, system: str) -> str:
+def _write_modelfile(gguf: Path, name: str, tokenizer: DecodingTokenizer, implied_bos: str, system: str) -> str:
     """Write the Modelfile next to the GGUF, and return what the person should know."""
     lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{gguf.name}", ""]
     try:

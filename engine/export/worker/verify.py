@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from engine.chat.contract import PromptView
-from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import BranchWeights, Weights
 from engine.config.run import RunConfig
 from engine.data.conversation import Message
@@ -239,7 +239,7 @@ class PerplexityRows(NamedTuple):
         return sum(label >= 0 for row in self.rows for label in row.labels[1:])
 
 
-def choose_rows(export: ExportUnderWay, tokenizer: TalkingTokenizer) -> PerplexityRows:
+def choose_rows(export: ExportUnderWay, tokenizer: DecodingTokenizer) -> PerplexityRows:
     """Return rows that the run held out; general text where it held none out, or its data is gone."""
     rows = (
         _held_out(export, RunFolder(export.order.run).read_config(), tokenizer) if export.order.run is not None else []
@@ -249,7 +249,7 @@ def choose_rows(export: ExportUnderWay, tokenizer: TalkingTokenizer) -> Perplexi
     return PerplexityRows(general_rows(tokenizer), "general text")
 
 
-def _held_out(export: ExportUnderWay, config: RunConfig, tokenizer: TalkingTokenizer) -> list[TokenizedRow]:
+def _held_out(export: ExportUnderWay, config: RunConfig, tokenizer: DecodingTokenizer) -> list[TokenizedRow]:
     if config.dataset.eval_fraction == 0:
         return []
     export.report("verifying", "Reading the held-out rows.")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from engine.config.rules import JOINED_MULTIPLE
-from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow, count_shared
+from engine.data.records import shared_length
+from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
 from engine.training.ops.attention import Fork, JoinedRows
 from engine.training.ops.loss import TrainedTokens
 
@@ -113,7 +114,7 @@ def join_pairs(rows: Sequence[TokenizedRow]) -> PassTensors:
     forks: list[Fork] = []
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         start, length, other = len(ids), len(first.input_ids), len(second.input_ids)
-        shared = count_shared(first.input_ids, second.input_ids)
+        shared = shared_length(first.input_ids, second.input_ids)
         rest = range(start + length, start + length + other - shared)
         places += [range(start, start + length), [*range(start, start + shared), *rest]]
         ids += [*first.input_ids, *second.input_ids[shared:]]

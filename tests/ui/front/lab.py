@@ -92,7 +92,7 @@ def running_lab(
     certificate = certificate_for("localhost", root)
 
     def make(person: Person) -> Services:
-        own = home.of(person.name, person.role)
+        own = home.for_person(person.name, person.role)
         return services_of(own, person) if services_of is not None else fake_services_of(own, person)
 
     provider = provider_at(address.origin) if provider_at is not None else None

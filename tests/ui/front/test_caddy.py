@@ -35,7 +35,7 @@ def lab(home, tmp_path, address):
     """A lab on a socket, for its user and group alone."""
     listener = Listener.chosen(str(tmp_path / "page.sock"), "", 0, None, None)
     gate, _ = build_gate(
-        home, address, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=listener.behind_proxy,
+        home, address, lambda person: fake_services_of(home.for_person(person.name), person), behind_proxy=listener.behind_proxy,
         logins=Logins(),
     )  # fmt: skip
     with serve_over_tls(gate, listener.open(), None):

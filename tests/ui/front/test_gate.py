@@ -240,7 +240,7 @@ def test_an_upload_belongs_to_who_sent_it(lab, ann, bea):
     ],
 )  # fmt: skip
 def test_no_file_but_a_persons_own_is_given(lab, ann, bea, path):
-    own, other = lab.home.of("ann").transfers, lab.home.of("bea").transfers
+    own, other = lab.home.for_person("ann").transfers, lab.home.for_person("bea").transfers
     (other / "secret").write_text("of bea")
     if not (own / "link").is_symlink():
         (own / "link").symlink_to(other / "secret")

@@ -230,7 +230,7 @@ def test_usage_is_summed_by_person_and_week(admin):
     ]
     (admin.home.server / "usage.jsonl").write_text("".join(f"{one.model_dump_json()}\n" for one in attempts))
     for name, bytes_ in (("ann", 4000), ("root", 250)):
-        folder = admin.home.of(name).uploads
+        folder = admin.home.for_person(name).uploads
         folder.mkdir(parents=True)
         (folder / "rows.jsonl").write_bytes(bytes(bytes_))
     usage = admin.usage()

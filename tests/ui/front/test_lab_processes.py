@@ -26,7 +26,7 @@ from engine.inspector.session import Inspector, InspectorSlots
 from engine.paths import LoratoryHome
 
 home, slots = LoratoryHome(Path(sys.argv[1])), InspectorSlots()
-inspectors = [Inspector(home.of(name), slots=slots) for name in ("ann", "bea")]
+inspectors = [Inspector(home.for_person(name), slots=slots) for name in ("ann", "bea")]
 for one in inspectors:
     one.preview(DatasetConfig(source="sample:lab-chats"))
 print(*(pid for one in inspectors for pid in one.pids), flush=True)
@@ -37,7 +37,7 @@ time.sleep(600)
 @pytest.mark.e2e
 def test_previews_of_many_people_take_turns_in_the_processes_that_a_lab_has(home):
     slots = InspectorSlots(data=ProcessSlots(2))
-    inspectors = [Inspector(home.of(f"person-{number}"), slots=slots) for number in range(4)]
+    inspectors = [Inspector(home.for_person(f"person-{number}"), slots=slots) for number in range(4)]
     pages, most = [], [0]
     threads = [
         threading.Thread(target=lambda one=one: pages.append(one.preview(SAMPLE, count=1))) for one in inspectors

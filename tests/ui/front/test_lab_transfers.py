@@ -69,14 +69,14 @@ def test_a_member_trains_on_an_uploaded_file(lab, ann):
 
     page.press("upload", "upload", upload(http, "rows.jsonl", ROWS))
 
-    own = lab.home.of("ann")
+    own = lab.home.for_person("ann")
     assert "rows.jsonl" in page.value("dataset-summary")
     assert (own.uploads / "rows.jsonl").read_bytes() == ROWS
     assert contents(own.transfers) == []
 
 
 def test_an_upload_beyond_the_disk_space_of_its_person_is_refused(lab, ann):
-    held = contents(lab.home.of("ann").transfers)
+    held = contents(lab.home.for_person("ann").transfers)
     change_settings(lab.home, limits={"free_disk_gb": 0, "disk_gb_per_person": 0.001})
     try:
         answer = ann[0].post("/gradio_api/upload", files={"files": ("rows.jsonl", b"x" * 2_000_000)})
@@ -86,7 +86,7 @@ def test_an_upload_beyond_the_disk_space_of_its_person_is_refused(lab, ann):
     assert answer.status_code == 413
     assert answer.text.startswith("You use ")
     assert " of 1.0 MB" in answer.text
-    assert contents(lab.home.of("ann").transfers) == held
+    assert contents(lab.home.for_person("ann").transfers) == held
 
 
 def test_a_member_opens_a_saved_conversation(ann):
@@ -132,7 +132,7 @@ def test_the_upload_of_another_is_neither_taken_nor_shown(lab, ann, bea):
     assert (page.value("dataset-summary"), page.value("transcript")) == before
 
     assert Path(str(theirs)).read_bytes() == b"only of ann"
-    assert contents(lab.home.of("bea").uploads) == contents(lab.home.of("bea").transfers) == []
+    assert contents(lab.home.for_person("bea").uploads) == contents(lab.home.for_person("bea").transfers) == []
     assert http.get(f"/gradio_api/file={theirs}").status_code == 404
 
 
@@ -153,7 +153,7 @@ def test_no_address_in_an_event_is_fetched(lab, bea):
 
     assert site.visits == []
     assert "rows.jsonl" in page.value("dataset-summary")  # of a file that was uploaded, the address says nothing
-    assert not any(lab.home.of("bea").transfers.rglob("*.jsonl"))
+    assert not any(lab.home.for_person("bea").transfers.rglob("*.jsonl"))
 
 
 def test_a_page_has_its_own_folder_whose_event_came_before_it_on_the_connection(lab, ann):
@@ -174,7 +174,7 @@ def test_a_page_has_its_own_folder_whose_event_came_before_it_on_the_connection(
 
     with lab.signed_in("cid") as cid, PageClient.open(cid, read_config(cid)) as page:
         page.press("upload", "upload", upload(cid, "rows.jsonl", ROWS))
-    assert contents(lab.home.of("cid").uploads) == [ROWS]
+    assert contents(lab.home.for_person("cid").uploads) == [ROWS]
 
 
 def raw(request: httpx.Request) -> bytes:

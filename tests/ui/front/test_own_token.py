@@ -163,7 +163,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
     ann = lab.add("ann")
     lab.add("bea")
     run = write_run(RunStore(lab.home, "ann"), a_config(model__id=MODEL), InventedRun())
-    own = lab.home.of("ann")
+    own = lab.home.for_person("ann")
     with lab.signed_in("ann") as client, Watch(TOKEN) as watch:
         monkeypatch.setattr(gated, "_serve", watch.after_a_look(gated._serve))
         monkeypatch.setattr(pushed, "_serve", watch.after_a_look(pushed._serve))
@@ -186,7 +186,7 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
         assert fetched.done.wait(300)
         assert fetched.error is None
         assert [one.hub_id for one in list_private(own, "dataset")] == [DATASET]
-        assert list_private(lab.home.of("bea"), "dataset") == []
+        assert list_private(lab.home.for_person("bea"), "dataset") == []
 
         monkeypatch.setenv("HF_ENDPOINT", pushed.address)
         page.open_tab_with("export-run")
@@ -243,5 +243,5 @@ def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):
         wait_until(lambda: downloading.find(DOWNLOAD).done.is_set())
 
     assert "not a Hugging Face token" in theirs.answers[1]
-    assert find_snapshot(MODEL, None, ModelPart.WEIGHTS, lab.home.of("ann")) is not None
-    assert find_snapshot(MODEL, None, ModelPart.CONFIG, lab.home.of("bea")) is None
+    assert find_snapshot(MODEL, None, ModelPart.WEIGHTS, lab.home.for_person("ann")) is not None
+    assert find_snapshot(MODEL, None, ModelPart.CONFIG, lab.home.for_person("bea")) is None

@@ -41,7 +41,7 @@ def test_old_files_of_an_open_page_are_removed(tmp_path):
         lab.add("ann")
         with lab.signed_in("ann") as ann:
             assert ann.get("/config").status_code == 200
-            folder = lab.home.of("ann").transfers
+            folder = lab.home.for_person("ann").transfers
             old, new = folder / "old", folder / "new"
             for file in (old, new):
                 file.write_text("rows")

@@ -29,7 +29,7 @@ def behind_proxy(home, path, user_id):
     listener = Listener.chosen(str(path), "", 0, None, None)
     proxy = TrustedProxy(HEADER.lower(), user_id)
     gate, _ = build_gate(
-        home, ADDRESS, lambda person: fake_services_of(home.of(person.name), person), behind_proxy=True, proxy=proxy,
+        home, ADDRESS, lambda person: fake_services_of(home.for_person(person.name), person), behind_proxy=True, proxy=proxy,
         logins=Logins(),
     )  # fmt: skip
     with serve_over_tls(gate, proxy.guard(listener.open()), None):

@@ -16,7 +16,7 @@ from engine.config.run import DatasetConfig
 from engine.errors import DatasetError
 from engine.inspector.session import Inspector
 from engine.lab.rules import set_shared
-from engine.paths import LAB, looks_in_working_folder
+from engine.paths import LAB, searches_working_folder
 from engine.processes.spawn import has_hub_login
 from engine.runs.job import JobSpec, start_worker
 from engine.runs.provenance import Provenance
@@ -149,7 +149,7 @@ def test_a_shared_run_is_read_and_copied_and_nothing_else(lab, foreign):
 @pytest.mark.exhaustive(quick=0)
 def test_secrets_of_the_server_are_in_no_page_file_or_process(lab, foreign, tmp_path):
     assert not has_hub_login()
-    assert not looks_in_working_folder()
+    assert not searches_working_folder()
     with lab.signed_in("ann") as ann:
         answers = [ann.get(path).text for path in ("/", "/config", "/sign-in", "/theme.css")]
     (inspector, *_) = INSPECTORS
@@ -202,8 +202,8 @@ def test_what_a_person_did_to_a_run_is_in_the_audit_log(lab):
 
 
 def test_a_worker_of_the_inspector_reads_nothing_of_another(lab):
-    (lab.home.of("bea").uploads).mkdir(parents=True, exist_ok=True)
-    secret = lab.home.of("bea").uploads / "secret.jsonl"
+    (lab.home.for_person("bea").uploads).mkdir(parents=True, exist_ok=True)
+    secret = lab.home.for_person("bea").uploads / "secret.jsonl"
     secret.write_text(json.dumps({"text": SECRET_TITLE}) + "\n")
     with lab.signed_in("ann") as ann:
         ann.get("/")
@@ -217,7 +217,7 @@ def test_a_worker_of_the_inspector_reads_nothing_of_another(lab):
 
 
 def test_what_a_page_computes_is_kept_with_its_person(lab):
-    own = lab.home.of("ann")
+    own = lab.home.for_person("ann")
     own.uploads.mkdir(parents=True, exist_ok=True)
     (own.uploads / "mine.jsonl").write_text(json.dumps({"instruction": SECRET_TITLE, "output": "x"}) + "\n")
     inspector = Inspector(own)
@@ -228,7 +228,7 @@ def test_what_a_page_computes_is_kept_with_its_person(lab):
 
     remaining = [path for path in (lab.home.root / "page-cache").rglob("*") if path.is_file()]
     assert [path for path in remaining if path.is_relative_to(own.cache)]
-    assert not (lab.home.of("bea").cache / "datasets").exists()
+    assert not (lab.home.for_person("bea").cache / "datasets").exists()
     assert not (lab.home.shared_cache / "datasets").exists()
 
 
@@ -251,7 +251,7 @@ def test_a_guest_uploads_nothing(lab):
     with lab.signed_in("gil") as guest:
         assert guest.get("/").status_code == 200
         assert guest.post("/gradio_api/upload", files={"files": ("rows.jsonl", b"{}")}).status_code == 404
-    assert not list(lab.home.of("gil").transfers.rglob("*.jsonl"))
+    assert not list(lab.home.for_person("gil").transfers.rglob("*.jsonl"))
 
 
 @pytest.mark.e2e

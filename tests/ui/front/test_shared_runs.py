@@ -66,7 +66,7 @@ def test_each_new_step_reaches_those_who_look(lab, run):
     share(lab, run)
     with lab.signed_in("bea") as http, PageClient.open(http, read_config(http)) as page:
         look(page, run)
-        assert not page.ask("shared-live"), "nothing has happened since the look"
+        assert not page.poll("shared-live"), "nothing has happened since the look"
         question = page.value("shared-live")
         log_step(run, 6, 0.123456)
 
@@ -84,7 +84,7 @@ def test_the_end_of_a_run_brings_all_of_it_and_ends_the_questions(lab, run):
         state = run.folder.read_state()
         run.folder.write_state(state.model_copy(update={"state": "completed"}))
 
-        assert page.ask("shared-live")
+        assert page.poll("shared-live")
         assert "ompleted" in page.value("shared-heading")
         assert page.value("shared-live") == ""
 
@@ -97,7 +97,7 @@ def test_what_is_no_longer_shared_is_gone_from_the_page(lab, run):
         share(lab, run, False)
 
         assert news_of(lab, "bea", question) == {"stamp": "gone", "values": {}, "submit": True}
-        assert page.ask("shared-live")
+        assert page.poll("shared-live")
         assert page.value("shared-live") == ""
         assert run.id not in page.value("shared-runs")
 

@@ -28,8 +28,8 @@ class _Group:
 
     def __exit__(self, kind: object, *_: object) -> None:
         if kind is None:
-            for one in self._work:
-                one()
+            for task in self._work:
+                task()
 
     def _upload(self, read: Any, sha256: Any) -> Any:
         assert sha256 is SKIP_SHA256
