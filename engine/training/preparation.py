@@ -46,14 +46,14 @@ from engine.training.placement import (
     apple_notes,
     choose_placement,
     choose_precision,
-    passed_over,
     resumed_notes,
+    skipped_device_notes,
 )
 from engine.training.reporting import DeviceMemory, RunEvents
 from engine.training.trackers import start_trackers
 
 # How long processes wait for one that measures, saves, or waits for room on the disk.
-_PATIENCE = timedelta(days=2)
+_GROUP_TIMEOUT = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class PreparedRun:
     row_plan: RowPlan
     replaced: dict[str, torch.Tensor]  # by a warm start
     base: BackgroundHash
-    reference: ReferenceCache | None = None  # of what shall be computed before the first step
+    reference: ReferenceCache | None = None  # of log-probabilities to compute before the first step
 
 
 class StoppedBeforeTrainingError(BaseException):
@@ -88,7 +88,7 @@ class StoppedBeforeTrainingError(BaseException):
 
 @dataclass
 class Preparation:
-    """Prepares one attempt, and looks for requests to end it meanwhile."""
+    """Prepares one attempt, and checks for requests to end it meanwhile."""
 
     attempt: Attempt
     events: RunEvents
@@ -97,11 +97,11 @@ class Preparation:
     resumed_from: Checkpoint | None = None  # what the attempt continues from
 
     def check_requests(self) -> None:
-        """Return unless the run shall end.
+        """Return unless the run must end.
 
         Raises:
-            CancelledError: If it shall end at once.
-            StoppedBeforeTrainingError: If it shall save and end.
+            CancelledError: If it must end at once.
+            StoppedBeforeTrainingError: If it must save and end.
         """
         self.requests.check_cancel()
         # Several processes must decide together, which they do from the first step on.
@@ -109,14 +109,14 @@ class Preparation:
             raise StoppedBeforeTrainingError
 
     def run(self) -> PreparedRun:
-        """Prepare everything in the order in which it can fail; raises what `check_requests` does.
+        """Prepare everything in the order in which it can fail; raises as `check_requests` does.
 
         Raises:
             EngineError: If something cannot work.
         """
         config, events = self.attempt.config, self.events
         placement, precision = self._choose_device()
-        events.status("loading_model", f"Looking for {config.model.id}.")
+        events.status("loading_model", f"Resolving {config.model.id}.")
         source = self.group.main_process_first(self._find_base)
         base_files = list_weights(Path(source.location), source.name)  # before they are loaded
         if not reads_from_hub(config.dataset):
@@ -149,7 +149,7 @@ class Preparation:
         return PreparedRun(placement, precision, tokenizer, data, model, assembly, plan, replaced, base, reference)
 
     def _find_base(self) -> ModelSource:
-        """Find the base; a run resumes on the weights that it was trained on alone."""
+        """Find the base; a run resumes on its original weights only."""
         source = resolve_model(self.attempt.config.model, self.attempt.home, self._on_model_progress)
         if self.group.is_main and self.resumed_from is not None:
             before = trained_base(self.attempt.folder)
@@ -164,27 +164,30 @@ class Preparation:
             return None
         start = config.adapter.warm_start
         earlier = find_warm_start(start, self.attempt.folder.path.parent, home) if start is not None else None
-        return ReferenceCache.of(home.cache, Path(source.location), earlier, config, precision.compute_name)
+        return ReferenceCache.for_run(home.cache, Path(source.location), earlier, config, precision.compute_name)
 
     def _choose_device(self) -> tuple[Placement, Precision]:
         """Choose device and precision, meet the other processes, and find the checkpoint to continue from."""
         config, events = self.attempt.config, self.events
         note_architectures(self.attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
         placement = choose_placement(config)
-        events.device_memory = DeviceMemory.of(placement)
+        events.device_memory = DeviceMemory.from_placement(placement)
         self.group = placement.group
         if self.group.world_size > 1:
             from accelerate import PartialState
 
-            PartialState(cpu=placement.torch_device.type == "cpu", timeout=_PATIENCE)
+            PartialState(cpu=placement.torch_device.type == "cpu", timeout=_GROUP_TIMEOUT)
         if self.group.is_main:
             events.trackers = start_trackers(config, self.attempt.folder.path, run_title(config), events.warn)
         self.resumed_from = self._find_checkpoint()
-        begun_in = self.resumed_from.manifest.compute_dtype if self.resumed_from is not None else None
-        precision = choose_precision(config, placement.device, begun_in)
-        for note in (*apple_notes(config, placement.device), *resumed_notes(config, placement.device, begun_in)):
+        checkpoint_dtype = self.resumed_from.manifest.compute_dtype if self.resumed_from is not None else None
+        precision = choose_precision(config, placement.device, checkpoint_dtype)
+        for note in (
+            *apple_notes(config, placement.device),
+            *resumed_notes(config, placement.device, checkpoint_dtype),
+        ):
             events.warn(note, "precision")
-        for note in passed_over(config, placement, self.attempt.home):
+        for note in skipped_device_notes(config, placement, self.attempt.home):
             events.warn(note, "device")
         events.predicted_bytes = read_provenance(self.attempt.folder).predicted_bytes
         return placement, precision
@@ -195,10 +198,12 @@ class Preparation:
         def find() -> str:
             checkpoints.sweep(folder)
             checkpoints.restore_folder(self.attempt.folder.adapter)
-            found = checkpoints.find_checkpoint(folder, lambda message: self.events.warn(message, "checkpoint_damaged"))
-            name = found.folder.name if found else ""
+            checkpoint = checkpoints.find_checkpoint(
+                folder, lambda message: self.events.warn(message, "checkpoint_damaged")
+            )
+            name = checkpoint.folder.name if checkpoint else ""
             if self.attempt.number > 1:
-                self.events.emit(ResumedData(step=found.step if found else 0, checkpoint=name or None))
+                self.events.emit(ResumedData(step=checkpoint.step if checkpoint else 0, checkpoint=name or None))
             return name
 
         name = self.group.broadcast_from_main(find)
@@ -209,7 +214,7 @@ class Preparation:
         self.events.status("loading_model", progress.message)
 
     def _give_up_hub_access(self) -> None:
-        """Forget the login once everything is here, before foreign files are parsed; Trackio's Space needs it to the end."""
+        """Forget the login once everything is local, before foreign files are parsed; Trackio's Space needs it to the end."""
         if "trackio" not in self.attempt.config.training.report_to:
             give_up_access(Access.HUB)
 
@@ -265,14 +270,14 @@ class Preparation:
         return model, load_warm_start(model, earlier)
 
     def _with_merged_passes(self, assembly: Assembly, placement: Placement, data: PreparedDataset) -> Assembly:
-        """Merge passes where the device has room; a resumed run as it began, wherever that still fits."""
+        """Merge passes where the device has room; a resumed run keeps its number where that still fits."""
         before = self.resumed_from.manifest.row_plan if self.resumed_from is not None else None
         choice = choose_merging(
             self.attempt.config,
             known_inventory(self.attempt.config.model, self.attempt.home),
             placement.device,
             lengths_of(data.train),
-            begun_with=before.merged if before is not None else None,
+            checkpoint_merged=before.merged if before is not None else None,
         )
         merged = -self.group.largest(-choice.merged)  # what all processes have room for
         if choice.expected_bytes is not None and merged == choice.merged > 1:
@@ -284,8 +289,8 @@ class Preparation:
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
         """Give every process the order of rows that the first one begins or continues, even where its own device differs."""
         settings = assembly.setup.settings
-        begun = self.resumed_from
-        pinned, name = (begun.manifest.row_plan, begun.folder.name) if begun is not None else (None, "")
+        checkpoint = self.resumed_from
+        pinned, name = (checkpoint.manifest.row_plan, checkpoint.folder.name) if checkpoint is not None else (None, "")
         decide = lambda: choose_row_order(settings, rows_sha256, pinned, name).model_dump_json()  # noqa: E731
         order = RowOrder.model_validate_json(self.group.broadcast_from_main(decide))
         settings = replace(settings, pinned_order=order)
@@ -316,9 +321,9 @@ class Preparation:
 
 
 def _require_pinned_data(pinned: str | None, dataset: DatasetConfig, report: DatasetReport) -> None:
-    """Refuse to train on other rows than those that were checked when the run was filed.
+    """Refuse to train on other rows than those that were checked when the run was queued.
 
-    Steps, held-out rows and the estimate were drawn from those; after a resume, a checkpoint's place in the data would mean
+    Steps, held-out rows and the estimate depend on those; after a resume, a checkpoint's position in the data would mean
     other rows.
     """
     if pinned is not None and report.fingerprint and pinned != report.fingerprint:

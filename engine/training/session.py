@@ -23,11 +23,11 @@ from engine.training.preparation import Attempt, Preparation, PreparedRun, Stopp
 from engine.training.reporting import RunEvents
 from engine.training.trainer import LoratoryTrainer
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 class TrainingSession:
-    """Runs one attempt, reports it to `events`, and asks `requests` whether to end."""
+    """Runs one attempt, reports it to `events`, and checks `requests` for a reason to end."""
 
     def __init__(self, attempt: Attempt, events: RunEvents, requests: StopRequests) -> None:
         self._config = attempt.config
@@ -146,7 +146,7 @@ class TrainingSession:
         weights = trained_weights(trainer.model) if prepared.placement.sharded else None
         while prepared.base.is_alive() and not self._requests.stop_wanted():
             self._requests.check_cancel()
-            prepared.base.join(_LOOK_SECONDS)
+            prepared.base.join(_POLL_SECONDS)
         self._report_base(prepared)
         if self._preparation.group.is_main:
             dtype = prepared.precision.compute
@@ -156,7 +156,7 @@ class TrainingSession:
         faults.reached("session:adapter_saved")
 
     def _report_base(self, prepared: PreparedRun) -> None:
-        """Report what is trained on before anything of it is saved; again once it is hashed."""
+        """Report the base's weight files before anything is saved; again once they are hashed."""
         base = BaseWeightsData(files=prepared.base.files)
         if base != self._reported_base:
             self._reported_base = base
@@ -226,7 +226,7 @@ class TrainingSession:
         return f"{room.use}, and there is no room for a checkpoint of {size(checkpoint_bytes)} and the result."
 
     def _room_for_result(self, trainer: LoratoryTrainer) -> str:
-        """Return text if the result fits, as all processes are sent text; empty if it does not."""
+        """Return text if the result fits, since processes broadcast text; empty if it does not."""
         weights, _ = trained_bytes(trainer.model, trainer.optimizer)
         room = self._quota.room(weights)
         return "yes" if room is None or weights <= room.bytes else ""

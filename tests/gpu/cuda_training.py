@@ -32,23 +32,23 @@ SHAPES = {
 
 
 def the_gpu() -> Device:
-    """The first GPU that this process sees."""
+    """Return the first GPU that this process sees."""
     return next(device for device in list_devices() if device.kind == "cuda")
 
 
 def cuda_placement() -> Placement:
-    """The same, as the worker places itself."""
+    """Return a placement on that GPU, as the worker's."""
     return Placement(the_gpu(), torch.device("cuda", 0))
 
 
 def auto_dtype(**sections: dict[str, object]) -> dict[str, dict[str, object]]:
-    """Sections that leave the compute precision to the device."""
+    """Return sections that leave the compute precision to the device."""
     model = {"compute_dtype": "auto", **sections.pop("model", {})}
     return {"model": model, **sections}
 
 
 def sections_of(method: str, quantization: str) -> dict[str, dict[str, object]]:
-    """Sections of a short run of the demo model, on the GPU, by one of `CELLS`."""
+    """Return sections of a short run of the demo model, on the GPU, by one of `CELLS`."""
     rates = {"lora": 2e-4, "ia3": 3e-3, "prefix_tuning": 3e-3, "none": 1e-5}
     return {
         "model": {"quantization": quantization},
@@ -92,11 +92,11 @@ def save_in_shape(folder: Path, shape: str, device: str = "cuda") -> Path:
     return folder
 
 
-def write_long_answers(path: Path, count: int, words: int) -> Path:
-    """An Alpaca file whose every row has at least as many tokens as its answer has words."""
+def write_long_answers(path: Path, count: int, word_count: int) -> Path:
+    """Write an Alpaca file whose every row has at least as many tokens as its answer has words."""
     generator = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            answer = " ".join(generator.choices(WORDS, k=words))
+            answer = " ".join(generator.choices(WORDS, k=word_count))
             file.write(json.dumps({"instruction": f"Say {number}.", "input": "", "output": answer}) + "\n")
     return path

@@ -180,13 +180,13 @@ def test_padded_rows_without_a_mask_have_the_losses_of_rows_with_one(window, tmp
 def test_a_pass_without_a_mask_never_waits_for_the_gpu(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LORATORY_WITHOUT", "varlen_attention")
     training = train_on_gpu(tiny_model_folder, tmp_path / "out", training={"max_steps": 1})
-    one = pad(ROWS[:3], 0, masked=False).to(torch.device("cuda", 0))
+    batch = pad(ROWS[:3], 0, masked=False).to(torch.device("cuda", 0))
     model = training.trainer.model
-    model(**one.inputs, trained_tokens=one.trained)  # kernels are loaded
+    model(**batch.inputs, trained_tokens=batch.trained)  # kernels are loaded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = model(**one.inputs, trained_tokens=one.trained)
+        loss = model(**batch.inputs, trained_tokens=batch.trained)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -16,9 +16,9 @@ from tests.training.tiny_training import make_config, make_rows, make_training
 pytestmark = pytest.mark.gpu
 
 
-def distances(found, expected):
+def distances(answers, expected):
     """How far outputs and gradients are from those in float32, by their norms."""
-    pairs = [(found[0], expected[0]), *((found[1][name], expected[1][name]) for name in expected[1])]
+    pairs = [(answers[0], expected[0]), *((answers[1][name], expected[1][name]) for name in expected[1])]
     return [float((a.float().cpu() - b).norm() / b.norm()) for a, b in pairs]
 
 

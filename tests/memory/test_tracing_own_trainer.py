@@ -183,7 +183,7 @@ def test_what_the_reference_of_a_preference_run_keeps_is_counted(overrides):
     from engine.training.objectives.reference import Reference
 
     own = prepare(DPO | overrides, batch=2, shared=4, model_type="qwen2")
-    kept = Reference.of(own.model, warm_started="adapter.warm_start" in overrides).start
+    kept = Reference.from_model(own.model, warm_started="adapter.warm_start" in overrides).start
 
     prediction = Estimator(own.shape, CPU).peak(own.workload).persistent
 

@@ -46,7 +46,7 @@ def fuse(model, *, shared=True):
 
 
 def answer(model, x):
-    """Output, and gradients of what is trained and of the input."""
+    """Return the output, and gradients of trained weights and of the input."""
     model.zero_grad()
     x = x.detach().clone().requires_grad_()
     output = model(x)
@@ -68,7 +68,7 @@ def groups(model):
 
 
 def quantize_layers(model, dtype, *, double_quant):
-    """The same model with frozen layers in 4 bits."""
+    """Quantize the frozen layers of a model to 4 bits."""
     for name in "qkvo":
         layer = getattr(model.base_model.model, name)
         base = layer.base_layer

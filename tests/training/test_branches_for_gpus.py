@@ -1,6 +1,6 @@
 """What is done otherwise on GPUs than on a processor, as far as a machine without one can tell.
 
-What needs the real thing stands in tests/gpu.
+The rest is in tests/gpu.
 """
 
 import os
@@ -27,7 +27,7 @@ from tests.training.tiny_training import CPU, make_config, make_rows, make_train
 
 GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 ON_GPU = Placement(GPU, torch.device("cuda", 0))
-ON_TWO = Placement(GPU, torch.device("cuda", 0), spread=(GPU, replace(GPU, index=1)))
+ON_TWO = Placement(GPU, torch.device("cuda", 0), layer_devices=(GPU, replace(GPU, index=1)))
 ON_MPS = Placement(replace(GPU, kind="mps"), torch.device("mps"))
 ON_CPU = Placement(CPU, torch.device("cpu"))
 OLD = replace(GPU, has_fast_bfloat16=False)
@@ -35,7 +35,7 @@ OLD = replace(GPU, has_fast_bfloat16=False)
 
 @pytest.fixture
 def loaded_modules(monkeypatch):
-    """Stands in for from_pretrained and writes down what it was asked for."""
+    """Replace from_pretrained by a function that records its arguments."""
     requests = []
     model = SimpleNamespace(config=SimpleNamespace(use_cache=True), modules=list, parameters=list, buffers=list)
 
@@ -44,7 +44,7 @@ def loaded_modules(monkeypatch):
         return model
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(build, "plan_spread", lambda source, config, devices: {"layers": len(devices)})
+    monkeypatch.setattr(build, "plan_layer_split", lambda source, config, devices: {"layers": len(devices)})
     monkeypatch.setattr(build, "attach_device_hooks", lambda model: requests.append("hooked"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (8, 6))
     return requests
@@ -68,7 +68,7 @@ def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected
     load_model(ModelSource("m", "m"), config, choose_precision(config, where.device), where)
 
     assert loaded_modules[0].get("device_map") == expected
-    assert ("hooked" in loaded_modules) is bool(where.spread)
+    assert ("hooked" in loaded_modules) is bool(where.layer_devices)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected
     ],
     ids=str,
 )
-def test_memory_that_runs_out_while_a_model_is_loaded_is_not_taken_for_a_broken_model(error, monkeypatch):
+def test_running_out_of_memory_while_loading_is_not_taken_for_a_broken_model(error, monkeypatch):
     def from_pretrained(*_, **__):
         raise error
 
@@ -103,7 +103,7 @@ def test_int8_layers_write_nothing_into_the_log(tiny_model_folder, tmp_path, cap
 
 
 def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
-    with_an_old_one = replace(ON_TWO, spread=(GPU, replace(OLD, index=1)))
+    with_an_old_one = replace(ON_TWO, layer_devices=(GPU, replace(OLD, index=1)))
     monkeypatch.setattr(build, "is_flash_attn_2_available", lambda: True)
     config = make_config(Path("m"), model={"compute_dtype": "bfloat16"})
 
@@ -155,15 +155,15 @@ def test_a_gpu_that_the_driver_does_not_list_is_described_by_torch(monkeypatch):
 def test_a_gpu_keeps_the_mask_of_dropout_instead_of_a_seed():
     mask = DropoutMask.draw(torch.empty(50, 4, device="meta"), 0.25)
 
-    assert (mask.seed, mask.drawn.shape, mask.drawn.dtype, mask.drawn.device.type) == (
+    assert (mask.seed, mask.tensor.shape, mask.tensor.dtype, mask.tensor.device.type) == (
         None,
         (50, 4),
         torch.bool,
         "meta",
     )
     assert mask.keep == 0.75
-    drawn = torch.tensor([True, False, True])
-    assert DropoutMask(0.75, None, drawn).apply(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1.0, 0.0, 3.0]
+    mask_tensor = torch.tensor([True, False, True])
+    assert DropoutMask(0.75, None, mask_tensor).apply(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1.0, 0.0, 3.0]
 
 
 @pytest.mark.parametrize("window", [None, 7])
@@ -179,11 +179,11 @@ def test_joined_rows_attend_the_same_by_pytorchs_kernel(monkeypatch, window, hea
         output, _ = joined_attention(module, query, key, value, None, **settings)
         return output, torch.autograd.grad(output.square().sum(), (query, key, value))
 
-    tiled, tiled_gradients = attend()
+    tiled_output, tiled_gradients = attend()
     monkeypatch.setattr(attention, "_attend_tiled", attention._attend_fused)
     fused, fused_gradients = attend()
 
-    torch.testing.assert_close(fused, tiled, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused, tiled_output, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(fused_gradients, tiled_gradients, rtol=1e-3, atol=1e-4)
 
 

@@ -33,11 +33,11 @@ def steps(folder):
 
 
 def test_a_written_checkpoint_is_found_intact(tmp_path):
-    written = write(tmp_path, 5, event_seq=17, eval_loss=1.5, best=True)
+    checkpoint = write(tmp_path, 5, event_seq=17, eval_loss=1.5, best=True)
 
     result = newest_intact(tmp_path)
 
-    assert result == written
+    assert result == checkpoint
     assert result.folder == tmp_path / "step-5"
     assert result.manifest.event_seq == 17
     assert result.manifest.best

@@ -30,7 +30,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A tiny model of each family."""
+    """Make a tiny model of each family."""
     root = tmp_path_factory.mktemp("families")
     return {
         name: make_tiny_model(root / name, model_type=name, tie_word_embeddings=name != "phi", **values)
@@ -76,13 +76,13 @@ def test_a_window_that_only_the_mask_knows_is_kept(window, tmp_path):
     training.trainer.train()
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    first = [row for one in next(training.trainer._planner.steps(0)).passes for row in one.rows]
+    first = [row for plan in next(training.trainer._planner.steps(0)).passes for row in plan.rows]
     ids, labels = zip(
         *((torch.tensor([rows[row].input_ids]), torch.tensor(rows[row].labels)) for row in first), strict=True
     )
     with torch.no_grad():
-        logits = torch.cat([model(one).logits[0, :-1] for one in ids])
-    expected = torch.nn.functional.cross_entropy(logits, torch.cat([one[1:] for one in labels]))
+        logits = torch.cat([model(plan).logits[0, :-1] for plan in ids])
+    expected = torch.nn.functional.cross_entropy(logits, torch.cat([plan[1:] for plan in labels]))
     # The adapter changes nothing before its first step.
     assert training.losses[0] == pytest.approx(float(expected), rel=1e-4)
     assert training.assembly.setup.settings.batching == ("padded" if window < 48 else "joined")
@@ -162,9 +162,9 @@ def test_in_float16_whatever_is_trained_meets_its_own_precision(folders, adapter
     torch.manual_seed(0)
     model = add_adapter(load_model(source, config, precision, placement), config, source)
 
-    assembled = assemble(model, config, precision, placement, make_rows(4), 0)
+    assembly = assemble(model, config, precision, placement, make_rows(4), 0)
 
     assert precision.compute is torch.float16
     trainable = {p.dtype for p in model.parameters() if p.requires_grad}
     assert trainable == {torch.float32}
-    assert (assembled.setup.autocast is None) == (adapter == {})
+    assert (assembly.setup.autocast is None) == (adapter == {})

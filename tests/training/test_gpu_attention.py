@@ -100,11 +100,11 @@ def test_padded_rows_attend_as_each_by_itself(window):
 
 
 @pytest.mark.usefixtures("stand_in")
-@pytest.mark.parametrize("asked", [{"softcap": 30.0}, {"s_aux": 1}, {"is_causal": False}, {"cu_seq_lens_q": None}])
-def test_what_the_kernel_does_not_do_is_refused(asked):
+@pytest.mark.parametrize("options", [{"softcap": 30.0}, {"s_aux": 1}, {"is_causal": False}, {"cu_seq_lens_q": None}])
+def test_what_the_kernel_does_not_do_is_refused(options):
     ends = torch.tensor((0, *LENGTHS)).cumsum(0).to(torch.int32)
     with pytest.raises(UnsupportedAttentionError):
-        varlen_attention(torch.nn.Module(), *states(), None, **{"cu_seq_lens_q": ends, "max_length_q": 40} | asked)
+        varlen_attention(torch.nn.Module(), *states(), None, **{"cu_seq_lens_q": ends, "max_length_q": 40} | options)
 
 
 @pytest.fixture(scope="module")

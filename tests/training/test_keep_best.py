@@ -34,7 +34,7 @@ def folder(tmp_path):
 
 
 def end_with_the_best_of(folder, monkeypatch, best_step):
-    """Ends a run of six steps; returns its voice and the checkpoints that were loaded."""
+    """End a run of six steps; return its events and the checkpoints that were loaded."""
     loaded = []
     monkeypatch.setattr(
         "engine.training.checkpoints.folder.load_trained", lambda _model, path: loaded.append(path.name)
@@ -59,7 +59,7 @@ def test_nothing_is_reported_where_the_last_weights_are_the_best(folder, monkeyp
 
 
 @pytest.mark.parametrize(
-    ("harm", "words"),
+    ("harm", "message_part"),
     [
         (lambda weights: weights.write_text("weighty"), "the content of weights has changed"),
         (lambda weights: weights.unlink(), "weights is missing"),
@@ -68,7 +68,7 @@ def test_nothing_is_reported_where_the_last_weights_are_the_best(folder, monkeyp
     ],
     ids=["changed", "lost", "gone", "unreadable"],
 )
-def test_best_weights_that_cannot_be_used_are_missed_aloud(harm, words, folder, monkeypatch):
+def test_best_weights_that_cannot_be_used_are_warned_of(harm, message_part, folder, monkeypatch):
     harm(folder.checkpoint(4) / "weights")
 
     events, loaded = end_with_the_best_of(folder, monkeypatch, 4)
@@ -77,5 +77,5 @@ def test_best_weights_that_cannot_be_used_are_missed_aloud(harm, words, folder, 
     ((code, message),) = events.warnings
     assert code == "best_is_lost"
     assert "lowest at step 4" in message
-    assert words in message
+    assert message_part in message
     assert "ends with the last weights" in message

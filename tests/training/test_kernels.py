@@ -33,7 +33,7 @@ class FakeLiger:
     """Stands in for liger_kernel: `norm` and `rotate` are what it puts into a Llama."""
 
     def __init__(self, monkeypatch):
-        self.given = []
+        self.applied_settings = []
         self.norm = lambda module, hidden: torch.nn.functional.rms_norm(
             hidden, module.weight.shape, module.weight, module.variance_epsilon
         )
@@ -46,8 +46,8 @@ class FakeLiger:
         monkeypatch.setitem(sys.modules, patches.__name__, patches)
         monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", self.rotate)  # put back after the test
 
-    def apply(self, model, **given):
-        self.given.append(given)
+    def apply(self, model, **settings):
+        self.applied_settings.append(settings)
         modeling_llama.apply_rotary_pos_emb = self.rotate
         for module in model.modules():
             if type(module).__name__ == "LlamaRMSNorm":
@@ -119,7 +119,7 @@ def test_liger_replaces_everything_but_the_loss(method, tiny_model_folder, tmp_p
 
     reasons, again, replaced = kernels_of(tiny_model_folder, tmp_path / "liger", adapter={"method": method})
 
-    assert liger.given == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
+    assert liger.applied_settings == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
     assert reasons == {"liger_kernels": "", "fused_norms": "Liger's norms are used"}
     assert (own, replaced) == (0, 5)
     assert again == pytest.approx(losses, rel=1e-4)
@@ -176,7 +176,9 @@ def test_the_fused_loss_is_used_where_it_gives_what_the_reference_gives(
     module = sys.modules["engine.training.ops.triton_loss"]
     monkeypatch.setattr(module, "losses_and_gradient_", losses_and_gradient_)
     if wrong == "losses":
-        monkeypatch.setattr(module, "losses_of", lambda *given: (2 * gpu_stand_ins.CrossEntropy.apply(*given), None))
+        monkeypatch.setattr(
+            module, "losses_of", lambda *arguments: (2 * gpu_stand_ins.CrossEntropy.apply(*arguments), None)
+        )
 
     training = make_training(make_config(tiny_model_folder, training={"max_steps": 1}), make_rows(8), tmp_path)
     training.trainer.train()
@@ -193,7 +195,7 @@ def test_each_reason_not_to_use_liger_is_given(tiny_model_folder, tmp_path, lige
     assert kernels_of(tiny_model_folder, tmp_path / "a")[0]["liger_kernels"] == "Liger has none for llama"
     liger_installed()
     assert kernels_of(tiny_model_folder, tmp_path / "b")[0]["liger_kernels"] == "liger-kernel is not installed"
-    assert liger.given == []
+    assert liger.applied_settings == []
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])

@@ -25,7 +25,7 @@ from engine.models.source import ModelSource
 from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad
 from engine.training.build import add_adapter
-from engine.training.distribution import attach_device_hooks, device_map_of, plan_spread
+from engine.training.distribution import attach_device_hooks, device_map_of, plan_layer_split
 from engine.training.ops.lora_linear import fuse_lora
 from engine.training.ops.loss import TrainedTokens, attach_loss
 from engine.training.placement import choose_placement, in_torch_order
@@ -62,10 +62,10 @@ def put(module, device):
             for name, tensor in list(tensors.items()):
                 if tensor is None:
                     continue
-                pretended = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
                 if tensors is each._parameters:
-                    pretended = torch.nn.Parameter(pretended, requires_grad=tensor.requires_grad)
-                tensors[name] = pretended
+                    fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                tensors[name] = fake
 
 
 class KeepIndexes(TorchFunctionMode):
@@ -87,14 +87,14 @@ def no_autocast(monkeypatch):
 
 @pytest.fixture
 def no_split(no_autocast):
-    """A model over two pretended devices as the worker prepares it, and a batch on the first."""
+    """Build a model over two pretended devices as the worker prepares it, and a batch on the first."""
     with contextlib.ExitStack() as stack:
 
         def build(method="lora", *, tied=False, checkpointing=False, model_type="llama"):
             settings = architecture(tie_word_embeddings=tied, model_type=model_type)
             parts = parts_of(settings, adapter={"method": method})
             with torch.device("meta"):
-                places = device_map_of(AutoModelForCausalLM.from_config(settings), parts)
+                device_map = device_map_of(AutoModelForCausalLM.from_config(settings), parts)
             causal_lm = AutoModelForCausalLM.from_config(settings)
             causal_lm.config.use_cache = False
             dropout = 0.1 if method == "lora" else 0.0
@@ -110,26 +110,26 @@ def no_split(no_autocast):
             stack.enter_context(FakeTensorMode())
             stack.enter_context(KeepIndexes())
             put(model, "meta:0")
-            for name, device in places.items():
+            for name, device in device_map.items():
                 put(causal_lm.get_submodule(name), f"meta:{device}")
             if tied:
                 causal_lm.lm_head.weight = causal_lm.model.embed_tokens.weight
             for name, tokens in getattr(model, "prompt_tokens", {}).items():
-                model.prompt_tokens[name] = pretended(tokens)
-            on_devices = {name: f"meta:{device}" for name, device in places.items()}
+                model.prompt_tokens[name] = fake(tokens)
+            on_devices = {name: f"meta:{device}" for name, device in device_map.items()}
             skipped = causal_lm._skip_keys_device_placement
             dispatch_model(causal_lm, on_devices, main_device="meta:0", skip_keys=skipped)
             attach_device_hooks(causal_lm)
             attach_loss(causal_lm)
             model.train()
-            inputs = {name: pretended(value) for name, value in batch.inputs.items()}
-            trained = TrainedTokens(*(pretended(value) for value in batch.trained))
+            inputs = {name: fake(value) for name, value in batch.inputs.items()}
+            trained = TrainedTokens(*(fake(value) for value in batch.trained))
             return model, causal_lm, PassTensors(inputs, trained, batch.tokens, batch.sequences)
 
         yield build
 
 
-def pretended(tensor):
+def fake(tensor):
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta:0")
 
 
@@ -163,20 +163,20 @@ def test_other_families_too(model_type, no_split):
 def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(no_split):
     """Torch saves the random numbers of those devices alone: with others, dropout would differ when a layer runs again."""
     model, causal_lm, batch = no_split(checkpointing=True)
-    seen = {}
+    devices = {}
 
     for number, layer in enumerate(causal_lm.model.layers):
         run = layer._gradient_checkpointing_func
 
         def note(function, hidden, *rest, number=number, run=run):
-            seen[number] = hidden.device.index
+            devices[number] = hidden.device.index
             return run(function, hidden, *rest)
 
         layer._gradient_checkpointing_func = note
     model(**batch.inputs, trained_tokens=batch.trained)
 
     own = {number: layer.mlp.up_proj.weight.device.index for number, layer in enumerate(causal_lm.model.layers)}
-    assert seen == own
+    assert devices == own
     assert set(own.values()) == {0, 1}
 
 
@@ -199,14 +199,14 @@ def test_the_plan_for_a_folder_places_every_tensor_of_the_model(tmp_path):
     folder = make_tiny_model(tmp_path / "model", num_hidden_layers=6, tie_word_embeddings=False)
     config = make_config(folder, run={"devices": [0, 1, 2], "device_map": "balanced"})
 
-    places = plan_spread(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
+    device_map = plan_layer_split(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    assert all(any(name.startswith(f"{module}.") for module in places) for name in tensors)
-    assert places["model.embed_tokens"] == 0
-    assert places["lm_head"] == places["model.norm"] == 2
-    devices = [places[f"model.layers.{number}"] for number in range(6)]
+    assert all(any(name.startswith(f"{module}.") for module in device_map) for name in tensors)
+    assert device_map["model.embed_tokens"] == 0
+    assert device_map["lm_head"] == device_map["model.norm"] == 2
+    devices = [device_map[f"model.layers.{number}"] for number in range(6)]
     assert devices == sorted(devices)
     assert set(devices) == {0, 1, 2}
 
@@ -216,7 +216,7 @@ def test_more_devices_than_layers_are_refused(tmp_path):
     config = make_config(folder, run={"devices": [0, 1, 2], "device_map": "balanced"})
 
     with pytest.raises(ConfigError, match="2 layers, which cannot be divided among 3 devices"):
-        plan_spread(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
+        plan_layer_split(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_layers_are_divided_so_the_fullest_device_holds_least(layers, first, las
 
 @pytest.fixture
 def machine(monkeypatch):
-    """A machine with these GPUs."""
+    """Pretend a machine with these GPUs."""
 
     def build(*gpus, visible=None, world_size="1"):
         processor = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, has_fast_bfloat16=False, cores=1)
@@ -251,19 +251,19 @@ def machine(monkeypatch):
     return build
 
 
-def test_a_spread_run_trains_on_all_that_it_names_in_what_all_of_them_can(machine):
+def test_a_split_run_trains_on_all_its_gpus_in_a_dtype_of_all(machine):
     machine(GPU, OTHER)
 
     chosen = choose_placement(make_config(Path("x"), run=SPREAD))
 
-    assert chosen.spread == (GPU, OTHER)
+    assert chosen.layer_devices == (GPU, OTHER)
     assert chosen.torch_indexes == (0, 1)
     assert chosen.device_name == "a GPU + an older GPU"
     assert not chosen.device.has_fast_bfloat16
 
 
 @pytest.mark.parametrize(("gpus", "world_size"), [((GPU,), "1"), ((GPU, OTHER), "2")], ids=["too few", "launched"])
-def test_a_spread_run_that_cannot_be_is_refused(machine, gpus, world_size):
+def test_a_split_over_too_few_gpus_or_several_processes_is_refused(machine, gpus, world_size):
     machine(*gpus, world_size=world_size)
 
     with pytest.raises(DeviceError):

@@ -85,8 +85,8 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(shared, copies):
     else:
         got = answer(model, x.bfloat16())
 
-    def distances(found):
-        pairs = [(found[0], expected[0]), *((found[1][name], expected[1][name]) for name in expected[1])]
+    def distances(answers):
+        pairs = [(answers[0], expected[0]), *((answers[1][name], expected[1][name]) for name in expected[1])]
         return [float((a.float() - b).norm() / b.norm()) for a, b in pairs]
 
     assert all(own < 1.5 * other + 0.002 for own, other in zip(distances(got), distances(of_peft), strict=True))
@@ -196,11 +196,11 @@ def test_weights_that_are_swapped_within_a_step_are_seen():
         before = model(x)
         with lora_linears(model).step():
             own, a.data = a.data, torch.zeros_like(a)
-            swapped = model(x)
+            with_zeros = model(x)
             a.data = own
             back = model(x)
 
-    assert not torch.equal(swapped, before)
+    assert not torch.equal(with_zeros, before)
     assert torch.equal(back, before)
 
 
@@ -292,10 +292,10 @@ def test_each_can_be_left_out(name, monkeypatch):
     model = adapt(torch.bfloat16)
     fuse(model)
     with lora_linears(model).step():
-        copied = any(group.copies is not None for group in lora_linears(model).groups)
+        has_copies = any(group.copies is not None for group in lora_linears(model).groups)
 
     assert groups(model) == ([1, 1, 1, 1] if name == "shared_inputs" else [1, 3])
-    assert copied is (name != "step_copies")
+    assert has_copies is (name != "step_copies")
 
 
 @pytest.mark.parametrize("quantization", ["none", pytest.param("nf4", marks=pytest.mark.e2e)])

@@ -90,9 +90,9 @@ def test_it_can_be_left_out_and_needs_a_model_that_the_estimate_knows(shape, mon
 def test_a_resumed_run_continues_as_it_began_while_that_fits(shape):
     config = accumulating()
 
-    assert choose_merging(config, shape, gpu(80), ROWS, begun_with=4).merged == 4
-    assert choose_merging(config, shape, gpu(80), ROWS, begun_with=1).merged == 1
-    assert choose_merging(config, shape, gpu(2.2), ROWS, begun_with=16).merged == 1
+    assert choose_merging(config, shape, gpu(80), ROWS, checkpoint_merged=4).merged == 4
+    assert choose_merging(config, shape, gpu(80), ROWS, checkpoint_merged=1).merged == 1
+    assert choose_merging(config, shape, gpu(2.2), ROWS, checkpoint_merged=16).merged == 1
 
 
 @pytest.mark.parametrize("merged", [1, 2, 3, 8])
@@ -103,12 +103,12 @@ def test_merged_passes_have_the_rows_of_the_step_and_little_padding(merged):
 
     passes = list(pad_rows(range(9), lengths, settings))
 
-    assert [row for one in passes for row in one.rows] == list(range(9))
-    assert max(len(one.rows) for one in passes) <= 2 * merged
-    padded = sum(len(one.rows) * max(lengths[row] for row in one.rows) for one in passes)
+    assert [row for plan in passes for row in plan.rows] == list(range(9))
+    assert max(len(plan.rows) for plan in passes) <= 2 * merged
+    padded = sum(len(plan.rows) * max(lengths[row] for row in plan.rows) for plan in passes)
     apart = sum(
-        len(one.rows) * max(lengths[row] for row in one.rows)
-        for one in pad_rows(range(9), lengths, replace(settings, merged=1))
+        len(plan.rows) * max(lengths[row] for row in plan.rows)
+        for plan in pad_rows(range(9), lengths, replace(settings, merged=1))
     )
     assert apart <= padded <= 1.2 * apart
     assert (len(passes) < 5) is (merged > 1)
@@ -122,7 +122,7 @@ def test_joined_rows_are_merged_up_to_their_tokens():
 
     def passes(merged):
         (step,) = EpochPlanner([60] * 8, replace(settings, merged=merged)).steps(0)
-        return [len(one.rows) for one in step.passes]
+        return [len(plan.rows) for plan in step.passes]
 
     assert (passes(1), passes(4), passes(8)) == ([1] * 8, [4, 4], [8])
 
@@ -165,10 +165,10 @@ def test_a_run_continues_with_its_own_passes_where_merged_ones_do_not_fit(
     tried: list[int] = []
     original = ModelPasses.losses
 
-    def losses(self, model, one, estimate=None):
-        tried.append(one.tokens)
-        result = original(self, model, one, estimate)
-        if one.tokens > 2 * 64:
+    def losses(self, model, batch, estimate=None):
+        tried.append(batch.tokens)
+        result = original(self, model, batch, estimate)
+        if batch.tokens > 2 * 64:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return result
 

@@ -1,4 +1,4 @@
-"""A step that is not logged asks no tensor for its value, for which a GPU would have to finish first."""
+"""A step without a log reads no tensor's value, for which a GPU would have to finish first."""
 
 import math
 from types import SimpleNamespace
@@ -32,9 +32,9 @@ def test_a_step_reads_no_value_of_a_tensor(adapter, training, tiny_model_folder,
     reads = Reads()
     setup = make_training(config, make_rows(20), tmp_path, callbacks=(WithinSteps(reads, 5),))
 
-    def reading(*given, original=torch.Tensor.tolist):
+    def reading(*arguments, original=torch.Tensor.tolist):
         reads.found += ["tolist"] * reads.is_on
-        return original(*given)
+        return original(*arguments)
 
     with reads, pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.Tensor, "tolist", reading)
@@ -71,7 +71,7 @@ def test_the_dispatch_mode_sees_what_reads():
     assert len(reads.found) == 2
 
 
-def test_a_norm_that_was_not_finite_in_a_step_that_is_not_logged_is_logged_with_the_next(tiny_model_folder, tmp_path):
+def test_a_norm_of_infinity_in_a_step_without_a_log_shows_in_the_next_log(tiny_model_folder, tmp_path):
     config = make_config(tiny_model_folder, training={"max_steps": 5, "logging_steps": 5})
     rows = make_rows(20)
 
@@ -142,10 +142,10 @@ def steps_of_several(seconds_a_step, steps):
         votes.append(ranks[0].log_vote())
         now[0] += seconds_a_step
         state.global_step = step
-        for rank, logged in zip(ranks, result, strict=True):
+        for rank, steps_of_rank in zip(ranks, result, strict=True):
             control = SimpleNamespace(should_log=True, should_evaluate=False, should_save=False)
             rank.on_step_end(None, state, control)
-            logged += [step] * control.should_log
+            steps_of_rank += [step] * control.should_log
     return result
 
 

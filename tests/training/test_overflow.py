@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engine.training.callbacks import LOOK_STEPS, MOST_SKIPPED_IN_A_ROW, SkippedSteps, TrainerHooks
+from engine.training.callbacks import MOST_SKIPPED_IN_A_ROW, OVERFLOW_CHECK_STEPS, SkippedSteps, TrainerHooks
 from engine.training.failure import DivergedError, check_loss
 from tests.training.tiny_training import make_config, make_rows, make_training
 
@@ -29,14 +29,14 @@ class Watching(TrainerCallback):
 
 
 def train_with_scaler(folder, tmp_path, monkeypatch, overflows, **training):
-    """A training on the processor with torch's own loss scaler, whose gradients overflow in the steps `overflows`."""
+    """Set up a training on the processor with torch's own loss scaler, whose gradients overflow in the steps `overflows`."""
     watching = Watching()
 
-    def logged(step):
+    def check(step):
         check_loss(step.step, step.loss, step.grad_norm, first_loss=6.0, vocabulary=500)
 
     config = make_config(folder, training={"warmup_steps": 0, **training})
-    setup = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(on_logged=logged), callbacks=(watching,))
+    setup = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(on_logged=check), callbacks=(watching,))
     accelerator = setup.trainer.accelerator
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     accelerator.native_amp = True
@@ -76,7 +76,7 @@ def test_a_run_that_skips_every_step_is_ended(tiny_model_folder, tmp_path, monke
         training.trainer.train()
 
     seen_at = training.trainer.state.global_step
-    assert MOST_SKIPPED_IN_A_ROW < seen_at <= 1 + MOST_SKIPPED_IN_A_ROW + LOOK_STEPS
+    assert MOST_SKIPPED_IN_A_ROW < seen_at <= 1 + MOST_SKIPPED_IN_A_ROW + OVERFLOW_CHECK_STEPS
     assert f"{seen_at - 1} steps in a row" in error_info.value.what
     assert "float32" in error_info.value.fix
 

@@ -32,7 +32,7 @@ def folders(tmp_path_factory):
 
 
 def assemble_model(folder, change=lambda _: None, **sections):
-    """A run of rows up to 200 tokens, tried on the processor; `change` gets the model before."""
+    """Assemble a run of rows up to 200 tokens on the processor; `change` gets the model before."""
     config = make_config(folder, **({"training": {"max_length": 200}} | sections))
     precision, source, placement = (
         choose_precision(config, CPU),
@@ -57,7 +57,9 @@ def test_rows_that_stay_apart_are_joined(folders, family, dtype):
 def test_attention_that_forgets_a_window_beyond_the_first_tokens_is_noticed(folders, family, monkeypatch):
     own = attention.joined_attention
     monkeypatch.setattr(
-        attention, "joined_attention", lambda *given, **named: own(*given, **named | {"sliding_window": None})
+        attention,
+        "joined_attention",
+        lambda *arguments, **keywords: own(*arguments, **keywords | {"sliding_window": None}),
     )
 
     model_setup = assemble_model(folders[family])
@@ -126,7 +128,7 @@ def test_memory_that_runs_out_is_not_taken_for_attention_that_is_not_supported(f
 
 
 @pytest.mark.parametrize(("dtype", "advice"), [("bfloat16", "compute_dtype to float32"), ("float32", "another model")])
-def test_a_loss_that_is_nan_from_the_start_is_said_as_that(folders, dtype, advice):
+def test_a_loss_that_is_nan_from_the_start_is_reported_as_that(folders, dtype, advice):
     def spoil(model):
         next(model.parameters()).data.fill_(float("nan"))
 

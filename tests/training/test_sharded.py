@@ -49,17 +49,17 @@ def worker_runs(tiny_model_folder, tmp_path_factory) -> WorkerRuns:
     return WorkerRuns(LoratoryHome(folder / "home"), tiny_model_folder, write_questions(folder / "questions.jsonl"))
 
 
-def train(made: WorkerRuns, **where: str) -> Run:
-    """A run of two processes from its beginning to its end."""
-    run = made.create(model={"compute_dtype": "float32"}, training=STEPS, run=where)
-    launched = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
-    assert launched.returncode == EXIT_FINISHED, launched.stderr[-3000:]
+def train(worker_runs: WorkerRuns, **where: str) -> Run:
+    """Train a run of two processes from its beginning to its end."""
+    run = worker_runs.create(model={"compute_dtype": "float32"}, training=STEPS, run=where)
+    result = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+    assert result.returncode == EXIT_FINISHED, result.stderr[-3000:]
     return run
 
 
 @pytest.fixture(scope="module")
 def copies(worker_runs) -> Run:
-    """A model in each process."""
+    """Train with a model in each process."""
     return train(worker_runs, devices="cpu", launcher="accelerate")
 
 
@@ -77,16 +77,16 @@ def test_losses_are_those_of_a_model_in_each_process(copies, sharded_run):
 
 def test_held_out_rows_are_measured_although_processes_have_unequal_passes(copies, sharded_run):
     measurement, expected = data_of_events(sharded_run, "eval"), data_of_events(copies, "eval")
-    assert [one.rows for one in measurement] == [3, 3, 3]
-    assert [one.eval_tokens for one in measurement] == [one.eval_tokens for one in expected]
-    assert [one.eval_loss for one in measurement] == pytest.approx([one.eval_loss for one in expected], rel=1e-4)
+    assert [data.rows for data in measurement] == [3, 3, 3]
+    assert [data.eval_tokens for data in measurement] == [data.eval_tokens for data in expected]
+    assert [data.eval_loss for data in measurement] == pytest.approx([data.eval_loss for data in expected], rel=1e-4)
 
 
 def test_a_checkpoint_holds_whole_tensors(copies, sharded_run):
     ours, theirs = sharded_run.folder.checkpoint(20), copies.folder.checkpoint(20)
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     weights, expected = (load_file(folder / "adapter" / ADAPTER_WEIGHTS) for folder in (ours, theirs))
-    assert {name: one.shape for name, one in weights.items()} == {name: one.shape for name, one in expected.items()}
+    assert {name: data.shape for name, data in weights.items()} == {name: data.shape for name, data in expected.items()}
     state, expected_state = (load_nested(folder / OPTIMIZER_FILE)["state"] for folder in (ours, theirs))
     for number, values in expected_state.items():
         torch.testing.assert_close(state[number], values, rtol=1e-2, atol=1e-6)
@@ -117,10 +117,10 @@ def test_its_result_is_merged_and_answers_in_chat(worker_runs, sharded_run, few_
         session.load(ChatTarget.of_run(sharded_run.folder.path))
         question, sampling = (Message("user", "What is a rank?"),), SamplingConfig(temperature=0, max_new_tokens=4)
         request = ChatRequest(messages=question, branches=("base", "tuned"), sampling=sampling)
-        ended = [chunk.branch for chunk in session.stream(request) if chunk.done]
+        finished_branches = [chunk.branch for chunk in session.stream(request) if chunk.done]
     finally:
         session.unload()
-    assert sorted(ended) == ["base", "tuned"]
+    assert sorted(finished_branches) == ["base", "tuned"]
 
 
 @pytest.mark.parametrize(
@@ -166,14 +166,14 @@ def test_other_trained_weights_are_sharded_too(sections, fault, worker_runs, wor
         )
 
     assert results.returncode == EXIT_FINISHED, results.stderr[-3000:]
-    assert [one.step for one in data_of_events(run, "resumed")] == ([3] if fault else [])
+    assert [data.step for data in data_of_events(run, "resumed")] == ([3] if fault else [])
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
     assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
         data_of_events(alone, "eval")[-1].eval_loss, rel=1e-3
     )
     trained = list(run.folder.adapter.glob("*.safetensors"))
     assert trained
-    assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
+    assert all(torch.isfinite(data).all() for path in trained for data in load_file(path).values())
     verification = export(
         worker_runs.home, run.folder.path, tmp_path / "merged", kind="merged", dtype="float32"
     ).verified
@@ -193,19 +193,19 @@ def test_pairs_are_compared_with_a_reference_that_is_sharded_too(worker_runs, wo
     alone = worker_runs.create(**values, training={**training, "objective": "dpo", "gradient_accumulation_steps": 4})
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
-    for precomputed in (False, True):
-        settings = {**training, "objective": "dpo", "precompute_ref_log_probs": precomputed}
+    for precomputes in (False, True):
+        settings = {**training, "objective": "dpo", "precompute_ref_log_probs": precomputes}
         run = worker_runs.create(**values, training=settings, run=SHARDED)
         results = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
 
         assert results.returncode == EXIT_FINISHED, results.stderr[-3000:]
         assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
-        for one, other in zip(data_of_events(run, "eval"), data_of_events(alone, "eval"), strict=True):
+        for data, expected in zip(data_of_events(run, "eval"), data_of_events(alone, "eval"), strict=True):
             # Rounding may turn a preference, of which there are three.
-            names = [name for name in one.metrics if name.startswith("logps") or name.endswith(("chosen", "rejected"))]
+            names = [name for name in data.metrics if name.startswith("logps") or name.endswith(("chosen", "rejected"))]
             assert len(names) == 4
             for name in names:
-                assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-2, abs=1e-3), name
+                assert data.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-2, abs=1e-3), name
         assert losses_of(run)[-1][1] != pytest.approx(losses_of(run)[0][1], rel=1e-3), "the model has moved away"
 
 

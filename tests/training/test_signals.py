@@ -38,22 +38,22 @@ def signals_restored():
 
 
 def listening(tmp_path, clock, world_size=1):
-    interruption = StopRequests(RunFolder(tmp_path), world_size, clock)
-    interruption.listen()
-    return interruption
+    requests = StopRequests(RunFolder(tmp_path), world_size, clock)
+    requests.listen()
+    return requests
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_is_delivered_twice_is_one_request(second, tmp_path, clock, signals_restored):
-    interruption = listening(tmp_path, clock)
+    requests = listening(tmp_path, clock)
 
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(second)
     clock.now += REPEAT_SECONDS - 0.1
     signal.raise_signal(second)
 
-    assert interruption.stop_wanted()
-    assert interruption.reason == "The system asked to end (SIGTERM)."
+    assert requests.stop_wanted()
+    assert requests.reason == "The system asked to end (SIGTERM)."
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -68,13 +68,13 @@ def test_a_second_request_ends_at_once_and_once_only(number, tmp_path, clock, si
 
 
 def test_a_launcher_may_say_sigterm_as_often_as_it_likes(tmp_path, clock, signals_restored):
-    interruption = listening(tmp_path, clock, world_size=2)
+    requests = listening(tmp_path, clock, world_size=2)
 
     for _ in range(4):
         signal.raise_signal(signal.SIGTERM)
         clock.now += SECOND_REQUEST
 
-    assert interruption.stop_wanted()
+    assert requests.stop_wanted()
     with pytest.raises(CancelledError):
         signal.raise_signal(signal.SIGINT)
 

@@ -44,7 +44,7 @@ class PageFile:
         monkeypatch.setattr(
             bitsandbytes.optim.optimizer.Optimizer8bit,
             "get_state_buffer",
-            lambda *given, **named: self._buffer(*given, **named),
+            lambda *arguments, **keywords: self._buffer(*arguments, **keywords),
         )
 
     def _buffer(self, optimizer, parameter, dtype=torch.float32):

@@ -40,7 +40,7 @@ def read_scalars(folder):
     }
 
 
-def test_one_that_fails_is_released_with_a_warning_that_tells_no_secret():
+def test_a_tracker_that_fails_is_removed_with_a_warning_without_secrets():
     warnings = []
     broken, sound = Broken(fails_at=2), Broken(fails_at=None)
     started = {"wandb": Tracker(broken.log, broken.finish), "tensorboard": Tracker(sound.log, sound.finish)}
@@ -58,7 +58,7 @@ def test_one_that_fails_is_released_with_a_warning_that_tells_no_secret():
     assert "abc" not in warnings[0][1]
 
 
-def test_one_that_does_not_start_leaves_the_others(tmp_path, monkeypatch):
+def test_a_tracker_that_does_not_start_leaves_the_others(tmp_path, monkeypatch):
     def refuse(**_):
         raise PermissionError("not logged in")
 
@@ -78,7 +78,9 @@ def test_one_that_does_not_start_leaves_the_others(tmp_path, monkeypatch):
 
 def test_trackio_stays_on_this_machine_and_is_never_public(tmp_path, monkeypatch):
     started = {}
-    fake = SimpleNamespace(init=lambda **given: started.update(given), log=lambda *_, **__: None, finish=lambda: None)
+    fake = SimpleNamespace(
+        init=lambda **settings: started.update(settings), log=lambda *_, **__: None, finish=lambda: None
+    )
     monkeypatch.setitem(sys.modules, "trackio", fake)
 
     start_trackers(config_with("trackio"), tmp_path, "faq", lambda message, code: pytest.fail(message)).finish()

@@ -25,12 +25,12 @@ def plain_losses(config, trainer, folder):
         ModelSource(config.model.id, "tiny"),
     )
     order = [row for epoch in range(2) for s in trainer._planner.steps(epoch) for p in s.passes for row in p.rows]
-    logged = []
+    losses = []
 
     class Plain(SFTTrainer):
         def log(self, logs, start_time=None):
             if "loss" in logs:
-                logged.append(logs["loss"])
+                losses.append(logs["loss"])
 
     dataset = Dataset.from_list([{"input_ids": ROWS[i].input_ids, "labels": ROWS[i].labels} for i in order])
     Plain(
@@ -57,7 +57,7 @@ def plain_losses(config, trainer, folder):
         train_dataset=dataset,
         processing_class=AutoTokenizer.from_pretrained(config.model.id),
     ).train()
-    return logged
+    return losses
 
 
 @pytest.mark.parametrize("batching", ["joined", "padded"])

@@ -34,7 +34,7 @@ def adapt(base, **adapter):
 
 
 def earlier(base, folder, **adapter):
-    """An adapter whose every trained weight has moved."""
+    """Save an adapter whose every trained weight has moved."""
     model = adapt(base, **adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -99,7 +99,7 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base,
 
 @pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(
-    ("was", "is_", "words"),
+    ("was", "is_", "message_part"),
     [
         ({"bias": "all"}, {}, "its bias is all, and this run's is none"),
         ({}, {"bias": "lora_only"}, "its bias is none, and this run's is lora_only"),
@@ -108,12 +108,12 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base,
     ],
     ids=str,
 )
-def test_an_adapter_of_another_make_is_refused_and_changes_nothing(base, tmp_path, was, is_, words):
+def test_an_adapter_of_another_make_is_refused_and_changes_nothing(base, tmp_path, was, is_, message_part):
     folder = earlier(base, tmp_path / "first", **was)
     model = adapt(base, **is_)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message_part):
         load_warm_start(model, folder)
 
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

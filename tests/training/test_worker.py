@@ -1,4 +1,4 @@
-"""A real worker on the tiny model: what it says, what it leaves, how it ends."""
+"""A real worker on the tiny model: its events, its files, its end."""
 
 import contextlib
 import json
@@ -74,7 +74,7 @@ def test_a_run_from_beginning_to_end(workers, runs):
     assert "trainable params:" in run.folder.log.read_text()
 
 
-def test_the_tokens_that_a_run_reports_are_those_that_an_epoch_learns(workers, runs):
+def test_the_reported_tokens_are_those_of_an_epoch(workers, runs):
     run = runs.create(
         dataset={"max_samples": 12, "eval_fraction": 0.25}, training={"max_steps": -1, "num_train_epochs": 1}
     )
@@ -87,7 +87,7 @@ def test_the_tokens_that_a_run_reports_are_those_that_an_epoch_learns(workers, r
     assert report.trained_tokens + report.masked_tokens == last.tokens
 
 
-def test_what_is_settled_about_a_tokenizer_is_logged_and_a_template_of_ours_is_warned_of(workers, runs, tmp_path):
+def test_a_default_padding_token_is_logged_and_a_default_template_warned_of(workers, runs, tmp_path):
     folder = shutil.copytree(runs.model, tmp_path / "bare")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("pad_token")
@@ -117,7 +117,7 @@ def test_the_held_out_loss_of_step_0_is_the_base_models(workers, runs):
     assert prefix.eval_loss == pytest.approx(lora.eval_loss, rel=0.01)
 
 
-def test_the_adapter_names_no_folder_of_this_machine_when_the_model_is_known_elsewhere(workers, runs):
+def test_the_adapter_names_the_folder_of_a_local_model(workers, runs):
     run = runs.create()
     workers.run(run.folder.path)
 
@@ -217,12 +217,12 @@ def test_early_stopping_ends_with_the_best_weights(workers, runs):
     best = min(measurements, key=measurements.get)
     assert max(measurements) == best + 2 < 200
     assert "stopped improving" in data_of_events(run, "status")[-1].message
-    kept = run.folder.checkpoint(best) / "adapter" / "adapter_model.safetensors"
-    assert kept.read_bytes() == (run.folder.adapter / "adapter_model.safetensors").read_bytes()
+    steps = run.folder.checkpoint(best) / "adapter" / "adapter_model.safetensors"
+    assert steps.read_bytes() == (run.folder.adapter / "adapter_model.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(("limit_mb", "kept", "last_word"), [(4.0, [4, 5], "finished"), (2.6, [1], "stopped")])
-def test_a_disk_limit_holds_at_each_checkpoint(workers, runs, home, limit_mb, kept, last_word):
+@pytest.mark.parametrize(("limit_mb", "steps", "last_word"), [(4.0, [4, 5], "finished"), (2.6, [1], "stopped")])
+def test_a_disk_limit_holds_at_each_checkpoint(workers, runs, home, limit_mb, steps, last_word):
     open_database(home).close()
     save_settings(home, LabSettings(limits=LabLimits(free_disk_gb=0, disk_gb_per_person=limit_mb / 1000)))
     transfers = home.of("ann").transfers
@@ -234,7 +234,7 @@ def test_a_disk_limit_holds_at_each_checkpoint(workers, runs, home, limit_mb, ke
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
     assert disk_use(home, "ann").total <= limit_mb * 10**6
-    assert [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)] == kept
+    assert [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)] == steps
     assert (run.folder.adapter / "model.safetensors").exists()
     word = data_of_events(run, "status")[-1]
     assert word.phase == last_word
@@ -263,7 +263,7 @@ def test_a_warm_start_begins_with_the_earlier_weights(workers, runs):
 
 
 @pytest.mark.parametrize(
-    ("sections", "cause", "words"),
+    ("sections", "cause", "message_part"),
     [
         ({"adapter": {"target_modules": ["q_proj", "query"]}}, "config", "query matches no module"),
         ({"model": {"id": "/nowhere/at/all"}}, "model", "/nowhere/at/all"),
@@ -272,14 +272,14 @@ def test_a_warm_start_begins_with_the_earlier_weights(workers, runs):
     ],
     ids=["targets", "model", "dataset", "warm start"],
 )
-def test_what_cannot_work_is_reported_with_its_cause(workers, runs, sections, cause, words):
+def test_what_cannot_work_is_reported_with_its_cause(workers, runs, sections, cause, message_part):
     run = runs.create(**sections)
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 
     (failure,) = data_of_events(run, "failed")
     assert failure.cause == cause
-    assert words in failure.what
+    assert message_part in failure.what
     assert failure.fix
     assert history_of(run).last_step == 0
 
@@ -319,8 +319,8 @@ def test_wrong_usage_is_reported():
     assert process.stdout == ""
 
 
-def test_two_processes_learn_what_one_does_and_speak_with_one_voice(workers, runs):
-    """As under torchrun, Accelerate and Slurm; without a GPU they speak through gloo."""
+def test_two_processes_train_as_one_does_and_write_one_log(workers, runs):
+    """As under torchrun, Accelerate and Slurm; without a GPU they communicate through gloo."""
     alone = runs.create(model={"compute_dtype": "float32"})
     workers.run(alone.folder.path)
     together = runs.create(model={"compute_dtype": "float32"}, training={"gradient_accumulation_steps": 1})

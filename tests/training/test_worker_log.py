@@ -46,7 +46,7 @@ def test_the_log_of_each_method_has_no_warning(method, quantization, checkpointi
     assert warnings_in(log) == []
 
 
-def test_the_log_of_a_process_of_its_own_begins_and_ends_without_complaints(runs):
+def test_the_log_of_a_process_of_its_own_has_no_warning(runs):
     run = runs.create(training=SHORT)
 
     process = subprocess.run(

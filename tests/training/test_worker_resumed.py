@@ -37,7 +37,7 @@ def test_a_run_that_lacks_only_its_adapter_still_ends_with_the_best_weights(work
     assert data_of_events(run, "status")[-1].message == "Finished after step 40."
 
 
-def test_a_run_that_had_stopped_early_learns_nothing_more_when_it_is_resumed(workers, runs):
+def test_a_run_that_stopped_early_is_not_trained_further_when_resumed(workers, runs):
     training = {**BEST, "max_steps": 200, "eval_steps": 1, "save_steps": 50, "early_stopping_patience": 2}
     run = runs.create(training={**training, "logging_steps": 50})
     workers.run(run.folder.path, "folder:begun=kill")
@@ -67,7 +67,7 @@ def test_a_resumed_run_that_is_stopped_before_it_trains_reports_what_stands(work
     assert message.endswith("Nothing more was trained; the checkpoint of step 5 remains.")
 
 
-def test_a_resumed_run_computes_in_what_it_began_in_whatever_this_machine_would_choose(workers, runs):
+def test_a_resumed_run_keeps_its_dtype_whatever_this_machine_would_choose(workers, runs):
     run = runs.create(training={"max_steps": 8, "save_steps": 5})
     workers.run(run.folder.path, "training:step-7=kill")
     (first,) = data_of_events(run, "parameters")
@@ -84,7 +84,7 @@ def test_a_resumed_run_computes_in_what_it_began_in_whatever_this_machine_would_
     assert last["compute_dtype"] == other
 
 
-def test_a_run_keeps_the_order_of_its_rows_where_they_pass_through_the_model_in_another_way(workers, runs):
+def test_a_run_keeps_the_order_of_its_rows_when_they_are_batched_differently(workers, runs):
     training = {"max_steps": 12, "save_steps": 5}
     padding = {"compute_dtype": "float32", "attn_implementation": "eager"}
     whole, run = (runs.create(model=padding, training=training) for _ in range(2))
@@ -93,7 +93,7 @@ def test_a_run_keeps_the_order_of_its_rows_where_they_pass_through_the_model_in_
     text = run.folder.config.read_text()
     assert "attn_implementation: eager" in text
     run.folder.config.write_text(text.replace("attn_implementation: eager", "attn_implementation: auto"))
-    begun = read_manifest(run.folder.checkpoint(5)).row_plan
+    first_plan = read_manifest(run.folder.checkpoint(5)).row_plan
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
@@ -101,8 +101,8 @@ def test_a_run_keeps_the_order_of_its_rows_where_they_pass_through_the_model_in_
     assert data_of_events(run, "warning") == []
     for (_, got), (_, expected) in zip(losses_of(run), losses_of(whole), strict=True):
         assert got == pytest.approx(expected, rel=1e-3)
-    ended = read_manifest(run.folder.checkpoint(12)).row_plan
-    assert ended == begun.model_copy(update={"batching": "joined"})
+    last_plan = read_manifest(run.folder.checkpoint(12)).row_plan
+    assert last_plan == first_plan.model_copy(update={"batching": "joined"})
 
 
 def test_measuring_costs_little_also_where_max_steps_ends_a_run_early(workers, runs, tmp_path):
@@ -127,8 +127,10 @@ def test_a_run_continues_with_another_number_of_processes_in_the_same_steps(work
         if processes == 1:
             code = workers.run(run.folder.path, fault)
         else:
-            armed = {faults.VARIABLE: fault} if fault else {}
-            code, _ = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment=armed)
+            environment = {faults.VARIABLE: fault} if fault else {}
+            code, _ = launch_ranks(
+                "engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment
+            )
         assert (code == EXIT_FINISHED) == (processes == after)
 
     assert data_of_events(run, "resumed")[0].step == 5

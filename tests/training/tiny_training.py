@@ -29,14 +29,14 @@ CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=
 
 
 class Row(TokenizedRow):
-    """A row that no one tokenized."""
+    """A row of given tokens."""
 
     def __init__(self, input_ids: list[int], labels: list[int]) -> None:
         super().__init__(0, 0, input_ids, labels)
 
 
 def make_rows(count: int, longest: int = 40, seed: int = 0) -> list[Row]:
-    """Rows of random tokens; the second half of each is learned."""
+    """Make rows of random tokens; the second half of each is trained."""
     generator = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -78,7 +78,7 @@ class TinyTraining:
         return [step.loss for step in self.steps]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """What is trained, by name."""
+        """Return copies of the trained weights, by name."""
         return {n: p.detach().clone() for n, p in self.trainer.model.named_parameters() if p.requires_grad}
 
 

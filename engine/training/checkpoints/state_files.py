@@ -103,7 +103,7 @@ def _as_file(values: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _load_paged(optimizer: Any, state: Any) -> None:
-    """The same for bitsandbytes' paged optimizers, whose own way makes all state tensors of the device.
+    """Load the state of one of bitsandbytes' paged optimizers, whose own way puts all state tensors on the device.
 
     A run that needs paging has no room for them, not even for a moment: large ones are copied into paged memory, which the
     optimizer makes as it does at its first step.
@@ -119,7 +119,7 @@ def _load_paged(optimizer: Any, state: Any) -> None:
 
 
 def _without_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """JSON of nested values: tensors are put aside under a number, mappings keep keys that are not strings."""
+    """Return nested values as JSON: tensors are moved to `tensors` under a number, mappings keep keys that are not strings."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value
@@ -153,7 +153,7 @@ def load_plain(path: Path) -> dict[str, Any]:
 
 
 def random_state() -> bytes:
-    """The present state of every generator that this process draws from: the content of a file of random numbers."""
+    """Return the state of every random generator of this process, as the content of a file."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     numbers = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     tensors, metadata = _as_file(
@@ -251,7 +251,7 @@ def load_trained(model: Any, checkpoint: Path) -> None:
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Trainable parameters and all of them, packed weights counted as what they hold, as PEFT counts."""
+    """Count trainable parameters and all of them, packed weights as what they hold, as PEFT counts."""
     if hasattr(model, "peft_config"):
         trainable, total = model.get_nb_trainable_parameters()
         return int(trainable), int(total)

@@ -16,7 +16,7 @@ from engine.models.source import ModelSource
 
 
 class MethodTrainer:
-    """One method in training. It keeps nothing itself: what it must remember is in the model."""
+    """One method in training. It is stateless: its state is in the model."""
 
     def peft_config(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> Any:
         """Build PEFT's configuration.
@@ -36,7 +36,7 @@ class MethodTrainer:
         return {"modules_to_save": saved, "target_modules": choose_targets(model, adapter)}
 
     def publish(self, config: Any, source: ModelSource) -> None:
-        """Replace places on this machine in a configuration by names that other machines can look up."""
+        """Replace local paths in a configuration by names that other machines can resolve."""
         config.base_model_name_or_path = source.hub_id or source.location
         config.revision = source.revision
 
@@ -93,13 +93,13 @@ _QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})
 
 
 def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
-    """What PEFT's `target_modules` gets: `all-linear`, or names that each match a linear layer of this model.
+    """Choose PEFT's `target_modules`: `all-linear`, or names that each match a linear layer of this model.
 
     PEFT would put adapters on stacked experts too, multiplied out to the size of all experts at each pass;
     there, `all-linear` becomes the names of the linear layers.
 
-    A regular expression is matched here, with a limit on its time, and handed on as the names that it found: PEFT would
-    match it again, without a limit.
+    A regular expression is matched here, with a timeout, and becomes the names that it matches: PEFT would match it again,
+    without one.
 
     Raises:
         ConfigError: If a name or the expression matches nothing, or would adapt the output head.
@@ -137,7 +137,7 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
 
 
 def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None:
-    """What PEFT's `modules_to_save` gets: names of modules to be trained in full; None where none is.
+    """Choose PEFT's `modules_to_save`: names of modules to be trained in full; None where there are none.
 
     PEFT takes every module whose name ends with these letters, so norm would mean input_layernorm too; where that is
     more than was named, it gets whole names.
@@ -169,7 +169,7 @@ def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None
 
 
 def has_stacked_experts(model: Any) -> bool:
-    """Whether experts are stacked in single parameters: transformers/integrations/moe.py."""
+    """Return whether experts are stacked in single parameters: transformers/integrations/moe.py."""
     return any(
         "Expert" in type(module).__name__ and any(p.dim() == 3 for p in module.parameters(recurse=False))
         for module in model.modules()
@@ -177,7 +177,7 @@ def has_stacked_experts(model: Any) -> bool:
 
 
 def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> dict[str, list[str]]:
-    """PEFT's arguments for IA3, endings of names: all targets, and the feed-forward modules among them.
+    """Choose PEFT's arguments for IA3, endings of names: all targets, and the feed-forward modules among them.
 
     Feed-forward modules are as configured, else those that are feed-forward layers by their name.
 
@@ -198,7 +198,7 @@ def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> dict[str, list[str
 
 
 def linear_module_names(model: Any) -> list[str]:
-    """Full names of the linear layers, quantized ones and GPT-2's included."""
+    """Return the full names of the linear layers, quantized ones and GPT-2's included."""
     return [name for name, module in model.named_modules() if _is_linear(module)]
 
 

@@ -31,7 +31,7 @@ class Reference:
     keeps_adapter: bool = False
 
     @classmethod
-    def of(cls, model: Any, *, warm_started: bool) -> Self:
+    def from_model(cls, model: Any, *, warm_started: bool) -> Self:
         """Return the reference of a model before its first step."""
         weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not warm_started:
@@ -98,9 +98,14 @@ class ReferenceCache:
     path: Path
 
     @classmethod
-    def of(cls, folder: Path, base: Path, start: Path | None, config: RunConfig, dtype: str) -> "ReferenceCache":
+    def for_run(cls, folder: Path, base: Path, start: Path | None, config: RunConfig, dtype: str) -> "ReferenceCache":
         """Return the cache for a base, an adapter to start from, a precision and batches."""
-        weights = [path for place in (base, start) if place is not None for path in sorted(place.glob("*.safetensors"))]
+        weights = [
+            path
+            for folder_of_weights in (base, start)
+            if folder_of_weights is not None
+            for path in sorted(folder_of_weights.glob("*.safetensors"))
+        ]
         model = config.model
         facts = (
             [fingerprint_of(path) for path in weights], model.quantization, model.double_quant, dtype,
@@ -129,6 +134,8 @@ class ReferenceCache:
     def _file(self, pairs: Sequence[TokenizedRow]) -> Path:
         digest = hashlib.sha256()
         for pair in pairs:
-            for one in pair.sequences:
-                digest.update(array("q", [len(one.input_ids), one.trained_tokens, *one.input_ids]).tobytes())
+            for sequence in pair.sequences:
+                digest.update(
+                    array("q", [len(sequence.input_ids), sequence.trained_tokens, *sequence.input_ids]).tobytes()
+                )
         return self.path / f"{digest.hexdigest()}.safetensors"

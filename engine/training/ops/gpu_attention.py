@@ -28,7 +28,7 @@ def register_gpu_attention() -> None:
 
 
 def find_varlen_attn() -> Callable[..., torch.Tensor] | None:
-    """PyTorch's attention over joined rows, where it takes a scale, a window and heads that share keys."""
+    """Return PyTorch's attention over joined rows, where it takes a scale, a window and heads that share keys."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -47,9 +47,9 @@ def varlen_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each of the joined rows, which are described as for flash attention.
+    """Attend causally within each of the joined rows, which are described as for flash attention.
 
     Returns:
         The outputs, (1, tokens, heads, head_dim), and None in place of the probabilities.
@@ -58,13 +58,13 @@ def varlen_attention(
         UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
     """
     attend = find_varlen_attn()
-    also = {
+    unsupported_options = {
         "a mask": attention_mask is not None,
         "rows that are not joined": cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1,
         "values of another size": value.shape[-1] != query.shape[-1],
         "another PyTorch": attend is None,
     }
-    require_plain(module, asked, also)
+    require_plain(module, options, unsupported_options)
     assert attend is not None
     assert cu_seq_lens_q is not None
     assert max_length_q is not None
@@ -96,19 +96,19 @@ def unmasked_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     sliding_window: int | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of rows that are padded at their end, whose own tokens see no padding.
+    """Attend causally within rows that are padded at their end, so their tokens never see padding.
 
     Raises:
         UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
     """
     tokens = query.shape[2]
-    require_plain(module, asked, {"a mask": attention_mask is not None, "a cache": key.shape[2] != tokens})
+    require_plain(module, options, {"a mask": attention_mask is not None, "a cache": key.shape[2] != tokens})
     mask = None
     if sliding_window is not None and sliding_window < tokens:
         mask = _window_mask(tokens, sliding_window, query.device)
-    output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **asked)
+    output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **options)
     return output, None
 
 
