@@ -260,36 +260,22 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """Give a freshly made adapter the weights of an earlier one; returns what they replaced.
+    """Load the weights of an earlier adapter into a fresh one; return what they replaced.
 
     Raises:
-        ConfigError: If the two are not of the same make.
+        ConfigError: If the earlier adapter cannot be read, or its method or targets are not those of this run.
     """
     try:
         earlier = read_config(folder / ADAPTER_CONFIG, folder.name)
         weights = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, ValueError, ModelError) as error:
         raise _refusal(f"the adapter in {folder.name} cannot be read; it may be incomplete.") from error
-    if initialization := initialization_from_base(earlier):
-        raise _refusal(f"it was initialized with {initialization}, which changes its base's weights. {PLAIN_LORA_FIX}")
-    now = model.peft_config["default"].to_dict()
-    method = method_of_peft_type(str(getattr(now["peft_type"], "value", now["peft_type"])))
-    for name in ("peft_type", *(method.same_on_warm_start if method is not None else ())):
-        was, is_ = earlier.get(name), now.get(name)
-        is_ = getattr(is_, "value", is_)
-        if was is not None and is_ is not None and was != is_:
-            raise _refusal(f"its {name} is {was}, and this run's is {is_}; give both the same.")
-    was, is_ = (sorted(each.get("modules_to_save") or ()) for each in (earlier, now))
-    if was != is_:
-        raise _refusal(
-            f"its modules_to_save are {', '.join(was) or 'none'}, and this run's are {', '.join(is_) or 'none'}; give both "
-            "the same."
-        )
+    _require_same_settings(earlier, model.peft_config["default"].to_dict())
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if foreign := sorted(frozen & weights.keys()):
         # PEFT would write it into the base, which is not saved with the adapter.
         raise _refusal(f"it holds {foreign[0].removeprefix('base_model.model.')}, which this run does not train.")
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    replaced = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     try:
         result = trainer_of_model(model).load_weights(model, weights, earlier)
     except (RuntimeError, KeyError) as error:
@@ -298,10 +284,28 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
         raise _refusal("its weights have other shapes than this run's: it belongs to another model.") from error
     if unexpected := getattr(result, "unexpected_keys", None):
         raise _refusal(f"it adapts {_module(unexpected[0])}, which this run does not; give both the same targets.")
-    if missing := [name for name in getattr(result, "missing_keys", None) or [] if name in before]:
+    if missing := [name for name in getattr(result, "missing_keys", None) or [] if name in replaced]:
         raise _refusal(f"it does not adapt {_module(missing[0])}, as this run does; give both the same targets.")
     train_in_float32(model)
-    return before
+    return replaced
+
+
+def _require_same_settings(earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse an earlier adapter by its configuration and this run's, as PEFT has both."""
+    if initialization := initialization_from_base(earlier):
+        raise _refusal(f"it was initialized with {initialization}, which changes its base's weights. {PLAIN_LORA_FIX}")
+    method = method_of_peft_type(str(_plain(now["peft_type"])))
+    for name in ("peft_type", *(method.same_on_warm_start if method is not None else ())):
+        before, after = earlier.get(name), _plain(now.get(name))
+        if None not in (before, after) and before != after:
+            raise _refusal(f"its {name} is {before}, and this run's is {after}; give both the same.")
+    saved, own = (", ".join(sorted(config.get("modules_to_save") or ())) or "none" for config in (earlier, now))
+    if saved != own:
+        raise _refusal(f"its modules_to_save are {saved}, and this run's are {own}; give both the same.")
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)  # of an enum
 
 
 def _module(name: str) -> str:
