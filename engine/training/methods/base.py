@@ -1,6 +1,6 @@
 """How a PEFT method is put on a model, on which of its modules, and what it does while the model trains."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -104,36 +104,37 @@ def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
     Raises:
         ConfigError: If a name or the expression matches nothing, or would adapt the output head.
     """
-    linear = linear_module_names(model)
-    patterns = adapter.target_modules
-    head = _output_head_name(model)
-    experts = has_stacked_experts(model)
-    if patterns == ALL_LINEAR:
-        plain = [name for name in linear if name != head and _last_part(name) not in EXPERT_PROJECTIONS]
-        return sorted({_last_part(name) for name in plain}) if experts else ALL_LINEAR
-    suffix = f"this model's linear modules are {', '.join(dict.fromkeys(map(_last_part, linear)))}."
+    linear, head, has_experts = linear_module_names(model), _output_head_name(model), has_stacked_experts(model)
+    if adapter.target_modules == ALL_LINEAR:
+        if not has_experts:
+            return ALL_LINEAR
+        return sorted({_last_part(name) for name in linear if name != head} - EXPERT_PROJECTIONS)
+    names = _match_targets(adapter.target_modules, linear, head)
+    if has_experts and (experts := stacked_experts_among(names)):
+        raise _refusal(
+            f"{', '.join(experts)} would mean the stacked experts of this model, which take no adapter here."
+        )
+    return names
+
+
+def _match_targets(patterns: str | Sequence[str], linear: Sequence[str], head: str | None) -> list[str]:
+    """Return the linear modules that an expression matches, or the endings of names, each of which must match one."""
+    available = f"this model's linear modules are {', '.join(dict.fromkeys(map(_last_part, linear)))}."
     if isinstance(patterns, str):
         names = match_pattern(patterns, [name for name in linear if name != head])
         if not names:
-            raise _refusal(f"the regular expression {patterns!r} matches no module; {suffix}")
-    else:
-        names = list(patterns)
-        missing = [ending for ending in names if not any(ends_with_one_of(name, (ending,)) for name in linear)]
-        if missing or not names:
-            what = (
-                f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module" if names else "it is empty"
-            )
-            raise _refusal(f"{what}; {suffix}")
-        if head is not None and ends_with_one_of(head, names):
-            what = f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
-            raise _refusal(
-                what,
-            )
-    if experts and (stacked_experts := stacked_experts_among(names)):
+            raise _refusal(f"the regular expression {patterns!r} matches no module; {available}")
+        return names
+    if not patterns:
+        raise _refusal(f"it is empty; {available}")
+    missing = [ending for ending in patterns if not any(ends_with_one_of(name, (ending,)) for name in linear)]
+    if missing:
+        raise _refusal(f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module; {available}")
+    if head is not None and ends_with_one_of(head, patterns):
         raise _refusal(
-            f"{', '.join(stacked_experts)} would mean the stacked experts of this model, which take no adapter here."
+            f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
         )
-    return names
+    return list(patterns)
 
 
 def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None:
@@ -146,26 +147,29 @@ def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None
         ConfigError: If a name matches nothing, or what it matches has no weights that can be trained.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    selected: list[str] = []
+    selected: set[str] = set()
     for pattern in adapter.modules_to_save:
         matches = [name for name in modules if ends_with_one_of(name, (pattern,))]
         if not matches:
-            last_parts = dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit())
-            message = f"{pattern} matches no module; this model's are {', '.join(last_parts)}."
+            available = dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit())
+            message = f"{pattern} matches no module; this model's are {', '.join(available)}."
             raise _refusal(message, "adapter.modules_to_save")
         for name in matches:
-            if any(type(part).__name__ in _QUANTIZED for part in modules[name].modules()):
-                message = (
-                    f"{name} is quantized, and quantized weights cannot be trained; take {pattern} out, or set "
-                    "model.quantization to none."
-                )
-                raise _refusal(message, "adapter.modules_to_save")
-            if next(modules[name].parameters(), None) is None:
-                message = f"{name} has no weights to train; take {pattern} out."
-                raise _refusal(message, "adapter.modules_to_save")
-        selected += matches
-    by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)} if selected else set()
-    return (list(adapter.modules_to_save) if by_letters == set(selected) else sorted(set(selected))) or None
+            _require_trainable(name, modules[name], pattern)
+        selected.update(matches)
+    if not selected:
+        return None
+    by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)}
+    return list(adapter.modules_to_save) if by_letters == selected else sorted(selected)
+
+
+def _require_trainable(name: str, module: torch.nn.Module, pattern: str) -> None:
+    """Refuse to train a module in full that cannot be."""
+    if any(type(part).__name__ in _QUANTIZED for part in module.modules()):
+        fix = f"quantized weights cannot be trained; take {pattern} out, or set model.quantization to none."
+        raise _refusal(f"{name} is quantized, and {fix}", "adapter.modules_to_save")
+    if next(module.parameters(), None) is None:
+        raise _refusal(f"{name} has no weights to train; take {pattern} out.", "adapter.modules_to_save")
 
 
 def has_stacked_experts(model: Any) -> bool:
@@ -184,14 +188,11 @@ def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> dict[str, list[str
     Raises:
         ConfigError: As `choose_targets`.
     """
-    patterns = choose_targets(model, adapter)
-    head = _output_head_name(model)
+    patterns, head = choose_targets(model, adapter), _output_head_name(model)
     names = [name for name in linear_module_names(model) if name != head]
     targets = [name for name in names if patterns == ALL_LINEAR or ends_with_one_of(name, patterns)]
-    feedforward_patterns = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
-    feedforward = {
-        ending for ending in feedforward_patterns if any(ends_with_one_of(name, (ending,)) for name in targets)
-    }
+    endings = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
+    feedforward = {ending for ending in endings if any(ends_with_one_of(name, (ending,)) for name in targets)}
     if patterns == ALL_LINEAR:
         patterns = [_last_part(name) for name in targets]
     return {"target_modules": sorted({*patterns, *feedforward}), "feedforward_modules": sorted(feedforward)}
