@@ -59,41 +59,58 @@ class TrainingSession:
             self._events.stopped(f"{self._requests.reason} {done}", self._requests.stopped_by)
 
     def _train(self, prepared: PreparedRun) -> None:
-        events, resumed_from = self._events, self._preparation.resumed_from
         trainer, callback = self._build_trainer(prepared)
-        total = trainer.total_steps
+        self._begin(trainer, callback, prepared)
+        prepared.replaced.clear()  # frees its memory
+        step = self._run_steps(trainer, callback)
+        self._events.memory()
+        if keeps_best(self._config.training):
+            checkpoints.go_back_to_best(trainer, step, self._folder.checkpoints, self._events, self._preparation.group)
+        self._finish(trainer, callback, prepared, step)
+
+    def _begin(self, trainer: LoratoryTrainer, callback: RunCallback, prepared: PreparedRun) -> None:
+        """Restore the progress of a resumed run; measure the base before the first step of a new one."""
+        resumed_from = self._preparation.resumed_from
         if prepared.reference is not None:
-            events.status("preparing", "Computing the reference log-probabilities of all pairs.", total)
+            message = "Computing the reference log-probabilities of all pairs."
+            self._events.status("preparing", message, trainer.total_steps)
             trainer.precompute_reference(prepared.reference)
         if resumed_from is not None:
             trainer.restore_progress(resumed_from.folder)
             callback.stopped_early = callback.has_stalled()
         elif len(prepared.data.held_out):
             self._measure_base(trainer, prepared)
-        prepared.replaced.clear()  # frees its memory
-        if resumed_from is None or not (resumed_from.step >= total or callback.stopped_early):
-            done = f" from step {resumed_from.step}" if resumed_from else ""
-            events.status("training", f"Training{done}: {total:,} steps.", total)
-            trainer.train(resume_from_checkpoint=str(resumed_from.folder) if resumed_from else None)
-        else:  # training is complete; only the adapter is missing
+
+    def _run_steps(self, trainer: LoratoryTrainer, callback: RunCallback) -> int:
+        """Train; return the last step. If a resumed run lacks its adapter only, load the weights of its checkpoint."""
+        resumed_from, total = self._preparation.resumed_from, trainer.total_steps
+        if resumed_from is None:
+            self._events.status("training", f"Training: {total:,} steps.", total)
+            trainer.train()
+        elif resumed_from.step < total and not callback.stopped_early:
+            self._events.status("training", f"Training from step {resumed_from.step}: {total:,} steps.", total)
+            trainer.train(resume_from_checkpoint=str(resumed_from.folder))
+        else:
             load_trained(trainer.model, resumed_from.folder)
-        step = int(trainer.state.global_step) or (resumed_from.step if resumed_from else 0)
-        events.memory()
-        if keeps_best(self._config.training):
-            checkpoints.go_back_to_best(trainer, step, self._folder.checkpoints, events, self._preparation.group)
+            return resumed_from.step
+        return int(trainer.state.global_step)
+
+    def _finish(self, trainer: LoratoryTrainer, callback: RunCallback, prepared: PreparedRun, step: int) -> None:
+        """Save the result, where the quota has room for it, and report how the run ended."""
+        total = trainer.total_steps
         if self._quota_reached and step < total and not callback.stopped_early:
-            done = f"Stopped after step {step:,} of {total:,}."
             if self._preparation.group.broadcast_from_main(lambda: self._room_for_result(trainer)):
                 self._save_result(trainer, prepared)
-            events.stopped(f"{self._quota_reached} {done}", "disk_limit", total)
+            message = f"{self._quota_reached} Stopped after step {step:,} of {total:,}."
+            self._events.stopped(message, "disk_limit", total)
             return
         self._save_result(trainer, prepared)
         if callback.stopped_on_request:
-            done = f"Saved after step {step:,} of {total:,}."
-            events.stopped(f"{self._requests.reason} {done}", self._requests.stopped_by, total)
+            message = f"{self._requests.reason} Saved after step {step:,} of {total:,}."
+            self._events.stopped(message, self._requests.stopped_by, total)
         else:
             early = " The held-out loss had stopped improving." if callback.stopped_early else ""
-            events.status("finished", f"Finished after step {step:,}.{early}", total)
+            self._events.status("finished", f"Finished after step {step:,}.{early}", total)
 
     def _build_trainer(self, prepared: PreparedRun) -> tuple[LoratoryTrainer, RunCallback]:
         training, setup, group = self._config.training, prepared.assembly.setup, self._preparation.group
