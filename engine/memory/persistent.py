@@ -128,7 +128,7 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
 
 
 def _reference_bytes(workload: Workload, counts: TrainableCount) -> int:
-    """Source: `Reference.from_model`, engine/training/objectives/reference.py."""
+    """Source: `ReferenceModel.from_model`, engine/training/objectives/reference.py."""
     if not workload.has_reference or not workload.trains_adapter:
         return 0
     biases = counts.trainable - counts.added

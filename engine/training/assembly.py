@@ -5,7 +5,7 @@ Faster kernels must compute the same. This is measured for each model: its loss 
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -26,9 +26,9 @@ from engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_c
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives.base import TrainingObjective
 from engine.training.objectives.preferences import DirectPreference, KahnemanTversky, OddsRatio
-from engine.training.objectives.reference import Reference
+from engine.training.objectives.reference import ReferenceModel
 from engine.training.ops.loss import attach_loss, causal_lm_of
-from engine.training.placement import Placement, Precision
+from engine.training.placement import Placement, TrainingDtypes
 
 # By the names in `engine.config.objectives`.
 TRAINING_OBJECTIVES: Mapping[str, type[TrainingObjective]] = {
@@ -41,16 +41,20 @@ class Assembly:
     """A model that is ready for the trainer."""
 
     setup: TrainerSetup
-    attention: str  # in words, for the person
+    attention: str  # its name for the person
     notes: tuple[str, ...] = ()  # what was tried and given up
     # Of `engine.config.optimizations`: why one is not used, "" where it is.
     optimizations: Mapping[str, str] = field(default_factory=dict)
+
+    def with_settings(self, **changes: Any) -> "Assembly":
+        """Return the same model with other settings of its steps."""
+        return replace(self, setup=replace(self.setup, settings=replace(self.setup.settings, **changes)))
 
 
 def assemble(
     model: Any,
     config: RunConfig,
-    precision: Precision,
+    precision: TrainingDtypes,
     placement: Placement,
     rows: Sequence[TokenizedRow],
     pad_token_id: int,
@@ -65,11 +69,8 @@ def assemble(
     training, method, traits = config.training, method_trainer(config.adapter.method), objective_of(config)
     if traits.learns_preferences and training.disable_dropout:
         disable_dropout_in_model(model)
-    reference = (
-        Reference.from_model(model, warm_started=config.adapter.warm_start is not None)
-        if traits.has_reference
-        else None
-    )
+    warm_started = config.adapter.warm_start is not None
+    reference = ReferenceModel.from_model(model, warm_started=warm_started) if traits.has_reference else None
     causal_lm = causal_lm_of(model)
     notes: list[str] = []
     model.eval()
@@ -100,16 +101,11 @@ def assemble(
     few = join(probe.rows, flash=attention.flash) if joined else probe.padded(masked=attention.masked)
     if training.torch_compile and (reason := why_not_compiled(probe, config, placement, expected, few)):
         notes.append(f"torch.compile is not used: {reason}.")
-    group = placement.group
     has_shared_prompts = shares_prompts(attention.batching, config, placement.torch_device.type)
     optimizations["shared_prompts"] = "" if has_shared_prompts else "needs joined pairs on a processor"
+    group, sequences = placement.group, traits.sequences_per_example
     settings = PlanSettings(
-        training,
-        attention.batching,
-        group.world_size,
-        group.rank,
-        traits.sequences_per_example,
-        shares_prompts=has_shared_prompts,
+        training, attention.batching, group.world_size, group.rank, sequences, shares_prompts=has_shared_prompts
     )
     setup = TrainerSetup(
         settings,
@@ -121,12 +117,11 @@ def assemble(
         objective=TRAINING_OBJECTIVES[traits.name](training, reference),
         method=method,
     )
-    return Assembly(
-        setup, attention.name, tuple(notes), optimizations | attention.why_not | method.optimizations(model)
-    )
+    optimizations |= attention.why_not | method.optimizations(model)
+    return Assembly(setup, attention.name, tuple(notes), optimizations)
 
 
-def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
+def _require_finite(loss: float, causal_lm: Any, precision: TrainingDtypes) -> None:
     """Refuse a model that cannot be trained as it is loaded; comparing its losses would prove nothing."""
     if not math.isfinite(loss):
         raise ModelError(

@@ -19,13 +19,13 @@ from engine.training.distribution import attach_device_hooks, plan_layer_split
 from engine.training.failure import is_out_of_memory
 from engine.training.methods.registry import method_trainer
 from engine.training.ops.attention import copy_shared_heads
-from engine.training.placement import Placement, Precision, quantization_of
+from engine.training.placement import Placement, TrainingDtypes, quantization_of
 
 # Settings that TRL calls the same.
 _PASSED_ON = "num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm seed logging_steps"
 
 
-def load_model(source: ModelSource, config: RunConfig, precision: Precision, placement: Placement) -> Any:
+def load_model(source: ModelSource, config: RunConfig, precision: TrainingDtypes, placement: Placement) -> Any:
     """Load the base model onto its device, or its layers onto several, quantized where the settings say so.
 
     Raises:
@@ -90,7 +90,7 @@ def choose_attention(config: RunConfig, placement: Placement) -> str | None:
     setting = config.model.attn_implementation
     if setting != "auto":
         return setting
-    runs = all(can_run_flash_attention(config, device) for device in placement.layer_devices or (placement.device,))
+    runs = all(can_run_flash_attention(config, device) for device in placement.devices)
     return FLASH_ATTENTION if runs and is_flash_attn_2_available() else None
 
 
@@ -138,7 +138,7 @@ def train_in_float32(model: torch.nn.Module) -> None:
 
 
 def training_arguments(
-    training: TrainingConfig, output_folder: Path, precision: Precision, placement: Placement
+    training: TrainingConfig, output_folder: Path, precision: TrainingDtypes, placement: Placement
 ) -> Any:
     """Build TRL's `SFTConfig` for our trainer, which batches, evaluates and saves by itself."""
     schedule = {"min_lr_rate": MIN_LEARNING_RATE_SHARE} if training.lr_scheduler_type == "cosine_with_min_lr" else {}
@@ -166,7 +166,7 @@ def training_arguments(
         max_length=None,
         packing=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,  # it would pin when a batch is asked for; `engine.training.batching.steps` does so before
+        dataloader_pin_memory=False,  # it would pin late; `engine.training.batching.steps` pins ahead
         dataset_kwargs={"skip_prepare_dataset": True},
         average_tokens_across_devices=True,
     )

@@ -26,7 +26,7 @@ OVERFLOW_CHECK_STEPS = 10
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """What a run has done so far; saved with every checkpoint."""
 
     tokens: int = 0  # trained and masked, padding not counted
@@ -72,7 +72,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     training: TrainingConfig
     measures: bool  # there are held-out rows
     stop_requested: Callable[[], bool]
-    progress: Callable[[], Progress]  # the trainer's
+    progress: Callable[[], TrainingProgress]  # the trainer's
     log_seconds: float = 0.0  # at least between two logged steps, but for those that must be logged
     clock: Callable[[], float] = time.monotonic
     # Of several processes, which would log different steps by their own clocks.

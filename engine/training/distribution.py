@@ -59,7 +59,7 @@ def shard(model: Any, placement: Placement, compute: torch.dtype) -> None:
             is_trained = all(parameter.requires_grad for parameter in module.parameters())
             fully_shard(module, mesh=mesh, mp_policy=rounded if is_trained else MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh)
-    if getattr(causal_lm, "hf_device_map", None):  # Accelerate refuses a quantized model that it says is elsewhere
+    if getattr(causal_lm, "hf_device_map", None):  # Accelerate refuses a quantized model if this names another device
         causal_lm.hf_device_map = {"": placement.torch_device}
     # transformers' trainer then wraps and moves nothing; `Trainer._prepare_for_training`.
     causal_lm._is_distributed_loading_by_transformers = True
@@ -75,12 +75,6 @@ def reshard(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
-
-
-def forget_pass(model: Any) -> None:
-    """Make a model ready for its next pass after one that was interrupted."""
-    if is_sharded(model):
-        model.reset_iter_state()
 
 
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The one place where tests can make training break; inactive unless a test sets the environment variable.
+"""The one module through which tests make training fail; inactive unless a test sets the environment variable.
 
 `LORATORY_TEST_FAULT` holds `point=action`, several separated by semicolons. A point is reached by name, and an action
 happens on its n-th time with `point#n=action`. Actions: `kill`, `disk_full`, `out_of_memory`, `wait:FILE` (until

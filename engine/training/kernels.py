@@ -85,7 +85,7 @@ def _why_no_liger(causal_lm: Any, config: RunConfig, placement: Placement) -> st
         return "liger-kernel is not installed"
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    except Exception as error:  # it looks for a GPU's compiler and other packages as it is imported
+    except Exception as error:  # its import needs a GPU's compiler and other packages
         return f"liger-kernel cannot be imported ({type(error).__name__})"
 
     family = causal_lm.config.model_type
@@ -99,7 +99,7 @@ def _apply_liger(causal_lm: Any) -> None:
 
 
 def why_not_compiled(probe: Probe, config: RunConfig, placement: Placement, expected: float, rows: PassTensors) -> str:
-    """Let torch.compile compile the layers of a model; return why it does not, in words."""
+    """Let torch.compile compile the layers of a model; return the reason if it does not."""
     if not _runs_triton(placement.torch_device):
         return "it helps on CUDA only: on a processor it costs more than it gains"
     if placement.layer_devices or placement.sharded:

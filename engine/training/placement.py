@@ -131,6 +131,11 @@ class Placement:
     sharded: bool = False  # the processes of the group have a share of each weight
 
     @property
+    def devices(self) -> tuple[Device, ...]:
+        """Return the devices that hold the model."""
+        return self.layer_devices or (self.device,)
+
+    @property
     def torch_indexes(self) -> tuple[int, ...]:
         """Return the numbers of its CUDA devices as torch has them; none on other devices."""
         if self.torch_device.type != "cuda":
@@ -140,7 +145,7 @@ class Placement:
     @property
     def device_name(self) -> str:
         """Return the names of its devices, for people."""
-        return " + ".join(device.name for device in self.layer_devices) or self.device.name
+        return " + ".join(device.name for device in self.devices)
 
 
 def choose_placement(config: RunConfig) -> Placement:
@@ -165,7 +170,7 @@ def choose_placement(config: RunConfig) -> Placement:
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
         return Placement(device, torch.device("cuda", local_rank), group, sharded=sharded)
     if torch.backends.mps.is_available() and config.run.devices != "cpu":
-        # How much Metal advises one program to take; not every torch asks it.
+        # The memory that Metal recommends for one program; not every torch has it.
         recommended_max = getattr(torch.mps, "recommended_max_memory", None)
         most = int(recommended_max()) if recommended_max is not None else None
         (apple,) = list_apple_gpus(memory_now(), most) or (processor,)
@@ -253,7 +258,7 @@ _DTYPES: Mapping[DtypeName, torch.dtype] = {name: getattr(torch, name) for name 
 
 
 @dataclass(frozen=True)
-class Precision:
+class TrainingDtypes:
     """Dtypes of weights and computation. Trained weights are always float32, and so is the optimizer's state."""
 
     compute: torch.dtype  # of matrix products and of what passes between layers
@@ -270,7 +275,7 @@ class Precision:
         return next(name for name, dtype in _DTYPES.items() if dtype is self.compute)
 
 
-def choose_precision(config: RunConfig, device: Device, checkpoint_dtype: str | None = None) -> Precision:
+def choose_precision(config: RunConfig, device: Device, checkpoint_dtype: str | None = None) -> TrainingDtypes:
     """Choose the precision of a run by its settings and device.
 
     A resumed run continues in `checkpoint_dtype` wherever the device computes in it: another rounding is another
@@ -280,7 +285,7 @@ def choose_precision(config: RunConfig, device: Device, checkpoint_dtype: str | 
     if setting == "auto":
         setting = next((name for name in _DTYPES if name == checkpoint_dtype and _trains_in(name, device)), setting)
     compute = _DTYPES[choose_compute_dtype(setting, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)]
-    return Precision(compute, torch.float32 if config.adapter.traits.trains_all else compute)
+    return TrainingDtypes(compute, torch.float32 if config.adapter.traits.trains_all else compute)
 
 
 def _trains_in(name: DtypeName, device: Device) -> bool:

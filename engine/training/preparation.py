@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ from engine.training.objectives.reference import ReferenceCache
 from engine.training.placement import (
     SINGLE_PROCESS,
     Placement,
-    Precision,
     ProcessGroup,
+    TrainingDtypes,
     apple_notes,
     choose_placement,
     choose_precision,
@@ -71,7 +72,7 @@ class PreparedRun:
     """Everything that the training loop needs."""
 
     placement: Placement
-    precision: Precision
+    precision: TrainingDtypes
     tokenizer: Any
     data: PreparedDataset
     model: Any
@@ -158,7 +159,7 @@ class Preparation:
                 raise ModelError(what, "Put the original files back and resume, or start a new run.")
         return source
 
-    def _reference_cache(self, source: ModelSource, precision: Precision) -> ReferenceCache | None:
+    def _reference_cache(self, source: ModelSource, precision: TrainingDtypes) -> ReferenceCache | None:
         config, home = self.attempt.config, self.attempt.home
         if not (config.training.precompute_ref_log_probs and objective_of(config).has_reference):
             return None
@@ -166,7 +167,7 @@ class Preparation:
         earlier = find_warm_start(start, self.attempt.folder.path.parent, home) if start is not None else None
         return ReferenceCache.for_run(home.cache, Path(source.location), earlier, config, precision.compute_name)
 
-    def _choose_device(self) -> tuple[Placement, Precision]:
+    def _choose_device(self) -> tuple[Placement, TrainingDtypes]:
         """Choose device and precision, meet the other processes, and find the checkpoint to continue from."""
         config, events = self.attempt.config, self.events
         note_architectures(self.attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
@@ -182,10 +183,7 @@ class Preparation:
         self.resumed_from = self._find_checkpoint()
         checkpoint_dtype = self.resumed_from.manifest.compute_dtype if self.resumed_from is not None else None
         precision = choose_precision(config, placement.device, checkpoint_dtype)
-        for note in (
-            *apple_notes(config, placement.device),
-            *resumed_notes(config, placement.device, checkpoint_dtype),
-        ):
+        for note in apple_notes(config, placement.device) + resumed_notes(config, placement.device, checkpoint_dtype):
             events.warn(note, "precision")
         for note in skipped_device_notes(config, placement, self.attempt.home):
             events.warn(note, "device")
@@ -198,9 +196,7 @@ class Preparation:
         def find() -> str:
             checkpoints.sweep(folder)
             checkpoints.restore_folder(self.attempt.folder.adapter)
-            checkpoint = checkpoints.find_checkpoint(
-                folder, lambda message: self.events.warn(message, "checkpoint_damaged")
-            )
+            checkpoint = checkpoints.find_checkpoint(folder, partial(self.events.warn, code="checkpoint_damaged"))
             name = checkpoint.folder.name if checkpoint else ""
             if self.attempt.number > 1:
                 self.events.emit(ResumedData(step=checkpoint.step if checkpoint else 0, checkpoint=name or None))
@@ -247,7 +243,7 @@ class Preparation:
         return data
 
     def _load_model(
-        self, source: ModelSource, precision: Precision, placement: Placement
+        self, source: ModelSource, precision: TrainingDtypes, placement: Placement
     ) -> tuple[Any, dict[str, torch.Tensor]]:
         """Load the base, add the adapter, and give it the weights of an earlier one where the run starts from these."""
         config, events = self.attempt.config, self.events
@@ -282,9 +278,8 @@ class Preparation:
         merged = -self.group.largest(-choice.merged)  # what all processes have room for
         if choice.expected_bytes is not None and merged == choice.merged > 1:
             self.events.predicted_bytes = choice.expected_bytes
-        setup = replace(assembly.setup, settings=replace(assembly.setup.settings, merged=merged))
-        used = dict(assembly.optimizations) | {"merged_passes": choice.why_not}
-        return replace(assembly, setup=setup, optimizations=used)
+        optimizations = dict(assembly.optimizations) | {"merged_passes": choice.why_not}
+        return replace(assembly.with_settings(merged=merged), optimizations=optimizations)
 
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
         """Give every process the order of rows that the first one begins or continues, even where its own device differs."""
@@ -293,15 +288,14 @@ class Preparation:
         pinned, name = (checkpoint.manifest.row_plan, checkpoint.folder.name) if checkpoint is not None else (None, "")
         decide = lambda: choose_row_order(settings, rows_sha256, pinned, name).model_dump_json()  # noqa: E731
         order = RowOrder.model_validate_json(self.group.broadcast_from_main(decide))
-        settings = replace(settings, pinned_order=order)
-        setup = replace(assembly.setup, settings=settings)
-        return replace(assembly, setup=setup), row_plan(settings, rows_sha256)
+        assembly = assembly.with_settings(pinned_order=order)
+        return assembly, row_plan(assembly.setup.settings, rows_sha256)
 
     def _report_parameters(
-        self, parameters: tuple[int, int], precision: Precision, placement: Placement, assembly: Assembly
+        self, parameters: tuple[int, int], precision: TrainingDtypes, placement: Placement, assembly: Assembly
     ) -> None:
         trainable, total = parameters
-        share = f"{100 * trainable / total:.4f}"  # in the words that PEFT prints
+        share = f"{100 * trainable / total:.4f}"  # as PEFT prints it
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}", flush=True)
         for name, why_not in assembly.optimizations.items():
             print(f"{name}: {why_not or 'used'}", flush=True)

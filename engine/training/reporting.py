@@ -61,7 +61,7 @@ class DeviceMemory:
         """Return the counters of the devices that a run trains on."""
         kind = placement.torch_device.type
         backend = {"cuda": torch.cuda, "mps": torch.mps}.get(kind)
-        driver_indexes = tuple(device.index for device in placement.layer_devices or (placement.device,))
+        driver_indexes = tuple(device.index for device in placement.devices)
         return cls(kind, placement.torch_indexes, backend, driver_indexes)
 
     def step_bytes(self) -> int:
@@ -122,7 +122,7 @@ class RunEvents:
     """Writes the events of one attempt at the run in a folder; without a writer, none: another process is the first.
 
     While the disk is full, the run pauses until there is room or it is ended. `stop_timeout_seconds` is how long a run
-    that shall save and end waits for room to save: less than systems leave between SIGTERM and SIGKILL.
+    that must save and end waits for room to save: less than systems leave between SIGTERM and SIGKILL.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
 from engine.training.distribution import trained_weights
 from engine.training.failure import StopRequests, check_held_out, check_loss
-from engine.training.objectives.reference import Reference
+from engine.training.objectives.reference import ReferenceModel
 from engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
 from engine.training.reporting import RunEvents
 from engine.training.trainer import LoratoryTrainer
@@ -39,7 +39,7 @@ class TrainingSession:
         self._last_held_out: EvalData | None = None
         self._reported_base: BaseWeightsData | None = None
         self._quota = QuotaWatch(attempt.home, attempt.folder.path.parent.name)
-        self._quota_reached = ""  # in words, once there was no room for a checkpoint
+        self._quota_reached = ""  # the reason, once there was no room for a checkpoint
         self._saves_fewer = False
 
     def run(self) -> None:
@@ -59,13 +59,14 @@ class TrainingSession:
             self._events.stopped(f"{self._requests.reason} {done}", self._requests.stopped_by)
 
     def _train(self, prepared: PreparedRun) -> None:
+        group = self._preparation.group
         trainer, callback = self._build_trainer(prepared)
         self._begin(trainer, callback, prepared)
         prepared.replaced.clear()  # frees its memory
         step = self._run_steps(trainer, callback)
         self._events.memory()
         if keeps_best(self._config.training):
-            checkpoints.go_back_to_best(trainer, step, self._folder.checkpoints, self._events, self._preparation.group)
+            checkpoints.go_back_to_best(trainer, step, self._folder.checkpoints, self._events, group)
         self._finish(trainer, callback, prepared, step)
 
     def _begin(self, trainer: LoratoryTrainer, callback: RunCallback, prepared: PreparedRun) -> None:
@@ -152,7 +153,7 @@ class TrainingSession:
         # The start of a preference run is its reference, so it is measured.
         is_other = adapter.warm_start is not None and not objective_of(self._config).has_reference
         off = not adapter.traits.starts_as_identity or is_other
-        with Reference(prepared.replaced).replacing(trainer.model) if off else contextlib.nullcontext():
+        with ReferenceModel(prepared.replaced).replacing(trainer.model) if off else contextlib.nullcontext():
             first = trainer.measure_held_out()
         check_held_out(0, first.eval_loss)
         self._events.held_out(first.model_copy(update={"adapter_disabled": off}))
@@ -178,8 +179,6 @@ class TrainingSession:
         if base != self._reported_base:
             self._reported_base = base
             self._events.emit(base)
-
-    # -- while training -----------------------------------------------------------------------------------------------
 
     def _on_logged(self, step: StepData, vocabulary: int | None) -> None:
         if self._first_loss is None:

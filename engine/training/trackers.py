@@ -2,7 +2,7 @@
 
 A tracker that fails costs the run a warning and nothing else. transformers' own integrations are not used: an error in one
 ends the run, the measurement before the first step does not reach them, Trackio's may publish a Space, and W&B's uploads
-checkpoints when an environment variable asks for it.
+checkpoints where an environment variable is set.
 """
 
 from collections.abc import Callable, Mapping

@@ -23,7 +23,7 @@ from engine.data.step_plan import EpochPlanner
 from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
-from engine.training.callbacks import LoggedInterval, MethodSteps, Progress, SkippedSteps, TrainerHooks
+from engine.training.callbacks import LoggedInterval, MethodSteps, SkippedSteps, TrainerHooks, TrainingProgress
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.state_files import GatheredState
 from engine.training.distribution import trained_weights, whole
@@ -48,12 +48,11 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         rows: TrainerRows,
         setup: TrainerSetup,
         hooks: TrainerHooks,
-        callbacks: Sequence[Any] = (),
     ) -> None:
         self._rows = rows
         self._setup = setup
         self.hooks = hooks
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self._interval = LoggedInterval()
         self._prefetch: PrefetchedSteps | None = None
         self._merging_disabled = False  # merged passes did not fit
@@ -64,11 +63,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            # Only its length counts: our loader looks the rows up by number.
+            # Only its length counts: our loader finds the rows by number.
             train_dataset=Dataset.from_dict({"row": range(len(rows.train))}),
             processing_class=tokenizer,
             data_collator=lambda batch: batch,
-            callbacks=list(callbacks),
         )
         # TRL casts trained weights to bfloat16 on quantized bases, and wraps the model's forward in a loss of its own.
         for name, parameter in self.model.named_parameters():
@@ -88,8 +86,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         if self.args.max_steps > 0:
             return int(self.args.max_steps)
         return math.ceil(float(self.args.num_train_epochs) * self._planner.steps_per_epoch)
-
-    # -- batches ------------------------------------------------------------------------------------------------------
 
     @property
     def _batches(self) -> StepBatches:
@@ -233,8 +229,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         assert values is not None
         return PairsWithReference(pairs, values)
 
-    # -- measurements -------------------------------------------------------------------------------------------------
-
     def measure_held_out(self) -> EvalData:
         """Return the mean loss over the terms of the held-out rows: in nats over trained tokens, or over pairs."""
         start = time.perf_counter()
@@ -292,8 +286,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self.hooks.on_logged(step)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
 
-    # -- checkpoints --------------------------------------------------------------------------------------------------
-
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         began = time.perf_counter()
         self.hooks.save()
@@ -323,7 +315,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def restore_progress(self, folder: Path) -> None:
         """Restore the progress of a checkpoint; `train` also restores everything else."""
-        self.progress = Progress(**state_files.load_plain(folder / state_files.PROGRESS_FILE))
+        self.progress = TrainingProgress(**state_files.load_plain(folder / state_files.PROGRESS_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -137,7 +137,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     requests.listen()
     events = RunEvents(writer, folder.path, requests)
     config, home = None, home_of_run(folder)
-    if home.owner:  # this process looks names up as the lab does
+    if home.owner:  # this process resolves names as the lab does
         os.environ[LAB] = "1"
     try:
         config = folder.read_config()

@@ -23,7 +23,7 @@ class PassTensors:
     tokens: int  # of the sequences; padding not counted, what two of them share counted twice
     sequences: int  # that count, next to one another or joined
     sequence_of: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # of each trained token
-    sequence_tokens: tuple[int, ...] = ()  # trained tokens of each sequence: counted here, no GPU is asked for it
+    sequence_tokens: tuple[int, ...] = ()  # trained tokens of each sequence: counted here, so no step waits for a GPU
     extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what an objective needs in addition
     kl_batch: "PassTensors | None" = None  # mismatched sequences, which pass without gradient before the step
 

@@ -1,6 +1,6 @@
 """Choose how rows go through a given model: joined or padded, by which attention, and how many passes as one.
 
-A pass of few tokens leaves a GPU idle between its kernels, so accumulation costs time that only memory asks for. Losses are
+A pass of few tokens leaves a GPU idle between its kernels, so accumulation costs time and saves memory. Losses are
 averaged over the terms of the whole step, so merged passes change nothing but rounding and the draws of dropout.
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from transformers import AttentionInterface
 
 from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import RunConfig
@@ -29,8 +31,8 @@ from engine.models.batching import (
 from engine.models.shape import ModelShape
 from engine.training.batching.batches import join, pad
 from engine.training.batching.probe import Probe
-from engine.training.ops.attention import JOINED_ATTENTION, register_joined_attention
-from engine.training.ops.gpu_attention import UNMASKED_ATTENTION, find_varlen_attn, register_gpu_attention
+from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
+from engine.training.ops.gpu_attention import UNMASKED_ATTENTION, find_varlen_attn, unmasked_attention, varlen_attention
 from engine.training.ops.loss import causal_lm_of
 from engine.training.placement import Placement
 
@@ -40,7 +42,7 @@ class RowAttention:
     """How rows become batches and go through attention; the model has that attention."""
 
     batching: Batching
-    name: str  # in words, for the person
+    name: str  # for the person
     flash: bool = False  # joined rows are described as flash attention takes them
     masked: bool = False  # padded rows come with a padding mask
     notes: tuple[str, ...] = ()
@@ -78,8 +80,9 @@ def choose_row_attention(probe: Probe, config: RunConfig, placement: Placement, 
 
 
 def _use(causal_lm: Any, attention: str) -> None:
-    register_joined_attention()
-    register_gpu_attention()
+    AttentionInterface.register(JOINED_ATTENTION, joined_attention)
+    AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
+    AttentionInterface.register(UNMASKED_ATTENTION, unmasked_attention)
     if str(causal_lm.config._attn_implementation) != attention:
         causal_lm.set_attn_implementation(attention)
 
@@ -89,9 +92,7 @@ def _why_no_varlen(facts: AttentionFacts, own: str, config: RunConfig, placement
         return LEFT_OUT
     if own.startswith("flash_attention"):
         return f"{own} joins rows"
-    runs = all(
-        takes_varlen_attention(facts, own, config, device) for device in placement.layer_devices or (placement.device,)
-    )
+    runs = all(takes_varlen_attention(facts, own, config, device) for device in placement.devices)
     if not runs or find_varlen_attn() is None:
         return "needs CUDA since Ampere, 16 bits, sdpa attention and a newer PyTorch"
     return ""

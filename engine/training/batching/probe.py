@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from engine.config.rules import QUERY_TILE
 from engine.data.render.tokenize import TokenizedRow
 from engine.training.batching.batches import PassTensors, pad
-from engine.training.distribution import forget_pass
+from engine.training.distribution import is_sharded
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
 from engine.training.ops.loss import causal_lm_of
@@ -76,9 +76,7 @@ class Probe:
         for row in self.rows:
             batch = pad([row], self.pad_token_id).to(_device(self.model))
             with torch.no_grad(), self.casting():
-                logits = self.model(**batch.inputs).logits[
-                    :, -batch.inputs["input_ids"].shape[1] :
-                ]  # without virtual ones
+                logits = self.model(**batch.inputs).logits[:, -row.length :]  # without virtual tokens
             flat = logits.reshape(-1, logits.shape[-1])[batch.trained.positions].float()
             total += float(functional.cross_entropy(flat, batch.trained.targets, reduction="sum"))
         return total
@@ -140,7 +138,8 @@ class Probe:
         outputs: list[torch.Tensor] = []
         with _listening(causal_lm_of(self.model), outputs), contextlib.suppress(_EnoughError):
             self.loss(batch)
-        forget_pass(self.model)
+        if is_sharded(self.model):
+            self.model.reset_iter_state()  # the pass was interrupted
         return outputs
 
 

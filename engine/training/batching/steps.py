@@ -114,9 +114,8 @@ class StepBatches:
         before = dict(zip(order, (*order[-1:], *order[:-1]), strict=True)) if objective.needs_estimate else {}
         pairs = ((row, self._rows[before[number]]) for row, number in zip(rows, numbers, strict=True) if before)
         kl_sequences = [sequence for pair in pairs if (sequence := objective.mismatched_sequence(*pair)) is not None]
-        return replace(
-            batch, extras=objective.extras(rows), kl_batch=self._batched(kl_sequences) if kl_sequences else None
-        )
+        kl_batch = self._batched(kl_sequences) if kl_sequences else None
+        return replace(batch, extras=objective.extras(rows), kl_batch=kl_batch)
 
     def _batched(self, sequences: Sequence[TokenizedRow]) -> PassTensors:
         if self._setup.settings.shares_prompts:

@@ -1,7 +1,7 @@
 """Complete trainer states on the disk: written to another folder, synced, described by a manifest, then renamed.
 
-A checkpoint holds everything that the next step depends on: adapter, optimizer, schedule, random numbers and place in the
-data. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
+A checkpoint holds everything that the next step depends on: adapter, optimizer, schedule, random numbers and position in
+the data. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
 """
 
 import contextlib

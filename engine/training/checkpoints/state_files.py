@@ -6,7 +6,7 @@ schedule and random numbers. A run may also start from the weights of an earlier
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,13 @@ class GatheredState:
 
 def trained_bytes(model: Any, optimizer: Any) -> tuple[int, int]:
     """Return the bytes of the trained weights and of the optimizer's state, of which a checkpoint mostly consists."""
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = [parameter.nbytes for parameter in model.parameters() if parameter.requires_grad]
     values = (value for state in optimizer.state.values() for value in state.values())
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    return _bytes_of(weights), _bytes_of(tensors)
+    states = [value.nbytes for value in values if isinstance(value, torch.Tensor)]
+    return sum(weights), sum(states)
 
 
-def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-_METHOD_STATE = "method.safetensors"  # what the method keeps besides the weights
+_METHOD_STATE = "method.safetensors"  # the method's state in addition to the weights
 
 
 def load_optimizer(optimizer: Any, path: Path) -> None:
@@ -209,7 +205,7 @@ def save_adapter(
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
-        # PEFT would ask the Hub whether the vocabulary grew. It cannot have: embeddings that are trained are either
+        # PEFT would query the Hub for whether the vocabulary grew. It cannot have: embeddings that are trained are either
         # adapted or among modules_to_save, and both are saved.
         with trainer_of_model(model).saving(model):
             model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)

@@ -82,7 +82,7 @@ class MethodTrainer:
         return peft.set_peft_model_state_dict(model, weights)
 
     def state(self, model: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Return what a checkpoint must hold besides the adapter's weights: tensors and plain values, nested."""
+        """Return what a checkpoint must hold in addition to the adapter's weights: tensors and plain values, nested."""
         return {}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:

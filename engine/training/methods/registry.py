@@ -205,7 +205,7 @@ class PTuningTrainer(MethodTrainer):
         return {"encoder": dict(model.prompt_encoder[_ADAPTER].state_dict())}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
-        """Restore the prompt encoder, in place of the embeddings that the adapter holds."""
+        """Restore the prompt encoder, which replaces the embeddings in the adapter."""
         model.prompt_encoder[_ADAPTER].load_state_dict(state["encoder"])
 
 

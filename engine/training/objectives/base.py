@@ -10,7 +10,7 @@ from engine.config.objectives import SUPERVISED, Objective
 from engine.config.training import TrainingConfig
 from engine.data.render.tokenize import TokenizedRow
 from engine.training.batching.batches import PassTensors
-from engine.training.objectives.reference import Reference
+from engine.training.objectives.reference import ReferenceModel
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class TrainingObjective:
 
     traits: Objective = SUPERVISED
 
-    def __init__(self, training: TrainingConfig | None = None, reference: Reference | None = None) -> None:
+    def __init__(self, training: TrainingConfig | None = None, reference: ReferenceModel | None = None) -> None:
         self.training = training or TrainingConfig()
-        self.reference = reference or Reference()
+        self.reference = reference or ReferenceModel()
 
     def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
         """Return the token sequences of one row, in the order in which `losses` expects them."""
@@ -103,11 +103,9 @@ def sums_and_counts(metrics: Sequence[torch.Tensor | MaskedValues]) -> torch.Ten
     """Return the sum and the number of elements of each tensor, (tensors, 2), detached."""
     pairs = []
     for metric in metrics:
-        values = metric.values if isinstance(metric, MaskedValues) else metric
-        count = (
-            metric.mask.sum().float()
-            if isinstance(metric, MaskedValues)
-            else values.new_full((), values.numel()).float()
-        )
+        if isinstance(metric, MaskedValues):
+            count = metric.mask.sum().float()
+        else:
+            count = metric.new_full((), metric.numel()).float()
         pairs.append(torch.stack([metric.sum().detach().float(), count]))
     return torch.stack(pairs)

@@ -114,9 +114,8 @@ class DirectPreference(TrainingObjective):
         parts = [weight * PAIR_LOSSES[name](pairs) for name, weight in self._weights.items() if name in PAIR_LOSSES]
         sums = [torch.stack([part.sum() for part in parts]).sum() if parts else own.new_zeros(())]
         if "sft" in self._weights:
-            sums.append(
-                self._weights["sft"] * -MaskedValues(tokens, batch.sequence_of.to(tokens.device) % 2 == 0).sum()
-            )
+            is_chosen = batch.sequence_of.to(tokens.device) % 2 == 0
+            sums.append(self._weights["sft"] * -MaskedValues(tokens, is_chosen).sum())
         chosen, rejected = (self.training.beta * side.detach() for side in (pairs.chosen, pairs.rejected))
         longer = _longer_preferred(chosen, rejected, lengths)
         metrics = (chosen, rejected, chosen - rejected, (chosen > rejected).float(), own[0::2], own[1::2], longer)

@@ -20,7 +20,7 @@ from engine.training.distribution import is_sharded, reshard
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceModel:
     """The base with its adapter disabled, or with the adapter that training started from.
 
     `start` has the weights that replace the model's own meanwhile: those of a warm start, or trained biases of the base,
@@ -76,19 +76,19 @@ def _put(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tens
 _NAME = "log_probabilities"  # (pairs, 2): of the chosen and of the rejected answer
 
 
+@dataclass(frozen=True)
 class PairsWithReference(Sequence[Any]):
     """Pairs with the reference's log-probabilities, (pairs, 2)."""
 
-    def __init__(self, pairs: Sequence[Any], log_probabilities: torch.Tensor) -> None:
-        self._pairs = pairs
-        self._log_probabilities = log_probabilities
+    pairs: Sequence[Any]
+    log_probabilities: torch.Tensor
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __getitem__(self, index: Any) -> Any:
-        chosen, rejected = self._log_probabilities[index].tolist()
-        return replace(self._pairs[index], reference=(chosen, rejected))
+        chosen, rejected = self.log_probabilities[index].tolist()
+        return replace(self.pairs[index], reference=(chosen, rejected))
 
 
 @dataclass(frozen=True)
@@ -100,12 +100,7 @@ class ReferenceCache:
     @classmethod
     def for_run(cls, folder: Path, base: Path, start: Path | None, config: RunConfig, dtype: str) -> "ReferenceCache":
         """Return the cache for a base, an adapter to start from, a precision and batches."""
-        weights = [
-            path
-            for folder_of_weights in (base, start)
-            if folder_of_weights is not None
-            for path in sorted(folder_of_weights.glob("*.safetensors"))
-        ]
+        weights = [path for source in (base, start) if source for path in sorted(source.glob("*.safetensors"))]
         model = config.model
         facts = (
             [fingerprint_of(path) for path in weights], model.quantization, model.double_quant, dtype,
@@ -135,7 +130,6 @@ class ReferenceCache:
         digest = hashlib.sha256()
         for pair in pairs:
             for sequence in pair.sequences:
-                digest.update(
-                    array("q", [len(sequence.input_ids), sequence.trained_tokens, *sequence.input_ids]).tobytes()
-                )
+                ids = sequence.input_ids
+                digest.update(array("q", [len(ids), sequence.trained_tokens, *ids]).tobytes())
         return self.path / f"{digest.hexdigest()}.safetensors"

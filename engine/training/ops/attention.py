@@ -62,11 +62,6 @@ class _VisibleKeys:
         return positions[queries, None] - positions[None, keys]
 
 
-def register_joined_attention() -> None:
-    """Make `JOINED_ATTENTION` known to transformers; it gets no mask, since the lengths suffice."""
-    AttentionInterface.register(JOINED_ATTENTION, joined_attention)
-
-
 def copy_shared_heads(compute: torch.dtype, cuda_indexes: Sequence[int]) -> None:
     """Let transformers' sdpa serve grouped-query models with a fused kernel on these devices, now and for later models.
 
@@ -139,7 +134,7 @@ def joined_attention(
         The outputs, (1, tokens, heads, head_dim), and None in place of the probabilities.
 
     Raises:
-        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+        UnsupportedAttentionError: If the model needs anything but plain causal or sliding attention.
     """
     has_mask = joined_rows is None or attention_mask is not None or query.shape[0] != 1
     require_plain(module, options, {"a mask": has_mask})

@@ -1,6 +1,6 @@
 """Attention without a mask of all positions against all: joined rows in one kernel, and padded rows as plain causal ones.
 
-transformers builds a mask from `attention_mask`, or looks at positions to see whether it needs one, which waits for the GPU;
+transformers builds a mask from `attention_mask`, or reads positions to find out whether it needs one, which waits for the GPU;
 it does neither for attention functions that are registered without a mask function. These two have none.
 """
 
@@ -10,21 +10,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from engine.models.batching import VARLEN_ATTENTION
 from engine.training.ops.attention import JoinedRows, joined_attention, require_plain
 
 UNMASKED_ATTENTION = "loratory_unmasked"  # its name among transformers' attention functions
 
 _ARGUMENTS = {"scale", "window_size", "enable_gqa"}
-
-
-def register_gpu_attention() -> None:
-    """Make both functions known to transformers."""
-    AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
-    AttentionInterface.register(UNMASKED_ATTENTION, unmasked_attention)
 
 
 def find_varlen_attn() -> Callable[..., torch.Tensor] | None:
@@ -55,7 +47,7 @@ def varlen_attention(
         The outputs, (1, tokens, heads, head_dim), and None in place of the probabilities.
 
     Raises:
-        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+        UnsupportedAttentionError: If the model needs anything but plain causal or sliding attention.
     """
     attend = find_varlen_attn()
     unsupported_options = {
@@ -101,7 +93,7 @@ def unmasked_attention(
     """Attend causally within rows that are padded at their end, so their tokens never see padding.
 
     Raises:
-        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+        UnsupportedAttentionError: If the model needs anything but plain causal or sliding attention.
     """
     tokens = query.shape[2]
     require_plain(module, options, {"a mask": attention_mask is not None, "a cache": key.shape[2] != tokens})

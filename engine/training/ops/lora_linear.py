@@ -48,7 +48,7 @@ class _Waiting(NamedTuple):
 
 @dataclass(frozen=True)
 class _Call:
-    """What one call of `_LoraProducts` needs besides tensors that may have gradients."""
+    """What one call of `_LoraProducts` needs in addition to tensors that may have gradients."""
 
     group: "LinearGroup"
     bases: tuple[torch.nn.Linear, ...]
@@ -158,9 +158,8 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
         masks = [DropoutMask(keep, seed, tensor) for (keep, seed), tensor in zip(ctx.masks, mask_tensors, strict=True)]
         rows, grad_outputs = rows_of(x), [rows_of(gradient) for gradient in gradients]
         grad_hidden, grads_b = torch.empty_like(hidden), []
-        for grad, part, own, matrix in zip(
-            grad_outputs, grad_hidden.split(ranks, 1), hidden.split(ranks, 1), b, strict=True
-        ):
+        parts = zip(grad_outputs, grad_hidden.split(ranks, 1), hidden.split(ranks, 1), b, strict=True)
+        for grad, part, own, matrix in parts:
             part.addmm_(grad, matrix, beta=0, alpha=ctx.scaling)
             grads_b.append(wide_product(grad.t(), own, ctx.trained_dtype))
         grad_x, has_product = None, ctx.needs_input_grad[1]
@@ -236,9 +235,7 @@ class LoraLinears:
                 sources += [b.detach() for b in trained[1::2]]
             group.copies.sources = _sources(trained)
         for device in {target.device for target in targets}:  # one launch for many
-            pairs = [
-                (target, source) for target, source in zip(targets, sources, strict=True) if target.device == device
-            ]
+            pairs = [pair for pair in zip(targets, sources, strict=True) if pair[0].device == device]
             torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
 
     @contextmanager

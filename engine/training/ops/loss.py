@@ -93,7 +93,7 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
     setattr(causal_lm, _ORIGINAL_FORWARD, original)
     transform = replace(logit_transform(causal_lm.config.get_text_config()), fused=fused)
 
-    @functools.wraps(type(causal_lm).forward)  # PEFT and generation look at the signature
+    @functools.wraps(type(causal_lm).forward)  # PEFT and generation read the signature
     def forward(
         self: Any, *args: Any, trained_tokens: TrainedTokens | None = None, token_losses: bool = False, **kwargs: Any
     ) -> Any:

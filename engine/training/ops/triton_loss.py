@@ -1,4 +1,4 @@
-"""A Triton kernel that turns logits into losses and, in their place, gradients; imported only where triton is.
+"""A Triton kernel that computes losses and overwrites logits with gradients; imported only where triton is.
 
 Each program takes one position. It reads the position's logits once for maximum and sum, and once more to overwrite them with
 their gradient, in float32 whatever their dtype. With the product that writes the logits and the one that reads the gradient,
@@ -115,7 +115,7 @@ def losses_and_gradient_(
         targets: (positions,); those that are `IGNORED` have a loss and a gradient of 0.
         scale: Logits are cap · tanh(scale · logits / cap).
         cap: As above; None for scale · logits.
-        gradient_sum: What absolute values of a position's gradient shall about add up to; None leaves them as they are.
+        gradient_sum: What absolute values of a position's gradient add up to, about; None leaves them as they are.
     """
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     factors = torch.ones_like(losses)
