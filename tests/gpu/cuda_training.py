@@ -13,7 +13,7 @@ from engine.hardware.devices import list_devices
 from engine.models.catalog import find_in_catalog
 from engine.training.placement import Placement
 from tests.tiny_model import make_tiny_tokenizer
-from tests.training.tiny_training import Row, TinyTraining, make_config, make_rows, make_training
+from tests.training.tiny_training import Row, TinyTraining, make_config, make_rows, train_tiny
 from tests.training.worker_runs import WORDS
 
 ROWS = make_rows(24)
@@ -60,9 +60,7 @@ def sections_of(method: str, quantization: str) -> dict[str, dict[str, object]]:
 
 def train_on_gpu(folder: Path, out: Path, rows: list[Row] = ROWS, **sections: dict[str, object]) -> TinyTraining:
     """Train a model on the GPU; in float32 unless the sections say otherwise."""
-    training = make_training(make_config(folder, **sections), rows, out, placement=cuda_placement())
-    training.trainer.train()
-    return training
+    return train_tiny(make_config(folder, **sections), rows, out, placement=cuda_placement())
 
 
 def save_in_shape(folder: Path, shape: str, device: str = "cuda") -> Path:

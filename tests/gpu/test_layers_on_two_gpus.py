@@ -11,7 +11,7 @@ from engine.training.worker import EXIT_FINISHED
 from tests.gpu.conftest import WORKER_SECONDS
 from tests.gpu.cuda_training import cuda_placement
 from tests.tiny_model import make_tiny_model
-from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.training.tiny_training import make_config, make_rows, make_training, train_tiny
 from tests.training.worker_runs import data_of_events, losses_of, newest_intact
 
 pytestmark = pytest.mark.gpu
@@ -50,10 +50,9 @@ def test_losses_are_those_of_one_gpu(method, quantization, checkpointing, two_gp
     rows, held_out = make_rows(24), make_rows(6, seed=1)
 
     def train(settings, placement, name):
-        training = make_training(
+        training = train_tiny(
             make_config(folder, **settings), rows, tmp_path / name, held_out=held_out, placement=placement
         )
-        training.trainer.train()
         return training, training.trainer.measure_held_out().eval_loss
 
     single, single_held_out = train(sections, cuda_placement(), "one")

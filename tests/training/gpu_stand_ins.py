@@ -14,21 +14,7 @@ from engine.training.ops.loss import LogitTransform
 
 
 def varlen_attn(
-    query,
-    key,
-    value,
-    cu_seq_q,
-    cu_seq_k,
-    max_q,
-    max_k,
-    *,
-    return_aux=None,
-    scale=None,
-    window_size=(-1, -1),
-    enable_gqa=False,
-    seqused_k=None,
-    block_table=None,
-    num_splits=None,
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
 ):
     """`torch.nn.attention.varlen.varlen_attn`, row by row: (tokens, heads, head_dim)."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32

@@ -84,3 +84,15 @@ def quantize_layers(model, dtype, *, double_quant):
         layer.base_layer = four_bit.to(dtype).to("cpu").requires_grad_(False)
         layer.base_layer.support_avx512bf16_for_cpu = False
     return model
+
+
+def distances(got, expected):
+    """Return how far outputs and gradients are from expected ones, by the norms of these."""
+    pairs = [(got[0], expected[0]), *((got[1][name], expected[1][name]) for name in expected[1])]
+    return [float((a.float().cpu() - b).norm() / b.norm()) for a, b in pairs]
+
+
+def require_as_near(got, other, expected):
+    """Require that an answer in 16 bits is as near to float32 as another one."""
+    pairs = zip(distances(got, expected), distances(other, expected), strict=True)
+    assert all(own < 1.5 * theirs + 0.002 for own, theirs in pairs)

@@ -109,18 +109,6 @@ def test_bfloat16_is_as_exact_as_the_fused_kernel():
     assert error < 0.005  # half a unit in the last place of bfloat16 is 0.002
 
 
-def test_a_row_is_the_same_whatever_is_next_to_it():
-    lengths = (30, 50)
-    query, key, value = random_inputs(lengths)
-    alone, _ = joined_attention(
-        CausalModule(), query[:, :, 30:], key[:, :, 30:], value[:, :, 30:], None, joined_rows=JoinedRows((50,))
-    )
-
-    joined, _ = joined_attention(CausalModule(), query, key, value, None, joined_rows=JoinedRows(lengths))
-
-    assert torch.equal(joined[:, 30:], alone)
-
-
 def test_attention_dropout_is_left_to_the_fused_kernel():
     inputs = random_inputs((40,))
     torch.manual_seed(0)
@@ -133,21 +121,20 @@ def test_attention_dropout_is_left_to_the_fused_kernel():
 
 @pytest.mark.parametrize(
     "options",
-    [{"softcap": 50.0}, {"s_aux": torch.zeros(HEADS)}, {"is_causal": False}, {"joined_rows": None}],
+    [
+        {"softcap": 50.0},
+        {"s_aux": torch.zeros(HEADS)},
+        {"is_causal": False},
+        {"joined_rows": None},
+        {"attention_mask": torch.ones(1, 1, 8, 8, dtype=torch.bool)},
+    ],
     ids=lambda options: next(iter(options)),
 )
 def test_what_it_cannot_do_is_refused(options):
-    arguments = {"joined_rows": JoinedRows((8,)), **options}
+    arguments = {"joined_rows": JoinedRows((8,)), "attention_mask": None, **options}
 
     with pytest.raises(UnsupportedAttentionError):
-        joined_attention(CausalModule(), *random_inputs((8,)), None, **arguments)
-
-
-def test_a_mask_is_refused_rather_than_overlooked():
-    with pytest.raises(UnsupportedAttentionError):
-        joined_attention(
-            CausalModule(), *random_inputs((8,)), torch.ones(1, 1, 8, 8, dtype=torch.bool), joined_rows=JoinedRows((8,))
-        )
+        joined_attention(CausalModule(), *random_inputs((8,)), **arguments)
 
 
 class SharingModule(CausalModule):
@@ -242,10 +229,3 @@ def test_joined_rows_copy_heads_where_no_flash_kernel_takes_them(monkeypatch, he
 
     assert heads_given == [(HEADS, HEADS, False)] * 2
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("masked", "takes"), [(False, True), (True, False)])
-def test_the_flash_kernel_takes_no_mask(monkeypatch, masked, takes):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 6))
-
-    assert attention._takes_shared_heads(torch.device("cuda", 0), torch.bfloat16, masked=masked) is takes

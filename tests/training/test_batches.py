@@ -77,9 +77,3 @@ def test_flash_attention_gets_the_starts_of_rows():
     assert batch.inputs["cu_seq_lens_q"].dtype == torch.int32
     assert batch.inputs["max_length_k"] == 4
     assert "joined_rows" not in batch.inputs
-
-
-def test_labels_may_differ_from_the_tokens():
-    batch = join([Row([1, 2, 3], [-100, 7, -100])])
-
-    assert trained_pairs(batch) == [(1, 7)]

@@ -20,12 +20,12 @@ AMPERE, TURING = (8, 6), (7, 5)
 def gpu(monkeypatch):
     """Make a placement on a GPU of some capability, with or without flash_attn installed."""
 
-    def place(capability, *, installed=True):
+    def make(capability, *, installed=True):
         monkeypatch.setattr(build, "is_flash_attn_2_available", lambda: installed)
         device = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=capability >= (8, 0))
         return Placement(device, torch.device("cuda", 0))
 
-    return place
+    return make
 
 
 def choose(placement, **model):

@@ -6,7 +6,7 @@ import pytest
 
 from engine.runs.checkpoints import Manifest
 from engine.runs.run import RunFolder
-from engine.training.callbacks import Progress
+from engine.training.callbacks import TrainingProgress
 from engine.training.checkpoints.folder import go_back_to_best, write_checkpoint
 from engine.training.placement import SINGLE_PROCESS
 
@@ -40,16 +40,9 @@ def end_with_the_best_of(folder, monkeypatch, best_step):
         "engine.training.checkpoints.folder.load_trained", lambda _model, path: loaded.append(path.name)
     )
     events = Events()
-    trainer = SimpleNamespace(model=None, progress=Progress(best_step=best_step))
+    trainer = SimpleNamespace(model=None, progress=TrainingProgress(best_step=best_step))
     go_back_to_best(trainer, 6, folder.checkpoints, events, SINGLE_PROCESS)
     return events, loaded
-
-
-def test_the_best_weights_are_taken(folder, monkeypatch):
-    events, loaded = end_with_the_best_of(folder, monkeypatch, 4)
-
-    assert loaded == ["step-4"]
-    assert events.warnings == []
 
 
 def test_nothing_is_reported_where_the_last_weights_are_the_best(folder, monkeypatch):

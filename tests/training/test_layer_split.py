@@ -5,7 +5,6 @@ everything was where it was needed.
 """
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.errors import ConfigError, DeviceError
-from engine.hardware.device import Device
+from engine.errors import ConfigError
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import Estimator
 from engine.memory.layer_split import divide
 from engine.memory.workload import workload_of_run
 from engine.models.source import ModelSource
-from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad
 from engine.training.build import add_adapter
 from engine.training.distribution import attach_device_hooks, device_map_of, plan_layer_split
 from engine.training.ops.lora_linear import fuse_lora
 from engine.training.ops.loss import TrainedTokens, attach_loss
-from engine.training.placement import choose_placement, in_torch_order
 from tests.tiny_model import make_tiny_model
-from tests.training.tiny_training import make_config, make_rows
+from tests.training.tiny_training import GPU, make_config, make_rows
 
-GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
-OTHER = replace(GPU, index=1, name="an older GPU", has_fast_bfloat16=False)
 SPREAD = {"devices": [0, 1], "device_map": "balanced"}
 LAYERS = 4
 METHODS = ("lora", "ia3", "prefix_tuning", "none")
@@ -69,7 +63,7 @@ def put(module, device):
 
 
 class KeepIndexes(TorchFunctionMode):
-    """Puts what `torch.tensor` makes where it was asked to: for pretended tensors it forgets the number of the device."""
+    """Keeps the device of `torch.tensor`: for pretended tensors it forgets the number of the device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -80,14 +74,9 @@ class KeepIndexes(TorchFunctionMode):
 
 
 @pytest.fixture
-def no_autocast(monkeypatch):
-    """Pretended devices have no autocast."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-
-
-@pytest.fixture
-def no_split(no_autocast):
+def split_model(monkeypatch):
     """Build a model over two pretended devices as the worker prepares it, and a batch on the first."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # fake devices have none
     with contextlib.ExitStack() as stack:
 
         def build(method="lora", *, tied=False, checkpointing=False, model_type="llama"):
@@ -139,8 +128,8 @@ def fake(tensor):
     [(method, False) for method in METHODS] + [(method, True) for method in METHODS if method != "prefix_tuning"],
 )
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
-def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing, no_split):
-    model, causal_lm, batch = no_split(method, tied=tied, checkpointing=checkpointing)
+def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing, split_model):
+    model, causal_lm, batch = split_model(method, tied=tied, checkpointing=checkpointing)
 
     loss = model(**batch.inputs, trained_tokens=batch.trained)
     loss.backward()
@@ -154,15 +143,15 @@ def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing,
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mistral"])
-def test_other_families_too(model_type, no_split):
-    model, _, batch = no_split(model_type=model_type)
+def test_other_families_too(model_type, split_model):
+    model, _, batch = split_model(model_type=model_type)
 
     model(**batch.inputs, trained_tokens=batch.trained).backward()
 
 
-def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(no_split):
+def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(split_model):
     """Torch saves the random numbers of those devices alone: with others, dropout would differ when a layer runs again."""
-    model, causal_lm, batch = no_split(checkpointing=True)
+    model, causal_lm, batch = split_model(checkpointing=True)
     devices = {}
 
     for number, layer in enumerate(causal_lm.model.layers):
@@ -180,8 +169,8 @@ def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(no_split):
     assert set(own.values()) == {0, 1}
 
 
-def test_what_all_layers_are_given_is_copied_once_for_a_device(no_split):
-    model, causal_lm, batch = no_split()
+def test_what_all_layers_are_given_is_copied_once_for_a_device(split_model):
+    model, causal_lm, batch = split_model()
     values = []
     for layer in list(causal_lm.model.layers)[-2:]:
         layer.self_attn.register_forward_pre_hook(
@@ -232,46 +221,3 @@ def test_more_devices_than_layers_are_refused(tmp_path):
 )
 def test_layers_are_divided_so_the_fullest_device_holds_least(layers, first, last, devices, expected):
     assert divide(layers, first, last, devices) == expected
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """Pretend a machine with these GPUs."""
-
-    def build(*gpus, visible=None, world_size="1"):
-        processor = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, has_fast_bfloat16=False, cores=1)
-        monkeypatch.setattr(placement, "list_devices", lambda: (*gpus, processor))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setenv("WORLD_SIZE", world_size)
-        if visible is None:
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        else:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-
-    return build
-
-
-def test_a_split_run_trains_on_all_its_gpus_in_a_dtype_of_all(machine):
-    machine(GPU, OTHER)
-
-    chosen = choose_placement(make_config(Path("x"), run=SPREAD))
-
-    assert chosen.layer_devices == (GPU, OTHER)
-    assert chosen.torch_indexes == (0, 1)
-    assert chosen.device_name == "a GPU + an older GPU"
-    assert not chosen.device.has_fast_bfloat16
-
-
-@pytest.mark.parametrize(("gpus", "world_size"), [((GPU,), "1"), ((GPU, OTHER), "2")], ids=["too few", "launched"])
-def test_a_split_over_too_few_gpus_or_several_processes_is_refused(machine, gpus, world_size):
-    machine(*gpus, world_size=world_size)
-
-    with pytest.raises(DeviceError):
-        choose_placement(make_config(Path("x"), run=SPREAD))
-
-
-@pytest.mark.parametrize(("visible", "expected"), [(None, [0, 1]), ("1,0", [1, 0]), ("GPU-1, GPU-0", [0, 1])])
-def test_gpus_are_numbered_as_torch_does(machine, visible, expected):
-    machine(GPU, OTHER, visible=visible)
-
-    assert [gpu.index for gpu in in_torch_order([GPU, OTHER])] == expected

@@ -1,5 +1,6 @@
 """Passes are merged as far as there is room, and train the same."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,8 +17,7 @@ from engine.memory.estimate import Estimator
 from engine.models.catalog import find_in_catalog
 from engine.training.batching.choose import choose_merging
 from engine.training.passes import ModelPasses
-from engine.training.trainer import LoratoryTrainer
-from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.training.tiny_training import make_config, make_rows, make_training, train_tiny
 
 QWEN, GIB = "Qwen/Qwen3-0.6B", 2**30
 ROWS = RowLengths(tokens=(300,) * 64, trained=(100,) * 64, count=64)
@@ -128,57 +128,29 @@ def test_joined_rows_are_merged_up_to_their_tokens():
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_merged_passes_train_the_same(tiny_model_folder, tmp_path, monkeypatch, packing):
-    training = {"gradient_accumulation_steps": 4, "packing": packing, "max_steps": 3}
-    config, rows = make_config(tiny_model_folder, training=training), make_rows(16)
-    apart = make_training(config, rows, tmp_path / "apart")
-    apart.trainer.train()
-    passes: list[int] = []
-    monkeypatch.setattr(LoratoryTrainer, "training_step", _counting(passes))
-
-    merged = make_training(config, rows, tmp_path / "merged", merged=4)
-    merged.trainer.train()
-
-    assert max(passes) == 1
-    assert merged.losses == pytest.approx(apart.losses, rel=1e-5)
-
-
-def _counting(passes):
-    original = LoratoryTrainer.training_step
-
-    def step(self, model, inputs, number=None):
-        passes.append(len(inputs.passes))
-        return original(self, model, inputs, number)
-
-    return step
-
-
-@pytest.mark.parametrize("packing", [False, True])
-def test_a_run_continues_with_its_own_passes_where_merged_ones_do_not_fit(
-    tiny_model_folder, tmp_path, monkeypatch, packing
-):
-    """The step in which memory runs out is trained once, as if nothing had happened."""
+def test_merged_passes_train_the_same_also_where_they_do_not_fit(tiny_model_folder, tmp_path, monkeypatch, packing):
+    """The step in which memory runs out is trained once."""
     training = {"gradient_accumulation_steps": 4, "packing": packing, "max_steps": 3}
     config, rows = make_config(tiny_model_folder, training=training), make_rows(40)
-    apart = make_training(config, rows, tmp_path / "apart")
-    apart.trainer.train()
-    tried: list[int] = []
+    separate = train_tiny(config, rows, tmp_path / "separate")
+    tokens: list[int] = []
     original = ModelPasses.losses
 
     def losses(self, model, batch, estimate=None):
-        tried.append(batch.tokens)
+        tokens.append(batch.tokens)
         result = original(self, model, batch, estimate)
-        if batch.tokens > 2 * 64:
+        if batch.tokens > most_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return result
 
     monkeypatch.setattr(ModelPasses, "losses", losses)
-    merged = make_training(config, rows, tmp_path / "merged", merged=4)
-    merged.trainer.train()
+    for most_tokens in (math.inf, 2 * 64):
+        tokens.clear()
+        merged = train_tiny(config, rows, tmp_path / "merged", merged=4)
 
-    assert sum(tokens > 2 * 64 for tokens in tried) == 1
-    assert merged.losses == pytest.approx(apart.losses, rel=1e-5)
-    assert [step.tokens for step in merged.steps] == [step.tokens for step in apart.steps]
+        assert sum(count > 2 * 64 for count in tokens) == (3 if most_tokens == math.inf else 1)
+        assert merged.losses == pytest.approx(separate.losses, rel=1e-5)
+        assert [step.tokens for step in merged.steps] == [step.tokens for step in separate.steps]
 
 
 def test_memory_that_runs_out_without_merged_passes_ends_the_run(tiny_model_folder, tmp_path, monkeypatch):

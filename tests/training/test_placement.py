@@ -1,5 +1,7 @@
 """Where a run trains: a GPU before Apple's, before the processor, unless the settings say the processor."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -18,9 +20,9 @@ from engine.training.placement import (
     skipped_device_notes,
 )
 from tests.hardware.fake_nvml import GTX_1080, RTX_4090, FakeNvml
+from tests.training.tiny_training import GPU
 
 PROCESSOR = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, has_fast_bfloat16=False, cores=2)
-GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 
 
 @pytest.fixture
@@ -77,12 +79,37 @@ def test_apples_gpu_is_described_by_the_memory_that_it_shares(machine, monkeypat
     assert (device.total_bytes, device.free_bytes) == ((5 << 30, 5 << 30) if has_advice else (8 << 30, 6 << 30))
 
 
+SPLIT = {"devices": [0, 1], "device_map": "balanced"}
+OLDER = replace(GPU, index=1, name="an older GPU", has_fast_bfloat16=False)
+
+
+def test_a_split_run_trains_on_all_its_gpus_in_a_dtype_of_all(machine, monkeypatch):
+    machine(cuda=True, mps=False)
+    monkeypatch.setattr(placement, "list_devices", lambda: (GPU, OLDER, PROCESSOR))
+
+    chosen = choose(**SPLIT)
+
+    assert chosen.layer_devices == (GPU, OLDER)
+    assert chosen.torch_indexes == (0, 1)
+    assert chosen.device_name == "a GPU + an older GPU"
+    assert not chosen.device.has_fast_bfloat16
+
+
+@pytest.mark.parametrize(("gpus", "world_size"), [((GPU,), "1"), ((GPU, OLDER), "2")], ids=["too few", "launched"])
+def test_a_split_over_too_few_gpus_or_several_processes_is_refused(machine, monkeypatch, gpus, world_size):
+    machine(cuda=True, mps=False)
+    monkeypatch.setattr(placement, "list_devices", lambda: (*gpus, PROCESSOR))
+    monkeypatch.setenv("WORLD_SIZE", world_size)
+
+    with pytest.raises(DeviceError):
+        choose(**SPLIT)
+
+
 @pytest.mark.parametrize(("rank", "expected"), [("0", 0), ("1", 1)])
 def test_a_launched_process_takes_the_gpu_of_its_rank(machine, monkeypatch, rank, expected):
     machine(cuda=True, mps=False)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    other = Device("cuda", 1, "another GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
-    monkeypatch.setattr(placement, "list_devices", lambda: (GPU, other, PROCESSOR))
+    monkeypatch.setattr(placement, "list_devices", lambda: (GPU, OLDER, PROCESSOR))
 
     assert choose().torch_device.index == expected
 
@@ -119,7 +146,7 @@ WITHOUT_CUDA = TorchBuild("2.13.0+cpu", None)
         (FakeNvml(RTX_4090, cuda=12040), WITH_CUDA, ("13.0", "550.54.15", "12.4"), "Update the driver"),
         (FakeNvml(RTX_4090), WITH_CUDA, ("13.0", "550.54.15", "GeForce RTX 4090"), "nvidia-smi"),
     ],
-    ids=["PyTorch without CUDA", "old driver", "whatever else"],
+    ids=["PyTorch without CUDA", "old driver", "other cause"],
 )
 def test_a_gpu_that_torch_cannot_use_is_never_left_for_the_processor(home, driver, nvml, build, facts, fix):
     driver(nvml, build)
@@ -199,10 +226,6 @@ def test_auto_takes_what_the_device_is_quick_at(kind, bfloat16, expected):
     assert choose_precision(config(), device(kind, bfloat16=bfloat16)).compute is expected
 
 
-def test_an_explicit_dtype_is_kept():
-    assert choose_precision(config("float32"), device("cpu", bfloat16=True)).compute is torch.float32
-
-
 @pytest.mark.parametrize(
     ("checkpoint_dtype", "kind", "bfloat16", "expected"),
     [
@@ -230,11 +253,6 @@ def test_what_the_settings_name_holds_for_a_resumed_run_too():
     assert choose_precision(config("float32"), device("cpu", bfloat16=True), "bfloat16").compute is torch.float32
     assert resumed_notes(config("float32"), device("cpu", bfloat16=True), "float16") == ()
     assert resumed_notes(config(), device("cpu", bfloat16=True), None) == ()
-
-
-def test_only_float16_needs_loss_scaling():
-    assert choose_precision(config(), device("cuda", bfloat16=False)).needs_loss_scaling
-    assert not choose_precision(config(), device("cuda", bfloat16=True)).needs_loss_scaling
 
 
 def test_full_fine_tuning_holds_its_weights_in_float32_and_computes_in_less():

@@ -1,4 +1,4 @@
-"""Real workers that learn preferences: from a warm start, killed and resumed, in two processes."""
+"""Real workers that train on preferences: from a warm start, killed and resumed, in two processes."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 
 from engine.runs.history.events import DataReportData
 from engine.training.worker import EXIT_FINISHED
-from tests.training.forked_ranks import launch_ranks
-from tests.training.worker_runs import WORDS, data_of_events, losses_of
+from tests.training.forked_ranks import train_on_two
+from tests.training.worker_runs import WORDS, data_of_events, losses_of, require_losses_of
 
 pytestmark = pytest.mark.e2e
 
@@ -78,11 +78,9 @@ def test_two_processes_share_a_step_of_pairs(workers, create):
     together = create(objective="dpo", learning_rate=5e-3, gradient_accumulation_steps=1)
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
-    code, _ = launch_ranks("engine.training.worker", together.folder.path, folder=together.folder.path)
+    train_on_two(together)
 
-    assert code == EXIT_FINISHED
-    for (_, got), (_, expected) in zip(losses_of(together), losses_of(alone), strict=True):
-        assert got == pytest.approx(expected, rel=1e-3)
+    require_losses_of(together, alone)
     for step, (loss, metrics) in measured_by(together).items():
         assert loss == pytest.approx(measured_by(alone)[step][0], rel=1e-3)
         assert metrics == pytest.approx(measured_by(alone)[step][1], rel=1e-3, abs=1e-4)

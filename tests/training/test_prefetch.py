@@ -9,12 +9,12 @@ import torch
 from transformers import TrainerCallback
 
 from engine.data.step_plan import Step
-from engine.hardware.device import Device
+from engine.training.assembly import assemble
 from engine.training.batching.batches import join, pad
 from engine.training.batching.steps import PrefetchedSteps, StepBatch
 from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement
-from tests.training.tiny_training import CPU, make_config, make_rows, make_training
+from tests.training.tiny_training import GPU, load_adapted, make_config, make_rows, make_training
 
 ROWS = make_rows(13)
 
@@ -84,21 +84,12 @@ def test_every_tensor_of_a_pass_is_pinned_and_copied_without_waiting(monkeypatch
     assert copies == [False] * len(tensors)
 
 
-@pytest.mark.parametrize(
-    ("device", "expected"), [("cpu", False), ("cuda", True), ("mps", True)], ids=["processor", "CUDA", "Apple's GPU"]
-)
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda", True), ("mps", True)])
 def test_batches_are_prefetched_where_the_processor_is_idle(device, expected, tiny_model_folder, monkeypatch):
-    from engine.models.source import ModelSource
-    from engine.training import assembly
-    from engine.training.build import add_adapter, load_model
-    from engine.training.placement import choose_precision
-
     config = make_config(tiny_model_folder)
-    precision, source = choose_precision(config, CPU), ModelSource(str(tiny_model_folder), "tiny")
-    model = add_adapter(load_model(source, config, precision, Placement(CPU, torch.device("cpu"))), config, source)
-    kind = Device(device, 0, "a device", 8 << 30, 8 << 30, has_fast_bfloat16=True)
+    model, precision = load_adapted(config)
 
-    model_setup = assembly.assemble(model, config, precision, Placement(kind, torch.device(device)), ROWS, 0)
+    model_setup = assemble(model, config, precision, Placement(GPU, torch.device(device)), ROWS, 0)
 
     assert model_setup.setup.prefetches is expected
 

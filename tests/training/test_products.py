@@ -27,7 +27,7 @@ def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
 
 
 def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
-    """On CUDA bitsandbytes writes into it; here its function is asked with a buffer all the same."""
+    """On CUDA bitsandbytes writes into it; here its function gets a buffer too."""
     requests: list[int | None] = []
 
     def dequantize(packed, state, out=None):

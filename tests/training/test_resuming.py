@@ -48,10 +48,7 @@ def test_the_newest_checkpoint_is_taken_without_a_warning(folder):
     result, text = find(folder)
 
     assert (result.step, text) == (15, [])
-
-
-def test_a_run_without_checkpoints_begins_without_a_warning(tmp_path):
-    assert find(tmp_path / "checkpoints") == (None, [])
+    assert find(folder / "none yet") == (None, [])
 
 
 def test_damaged_checkpoints_are_named_and_renamed(folder):
@@ -82,7 +79,7 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_restarts(fold
     assert "step-15, step-10, step-5" in error_info.value.what
     assert "Resume once more to restart" in error_info.value.fix
     assert names(folder) == ["damaged-step-10", "damaged-step-15", "damaged-step-5"]
-    assert find(folder) == (None, [])  # asked again
+    assert find(folder) == (None, [])  # resumed once more
 
 
 @pytest.mark.parametrize("name", ["weights", MANIFEST, "folder"])

@@ -3,7 +3,6 @@
 import signal
 
 import pytest
-import torch
 import transformers
 
 from engine.errors import ModelError
@@ -11,8 +10,8 @@ from engine.models.source import ModelSource
 from engine.runs.run import RunFolder
 from engine.training.build import load_model
 from engine.training.failure import REPEAT_SECONDS, CancelledError, StopRequests
-from engine.training.placement import Placement, choose_precision
-from tests.training.tiny_training import CPU, make_config
+from engine.training.placement import choose_precision
+from tests.training.tiny_training import CPU, ON_CPU, make_config
 
 SECOND_REQUEST = REPEAT_SECONDS + 1.0
 
@@ -86,8 +85,7 @@ def test_a_cancellation_while_the_model_is_loaded_is_not_a_broken_model(
     signal.raise_signal(signal.SIGTERM)
     clock.now += SECOND_REQUEST
     config = make_config(tiny_model_folder)
-    placement = Placement(CPU, torch.device("cpu"))
-    arguments = (ModelSource(str(tiny_model_folder), "tiny"), config, choose_precision(config, CPU), placement)
+    arguments = (ModelSource(str(tiny_model_folder), "tiny"), config, choose_precision(config, CPU), ON_CPU)
     monkeypatch.setattr(
         transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
     )

@@ -1,4 +1,4 @@
-"""Trackers get the curves where they are asked for, and a failing one costs a warning."""
+"""Trackers that the settings name get the curves, and a failing one costs a warning."""
 
 import sys
 from types import SimpleNamespace
@@ -7,7 +7,6 @@ import pytest
 
 from engine.config.load import config_from_mapping
 from engine.training.trackers import TENSORBOARD_FOLDER, Tracker, Trackers, start_trackers
-from tests.training.worker_runs import data_of_events
 
 
 def config_with(*names):
@@ -87,15 +86,3 @@ def test_trackio_stays_on_this_machine_and_is_never_public(tmp_path, monkeypatch
 
     assert started["private"] is True
     assert started.get("space_id") is None
-
-
-@pytest.mark.e2e
-def test_a_run_sends_every_logged_step_and_measurement(workers, runs):
-    run = runs.create(training={"report_to": ["tensorboard"]})
-    workers.run(run.folder.path)
-
-    scalars = read_scalars(run.folder.path / TENSORBOARD_FOLDER)
-
-    assert scalars["train/loss"] == [(data.step, data.loss) for data in data_of_events(run, "step")]
-    assert scalars["eval/loss"] == [(data.step, data.eval_loss) for data in data_of_events(run, "eval")]
-    assert "tracker" not in [data.code for data in data_of_events(run, "warning")]

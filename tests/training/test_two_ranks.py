@@ -12,7 +12,7 @@ from engine.training import faults
 from engine.training.checkpoints.state_files import PROGRESS_FILE
 from engine.training.worker import EXIT_FINISHED
 from tests.training.forked_ranks import launch_ranks
-from tests.training.tiny_training import make_config, make_training
+from tests.training.tiny_training import make_config, train_tiny
 from tests.training.two_ranks import EPOCHS, ROWS
 from tests.training.worker_runs import data_of_events
 
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.e2e
 def test_a_process_without_trained_tokens_keeps_in_step(head, rows, tiny_model_folder, tmp_path):
     both = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_train_epochs": EPOCHS}
     adapter = {"method": "none"} if head == "trained" else {}
-    alone = make_training(make_config(tiny_model_folder, adapter=adapter, training=both), ROWS[:rows], tmp_path)
-    alone.trainer.train()
+    alone = train_tiny(make_config(tiny_model_folder, adapter=adapter, training=both), ROWS[:rows], tmp_path)
     results = launch_ranks("tests.training.two_ranks", tiny_model_folder, tmp_path, head, rows, folder=tmp_path)
 
     assert results.returncode == 0, results.stderr[-2000:]

@@ -92,7 +92,7 @@ def test_measuring_leaves_the_logits_alone():
 @pytest.mark.parametrize("lead", [0.0, 12.0, 18.0])
 @pytest.mark.parametrize("cap", [None, 40.0])
 def test_float16_gradients_keep_what_the_loss_scale_saves(lead, cap):
-    """As `test_loss` tries it for the reference, whose last digits the kernel has besides."""
+    """As `test_loss` tries it for the reference, of which the kernel also has the last digits."""
     tokens, vocabulary = 8, 24
     torch.manual_seed(5)
     targets = torch.randint(vocabulary, (tokens,))

@@ -14,7 +14,7 @@ from engine.config.run import RunConfig
 from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement, ProcessGroup
 from tests.training.tensor_reads import Reads, WithinSteps
-from tests.training.tiny_training import CPU, Row, make_config, make_training
+from tests.training.tiny_training import CPU, Row, make_config, make_training, train_tiny
 
 ROWS = [
     Row([11, 12, 13, 14, 15, 16], [-100, -100, 13, 14, 15, 16]),
@@ -31,8 +31,7 @@ def main(model: str, folder: str, head: str, rows: str) -> None:
     adapter = {"method": "none"} if head == "trained" else {}
     config = make_config(Path(model), adapter=adapter, training=one_row)
     placement = Placement(CPU, torch.device("cpu"), group)
-    training = make_training(config, ROWS[: int(rows)], Path(folder), placement=placement)
-    training.trainer.train()
+    training = train_tiny(config, ROWS[: int(rows)], Path(folder), placement=placement)
     records = [training.trainer.progress.tokens, training.trainer.progress.trained_tokens]
     weights = sum(float(weights.double().abs().sum()) for weights in training.weights().values())
     quiet = train_without_logs(config, Path(folder), placement)
@@ -63,7 +62,7 @@ def train_without_logs(config: RunConfig, folder: Path, placement: Placement) ->
     )
     with reads:
         training.trainer.train()
-    return [str(name) for name in reads.found], stop_votes
+    return [str(name) for name in reads.calls], stop_votes
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from engine.config.load import config_from_mapping
 from engine.paths import LoratoryHome
 from engine.runs.checkpoints import Checkpoint, damage, list_checkpoints
@@ -82,6 +84,11 @@ def losses_of(run: Run) -> list[tuple[int, float]]:
     """Return pairs of step and loss, without superseded ones."""
     steps = history_of(run).steps
     return list(zip(steps.steps.tolist(), steps.losses.tolist(), strict=True))
+
+
+def require_losses_of(run: Run, expected: Run, rel: float = 1e-3) -> None:
+    """Require the losses of another run, step by step, within rounding."""
+    assert losses_of(run) == [(step, pytest.approx(loss, rel=rel)) for step, loss in losses_of(expected)]
 
 
 def newest_intact(folder: Path) -> Checkpoint | None:
