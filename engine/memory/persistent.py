@@ -128,7 +128,7 @@ def persistent_bytes(structure: ModelStructure, workload: Workload, counts: Trai
 
 
 def _reference_bytes(workload: Workload, counts: TrainableCount) -> int:
-    """Source: `Reference.of`, engine/training/objectives/reference.py."""
+    """Source: `ReferenceModel.from_model`, engine/training/objectives/reference.py."""
     if not workload.has_reference or not workload.trains_adapter:
         return 0
     biases = counts.trainable - counts.adapter
@@ -162,7 +162,7 @@ def _dense_expert_bytes(structure: ModelStructure, workload: Workload) -> int:
 
 def _loading_bytes(structure: ModelStructure, workload: Workload, loaded: int) -> int:
     """Files of 16-bit weights are mapped, and what was read of them stays until the last weight is made."""
-    # Source: `safe_open` in safetensors, which maps the file; `leave_weight_files`, engine/training/build.py.
+    # Source: `safe_open` in safetensors, which maps the file; `unmap_weights`, engine/training/build.py.
     if workload.device != "cpu" or workload.base == "dense" or workload.precision.embeddings != 2:
         return 0
     quantized = (module for module in structure.shape.modules if workload.quantizes(module))

@@ -1,12 +1,11 @@
 """Choose how rows go through a given model and with which kernels, and check the choice on a few rows.
 
-Faster kernels replace how something is computed and not what. Whether that is true of the model at hand is measured: its loss
-must stay the same.
+Faster kernels must compute the same. This is measured for each model: its loss must stay the same.
 """
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,15 +20,15 @@ from engine.errors import ModelError
 from engine.models.batching import shares_prompts
 from engine.training.batching.batches import join
 from engine.training.batching.choose import choose_row_attention
-from engine.training.batching.probe import Probe, agrees
+from engine.training.batching.probe import Probe, losses_match
 from engine.training.batching.steps import TrainerSetup
 from engine.training.kernels import use_fused_loss, use_layer_kernels, why_not_compiled
 from engine.training.methods.registry import method_trainer
 from engine.training.objectives.base import TrainingObjective
 from engine.training.objectives.preferences import DirectPreference, KahnemanTversky, OddsRatio
-from engine.training.objectives.reference import Reference
+from engine.training.objectives.reference import ReferenceModel
 from engine.training.ops.loss import attach_loss, causal_lm_of
-from engine.training.placement import Placement, Precision
+from engine.training.placement import Placement, TrainingDtypes
 
 # By the names in `engine.config.objectives`.
 TRAINING_OBJECTIVES: Mapping[str, type[TrainingObjective]] = {
@@ -42,23 +41,27 @@ class Assembly:
     """A model that is ready for the trainer."""
 
     setup: TrainerSetup
-    attention: str  # in words, for the person
+    attention: str  # its name for the person
     notes: tuple[str, ...] = ()  # what was tried and given up
     # Of `engine.config.optimizations`: why one is not used, "" where it is.
     optimizations: Mapping[str, str] = field(default_factory=dict)
+
+    def with_settings(self, **changes: Any) -> "Assembly":
+        """Return the same model with other settings of its steps."""
+        return replace(self, setup=replace(self.setup, settings=replace(self.setup.settings, **changes)))
 
 
 def assemble(
     model: Any,
     config: RunConfig,
-    precision: Precision,
+    precision: TrainingDtypes,
     placement: Placement,
     rows: Sequence[TokenizedRow],
     pad_token_id: int,
 ) -> Assembly:
     """Attach the loss, use faster kernels where wanted, and choose how rows are batched.
 
-    The choice is tried on a few rows: what our loss and our attention give must be what the model by itself gives.
+    The choice is tried on a few rows: loss and attention must be those of the model by itself.
 
     Raises:
         ModelError: If the loss is not finite, or if packing is wanted and the model cannot keep joined rows apart.
@@ -66,29 +69,28 @@ def assemble(
     training, method, traits = config.training, method_trainer(config.adapter.method), objective_of(config)
     if traits.learns_preferences and training.disable_dropout:
         disable_dropout_in_model(model)
-    reference = (
-        Reference.of(model, warm_started=config.adapter.warm_start is not None) if traits.has_reference else None
-    )
+    warm_started = config.adapter.warm_start is not None
+    reference = ReferenceModel.from_model(model, warm_started=warm_started) if traits.has_reference else None
     causal_lm = causal_lm_of(model)
     notes: list[str] = []
     model.eval()
     # What is trained is held in float32 and must be cast for each product, except by the quick branches.
     quick = method.prepare(model) == sum(p.requires_grad for p in model.parameters())
     autocast = None if quick or precision.compute is torch.float32 else precision.compute
-    probe = Probe.of(model, rows, training.max_length, pad_token_id, autocast)
+    probe = Probe.from_rows(model, rows, training.max_length, pad_token_id, autocast)
     with method.observing(model):
         expected = probe.own_loss()
     _require_finite(expected, causal_lm, precision)
     inputs = config.adapter.traits.count_virtual_inputs(config.adapter)
     attach = partial(attach_loss, causal_lm, virtual_inputs=inputs)
     attach()
-    if agrees(probe.loss(probe.padded()), expected):
-        used = {"fused_loss": use_fused_loss(probe, placement, expected, partial(attach, fused=True))}
+    if losses_match(probe.loss(probe.padded()), expected):
+        optimizations = {"fused_loss": use_fused_loss(probe, placement, expected, partial(attach, fused=True))}
     else:
         attach(through_logits=True)
         notes.append("This model changes its logits in a way of its own, so all of them are computed.")
-        used = {"fused_loss": "the model changes its logits in a way of its own"}
-    used |= use_layer_kernels(probe, config, placement, expected)
+        optimizations = {"fused_loss": "the model changes its logits in a way of its own"}
+    optimizations |= use_layer_kernels(probe, config, placement, expected)
     own_attention = str(causal_lm.config._attn_implementation)
     attention = choose_row_attention(probe, config, placement, expected)
     notes.extend(attention.notes)
@@ -99,16 +101,11 @@ def assemble(
     few = join(probe.rows, flash=attention.flash) if joined else probe.padded(masked=attention.masked)
     if training.torch_compile and (reason := why_not_compiled(probe, config, placement, expected, few)):
         notes.append(f"torch.compile is not used: {reason}.")
-    group = placement.group
     has_shared_prompts = shares_prompts(attention.batching, config, placement.torch_device.type)
-    used["shared_prompts"] = "" if has_shared_prompts else "needs joined pairs on a processor"
+    optimizations["shared_prompts"] = "" if has_shared_prompts else "needs joined pairs on a processor"
+    group, sequences = placement.group, traits.sequences_per_example
     settings = PlanSettings(
-        training,
-        attention.batching,
-        group.world_size,
-        group.rank,
-        traits.sequences_per_example,
-        shares_prompts=has_shared_prompts,
+        training, attention.batching, group.world_size, group.rank, sequences, shares_prompts=has_shared_prompts
     )
     setup = TrainerSetup(
         settings,
@@ -120,10 +117,11 @@ def assemble(
         objective=TRAINING_OBJECTIVES[traits.name](training, reference),
         method=method,
     )
-    return Assembly(setup, attention.name, tuple(notes), used | attention.why_not | method.optimizations(model))
+    optimizations |= attention.why_not | method.optimizations(model)
+    return Assembly(setup, attention.name, tuple(notes), optimizations)
 
 
-def _require_finite(loss: float, causal_lm: Any, precision: Precision) -> None:
+def _require_finite(loss: float, causal_lm: Any, precision: TrainingDtypes) -> None:
     """Refuse a model that cannot be trained as it is loaded; comparing its losses would prove nothing."""
     if not math.isfinite(loss):
         raise ModelError(

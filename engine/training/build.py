@@ -15,17 +15,17 @@ from engine.config.training import TrainingConfig
 from engine.errors import ConfigError, ModelError, Problem
 from engine.models.batching import FLASH_ATTENTION, can_run_flash_attention
 from engine.models.source import ModelSource
-from engine.training.distribution import attach_device_hooks, plan_spread
+from engine.training.distribution import attach_device_hooks, plan_layer_split
 from engine.training.failure import is_out_of_memory
 from engine.training.methods.registry import method_trainer
 from engine.training.ops.attention import copy_shared_heads
-from engine.training.placement import Placement, Precision, quantization_of
+from engine.training.placement import Placement, TrainingDtypes, quantization_of
 
 # Settings that TRL calls the same.
 _PASSED_ON = "num_train_epochs max_steps learning_rate lr_scheduler_type warmup_steps weight_decay max_grad_norm seed logging_steps"
 
 
-def load_model(source: ModelSource, config: RunConfig, precision: Precision, placement: Placement) -> Any:
+def load_model(source: ModelSource, config: RunConfig, precision: TrainingDtypes, placement: Placement) -> Any:
     """Load the base model onto its device, or its layers onto several, quantized where the settings say so.
 
     Raises:
@@ -45,8 +45,8 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
     quantization = quantization_of(config.model, precision.compute, sharded=placement.sharded)
     if quantization is not None:
         arguments["quantization_config"] = quantization
-    if placement.spread:
-        arguments["device_map"] = plan_spread(source, config, placement.spread)
+    if placement.layer_devices:
+        arguments["device_map"] = plan_layer_split(source, config, placement.layer_devices)
     elif placement.sharded:  # no device holds the whole model
         arguments["device_map"] = {"": "cpu"}
     elif quantization is not None or placement.torch_device.type != "cpu":
@@ -62,10 +62,10 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
             "Choose a causal language model whose weights are in safetensors files, or another precision or attention.",
         ) from error
     if quantization is not None and (placement.torch_device.type == "cpu" or placement.sharded):
-        leave_weight_files(model)
+        unmap_weights(model)
     copy_shared_heads(precision.compute, placement.torch_indexes)
     model.config.use_cache = False
-    if placement.spread:
+    if placement.layer_devices:
         attach_device_hooks(model)
     for module in model.modules():
         # bitsandbytes would repack 4-bit weights for inference at the first measurement, which rounds their scales and
@@ -75,7 +75,7 @@ def load_model(source: ModelSource, config: RunConfig, precision: Precision, pla
     return model
 
 
-def leave_weight_files(model: Any) -> None:
+def unmap_weights(model: Any) -> None:
     """Copy what was not quantized out of the mapped weight files: one view keeps all pages that were read of its file."""
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
@@ -83,14 +83,14 @@ def leave_weight_files(model: Any) -> None:
 
 
 def choose_attention(config: RunConfig, placement: Placement) -> str | None:
-    """The attention kernel as transformers names it; None leaves it to transformers: sdpa where a model has it, else eager.
+    """Return the attention kernel as transformers names it; None leaves it to transformers: sdpa where available, else eager.
 
     Flash attention is taken where it is installed and can run on each of its GPUs.
     """
     setting = config.model.attn_implementation
     if setting != "auto":
         return setting
-    runs = all(can_run_flash_attention(config, device) for device in placement.spread or (placement.device,))
+    runs = all(can_run_flash_attention(config, device) for device in placement.devices)
     return FLASH_ATTENTION if runs and is_flash_attn_2_available() else None
 
 
@@ -110,14 +110,14 @@ def add_adapter(model: Any, config: RunConfig, source: ModelSource) -> Any:
     try:
         if config.adapter.traits.virtual_tokens == "inputs":
             _require_equal_widths(model)
-        adapted = get_peft_model(model, method.peft_config(model, config.adapter, source))
+        peft_model = get_peft_model(model, method.peft_config(model, config.adapter, source))
     except ValueError as error:  # a target that is not a linear layer, a family that PEFT has no prefix for …
         reason = str(error).strip().splitlines()[0][:300]
         raise ConfigError([Problem("adapter", f"PEFT cannot put this adapter on {source.name}: {reason}")]) from error
-    for settings in adapted.peft_config.values():
+    for settings in peft_model.peft_config.values():
         method.publish(settings, source)
-    train_in_float32(adapted)
-    return adapted
+    train_in_float32(peft_model)
+    return peft_model
 
 
 def _require_equal_widths(model: Any) -> None:
@@ -138,9 +138,9 @@ def train_in_float32(model: torch.nn.Module) -> None:
 
 
 def training_arguments(
-    training: TrainingConfig, output_folder: Path, precision: Precision, placement: Placement
+    training: TrainingConfig, output_folder: Path, precision: TrainingDtypes, placement: Placement
 ) -> Any:
-    """TRL's `SFTConfig` for our trainer, which batches, evaluates and saves by itself."""
+    """Build TRL's `SFTConfig` for our trainer, which batches, evaluates and saves by itself."""
     schedule = {"min_lr_rate": MIN_LEARNING_RATE_SHARE} if training.lr_scheduler_type == "cosine_with_min_lr" else {}
     arguments = SFTConfig(
         output_dir=str(output_folder),
@@ -160,13 +160,13 @@ def training_arguments(
         report_to="none",
         disable_tqdm=True,
         use_cpu=placement.torch_device.type == "cpu",
-        # bfloat16 needs no help: frozen weights are held in it, and our trainer casts where it must.
+        # bfloat16 needs no mixed precision of the loop: frozen weights are held in it, and our trainer casts where it must.
         bf16=False,
         fp16=precision.needs_loss_scaling,
         max_length=None,
         packing=False,
         remove_unused_columns=False,
-        dataloader_pin_memory=False,  # it would pin when a batch is asked for; `engine.training.batching.steps` does so before
+        dataloader_pin_memory=False,  # it would pin late; `engine.training.batching.steps` pins ahead
         dataset_kwargs={"skip_prepare_dataset": True},
         average_tokens_across_devices=True,
     )

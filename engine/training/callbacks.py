@@ -21,12 +21,12 @@ MOST_SKIPPED_IN_A_ROW = 20
 # A logged step waits for the GPU, reads its counters and writes to the disk; a chart gains nothing from more of them.
 LOG_SECONDS = 0.25
 
-# Steps between two looks at the count. It is kept where the scale is, since reading the scale waits for the GPU.
-LOOK_STEPS = 10
+# Steps between two checks of the count. It is on the scale's device, since reading it waits for the GPU.
+OVERFLOW_CHECK_STEPS = 10
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """What a run has done so far; saved with every checkpoint."""
 
     tokens: int = 0  # trained and masked, padding not counted
@@ -49,13 +49,13 @@ class LoggedInterval:
     began: float = field(default_factory=time.perf_counter)
     tokens: int = 0  # of all processes
     paused_seconds: float = 0.0  # spent on measuring and saving
-    poison: torch.Tensor | None = None  # 0, or NaN once a norm of gradients was not finite
+    nonfinite_flag: torch.Tensor | None = None  # 0, or NaN once a norm of gradients was not finite
     metrics: torch.Tensor | None = None  # sums and counts of the objective's metrics
 
 
 @dataclass
 class TrainerHooks:
-    """Called when something happened; each may raise to end the run. `stop_wanted` and `log_vote` are asked in each step."""
+    """Called when something happened; each may raise to end the run. `stop_wanted` and `log_vote` are called in each step."""
 
     on_logged: Callable[[StepData], None] = lambda _: None
     on_measured: Callable[[EvalData], None] = lambda _: None
@@ -72,12 +72,11 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
     training: TrainingConfig
     measures: bool  # there are held-out rows
     stop_requested: Callable[[], bool]
-    progress: Callable[[], Progress]  # the trainer's
+    progress: Callable[[], TrainingProgress]  # the trainer's
     log_seconds: float = 0.0  # at least between two logged steps, but for those that must be logged
     clock: Callable[[], float] = time.monotonic
-    log_voted: Callable[[], int | None] | None = (
-        None  # of several processes; by their clocks they would log other steps
-    )
+    # Of several processes, which would log different steps by their own clocks.
+    log_voted: Callable[[], int | None] | None = None
     cadence: Cadence | None = None
     _logged_at: float | None = None
     _logged_step: int = 0
@@ -104,7 +103,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
         if self.log_voted is None:
             return self._is_time(now)
         vote = self.log_voted()
-        # It was given as the step before began, perhaps before that one was logged.
+        # It was cast as the step before began, perhaps before that one was logged.
         return vote is None or vote == 2 or (vote == 1 and step - 1 > self._logged_step)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -143,7 +142,7 @@ class RunCallback(TrainerCallback):  # type: ignore[misc]
 
 @dataclass(eq=False)
 class SkippedSteps(TrainerCallback):  # type: ignore[misc]
-    """Counts optimizer steps that were left out: the scale of the loss falls with each, also where Accelerate sees none."""
+    """Counts skipped optimizer steps: the scale of the loss falls with each, also where Accelerate does not notice."""
 
     loss_scale: Callable[[], torch.Tensor | None]  # on its device; None where losses are not scaled
     _before: torch.Tensor | None = None
@@ -151,25 +150,25 @@ class SkippedSteps(TrainerCallback):  # type: ignore[misc]
 
     @property
     def in_a_row(self) -> int:
-        """Steps left out up to the last one, which changed no weight; waits for the GPU."""
+        """Return the skipped steps in a row up to the last one, which changed no weight; waits for the GPU."""
         return int(self._in_a_row)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """The first step has a scale to compare with as well."""
+        """Record the scale before the first step."""
         if self._before is None:
             self._remember(self.loss_scale())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Count, and now and then look, as `on_log` does."""
+        """Count, and check now and then, as `on_log` does."""
         scale = self.loss_scale()
         if scale is not None and self._before is not None:
             self._in_a_row = (self._in_a_row + 1) * (scale < self._before)
         self._remember(scale)
-        if state.global_step % LOOK_STEPS == 0:
+        if state.global_step % OVERFLOW_CHECK_STEPS == 0:
             self.on_log(args, state, control)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Look, and end a run that no scale helps.
+        """End a run that no scale helps.
 
         Raises:
             DivergedError: If too many steps in a row were skipped.

@@ -1,13 +1,12 @@
 """One model over several GPUs: sharded over processes, or with its layers on the devices of one process.
 
-PyTorch's FSDP2 divides weights, gradients and optimizer state. Each decoder layer is a group of its own, which is gathered while it runs; what is outside of the layers is one more.
+PyTorch's FSDP2 divides weights, gradients and optimizer state. Each decoder layer is a group of its own, which is gathered while it runs; what is outside of the layers is another.
 Accelerate's plugin does the same, but ignores FSDP on a CPU, where it is tested, and shards when training starts, after
 the whole model was on each GPU. Here the trainer gets a model that is sharded already, as transformers' own loader gives it.
 
-Where layers are on several devices, Accelerate's hooks bring every module its inputs. What they leave open is done here:
-where each module is, that what all layers are given is copied once for each device and not once for each layer, and that a
-layer gets its input before it is checkpointed, because torch saves the random numbers of those devices alone that the input
-is on.
+Where layers are on several devices, Accelerate's hooks bring every module its inputs. The rest is done here: where each
+module is; inputs that all layers share are copied once for each device and not once for each layer; a layer gets its input
+before it is checkpointed, because torch saves the random numbers of the input's devices alone.
 
 Source: Zhao et al. 2023, "PyTorch FSDP" (arXiv:2304.11277); torch/distributed/fsdp/_fully_shard.
 """
@@ -60,14 +59,14 @@ def shard(model: Any, placement: Placement, compute: torch.dtype) -> None:
             is_trained = all(parameter.requires_grad for parameter in module.parameters())
             fully_shard(module, mesh=mesh, mp_policy=rounded if is_trained else MixedPrecisionPolicy())
     fully_shard(model, mesh=mesh)
-    if getattr(causal_lm, "hf_device_map", None):  # Accelerate refuses a quantized model that it says is elsewhere
+    if getattr(causal_lm, "hf_device_map", None):  # Accelerate refuses a quantized model if this names another device
         causal_lm.hf_device_map = {"": placement.torch_device}
     # transformers' trainer then wraps and moves nothing; `Trainer._prepare_for_training`.
     causal_lm._is_distributed_loading_by_transformers = True
 
 
 def is_sharded(model: Any) -> bool:
-    """Whether a model went through `shard`."""
+    """Return whether a model went through `shard`."""
     return isinstance(model, FSDPModule)
 
 
@@ -78,14 +77,8 @@ def reshard(model: Any) -> None:
             module.reshard()
 
 
-def forget_pass(model: Any) -> None:
-    """Make a model ready for its next pass after one that was broken off."""
-    if is_sharded(model):
-        model.reset_iter_state()
-
-
 def trained_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return whole copies of what is trained, by its full name, in the first process; all processes must ask."""
+    """Return whole copies of what is trained, by its full name, in the first process; all processes must call this."""
     reshard(model)
     weights: dict[str, torch.Tensor] = whole(
         {n: weight for n, weight in model.named_parameters() if weight.requires_grad}
@@ -94,11 +87,11 @@ def trained_weights(model: Any) -> dict[str, torch.Tensor]:
 
 
 def whole(values: Any) -> Any:
-    """Gather the shards in nested values onto the CPU of the first process; all processes must ask, the others get none."""
+    """Gather the shards in nested values onto the CPU of the first process; all processes must call this, the others get nothing."""
     if isinstance(values, DTensor):
         is_first = values.device_mesh.get_rank() == 0
-        gathered = values.full_tensor()
-        return gathered.detach().cpu() if is_first else torch.empty(0)
+        full = values.full_tensor()
+        return full.detach().cpu() if is_first else torch.empty(0)
     if isinstance(values, Mapping):
         return {key: whole(value) for key, value in values.items()}
     if isinstance(values, list | tuple):
@@ -138,12 +131,12 @@ def sharded_optimizer_state(optimizer: Any, state: dict[str, Any]) -> dict[str, 
     return state | {"state": shares}
 
 
-def plan_spread(source: ModelSource, config: RunConfig, devices: Sequence[Device]) -> dict[str, int]:
-    """Where each module of a model goes among devices in torch's order, as `from_pretrained` takes it (`device_map`).
+def plan_layer_split(source: ModelSource, config: RunConfig, devices: Sequence[Device]) -> dict[str, int]:
+    """Divide the modules of a model among devices in torch's order, as `from_pretrained` takes it (`device_map`).
 
     Raises:
         ConfigError: If there are fewer layers than devices.
-        ModelError: If the folder describes no model, or one of whose layers nothing is known.
+        ModelError: If the folder does not describe a model, or one whose layers are unknown.
     """
     shape = inventory_of(read_config(Path(source.location) / "config.json", source.name))
     parts = Estimator(shape, devices[0]).parts(workload_of_run(shape, config, devices[0]), len(devices))
@@ -154,43 +147,43 @@ def plan_spread(source: ModelSource, config: RunConfig, devices: Sequence[Device
 
 
 def device_map_of(model: torch.nn.Module, parts: Sequence[DevicePart]) -> dict[str, int]:
-    """Number of the device for each layer, and for each module outside of the layers that has weights or buffers.
+    """Return the device number of each layer, and of each module outside of the layers that has weights or buffers.
 
     What none of the parts names, such as tables of angles, goes to the first device. The model may be without weights.
     """
     layers = {layer: number for number, part in enumerate(parts) for layer in part.layers}
     outside = {name: number for number, part in enumerate(parts) for name in part.outside}
-    places = dict(layers)
+    device_map = dict(layers)
     for name, module in model.named_modules():
         own = itertools.chain(module.parameters(recurse=False), module.buffers(recurse=False))
         is_outside = not any(f"{name}.".startswith(f"{layer}.") for layer in layers)
         if is_outside and next(own, None) is not None:
-            places[name] = outside.get(name, 0)
-    return places
+            device_map[name] = outside.get(name, 0)
+    return device_map
 
 
 def attach_device_hooks(causal_lm: Any) -> None:
-    """Hand each pass from device to device; call it on a model whose modules are placed as its `hf_device_map` has them.
+    """Move each pass from device to device; call it on a model whose modules are on the devices of its `hf_device_map`.
 
     The last hidden states end on the device of the output head, where the loss is computed.
     """
-    places: Mapping[str, Any] = causal_lm.hf_device_map
+    device_map: Mapping[str, Any] = causal_lm.hf_device_map
     lists = {name for name, module in causal_lm.named_modules() if isinstance(module, torch.nn.ModuleList)}
-    layers = [causal_lm.get_submodule(name) for name in places if name.rpartition(".")[0] in lists]
+    layers = [causal_lm.get_submodule(name) for name in device_map if name.rpartition(".")[0] in lists]
     devices = [_device_of(layer) for layer in layers]
     copies: dict[torch.device, WeakTensorKeyDictionary] = defaultdict(WeakTensorKeyDictionary)
-    for layer, own, following in zip(layers, devices, [*devices[1:], devices[-1]], strict=True):
+    for layer, own, next_device in zip(layers, devices, [*devices[1:], devices[-1]], strict=True):
         if own != devices[0]:
-            layer.register_forward_pre_hook(_BroughtAlong(own, copies[own]), with_kwargs=True)
-        if following != own:
-            layer.register_forward_hook(_HandedOn(following))
+            layer.register_forward_pre_hook(_MoveInputs(own, copies[own]), with_kwargs=True)
+        if next_device != own:
+            layer.register_forward_hook(_MoveOutput(next_device))
     head = _device_of(causal_lm.get_output_embeddings())
-    causal_lm.base_model.register_forward_hook(_HandedOn(head))
+    causal_lm.base_model.register_forward_hook(_MoveOutput(head))
 
 
 @dataclass(frozen=True)
-class _HandedOn:
-    """A hook behind a module: its hidden states go to the device where they are needed next."""
+class _MoveOutput:
+    """A hook after a module: its hidden states go to the device where they are needed next."""
 
     device: torch.device
 
@@ -204,18 +197,18 @@ class _HandedOn:
 
 
 @dataclass(frozen=True)
-class _BroughtAlong:
+class _MoveInputs:
     """A hook before a layer: masks, positions and angles, which all layers share, are copied once for each device."""
 
     device: torch.device
     copies: WeakTensorKeyDictionary  # of tensors that are alive, by the original
 
     def __call__(self, _module: torch.nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        return self._moved(args), {name: self._moved(value) for name, value in kwargs.items()}
+        return self._move(args), {name: self._move(value) for name, value in kwargs.items()}
 
-    def _moved(self, value: Any) -> Any:
+    def _move(self, value: Any) -> Any:
         if type(value) is tuple:
-            return tuple(self._moved(each) for each in value)
+            return tuple(self._move(each) for each in value)
         if not isinstance(value, torch.Tensor) or value.device == self.device:
             return value
         if value.requires_grad:

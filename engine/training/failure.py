@@ -1,4 +1,4 @@
-"""Why a run ends: errors as a cause and the next step to take, and requests of people and the system."""
+"""Why a run ends: errors with their cause and fix, and requests of people and the system."""
 
 import errno
 import math
@@ -26,8 +26,8 @@ _CAUSES: Mapping[type[EngineError], Literal["config", "dataset", "model", "unexp
     DeviceError: "config",
     EngineError: "unexpected",
 }
-# Words of libraries that have no exception for memory that ran out.
-_OUT_OF_MEMORY_WORDS = (
+# Messages of libraries that have no exception for memory that ran out.
+_OUT_OF_MEMORY_PHRASES = (
     "out of memory",
     "can't allocate memory",
     "cannot allocate memory",
@@ -38,7 +38,7 @@ _OUT_OF_MEMORY_WORDS = (
     "could not create a primitive",  # oneDNN, where it cannot map memory for a kernel
 )
 _DIVERGENCE_FIX = "Lower the learning rate to a third, or warm up longer; the last checkpoint before it is kept."
-_DISK_FULL_WORDS = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122")
+_DISK_FULL_PHRASES = ("no space left on device", "os error 28", "disk quota exceeded", "os error 122")
 
 
 class DivergedError(EngineError):
@@ -46,14 +46,14 @@ class DivergedError(EngineError):
 
 
 class CancelledError(BaseException):
-    """The run was asked to end at once.
+    """The run must end at once.
 
-    A signal raises it in the middle of anything, also of code that takes every `Exception` for a failure of its own.
+    A signal raises it in the middle of anything, also of code that catches every `Exception`.
     """
 
 
 def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: float, vocabulary: int | None) -> None:
-    """Notice a run that cannot recover.
+    """End a run that cannot recover.
 
     A model that guesses evenly has a loss of ln(vocabulary). Two nats above that, and above twice where the run began, it
     is confidently wrong about everything. Losses over preferences, without a vocabulary, have no such bound.
@@ -79,7 +79,7 @@ def check_loss(step: int, loss: float, grad_norm: float | None, first_loss: floa
 
 
 def check_held_out(step: int, loss: float) -> None:
-    """Notice NaN or infinite weights by the held-out loss, which may be measured where no step is logged.
+    """End a run whose held-out loss shows NaN or infinite weights; it may be measured where no step is logged.
 
     Raises:
         DivergedError: If the loss is not finite.
@@ -94,31 +94,31 @@ def check_held_out(step: int, loss: float) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the device or in RAM."""
+    """Return whether memory ran out, on the device or in RAM."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError | OSError) and _says(error, _OUT_OF_MEMORY_WORDS)
+    return isinstance(error, RuntimeError | OSError) and _mentions(error, _OUT_OF_MEMORY_PHRASES)
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether the disk was full, or the person's share of it; also where a library reports it in words only."""
+    """Return whether the disk or the person's share of it was full; also where only a library's message says so."""
     cause: BaseException | None = error
     while cause is not None:
-        if (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)) or _says(
-            cause, _DISK_FULL_WORDS
+        if (isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT)) or _mentions(
+            cause, _DISK_FULL_PHRASES
         ):
             return True
         cause = cause.__cause__ or cause.__context__
     return False
 
 
-def _says(error: BaseException, words: tuple[str, ...]) -> bool:
+def _mentions(error: BaseException, phrases: tuple[str, ...]) -> bool:
     text = str(error).lower()
-    return any(word in text for word in words)
+    return any(phrase in text for phrase in phrases)
 
 
 def explain(error: BaseException, config: RunConfig | None, home: LoratoryHome | None = None) -> FailedData:
-    """Say what happened, and what to do about it.
+    """Describe what happened, and what to do about it.
 
     The configuration is missing where it could not be read. Without a home, where the memory estimate finds the model's
     modules, advice on memory is general.
@@ -173,11 +173,11 @@ REPEAT_SECONDS = 5.0
 
 
 class StopRequests:
-    """Whether the run shall save and end, or end at once.
+    """Requests to save and end, or to end at once.
 
-    A first SIGTERM or SIGINT asks to save and end, as `control/stop` does. Another one within five seconds is the same
+    A first SIGTERM or SIGINT requests to save and end, as `control/stop` does. Another one within five seconds is the same
     request; a later one ends at once. Where a launcher started several processes, every further SIGTERM is the launcher's:
-    it has a limit of its own, after which it kills.
+    it kills after its own timeout.
     """
 
     def __init__(self, folder: RunFolder, world_size: int = 1, clock: Callable[[], float] = time.monotonic) -> None:
@@ -190,31 +190,31 @@ class StopRequests:
 
     @property
     def stopped_by(self) -> StoppedBy:
-        """Who asked."""
+        """Return who requested it."""
         if self._signalled is None:
             return "request"
         return "sigterm" if self._signalled == signal.SIGTERM else "sigint"
 
     @property
     def reason(self) -> str:
-        """The same in words."""
+        """Return the request as a sentence."""
         return f"The system asked to end ({self._signalled.name})." if self._signalled else "Stopped on request."
 
     def listen(self) -> None:
-        """Take signals from here on; only in the main thread."""
+        """Handle signals from now on; only in the main thread."""
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, self._on_signal)
             signal.signal(signal.SIGINT, self._on_signal)
 
     def stop_wanted(self) -> bool:
-        """Whether the run shall save what it has and end. Cheap enough for every step."""
+        """Return whether the run must save what it has and end. Cheap enough for every step."""
         return self._signalled is not None or self._folder.stop_request.exists()
 
     def check_cancel(self) -> None:
-        """Return unless the run shall end at once. Cheap enough for every pass through the model.
+        """Return unless the run must end at once. Cheap enough for every pass through the model.
 
         Raises:
-            CancelledError: If it shall.
+            CancelledError: If it must.
         """
         if self._folder.cancel_request.exists():
             raise CancelledError

@@ -1,7 +1,7 @@
-"""The one place where tests can make training break; inactive unless a test sets the environment variable.
+"""The one module through which tests make training fail; inactive unless a test sets the environment variable.
 
-`LORATORY_TEST_FAULT` holds `place=action`, several separated by semicolons. A place is reached by name, and an action
-happens on its n-th time with `place#n=action`. Actions: `kill`, `disk_full`, `out_of_memory`, `wait:FILE` (until
+`LORATORY_TEST_FAULT` holds `point=action`, several separated by semicolons. A point is reached by name, and an action
+happens on its n-th time with `point#n=action`. Actions: `kill`, `disk_full`, `out_of_memory`, `wait:FILE` (until
 it exists), `nan`, `raise`.
 """
 
@@ -14,21 +14,21 @@ from pathlib import Path
 
 VARIABLE = "LORATORY_TEST_FAULT"
 
-_reached: Counter[str] = Counter()  # how often each place was passed; counted only while a test asks for it
+_reached: Counter[str] = Counter()  # visits of each point; counted only while a test sets the variable
 
 
 class InjectedError(Exception):
-    """What a test asked for."""
+    """An error that a test requested."""
 
 
-def is_armed(place: str) -> bool:
-    """Whether a test wants something at this place, this time. Counts the visit."""
-    return VARIABLE in os.environ and _action(place) is not None
+def is_armed(point: str) -> bool:
+    """Return whether a test requests an action at this point, this time. Counts the visit."""
+    return VARIABLE in os.environ and _action(point) is not None
 
 
-def reached(place: str, path: Path | None = None) -> None:
-    """Say that training came to `place`, with the file or folder at hand; does nothing outside tests."""
-    action = _action(place) if VARIABLE in os.environ else None
+def reached(point: str, path: Path | None = None) -> None:
+    """Do what a test requests at this point, with the file or folder at hand; does nothing outside tests."""
+    action = _action(point) if VARIABLE in os.environ else None
     if action is None:
         return
     if action == "kill":
@@ -43,14 +43,14 @@ def reached(place: str, path: Path | None = None) -> None:
         while not Path(action.removeprefix("wait:")).exists():
             time.sleep(0.01)
     if action == "raise":
-        raise InjectedError(f"injected at {place}")
+        raise InjectedError(f"injected at {point}")
 
 
-def _action(place: str) -> str | None:
-    _reached[place] += 1
+def _action(point: str) -> str | None:
+    _reached[point] += 1
     for entry in os.environ[VARIABLE].split(";"):
         name, _, action = entry.partition("=")
         base, _, number = name.partition("#")
-        if base == place and (not number or int(number) == _reached[place]):
+        if base == point and (not number or int(number) == _reached[point]):
             return action
     return None

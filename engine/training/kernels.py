@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import RunConfig
 from engine.training.batching.batches import PassTensors
-from engine.training.batching.probe import Probe, agrees
+from engine.training.batching.probe import Probe, losses_match
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
 from engine.training.ops.loss import causal_lm_of
@@ -26,7 +26,7 @@ _DIFFERS = "the model's loss or gradients differ"
 
 
 def use_fused_loss(probe: Probe, placement: Placement, expected: float, attach: Callable[[], None]) -> str:
-    """Let the Triton kernel make losses, which `attach` does; return why it does not, as in `Assembly.optimizations`.
+    """Let the Triton kernel compute losses, which `attach` does; return why it does not, as in `Assembly.optimizations`.
 
     It is tried because compiling it needs a C compiler, which not every machine has.
     """
@@ -48,7 +48,7 @@ def _is_installed(package: str) -> bool:
 
 
 def use_layer_kernels(probe: Probe, config: RunConfig, placement: Placement, expected: float) -> dict[str, str]:
-    """Put Liger's kernels into the layers of a model, else PyTorch's for its norms, where they give what its own give.
+    """Put Liger's kernels into the layers of a model, else PyTorch's for its norms, where losses and gradients stay.
 
     Liger's fused loss stays out: ours never holds all logits either, and skips what is not trained.
 
@@ -79,13 +79,13 @@ def _why_no_liger(causal_lm: Any, config: RunConfig, placement: Placement) -> st
         return "use_liger_kernel is off"
     if not _runs_triton(placement.torch_device):
         return "needs CUDA"
-    if placement.spread or placement.sharded:
+    if placement.layer_devices or placement.sharded:
         return "needs all layers on one GPU"
     if not _is_installed("liger_kernel"):
         return "liger-kernel is not installed"
     try:
         from liger_kernel.transformers.monkey_patch import MODEL_TYPE_TO_APPLY_LIGER_FN
-    except Exception as error:  # it looks for a GPU's compiler and other packages as it is imported
+    except Exception as error:  # its import needs a GPU's compiler and other packages
         return f"liger-kernel cannot be imported ({type(error).__name__})"
 
     family = causal_lm.config.model_type
@@ -99,10 +99,10 @@ def _apply_liger(causal_lm: Any) -> None:
 
 
 def why_not_compiled(probe: Probe, config: RunConfig, placement: Placement, expected: float, rows: PassTensors) -> str:
-    """Let torch.compile compile the layers of a model; return why it does not, in words."""
+    """Let torch.compile compile the layers of a model; return the reason if it does not."""
     if not _runs_triton(placement.torch_device):
         return "it helps on CUDA only: on a processor it costs more than it gains"
-    if placement.spread or placement.sharded:
+    if placement.layer_devices or placement.sharded:
         return "it cannot follow layers that are on several GPUs"
     if not _is_installed("triton"):
         return "triton is not installed"
@@ -137,7 +137,7 @@ def _try(
     change: Callable[[], object],
     rows: PassTensors | None = None,
 ) -> str:
-    """Change a model's kernels; return why they were taken back, or "" where loss and gradients of a few rows stay."""
+    """Change a model's kernels; return why they were restored, or "" where loss and gradients of a few rows stay."""
     restore = _remember(causal_lm_of(probe.model))
     rows = rows or probe.padded()
     # A backward pass through a sharded model needs all processes, as a forward pass does.
@@ -145,7 +145,7 @@ def _try(
     try:
         if change() == 0:
             return "the model has none to replace"
-        same = agrees(probe.loss(rows), expected)
+        same = losses_match(probe.loss(rows), expected)
         same = same and _same_gradients([] if placement.sharded else probe.gradients(rows), before)
     except Exception as error:  # third-party kernels and their compiler can raise anything
         restore()
@@ -166,7 +166,7 @@ def _same_gradients(got: Sequence[torch.Tensor], expected: Sequence[torch.Tensor
 
 
 def _remember(causal_lm: Any) -> Callable[[], None]:
-    """Return what undoes a change of kernels: methods of modules, and functions of the file that the model comes from."""
+    """Return a function that undoes a change of kernels: methods of modules, and functions of the model's file."""
     file = sys.modules[type(causal_lm).__module__]
     before = [(owner, dict(vars(owner))) for owner in (file, *causal_lm.modules())]
 
@@ -197,7 +197,7 @@ def _epsilon(norm: Any) -> float | None:
 
 
 def _is_plain_rms_norm(module: Any) -> bool:
-    """Whether a module multiplies by its weight alone; Gemma's adds one to it, others have a gate."""
+    """Return whether a module multiplies by its weight alone; Gemma's adds one to it, others have a gate."""
     weight = getattr(module, "weight", None)
     has_name = type(module).__name__.endswith("RMSNorm")
     if not has_name or "forward" in vars(module) or weight is None or weight.dim() != 1 or _epsilon(module) is None:

@@ -43,8 +43,10 @@ class ModelPasses:
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self.is_sharded = is_sharded(model)
 
-    def with_company(self, passes: Sequence[_Pass], spare: Callable[[], _Pass], most: int | None = None) -> list[_Pass]:
-        """Return passes, with spare ones up to the most passes of any process of a sharded model.
+    def pad_pass_count(
+        self, passes: Sequence[_Pass], spare: Callable[[], _Pass], most: int | None = None
+    ) -> list[_Pass]:
+        """Return passes, with dummy ones up to the most passes of any process of a sharded model.
 
         Each pass gathers every layer from all processes, which wait for each other. `most` is that number where the plan of
         a step has it; otherwise the processes exchange it.
@@ -55,8 +57,8 @@ class ModelPasses:
         return [*passes, *(spare() for _ in range(missing))]
 
     def terms(self, passes: Sequence[PassTensors]) -> list[int]:
-        """Return the terms of each part of the loss in these passes."""
-        return [sum(part) for part in zip(*(self._objective.terms(one) for one in passes), strict=True)]
+        """Return the number of terms of each part of the loss in these passes."""
+        return [sum(part) for part in zip(*(self._objective.terms(batch) for batch in passes), strict=True)]
 
     def estimate(self, model: Any, passes: Iterable[PassTensors]) -> torch.Tensor | None:
         """Return the objective's estimate over all passes and processes; None if it needs none."""
@@ -64,35 +66,35 @@ class ModelPasses:
         if not objective.needs_estimate:
             return None
         total = torch.zeros(2, device=device)
-        for one in passes:
-            if one.also is not None:
+        for batch in passes:
+            if batch.kl_batch is not None:
                 with self.casting():
-                    total += objective.estimate(model, one.also.to(device)).to(device)
+                    total += objective.estimate(model, batch.kl_batch.to(device)).to(device)
         return total if self._accelerator.num_processes == 1 else self._accelerator.reduce(total, reduction="sum")
 
-    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
+    def losses(self, model: Any, batch: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
         """Return the losses of a pass; zeros if it has nothing to train on."""
         objective = self._objective
-        if max(terms := objective.terms(one)) == 0:  # a row whose only trained token is its first
+        if max(terms := objective.terms(batch)) == 0:  # a row whose only trained token is its first
             nothing = torch.zeros((), device=self._device)
             if torch.is_grad_enabled() or self.is_sharded:
-                nothing = self._no_gradient(model, one)
+                nothing = self._no_gradient(model, batch)
             return PassLosses((nothing, *(torch.zeros_like(nothing) for _ in terms[1:])))
         with self.casting():
-            return objective.losses(model, one, estimate)
+            return objective.losses(model, batch, estimate)
 
-    def _no_gradient(self, model: Any, one: PassTensors) -> torch.Tensor:
+    def _no_gradient(self, model: Any, batch: PassTensors) -> torch.Tensor:
         """Return a loss of zero that gives every trained weight a gradient of zero."""
         if self._accelerator.num_processes == 1:
             # A gradient of zero for each, or a step of such rows alone would move one of them alone.
             weights = (p.sum().float().to(self._device) for p in model.parameters() if p.requires_grad)
             return torch.stack(list(weights)).sum() * 0.0
         # Other processes wait for this one's gradients, which only a pass through the model sends.
-        one = one.with_any_token()
+        batch = batch.with_any_token()
         with self.casting():
             if self.is_sharded:
-                self._objective.accompany(model, one)
-            return model(**one.inputs, trained_tokens=one.trained) * 0.0
+                self._objective.run_dummy_reference(model, batch)
+            return model(**batch.inputs, trained_tokens=batch.trained) * 0.0
 
     def casting(self) -> Any:
         """Return the context of autocast, if the run uses it."""
@@ -121,13 +123,13 @@ class ModelPasses:
         totals: torch.Tensor | None = None
         metrics: torch.Tensor | None = None
         with torch.no_grad(), self._evaluating(model):
-            passes = self.with_company(batches.evaluation_passes(), batches.shortest)
+            passes = self.pad_pass_count(batches.evaluation_passes(), batches.shortest)
             estimate = self.estimate(model, batches.tensors(passes))
-            for one in batches.tensors(passes):
+            for batch in batches.tensors(passes):
                 between_passes()
-                losses = self.losses(model, one.to(self._device), estimate)
+                losses = self.losses(model, batch.to(self._device), estimate)
                 sums = torch.stack([part.cpu().double() for part in losses.sums])  # MPS has no float64
-                terms = torch.tensor(objective.terms(one), dtype=torch.float64)
+                terms = torch.tensor(objective.terms(batch), dtype=torch.float64)
                 totals = add_tensors(totals, torch.stack([sums, terms]))
                 metrics = add_tensors(metrics, losses.metrics)
         if totals is None:  # more processes than rows
@@ -144,15 +146,15 @@ class ModelPasses:
         assert isinstance(objective, DirectPreference)
         values = torch.zeros(len(pairs), 2, device=self._device)
         with self._evaluating(model):
-            passes = self.with_company(batches.evaluation_passes(), batches.shortest)
-            for one, tensors in zip(passes, batches.tensors(passes), strict=True):
+            passes = self.pad_pass_count(batches.evaluation_passes(), batches.shortest)
+            for plan, tensors in zip(passes, batches.tensors(passes), strict=True):
                 between_passes()
                 with self.casting():
-                    if not one.is_trained:
+                    if not plan.is_trained:
                         objective.pass_through_reference(model, tensors.with_any_token().to(self._device))
                         continue
                     answers = objective.reference_log_probabilities(model, tensors.to(self._device))
-                values[list(one.rows)] = answers.view(-1, 2).to(values.device)
+                values[list(plan.rows)] = answers.view(-1, 2).to(values.device)
         if self._accelerator.num_processes > 1:
             values = self._accelerator.reduce(values, reduction="sum")
         return values.cpu()
@@ -205,7 +207,7 @@ class StepCounts:
 
     @property
     def has_begun(self) -> bool:
-        """Whether a step of several processes was counted."""
+        """Return whether a step of several processes was counted."""
         return bool(self._pending)
 
     def begin(

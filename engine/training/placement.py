@@ -1,4 +1,4 @@
-"""Where a process trains: its device, its place among several processes, and the precision that suits the device."""
+"""Where a process trains: its device, its rank among several processes, and the precision that suits the device."""
 
 import contextlib
 import logging
@@ -27,14 +27,14 @@ _DECIDED, _FAILED = b"+", b"-"
 
 
 class MainProcessFailedError(Exception):
-    """The first process failed where this one waited for it, and reports the cause for the whole run."""
+    """The first process failed while this one waited for it, and reports the cause for the whole run."""
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process's place among those, one for each device, that a launcher (Accelerate, torchrun, Slurm) started.
+    """This process's rank among those, one for each device, that a launcher (Accelerate, torchrun, Slurm) started.
 
-    Only the first reads requests and writes files and events; all take the same decisions.
+    Only the first reads requests and writes files and events; all make the same decisions.
     """
 
     rank: int = 0
@@ -50,7 +50,7 @@ class ProcessGroup:
         return self.rank == 0
 
     def wait(self) -> None:
-        """Go on when all have come this far."""
+        """Wait until all processes have come this far."""
         if self.world_size > 1:
             distributed.barrier()
 
@@ -70,7 +70,7 @@ class ProcessGroup:
         try:
             value = decide()
         except BaseException:
-            with contextlib.suppress(Exception):  # the cause is what counts; a process that left needs no word
+            with contextlib.suppress(Exception):  # the cause is what counts; a process may have ended
                 self.gather(_FAILED)
             raise
         self.gather(_DECIDED + value.encode())
@@ -91,12 +91,8 @@ class ProcessGroup:
         self.broadcast_from_main(decide)
         return results[0] if results else act()
 
-    def any(self, flag: bool) -> bool:
-        """Whether it is so for any of them; asked by all at the same point."""
-        return bool(self.largest(int(flag)))
-
     def largest(self, count: int) -> int:
-        """The largest of their numbers; asked by all at the same point."""
+        """Return the largest count of any process; all must call this at the same point."""
         if self.world_size == 1:
             return count
         votes = torch.tensor(count, device=self._device)
@@ -104,7 +100,7 @@ class ProcessGroup:
         return int(votes)
 
     def gather(self, value: bytes) -> list[bytes]:
-        """Everybody's value by rank. As bytes: torch's way to gather objects would unpickle them."""
+        """Return the value of each process, by rank. As bytes: torch's way to gather objects would unpickle them."""
         if self.world_size == 1:
             return [value]
         own = torch.frombuffer(bytearray(value), dtype=torch.uint8).to(self._device)
@@ -131,20 +127,25 @@ class Placement:
     device: Device  # the first of `spread`, where layers are spread
     torch_device: torch.device
     group: ProcessGroup = SINGLE_PROCESS
-    spread: tuple[Device, ...] = ()  # devices that one model's layers are divided among, as torch numbers them
+    layer_devices: tuple[Device, ...] = ()  # devices that one model's layers are divided among, as torch numbers them
     sharded: bool = False  # the processes of the group have a share of each weight
 
     @property
+    def devices(self) -> tuple[Device, ...]:
+        """Return the devices that hold the model."""
+        return self.layer_devices or (self.device,)
+
+    @property
     def torch_indexes(self) -> tuple[int, ...]:
-        """Numbers of its CUDA devices as torch has them; none on other devices."""
+        """Return the numbers of its CUDA devices as torch has them; none on other devices."""
         if self.torch_device.type != "cuda":
             return ()
-        return tuple(range(len(self.spread))) or (self.torch_device.index or 0,)
+        return tuple(range(len(self.layer_devices))) or (self.torch_device.index or 0,)
 
     @property
     def device_name(self) -> str:
-        """Where it trains, for people."""
-        return " + ".join(device.name for device in self.spread) or self.device.name
+        """Return the names of its devices, for people."""
+        return " + ".join(device.name for device in self.devices)
 
 
 def choose_placement(config: RunConfig) -> Placement:
@@ -164,14 +165,14 @@ def choose_placement(config: RunConfig) -> Placement:
         require_usable(gpus, names_gpus=config.run.devices != "auto")
     if torch.cuda.is_available() and config.run.devices != "cpu":
         if config.run.spread_over > 1:
-            return _spread_over(gpus, config.run.spread_over, group)
+            return _split_layers(gpus, config.run.spread_over, group)
         # The supervisor hides every GPU but ours, so torch's first is the first that is listed.
         device = gpus[local_rank] if local_rank < len(gpus) else _unlisted_gpu(local_rank)
         return Placement(device, torch.device("cuda", local_rank), group, sharded=sharded)
     if torch.backends.mps.is_available() and config.run.devices != "cpu":
-        # How much Metal advises one program to take; not every torch asks it.
-        recommended = getattr(torch.mps, "recommended_max_memory", None)
-        most = int(recommended()) if recommended is not None else None
+        # The memory that Metal recommends for one program; not every torch has it.
+        recommended_max = getattr(torch.mps, "recommended_max_memory", None)
+        most = int(recommended_max()) if recommended_max is not None else None
         (apple,) = list_apple_gpus(memory_now(), most) or (processor,)
         return Placement(apple, torch.device("mps"), group)
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", group.world_size))  # on this machine
@@ -179,8 +180,8 @@ def choose_placement(config: RunConfig) -> Placement:
     return Placement(processor, torch.device("cpu"), group, sharded=sharded)
 
 
-def passed_over(config: RunConfig, placement: Placement, home: LoratoryHome) -> tuple[str, ...]:
-    """Return why `auto` left each GPU of this machine to itself that torch cannot use, where it took the processor."""
+def skipped_device_notes(config: RunConfig, placement: Placement, home: LoratoryHome) -> tuple[str, ...]:
+    """Return why `auto` skipped each GPU that torch cannot use, where it chose the processor."""
     if config.run.devices != "auto" or placement.torch_device.type != "cpu":
         return ()
     gpus = list_cuda_devices(load_nvml(), memory_now(), installed_torch(home), hidden_too=True)
@@ -191,17 +192,17 @@ def in_torch_order(gpus: Sequence[Device]) -> list[Device]:
     """Return GPUs as torch numbers them: in the order of CUDA_VISIBLE_DEVICES where it is set, not that of `nvidia-smi`."""
     names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")]
 
-    def place(gpu: Device) -> int:
+    def position(gpu: Device) -> int:
         matches = (name == str(gpu.index) or (name and gpu.uuid.startswith(name)) for name in names)
-        return next((place for place, is_it in enumerate(matches) if is_it), gpu.index)
+        return next((position for position, is_match in enumerate(matches) if is_match), gpu.index)
 
-    return sorted(gpus, key=place)
+    return sorted(gpus, key=position)
 
 
 def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
-    """Refuse to compute on the processor what has a GPU, which torch would do without a word.
+    """Refuse to train on the processor where there is a GPU, which torch would do silently.
 
-    `gpus` are those that the driver lists and CUDA_VISIBLE_DEVICES shows; `names_gpus` means that there must be one.
+    `gpus` are those that the driver lists and CUDA_VISIBLE_DEVICES includes; `names_gpus` requires at least one.
 
     Raises:
         DeviceError: If torch cannot use them.
@@ -234,17 +235,17 @@ def require_usable(gpus: Sequence[Device], *, names_gpus: bool) -> None:
         raise DeviceError(what, "Correct CUDA_VISIBLE_DEVICES, or set run.devices to cpu.")
 
 
-def _spread_over(gpus: Sequence[Device], wanted: int, group: ProcessGroup) -> Placement:
+def _split_layers(gpus: Sequence[Device], count: int, group: ProcessGroup) -> Placement:
     if group.world_size > 1:
         what = f"run.device_map divides layers within one process, and a launcher started {group.world_size} of them."
         raise DeviceError(what, "Start one process, or set run.device_map to none, so each process has a whole model.")
-    if len(gpus) < wanted:
-        what = f"run.devices names {wanted} GPUs to divide the layers among; this process sees {len(gpus)}."
+    if len(gpus) < count:
+        what = f"run.devices names {count} GPUs to divide the layers among; this process sees {len(gpus)}."
         raise DeviceError(what, "Name fewer GPUs, or let this process see all of them (CUDA_VISIBLE_DEVICES).")
-    spread = tuple(gpus[:wanted])
-    # What one of them cannot multiply, none may be asked to.
-    first = replace(spread[0], has_fast_bfloat16=all(gpu.has_fast_bfloat16 for gpu in spread))
-    return Placement(first, torch.device("cuda", 0), group, spread)
+    layer_devices = tuple(gpus[:count])
+    # A dtype that one of them lacks is used on none.
+    first = replace(layer_devices[0], has_fast_bfloat16=all(gpu.has_fast_bfloat16 for gpu in layer_devices))
+    return Placement(first, torch.device("cuda", 0), group, layer_devices)
 
 
 def _unlisted_gpu(index: int) -> Device:
@@ -257,51 +258,51 @@ _DTYPES: Mapping[DtypeName, torch.dtype] = {name: getattr(torch, name) for name 
 
 
 @dataclass(frozen=True)
-class Precision:
-    """What is held and computed in which dtype. Trained weights are always float32, and so is the optimizer's state."""
+class TrainingDtypes:
+    """Dtypes of weights and computation. Trained weights are always float32, and so is the optimizer's state."""
 
     compute: torch.dtype  # of matrix products and of what passes between layers
     frozen: torch.dtype  # of weights that are not trained and not quantized
 
     @property
     def needs_loss_scaling(self) -> bool:
-        """Whether gradients underflow unless the loss is scaled up."""
+        """Return whether gradients underflow unless the loss is scaled up."""
         return self.compute is torch.float16
 
     @property
     def compute_name(self) -> DtypeName:
-        """As settings and events call it."""
+        """Return the dtype of computation as settings and events name it."""
         return next(name for name, dtype in _DTYPES.items() if dtype is self.compute)
 
 
-def choose_precision(config: RunConfig, device: Device, begun_in: str | None = None) -> Precision:
+def choose_precision(config: RunConfig, device: Device, checkpoint_dtype: str | None = None) -> TrainingDtypes:
     """Choose the precision of a run by its settings and device.
 
-    A resumed run continues in the precision that its checkpoint was `begun_in`, wherever that can be computed: another
-    rounding is another trajectory.
+    A resumed run continues in `checkpoint_dtype` wherever the device computes in it: another rounding is another
+    trajectory.
     """
     setting = config.model.compute_dtype
     if setting == "auto":
-        setting = next((name for name in _DTYPES if name == begun_in and _trains_in(name, device)), setting)
+        setting = next((name for name in _DTYPES if name == checkpoint_dtype and _trains_in(name, device)), setting)
     compute = _DTYPES[choose_compute_dtype(setting, device.kind, has_fast_bfloat16=device.has_fast_bfloat16)]
-    return Precision(compute, torch.float32 if config.adapter.traits.trains_all else compute)
+    return TrainingDtypes(compute, torch.float32 if config.adapter.traits.trains_all else compute)
 
 
 def _trains_in(name: DtypeName, device: Device) -> bool:
-    """Whether a device computes in it at all, be it slowly."""
+    """Return whether a device computes in a dtype at all, even if slowly."""
     if name == "bfloat16":
         return device.has_fast_bfloat16 or device.kind == "cpu"
     return name == "float32" or device.kind != "cpu"
 
 
-def resumed_notes(config: RunConfig, device: Device, begun_in: str | None) -> tuple[str, ...]:
-    """Return notes for a person where a resumed run cannot continue in the precision that it began in."""
-    now = choose_precision(config, device, begun_in).compute_name
-    if config.model.compute_dtype != "auto" or begun_in in (None, now):
+def resumed_notes(config: RunConfig, device: Device, checkpoint_dtype: str | None) -> tuple[str, ...]:
+    """Return notes for a person where a resumed run cannot continue in its precision."""
+    now = choose_precision(config, device, checkpoint_dtype).compute_name
+    if config.model.compute_dtype != "auto" or checkpoint_dtype in (None, now):
         return ()
     return (
-        f"This run began in {begun_in}, which this device does not train in; it continues in {now}, and its losses may differ a "
-        "little from those that it would have had.",
+        f"This run began in {checkpoint_dtype}, which this device does not train in; it continues in {now}, and its losses "
+        "may differ slightly.",
     )
 
 

@@ -3,6 +3,7 @@
 import random
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +42,19 @@ from engine.training.objectives.reference import ReferenceCache
 from engine.training.placement import (
     SINGLE_PROCESS,
     Placement,
-    Precision,
     ProcessGroup,
+    TrainingDtypes,
     apple_notes,
     choose_placement,
     choose_precision,
-    passed_over,
     resumed_notes,
+    skipped_device_notes,
 )
 from engine.training.reporting import DeviceMemory, RunEvents
 from engine.training.trackers import start_trackers
 
 # How long processes wait for one that measures, saves, or waits for room on the disk.
-_PATIENCE = timedelta(days=2)
+_GROUP_TIMEOUT = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class PreparedRun:
     """Everything that the training loop needs."""
 
     placement: Placement
-    precision: Precision
+    precision: TrainingDtypes
     tokenizer: Any
     data: PreparedDataset
     model: Any
@@ -79,7 +80,7 @@ class PreparedRun:
     row_plan: RowPlan
     replaced: dict[str, torch.Tensor]  # by a warm start
     base: BackgroundHash
-    reference: ReferenceCache | None = None  # of what shall be computed before the first step
+    reference: ReferenceCache | None = None  # of log-probabilities to compute before the first step
 
 
 class StoppedBeforeTrainingError(BaseException):
@@ -88,7 +89,7 @@ class StoppedBeforeTrainingError(BaseException):
 
 @dataclass
 class Preparation:
-    """Prepares one attempt, and looks for requests to end it meanwhile."""
+    """Prepares one attempt, and checks for requests to end it meanwhile."""
 
     attempt: Attempt
     events: RunEvents
@@ -97,11 +98,11 @@ class Preparation:
     resumed_from: Checkpoint | None = None  # what the attempt continues from
 
     def check_requests(self) -> None:
-        """Return unless the run shall end.
+        """Return unless the run must end.
 
         Raises:
-            CancelledError: If it shall end at once.
-            StoppedBeforeTrainingError: If it shall save and end.
+            CancelledError: If it must end at once.
+            StoppedBeforeTrainingError: If it must save and end.
         """
         self.requests.check_cancel()
         # Several processes must decide together, which they do from the first step on.
@@ -109,14 +110,14 @@ class Preparation:
             raise StoppedBeforeTrainingError
 
     def run(self) -> PreparedRun:
-        """Prepare everything in the order in which it can fail; raises what `check_requests` does.
+        """Prepare everything in the order in which it can fail; raises as `check_requests` does.
 
         Raises:
             EngineError: If something cannot work.
         """
         config, events = self.attempt.config, self.events
         placement, precision = self._choose_device()
-        events.status("loading_model", f"Looking for {config.model.id}.")
+        events.status("loading_model", f"Resolving {config.model.id}.")
         source = self.group.main_process_first(self._find_base)
         base_files = list_weights(Path(source.location), source.name)  # before they are loaded
         if not reads_from_hub(config.dataset):
@@ -149,7 +150,7 @@ class Preparation:
         return PreparedRun(placement, precision, tokenizer, data, model, assembly, plan, replaced, base, reference)
 
     def _find_base(self) -> ModelSource:
-        """Find the base; a run resumes on the weights that it was trained on alone."""
+        """Find the base; a run resumes on its original weights only."""
         source = resolve_model(self.attempt.config.model, self.attempt.home, self._on_model_progress)
         if self.group.is_main and self.resumed_from is not None:
             before = trained_base(self.attempt.folder)
@@ -158,33 +159,33 @@ class Preparation:
                 raise ModelError(what, "Put the original files back and resume, or start a new run.")
         return source
 
-    def _reference_cache(self, source: ModelSource, precision: Precision) -> ReferenceCache | None:
+    def _reference_cache(self, source: ModelSource, precision: TrainingDtypes) -> ReferenceCache | None:
         config, home = self.attempt.config, self.attempt.home
         if not (config.training.precompute_ref_log_probs and objective_of(config).has_reference):
             return None
         start = config.adapter.warm_start
         earlier = find_warm_start(start, self.attempt.folder.path.parent, home) if start is not None else None
-        return ReferenceCache.of(home.cache, Path(source.location), earlier, config, precision.compute_name)
+        return ReferenceCache.for_run(home.cache, Path(source.location), earlier, config, precision.compute_name)
 
-    def _choose_device(self) -> tuple[Placement, Precision]:
+    def _choose_device(self) -> tuple[Placement, TrainingDtypes]:
         """Choose device and precision, meet the other processes, and find the checkpoint to continue from."""
         config, events = self.attempt.config, self.events
         note_architectures(self.attempt.home, str(torch.__version__), torch.cuda.get_arch_list())
         placement = choose_placement(config)
-        events.device_memory = DeviceMemory.of(placement)
+        events.device_memory = DeviceMemory.from_placement(placement)
         self.group = placement.group
         if self.group.world_size > 1:
             from accelerate import PartialState
 
-            PartialState(cpu=placement.torch_device.type == "cpu", timeout=_PATIENCE)
+            PartialState(cpu=placement.torch_device.type == "cpu", timeout=_GROUP_TIMEOUT)
         if self.group.is_main:
             events.trackers = start_trackers(config, self.attempt.folder.path, run_title(config), events.warn)
         self.resumed_from = self._find_checkpoint()
-        begun_in = self.resumed_from.manifest.compute_dtype if self.resumed_from is not None else None
-        precision = choose_precision(config, placement.device, begun_in)
-        for note in (*apple_notes(config, placement.device), *resumed_notes(config, placement.device, begun_in)):
+        checkpoint_dtype = self.resumed_from.manifest.compute_dtype if self.resumed_from is not None else None
+        precision = choose_precision(config, placement.device, checkpoint_dtype)
+        for note in apple_notes(config, placement.device) + resumed_notes(config, placement.device, checkpoint_dtype):
             events.warn(note, "precision")
-        for note in passed_over(config, placement, self.attempt.home):
+        for note in skipped_device_notes(config, placement, self.attempt.home):
             events.warn(note, "device")
         events.predicted_bytes = read_provenance(self.attempt.folder).predicted_bytes
         return placement, precision
@@ -195,10 +196,10 @@ class Preparation:
         def find() -> str:
             checkpoints.sweep(folder)
             checkpoints.restore_folder(self.attempt.folder.adapter)
-            found = checkpoints.find_checkpoint(folder, lambda message: self.events.warn(message, "checkpoint_damaged"))
-            name = found.folder.name if found else ""
+            checkpoint = checkpoints.find_checkpoint(folder, partial(self.events.warn, code="checkpoint_damaged"))
+            name = checkpoint.folder.name if checkpoint else ""
             if self.attempt.number > 1:
-                self.events.emit(ResumedData(step=found.step if found else 0, checkpoint=name or None))
+                self.events.emit(ResumedData(step=checkpoint.step if checkpoint else 0, checkpoint=name or None))
             return name
 
         name = self.group.broadcast_from_main(find)
@@ -209,7 +210,7 @@ class Preparation:
         self.events.status("loading_model", progress.message)
 
     def _give_up_hub_access(self) -> None:
-        """Forget the login once everything is here, before foreign files are parsed; Trackio's Space needs it to the end."""
+        """Forget the login once everything is local, before foreign files are parsed; Trackio's Space needs it to the end."""
         if "trackio" not in self.attempt.config.training.report_to:
             give_up_access(Access.HUB)
 
@@ -242,7 +243,7 @@ class Preparation:
         return data
 
     def _load_model(
-        self, source: ModelSource, precision: Precision, placement: Placement
+        self, source: ModelSource, precision: TrainingDtypes, placement: Placement
     ) -> tuple[Any, dict[str, torch.Tensor]]:
         """Load the base, add the adapter, and give it the weights of an earlier one where the run starts from these."""
         config, events = self.attempt.config, self.events
@@ -265,38 +266,36 @@ class Preparation:
         return model, load_warm_start(model, earlier)
 
     def _with_merged_passes(self, assembly: Assembly, placement: Placement, data: PreparedDataset) -> Assembly:
-        """Merge passes where the device has room; a resumed run as it began, wherever that still fits."""
+        """Merge passes where the device has room; a resumed run keeps its number where that still fits."""
         before = self.resumed_from.manifest.row_plan if self.resumed_from is not None else None
         choice = choose_merging(
             self.attempt.config,
             known_inventory(self.attempt.config.model, self.attempt.home),
             placement.device,
             lengths_of(data.train),
-            begun_with=before.merged if before is not None else None,
+            checkpoint_merged=before.merged if before is not None else None,
         )
         merged = -self.group.largest(-choice.merged)  # what all processes have room for
         if choice.expected_bytes is not None and merged == choice.merged > 1:
             self.events.predicted_bytes = choice.expected_bytes
-        setup = replace(assembly.setup, settings=replace(assembly.setup.settings, merged=merged))
-        used = dict(assembly.optimizations) | {"merged_passes": choice.why_not}
-        return replace(assembly, setup=setup, optimizations=used)
+        optimizations = dict(assembly.optimizations) | {"merged_passes": choice.why_not}
+        return replace(assembly.with_settings(merged=merged), optimizations=optimizations)
 
     def _with_common_order(self, assembly: Assembly, rows_sha256: str) -> tuple[Assembly, RowPlan]:
         """Give every process the order of rows that the first one begins or continues, even where its own device differs."""
         settings = assembly.setup.settings
-        begun = self.resumed_from
-        pinned, name = (begun.manifest.row_plan, begun.folder.name) if begun is not None else (None, "")
+        checkpoint = self.resumed_from
+        pinned, name = (checkpoint.manifest.row_plan, checkpoint.folder.name) if checkpoint is not None else (None, "")
         decide = lambda: choose_row_order(settings, rows_sha256, pinned, name).model_dump_json()  # noqa: E731
         order = RowOrder.model_validate_json(self.group.broadcast_from_main(decide))
-        settings = replace(settings, pinned_order=order)
-        setup = replace(assembly.setup, settings=settings)
-        return replace(assembly, setup=setup), row_plan(settings, rows_sha256)
+        assembly = assembly.with_settings(pinned_order=order)
+        return assembly, row_plan(assembly.setup.settings, rows_sha256)
 
     def _report_parameters(
-        self, parameters: tuple[int, int], precision: Precision, placement: Placement, assembly: Assembly
+        self, parameters: tuple[int, int], precision: TrainingDtypes, placement: Placement, assembly: Assembly
     ) -> None:
         trainable, total = parameters
-        share = f"{100 * trainable / total:.4f}"  # in the words that PEFT prints
+        share = f"{100 * trainable / total:.4f}"  # as PEFT prints it
         print(f"trainable params: {trainable:,} || all params: {total:,} || trainable%: {share}", flush=True)
         for name, why_not in assembly.optimizations.items():
             print(f"{name}: {why_not or 'used'}", flush=True)
@@ -316,9 +315,9 @@ class Preparation:
 
 
 def _require_pinned_data(pinned: str | None, dataset: DatasetConfig, report: DatasetReport) -> None:
-    """Refuse to train on other rows than those that were checked when the run was filed.
+    """Refuse to train on other rows than those that were checked when the run was queued.
 
-    Steps, held-out rows and the estimate were drawn from those; after a resume, a checkpoint's place in the data would mean
+    Steps, held-out rows and the estimate depend on those; after a resume, a checkpoint's position in the data would mean
     other rows.
     """
     if pinned is not None and report.fingerprint and pinned != report.fingerprint:

@@ -37,10 +37,10 @@ from engine.training.trackers import Trackers
 RESERVE_FILE = ".reserve"
 _LOOP_METRICS = ("loss", "learning_rate", "grad_norm", "epoch", "tokens_per_second")  # of every objective, for trackers
 
-_RESERVE_BYTES = 256 * 1024  # given up when the disk is full, so the log can report it
-_LOOK_AGAIN_SECONDS = 5.0
+_RESERVE_BYTES = 256 * 1024  # freed when the disk is full, so the log can report it
+_RETRY_SECONDS = 5.0
 _REPORT_AGAIN_SECONDS = 120.0
-_LOOK_FOR_REQUESTS_SECONDS = 0.2
+_REQUEST_POLL_SECONDS = 0.2
 
 
 @dataclass
@@ -51,21 +51,21 @@ class DeviceMemory:
     indexes: tuple[int, ...] = ()  # CUDA devices by torch's number
     backend: Any = None  # has the counters: `torch.cuda` or `torch.mps`
     driver_indexes: tuple[int, ...] = ()  # the same devices by the driver's number, in the same order
-    query_driver: Callable[[int], int | None] = gpu_process_bytes  # what this process takes of a device
-    _highest_seen: int = 0  # on Apple's GPU, which keeps no peak
+    process_bytes: Callable[[int], int | None] = gpu_process_bytes  # what this process takes of a device
+    _highest_driver_bytes: int = 0  # on Apple's GPU, which keeps no peak
     # By what it is and the device, before the counters were last set back.
     _highest: Counter[tuple[str, int]] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, placement: Placement) -> "DeviceMemory":
-        """The counters of where a run trains."""
+    def from_placement(cls, placement: Placement) -> "DeviceMemory":
+        """Return the counters of the devices that a run trains on."""
         kind = placement.torch_device.type
         backend = {"cuda": torch.cuda, "mps": torch.mps}.get(kind)
-        driver_indexes = tuple(device.index for device in placement.spread or (placement.device,))
+        driver_indexes = tuple(device.index for device in placement.devices)
         return cls(kind, placement.torch_indexes, backend, driver_indexes)
 
     def step_bytes(self) -> int:
-        """What the steps since the last call took: allocated at most on CUDA; in use now elsewhere, where no peak is kept."""
+        """Return the peak allocated since the last call on CUDA; elsewhere, where there is no peak, what is in use now."""
         if self.kind == "cuda":
             highest = max(int(self.backend.max_memory_allocated(index)) for index in self.indexes)
             for index in self.indexes:
@@ -74,37 +74,37 @@ class DeviceMemory:
                 self.backend.reset_peak_memory_stats(index)
             return highest
         if self.kind == "mps":
-            self._look()
+            self._read_driver_bytes()
             return int(self.backend.current_allocated_memory())
         return int(psutil.Process().memory_info().rss)
 
     def peak_allocated_bytes(self) -> int | None:
-        """The most that tensors took; None where it is not counted."""
+        """Return the peak memory of tensors; None where it is not counted."""
         return max(self._peak("allocated", index) for index in self.indexes) if self.kind == "cuda" else None
 
     def peak_reserved_bytes(self) -> int | None:
-        """The most that PyTorch held of the device; None on a processor.
+        """Return the peak memory that PyTorch reserved on the device; None on a processor.
 
         Apple's driver reports what is held now and no peak. PyTorch returns nothing by itself, so the highest
-        of all looks, one a logged step, is the peak or close to it.
+        of all readings, one a logged step, is the peak or close to it.
 
         Source: torch.mps.driver_allocated_memory.
         """
         if self.kind == "cuda":
             return max(self._peak("reserved", index) for index in self.indexes)
-        return self._look() if self.kind == "mps" else None
+        return self._read_driver_bytes() if self.kind == "mps" else None
 
     def peak_process_bytes(self) -> int | None:
-        """The most that this process took of a GPU as its driver counts it; None where no driver reports it.
+        """Return the peak memory of this process on a GPU as its driver counts it; None where no driver reports it.
 
         The driver keeps no peak. What is outside PyTorch's allocator, the context and its kernels, stays until the
-        process ends, so it is added to the most that the allocator held.
+        process ends, so it is added to the peak of the allocator.
         """
         if self.kind != "cuda":
             return None
         peaks = []
         for index, driver_index in zip(self.indexes, self.driver_indexes, strict=False):
-            now = self.query_driver(driver_index)
+            now = self.process_bytes(driver_index)
             if now is not None:
                 outside = now - int(self.backend.memory_reserved(index))
                 peaks.append(max(now, outside + self._peak("reserved", index)))
@@ -113,26 +113,26 @@ class DeviceMemory:
     def _peak(self, what: str, index: int) -> int:
         return max(int(getattr(self.backend, f"max_memory_{what}")(index)), self._highest[what, index])
 
-    def _look(self) -> int:
-        self._highest_seen = max(self._highest_seen, int(self.backend.driver_allocated_memory()))
-        return self._highest_seen
+    def _read_driver_bytes(self) -> int:
+        self._highest_driver_bytes = max(self._highest_driver_bytes, int(self.backend.driver_allocated_memory()))
+        return self._highest_driver_bytes
 
 
 class RunEvents:
     """Writes the events of one attempt at the run in a folder; without a writer, none: another process is the first.
 
-    A full disk is waited out: the run pauses until there is room or it is ended. `stop_patience_seconds` is how long a run
-    that shall save and end waits for room to save: less than systems leave between SIGTERM and SIGKILL.
+    While the disk is full, the run pauses until there is room or it is ended. `stop_timeout_seconds` is how long a run
+    that must save and end waits for room to save: less than systems leave between SIGTERM and SIGKILL.
     """
 
     def __init__(
-        self, writer: EventWriter | None, folder: Path, requests: StopRequests, stop_patience_seconds: float = 20.0
+        self, writer: EventWriter | None, folder: Path, requests: StopRequests, stop_timeout_seconds: float = 20.0
     ) -> None:
         self._writer = writer
         self._log = folder / EVENTS_FILE
         self._reserve = folder / RESERVE_FILE
         self._requests = requests
-        self._stop_patience_seconds = stop_patience_seconds
+        self._stop_timeout_seconds = stop_timeout_seconds
         self.last_seq = 0
         self.predicted_bytes: int | None = None
         self.device_memory = DeviceMemory()
@@ -144,40 +144,40 @@ class RunEvents:
         self.when_there_is_room(lambda: self._append(data))
 
     def status(self, phase: Phase, message: str, total_steps: int | None = None) -> None:
-        """The worker entered a phase."""
+        """Report that the worker entered a phase."""
         self.emit(StatusData(phase=phase, message=message, total_steps=total_steps))
 
     def stopped(self, message: str, stopped_by: StoppedBy, total_steps: int | None = None) -> None:
-        """The worker's last word, where it did not come to the end."""
+        """Report that the worker ends before the last step."""
         self.emit(StatusData(phase="stopped", message=message, total_steps=total_steps, stopped_by=stopped_by))
 
     def warn(self, message: str, code: str = "") -> None:
-        """Something works, but probably not as wanted."""
+        """Report something that works, but probably not as wanted."""
         self.emit(WarningData(message=message, code=code))
 
     def step(self, step: StepData) -> None:
-        """A logged optimizer step; the memory that it took is added here."""
+        """Report a logged optimizer step; its memory is added here."""
         self.emit(step.model_copy(update={"memory_bytes": self.device_memory.step_bytes()}))
         values = {name: getattr(step, name) for name in _LOOP_METRICS} | step.metrics
         self.trackers.log(step.step, {f"train/{name}": value for name, value in values.items()})
 
     def held_out(self, measured: EvalData) -> None:
-        """A measurement of the held-out loss."""
+        """Report a measurement of the held-out loss."""
         self.emit(measured)
         values = {"loss": measured.eval_loss} | measured.metrics
         self.trackers.log(measured.step, {f"eval/{name}": value for name, value in values.items()})
 
     def checkpoint(self, checkpoint: Checkpoint) -> None:
-        """A checkpoint is complete."""
+        """Report that a checkpoint is complete."""
         name, size, best = checkpoint.folder.name, checkpoint.size_bytes, checkpoint.manifest.best
         self.emit(CheckpointData(step=checkpoint.step, name=name, size_bytes=size, best=best))
 
     def memory(self) -> None:
-        """Peaks so far."""
+        """Report the memory peaks so far."""
         self.emit(self._peaks())
 
     def last_memory(self) -> None:
-        """Peaks of an attempt that fails; a further error in reporting them is ignored."""
+        """Report the memory peaks of an attempt that fails; a further error is ignored."""
         with contextlib.suppress(Exception):
             self._append(self._peaks())
 
@@ -195,8 +195,8 @@ class RunEvents:
 
         Raises:
             CancelledError: If the run is ended meanwhile.
-            Exception: Whatever `write` raises for other reasons; what it raises about the full disk where the run shall
-                stop and there is no room soon.
+            Exception: Whatever `write` raises for other reasons; its error about the full disk where the run must stop
+                and there is still no room after the timeout.
         """
         reported_at = 0.0
         give_up_at: float | None = None
@@ -215,16 +215,16 @@ class RunEvents:
                     "The disk is full. The run waits and continues by itself once there is room.", "disk_full"
                 )
             if self._wait_for_room(stops=give_up_at is not None) and give_up_at is None:
-                give_up_at = time.monotonic() + self._stop_patience_seconds
+                give_up_at = time.monotonic() + self._stop_timeout_seconds
         if reported_at:
             self._fill_reserve()
             self._try_to_warn("There is room on the disk again; the run continues.", "disk_has_room")
 
     def _wait_for_room(self, *, stops: bool) -> bool:
-        """Wait before the next try, shorter where the run shall stop; returns whether it shall."""
-        with contextlib.suppress(OSError):  # shows that the worker lives; the reserve may be used up as well
+        """Wait before the next try, shorter where the run must stop; returns whether it must."""
+        with contextlib.suppress(OSError):  # shows that the worker is alive; the reserve may be used up too
             os.utime(self._log)
-        end = time.monotonic() + (0.1 if faults.is_armed("disk_full:hurry") else _LOOK_AGAIN_SECONDS)
+        end = time.monotonic() + (0.1 if faults.is_armed("disk_full:hurry") else _RETRY_SECONDS)
         while True:
             self._requests.check_cancel()
             if not stops and self._requests.stop_wanted():
@@ -232,7 +232,7 @@ class RunEvents:
             rest = end - time.monotonic()
             if rest <= 0:
                 return stops
-            time.sleep(min(rest, _LOOK_FOR_REQUESTS_SECONDS))
+            time.sleep(min(rest, _REQUEST_POLL_SECONDS))
 
     def _try_to_warn(self, message: str, code: str) -> None:
         with contextlib.suppress(StorageError, OSError):  # full again: the next write waits for it
@@ -253,7 +253,7 @@ class RunEvents:
             self.last_seq = self._writer.append(data).seq
 
     def close(self) -> None:
-        """Let trackers finish, and give the reserve back."""
+        """Let trackers finish, and delete the reserve."""
         self.trackers.finish()
         if self._writer is not None:
             self._empty_reserve()

@@ -18,16 +18,16 @@ from engine.training.checkpoints import folder as checkpoints
 from engine.training.checkpoints.state_files import load_trained, save_adapter, trained_bytes
 from engine.training.distribution import trained_weights
 from engine.training.failure import StopRequests, check_held_out, check_loss
-from engine.training.objectives.reference import Reference
+from engine.training.objectives.reference import ReferenceModel
 from engine.training.preparation import Attempt, Preparation, PreparedRun, StoppedBeforeTrainingError
 from engine.training.reporting import RunEvents
 from engine.training.trainer import LoratoryTrainer
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 class TrainingSession:
-    """Runs one attempt, reports it to `events`, and asks `requests` whether to end."""
+    """Runs one attempt, reports it to `events`, and checks `requests` for a reason to end."""
 
     def __init__(self, attempt: Attempt, events: RunEvents, requests: StopRequests) -> None:
         self._config = attempt.config
@@ -39,7 +39,7 @@ class TrainingSession:
         self._last_held_out: EvalData | None = None
         self._reported_base: BaseWeightsData | None = None
         self._quota = QuotaWatch(attempt.home, attempt.folder.path.parent.name)
-        self._quota_reached = ""  # in words, once there was no room for a checkpoint
+        self._quota_reached = ""  # the reason, once there was no room for a checkpoint
         self._saves_fewer = False
 
     def run(self) -> None:
@@ -59,41 +59,59 @@ class TrainingSession:
             self._events.stopped(f"{self._requests.reason} {done}", self._requests.stopped_by)
 
     def _train(self, prepared: PreparedRun) -> None:
-        events, resumed_from = self._events, self._preparation.resumed_from
+        group = self._preparation.group
         trainer, callback = self._build_trainer(prepared)
-        total = trainer.total_steps
+        self._begin(trainer, callback, prepared)
+        prepared.replaced.clear()  # frees its memory
+        step = self._run_steps(trainer, callback)
+        self._events.memory()
+        if keeps_best(self._config.training):
+            checkpoints.go_back_to_best(trainer, step, self._folder.checkpoints, self._events, group)
+        self._finish(trainer, callback, prepared, step)
+
+    def _begin(self, trainer: LoratoryTrainer, callback: RunCallback, prepared: PreparedRun) -> None:
+        """Restore the progress of a resumed run; measure the base before the first step of a new one."""
+        resumed_from = self._preparation.resumed_from
         if prepared.reference is not None:
-            events.status("preparing", "Computing the reference log-probabilities of all pairs.", total)
+            message = "Computing the reference log-probabilities of all pairs."
+            self._events.status("preparing", message, trainer.total_steps)
             trainer.precompute_reference(prepared.reference)
         if resumed_from is not None:
             trainer.restore_progress(resumed_from.folder)
             callback.stopped_early = callback.has_stalled()
         elif len(prepared.data.held_out):
             self._measure_base(trainer, prepared)
-        prepared.replaced.clear()  # frees its memory
-        if resumed_from is None or not (resumed_from.step >= total or callback.stopped_early):
-            done = f" from step {resumed_from.step}" if resumed_from else ""
-            events.status("training", f"Training{done}: {total:,} steps.", total)
-            trainer.train(resume_from_checkpoint=str(resumed_from.folder) if resumed_from else None)
-        else:  # training is complete; only the adapter is missing
+
+    def _run_steps(self, trainer: LoratoryTrainer, callback: RunCallback) -> int:
+        """Train; return the last step. If a resumed run lacks its adapter only, load the weights of its checkpoint."""
+        resumed_from, total = self._preparation.resumed_from, trainer.total_steps
+        if resumed_from is None:
+            self._events.status("training", f"Training: {total:,} steps.", total)
+            trainer.train()
+        elif resumed_from.step < total and not callback.stopped_early:
+            self._events.status("training", f"Training from step {resumed_from.step}: {total:,} steps.", total)
+            trainer.train(resume_from_checkpoint=str(resumed_from.folder))
+        else:
             load_trained(trainer.model, resumed_from.folder)
-        step = int(trainer.state.global_step) or (resumed_from.step if resumed_from else 0)
-        events.memory()
-        if keeps_best(self._config.training):
-            checkpoints.go_back_to_best(trainer, step, self._folder.checkpoints, events, self._preparation.group)
+            return resumed_from.step
+        return int(trainer.state.global_step)
+
+    def _finish(self, trainer: LoratoryTrainer, callback: RunCallback, prepared: PreparedRun, step: int) -> None:
+        """Save the result, where the quota has room for it, and report how the run ended."""
+        total = trainer.total_steps
         if self._quota_reached and step < total and not callback.stopped_early:
-            done = f"Stopped after step {step:,} of {total:,}."
             if self._preparation.group.broadcast_from_main(lambda: self._room_for_result(trainer)):
                 self._save_result(trainer, prepared)
-            events.stopped(f"{self._quota_reached} {done}", "disk_limit", total)
+            message = f"{self._quota_reached} Stopped after step {step:,} of {total:,}."
+            self._events.stopped(message, "disk_limit", total)
             return
         self._save_result(trainer, prepared)
         if callback.stopped_on_request:
-            done = f"Saved after step {step:,} of {total:,}."
-            events.stopped(f"{self._requests.reason} {done}", self._requests.stopped_by, total)
+            message = f"{self._requests.reason} Saved after step {step:,} of {total:,}."
+            self._events.stopped(message, self._requests.stopped_by, total)
         else:
             early = " The held-out loss had stopped improving." if callback.stopped_early else ""
-            events.status("finished", f"Finished after step {step:,}.{early}", total)
+            self._events.status("finished", f"Finished after step {step:,}.{early}", total)
 
     def _build_trainer(self, prepared: PreparedRun) -> tuple[LoratoryTrainer, RunCallback]:
         training, setup, group = self._config.training, prepared.assembly.setup, self._preparation.group
@@ -135,7 +153,7 @@ class TrainingSession:
         # The start of a preference run is its reference, so it is measured.
         is_other = adapter.warm_start is not None and not objective_of(self._config).has_reference
         off = not adapter.traits.starts_as_identity or is_other
-        with Reference(prepared.replaced).replacing(trainer.model) if off else contextlib.nullcontext():
+        with ReferenceModel(prepared.replaced).replacing(trainer.model) if off else contextlib.nullcontext():
             first = trainer.measure_held_out()
         check_held_out(0, first.eval_loss)
         self._events.held_out(first.model_copy(update={"adapter_disabled": off}))
@@ -146,7 +164,7 @@ class TrainingSession:
         weights = trained_weights(trainer.model) if prepared.placement.sharded else None
         while prepared.base.is_alive() and not self._requests.stop_wanted():
             self._requests.check_cancel()
-            prepared.base.join(_LOOK_SECONDS)
+            prepared.base.join(_POLL_SECONDS)
         self._report_base(prepared)
         if self._preparation.group.is_main:
             dtype = prepared.precision.compute
@@ -156,13 +174,11 @@ class TrainingSession:
         faults.reached("session:adapter_saved")
 
     def _report_base(self, prepared: PreparedRun) -> None:
-        """Report what is trained on before anything of it is saved; again once it is hashed."""
+        """Report the base's weight files before anything is saved; again once they are hashed."""
         base = BaseWeightsData(files=prepared.base.files)
         if base != self._reported_base:
             self._reported_base = base
             self._events.emit(base)
-
-    # -- while training -----------------------------------------------------------------------------------------------
 
     def _on_logged(self, step: StepData, vocabulary: int | None) -> None:
         if self._first_loss is None:
@@ -226,7 +242,7 @@ class TrainingSession:
         return f"{room.use}, and there is no room for a checkpoint of {size(checkpoint_bytes)} and the result."
 
     def _room_for_result(self, trainer: LoratoryTrainer) -> str:
-        """Return text if the result fits, as all processes are sent text; empty if it does not."""
+        """Return text if the result fits, since processes broadcast text; empty if it does not."""
         weights, _ = trained_bytes(trainer.model, trainer.optimizer)
         room = self._quota.room(weights)
         return "yes" if room is None or weights <= room.bytes else ""

@@ -1,8 +1,8 @@
-"""Curves sent to trackers next to our own log, where `training.report_to` names them: TensorBoard, Trackio, Weights & Biases.
+"""Curves for the trackers that `training.report_to` names, in addition to our log: TensorBoard, Trackio, Weights & Biases.
 
 A tracker that fails costs the run a warning and nothing else. transformers' own integrations are not used: an error in one
 ends the run, the measurement before the first step does not reach them, Trackio's may publish a Space, and W&B's uploads
-checkpoints when an environment variable asks for it.
+checkpoints where an environment variable is set.
 """
 
 from collections.abc import Callable, Mapping
@@ -80,7 +80,7 @@ def _start_tensorboard(config: RunConfig, folder: Path, title: str) -> Tracker:
 
 
 def _start_trackio(config: RunConfig, _folder: Path, title: str) -> Tracker:
-    """Stays on this machine: a Space is used where TRACKIO_SPACE_ID names one, and never made public."""
+    """Start Trackio on this machine, or on the Space of TRACKIO_SPACE_ID, which stays private."""
     import trackio
 
     trackio.init(project=PROJECT, name=title, config=config.model_dump(mode="json"), private=True)

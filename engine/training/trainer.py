@@ -23,7 +23,7 @@ from engine.data.step_plan import EpochPlanner
 from engine.runs.history.events import EvalData, StepData
 from engine.training import faults
 from engine.training.batching.steps import PrefetchedSteps, StepBatch, StepBatches, StepOrder, TrainerRows, TrainerSetup
-from engine.training.callbacks import LoggedInterval, MethodSteps, Progress, SkippedSteps, TrainerHooks
+from engine.training.callbacks import LoggedInterval, MethodSteps, SkippedSteps, TrainerHooks, TrainingProgress
 from engine.training.checkpoints import state_files
 from engine.training.checkpoints.state_files import GatheredState
 from engine.training.distribution import trained_weights, whole
@@ -48,15 +48,14 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         rows: TrainerRows,
         setup: TrainerSetup,
         hooks: TrainerHooks,
-        callbacks: Sequence[Any] = (),
     ) -> None:
         self._rows = rows
         self._setup = setup
         self.hooks = hooks
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         self._interval = LoggedInterval()
         self._prefetch: PrefetchedSteps | None = None
-        self._passes_apart = False  # merged passes did not fit
+        self._merging_disabled = False  # merged passes did not fit
         self._group = ProcessGroup(setup.settings.rank, setup.settings.world_size)
         self._planner = EpochPlanner(rows.train_lengths, setup.settings)
         weights = {name: p.data for name, p in model.named_parameters() if p.requires_grad}
@@ -64,11 +63,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         super().__init__(
             model=model,
             args=args,
-            # Only its length counts: our loader looks the rows up by number.
+            # Only its length counts: our loader finds the rows by number.
             train_dataset=Dataset.from_dict({"row": range(len(rows.train))}),
             processing_class=tokenizer,
             data_collator=lambda batch: batch,
-            callbacks=list(callbacks),
         )
         # TRL casts trained weights to bfloat16 on quantized bases, and wraps the model's forward in a loss of its own.
         for name, parameter in self.model.named_parameters():
@@ -84,12 +82,10 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Return the optimizer steps of the whole run."""
         if self.args.max_steps > 0:
             return int(self.args.max_steps)
         return math.ceil(float(self.args.num_train_epochs) * self._planner.steps_per_epoch)
-
-    # -- batches ------------------------------------------------------------------------------------------------------
 
     @property
     def _batches(self) -> StepBatches:
@@ -120,12 +116,12 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         return result
 
     def stop_voted(self) -> bool:
-        """Whether to stop: because this process wants to, or one of several did before the last step."""
+        """Return whether to stop: because this process wants to, or one of several did before the last step."""
         wants = self.hooks.stop_wanted
         if self.accelerator.num_processes == 1:
             return wants()
         if not self._counts.has_begun:
-            return self._group.any(wants())
+            return self._group.largest(wants()) > 0
         votes = self._counts.latest_votes()
         return votes is not None and votes.stops > 0
 
@@ -154,22 +150,22 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
         If merged passes run out of memory, the step is repeated and the run continues with the configured passes.
         """
-        if self._passes_apart:
-            inputs = self._batches.apart(inputs)
+        if self._merging_disabled:
+            inputs = self._batches.split_merged(inputs)
         metrics = self._interval.metrics
         try:
             return self._train_step(model, inputs)
         except RuntimeError as error:
-            may_divide = self._setup.settings.merged > 1 and not self._passes_apart
+            may_divide = self._setup.settings.merged > 1 and not self._merging_disabled
             if not may_divide or self.accelerator.num_processes > 1 or not is_out_of_memory(error):
                 raise
         # Not in `except`, where the error still holds the tensors of the step.
         print("Memory ran out with merged passes; the run continues with passes of the configured size.", flush=True)
-        self._passes_apart, self._interval.metrics = True, metrics
+        self._merging_disabled, self._interval.metrics = True, metrics
         model.zero_grad(set_to_none=True)
         if self.args.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._train_step(model, self._batches.apart(inputs))
+        return self._train_step(model, self._batches.split_merged(inputs))
 
     def _train_step(self, model: Any, inputs: StepBatch) -> torch.Tensor:
         model.train()
@@ -177,21 +173,21 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         votes = Votes(int(self.hooks.stop_wanted()), self.hooks.log_vote())
         scales = self._counts.begin(terms, inputs.trained_tokens, inputs.tokens, votes)
         loss = torch.zeros((), dtype=torch.float32, device=self.args.device)
-        spare = min(inputs.passes, key=lambda one: one.tokens).untrained
-        passes = self._passes.with_company(inputs.passes, spare, inputs.planned.most_passes)
+        spare = min(inputs.passes, key=lambda batch: batch.tokens).untrained
+        passes = self._passes.pad_pass_count(inputs.passes, spare, inputs.planned.most_passes)
         estimate = self._passes.estimate(model, passes)
         with self._setup.method.step(self.model):
             for number, cpu_pass in enumerate(passes):
                 self.hooks.between_passes()
                 faults.reached("training:pass")
-                one = cpu_pass.to(self.args.device)
+                batch = cpu_pass.to(self.args.device)
                 is_last = number == len(passes) - 1
                 # Sharded gradients are divided after each pass: whole ones of all layers would take the memory that is saved.
                 with (
                     contextlib.nullcontext() if is_last or self._passes.is_sharded else self.accelerator.no_sync(model)
                 ):
                     # Averaged by terms over the whole step, as TRL does; DDP divides by the processes once more.
-                    losses = self._passes.losses(model, one, estimate)
+                    losses = self._passes.losses(model, batch, estimate)
                     parts = [total * scale for total, scale in zip(losses.sums, scales, strict=True)]
                     part = sum(parts[1:], start=parts[0])
                     if is_last and (penalty := self._setup.method.penalty(self.model)) is not None:
@@ -208,7 +204,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         """Record on the device whether the norm is finite; steps that are not logged are checked with the next logged one."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         if isinstance(norm, torch.Tensor) and self._scaler is None and not self._passes.is_sharded:
-            self._interval.poison = add_tensors(self._interval.poison, norm.detach() * 0.0)
+            self._interval.nonfinite_flag = add_tensors(self._interval.nonfinite_flag, norm.detach() * 0.0)
         return norm
 
     @property
@@ -232,8 +228,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
                 cache.save(pairs, values)
         assert values is not None
         return PairsWithReference(pairs, values)
-
-    # -- measurements -------------------------------------------------------------------------------------------------
 
     def measure_held_out(self) -> EvalData:
         """Return the mean loss over the terms of the held-out rows: in nats over trained tokens, or over pairs."""
@@ -274,8 +268,8 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         now = time.perf_counter()
         seconds = now - self._interval.began - self._interval.paused_seconds
         norm = logs.get("grad_norm")
-        if norm is not None and self._interval.poison is not None:
-            norm += float(self._interval.poison)
+        if norm is not None and self._interval.nonfinite_flag is not None:
+            norm += float(self._interval.nonfinite_flag)
         self._count_progress()
         step = StepData(
             step=int(self.state.global_step),
@@ -291,8 +285,6 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
         self._interval = LoggedInterval(now)
         self.hooks.on_logged(step)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, logs)
-
-    # -- checkpoints --------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:  # noqa: ARG002
         began = time.perf_counter()
@@ -323,7 +315,7 @@ class LoratoryTrainer(SFTTrainer):  # type: ignore[misc]
 
     def restore_progress(self, folder: Path) -> None:
         """Restore the progress of a checkpoint; `train` also restores everything else."""
-        self.progress = Progress(**state_files.load_plain(folder / state_files.PROGRESS_FILE))
+        self.progress = TrainingProgress(**state_files.load_plain(folder / state_files.PROGRESS_FILE))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)

@@ -112,7 +112,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     if writer is not None:
         writer.append(StatusData(phase="loading_model", message="Starting."))
     keep_freed_memory()
-    gc.disable()  # it would pass over the objects of the imports again and again, which is a fifth of their time
+    gc.disable()  # it would scan the objects of the imports again and again, a fifth of the import time
     try:
         from engine.training.failure import CancelledError, StopRequests, explain
         from engine.training.placement import MainProcessFailedError, ProcessGroup
@@ -137,7 +137,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
     requests.listen()
     events = RunEvents(writer, folder.path, requests)
     config, home = None, home_of_run(folder)
-    if home.owner:  # this process looks names up as the lab does
+    if home.owner:  # this process resolves names as the lab does
         os.environ[LAB] = "1"
     try:
         config = folder.read_config()
@@ -152,7 +152,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
         print("The first process failed and reports why.", file=sys.stderr)
         return EXIT_FAILED
     except BaseException as error:
-        # The log gets the traceback, the event what a person needs.
+        # The log gets the traceback, the event a sentence.
         traceback.print_exc()
         events.last_memory()
         failed = explain(error, config, home)
@@ -168,7 +168,7 @@ def _attempt(folder: RunFolder, number: int, writer: EventWriter | None) -> int:
 
 
 def _first_cause(failed: FailedData, run: Path, attempt: int) -> FailedData:
-    """Return what another process reported, where this one only knows that it lost the connection."""
+    """Return the failure that another process noted, where this one only lost the connection."""
     if failed.cause != "unexpected":
         return failed
     deadline = time.monotonic() + _REPORT_SECONDS

@@ -62,7 +62,7 @@ def folder(tmp_path) -> RunFolder:
 @pytest.fixture
 def waiting(folder, monkeypatch) -> Iterator[threading.Thread]:
     """Run a worker that waits for disk space to write; it ends when there is some."""
-    monkeypatch.setattr(reporting, "_LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(reporting, "_RETRY_SECONDS", 0.01)
     disk = FullDisk()
     events = reporting.RunEvents(disk, folder.path, NobodyAsks())
     thread = threading.Thread(target=events.warn, args=("A word.",))

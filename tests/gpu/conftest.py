@@ -29,7 +29,7 @@ _DISK_GIB = {"0.5B": 2, "1.5B": 5, "8B": 24}
 
 @pytest.fixture(autouse=True)
 def cuda():
-    """The first CUDA device; every test here needs one."""
+    """Return the first CUDA device; every test here needs one."""
     import torch
 
     if not torch.cuda.is_available():
@@ -41,13 +41,13 @@ def cuda():
 
 @pytest.fixture
 def cuda_runs(home, demo_home, tmp_path) -> WorkerRuns:
-    """Makes runs of the demo model on the GPU."""
+    """Return a maker of runs of the demo model on the GPU."""
     return WorkerRuns(home, demo_home.models / DEMO_MODEL_ID, write_questions(tmp_path / "questions.jsonl", 60))
 
 
 @pytest.fixture(scope="session")
 def in_shape(tmp_path_factory) -> Callable[[str], Path]:
-    """Makes folders of models with random weights in real shapes, each once; skips what is too large for this machine."""
+    """Make folders of models with random weights in real shapes, each once; skip what is too large for this machine."""
     cache: dict[str, Path] = {}
 
     def make(shape: str) -> Path:
@@ -93,13 +93,13 @@ class CudaWorkers:
             ).returncode
 
     def end_of_log(self) -> str:
-        """What the workers wrote last."""
+        """Return the end of the workers' output."""
         return self.log.read_text(errors="replace")[-3000:]
 
 
 @pytest.fixture
 def cuda_workers(tmp_path) -> CudaWorkers:
-    """Starts workers on the GPU."""
+    """Return a starter of workers on the GPU."""
     return CudaWorkers(tmp_path / "workers.log")
 
 
@@ -129,7 +129,7 @@ def resumed_run(cuda_runs, cuda_workers):
 
 @pytest.fixture
 def show(capsys, request):
-    """Prints figures past pytest's capture: who runs these tests wants to see them."""
+    """Print figures past pytest's capture."""
 
     def print_figures(**figures: object) -> None:
         with capsys.disabled():

@@ -13,7 +13,7 @@ from engine.hardware.devices import list_devices
 from engine.models.catalog import find_in_catalog
 from engine.training.placement import Placement
 from tests.tiny_model import make_tiny_tokenizer
-from tests.training.tiny_training import Row, TinyTraining, make_config, make_rows, make_training
+from tests.training.tiny_training import Row, TinyTraining, make_config, make_rows, train_tiny
 from tests.training.worker_runs import WORDS
 
 ROWS = make_rows(24)
@@ -32,23 +32,23 @@ SHAPES = {
 
 
 def the_gpu() -> Device:
-    """The first GPU that this process sees."""
+    """Return the first GPU that this process sees."""
     return next(device for device in list_devices() if device.kind == "cuda")
 
 
 def cuda_placement() -> Placement:
-    """The same, as the worker places itself."""
+    """Return a placement on that GPU, as the worker's."""
     return Placement(the_gpu(), torch.device("cuda", 0))
 
 
 def auto_dtype(**sections: dict[str, object]) -> dict[str, dict[str, object]]:
-    """Sections that leave the compute precision to the device."""
+    """Return sections that leave the compute precision to the device."""
     model = {"compute_dtype": "auto", **sections.pop("model", {})}
     return {"model": model, **sections}
 
 
 def sections_of(method: str, quantization: str) -> dict[str, dict[str, object]]:
-    """Sections of a short run of the demo model, on the GPU, by one of `CELLS`."""
+    """Return sections of a short run of the demo model, on the GPU, by one of `CELLS`."""
     rates = {"lora": 2e-4, "ia3": 3e-3, "prefix_tuning": 3e-3, "none": 1e-5}
     return {
         "model": {"quantization": quantization},
@@ -60,9 +60,7 @@ def sections_of(method: str, quantization: str) -> dict[str, dict[str, object]]:
 
 def train_on_gpu(folder: Path, out: Path, rows: list[Row] = ROWS, **sections: dict[str, object]) -> TinyTraining:
     """Train a model on the GPU; in float32 unless the sections say otherwise."""
-    training = make_training(make_config(folder, **sections), rows, out, placement=cuda_placement())
-    training.trainer.train()
-    return training
+    return train_tiny(make_config(folder, **sections), rows, out, placement=cuda_placement())
 
 
 def save_in_shape(folder: Path, shape: str, device: str = "cuda") -> Path:
@@ -92,11 +90,11 @@ def save_in_shape(folder: Path, shape: str, device: str = "cuda") -> Path:
     return folder
 
 
-def write_long_answers(path: Path, count: int, words: int) -> Path:
-    """An Alpaca file whose every row has at least as many tokens as its answer has words."""
+def write_long_answers(path: Path, count: int, word_count: int) -> Path:
+    """Write an Alpaca file whose every row has at least as many tokens as its answer has words."""
     generator = random.Random(0)
     with path.open("w", encoding="utf-8") as file:
         for number in range(count):
-            answer = " ".join(generator.choices(WORDS, k=words))
+            answer = " ".join(generator.choices(WORDS, k=word_count))
             file.write(json.dumps({"instruction": f"Say {number}.", "input": "", "output": answer}) + "\n")
     return path

@@ -10,7 +10,7 @@ from engine.training.ops.attention import JoinedRows, joined_attention, sdpa_wit
 from engine.training.ops.gpu_attention import find_varlen_attn, varlen_attention
 from tests.gpu.cuda_training import ROWS, auto_dtype, train_on_gpu
 from tests.tiny_model import make_tiny_model
-from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.training.tiny_training import make_config, make_rows, train_tiny
 
 pytestmark = pytest.mark.gpu
 
@@ -24,8 +24,7 @@ def train(folder, tmp_path, **sections):
 
 @pytest.fixture
 def on_the_processor(tiny_model_folder, tmp_path):
-    training = make_training(make_config(tiny_model_folder), ROWS, tmp_path / "processor")
-    training.trainer.train()
+    training = train_tiny(make_config(tiny_model_folder), ROWS, tmp_path / "processor")
     return training.losses
 
 
@@ -69,17 +68,21 @@ def test_float16_scales_its_loss_and_learns(tiny_model_folder, tmp_path):
     assert {p.dtype for p in training.trainer.model.parameters() if p.requires_grad} == {torch.float32}
 
 
-@pytest.mark.parametrize("window", [None, 32], ids=["whole rows", "a sliding window"])
-def test_packed_rows_have_the_losses_of_the_processor(window, tmp_path):
-    """Rows are longer than the window and than a tile of queries, and several of them are one sequence."""
-    family = {"model_type": "mistral", "sliding_window": window}
-    folder = make_tiny_model(tmp_path / "model", **family)
-    rows = make_rows(24, longest=200)
-    sections = {"training": {"packing": True, "max_length": 256, "max_steps": 6}}
-    on_the_processor = make_training(make_config(folder, **sections), rows, tmp_path / "processor")
-    on_the_processor.trainer.train()
+LONG_ROWS = make_rows(24, longest=200)  # longer than the window and than a tile of queries
+SIX_STEPS = {"max_length": 256, "max_steps": 6}
 
-    training = train_on_gpu(folder, tmp_path / "out", rows, **{"model": {"attn_implementation": "sdpa"}} | sections)
+
+@pytest.fixture(params=[None, 32], ids=["whole rows", "a sliding window"])
+def windowed_folder(request, tmp_path):
+    return make_tiny_model(tmp_path / "model", model_type="mistral", sliding_window=request.param)
+
+
+def test_packed_rows_have_the_losses_of_the_processor(windowed_folder, tmp_path):
+    sections: dict[str, dict[str, object]] = {"training": {"packing": True, **SIX_STEPS}}
+    on_the_processor = train_tiny(make_config(windowed_folder, **sections), LONG_ROWS, tmp_path / "processor")
+
+    sections["model"] = {"attn_implementation": "sdpa"}
+    training = train_on_gpu(windowed_folder, tmp_path / "out", LONG_ROWS, **sections)
 
     assert training.assembly.setup.settings.batching == "joined"
     assert training.assembly.notes == ()
@@ -143,33 +146,25 @@ def test_pytorchs_kernel_for_joined_rows_gives_what_row_by_row_gives(cuda, dtype
 
 
 @needs_ampere
-@pytest.mark.parametrize("window", [None, 32], ids=["whole rows", "a sliding window"])
-def test_rows_are_joined_without_the_flash_attention_package(window, tmp_path, show):
+def test_rows_are_joined_without_the_flash_attention_package(windowed_folder, tmp_path, show):
     if HAS_FLASH or find_varlen_attn() is None:
         pytest.skip("another kernel is taken")
-    folder = make_tiny_model(tmp_path / "model", model_type="mistral", sliding_window=window)
-    rows = make_rows(24, longest=200)
-    sections = {"training": {"max_length": 256, "max_steps": 6}}
-    on_the_processor = make_training(make_config(folder, **sections), rows, tmp_path / "processor")
-    on_the_processor.trainer.train()
+    config = make_config(windowed_folder, training=SIX_STEPS)
+    on_the_processor = train_tiny(config, LONG_ROWS, tmp_path / "processor")
 
-    training = train_on_gpu(folder, tmp_path / "out", rows, **auto_dtype(**sections))
+    training = train_on_gpu(windowed_folder, tmp_path / "out", LONG_ROWS, **auto_dtype(training=SIX_STEPS))
 
     show(optimizations=training.assembly.optimizations)
     assert training.assembly.attention == "varlen_attn"
     assert training.losses == pytest.approx(on_the_processor.losses, rel=BFLOAT16_TOLERANCE)
 
 
-@pytest.mark.parametrize("window", [None, 32], ids=["whole rows", "a sliding window"])
-def test_padded_rows_without_a_mask_have_the_losses_of_rows_with_one(window, tmp_path, monkeypatch, show):
-    folder = make_tiny_model(tmp_path / "model", model_type="mistral", sliding_window=window)
-    rows = make_rows(24, longest=200)
-    sections = {"training": {"max_length": 256, "max_steps": 6}}
+def test_padded_rows_without_a_mask_have_the_losses_of_rows_with_one(windowed_folder, tmp_path, monkeypatch, show):
     monkeypatch.setenv("LORATORY_WITHOUT", "unmasked_rows,varlen_attention")
-    masked = train_on_gpu(folder, tmp_path / "masked", rows, **sections)
+    masked = train_on_gpu(windowed_folder, tmp_path / "masked", LONG_ROWS, training=SIX_STEPS)
     monkeypatch.setenv("LORATORY_WITHOUT", "varlen_attention")
 
-    training = train_on_gpu(folder, tmp_path / "out", rows, **sections)
+    training = train_on_gpu(windowed_folder, tmp_path / "out", LONG_ROWS, training=SIX_STEPS)
 
     show(optimizations=training.assembly.optimizations)
     assert masked.assembly.setup.masked
@@ -180,13 +175,13 @@ def test_padded_rows_without_a_mask_have_the_losses_of_rows_with_one(window, tmp
 def test_a_pass_without_a_mask_never_waits_for_the_gpu(tiny_model_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("LORATORY_WITHOUT", "varlen_attention")
     training = train_on_gpu(tiny_model_folder, tmp_path / "out", training={"max_steps": 1})
-    one = pad(ROWS[:3], 0, masked=False).to(torch.device("cuda", 0))
+    batch = pad(ROWS[:3], 0, masked=False).to(torch.device("cuda", 0))
     model = training.trainer.model
-    model(**one.inputs, trained_tokens=one.trained)  # kernels are loaded
+    model(**batch.inputs, trained_tokens=batch.trained)  # kernels are loaded
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        loss = model(**one.inputs, trained_tokens=one.trained)
+        loss = model(**batch.inputs, trained_tokens=batch.trained)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -1,4 +1,4 @@
-"""What the driver tells of GPUs is what torch finds there, and a run that has a GPU trains on it or reports why not."""
+"""What the driver reports of GPUs is what torch finds, and a run that has a GPU trains on it or reports why not."""
 
 import os
 import subprocess
@@ -25,7 +25,7 @@ def gpus():
     return in_torch_order([device for device in list_devices() if device.kind == "cuda"])
 
 
-def test_the_driver_and_torch_tell_the_same_of_each_gpu():
+def test_the_driver_and_torch_report_the_same_of_each_gpu():
     result = gpus()
     if any(gpu.is_mig for gpu in result):
         pytest.skip("torch shows one MIG instance at a time; see the test below")
@@ -56,11 +56,11 @@ def test_the_driver_counts_at_least_what_torch_holds(cuda):
     memory = torch.empty(256 * MIB, dtype=torch.uint8, device=cuda)
     torch.cuda.synchronize()
 
-    counted = gpu_process_bytes(gpus()[0].index)
+    process_bytes = gpu_process_bytes(gpus()[0].index)
 
-    if counted is None:
+    if process_bytes is None:
         pytest.skip("this driver does not tell what a process takes")
-    assert counted >= torch.cuda.memory_reserved() >= memory.nbytes
+    assert process_bytes >= torch.cuda.memory_reserved() >= memory.nbytes
 
 
 def test_a_mig_instance_has_the_memory_that_torch_finds_in_it():

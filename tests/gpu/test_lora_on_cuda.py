@@ -10,16 +10,10 @@ from transformers import TrainerCallback
 from engine.training.ops import products
 from engine.training.ops.lora_linear import fuse_lora, lora_linears
 from tests.gpu.cuda_training import ROWS, auto_dtype, cuda_placement, train_on_gpu
-from tests.training.lora_layers import WIDTH, adapt, answer, quantize_layers
-from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.training.lora_layers import WIDTH, adapt, answer, quantize_layers, require_as_near
+from tests.training.tiny_training import make_config, make_rows, make_training, train_tiny
 
 pytestmark = pytest.mark.gpu
-
-
-def distances(found, expected):
-    """How far outputs and gradients are from those in float32, by their norms."""
-    pairs = [(found[0], expected[0]), *((found[1][name], expected[1][name]) for name in expected[1])]
-    return [float((a.float().cpu() - b).norm() / b.norm()) for a, b in pairs]
 
 
 def with_dtype(model, dtype):
@@ -46,10 +40,7 @@ def test_sixteen_bits_are_as_near_to_float32_as_pefts_are(dtype, rows, cuda):
     with lora_linears(model).step():
         got = answer(model, x.cuda().to(dtype))
 
-    assert all(
-        own < 1.5 * other + 0.002
-        for own, other in zip(distances(got, expected), distances(of_peft, expected), strict=True)
-    )
+    require_as_near(got, of_peft, expected)
 
 
 @pytest.mark.parametrize("few_rows", [0, 1536], ids=["written out", "multiplied as they are"])
@@ -120,9 +111,7 @@ def test_losses_are_the_same_without(left_out, quantization, tiny_model_folder, 
 
 def test_merged_passes_have_the_same_losses(tiny_model_folder, tmp_path):
     config = make_config(tiny_model_folder, **auto_dtype(training={"gradient_accumulation_steps": 4, "max_steps": 3}))
-    apart = make_training(config, make_rows(16), tmp_path / "apart", placement=cuda_placement())
-    apart.trainer.train()
-    merged = make_training(config, make_rows(16), tmp_path / "merged", placement=cuda_placement(), merged=4)
-    merged.trainer.train()
+    apart = train_tiny(config, make_rows(16), tmp_path / "apart", placement=cuda_placement())
+    merged = train_tiny(config, make_rows(16), tmp_path / "merged", placement=cuda_placement(), merged=4)
 
     assert merged.losses == pytest.approx(apart.losses, rel=0.01)

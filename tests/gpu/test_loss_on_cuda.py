@@ -37,16 +37,20 @@ def test_all_logits_are_never_there_at_once(trained, fused, show):
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
 
-    began, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    began.record()
+    start_event, end_event = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start_event.record()
     summed_loss(hidden, targets, head, LogitTransform(fused=fused)).backward()
-    ended.record()
+    end_event.record()
 
     torch.cuda.synchronize()
-    beside = torch.cuda.max_memory_allocated() - before
-    show(peak_beside_bytes=beside, milliseconds=began.elapsed_time(ended), all_logits_bytes=ALL_LOGITS_BYTES)
+    extra_bytes = torch.cuda.max_memory_allocated() - before
+    show(
+        peak_beside_bytes=extra_bytes,
+        milliseconds=start_event.elapsed_time(end_event),
+        all_logits_bytes=ALL_LOGITS_BYTES,
+    )
     assert hidden.grad is not None
-    assert beside < ALL_LOGITS_BYTES / 3
+    assert extra_bytes < ALL_LOGITS_BYTES / 3
 
 
 @KERNELS

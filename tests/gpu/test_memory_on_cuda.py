@@ -74,7 +74,7 @@ def measure_run(run, home, cuda_workers, show):
 def test_the_demo_model_stays_within_what_was_predicted(
     method, quantization, home, cuda_runs, cuda_workers, show, tmp_path
 ):
-    data = write_long_answers(tmp_path / "long.jsonl", 60, words=128)
+    data = write_long_answers(tmp_path / "long.jsonl", 60, word_count=128)
     run = cuda_runs.create(**sections_of(method, quantization), dataset={"source": str(data)})
 
     measure_run(run, home, cuda_workers, show)
@@ -88,7 +88,9 @@ def test_the_demo_model_stays_within_what_was_predicted(
 def test_real_shapes_stay_within_what_was_predicted(
     shape, quantization, batch, checkpointing, home, in_shape, cuda_workers, show, tmp_path
 ):
-    runs = WorkerRuns(home, in_shape(shape), write_long_answers(tmp_path / "long.jsonl", 8 * batch + 8, words=LENGTH))
+    runs = WorkerRuns(
+        home, in_shape(shape), write_long_answers(tmp_path / "long.jsonl", 8 * batch + 8, word_count=LENGTH)
+    )
     run = runs.create(
         model={"quantization": quantization},
         adapter={"r": 16, "lora_alpha": 32},

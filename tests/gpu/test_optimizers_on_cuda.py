@@ -68,11 +68,11 @@ def test_a_paged_optimizer_may_leave_the_gpu_also_after_a_checkpoint(optim, tmp_
     state_files.load_optimizer(training.trainer.optimizer, path)
 
     state_bytes = sum(tensor.nbytes for tensor in before) * 2
-    beside = torch.cuda.max_memory_allocated() - allocated
-    show(paged_tensors=len(paged) * 2, paged_bytes=state_bytes, beside_bytes=beside)
+    extra_bytes = torch.cuda.max_memory_allocated() - allocated
+    show(paged_tensors=len(paged) * 2, paged_bytes=state_bytes, beside_bytes=extra_bytes)
     again = [state for state in states_of(training) if getattr(state["state1"], "is_paged", False)]
     assert len(again) == len(paged)
-    assert beside < state_bytes / 4
+    assert extra_bytes < state_bytes / 4
     for was, now in zip(before, again, strict=True):
         assert torch.equal(now["state1"].cpu(), was.cpu())
 
@@ -81,7 +81,7 @@ def test_a_paged_optimizer_may_leave_the_gpu_also_after_a_checkpoint(optim, tmp_
 def test_a_killed_run_with_a_paged_optimizer_resumes_as_if_nothing_had_happened(resumed_run):
     whole, run, _ = resumed_run(adapter=WIDE_ADAPTER, training={"optim": "paged_adamw_32bit"}, run={"devices": "auto"})
 
-    peaks = [data_of_events(made, "memory")[-1].peak_allocated_bytes for made in (whole, run)]
+    peaks = [data_of_events(run_of_pair, "memory")[-1].peak_allocated_bytes for run_of_pair in (whole, run)]
     assert peaks[1] <= peaks[0] * 1.05
 
 

@@ -1,4 +1,4 @@
-"""A GPU that is really full: the cause is said in plain words, with the advice that fits the settings."""
+"""A GPU that is really full: the cause is reported in plain words, with advice that fits the settings."""
 
 import pytest
 import torch

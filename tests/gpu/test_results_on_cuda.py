@@ -36,7 +36,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run_of(base, tmp_path_factory):
-    """Makes the folder of a finished run of a method, with some precision and quantization."""
+    """Make the folder of a finished run of a method, with some precision and quantization."""
     root = tmp_path_factory.mktemp("gpu-runs")
     data = write_questions(root / "questions.jsonl", 60)
 
@@ -50,7 +50,7 @@ def run_of(base, tmp_path_factory):
 
 
 def logits_of(run, base, device, dtype):
-    """After each token of a fixed text, of base and tuned."""
+    """Return the logits after each token of a fixed text, of base and tuned."""
     plan = plan_load(ChatTarget.of_run(run))
     weights = Weights(plan, ModelPlace(base, "tiny", device, dtype), lambda _: None)
     with torch.inference_mode():

@@ -180,10 +180,10 @@ REFERENCES = {
 
 @pytest.mark.parametrize("overrides", REFERENCES.values(), ids=REFERENCES.keys())
 def test_what_the_reference_of_a_preference_run_keeps_is_counted(overrides):
-    from engine.training.objectives.reference import Reference
+    from engine.training.objectives.reference import ReferenceModel
 
     own = prepare(DPO | overrides, batch=2, shared=4, model_type="qwen2")
-    start = Reference.of(own.model, warm_started="adapter.warm_start" in overrides).start
+    start = ReferenceModel.from_model(own.model, warm_started="adapter.warm_start" in overrides).start
 
     prediction = Estimator(own.shape, CPU).peak(own.workload).persistent
 

@@ -17,11 +17,11 @@ def one_thread():
 
 @pytest.fixture(scope="session")
 def workers():
-    """Starts real workers."""
+    """Return a starter of real workers."""
     return ForkingWorkers()
 
 
 @pytest.fixture
 def runs(home, tiny_model_folder, tmp_path) -> WorkerRuns:
-    """Makes runs of the tiny model."""
+    """Return a maker of runs of the tiny model."""
     return WorkerRuns(home, tiny_model_folder, write_questions(tmp_path / "questions.jsonl"))

@@ -13,20 +13,24 @@ from typing import NamedTuple
 from torch.distributed import TCPStore
 
 from engine.processes.spawn import spawn, worker_argv
+from engine.runs.run import Run
+from engine.training.worker import EXIT_FINISHED
 from tests.fork_server import REPOSITORY
 
 RANKS = 2
 SECONDS = 1500  # without an answer they would wait for days
 
 
-class Ended(NamedTuple):
+class LaunchResult(NamedTuple):
     """How a launch ended: 0 or the first other exit code, and what was written."""
 
     returncode: int
     stderr: str
 
 
-def launch_ranks(module: str, *arguments: object, folder: Path, environment: Mapping[str, str] | None = None) -> Ended:
+def launch_ranks(
+    module: str, *arguments: object, folder: Path, environment: Mapping[str, str] | None = None
+) -> LaunchResult:
     """Run a module as two processes; as under the launcher, one that fails ends the other.
 
     Args:
@@ -51,7 +55,13 @@ def launch_ranks(module: str, *arguments: object, folder: Path, environment: Map
         for rank, log in enumerate(logs)
     ]
     code = _wait(ranks)
-    return Ended(code, "".join(log.read_text() for log in logs))
+    return LaunchResult(code, "".join(log.read_text() for log in logs))
+
+
+def train_on_two(run: Run, environment: Mapping[str, str] | None = None) -> None:
+    """Train a run to its end as two processes."""
+    launch = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment)
+    assert launch.returncode == EXIT_FINISHED, launch.stderr[-3000:]
 
 
 def _wait(ranks: list[subprocess.Popen[bytes]]) -> int:

@@ -24,9 +24,9 @@ class ForkingWorkers:
         return process.pid
 
     def wait(self, pid: int) -> int:
-        """Exit code of an attempt; negative for a signal."""
+        """Return the exit code of an attempt; negative for a signal."""
         return self._started[pid].wait()
 
     def run(self, run: Path, fault: str = "") -> int:
-        """An attempt from beginning to end; returns its exit code."""
+        """Run an attempt from beginning to end; return its exit code."""
         return self.wait(self.start(run, fault))

@@ -14,21 +14,7 @@ from engine.training.ops.loss import LogitTransform
 
 
 def varlen_attn(
-    query,
-    key,
-    value,
-    cu_seq_q,
-    cu_seq_k,
-    max_q,
-    max_k,
-    *,
-    return_aux=None,
-    scale=None,
-    window_size=(-1, -1),
-    enable_gqa=False,
-    seqused_k=None,
-    block_table=None,
-    num_splits=None,
+    query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1), enable_gqa=False
 ):
     """`torch.nn.attention.varlen.varlen_attn`, row by row: (tokens, heads, head_dim)."""
     assert cu_seq_q.dtype == cu_seq_k.dtype == torch.int32
@@ -40,11 +26,11 @@ def varlen_attn(
     for start, end in rows:
         positions = torch.arange(end - start)
         distance = positions[:, None] - positions[None, :]
-        seen = torch.ones_like(distance, dtype=torch.bool)
-        seen &= distance <= left if left >= 0 else seen
-        seen &= -distance <= right if right >= 0 else seen
+        visible = torch.ones_like(distance, dtype=torch.bool)
+        visible &= distance <= left if left >= 0 else visible
+        visible &= -distance <= right if right >= 0 else visible
         parts = (part[start:end].transpose(0, 1).unsqueeze(0) for part in (query, key, value))
-        row = functional.scaled_dot_product_attention(*parts, attn_mask=seen, scale=scale, enable_gqa=enable_gqa)
+        row = functional.scaled_dot_product_attention(*parts, attn_mask=visible, scale=scale, enable_gqa=enable_gqa)
         outputs.append(row[0].transpose(0, 1))
     return torch.cat(outputs)
 
@@ -70,16 +56,16 @@ def losses_and_gradient_(logits, targets, scale, cap, gradient_sum):
 
 
 def triton_loss() -> Any:
-    """A module in place of `engine.training.ops.triton_loss`."""
+    """Build a module that replaces `engine.training.ops.triton_loss`."""
     module: Any = types.ModuleType("engine.training.ops.triton_loss")
     module.CrossEntropy = CrossEntropy
     module.losses_and_gradient_ = losses_and_gradient_
-    module.losses_of = lambda *given: (CrossEntropy.apply(*given), None)
+    module.losses_of = lambda *arguments: (CrossEntropy.apply(*arguments), None)
     return module
 
 
 def use_gpu_paths(monkeypatch, *, joins: bool = True) -> None:
-    """Let trainings on this processor take what a GPU takes; `joins` as one since Ampere does."""
+    """Let trainings on this processor use the kernels of a GPU; `joins` as on one since Ampere."""
     module = triton_loss()
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setattr("engine.training.ops.triton_loss", module, raising=False)

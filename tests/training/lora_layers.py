@@ -46,7 +46,7 @@ def fuse(model, *, shared=True):
 
 
 def answer(model, x):
-    """Output, and gradients of what is trained and of the input."""
+    """Return the output, and gradients of trained weights and of the input."""
     model.zero_grad()
     x = x.detach().clone().requires_grad_()
     output = model(x)
@@ -68,7 +68,7 @@ def groups(model):
 
 
 def quantize_layers(model, dtype, *, double_quant):
-    """The same model with frozen layers in 4 bits."""
+    """Quantize the frozen layers of a model to 4 bits."""
     for name in "qkvo":
         layer = getattr(model.base_model.model, name)
         base = layer.base_layer
@@ -84,3 +84,15 @@ def quantize_layers(model, dtype, *, double_quant):
         layer.base_layer = four_bit.to(dtype).to("cpu").requires_grad_(False)
         layer.base_layer.support_avx512bf16_for_cpu = False
     return model
+
+
+def distances(got, expected):
+    """Return how far outputs and gradients are from expected ones, by the norms of these."""
+    pairs = [(got[0], expected[0]), *((got[1][name], expected[1][name]) for name in expected[1])]
+    return [float((a.float().cpu() - b).norm() / b.norm()) for a, b in pairs]
+
+
+def require_as_near(got, other, expected):
+    """Require that an answer in 16 bits is as near to float32 as another one."""
+    pairs = zip(distances(got, expected), distances(other, expected), strict=True)
+    assert all(own < 1.5 * theirs + 0.002 for own, theirs in pairs)

@@ -20,9 +20,9 @@ def main(folder: Path) -> None:
     while len(list(folder.parent.glob("*/began-0"))) < LAUNCHES:
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    socket.create_connection(place, SECONDS).close()  # their launcher listens there
-    (folder / f"met-{os.environ['RANK']}").write_text(str(place))
+    endpoint = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    socket.create_connection(endpoint, SECONDS).close()  # their launcher listens there
+    (folder / f"met-{os.environ['RANK']}").write_text(str(endpoint))
 
 
 if __name__ == "__main__":

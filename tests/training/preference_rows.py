@@ -38,13 +38,13 @@ def _tokens(generator: random.Random, fewest: int, most: int) -> list[int]:
 
 def split_row(row: TokenizedRow) -> tuple[list[int], list[int]]:
     """Return prompt and answer of a sequence."""
-    start = next(place for place, label in enumerate(row.labels) if label != IGNORED_LABEL)
+    start = next(index for index, label in enumerate(row.labels) if label != IGNORED_LABEL)
     return row.input_ids[:start], row.input_ids[start:]
 
 
 def in_order(built: TinyTraining, rows: Sequence[Any]) -> list[Any]:
     """Return the rows as the steps of the first epoch have them."""
-    return [rows[row] for step in built.trainer._planner.steps(0) for one in step.passes for row in one.rows]
+    return [rows[row] for step in built.trainer._planner.steps(0) for plan in step.passes for row in plan.rows]
 
 
 class _Gradients(TrainerCallback):  # type: ignore[misc]

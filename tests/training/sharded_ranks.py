@@ -50,7 +50,7 @@ class HeldBytes(TorchDispatchMode):
             if isinstance(leaf, torch.Tensor):
                 storage = (leaf.to_local() if isinstance(leaf, DTensor) else leaf).untyped_storage()
                 self._alive[storage._cdata] = weakref.ref(storage)
-        alive = {key: one for key, reference in self._alive.items() if (one := reference()) is not None}
+        alive = {key: storage for key, reference in self._alive.items() if (storage := reference()) is not None}
         self._alive = {key: self._alive[key] for key in alive}
         self.most = max(self.most, sum(storage.nbytes() for storage in alive.values()))
         return result

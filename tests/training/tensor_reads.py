@@ -1,4 +1,4 @@
-"""Where the values of tensors are read, for which a GPU would have to finish first."""
+"""Find reads of tensor values, for which a GPU would have to finish first."""
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -8,22 +8,22 @@ READS = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.equal.defaul
 
 
 class Reads(TorchDispatchMode):
-    """Notes where values of tensors are read (`item`, `float`, `bool`), while it shall."""
+    """Records reads of tensor values (`item`, `float`, `bool`) while it is on."""
 
     def __init__(self):
         super().__init__()
         self.is_on = False
-        self.found = []
+        self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         # DDP's map of used parameters is of int32, and in the processor's memory on every device.
         if self.is_on and func in READS and args[0].dtype != torch.int32:
-            self.found.append(func)
+            self.calls.append(func)
         return func(*args, **(kwargs or {}))
 
 
 class WithinSteps(TrainerCallback):
-    """Looks from the begin of each step to its end, but for the first and the last, which are logged."""
+    """Is on during each step but the first and the last, which are logged."""
 
     def __init__(self, reads, last):
         self._reads, self._last = reads, last

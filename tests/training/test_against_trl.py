@@ -34,7 +34,7 @@ def train_both(kind, folder, home, rows, as_trl, quantization="none", **settings
     setup = make_training(
         make_config(folder, model=base, training=training), rows, home / "ours", callbacks=(gradients,)
     )
-    ordered = in_order(setup, rows)
+    rows_in_order = in_order(setup, rows)
     model = copy.deepcopy(setup.trainer.model)
     # The copy has TRL's forward pass and PEFT's, not ours.
     for module in model.modules():
@@ -42,12 +42,12 @@ def train_both(kind, folder, home, rows, as_trl, quantization="none", **settings
     model.get_base_model().set_attn_implementation("eager")
     setup.trainer.train()
     values = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
-    logged, theirs = train_with_trl(
-        trainer, trl_config, model, as_trl(ordered), home / "trl",
+    trl_steps, theirs = train_with_trl(
+        trainer, trl_config, model, as_trl(rows_in_order), home / "trl",
         per_device_train_batch_size=STEPS["per_device_train_batch_size"], learning_rate=STEPS["learning_rate"],
         lr_scheduler_type="constant", **values,
     )  # fmt: skip
-    return setup.steps, logged, gradients.first, theirs
+    return setup.steps, trl_steps, gradients.first, theirs
 
 
 def assert_same(both, metrics, within=1e-4):

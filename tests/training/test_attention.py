@@ -9,8 +9,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from engine.config.rules import QUERY_TILE
 from engine.training.ops import attention
 from engine.training.ops.attention import (
-    Fork,
     JoinedRows,
+    SharedPrefix,
     UnsupportedAttentionError,
     copy_shared_heads,
     joined_attention,
@@ -34,7 +34,7 @@ def random_inputs(lengths, dtype=torch.float32) -> tuple[torch.Tensor, torch.Ten
 
 
 def row_by_row(inputs, lengths, scale, window=None):
-    """The definition: each row through PyTorch's attention by itself."""
+    """Attend by the definition: each row through PyTorch's attention by itself."""
     outputs = []
     for q, k, v in zip(*(part[0].split(lengths, dim=1) for part in inputs), strict=True):
         length = q.shape[1]
@@ -81,19 +81,19 @@ def test_two_sequences_that_share_their_beginning_see_what_whole_ones_do(shared,
         parts = (states[:, :, :first], states[:, :, :shared], states[:, :, rest], states[:, :, after])
         return torch.cat(parts, dim=2)
 
-    rows = JoinedRows((first + second - shared, 3), (Fork(shared, first),))
+    rows = JoinedRows((first + second - shared, 3), (SharedPrefix(shared, first),))
     query, key, value = map(without_repetition, inputs)
-    forked, _ = joined_attention(
+    shared_output, _ = joined_attention(
         CausalModule(), query, key, value, None, dropout=dropout, scaling=0.3, sliding_window=window,
         joined_rows=rows,
     )  # fmt: skip
     whole = row_by_row(tuple(map(with_repetition, again)), (first, second, 3), 0.3, window).transpose(1, 2)
     expected = without_repetition(whole).transpose(1, 2)
     weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
-    (forked * weights).sum().backward()
+    (shared_output * weights).sum().backward()
     (expected * weights).sum().backward()
 
-    torch.testing.assert_close(forked, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(shared_output, expected, rtol=1e-4, atol=1e-5)
     for got, target in zip(inputs, again, strict=True):
         torch.testing.assert_close(got.grad, target.grad, rtol=1e-4, atol=1e-5)
 
@@ -109,45 +109,32 @@ def test_bfloat16_is_as_exact_as_the_fused_kernel():
     assert error < 0.005  # half a unit in the last place of bfloat16 is 0.002
 
 
-def test_a_row_is_the_same_whatever_is_next_to_it():
-    lengths = (30, 50)
-    query, key, value = random_inputs(lengths)
-    alone, _ = joined_attention(
-        CausalModule(), query[:, :, 30:], key[:, :, 30:], value[:, :, 30:], None, joined_rows=JoinedRows((50,))
-    )
-
-    joined, _ = joined_attention(CausalModule(), query, key, value, None, joined_rows=JoinedRows(lengths))
-
-    assert torch.equal(joined[:, 30:], alone)
-
-
 def test_attention_dropout_is_left_to_the_fused_kernel():
     inputs = random_inputs((40,))
     torch.manual_seed(0)
 
-    dropped, _ = joined_attention(CausalModule(), *inputs, None, dropout=0.5, joined_rows=JoinedRows((40,)))
+    with_dropout, _ = joined_attention(CausalModule(), *inputs, None, dropout=0.5, joined_rows=JoinedRows((40,)))
     whole, _ = joined_attention(CausalModule(), *inputs, None, joined_rows=JoinedRows((40,)))
 
-    assert not torch.allclose(dropped, whole)
+    assert not torch.allclose(with_dropout, whole)
 
 
 @pytest.mark.parametrize(
-    "asked",
-    [{"softcap": 50.0}, {"s_aux": torch.zeros(HEADS)}, {"is_causal": False}, {"joined_rows": None}],
-    ids=lambda asked: next(iter(asked)),
+    "options",
+    [
+        {"softcap": 50.0},
+        {"s_aux": torch.zeros(HEADS)},
+        {"is_causal": False},
+        {"joined_rows": None},
+        {"attention_mask": torch.ones(1, 1, 8, 8, dtype=torch.bool)},
+    ],
+    ids=lambda options: next(iter(options)),
 )
-def test_what_it_cannot_do_is_refused(asked):
-    arguments = {"joined_rows": JoinedRows((8,)), **asked}
+def test_what_it_cannot_do_is_refused(options):
+    arguments = {"joined_rows": JoinedRows((8,)), "attention_mask": None, **options}
 
     with pytest.raises(UnsupportedAttentionError):
-        joined_attention(CausalModule(), *random_inputs((8,)), None, **arguments)
-
-
-def test_a_mask_is_refused_rather_than_overlooked():
-    with pytest.raises(UnsupportedAttentionError):
-        joined_attention(
-            CausalModule(), *random_inputs((8,)), torch.ones(1, 1, 8, 8, dtype=torch.bool), joined_rows=JoinedRows((8,))
-        )
+        joined_attention(CausalModule(), *random_inputs((8,)), **arguments)
 
 
 class SharingModule(CausalModule):
@@ -160,9 +147,9 @@ def heads_given(monkeypatch):
     calls = []
     own = functional.scaled_dot_product_attention
 
-    def attend(query, key, value, **asked):
-        calls.append((query.shape[-3], key.shape[-3], asked.get("enable_gqa", False)))
-        return own(query, key, value, **asked)
+    def attend(query, key, value, **options):
+        calls.append((query.shape[-3], key.shape[-3], options.get("enable_gqa", False)))
+        return own(query, key, value, **options)
 
     monkeypatch.setattr(functional, "scaled_dot_product_attention", attend)
     return calls
@@ -193,7 +180,7 @@ def test_a_mask_is_left_to_transformers():
 
 
 @pytest.mark.parametrize(
-    ("capability", "dtype", "copied"),
+    ("capability", "dtype", "copies_heads"),
     [
         ((7, 5), torch.float16, True),
         ((8, 6), torch.float32, True),
@@ -201,13 +188,13 @@ def test_a_mask_is_left_to_transformers():
         ((9, 0), torch.float16, False),
     ],
 )
-def test_heads_are_copied_where_no_flash_kernel_takes_them_shared(monkeypatch, capability, dtype, copied):
+def test_heads_are_copied_where_no_flash_kernel_takes_them_shared(monkeypatch, capability, dtype, copies_heads):
     monkeypatch.setattr(AttentionInterface, "_global_mapping", dict(AttentionInterface._global_mapping))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
 
     copy_shared_heads(dtype, (0,))
 
-    assert AttentionInterface()["sdpa"] is (sdpa_with_copied_heads if copied else sdpa_attention_forward)
+    assert AttentionInterface()["sdpa"] is (sdpa_with_copied_heads if copies_heads else sdpa_attention_forward)
     copy_shared_heads(torch.float32, ())  # a model on the processor, afterwards
     assert AttentionInterface()["sdpa"] is sdpa_attention_forward
 
@@ -242,10 +229,3 @@ def test_joined_rows_copy_heads_where_no_flash_kernel_takes_them(monkeypatch, he
 
     assert heads_given == [(HEADS, HEADS, False)] * 2
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("masked", "takes"), [(False, True), (True, False)])
-def test_the_flash_kernel_takes_no_mask(monkeypatch, masked, takes):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (8, 6))
-
-    assert attention._takes_shared_heads(torch.device("cuda", 0), torch.bfloat16, masked=masked) is takes

@@ -1,4 +1,4 @@
-"""Whether rows are joined or padded: the trainer, the estimate and the exported script answer alike for every family."""
+"""Whether rows are joined or padded: the trainer, the estimate and the exported script agree for every family."""
 
 import random
 from typing import Any
@@ -78,7 +78,7 @@ def make_config(*, method="none", **sections):
 
 @pytest.fixture(scope="module")
 def tiny_model():
-    """A model of a family, each built once, what its configuration says, and its inventory."""
+    """Build a model of a family once, with its configuration and its inventory."""
     cache = {}
 
     def make(family):

@@ -1,6 +1,6 @@
 """What is done otherwise on GPUs than on a processor, as far as a machine without one can tell.
 
-What needs the real thing stands in tests/gpu.
+The rest is in tests/gpu.
 """
 
 import os
@@ -19,23 +19,20 @@ from engine.training import build, placement, worker
 from engine.training.build import load_model, training_arguments
 from engine.training.checkpoints.state_files import load_plain
 from engine.training.failure import explain
-from engine.training.ops import attention
-from engine.training.ops.attention import JoinedRows, joined_attention
 from engine.training.ops.products import DropoutMask
 from engine.training.placement import Placement, choose_placement, choose_precision
-from tests.training.tiny_training import CPU, make_config, make_rows, make_training
+from tests.training.tiny_training import CPU, GPU, ON_CPU, make_config, make_rows, make_training, train_tiny
 
-GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
 ON_GPU = Placement(GPU, torch.device("cuda", 0))
-ON_TWO = Placement(GPU, torch.device("cuda", 0), spread=(GPU, replace(GPU, index=1)))
+ON_TWO = Placement(GPU, torch.device("cuda", 0), layer_devices=(GPU, replace(GPU, index=1)))
 ON_MPS = Placement(replace(GPU, kind="mps"), torch.device("mps"))
-ON_CPU = Placement(CPU, torch.device("cpu"))
 OLD = replace(GPU, has_fast_bfloat16=False)
+PRODUCT_CACHES = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
 
 
 @pytest.fixture
 def loaded_modules(monkeypatch):
-    """Stands in for from_pretrained and writes down what it was asked for."""
+    """Replace from_pretrained by a function that records its arguments."""
     requests = []
     model = SimpleNamespace(config=SimpleNamespace(use_cache=True), modules=list, parameters=list, buffers=list)
 
@@ -44,7 +41,7 @@ def loaded_modules(monkeypatch):
         return model
 
     monkeypatch.setattr(transformers.AutoModelForCausalLM, "from_pretrained", from_pretrained)
-    monkeypatch.setattr(build, "plan_spread", lambda source, config, devices: {"layers": len(devices)})
+    monkeypatch.setattr(build, "plan_layer_split", lambda source, config, devices: {"layers": len(devices)})
     monkeypatch.setattr(build, "attach_device_hooks", lambda model: requests.append("hooked"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device=None: (8, 6))
     return requests
@@ -68,7 +65,7 @@ def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected
     load_model(ModelSource("m", "m"), config, choose_precision(config, where.device), where)
 
     assert loaded_modules[0].get("device_map") == expected
-    assert ("hooked" in loaded_modules) is bool(where.spread)
+    assert ("hooked" in loaded_modules) is bool(where.layer_devices)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +76,7 @@ def test_a_model_is_loaded_onto_its_device_at_once(where, quantization, expected
     ],
     ids=str,
 )
-def test_memory_that_runs_out_while_a_model_is_loaded_is_not_taken_for_a_broken_model(error, monkeypatch):
+def test_running_out_of_memory_while_loading_is_not_taken_for_a_broken_model(error, monkeypatch):
     def from_pretrained(*_, **__):
         raise error
 
@@ -103,7 +100,7 @@ def test_int8_layers_write_nothing_into_the_log(tiny_model_folder, tmp_path, cap
 
 
 def test_flash_attention_must_run_on_all_of_several_gpus(monkeypatch):
-    with_an_old_one = replace(ON_TWO, spread=(GPU, replace(OLD, index=1)))
+    with_an_old_one = replace(ON_TWO, layer_devices=(GPU, replace(OLD, index=1)))
     monkeypatch.setattr(build, "is_flash_attn_2_available", lambda: True)
     config = make_config(Path("m"), model={"compute_dtype": "bfloat16"})
 
@@ -125,8 +122,8 @@ def test_float16_scales_its_loss(where, scales, uses_cpu, tmp_path):
 
 def test_the_scale_of_the_loss_survives_a_checkpoint(tiny_model_folder, tmp_path):
     def train(scale):
-        training = make_training(make_config(tiny_model_folder, training={"max_steps": 1}), make_rows(4), tmp_path)
-        training.trainer.train()
+        config = make_config(tiny_model_folder, training={"max_steps": 1})
+        training = train_tiny(config, make_rows(4), tmp_path)
         training.trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return training.trainer
 
@@ -155,76 +152,37 @@ def test_a_gpu_that_the_driver_does_not_list_is_described_by_torch(monkeypatch):
 def test_a_gpu_keeps_the_mask_of_dropout_instead_of_a_seed():
     mask = DropoutMask.draw(torch.empty(50, 4, device="meta"), 0.25)
 
-    assert (mask.seed, mask.drawn.shape, mask.drawn.dtype, mask.drawn.device.type) == (
+    assert (mask.seed, mask.tensor.shape, mask.tensor.dtype, mask.tensor.device.type) == (
         None,
         (50, 4),
         torch.bool,
         "meta",
     )
     assert mask.keep == 0.75
-    drawn = torch.tensor([True, False, True])
-    assert DropoutMask(0.75, None, drawn).apply(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1.0, 0.0, 3.0]
+    mask_tensor = torch.tensor([True, False, True])
+    assert DropoutMask(0.75, None, mask_tensor).apply(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1.0, 0.0, 3.0]
 
 
-@pytest.mark.parametrize("window", [None, 7])
-@pytest.mark.parametrize("heads", [2, 4], ids=["heads that share keys", "heads of their own"])
-def test_joined_rows_attend_the_same_by_pytorchs_kernel(monkeypatch, window, heads):
-    torch.manual_seed(0)
-    query = torch.randn(1, 4, 40, 16, requires_grad=True)
-    key, value = (torch.randn(1, heads, 40, 16, requires_grad=True) for _ in range(2))
-    module = torch.nn.Module()
-    settings = {"sliding_window": window, "joined_rows": JoinedRows((15, 25))}
-
-    def attend():
-        output, _ = joined_attention(module, query, key, value, None, **settings)
-        return output, torch.autograd.grad(output.square().sum(), (query, key, value))
-
-    tiled, tiled_gradients = attend()
-    monkeypatch.setattr(attention, "_attend_tiled", attention._attend_fused)
-    fused, fused_gradients = attend()
-
-    torch.testing.assert_close(fused, tiled, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(fused_gradients, tiled_gradients, rtol=1e-3, atol=1e-4)
-
-
-def test_settings_of_accelerate_of_the_persons_own_decide_nothing(monkeypatch):
-    foreign = {"ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_DEEPSPEED": "true"}
-    before = dict(os.environ) | foreign | {"RANK": "1"}
-    monkeypatch.setattr(os, "environ", before)
+@pytest.mark.parametrize(
+    ("preset", "expected"),
+    [
+        ({}, {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "PYTORCH_ENABLE_MPS_FALLBACK": "1"}),
+        ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}),
+        ({"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_CUDA_ALLOC_CONF": None}),
+        ({}, dict.fromkeys(PRODUCT_CACHES, str(PRODUCT_CACHE_CAPACITY))),
+        ({"LRU_CACHE_CAPACITY": "777"}, {"LRU_CACHE_CAPACITY": "777"}),
+        (
+            {"ACCELERATE_MIXED_PRECISION": "fp16", "ACCELERATE_USE_FSDP": "true", "RANK": "1"},
+            {"ACCELERATE_MIXED_PRECISION": None, "ACCELERATE_USE_FSDP": None, "RANK": "1"},
+        ),
+    ],
+    ids=["allocator", "own allocator", "its newer name", "product caches", "own cache", "Accelerate's settings"],
+)
+def test_the_worker_sets_what_a_person_has_not_and_ignores_settings_of_accelerate(preset, expected, monkeypatch):
+    names = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK", *PRODUCT_CACHES}
+    environment = {name: value for name, value in os.environ.items() if name not in names} | preset
+    monkeypatch.setattr(os, "environ", environment)
 
     worker._prepare_environment()
 
-    assert not foreign.keys() & before.keys()
-    assert before["RANK"] == "1"
-
-
-def test_the_worker_bounds_what_is_kept_of_compiled_products(monkeypatch):
-    names = ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY")
-    before = {name: value for name, value in os.environ.items() if name not in names}
-    monkeypatch.setattr(os, "environ", before)
-
-    worker._prepare_environment()
-
-    assert {before[name] for name in names} == {str(PRODUCT_CACHE_CAPACITY)}
-    before["LRU_CACHE_CAPACITY"] = "777"
-    worker._prepare_environment()
-    assert before["LRU_CACHE_CAPACITY"] == "777"
-
-
-def test_the_worker_asks_for_an_allocator_that_wastes_little(monkeypatch):
-    for name in ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_ENABLE_MPS_FALLBACK"):
-        monkeypatch.delenv(name, raising=False)
-    before = dict(os.environ)
-    monkeypatch.setattr(os, "environ", before)
-
-    worker._prepare_environment()
-
-    assert before["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
-    assert before["PYTORCH_ENABLE_MPS_FALLBACK"] == "1"
-    before["PYTORCH_CUDA_ALLOC_CONF"] = "max_split_size_mb:64"
-    worker._prepare_environment()
-    assert before["PYTORCH_CUDA_ALLOC_CONF"] == "max_split_size_mb:64"  # what a person has set stays
-    del before["PYTORCH_CUDA_ALLOC_CONF"]
-    before["PYTORCH_ALLOC_CONF"] = "max_split_size_mb:64"
-    worker._prepare_environment()
-    assert "PYTORCH_CUDA_ALLOC_CONF" not in before
+    assert {name: environment.get(name) for name in expected} == expected

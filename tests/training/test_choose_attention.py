@@ -18,14 +18,14 @@ AMPERE, TURING = (8, 6), (7, 5)
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """A GPU of some capability, with or without flash_attn installed."""
+    """Make a placement on a GPU of some capability, with or without flash_attn installed."""
 
-    def place(capability, *, installed=True):
+    def make(capability, *, installed=True):
         monkeypatch.setattr(build, "is_flash_attn_2_available", lambda: installed)
         device = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=capability >= (8, 0))
         return Placement(device, torch.device("cuda", 0))
 
-    return place
+    return make
 
 
 def choose(placement, **model):
@@ -46,7 +46,7 @@ def test_else_transformers_chooses(gpu, capability, installed, model):
     assert choose(gpu(capability, installed=installed), **model) is None
 
 
-def test_what_was_asked_for_is_kept(gpu):
+def test_an_explicit_attention_is_kept(gpu):
     assert choose(gpu(AMPERE), attn_implementation="sdpa") == "sdpa"
 
 
@@ -59,7 +59,7 @@ def test_what_was_asked_for_is_kept(gpu):
         (TURING, "bfloat16", ("math", False)),  # no fused kernel has it there
     ],
 )
-def test_the_estimate_counts_the_kernel_that_a_grouped_query_model_gets_without_a_mask(capability, dtype, expected):
+def test_the_estimate_knows_the_kernel_of_a_grouped_query_model_without_a_mask(capability, dtype, expected):
     shape = inventory_of(find_in_catalog("Qwen/Qwen2.5-0.5B-Instruct").config)
     assert shape.num_key_value_heads < shape.num_attention_heads
     device = Device("cuda", 0, "a GPU", 16 << 30, 16 << 30, has_fast_bfloat16=capability >= (8, 0))

@@ -1,10 +1,7 @@
 """The CUDA benchmark works without a GPU as far as it can: its own code, its table, its count of launches."""
 
-import pytest
-import torch
-
 from engine.config.optimizations import TRAINING_OPTIMIZATIONS, VARIABLE
-from tests.benchmarks.cuda_speed import GIB, TINY, Cell, Figures, cells, main, measure, table, why_not
+from tests.benchmarks.cuda_speed import GIB, TINY, Cell, Figures, cells, measure, table
 from tests.benchmarks.lora_launches import count_launches
 from tests.tiny_model import make_tiny_model
 
@@ -32,17 +29,6 @@ def test_the_most_telling_cells_come_first():
     assert [cell.label for cell in order[:4]] == ["ours"] * 4
     assert {cell.without for cell in order} == {"", *TRAINING_OPTIMIZATIONS}
     assert len(set(order)) == len(order)
-
-
-def test_what_a_machine_cannot_hold_is_named(tmp_path):
-    assert why_not(Cell("8B", "none", "ours"), 8 * GIB, tmp_path) == "needs a GPU with 40 GiB"
-
-
-def test_without_a_gpu_it_reports_it(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-    with pytest.raises(SystemExit, match="needs a CUDA GPU"):
-        main([])
 
 
 def test_fused_layers_launch_less(monkeypatch):

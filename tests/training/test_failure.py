@@ -1,4 +1,4 @@
-"""Whatever goes wrong has a cause in plain words and a next step."""
+"""Each failure has a cause in plain words and a fix."""
 
 import errno
 import math
@@ -74,7 +74,7 @@ def test_a_full_disk_is_recognized_behind_our_own_error():
         (ValueError("what is this"), "unexpected"),
     ],
 )
-def test_other_errors_keep_their_words(error, cause):
+def test_other_errors_keep_their_cause(error, cause):
     failure = explain(error, config())
 
     assert failure.cause == cause

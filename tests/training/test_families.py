@@ -10,14 +10,12 @@ from transformers import AutoModelForCausalLM
 from engine.config.run import AdapterConfig
 from engine.errors import ConfigError
 from engine.inspector.worker.inventory import inventory_of
-from engine.models.source import ModelSource
 from engine.training.assembly import assemble
-from engine.training.build import add_adapter, load_model
 from engine.training.methods.base import choose_targets
 from engine.training.ops.lora_linear import fuse_lora
-from engine.training.placement import Placement, choose_precision
+from engine.training.placement import Placement
 from tests.tiny_model import make_tiny_model
-from tests.training.tiny_training import CPU, make_config, make_rows, make_training
+from tests.training.tiny_training import CPU, ON_CPU, load_adapted, make_config, make_rows, make_training, train_tiny
 
 # Qwen2 has biases next to the weights that LoRA adapts, GPT-2 transposed weights and biases, Phi a bias at the head too.
 FAMILIES = {
@@ -30,7 +28,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A tiny model of each family."""
+    """Make a tiny model of each family."""
     root = tmp_path_factory.mktemp("families")
     return {
         name: make_tiny_model(root / name, model_type=name, tie_word_embeddings=name != "phi", **values)
@@ -44,12 +42,10 @@ def folders(tmp_path_factory):
 def test_lora_trains_as_pefts_own_layers_do(folders, family, quantization, tmp_path, monkeypatch):
     config = make_config(folders[family], model={"quantization": quantization})
     rows = make_rows(8)
-    ours = make_training(config, rows, tmp_path / "ours")
-    ours.trainer.train()
+    ours = train_tiny(config, rows, tmp_path / "ours")
 
     monkeypatch.setattr("engine.training.methods.registry.fuse_lora", lambda _: 0)
-    pefts = make_training(config, rows, tmp_path / "pefts")
-    pefts.trainer.train()
+    pefts = train_tiny(config, rows, tmp_path / "pefts")
 
     assert ours.losses == pytest.approx(pefts.losses, rel=2e-3)
     assert ours.losses[-1] != ours.losses[0]
@@ -72,17 +68,16 @@ def test_a_window_that_only_the_mask_knows_is_kept(window, tmp_path):
     folder = make_tiny_model(tmp_path / "phimoe", model_type="phimoe", sliding_window=window, **MOE)
     config = make_config(folder, training={"max_length": 48})
     rows = make_rows(8, 48)
-    training = make_training(config, rows, tmp_path / "out")
-    training.trainer.train()
+    training = train_tiny(config, rows, tmp_path / "out")
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-    first = [row for one in next(training.trainer._planner.steps(0)).passes for row in one.rows]
+    first = [row for plan in next(training.trainer._planner.steps(0)).passes for row in plan.rows]
     ids, labels = zip(
         *((torch.tensor([rows[row].input_ids]), torch.tensor(rows[row].labels)) for row in first), strict=True
     )
     with torch.no_grad():
-        logits = torch.cat([model(one).logits[0, :-1] for one in ids])
-    expected = torch.nn.functional.cross_entropy(logits, torch.cat([one[1:] for one in labels]))
+        logits = torch.cat([model(plan).logits[0, :-1] for plan in ids])
+    expected = torch.nn.functional.cross_entropy(logits, torch.cat([plan[1:] for plan in labels]))
     # The adapter changes nothing before its first step.
     assert training.losses[0] == pytest.approx(float(expected), rel=1e-4)
     assert training.assembly.setup.settings.batching == ("padded" if window < 48 else "joined")
@@ -156,15 +151,13 @@ def test_a_frozen_layer_that_returns_a_view_is_added_to_all_the_same(folders):
 def test_in_float16_whatever_is_trained_meets_its_own_precision(folders, adapter, tmp_path):
     """On a processor in place of a GPU without bfloat16: which dtypes meet is the same there."""
     config = make_config(folders["qwen2"], model={"compute_dtype": "float16"}, adapter=adapter)
-    device = dataclasses.replace(CPU, kind="cuda", has_fast_bfloat16=False)
-    precision, placement = choose_precision(config, device), Placement(CPU, torch.device("cpu"))
-    source = ModelSource(config.model.id, "tiny")
+    old_gpu = dataclasses.replace(CPU, kind="cuda", has_fast_bfloat16=False)
     torch.manual_seed(0)
-    model = add_adapter(load_model(source, config, precision, placement), config, source)
+    model, precision = load_adapted(config, Placement(old_gpu, torch.device("cpu")))
 
-    assembled = assemble(model, config, precision, placement, make_rows(4), 0)
+    assembly = assemble(model, config, precision, ON_CPU, make_rows(4), 0)
 
     assert precision.compute is torch.float16
     trainable = {p.dtype for p in model.parameters() if p.requires_grad}
     assert trainable == {torch.float32}
-    assert (assembled.setup.autocast is None) == (adapter == {})
+    assert (assembly.setup.autocast is None) == (adapter == {})

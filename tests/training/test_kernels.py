@@ -1,4 +1,4 @@
-"""Kernels of others: used where they are asked for and can be, said where not, and measured before they are believed."""
+"""Third-party kernels: used where wanted and available, else with a reason, and only after their results are compared."""
 
 import functools
 import importlib.util
@@ -16,7 +16,7 @@ from engine.training import kernels
 from tests.tiny_model import make_tiny_model
 from tests.training import gpu_stand_ins
 from tests.training.gpu_stand_ins import use_gpu_paths
-from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.training.tiny_training import make_config, make_rows, make_training, train_tiny
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ class FakeLiger:
     """Stands in for liger_kernel: `norm` and `rotate` are what it puts into a Llama."""
 
     def __init__(self, monkeypatch):
-        self.given = []
+        self.applied_settings = []
         self.norm = lambda module, hidden: torch.nn.functional.rms_norm(
             hidden, module.weight.shape, module.weight, module.variance_epsilon
         )
@@ -46,8 +46,8 @@ class FakeLiger:
         monkeypatch.setitem(sys.modules, patches.__name__, patches)
         monkeypatch.setattr(modeling_llama, "apply_rotary_pos_emb", self.rotate)  # put back after the test
 
-    def apply(self, model, **given):
-        self.given.append(given)
+    def apply(self, model, **settings):
+        self.applied_settings.append(settings)
         modeling_llama.apply_rotary_pos_emb = self.rotate
         for module in model.modules():
             if type(module).__name__ == "LlamaRMSNorm":
@@ -63,29 +63,21 @@ def liger(monkeypatch, liger_installed):
 
 def kernels_of(folder, tmp_path, **sections):
     """Which kernels a short run uses, its losses, and how many norms are no longer the model's own."""
-    training = make_training(make_config(folder, **{"training": {"max_steps": 3}} | sections), make_rows(12), tmp_path)
-    training.trainer.train()
+    training = train_tiny(make_config(folder, **{"training": {"max_steps": 3}} | sections), make_rows(12), tmp_path)
     norms = [m for m in training.trainer.model.modules() if type(m).__name__.endswith("RMSNorm")]
     reasons = {name: training.assembly.optimizations[name] for name in ("liger_kernels", "fused_norms")}
     return reasons, training.losses, sum("forward" in vars(norm) for norm in norms)
 
 
-def test_a_processor_uses_the_models_own_and_reports_nothing(tiny_model_folder, tmp_path):
-    config = make_config(tiny_model_folder, training={"max_steps": 2})
-    assembly = make_training(config, make_rows(8), tmp_path).assembly
+def test_a_processor_uses_the_models_own_and_notes_torch_compile_alone(tiny_model_folder, tmp_path):
+    config = make_config(tiny_model_folder, training={"torch_compile": True, "max_steps": 1})
+    training = train_tiny(config, make_rows(8), tmp_path)
+    assembly = training.assembly
 
-    assert assembly.notes == ()
+    assert len(training.losses) == 1
+    assert [note.split()[0] for note in assembly.notes] == ["torch.compile"]
     for name in ("fused_loss", "liger_kernels", "fused_norms"):
         assert assembly.optimizations[name] == "needs CUDA"
-
-
-def test_torch_compile_is_reported_as_unused_on_a_processor(tiny_model_folder, tmp_path):
-    config = make_config(tiny_model_folder, training={"torch_compile": True, "max_steps": 2})
-    training = make_training(config, make_rows(8), tmp_path)
-    training.trainer.train()
-
-    assert [note.split()[0] for note in training.assembly.notes] == ["torch.compile"]
-    assert len(training.losses) == 2
 
 
 @pytest.mark.e2e
@@ -97,11 +89,9 @@ def test_layers_are_compiled_where_they_can_be(checkpointing, tiny_model_folder,
     monkeypatch.setattr(kernels, "_is_installed", lambda package: package == "triton")
     monkeypatch.setattr(kernels, "compile_layers", functools.partial(kernels.compile_layers, backend="aot_eager"))
     settings = {"max_steps": 2, "gradient_checkpointing": checkpointing}
-    plain = make_training(make_config(tiny_model_folder, training=settings), make_rows(12), tmp_path / "plain")
-    plain.trainer.train()
+    plain = train_tiny(make_config(tiny_model_folder, training=settings), make_rows(12), tmp_path / "plain")
     settings["torch_compile"] = True
-    compiled = make_training(make_config(tiny_model_folder, training=settings), make_rows(12), tmp_path / "compiled")
-    compiled.trainer.train()
+    compiled = train_tiny(make_config(tiny_model_folder, training=settings), make_rows(12), tmp_path / "compiled")
 
     count = sum(bool(module._compiled_call_impl) for module in compiled.trainer.model.modules())
     reason = "torch.compile is not used: it compiles no layers of LoRA with gradient checkpointing."
@@ -119,7 +109,7 @@ def test_liger_replaces_everything_but_the_loss(method, tiny_model_folder, tmp_p
 
     reasons, again, replaced = kernels_of(tiny_model_folder, tmp_path / "liger", adapter={"method": method})
 
-    assert liger.given == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
+    assert liger.applied_settings == [{"cross_entropy": False, "fused_linear_cross_entropy": False}]
     assert reasons == {"liger_kernels": "", "fused_norms": "Liger's norms are used"}
     assert (own, replaced) == (0, 5)
     assert again == pytest.approx(losses, rel=1e-4)
@@ -176,10 +166,11 @@ def test_the_fused_loss_is_used_where_it_gives_what_the_reference_gives(
     module = sys.modules["engine.training.ops.triton_loss"]
     monkeypatch.setattr(module, "losses_and_gradient_", losses_and_gradient_)
     if wrong == "losses":
-        monkeypatch.setattr(module, "losses_of", lambda *given: (2 * gpu_stand_ins.CrossEntropy.apply(*given), None))
+        monkeypatch.setattr(
+            module, "losses_of", lambda *arguments: (2 * gpu_stand_ins.CrossEntropy.apply(*arguments), None)
+        )
 
-    training = make_training(make_config(tiny_model_folder, training={"max_steps": 1}), make_rows(8), tmp_path)
-    training.trainer.train()
+    training = train_tiny(make_config(tiny_model_folder, training={"max_steps": 1}), make_rows(8), tmp_path)
 
     reason = training.assembly.optimizations["fused_loss"]
     assert reason == {"": "", "no compiler": "they fail (RuntimeError)"}.get(wrong, kernels._DIFFERS)
@@ -187,13 +178,16 @@ def test_the_fused_loss_is_used_where_it_gives_what_the_reference_gives(
 
 
 def test_each_reason_not_to_use_liger_is_given(tiny_model_folder, tmp_path, liger, liger_installed, monkeypatch):
-    off = {"training": {"max_steps": 1, "use_liger_kernel": False}}
-    assert kernels_of(tiny_model_folder, tmp_path / "off", **off)[0]["liger_kernels"] == "use_liger_kernel is off"
+    def reason(**training):
+        config = make_config(tiny_model_folder, training=training)
+        return make_training(config, make_rows(8), tmp_path).assembly.optimizations["liger_kernels"]
+
+    assert reason(use_liger_kernel=False) == "use_liger_kernel is off"
     sys.modules["liger_kernel.transformers.monkey_patch"].MODEL_TYPE_TO_APPLY_LIGER_FN.clear()
-    assert kernels_of(tiny_model_folder, tmp_path / "a")[0]["liger_kernels"] == "Liger has none for llama"
+    assert reason() == "Liger has none for llama"
     liger_installed()
-    assert kernels_of(tiny_model_folder, tmp_path / "b")[0]["liger_kernels"] == "liger-kernel is not installed"
-    assert liger.given == []
+    assert reason() == "liger-kernel is not installed"
+    assert liger.applied_settings == []
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
@@ -238,6 +232,6 @@ def test_other_dtypes_go_to_the_models_own():
     norm.weight.data.normal_()
     hidden = torch.randn(3, 16).bfloat16()
     expected = norm(hidden)
-    norm.forward = types.MethodType(kernels._rms_norm, norm)
 
+    assert kernels.fuse_norms(torch.nn.ModuleList([norm])) == 1
     assert torch.equal(norm(hidden), expected)

@@ -5,7 +5,6 @@ everything was where it was needed.
 """
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,25 +14,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.errors import ConfigError, DeviceError
-from engine.hardware.device import Device
+from engine.errors import ConfigError
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import Estimator
 from engine.memory.layer_split import divide
 from engine.memory.workload import workload_of_run
 from engine.models.source import ModelSource
-from engine.training import placement
 from engine.training.batching.batches import PassTensors, pad
 from engine.training.build import add_adapter
-from engine.training.distribution import attach_device_hooks, device_map_of, plan_spread
+from engine.training.distribution import attach_device_hooks, device_map_of, plan_layer_split
 from engine.training.ops.lora_linear import fuse_lora
 from engine.training.ops.loss import TrainedTokens, attach_loss
-from engine.training.placement import choose_placement, in_torch_order
 from tests.tiny_model import make_tiny_model
-from tests.training.tiny_training import make_config, make_rows
+from tests.training.tiny_training import GPU, make_config, make_rows
 
-GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
-OTHER = replace(GPU, index=1, name="an older GPU", has_fast_bfloat16=False)
 SPREAD = {"devices": [0, 1], "device_map": "balanced"}
 LAYERS = 4
 METHODS = ("lora", "ia3", "prefix_tuning", "none")
@@ -62,14 +56,14 @@ def put(module, device):
             for name, tensor in list(tensors.items()):
                 if tensor is None:
                     continue
-                pretended = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                fake = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
                 if tensors is each._parameters:
-                    pretended = torch.nn.Parameter(pretended, requires_grad=tensor.requires_grad)
-                tensors[name] = pretended
+                    fake = torch.nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                tensors[name] = fake
 
 
 class KeepIndexes(TorchFunctionMode):
-    """Puts what `torch.tensor` makes where it was asked to: for pretended tensors it forgets the number of the device."""
+    """Keeps the device of `torch.tensor`: for pretended tensors it forgets the number of the device."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -80,21 +74,16 @@ class KeepIndexes(TorchFunctionMode):
 
 
 @pytest.fixture
-def no_autocast(monkeypatch):
-    """Pretended devices have no autocast."""
-    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
-
-
-@pytest.fixture
-def no_split(no_autocast):
-    """A model over two pretended devices as the worker prepares it, and a batch on the first."""
+def split_model(monkeypatch):
+    """Build a model over two pretended devices as the worker prepares it, and a batch on the first."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # fake devices have none
     with contextlib.ExitStack() as stack:
 
         def build(method="lora", *, tied=False, checkpointing=False, model_type="llama"):
             settings = architecture(tie_word_embeddings=tied, model_type=model_type)
             parts = parts_of(settings, adapter={"method": method})
             with torch.device("meta"):
-                places = device_map_of(AutoModelForCausalLM.from_config(settings), parts)
+                device_map = device_map_of(AutoModelForCausalLM.from_config(settings), parts)
             causal_lm = AutoModelForCausalLM.from_config(settings)
             causal_lm.config.use_cache = False
             dropout = 0.1 if method == "lora" else 0.0
@@ -110,26 +99,26 @@ def no_split(no_autocast):
             stack.enter_context(FakeTensorMode())
             stack.enter_context(KeepIndexes())
             put(model, "meta:0")
-            for name, device in places.items():
+            for name, device in device_map.items():
                 put(causal_lm.get_submodule(name), f"meta:{device}")
             if tied:
                 causal_lm.lm_head.weight = causal_lm.model.embed_tokens.weight
             for name, tokens in getattr(model, "prompt_tokens", {}).items():
-                model.prompt_tokens[name] = pretended(tokens)
-            on_devices = {name: f"meta:{device}" for name, device in places.items()}
+                model.prompt_tokens[name] = fake(tokens)
+            on_devices = {name: f"meta:{device}" for name, device in device_map.items()}
             skipped = causal_lm._skip_keys_device_placement
             dispatch_model(causal_lm, on_devices, main_device="meta:0", skip_keys=skipped)
             attach_device_hooks(causal_lm)
             attach_loss(causal_lm)
             model.train()
-            inputs = {name: pretended(value) for name, value in batch.inputs.items()}
-            trained = TrainedTokens(*(pretended(value) for value in batch.trained))
+            inputs = {name: fake(value) for name, value in batch.inputs.items()}
+            trained = TrainedTokens(*(fake(value) for value in batch.trained))
             return model, causal_lm, PassTensors(inputs, trained, batch.tokens, batch.sequences)
 
         yield build
 
 
-def pretended(tensor):
+def fake(tensor):
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta:0")
 
 
@@ -139,8 +128,8 @@ def pretended(tensor):
     [(method, False) for method in METHODS] + [(method, True) for method in METHODS if method != "prefix_tuning"],
 )
 @pytest.mark.parametrize("tied", [False, True], ids=["own head", "tied head"])
-def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing, no_split):
-    model, causal_lm, batch = no_split(method, tied=tied, checkpointing=checkpointing)
+def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing, split_model):
+    model, causal_lm, batch = split_model(method, tied=tied, checkpointing=checkpointing)
 
     loss = model(**batch.inputs, trained_tokens=batch.trained)
     loss.backward()
@@ -154,34 +143,34 @@ def test_a_step_finds_everything_where_it_is_needed(method, tied, checkpointing,
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("model_type", ["qwen3", "gemma2", "mistral"])
-def test_other_families_too(model_type, no_split):
-    model, _, batch = no_split(model_type=model_type)
+def test_other_families_too(model_type, split_model):
+    model, _, batch = split_model(model_type=model_type)
 
     model(**batch.inputs, trained_tokens=batch.trained).backward()
 
 
-def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(no_split):
+def test_a_layer_is_checkpointed_with_its_input_on_its_own_device(split_model):
     """Torch saves the random numbers of those devices alone: with others, dropout would differ when a layer runs again."""
-    model, causal_lm, batch = no_split(checkpointing=True)
-    seen = {}
+    model, causal_lm, batch = split_model(checkpointing=True)
+    devices = {}
 
     for number, layer in enumerate(causal_lm.model.layers):
         run = layer._gradient_checkpointing_func
 
         def note(function, hidden, *rest, number=number, run=run):
-            seen[number] = hidden.device.index
+            devices[number] = hidden.device.index
             return run(function, hidden, *rest)
 
         layer._gradient_checkpointing_func = note
     model(**batch.inputs, trained_tokens=batch.trained)
 
     own = {number: layer.mlp.up_proj.weight.device.index for number, layer in enumerate(causal_lm.model.layers)}
-    assert seen == own
+    assert devices == own
     assert set(own.values()) == {0, 1}
 
 
-def test_what_all_layers_are_given_is_copied_once_for_a_device(no_split):
-    model, causal_lm, batch = no_split()
+def test_what_all_layers_are_given_is_copied_once_for_a_device(split_model):
+    model, causal_lm, batch = split_model()
     values = []
     for layer in list(causal_lm.model.layers)[-2:]:
         layer.self_attn.register_forward_pre_hook(
@@ -199,14 +188,14 @@ def test_the_plan_for_a_folder_places_every_tensor_of_the_model(tmp_path):
     folder = make_tiny_model(tmp_path / "model", num_hidden_layers=6, tie_word_embeddings=False)
     config = make_config(folder, run={"devices": [0, 1, 2], "device_map": "balanced"})
 
-    places = plan_spread(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
+    device_map = plan_layer_split(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
 
     model = AutoModelForCausalLM.from_pretrained(folder)
     tensors = [name for name, _ in (*model.named_parameters(), *model.named_buffers())]
-    assert all(any(name.startswith(f"{module}.") for module in places) for name in tensors)
-    assert places["model.embed_tokens"] == 0
-    assert places["lm_head"] == places["model.norm"] == 2
-    devices = [places[f"model.layers.{number}"] for number in range(6)]
+    assert all(any(name.startswith(f"{module}.") for module in device_map) for name in tensors)
+    assert device_map["model.embed_tokens"] == 0
+    assert device_map["lm_head"] == device_map["model.norm"] == 2
+    devices = [device_map[f"model.layers.{number}"] for number in range(6)]
     assert devices == sorted(devices)
     assert set(devices) == {0, 1, 2}
 
@@ -216,7 +205,7 @@ def test_more_devices_than_layers_are_refused(tmp_path):
     config = make_config(folder, run={"devices": [0, 1, 2], "device_map": "balanced"})
 
     with pytest.raises(ConfigError, match="2 layers, which cannot be divided among 3 devices"):
-        plan_spread(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
+        plan_layer_split(ModelSource(str(folder), "tiny"), config, (GPU, GPU, GPU))
 
 
 @pytest.mark.parametrize(
@@ -232,46 +221,3 @@ def test_more_devices_than_layers_are_refused(tmp_path):
 )
 def test_layers_are_divided_so_the_fullest_device_holds_least(layers, first, last, devices, expected):
     assert divide(layers, first, last, devices) == expected
-
-
-@pytest.fixture
-def machine(monkeypatch):
-    """A machine with these GPUs."""
-
-    def build(*gpus, visible=None, world_size="1"):
-        processor = Device("cpu", 0, "a processor", 8 << 30, 8 << 30, has_fast_bfloat16=False, cores=1)
-        monkeypatch.setattr(placement, "list_devices", lambda: (*gpus, processor))
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setenv("WORLD_SIZE", world_size)
-        if visible is None:
-            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        else:
-            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-
-    return build
-
-
-def test_a_spread_run_trains_on_all_that_it_names_in_what_all_of_them_can(machine):
-    machine(GPU, OTHER)
-
-    chosen = choose_placement(make_config(Path("x"), run=SPREAD))
-
-    assert chosen.spread == (GPU, OTHER)
-    assert chosen.torch_indexes == (0, 1)
-    assert chosen.device_name == "a GPU + an older GPU"
-    assert not chosen.device.has_fast_bfloat16
-
-
-@pytest.mark.parametrize(("gpus", "world_size"), [((GPU,), "1"), ((GPU, OTHER), "2")], ids=["too few", "launched"])
-def test_a_spread_run_that_cannot_be_is_refused(machine, gpus, world_size):
-    machine(*gpus, world_size=world_size)
-
-    with pytest.raises(DeviceError):
-        choose_placement(make_config(Path("x"), run=SPREAD))
-
-
-@pytest.mark.parametrize(("visible", "expected"), [(None, [0, 1]), ("1,0", [1, 0]), ("GPU-1, GPU-0", [0, 1])])
-def test_gpus_are_numbered_as_torch_does(machine, visible, expected):
-    machine(GPU, OTHER, visible=visible)
-
-    assert [gpu.index for gpu in in_torch_order([GPU, OTHER])] == expected

@@ -119,7 +119,7 @@ def test_a_model_returns_the_loss_of_the_tokens_it_is_given(tiny_model_folder, t
         logits = model(ids).logits.reshape(24, -1)[trained.positions]
         attach_loss(model, through_logits=through_logits)
         loss = model(ids, trained_tokens=trained)
-        unchanged = model(ids).logits
+        logits_again = model(ids).logits
 
     torch.testing.assert_close(loss, functional.cross_entropy(logits, trained.targets, reduction="sum"))
-    assert unchanged.shape[:2] == (2, 12)
+    assert logits_again.shape[:2] == (2, 12)

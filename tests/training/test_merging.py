@@ -1,5 +1,6 @@
 """Passes are merged as far as there is room, and train the same."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -16,8 +17,7 @@ from engine.memory.estimate import Estimator
 from engine.models.catalog import find_in_catalog
 from engine.training.batching.choose import choose_merging
 from engine.training.passes import ModelPasses
-from engine.training.trainer import LoratoryTrainer
-from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.training.tiny_training import make_config, make_rows, make_training, train_tiny
 
 QWEN, GIB = "Qwen/Qwen3-0.6B", 2**30
 ROWS = RowLengths(tokens=(300,) * 64, trained=(100,) * 64, count=64)
@@ -90,9 +90,9 @@ def test_it_can_be_left_out_and_needs_a_model_that_the_estimate_knows(shape, mon
 def test_a_resumed_run_continues_as_it_began_while_that_fits(shape):
     config = accumulating()
 
-    assert choose_merging(config, shape, gpu(80), ROWS, begun_with=4).merged == 4
-    assert choose_merging(config, shape, gpu(80), ROWS, begun_with=1).merged == 1
-    assert choose_merging(config, shape, gpu(2.2), ROWS, begun_with=16).merged == 1
+    assert choose_merging(config, shape, gpu(80), ROWS, checkpoint_merged=4).merged == 4
+    assert choose_merging(config, shape, gpu(80), ROWS, checkpoint_merged=1).merged == 1
+    assert choose_merging(config, shape, gpu(2.2), ROWS, checkpoint_merged=16).merged == 1
 
 
 @pytest.mark.parametrize("merged", [1, 2, 3, 8])
@@ -103,12 +103,12 @@ def test_merged_passes_have_the_rows_of_the_step_and_little_padding(merged):
 
     passes = list(pad_rows(range(9), lengths, settings))
 
-    assert [row for one in passes for row in one.rows] == list(range(9))
-    assert max(len(one.rows) for one in passes) <= 2 * merged
-    padded = sum(len(one.rows) * max(lengths[row] for row in one.rows) for one in passes)
+    assert [row for plan in passes for row in plan.rows] == list(range(9))
+    assert max(len(plan.rows) for plan in passes) <= 2 * merged
+    padded = sum(len(plan.rows) * max(lengths[row] for row in plan.rows) for plan in passes)
     apart = sum(
-        len(one.rows) * max(lengths[row] for row in one.rows)
-        for one in pad_rows(range(9), lengths, replace(settings, merged=1))
+        len(plan.rows) * max(lengths[row] for row in plan.rows)
+        for plan in pad_rows(range(9), lengths, replace(settings, merged=1))
     )
     assert apart <= padded <= 1.2 * apart
     assert (len(passes) < 5) is (merged > 1)
@@ -122,63 +122,35 @@ def test_joined_rows_are_merged_up_to_their_tokens():
 
     def passes(merged):
         (step,) = EpochPlanner([60] * 8, replace(settings, merged=merged)).steps(0)
-        return [len(one.rows) for one in step.passes]
+        return [len(plan.rows) for plan in step.passes]
 
     assert (passes(1), passes(4), passes(8)) == ([1] * 8, [4, 4], [8])
 
 
 @pytest.mark.parametrize("packing", [False, True])
-def test_merged_passes_train_the_same(tiny_model_folder, tmp_path, monkeypatch, packing):
-    training = {"gradient_accumulation_steps": 4, "packing": packing, "max_steps": 3}
-    config, rows = make_config(tiny_model_folder, training=training), make_rows(16)
-    apart = make_training(config, rows, tmp_path / "apart")
-    apart.trainer.train()
-    passes: list[int] = []
-    monkeypatch.setattr(LoratoryTrainer, "training_step", _counting(passes))
-
-    merged = make_training(config, rows, tmp_path / "merged", merged=4)
-    merged.trainer.train()
-
-    assert max(passes) == 1
-    assert merged.losses == pytest.approx(apart.losses, rel=1e-5)
-
-
-def _counting(passes):
-    original = LoratoryTrainer.training_step
-
-    def step(self, model, inputs, number=None):
-        passes.append(len(inputs.passes))
-        return original(self, model, inputs, number)
-
-    return step
-
-
-@pytest.mark.parametrize("packing", [False, True])
-def test_a_run_continues_with_its_own_passes_where_merged_ones_do_not_fit(
-    tiny_model_folder, tmp_path, monkeypatch, packing
-):
-    """The step in which memory runs out is trained once, as if nothing had happened."""
+def test_merged_passes_train_the_same_also_where_they_do_not_fit(tiny_model_folder, tmp_path, monkeypatch, packing):
+    """The step in which memory runs out is trained once."""
     training = {"gradient_accumulation_steps": 4, "packing": packing, "max_steps": 3}
     config, rows = make_config(tiny_model_folder, training=training), make_rows(40)
-    apart = make_training(config, rows, tmp_path / "apart")
-    apart.trainer.train()
-    tried: list[int] = []
+    separate = train_tiny(config, rows, tmp_path / "separate")
+    tokens: list[int] = []
     original = ModelPasses.losses
 
-    def losses(self, model, one, estimate=None):
-        tried.append(one.tokens)
-        result = original(self, model, one, estimate)
-        if one.tokens > 2 * 64:
+    def losses(self, model, batch, estimate=None):
+        tokens.append(batch.tokens)
+        result = original(self, model, batch, estimate)
+        if batch.tokens > most_tokens:
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return result
 
     monkeypatch.setattr(ModelPasses, "losses", losses)
-    merged = make_training(config, rows, tmp_path / "merged", merged=4)
-    merged.trainer.train()
+    for most_tokens in (math.inf, 2 * 64):
+        tokens.clear()
+        merged = train_tiny(config, rows, tmp_path / "merged", merged=4)
 
-    assert sum(tokens > 2 * 64 for tokens in tried) == 1
-    assert merged.losses == pytest.approx(apart.losses, rel=1e-5)
-    assert [step.tokens for step in merged.steps] == [step.tokens for step in apart.steps]
+        assert sum(count > 2 * 64 for count in tokens) == (3 if most_tokens == math.inf else 1)
+        assert merged.losses == pytest.approx(separate.losses, rel=1e-5)
+        assert [step.tokens for step in merged.steps] == [step.tokens for step in separate.steps]
 
 
 def test_memory_that_runs_out_without_merged_passes_ends_the_run(tiny_model_folder, tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ class Trained(NamedTuple):
 
 
 class Fresh(NamedTuple):
-    """An adapter that no one trained."""
+    """An untrained adapter."""
 
     config: AdapterConfig
     parameters: tuple[int, int]  # trainable and all, as PEFT counts
@@ -120,7 +120,7 @@ class Fresh(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained_runs(tiny_model_folder, tmp_path_factory):
-    """Trains each method with each settings once, when they are first asked for."""
+    """Train each method with each settings once, when first used."""
     cache: dict[str, Trained] = {}
 
     def whole(method: str) -> Trained:
@@ -141,7 +141,7 @@ def trained_runs(tiny_model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def fresh(tiny_model_folder, tmp_path_factory):
-    """Adds the adapter of each method with each settings once, when they are first asked for."""
+    """Add the adapter of each method with each settings once, when first used."""
     cache: dict[str, Fresh] = {}
 
     def untrained(method: str) -> Fresh:
@@ -231,19 +231,19 @@ def test_the_estimate_counts_the_parameters_that_peft_counts(method, fresh, tiny
     model = fresh(method)
     shape = inventory_of(json.loads((tiny_model_folder / "config.json").read_text()))
 
-    counted = count_trainable(shape, model.config, find_targets(shape, model.config))
+    counts = count_trainable(shape, model.config, find_targets(shape, model.config))
 
-    assert (counted.trainable, counted.total) == model.parameters
+    assert (counts.trainable, counts.total) == model.parameters
 
 
 def test_the_settings_of_a_method_are_those_of_its_configuration(method, fresh):
     model = fresh(method)
 
-    written = PeftConfig.from_pretrained(str(model.adapter)).to_dict()
+    saved_config = PeftConfig.from_pretrained(str(model.adapter)).to_dict()
 
-    assert written["peft_type"] == METHODS[method].peft_type
+    assert saved_config["peft_type"] == METHODS[method].peft_type
     for name, value in METHODS[method].peft_arguments(model.config).items():
-        assert written[name] == value or name == "total_step", name
+        assert saved_config[name] == value or name == "total_step", name
 
 
 def test_every_tensor_of_an_adapter_bears_a_mark_of_its_method(method, fresh):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import TrainerCallback
 
-from engine.training.callbacks import LOOK_STEPS, MOST_SKIPPED_IN_A_ROW, SkippedSteps, TrainerHooks
+from engine.training.callbacks import MOST_SKIPPED_IN_A_ROW, OVERFLOW_CHECK_STEPS, SkippedSteps, TrainerHooks
 from engine.training.failure import DivergedError, check_loss
 from tests.training.tiny_training import make_config, make_rows, make_training
 
@@ -29,14 +29,14 @@ class Watching(TrainerCallback):
 
 
 def train_with_scaler(folder, tmp_path, monkeypatch, overflows, **training):
-    """A training on the processor with torch's own loss scaler, whose gradients overflow in the steps `overflows`."""
+    """Set up a training on the processor with torch's own loss scaler, whose gradients overflow in the steps `overflows`."""
     watching = Watching()
 
-    def logged(step):
+    def check(step):
         check_loss(step.step, step.loss, step.grad_norm, first_loss=6.0, vocabulary=500)
 
     config = make_config(folder, training={"warmup_steps": 0, **training})
-    setup = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(on_logged=logged), callbacks=(watching,))
+    setup = make_training(config, ROWS, tmp_path, hooks=TrainerHooks(on_logged=check), callbacks=(watching,))
     accelerator = setup.trainer.accelerator
     accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     accelerator.native_amp = True
@@ -76,25 +76,12 @@ def test_a_run_that_skips_every_step_is_ended(tiny_model_folder, tmp_path, monke
         training.trainer.train()
 
     seen_at = training.trainer.state.global_step
-    assert MOST_SKIPPED_IN_A_ROW < seen_at <= 1 + MOST_SKIPPED_IN_A_ROW + LOOK_STEPS
+    assert MOST_SKIPPED_IN_A_ROW < seen_at <= 1 + MOST_SKIPPED_IN_A_ROW + OVERFLOW_CHECK_STEPS
     assert f"{seen_at - 1} steps in a row" in error_info.value.what
     assert "float32" in error_info.value.fix
 
 
-def test_a_step_that_is_trained_begins_the_count_again():
-    scales = iter(torch.tensor(scale) for scale in (64.0, 32.0, 16.0, 16.0, 8.0))
-    skipped = SkippedSteps(lambda: next(scales))
-
-    class State:
-        global_step = 1
-
-    skipped.on_pre_optimizer_step(None, State, None)
-    for expected in (1, 2, 0, 1):
-        skipped.on_step_end(None, State, None)
-        assert skipped.in_a_row == expected
-
-
-class ScaleThatSaysWhenItIsRead(torch.Tensor):
+class CountingScale(torch.Tensor):
     """A loss scale whose value costs a wait for the GPU."""
 
     reads = 0
@@ -106,18 +93,21 @@ class ScaleThatSaysWhenItIsRead(torch.Tensor):
         return super().__torch_function__(func, types, args, kwargs or {})
 
 
-def test_the_scale_is_not_read_at_every_step(monkeypatch):
-    monkeypatch.setattr(ScaleThatSaysWhenItIsRead, "reads", 0)
-    scales = iter([64.0, 64.0, 32.0, 16.0, 16.0, 8.0])
-    skipped = SkippedSteps(lambda: torch.tensor(next(scales)).as_subclass(ScaleThatSaysWhenItIsRead))
+def test_the_count_restarts_with_a_trained_step_and_reads_no_scale(monkeypatch):
+    monkeypatch.setattr(CountingScale, "reads", 0)
+    scales = iter([64.0, 64.0, 32.0, 16.0, 16.0, 8.0])  # before the first of five steps, and after each
+    skipped = SkippedSteps(lambda: torch.tensor(next(scales)).as_subclass(CountingScale))
 
     class State:
         global_step = 1
 
     skipped.on_pre_optimizer_step(None, State, None)
-    for _ in range(5):
+    for _ in range(3):
         skipped.on_step_end(None, State, None)
+    assert CountingScale.reads == 0
+    assert skipped.in_a_row == 2
+    assert CountingScale.reads == 1
 
-    assert ScaleThatSaysWhenItIsRead.reads == 0
-    assert skipped.in_a_row == 1
-    assert ScaleThatSaysWhenItIsRead.reads == 1
+    for expected in (0, 1):
+        skipped.on_step_end(None, State, None)
+        assert skipped.in_a_row == expected

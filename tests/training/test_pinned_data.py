@@ -22,7 +22,7 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture
 def queued_run(runs, home):
-    """A run of two steps with the fingerprint of its data, as a start pins it."""
+    """Queue a run of two steps with the fingerprint of its data, as a start pins it."""
     config = runs.create(training={"max_steps": 2, "save_steps": 1}).folder.read_config()
     report = check_dataset(config.dataset, SourceOptions(), seed=config.training.seed)
     return RunStore(home, "ann").create(config, Provenance(dataset_fingerprint=report.fingerprint))

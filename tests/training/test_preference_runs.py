@@ -1,4 +1,4 @@
-"""Real workers that learn preferences: from a warm start, killed and resumed, in two processes."""
+"""Real workers that train on preferences: from a warm start, killed and resumed, in two processes."""
 
 import json
 
@@ -6,8 +6,8 @@ import pytest
 
 from engine.runs.history.events import DataReportData
 from engine.training.worker import EXIT_FINISHED
-from tests.training.forked_ranks import launch_ranks
-from tests.training.worker_runs import WORDS, data_of_events, losses_of
+from tests.training.forked_ranks import train_on_two
+from tests.training.worker_runs import WORDS, data_of_events, losses_of, require_losses_of
 
 pytestmark = pytest.mark.e2e
 
@@ -16,11 +16,11 @@ def write_preferences(path, count=40):
     """Pairs of many lengths, in which the chosen answer has the words of the prompt."""
     with path.open("w") as file:
         for number in range(count):
-            words = [WORDS[(number * 7 + place) % len(WORDS)] for place in range(2 + number % 5)]
-            other = [WORDS[(number * 3 + place) % len(WORDS)] for place in range(2 + number % 4)]
+            answer = [WORDS[(number * 7 + index) % len(WORDS)] for index in range(2 + number % 5)]
+            other = [WORDS[(number * 3 + index) % len(WORDS)] for index in range(2 + number % 4)]
             row = {
-                "prompt": f"Repeat {' '.join(words)} {number}",
-                "chosen": " ".join(words),
+                "prompt": f"Repeat {' '.join(answer)} {number}",
+                "chosen": " ".join(answer),
                 "rejected": " ".join(other),
             }
             file.write(json.dumps(row) + "\n")
@@ -47,21 +47,21 @@ def measured_by(run):
     return {data.step: (data.eval_loss, data.metrics) for data in data_of_events(run, "eval")}
 
 
-@pytest.mark.parametrize("precomputed", [False, True], ids=["at each step", "precomputed"])
-def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputed, workers, runs, create):
+@pytest.mark.parametrize("precomputes", [False, True], ids=["at each step", "precomputed"])
+def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputes, workers, runs, create):
     first = create(objective="orpo", max_steps=5)
     assert workers.run(first.folder.path) == EXIT_FINISHED
     start = {"warm_start": str(first.folder.adapter)}
-    settings = {"objective": "dpo", "precompute_ref_log_probs": precomputed, "learning_rate": 5e-3}
-    whole, killed = (create(start, **settings) for _ in range(2))
+    settings = {"objective": "dpo", "precompute_ref_log_probs": precomputes, "learning_rate": 5e-3}
+    whole, run = (create(start, **settings) for _ in range(2))
     assert workers.run(whole.folder.path) == EXIT_FINISHED
 
-    workers.run(killed.folder.path, "training:step-7=kill")
-    assert workers.run(killed.folder.path) == EXIT_FINISHED
+    workers.run(run.folder.path, "training:step-7=kill")
+    assert workers.run(run.folder.path) == EXIT_FINISHED
 
-    assert losses_of(killed) == losses_of(whole)
-    assert adapter_of(killed) == adapter_of(whole) != adapter_of(first)
-    assert measured_by(killed) == measured_by(whole)
+    assert losses_of(run) == losses_of(whole)
+    assert adapter_of(run) == adapter_of(whole) != adapter_of(first)
+    assert measured_by(run) == measured_by(whole)
     # Before the first step the run is its own reference.
     loss, metrics = measured_by(whole)[0]
     assert loss == pytest.approx(0.693147, abs=1e-5)
@@ -70,7 +70,7 @@ def test_a_killed_run_from_a_warm_start_resumes_bit_by_bit(precomputed, workers,
     report: DataReportData = data_of_events(whole, "data_report")[0]
     assert report.train_rows + report.eval_rows + report.dropped_rows == 40
     remaining = list((runs.home.cache / "reference").rglob("*.safetensors"))
-    assert len(remaining) == (2 if precomputed else 0)  # to train on, and held out: once for all runs
+    assert len(remaining) == (2 if precomputes else 0)  # to train on, and held out: once for all runs
 
 
 def test_two_processes_share_a_step_of_pairs(workers, create):
@@ -78,11 +78,9 @@ def test_two_processes_share_a_step_of_pairs(workers, create):
     together = create(objective="dpo", learning_rate=5e-3, gradient_accumulation_steps=1)
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
-    code, _ = launch_ranks("engine.training.worker", together.folder.path, folder=together.folder.path)
+    train_on_two(together)
 
-    assert code == EXIT_FINISHED
-    for (_, got), (_, expected) in zip(losses_of(together), losses_of(alone), strict=True):
-        assert got == pytest.approx(expected, rel=1e-3)
+    require_losses_of(together, alone)
     for step, (loss, metrics) in measured_by(together).items():
         assert loss == pytest.approx(measured_by(alone)[step][0], rel=1e-3)
         assert metrics == pytest.approx(measured_by(alone)[step][1], rel=1e-3, abs=1e-4)

@@ -1,4 +1,4 @@
-"""Batches made ahead are the same batches in the same order, and no one is left waiting for them."""
+"""Prefetched batches are the same batches in the same order, and no thread is left."""
 
 import threading
 from dataclasses import replace
@@ -9,12 +9,12 @@ import torch
 from transformers import TrainerCallback
 
 from engine.data.step_plan import Step
-from engine.hardware.device import Device
+from engine.training.assembly import assemble
 from engine.training.batching.batches import join, pad
 from engine.training.batching.steps import PrefetchedSteps, StepBatch
 from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement
-from tests.training.tiny_training import CPU, make_config, make_rows, make_training
+from tests.training.tiny_training import GPU, load_adapted, make_config, make_rows, make_training
 
 ROWS = make_rows(13)
 
@@ -23,94 +23,83 @@ def threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("prefetch")]
 
 
-def make(folder, tmp_path, *, ahead, **more):
+def make(folder, tmp_path, *, prefetches, **more):
     config = make_config(folder, adapter={"lora_dropout": 0.1}, training=more.pop("training", {}))
     training = make_training(config, ROWS, tmp_path, held_out=make_rows(5, seed=1), **more)
-    training.trainer._setup = replace(training.trainer._setup, prefetches=ahead)
+    training.trainer._setup = replace(training.trainer._setup, prefetches=prefetches)
     return training
 
 
-def test_steps_come_in_order_and_one_is_made_before_it_is_asked_for():
-    made, wanted = [], threading.Semaphore(0)
+def test_steps_come_in_order_and_one_is_prefetched():
+    numbers, started = [], threading.Semaphore(0)
 
     def steps():
         for number in range(3):
-            made.append(number)
-            wanted.release()
+            numbers.append(number)
+            started.release()
             yield StepBatch((pad([ROWS[number]], 0),), Step(()))
 
-    ahead = PrefetchedSteps(steps(), pins=False)
-    first = next(ahead)
-    assert wanted.acquire(timeout=300)
-    assert wanted.acquire(timeout=300)  # the second one, which no one has asked for
-    assert made == [0, 1]
+    prefetches = PrefetchedSteps(steps(), pins=False)
+    first = next(prefetches)
+    assert started.acquire(timeout=300)
+    assert started.acquire(timeout=300)  # the second one, before the loop needs it
+    assert numbers == [0, 1]
 
-    assert [step.tokens for step in (first, *ahead)] == [len(row.input_ids) for row in ROWS[:3]]
+    assert [step.tokens for step in (first, *prefetches)] == [len(row.input_ids) for row in ROWS[:3]]
     assert threads() == []
 
 
-def test_what_goes_wrong_in_the_thread_is_raised_where_the_step_is_asked_for():
+def test_an_error_in_the_thread_is_raised_in_the_loop():
     def steps():
         yield StepBatch((), Step(()))
         raise OSError("the file is gone")
 
-    ahead = PrefetchedSteps(steps(), pins=False)
-    next(ahead)
+    prefetches = PrefetchedSteps(steps(), pins=False)
+    next(prefetches)
     with pytest.raises(OSError, match="the file is gone"):
-        next(ahead)
-    ahead.close()
+        next(prefetches)
+    prefetches.close()
     assert threads() == []
 
 
 @pytest.mark.parametrize("makes", [lambda rows: pad(rows, 0), join, lambda rows: join(rows, flash=True)])
 def test_every_tensor_of_a_pass_is_pinned_and_copied_without_waiting(monkeypatch, makes):
-    one = makes(ROWS[:3])
-    pinned, copied = [], []
+    batch = makes(ROWS[:3])
+    pinned, copies = [], []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self.clone())
 
-    again = one.pinned()
+    again = batch.pinned()
 
-    tensors = [*(value for value in one.inputs.values() if isinstance(value, torch.Tensor)), *one.trained]
-    tensors.append(one.sequence_of)
+    tensors = [*(value for value in batch.inputs.values() if isinstance(value, torch.Tensor)), *batch.trained]
+    tensors.append(batch.sequence_of)
     assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in tensors]
-    assert again.tokens == one.tokens
+    assert again.tokens == batch.tokens
     monkeypatch.setattr(
-        torch.Tensor, "to", lambda self, device, non_blocking=False: copied.append(non_blocking) or self
+        torch.Tensor, "to", lambda self, device, non_blocking=False: copies.append(non_blocking) or self
     )
     again.to(torch.device("cuda", 0))
-    assert copied == [True] * len(tensors)
-    copied.clear()
+    assert copies == [True] * len(tensors)
+    copies.clear()
     again.to(torch.device("mps"))  # whose copies are not ordered with what the processor does to their source
-    assert copied == [False] * len(tensors)
+    assert copies == [False] * len(tensors)
 
 
-@pytest.mark.parametrize(
-    ("device", "expected"), [("cpu", False), ("cuda", True), ("mps", True)], ids=["processor", "CUDA", "Apple's GPU"]
-)
-def test_batches_are_made_ahead_where_the_processor_has_nothing_else_to_do(
-    device, expected, tiny_model_folder, monkeypatch
-):
-    from engine.models.source import ModelSource
-    from engine.training import assembly
-    from engine.training.build import add_adapter, load_model
-    from engine.training.placement import choose_precision
-
+@pytest.mark.parametrize(("device", "expected"), [("cpu", False), ("cuda", True), ("mps", True)])
+def test_batches_are_prefetched_where_the_processor_is_idle(device, expected, tiny_model_folder, monkeypatch):
     config = make_config(tiny_model_folder)
-    precision, source = choose_precision(config, CPU), ModelSource(str(tiny_model_folder), "tiny")
-    model = add_adapter(load_model(source, config, precision, Placement(CPU, torch.device("cpu"))), config, source)
-    kind = Device(device, 0, "a device", 8 << 30, 8 << 30, has_fast_bfloat16=True)
+    model, precision = load_adapted(config)
 
-    model_setup = assembly.assemble(model, config, precision, Placement(kind, torch.device(device)), ROWS, 0)
+    model_setup = assemble(model, config, precision, Placement(GPU, torch.device(device)), ROWS, 0)
 
     assert model_setup.setup.prefetches is expected
 
 
-def test_a_run_is_the_same_bit_by_bit_with_its_batches_made_ahead(tiny_model_folder, tmp_path):
+def test_a_run_is_the_same_bit_by_bit_with_prefetched_batches(tiny_model_folder, tmp_path):
     results = {}
-    for ahead in (False, True):
-        training = make(tiny_model_folder, tmp_path, ahead=ahead, training={"eval_steps": 1})
+    for prefetches in (False, True):
+        training = make(tiny_model_folder, tmp_path, prefetches=prefetches, training={"eval_steps": 1})
         training.trainer.train()
-        results[ahead] = (training.losses, training.weights(), training.trainer.measure_held_out().eval_loss)
+        results[prefetches] = (training.losses, training.weights(), training.trainer.measure_held_out().eval_loss)
 
     assert results[True][0] == results[False][0]
     assert results[True][2] == results[False][2]
@@ -130,7 +119,7 @@ class StopAfter(TrainerCallback):
 
 def test_a_resumed_run_continues_bit_by_bit(tiny_model_folder, tmp_path):
 
-    whole = make(tiny_model_folder, tmp_path, ahead=False)
+    whole = make(tiny_model_folder, tmp_path, prefetches=False)
     whole.trainer.train()
     saved = {}
 
@@ -139,11 +128,13 @@ def test_a_resumed_run_continues_bit_by_bit(tiny_model_folder, tmp_path):
         saved["folder"].mkdir()
         stopped.trainer.write_state(saved["folder"], stopped.trainer.gather_state())
 
-    stopped = make(tiny_model_folder, tmp_path, ahead=True, hooks=TrainerHooks(save=save), callbacks=(StopAfter(3),))
+    stopped = make(
+        tiny_model_folder, tmp_path, prefetches=True, hooks=TrainerHooks(save=save), callbacks=(StopAfter(3),)
+    )
     stopped.trainer.train()
-    assert threads() == []  # it had made a batch that no one came for
+    assert threads() == []  # a prefetched batch was not used
 
-    resumed = make(tiny_model_folder, tmp_path, ahead=True)
+    resumed = make(tiny_model_folder, tmp_path, prefetches=True)
     resumed.trainer.train(resume_from_checkpoint=str(saved["folder"]))
 
     assert stopped.losses + resumed.losses == whole.losses
@@ -155,7 +146,7 @@ def test_a_run_that_fails_leaves_no_thread_behind(tiny_model_folder, tmp_path):
     def fail():
         raise RuntimeError("a pass went wrong")
 
-    training = make(tiny_model_folder, tmp_path, ahead=True, hooks=TrainerHooks(between_passes=fail))
+    training = make(tiny_model_folder, tmp_path, prefetches=True, hooks=TrainerHooks(between_passes=fail))
 
     with pytest.raises(RuntimeError, match="a pass went wrong"):
         training.trainer.train()

@@ -7,14 +7,11 @@ import torch
 
 from engine.config.rules import QUERY_TILE
 from engine.errors import ModelError
-from engine.models.source import ModelSource
 from engine.training.assembly import assemble
-from engine.training.batching import probe
-from engine.training.build import add_adapter, load_model
+from engine.training.batching import choose, probe
 from engine.training.ops import attention
-from engine.training.placement import Placement, choose_precision
 from tests.tiny_model import make_tiny_model
-from tests.training.tiny_training import CPU, make_config, make_rows
+from tests.training.tiny_training import ON_CPU, load_adapted, make_config, make_rows
 
 WINDOW = 80  # more tokens than those whose loss is compared
 GEMMA = {"layer_types": ["sliding_attention", "sliding_attention", "full_attention"], "num_hidden_layers": 3}
@@ -32,16 +29,11 @@ def folders(tmp_path_factory):
 
 
 def assemble_model(folder, change=lambda _: None, **sections):
-    """A run of rows up to 200 tokens, tried on the processor; `change` gets the model before."""
+    """Assemble a run of rows up to 200 tokens on the processor; `change` gets the model before."""
     config = make_config(folder, **({"training": {"max_length": 200}} | sections))
-    precision, source, placement = (
-        choose_precision(config, CPU),
-        ModelSource(str(folder), "tiny"),
-        Placement(CPU, torch.device("cpu")),
-    )
-    model = add_adapter(load_model(source, config, precision, placement), config, source)
+    model, precision = load_adapted(config)
     change(model)
-    return assemble(model, config, precision, placement, ROWS, 0)
+    return assemble(model, config, precision, ON_CPU, ROWS, 0)
 
 
 @pytest.mark.exhaustive
@@ -57,7 +49,9 @@ def test_rows_that_stay_apart_are_joined(folders, family, dtype):
 def test_attention_that_forgets_a_window_beyond_the_first_tokens_is_noticed(folders, family, monkeypatch):
     own = attention.joined_attention
     monkeypatch.setattr(
-        attention, "joined_attention", lambda *given, **named: own(*given, **named | {"sliding_window": None})
+        choose,
+        "joined_attention",
+        lambda *arguments, **keywords: own(*arguments, **keywords | {"sliding_window": None}),
     )
 
     model_setup = assemble_model(folders[family])
@@ -119,14 +113,14 @@ def test_memory_that_runs_out_is_not_taken_for_attention_that_is_not_supported(f
     def run_out(*_, **__):
         raise error
 
-    monkeypatch.setattr(attention, "joined_attention", run_out)
+    monkeypatch.setattr(choose, "joined_attention", run_out)
 
     with pytest.raises(type(error), match="out of memory"):
         assemble_model(folders["llama"])
 
 
 @pytest.mark.parametrize(("dtype", "advice"), [("bfloat16", "compute_dtype to float32"), ("float32", "another model")])
-def test_a_loss_that_is_nan_from_the_start_is_said_as_that(folders, dtype, advice):
+def test_a_loss_that_is_nan_from_the_start_is_reported_as_that(folders, dtype, advice):
     def spoil(model):
         next(model.parameters()).data.fill_(float("nan"))
 

@@ -27,7 +27,7 @@ def test_four_bit_layers_give_what_pefts_give(dtype, double_quant):
 
 
 def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
-    """On CUDA bitsandbytes writes into it; here its function is asked with a buffer all the same."""
+    """On CUDA bitsandbytes writes into it; here its function gets a buffer too."""
     requests: list[int | None] = []
 
     def dequantize(packed, state, out=None):
@@ -39,12 +39,12 @@ def test_one_buffer_serves_the_weights_of_a_device(monkeypatch):
     monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", dequantize)
     model = quantize_layers(adapt(), torch.float32, double_quant=True)
     weights, bases = FrozenWeights(), [getattr(model.base_model.model, name).base_layer for name in "qkv"]
-    expected = [weights.of(base, torch.float32).clone() for base in bases]
+    expected = [weights.dense(base, torch.float32).clone() for base in bases]
     assert requests == [None] * 3  # not on a CPU, whose kernel takes none
     monkeypatch.setattr(FrozenWeights, "_writes_into", lambda *_: True)
 
     for base, matrix in zip(bases, expected, strict=True):
-        assert torch.equal(weights.of(base, torch.float32), matrix)
+        assert torch.equal(weights.dense(base, torch.float32), matrix)
     assert len(set(requests[3:])) == 1
 
 
@@ -66,9 +66,9 @@ def test_the_configured_share_is_dropped(p):
     torch.manual_seed(1)
     x = torch.ones(400, 1000)
 
-    dropped = 1.0 - float(DropoutMask.draw(x, p).apply(x).mean())
+    share = 1.0 - float(DropoutMask.draw(x, p).apply(x).mean())
 
-    assert dropped == pytest.approx(p, abs=0.004)
+    assert share == pytest.approx(p, abs=0.004)
 
 
 def test_a_mask_applies_the_same_way_twice():

@@ -1,4 +1,4 @@
-"""A full disk pauses the run's voice and what it saves; nothing is lost, and who wants the run to end is heard."""
+"""A full disk pauses the run's events and checkpoints; nothing is lost, and requests to end are obeyed."""
 
 import errno
 import math
@@ -22,27 +22,27 @@ from engine.training.reporting import DeviceMemory, RunEvents
 
 
 class Requests:
-    """Wants what it is recorded to, from the given look on."""
+    """Requests to stop or cancel after a number of checks."""
 
     def __init__(self, stop_after=None, cancel_after=None):
-        self.looks = 0
-        self.at_look = {}  # what happens meanwhile
+        self.checks = 0
+        self.at_check = {}  # what happens meanwhile
         self.stop_after = stop_after
         self.cancel_after = cancel_after
 
     def check_cancel(self):
-        self.looks += 1
-        self.at_look.get(self.looks, lambda: None)()
-        if self.cancel_after is not None and self.looks > self.cancel_after:
+        self.checks += 1
+        self.at_check.get(self.checks, lambda: None)()
+        if self.cancel_after is not None and self.checks > self.cancel_after:
             raise CancelledError
 
     def stop_wanted(self):
-        return self.stop_after is not None and self.looks > self.stop_after
+        return self.stop_after is not None and self.checks > self.stop_after
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    monkeypatch.setattr(reporting, "_LOOK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(reporting, "_RETRY_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -103,7 +103,7 @@ needs_dev_full = pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev
 
 
 @needs_dev_full
-def test_that_there_is_room_again_may_be_told_to_a_full_disk(writer, log, tmp_path):
+def test_the_end_of_a_pause_may_meet_a_full_disk(writer, log, tmp_path):
     events = RunEvents(writer, tmp_path, Requests())
     disk = []
     tries = full_for(2)
@@ -116,8 +116,8 @@ def test_that_there_is_room_again_may_be_told_to_a_full_disk(writer, log, tmp_pa
 
     assert [data.code for data in messages_of(log)] == ["disk_full"]
     disk[0].end()
-    events.status("training", "It goes on.")
-    assert messages_of(log)[-1] == StatusData(phase="training", message="It goes on.")
+    events.status("training", "It continues.")
+    assert messages_of(log)[-1] == StatusData(phase="training", message="It continues.")
 
 
 @needs_dev_full
@@ -126,22 +126,22 @@ def test_an_event_that_the_kernel_has_no_room_for_comes_later_and_once(writer, l
     events = RunEvents(writer, tmp_path, requests)
     events.status("preparing", "Before.")
     disk = KernelsFullDisk(writer)
-    requests.at_look = {3: disk.end}
+    requests.at_check = {3: disk.end}
 
     events.status("training", "Meanwhile.")
 
-    assert requests.looks >= 3
+    assert requests.checks >= 3
     assert [data.message for data in messages_of(log) if isinstance(data, StatusData)] == ["Before.", "Meanwhile."]
     assert [event.seq for event in read_events(log).events] == list(range(1, len(messages_of(log)) + 1))
 
 
-def test_a_pause_ends_when_someone_cancels(writer, tmp_path):
+def test_a_pause_ends_on_cancel(writer, tmp_path):
     with pytest.raises(CancelledError):
         RunEvents(writer, tmp_path, Requests(cancel_after=3)).when_there_is_room(full_for_ever)
 
 
 def test_a_run_that_shall_stop_does_not_wait_for_ever(writer, log, tmp_path):
-    events = RunEvents(writer, tmp_path, Requests(stop_after=3), stop_patience_seconds=0.05)
+    events = RunEvents(writer, tmp_path, Requests(stop_after=3), stop_timeout_seconds=0.05)
 
     with pytest.raises(OSError, match="No space") as error_info:
         events.when_there_is_room(full_for_ever)
@@ -152,7 +152,7 @@ def test_a_run_that_shall_stop_does_not_wait_for_ever(writer, log, tmp_path):
 
 
 def test_a_run_that_shall_stop_still_saves_where_there_is_room_soon(writer, log, tmp_path):
-    events = RunEvents(writer, tmp_path, Requests(stop_after=1), stop_patience_seconds=math.inf)
+    events = RunEvents(writer, tmp_path, Requests(stop_after=1), stop_timeout_seconds=math.inf)
 
     events.when_there_is_room(full_for(8))
 
@@ -204,7 +204,7 @@ def test_of_several_gpus_the_fullest_counts():
     assert DeviceMemory("cuda", (1,), cuda).peak_allocated_bytes() == 8
 
 
-def test_each_step_tells_its_own_peak_and_the_highest_of_all_is_kept():
+def test_each_step_reports_its_own_peak_and_the_highest_is_kept():
     cuda = Cuda(allocated=[5], reserved=[6])
     memory = DeviceMemory("cuda", (0,), cuda)
 
@@ -226,7 +226,7 @@ def test_the_process_is_what_the_driver_counts_outside_of_the_allocator_and_its_
         requests.append(index)
         return 6 + 300
 
-    memory = DeviceMemory("cuda", (0,), cuda, driver_indexes=(3,), query_driver=driver)
+    memory = DeviceMemory("cuda", (0,), cuda, driver_indexes=(3,), process_bytes=driver)
     cuda.take(0, 40, 42)
     cuda.take(0, 5, 6)
 
@@ -236,8 +236,8 @@ def test_the_process_is_what_the_driver_counts_outside_of_the_allocator_and_its_
 
 
 def test_apples_peak_is_the_highest_that_was_seen():
-    held = iter([10, 40, 20, 30])
-    mps = SimpleNamespace(driver_allocated_memory=lambda: next(held), current_allocated_memory=lambda: 4)
+    readings = iter([10, 40, 20, 30])
+    mps = SimpleNamespace(driver_allocated_memory=lambda: next(readings), current_allocated_memory=lambda: 4)
     memory = DeviceMemory("mps", (), mps)
 
     assert [memory.step_bytes() for _ in range(3)] == [4, 4, 4]
@@ -247,7 +247,7 @@ def test_apples_peak_is_the_highest_that_was_seen():
 
 def test_on_a_processor_the_process_counts(monkeypatch):
     monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=1234))
-    memory = DeviceMemory.of(Placement(GPU, torch.device("cpu")))
+    memory = DeviceMemory.from_placement(Placement(GPU, torch.device("cpu")))
 
     assert memory.peak_reserved_bytes() is None
     assert memory.peak_allocated_bytes() is None
@@ -256,9 +256,9 @@ def test_on_a_processor_the_process_counts(monkeypatch):
 
 
 def test_the_counters_are_those_of_where_a_run_trains():
-    assert DeviceMemory.of(Placement(GPU, torch.device("cuda", 1))).indexes == (1,)
+    assert DeviceMemory.from_placement(Placement(GPU, torch.device("cuda", 1))).indexes == (1,)
     second = replace(GPU, index=5)
-    spread = DeviceMemory.of(Placement(GPU, torch.device("cuda", 0), spread=(GPU, second)))
-    assert spread.driver_indexes == (0, 5)
-    assert (spread.kind, spread.indexes, spread.backend) == ("cuda", (0, 1), torch.cuda)
-    assert DeviceMemory.of(Placement(GPU, torch.device("mps"))).backend is torch.mps
+    split = DeviceMemory.from_placement(Placement(GPU, torch.device("cuda", 0), layer_devices=(GPU, second)))
+    assert split.driver_indexes == (0, 5)
+    assert (split.kind, split.indexes, split.backend) == ("cuda", (0, 1), torch.cuda)
+    assert DeviceMemory.from_placement(Placement(GPU, torch.device("mps"))).backend is torch.mps

@@ -1,4 +1,4 @@
-"""An attempt continues from what is whole, reports what it passes over, and deletes nothing to get there."""
+"""An attempt resumes from what is whole, reports what it skips, and deletes nothing."""
 
 import errno
 from pathlib import Path
@@ -44,17 +44,14 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_newest_checkpoint_is_taken_without_a_word(folder):
+def test_the_newest_checkpoint_is_taken_without_a_warning(folder):
     result, text = find(folder)
 
     assert (result.step, text) == (15, [])
+    assert find(folder / "none yet") == (None, [])
 
 
-def test_a_run_without_checkpoints_begins_without_a_word(tmp_path):
-    assert find(tmp_path / "checkpoints") == (None, [])
-
-
-def test_what_is_passed_over_is_named_and_set_aside(folder):
+def test_damaged_checkpoints_are_named_and_renamed(folder):
     flip_a_byte(folder / "step-15")
     (folder / "step-10" / MANIFEST).unlink()
 
@@ -62,9 +59,9 @@ def test_what_is_passed_over_is_named_and_set_aside(folder):
 
     assert result.step == 5
     assert text == [
-        "step-15 is damaged (the content of adapter/weights has changed) and was passed over; "
-        "it is set aside as damaged-step-15.",
-        "step-10 is damaged (its manifest is missing or torn) and was passed over; it is set aside as damaged-step-10.",
+        "step-15 is damaged (the content of adapter/weights has changed) and was skipped; "
+        "it was renamed to damaged-step-15.",
+        "step-10 is damaged (its manifest is missing or torn) and was skipped; it was renamed to damaged-step-10.",
     ]
     assert names(folder) == ["damaged-step-10", "damaged-step-15", "step-5"]
     assert find(folder)[1] == []
@@ -82,17 +79,17 @@ def test_a_run_all_of_whose_checkpoints_are_damaged_asks_before_it_restarts(fold
     assert "step-15, step-10, step-5" in error_info.value.what
     assert "Resume once more to restart" in error_info.value.fix
     assert names(folder) == ["damaged-step-10", "damaged-step-15", "damaged-step-5"]
-    assert find(folder) == (None, [])  # asked again
+    assert find(folder) == (None, [])  # resumed once more
 
 
-@pytest.mark.parametrize("place", ["weights", MANIFEST, "folder"])
+@pytest.mark.parametrize("name", ["weights", MANIFEST, "folder"])
 @pytest.mark.parametrize("number", [errno.EIO, errno.EMFILE, errno.EACCES])
-def test_a_file_that_cannot_be_read_now_is_not_a_damaged_one(folder, monkeypatch, place, number):
+def test_a_file_that_cannot_be_read_now_is_not_a_damaged_one(folder, monkeypatch, name, number):
     before = names(folder)
 
     def failing(method):
         def fail(self, *arguments, **options):
-            if self.name == place or (place == "folder" and self == folder):
+            if self.name == name or (name == "folder" and self == folder):
                 raise OSError(number, "the disk fails")
             return method(self, *arguments, **options)
 
@@ -126,14 +123,14 @@ def continue_from(checkpoint, settings, rows="rows"):
     return choose_row_order(settings, rows, pinned, name)
 
 
-@pytest.mark.parametrize("begun", ["joined", "padded"])
+@pytest.mark.parametrize("saved_batching", ["joined", "padded"])
 @pytest.mark.parametrize("now", ["joined", "padded"])
-def test_a_checkpoint_pins_the_order_of_its_rows(tmp_path, begun, now):
-    before = make_settings(batching=begun)
+def test_a_checkpoint_pins_the_order_of_its_rows(tmp_path, saved_batching, now):
+    before = make_settings(batching=saved_batching)
     checkpoint = checkpoint_of(tmp_path, row_plan(before, "rows"))
 
     assert continue_from(checkpoint, make_settings(batching=now)) == before.order
-    assert before.order.groups_by_length == (begun == "padded")
+    assert before.order.groups_by_length == (saved_batching == "padded")
 
 
 def test_other_rows_than_the_checkpoints_are_refused(tmp_path):

@@ -10,10 +10,6 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from engine.chat.contract import ChatRequest, ChatTarget
-from engine.chat.session import ChatSession
-from engine.config.results import SamplingConfig
-from engine.data.conversation import Message
 from engine.inspector.worker.inventory import inventory_of
 from engine.memory.estimate import Estimator
 from engine.memory.workload import workload_of_step
@@ -25,13 +21,13 @@ from engine.training.checkpoints.state_files import OPTIMIZER_FILE, load_nested
 from engine.training.faults import VARIABLE
 from engine.training.worker import EXIT_FINISHED
 from tests.export.conftest import few_questions  # noqa: F401 - a fixture
-from tests.export.exporting import ASKED, export
+from tests.export.exporting import export
 from tests.tiny_model import make_tiny_model
-from tests.training.forked_ranks import launch_ranks
+from tests.training.forked_ranks import launch_ranks, train_on_two
 from tests.training.sharded_ranks import config_of
 from tests.training.test_preference_runs import write_preferences
 from tests.training.tiny_training import CPU
-from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, write_questions
+from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, require_losses_of, write_questions
 
 pytestmark = pytest.mark.e2e
 
@@ -49,17 +45,16 @@ def worker_runs(tiny_model_folder, tmp_path_factory) -> WorkerRuns:
     return WorkerRuns(LoratoryHome(folder / "home"), tiny_model_folder, write_questions(folder / "questions.jsonl"))
 
 
-def train(made: WorkerRuns, **where: str) -> Run:
-    """A run of two processes from its beginning to its end."""
-    run = made.create(model={"compute_dtype": "float32"}, training=STEPS, run=where)
-    launched = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
-    assert launched.returncode == EXIT_FINISHED, launched.stderr[-3000:]
+def train(worker_runs: WorkerRuns, **where: str) -> Run:
+    """Train a run of two processes from its beginning to its end."""
+    run = worker_runs.create(model={"compute_dtype": "float32"}, training=STEPS, run=where)
+    train_on_two(run)
     return run
 
 
 @pytest.fixture(scope="module")
 def copies(worker_runs) -> Run:
-    """A model in each process."""
+    """Train with a model in each process."""
     return train(worker_runs, devices="cpu", launcher="accelerate")
 
 
@@ -69,24 +64,21 @@ def sharded_run(worker_runs) -> Run:
 
 
 def test_losses_are_those_of_a_model_in_each_process(copies, sharded_run):
-    assert len(losses_of(sharded_run)) == 20
-    assert [loss for _, loss in losses_of(sharded_run)] == pytest.approx(
-        [loss for _, loss in losses_of(copies)], rel=1e-4
-    )
+    require_losses_of(sharded_run, copies, rel=1e-4)
 
 
 def test_held_out_rows_are_measured_although_processes_have_unequal_passes(copies, sharded_run):
     measurement, expected = data_of_events(sharded_run, "eval"), data_of_events(copies, "eval")
-    assert [one.rows for one in measurement] == [3, 3, 3]
-    assert [one.eval_tokens for one in measurement] == [one.eval_tokens for one in expected]
-    assert [one.eval_loss for one in measurement] == pytest.approx([one.eval_loss for one in expected], rel=1e-4)
+    assert [data.rows for data in measurement] == [3, 3, 3]
+    assert [data.eval_tokens for data in measurement] == [data.eval_tokens for data in expected]
+    assert [data.eval_loss for data in measurement] == pytest.approx([data.eval_loss for data in expected], rel=1e-4)
 
 
 def test_a_checkpoint_holds_whole_tensors(copies, sharded_run):
     ours, theirs = sharded_run.folder.checkpoint(20), copies.folder.checkpoint(20)
     assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
     weights, expected = (load_file(folder / "adapter" / ADAPTER_WEIGHTS) for folder in (ours, theirs))
-    assert {name: one.shape for name, one in weights.items()} == {name: one.shape for name, one in expected.items()}
+    assert {name: data.shape for name, data in weights.items()} == {name: data.shape for name, data in expected.items()}
     state, expected_state = (load_nested(folder / OPTIMIZER_FILE)["state"] for folder in (ours, theirs))
     for number, values in expected_state.items():
         torch.testing.assert_close(state[number], values, rtol=1e-2, atol=1e-6)
@@ -106,23 +98,6 @@ def test_the_adapter_loads_with_plain_peft(copies, sharded_run, tiny_model_folde
     assert not torch.allclose(logits(sharded_run), base, atol=1e-3)
 
 
-def test_its_result_is_merged_and_answers_in_chat(worker_runs, sharded_run, few_questions, tmp_path):  # noqa: F811
-    verification = export(
-        worker_runs.home, sharded_run.folder.path, tmp_path / "merged", kind="merged", dtype="float32"
-    ).verified
-    assert (verification.passed, verification.equal_answers) == (True, ASKED), verification
-
-    session = ChatSession(worker_runs.home, choose=lambda _: CPU)
-    try:
-        session.load(ChatTarget.of_run(sharded_run.folder.path))
-        question, sampling = (Message("user", "What is a rank?"),), SamplingConfig(temperature=0, max_new_tokens=4)
-        request = ChatRequest(messages=question, branches=("base", "tuned"), sampling=sampling)
-        ended = [chunk.branch for chunk in session.stream(request) if chunk.done]
-    finally:
-        session.unload()
-    assert sorted(ended) == ["base", "tuned"]
-
-
 @pytest.mark.parametrize(
     ("before", "after"), [("sharded_run", 1), ("copies", 2)], ids=["by one process", "from whole models"]
 )
@@ -134,8 +109,7 @@ def test_it_resumes_with_another_number_of_processes(before, after, worker_runs,
     if after == 1:
         assert workers.run(run.folder.path) == EXIT_FINISHED
     else:
-        results = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
-        assert results.returncode == EXIT_FINISHED, results.stderr[-3000:]
+        train_on_two(run)
 
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(first) if step > 10]
     assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
@@ -159,21 +133,18 @@ def test_other_trained_weights_are_sharded_too(sections, fault, worker_runs, wor
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
     run = worker_runs.create(**values, run=SHARDED)
-    attempts = [{VARIABLE: fault}, {}] if fault else [{}]
-    for environment in attempts:
-        results = launch_ranks(
-            "engine.training.worker", run.folder.path, folder=run.folder.path, environment=environment
-        )
+    if fault:
+        launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path, environment={VARIABLE: fault})
+    train_on_two(run)
 
-    assert results.returncode == EXIT_FINISHED, results.stderr[-3000:]
-    assert [one.step for one in data_of_events(run, "resumed")] == ([3] if fault else [])
-    assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
+    assert [data.step for data in data_of_events(run, "resumed")] == ([3] if fault else [])
+    require_losses_of(run, alone)
     assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(
         data_of_events(alone, "eval")[-1].eval_loss, rel=1e-3
     )
     trained = list(run.folder.adapter.glob("*.safetensors"))
     assert trained
-    assert all(torch.isfinite(one).all() for path in trained for one in load_file(path).values())
+    assert all(torch.isfinite(data).all() for path in trained for data in load_file(path).values())
     verification = export(
         worker_runs.home, run.folder.path, tmp_path / "merged", kind="merged", dtype="float32"
     ).verified
@@ -181,7 +152,7 @@ def test_other_trained_weights_are_sharded_too(sections, fault, worker_runs, wor
 
 
 def test_pairs_are_compared_with_a_reference_that_is_sharded_too(worker_runs, workers, tmp_path):
-    """From a warm start, whose weights take the place of the trained ones: asked at each step, and once before the first."""
+    """From a warm start, whose weights replace the trained ones: computed at each step, or once before the first."""
     training = {**STEPS, "max_steps": 6, "save_steps": 3, "eval_steps": 3, "learning_rate": 5e-3, "save_total_limit": 9}
     values = {
         "model": {"compute_dtype": "float32"},
@@ -193,19 +164,18 @@ def test_pairs_are_compared_with_a_reference_that_is_sharded_too(worker_runs, wo
     alone = worker_runs.create(**values, training={**training, "objective": "dpo", "gradient_accumulation_steps": 4})
     assert workers.run(alone.folder.path) == EXIT_FINISHED
 
-    for precomputed in (False, True):
-        settings = {**training, "objective": "dpo", "precompute_ref_log_probs": precomputed}
+    for precomputes in (False, True):
+        settings = {**training, "objective": "dpo", "precompute_ref_log_probs": precomputes}
         run = worker_runs.create(**values, training=settings, run=SHARDED)
-        results = launch_ranks("engine.training.worker", run.folder.path, folder=run.folder.path)
+        train_on_two(run)
 
-        assert results.returncode == EXIT_FINISHED, results.stderr[-3000:]
-        assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-3)) for step, loss in losses_of(alone)]
-        for one, other in zip(data_of_events(run, "eval"), data_of_events(alone, "eval"), strict=True):
+        require_losses_of(run, alone)
+        for data, expected in zip(data_of_events(run, "eval"), data_of_events(alone, "eval"), strict=True):
             # Rounding may turn a preference, of which there are three.
-            names = [name for name in one.metrics if name.startswith("logps") or name.endswith(("chosen", "rejected"))]
+            names = [name for name in data.metrics if name.startswith("logps") or name.endswith(("chosen", "rejected"))]
             assert len(names) == 4
             for name in names:
-                assert one.metrics[name] == pytest.approx(other.metrics[name], rel=1e-2, abs=1e-3), name
+                assert data.metrics[name] == pytest.approx(expected.metrics[name], rel=1e-2, abs=1e-3), name
         assert losses_of(run)[-1][1] != pytest.approx(losses_of(run)[0][1], rel=1e-3), "the model has moved away"
 
 

@@ -3,7 +3,6 @@
 import signal
 
 import pytest
-import torch
 import transformers
 
 from engine.errors import ModelError
@@ -11,8 +10,8 @@ from engine.models.source import ModelSource
 from engine.runs.run import RunFolder
 from engine.training.build import load_model
 from engine.training.failure import REPEAT_SECONDS, CancelledError, StopRequests
-from engine.training.placement import Placement, choose_precision
-from tests.training.tiny_training import CPU, make_config
+from engine.training.placement import choose_precision
+from tests.training.tiny_training import CPU, ON_CPU, make_config
 
 SECOND_REQUEST = REPEAT_SECONDS + 1.0
 
@@ -38,22 +37,22 @@ def signals_restored():
 
 
 def listening(tmp_path, clock, world_size=1):
-    interruption = StopRequests(RunFolder(tmp_path), world_size, clock)
-    interruption.listen()
-    return interruption
+    requests = StopRequests(RunFolder(tmp_path), world_size, clock)
+    requests.listen()
+    return requests
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_that_is_delivered_twice_is_one_request(second, tmp_path, clock, signals_restored):
-    interruption = listening(tmp_path, clock)
+    requests = listening(tmp_path, clock)
 
     signal.raise_signal(signal.SIGTERM)
     signal.raise_signal(second)
     clock.now += REPEAT_SECONDS - 0.1
     signal.raise_signal(second)
 
-    assert interruption.stop_wanted()
-    assert interruption.reason == "The system asked to end (SIGTERM)."
+    assert requests.stop_wanted()
+    assert requests.reason == "The system asked to end (SIGTERM)."
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -68,13 +67,13 @@ def test_a_second_request_ends_at_once_and_once_only(number, tmp_path, clock, si
 
 
 def test_a_launcher_may_say_sigterm_as_often_as_it_likes(tmp_path, clock, signals_restored):
-    interruption = listening(tmp_path, clock, world_size=2)
+    requests = listening(tmp_path, clock, world_size=2)
 
     for _ in range(4):
         signal.raise_signal(signal.SIGTERM)
         clock.now += SECOND_REQUEST
 
-    assert interruption.stop_wanted()
+    assert requests.stop_wanted()
     with pytest.raises(CancelledError):
         signal.raise_signal(signal.SIGINT)
 
@@ -86,8 +85,7 @@ def test_a_cancellation_while_the_model_is_loaded_is_not_a_broken_model(
     signal.raise_signal(signal.SIGTERM)
     clock.now += SECOND_REQUEST
     config = make_config(tiny_model_folder)
-    placement = Placement(CPU, torch.device("cpu"))
-    arguments = (ModelSource(str(tiny_model_folder), "tiny"), config, choose_precision(config, CPU), placement)
+    arguments = (ModelSource(str(tiny_model_folder), "tiny"), config, choose_precision(config, CPU), ON_CPU)
     monkeypatch.setattr(
         transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: signal.raise_signal(signal.SIGTERM)
     )

@@ -6,15 +6,13 @@ import bitsandbytes
 import numpy as np
 import pytest
 import torch
-from transformers.optimization import Adafactor, get_cosine_schedule_with_warmup
+from transformers.optimization import Adafactor
 
 from engine.training.checkpoints.state_files import (
     load_optimizer,
-    load_plain,
     load_random_state,
     random_state,
     save_nested,
-    save_plain,
 )
 
 OPTIMIZERS = {
@@ -44,7 +42,7 @@ class PageFile:
         monkeypatch.setattr(
             bitsandbytes.optim.optimizer.Optimizer8bit,
             "get_state_buffer",
-            lambda *given, **named: self._buffer(*given, **named),
+            lambda *arguments, **keywords: self._buffer(*arguments, **keywords),
         )
 
     def _buffer(self, optimizer, parameter, dtype=torch.float32):
@@ -80,25 +78,6 @@ def test_an_optimizer_continues_as_if_nothing_had_happened(tmp_path, make):
 
     for parameter, copy in zip(parameters, copies, strict=True):
         assert torch.equal(parameter, copy)
-
-
-def test_a_schedule_is_plain_json(tmp_path):
-    def schedule():
-        optimizer = torch.optim.SGD(make_parameters(), lr=0.1)
-        return get_cosine_schedule_with_warmup(optimizer, 3, 20)
-
-    first = schedule()
-    for _ in range(7):
-        first.optimizer.step()
-        first.step()
-    save_plain(first.state_dict(), tmp_path / "scheduler.json")
-    second = schedule()
-    second.load_state_dict(load_plain(tmp_path / "scheduler.json"))
-
-    assert second.get_last_lr() == first.get_last_lr()
-    first.step()
-    second.step()
-    assert second.get_last_lr() == first.get_last_lr()
 
 
 def test_every_generator_continues_where_it_was(tmp_path):

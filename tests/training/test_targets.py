@@ -57,13 +57,13 @@ def test_ia3_rescales_the_input_of_feed_forward_layers(model):
     chosen = AdapterConfig(method="ia3", target_modules=("k_proj", "v_proj", "down_proj"))
     own = AdapterConfig(method="ia3", target_modules=("k_proj", "up_proj"), feedforward_modules=("up_proj",))
 
-    def rescaled(adapter):
+    def ia3_targets(adapter):
         targets = choose_ia3_targets(model, adapter)
         return targets["target_modules"], targets["feedforward_modules"]
 
-    assert rescaled(chosen) == (["down_proj", "k_proj", "v_proj"], ["down_proj"])
-    assert rescaled(own) == (["k_proj", "up_proj"], ["up_proj"])
-    assert rescaled(AdapterConfig(method="ia3", target_modules=("k_proj",))) == (["k_proj"], [])
+    assert ia3_targets(chosen) == (["down_proj", "k_proj", "v_proj"], ["down_proj"])
+    assert ia3_targets(own) == (["k_proj", "up_proj"], ["up_proj"])
+    assert ia3_targets(AdapterConfig(method="ia3", target_modules=("k_proj",))) == (["k_proj"], [])
 
 
 def test_ia3_on_every_linear_layer_leaves_the_head_out(model):
@@ -94,40 +94,40 @@ def test_stacked_experts_take_no_adapter_and_naming_them_is_refused(model_type):
 
 def test_modules_to_save_are_those_that_were_named(model):
     assert choose_saved_modules(model, AdapterConfig()) is None
-    for wanted in ("embed_tokens", "lm_head", "mlp", "layers.1.self_attn", "model.norm"):
-        assert choose_saved_modules(model, AdapterConfig(modules_to_save=(wanted,))) == [wanted]
+    for name in ("embed_tokens", "lm_head", "mlp", "layers.1.self_attn", "model.norm"):
+        assert choose_saved_modules(model, AdapterConfig(modules_to_save=(name,))) == [name]
 
 
 def test_a_name_that_others_end_with_means_itself_alone(model):
     """PEFT compares letters: norm would train every input_layernorm."""
     saved = choose_saved_modules(model, AdapterConfig(modules_to_save=("norm",)))
-    adapted = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=saved))
+    peft_model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], modules_to_save=saved))
 
     assert saved == ["model.norm"]
-    assert [name for name, p in adapted.named_parameters() if p.requires_grad and "lora_" not in name] == [
+    assert [name for name, p in peft_model.named_parameters() if p.requires_grad and "lora_" not in name] == [
         "base_model.model.model.norm.modules_to_save.default.weight"
     ]
-    adapted.unload()
+    peft_model.unload()
 
 
 @pytest.mark.parametrize(
-    ("wanted", "words"),
+    ("name", "message_part"),
     [
         ("lm_haed", "lm_haed matches no module; this model's are model, embed_tokens, layers, self_attn, q_proj"),
         ("rotary_emb", "has no weights to train"),
     ],
 )
-def test_modules_to_save_that_cannot_be_are_refused(model, wanted, words):
+def test_modules_to_save_that_cannot_be_are_refused(model, name, message_part):
     with pytest.raises(ConfigError) as error_info:
-        choose_saved_modules(model, AdapterConfig(modules_to_save=("lm_head", wanted)))
+        choose_saved_modules(model, AdapterConfig(modules_to_save=("lm_head", name)))
 
     (problem,) = error_info.value.problems
     assert problem.field == "adapter.modules_to_save"
-    assert words in problem.message
+    assert message_part in problem.message
 
 
-@pytest.mark.parametrize("wanted", ["down_proj", "mlp"])
-def test_quantized_modules_are_not_trained_in_full(wanted):
+@pytest.mark.parametrize("name", ["down_proj", "mlp"])
+def test_quantized_modules_are_not_trained_in_full(name):
     class Linear4bit(torch.nn.Linear):
         """By its name, as bitsandbytes calls it."""
 
@@ -136,4 +136,4 @@ def test_quantized_modules_are_not_trained_in_full(wanted):
     model.mlp.down_proj = Linear4bit(4, 4)
 
     with pytest.raises(ConfigError, match=r"mlp(\.down_proj)? is quantized"):
-        choose_saved_modules(model, AdapterConfig(modules_to_save=(wanted,)))
+        choose_saved_modules(model, AdapterConfig(modules_to_save=(name,)))

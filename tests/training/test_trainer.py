@@ -1,63 +1,34 @@
-"""The trainer learns what the plain script learns, however rows are batched, and continues where it stopped."""
+"""The trainer has the losses of the plain script, however rows are batched, and continues where it stopped."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
-from engine.training.build import add_adapter
+from engine.data.step_plan import PlanSettings
+from engine.training.batching.steps import choose_rows
 from engine.training.callbacks import TrainerHooks
-from tests.training.tiny_training import make_config, make_rows, make_training
+from tests.training.preference_rows import train_with_trl
+from tests.training.tiny_training import load_adapted, make_config, make_rows, make_training, train_tiny
 
 ROWS = make_rows(13)
 HELD_OUT = make_rows(5, seed=1)
 
 
 def plain_losses(config, trainer, folder):
-    """TRL's own trainer on the same rows in the same steps."""
+    """Return the losses of TRL's own trainer on the same rows in the same steps."""
     torch.manual_seed(config.training.seed)
-    from engine.models.source import ModelSource
-
-    model = add_adapter(
-        AutoModelForCausalLM.from_pretrained(config.model.id, dtype=torch.float32),
-        config,
-        ModelSource(config.model.id, "tiny"),
-    )
+    model, _ = load_adapted(config, base=AutoModelForCausalLM.from_pretrained(config.model.id, dtype=torch.float32))
     order = [row for epoch in range(2) for s in trainer._planner.steps(epoch) for p in s.passes for row in p.rows]
-    logged = []
-
-    class Plain(SFTTrainer):
-        def log(self, logs, start_time=None):
-            if "loss" in logs:
-                logged.append(logs["loss"])
-
-    dataset = Dataset.from_list([{"input_ids": ROWS[i].input_ids, "labels": ROWS[i].labels} for i in order])
-    Plain(
-        model=model,
-        args=SFTConfig(
-            output_dir=str(folder),
-            per_device_train_batch_size=4,
-            max_steps=4,
-            learning_rate=config.training.learning_rate,
-            lr_scheduler_type=config.training.lr_scheduler_type,
-            warmup_steps=config.training.warmup_steps,
-            logging_steps=1,
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=True,
-            bf16=False,
-            activation_checkpointing=False,
-            train_sampling_strategy="sequential",
-            shuffle_dataset=False,
-            save_strategy="no",
-            max_length=None,
-            seed=config.training.seed,
-        ),
-        train_dataset=dataset,
-        processing_class=AutoTokenizer.from_pretrained(config.model.id),
-    ).train()
-    return logged
+    rows = [{"input_ids": ROWS[row].input_ids, "labels": ROWS[row].labels} for row in order]
+    names = ("learning_rate", "lr_scheduler_type", "warmup_steps", "seed")
+    settings = {name: getattr(config.training, name) for name in names}
+    steps, _ = train_with_trl(
+        SFTTrainer, SFTConfig, model, rows, folder, per_device_train_batch_size=4, max_steps=4, **settings
+    )
+    return [step["loss"] for step in steps]
 
 
 @pytest.mark.parametrize("batching", ["joined", "padded"])
@@ -86,8 +57,7 @@ def test_packed_rows_have_the_losses_of_unpacked_ones(tiny_model_folder, tmp_pat
     losses = {}
     for packing in (False, True):
         config = make_config(tiny_model_folder, training=one_step | {"packing": packing})
-        training = make_training(config, ROWS, tmp_path)
-        training.trainer.train()
+        training = train_tiny(config, ROWS, tmp_path)
         losses[packing] = training.steps[0]
 
     assert losses[True].loss == pytest.approx(losses[False].loss, rel=1e-5)
@@ -97,19 +67,16 @@ def test_packed_rows_have_the_losses_of_unpacked_ones(tiny_model_folder, tmp_pat
 
 def test_how_a_step_is_divided_into_passes_does_not_change_it(tiny_model_folder, tmp_path):
     results = []
-    for batch, accumulation in ((4, 1), (2, 2), (1, 4)):
+    for batch, accumulation in ((4, 1), (1, 4)):
         sizes = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": accumulation}
-        training = make_training(make_config(tiny_model_folder, training=sizes), ROWS, tmp_path)
-        training.trainer.train()
+        training = train_tiny(make_config(tiny_model_folder, training=sizes), ROWS, tmp_path)
         results.append(training.losses)
 
     assert results[1] == pytest.approx(results[0], rel=1e-4)
-    assert results[2] == pytest.approx(results[0], rel=1e-4)
 
 
 def test_steps_count_tokens(tiny_model_folder, tmp_path):
-    training = make_training(make_config(tiny_model_folder), ROWS, tmp_path)
-    training.trainer.train()
+    training = train_tiny(make_config(tiny_model_folder), ROWS, tmp_path)
 
     assert training.trainer.total_steps == len(training.steps) == 8  # 13 rows, four a step, two epochs
     assert training.steps[-1].tokens == 2 * sum(len(row.input_ids) for row in ROWS)
@@ -136,10 +103,26 @@ def test_the_held_out_loss_is_a_mean_over_tokens(tiny_model_folder, tmp_path):
     assert measurement.eval_loss == pytest.approx(total / tokens, rel=1e-5)
 
 
+class Lengths(list[int]):
+    """Rows of a dataset, by their lengths alone."""
+
+    def lengths(self):
+        return self
+
+
+def test_measuring_costs_little_also_where_max_steps_ends_a_run_early():
+    data = SimpleNamespace(train=Lengths([40] * 20_000), held_out=Lengths([40] * 20_000))
+
+    def measured(**training):
+        return len(choose_rows(data, PlanSettings(make_config("m", training=training).training)).held_out)
+
+    assert measured() * 40 == pytest.approx(0.03 * 2 * 20_000 * 40, rel=0.01)  # two epochs
+    assert measured(max_steps=3) == 16_384 // 40
+
+
 def test_measuring_does_not_change_the_training(tiny_model_folder, tmp_path):
     config = make_config(tiny_model_folder, adapter={"lora_dropout": 0.2})
-    plain = make_training(config, ROWS, tmp_path)
-    plain.trainer.train()
+    plain = train_tiny(config, ROWS, tmp_path)
     hooks = TrainerHooks()
     measuring = make_training(config, ROWS, tmp_path, held_out=HELD_OUT, hooks=hooks)
     previous = hooks.on_logged
@@ -152,7 +135,6 @@ def test_measuring_does_not_change_the_training(tiny_model_folder, tmp_path):
 # Each method on its own resumes in test_methods.
 RESUMABLE = {
     "LoRA with dropout": {"adapter": {"lora_dropout": 0.1}},
-    "QLoRA": {"model": {"quantization": "nf4", "compute_dtype": "bfloat16"}},
     "packing": {"training": {"packing": True, "num_train_epochs": 4}, "adapter": {"lora_dropout": 0.1}},
     "padded rows grouped by length": {
         "model": {"attn_implementation": "eager"},
@@ -210,8 +192,7 @@ def test_a_saved_run_continues_bit_by_bit(tiny_model_folder, tmp_path, sections)
 
 def test_trained_weights_are_float32_also_on_quantized_bases(tiny_model_folder, tmp_path):
     config = make_config(tiny_model_folder, model={"quantization": "nf4", "compute_dtype": "bfloat16"})
-    training = make_training(config, ROWS, tmp_path)
-    training.trainer.train()
+    training = train_tiny(config, ROWS, tmp_path)
 
     after = training.weights().values()
     assert {weights.dtype for weights in after} == {torch.float32}

@@ -15,11 +15,13 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON and not IS_IN_CI, reason="needs t
 
 
 def run(*arguments, **environment):
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "PYTEST_"))}
+    parent_environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("TRITON_", "PYTEST_"))
+    }
     paths = os.pathsep.join(str(Path(path or ".").resolve()) for path in sys.path)
     command = [sys.executable, *arguments]
     return subprocess.run(
-        command, env={**inherited, "PYTHONPATH": paths, **environment}, capture_output=True, text=True
+        command, env={**parent_environment, "PYTHONPATH": paths, **environment}, capture_output=True, text=True
     )
 
 

@@ -1,4 +1,4 @@
-"""Processes that share a step wait for each other's gradients, also where one of them has nothing to learn."""
+"""Processes that share a step wait for each other's gradients, also where one of them has no trained tokens."""
 
 import json
 import math
@@ -12,7 +12,7 @@ from engine.training import faults
 from engine.training.checkpoints.state_files import PROGRESS_FILE
 from engine.training.worker import EXIT_FINISHED
 from tests.training.forked_ranks import launch_ranks
-from tests.training.tiny_training import make_config, make_training
+from tests.training.tiny_training import make_config, train_tiny
 from tests.training.two_ranks import EPOCHS, ROWS
 from tests.training.worker_runs import data_of_events
 
@@ -20,11 +20,10 @@ pytestmark = pytest.mark.e2e
 
 
 @pytest.mark.parametrize(("head", "rows"), [("frozen", 2), ("trained", 2), ("frozen", 3)])
-def test_a_process_with_nothing_to_learn_keeps_the_others_going(head, rows, tiny_model_folder, tmp_path):
+def test_a_process_without_trained_tokens_keeps_in_step(head, rows, tiny_model_folder, tmp_path):
     both = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_train_epochs": EPOCHS}
     adapter = {"method": "none"} if head == "trained" else {}
-    alone = make_training(make_config(tiny_model_folder, adapter=adapter, training=both), ROWS[:rows], tmp_path)
-    alone.trainer.train()
+    alone = train_tiny(make_config(tiny_model_folder, adapter=adapter, training=both), ROWS[:rows], tmp_path)
     results = launch_ranks("tests.training.two_ranks", tiny_model_folder, tmp_path, head, rows, folder=tmp_path)
 
     assert results.returncode == 0, results.stderr[-2000:]
@@ -69,7 +68,7 @@ def test_the_first_process_alone_verifies_what_all_resume_from_and_end_with(work
     assert data_of_events(run, "resumed")[-1].step == 5
     assert data_of_events(run, "warning") == []
     assert "Going back to step 5, whose held-out loss was the lowest." in [
-        one.message for one in data_of_events(run, "status")
+        status.message for status in data_of_events(run, "status")
     ]
     assert data_of_events(run, "status")[-1].phase == "finished"
 
@@ -83,7 +82,7 @@ def test_checkpoints_that_are_all_damaged_end_every_process_with_one_cause(worke
 
     assert results.returncode != 0
     (failure,) = data_of_events(run, "failed")
-    assert "None of this run's checkpoints is as it was written" in failure.what
+    assert "All checkpoints are damaged" in failure.what
     assert noted_failure(run.folder.path, 1) is None
     assert "reports why" in results.stderr
 

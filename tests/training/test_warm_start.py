@@ -8,13 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from engine.errors import ConfigError
-from engine.models.source import ModelSource
-from engine.training.build import add_adapter, load_model
 from engine.training.checkpoints.state_files import load_warm_start, save_adapter
-from engine.training.objectives.reference import Reference
-from engine.training.placement import Placement, choose_precision
+from engine.training.objectives.reference import ReferenceModel
 from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
-from tests.training.tiny_training import CPU, make_config
+from tests.training.tiny_training import load_adapted, make_config
 
 EMBEDDINGS = {"modules_to_save": ["embed_tokens", "lm_head"]}
 
@@ -27,14 +24,12 @@ def base(tmp_path_factory):
 
 
 def adapt(base, **adapter):
-    config = make_config(base, adapter=adapter)
-    source, placement = ModelSource(str(base), "base"), Placement(CPU, torch.device("cpu"))
     torch.manual_seed(0)
-    return add_adapter(load_model(source, config, choose_precision(config, CPU), placement), config, source)
+    return load_adapted(make_config(base, adapter=adapter))[0]
 
 
 def earlier(base, folder, **adapter):
-    """An adapter whose every trained weight has moved."""
+    """Save an adapter whose every trained weight has moved."""
     model = adapt(base, **adapter)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -74,7 +69,7 @@ def test_the_base_beneath_a_warm_start_is_the_untrained_one(base, tmp_path, adap
     with torch.no_grad():
         warm = model.eval()(ids).logits
         recwarn.clear()
-        with Reference(replaced).replacing(model):
+        with ReferenceModel(replaced).replacing(model):
             below = model(ids).logits
         again = model(ids).logits
 
@@ -99,7 +94,7 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base,
 
 @pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(
-    ("was", "is_", "words"),
+    ("was", "is_", "message_part"),
     [
         ({"bias": "all"}, {}, "its bias is all, and this run's is none"),
         ({}, {"bias": "lora_only"}, "its bias is none, and this run's is lora_only"),
@@ -108,34 +103,33 @@ def test_memory_that_runs_out_is_not_taken_for_an_adapter_of_another_model(base,
     ],
     ids=str,
 )
-def test_an_adapter_of_another_make_is_refused_and_changes_nothing(base, tmp_path, was, is_, words):
+def test_an_adapter_of_another_make_is_refused_and_changes_nothing(base, tmp_path, was, is_, message_part):
     folder = earlier(base, tmp_path / "first", **was)
     model = adapt(base, **is_)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
-    with pytest.raises(ConfigError, match=words):
+    with pytest.raises(ConfigError, match=message_part):
         load_warm_start(model, folder)
 
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-def test_weights_of_the_base_that_its_configuration_does_not_name_are_refused(base, tmp_path):
-    folder = earlier(base, tmp_path / "first", **EMBEDDINGS)
+@pytest.mark.parametrize(
+    ("adapter", "change", "message_part"),
+    [
+        (EMBEDDINGS, {"modules_to_save": None}, r"lm_head\.weight, which this run does not train"),
+        ({}, {"init_lora_weights": "pissa"}, "initialized with pissa, which changes its base's weights"),
+    ],
+    ids=["weights of the base", "rewritten base"],
+)
+def test_an_adapter_that_does_not_fit_the_base_is_refused(base, tmp_path, adapter, change, message_part):
+    folder = earlier(base, tmp_path / "first", **adapter)
     config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "modules_to_save": None}))
+    (folder / "adapter_config.json").write_text(json.dumps(config | change))
     model = adapt(base)
-    frozen = {name: p.detach().clone() for name, p in model.named_parameters() if not p.requires_grad}
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
-    with pytest.raises(ConfigError, match=r"lm_head\.weight, which this run does not train"):
+    with pytest.raises(ConfigError, match=message_part):
         load_warm_start(model, folder)
 
-    assert all(torch.equal(parameter, frozen[name]) for name, parameter in model.named_parameters() if name in frozen)
-
-
-def test_an_adapter_that_rewrote_its_base_is_refused(base, tmp_path):
-    folder = earlier(base, tmp_path / "first")
-    config = json.loads((folder / "adapter_config.json").read_text())
-    (folder / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": "pissa"}))
-
-    with pytest.raises(ConfigError, match="initialized with pissa, which changes its base's weights"):
-        load_warm_start(adapt(base), folder)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())

@@ -1,10 +1,8 @@
-"""A real worker on the tiny model: what it says, what it leaves, how it ends."""
+"""A real worker on the tiny model: its events, its files, its end."""
 
 import contextlib
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -20,10 +18,12 @@ from engine.runs.control import request_cancel, request_stop
 from engine.runs.disk import disk_use
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
+from engine.training.trackers import TENSORBOARD_FOLDER
 from engine.training.worker import EXIT_CANCELLED, EXIT_FAILED, EXIT_FINISHED, EXIT_HELD_BY_ANOTHER, EXIT_USAGE
 from tests.supervision.fake_runs import wait_for_step
-from tests.training.forked_ranks import launch_ranks
-from tests.training.worker_runs import data_of_events, events_of, history_of, losses_of
+from tests.training.forked_ranks import train_on_two
+from tests.training.test_trackers import read_scalars
+from tests.training.worker_runs import data_of_events, events_of, history_of, losses_of, require_losses_of
 
 pytestmark = pytest.mark.e2e
 
@@ -40,7 +40,7 @@ def held_at_step(step, workers, run, folder):
 
 
 def test_a_run_from_beginning_to_end(workers, runs):
-    run = runs.create()
+    run = runs.create(training={"max_steps": -1, "num_train_epochs": 1, "report_to": ["tensorboard"]})
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
@@ -61,33 +61,30 @@ def test_a_run_from_beginning_to_end(workers, runs):
     assert parameters.batching == "joined"
     (report,) = data_of_events(run, "data_report")
     assert (report.train_rows, report.eval_rows) == (27, 3)
-    assert [data.step for data in data_of_events(run, "step")] == list(range(1, 11))
-    assert [data.step for data in data_of_events(run, "eval")] == [0, 5, 10]
-    assert [data.name for data in data_of_events(run, "checkpoint")] == ["step-5", "step-10"]
+    steps = data_of_events(run, "step")
+    assert [data.step for data in steps] == list(range(1, 8))
+    assert (steps[-1].trained_tokens, steps[-1].tokens - steps[-1].trained_tokens) == (
+        report.trained_tokens,
+        report.masked_tokens,
+    )
+    assert [data.step for data in data_of_events(run, "eval")] == [0, 5, 7]
+    assert [data.name for data in data_of_events(run, "checkpoint")] == ["step-5", "step-7"]
     assert data_of_events(run, "memory")[-1].peak_process_bytes > 100e6
     assert [event.seq for event in events_of(run)] == list(range(1, len(events_of(run)) + 1))
     assert data_of_events(run, "failed") == data_of_events(run, "warning") == []
+    scalars = read_scalars(run.folder.path / TENSORBOARD_FOLDER)
+    assert scalars["train/loss"] == [(data.step, data.loss) for data in steps]
+    assert scalars["eval/loss"] == [(data.step, data.eval_loss) for data in data_of_events(run, "eval")]
     files = {path.name for path in run.folder.adapter.iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "chat_template.jinja"} <= files
     assert not any(name.endswith((".bin", ".pt", ".pth", ".pkl")) for name in files)
     assert not (run.folder.path / ".reserve").exists()
     assert "trainable params:" in run.folder.log.read_text()
+    adapter = json.loads((run.folder.adapter / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == str(runs.model)  # a local model has no other name
 
 
-def test_the_tokens_that_a_run_reports_are_those_that_an_epoch_learns(workers, runs):
-    run = runs.create(
-        dataset={"max_samples": 12, "eval_fraction": 0.25}, training={"max_steps": -1, "num_train_epochs": 1}
-    )
-
-    assert workers.run(run.folder.path) == EXIT_FINISHED
-
-    (report,), last = data_of_events(run, "data_report"), data_of_events(run, "step")[-1]
-    assert (report.train_rows, report.eval_rows) == (9, 3)
-    assert report.trained_tokens == last.trained_tokens
-    assert report.trained_tokens + report.masked_tokens == last.tokens
-
-
-def test_what_is_settled_about_a_tokenizer_is_logged_and_a_template_of_ours_is_warned_of(workers, runs, tmp_path):
+def test_a_default_padding_token_is_logged_and_a_default_template_warned_of(workers, runs, tmp_path):
     folder = shutil.copytree(runs.model, tmp_path / "bare")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings.pop("pad_token")
@@ -105,8 +102,9 @@ def test_what_is_settled_about_a_tokenizer_is_logged_and_a_template_of_ours_is_w
 
 
 def test_the_held_out_loss_of_step_0_is_the_base_models(workers, runs):
-    run = runs.create(adapter={"method": "prefix_tuning", "num_virtual_tokens": 4})
-    other = runs.create()
+    short = {"training": {"max_steps": 1}}
+    run = runs.create(adapter={"method": "prefix_tuning", "num_virtual_tokens": 4}, **short)
+    other = runs.create(**short)
 
     workers.run(run.folder.path)
     workers.run(other.folder.path)
@@ -117,43 +115,10 @@ def test_the_held_out_loss_of_step_0_is_the_base_models(workers, runs):
     assert prefix.eval_loss == pytest.approx(lora.eval_loss, rel=0.01)
 
 
-def test_the_adapter_names_no_folder_of_this_machine_when_the_model_is_known_elsewhere(workers, runs):
-    run = runs.create()
-    workers.run(run.folder.path)
-
-    config = json.loads((run.folder.adapter / "adapter_config.json").read_text())
-
-    assert config["base_model_name_or_path"] == str(runs.model)  # a local model has no other name
-
-
-def test_stop_saves_and_ends(workers, runs, tmp_path):
-    run = runs.create()
-    with held_at_step(3, workers, run, tmp_path) as pid:
-        request_stop(run)
-
-    assert workers.wait(pid) == EXIT_FINISHED
-    last = data_of_events(run, "status")[-1]
-    assert last.phase == "stopped"
-    assert "Stopped on request" in last.message
-    assert data_of_events(run, "step")[-1].step == 4
-    assert [c.step for c in list_checkpoints(run.folder.checkpoints)] == [4]
-    assert load_file(run.folder.adapter / "adapter_model.safetensors")
-    assert not run.folder.has_living_worker()
-
-
-def test_sigterm_saves_and_ends(workers, runs, tmp_path):
-    run = runs.create()
-    with held_at_step(2, workers, run, tmp_path) as pid:
-        os.kill(pid, signal.SIGTERM)
-
-    assert workers.wait(pid) == EXIT_FINISHED
-    assert "SIGTERM" in data_of_events(run, "status")[-1].message
-    assert (run.folder.adapter / "adapter_model.safetensors").is_file()
-
-
-def test_cancel_ends_at_once(workers, runs, tmp_path):
+def test_a_run_has_one_worker_and_cancel_ends_it_at_once(workers, runs, tmp_path):
     run = runs.create(training={"save_steps": 2})
     with held_at_step(3, workers, run, tmp_path) as pid:
+        assert workers.run(run.folder.path) == EXIT_HELD_BY_ANOTHER
         request_cancel(run)
 
     assert workers.wait(pid) == EXIT_CANCELLED
@@ -173,56 +138,29 @@ def test_a_request_before_the_first_step_is_obeyed(workers, runs):
     assert data_of_events(run, "step") == []
 
 
-def test_a_stopped_run_continues_where_it_stopped(workers, runs, tmp_path):
+def test_a_stopped_run_saves_and_continues_where_it_stopped(workers, runs, tmp_path):
     whole = runs.create(training={"max_steps": 12})
     workers.run(whole.folder.path)
     run = runs.create(training={"max_steps": 12})
-    with held_at_step(4, workers, run, tmp_path) as pid:
+    with held_at_step(3, workers, run, tmp_path) as pid:
         request_stop(run)
-    workers.wait(pid)
+    assert workers.wait(pid) == EXIT_FINISHED
+    last = data_of_events(run, "status")[-1]
+    assert (last.phase, "Stopped on request" in last.message) == ("stopped", True)
+    assert [c.step for c in list_checkpoints(run.folder.checkpoints)] == [4]
+    assert load_file(run.folder.adapter / "adapter_model.safetensors")
+    assert not run.folder.has_living_worker()
     run.folder.stop_request.unlink()
 
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
     assert losses_of(run) == losses_of(whole)
     assert data_of_events(run, "status")[-1].phase == "finished"
-    assert data_of_events(run, "resumed")[0].checkpoint.startswith("step-")
+    assert data_of_events(run, "resumed")[0].checkpoint == "step-4"
 
 
-def test_a_run_that_lacks_only_its_adapter_is_not_trained_further(workers, runs):
-    run = runs.create()
-    workers.run(run.folder.path)
-    before = load_file(run.folder.adapter / "adapter_model.safetensors")
-    steps = losses_of(run)
-    for path in run.folder.adapter.iterdir():
-        path.unlink()
-    run.folder.adapter.rmdir()
-
-    assert workers.run(run.folder.path) == EXIT_FINISHED
-
-    after = load_file(run.folder.adapter / "adapter_model.safetensors")
-    assert all((after[name] == tensor).all() for name, tensor in before.items())
-    assert losses_of(run) == steps
-
-
-def test_early_stopping_ends_with_the_best_weights(workers, runs):
-    # High enough that the held-out loss soon rises again, and clipped, so it does not diverge.
-    training = {"max_steps": 200, "eval_steps": 1, "save_steps": 50, "learning_rate": 0.05, "max_grad_norm": 1.0}
-    run = runs.create(training={**training, "early_stopping_patience": 2})
-
-    workers.run(run.folder.path)
-
-    assert data_of_events(run, "failed") == []
-    measurements = {data.step: data.eval_loss for data in data_of_events(run, "eval") if data.step}
-    best = min(measurements, key=measurements.get)
-    assert max(measurements) == best + 2 < 200
-    assert "stopped improving" in data_of_events(run, "status")[-1].message
-    kept = run.folder.checkpoint(best) / "adapter" / "adapter_model.safetensors"
-    assert kept.read_bytes() == (run.folder.adapter / "adapter_model.safetensors").read_bytes()
-
-
-@pytest.mark.parametrize(("limit_mb", "kept", "last_word"), [(4.0, [4, 5], "finished"), (2.6, [1], "stopped")])
-def test_a_disk_limit_holds_at_each_checkpoint(workers, runs, home, limit_mb, kept, last_word):
+@pytest.mark.parametrize(("limit_mb", "steps", "last_word"), [(4.0, [4, 5], "finished"), (2.6, [1], "stopped")])
+def test_a_disk_limit_holds_at_each_checkpoint(workers, runs, home, limit_mb, steps, last_word):
     open_database(home).close()
     save_settings(home, LabSettings(limits=LabLimits(free_disk_gb=0, disk_gb_per_person=limit_mb / 1000)))
     transfers = home.for_person("ann").transfers
@@ -234,7 +172,7 @@ def test_a_disk_limit_holds_at_each_checkpoint(workers, runs, home, limit_mb, ke
     assert workers.run(run.folder.path) == EXIT_FINISHED
 
     assert disk_use(home, "ann").total <= limit_mb * 10**6
-    assert [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)] == kept
+    assert [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)] == steps
     assert (run.folder.adapter / "model.safetensors").exists()
     word = data_of_events(run, "status")[-1]
     assert word.phase == last_word
@@ -263,7 +201,7 @@ def test_a_warm_start_begins_with_the_earlier_weights(workers, runs):
 
 
 @pytest.mark.parametrize(
-    ("sections", "cause", "words"),
+    ("sections", "cause", "message_part"),
     [
         ({"adapter": {"target_modules": ["q_proj", "query"]}}, "config", "query matches no module"),
         ({"model": {"id": "/nowhere/at/all"}}, "model", "/nowhere/at/all"),
@@ -272,25 +210,16 @@ def test_a_warm_start_begins_with_the_earlier_weights(workers, runs):
     ],
     ids=["targets", "model", "dataset", "warm start"],
 )
-def test_what_cannot_work_is_reported_with_its_cause(workers, runs, sections, cause, words):
+def test_what_cannot_work_is_reported_with_its_cause(workers, runs, sections, cause, message_part):
     run = runs.create(**sections)
 
     assert workers.run(run.folder.path) == EXIT_FAILED
 
     (failure,) = data_of_events(run, "failed")
     assert failure.cause == cause
-    assert words in failure.what
+    assert message_part in failure.what
     assert failure.fix
     assert history_of(run).last_step == 0
-
-
-def test_a_run_has_one_worker(workers, runs, tmp_path):
-    run = runs.create()
-    with held_at_step(1, workers, run, tmp_path) as pid:
-        assert workers.run(run.folder.path) == EXIT_HELD_BY_ANOTHER
-        request_cancel(run)
-
-    assert workers.wait(pid) == EXIT_CANCELLED
 
 
 def test_a_worker_that_comes_back_after_a_later_one_began_writes_nothing_more(workers, runs, tmp_path):
@@ -319,18 +248,15 @@ def test_wrong_usage_is_reported():
     assert process.stdout == ""
 
 
-def test_two_processes_learn_what_one_does_and_speak_with_one_voice(workers, runs):
-    """As under torchrun, Accelerate and Slurm; without a GPU they speak through gloo."""
+def test_two_processes_train_as_one_does_and_write_one_log(workers, runs):
+    """As under torchrun, Accelerate and Slurm; without a GPU they communicate through gloo."""
     alone = runs.create(model={"compute_dtype": "float32"})
     workers.run(alone.folder.path)
     together = runs.create(model={"compute_dtype": "float32"}, training={"gradient_accumulation_steps": 1})
 
-    results = launch_ranks("engine.training.worker", together.folder.path, folder=together.folder.path)
+    train_on_two(together)
 
-    assert results.returncode == EXIT_FINISHED, results.stderr[-2000:]
-    assert [step for step, _ in losses_of(together)] == list(range(1, 11))
-    for (_, got), (_, expected) in zip(losses_of(together), losses_of(alone), strict=True):
-        assert got == pytest.approx(expected, rel=1e-3)
+    require_losses_of(together, alone)
     assert data_of_events(together, "eval")[-1].eval_loss == pytest.approx(
         data_of_events(alone, "eval")[-1].eval_loss, rel=1e-3
     )

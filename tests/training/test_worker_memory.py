@@ -13,7 +13,7 @@ def kinds_of(run, attempt):
     return [event.kind for event in events_of(run) if event.attempt == attempt]
 
 
-def test_every_attempt_tells_its_memory_at_its_first_step_and_at_its_end(workers, runs):
+def test_every_attempt_reports_its_memory_at_its_first_step_and_at_its_end(workers, runs):
     run = runs.create()
 
     assert workers.run(run.folder.path, "training:step-7=out_of_memory") == EXIT_FAILED

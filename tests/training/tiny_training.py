@@ -2,7 +2,7 @@
 
 import functools
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +22,23 @@ from engine.training.build import add_adapter, load_model, training_arguments
 from engine.training.callbacks import TrainerHooks
 from engine.training.distribution import shard
 from engine.training.methods.registry import method_trainer
-from engine.training.placement import Placement, choose_precision
+from engine.training.placement import Placement, TrainingDtypes, choose_precision
 from engine.training.trainer import LoratoryTrainer
 
 CPU = Device("cpu", 0, "a CPU", 8 << 30, 8 << 30, has_fast_bfloat16=True, cores=1)
+GPU = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
+ON_CPU = Placement(CPU, torch.device("cpu"))
 
 
 class Row(TokenizedRow):
-    """A row that no one tokenized."""
+    """A row of given tokens."""
 
     def __init__(self, input_ids: list[int], labels: list[int]) -> None:
         super().__init__(0, 0, input_ids, labels)
 
 
 def make_rows(count: int, longest: int = 40, seed: int = 0) -> list[Row]:
-    """Rows of random tokens; the second half of each is learned."""
+    """Make rows of random tokens; the second half of each is trained."""
     generator = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -78,8 +80,14 @@ class TinyTraining:
         return [step.loss for step in self.steps]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """What is trained, by name."""
+        """Return copies of the trained weights, by name."""
         return {n: p.detach().clone() for n, p in self.trainer.model.named_parameters() if p.requires_grad}
+
+
+def load_adapted(config: RunConfig, placement: Placement = ON_CPU, base: Any = None) -> tuple[Any, TrainingDtypes]:
+    """Load the base of a configuration, unless it is given, add the adapter, and return the precision too."""
+    source, precision = ModelSource(config.model.id, "tiny"), choose_precision(config, placement.device)
+    return add_adapter(base or load_model(source, config, precision, placement), config, source), precision
 
 
 @functools.cache
@@ -96,25 +104,20 @@ def make_training(
     hooks: TrainerHooks | None = None,
     callbacks: tuple[Any, ...] = (),
     base: Any = None,
-    placement: Placement | None = None,
+    placement: Placement = ON_CPU,
     merged: int = 1,
 ) -> TinyTraining:
-    """Build what `engine.training.session` builds, without its files and processes; on `base` where one is loaded, and on
-    the processor unless `placement` says otherwise."""
-    source = ModelSource(config.model.id, "tiny")
-    placement = placement or Placement(CPU, torch.device("cpu"))
-    precision = choose_precision(config, placement.device)
+    """Build what `engine.training.session` builds, without its files and processes; on `base` where one is loaded."""
     tokenizer = _tokenizer_of(config.model.id)
     torch.manual_seed(config.training.seed)
     random.seed(config.training.seed)
-    model = add_adapter(base or load_model(source, config, precision, placement), config, source)
-    method_trainer(config.adapter.method).initialize(model, config.adapter, source)
+    model, precision = load_adapted(config, placement, base)
+    method_trainer(config.adapter.method).initialize(model, config.adapter, ModelSource(config.model.id, "tiny"))
     if placement.sharded:
         PartialState(cpu=placement.torch_device.type == "cpu")
         shard(model, placement, precision.compute)
     assembly = assemble(model, config, precision, placement, rows, tokenizer.pad_token_id)
-    settings = replace(assembly.setup.settings, merged=merged)
-    assembly = replace(assembly, setup=replace(assembly.setup, settings=settings))
+    assembly = assembly.with_settings(merged=merged)
     steps: list[StepData] = []
     hooks = hooks or TrainerHooks()
     previous = hooks.on_logged
@@ -126,6 +129,14 @@ def make_training(
         rows=TrainerRows(rows, [len(r.input_ids) for r in rows], held_out or []),
         setup=assembly.setup,
         hooks=hooks,
-        callbacks=callbacks,
     )
+    for callback in callbacks:
+        trainer.add_callback(callback)
     return TinyTraining(trainer, assembly, steps)
+
+
+def train_tiny(config: RunConfig, rows: list[Row], folder: Path, **options: Any) -> TinyTraining:
+    """Build a training as `make_training` does, and train to its end."""
+    training = make_training(config, rows, folder, **options)
+    training.trainer.train()
+    return training

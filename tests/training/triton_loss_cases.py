@@ -92,16 +92,16 @@ def test_measuring_leaves_the_logits_alone():
 @pytest.mark.parametrize("lead", [0.0, 12.0, 18.0])
 @pytest.mark.parametrize("cap", [None, 40.0])
 def test_float16_gradients_keep_what_the_loss_scale_saves(lead, cap):
-    """As `test_loss` tries it for the reference, whose last digits the kernel has besides."""
-    tokens, words = 8, 24
+    """As `test_loss` tries it for the reference, of which the kernel also has the last digits."""
+    tokens, vocabulary = 8, 24
     torch.manual_seed(5)
-    targets = torch.randint(words, (tokens,))
-    logits = torch.randint(-4, 5, (tokens, words)) / 4 + lead * torch.nn.functional.one_hot(targets, words)
+    targets = torch.randint(vocabulary, (tokens,))
+    logits = torch.randint(-4, 5, (tokens, vocabulary)) / 4 + lead * torch.nn.functional.one_hot(targets, vocabulary)
     low, exact = logits.half().requires_grad_(), logits.double().requires_grad_()
-    head = torch.nn.Linear(words, words, bias=False).half().requires_grad_(False)
-    head.weight.copy_(torch.eye(words))  # every product is exact in float16
-    transformed = exact if cap is None else torch.tanh(exact / cap) * cap
-    (torch.nn.functional.cross_entropy(transformed, targets, reduction="sum") * (65536.0 / tokens)).backward()
+    head = torch.nn.Linear(vocabulary, vocabulary, bias=False).half().requires_grad_(False)
+    head.weight.copy_(torch.eye(vocabulary))  # every product is exact in float16
+    logits_after = exact if cap is None else torch.tanh(exact / cap) * cap
+    (torch.nn.functional.cross_entropy(logits_after, targets, reduction="sum") * (65536.0 / tokens)).backward()
     (summed_loss(low, targets, head, LogitTransform(cap=cap, fused=True)) * (65536.0 / tokens)).backward()
 
     torch.testing.assert_close(low.grad.double(), exact.grad, rtol=5e-3, atol=1e-7)

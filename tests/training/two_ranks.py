@@ -1,4 +1,4 @@
-"""Two processes learn a few rows, one of which has nothing to learn: writes what each of them has then, and read on the way.
+"""Two processes train on a few rows, one of which has no trained token: writes their losses, counts and reads.
 
 Started by `tests.training.forked_ranks` as `-m tests.training.two_ranks MODEL FOLDER HEAD ROWS`.
 """
@@ -14,14 +14,14 @@ from engine.config.run import RunConfig
 from engine.training.callbacks import TrainerHooks
 from engine.training.placement import Placement, ProcessGroup
 from tests.training.tensor_reads import Reads, WithinSteps
-from tests.training.tiny_training import CPU, Row, make_config, make_training
+from tests.training.tiny_training import CPU, Row, make_config, make_training, train_tiny
 
 ROWS = [
     Row([11, 12, 13, 14, 15, 16], [-100, -100, 13, 14, 15, 16]),
     Row([21, 22, 23, 24], [21, -100, -100, -100]),
     Row([31, 32, 33], [-100, 32, 33]),
 ]
-EPOCHS = 6  # in some of them the first process has nothing to learn, in others the second
+EPOCHS = 6  # in some of them the first process has no trained token, in others the second
 
 
 def main(model: str, folder: str, head: str, rows: str) -> None:
@@ -31,25 +31,24 @@ def main(model: str, folder: str, head: str, rows: str) -> None:
     adapter = {"method": "none"} if head == "trained" else {}
     config = make_config(Path(model), adapter=adapter, training=one_row)
     placement = Placement(CPU, torch.device("cpu"), group)
-    training = make_training(config, ROWS[: int(rows)], Path(folder), placement=placement)
-    training.trainer.train()
+    training = train_tiny(config, ROWS[: int(rows)], Path(folder), placement=placement)
     records = [training.trainer.progress.tokens, training.trainer.progress.trained_tokens]
     weights = sum(float(weights.double().abs().sum()) for weights in training.weights().values())
-    quiet = learn_without_logs(config, Path(folder), placement)
+    quiet = train_without_logs(config, Path(folder), placement)
     (Path(folder) / f"rank-{group.rank}.json").write_text(json.dumps([training.losses, weights, records, *quiet]))
 
 
-def learn_without_logs(config: RunConfig, folder: Path, placement: Placement) -> tuple[list[str], list[bool]]:
+def train_without_logs(config: RunConfig, folder: Path, placement: Placement) -> tuple[list[str], list[bool]]:
     """Train five steps of which the first and the last are logged; the second process wants to stop from the third on.
 
     Returns:
         What was read of tensors in the steps between, and after which steps this process knew of the wish to stop.
     """
-    reads, voted = Reads(), []
+    reads, stop_votes = Reads(), []
 
     class Votes(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args, state, control, **_):
-            voted.append(training.trainer.stop_voted())
+            stop_votes.append(training.trainer.stop_voted())
 
     settings = config.training.model_copy(update={"num_train_epochs": 1, "max_steps": 5, "logging_steps": 100})
     hooks = TrainerHooks(stop_wanted=lambda: placement.group.rank == 1 and training.trainer.state.global_step >= 2)
@@ -63,7 +62,7 @@ def learn_without_logs(config: RunConfig, folder: Path, placement: Placement) ->
     )
     with reads:
         training.trainer.train()
-    return [str(name) for name in reads.found], voted
+    return [str(name) for name in reads.calls], stop_votes
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Runs of the tiny model for real workers: a home, a dataset, and what was said in the end."""
+"""Runs of the tiny model for real workers: a home, a dataset, and readers of their events."""
 
 import json
 import random
@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from engine.config.load import config_from_mapping
 from engine.paths import LoratoryHome
@@ -20,12 +22,12 @@ WORDS = "rank alpha adapter dropout target layer batch step loss rate token froz
 
 
 def write_questions(path: Path, count: int = 30) -> Path:
-    """An Alpaca file of short made-up questions and answers."""
+    """Write an Alpaca file of short made-up questions and answers."""
     generator = random.Random(0)
     with path.open("w") as file:
         for number in range(count):
-            words = generator.choices(WORDS, k=generator.randint(2, 6))
-            row = {"instruction": f"What is {words[0]} {number}?", "input": "", "output": " ".join(words)}
+            answer = generator.choices(WORDS, k=generator.randint(2, 6))
+            row = {"instruction": f"What is {answer[0]} {number}?", "input": "", "output": " ".join(answer)}
             file.write(json.dumps(row) + "\n")
     return path
 
@@ -39,7 +41,7 @@ class WorkerRuns:
     data: Path
 
     def create(self, **sections: dict[str, Any]) -> Run:
-        """A run of ten steps with a checkpoint every five, unless the sections say otherwise."""
+        """Create a run of ten steps with a checkpoint every five, unless the sections say otherwise."""
         values: dict[str, Any] = {
             "model": {"id": str(self.model)},
             "adapter": {"r": 4, "lora_alpha": 8},
@@ -64,28 +66,33 @@ class WorkerRuns:
 
 
 def events_of(run: Run) -> list[Event]:
-    """Everything that its workers said."""
+    """Return all events of a run."""
     return list(read_events(run.folder.events).events)
 
 
 def data_of_events(run: Run, kind: str) -> list[Any]:
-    """The data of all events of one kind."""
+    """Return the data of all events of a kind."""
     return [event.data for event in events_of(run) if event.kind == kind]
 
 
 def history_of(run: Run) -> RunHistory:
-    """What a reader makes of it."""
+    """Read the history of a run."""
     return read_history(run.folder.events)
 
 
 def losses_of(run: Run) -> list[tuple[int, float]]:
-    """Step and loss, without what was superseded."""
+    """Return pairs of step and loss, without superseded ones."""
     steps = history_of(run).steps
     return list(zip(steps.steps.tolist(), steps.losses.tolist(), strict=True))
 
 
+def require_losses_of(run: Run, expected: Run, rel: float = 1e-3) -> None:
+    """Require the losses of another run, step by step, within rounding."""
+    assert losses_of(run) == [(step, pytest.approx(loss, rel=rel)) for step, loss in losses_of(expected)]
+
+
 def newest_intact(folder: Path) -> Checkpoint | None:
-    """Return the newest checkpoint whose every file is as it was written, as a worker that resumes finds it."""
+    """Return the newest checkpoint without damage, as a worker that resumes finds it."""
     return next((known for known in reversed(list_checkpoints(folder)) if not damage(known)), None)
 
 

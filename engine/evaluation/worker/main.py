@@ -31,7 +31,7 @@ from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, serve
 from engine.processes.spawn import Access, give_up_access
-from engine.training.batching.probe import agrees
+from engine.training.batching.probe import losses_match
 from engine.training.failure import is_out_of_memory
 
 _TOKENS_AT_ONCE = 4096  # of rows that a GPU reads together
@@ -175,7 +175,7 @@ def losses_of(weights: BranchWeights, rows: Sequence[TokenizedRow]) -> list[floa
         if not is_out_of_memory(error):
             raise
         together = []
-    if together and agrees(together[0], alone):
+    if together and losses_match(together[0], alone):
         return together
     return [alone, *(weights.summed_loss(row.input_ids, row.labels) for row in rows[1:])]
 

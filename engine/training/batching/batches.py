@@ -11,7 +11,7 @@ import torch
 from engine.config.rules import JOINED_MULTIPLE
 from engine.data.records import shared_length
 from engine.data.render.tokenize import IGNORED_LABEL, TokenizedRow
-from engine.training.ops.attention import Fork, JoinedRows
+from engine.training.ops.attention import JoinedRows, SharedPrefix
 from engine.training.ops.loss import TrainedTokens
 
 
@@ -24,9 +24,9 @@ class PassTensors:
     tokens: int  # of the sequences; padding not counted, what two of them share counted twice
     sequences: int  # that count, next to one another or joined
     sequence_of: torch.Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.long))  # of each trained token
-    sequence_tokens: tuple[int, ...] = ()  # trained tokens of each sequence: counted here, no GPU is asked for it
-    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what an objective needs besides
-    also: "PassTensors | None" = None  # sequences that pass without gradient, before the step
+    sequence_tokens: tuple[int, ...] = ()  # trained tokens of each sequence: counted here, so no step waits for a GPU
+    extras: Mapping[str, torch.Tensor] = field(default_factory=dict)  # what an objective needs in addition
+    kl_batch: "PassTensors | None" = None  # mismatched sequences, which pass without gradient before the step
 
     @property
     def trained_tokens(self) -> int:
@@ -34,7 +34,7 @@ class PassTensors:
         return int(self.trained.targets.shape[0])
 
     def untrained(self) -> "PassTensors":
-        """The same with nothing to train on and nothing to count."""
+        """Return the same pass with nothing to train on and nothing to count."""
         none = torch.zeros(0, dtype=torch.long)
         return replace(
             self,
@@ -44,22 +44,22 @@ class PassTensors:
             sequence_of=none,
             sequence_tokens=(),
             extras={},
-            also=None,
+            kl_batch=None,
         )
 
     def with_any_token(self) -> "PassTensors":
-        """The same with any one token to train on, where there is none: for a loss that counts nothing."""
+        """Return the same pass with any token to train on, where there is none: for a loss that counts nothing."""
         ids: torch.Tensor = self.inputs["input_ids"]
         position = torch.zeros(1, dtype=torch.long, device=ids.device)
         return replace(self, trained=TrainedTokens(position, ids.flatten()[:1]))
 
     def to(self, device: torch.device) -> "PassTensors":
-        """The same on a device. CUDA copies pinned memory while the processor continues."""
+        """Return the same pass on a device. CUDA copies pinned memory while the processor continues."""
         is_async = device.type == "cuda"
         return self._each(lambda tensor: tensor.to(device, non_blocking=is_async))
 
     def pinned(self) -> "PassTensors":
-        """The same in memory that the system does not move, which CUDA copies from by itself."""
+        """Return the same pass in memory that the system does not move, which CUDA copies from by itself."""
         return self._each(lambda tensor: tensor.pin_memory())
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PassTensors":
@@ -72,7 +72,7 @@ class PassTensors:
             trained=TrainedTokens(*map(change, self.trained)),
             sequence_of=change(self.sequence_of),
             extras={name: change(value) for name, value in self.extras.items()},
-            also=None if self.also is None else self.also._each(change),
+            kl_batch=None if self.kl_batch is None else self.kl_batch._each(change),
         )
 
 
@@ -83,13 +83,11 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
     """
     lengths = tuple(len(row.input_ids) for row in rows)
     starts = [0, *itertools.accumulate(lengths)]
-    places = [range(start, start + length) for start, length in zip(starts, lengths, strict=False)]
-    ids, positions = (
-        [token for row in rows for token in row.input_ids],
-        [place for own in lengths for place in range(own)],
-    )
+    offsets = [range(start, start + length) for start, length in zip(starts, lengths, strict=False)]
+    ids = [token for row in rows for token in row.input_ids]
+    positions = [position for length in lengths for position in range(length)]
     if not flash:
-        return _joined(rows, places, ids, positions, JoinedRows(lengths))
+        return _joined(rows, offsets, ids, positions, JoinedRows(lengths))
     ends = torch.tensor(starts).to(torch.int32)
     inputs = {
         "input_ids": torch.tensor([ids]),
@@ -99,7 +97,7 @@ def join(rows: Sequence[TokenizedRow], *, flash: bool = False) -> PassTensors:
         "max_length_q": max(lengths),
         "max_length_k": max(lengths),
     }
-    return PassTensors(inputs, *_trained(rows, places))
+    return PassTensors(inputs, *_trained(rows, offsets))
 
 
 def join_pairs(rows: Sequence[TokenizedRow]) -> PassTensors:
@@ -109,24 +107,24 @@ def join_pairs(rows: Sequence[TokenizedRow]) -> PassTensors:
     """
     ids: list[int] = []
     positions: list[int] = []
-    places: list[Sequence[int]] = []
+    offsets: list[Sequence[int]] = []
     lengths: list[int] = []
-    forks: list[Fork] = []
+    prefixes: list[SharedPrefix] = []
     for first, second in zip(rows[::2], rows[1::2], strict=True):
         start, length, other = len(ids), len(first.input_ids), len(second.input_ids)
         shared = shared_length(first.input_ids, second.input_ids)
         rest = range(start + length, start + length + other - shared)
-        places += [range(start, start + length), [*range(start, start + shared), *rest]]
+        offsets += [range(start, start + length), [*range(start, start + shared), *rest]]
         ids += [*first.input_ids, *second.input_ids[shared:]]
         positions += [*range(length), *range(shared, other)]
         lengths.append(length + len(rest))
-        forks.append(Fork(shared, length))
-    return _joined(rows, places, ids, positions, JoinedRows(tuple(lengths), tuple(forks)))
+        prefixes.append(SharedPrefix(shared, length))
+    return _joined(rows, offsets, ids, positions, JoinedRows(tuple(lengths), tuple(prefixes)))
 
 
 def _joined(
     rows: Sequence[TokenizedRow],
-    places: Sequence[Sequence[int]],  # of each token of each sequence, in the pass
+    offsets: Sequence[Sequence[int]],  # of each token of each sequence, in the pass
     ids: list[int],
     positions: list[int],
     joined: JoinedRows,
@@ -137,7 +135,7 @@ def _joined(
         ids, positions = [*ids, *[0] * missing], [*positions, *range(missing)]
         joined = replace(joined, lengths=(*joined.lengths, missing))
     inputs = {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([positions]), "joined_rows": joined}
-    return PassTensors(inputs, *_trained(rows, places))
+    return PassTensors(inputs, *_trained(rows, offsets))
 
 
 def pad(rows: Sequence[TokenizedRow], pad_token_id: int, *, masked: bool = True) -> PassTensors:
@@ -155,17 +153,17 @@ def pad(rows: Sequence[TokenizedRow], pad_token_id: int, *, masked: bool = True)
 
 
 def _trained(
-    rows: Sequence[TokenizedRow], places: Sequence[Sequence[int]]
+    rows: Sequence[TokenizedRow], offsets: Sequence[Sequence[int]]
 ) -> tuple[TrainedTokens, int, int, torch.Tensor, tuple[int, ...]]:
-    """The position before each trained token and that token, tokens, rows, the row of each trained token, and their counts.
+    """Return the position before each trained token and that token, tokens, rows, each trained token's row, and their counts.
 
-    `places` are the positions of each row's tokens. A row's first token has nothing before it.
+    `offsets` are where each row's tokens are in the pass. A row's first token has nothing before it.
     """
     positions: list[int] = []
     targets: list[int] = []
     numbers: list[int] = []
-    for number, (row, own) in enumerate(zip(rows, places, strict=True)):
-        for position, label in zip(own, row.labels[1:], strict=False):
+    for number, (row, row_offsets) in enumerate(zip(rows, offsets, strict=True)):
+        for position, label in zip(row_offsets, row.labels[1:], strict=False):
             if label != IGNORED_LABEL:
                 positions.append(position)
                 targets.append(label)

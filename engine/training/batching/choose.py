@@ -1,6 +1,6 @@
 """Choose how rows go through a given model: joined or padded, by which attention, and how many passes as one.
 
-A pass of few tokens leaves a GPU idle between its kernels, so accumulation costs time that only memory asks for. Losses are
+A pass of few tokens leaves a GPU idle between its kernels, so accumulation costs time and saves memory. Losses are
 averaged over the terms of the whole step, so merged passes change nothing but rounding and the draws of dropout.
 """
 
@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+
+from transformers import AttentionInterface
 
 from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.config.run import RunConfig
@@ -29,8 +31,8 @@ from engine.models.batching import (
 from engine.models.shape import ModelShape
 from engine.training.batching.batches import join, pad
 from engine.training.batching.probe import Probe
-from engine.training.ops.attention import JOINED_ATTENTION, register_joined_attention
-from engine.training.ops.gpu_attention import UNMASKED_ATTENTION, find_varlen_attn, register_gpu_attention
+from engine.training.ops.attention import JOINED_ATTENTION, joined_attention
+from engine.training.ops.gpu_attention import UNMASKED_ATTENTION, find_varlen_attn, unmasked_attention, varlen_attention
 from engine.training.ops.loss import causal_lm_of
 from engine.training.placement import Placement
 
@@ -40,7 +42,7 @@ class RowAttention:
     """How rows become batches and go through attention; the model has that attention."""
 
     batching: Batching
-    name: str  # in words, for the person
+    name: str  # for the person
     flash: bool = False  # joined rows are described as flash attention takes them
     masked: bool = False  # padded rows come with a padding mask
     notes: tuple[str, ...] = ()
@@ -48,20 +50,20 @@ class RowAttention:
 
 
 def choose_row_attention(probe: Probe, config: RunConfig, placement: Placement, expected: float) -> RowAttention:
-    """Try what suits model and device on a few rows, the fastest first; `expected` is their loss by the model alone."""
+    """Try the attentions that suit model and device on a few rows, the fastest first; `expected` is the model's own loss."""
     causal_lm = causal_lm_of(probe.model)
     own, kind = str(causal_lm.config._attn_implementation), placement.torch_device.type
     facts = read_attention(causal_lm)
     notes: list[str] = []
     no_varlen = _why_no_varlen(facts, own, config, placement)
-    apart = None
+    separate = None
     for attention in (own,) if no_varlen else (VARLEN_ATTENTION, own):
         if choose_batching(facts, attention, config, kind) == "padded":
             continue
-        apart = probe.attention_apart() if apart is None else apart
+        separate = probe.separate_attention() if separate is None else separate
         flash = attention == VARLEN_ATTENTION or attention.startswith("flash_attention")
         _use(causal_lm, attention if flash else JOINED_ATTENTION)
-        if probe.keeps_apart(expected, apart, partial(join, flash=flash)):
+        if probe.keeps_rows_separate(expected, separate, partial(join, flash=flash)):
             name = attention if attention != VARLEN_ATTENTION else "varlen_attn"
             why_not = {"varlen_attention": no_varlen, "unmasked_rows": "rows are joined"}
             return RowAttention("joined", name if flash else f"{own}, row by row", flash, False, tuple(notes), why_not)
@@ -78,8 +80,9 @@ def choose_row_attention(probe: Probe, config: RunConfig, placement: Placement, 
 
 
 def _use(causal_lm: Any, attention: str) -> None:
-    register_joined_attention()
-    register_gpu_attention()
+    AttentionInterface.register(JOINED_ATTENTION, joined_attention)
+    AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
+    AttentionInterface.register(UNMASKED_ATTENTION, unmasked_attention)
     if str(causal_lm.config._attn_implementation) != attention:
         causal_lm.set_attn_implementation(attention)
 
@@ -89,7 +92,7 @@ def _why_no_varlen(facts: AttentionFacts, own: str, config: RunConfig, placement
         return LEFT_OUT
     if own.startswith("flash_attention"):
         return f"{own} joins rows"
-    runs = all(takes_varlen_attention(facts, own, config, device) for device in placement.spread or (placement.device,))
+    runs = all(takes_varlen_attention(facts, own, config, device) for device in placement.devices)
     if not runs or find_varlen_attn() is None:
         return "needs CUDA since Ampere, 16 bits, sdpa attention and a newer PyTorch"
     return ""
@@ -102,9 +105,9 @@ def _why_masked(probe: Probe, facts: AttentionFacts, own: str, config: RunConfig
     if needs_mask(facts, own, config):
         return "the model, its attention or virtual tokens need the mask"
     causal_lm = causal_lm_of(probe.model)
-    apart = probe.attention_apart()
+    separate = probe.separate_attention()
     _use(causal_lm, UNMASKED_ATTENTION)
-    if probe.keeps_apart(expected, apart, partial(pad, pad_token_id=probe.pad_token_id, masked=False)):
+    if probe.keeps_rows_separate(expected, separate, partial(pad, pad_token_id=probe.pad_token_id, masked=False)):
         return ""
     causal_lm.set_attn_implementation(own)
     return "the model's losses or attention differ"
@@ -124,12 +127,12 @@ class Merging:
 
 
 def choose_merging(
-    config: RunConfig, shape: ModelShape | None, device: Device, rows: RowLengths, begun_with: int | None = None
+    config: RunConfig, shape: ModelShape | None, device: Device, rows: RowLengths, checkpoint_merged: int | None = None
 ) -> Merging:
     """Choose the most passes whose estimate leaves room on a device, as it is before the model is loaded.
 
     Args:
-        begun_with: What a resumed run was begun with, which is kept where it fits at all.
+        checkpoint_merged: The count that a resumed run began with, which it keeps where that fits at all.
     """
     training = config.training
     if not is_wanted("merged_passes"):
@@ -143,8 +146,8 @@ def choose_merging(
     longest = min(training.max_length, rows.longest)
     tokens = training.per_device_train_batch_size * rows.per_row * longest
     estimator = Estimator(shape, device, rows)
-    for count in _counts(training.gradient_accumulation_steps, begun_with):
-        if count > 1 and count != begun_with and count * tokens > _ENOUGH_TOKENS:
+    for count in _counts(training.gradient_accumulation_steps, checkpoint_merged):
+        if count > 1 and count != checkpoint_merged and count * tokens > _ENOUGH_TOKENS:
             continue
         changes = {
             "training.per_device_train_batch_size": training.per_device_train_batch_size * count,
@@ -155,17 +158,17 @@ def choose_merging(
             need = estimator.need(with_changes(config, changes))
         except EngineError:
             return Merging(why_not="the estimate does not know this model")
-        if need.needed_bytes <= (1.0 if count == begun_with else _ROOM_SHARE) * device.free_bytes:
+        if need.needed_bytes <= (1.0 if count == checkpoint_merged else _ROOM_SHARE) * device.free_bytes:
             return Merging(count, "" if count > 1 else "no room", need.expected_bytes if count > 1 else None)
     return Merging(why_not="no room, or passes are large enough")
 
 
-def _counts(accumulated: int, begun_with: int | None) -> list[int]:
-    """What to try: how the run was begun, then the parts of a step, the largest first."""
-    if begun_with == 1:
+def _counts(accumulated: int, checkpoint_merged: int | None) -> list[int]:
+    """Return what to try: the count of the checkpoint, then the parts of a step, the largest first."""
+    if checkpoint_merged == 1:
         return [1]
     parts = [count for count in range(accumulated, 1, -1) if accumulated % count == 0]
-    return [*([begun_with] if begun_with is not None else []), *parts]
+    return [*([checkpoint_merged] if checkpoint_merged is not None else []), *parts]
 
 
 def lengths_of(rows: Sequence[Any]) -> RowLengths:

@@ -1,8 +1,8 @@
 """A few rows of a run, tried through its model before it trains: the same losses and the same attention, however computed.
 
 Joined rows are tried twice. Short ones go through the whole model, and their losses are compared. Then one that is longer than a
-tile of queries, and than a sliding window, goes through a few layers, and what attention gives is compared itself: a loss
-would hide in its mean what goes wrong beyond a window.
+tile of queries, and than a sliding window, goes through a few layers, and the outputs of attention themselves are compared:
+the mean of a loss would hide an error beyond a window.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from engine.config.rules import QUERY_TILE
 from engine.data.render.tokenize import TokenizedRow
 from engine.training.batching.batches import PassTensors, pad
-from engine.training.distribution import forget_pass
+from engine.training.distribution import is_sharded
 from engine.training.failure import is_out_of_memory
 from engine.training.ops.attention import UnsupportedAttentionError
 from engine.training.ops.loss import causal_lm_of
@@ -55,7 +55,7 @@ class Probe:
     autocast: torch.dtype | None  # what products are cast to
 
     @classmethod
-    def of(
+    def from_rows(
         cls, model: Any, rows: Sequence[TokenizedRow], max_length: int, pad_token_id: int, autocast: torch.dtype | None
     ) -> "Probe":
         """Choose rows among those of a run."""
@@ -67,53 +67,53 @@ class Probe:
         return cls(model, short, long, pad_token_id, autocast)
 
     def padded(self, *, masked: bool = True) -> PassTensors:
-        """The short rows side by side."""
+        """Return the short rows side by side."""
         return pad(self.rows, self.pad_token_id, masked=masked)
 
     def own_loss(self) -> float:
-        """Summed loss of the short rows by the model's own logits, each row by itself."""
+        """Return the summed loss of the short rows by the model's own logits, each row by itself."""
         total = 0.0
         for row in self.rows:
-            one = pad([row], self.pad_token_id).to(_device(self.model))
+            batch = pad([row], self.pad_token_id).to(_device(self.model))
             with torch.no_grad(), self.casting():
-                logits = self.model(**one.inputs).logits[:, -one.inputs["input_ids"].shape[1] :]  # without virtual ones
-            flat = logits.reshape(-1, logits.shape[-1])[one.trained.positions].float()
-            total += float(functional.cross_entropy(flat, one.trained.targets, reduction="sum"))
+                logits = self.model(**batch.inputs).logits[:, -row.length :]  # without virtual tokens
+            flat = logits.reshape(-1, logits.shape[-1])[batch.trained.positions].float()
+            total += float(functional.cross_entropy(flat, batch.trained.targets, reduction="sum"))
         return total
 
-    def loss(self, one: PassTensors) -> float:
-        """Summed loss of a pass, by the loss that is attached to the model."""
-        one = one.to(_device(self.model))
+    def loss(self, batch: PassTensors) -> float:
+        """Return the summed loss of a pass, by the loss that is attached to the model."""
+        batch = batch.to(_device(self.model))
         with torch.no_grad(), self.casting():
-            return float(self.model(**one.inputs, trained_tokens=one.trained))
+            return float(self.model(**batch.inputs, trained_tokens=batch.trained))
 
-    def gradients(self, one: PassTensors) -> list[torch.Tensor]:
-        """Gradients of a few trained tensors, in float32, by the loss of a pass, which is attached to the model."""
-        one = one.to(_device(self.model))
+    def gradients(self, batch: PassTensors) -> list[torch.Tensor]:
+        """Return the gradients of a few trained tensors, in float32, by the loss that is attached to the model."""
+        batch = batch.to(_device(self.model))
         trained = [p for p in self.model.parameters() if p.requires_grad]
         some = trained[:: max(1, len(trained) // _MOST_GRADIENTS)]
         with self.casting():
-            loss = self.model(**one.inputs, trained_tokens=one.trained)
+            loss = self.model(**batch.inputs, trained_tokens=batch.trained)
         gradients = torch.autograd.grad(loss, some, allow_unused=True)
         return [torch.zeros(()) if gradient is None else gradient.float() for gradient in gradients]
 
-    def attention_apart(self) -> list[list[torch.Tensor]]:
-        """What attention gives for each of the long rows by itself, by layer; the loss must be attached."""
+    def separate_attention(self) -> list[list[torch.Tensor]]:
+        """Return the outputs of attention for each of the long rows by itself, by layer; the loss must be attached."""
         return [self._attention(pad([row], self.pad_token_id)) for row in self.long_rows]
 
-    def keeps_apart(
-        self, expected: float, apart: Sequence[Sequence[torch.Tensor]], batch: Callable[[Rows], PassTensors]
+    def keeps_rows_separate(
+        self, expected: float, separate: Sequence[Sequence[torch.Tensor]], combine: Callable[[Rows], PassTensors]
     ) -> bool:
-        """Whether rows of a `batch` have the losses and the attention of separate ones: `own_loss` and `attention_apart`."""
+        """Return whether combined rows have the losses and attention of separate ones: `own_loss`, `separate_attention`."""
         try:
-            if not agrees(self.loss(batch(self.rows)), expected):
+            if not losses_match(self.loss(combine(self.rows)), expected):
                 return False
-            together = self._attention(batch(self.long_rows)) if self.long_rows else []
+            together = self._attention(combine(self.long_rows)) if self.long_rows else []
             return all(
-                _differs(own, row[layer]) <= _ATTENTION_TOLERANCE
-                and _differs(own[-_PAST:], row[layer][-_PAST:]) <= _ATTENTION_TOLERANCE
+                _relative_error(own, row[layer]) <= _ATTENTION_TOLERANCE
+                and _relative_error(own[-_PAST:], row[layer][-_PAST:]) <= _ATTENTION_TOLERANCE
                 for layer, whole in enumerate(together)
-                for own, row in zip(self._by_row(whole), apart, strict=True)
+                for own, row in zip(self._by_row(whole), separate, strict=True)
             )
         except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError) as error:
             if is_out_of_memory(error):
@@ -121,7 +121,7 @@ class Probe:
             return False
 
     def _by_row(self, whole: torch.Tensor) -> list[torch.Tensor]:
-        """What belongs to each of the long rows, (tokens, features), where they are joined or padded to the longest."""
+        """Return the part of each of the long rows, (tokens, features), where they are joined or padded to the longest."""
         lengths = [len(row.input_ids) for row in self.long_rows]
         width = max(lengths)
         padded = whole.shape[0] == width * len(lengths)
@@ -129,53 +129,54 @@ class Probe:
         return [whole[start : start + length] for start, length in zip(starts, lengths, strict=False)]
 
     def casting(self) -> torch.autocast:
-        """The context of a pass."""
+        """Return the autocast context of a pass."""
         kind = _device(self.model).type
         return torch.autocast(kind, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None)
 
-    def _attention(self, one: PassTensors) -> list[torch.Tensor]:
-        """Outputs of attention for one sequence in the first layers, (tokens, features) each."""
-        found: list[torch.Tensor] = []
-        with _listening(causal_lm_of(self.model), found), contextlib.suppress(_EnoughError):
-            self.loss(one)
-        forget_pass(self.model)
-        return found
+    def _attention(self, batch: PassTensors) -> list[torch.Tensor]:
+        """Return outputs of attention for one sequence in the first layers, (tokens, features) each."""
+        outputs: list[torch.Tensor] = []
+        with _listening(causal_lm_of(self.model), outputs), contextlib.suppress(_EnoughError):
+            self.loss(batch)
+        if is_sharded(self.model):
+            self.model.reset_iter_state()  # the pass was interrupted
+        return outputs
 
 
 def _all_trained(ids: list[int]) -> TokenizedRow:
     return TokenizedRow(0, 0, ids, ids)  # every position is compared
 
 
-def agrees(got: float, expected: float) -> bool:
-    """Whether two losses are one, however they were computed."""
+def losses_match(got: float, expected: float) -> bool:
+    """Return whether two losses agree, within rounding."""
     return abs(got - expected) <= _LOSS_TOLERANCE * abs(expected)
 
 
 def _crossing_length(text_config: Any, max_length: int, device: torch.device) -> int:
-    """Tokens that a row needs to cross every tile and window that rows of this run cross; 0 where they cross none."""
+    """Return the tokens that a row needs to cross every tile and window that rows of this run cross; 0 where they cross none."""
     window = getattr(text_config, "sliding_window", None) or 0
     most = _LONGEST_ON_PROCESSOR if device.type == "cpu" else _LONGEST_ON_GPU
-    crossed = [edge for edge in (QUERY_TILE, window) if 0 < edge < max_length and edge + _PAST <= most]
-    return max(crossed) + _PAST if crossed else 0
+    edges = [edge for edge in (QUERY_TILE, window) if 0 < edge < max_length and edge + _PAST <= most]
+    return max(edges) + _PAST if edges else 0
 
 
 @contextlib.contextmanager
-def _listening(causal_lm: Any, found: list[torch.Tensor]) -> Iterator[None]:
-    """Collect what attention gives until layers of every kind were computed, then end the pass with `_EnoughError`."""
+def _listening(causal_lm: Any, outputs: list[torch.Tensor]) -> Iterator[None]:
+    """Collect outputs of attention until layers of every kind were computed, then end the pass with `_EnoughError`."""
     layers = [module for module in causal_lm.modules() if isinstance(module, GradientCheckpointingLayer)]
     kinds = list(getattr(causal_lm.config.get_text_config(), "layer_types", None) or ["full_attention"])
     last = max(kinds.index(kind) for kind in set(kinds))
     probed_layers = layers[: min(last + 1, _MOST_LAYERS)]
 
-    def keep(_module: Any, _inputs: Any, output: Any) -> None:
-        answer = output[0] if isinstance(output, tuple) else output
-        found.append(answer.detach().flatten(0, 1).float())
+    def collect(_module: Any, _inputs: Any, output: Any) -> None:
+        states = output[0] if isinstance(output, tuple) else output
+        outputs.append(states.detach().flatten(0, 1).float())
 
     def stop(_module: Any, _inputs: Any, _output: Any) -> None:
         raise _EnoughError
 
     attentions = (module for layer in probed_layers for module in layer.modules() if hasattr(module, "is_causal"))
-    handles = [attention.register_forward_hook(keep) for attention in attentions]
+    handles = [attention.register_forward_hook(collect) for attention in attentions]
     handles.extend(layer.register_forward_hook(stop) for layer in probed_layers[-1:])
     try:
         yield
@@ -184,8 +185,8 @@ def _listening(causal_lm: Any, found: list[torch.Tensor]) -> Iterator[None]:
             handle.remove()
 
 
-def _differs(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """How far one is from the other, by its norm; infinite where either holds NaN."""
+def _relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the distance of two tensors by the norm of the expected one; infinite where either holds NaN."""
     share = float((got - expected).norm() / expected.norm().clamp_min(1e-6))
     return math.inf if math.isnan(share) else share
 

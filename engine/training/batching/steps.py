@@ -51,18 +51,18 @@ class StepBatch:
 
     @property
     def tokens(self) -> int:
-        return sum(one.tokens for one in self.passes)
+        return sum(batch.tokens for batch in self.passes)
 
     @property
     def trained_tokens(self) -> int:
-        return sum(one.trained_tokens for one in self.passes)
+        return sum(batch.trained_tokens for batch in self.passes)
 
     def pinned(self) -> "StepBatch":
-        """The same in memory that CUDA copies from without waiting."""
-        return replace(self, passes=tuple(one.pinned() for one in self.passes))
+        """Return the same step in memory that CUDA copies from without waiting."""
+        return replace(self, passes=tuple(batch.pinned() for batch in self.passes))
 
     def __contains__(self, name: str) -> bool:
-        """The loop asks whether there are labels to count; this trainer counts for itself."""
+        """Return False: the loop checks for labels to count, and this trainer counts for itself."""
         return False
 
 
@@ -77,19 +77,17 @@ class StepBatches:
         return len(self._rows)
 
     def __getitems__(self, step: Step) -> StepBatch:
-        order = [row for one in step.passes for row in one.rows]
-        passes = [(self._tensors(one.rows, order), one.is_trained) for one in step.passes]
-        return StepBatch(tuple(tensors if is_trained else tensors.untrained() for tensors, is_trained in passes), step)
+        return StepBatch(tuple(self.tensors(step.passes)), step)
 
-    def apart(self, batch: StepBatch) -> StepBatch:
-        """Return a step's rows in passes as the settings have them, where more were merged than memory holds."""
+    def split_merged(self, batch: StepBatch) -> StepBatch:
+        """Return a step in passes of the configured size, where merged ones do not fit."""
         settings = replace(self._setup.settings, merged=1)
-        order = [row for one in batch.planned.passes for row in one.rows]
+        order = [row for plan in batch.planned.passes for row in plan.rows]
         lengths = [self._rows[row].length for row in order]
         passes = [
-            Pass(tuple(order[place] for place in one.rows)) for one in divide(range(len(order)), lengths, settings)
+            Pass(tuple(order[index] for index in plan.rows)) for plan in divide(range(len(order)), lengths, settings)
         ]
-        return StepBatch(tuple(self._tensors(one.rows, order) for one in passes), Step(tuple(passes)))
+        return StepBatch(tuple(self.tensors(passes)), Step(tuple(passes)))
 
     def evaluation_passes(self) -> list[Pass]:
         """Plan passes over this process's share of the rows; none is larger than in training, where a backward pass follows."""
@@ -104,19 +102,20 @@ class StepBatches:
 
     def tensors(self, passes: Sequence[Pass]) -> Iterator[PassTensors]:
         """Look up the rows of planned passes, one pass after the other."""
-        order = [row for one in passes for row in one.rows]
-        for one in passes:
-            tensors = self._tensors(one.rows, order)
-            yield tensors if one.is_trained else tensors.untrained()
+        order = [row for plan in passes for row in plan.rows]
+        for plan in passes:
+            tensors = self._tensors(plan.rows, order)
+            yield tensors if plan.is_trained else tensors.untrained()
 
     def _tensors(self, numbers: Sequence[int], order: Sequence[int]) -> PassTensors:
         """Return the pass of some rows; `order` are all rows of the step, in which each has one before it."""
         objective, rows = self._setup.objective, [self._rows[number] for number in numbers]
-        one = self._batched([sequence for row in rows for sequence in objective.sequences(row)])
+        batch = self._batched([sequence for row in rows for sequence in objective.sequences(row)])
         before = dict(zip(order, (*order[-1:], *order[:-1]), strict=True)) if objective.needs_estimate else {}
         pairs = ((row, self._rows[before[number]]) for row, number in zip(rows, numbers, strict=True) if before)
-        others = [found for row, other in pairs if (found := objective.mismatched_sequence(row, other)) is not None]
-        return replace(one, extras=objective.extras(rows), also=self._batched(others) if others else None)
+        kl_sequences = [sequence for pair in pairs if (sequence := objective.mismatched_sequence(*pair)) is not None]
+        kl_batch = self._batched(kl_sequences) if kl_sequences else None
+        return replace(batch, extras=objective.extras(rows), kl_batch=kl_batch)
 
     def _batched(self, sequences: Sequence[TokenizedRow]) -> PassTensors:
         if self._setup.settings.shares_prompts:
@@ -141,7 +140,7 @@ class StepOrder:
 
 
 class PrefetchedSteps:
-    """Steps in their order, each looked up and put together by a thread before it is asked for.
+    """Steps in their order, each looked up and put together by a thread before the loop needs it.
 
     A thread and not a process: nothing is copied between the two, and nothing random is drawn, so the run is the same
     bit by bit. One step is enough, for a step takes far longer than its batch. `pins` keeps the batches in memory that CUDA
@@ -185,7 +184,7 @@ def choose_rows(data: PreparedDataset, settings: PlanSettings) -> TrainerRows:
 
 
 def choose_measured(lengths: Sequence[int], train_tokens: int, seed: int) -> list[int]:
-    """Held-out rows for the measurements on the way: all of them, or an even draw where they would cost too much.
+    """Choose held-out rows to measure during the run: all of them, or an even draw where they would cost too much.
 
     `lengths` are their tokens; `train_tokens` those of all training steps, masked ones and repetitions included.
     """

@@ -1,7 +1,7 @@
-"""Complete trainer states on the disk: written aside, brought to the disk, described by a manifest, then renamed.
+"""Complete trainer states on the disk: written to another folder, synced, described by a manifest, then renamed.
 
-A checkpoint holds everything that the next step depends on: adapter, optimizer, schedule, random numbers and place in the
-data. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
+A checkpoint holds everything that the next step depends on: adapter, optimizer, schedule, random numbers and position in
+the data. Nothing in it is pickled: tensors are safetensors, the rest is JSON.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _DAMAGED_PREFIX = "damaged-"
 
 
 def write_checkpoint(folder: Path, manifest: Manifest, fill: Callable[[Path], None]) -> Checkpoint:
-    """Write one checkpoint, which is there whole or not at all even after a power cut.
+    """Write one checkpoint, which exists whole or not at all even after a power cut.
 
     `fill` writes its files into the folder that it is given; the manifest comes without them.
 
@@ -59,15 +59,15 @@ def write_checkpoint(folder: Path, manifest: Manifest, fill: Callable[[Path], No
 
 
 @contextlib.contextmanager
-def _filled_aside(target: Path, fill: Callable[[Path], None], place: str) -> Iterator[Path]:
+def _filled_aside(target: Path, fill: Callable[[Path], None], point: str) -> Iterator[Path]:
     """Make and fill a folder next to the one that it becomes; it is removed if that fails."""
     aside = target.with_name(f"{_UNFINISHED_PREFIX}{target.name}")
     shutil.rmtree(aside, ignore_errors=True)
     try:
         aside.mkdir(mode=0o700)
-        faults.reached(f"{place}:begun", aside)
+        faults.reached(f"{point}:begun", aside)
         fill(aside)
-        faults.reached(f"{place}:filled", aside)
+        faults.reached(f"{point}:filled", aside)
         yield aside
     except BaseException:
         shutil.rmtree(aside, ignore_errors=True)
@@ -75,7 +75,7 @@ def _filled_aside(target: Path, fill: Callable[[Path], None], place: str) -> Ite
 
 
 def rotate(folder: Path, keep: int, best_step: int | None, enough_bytes: float = math.inf) -> int:
-    """Delete all but the newest `keep` checkpoints, by step, until that has freed enough; the best one stays as well.
+    """Delete all but the newest `keep` checkpoints and the best one, the oldest first, until that has freed enough.
 
     Returns:
         How many bytes that freed.
@@ -90,7 +90,7 @@ def rotate(folder: Path, keep: int, best_step: int | None, enough_bytes: float =
 
 
 def forget_damaged(folder: Path) -> None:
-    """Delete damaged checkpoints that were set aside, once a later one is complete."""
+    """Delete damaged checkpoints, once a later one is complete."""
     for path in list(folder.glob(f"{_DAMAGED_PREFIX}step-*")):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -102,9 +102,9 @@ def sweep(folder: Path) -> None:
 
 
 def replace_folder(target: Path, fill: Callable[[Path], None]) -> None:
-    """Write a folder aside and put it in the place of `target`, which is there whole at nearly every moment.
+    """Write another folder and replace `target` with it; it exists whole at nearly every moment.
 
-    A folder cannot be renamed onto another: for an instant neither is there. `restore_folder` mends a crash in it.
+    A folder cannot be renamed onto another: for an instant neither exists. `restore_folder` repairs a crash in between.
 
     Raises:
         OSError: If the disk is full or fails; the earlier folder is then still there.
@@ -141,14 +141,13 @@ def _remove(checkpoint: Path) -> None:
 
 
 def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | None:
-    """Return the newest checkpoint that a run can continue from; None where none was written.
+    """Return the newest checkpoint that a run can resume from; None where none was written.
 
-    Newer ones that are damaged are set aside under another name, so they are not listed; `warn` gets a message about each before that.
+    Newer damaged ones are renamed, so they are not listed; `warn` gets a message about each before that.
 
     Raises:
-        RunError: If there are checkpoints and all of them are damaged. They are set aside, so the next attempt
-            begins at step 0.
-        StorageError: If a file is there and cannot be read; then everything stays where it is.
+        RunError: If all checkpoints are damaged. They are renamed, so the next attempt begins at step 0.
+        StorageError: If a file cannot be read; then nothing is renamed.
     """
     damaged: list[tuple[Path, str]] = []
     result = None
@@ -163,12 +162,12 @@ def find_checkpoint(folder: Path, warn: Callable[[str], None]) -> Checkpoint | N
     for path, reason in damaged:
         aside = folder / f"{_DAMAGED_PREFIX}{path.name}"
         shutil.rmtree(aside, ignore_errors=True)
-        warn(f"{path.name} is damaged ({reason}) and was passed over; it is set aside as {aside.name}.")
+        warn(f"{path.name} is damaged ({reason}) and was skipped; it was renamed to {aside.name}.")
         path.rename(aside)
     if damaged and result is None:
         names = ", ".join(path.name for path, _ in damaged)
         fix = "Resume once more to restart at step 0, or first put a copy of one into the run's checkpoints folder."
-        raise RunError(f"None of this run's checkpoints is as it was written ({names}; {damaged[0][1]}).", fix)
+        raise RunError(f"All checkpoints are damaged ({names}; {damaged[0][1]}).", fix)
     return result
 
 

@@ -6,7 +6,7 @@ schedule and random numbers. A run may also start from the weights of an earlier
 
 import json
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,17 +48,13 @@ class GatheredState:
 
 def trained_bytes(model: Any, optimizer: Any) -> tuple[int, int]:
     """Return the bytes of the trained weights and of the optimizer's state, of which a checkpoint mostly consists."""
-    weights = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    weights = [parameter.nbytes for parameter in model.parameters() if parameter.requires_grad]
     values = (value for state in optimizer.state.values() for value in state.values())
-    tensors = [value for value in values if isinstance(value, torch.Tensor)]
-    return _bytes_of(weights), _bytes_of(tensors)
+    states = [value.nbytes for value in values if isinstance(value, torch.Tensor)]
+    return sum(weights), sum(states)
 
 
-def _bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-_METHOD_STATE = "method.safetensors"  # what the method keeps besides the weights
+_METHOD_STATE = "method.safetensors"  # the method's state in addition to the weights
 
 
 def load_optimizer(optimizer: Any, path: Path) -> None:
@@ -103,7 +99,7 @@ def _as_file(values: Any) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _load_paged(optimizer: Any, state: Any) -> None:
-    """The same for bitsandbytes' paged optimizers, whose own way makes all state tensors of the device.
+    """Load the state of one of bitsandbytes' paged optimizers, whose own way puts all state tensors on the device.
 
     A run that needs paging has no room for them, not even for a moment: large ones are copied into paged memory, which the
     optimizer makes as it does at its first step.
@@ -119,7 +115,7 @@ def _load_paged(optimizer: Any, state: Any) -> None:
 
 
 def _without_tensors(value: Any, tensors: dict[str, torch.Tensor]) -> Any:
-    """JSON of nested values: tensors are put aside under a number, mappings keep keys that are not strings."""
+    """Return nested values as JSON: tensors are moved to `tensors` under a number, mappings keep keys that are not strings."""
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
         tensors[name] = value
@@ -153,7 +149,7 @@ def load_plain(path: Path) -> dict[str, Any]:
 
 
 def random_state() -> bytes:
-    """The present state of every generator that this process draws from: the content of a file of random numbers."""
+    """Return the state of every random generator of this process, as the content of a file."""
     kind, keys, position, has_gauss, gauss = np.random.get_state()
     numbers = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     tensors, metadata = _as_file(
@@ -209,7 +205,7 @@ def save_adapter(
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if hasattr(model, "peft_config"):
-        # PEFT would ask the Hub whether the vocabulary grew. It cannot have: embeddings that are trained are either
+        # PEFT would query the Hub for whether the vocabulary grew. It cannot have: embeddings that are trained are either
         # adapted or among modules_to_save, and both are saved.
         with trainer_of_model(model).saving(model):
             model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=weights)
@@ -251,7 +247,7 @@ def load_trained(model: Any, checkpoint: Path) -> None:
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
-    """Trainable parameters and all of them, packed weights counted as what they hold, as PEFT counts."""
+    """Count trainable parameters and all of them, packed weights as what they hold, as PEFT counts."""
     if hasattr(model, "peft_config"):
         trainable, total = model.get_nb_trainable_parameters()
         return int(trainable), int(total)
@@ -260,36 +256,22 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
-    """Give a freshly made adapter the weights of an earlier one; returns what they replaced.
+    """Load the weights of an earlier adapter into a fresh one; return what they replaced.
 
     Raises:
-        ConfigError: If the two are not of the same make.
+        ConfigError: If the earlier adapter cannot be read, or its method or targets are not those of this run.
     """
     try:
         earlier = read_config(folder / ADAPTER_CONFIG, folder.name)
         weights = load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, ValueError, ModelError) as error:
         raise _refusal(f"the adapter in {folder.name} cannot be read; it may be incomplete.") from error
-    if initialization := initialization_from_base(earlier):
-        raise _refusal(f"it was initialized with {initialization}, which changes its base's weights. {PLAIN_LORA_FIX}")
-    now = model.peft_config["default"].to_dict()
-    method = method_of_peft_type(str(getattr(now["peft_type"], "value", now["peft_type"])))
-    for name in ("peft_type", *(method.same_on_warm_start if method is not None else ())):
-        was, is_ = earlier.get(name), now.get(name)
-        is_ = getattr(is_, "value", is_)
-        if was is not None and is_ is not None and was != is_:
-            raise _refusal(f"its {name} is {was}, and this run's is {is_}; give both the same.")
-    was, is_ = (sorted(each.get("modules_to_save") or ()) for each in (earlier, now))
-    if was != is_:
-        raise _refusal(
-            f"its modules_to_save are {', '.join(was) or 'none'}, and this run's are {', '.join(is_) or 'none'}; give both "
-            "the same."
-        )
+    _require_same_settings(earlier, model.peft_config["default"].to_dict())
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     if foreign := sorted(frozen & weights.keys()):
         # PEFT would write it into the base, which is not saved with the adapter.
         raise _refusal(f"it holds {foreign[0].removeprefix('base_model.model.')}, which this run does not train.")
-    before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+    replaced = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     try:
         result = trainer_of_model(model).load_weights(model, weights, earlier)
     except (RuntimeError, KeyError) as error:
@@ -298,10 +280,28 @@ def load_warm_start(model: Any, folder: Path) -> dict[str, torch.Tensor]:
         raise _refusal("its weights have other shapes than this run's: it belongs to another model.") from error
     if unexpected := getattr(result, "unexpected_keys", None):
         raise _refusal(f"it adapts {_module(unexpected[0])}, which this run does not; give both the same targets.")
-    if missing := [name for name in getattr(result, "missing_keys", None) or [] if name in before]:
+    if missing := [name for name in getattr(result, "missing_keys", None) or [] if name in replaced]:
         raise _refusal(f"it does not adapt {_module(missing[0])}, as this run does; give both the same targets.")
     train_in_float32(model)
-    return before
+    return replaced
+
+
+def _require_same_settings(earlier: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse an earlier adapter by its configuration and this run's, as PEFT has both."""
+    if initialization := initialization_from_base(earlier):
+        raise _refusal(f"it was initialized with {initialization}, which changes its base's weights. {PLAIN_LORA_FIX}")
+    method = method_of_peft_type(str(_plain(now["peft_type"])))
+    for name in ("peft_type", *(method.same_on_warm_start if method is not None else ())):
+        before, after = earlier.get(name), _plain(now.get(name))
+        if None not in (before, after) and before != after:
+            raise _refusal(f"its {name} is {before}, and this run's is {after}; give both the same.")
+    saved, own = (", ".join(sorted(config.get("modules_to_save") or ())) or "none" for config in (earlier, now))
+    if saved != own:
+        raise _refusal(f"its modules_to_save are {saved}, and this run's are {own}; give both the same.")
+
+
+def _plain(value: Any) -> Any:
+    return getattr(value, "value", value)  # of an enum
 
 
 def _module(name: str) -> str:

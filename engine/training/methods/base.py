@@ -1,6 +1,6 @@
 """How a PEFT method is put on a model, on which of its modules, and what it does while the model trains."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -16,7 +16,7 @@ from engine.models.source import ModelSource
 
 
 class MethodTrainer:
-    """One method in training. It keeps nothing itself: what it must remember is in the model."""
+    """One method in training. It is stateless: its state is in the model."""
 
     def peft_config(self, model: Any, adapter: AdapterConfig, source: ModelSource) -> Any:
         """Build PEFT's configuration.
@@ -36,7 +36,7 @@ class MethodTrainer:
         return {"modules_to_save": saved, "target_modules": choose_targets(model, adapter)}
 
     def publish(self, config: Any, source: ModelSource) -> None:
-        """Replace places on this machine in a configuration by names that other machines can look up."""
+        """Replace local paths in a configuration by names that other machines can resolve."""
         config.base_model_name_or_path = source.hub_id or source.location
         config.revision = source.revision
 
@@ -82,7 +82,7 @@ class MethodTrainer:
         return peft.set_peft_model_state_dict(model, weights)
 
     def state(self, model: Any) -> dict[str, Any]:  # noqa: ARG002
-        """Return what a checkpoint must hold besides the adapter's weights: tensors and plain values, nested."""
+        """Return what a checkpoint must hold in addition to the adapter's weights: tensors and plain values, nested."""
         return {}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
@@ -93,51 +93,52 @@ _QUANTIZED = frozenset({"Linear4bit", "Linear8bitLt"})
 
 
 def choose_targets(model: Any, adapter: AdapterConfig) -> str | list[str]:
-    """What PEFT's `target_modules` gets: `all-linear`, or names that each match a linear layer of this model.
+    """Choose PEFT's `target_modules`: `all-linear`, or names that each match a linear layer of this model.
 
     PEFT would put adapters on stacked experts too, multiplied out to the size of all experts at each pass;
     there, `all-linear` becomes the names of the linear layers.
 
-    A regular expression is matched here, with a limit on its time, and handed on as the names that it found: PEFT would
-    match it again, without a limit.
+    A regular expression is matched here, with a timeout, and becomes the names that it matches: PEFT would match it again,
+    without one.
 
     Raises:
         ConfigError: If a name or the expression matches nothing, or would adapt the output head.
     """
-    linear = linear_module_names(model)
-    patterns = adapter.target_modules
-    head = _output_head_name(model)
-    experts = has_stacked_experts(model)
-    if patterns == ALL_LINEAR:
-        plain = [name for name in linear if name != head and _last_part(name) not in EXPERT_PROJECTIONS]
-        return sorted({_last_part(name) for name in plain}) if experts else ALL_LINEAR
-    suffix = f"this model's linear modules are {', '.join(dict.fromkeys(map(_last_part, linear)))}."
-    if isinstance(patterns, str):
-        names = match_pattern(patterns, [name for name in linear if name != head])
-        if not names:
-            raise _refusal(f"the regular expression {patterns!r} matches no module; {suffix}")
-    else:
-        names = list(patterns)
-        missing = [ending for ending in names if not any(ends_with_one_of(name, (ending,)) for name in linear)]
-        if missing or not names:
-            what = (
-                f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module" if names else "it is empty"
-            )
-            raise _refusal(f"{what}; {suffix}")
-        if head is not None and ends_with_one_of(head, names):
-            what = f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
-            raise _refusal(
-                what,
-            )
-    if experts and (stacked_experts := stacked_experts_among(names)):
+    linear, head, has_experts = linear_module_names(model), _output_head_name(model), has_stacked_experts(model)
+    if adapter.target_modules == ALL_LINEAR:
+        if not has_experts:
+            return ALL_LINEAR
+        return sorted({_last_part(name) for name in linear if name != head} - EXPERT_PROJECTIONS)
+    names = _match_targets(adapter.target_modules, linear, head)
+    if has_experts and (experts := stacked_experts_among(names)):
         raise _refusal(
-            f"{', '.join(stacked_experts)} would mean the stacked experts of this model, which take no adapter here."
+            f"{', '.join(experts)} would mean the stacked experts of this model, which take no adapter here."
         )
     return names
 
 
+def _match_targets(patterns: str | Sequence[str], linear: Sequence[str], head: str | None) -> list[str]:
+    """Return the linear modules that an expression matches, or the endings of names, each of which must match one."""
+    available = f"this model's linear modules are {', '.join(dict.fromkeys(map(_last_part, linear)))}."
+    if isinstance(patterns, str):
+        names = match_pattern(patterns, [name for name in linear if name != head])
+        if not names:
+            raise _refusal(f"the regular expression {patterns!r} matches no module; {available}")
+        return names
+    if not patterns:
+        raise _refusal(f"it is empty; {available}")
+    missing = [ending for ending in patterns if not any(ends_with_one_of(name, (ending,)) for name in linear)]
+    if missing:
+        raise _refusal(f"{', '.join(missing)} match{'es' if len(missing) == 1 else ''} no module; {available}")
+    if head is not None and ends_with_one_of(head, patterns):
+        raise _refusal(
+            f"{head} is the output head, which takes no adapter; to train it, name it under modules_to_save."
+        )
+    return list(patterns)
+
+
 def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None:
-    """What PEFT's `modules_to_save` gets: names of modules to be trained in full; None where none is.
+    """Choose PEFT's `modules_to_save`: names of modules to be trained in full; None where there are none.
 
     PEFT takes every module whose name ends with these letters, so norm would mean input_layernorm too; where that is
     more than was named, it gets whole names.
@@ -146,30 +147,33 @@ def choose_saved_modules(model: Any, adapter: AdapterConfig) -> list[str] | None
         ConfigError: If a name matches nothing, or what it matches has no weights that can be trained.
     """
     modules = {name: module for name, module in model.named_modules() if name}
-    selected: list[str] = []
+    selected: set[str] = set()
     for pattern in adapter.modules_to_save:
         matches = [name for name in modules if ends_with_one_of(name, (pattern,))]
         if not matches:
-            last_parts = dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit())
-            message = f"{pattern} matches no module; this model's are {', '.join(last_parts)}."
+            available = dict.fromkeys(last for name in modules if not (last := _last_part(name)).isdigit())
+            message = f"{pattern} matches no module; this model's are {', '.join(available)}."
             raise _refusal(message, "adapter.modules_to_save")
         for name in matches:
-            if any(type(part).__name__ in _QUANTIZED for part in modules[name].modules()):
-                message = (
-                    f"{name} is quantized, and quantized weights cannot be trained; take {pattern} out, or set "
-                    "model.quantization to none."
-                )
-                raise _refusal(message, "adapter.modules_to_save")
-            if next(modules[name].parameters(), None) is None:
-                message = f"{name} has no weights to train; take {pattern} out."
-                raise _refusal(message, "adapter.modules_to_save")
-        selected += matches
-    by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)} if selected else set()
-    return (list(adapter.modules_to_save) if by_letters == set(selected) else sorted(set(selected))) or None
+            _require_trainable(name, modules[name], pattern)
+        selected.update(matches)
+    if not selected:
+        return None
+    by_letters = {name for name in modules if name.endswith(adapter.modules_to_save)}
+    return list(adapter.modules_to_save) if by_letters == selected else sorted(selected)
+
+
+def _require_trainable(name: str, module: torch.nn.Module, pattern: str) -> None:
+    """Refuse to train a module in full that cannot be."""
+    if any(type(part).__name__ in _QUANTIZED for part in module.modules()):
+        fix = f"quantized weights cannot be trained; take {pattern} out, or set model.quantization to none."
+        raise _refusal(f"{name} is quantized, and {fix}", "adapter.modules_to_save")
+    if next(module.parameters(), None) is None:
+        raise _refusal(f"{name} has no weights to train; take {pattern} out.", "adapter.modules_to_save")
 
 
 def has_stacked_experts(model: Any) -> bool:
-    """Whether experts are stacked in single parameters: transformers/integrations/moe.py."""
+    """Return whether experts are stacked in single parameters: transformers/integrations/moe.py."""
     return any(
         "Expert" in type(module).__name__ and any(p.dim() == 3 for p in module.parameters(recurse=False))
         for module in model.modules()
@@ -177,28 +181,25 @@ def has_stacked_experts(model: Any) -> bool:
 
 
 def choose_ia3_targets(model: Any, adapter: AdapterConfig) -> dict[str, list[str]]:
-    """PEFT's arguments for IA3, endings of names: all targets, and the feed-forward modules among them.
+    """Choose PEFT's arguments for IA3, endings of names: all targets, and the feed-forward modules among them.
 
     Feed-forward modules are as configured, else those that are feed-forward layers by their name.
 
     Raises:
         ConfigError: As `choose_targets`.
     """
-    patterns = choose_targets(model, adapter)
-    head = _output_head_name(model)
+    patterns, head = choose_targets(model, adapter), _output_head_name(model)
     names = [name for name in linear_module_names(model) if name != head]
     targets = [name for name in names if patterns == ALL_LINEAR or ends_with_one_of(name, patterns)]
-    feedforward_patterns = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
-    feedforward = {
-        ending for ending in feedforward_patterns if any(ends_with_one_of(name, (ending,)) for name in targets)
-    }
+    endings = adapter.feedforward_modules or FEEDFORWARD_ENDINGS
+    feedforward = {ending for ending in endings if any(ends_with_one_of(name, (ending,)) for name in targets)}
     if patterns == ALL_LINEAR:
         patterns = [_last_part(name) for name in targets]
     return {"target_modules": sorted({*patterns, *feedforward}), "feedforward_modules": sorted(feedforward)}
 
 
 def linear_module_names(model: Any) -> list[str]:
-    """Full names of the linear layers, quantized ones and GPT-2's included."""
+    """Return the full names of the linear layers, quantized ones and GPT-2's included."""
     return [name for name, module in model.named_modules() if _is_linear(module)]
 
 

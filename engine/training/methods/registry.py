@@ -21,11 +21,8 @@ from engine.training.ops.loss import causal_lm_of
 _ADAPTER = "default"
 
 
-_ADAPTER = "default"
-
-
 class AdaLoraTrainer(MethodTrainer):
-    """Does what PEFT's `AdaLoraModel` leaves to the trainer, or does only to outputs with a loss in them."""
+    """AdaLoRA, with what PEFT's `AdaLoraModel` leaves to the trainer, or does only to outputs with a loss in them."""
 
     def prepare(self, model: Any) -> int:
         """Freeze `ranknum`, a divisor that PEFT leaves trainable on a base of 16 bits."""
@@ -77,7 +74,7 @@ class AdaLoraTrainer(MethodTrainer):
         own = _config(model)
         own.rank_pattern = None  # PEFT would shrink the modules, whose parameters the optimizer has
         if pattern:
-            weights = _unpruned(model, weights, pattern)
+            weights = _restore_pruned_ranks(model, weights, pattern)
         result = peft.set_peft_model_state_dict(model, weights)
         own.rank_pattern = pattern
         return result
@@ -107,29 +104,29 @@ def _config(model: Any) -> Any:
 
 
 def _modules(pattern: Mapping[str, list[bool]]) -> Iterator[tuple[str, torch.Tensor]]:
-    """Iterate over modules and which ranks are kept; names in a pattern end in `.lora_E` or `.lora_E.default`."""
-    for name, kept in pattern.items():
-        yield f"base_model.model.{name.partition('.lora_E')[0]}", torch.tensor(kept)
+    """Iterate over modules and masks of their remaining ranks; names in a pattern end in `.lora_E` or `.lora_E.default`."""
+    for name, mask in pattern.items():
+        yield f"base_model.model.{name.partition('.lora_E')[0]}", torch.tensor(mask)
 
 
 def _is_pruned(model: Any, pattern: Mapping[str, list[bool]]) -> bool:
     return all(
-        not model.get_parameter(f"{module}.lora_E.{_ADAPTER}")[~kept].any() for module, kept in _modules(pattern)
+        not model.get_parameter(f"{module}.lora_E.{_ADAPTER}")[~mask].any() for module, mask in _modules(pattern)
     )
 
 
-def _unpruned(
+def _restore_pruned_ranks(
     model: Any, weights: Mapping[str, torch.Tensor], pattern: Mapping[str, list[bool]]
 ) -> dict[str, torch.Tensor]:
-    """Put saved ranks in their places among the fresh vectors of a model."""
+    """Return saved ranks at their positions among the fresh vectors of a model."""
     full = dict(weights)
-    for module, kept in _modules(pattern):
+    for module, mask in _modules(pattern):
         for part, dimension in (("lora_E", 0), ("lora_A", 0), ("lora_B", 1)):
             key = f"{module}.{part}"
             fresh = model.get_parameter(f"{key}.{_ADAPTER}").detach().cpu().clone()
             if part == "lora_E":
                 fresh.zero_()
-            full[key] = fresh.index_copy_(dimension, kept.nonzero().flatten(), weights[key].to(fresh.dtype))
+            full[key] = fresh.index_copy_(dimension, mask.nonzero().flatten(), weights[key].to(fresh.dtype))
     return full
 
 
@@ -208,7 +205,7 @@ class PTuningTrainer(MethodTrainer):
         return {"encoder": dict(model.prompt_encoder[_ADAPTER].state_dict())}
 
     def load_state(self, model: Any, state: dict[str, Any]) -> None:
-        """Restore the prompt encoder, in place of the embeddings that the adapter holds."""
+        """Restore the prompt encoder, which replaces the embeddings in the adapter."""
         model.prompt_encoder[_ADAPTER].load_state_dict(state["encoder"])
 
 

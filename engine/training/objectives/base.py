@@ -10,7 +10,7 @@ from engine.config.objectives import SUPERVISED, Objective
 from engine.config.training import TrainingConfig
 from engine.data.render.tokenize import TokenizedRow
 from engine.training.batching.batches import PassTensors
-from engine.training.objectives.reference import Reference
+from engine.training.objectives.reference import ReferenceModel
 
 
 @dataclass(frozen=True)
@@ -30,62 +30,62 @@ class TrainingObjective:
 
     traits: Objective = SUPERVISED
 
-    def __init__(self, training: TrainingConfig | None = None, reference: Reference | None = None) -> None:
+    def __init__(self, training: TrainingConfig | None = None, reference: ReferenceModel | None = None) -> None:
         self.training = training or TrainingConfig()
-        self.reference = reference or Reference()
+        self.reference = reference or ReferenceModel()
 
     def sequences(self, row: TokenizedRow) -> Sequence[TokenizedRow]:
         """Return the token sequences of one row, in the order in which `losses` expects them."""
         return row.sequences
 
     def mismatched_sequence(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:  # noqa: ARG002
-        """Return a row's prompt with another row's answer, if `estimate` needs it."""
+        """Return a row's prompt with the answer of another row, if `estimate` needs it."""
         return None
 
     def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:  # noqa: ARG002
         """Return further tensors about the rows of a pass, for `losses`."""
         return {}
 
-    def terms(self, one: PassTensors) -> tuple[int, ...]:
+    def terms(self, batch: PassTensors) -> tuple[int, ...]:
         """Return the number of terms of each part of a pass's loss."""
-        return (one.trained_tokens,)
+        return (batch.trained_tokens,)
 
     @property
     def needs_estimate(self) -> bool:
-        """Whether `losses` needs the sum of `estimate` over all passes of a step."""
+        """Return whether `losses` needs the sum of `estimate` over all passes of a step."""
         return False
 
-    def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:  # noqa: ARG002
+    def estimate(self, model: Any, kl_batch: PassTensors) -> torch.Tensor:  # noqa: ARG002
         """Return a sum and a count over mismatched sequences, (2,), without gradient."""
         return torch.zeros(2)
 
-    def accompany(self, model: Any, one: PassTensors) -> None:
+    def run_dummy_reference(self, model: Any, batch: PassTensors) -> None:
         """Run the extra passes of `losses` without using the result, because other processes wait for them."""
 
-    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
+    def losses(self, model: Any, batch: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
         """Return the losses of a pass, which is on the device and has a term; `estimate` is the sum over the whole step.
 
         The model has its adapter, and `engine.training.ops.loss` attached.
         """
-        return PassLosses((model(**one.inputs, trained_tokens=one.trained),))
+        return PassLosses((model(**batch.inputs, trained_tokens=batch.trained),))
 
 
-def sequence_log_probabilities(model: Any, one: PassTensors) -> tuple[torch.Tensor, torch.Tensor]:
+def sequence_log_probabilities(model: Any, batch: PassTensors) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the summed log-probability of the trained tokens of each sequence, (sequences,), and that of each token."""
-    tokens = -model(**one.inputs, trained_tokens=one.trained, token_losses=True)
-    sums = tokens.new_zeros(one.sequences).index_add(0, one.sequence_of.to(tokens.device), tokens)
+    tokens = -model(**batch.inputs, trained_tokens=batch.trained, token_losses=True)
+    sums = tokens.new_zeros(batch.sequences).index_add(0, batch.sequence_of.to(tokens.device), tokens)
     return sums, tokens
 
 
-def sequence_lengths(one: PassTensors, device: torch.device) -> torch.Tensor:
+def sequence_lengths(batch: PassTensors, device: torch.device) -> torch.Tensor:
     """Return the trained tokens of each sequence, at least 1, (sequences,)."""
-    return count_by_sequence(one, torch.ones_like(one.sequence_of, dtype=torch.float32, device=device))
+    return count_by_sequence(batch, torch.ones_like(batch.sequence_of, dtype=torch.float32, device=device))
 
 
-def count_by_sequence(one: PassTensors, counts: torch.Tensor) -> torch.Tensor:
+def count_by_sequence(batch: PassTensors, counts: torch.Tensor) -> torch.Tensor:
     """Return the sum over the trained tokens of each sequence, at least 1, (sequences,), without waiting for a GPU."""
-    places = one.sequence_of.to(counts.device)
-    return counts.new_zeros(one.sequences).index_add(0, places, counts).clamp_min(1)
+    sequences = batch.sequence_of.to(counts.device)
+    return counts.new_zeros(batch.sequences).index_add(0, sequences, counts).clamp_min(1)
 
 
 class MaskedValues(NamedTuple):
@@ -102,8 +102,10 @@ class MaskedValues(NamedTuple):
 def sums_and_counts(metrics: Sequence[torch.Tensor | MaskedValues]) -> torch.Tensor:
     """Return the sum and the number of elements of each tensor, (tensors, 2), detached."""
     pairs = []
-    for one in metrics:
-        values = one.values if isinstance(one, MaskedValues) else one
-        count = one.mask.sum().float() if isinstance(one, MaskedValues) else values.new_full((), values.numel()).float()
-        pairs.append(torch.stack([one.sum().detach().float(), count]))
+    for metric in metrics:
+        if isinstance(metric, MaskedValues):
+            count = metric.mask.sum().float()
+        else:
+            count = metric.new_full((), metric.numel()).float()
+        pairs.append(torch.stack([metric.sum().detach().float(), count]))
     return torch.stack(pairs)

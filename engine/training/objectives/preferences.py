@@ -100,41 +100,42 @@ class DirectPreference(TrainingObjective):
         references = [row.reference for row in rows if row.reference is not None]
         return {"reference": torch.tensor(references).flatten()} if references else {}
 
-    def terms(self, one: PassTensors) -> tuple[int, ...]:
-        pairs = one.sequences // 2
-        return (pairs, sum(one.sequence_tokens[0::2])) if "sft" in self._weights else (pairs,)
+    def terms(self, batch: PassTensors) -> tuple[int, ...]:
+        pairs = batch.sequences // 2
+        return (pairs, sum(batch.sequence_tokens[0::2])) if "sft" in self._weights else (pairs,)
 
-    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
-        reference = self.reference_log_probabilities(model, one)
-        own, tokens = sequence_log_probabilities(model, one)
-        ratios, lengths = own - reference.to(own.device), sequence_lengths(one, own.device)
+    def losses(self, model: Any, batch: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
+        reference = self.reference_log_probabilities(model, batch)
+        own, tokens = sequence_log_probabilities(model, batch)
+        ratios, lengths = own - reference.to(own.device), sequence_lengths(batch, own.device)
         pairs = PairScores(
             ratios[0::2], ratios[1::2], lengths[0::2], lengths[1::2], self.training.beta, self.training.label_smoothing
         )
         parts = [weight * PAIR_LOSSES[name](pairs) for name, weight in self._weights.items() if name in PAIR_LOSSES]
         sums = [torch.stack([part.sum() for part in parts]).sum() if parts else own.new_zeros(())]
         if "sft" in self._weights:
-            sums.append(self._weights["sft"] * -MaskedValues(tokens, one.sequence_of.to(tokens.device) % 2 == 0).sum())
+            is_chosen = batch.sequence_of.to(tokens.device) % 2 == 0
+            sums.append(self._weights["sft"] * -MaskedValues(tokens, is_chosen).sum())
         chosen, rejected = (self.training.beta * side.detach() for side in (pairs.chosen, pairs.rejected))
         longer = _longer_preferred(chosen, rejected, lengths)
         metrics = (chosen, rejected, chosen - rejected, (chosen > rejected).float(), own[0::2], own[1::2], longer)
         return PassLosses(tuple(sums), sums_and_counts(metrics))
 
-    def reference_log_probabilities(self, model: Any, one: PassTensors) -> torch.Tensor:
-        """Return the reference's log-probability of each answer, (sequences,): precomputed, or from a pass of its own."""
-        if "reference" in one.extras:
-            return one.extras["reference"]
+    def reference_log_probabilities(self, model: Any, batch: PassTensors) -> torch.Tensor:
+        """Return the reference's log-probability of each answer, (sequences,): precomputed, or by a pass of the reference."""
+        if "reference" in batch.extras:
+            return batch.extras["reference"]
         with self.reference.replacing(model) as reference:
-            return sequence_log_probabilities(reference, one)[0]
+            return sequence_log_probabilities(reference, batch)[0]
 
-    def accompany(self, model: Any, one: PassTensors) -> None:
+    def run_dummy_reference(self, model: Any, batch: PassTensors) -> None:
         if not self.training.precompute_ref_log_probs:
-            self.pass_through_reference(model, one)
+            self.pass_through_reference(model, batch)
 
-    def pass_through_reference(self, model: Any, one: PassTensors) -> None:
+    def pass_through_reference(self, model: Any, batch: PassTensors) -> None:
         """Run a pass of the reference without using the result, because other processes wait for it."""
         with self.reference.replacing(model) as reference:
-            reference(**one.inputs, trained_tokens=one.trained)
+            reference(**batch.inputs, trained_tokens=batch.trained)
 
     @property
     def _weights(self) -> dict[PreferenceLoss, float]:
@@ -163,14 +164,14 @@ class OddsRatio(TrainingObjective):
                 answers += [True] * sum(label != IGNORED_LABEL for label in row.rejected.labels[1:])
         return {"answers": torch.tensor(answers)}
 
-    def terms(self, one: PassTensors) -> tuple[int, ...]:
-        return one.sequences // 2, sum(one.sequence_tokens[0::2])
+    def terms(self, batch: PassTensors) -> tuple[int, ...]:
+        return batch.sequences // 2, sum(batch.sequence_tokens[0::2])
 
-    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
-        _, tokens = sequence_log_probabilities(model, one)
-        answers, sequence = one.extras["answers"].to(tokens.device), one.sequence_of.to(tokens.device)
-        sums = tokens.new_zeros(one.sequences).index_add(0, sequence, torch.where(answers, tokens, 0.0))
-        lengths = count_by_sequence(one, answers.float())
+    def losses(self, model: Any, batch: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:  # noqa: ARG002
+        _, tokens = sequence_log_probabilities(model, batch)
+        answers, sequence = batch.extras["answers"].to(tokens.device), batch.sequence_of.to(tokens.device)
+        sums = tokens.new_zeros(batch.sequences).index_add(0, sequence, torch.where(answers, tokens, 0.0))
+        lengths = count_by_sequence(batch, answers.float())
         means = sums / lengths
         chosen, rejected = means[0::2], means[1::2]
         odds = (chosen - rejected) - (_log_one_minus_exp(chosen) - _log_one_minus_exp(rejected))
@@ -214,8 +215,8 @@ class KahnemanTversky(TrainingObjective):
     traits = KTO
 
     def mismatched_sequence(self, row: TokenizedRow, other: TokenizedRow) -> TokenizedRow | None:
-        start = next(place for place, label in enumerate(row.labels) if label != IGNORED_LABEL)
-        answer = next(place for place, label in enumerate(other.labels) if label != IGNORED_LABEL)
+        start = next(index for index, label in enumerate(row.labels) if label != IGNORED_LABEL)
+        answer = next(index for index, label in enumerate(other.labels) if label != IGNORED_LABEL)
         cut = self.training.max_length
         ids = (row.input_ids[:start] + other.input_ids[answer:])[:cut]
         labels = ([IGNORED_LABEL] * start + other.labels[answer:])[:cut]
@@ -224,32 +225,32 @@ class KahnemanTversky(TrainingObjective):
     def extras(self, rows: Sequence[TokenizedRow]) -> dict[str, torch.Tensor]:
         return {"desirable": torch.tensor([row.desirable for row in rows if row.desirable is not None])}
 
-    def terms(self, one: PassTensors) -> tuple[int, ...]:
-        return (one.sequences,)
+    def terms(self, batch: PassTensors) -> tuple[int, ...]:
+        return (batch.sequences,)
 
     @property
     def needs_estimate(self) -> bool:
         return (self.training.loss_type or self.traits.losses)[0] in self.traits.kl_losses
 
-    def estimate(self, model: Any, mismatched: PassTensors) -> torch.Tensor:
+    def estimate(self, model: Any, kl_batch: PassTensors) -> torch.Tensor:
         with torch.no_grad():
-            own, _ = sequence_log_probabilities(getattr(model, "module", model), mismatched)
+            own, _ = sequence_log_probabilities(getattr(model, "module", model), kl_batch)
         with self.reference.replacing(model) as reference:
-            expected, _ = sequence_log_probabilities(reference, mismatched)
+            expected, _ = sequence_log_probabilities(reference, kl_batch)
         gains = own - expected
         return sums_and_counts((gains,))[0]
 
-    def losses(self, model: Any, one: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
+    def losses(self, model: Any, batch: PassTensors, estimate: torch.Tensor | None = None) -> PassLosses:
         with self.reference.replacing(model) as reference:
-            expected, _ = sequence_log_probabilities(reference, one)
-        own, _ = sequence_log_probabilities(model, one)
+            expected, _ = sequence_log_probabilities(reference, batch)
+        own, _ = sequence_log_probabilities(model, batch)
         ratios, beta = own - expected, self.training.beta
         kl = (
             own.new_zeros(())
             if estimate is None
             else (estimate[0] / estimate[1].clamp_min(1)).clamp_min(0).to(own.device)
         )
-        desirable = one.extras["desirable"].to(own.device)
+        desirable = batch.extras["desirable"].to(own.device)
         utilities = torch.sigmoid(beta * torch.where(desirable, ratios - kl, kl - ratios))
         weights = torch.where(desirable, self.training.desirable_weight, self.training.undesirable_weight)
         rewards, bad = beta * ratios.detach(), ~desirable

@@ -20,7 +20,7 @@ from engine.training.distribution import is_sharded, reshard
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceModel:
     """The base with its adapter disabled, or with the adapter that training started from.
 
     `start` has the weights that replace the model's own meanwhile: those of a warm start, or trained biases of the base,
@@ -31,7 +31,7 @@ class Reference:
     keeps_adapter: bool = False
 
     @classmethod
-    def of(cls, model: Any, *, warm_started: bool) -> Self:
+    def from_model(cls, model: Any, *, warm_started: bool) -> Self:
         """Return the reference of a model before its first step."""
         weights = {name: p for name, p in model.named_parameters() if p.requires_grad}
         if not warm_started:
@@ -76,19 +76,19 @@ def _put(parameters: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tens
 _NAME = "log_probabilities"  # (pairs, 2): of the chosen and of the rejected answer
 
 
+@dataclass(frozen=True)
 class PairsWithReference(Sequence[Any]):
     """Pairs with the reference's log-probabilities, (pairs, 2)."""
 
-    def __init__(self, pairs: Sequence[Any], log_probabilities: torch.Tensor) -> None:
-        self._pairs = pairs
-        self._log_probabilities = log_probabilities
+    pairs: Sequence[Any]
+    log_probabilities: torch.Tensor
 
     def __len__(self) -> int:
-        return len(self._pairs)
+        return len(self.pairs)
 
     def __getitem__(self, index: Any) -> Any:
-        chosen, rejected = self._log_probabilities[index].tolist()
-        return replace(self._pairs[index], reference=(chosen, rejected))
+        chosen, rejected = self.log_probabilities[index].tolist()
+        return replace(self.pairs[index], reference=(chosen, rejected))
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class ReferenceCache:
     path: Path
 
     @classmethod
-    def of(cls, folder: Path, base: Path, start: Path | None, config: RunConfig, dtype: str) -> "ReferenceCache":
+    def for_run(cls, folder: Path, base: Path, start: Path | None, config: RunConfig, dtype: str) -> "ReferenceCache":
         """Return the cache for a base, an adapter to start from, a precision and batches."""
-        weights = [path for place in (base, start) if place is not None for path in sorted(place.glob("*.safetensors"))]
+        weights = [path for source in (base, start) if source for path in sorted(source.glob("*.safetensors"))]
         model = config.model
         facts = (
             [fingerprint_of(path) for path in weights], model.quantization, model.double_quant, dtype,
@@ -129,6 +129,7 @@ class ReferenceCache:
     def _file(self, pairs: Sequence[TokenizedRow]) -> Path:
         digest = hashlib.sha256()
         for pair in pairs:
-            for one in pair.sequences:
-                digest.update(array("q", [len(one.input_ids), one.trained_tokens, *one.input_ids]).tobytes())
+            for sequence in pair.sequences:
+                ids = sequence.input_ids
+                digest.update(array("q", [len(ids), sequence.trained_tokens, *ids]).tobytes())
         return self.path / f"{digest.hexdigest()}.safetensors"

@@ -23,16 +23,16 @@ JOINED_ATTENTION = "loratory_joined"  # its name among transformers' attention f
 
 FLASH_CAPABILITY = (8, 0)  # Ampere; flash_attn's README, "NVIDIA CUDA Support", and PyTorch's own kernel
 
-# What other attention functions understand and this one does not; a model that asks for it is trained with padding.
-_NOT_UNDERSTOOD = ("softcap", "s_aux", "position_bias", "head_mask")
+# Options that other attention functions support and this one does not; a model that uses one is trained with padding.
+_UNSUPPORTED = ("softcap", "s_aux", "position_bias", "head_mask")
 
 
 class UnsupportedAttentionError(Exception):
-    """The model's attention asks for something that joined rows do not offer."""
+    """The model's attention needs something that joined rows do not support."""
 
 
 @dataclass(frozen=True)
-class Fork:
+class SharedPrefix:
     """Two sequences in one row, with the same beginning: the first one, then what the second one does not share with it."""
 
     shared: int  # tokens that both begin with
@@ -44,27 +44,22 @@ class JoinedRows:
     """Lengths in tokens of the rows in one sequence."""
 
     lengths: tuple[int, ...]
-    forks: tuple[Fork | None, ...] = ()  # of the first rows; the others hold one sequence each
+    prefixes: tuple[SharedPrefix | None, ...] = ()  # of the first rows; the others hold one sequence each
 
 
 @dataclass(frozen=True)
-class _Sight:
+class _VisibleKeys:
     """Which earlier tokens of its row a token sees: those of its own sequence, within a window."""
 
     window: int | None = None
-    fork: Fork | None = None
+    prefix: SharedPrefix | None = None
 
     def distances(self, queries: slice, keys: slice, device: torch.device) -> torch.Tensor:
         """Return how far keys are before queries in their sequences, (queries, keys); slices of the row."""
         positions = torch.arange(queries.stop, device=device)
-        if self.fork is not None:
-            positions[self.fork.first :] -= self.fork.first - self.fork.shared
+        if self.prefix is not None:
+            positions[self.prefix.first :] -= self.prefix.first - self.prefix.shared
         return positions[queries, None] - positions[None, keys]
-
-
-def register_joined_attention() -> None:
-    """Make `JOINED_ATTENTION` known to transformers; it gets no mask, since the lengths suffice."""
-    AttentionInterface.register(JOINED_ATTENTION, joined_attention)
 
 
 def copy_shared_heads(compute: torch.dtype, cuda_indexes: Sequence[int]) -> None:
@@ -86,7 +81,7 @@ def sdpa_with_copied_heads(
     key: torch.Tensor,  # (batch, key-value heads, tokens, head_dim)
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend as transformers' sdpa does, with a key-value head for each query head where there is no mask.
 
@@ -94,27 +89,27 @@ def sdpa_with_copied_heads(
     """
     batch, heads, tokens, size = query.shape
     groups = heads // key.shape[1]
-    strange = any(asked.get(name) is not None for name in ("position_bias", "softcap"))
-    if groups == 1 or attention_mask is not None or strange:
-        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **asked)
+    unsupported_options = any(options.get(name) is not None for name in ("position_bias", "softcap"))
+    if groups == 1 or attention_mask is not None or unsupported_options:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **options)
         return output, None
     if tokens == 1:
-        packed, dropout = query.reshape(batch, key.shape[1], groups, size), asked.get("dropout", 0.0)
+        packed, dropout = query.reshape(batch, key.shape[1], groups, size), options.get("dropout", 0.0)
         packed = functional.scaled_dot_product_attention(
-            packed, key, value, dropout_p=dropout, scale=asked.get("scaling")
+            packed, key, value, dropout_p=dropout, scale=options.get("scaling")
         )
         return packed.reshape(batch, 1, heads, value.shape[-1]), None
-    own = types.SimpleNamespace(
+    stand_in = types.SimpleNamespace(
         is_causal=bool(getattr(module, "is_causal", True))
-    )  # a module whose heads share nothing
+    )  # a module without shared heads
     output, _ = sdpa_attention_forward(
-        own, query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), None, **asked
+        stand_in, query, key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), None, **options
     )
     return output, None
 
 
 def _takes_shared_heads(device: torch.device, dtype: torch.dtype, *, masked: bool = False) -> bool:
-    """Whether PyTorch's attention has a fused kernel for fewer key-value heads than query heads; its flash kernel on CUDA."""
+    """Return whether PyTorch's attention has a fused kernel for shared key-value heads; its flash kernel on CUDA."""
     if device.type != "cuda":
         return True  # as good as it gets
     has_flash = torch.cuda.get_device_capability(device) >= FLASH_CAPABILITY
@@ -131,18 +126,18 @@ def joined_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     joined_rows: JoinedRows | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each of `joined_rows`, in the form that transformers' models call.
+    """Attend causally within each of `joined_rows`, in the form that transformers' models call.
 
     Returns:
         The outputs, (1, tokens, heads, head_dim), and None in place of the probabilities.
 
     Raises:
-        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+        UnsupportedAttentionError: If the model needs anything but plain causal or sliding attention.
     """
     has_mask = joined_rows is None or attention_mask is not None or query.shape[0] != 1
-    require_plain(module, asked, {"a mask": has_mask})
+    require_plain(module, options, {"a mask": has_mask})
     assert joined_rows is not None
     if torch.is_autocast_enabled(query.device.type):  # it cannot reach into the tiles
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -152,38 +147,38 @@ def joined_attention(
     rows = zip(*(states[0].split(joined_rows.lengths, dim=1) for states in (query, key, value)), strict=True)
     with torch.autocast(query.device.type, enabled=False):
         outputs = [
-            attend(q, k, v, scale, dropout, _Sight(sliding_window, fork))
-            for (q, k, v), fork in itertools.zip_longest(rows, joined_rows.forks)
+            attend(q, k, v, scale, dropout, _VisibleKeys(sliding_window, prefix))
+            for (q, k, v), prefix in itertools.zip_longest(rows, joined_rows.prefixes)
         ]
     joined = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)
     return joined.transpose(0, 1).unsqueeze(0).contiguous(), None
 
 
-def require_plain(module: torch.nn.Module, asked: Mapping[str, Any], also: Mapping[str, bool]) -> None:
-    """Refuse what attention functions of ours do not do; `also` names what else makes a call strange.
+def require_plain(module: torch.nn.Module, options: Mapping[str, Any], conditions: Mapping[str, bool]) -> None:
+    """Refuse options that our attention functions do not support; `conditions` names further ones, and whether they hold.
 
     Raises:
-        UnsupportedAttentionError: If the model asks for anything of it.
+        UnsupportedAttentionError: If the call has any of them.
     """
-    strange = [name for name in _NOT_UNDERSTOOD if asked.get(name) is not None]
-    strange += [name for name, is_so in also.items() if is_so]
-    if asked.get("is_causal") is False or not getattr(module, "is_causal", True):
-        strange.append("attention to later tokens")
-    if strange:
-        raise UnsupportedAttentionError(", ".join(strange))
+    unsupported_options = [name for name in _UNSUPPORTED if options.get(name) is not None]
+    unsupported_options += [name for name, holds in conditions.items() if holds]
+    if options.get("is_causal") is False or not getattr(module, "is_causal", True):
+        unsupported_options.append("attention to later tokens")
+    if unsupported_options:
+        raise UnsupportedAttentionError(", ".join(unsupported_options))
 
 
 def _attend_fused(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, sight: _Sight
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, dropout: float, visible: _VisibleKeys
 ) -> torch.Tensor:
-    length, window, fork = q.shape[1], sight.window, sight.fork
+    length, window, prefix = q.shape[1], visible.window, visible.prefix
     mask = None
-    if fork is not None or (window is not None and window < length):
+    if prefix is not None or (window is not None and window < length):
         mask = torch.ones(length, length, dtype=torch.bool, device=q.device).tril_()
         if window is not None:
-            mask &= sight.distances(slice(0, length), slice(0, length), q.device) < window
-        if fork is not None:
-            mask[fork.first :, fork.shared : fork.first] = False
+            mask &= visible.distances(slice(0, length), slice(0, length), q.device) < window
+        if prefix is not None:
+            mask[prefix.first :, prefix.shared : prefix.first] = False
     groups = q.shape[0] // k.shape[0]
     if groups > 1 and not _takes_shared_heads(q.device, q.dtype, masked=mask is not None):
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
@@ -194,9 +189,9 @@ def _attend_fused(
 
 
 def _attend_tiled(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, _no_dropout: float, sight: _Sight
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, _no_dropout: float, visible: _VisibleKeys
 ) -> torch.Tensor:
-    return _TiledAttention.apply(q, k, v, scale, sight)
+    return _TiledAttention.apply(q, k, v, scale, visible)
 
 
 class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
@@ -208,7 +203,7 @@ class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, sight: _Sight
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, visible: _VisibleKeys
     ) -> torch.Tensor:
         heads, length, size = q.shape
         shared = k.shape[0]  # key-value heads; the query heads that share one are computed as more of its queries
@@ -216,43 +211,43 @@ class _TiledAttention(torch.autograd.Function):  # type: ignore[misc]
         k32 = k.float()
         output = q.new_empty(shared, heads // shared, length, size)
         probabilities = None
-        for tile in _tiles(length, sight):
-            probabilities = _probabilities(q4, k32, tile, scale, sight)
+        for tile in _tiles(length, visible):
+            probabilities = _probabilities(q4, k32, tile, scale, visible)
             output[:, :, tile.start : tile.end] = torch.bmm(probabilities, v[:, tile.first : tile.end]).view(
                 shared, -1, tile.end - tile.start, size
             )
         ctx.save_for_backward(q, k, v, probabilities if length <= QUERY_TILE else None)
-        ctx.scale, ctx.sight = scale, sight
+        ctx.scale, ctx.visible = scale, visible
         return output.view(heads, length, size)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        q, k, v, kept = ctx.saved_tensors
+        q, k, v, probabilities = ctx.saved_tensors
         heads, length, size = q.shape
         shared = k.shape[0]
         q4 = q.reshape(shared, heads // shared, length, size)
         grad4 = grad.reshape(shared, heads // shared, length, size)
-        k32 = k.float() if kept is None else k
+        k32 = k.float() if probabilities is None else k
         dq = q.new_empty(shared, heads // shared, length, size)
         dk = dv = None
-        if kept is None:  # several tiles add up
+        if probabilities is None:  # several tiles add up
             dk = torch.zeros(k.shape, dtype=torch.float32, device=k.device)
             dv = torch.zeros(v.shape, dtype=torch.float32, device=v.device)
-        for tile in _tiles(length, ctx.sight):
-            p = _probabilities(q4, k32, tile, ctx.scale, ctx.sight) if kept is None else kept
+        for tile in _tiles(length, ctx.visible):
+            p = _probabilities(q4, k32, tile, ctx.scale, ctx.visible) if probabilities is None else probabilities
             rows = slice(tile.start, tile.end)
-            seen = slice(tile.first, tile.end)
+            keys = slice(tile.first, tile.end)
             queries = q4[:, :, rows].reshape(shared, -1, size)
             out = grad4[:, :, rows].reshape(shared, -1, size)
-            dp = torch.bmm(out, v[:, seen].transpose(1, 2))
+            dp = torch.bmm(out, v[:, keys].transpose(1, 2))
             ds = torch._softmax_backward_data(dp, p, -1, p.dtype)
-            dq[:, :, rows] = torch.bmm(ds, k[:, seen]).mul_(ctx.scale).view(shared, -1, tile.end - tile.start, size)
+            dq[:, :, rows] = torch.bmm(ds, k[:, keys]).mul_(ctx.scale).view(shared, -1, tile.end - tile.start, size)
             dk_tile = torch.bmm(ds.transpose(1, 2), queries).mul_(ctx.scale)
             dv_tile = torch.bmm(p.transpose(1, 2), out)
             if dk is None or dv is None:
                 return dq.view(heads, length, size), dk_tile, dv_tile, None, None
-            dk[:, seen] += dk_tile
-            dv[:, seen] += dv_tile
+            dk[:, keys] += dk_tile
+            dv[:, keys] += dv_tile
         assert dk is not None
         assert dv is not None
         return dq.view(heads, length, size), dk.to(k.dtype), dv.to(v.dtype), None, None
@@ -265,34 +260,36 @@ class _Tile:
     first: int  # first key that any of them sees
 
 
-def _tiles(length: int, sight: _Sight) -> list[_Tile]:
+def _tiles(length: int, visible: _VisibleKeys) -> list[_Tile]:
     # What two sequences share is near to both.
-    window = length if sight.window is None or sight.fork is not None else sight.window
+    window = length if visible.window is None or visible.prefix is not None else visible.window
     return [
         _Tile(start, min(start + QUERY_TILE, length), max(0, start - window + 1))
         for start in range(0, length, QUERY_TILE)
     ]
 
 
-def _probabilities(q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: float, sight: _Sight) -> torch.Tensor:
-    """Probabilities of one tile, (key-value heads, heads that share one × queries, keys), in the dtype of `q4`."""
+def _probabilities(
+    q4: torch.Tensor, k32: torch.Tensor, tile: _Tile, scale: float, visible: _VisibleKeys
+) -> torch.Tensor:
+    """Return probabilities of one tile, (key-value heads, heads that share one × queries, keys), in the dtype of `q4`."""
     shared, group, _, size = q4.shape
-    count, seen = tile.end - tile.start, tile.end - tile.first
+    count, key_count = tile.end - tile.start, tile.end - tile.first
     queries = q4[:, :, tile.start : tile.end].reshape(shared, group * count, size).float()
     keys = k32[:, tile.first : tile.end].transpose(1, 2)
     scores = torch.baddbmm(queries.new_empty(1, 1, 1), queries, keys, beta=0, alpha=scale)
-    by_head = scores.view(shared, group, count, seen)
-    by_head[..., seen - count :].add_(_later_forbidden(q4.device)[:count, :count])
-    if sight.window is not None and seen > sight.window:
-        distances = sight.distances(slice(tile.start, tile.end), slice(tile.first, tile.end), q4.device)
-        by_head.masked_fill_(distances >= sight.window, float("-inf"))
-    if sight.fork is not None and tile.end > sight.fork.first:
-        second = max(0, sight.fork.first - tile.start)
-        by_head[..., second:, sight.fork.shared : sight.fork.first] = float("-inf")
+    by_head = scores.view(shared, group, count, key_count)
+    by_head[..., key_count - count :].add_(_later_forbidden(q4.device)[:count, :count])
+    if visible.window is not None and key_count > visible.window:
+        distances = visible.distances(slice(tile.start, tile.end), slice(tile.first, tile.end), q4.device)
+        by_head.masked_fill_(distances >= visible.window, float("-inf"))
+    if visible.prefix is not None and tile.end > visible.prefix.first:
+        second = max(0, visible.prefix.first - tile.start)
+        by_head[..., second:, visible.prefix.shared : visible.prefix.first] = float("-inf")
     return torch._softmax(scores, -1, False).to(q4.dtype)
 
 
 @functools.cache
 def _later_forbidden(device: torch.device) -> torch.Tensor:
-    """(QUERY_TILE, QUERY_TILE): 0 where a query may look, -inf at keys that come after it."""
+    """Return (QUERY_TILE, QUERY_TILE): 0 at keys up to the query, -inf at later ones."""
     return torch.full((QUERY_TILE, QUERY_TILE), float("-inf"), device=device).triu_(1)

@@ -1,6 +1,6 @@
 """Attention without a mask of all positions against all: joined rows in one kernel, and padded rows as plain causal ones.
 
-transformers builds a mask from `attention_mask`, or looks at positions to see whether it needs one, which waits for the GPU;
+transformers builds a mask from `attention_mask`, or reads positions to find out whether it needs one, which waits for the GPU;
 it does neither for attention functions that are registered without a mask function. These two have none.
 """
 
@@ -10,10 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from engine.models.batching import VARLEN_ATTENTION
 from engine.training.ops.attention import JoinedRows, joined_attention, require_plain
 
 UNMASKED_ATTENTION = "loratory_unmasked"  # its name among transformers' attention functions
@@ -21,14 +19,8 @@ UNMASKED_ATTENTION = "loratory_unmasked"  # its name among transformers' attenti
 _ARGUMENTS = {"scale", "window_size", "enable_gqa"}
 
 
-def register_gpu_attention() -> None:
-    """Make both functions known to transformers."""
-    AttentionInterface.register(VARLEN_ATTENTION, varlen_attention)
-    AttentionInterface.register(UNMASKED_ATTENTION, unmasked_attention)
-
-
 def find_varlen_attn() -> Callable[..., torch.Tensor] | None:
-    """PyTorch's attention over joined rows, where it takes a scale, a window and heads that share keys."""
+    """Return PyTorch's attention over joined rows, where it takes a scale, a window and heads that share keys."""
     try:
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
@@ -47,24 +39,24 @@ def varlen_attention(
     sliding_window: int | None = None,
     cu_seq_lens_q: torch.Tensor | None = None,
     max_length_q: int | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention within each of the joined rows, which are described as for flash attention.
+    """Attend causally within each of the joined rows, which are described as for flash attention.
 
     Returns:
         The outputs, (1, tokens, heads, head_dim), and None in place of the probabilities.
 
     Raises:
-        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+        UnsupportedAttentionError: If the model needs anything but plain causal or sliding attention.
     """
     attend = find_varlen_attn()
-    also = {
+    unsupported_options = {
         "a mask": attention_mask is not None,
         "rows that are not joined": cu_seq_lens_q is None or max_length_q is None or query.shape[0] != 1,
         "values of another size": value.shape[-1] != query.shape[-1],
         "another PyTorch": attend is None,
     }
-    require_plain(module, asked, also)
+    require_plain(module, options, unsupported_options)
     assert attend is not None
     assert cu_seq_lens_q is not None
     assert max_length_q is not None
@@ -96,19 +88,19 @@ def unmasked_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     sliding_window: int | None = None,
-    **asked: Any,
+    **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention of rows that are padded at their end, whose own tokens see no padding.
+    """Attend causally within rows that are padded at their end, so their tokens never see padding.
 
     Raises:
-        UnsupportedAttentionError: If the model asks for something else than plain causal or sliding attention.
+        UnsupportedAttentionError: If the model needs anything but plain causal or sliding attention.
     """
     tokens = query.shape[2]
-    require_plain(module, asked, {"a mask": attention_mask is not None, "a cache": key.shape[2] != tokens})
+    require_plain(module, options, {"a mask": attention_mask is not None, "a cache": key.shape[2] != tokens})
     mask = None
     if sliding_window is not None and sliding_window < tokens:
         mask = _window_mask(tokens, sliding_window, query.device)
-    output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **asked)
+    output, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, mask, **options)
     return output, None
 
 

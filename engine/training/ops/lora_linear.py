@@ -24,7 +24,7 @@ from peft.tuners.lora import LoraLayer
 from torch.autograd.function import once_differentiable
 
 from engine.config.optimizations import LEFT_OUT, is_wanted
-from engine.training.ops.products import DropoutMask, FrozenWeights, owned, product_dtype, rows_of, wide_product
+from engine.training.ops.products import DropoutMask, FrozenWeights, as_writable, product_dtype, rows_of, wide_product
 
 _ATTRIBUTE = "_loratory_linears"  # of a model; of a layer, its group
 
@@ -39,7 +39,7 @@ class _StepCopies:
 
 
 class _Waiting(NamedTuple):
-    """Outputs of layers that have not been asked for theirs yet."""
+    """Outputs of layers that have not been called yet."""
 
     x: torch.Tensor
     version: int | None
@@ -48,7 +48,7 @@ class _Waiting(NamedTuple):
 
 @dataclass(frozen=True)
 class _Call:
-    """What one call of `_LoraProducts` needs besides tensors that may have gradients."""
+    """What one call of `_LoraProducts` needs in addition to tensors that may have gradients."""
 
     group: "LinearGroup"
     bases: tuple[torch.nn.Linear, ...]
@@ -76,17 +76,19 @@ class LinearGroup:
             return output
         members = self.layers if number == 0 and all(_takes(member, x) for member in self.layers) else (layer,)
         if len(members) == 1 and not _takes(layer, x):
-            product = owned(layer.base_layer(x), layer.base_layer)
+            product = as_writable(layer.base_layer(x), layer.base_layer)
             return self._compute(members, x.to(product.dtype), product)[0]
         first, *others = self._compute(members, x.to(product_dtype(layer.base_layer)), None)
         self._waiting = _Waiting(x, _version(x), dict(enumerate(others, 1))) if others else None
         return first
 
     def forget(self) -> None:
-        """Let go of outputs that nothing asked for, as where a recomputed pass ends early."""
+        """Release outputs that were not used, as where a recomputed pass ends early."""
         self._waiting = None
 
-    def low(self, trained: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def cast_matrices(
+        self, trained: Sequence[torch.Tensor], dtype: torch.dtype
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
         """Return A and B, which `trained` has in turn, for products in `dtype`: the step's copies where there are any."""
         copies = self.copies
         if copies is not None and copies.sources and copies.sources == _sources(trained):
@@ -125,23 +127,23 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, product: torch.Tensor | None, call: _Call, *trained: torch.Tensor) -> Any:
         rows, ranks, scaling = rows_of(x), list(call.ranks), call.scaling
-        a, b = call.group.low(trained, x.dtype)
-        between = rows.new_empty(rows.shape[0], sum(ranks))  # scaled, so gradients of B need no scaling
+        a, b = call.group.cast_matrices(trained, x.dtype)
+        hidden = rows.new_empty(rows.shape[0], sum(ranks))  # scaled, so gradients of B need no scaling
         masks = [DropoutMask.draw(rows, call.drop) for _ in ranks] if call.drop else []
         if masks:
             scaling /= masks[0].keep
-            for mask, part, own in zip(masks, between.split(ranks, 1), a.split(ranks), strict=True):
+            for mask, part, own in zip(masks, hidden.split(ranks, 1), a.split(ranks), strict=True):
                 part.addmm_(mask.apply(rows), own.t(), beta=0, alpha=scaling)
         else:
-            between.addmm_(rows, a.t(), beta=0, alpha=scaling)
+            hidden.addmm_(rows, a.t(), beta=0, alpha=scaling)
         outputs = []
-        for base, part, own in zip(call.bases, between.split(ranks, 1), b, strict=True):
+        for base, part, own in zip(call.bases, hidden.split(ranks, 1), b, strict=True):
             output = call.group.weights.product(x, base) if product is None else product
             output.view(-1, output.shape[-1]).addmm_(part, own.t())
             outputs.append(output)
         if product is not None:
             ctx.mark_dirty(product)
-        ctx.save_for_backward(x, between, a, *b, *(mask.drawn for mask in masks))
+        ctx.save_for_backward(x, hidden, a, *b, *(mask.tensor for mask in masks))
         ctx.call, ctx.scaling, ctx.trained_dtype = call, scaling, trained[0].dtype
         ctx.masks = [(mask.keep, mask.seed) for mask in masks]
         return tuple(outputs) if len(outputs) > 1 else outputs[0]
@@ -149,35 +151,36 @@ class _LoraProducts(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        call, (x, between, a, *saved) = ctx.call, ctx.saved_tensors
+        call, (x, hidden, a, *saved) = ctx.call, ctx.saved_tensors
         call.group.forget()
         count, ranks = len(call.bases), list(call.ranks)
-        b, drawn = saved[:count], saved[count:]
-        masks = [DropoutMask(keep, seed, kept) for (keep, seed), kept in zip(ctx.masks, drawn, strict=True)]
-        rows, grads = rows_of(x), [rows_of(gradient) for gradient in gradients]
-        of_between, of_b = torch.empty_like(between), []
-        for grad, part, own, matrix in zip(grads, of_between.split(ranks, 1), between.split(ranks, 1), b, strict=True):
+        b, mask_tensors = saved[:count], saved[count:]
+        masks = [DropoutMask(keep, seed, tensor) for (keep, seed), tensor in zip(ctx.masks, mask_tensors, strict=True)]
+        rows, grad_outputs = rows_of(x), [rows_of(gradient) for gradient in gradients]
+        grad_hidden, grads_b = torch.empty_like(hidden), []
+        parts = zip(grad_outputs, grad_hidden.split(ranks, 1), hidden.split(ranks, 1), b, strict=True)
+        for grad, part, own, matrix in parts:
             part.addmm_(grad, matrix, beta=0, alpha=ctx.scaling)
-            of_b.append(wide_product(grad.t(), own, ctx.trained_dtype))
-        of_x, has_product = None, ctx.needs_input_grad[1]
+            grads_b.append(wide_product(grad.t(), own, ctx.trained_dtype))
+        grad_x, has_product = None, ctx.needs_input_grad[1]
         if ctx.needs_input_grad[0]:
-            of_x = torch.zeros_like(rows) if has_product else torch.empty_like(rows)
-            for number, (grad, base) in enumerate(() if has_product else zip(grads, call.bases, strict=True)):
+            grad_x = torch.zeros_like(rows) if has_product else torch.empty_like(rows)
+            for number, (grad, base) in enumerate(() if has_product else zip(grad_outputs, call.bases, strict=True)):
                 # Not a variable: of 4-bit weights one at a time is written out.
-                of_x.addmm_(grad, call.group.weights.of(base, x.dtype), beta=min(number, 1))
+                grad_x.addmm_(grad, call.group.weights.dense(base, x.dtype), beta=min(number, 1))
         if masks:
-            of_a = []
-            for mask, part, own in zip(masks, of_between.split(ranks, 1), a.split(ranks), strict=True):
-                of_a.append(wide_product(part.t(), mask.apply(rows), ctx.trained_dtype))
-                if of_x is not None:
-                    of_x.add_(mask.apply(part @ own))
+            grads_a = []
+            for mask, part, own in zip(masks, grad_hidden.split(ranks, 1), a.split(ranks), strict=True):
+                grads_a.append(wide_product(part.t(), mask.apply(rows), ctx.trained_dtype))
+                if grad_x is not None:
+                    grad_x.add_(mask.apply(part @ own))
         else:
-            of_a = list(wide_product(of_between.t(), rows, ctx.trained_dtype).split(ranks))
-            if of_x is not None:
-                of_x.addmm_(of_between, a)
-        pairs = (matrix for pair in zip(of_a, of_b, strict=True) for matrix in pair)
-        of_product = gradients[0] if has_product else None
-        return (of_x if of_x is None else of_x.reshape(x.shape), of_product, None, *pairs)
+            grads_a = list(wide_product(grad_hidden.t(), rows, ctx.trained_dtype).split(ranks))
+            if grad_x is not None:
+                grad_x.addmm_(grad_hidden, a)
+        pairs = (matrix for pair in zip(grads_a, grads_b, strict=True) for matrix in pair)
+        grad_product = gradients[0] if has_product else None
+        return (grad_x if grad_x is None else grad_x.reshape(x.shape), grad_product, None, *pairs)
 
 
 @dataclass(eq=False)
@@ -190,7 +193,7 @@ class LoraLinears:
 
     @property
     def optimizations(self) -> dict[str, str]:
-        """Why each optimization of `engine.config.optimizations` that is in this module is not used, "" where it is."""
+        """Return why each optimization of `engine.config.optimizations` in this module is not used, "" where it is."""
         has_groups = any(len(group.layers) > 1 for group in self.groups)
         return {
             "fused_lora": "" if self.groups else "no layer has plain LoRA",
@@ -216,23 +219,23 @@ class LoraLinears:
                     group.copies.sources = ()
 
     def _copy(self) -> None:
-        to, of = [], []
+        targets, sources = [], []
         for group in self.groups:
             trained = [matrix for layer in group.layers for matrix in _trained(layer)]
             if group.copies is None:
                 group.copies = _room_for_copies(group, trained)
             if group.copies is None:
                 continue
-            to += group.copies.a.split([a.shape[0] for a in trained[0::2]])
-            of += [a.detach() for a in trained[0::2]]
+            targets += group.copies.a.split([a.shape[0] for a in trained[0::2]])
+            sources += [a.detach() for a in trained[0::2]]
             if trained[1].dtype == group.copies.a.dtype:
                 group.copies.b = tuple(b.detach() for b in trained[1::2])
             else:
-                to += group.copies.b
-                of += [b.detach() for b in trained[1::2]]
+                targets += group.copies.b
+                sources += [b.detach() for b in trained[1::2]]
             group.copies.sources = _sources(trained)
-        for device in {target.device for target in to}:  # one launch for many
-            pairs = [(target, source) for target, source in zip(to, of, strict=True) if target.device == device]
+        for device in {target.device for target in targets}:  # one launch for many
+            pairs = [pair for pair in zip(targets, sources, strict=True) if pair[0].device == device]
             torch._foreach_copy_([target for target, _ in pairs], [source for _, source in pairs])
 
     @contextmanager
@@ -294,13 +297,13 @@ def fuse_lora(model: torch.nn.Module) -> int:
 
 
 def lora_linears(model: Any) -> LoraLinears | None:
-    """Return what `fuse_lora` put on a model; None where it did not run."""
-    found: LoraLinears | None = getattr(model, _ATTRIBUTE, None)
-    return found
+    """Return the fused layers of a model; None where `fuse_lora` did not run."""
+    linears: LoraLinears | None = getattr(model, _ATTRIBUTE, None)
+    return linears
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a LoRA layer has one adapter of two plain matrices: no DoRA or other variant, and no bias of its own."""
+    """Return whether a LoRA layer has one adapter of two plain matrices: no DoRA or other variant, and no bias of its own."""
     return (
         len(layer.lora_A) == 1
         and not getattr(layer, "lora_variant", None)
@@ -319,7 +322,7 @@ def _forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Te
 
 
 def _takes(layer: Any, x: torch.Tensor) -> bool:
-    """Whether `_LoraProducts` computes the frozen layer as well, as PEFT would; the adapter may be another member's."""
+    """Return whether `_LoraProducts` computes the frozen layer too, as PEFT would; the adapter may be another member's."""
     base = layer.base_layer
     if len(layer.lora_A) != 1 or layer.disable_adapters or layer.merged or _adapter(layer) not in layer.active_adapters:
         return False
@@ -333,7 +336,7 @@ def _takes(layer: Any, x: torch.Tensor) -> bool:
 
 
 def _fit_together(layer: Any, other: Any) -> bool:
-    """Whether two layers may be one call: they differ in sizes of their outputs and in rank only."""
+    """Return whether two layers may be one call: they differ in sizes of their outputs and in rank only."""
     settings = [
         (each.scaling[_adapter(each)], _dropout(each), each.base_layer.in_features, product_dtype(each.base_layer))
         for each in (layer, other)
@@ -371,7 +374,7 @@ def _room_for_copies(group: LinearGroup, trained: Sequence[torch.Tensor]) -> _St
 
 
 def _sources(trained: Sequence[torch.Tensor]) -> tuple[tuple[int, int], ...]:
-    """Where matrices are and how often they were written: other weights may be put in their place within a step."""
+    """Return address and version of matrices: other weights may replace them within a step."""
     return tuple((matrix.data_ptr(), matrix._version) for matrix in trained)
 
 

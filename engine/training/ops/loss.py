@@ -48,16 +48,16 @@ class LogitTransform:
             logits = logits * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
-    def chain_(self, gradient: torch.Tensor, transformed: torch.Tensor) -> None:
+    def apply_derivative_(self, gradient: torch.Tensor, logits: torch.Tensor) -> None:
         """Turn the gradient at the transformed logits into that at the head's output, in place."""
         if self.cap is not None:
-            gradient.mul_(1.0 - (transformed / self.cap) ** 2)
+            gradient.mul_(1.0 - (logits / self.cap) ** 2)
         if self.scale != 1.0:
             gradient.mul_(self.scale)
 
 
 def logit_transform(text_config: Any) -> LogitTransform:
-    """Read from a model's configuration what it does to the head's output.
+    """Read the transform of the head's output from a model's configuration.
 
     Granite and MiniCPM divide by `logits_scaling`, HyperCLOVA X multiplies by it, Cohere and some more have `logit_scale`,
     Falcon-H1 `lm_head_multiplier`, Gemma `final_logit_softcapping`.
@@ -93,19 +93,19 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
     setattr(causal_lm, _ORIGINAL_FORWARD, original)
     transform = replace(logit_transform(causal_lm.config.get_text_config()), fused=fused)
 
-    @functools.wraps(type(causal_lm).forward)  # PEFT and generation look at the signature
+    @functools.wraps(type(causal_lm).forward)  # PEFT and generation read the signature
     def forward(
         self: Any, *args: Any, trained_tokens: TrainedTokens | None = None, token_losses: bool = False, **kwargs: Any
     ) -> Any:
         if trained_tokens is None:
             return original(*args, **kwargs)
-        given = {name: value for name, value in kwargs.items() if value is not None}
+        arguments = {name: value for name, value in kwargs.items() if value is not None}
         if through_logits:
-            states = original(*args, **given).logits
+            states = original(*args, **arguments).logits
         else:
-            states = self.base_model(*args, **given, use_cache=False).last_hidden_state
+            states = self.base_model(*args, **arguments, use_cache=False).last_hidden_state
         positions, targets = (each.to(states.device) for each in trained_tokens)  # layers may be spread
-        if "inputs_embeds" in given:  # of (batch, virtual inputs + length, …)
+        if "inputs_embeds" in arguments:  # of (batch, virtual inputs + length, …)
             positions = positions + (positions // (states.shape[1] - virtual_inputs) + 1) * virtual_inputs
         chosen = states.reshape(-1, states.shape[-1])[positions]
         if through_logits:
@@ -119,7 +119,7 @@ def attach_loss(causal_lm: Any, *, through_logits: bool = False, virtual_inputs:
 def summed_loss(
     hidden: torch.Tensor, targets: torch.Tensor, head: torch.nn.Module, transform: LogitTransform = LogitTransform()
 ) -> torch.Tensor:
-    """Sum of -log p(target) over `hidden`, in nats, float32.
+    """Return the sum of -log p(target) over `hidden`, in nats, float32.
 
     Args:
         hidden: Last hidden states, (n, hidden_size); `targets` are token ids, (n,).
@@ -214,17 +214,17 @@ class _FrozenHeadLoss(torch.autograd.Function):  # type: ignore[misc]
                 continue
             output = functional.linear(hidden[start:end].to(weight.dtype), weight, bias)
             logits = transform.apply(output.float())
-            wanted = targets[start:end].unsqueeze(1)
+            target_columns = targets[start:end].unsqueeze(1)
             normalizer = torch.logsumexp(logits, dim=-1, keepdim=True)
             if sums:
-                total += (normalizer - logits.gather(1, wanted)).sum()
+                total += (normalizer - logits.gather(1, target_columns)).sum()
             else:
-                total[start:end] = (normalizer - logits.gather(1, wanted)).squeeze(1)
+                total[start:end] = (normalizer - logits.gather(1, target_columns)).squeeze(1)
             if gradient is None:
                 continue
             slope = torch.exp(logits - normalizer) if transform.cap is not None else logits.sub_(normalizer).exp_()
-            slope.scatter_add_(1, wanted, slope.new_full((1, 1), -1.0).expand_as(wanted))
-            transform.chain_(slope, logits)
+            slope.scatter_add_(1, target_columns, slope.new_full((1, 1), -1.0).expand_as(target_columns))
+            transform.apply_derivative_(slope, logits)
             if scales is not None:
                 scales[start:end] = _float16_scales(slope)
                 slope.mul_(scales[start:end])
@@ -255,8 +255,8 @@ def _fused_chunk(
     logits = functional.linear(hidden.to(weight.dtype), weight, bias)
     if gradient is None:
         return triton_loss.losses_of(logits, targets, transform.scale, transform.cap)[0]
-    wanted = None if scales is None else _FLOAT16_SUM
-    losses, factors = triton_loss.losses_and_gradient_(logits, targets, transform.scale, transform.cap, wanted)
+    gradient_sum = None if scales is None else _FLOAT16_SUM
+    losses, factors = triton_loss.losses_and_gradient_(logits, targets, transform.scale, transform.cap, gradient_sum)
     if scales is not None:
         scales.copy_(factors.unsqueeze(1))
     gradient.copy_(logits @ weight)

@@ -22,7 +22,7 @@ class FrozenWeights:
         self.in_step = False  # else a weight is written out for itself, and its memory is free afterwards
         self._buffers: dict[tuple[torch.device, torch.dtype], torch.Tensor] = {}  # flat, as large as the largest so far
 
-    def of(self, base: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
+    def dense(self, base: torch.nn.Linear, dtype: torch.dtype) -> torch.Tensor:
         """Return the weight, (out_features, in_features), in `dtype`; valid until the next call."""
         state = getattr(base.weight, "quant_state", None)
         if state is None:
@@ -47,7 +47,7 @@ class FrozenWeights:
             output = matmul_4bit(x, base.weight.data, quant_state=state, bias=bias)
             return output.clone() if output._is_view() else output
         output = x.new_empty(*x.shape[:-1], base.out_features)
-        flat, rows, weight = output.view(-1, base.out_features), rows_of(x), self.of(base, x.dtype).t()
+        flat, rows, weight = output.view(-1, base.out_features), rows_of(x), self.dense(base, x.dtype).t()
         if bias is None:
             torch.mm(rows, weight, out=flat)
         else:
@@ -55,7 +55,7 @@ class FrozenWeights:
         return output
 
     def _writes_into(self, device: torch.device) -> bool:
-        """Whether bitsandbytes takes a buffer there: `dequantize_4bit.out` has a kernel on CUDA alone."""
+        """Return whether bitsandbytes takes a buffer there: `dequantize_4bit.out` has a kernel on CUDA alone."""
         return self._reuses and self.in_step and device.type == "cuda"
 
     def _buffer(self, device: torch.device, dtype: torch.dtype, elements: int) -> torch.Tensor:
@@ -65,8 +65,8 @@ class FrozenWeights:
         return known[:elements]
 
 
-def owned(product: torch.Tensor, base: torch.nn.Module) -> torch.Tensor:
-    """Return what a frozen layer gave as a tensor that may be added to.
+def as_writable(product: torch.Tensor, base: torch.nn.Module) -> torch.Tensor:
+    """Return the output of a frozen layer as a tensor that may be added to.
 
     bitsandbytes' own functions may return a view, with a bias or from int8 on GPUs, and autograd forbids writing into a
     view that a function like theirs has made.
@@ -77,14 +77,14 @@ def owned(product: torch.Tensor, base: torch.nn.Module) -> torch.Tensor:
 
 
 def product_dtype(base: Any) -> torch.dtype | None:
-    """Return what a frozen layer multiplies in; None where its weight is in no format that is known here."""
+    """Return the dtype of a frozen layer's product; None where the format of its weight is unknown."""
     state = getattr(base.weight, "quant_state", None)
     if state is None:
         return base.weight.dtype if type(base) is torch.nn.Linear and base.weight.is_floating_point() else None
     fits = tuple(state.shape) == (base.out_features, base.in_features)
-    repacked = getattr(state, "packing_format_for_cpu", False)
-    found: torch.dtype | None = getattr(base, "compute_dtype", None)
-    return found if fits and not repacked and base.compute_type_is_set else None
+    is_repacked = getattr(state, "packing_format_for_cpu", False)
+    dtype: torch.dtype | None = getattr(base, "compute_dtype", None)
+    return dtype if fits and not is_repacked and base.compute_type_is_set else None
 
 
 @dataclass(frozen=True)
@@ -99,24 +99,24 @@ class DropoutMask:
 
     keep: float
     seed: int | None
-    drawn: torch.Tensor | None
+    tensor: torch.Tensor | None
 
     @classmethod
     def draw(cls, x: torch.Tensor, p: float) -> Self:
         """Draw a mask for a tensor of this shape and device, of which the share `p` is dropped."""
-        dropped = round(p * _LEVELS)
-        keep = 1.0 - dropped / _LEVELS
+        drop_count = round(p * _LEVELS)
+        keep = 1.0 - drop_count / _LEVELS
         if x.device.type == "cpu":
             return cls(keep, int(torch.randint(1 << 62, ())), None)
         return cls(keep, None, torch.empty_like(x, dtype=torch.bool).bernoulli_(keep))
 
     def apply(self, x: torch.Tensor) -> torch.Tensor:
-        """`x` with zeros where the mask drops; not yet divided by `keep`."""
-        if self.drawn is not None:
-            return x * self.drawn
+        """Return `x` with zeros where the mask drops; not yet divided by `keep`."""
+        if self.tensor is not None:
+            return x * self.tensor
         assert self.seed is not None
-        words = -(-x.numel() // 4)  # of 64 bits, each good for four elements
-        bits = torch.from_numpy(np.random.SFC64(self.seed).random_raw(words).view(np.int16))[: x.numel()]
+        word_count = -(-x.numel() // 4)  # of 64 bits, each good for four elements
+        bits = torch.from_numpy(np.random.SFC64(self.seed).random_raw(word_count).view(np.int16))[: x.numel()]
         threshold = round((1.0 - self.keep) * _LEVELS) - _LEVELS // 2
         # All bits set where the element stays: a bitwise AND is the cheapest multiplication by 0 or 1.
         stays = bits.ge_(threshold).neg_().view(x.shape)
@@ -132,7 +132,7 @@ def rows_of(x: torch.Tensor) -> torch.Tensor:
 
 
 def wide_product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return `left @ right` in `dtype`, which a GPU's product may answer in at once."""
+    """Return `left @ right` in `dtype`, which a GPU's product may return directly."""
     if left.dtype == dtype:
         return left @ right
     if left.is_cuda and dtype is torch.float32 and _answers_in_float32(left.device, left.dtype):
@@ -142,7 +142,7 @@ def wide_product(left: torch.Tensor, right: torch.Tensor, dtype: torch.dtype) ->
 
 @functools.cache
 def _answers_in_float32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether products of 16-bit matrices come in float32 there; PyTorch has it since 2.8, not on every device."""
+    """Return whether products of 16-bit matrices can be float32 there; PyTorch has it since 2.8, not on every device."""
     ones = torch.ones(16, 16, dtype=dtype, device=device)
     try:
         product = torch.mm(ones, ones, out_dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""A Triton kernel that turns logits into losses and, in their place, gradients; imported only where triton is.
+"""A Triton kernel that computes losses and overwrites logits with gradients; imported only where triton is.
 
 Each program takes one position. It reads the position's logits once for maximum and sum, and once more to overwrite them with
 their gradient, in float32 whatever their dtype. With the product that writes the logits and the one that reads the gradient,
@@ -23,7 +23,7 @@ _AT_ONCE_PER_WARP = 1024
 
 @triton.jit
 def _tanh(x):  # type: ignore[no-untyped-def]
-    """Triton has none for all GPUs; the exponential of what is negative cannot overflow."""
+    """Return tanh(x): Triton has none for all GPUs, and the exponential of a negative number cannot overflow."""
     shrunk = tl.exp(-2.0 * tl.abs(x))
     share = (1.0 - shrunk) / (1.0 + shrunk)
     return tl.where(x < 0, -share, share)
@@ -69,16 +69,16 @@ def _cross_entropy(  # type: ignore[no-untyped-def]
             logits = tl.where(inside, logits, float("-inf"))
             higher = tl.maximum(highest, tl.max(logits, 0))
             exponentials = tl.exp(logits - higher)
-            kept = tl.exp(highest - higher)
-            total = total * kept + tl.sum(exponentials, 0)
+            rescale = tl.exp(highest - higher)
+            total = total * rescale + tl.sum(exponentials, 0)
             if CHOOSES_FACTOR:
-                others = others * kept + tl.sum(tl.where(offsets == target, 0.0, exponentials), 0)
+                others = others * rescale + tl.sum(tl.where(offsets == target, 0.0, exponentials), 0)
             highest = higher
         normalizer = highest + tl.log(total)
-        wanted = tl.load(start + tl.where(is_ignored, 0, target)).to(tl.float32) * scale
+        target_logit = tl.load(start + tl.where(is_ignored, 0, target)).to(tl.float32) * scale
         if HAS_CAP:
-            wanted = cap * _tanh(wanted / cap)
-        tl.store(losses_ptr + row, tl.where(is_ignored, 0.0, normalizer - wanted))
+            target_logit = cap * _tanh(target_logit / cap)
+        tl.store(losses_ptr + row, tl.where(is_ignored, 0.0, normalizer - target_logit))
         tl.store(normalizers_ptr + row, normalizer)
         others = others / total
 
@@ -115,7 +115,7 @@ def losses_and_gradient_(
         targets: (positions,); those that are `IGNORED` have a loss and a gradient of 0.
         scale: Logits are cap · tanh(scale · logits / cap).
         cap: As above; None for scale · logits.
-        gradient_sum: What absolute values of a position's gradient shall about add up to; None leaves them as they are.
+        gradient_sum: What absolute values of a position's gradient add up to, about; None leaves them as they are.
     """
     losses = torch.empty(logits.shape[0], dtype=torch.float32, device=logits.device)
     factors = torch.ones_like(losses)
