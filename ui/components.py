@@ -165,7 +165,7 @@ class Confirmation:
             self.question = gr.HTML()
             with gr.Row():
                 self.really = gr.Button(yes, variant=variant, scale=0, min_width=150, elem_id=yes_id)
-                self.keep = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
+                self.cancel = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
 
     def wire(self, open_event: Any, ask: Callable[[Any], tuple[str, str]], run_shown: Component) -> None:
         """Connect what opens and what closes it; `ask` returns the title of the shown run, and as HTML what is lost."""
@@ -178,7 +178,7 @@ class Confirmation:
             return {self.panel: gr.update(visible=True), self.question: shown_in_place(question)(run_id)}
 
         open_event(open_for, run_shown, [self.panel, self.question], **QUICK)
-        self.close_by(self.keep.click)
+        self.close_by(self.cancel.click)
 
     def open(self, html: str, yes: str) -> Updates:
         """Return the updates that ask a question, for handlers that may have one."""

@@ -30,10 +30,10 @@ from ui.views.demo import ASK, DemoView, render_asking, render_demo, render_mast
 from ui.views.html import ICON
 
 DEMO = "/demo"
-_LOOK_SECONDS = 2.0  # between two looks at the run
+_REFRESH_SECONDS = 2.0  # between two looks at the run
 _MOST_WAITING = 4  # questions, besides the one that is answered
 _WAITS_SECONDS = 45.0  # a question, for its turn
-_REFRESH_SECONDS = 10  # of the page, while the run trains
+_RELOAD_SECONDS = 10  # of the page, while the run trains
 _FRONT = Path(__file__).parent
 _STYLE = "".join((_FRONT / name).read_text(encoding="utf-8") for name in ("front.css", "demo.css"))
 _POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; img-src data:; form-action 'self'; base-uri 'none'"
@@ -77,8 +77,8 @@ class DemoPages:
         self._reader = RunReader(demo.runs)
         self._turn = asyncio.Lock()  # held by the question that is being answered
         self._waiting = 0
-        self._looking = asyncio.Lock()  # one look at the run at a time
-        self._last_look = float("-inf")  # monotonic seconds
+        self._refreshing = asyncio.Lock()  # one look at the run at a time
+        self._last_refresh = float("-inf")  # monotonic seconds
         self._stamp = ""
         self._view = DemoView()
         self._body = ""
@@ -88,7 +88,7 @@ class DemoPages:
         """Return the pages."""
         return [
             Route(DEMO, self.welcome, methods=["GET"]),
-            Route(ASK, self._ask, methods=["POST"]),
+            Route(ASK, self._answer_question, methods=["POST"]),
             Route(ASK, self.welcome, methods=["GET"]),  # the address of an answer, opened again
         ]
 
@@ -98,21 +98,21 @@ class DemoPages:
         Args:
             why: Why a signed-in person is not admitted; empty for everyone else.
         """
-        await self._look()
+        await self._refresh()
         if not why:
             return _answer(self._whole)
         return _answer(self._page(render_asking(self._view), why), 403)
 
-    async def _ask(self, request: Request) -> Response:
-        await self._look()
+    async def _answer_question(self, request: Request) -> Response:
+        await self._refresh()
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             return self._refuse("", "Send the question with the form of this page.", 415)
         prompt = _clean((await read_form(request)).get("prompt", ""))
         if not prompt:
             return self._refuse("", "The question is empty. Type one.", 400)
         if len(prompt) > LONGEST_PROMPT:
-            words = f"The question has {len(prompt):,} characters. Use at most {LONGEST_PROMPT}."
-            return self._refuse(prompt[:LONGEST_PROMPT], words, 400)
+            problem = f"The question has {len(prompt):,} characters. Use at most {LONGEST_PROMPT}."
+            return self._refuse(prompt[:LONGEST_PROMPT], problem, 400)
         try:
             if not self._view.can_ask:
                 raise DemoBusyError("The model is not ready.", "Ask again when the run has completed.")
@@ -143,42 +143,42 @@ class DemoPages:
         finally:
             self._turn.release()
 
-    def _refuse(self, prompt: str, words: str, status: int, seconds: int = 0) -> Response:
-        answer = _answer(self._page(render_asking(self._view, prompt=prompt, problem=words)), status)
+    def _refuse(self, prompt: str, problem: str, status: int, seconds: int = 0) -> Response:
+        answer = _answer(self._page(render_asking(self._view, prompt=prompt, problem=problem)), status)
         if seconds:
             answer.headers["Retry-After"] = str(seconds)
         return answer
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         """Render the page again if the run has changed; concurrent visitors get the previous page."""
-        if time.monotonic() - self._last_look < _LOOK_SECONDS or (self._whole and self._looking.locked()):
+        if time.monotonic() - self._last_refresh < _REFRESH_SECONDS or (self._whole and self._refreshing.locked()):
             return
-        async with self._looking:
-            if time.monotonic() - self._last_look >= _LOOK_SECONDS:
-                await asyncio.to_thread(self._make)
-                self._last_look = time.monotonic()
+        async with self._refreshing:
+            if time.monotonic() - self._last_refresh >= _REFRESH_SECONDS:
+                await asyncio.to_thread(self._render)
+                self._last_refresh = time.monotonic()
 
-    def _make(self) -> None:
+    def _render(self) -> None:
         view = self._read()
         stamp = view.stamp
         if stamp != self._stamp or not self._whole:
             self._view, self._body, self._stamp = view, render_demo(view), stamp
-            self._whole = self._page(render_asking(view), refresh=_REFRESH_SECONDS if view.is_changing else None)
+            self._whole = self._page(render_asking(view), refresh=_RELOAD_SECONDS if view.is_changing else None)
 
     def _read(self) -> DemoView:
         run = self._demo.run
         with suppress(EngineError):  # it was deleted meanwhile
             if run is not None:
                 snapshot = self._reader.observe(run.id)
-                return DemoView(snapshot, self._demo.sample_of(run), self._words_of_failure(snapshot))
+                return DemoView(snapshot, self._demo.sample_of(run), self._failure_text(snapshot))
         return DemoView(problem=self._demo.problem)
 
-    def _words_of_failure(self, snapshot: RunSnapshot) -> str:
+    def _failure_text(self, snapshot: RunSnapshot) -> str:
         failure, state = snapshot.history.failed, snapshot.state
         if state.state != "failed":
             return ""
-        words = failure.what if failure is not None else state.cause
-        return self._demo.without_paths(words or "It failed for an unknown reason.")
+        text = failure.what if failure is not None else state.cause
+        return self._demo.without_paths(text or "It failed for an unknown reason.")
 
     def _page(self, asking: str, why: str = "", refresh: int | None = None) -> bytes:
         notice = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""
@@ -198,4 +198,4 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 
 def _clean(prompt: str) -> str:
     """Return typed text without invisible characters."""
-    return "".join(one for one in prompt.replace("\r\n", "\n") if one in _ALLOWED_CONTROLS or one.isprintable()).strip()
+    return "".join(character for character in prompt.replace("\r\n", "\n") if character in _ALLOWED_CONTROLS or character.isprintable()).strip()

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
 SIGN_IN = "/sign-in"
 PROXY_USER = "proxy_user"  # in the state of a request: the name from a trusted proxy
-_LOOK_AGAIN_SECONDS = 2.0  # at the session of an answer that takes long
+_RECHECK_SECONDS = 2.0  # at the session of an answer that takes long
 _SAFE_METHODS = ("GET", "HEAD")
-_NOBODY = "'none'"
+_NO_SITE = "'none'"
 _FRAMES = ("iframe", "frame", "embed", "object", "fencedframe")
 _FORWARDED_HEADERS = (b"x-forwarded-", b"x-gradio-", b"x-real-ip", b"forwarded")
 
@@ -128,14 +128,14 @@ class Gate:
     async def _answer_person(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         signed_in = await self._session_of(request)
         if signed_in is None:
-            await _ask_to_sign_in(request)(scope, receive, send)
+            await _require_sign_in(request)(scope, receive, send)
             return
         person = signed_in.person
         if not self._is_offered(request, person):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
             return
         try:
-            page = await self._pages.of(person)
+            page = await self._pages.app_for(person)
         except EngineError as error:
             await PlainTextResponse(str(error), 503)(scope, receive, send)
             return
@@ -191,7 +191,7 @@ class Gate:
         """Continue an answer for as long as the session lasts and the person's role is the same."""
         work = asyncio.ensure_future(answer)
         try:
-            while not (await asyncio.wait({work}, timeout=_LOOK_AGAIN_SECONDS))[0]:
+            while not (await asyncio.wait({work}, timeout=_RECHECK_SECONDS))[0]:
                 now = await asyncio.to_thread(self._find_session, token)
                 if now is None or now.person.role != person.role:
                     return
@@ -229,14 +229,14 @@ def _opens(headers: Headers, where: str) -> bool:
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == where
 
 
-def _ask_to_sign_in(request: Request) -> Response:
+def _require_sign_in(request: Request) -> Response:
     wants_page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
     if wants_page and request.scope["path"] == "/":
         return RedirectResponse(SIGN_IN, 303)
     return PlainTextResponse("Sign in first.", 401)
 
 
-def _with_security_headers(send: Send, framed_by: str = _NOBODY) -> Send:
+def _with_security_headers(send: Send, framed_by: str = _NO_SITE) -> Send:
     """Add the headers that limit what browsers do with an answer; a content security policy that it has stays.
 
     Args:
@@ -249,7 +249,7 @@ def _with_security_headers(send: Send, framed_by: str = _NOBODY) -> Send:
             policy = headers.get("Content-Security-Policy", "default-src 'none'")
             headers["Content-Security-Policy"] = f"{_without_ancestors(policy)}; frame-ancestors {framed_by}"
             headers["X-Content-Type-Options"] = "nosniff"
-            if framed_by == _NOBODY:
+            if framed_by == _NO_SITE:
                 headers["X-Frame-Options"] = "DENY"
             else:  # this older header names no sites
                 del headers["X-Frame-Options"]

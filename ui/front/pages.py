@@ -23,7 +23,7 @@ from engine.errors import EngineError
 from ui.backend.transfers import LARGEST_FILE_BYTES
 from ui.build import build_app
 from ui.front.gate import is_offered
-from ui.front.light import end, lighten, reclaim, return_memory, settle
+from ui.front.memory import close_queue, freeze_objects, reclaim, return_memory, trim_memory
 from ui.gradio_internals import use_mounted
 from ui.policy import PagePolicy
 from ui.polls import PollAnswers
@@ -70,7 +70,7 @@ class PersonPages:
         self._has_closed = False  # a page, whose memory is still to be found
         self._building = threading.Lock()  # guards os.environ, where Gradio reads the folder of an app, and its classes
 
-    async def of(self, person: Person) -> ASGIApp:
+    async def app_for(self, person: Person) -> ASGIApp:
         """Return what answers a person's requests.
 
         Raises:
@@ -146,7 +146,7 @@ class PersonPages:
         # In the request's own context, Gradio finds whose event came before it on the connection, and uses their folder.
         services, app, blocks = await asyncio.to_thread(Context().run, self._build, person)
         stack = AsyncExitStack()
-        stack.callback(end, blocks)
+        stack.callback(close_queue, blocks)
         await stack.enter_async_context(app.router.lifespan_context(app))
         answers = PagePolicy(PollAnswers(app, blocks), services.transfers)
         page = _PersonPage(person.role, services, app, answers, stack, self._clock())
@@ -181,8 +181,8 @@ class PersonPages:
                     os.environ["GRADIO_TEMP_DIR"] = before
             (inner_app,) = (route.app for route in app.routes if isinstance(route, Mount))
             use_mounted(blocks, inner_app)
-            lighten(blocks, inner_app, is_offered)
-        settle()
+            trim_memory(blocks, inner_app, is_offered)
+        freeze_objects()
         return services, app, blocks
 
     async def _close(self, name: str) -> None:

@@ -39,9 +39,9 @@ def render_transcript(
     """
     if not turns:
         return ""
-    words = {**BRANCH_WORDS, **(names or {})}
+    labels = {**BRANCH_WORDS, **(names or {})}
     content = (
-        _turn(turn, words, context_tokens, number if can_edit else None, ballots.get(number, {}))
+        _turn(turn, labels, context_tokens, number if can_edit else None, ballots.get(number, {}))
         for number, turn in enumerate(turns)
     )
     return f'<div class="talk" role="log" aria-live="off">{"".join(content)}</div>'
@@ -49,12 +49,12 @@ def render_transcript(
 
 def _turn(
     turn: Turn,
-    words: Mapping[Branch, str],
+    labels: Mapping[Branch, str],
     context_tokens: int | None,
     number: int | None,
     ballot: Mapping[Branch, bool],
 ) -> str:
-    answers, names = "", turn.names(words)
+    answers, names = "", turn.names(labels)
     for answer in turn.answers:
         name = names[answer.branch]
         is_voted = ballot.get(answer.branch)

@@ -70,14 +70,14 @@ def _preference(result: EvaluationResult) -> str:
     if preference is None:
         return ""
     rows = []
-    for branch, one in preference.branches.items():
+    for branch, figures in preference.branches.items():
         accuracy = reward = "–"
         if branch == "tuned":
             low, high = interval(preference.right, preference.pairs)
             accuracy = f"{preference.accuracy:.0%} ({low:.0%}–{high:.0%})"
-            reward = "–" if one.reward_margin is None else f"{one.reward_margin:+.3f}"
-        likelier = f"{one.preferred:,} of {preference.pairs:,} · {one.preferred / preference.pairs:.0%}"
-        cells = (accuracy, reward, likelier, f"{one.preferred_per_token / preference.pairs:.0%}", f"{one.margin:+.2f}")
+            reward = "–" if figures.reward_margin is None else f"{figures.reward_margin:+.3f}"
+        likelier = f"{figures.preferred:,} of {preference.pairs:,} · {figures.preferred / preference.pairs:.0%}"
+        cells = (accuracy, reward, likelier, f"{figures.preferred_per_token / preference.pairs:.0%}", f"{figures.margin:+.2f}")
         rows.append((escape(_names(result)[branch]), *cells))
     numbers = ("Accuracy", "Reward margin", "Chosen likelier", "Per token", "Margin, nats")
     caption = "Chosen likelier: the chosen answer as a whole is likelier than the rejected one. Per token: its average token is."
@@ -90,8 +90,8 @@ def _ratings(result: EvaluationResult) -> str:
     if ratings is None:
         return ""
     rows = []
-    for branch, one in ratings.branches.items():
-        accuracy, *rewards = rating_cells(one, ratings)
+    for branch, rating in ratings.branches.items():
+        accuracy, *rewards = rating_cells(rating, ratings)
         if branch == "tuned":
             low, high = interval(ratings.right, ratings.completions)
             accuracy = f"{accuracy} ({low:.0%}–{high:.0%})"
@@ -104,8 +104,8 @@ def _preference_table(
     result: EvaluationResult, numbers: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 ) -> str:
     columns = [html.Column("Model"), *map(html.Column.of_numbers, numbers)]
-    words = "".join(html.small(sentence) for sentence in preference_sentences(result))
-    return f"<h3>Preferences</h3>{html.table(columns, rows, css='preferences', caption=caption)}{words}"
+    sentences = "".join(html.small(sentence) for sentence in preference_sentences(result))
+    return f"<h3>Preferences</h3>{html.table(columns, rows, css='preferences', caption=caption)}{sentences}"
 
 
 def _forgetting(result: EvaluationResult) -> str:
@@ -144,7 +144,7 @@ def render_answered(result: EvaluationResult, page: html.ListPage) -> str:
 def question_of(prompt: str) -> str:
     """Return the last message of a rendered prompt, without the control tokens and roles of its template."""
     parts = (part.strip() for part in _CONTROL.split(prompt))
-    texts = [words for part in parts if (words := _ROLE.sub("", part).strip())]
+    texts = [text for part in parts if (text := _ROLE.sub("", part).strip())]
     return texts[-1] if texts else prompt
 
 
@@ -213,13 +213,13 @@ def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
     if not votes:
         return NO_VOTES
     numbers = ((len(votes), "vote", "votes"), (len(pairs.rows), "pair to train on", "pairs to train on"))
-    return html.facts(html.counted(*number) for number in numbers) + (html.small(pairs.words) if pairs.left_out else "")
+    return html.facts(html.count_fact(*number) for number in numbers) + (html.small(pairs.words) if pairs.left_out else "")
 
 
 def render_votes(votes: Sequence[Vote], page: html.ListPage, asked_id: str = "") -> str:
     """Return one page of votes; the one with `asked_id` waits for a confirmation to delete it."""
-    shown = "".join(_vote(vote, asked_id == vote.id) for vote in votes[page.start : page.end])
-    return f'<div class="answered">{shown}</div>' if shown else ""
+    sections = "".join(_vote(vote, asked_id == vote.id) for vote in votes[page.start : page.end])
+    return f'<div class="answered">{sections}</div>' if sections else ""
 
 
 def _vote(vote: Vote, is_asked: bool) -> str:
@@ -279,9 +279,9 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     """Return the choice and the names of both models."""
     pair, preference = judgement.pair, judgement.winner
     if preference is not None:
-        words = f"You preferred <b>{escape(names[preference])}</b>."
+        sentence = f"You preferred <b>{escape(names[preference])}</b>."
     else:
-        words = f"You found {'them <b>equally' if judgement.verdict == 'equal' else '<b>neither'} good</b>."
+        sentence = f"You found {'them <b>equally' if judgement.verdict == 'equal' else '<b>neither'} good</b>."
     answers = "".join(
         answer_box(
             "chosen" if branch == preference else "", f"{side}: {names[branch]}", answer_html(pair.answers[branch])
@@ -290,7 +290,7 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     )
     if pair.reference:
         answers += answer_box("reference wide", "Reference", answer_html(pair.reference))
-    return _pair(pair.prompt, answers, words)
+    return _pair(pair.prompt, answers, sentence)
 
 
 def render_same_words(pair: Pair) -> str:
@@ -299,8 +299,8 @@ def render_same_words(pair: Pair) -> str:
     return _pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
 
 
-def _pair(prompt: str, answers: str, words: str = "") -> str:
-    verdict = f'<p class="sentence" role="status">{words}</p>' if words else ""
+def _pair(prompt: str, answers: str, sentence: str = "") -> str:
+    verdict = f'<p class="sentence" role="status">{sentence}</p>' if sentence else ""
     return f'<div class="talk blind">{_question(prompt)}<div class="answers">{answers}</div></div>{verdict}'
 
 
@@ -332,9 +332,9 @@ def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     """Return the result of the sign test as HTML."""
     if not tally.decisive:
         return f"Of {html.plural(tally.total, 'pair')} none was decided: no result yet."
-    wins, decided = max(tally.first_preferred, tally.second_preferred), html.plural(tally.decisive, "decided pair")
+    wins, decided_pairs = max(tally.first_preferred, tally.second_preferred), html.plural(tally.decisive, "decided pair")
     if 2 * wins == tally.decisive:
-        return f"Of {decided}, each side won {wins:,}: no difference."
+        return f"Of {decided_pairs}, each side won {wins:,}: no difference."
     name = names[tally.second if tally.second_preferred == wins else tally.first]
     chance = "less than 0.1%" if tally.p_value < 0.001 else f"{tally.p_value:.{1 if tally.p_value < 0.1 else 0}%}"
     if tally.p_value < SIGNIFICANCE_LEVEL:
@@ -344,6 +344,6 @@ def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     else:
         verdict = "That may be chance. Judge more pairs for a clearer result."
     return (
-        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided}. If both were equally good, a result at "
+        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided_pairs}. If both were equally good, a result at "
         f"least this one-sided would come in {chance} of all tests (exact sign test, two-sided). {verdict}"
     )

@@ -160,7 +160,7 @@ def under(html: str, text: str) -> str:
 
 def facts(figures: Iterable[tuple[str, str]]) -> str:
     """Return figures in a row, each with its unit or meaning below it; both are HTML."""
-    return '<div class="facts">' + "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in figures) + "</div>"
+    return '<div class="facts">' + "".join(f"<div><b>{figure}</b>{label}</div>" for figure, label in figures) + "</div>"
 
 
 def fold(title: str, figure: str, html: str) -> str:
@@ -344,12 +344,12 @@ def dollars(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.005 else "under $0.01"
 
 
-def counted(number: int, word: str, words: str | None = None) -> tuple[str, str]:
+def count_fact(number: int, singular: str, plural_form: str | None = None) -> tuple[str, str]:
     """Return a figure for `facts`: `4,812` and `rows`."""
-    figure, _, noun = plural(number, word, words).partition(" ")
+    figure, _, noun = plural(number, singular, plural_form).partition(" ")
     return figure, noun
 
 
-def plural(number: int, word: str, words: str | None = None) -> str:
+def plural(number: int, singular: str, plural_form: str | None = None) -> str:
     """Return `1 row` or `4,812 rows`."""
-    return f"{number:,} {word if number == 1 else words or word + 's'}"
+    return f"{number:,} {singular if number == 1 else plural_form or singular + 's'}"

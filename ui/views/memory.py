@@ -27,30 +27,30 @@ VERDICTS = {"fits": "Fits in memory.", "tight": "Tight in memory.", "does_not_fi
 OPENING_PANEL = f'<div class="section" role="status"><h3>Your draft</h3>{html.small("Restoring draft …")}</div>'
 
 
-def render_side_panel(draft: Draft, begins_with: str = "") -> str:
-    """Return the panel for a draft; `begins_with` describes the adapter that it continues from."""
-    return _choices_row(draft, begins_with) + _to_do(draft) + _memory(draft)
+def render_side_panel(draft: Draft, start_label: str = "") -> str:
+    """Return the panel for a draft; `start_label` describes the adapter that it continues from."""
+    return _choices_row(draft, start_label) + _to_do(draft) + _memory(draft)
 
 
-def _choices_row(draft: Draft, begins_with: str) -> str:
+def _choices_row(draft: Draft, start_label: str) -> str:
     model, adapter = draft.mapping["model"], draft.mapping["adapter"]
     traits, method = METHODS.get(str(adapter.get("method"))), "not chosen"
     if traits is not None:
-        words = traits.summary(AdapterConfig.model_construct(**adapter))
-        method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
+        summary = traits.summary(AdapterConfig.model_construct(**adapter))
+        method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), summary)))
     rows_a_pass, passes = (_value(draft, f"training.{name}") for name in _BATCH)
     batch, rate = f"{rows_a_pass} × {passes}", _value(draft, "training.learning_rate")
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
         batch += f" = {html.plural(rows_a_pass * passes, 'row')} a step"
     chosen = []
     for title, name in (("Model", "model.id"), ("Data", "dataset.source")):
-        words = escape(chosen_name(draft, name)) + (" (cannot be used)" if draft.is_unusable(name) else "")
-        chosen.append((title, words or '<span class="missing">not chosen yet</span>'))
+        value = escape(chosen_name(draft, name)) + (" (cannot be used)" if draft.is_unusable(name) else "")
+        chosen.append((title, value or '<span class="missing">not chosen yet</span>'))
     entries = [
         *chosen,
         ("Method", escape(method)),
         ("Objective", escape(_objective(draft))),
-        ("Continues from", escape(begins_with)),
+        ("Continues from", escape(start_label)),
         ("Learning rate", f"{rate:g}" if isinstance(rate, int | float) else escape(str(rate))),
         ("Length", f"{_value(draft, 'training.max_length'):,} tokens"),
         ("Batch", escape(batch)),
@@ -168,13 +168,13 @@ def _rows_words(draft: Draft) -> str:
     several = "one row" if estimate.pass_rows == 1 else f"{estimate.pass_rows:,} rows at once"
     if rows.per_row > 1:
         several = f"{html.plural(estimate.pass_rows // rows.per_row, 'pair')} at once, both answers through the model"
-    words = (
+    sentence = (
         f"For your rows, the longest of {min(rows.longest, most):,} tokens: {several}, {estimate.pass_tokens:,} tokens."
     )
     ceiling = draft.device_memory.ceiling
     if ceiling is not None and ceiling.expected_bytes > estimate.expected_bytes:
-        words += f" If all rows had {most:,} tokens: {html.gib(ceiling.expected_bytes)} GiB."
-    return html.small(words)
+        sentence += f" If all rows had {most:,} tokens: {html.gib(ceiling.expected_bytes)} GiB."
+    return html.small(sentence)
 
 
 def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:

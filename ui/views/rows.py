@@ -70,7 +70,7 @@ def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
         return [("all rows", "all")]
     odd = len({notice.row for notice in report.notices})
     more = "" if len(report.notices) == sum(report.notice_counts.values()) else "+"
-    words: dict[Listing, str] = {
+    labels: dict[Listing, str] = {
         "all": "all rows",
         "left_out": f"skipped ({report.dropped:,})",
         "odd": f"kept with warnings ({odd:,}{more})",
@@ -80,7 +80,7 @@ def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
         "duplicates": f"duplicates ({report.duplicates:,})",
         "contradictions": f"contradictory ({report.contradictions:,})",
     }
-    return [(words[listing], listing) for listing in LISTINGS if listing == "all" or rows_of(report, listing)]
+    return [(labels[listing], listing) for listing in LISTINGS if listing == "all" or rows_of(report, listing)]
 
 
 def render_counts(report: DatasetReport) -> str:
@@ -91,7 +91,7 @@ def render_counts(report: DatasetReport) -> str:
 
 def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:
     """Return a page of rows with the problem of each; `reason` is the head of its column."""
-    rows = (Row(_problem(one), pickable(str(one.row), chosen=None)) for one in problems[page.start : page.end])
+    rows = (Row(_problem(problem), pickable(str(problem.row), chosen=None)) for problem in problems[page.start : page.end])
     return _render_rows(Column(reason, "why"), rows, page)
 
 
@@ -101,8 +101,8 @@ def render_problems(report: DatasetReport) -> str:
         return ""
     problems = report.problems[:_MOST_PROBLEMS]
     more = f"The first {len(problems):,} of {report.dropped:,} are listed." if report.dropped > len(problems) else ""
-    listed = table([*_COLUMNS, "Reason", _BEGINNING], map(_problem, problems), scrolls="scroll tall")
-    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{listed}{small(more) if more else ''}"
+    problem_table = table([*_COLUMNS, "Reason", _BEGINNING], map(_problem, problems), scrolls="scroll tall")
+    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{problem_table}{small(more) if more else ''}"
 
 
 def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
@@ -130,12 +130,12 @@ def _kinds(counts: Mapping[str, int], listing: str, title: str) -> str:
 
 
 def _render_rows(column: Column, rows: Iterable[Row], page: ListPage) -> str:
-    listed = table([*_COLUMNS, column, _BEGINNING], rows, css="listed")
+    row_table = table([*_COLUMNS, column, _BEGINNING], rows, css="listed")
     if page.rows <= page.size:
-        return listed
+        return row_table
     turns = [("← Earlier", page.number - 1, page.start > 0), ("Later →", page.number + 1, page.end < page.rows)]
-    links = " ".join(pick_button(f"page:{number}", words) for words, number, is_there in turns if is_there)
-    return f'{listed}<p class="small num pager">{page.start + 1:,} to {page.end:,} of {page.rows:,} listed. {links}</p>'
+    links = " ".join(pick_button(f"page:{number}", label) for label, number, is_there in turns if is_there)
+    return f'{row_table}<p class="small num pager">{page.start + 1:,} to {page.end:,} of {page.rows:,} listed. {links}</p>'
 
 
 def _line(line: int | None) -> str:
@@ -156,14 +156,14 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
     if row.desirable is not None:
         where += f", rated {'good' if row.desirable else 'bad'}"
     if as_tokens and row.sequences:
-        words = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
-        words += " Differences between the two answers are highlighted." if row.rejected else ""
-        return f"{lead(words)}{notices(row.notices)}{render_tokens(row)}"
+        sentence = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
+        sentence += " Differences between the two answers are highlighted." if row.rejected else ""
+        return f"{lead(sentence)}{notices(row.notices)}{render_tokens(row)}"
     what = "a pair" if row.rejected else "a conversation"
-    words = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
+    sentence = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
     if as_tokens and not row.sequences:
-        words += " Tokens appear once a model is chosen and its tokenizer is downloaded."
-    return f"{lead(words)}{notices(row.notices)}{render_conversation(row)}"
+        sentence += " Tokens appear once a model is chosen and its tokenizer is downloaded."
+    return f"{lead(sentence)}{notices(row.notices)}{render_conversation(row)}"
 
 
 def render_tokens(row: PageRow) -> str:

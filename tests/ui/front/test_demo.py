@@ -178,7 +178,7 @@ def test_the_page_is_made_once_for_many_visitors(demo_with_run, monkeypatch):
 
 
 def test_no_one_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):
-    monkeypatch.setattr("ui.front.demo._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("ui.front.demo._REFRESH_SECONDS", 0.0)
     looking, let = threading.Event(), threading.Event()
     read = demo_with_run.sample_of
 
@@ -204,7 +204,7 @@ def test_no_one_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):
 
 
 def test_the_page_follows_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("ui.front.demo._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("ui.front.demo._REFRESH_SECONDS", 0.0)
     demo = a_demo(tmp_path)
     client = visit(demo)
     assert "being prepared" in client.get("/").text

@@ -69,14 +69,14 @@ UNFINISHED = [
 
 @pytest.mark.parametrize("request_start", UNFINISHED, ids=["headers", "nothing", "body"])
 def test_a_request_that_does_not_arrive_is_given_up(lab, bea, monkeypatch, request_start):
-    monkeypatch.setattr(connections, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(connections, "_TIMEOUT_SECONDS", 0.5)
     with connect(lab, request_start) as unfinished:
         assert has_ended(unfinished)
     assert bea.get("/config").status_code == 200
 
 
 def test_a_body_that_arrives_steadily_may_take_longer(lab, monkeypatch):
-    monkeypatch.setattr(connections, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(connections, "_TIMEOUT_SECONDS", 2.0)
     monkeypatch.setattr(connections, "_SLOWEST_BYTES_PER_SECOND", 1)
     with connect(lab, UNFINISHED[-1]) as slow:
         for _ in range(10):

@@ -21,7 +21,7 @@ from tests.page_client import PageClient, read_config
 from tests.runs.supervision import wait_until
 from tests.ui.front.lab import fake_services_of, running_lab
 from ui.backend.models import METHODS_JUDGED, KnownFits, KnownShapes, Shapes
-from ui.front.light import lighten, reclaim
+from ui.front.memory import trim_memory, reclaim
 
 
 def test_shapes_of_the_catalogue_are_read_once_for_all_and_others_stay_a_persons_own():
@@ -110,7 +110,7 @@ def share_lines(lines):
     app = gr.mount_gradio_app(FastAPI(), blocks, path="/")
     (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
     had = [dict(vars(box)) for box in boxes]
-    lighten(blocks, mounted, lambda _: True)
+    trim_memory(blocks, mounted, lambda _: True)
     return boxes, had
 
 
