@@ -17,8 +17,8 @@ def put_in(laid_out):
     page: Page = laid_out(DataTab).page
 
     def put(change, config) -> dict:
-        shown = page.form.updates(config.model_dump(mode="json"))
-        updates = page.change(change, *shown)
+        values = page.form.updates(config.model_dump(mode="json"))
+        updates = page.change(change, *values)
         return {
             name: updates[page.form[name]]
             for name in page.form.names

@@ -189,13 +189,13 @@ def test_the_base_models_line_is_there_where_it_was_measured(tmp_path):
     assert "base model" not in render_loss_svg(a_history(tmp_path, [3.0, 2.0]), 760, 280)
 
 
-def test_the_words_say_what_the_curve_shows(tmp_path):
+def test_the_description_states_what_the_curve_shows(tmp_path):
     history = a_history(tmp_path, [3.0, 2.0], [(0, 2.5), (2, 1.5)])
 
-    words = loss_words(history)
+    sentence = loss_words(history)
 
-    assert words == (
+    assert sentence == (
         "Training loss falls from 3.00 to 2.00 in 2 steps; held-out loss 1.50 at step 2, 2.50 before training."
     )
-    assert words in render_loss_svg(history, 760, 280)
+    assert sentence in render_loss_svg(history, 760, 280)
     assert "falls" not in loss_words(a_history(tmp_path, [2.0, 3.0]))

@@ -100,10 +100,10 @@ def test_facts_and_lists_are_those_of_the_kind_of_rows():
     assert "pairs kept" in pairs
     assert "good answers" in ratings
     assert "47</b>bad answers" in ratings
-    one = render_facts(report_on("rows.jsonl").model_copy(update={"kept": 1, "dropped": 1, "masked_tokens": 0}))
-    assert "1</b>row kept" in one
-    assert "0</b>masked tokens" in one
-    lists = {value: words for words, value in listing_choices(report_on("preferences.jsonl"))}
+    single = render_facts(report_on("rows.jsonl").model_copy(update={"kept": 1, "dropped": 1, "masked_tokens": 0}))
+    assert "1</b>row kept" in single
+    assert "0</b>masked tokens" in single
+    lists = {value: label for label, value in listing_choices(report_on("preferences.jsonl"))}
     assert lists["contradictions"] == "contradictory (2)"
     assert "length_gap" in lists
-    assert "length_gap" not in {value: words for words, value in listing_choices(report_on("rows.jsonl"))}
+    assert "length_gap" not in {value: label for label, value in listing_choices(report_on("rows.jsonl"))}

@@ -59,7 +59,7 @@ def test_a_running_run_says_step_time_speed_and_losses(observe):
     assert "2 × 4 = 8 rows a step" in render_made_of(snapshot)
 
 
-def test_a_job_of_a_cluster_is_named_with_its_node_and_gpus_wherever_its_run_is_listed(observe):
+def test_a_cluster_job_is_listed_with_its_node_and_gpus(observe):
     snapshot = observe(state="running", steps=3)
     place = {"device": "slurm 1234 · node07 · 1×A100", "job_id": "1234"}
     cluster = replace(snapshot, state=snapshot.state.model_copy(update=place))
@@ -78,8 +78,8 @@ def test_a_silent_worker_is_reported_with_its_limit(observe):
 
     assert "no output for 1 min 30 s; will be stopped after 5 min 00 s" in heading
     assert "no output" not in render_heading(snapshot, now=1090.0)
-    ended = silent.model_copy(update={"state": "failed"})
-    assert "no output" not in render_heading(replace(snapshot, state=ended), now=1090.0)
+    failed = silent.model_copy(update={"state": "failed"})
+    assert "no output" not in render_heading(replace(snapshot, state=failed), now=1090.0)
 
 
 def test_the_page_continues_counting_while_a_worker_is_silent(observe):
@@ -115,8 +115,8 @@ def test_a_waiting_run_reports_what_it_waits_for(observe):
     assert status_line(snapshot) == "The CPU is in use for training (faq)"
     assert "waiting" in render_heading(snapshot)
     cause = {"state": "submitted", "cause": "Waiting at Slurm: Resources, job 1234."}
-    submitted = replace(snapshot, state=snapshot.state.model_copy(update=cause))
-    assert status_line(submitted) == "Waiting at Slurm: Resources, job 1234"
+    at_slurm = replace(snapshot, state=snapshot.state.model_copy(update=cause))
+    assert status_line(at_slurm) == "Waiting at Slurm: Resources, job 1234"
 
 
 def test_a_failure_is_shown_with_cause_and_advice(observe):

@@ -134,7 +134,7 @@ def test_a_finished_answer_reports_how_full_the_context_is():
     assert "context 143 tokens" in render_transcript([Turn("?", (answer,))])
 
 
-def test_a_reference_is_shown_next_to_it_and_questions_can_be_edited_once_all_is_answered():
+def test_a_reference_is_shown_and_questions_can_be_edited_after_all_answers():
     turns = [Turn("?", (make_answer("tuned", "x"),), reference="<so>")]
 
     assert "&lt;so&gt;" in render_transcript(turns)
@@ -167,8 +167,8 @@ def test_rows_without_a_first_question_are_not_prompts():
     assert row_prompt(row).question == "What does lora_alpha do?"
     assert row_prompt(row.model_copy(update={"conversation": None})) is None
     assert row_prompt(row.model_copy(update={"conversation": silent})) is None
-    begun = Conversation((Message("system", "Be brief."), *row.conversation.messages))
-    assert row_prompt(row.model_copy(update={"conversation": begun})).system == "Be brief."
+    with_system = Conversation((Message("system", "Be brief."), *row.conversation.messages))
+    assert row_prompt(row.model_copy(update={"conversation": with_system})).system == "Be brief."
 
 
 # As a file

@@ -10,7 +10,7 @@ from ui.views.html import count, duration, error_box, gib, pickable, plural, siz
 
 
 @pytest.mark.parametrize(
-    ("function", "value", "shown"),
+    ("function", "value", "text"),
     [
         (gib, 10.6 * 2**30, "10.6"),
         (gib, 0.471 * 2**30, "0.47"),
@@ -29,8 +29,8 @@ from ui.views.html import count, duration, error_box, gib, pickable, plural, siz
         (duration, -3, "0 s"),
     ],
 )
-def test_figures_read_as_people_write_them(function, value, shown):
-    assert function(value) == shown
+def test_figures_read_as_people_write_them(function, value, text):
+    assert function(value) == text
 
 
 def test_one_row_and_many_rows():

@@ -198,4 +198,8 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 
 def _clean(prompt: str) -> str:
     """Return typed text without invisible characters."""
-    return "".join(character for character in prompt.replace("\r\n", "\n") if character in _ALLOWED_CONTROLS or character.isprintable()).strip()
+    return "".join(
+        character
+        for character in prompt.replace("\r\n", "\n")
+        if character in _ALLOWED_CONTROLS or character.isprintable()
+    ).strip()

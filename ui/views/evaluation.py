@@ -77,7 +77,13 @@ def _preference(result: EvaluationResult) -> str:
             accuracy = f"{preference.accuracy:.0%} ({low:.0%}–{high:.0%})"
             reward = "–" if figures.reward_margin is None else f"{figures.reward_margin:+.3f}"
         likelier = f"{figures.preferred:,} of {preference.pairs:,} · {figures.preferred / preference.pairs:.0%}"
-        cells = (accuracy, reward, likelier, f"{figures.preferred_per_token / preference.pairs:.0%}", f"{figures.margin:+.2f}")
+        cells = (
+            accuracy,
+            reward,
+            likelier,
+            f"{figures.preferred_per_token / preference.pairs:.0%}",
+            f"{figures.margin:+.2f}",
+        )
         rows.append((escape(_names(result)[branch]), *cells))
     numbers = ("Accuracy", "Reward margin", "Chosen likelier", "Per token", "Margin, nats")
     caption = "Chosen likelier: the chosen answer as a whole is likelier than the rejected one. Per token: its average token is."
@@ -213,7 +219,9 @@ def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
     if not votes:
         return NO_VOTES
     numbers = ((len(votes), "vote", "votes"), (len(pairs.rows), "pair to train on", "pairs to train on"))
-    return html.facts(html.count_fact(*number) for number in numbers) + (html.small(pairs.words) if pairs.left_out else "")
+    return html.facts(html.count_fact(*number) for number in numbers) + (
+        html.small(pairs.words) if pairs.left_out else ""
+    )
 
 
 def render_votes(votes: Sequence[Vote], page: html.ListPage, asked_id: str = "") -> str:
@@ -332,7 +340,10 @@ def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     """Return the result of the sign test as HTML."""
     if not tally.decisive:
         return f"Of {html.plural(tally.total, 'pair')} none was decided: no result yet."
-    wins, decided_pairs = max(tally.first_preferred, tally.second_preferred), html.plural(tally.decisive, "decided pair")
+    wins, decided_pairs = (
+        max(tally.first_preferred, tally.second_preferred),
+        html.plural(tally.decisive, "decided pair"),
+    )
     if 2 * wins == tally.decisive:
         return f"Of {decided_pairs}, each side won {wins:,}: no difference."
     name = names[tally.second if tally.second_preferred == wins else tally.first]

@@ -184,7 +184,9 @@ def render_cache(cache: ModelCache) -> str:
 
 
 def _cache_row(model: CachedModel, is_offered: bool) -> tuple[str, ...]:
-    users = f"needed by {', '.join(name.partition('/')[0] for name in model.use.needed_by)}" if model.use.needed_by else ""
+    users = (
+        f"needed by {', '.join(name.partition('/')[0] for name in model.use.needed_by)}" if model.use.needed_by else ""
+    )
     remove = html.pick_button(f"{MODEL_PREFIX}{model.id}", "Remove", label=f"Remove {model.id}")
     return (
         html.under(escape(model.id), "offered for removal" if is_offered else ""), html.size(model.bytes), escape(ago(model.last_used)),
@@ -207,7 +209,8 @@ def render_usage(usage: "Usage") -> str:
     """Return usage by person and week, and the disk space in use."""
     weeks = sorted({entry.week for entry in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
     all_weeks = sorted(
-        (entry for entry in usage.weeks if entry.week in weeks), key=lambda entry: (weeks.index(entry.week), entry.owner)
+        (entry for entry in usage.weeks if entry.week in weeks),
+        key=lambda entry: (weeks.index(entry.week), entry.owner),
     )
     rows = [_usage_row(entry, usage.disk.get((entry.owner, entry.week))) for entry in all_weeks]
     total = sum(disk.total for disk in usage.disks)
@@ -269,7 +272,15 @@ def usage_csv(usage: "Usage") -> str:
         kwh = "" if entry.kwh is None else f"{entry.kwh:.4f}"
         disk = usage.disk.get((entry.owner, entry.week), "")
         writer.writerow(
-            (_week_name(entry.week), entry.owner, f"{entry.gpu_hours:.4f}", f"{entry.cpu_hours:.4f}", kwh, entry.runs, disk)
+            (
+                _week_name(entry.week),
+                entry.owner,
+                f"{entry.gpu_hours:.4f}",
+                f"{entry.cpu_hours:.4f}",
+                kwh,
+                entry.runs,
+                disk,
+            )
         )
     return text.getvalue()
 

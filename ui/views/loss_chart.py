@@ -257,7 +257,8 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
         parts.append(line("held", [point.step for point in held_out], [point.eval_loss for point in held_out]))
     parts.append(line("smooth", steps[smooth], curve[smooth]))
     parts += [
-        f'<path class="point" d="M{x(point.step):.1f} {y(point.eval_loss) - 5:.1f}l5 5-5 5-5-5z"/>' for point in held_out
+        f'<path class="point" d="M{x(point.step):.1f} {y(point.eval_loss) - 5:.1f}l5 5-5 5-5-5z"/>'
+        for point in held_out
     ]
     name = f"loss-{width}"
     return (
@@ -278,7 +279,9 @@ def loss_words(history: RunHistory) -> str:
     base, tuned = history.base_eval, history.tuned_evals
     if base is not None and tuned:
         newest = tuned[-1]
-        sentence += f"; held-out loss {newest.eval_loss:.2f} at step {newest.step:,}, {base.eval_loss:.2f} before training"
+        sentence += (
+            f"; held-out loss {newest.eval_loss:.2f} at step {newest.step:,}, {base.eval_loss:.2f} before training"
+        )
     return f"{sentence}."
 
 

@@ -91,7 +91,9 @@ def render_counts(report: DatasetReport) -> str:
 
 def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:
     """Return a page of rows with the problem of each; `reason` is the head of its column."""
-    rows = (Row(_problem(problem), pickable(str(problem.row), chosen=None)) for problem in problems[page.start : page.end])
+    rows = (
+        Row(_problem(problem), pickable(str(problem.row), chosen=None)) for problem in problems[page.start : page.end]
+    )
     return _render_rows(Column(reason, "why"), rows, page)
 
 
@@ -135,7 +137,9 @@ def _render_rows(column: Column, rows: Iterable[Row], page: ListPage) -> str:
         return row_table
     turns = [("← Earlier", page.number - 1, page.start > 0), ("Later →", page.number + 1, page.end < page.rows)]
     links = " ".join(pick_button(f"page:{number}", label) for label, number, is_there in turns if is_there)
-    return f'{row_table}<p class="small num pager">{page.start + 1:,} to {page.end:,} of {page.rows:,} listed. {links}</p>'
+    return (
+        f'{row_table}<p class="small num pager">{page.start + 1:,} to {page.end:,} of {page.rows:,} listed. {links}</p>'
+    )
 
 
 def _line(line: int | None) -> str:
@@ -201,14 +205,14 @@ def _sides(answers: Iterable[tuple[str, str]]) -> str:
 
 def _sequence(sequence: SequenceView, name: str = "The row", first: int = 0) -> str:
     """Return the spans of a sequence from `first` on, and its length."""
-    words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
+    lengths = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
     if sequence.uncut_tokens > sequence.tokens:
-        words += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated at {sequence.tokens:,}, struck through"
+        lengths += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated at {sequence.tokens:,}, struck through"
     characters = sum(len(span.text) for span in sequence.spans)
     if characters > _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens:
-        words += "; only the beginning is shown"
+        lengths += "; only the beginning is shown"
     cut = f'<span class="cut">{escape(sequence.cut_text)}</span>' if sequence.cut_text else ""
-    return f'{_tokens(sequence.spans[first:], name, cut)}<p class="small num">{words}.</p>'
+    return f'{_tokens(sequence.spans[first:], name, cut)}<p class="small num">{lengths}.</p>'
 
 
 def _tokens(spans: Sequence[TokenSpan], name: str, after: str = "") -> str:

@@ -231,7 +231,11 @@ def render_verification(verification: Verification | None) -> str:
         return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
     answers = f"{verification.equal_answers} of {verification.prompts}"
     tolerance, perplexity = verification.allowed_logit_difference, verification.perplexity
-    css, verdict, explanation = "yes", "Verified", f"It was loaded again: {answers} greedy answers are identical to the run."
+    css, verdict, explanation = (
+        "yes",
+        "Verified",
+        f"It was loaded again: {answers} greedy answers are identical to the run.",
+    )
     if not verification.passed:
         css, verdict = "no", "It differs from the run"
         explanation = f"It {escape(verification.difference)}. Do not use it; export the adapter instead."
@@ -240,7 +244,9 @@ def render_verification(verification: Verification | None) -> str:
         explanation = f"Its perplexity is close to the run's; {answers} greedy answers are identical."
     elif verification.equal_answers < verification.prompts:
         verdict = "Verified within rounding"
-        explanation = f"{answers} greedy answers are identical; the rest differ where two tokens were about equally likely."
+        explanation = (
+            f"{answers} greedy answers are identical; the rest differ where two tokens were about equally likely."
+        )
     figures = [
         (f"{verification.largest_logit_difference:.3g}", "largest logit difference"),
         *([(f"{tolerance:.3g}", "allowed for rounding")] if tolerance is not None else []),

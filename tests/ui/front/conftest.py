@@ -18,10 +18,10 @@ from ui.front import serve
 @pytest.fixture(scope="module")
 def throttle():
     """The one of all labs here: all tests have one address, which each of them uses afresh."""
-    one = SignInThrottle()
+    shared = SignInThrottle()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "SignInThrottle", lambda: one)
-        yield one
+        patch.setattr(serve, "SignInThrottle", lambda: shared)
+        yield shared
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,6 @@ def visit(demo, why="", **parts):
     return TestClient(app_of(demo, why, **parts), client=("203.0.113.7", 1))
 
 
-def ask(client, prompt="What does r do?", **headers):
+def send_question(client, prompt="What does r do?", **headers):
     """A question, as the form of the page sends it."""
     return client.post(ASK, data={"prompt": prompt}, headers=headers)

@@ -23,8 +23,8 @@ def change(client, old=PASSWORD, new=NEW, again=NEW):
 
 
 def test_without_a_session_there_is_no_account(lab):
-    with lab.browser() as nobody, lab.browser("A" * 43) as forged:
-        for client in (nobody, forged):
+    with lab.browser() as visitor, lab.browser("A" * 43) as guess:
+        for client in (visitor, guess):
             for path in ("/account", "/account/password", "/account/session"):
                 for answer in (client.get(path), client.post(path, data={"session": "0" * 12})):
                     assert answer.status_code in (303, 405), path
@@ -36,28 +36,28 @@ def test_a_person_sees_their_own_sessions_alone(lab):
     lab.sessions.begin(lab.accounts.person("ann"), "10.1.1.1", "Mozilla/5.0 (X11; Linux x86_64) Firefox/140.0")
     lab.sessions.begin(lab.accounts.person("bea"), "10.2.2.2", "<b>bea's</b>")
     with lab.signed_in("ann") as ann, lab.signed_in("bea") as bea:
-        seen, of_bea = ann.get("/account").text, bea.get("/account").text
+        of_ann, of_bea = ann.get("/account").text, bea.get("/account").text
 
-    assert "Firefox on Linux" in seen
-    assert "10.1.1.1 · last used" in seen
-    assert "this session" in seen
-    assert "10.2.2.2" not in seen
+    assert "Firefox on Linux" in of_ann
+    assert "10.1.1.1 · last used" in of_ann
+    assert "this session" in of_ann
+    assert "10.2.2.2" not in of_ann
     assert "10.2.2.2" in of_bea
     assert "<b>bea's" not in of_bea
 
 
 def test_one_session_is_ended_and_another_persons_is_not(lab):
     ann, bea = lab.accounts.person("ann"), lab.accounts.person("bea")
-    lost = lab.sessions.begin(ann, "10.3.3.3", "")
-    lost_name = next(one.session for one in lab.sessions.of(ann) if one.address == "10.3.3.3")
+    token = lab.sessions.begin(ann, "10.3.3.3", "")
+    name_of_ann = next(session.session for session in lab.sessions.of(ann) if session.address == "10.3.3.3")
     other = lab.sessions.begin(bea, "10.4.4.4", "")
-    other_name = next(one.session for one in lab.sessions.of(bea) if one.address == "10.4.4.4")
+    name_of_bea = next(session.session for session in lab.sessions.of(bea) if session.address == "10.4.4.4")
     with lab.signed_in("ann") as client:
-        for name in (lost_name, other_name, "", "%", "' OR 1=1 --"):
+        for name in (name_of_ann, name_of_bea, "", "%", "' OR 1=1 --"):
             client.post("/account/session", data={"session": name})
         assert client.get("/account").status_code == 200, "this one is still there"
 
-    assert lab.sessions.find(lost) is None
+    assert lab.sessions.find(token) is None
     assert lab.sessions.find(other) is not None
 
 
@@ -129,7 +129,7 @@ def test_a_password_in_the_field_of_the_name_is_not_logged(lab):
             assert client.post("/sign-in", data={"name": name, "password": "wrong " + PASSWORD}).status_code == 403
 
     log = audit_log_path(lab.home)
-    assert [one.subject for one in AuditLog(log).newest(2, kind="sign-in failed")] == ["bea", "unknown name"]
+    assert [entry.subject for entry in AuditLog(log).newest(2, kind="sign-in failed")] == ["bea", "unknown name"]
     assert PASSWORD not in log.read_text()
 
 

@@ -83,7 +83,7 @@ def test_people_sign_in_and_a_forged_address_is_not_believed(lab, caddy, address
         assert client.get("/config").json()["root"] == address.origin
 
     log = audit_log_path(lab)
-    assert [(one.kind, one.address) for one in AuditLog(log).entries()] == [
+    assert [(entry.kind, entry.address) for entry in AuditLog(log).entries()] == [
         ("sign-in failed", "127.0.0.2"),
         ("signed in", "127.0.0.1"),
     ]

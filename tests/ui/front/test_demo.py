@@ -14,7 +14,7 @@ from engine.runs.history.events import FailedData
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.space.demo_parts import a_demo, with_run
-from tests.ui.front.demo_visits import DUPLICATE, SIGN_IN, app_of, ask, visit
+from tests.ui.front.demo_visits import DUPLICATE, SIGN_IN, app_of, send_question, visit
 from tests.ui.front.space.stand_in import environment_at
 from ui.front.demo import DEMO, open_demo
 from ui.views.demo import ASK
@@ -84,11 +84,11 @@ def test_a_failed_run_reports_why_without_a_path(tmp_path):
 
 def test_a_finished_run_shows_figures_curve_tokens_and_answers(demo_with_run):
     page = visit(demo_with_run).get("/").text
-    words = re.sub(r"<[^>]+>", " ", page)
+    text = re.sub(r"<[^>]+>", " ", page)
 
-    assert re.search(r"2\.71\s+→\s+to\s+0\.97", words)
-    assert re.search(r"1\.32\s+GiB predicted\s+1\.19\s+GiB measured", words)
-    assert "the measured peak was 10% below the estimate" in words
+    assert re.search(r"2\.71\s+→\s+to\s+0\.97", text)
+    assert re.search(r"1\.32\s+GiB predicted\s+1\.19\s+GiB measured", text)
+    assert "the measured peak was 10% below the estimate" in text
     assert page.count('role="img"') == 2, "one curve for wide screens and one for narrow ones"
     assert re.search(
         r"<title id=.loss-760.>Loss by step</title><desc id=.loss-760-words.>Training loss falls from", page
@@ -135,7 +135,7 @@ def test_a_person_who_is_not_admitted_gets_the_reason(demo_with_run):
 
 def test_nothing_in_the_page_runs_or_comes_from_elsewhere(demo_with_run):
     client = visit(demo_with_run, why="No.")
-    for answer in (client.get("/"), client.get(DEMO), ask(client), ask(client, "")):
+    for answer in (client.get("/"), client.get(DEMO), send_question(client), send_question(client, "")):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
         assert "script" not in policy
@@ -161,8 +161,8 @@ def test_the_address_of_an_answer_can_be_opened_once_more(demo_with_run):
 
 
 def test_the_page_is_made_once_for_many_visitors(demo_with_run, monkeypatch):
-    made = []
-    monkeypatch.setattr("ui.front.demo.render_demo", lambda view: made.append(view) or "<p>made</p>")
+    views = []
+    monkeypatch.setattr("ui.front.demo.render_demo", lambda view: views.append(view) or "<p>made</p>")
     app = app_of(demo_with_run)
 
     async def visitors():
@@ -174,7 +174,7 @@ def test_the_page_is_made_once_for_many_visitors(demo_with_run, monkeypatch):
 
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
-    assert len(made) == 1
+    assert len(views) == 1
 
 
 def test_no_one_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):

@@ -14,7 +14,7 @@ from engine.errors import ModelError
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun
 from tests.space.demo_parts import a_demo, with_run, with_sample
-from tests.ui.front.demo_visits import app_of, ask, visit
+from tests.ui.front.demo_visits import app_of, send_question, visit
 from ui.views.demo import ASK
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -56,7 +56,7 @@ class Slow(FakeChatSession):
 
 
 def test_a_question_is_answered_by_base_and_tuned(demo_with_run):
-    answer = ask(visit(demo_with_run), "What does <b>alpha</b> do?\r\nIn short.")
+    answer = send_question(visit(demo_with_run), "What does <b>alpha</b> do?\r\nIn short.")
 
     assert answer.status_code == 200
     (request,) = demo_with_run.chat.session.requests[-1:]
@@ -74,26 +74,26 @@ def test_what_a_stranger_and_a_model_say_is_text(tmp_path):
     with_run(demo)
     client = visit(with_sample(demo))
 
-    asked, refusal = ask(client, hostile), ask(client, hostile + "x" * 500)
+    reply, refusal = send_question(client, hostile), send_question(client, hostile + "x" * 500)
 
-    assert (asked.status_code, refusal.status_code) == (200, 400)
-    for answer in (asked, refusal, client.get("/")):
+    assert (reply.status_code, refusal.status_code) == (200, 400)
+    for answer in (reply, refusal, client.get("/")):
         assert "<script" not in answer.text
         assert "<img" not in answer.text
-    assert asked.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3 + 2 * 3, (
+    assert reply.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3 + 2 * 3, (
         "the prompt, its answers, the recorded ones"
     )
-    assert asked.text.count("(token limit)") == 2 + 2 * 3
+    assert reply.text.count("(token limit)") == 2 + 2 * 3
 
 
 def test_a_question_is_asked_as_it_was_typed_but_for_what_no_one_types(demo_with_run):
-    ask(visit(demo_with_run), " می\u200cخواهم\u202e \x00👩\u200d🔬? ")
+    send_question(visit(demo_with_run), " می\u200cخواهم\u202e \x00👩\u200d🔬? ")
 
     assert demo_with_run.chat.session.requests[-1].messages[0].content == "می\u200cخواهم 👩\u200d🔬?"
 
 
 @pytest.mark.parametrize(
-    ("prompt", "status", "words"),
+    ("prompt", "status", "message"),
     [
         ("", 400, "The question is empty."),
         (" \r\n\t\x00\x07\u200b", 400, "The question is empty."),
@@ -101,13 +101,13 @@ def test_a_question_is_asked_as_it_was_typed_but_for_what_no_one_types(demo_with
         ("a" * 9000, 413, "The form is too large."),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_refused_with_a_message(demo_with_run, prompt, status, words):
+def test_a_question_that_cannot_be_asked_is_refused_with_a_message(demo_with_run, prompt, status, message):
     before = len(demo_with_run.chat.session.requests)
 
-    answer = ask(visit(demo_with_run), prompt)
+    answer = send_question(visit(demo_with_run), prompt)
 
     assert answer.status_code == status
-    assert words in unescape(answer.text)
+    assert message in unescape(answer.text)
     assert len(demo_with_run.chat.session.requests) == before
 
 
@@ -139,15 +139,15 @@ def test_a_malformed_form_is_answered(demo_with_run, body):
 
 def test_one_address_may_ask_some_questions_an_hour(demo_with_run):
     client = visit(demo_with_run)
-    statuses = [ask(client).status_code for _ in range(21)]
+    statuses = [send_question(client).status_code for _ in range(21)]
 
     assert statuses == [200] * 20 + [429]
-    refusal = ask(client)
+    refusal = send_question(client)
     assert "There were 20 questions from your network within an hour. Try again in 1 h 00 min." in refusal.text
     assert int(refusal.headers["retry-after"]) > 3000
     assert ">What does r do?</textarea>" in refusal.text, "the question stays"
     other = TestClient(client.app, client=("203.0.113.8", 1))
-    assert ask(other).status_code == 200
+    assert send_question(other).status_code == 200
 
 
 def test_all_addresses_together_may_ask_some_questions_an_hour():
@@ -176,7 +176,7 @@ def test_an_error_of_the_model_is_reported_without_its_words(tmp_path):
     demo = a_demo(tmp_path, Broken(0.0))
     with_run(demo)
 
-    answer = ask(visit(demo))
+    answer = send_question(visit(demo))
 
     assert answer.status_code == 503
     assert "The model of the demo cannot answer now." in answer.text
@@ -187,7 +187,7 @@ def test_before_the_run_has_completed_nothing_is_asked(tmp_path):
     demo = a_demo(tmp_path)
     with_run(demo, InventedRun(state="running", steps=40))
 
-    answer = ask(visit(demo))
+    answer = send_question(visit(demo))
 
     assert answer.status_code == 503
     assert "The model is not ready." in answer.text
@@ -213,13 +213,13 @@ def test_questions_wait_in_a_short_line(tmp_path):
             return (
                 [answer.status_code for answer in await asyncio.gather(*requests)],
                 page,
-                [one.result() for one in done],
+                [task.result() for task in done],
             )
 
-    statuses, page, refused = asyncio.run(visitors())
+    statuses, page, refusals = asyncio.run(visitors())
 
     assert sorted(statuses) == [200] * 5 + [503] * 3, "one is answered, four wait"
-    assert all("Several visitors are asking at the moment." in answer.text for answer in refused)
+    assert all("Several visitors are asking at the moment." in answer.text for answer in refusals)
     assert page.status_code == 200, "the page does not wait for an answer"
 
 
@@ -249,7 +249,7 @@ def test_questions_are_neither_logged_nor_saved(demo_with_run, caplog):
     caplog.set_level("DEBUG")
     canary = "canary of a stranger 4711"
 
-    assert canary in ask(visit(demo_with_run), canary).text
+    assert canary in send_question(visit(demo_with_run), canary).text
 
     assert canary not in caplog.text
     files = [path for path in demo_with_run.home.root.rglob("*") if path.is_file()]

@@ -70,8 +70,8 @@ UNFINISHED = [
 @pytest.mark.parametrize("request_start", UNFINISHED, ids=["headers", "nothing", "body"])
 def test_a_request_that_does_not_arrive_is_given_up(lab, bea, monkeypatch, request_start):
     monkeypatch.setattr(connections, "_TIMEOUT_SECONDS", 0.5)
-    with connect(lab, request_start) as unfinished:
-        assert has_ended(unfinished)
+    with connect(lab, request_start) as connection:
+        assert has_ended(connection)
     assert bea.get("/config").status_code == 200
 
 
@@ -93,14 +93,14 @@ def test_one_more_connection_of_a_network_replaces_the_oldest_that_waits(lab, be
         lab, f"GET /gradio_api/heartbeat/x HTTP/1.1\r\nHost: HOST\r\nCookie: {COOKIE}={token}\r\n\r\n".encode()
     )
     assert stream.recv(12) == b"HTTP/1.1 200"
-    unfinished = [connect(lab, UNFINISHED[0]) for _ in range(12)]
+    waiting = [connect(lab, UNFINISHED[0]) for _ in range(12)]
 
     with lab.signed_in("bea") as other:
         assert other.get("/config").status_code == 200
-    assert has_ended(unfinished[0])
+    assert has_ended(waiting[0])
     stream.settimeout(0.2)
     assert not is_closed(stream), "an answer is under way"
-    for connection in (stream, *unfinished):
+    for connection in (stream, *waiting):
         connection.close()
 
 
@@ -112,12 +112,12 @@ def guess(lab, number, name="ann", address="10.0.0.1"):
 def test_sessions_are_found_while_passwords_wait_for_their_turn(lab, bea, monkeypatch):
     may_end, checks = threading.Event(), []
 
-    def held(_passwords, password, _kept):
+    def wait(_passwords, password, _stored_hash):
         checks.append(password)
         assert may_end.wait(PATIENCE_SECONDS)
         return False
 
-    monkeypatch.setattr(Passwords, "_matches", held)
+    monkeypatch.setattr(Passwords, "_matches", wait)
     with ThreadPoolExecutor(24) as pool:
         answers = [pool.submit(guess, lab, number, f"name-{number}", f"10.0.{number}.1") for number in range(24)]
         wait_until(lambda: sum(answer.done() for answer in answers) == 6)  # turned away: two are checked, 16 wait
@@ -137,15 +137,17 @@ def test_of_forty_guesses_at_once_ten_are_checked(lab):
 
 
 def test_wrong_passwords_lock_nobody_out(lab, monkeypatch):
-    monkeypatch.setattr(Passwords, "_matches", lambda _, password, _kept: password == PASSWORD)  # all within a minute
+    monkeypatch.setattr(
+        Passwords, "_matches", lambda _, password, _stored_hash: password == PASSWORD
+    )  # all within a minute
     with lab.browser(**{"X-Forwarded-For": "10.0.0.1"}) as known, lab.browser(**{"X-Forwarded-For": "10.0.0.2"}) as new:
         right = {"name": "ann", "password": PASSWORD}
         assert known.post(SIGN_IN, data=right).status_code == 303
         assert [guess(lab, number) for number in range(11)] == [403] * 10 + [429]
 
-        refused = new.post(SIGN_IN, data=right)
-        assert refused.status_code == 429
-        assert int(refused.headers["retry-after"]) <= 60
+        answer = new.post(SIGN_IN, data=right)
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) <= 60
         assert known.post(SIGN_IN, data=right).status_code == 303, "in a browser that is known, at the same address"
 
 

@@ -107,22 +107,22 @@ def test_every_route_refuses_a_request_without_a_session(lab, every_route, cooki
 
 
 def test_what_a_person_is_offered_is_a_list_that_was_decided(lab, ann, every_route):
-    answered = set()
+    routes = set()
     for method, path in (route.split(" ", 1) for route in every_route):
         if is_plain(lab, path) or path.endswith(("heartbeat/x", "queue/data")):
             continue
         answer = ann.request(method, path)
         if answer.status_code != 404 or answer.text not in ("Not found", ""):
-            answered.add(f"{method} {path}")
+            routes.add(f"{method} {path}")
 
-    assert answered <= OFFERED, "decide whether a new route is safe to offer"
+    assert routes <= OFFERED, "decide whether a new route is safe to offer"
 
 
 def test_a_page_has_no_route_that_is_not_offered(lab, ann, every_route):
-    kept = {path.split(" ", 1)[1] for path in routes_of(lab.pages._pages["ann"].app.router.routes)}
+    paths = {path.split(" ", 1)[1] for path in routes_of(lab.pages._pages["ann"].app.router.routes)}
     offers = {path.split(" ", 1)[1].replace("predict", "x") for path in OFFERED}
 
-    assert kept - {"/gradio_api/file=x"} == offers & {path.split(" ", 1)[1] for path in every_route}
+    assert paths - {"/gradio_api/file=x"} == offers & {path.split(" ", 1)[1] for path in every_route}
 
 
 @pytest.mark.parametrize("name", ["evil.example", "localhost", "127.0.0.1", "localhost:1", ""])
@@ -160,9 +160,9 @@ def test_a_link_on_another_site_opens_the_page_and_a_frame_does_not(lab, ann):
     del ann.headers["Origin"]
     try:
         assert ann.get("/", headers={**headers, "Sec-Fetch-Dest": "document"}).status_code == 200
-        framed = ann.get("/", headers={**headers, "Sec-Fetch-Dest": "iframe"})
-        assert framed.status_code == (200 if lab.has_demo else 403)
-        assert (DEMO_WORDS in framed.text) == lab.has_demo
+        frame = ann.get("/", headers={**headers, "Sec-Fetch-Dest": "iframe"})
+        assert frame.status_code == (200 if lab.has_demo else 403)
+        assert (DEMO_WORDS in frame.text) == lab.has_demo
     finally:
         ann.headers["Origin"] = str(ann.base_url).rstrip("/")
 
@@ -200,22 +200,21 @@ def listen(client, session, seconds=PATIENCE_SECONDS):
 def test_the_session_of_another_gives_nothing_and_its_stream_still_arrives(lab, ann, bea):
     config = ann.get("/config").json()
     load = next(
-        one["id"]
-        for one in config["dependencies"]
-        if [None, "load"] in one["targets"] or one["targets"][0][1] == "load"
+        event["id"]
+        for event in config["dependencies"]
+        if [None, "load"] in event["targets"] or event["targets"][0][1] == "load"
     )
-    heard: list[str] = []
     event = join(ann, "ofann", load, [None] * 40).json()["event_id"]
 
     stolen = listen(bea, "ofann", 2.0)
     bea.post("/gradio_api/cancel", json={"session_hash": "ofann", "fn_index": load, "event_id": event})
     bea.post("/gradio_api/reset", json={"event_id": event})
-    heard.append(listen(ann, "ofann"))
+    own_stream = listen(ann, "ofann")
 
     assert event not in stolen
     assert "process_completed" not in stolen
-    assert event in heard[0]
-    assert "process_completed" in heard[0]
+    assert event in own_stream
+    assert "process_completed" in own_stream
 
 
 def test_an_upload_belongs_to_who_sent_it(lab, ann, bea):
@@ -277,15 +276,18 @@ def test_a_session_that_was_signed_out_cannot_be_replayed(lab):
         cookie = left.headers["set-cookie"]
         assert f'{COOKIE}=""' in cookie
         assert "Secure" in cookie
-    with lab.browser(token) as replayed:
-        assert replayed.get("/config").status_code == 401
+    with lab.browser(token) as replay:
+        assert replay.get("/config").status_code == 401
 
 
 def test_signing_out_everywhere_ends_other_browsers(lab):
     person = lab.accounts.person("bea")
-    with lab.browser(lab.sessions.begin(person, "", "")) as one, lab.browser(lab.sessions.begin(person, "", "")) as two:
-        one.post("/sign-out", data={"everywhere": "1"})
-        assert two.get("/config").status_code == 401
+    with (
+        lab.browser(lab.sessions.begin(person, "", "")) as first,
+        lab.browser(lab.sessions.begin(person, "", "")) as second,
+    ):
+        first.post("/sign-out", data={"everywhere": "1"})
+        assert second.get("/config").status_code == 401
 
 
 def test_two_cookies_of_one_name_open_nothing_that_one_would_not(lab):
@@ -312,7 +314,7 @@ def test_the_open_stream_of_a_disabled_person_ends_soon(lab):
     token = lab.sessions.begin(lab.accounts.person("cid"), "", "")
     connection, stream = open_stream(lab, token)
     assert stream.status == 200
-    ended = threading.Event()
+    end = threading.Event()
 
     def read() -> None:
         try:
@@ -320,14 +322,14 @@ def test_the_open_stream_of_a_disabled_person_ends_soon(lab):
                 pass
         except (OSError, http.client.HTTPException):
             pass
-        ended.set()
+        end.set()
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
-    assert not ended.wait(0.5)
+    assert not end.wait(0.5)
     lab.accounts.disable("cid")
 
-    assert ended.wait(PATIENCE_SECONDS)  # it is looked at every two seconds
+    assert end.wait(PATIENCE_SECONDS)  # it is looked at every two seconds
     connection.close()
     with lab.browser(token) as browser:
         assert browser.get("/config").status_code == 401

@@ -109,9 +109,9 @@ def test_where_another_rule_decides_who_gets_in_there_are_no_links(admin, caller
 @pytest.mark.parametrize("token", ["", "A" * 43])
 def test_a_session_of_another_confirms_nothing(admin, token):
     of_ann = admin.sessions.begin(admin.accounts.person("ann"), "", "")
-    for one in (token, of_ann):
+    for session_token in (token, of_ann):
         with pytest.raises(UnconfirmedError):
-            admin.invite(Caller(one, ""), "admin")
+            admin.invite(Caller(session_token, ""), "admin")
 
 
 def test_guesses_of_the_password_are_throttled(admin, caller):
@@ -209,8 +209,8 @@ def test_the_audit_log_is_filtered_newest_first(admin, caller):
     with audit_log_path(admin.home).open("a") as log:
         log.write("{torn\n")
 
-    assert [one.kind for one in admin.log_entries("", "", 2)] == ["disabled", "announced"]
-    assert [one.detail for one in admin.log_entries("ROOT two", "announced", 10)] == ["two"]
+    assert [entry.kind for entry in admin.log_entries("", "", 2)] == ["disabled", "announced"]
+    assert [entry.detail for entry in admin.log_entries("ROOT two", "announced", 10)] == ["two"]
     assert admin.log_entries("nothing like it", "", 10) == []
 
 
@@ -228,7 +228,7 @@ def test_usage_is_summed_by_person_and_week(admin):
         )
         for number, (owner, device) in enumerate([("ann", "cuda:0"), ("ann", "cuda:0, cuda:1"), ("bea", "cpu")])
     ]
-    (admin.home.server / "usage.jsonl").write_text("".join(f"{one.model_dump_json()}\n" for one in attempts))
+    (admin.home.server / "usage.jsonl").write_text("".join(f"{attempt.model_dump_json()}\n" for attempt in attempts))
     for name, bytes_ in (("ann", 4000), ("root", 250)):
         folder = admin.home.of(name).uploads
         folder.mkdir(parents=True)
@@ -245,16 +245,16 @@ def test_usage_is_summed_by_person_and_week(admin):
     assert "GPU hours" in figure["label"]
 
 
-def test_a_removed_account_is_signed_out_its_runs_stay_and_its_name_is_not_given_again(admin, caller, make_person):
+def test_a_removed_account_is_signed_out_and_its_runs_and_name_stay_taken(admin, caller, make_person):
     (waiting,) = waiting_runs(admin, "ann")
     write_run(RunStore(admin.home, "ann"), a_config(), InventedRun())
     active = write_run(RunStore(admin.home, "ann"), a_config(), InventedRun(state="queued"))
     active.folder.write_state(RunState(state="running", attempt=1, changed=1.0, started=1.0))
     token = admin.sessions.begin(admin.accounts.person("ann"), "", "")
-    words = removal_words("ann", admin.runs_of("ann"))
+    text = removal_words("ann", admin.runs_of("ann"))
     admin.remove(caller, "ann")
 
-    assert "Kept: 3 runs, which admins can read. 1 run at work and 1 waiting continue" in words
+    assert "Kept: 3 runs, which admins can read. 1 run at work and 1 waiting continue" in text
     assert admin.sessions.find(token) is None
     assert [person.name for person in admin.people()[0]] == ["bea", "root"]
     assert waiting.folder.read_state().state == "queued"

@@ -67,7 +67,7 @@ def person_in(browser):
 
 
 def log_of(lab):
-    return [(one.person, one.kind, one.detail) for one in AuditLog(audit_log_path(lab.home)).entries()]
+    return [(entry.person, entry.kind, entry.detail) for entry in AuditLog(audit_log_path(lab.home)).entries()]
 
 
 def refusal_of(lab, browser, answer):

@@ -19,12 +19,15 @@ class FakeDemo:
     """Says who it is for; its real page has a test of its own."""
 
     def routes(self):
-        return [Route("/demo", self.welcome, methods=["GET"]), Route("/demo/ask", self.ask, methods=["POST"])]
+        return [
+            Route("/demo", self.welcome, methods=["GET"]),
+            Route("/demo/ask", self.answer_question, methods=["POST"]),
+        ]
 
     async def welcome(self, _request, why=""):
         return PlainTextResponse(f"{DEMO_WORDS}. {why}", 403 if why else 200)
 
-    async def ask(self, _request):
+    async def answer_question(self, _request):
         return PlainTextResponse("An answer")
 
 

@@ -25,10 +25,10 @@ TOKEN = {"access_token": CANARY, "expires_in": 28_800, "scope": "openid profile 
 FRAME = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"}
 
 
-def sign_in(lab, institute, browser, subject, name, *organizations):
+def sign_in(lab, institute, browser, subject, user_name, *organizations):
     institute.user = subject
-    listed = [{"sub": f"org-{one}", "preferred_username": one} for one in organizations]
-    institute.userinfo |= {"preferred_username": name, "orgs": listed}
+    organization_claims = [{"sub": f"org-{name}", "preferred_username": name} for name in organizations]
+    institute.userinfo |= {"preferred_username": user_name, "orgs": organization_claims}
     return go(lab, institute, browser)
 
 
@@ -38,8 +38,8 @@ def names_of(lab):
 
 def test_strangers_see_the_demo_at_the_root_and_nothing_else(lab):
     with lab.browser() as stranger:
-        seen = stranger.get("/", headers={"Accept": "text/html"})
-        assert (seen.status_code, DEMO_WORDS in seen.text) == (200, True)
+        answer = stranger.get("/", headers={"Accept": "text/html"})
+        assert (answer.status_code, DEMO_WORDS in answer.text) == (200, True)
         assert stranger.head("/").status_code == 200
         assert stranger.post("/demo/ask").text == "An answer"
         for path in ("/config", "/gradio_api/info", "/join", "/account/password"):
@@ -74,9 +74,9 @@ def test_the_creator_signs_in_as_admin_and_may_change_rights_at_once(lab, instit
 def test_confirming_needs_the_same_account_and_no_second_sign_in_there(lab, institute):
     with lab.browser() as browser:
         sign_in(lab, institute, browser, CREATOR, "Ann")
-        request_count = len(institute.sent)
+        request_count = len(institute.authorizations)
         assert go(lab, institute, browser, "confirm").headers["location"] == "/account?confirmed=1"
-        assert "prompt" not in institute.sent[request_count]
+        assert "prompt" not in institute.authorizations[request_count]
         institute.user = "another"
         assert go(lab, institute, browser, "confirm").status_code == 403
 
@@ -103,11 +103,11 @@ def test_who_is_not_admitted_sees_the_demo_with_the_reason_and_gets_no_account(l
 
 
 def test_a_name_taken_over_by_another_account_opens_nothing(lab, institute):
-    with lab.browser() as bea, lab.browser() as thief, lab.browser() as renamed:
+    with lab.browser() as bea, lab.browser() as thief, lab.browser() as new_name:
         sign_in(lab, institute, bea, "sub-bea", "bea")
         assert refusal_of(lab, thief, sign_in(lab, institute, thief, "sub-thief", "bea"))
-        assert sign_in(lab, institute, renamed, "sub-bea", "beatrice").headers["location"] == "/"
-        assert person_in(renamed) == "bea"
+        assert sign_in(lab, institute, new_name, "sub-bea", "beatrice").headers["location"] == "/"
+        assert person_in(new_name) == "bea"
 
 
 def test_a_changed_subject_is_another_person(lab, institute):
@@ -122,16 +122,16 @@ def test_a_changed_subject_is_another_person(lab, institute):
 
 def test_a_token_is_kept_in_memory_until_the_last_session_ends(lab, institute):
     institute.token |= TOKEN
-    with lab.browser() as one, lab.browser() as two:
+    with lab.browser() as first, lab.browser() as second:
         # The stand-in knows its own tokens alone, so the provider's answer comes without being asked.
         institute.answers["/userinfo"] = lambda: JSONResponse({"sub": "sub-bea", "preferred_username": "bea"})
-        sign_in(lab, institute, one, "sub-bea", "bea")
-        sign_in(lab, institute, two, "sub-bea", "bea")
+        sign_in(lab, institute, first, "sub-bea", "bea")
+        sign_in(lab, institute, second, "sub-bea", "bea")
         assert lab.logins.token_of("bea") == CANARY
-        pages = [one.get(path).text for path in ("/", "/config", "/account", "/sign-in")]
-        one.post("/sign-out")
+        pages = [first.get(path).text for path in ("/", "/config", "/account", "/sign-in")]
+        first.post("/sign-out")
         assert lab.logins.token_of("bea") == CANARY
-        two.post("/sign-out", data={"everywhere": "1"})
+        second.post("/sign-out", data={"everywhere": "1"})
     assert lab.logins.token_of("bea") is None
     assert CANARY not in "".join(pages)
     for path in lab.home.root.rglob("*"):
