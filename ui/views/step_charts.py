@@ -69,8 +69,8 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
             traces.append(trace)
             labels.append(label)
         panels.append(_Panel(title, traces, labels, {"rangemode": "tozero"}))
-    label = "Learning rate, gradient norm, tokens per second and memory, by step."
-    return _panels_json(history, panels, revision, label)
+    description = "Learning rate, gradient norm, tokens per second and memory, by step."
+    return _panels_json(history, panels, revision, description)
 
 
 def preference_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
