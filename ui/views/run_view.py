@@ -91,34 +91,43 @@ def tab_title(snapshot: RunSnapshot) -> str:
 
 def status_line(snapshot: RunSnapshot, now: float | None = None) -> str:
     """Return the state of a run in one line of HTML."""
-    state, history = snapshot.state, snapshot.history
+    state = snapshot.state
     now = time.time() if now is None else now
-    requests = snapshot.stop_requested or snapshot.cancel_requested
     if snapshot.resume_requested and state.is_final:
         return "resuming"
     if state.state in ("queued", "submitted"):
-        if requests:
-            return "leaving the queue"
-        return escape(state.cause.rstrip(".")) or "starts when the device is free"
-    parts = []
-    total = history.total_steps
-    if history.last_step or (total and state.state == "running"):
-        parts.append(f"Step {history.last_step:,}" + (f" of {total:,}" if total else ""))
-    if state.state in ("starting", "running"):
-        if snapshot.cancel_requested:
-            parts.append("stops now")
-        elif snapshot.stop_requested:
-            parts.append("saves after this step, then stops")
-        else:
-            parts.append("starting the worker" if history.status is None else _PHASE_WORDS[history.status.phase])
-    if state.reason == "executor_unreachable":
-        parts.append(escape(state.cause.rstrip(".")))
-    parts += [_elapsed_words(snapshot, now), _silence(state, now)]
-    speed = history.mean_tokens_per_second()
-    if speed is not None:
-        parts.append(f"{speed:,.0f} tokens/s")
-    parts.append(_held_out(snapshot))
-    return _join(parts)
+        return _queue_status(snapshot)
+    cause = escape(state.cause.rstrip(".")) if state.reason == "executor_unreachable" else ""
+    speed = snapshot.history.mean_tokens_per_second()
+    speed_text = "" if speed is None else f"{speed:,.0f} tokens/s"
+    return _join(
+        (_step(snapshot), _phase(snapshot), cause, _elapsed(snapshot, now), _silence(state, now), speed_text, _held_out(snapshot))
+    )  # fmt: skip
+
+
+def _queue_status(snapshot: RunSnapshot) -> str:
+    if snapshot.stop_requested or snapshot.cancel_requested:
+        return "leaving the queue"
+    return escape(snapshot.state.cause.rstrip(".")) or "starts when the device is free"
+
+
+def _step(snapshot: RunSnapshot) -> str:
+    step, total = snapshot.history.last_step, snapshot.history.total_steps
+    if not step and not (total and snapshot.state.state == "running"):
+        return ""
+    return f"Step {step:,} of {total:,}" if total else f"Step {step:,}"
+
+
+def _phase(snapshot: RunSnapshot) -> str:
+    """Return what the worker does; empty unless it starts or runs."""
+    if snapshot.state.state not in ("starting", "running"):
+        return ""
+    if snapshot.cancel_requested:
+        return "stops now"
+    if snapshot.stop_requested:
+        return "saves after this step, then stops"
+    status = snapshot.history.status
+    return "starting the worker" if status is None else _PHASE_WORDS[status.phase]
 
 
 def render_made_of(snapshot: RunSnapshot) -> str:
@@ -269,7 +278,7 @@ def _peak(size_bytes: int | None) -> str:
     return "–" if size_bytes is None else f'<span title="{size_bytes:,} bytes">{size_bytes / html.GIB:.2f}</span>'
 
 
-def _elapsed_words(snapshot: RunSnapshot, now: float) -> str:
+def _elapsed(snapshot: RunSnapshot, now: float) -> str:
     state = snapshot.state
     if state.started is None:
         return ""
