@@ -100,28 +100,31 @@ def table(
         scrolls: Class of what is around it, `scroll` or `scroll tall`; empty puts nothing around it.
     """
     kinds = [column if isinstance(column, Column) else Column(column) for column in columns]
-    # A column without a title has no head that could be read out.
-    head = "".join(
-        "<{0}{1}{2}>{3}</{0}>".format(
-            "th" if kind.title else "td", _attribute("class", kind.css), kind.attributes, kind.title
-        )
-        for kind in kinds
-    )
-    head = f"<thead><tr>{head}</tr></thead>" if any(kind.title for kind in kinds) else ""
-    is_wide = len(kinds) >= _WIDE and bool(head)
-    names = [_attribute("data-label", _plain(kind.title).rstrip(" ▲▼")) if is_wide else "" for kind in kinds]
-    body = []
-    for row in rows:
-        cells, extra = row if isinstance(row, Row) else (row, "")
-        triples = zip(kinds, names, cells, strict=True)
-        inner = "".join(f"<td{_attribute('class', kind.css)}{name}>{cell}</td>" for kind, name, cell in triples)
-        body.append(f"<tr{' ' if extra else ''}{extra}>{inner}</tr>")
+    has_head = any(kind.title for kind in kinds)
+    is_wide = has_head and len(kinds) >= _WIDE
+    head = f"<thead><tr>{''.join(map(_head_cell, kinds))}</tr></thead>" if has_head else ""
+    openings = [_cell_opening(kind, is_wide) for kind in kinds]
+    body = "".join(_table_row(openings, row if isinstance(row, Row) else Row(row)) for row in rows)
+    role = ' role="grid"' if "data-pick" in body else ""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    lines = "".join(body)
-    role = ' role="grid"' if "data-pick" in lines else ""
     classes = f"plain {'cards ' if is_wide else ''}{css}".strip()
-    html = f'<table class="{classes}"{role}{attributes}>{title}{head}<tbody>{lines}</tbody></table>'
+    html = f'<table class="{classes}"{role}{attributes}>{title}{head}<tbody>{body}</tbody></table>'
     return f'<div class="{scrolls}">{html}</div>' if scrolls else html
+
+
+def _head_cell(column: Column) -> str:
+    tag = "th" if column.title else "td"  # without a title, there is no head to read out
+    return f"<{tag}{_attribute('class', column.css)}{column.attributes}>{column.title}</{tag}>"
+
+
+def _cell_opening(column: Column, is_wide: bool) -> str:
+    label = _attribute("data-label", _plain(column.title).rstrip(" ▲▼")) if is_wide else ""
+    return f"<td{_attribute('class', column.css)}{label}>"
+
+
+def _table_row(openings: Sequence[str], row: Row) -> str:
+    cells = "".join(f"{opening}{cell}</td>" for opening, cell in zip(openings, row.cells, strict=True))
+    return f"<tr{' ' if row.attributes else ''}{row.attributes}>{cells}</tr>"
 
 
 def _plain(html: str) -> str:
