@@ -20,7 +20,7 @@ _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mon
 
 
 def build_theme() -> gr.themes.Base:
-    """The laboratory notebook: quiet ground, hairlines, one accent; light and dark."""
+    """Return the theme of a laboratory notebook: quiet ground, hairlines, one accent; light and dark."""
     theme = gr.themes.Base(
         primary_hue=_ACCENT,
         secondary_hue=_ACCENT,

@@ -8,7 +8,7 @@ from ui.gradio_internals import Dropdown, Radio
 
 
 @pytest.mark.parametrize("kind", [Dropdown, Radio])
-@pytest.mark.parametrize("value", ["run-of-nobody", ["run-of-nobody"]])
+@pytest.mark.parametrize("value", ["no-such-run", ["no-such-run"]])
 def test_an_unknown_choice_is_refused_without_the_list_of_choices(kind, value):
     component = kind([("A run of another person", "secret-run")], label="Run", render=False)
 

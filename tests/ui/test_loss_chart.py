@@ -40,7 +40,7 @@ def history(tmp_path):
 
 
 def parse_figure(value: str) -> tuple[go.Figure, dict]:
-    """The figure as Plotly accepts it; an attribute that it does not know raises. CSS colours are looked up first."""
+    """Return the figure as Plotly accepts it, which raises for unknown attributes; CSS colours are replaced first."""
     chart = json.loads(re.sub(r"var\(--[a-z-]+\)", "#0072B2", value))
     return go.Figure(data=chart["data"], layout=chart["layout"]), chart
 
@@ -102,7 +102,7 @@ def test_a_run_without_held_out_rows_has_no_base_line(history):
     assert not figure.layout.annotations
 
 
-def test_memory_stands_against_what_was_predicted(history):
+def test_memory_has_the_predicted_peak_as_a_line(history):
     figure, _ = parse_figure(small_figures(history(30), int(1.5 * 2**30), "run-1"))
 
     names = [trace.name for trace in figure.data]
@@ -127,7 +127,7 @@ def test_several_runs_are_distinguished_by_colour_and_dash(history, against, las
 
 
 def a_history(tmp_path, losses, evals=(), total=None):
-    """A history with these losses, and held-out losses by step."""
+    """Return a history with these losses, and held-out losses by step."""
     path = tmp_path / f"{uuid.uuid4().hex}.jsonl"
     with EventWriter(path, attempt=1) as writer:
         writer.append(StatusData(phase="training", total_steps=total))

@@ -30,7 +30,7 @@ from ui.views.run_view import (
 
 @pytest.fixture
 def store(home) -> RunStore:
-    return RunStore(home, "somebody")
+    return RunStore(home, "ann")
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_a_warning_that_comes_often_is_listed_once_and_escaped(observe):
 
 
 def cells(html):
-    """The text of each row's cells."""
+    """Return the text of each row's cells."""
     rows = re.findall(r"<tr>(<td.*?)</tr>", html)
     return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
 
@@ -185,7 +185,7 @@ def test_on_a_gpu_three_peaks_stand_each_next_to_its_like(observe):
     measurement = MemoryData(
         peak_allocated_bytes=10 * GIB,
         peak_reserved_bytes=int(12.1 * GIB),
-        peak_process_bytes=3 * GIB,  # in RAM, where nothing was foretold
+        peak_process_bytes=3 * GIB,  # in RAM, where nothing was predicted
         peak_device_process_bytes=12 * GIB + 5,
     )
     on_gpu = replace(

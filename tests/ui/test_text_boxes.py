@@ -1,4 +1,4 @@
-"""Text boxes tell of whatever a person does to them, by keyboard, clipboard or input method."""
+"""Text boxes report every edit: by keyboard, clipboard or input method."""
 
 import gradio as gr
 

@@ -30,7 +30,7 @@ from ui.views.demo import ASK, DemoView, render_asking, render_demo, render_mast
 from ui.views.html import ICON
 
 DEMO = "/demo"
-_REFRESH_SECONDS = 2.0  # between two looks at the run
+_REFRESH_SECONDS = 2.0  # between two reads of the run
 _MOST_WAITING = 4  # questions, besides the one that is answered
 _WAITS_SECONDS = 45.0  # a question, for its turn
 _RELOAD_SECONDS = 10  # of the page, while the run trains
@@ -43,7 +43,7 @@ _FORM = "application/x-www-form-urlencoded"
 
 @contextmanager
 def open_demo(home: LoratoryHome, environment: SpaceEnvironment, places: InspectorPlaces) -> Iterator["DemoPages"]:
-    """Look after the demo of a Space while it is served, and return its pages; call it once saved runs are back."""
+    """Run the demo of a Space while it is served, and return its pages; call it after saved runs are restored."""
     demo = Demo.on_this_machine(home, places)
     demo.start()
     try:
@@ -77,7 +77,7 @@ class DemoPages:
         self._reader = RunReader(demo.runs)
         self._turn = asyncio.Lock()  # held by the question that is being answered
         self._waiting = 0
-        self._refreshing = asyncio.Lock()  # one look at the run at a time
+        self._refreshing = asyncio.Lock()  # one read of the run at a time
         self._last_refresh = float("-inf")  # monotonic seconds
         self._stamp = ""
         self._view = DemoView()

@@ -1,4 +1,4 @@
-"""Frees memory that a user's page never uses. Pages of two users share no values."""
+"""Free memory that a user's page never uses; pages of two users share no values."""
 
 import asyncio.sslproto
 import ctypes
@@ -86,7 +86,7 @@ def _leave_to_classes(objects: Iterable[Any]) -> None:
 
     With more than 30 attributes, an object of Python 3.11 has a table of names of its own. An object keeps a value that is
     another than its class has, such as that of an earlier page. A class gets only what all of its objects have, for Gradio
-    looks whether an object has an attribute.
+    checks whether an object has an attribute.
     """
     by_class: dict[type, list[Any]] = {}
     for instance in objects:
@@ -132,7 +132,7 @@ def close_queue(blocks: gr.Blocks) -> None:
 def freeze_objects() -> None:
     """Exclude the objects of a new page from later garbage collections.
 
-    It is 100,000 objects: otherwise each full collection looks at those of all people, and everybody waits for it.
+    It is 100,000 objects: otherwise each full collection visits those of all people, and all requests wait for it.
     """
     gc.collect()
     gc.freeze()

@@ -212,7 +212,7 @@ async def housekeeping(
 
     async def repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
-            with suppress(EngineError):  # the accounts are in use: at the next look
+            with suppress(EngineError):  # the accounts are in use: try at the next turn
                 await work()
             await asyncio.sleep(seconds)
 

@@ -60,7 +60,7 @@ def build_gate(
     space: "Space | None" = None,
     logins: Logins,
 ) -> tuple[Gate, PersonPages]:
-    """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served.
+    """Put accounts, sign-in and pages together; the pages are maintained for as long as the gate is served.
 
     Args:
         behind_proxy: Whether all requests come through a proxy of ours.
@@ -179,7 +179,7 @@ def serve_lab(
         print(supervisor.explain_standing_by(), flush=True)
     grace_seconds = _GOODBYE_SECONDS if space is None else 1  # a Space needs the time to save
     server, server_socket = bounded_server(gate, server_socket, listener.certificate, listener.key, grace_seconds)
-    gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
+    gc.freeze()  # the objects of the imports stay; no collection visits them again
     gc.enable()
     # uvicorn raises the signal again after the last answer; by default that would end the process early.
     for number in (signal.SIGINT, signal.SIGTERM):

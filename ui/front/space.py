@@ -71,10 +71,10 @@ class Space:
 
 @contextlib.contextmanager
 def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Space]:
-    """Bring back what was mirrored, then mirror and look after the demo for as long as the Space is served.
+    """Restore what was mirrored, then mirror and run the demo for as long as the Space is served.
 
     Raises:
-        EngineError: If something cannot be brought back. An empty disk is not used then: what people do on it would be lost.
+        EngineError: If something cannot be restored. An empty disk is not used then: what people do on it would be lost.
     """
     mirror = mirror_of(environment, home)
     if mirror is not None:
@@ -128,7 +128,7 @@ class SpacePages(OidcPages):
 
     @property
     def purposes(self) -> tuple[Purpose, ...]:
-        """There are no invitations to accept, and no passwords to link with."""
+        """The purposes without invitations to accept and passwords to link with."""
         return "sign in", "confirm"
 
     async def on_arrival(self, request: Request, intent: Intent, flow: Round, arrival: Arrival) -> Response:

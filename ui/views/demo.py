@@ -23,7 +23,7 @@ class DemoView:
 
     run: RunSnapshot | None = None
     sample: DemoSample = field(default_factory=DemoSample)
-    problem: str = ""  # why there is no run, or why it failed
+    problem: str = ""  # why there is none, or why it failed
 
     @property
     def is_complete(self) -> bool:

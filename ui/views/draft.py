@@ -93,18 +93,18 @@ def _link(tab: str, name: str, value: str) -> str:
 
 def _verdict(draft: Draft) -> str:
     estimate = draft.estimate
-    beside = "".join(f" {field_link(alarm.field, alarm.short, css='alarm')}" for alarm in alarms(draft))
+    alarm_links = "".join(f" {field_link(alarm.field, alarm.short, css='alarm')}" for alarm in alarms(draft))
     if estimate is not None:
         here = " here" if draft.memory_elsewhere is not None else ""  # if the panel is about another device
         return (
             f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
-            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}{beside}"
+            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}{alarm_links}"
         )
     if draft.estimate_error is not None:
-        return f"Memory unknown{beside}"
+        return f"Memory unknown{alarm_links}"
     if draft.mapping["model"].get("id") and draft.shape is None:
         return "Looking up the model …"
-    return beside
+    return alarm_links
 
 
 def render_start_here(preset_name: str) -> str:

@@ -115,7 +115,7 @@ class Alarm(NamedTuple):
     short: str  # for the bar
     text: str
     better: str = ""  # value, as it is typed
-    fix: str = ""  # what the button that sets it says
+    fix: str = ""  # label of the button that sets it
 
 
 def alarms(draft: Draft) -> Iterator[Alarm]:

@@ -171,7 +171,7 @@ def _comparison_note(rows: Sequence[RunSummary], settings: Mapping[str, object] 
         note = "A configuration cannot be read."
     else:
         note = "Only settings that differ are listed." if settings else "Their settings are the same."
-    if len({row.loss_group for row in rows}) == 1:
+    if len({row.loss_group for row in rows}) < 2:
         return note
     return (
         f"{note} Losses are not comparable: objective, model or held-out rows differ. Compare answers in Chat, in the blind "

@@ -12,7 +12,7 @@ DUPLICATE = "https://huggingface.co/spaces/ann/loratory?duplicate=true"
 
 
 def app_of(demo, why="", **parts):
-    """The demo as a Space serves it, with its page also at the root."""
+    """Return the demo as a Space serves it, with its page also at the root."""
     pages = DemoPages(demo, DUPLICATE, SIGN_IN, **parts)
 
     async def front(request):
@@ -22,10 +22,10 @@ def app_of(demo, why="", **parts):
 
 
 def visit(demo, why="", **parts):
-    """A browser of a person without an account."""
+    """Return the browser of a person without an account."""
     return TestClient(app_of(demo, why, **parts), client=("203.0.113.7", 1))
 
 
 def send_question(client, prompt="What does r do?", **headers):
-    """A question, as the form of the page sends it."""
+    """Send a question as the form of the page does."""
     return client.post(ASK, data={"prompt": prompt}, headers=headers)

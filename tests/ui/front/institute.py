@@ -31,9 +31,9 @@ class Institute:
     Attributes:
         issuer: Its address.
         user: Subject of the person who is signed in there.
-        claims: More of what it says in the ID token; None removes a claim.
-        userinfo: More of what it says when it is asked.
-        token: More of what it says with the access token.
+        claims: More claims of the ID token; None removes one.
+        userinfo: More claims of its user info.
+        token: More values next to the access token.
         sign: Makes the ID token from its claims.
         discovery: Changes of its configuration.
         answers: Other answers, by path.

@@ -116,8 +116,8 @@ def test_guesses_of_a_password_in_a_stolen_session_are_throttled(lab):
 def test_an_announcement_is_on_the_sign_in_page_and_on_every_page(lab):
     change_settings(lab.home, announcement="Driver update <b>at noon</b>")
     try:
-        with lab.browser() as nobody, lab.signed_in("bea") as bea:
-            assert "Driver update &lt;b&gt;at noon&lt;/b&gt;" in nobody.get("/sign-in").text
+        with lab.browser() as visitor, lab.signed_in("bea") as bea:
+            assert "Driver update &lt;b&gt;at noon&lt;/b&gt;" in visitor.get("/sign-in").text
             assert "Driver update" in bea.get("/config").text
     finally:
         change_settings(lab.home, announcement="")

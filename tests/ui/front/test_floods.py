@@ -34,7 +34,7 @@ def bea(lab):
 
 
 def connect(lab, request):
-    """A connection on which so much of a request was sent."""
+    """Return a connection on which so much of a request was sent."""
     address = urlsplit(lab.url)
     plain = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS)
     connection = lab.trust.wrap_socket(plain, server_hostname=address.hostname)
@@ -136,7 +136,7 @@ def test_of_forty_guesses_at_once_ten_are_checked(lab):
     assert answers[429] == 30
 
 
-def test_wrong_passwords_lock_nobody_out(lab, monkeypatch):
+def test_wrong_passwords_lock_no_one_out(lab, monkeypatch):
     monkeypatch.setattr(
         Passwords, "_matches", lambda _, password, _stored_hash: password == PASSWORD
     )  # all within a minute

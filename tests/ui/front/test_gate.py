@@ -91,11 +91,11 @@ def is_plain(lab, path):
 @pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize("cookie", [None, "", "x", "A" * 43])
 def test_every_route_refuses_a_request_without_a_session(lab, every_route, cookie):
-    with lab.browser(cookie) as nobody:
+    with lab.browser(cookie) as visitor:
         for method, path in (route.split(" ", 1) for route in every_route):
             if is_plain(lab, path):
                 continue
-            answer = nobody.request(method, path, headers={"Accept": "text/html"})
+            answer = visitor.request(method, path, headers={"Accept": "text/html"})
             asks = answer.status_code == 303 and answer.headers["location"] == "/sign-in"
             is_demo = lab.has_demo and path == "/" and method in ("GET", "HEAD")
             assert asks or (is_demo and answer.status_code == 200) or answer.status_code in (401, 403), (
@@ -184,7 +184,7 @@ def join(client, session, fn_index=0, data=()):
 
 
 def listen(client, session, seconds=PATIENCE_SECONDS):
-    """The lines of a session's stream, until it ends or nothing comes."""
+    """Return the lines of a session's stream, until it ends or nothing comes."""
     lines = []
     try:
         with client.stream("GET", f"/gradio_api/queue/data?session_hash={session}", timeout=seconds) as stream:
@@ -299,7 +299,7 @@ def test_two_cookies_of_one_name_open_nothing_that_one_would_not(lab):
 
 
 def open_stream(lab, token):
-    """A stream that continues for as long as the session does."""
+    """Open a stream that continues for as long as the session does."""
     address = urlsplit(lab.url)
     connection = http.client.HTTPSConnection(
         address.hostname, address.port, context=lab.trust, timeout=PATIENCE_SECONDS

@@ -55,7 +55,7 @@ def upload(http: httpx.Client, name: str, content: bytes) -> dict[str, object]:
 
 
 def event_of(http: httpx.Client, name: str) -> dict[str, Any]:
-    """An event of that name that takes values, and is answered at once."""
+    """Return an event of that name that takes values, and is answered at once."""
     events = read_config(http)["dependencies"]
     return next(event for event in events if event["targets"][0][1] == name and event["inputs"] and not event["queue"])
 
@@ -152,7 +152,7 @@ def test_no_address_in_an_event_is_fetched(lab, bea):
         page.press("upload", "upload", {**upload(http, "rows.jsonl", ROWS), "url": f"{site.url}/rows.jsonl"})
 
     assert site.visits == []
-    assert "rows.jsonl" in page.value("dataset-summary")  # of a file that was uploaded, the address says nothing
+    assert "rows.jsonl" in page.value("dataset-summary")  # its address is ignored
     assert not any(lab.home.of("bea").transfers.rglob("*.jsonl"))
 
 

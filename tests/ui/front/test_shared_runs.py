@@ -53,7 +53,7 @@ def open_run(page, run):
 
 
 def news_of(lab, name, question, stamp=""):
-    """What the page of a person gets for a question of its poll."""
+    """Return what the page of a person gets for a question of its poll."""
     with lab.signed_in(name) as http:
         config = read_config(http)
         (part,) = (

@@ -71,7 +71,7 @@ def log_of(lab):
 
 
 def refusal_of(lab, browser, answer):
-    """Whether an answer lets no one in and says nothing of tokens."""
+    """Return true for an answer that lets no one in and has no tokens; fail for any other."""
     assert answer.status_code in (400, 403), answer.text
     assert COOKIE not in answer.cookies
     assert "eyJ" not in answer.text

@@ -32,7 +32,7 @@ class FakeDemo:
 
 
 def environment_at(origin, issuer, **changes):
-    """A Space of Ann's that lets in bea and the organization gpu-lab."""
+    """Return a Space of Ann's that lets in bea and the organization gpu-lab."""
     settings = {
         "space_id": "Ann/loratory", "host": origin.removeprefix("https://"), "creator": CREATOR, "author": "Ann",
         "client_id": CLIENT, "client_secret": SECRET, "scopes": ("openid", "profile", "jobs"), "provider": issuer,
@@ -42,7 +42,7 @@ def environment_at(origin, issuer, **changes):
 
 
 def space_at(origin, issuer, trust=None, demo=None, **changes):
-    """That Space, with a demo that has no model where none is given."""
+    """Return that Space, with a demo that has no model where none is given."""
     environment = environment_at(origin, issuer, **changes)
     provider = Provider(environment.oidc, origin, trust, reauthenticates=False)
     return Space(environment, provider, demo or FakeDemo(), UNSAVED.__getitem__)

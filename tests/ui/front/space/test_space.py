@@ -115,7 +115,7 @@ def test_a_changed_subject_is_another_person(lab, institute):
         values = visit(institute, start(browser))
         institute.user, institute.claims["sub"] = "sub-eve", CREATOR
         institute.userinfo["preferred_username"] = "Ann"
-        answer = come_back(browser, values)  # the token says one, the provider another when it is asked
+        answer = come_back(browser, values)  # the subject of the token is not that of the user info
         assert answer.status_code == 403
         assert person_in(browser) is None
 

@@ -30,7 +30,7 @@ HOST = {"Host": GIVEN["SPACE_HOST"]}
 
 @contextmanager
 def start_space(folder, **changes):
-    """A server as Hugging Face starts it, once it answers, with its address and its log."""
+    """Start a server as Hugging Face does; yield it once it answers, with its address and its log."""
     settings = {
         **os.environ,
         **GIVEN,
@@ -39,7 +39,7 @@ def start_space(folder, **changes):
         "LORATORY_HOME": str(folder / "home"),
     }
     environment = {name: value for name, value in {**settings, **changes}.items() if value}
-    with bound_socket("127.0.0.1", 0) as reserved:  # until the end: one that is free again goes to whoever asks
+    with bound_socket("127.0.0.1", 0) as reserved:  # until the end: another process may take a free port
         port = reserved.getsockname()[1]
         url, log = f"http://127.0.0.1:{port}", folder / "log"
         command = [sys.executable, "app.py", "--port", port]
@@ -48,7 +48,7 @@ def start_space(folder, **changes):
 
 
 def process_files_of(server):
-    """What other processes of the user see of a server and of those that it started."""
+    """Return what other processes of the user see of a server and of those that it started."""
     parts = []
     for process in (psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)):
         folder = Path(f"/proc/{process.pid}")
@@ -61,7 +61,7 @@ def process_files_of(server):
 
 
 def signed_in(url, institute):
-    """The cookies of a person who signs in as behind the proxy of Hugging Face: over plain HTTP, with its headers."""
+    """Return the headers of a person who signs in through the proxy of Hugging Face, over plain HTTP."""
     own = {**HOST, "Origin": f"https://{HOST['Host']}", "X-Forwarded-For": "10.9.8.7"}
     offer = httpx.post(f"{url}/sign-in/with", data={"for": "sign in"}, headers=own, timeout=300)
     (target,) = re.findall(r'content="0;url=([^"]+)"', offer.text)
