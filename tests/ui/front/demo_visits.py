@@ -1,5 +1,8 @@
 """Visits of people without an account to the demo of a Space."""
 
+import asyncio
+
+import httpx
 from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
@@ -29,3 +32,14 @@ def visit(demo, why="", **parts):
 def send_question(client, prompt="What does r do?", **headers):
     """Send a question as the form of the page does."""
     return client.post(ASK, data={"prompt": prompt}, headers=headers)
+
+
+def visit_at_once(app, talk):
+    """Return what `talk` does with a client whose requests run at the same time."""
+
+    async def run():
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
+            return await talk(client)
+
+    return asyncio.run(run())

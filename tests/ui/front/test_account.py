@@ -1,5 +1,7 @@
 """A person sees and ends the own sessions and changes the own password, over real TLS, without JavaScript."""
 
+import itertools
+
 import pytest
 
 from engine.accounts.audit import AuditLog
@@ -138,7 +140,6 @@ def test_a_password_in_the_field_of_the_name_is_not_logged(lab):
     [
         ("Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36", "Chrome on Windows"),
         ("Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 Chrome/140.0 Safari/537.36 Edg/140.0", "Edge on Windows"),
-        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 Version/18.0 Safari/605.1.15", "Safari on macOS"),
         ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) Version/18.0 Mobile/15E148 Safari/604.1", "Safari on iPhone"),
         ("", "Unknown browser"),
         ("x" * 100, "x" * 40),
@@ -149,28 +150,23 @@ def test_browsers_are_named_as_people_know_them(description, name):
 
 
 FORM = "application/x-www-form-urlencoded"
+MALFORMED = {
+    "large": (b"name=ann&password=" + b"x" * 9_000, FORM),
+    "odd characters": (b"name=%00&password=%ff%fe&code=%00", FORM),
+    "not UTF-8": (b"\xff\xfe name=ann", FORM),
+    "many fields": (b"&".join(b"field%d=1" % number for number in range(50)), FORM),
+    "JSON": (b'{"name": "ann"}', "application/json"),
+    "a file": (b'--x\r\nContent-Disposition: form-data; name="name"; filename="a"\r\n\r\nann\r\n--x--', "multipart/form-data; boundary=x"),
+    "empty": (b"", FORM),
+}  # fmt: skip
 
 
-@pytest.mark.exhaustive(quick=2)
-@pytest.mark.parametrize("path", ["/sign-in", "/join"])
-@pytest.mark.parametrize(
-    ("body", "kind", "statuses"),
-    [
-        (b"name=ann&password=" + b"x" * 9_000, FORM, (413,)),
-        (b"name=%00&password=%ff%fe&code=%00", FORM, (400, 403)),
-        (b"\xff\xfe name=ann", FORM, (400, 403)),
-        (b"&".join(b"field%d=1" % number for number in range(50)), FORM, (400, 403)),
-        (b'{"name": "ann"}', "application/json", (400, 403)),
-        (b'--x\r\nContent-Disposition: form-data; name="name"; filename="a"\r\n\r\nann\r\n--x--', "multipart/form-data; boundary=x", (400, 403)),
-        (b"", FORM, (400, 403)),
-    ],
-    ids=["large", "odd characters", "not UTF-8", "many fields", "JSON", "a file", "empty"],
-)  # fmt: skip
-def test_what_is_not_one_of_the_forms_signs_no_one_in(tmp_path, path, body, kind, statuses):
+def test_what_is_not_one_of_the_forms_signs_no_one_in(tmp_path):
     with running_lab(tmp_path) as lab, lab.browser() as browser:
         lab.add("ann")
-        answer = browser.post(path, content=body, headers={"Content-Type": kind})
+        for path, (name, (body, kind)) in itertools.product(("/sign-in", "/join"), MALFORMED.items()):
+            answer = browser.post(path, content=body, headers={"Content-Type": kind})
 
-    assert answer.status_code in statuses
-    assert "set-cookie" not in answer.headers
-    assert "Traceback" not in answer.text
+            assert answer.status_code in ((413,) if name == "large" else (400, 403)), (path, name)
+            assert "set-cookie" not in answer.headers
+            assert "Traceback" not in answer.text

@@ -1,10 +1,9 @@
 """Questions of people without an account to the demo of a Space: who may ask, how often, and what is answered."""
 
 import asyncio
-import threading
+import itertools
 from html import unescape
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -13,8 +12,9 @@ from engine.chat.contract import ChatChunk
 from engine.errors import ModelError
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun
+from tests.runs.supervision import wait_until
 from tests.space.demo_parts import a_demo, with_run, with_sample
-from tests.ui.front.demo_visits import app_of, send_question, visit
+from tests.ui.front.demo_visits import app_of, send_question, visit, visit_at_once
 from ui.views.demo import ASK
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -30,29 +30,19 @@ class Untrusted(FakeChatSession):
     def stream(self, request):
         self.requests.append(request)
         for branch in request.branches:
-            yield ChatChunk(branch=branch, text=self.text, tokens=1, tokens_per_second=1, prompt_tokens=3)
-            yield ChatChunk(
-                branch=branch,
-                text="",
-                tokens=1,
-                tokens_per_second=1,
-                prompt_tokens=3,
-                done=True,
-                finish_reason="length",
-            )
+            chunk = ChatChunk(branch=branch, text=self.text, tokens=1, tokens_per_second=1, prompt_tokens=3)
+            yield chunk
+            yield chunk.model_copy(update={"text": "", "done": True, "finish_reason": "length"})
 
 
-class Slow(FakeChatSession):
-    """A model that answers when it is let."""
-
-    def __init__(self):
-        super().__init__(0.0)
-        self.reached, self.let = threading.Event(), threading.Event()
-
-    def stream(self, request):
-        self.reached.set()
-        assert self.let.wait(300)
-        yield from super().stream(request)
+@pytest.fixture
+def slow_demo(tmp_path):
+    """Give a demo with a run a model that does not answer yet."""
+    session = FakeChatSession(0.0)
+    session.may_answer.clear()
+    demo = a_demo(tmp_path, session)
+    with_run(demo)
+    return demo
 
 
 def test_a_question_is_answered_by_base_and_tuned(demo_with_run):
@@ -150,22 +140,18 @@ def test_one_address_may_ask_some_questions_an_hour(demo_with_run):
     assert send_question(other).status_code == 200
 
 
-def test_all_addresses_together_may_ask_some_questions_an_hour():
+@pytest.mark.parametrize(
+    ("address", "most", "message"),
+    [("203.0.{}.1", 120, "There were 120 questions to this demo"), ("2001:db8:1:2::{}", 20, "from your network")],
+    ids=["all together", "an IPv6 network"],
+)
+def test_questions_of_an_hour_have_a_limit(address, most, message):
     throttle = DemoThrottle()
-    for number in range(120):
-        throttle.begin(f"203.0.{number}.1")
+    for number in range(1, most + 1):
+        throttle.begin(address.format(number))
 
-    with pytest.raises(Exception, match="There were 120 questions to this demo within an hour"):
-        throttle.begin("198.51.100.1")
-
-
-def test_all_addresses_of_an_ipv6_network_count_as_one():
-    throttle = DemoThrottle()
-    for number in range(20):
-        throttle.begin(f"2001:db8:1:2::{number + 1:x}")
-
-    with pytest.raises(Exception, match="from your network"):
-        throttle.begin("2001:db8:1:2:ffff::1")
+    with pytest.raises(Exception, match=message):
+        throttle.begin(address.format(200))
 
 
 def test_an_error_of_the_model_is_reported_without_its_words(tmp_path):
@@ -193,52 +179,32 @@ def test_before_the_run_has_completed_nothing_is_asked(tmp_path):
     assert "The model is not ready." in answer.text
 
 
-def test_questions_wait_in_a_short_line(tmp_path):
-    slow = Slow()
-    demo = a_demo(tmp_path, slow)
-    with_run(demo)
-    app = app_of(demo)
+def test_questions_wait_in_a_short_line(slow_demo):
+    async def visitors(client):
+        requests = [asyncio.create_task(client.post(ASK, data={"prompt": f"question {n}"})) for n in range(8)]
+        refusals = [await task for task in itertools.islice(asyncio.as_completed(requests, timeout=300), 3)]
+        page = await client.get("/")
+        slow_demo.chat.session.may_answer.set()
+        return [answer.status_code for answer in await asyncio.gather(*requests)], page, refusals
 
-    async def visitors():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
-            requests = [asyncio.create_task(client.post(ASK, data={"prompt": f"question {n}"})) for n in range(8)]
-            done, _ = await asyncio.wait(requests, timeout=300, return_when=asyncio.FIRST_COMPLETED)
-            while len(done) < 3:
-                more, _ = await asyncio.wait(set(requests) - done, timeout=300, return_when=asyncio.FIRST_COMPLETED)
-                assert more
-                done |= more
-            page = await client.get("/")
-            slow.let.set()
-            return (
-                [answer.status_code for answer in await asyncio.gather(*requests)],
-                page,
-                [task.result() for task in done],
-            )
-
-    statuses, page, refusals = asyncio.run(visitors())
+    statuses, page, refusals = visit_at_once(app_of(slow_demo), visitors)
 
     assert sorted(statuses) == [200] * 5 + [503] * 3, "one is answered, four wait"
     assert all("Several visitors are asking at the moment." in answer.text for answer in refusals)
     assert page.status_code == 200, "the page does not wait for an answer"
 
 
-def test_a_question_does_not_wait_for_ever(tmp_path):
-    slow = Slow()
-    demo = a_demo(tmp_path, slow)
-    with_run(demo)
-    app = app_of(demo, waits_seconds=0.05)
+def test_a_question_does_not_wait_for_ever(slow_demo):
+    session = slow_demo.chat.session
 
-    async def visitors():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
-            first = asyncio.create_task(client.post(ASK, data={"prompt": "first"}))
-            assert await asyncio.to_thread(slow.reached.wait, 300)
-            second = await client.post(ASK, data={"prompt": "second"})
-            slow.let.set()
-            return (await first).status_code, second
+    async def visitors(client):
+        first = asyncio.create_task(client.post(ASK, data={"prompt": "first"}))
+        await asyncio.to_thread(wait_until, lambda: session.requests)
+        second = await client.post(ASK, data={"prompt": "second"})
+        session.may_answer.set()
+        return (await first).status_code, second
 
-    first, second = asyncio.run(visitors())
+    first, second = visit_at_once(app_of(slow_demo, waits_seconds=0.05), visitors)
 
     assert first == 200
     assert second.status_code == 503

@@ -3,7 +3,6 @@
 import http.client
 import re
 import socket
-import ssl
 import threading
 from functools import partial
 from urllib.parse import urlsplit
@@ -167,15 +166,18 @@ def test_a_link_on_another_site_opens_the_page_and_a_frame_does_not(lab, ann):
         ann.headers["Origin"] = str(ann.base_url).rstrip("/")
 
 
-@pytest.mark.parametrize("path", ["/", "/config", "/sign-in", "/gradio_api/info", "/theme.css"])
-def test_every_answer_limits_what_a_browser_does_with_it(ann, path):
-    headers = ann.get(path).headers
-    assert "frame-ancestors 'none'" in headers["content-security-policy"]
-    assert "frame-ancestors 'self'" not in headers["content-security-policy"]
-    assert headers["x-content-type-options"] == "nosniff"
-    assert headers["referrer-policy"] == "same-origin"
-    assert headers["strict-transport-security"].startswith("max-age=")
-    assert headers["x-frame-options"] == "DENY"
+@pytest.mark.parametrize("path", ["/", "/config", "/account", "/sign-in", "/gradio_api/info", "/theme.css", "/x"])
+def test_every_answer_limits_what_a_browser_does_with_it(lab, ann, path):
+    with lab.browser() as visitor:
+        # A Space shows its demo at the root, which another site may frame.
+        for client in (ann,) if path == "/" and lab.has_demo else (ann, visitor):
+            headers = client.get(path).headers
+            assert "frame-ancestors 'none'" in headers["content-security-policy"]
+            assert "frame-ancestors 'self'" not in headers["content-security-policy"]
+            assert headers["x-content-type-options"] == "nosniff"
+            assert headers["referrer-policy"] == "same-origin"
+            assert headers["strict-transport-security"].startswith("max-age=")
+            assert headers["x-frame-options"] == "DENY"
 
 
 def join(client, session, fn_index=0, data=()):
@@ -280,16 +282,6 @@ def test_a_session_that_was_signed_out_cannot_be_replayed(lab):
         assert replay.get("/config").status_code == 401
 
 
-def test_signing_out_everywhere_ends_other_browsers(lab):
-    person = lab.accounts.person("bea")
-    with (
-        lab.browser(lab.sessions.begin(person, "", "")) as first,
-        lab.browser(lab.sessions.begin(person, "", "")) as second,
-    ):
-        first.post("/sign-out", data={"everywhere": "1"})
-        assert second.get("/config").status_code == 401
-
-
 def test_two_cookies_of_one_name_open_nothing_that_one_would_not(lab):
     token = lab.sessions.begin(lab.accounts.person("ann"), "", "")
     with lab.browser() as browser:
@@ -351,21 +343,3 @@ def test_plain_http_gets_no_answer(lab):
     with socket.create_connection((address.hostname, address.port), timeout=300) as plain:
         plain.sendall(f"GET /sign-in HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
         assert b"Loratory" not in plain.recv(4096)
-
-
-def test_a_websocket_is_refused(lab):
-    token = lab.sessions.begin(lab.accounts.person("ann"), "", "")
-    headers = {
-        "Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Key": "x" * 22 + "==", "Sec-WebSocket-Version": "13",
-    }  # fmt: skip
-    with lab.browser(token) as browser:
-        assert browser.get("/", headers=headers).status_code in (200, 400, 403, 404)
-
-
-def test_a_client_must_trust_the_certificate(lab):
-    address = urlsplit(lab.url)
-    with (
-        pytest.raises(ssl.SSLCertVerificationError),
-        socket.create_connection((address.hostname, address.port)) as plain,
-    ):
-        ssl.create_default_context().wrap_socket(plain, server_hostname=address.hostname)

@@ -110,13 +110,14 @@ def test_a_member_downloads_the_script_and_the_yaml_of_a_run(lab, ann):
         assert "due dates" in http.get(download["url"]).raise_for_status().text
 
 
-def test_a_guest_who_may_upload_nothing_is_offered_no_upload(lab):
+def test_a_guest_is_offered_no_upload_and_no_field_for_a_token(lab):
     lab.add("dan", "guest")
     with lab.signed_in("dan") as http:
         parts = {part["props"].get("elem_id"): part["props"] for part in read_config(http)["components"]}
         assert http.post("/gradio_api/upload", files={"files": ("rows.jsonl", ROWS)}).status_code == 404
 
     assert [parts[name]["visible"] for name in ("upload", "chat-open", "chat-links")] == [False, False, True]
+    assert not {"own-model-token", "own-dataset-token"} & parts.keys()
 
 
 def test_the_upload_of_another_is_neither_taken_nor_shown(lab, ann, bea):

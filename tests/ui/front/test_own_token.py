@@ -223,14 +223,6 @@ def test_the_token_of_a_person_is_found_nowhere(hubs, tmp_path, caplog, capfd, m
     ]  # fmt: skip
 
 
-def test_a_guest_has_no_place_for_a_token(hubs):
-    lab = hubs.lab
-    lab.add("gil", "guest")
-    with lab.signed_in("gil") as client:
-        page = Visitor(client)
-    assert not {"own-model-token", "own-dataset-token"} & page.ids.keys()
-
-
 @pytest.mark.e2e
 def test_what_one_person_fetched_is_not_there_for_another(hubs, monkeypatch):
     lab, gated, _ = hubs

@@ -246,14 +246,6 @@ def test_a_training_worker_of_a_person_gets_no_login_no_matter_who_starts_it(lab
     assert CANARY not in log
 
 
-def test_a_guest_uploads_nothing(lab):
-    lab.add("gil", "guest")
-    with lab.signed_in("gil") as guest:
-        assert guest.get("/").status_code == 200
-        assert guest.post("/gradio_api/upload", files={"files": ("rows.jsonl", b"{}")}).status_code == 404
-    assert not list(lab.home.of("gil").transfers.rglob("*.jsonl"))
-
-
 @pytest.mark.e2e
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the environment of a process")
 def test_a_lab_that_is_started_with_secrets_begins_again_without_them(tmp_path):

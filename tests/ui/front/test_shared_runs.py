@@ -34,16 +34,7 @@ def share(lab, run, is_shared=True):
 
 
 def log_step(run, step, loss):
-    data = StepData(
-        step=step,
-        epoch=1,
-        loss=loss,
-        learning_rate=1e-4,
-        grad_norm=1.0,
-        tokens=1,
-        tokens_per_second=1.0,
-        memory_bytes=1,
-    )
+    data = StepData(step=step, epoch=1, loss=loss, learning_rate=1e-4, tokens=1, tokens_per_second=1.0)
     EventWriter(run.folder.events, 1).append(data)
 
 

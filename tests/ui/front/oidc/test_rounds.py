@@ -12,7 +12,6 @@ from engine.accounts.throttle import SignInThrottle
 from tests.ui.front.institute import SECRET
 from tests.ui.front.lab import PASSWORD, running_lab
 from tests.ui.front.oidc.rounds import (
-    NAVIGATION,
     come_back,
     go,
     identities,
@@ -273,15 +272,3 @@ def test_without_a_provider_there_is_no_way_and_no_button(tmp_path):
             assert ann.post("/sign-in/with", data={"for": "link"}).status_code == 404
             assert ann.get("/oidc/callback").status_code == 404
             assert "/sign-in/with" not in ann.get("/account").text
-
-
-@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
-def test_pages_of_other_sites_begin_link_and_unlink_nothing(lab, institute, origin):
-    with lab.signed_in("ann") as ann:
-        for path in ("/sign-in/with", "/account/unlink"):
-            for headers in ({"Origin": origin}, {"Sec-Fetch-Site": "cross-site", **NAVIGATION}):
-                assert ann.post(path, data={"for": "link", "password": PASSWORD}, headers=headers).status_code == 403
-        frame = {**NAVIGATION, "Sec-Fetch-Dest": "iframe"}
-        assert ann.get("/oidc/callback?state=x&code=y", headers=frame).status_code == 403
-    assert identities(lab).person_of(Identity(institute.issuer, "4711")).name == "ann"
-    assert institute.request_paths == []
