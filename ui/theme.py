@@ -76,23 +76,14 @@ def build_theme() -> gr.themes.Base:
         "block_background_fill", "block_border_color", "block_label_background_fill", "block_title_background_fill",
         "panel_background_fill", "button_secondary_background_fill", "checkbox_label_background_fill",
     )  # fmt: skip
-    without_edge = (
-        "block_border_width", "block_padding", "block_label_border_width", "block_title_border_width",
-        "panel_border_width", "form_gap_width",
-    )  # fmt: skip
-    without_shadow = (
-        "block_shadow", "input_shadow", "button_primary_shadow", "button_secondary_shadow", "checkbox_label_shadow",
-        "checkbox_shadow",
-    )  # fmt: skip
+    without_edge = ("block_border_width", "block_padding", "block_label_border_width", "panel_border_width")
     values = {name: light for name, (light, _) in light_and_dark.items()}
     values |= {f"{name}_dark": dark for name, (_, dark) in light_and_dark.items()}
     values |= {f"{name}{mode}": "transparent" for name in clear for mode in ("", "_dark")}
     values |= dict.fromkeys(without_edge, "0px")
-    values |= dict.fromkeys(without_shadow, "none")
     values |= {
         "block_label_padding": "0 0 4px 0",
         "block_label_text_weight": "500",
-        "block_title_padding": "0",
         "block_title_text_weight": "500",
         "input_border_width": "1px",
         "button_large_text_weight": "550",

@@ -46,12 +46,8 @@ class AccountPages(PlainPages):
 
     def routes(self) -> list[Route]:
         """Return the pages."""
-        password = [Route(_PASSWORD, self._change_password, methods=["POST"])] if self.has_passwords else []
-        return [
-            Route(ACCOUNT, self._show, methods=["GET"]),
-            Route(_SESSION, self._end_session, methods=["POST"]),
-            *password,
-        ]
+        routes = [Route(ACCOUNT, self._show, methods=["GET"]), Route(_SESSION, self._end_session, methods=["POST"])]
+        return [*routes, *([Route(_PASSWORD, self._change_password, methods=["POST"])] if self.has_passwords else ())]
 
     async def _show(self, request: Request) -> Response:
         return await self._page(await self._require_session(request), request)

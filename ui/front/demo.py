@@ -184,8 +184,7 @@ class DemoPages:
         notice = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""
         head = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Demo · Loratory</title>'
-            f"{ICON}"
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Demo · Loratory</title>{ICON}'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}'
             f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
             f'<body class="demo"><main>{self._masthead}{notice}{self._body}{asking}</main></body></html>'
@@ -198,8 +197,7 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 
 def _clean(prompt: str) -> str:
     """Return typed text without invisible characters."""
+    lines = prompt.replace("\r\n", "\n")
     return "".join(
-        character
-        for character in prompt.replace("\r\n", "\n")
-        if character in _ALLOWED_CONTROLS or character.isprintable()
+        character for character in lines if character in _ALLOWED_CONTROLS or character.isprintable()
     ).strip()

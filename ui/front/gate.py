@@ -25,6 +25,11 @@ PROXY_USER = "proxy_user"  # in the state of a request: the name from a trusted 
 _RECHECK_SECONDS = 2.0  # at the session of an answer that takes long
 _SAFE_METHODS = ("GET", "HEAD")
 _NO_SITE = "'none'"
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff", "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",  # with no-referrer, forms of our own would come from the origin null
+    "Strict-Transport-Security": "max-age=31536000",
+}  # fmt: skip
 _FRAMES = ("iframe", "frame", "embed", "object", "fencedframe")
 _FORWARDED_HEADERS = (b"x-forwarded-", b"x-gradio-", b"x-real-ip", b"forwarded")
 
@@ -161,11 +166,8 @@ class Gate:
         site = headers.get("sec-fetch-site", "same-origin")
         if request.method not in _SAFE_METHODS:
             is_own = site == "same-origin" and ("origin" in headers or "sec-fetch-site" in headers)
-            return (
-                None
-                if is_own
-                else PlainTextResponse("Requests that change data must come from the lab's own page.", 403)
-            )
+            refusal = PlainTextResponse("Requests that change data must come from the lab's own page.", 403)
+            return None if is_own else refusal
         is_shown = _opens(headers, "document") or (self._welcome is not None and is_root and _opens(headers, "iframe"))
         if site not in ("same-origin", "none") and not is_shown:
             return PlainTextResponse("A page of another site may not ask this lab.", 403)
@@ -245,22 +247,14 @@ def _with_security_headers(send: Send, framed_by: str = _NO_SITE) -> Send:
             headers = MutableHeaders(scope=message)
             policy = headers.get("Content-Security-Policy", "default-src 'none'")
             headers["Content-Security-Policy"] = f"{_without_ancestors(policy)}; frame-ancestors {framed_by}"
-            headers["X-Content-Type-Options"] = "nosniff"
+            headers.update(_SECURITY_HEADERS)
             if framed_by == _NO_SITE:
                 headers["X-Frame-Options"] = "DENY"
             else:  # this older header names no sites
                 del headers["X-Frame-Options"]
-            headers["Referrer-Policy"] = (
-                "same-origin"  # with no-referrer, forms of our own would come from the origin null
-            )
-            headers["Cross-Origin-Opener-Policy"] = "same-origin"
-            headers["Cross-Origin-Resource-Policy"] = "same-origin"
-            headers["Strict-Transport-Security"] = "max-age=31536000"
             for name in ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials"):
-                if name in headers:
-                    del headers[name]
-            if not headers.get("Cache-Control"):
-                headers["Cache-Control"] = "no-store"
+                del headers[name]
+            headers.setdefault("Cache-Control", "no-store")
         await send(message)
 
     return send_hardened

@@ -42,14 +42,8 @@ class OidcPages(IdentityPages):
             return await self.show_failure(request, intent, error, error.reason)
         browser = new_token()
         flow = Round(
-            intent.purpose,
-            endpoints,
-            self._rounds.now(),
-            digest_of(browser),
-            intent.session,
-            intent.invitation,
-            intent.name,
-        )
+            intent.purpose, endpoints, self._rounds.now(), digest_of(browser), intent.session, intent.invitation, intent.name
+        )  # fmt: skip
         self._rounds.add(flow)
         target = escape(self.provider.address_for(flow))
         # Not a redirect: a policy about forms holds for where their answers lead as well, and who knows where a provider

@@ -154,17 +154,13 @@ def render_lengths(report: DatasetReport) -> str:
     lengths = report.token_lengths
     if lengths is None or report.max_length is None:
         return ""
-    truncation = (
-        f" {html.plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
-    )
+    lost = report.lost_trained_tokens
+    truncation = f" {html.plural(lost, 'trained token')} truncated." if lost else ""
     what = "rows" if report.sequences == report.kept else "sequences"
     sentence = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{truncation}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
-    return html.fold(
-        "Lengths",
-        f"{lengths.max:,} tokens at most{f',{truncation}' if truncation else ''}".rstrip("."),
-        html.lead(sentence) + chart,
-    )
+    figure = f"{lengths.max:,} tokens at most{f',{truncation}' if truncation else ''}".rstrip(".")
+    return html.fold("Lengths", figure, html.lead(sentence) + chart)
 
 
 def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
@@ -205,12 +201,8 @@ def _pair_lengths(lengths: PairLengths) -> str:
         f"{f', and {lengths.equal:,} are equally long' if lengths.equal else ''}. "
         f"Half of the chosen answers are at most {median if lengths.median else 'as long as'} the rejected one."
     )
-    figure = f"the chosen answer is longer in {share} of the pairs"
-    return html.fold(
-        "Chosen and rejected",
-        figure,
-        f'<div class="beside">{html.lead(sentence)}{_difference_chart(lengths, sentence)}</div>',
-    )
+    content = f'<div class="beside">{html.lead(sentence)}{_difference_chart(lengths, sentence)}</div>'
+    return html.fold("Chosen and rejected", f"the chosen answer is longer in {share} of the pairs", content)
 
 
 def _difference_chart(lengths: PairLengths, label: str) -> str:

@@ -70,10 +70,9 @@ def render_demo(view: DemoView) -> str:
         text = view.problem or "A small model will be trained here in a moment. This page reloads automatically."
         title = "The demo cannot start" if view.problem else "The demo is being prepared"
         return f'<section><h2>{title}</h2><p class="lead">{escape(text)}</p></section>'
-    results = (
-        (_figures(snapshot), _chart(snapshot), _memory(snapshot)) if view.is_complete else ("", _chart(snapshot), "")
-    )
-    return f"<section>{_heading(view, snapshot)}{''.join(results)}</section>{_rows(view.sample)}{_answers(view.sample)}"
+    figures, memory = (_figures(snapshot), _memory(snapshot)) if view.is_complete else ("", "")
+    run = f"<section>{_heading(view, snapshot)}{figures}{_chart(snapshot)}{memory}</section>"
+    return f"{run}{_rows(view.sample)}{_answers(view.sample)}"
 
 
 _PAUSED = ("The demo run is paused", "It was paused for a member's run and will resume.")
@@ -93,17 +92,11 @@ def _heading(view: DemoView, snapshot: RunSnapshot) -> str:
     if state in _HEADINGS:
         return heading + ingredients
     done, total = history.last_step, history.total_steps
-    bar = (
-        f'<progress aria-label="Progress of the run" max="{total}" value="{min(done, total)}">{done}</progress>'
-        if total
-        else ""
-    )
-    return (
-        heading
-        + bar
-        + ingredients
-        + small("A small model is trained on this machine. This page reloads automatically.")
-    )
+    bar = ""
+    if total:
+        bar = f'<progress aria-label="Progress of the run" max="{total}" value="{min(done, total)}">{done}</progress>'
+    note = small("A small model is trained on this machine. This page reloads automatically.")
+    return f"{heading}{bar}{ingredients}{note}"
 
 
 def _ingredients(snapshot: RunSnapshot) -> str:

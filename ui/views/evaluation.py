@@ -73,18 +73,11 @@ def _preference(result: EvaluationResult) -> str:
     for branch, figures in preference.branches.items():
         accuracy = reward = "–"
         if branch == "tuned":
-            low, high = interval(preference.right, preference.pairs)
-            accuracy = f"{preference.accuracy:.0%} ({low:.0%}–{high:.0%})"
+            accuracy = f"{preference.accuracy:.0%} {_interval(preference.right, preference.pairs)}"
             reward = "–" if figures.reward_margin is None else f"{figures.reward_margin:+.3f}"
         likelier = f"{figures.preferred:,} of {preference.pairs:,} · {figures.preferred / preference.pairs:.0%}"
-        cells = (
-            accuracy,
-            reward,
-            likelier,
-            f"{figures.preferred_per_token / preference.pairs:.0%}",
-            f"{figures.margin:+.2f}",
-        )
-        rows.append((escape(_names(result)[branch]), *cells))
+        per_token = f"{figures.preferred_per_token / preference.pairs:.0%}"
+        rows.append((escape(_names(result)[branch]), accuracy, reward, likelier, per_token, f"{figures.margin:+.2f}"))
     numbers = ("Accuracy", "Reward margin", "Chosen likelier", "Per token", "Margin, nats")
     caption = "Chosen likelier: the chosen answer as a whole is likelier than the rejected one. Per token: its average token is."
     return _preference_table(result, numbers, rows, caption)
@@ -99,11 +92,15 @@ def _ratings(result: EvaluationResult) -> str:
     for branch, rating in ratings.branches.items():
         accuracy, *rewards = rating_cells(rating, ratings)
         if branch == "tuned":
-            low, high = interval(ratings.right, ratings.completions)
-            accuracy = f"{accuracy} ({low:.0%}–{high:.0%})"
+            accuracy = f"{accuracy} {_interval(ratings.right, ratings.completions)}"
         rows.append((escape(_names(result)[branch]), accuracy, *rewards))
     caption = "Mean rewards of the completions; TRL logs them as rewards/chosen, rewards/rejected and rewards/margins."
     return _preference_table(result, RATING_COLUMNS, rows, caption)
+
+
+def _interval(right: int, total: int) -> str:
+    low, high = interval(right, total)
+    return f"({low:.0%}–{high:.0%})"
 
 
 def _preference_table(
@@ -219,9 +216,8 @@ def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
     if not votes:
         return NO_VOTES
     numbers = ((len(votes), "vote", "votes"), (len(pairs.rows), "pair to train on", "pairs to train on"))
-    return html.facts(html.count_fact(*number) for number in numbers) + (
-        html.small(pairs.words) if pairs.left_out else ""
-    )
+    facts = html.facts(html.count_fact(*number) for number in numbers)
+    return f"{facts}{html.small(pairs.words) if pairs.left_out else ''}"
 
 
 def render_votes(votes: Sequence[Vote], page: html.ListPage, asked_id: str = "") -> str:
@@ -340,10 +336,8 @@ def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     """Return the result of the sign test as HTML."""
     if not tally.decisive:
         return f"Of {html.plural(tally.total, 'pair')} none was decided: no result yet."
-    wins, decided_pairs = (
-        max(tally.first_preferred, tally.second_preferred),
-        html.plural(tally.decisive, "decided pair"),
-    )
+    wins = max(tally.first_preferred, tally.second_preferred)
+    decided_pairs = html.plural(tally.decisive, "decided pair")
     if 2 * wins == tally.decisive:
         return f"Of {decided_pairs}, each side won {wins:,}: no difference."
     name = names[tally.second if tally.second_preferred == wins else tally.first]

@@ -118,8 +118,8 @@ def _head_cell(column: Column) -> str:
 
 
 def _cell_opening(column: Column, is_wide: bool) -> str:
-    label = _attribute("data-label", _plain(column.title).rstrip(" ▲▼")) if is_wide else ""
-    return f"<td{_attribute('class', column.css)}{label}>"
+    label = _plain(column.title).rstrip(" ▲▼") if is_wide else ""
+    return f"<td{_attribute('class', column.css)}{_attribute('data-label', label)}>"
 
 
 def _table_row(openings: Sequence[str], row: Row) -> str:

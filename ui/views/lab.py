@@ -36,11 +36,8 @@ def render_devices(devices: Sequence[DeviceUse], entries: Sequence[QueueEntry]) 
     """Return a row per device: user, purpose, end, and programs outside Loratory."""
     if not devices:
         return html.empty("No device", "This machine has no device that Loratory can use.")
-    users = {name: entry for entry in entries for name in entry.device.split(", ") if name}
-    rows = [
-        (html.under(escape(_device(device.device)), device.title), _use(device, users.get(device.device)))
-        for device in devices
-    ]
+    runs = {name: entry for entry in entries for name in entry.device.split(", ") if name}
+    rows = [(html.under(escape(_device(use.device)), use.title), _use(use, runs.get(use.device))) for use in devices]
     return html.table(("Device", "In use"), rows, css="rows devices")
 
 
@@ -106,10 +103,8 @@ def _actions(entry: QueueEntry, name: str, is_own: bool) -> str:
         buttons.append(html.pick_button(TURN, "Not urgent", label=f"The run {name} waits for its turn"))
     elif waits:
         buttons.append(html.pick_button(f"{URGENT_PREFIX}{name}", "Make urgent", label=f"Make the run {name} urgent"))
-    buttons.append(
-        html.pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}")
-    )
-    return f'<span class="acts">{"".join(buttons)}</span>'
+    stop = html.pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}")
+    return f'<span class="acts">{"".join(buttons)}{stop}</span>'
 
 
 def _times(since: float | None, end: float | None, *, ends: bool) -> str:
@@ -123,24 +118,17 @@ def _times(since: float | None, end: float | None, *, ends: bool) -> str:
 
 def render_people(people: Sequence[Person], invitations: "Sequence[InvitationState]", chosen: str) -> str:
     """Return a pickable row per account, and the open invitations."""
-    rows = [
-        html.Row(
-            (
-                f"<b>{escape(person.name)}</b>",
-                person.role,
-                escape(ago(person.last_sign_in)),
-                "active"
-                if person.disabled is None
-                else f'<span class="off">disabled {escape(ago(person.disabled))}</span>',
-            ),
-            html.pickable(person.name, chosen=person.name == chosen),
-        )
-        for person in people
-    ]
+    rows = []
+    for person in people:
+        state = "active"
+        if person.disabled is not None:
+            state = f'<span class="off">disabled {escape(ago(person.disabled))}</span>'
+        cells = (f"<b>{escape(person.name)}</b>", person.role, escape(ago(person.last_sign_in)), state)
+        rows.append(html.Row(cells, html.pickable(person.name, chosen=person.name == chosen)))
     people_table = html.table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
     links = Counter(
-        f"{invitation.role if invitation.person is None else f'new password of {invitation.person}'} by {invitation.invited_by or 'command line'}, "
-        f"valid for {html.duration(max(invitation.expires - time.time(), 0))}"
+        f"{invitation.role if invitation.person is None else f'new password of {invitation.person}'} "
+        f"by {invitation.invited_by or 'command line'}, valid for {html.duration(max(invitation.expires - time.time(), 0))}"
         for invitation in invitations
     )
     summary = "; ".join(f"{count} × {link}" if count > 1 else link for link, count in links.items())
@@ -175,22 +163,17 @@ def render_cache(cache: ModelCache) -> str:
         text += " All of them are needed by runs."
     rows = [_cache_row(model, model.id in cache.offered) for model in reversed(cache.models)]
     columns = ("Model", html.Column.of_numbers("Size"), "Last used", "Runs", "")
-    below = html.pick_button(OFFERED, f"Remove the {html.plural(len(cache.offered), 'marked model')}")
-    return (
-        html.small(text)
-        + html.table(columns, rows, css="rows", scrolls="scroll tall")
-        + (below if cache.offered else "")
-    )
+    button = html.pick_button(OFFERED, f"Remove the {html.plural(len(cache.offered), 'marked model')}")
+    models = html.table(columns, rows, css="rows", scrolls="scroll tall")
+    return f"{html.small(text)}{models}{button if cache.offered else ''}"
 
 
 def _cache_row(model: CachedModel, is_offered: bool) -> tuple[str, ...]:
-    users = (
-        f"needed by {', '.join(name.partition('/')[0] for name in model.use.needed_by)}" if model.use.needed_by else ""
-    )
+    users = ", ".join(name.partition("/")[0] for name in model.use.needed_by)
     remove = html.pick_button(f"{MODEL_PREFIX}{model.id}", "Remove", label=f"Remove {model.id}")
     return (
         html.under(escape(model.id), "offered for removal" if is_offered else ""), html.size(model.bytes), escape(ago(model.last_used)),
-        html.under(f"{model.use.runs:,}", users), "" if model.use.needed_by else remove,
+        html.under(f"{model.use.runs:,}", f"needed by {users}" if users else ""), "" if users else remove,
     )  # fmt: skip
 
 
@@ -271,17 +254,8 @@ def usage_csv(usage: "Usage") -> str:
     for entry in usage.weeks:
         kwh = "" if entry.kwh is None else f"{entry.kwh:.4f}"
         disk = usage.disk.get((entry.owner, entry.week), "")
-        writer.writerow(
-            (
-                _week_name(entry.week),
-                entry.owner,
-                f"{entry.gpu_hours:.4f}",
-                f"{entry.cpu_hours:.4f}",
-                kwh,
-                entry.runs,
-                disk,
-            )
-        )
+        hours = f"{entry.gpu_hours:.4f}", f"{entry.cpu_hours:.4f}"
+        writer.writerow((_week_name(entry.week), entry.owner, *hours, kwh, entry.runs, disk))
     return text.getvalue()
 
 

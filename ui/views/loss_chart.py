@@ -273,16 +273,14 @@ def loss_words(history: RunHistory) -> str:
     steps, losses = finite(history, "step", "loss")
     if not len(steps):
         return "No steps logged yet."
-    sentence = f"Training loss falls from {losses[0]:.2f} to {losses[-1]:.2f} in {int(steps[-1]):,} steps"
+    text = f"Training loss falls from {losses[0]:.2f} to {losses[-1]:.2f} in {int(steps[-1]):,} steps"
     if losses[-1] >= losses[0]:
-        sentence = f"Training loss is {losses[0]:.2f} at first and {losses[-1]:.2f} at step {int(steps[-1]):,}"
+        text = f"Training loss is {losses[0]:.2f} at first and {losses[-1]:.2f} at step {int(steps[-1]):,}"
     base, tuned = history.base_eval, history.tuned_evals
     if base is not None and tuned:
         newest = tuned[-1]
-        sentence += (
-            f"; held-out loss {newest.eval_loss:.2f} at step {newest.step:,}, {base.eval_loss:.2f} before training"
-        )
-    return f"{sentence}."
+        text += f"; held-out loss {newest.eval_loss:.2f} at step {newest.step:,}, {base.eval_loss:.2f} before training"
+    return f"{text}."
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:

@@ -91,9 +91,8 @@ def render_counts(report: DatasetReport) -> str:
 
 def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:
     """Return a page of rows with the problem of each; `reason` is the head of its column."""
-    rows = (
-        Row(_problem(problem), pickable(str(problem.row), chosen=None)) for problem in problems[page.start : page.end]
-    )
+    listed_problems = problems[page.start : page.end]
+    rows = (Row(_problem(problem), pickable(str(problem.row), chosen=None)) for problem in listed_problems)
     return _render_rows(Column(reason, "why"), rows, page)
 
 
@@ -137,9 +136,8 @@ def _render_rows(column: Column, rows: Iterable[Row], page: ListPage) -> str:
         return row_table
     turns = [("← Earlier", page.number - 1, page.start > 0), ("Later →", page.number + 1, page.end < page.rows)]
     links = " ".join(pick_button(f"page:{number}", label) for label, number, is_there in turns if is_there)
-    return (
-        f'{row_table}<p class="small num pager">{page.start + 1:,} to {page.end:,} of {page.rows:,} listed. {links}</p>'
-    )
+    position = f"{page.start + 1:,} to {page.end:,} of {page.rows:,} listed."
+    return f'{row_table}<p class="small num pager">{position} {links}</p>'
 
 
 def _line(line: int | None) -> str:

@@ -120,12 +120,7 @@ def _checkpoints(snapshot: RunSnapshot) -> str:
         )
         for point in reversed(snapshot.history.checkpoints)
     ]
-    columns = [
-        html.Column("Checkpoint"),
-        *map(html.Column.of_numbers, ("Size", "Held-out loss")),
-        html.Column(""),
-        html.Column("", "soft"),
-    ]
+    columns = ["Checkpoint", *map(html.Column.of_numbers, ("Size", "Held-out loss")), "", html.Column("", "soft")]
     return html.table(columns, rows, scrolls="scroll tall") if rows else ""
 
 
@@ -223,18 +218,18 @@ NO_EXPORTS = html.empty(
 
 
 def render_export(record: ExportRecord) -> str:
-    """Return one export: its place, its files and its verification."""
+    """Return one export: its location, its files and its verification."""
     if record.place.startswith(("https://", "http://")):  # a self-hosted Hub may have no certificate
         url = escape(record.place, quote=True)
-        place = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
+        location = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
     else:
-        place = html.copyable(record.place, "path")
+        location = html.copyable(record.place, "path")
     state = f" of {escape(record.checkpoint)}" if record.checkpoint else ""
     verification = render_verification(record.verified) if record.kind in _COMPARED else ""
     return (
         f"<h3>{KIND_WORDS.get(record.kind, escape(record.kind))}{state}</h3>{verification}"
         f'{html.notices(record.notes)}<p class="small num">{html.plural(len(record.files), "file")}, {html.size(record.size_bytes)}, in</p>'
-        f"{place}{_files(record.files)}"
+        f"{location}{_files(record.files)}"
     )
 
 
@@ -299,10 +294,8 @@ def render_exports(records: Sequence[ExportRecord], chosen: int) -> str:
     """Return all exports of a run, newest first; a row can be picked."""
     if len(records) < 2:
         return ""
-    columns = [
-        html.Column("Format"), html.Column("Place", "soft where"), html.Column.of_numbers("Size"), html.Column("Verification", "tag"),
-        html.Column("Time", "r soft"),
-    ]  # fmt: skip
+    columns = ["Format", html.Column("Place", "soft where"), html.Column.of_numbers("Size"),
+               html.Column("Verification", "tag"), html.Column("Time", "r soft")]  # fmt: skip
     rows = (_export(number, record, number == chosen) for number, record in enumerate(records))
     return f"<h3>Previous exports</h3>{html.table(columns, rows)}"
 
