@@ -94,7 +94,9 @@ def _to_do(draft: Draft) -> str:
 def _memory(draft: Draft) -> str:
     memory = draft.device_memory
     if memory.estimate is not None:
-        return _judged_for(draft) + render_memory_bar(memory.estimate, _alarms(draft) + _rows_words(draft))
+        return _judged_for(draft) + render_memory_bar(
+            memory.estimate, _alarms(draft) + _rows_words(draft, memory.estimate)
+        )
     if memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None:
         content = html.small("See the choice of hardware on the Train tab.")  # the error is there
     elif memory.error is not None:
@@ -158,11 +160,9 @@ def _judged_for(draft: Draft) -> str:
     return html.notices([f"Estimate for {elsewhere.device.name}. A run still starts {starts}.", *obstacles])
 
 
-def _rows_words(draft: Draft) -> str:
+def _rows_words(draft: Draft, estimate: MemoryEstimate) -> str:
     """Return which rows the estimate assumes; for the chosen rows, also the memory at max_length."""
-    estimate, rows, most = draft.device_memory.estimate, draft.rows, _value(draft, "training.max_length")
-    if estimate is None:
-        return ""
+    rows, most = draft.rows, _value(draft, "training.max_length")
     if rows is None:
         return html.small(f"For rows of {most:,} tokens; for your rows once all are read.")
     several = "one row" if estimate.pass_rows == 1 else f"{estimate.pass_rows:,} rows at once"

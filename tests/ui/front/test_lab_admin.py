@@ -167,10 +167,13 @@ def test_the_last_admin_stays(admin, caller):
     assert audit_entries(admin) == []
 
 
-def test_limits_are_saved_and_what_changed_is_logged(admin, caller):
+def test_limits_are_saved_next_to_the_other_settings_and_what_changed_is_logged(admin, caller):
+    change_settings(admin.home, announcement="hello", public_url="https://gpu.lab.example")
     admin.save_limits(caller, {"running_per_person": 1, "weekly_gpu_hours": 40.5, "device_weights": {"cuda:0": 2}})
 
-    limits = read_settings(admin.home).limits
+    settings = read_settings(admin.home)
+    limits = settings.limits
+    assert (settings.announcement, settings.public_url) == ("hello", "https://gpu.lab.example")
     assert (limits.running_per_person, limits.weekly_gpu_hours, limits.device_weights) == (1, 40.5, {"cuda:0": 2})
     ((_, kind, _, detail, _),) = audit_entries(admin)
     assert kind == "limits changed"
@@ -188,15 +191,6 @@ def test_limits_out_of_bounds_are_refused_together(admin, caller):
         "device_weights",
     }
     assert read_settings(admin.home).limits == LabLimits()
-
-
-def test_changes_of_several_admins_keep_each_other(admin, caller):
-    admin.save_limits(caller, {"running_per_person": 7})
-    admin.announce(caller, "hello")
-    change_settings(admin.home, public_url="https://gpu.lab.example")
-
-    settings = read_settings(admin.home)
-    assert (settings.limits.running_per_person, settings.announcement) == (7, "hello")
 
 
 @pytest.mark.parametrize("text", ["x" * 301, "a\x1bb"])

@@ -95,7 +95,7 @@ def test_an_answer_of_another_provider_is_refused(either, institute):
     assert institute.request_paths.count("/token") == 1
 
 
-@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example"])
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example", "/demo"])
 def test_no_one_is_led_elsewhere(either, institute, target):
     with either.browser() as browser:
         address = start(browser, next=target, redirect_uri=target, target=target)

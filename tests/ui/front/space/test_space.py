@@ -1,6 +1,5 @@
 """In a Space, people sign in with Hugging Face, strangers see the demo, and tokens stay in memory."""
 
-import time
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,8 @@ from engine.accounts.sessions import Sessions
 from engine.chat.zero_gpu import ZeroGpu
 from engine.errors import DeviceError, PushError
 from engine.space.mirror import Unsaved
-from tests.ui.front.lab import PASSWORD, PATIENCE_SECONDS, fake_services_of, running_lab
+from tests.runs.supervision import wait_until
+from tests.ui.front.lab import PASSWORD, fake_services_of, running_lab
 from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refusal_of, start, visit
 from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, environment_at, space_at
 from ui.front.gate import COOKIE
@@ -165,10 +165,7 @@ def test_a_disabled_person_loses_token_and_way_in(lab, institute):
         answer = sign_in(lab, institute, browser, "sub-dan", "dan", "gpu-lab")
         assert refusal_of(lab, browser, answer)
         assert "disabled your account" in answer.text
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while lab.logins.token_of("dan") is not None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: lab.logins.token_of("dan") is None)
     lab.accounts.enable("dan")
 
 
@@ -234,7 +231,7 @@ def test_what_a_client_claims_about_its_way_here_is_not_believed(lab, institute)
     assert "1.2.3.4" not in (lab.home.root / "audit.jsonl").read_text()
 
 
-def test_what_would_be_lost_is_said_to_each_person(lab, institute):
+def test_each_person_reads_what_they_would_lose(lab, institute):
     UNSAVED["bea"] = "2 checkpoints are not mirrored yet."
     with lab.browser() as bea, lab.browser() as ann:
         sign_in(lab, institute, bea, "sub-bea", "bea")
