@@ -162,7 +162,7 @@ class Gate:
             status = 200 if is_root and self._welcome is not None else 421
             return PlainTextResponse(f"This lab is reached as {self._address.origin}.", status)
         if any(origin != self._address.origin for origin in headers.getlist("origin")):
-            return PlainTextResponse("A page of another site may not ask this lab.", 403)
+            return PlainTextResponse("Requests from pages of other sites are refused.", 403)
         site = headers.get("sec-fetch-site", "same-origin")
         if request.method not in _SAFE_METHODS:
             is_own = site == "same-origin" and ("origin" in headers or "sec-fetch-site" in headers)
@@ -170,7 +170,7 @@ class Gate:
             return None if is_own else refusal
         is_shown = _opens(headers, "document") or (self._welcome is not None and is_root and _opens(headers, "iframe"))
         if site not in ("same-origin", "none") and not is_shown:
-            return PlainTextResponse("A page of another site may not ask this lab.", 403)
+            return PlainTextResponse("Requests from pages of other sites are refused.", 403)
         return None
 
     def _is_offered(self, request: Request, person: Person) -> bool:

@@ -100,7 +100,7 @@ def _actions(entry: QueueEntry, name: str, is_own: bool) -> str:
     waits = entry.place is not None
     buttons = [] if is_own else [html.pick_button(f"{LOOK_PREFIX}{name}", "Look", label=f"Look into the run {name}")]
     if entry.urgent:
-        buttons.append(html.pick_button(TURN, "Not urgent", label=f"The run {name} waits for its turn"))
+        buttons.append(html.pick_button(TURN, "Not urgent", label=f"Return the run {name} to its turn"))
     elif waits:
         buttons.append(html.pick_button(f"{URGENT_PREFIX}{name}", "Make urgent", label=f"Make the run {name} urgent"))
     stop = html.pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}")

@@ -65,7 +65,12 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
         parameters = count(model.parameters) if model.parameters else "–"
         cells = (escape(model.id), parameters, escape(model.license or "–"), f"{model.downloads:,}")
         rows.append(Row(cells, pickable(model.id)))
-    columns = ["Model", Column.of_numbers("Parameters"), Column("Licence", "soft"), Column("Downloads", "r soft")]
+    columns: list[Column | str] = [
+        "Model",
+        Column.of_numbers("Parameters"),
+        Column("Licence", "soft"),
+        Column("Downloads", "r soft"),
+    ]
     return f"<h3>On the Hub, for “{escape(query)}”</h3>{table(columns, rows)}"
 
 

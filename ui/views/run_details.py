@@ -120,7 +120,12 @@ def _checkpoints(snapshot: RunSnapshot) -> str:
         )
         for point in reversed(snapshot.history.checkpoints)
     ]
-    columns = ["Checkpoint", *map(html.Column.of_numbers, ("Size", "Held-out loss")), "", html.Column("", "soft")]
+    columns: list[html.Column | str] = [
+        "Checkpoint",
+        *map(html.Column.of_numbers, ("Size", "Held-out loss")),
+        "",
+        html.Column("", "soft"),
+    ]
     return html.table(columns, rows, scrolls="scroll tall") if rows else ""
 
 
@@ -294,7 +299,7 @@ def render_exports(records: Sequence[ExportRecord], chosen: int) -> str:
     """Return all exports of a run, newest first; a row can be picked."""
     if len(records) < 2:
         return ""
-    columns = ["Format", html.Column("Place", "soft where"), html.Column.of_numbers("Size"),
+    columns: list[html.Column | str] = ["Format", html.Column("Place", "soft where"), html.Column.of_numbers("Size"),
                html.Column("Verification", "tag"), html.Column("Time", "r soft")]  # fmt: skip
     rows = (_export(number, record, number == chosen) for number, record in enumerate(records))
     return f"<h3>Previous exports</h3>{html.table(columns, rows)}"

@@ -217,7 +217,7 @@ def render_queue(waiting: Sequence[RunSummary]) -> str:
     left = len(waiting) - _QUEUE_ROWS
     columns = (Column("", "r soft place"), Column("", "name"), Column("", "moves"))
     label = ' aria-label="Waiting runs, the next one first"'
-    more = small(f"… and {plural(left, 'more run')} behind them.") if left > 0 else ""
+    more = small(f"… and {plural(left, 'more run')}.") if left > 0 else ""
     return f"<h2>Queue</h2>{table(columns, lines, css='queue', attributes=label, scrolls='')}{more}"
 
 
