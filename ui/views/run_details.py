@@ -299,8 +299,10 @@ def render_exports(records: Sequence[ExportRecord], chosen: int) -> str:
     """Return all exports of a run, newest first; a row can be picked."""
     if len(records) < 2:
         return ""
-    columns: list[html.Column | str] = ["Format", html.Column("Place", "soft where"), html.Column.of_numbers("Size"),
-               html.Column("Verification", "tag"), html.Column("Time", "r soft")]  # fmt: skip
+    columns = [
+        html.Column("Format"), html.Column("Place", "soft where"), html.Column.of_numbers("Size"), html.Column("Verification", "tag"),
+        html.Column("Time", "r soft"),
+    ]  # fmt: skip
     rows = (_export(number, record, number == chosen) for number, record in enumerate(records))
     return f"<h3>Previous exports</h3>{html.table(columns, rows)}"
 
