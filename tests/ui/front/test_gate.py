@@ -18,7 +18,6 @@ from ui.front.gate import COOKIE
 
 PLAIN = ("/sign-in", "/sign-out", "/join")
 OF_A_PROVIDER = ("/sign-in/with", "/account/unlink", "/oidc/callback")  # refused where a lab has none
-REFUSED = (401, 403, 404, 405, 421)
 # Routes of Gradio that a page needs. All others are not offered, also those that a new Gradio brings.
 OFFERED = {
     "GET /", "HEAD /", "GET /config", "GET /config/", "GET /theme.css", "GET /gradio_api/theme.css", "GET /favicon.ico",

@@ -25,7 +25,6 @@ from ui.front import connections
 from ui.front.gate import COOKIE
 from ui.front.oidc import ROUND_COOKIE
 
-ROOT = Path(__file__).resolve().parents[4]
 HOST = {"Host": GIVEN["SPACE_HOST"]}
 
 
