@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -52,29 +53,19 @@ def open_demo(home: LoratoryHome, environment: SpaceEnvironment, places: Inspect
         demo.close()
 
 
+@dataclass(eq=False)
 class DemoPages:
-    """Answers people who have no account, or whose account is not admitted.
+    """Answers people who have no account, or whose account is not admitted."""
 
-    Args:
-        demo: The run, and what may be asked of it.
-        duplicate_url: Where a person makes a Space of their own from this one.
-        sign_in: Address of the sign-in page, on the Space's own host.
-        waits_seconds: How long a question waits for its turn.
-    """
+    demo: Demo  # the run, and what may be asked of it
+    duplicate_url: str  # where a person makes a Space of their own from this one
+    sign_in: str  # address of the sign-in page, on the Space's own host
+    throttle: DemoThrottle = field(default_factory=DemoThrottle)
+    waits_seconds: float = _WAITS_SECONDS  # how long a question waits for its turn
 
-    def __init__(
-        self,
-        demo: Demo,
-        duplicate_url: str,
-        sign_in: str,
-        throttle: DemoThrottle | None = None,
-        waits_seconds: float = _WAITS_SECONDS,
-    ) -> None:
-        self._demo = demo
-        self._masthead = render_masthead(duplicate_url, sign_in)
-        self._throttle = throttle or DemoThrottle()
-        self._waits_seconds = waits_seconds
-        self._reader = RunReader(demo.runs)
+    def __post_init__(self) -> None:
+        self._masthead = render_masthead(self.duplicate_url, self.sign_in)
+        self._reader = RunReader(self.demo.runs)
         self._turn = asyncio.Lock()  # held by the question that is being answered
         self._waiting = 0
         self._refreshing = asyncio.Lock()  # one read of the run at a time
@@ -116,7 +107,7 @@ class DemoPages:
         try:
             if not self._view.can_ask:
                 raise DemoBusyError("The model is not ready.", "Ask again when the run has completed.")
-            self._throttle.begin(address_of(request))
+            self.throttle.begin(address_of(request))
             answers = await self._in_turn(request, prompt)
         except ThrottledError as error:
             return self._refuse(prompt, f"{error.what} Try again in {duration(error.seconds)}.", 429, error.seconds)
@@ -130,7 +121,7 @@ class DemoPages:
             raise DemoBusyError("Several visitors are asking at the moment.", "Try again in a minute.")
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._waits_seconds):
+            async with asyncio.timeout(self.waits_seconds):
                 await self._turn.acquire()
         except TimeoutError as error:
             raise DemoBusyError("The questions of other visitors took too long.", "Try again in a minute.") from error
@@ -139,7 +130,7 @@ class DemoPages:
         try:
             if await request.is_disconnected():
                 raise DemoBusyError("The page was closed.", "Ask again.")
-            return await asyncio.to_thread(self._demo.chat.ask, run.run, prompt)
+            return await asyncio.to_thread(self.demo.chat.ask, run.run, prompt)
         finally:
             self._turn.release()
 
@@ -166,19 +157,19 @@ class DemoPages:
             self._whole = self._page(render_asking(view), refresh=_RELOAD_SECONDS if view.is_changing else None)
 
     def _read(self) -> DemoView:
-        run = self._demo.run
+        run = self.demo.run
         with suppress(EngineError):  # it was deleted meanwhile
             if run is not None:
                 snapshot = self._reader.observe(run.id)
-                return DemoView(snapshot, self._demo.sample_of(run), self._failure_text(snapshot))
-        return DemoView(problem=self._demo.problem)
+                return DemoView(snapshot, self.demo.sample_of(run), self._failure_text(snapshot))
+        return DemoView(problem=self.demo.problem)
 
     def _failure_text(self, snapshot: RunSnapshot) -> str:
         failure, state = snapshot.history.failed, snapshot.state
         if state.state != "failed":
             return ""
         text = failure.what if failure is not None else state.cause
-        return self._demo.without_paths(text or "It failed for an unknown reason.")
+        return self.demo.without_paths(text or "It failed for an unknown reason.")
 
     def _page(self, asking: str, why: str = "", refresh: int | None = None) -> bytes:
         notice = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""

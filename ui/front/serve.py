@@ -119,7 +119,10 @@ def build_gate(
     plain = Starlette(routes=routes, lifespan=lambda _: housekeeping(pages, enabled_names, disk.measure))
     paths = frozenset(route.path for route in routes)
     welcome = None if space is None else space.welcome
-    gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names, welcome=welcome)
+    gate = Gate(
+        address=address, find_session=sessions.find, front=plain, front_paths=paths, pages=pages, behind_proxy=behind_proxy,
+        names=names, welcome=welcome,
+    )  # fmt: skip
     return gate, pages
 
 

@@ -50,37 +50,31 @@ _KIND_WORDS = {
 }
 
 
+def _listings(report: DatasetReport) -> dict[Listing, tuple[str, Sequence[int]]]:
+    """Return the label and the row numbers of each list but that of all rows."""
+    odd = list(dict.fromkeys(notice.row for notice in report.notices))
+    more = "" if len(report.notices) == sum(report.notice_counts.values()) else "+"
+    return {
+        "left_out": (f"skipped ({report.dropped:,})", [problem.row for problem in report.problems]),
+        "odd": (f"kept with warnings ({len(odd):,}{more})", odd),
+        "longest": ("longest", report.longest_rows),
+        "shortest": ("shortest", report.shortest_rows),
+        "length_gap": ("largest difference in length", report.length_gap_rows),
+        "duplicates": (f"duplicates ({report.duplicates:,})", report.duplicate_rows),
+        "contradictions": (f"contradictory ({report.contradictions:,})", report.contradicting_rows),
+    }
+
+
 def rows_of(report: DatasetReport, listing: Listing) -> tuple[int, ...]:
     """Return the row numbers of a list, in its order; empty for `all`."""
-    lists: dict[Listing, Sequence[int]] = {
-        "left_out": [problem.row for problem in report.problems],
-        "odd": list(dict.fromkeys(notice.row for notice in report.notices)),
-        "longest": report.longest_rows,
-        "shortest": report.shortest_rows,
-        "length_gap": report.length_gap_rows,
-        "duplicates": report.duplicate_rows,
-        "contradictions": report.contradicting_rows,
-    }
-    return tuple(lists.get(listing, ()))
+    _, rows = _listings(report).get(listing, ("", ()))
+    return tuple(rows)
 
 
 def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
     """Return the lists that have rows, with their counts."""
-    if report is None:
-        return [("all rows", "all")]
-    odd = len({notice.row for notice in report.notices})
-    more = "" if len(report.notices) == sum(report.notice_counts.values()) else "+"
-    labels: dict[Listing, str] = {
-        "all": "all rows",
-        "left_out": f"skipped ({report.dropped:,})",
-        "odd": f"kept with warnings ({odd:,}{more})",
-        "longest": "longest",
-        "shortest": "shortest",
-        "length_gap": "largest difference in length",
-        "duplicates": f"duplicates ({report.duplicates:,})",
-        "contradictions": f"contradictory ({report.contradictions:,})",
-    }
-    return [(labels[listing], listing) for listing in LISTINGS if listing == "all" or rows_of(report, listing)]
+    listings = _listings(report) if report is not None else {}
+    return [("all rows", "all"), *((label, listing) for listing, (label, rows) in listings.items() if rows)]
 
 
 def render_counts(report: DatasetReport) -> str:
