@@ -67,11 +67,11 @@ UNFINISHED = [
 ]
 
 
-@pytest.mark.parametrize("request_start", UNFINISHED, ids=["headers", "nothing", "body"])
-def test_a_request_that_does_not_arrive_is_given_up(lab, bea, monkeypatch, request_start):
+def test_a_request_that_does_not_arrive_is_given_up(lab, bea, monkeypatch):
     monkeypatch.setattr(connections, "_TIMEOUT_SECONDS", 0.5)
-    with connect(lab, request_start) as connection:
-        assert has_ended(connection)
+    for request_start in UNFINISHED:
+        with connect(lab, request_start) as connection:
+            assert has_ended(connection), request_start
     assert bea.get("/config").status_code == 200
 
 
@@ -146,16 +146,13 @@ def test_wrong_passwords_lock_no_one_out(lab, monkeypatch):
 MANY = b"[" + b",".join([b'{"a":1}'] * 60_000) + b"]"
 
 
-@pytest.mark.parametrize("path", ["queue/join", "run/predict", "component_server", "component_server/", "cancel"])
-def test_json_of_many_small_values_is_refused_before_it_is_parsed(lab, bea, path):
-    answer = bea.post(
-        f"/gradio_api/{path}",
-        content=b'{"data":' + MANY + b',"session_hash":"x"}',
-        headers={"Content-Type": "application/json"},
-    )
+def test_json_of_many_small_values_is_refused_before_it_is_parsed(lab, bea):
+    body = b'{"data":' + MANY + b',"session_hash":"x"}'
+    for path in ("queue/join", "run/predict", "component_server", "component_server/", "cancel"):
+        answer = bea.post(f"/gradio_api/{path}", content=body, headers={"Content-Type": "application/json"})
 
-    assert answer.status_code == 413
-    assert answer.text == "A request may hold at most 50,000 values. Shorten what was typed or opened."
+        assert answer.status_code == 413, path
+        assert answer.text == "A request may hold at most 50,000 values. Shorten what was typed or opened."
     assert bea.get("/config").status_code == 200
 
 

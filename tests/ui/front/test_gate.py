@@ -39,6 +39,10 @@ def lab(tmp_path_factory, request):
         yield running
 
 
+# What concerns a page and not its gate is the same in a Space.
+of_a_page = pytest.mark.parametrize("lab", ["lab"], indirect=True)
+
+
 @pytest.fixture(scope="module")
 def ann(lab):
     with lab.signed_in("ann") as client:
@@ -116,6 +120,7 @@ def test_what_a_person_is_offered_is_a_list_that_was_decided(lab, ann, every_rou
     assert routes <= OFFERED, "decide whether a new route is safe to offer"
 
 
+@of_a_page
 def test_a_page_has_no_route_that_is_not_offered(lab, ann, every_route):
     paths = {path.split(" ", 1)[1] for path in routes_of(lab.pages._pages["ann"].app.router.routes)}
     offers = {path.split(" ", 1)[1].replace("predict", "x") for path in OFFERED}
@@ -198,6 +203,7 @@ def listen(client, session, seconds=PATIENCE_SECONDS):
     return "\n".join(lines)
 
 
+@of_a_page
 def test_the_session_of_another_gives_nothing_and_its_stream_still_arrives(lab, ann, bea):
     config = ann.get("/config").json()
     load = next(
@@ -218,6 +224,7 @@ def test_the_session_of_another_gives_nothing_and_its_stream_still_arrives(lab, 
     assert "process_completed" in own_stream
 
 
+@of_a_page
 def test_an_upload_belongs_to_who_sent_it(lab, ann, bea):
     answer = ann.post("/gradio_api/upload?upload_id=first", files={"files": ("rows.jsonl", b'{"text": "of ann"}\n')})
     assert answer.status_code == 200
@@ -231,6 +238,7 @@ def test_an_upload_belongs_to_who_sent_it(lab, ann, bea):
     assert bea.post("/gradio_api/upload?upload_id=first", files={"files": ("a", b"a")}).status_code == 404
 
 
+@of_a_page
 @pytest.mark.parametrize(
     "path",
     [
@@ -252,14 +260,13 @@ def test_no_file_but_a_persons_own_is_given(lab, ann, bea, path):
     assert "root:" not in answer.text
 
 
+@of_a_page
 def test_forwarding_headers_of_a_client_are_ignored(lab, ann):
     forgery = {
         "X-Forwarded-Host": "evil.example", "X-Forwarded-Proto": "http", "X-Forwarded-For": "1.2.3.4",
         "Forwarded": "host=evil.example", "X-Gradio-Server": "https://evil.example",
     }  # fmt: skip
     assert ann.get("/config", headers=forgery).json()["root"] == lab.url
-    if lab.has_demo:
-        return  # it has no passwords, and a proxy in front
     with lab.browser() as browser:
         browser.post("/sign-in", data={"name": "ann", "password": PASSWORD}, headers=forgery)
     log = (lab.home.root / "audit.jsonl").read_text()
@@ -300,6 +307,7 @@ def open_stream(lab, token):
     return connection, connection.getresponse()
 
 
+@of_a_page
 def test_the_open_stream_of_a_disabled_person_ends_soon(lab):
     lab.add("cid")
     token = lab.sessions.begin(lab.accounts.person("cid"), "", "")
@@ -326,6 +334,7 @@ def test_the_open_stream_of_a_disabled_person_ends_soon(lab):
         assert browser.get("/config").status_code == 401
 
 
+@of_a_page
 def test_a_changed_role_gets_another_page(lab):
     lab.add("dan")
     token = lab.sessions.begin(lab.accounts.person("dan"), "", "")
