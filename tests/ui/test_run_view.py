@@ -20,8 +20,8 @@ from ui.views.run_view import (
     render_heading,
     render_left_out,
     render_log,
-    render_made_of,
     render_memory,
+    render_run_settings,
     render_trouble,
     render_warnings,
     status_line,
@@ -56,7 +56,7 @@ def test_a_running_run_says_step_time_speed_and_losses(observe):
     assert "tokens/s" in line
     assert "held-out loss 1.36" in line
     assert "base 2.71" in line
-    assert "2 × 4 = 8 rows a step" in render_made_of(snapshot)
+    assert "2 × 4 = 8 rows a step" in render_run_settings(snapshot)
 
 
 def test_a_cluster_job_is_listed_with_its_node_and_gpus(observe):

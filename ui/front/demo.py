@@ -27,7 +27,7 @@ from engine.space.environment import SpaceEnvironment
 from ui.backend.run_reader import RunReader, RunSnapshot
 from ui.front.forms import address_of, hash_of, read_form
 from ui.front.gate import SIGN_IN
-from ui.views.demo import ASK, DemoView, render_asking, render_demo, render_masthead
+from ui.views.demo import ASK, DemoView, render_demo, render_masthead, render_question_form
 from ui.views.html import ICON
 
 DEMO = "/demo"
@@ -92,7 +92,7 @@ class DemoPages:
         await self._refresh()
         if not why:
             return _answer(self._whole)
-        return _answer(self._page(render_asking(self._view), why), 403)
+        return _answer(self._page(render_question_form(self._view), why), 403)
 
     async def _answer_question(self, request: Request) -> Response:
         await self._refresh()
@@ -113,7 +113,7 @@ class DemoPages:
             return self._refuse(prompt, f"{error.what} Try again in {duration(error.seconds)}.", 429, error.seconds)
         except EngineError as error:
             return self._refuse(prompt, str(error), 503, 30)
-        return _answer(self._page(render_asking(self._view, answers=answers)))
+        return _answer(self._page(render_question_form(self._view, answers=answers)))
 
     async def _in_turn(self, request: Request, prompt: str) -> DemoAnswers:
         run = self._view.run
@@ -135,7 +135,7 @@ class DemoPages:
             self._turn.release()
 
     def _refuse(self, prompt: str, problem: str, status: int, seconds: int = 0) -> Response:
-        answer = _answer(self._page(render_asking(self._view, prompt=prompt, problem=problem)), status)
+        answer = _answer(self._page(render_question_form(self._view, prompt=prompt, problem=problem)), status)
         if seconds:
             answer.headers["Retry-After"] = str(seconds)
         return answer
@@ -154,7 +154,7 @@ class DemoPages:
         stamp = view.stamp
         if stamp != self._stamp or not self._whole:
             self._view, self._body, self._stamp = view, render_demo(view), stamp
-            self._whole = self._page(render_asking(view), refresh=_RELOAD_SECONDS if view.is_changing else None)
+            self._whole = self._page(render_question_form(view), refresh=_RELOAD_SECONDS if view.is_changing else None)
 
     def _read(self) -> DemoView:
         run = self.demo.run
@@ -171,14 +171,14 @@ class DemoPages:
         text = failure.what if failure is not None else state.cause
         return self.demo.without_paths(text or "It failed for an unknown reason.")
 
-    def _page(self, asking: str, why: str = "", refresh: int | None = None) -> bytes:
+    def _page(self, form: str, why: str = "", refresh: int | None = None) -> bytes:
         notice = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""
         head = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
             f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Demo · Loratory</title>{ICON}'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}'
             f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
-            f'<body class="demo"><main>{self._masthead}{notice}{self._body}{asking}</main></body></html>'
+            f'<body class="demo"><main>{self._masthead}{notice}{self._body}{form}</main></body></html>'
         ).encode()
 
 

@@ -145,7 +145,7 @@ def _loaded_line(state: ChatState, model: LoadedModel, results: Sequence[str]) -
     if model.adapter_bytes:
         weights += f", {html.size(model.adapter_bytes)} of adapter"
     parts = [
-        f"<b>{escape(html.short_name(model.name))}</b>{_with_what(model, results)} is loaded",
+        f"<b>{escape(html.short_name(model.name))}</b>{_adapter_text(model, results)} is loaded",
         f"{escape(precision)} on {escape(model.device)}",
         weights,
     ]
@@ -159,7 +159,7 @@ def _loaded_line(state: ChatState, model: LoadedModel, results: Sequence[str]) -
     return " · ".join(parts)
 
 
-def _with_what(model: LoadedModel, results: Sequence[str]) -> str:
+def _adapter_text(model: LoadedModel, results: Sequence[str]) -> str:
     method = escape(model.method or "base model")
     if not model.method or "tuned" not in model.branches:
         return f" ({method})"

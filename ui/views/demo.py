@@ -197,7 +197,9 @@ def _side(title: str, answer: DemoAnswer) -> str:
     return f'<div><h4>{title}</h4><p class="answer" dir="auto">{text}{end}</p></div>'
 
 
-def render_asking(view: DemoView, *, prompt: str = "", problem: str = "", answers: DemoAnswers | None = None) -> str:
+def render_question_form(
+    view: DemoView, *, prompt: str = "", problem: str = "", answers: DemoAnswers | None = None
+) -> str:
     """Return the form for a question, and the answers to the last one.
 
     Args:

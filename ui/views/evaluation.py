@@ -271,7 +271,7 @@ def render_pair(pair: Pair) -> str:
     return _pair(pair.prompt, "".join(answer_box("", name, answer_html(pair.answers[side])) for name, side in sides))
 
 
-def render_writing(prompt: str, tokens: int, most: int) -> str:
+def render_generating(prompt: str, tokens: int, most: int) -> str:
     """Return the progress of the answers, of `most` tokens in all; they appear together, for the quicker one gives itself away."""
     count = f"{tokens:,} tokens so far" if tokens else "reading the question"
     waiting = f'<div class="answers waiting" role="status"><p>Generating two answers, {count}. They appear together.</p></div>'
@@ -297,7 +297,7 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     return _pair(pair.prompt, answers, sentence)
 
 
-def render_same_words(pair: Pair) -> str:
+def render_identical_answers(pair: Pair) -> str:
     """Return a pair of identical answers."""
     both = answer_box("", "Both", answer_html(pair.answers[pair.left]))
     return _pair(pair.prompt, both, "Both answers are identical; this counts as equal.")

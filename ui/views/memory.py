@@ -94,7 +94,7 @@ def _to_do(draft: Draft) -> str:
 def _memory(draft: Draft) -> str:
     memory = draft.device_memory
     if memory.estimate is not None:
-        return _judged_for(draft) + render_memory_bar(
+        return _estimate_notices(draft) + render_memory_bar(
             memory.estimate, _alarms(draft) + _rows_words(draft, memory.estimate)
         )
     if memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None:
@@ -150,7 +150,7 @@ def _alarms(draft: Draft) -> str:
     )
 
 
-def _judged_for(draft: Draft) -> str:
+def _estimate_notices(draft: Draft) -> str:
     """Return the device of the estimate and its obstacles, unless it is on this machine."""
     elsewhere = draft.memory_elsewhere
     if elsewhere is None or elsewhere.device is None:

@@ -130,7 +130,7 @@ def _phase(snapshot: RunSnapshot) -> str:
     return "starting the worker" if status is None else _PHASE_WORDS[status.phase]
 
 
-def render_made_of(snapshot: RunSnapshot) -> str:
+def render_run_settings(snapshot: RunSnapshot) -> str:
     """Return the run's settings for the side panel; empty if its configuration cannot be read."""
     config = snapshot.config
     if config is None:
