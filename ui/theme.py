@@ -6,6 +6,13 @@ import gradio as gr
 
 STYLESHEETS = tuple(sorted((Path(__file__).parent / "assets").glob("*.css"), reverse=True))  # style.css first
 
+# In the head of a document: a loss that falls, as the icon of the browser's tab; without it browsers ask for a file.
+ICON = (
+    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 32 32%22%3E'
+    "%3Crect width=%2232%22 height=%2232%22 rx=%227%22 fill=%22%230f6b5c%22/%3E%3Cpath d=%22M8 7c1 11 6 15 17 16%22 "
+    'fill=%22none%22 stroke=%22%23faf9f6%22 stroke-width=%224%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
+)
+
 # Paper, ink and one accent. Every other colour on the page belongs to a chart.
 _ACCENT = gr.themes.Color(
     c50="#eef6f4", c100="#d5e9e4", c200="#acd3ca", c300="#7fb9ad", c400="#4f9c8d", c500="#2a8273",

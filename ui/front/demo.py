@@ -27,8 +27,8 @@ from engine.space.environment import SpaceEnvironment
 from ui.backend.run_reader import RunReader, RunSnapshot
 from ui.front.forms import address_of, hash_of, read_form
 from ui.front.gate import SIGN_IN
+from ui.theme import ICON
 from ui.views.demo import ASK, DemoView, render_demo, render_masthead, render_question_form
-from ui.views.html import ICON
 
 DEMO = "/demo"
 _REFRESH_SECONDS = 2.0  # between two reads of the run

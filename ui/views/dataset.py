@@ -154,8 +154,8 @@ def render_lengths(report: DatasetReport) -> str:
     lengths = report.token_lengths
     if lengths is None or report.max_length is None:
         return ""
-    lost = report.lost_trained_tokens
-    truncation = f" {html.plural(lost, 'trained token')} truncated." if lost else ""
+    lost_tokens = report.lost_trained_tokens
+    truncation = f" {html.plural(lost_tokens, 'trained token')} truncated." if lost_tokens else ""
     what = "rows" if report.sequences == report.kept else "sequences"
     sentence = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{truncation}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)

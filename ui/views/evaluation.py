@@ -51,11 +51,11 @@ def render_evaluation(result: EvaluationResult) -> str:
     worse = ""
     if result.gain is not None and tuned.perplexity >= base.perplexity:
         worse = "<b>Training made it worse:</b> the base model has the lower loss. "
-    sample_words = (
+    sample = (
         f"{html.plural(result.rows, 'held-out row')}, {html.plural(tuned.tokens, 'trained token')}, the same for both"
     )
     return (
-        f'{html.facts(figures)}<p class="small">{worse}Measured on {sample_words}, in {html.duration(result.seconds)}.</p>'
+        f'{html.facts(figures)}<p class="small">{worse}Measured on {sample}, in {html.duration(result.seconds)}.</p>'
         f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{html.notices(result.notes)}{_scores(result)}"
     )
 
@@ -176,10 +176,9 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     with_preferences = any(row.result.preference_accuracy is not None for row in rows)
     numbers += ["Preference accuracy"] if with_preferences else []
     columns = [html.Column("Run"), *map(html.Column.of_numbers, numbers)]
-    content = html.table(
-        columns, (_across(row, chosen, with_preferences=with_preferences) for row in rows), css="across"
-    )
-    return f"<h3>All evaluations</h3>{html.small('Comparable only on the same held-out rows.')}{content}"
+    lines = (_across(row, chosen, with_preferences=with_preferences) for row in rows)
+    note = html.small("Comparable only on the same held-out rows.")
+    return f"<h3>All evaluations</h3>{note}{html.table(columns, lines, css='across')}"
 
 
 def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> html.Row:
@@ -203,6 +202,7 @@ def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> html.Ro
 VOTES_PER_PAGE = 5
 _LONGEST_ANSWER = 3_000  # characters of an answer that are shown
 _CLEAR_WINS = 6  # of as many decided pairs: the first result below 5%
+_QUESTION = '<div class="question"><h3>Question</h3><div>{}</div></div>'
 _VERDICTS = {"equal": "Equally good", "neither": "Neither is good"}
 
 NO_VOTES = html.empty(
@@ -215,8 +215,8 @@ def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
     """Return the number of votes and of training pairs."""
     if not votes:
         return NO_VOTES
-    numbers = ((len(votes), "vote", "votes"), (len(pairs.rows), "pair to train on", "pairs to train on"))
-    facts = html.facts(html.count_fact(*number) for number in numbers)
+    pair_count = html.count_fact(len(pairs.rows), "pair to train on", "pairs to train on")
+    facts = html.facts((html.count_fact(len(votes), "vote"), pair_count))
     return f"{facts}{html.small(pairs.words) if pairs.left_out else ''}"
 
 
@@ -275,8 +275,8 @@ def render_generating(prompt: str, tokens: int, most: int) -> str:
     """Return the progress of the answers, of `most` tokens in all; they appear together, for the quicker one gives itself away."""
     count = f"{tokens:,} tokens so far" if tokens else "reading the question"
     waiting = f'<div class="answers waiting" role="status"><p>Generating two answers, {count}. They appear together.</p></div>'
-    waiting += html.progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
-    return f'<div class="talk blind">{_question(prompt)}{waiting}</div>'
+    bar = html.progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
+    return f'<div class="talk blind">{_QUESTION.format(escape(prompt))}{waiting}{bar}</div>'
 
 
 def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
@@ -286,12 +286,10 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
         sentence = f"You preferred <b>{escape(names[preference])}</b>."
     else:
         sentence = f"You found {'them <b>equally' if judgement.verdict == 'equal' else '<b>neither'} good</b>."
-    answers = "".join(
-        answer_box(
-            "chosen" if branch == preference else "", f"{side}: {names[branch]}", answer_html(pair.answers[branch])
-        )
-        for side, branch in (("Left", pair.left), ("Right", pair.right))
-    )
+    answers = ""
+    for side, branch in (("Left", pair.left), ("Right", pair.right)):
+        css = "chosen" if branch == preference else ""
+        answers += answer_box(css, f"{side}: {names[branch]}", answer_html(pair.answers[branch]))
     if pair.reference:
         answers += answer_box("reference wide", "Reference", answer_html(pair.reference))
     return _pair(pair.prompt, answers, sentence)
@@ -299,17 +297,15 @@ def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
 
 def render_identical_answers(pair: Pair) -> str:
     """Return a pair of identical answers."""
-    both = answer_box("", "Both", answer_html(pair.answers[pair.left]))
-    return _pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
+    answer = answer_box("", "Both", answer_html(pair.answers[pair.left]))
+    return _pair(pair.prompt, answer, "Both answers are identical; this counts as equal.")
 
 
 def _pair(prompt: str, answers: str, sentence: str = "") -> str:
     verdict = f'<p class="sentence" role="status">{sentence}</p>' if sentence else ""
-    return f'<div class="talk blind">{_question(prompt)}<div class="answers">{answers}</div></div>{verdict}'
-
-
-def _question(prompt: str) -> str:
-    return f'<div class="question"><h3>Question</h3><div>{escape(prompt)}</div></div>'
+    return (
+        f'<div class="talk blind">{_QUESTION.format(escape(prompt))}<div class="answers">{answers}</div></div>{verdict}'
+    )
 
 
 def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:

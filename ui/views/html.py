@@ -19,13 +19,6 @@ from engine.quantities import gib as gib
 from engine.quantities import size as size
 from ui.backend.background import Work
 
-# In the head of a document: a loss that falls, as the icon of the browser's tab; without it browsers ask for a file.
-ICON = (
-    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 32 32%22%3E'
-    "%3Crect width=%2232%22 height=%2232%22 rx=%227%22 fill=%22%230f6b5c%22/%3E%3Cpath d=%22M8 7c1 11 6 15 17 16%22 "
-    'fill=%22none%22 stroke=%22%23faf9f6%22 stroke-width=%224%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
-)
-
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
@@ -186,10 +179,9 @@ def progress_bar(label: str, fraction: float | None) -> str:
     """Return a progress bar; empty if `fraction`, from 0 to 1, is None."""
     if fraction is None:
         return ""
-    percent = 100 * fraction
     return (
         f'<div class="progress" role="progressbar" aria-label="{escape(label, quote=True)}" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent:.0f}"><span style="width:{percent:.2f}%"></span></div>'
+        f'aria-valuemax="100" aria-valuenow="{100 * fraction:.0f}"><span style="width:{100 * fraction:.2f}%"></span></div>'
     )
 
 
