@@ -79,14 +79,16 @@ def shown_as_message(handler: Callable[P, R]) -> Callable[P, R]:
     return wrapper
 
 
-def clear_error_after(place: Component, components: Iterable[Component], typed_box: gr.Textbox | None = None) -> None:
-    """Clear the error in `place` when one of `components` is edited, as the edit may fix it.
+def clear_error_after(output: Component, components: Iterable[Component], typed_box: gr.Textbox | None = None) -> None:
+    """Clear the error in `output` when one of `components` is edited, as the edit may fix it.
 
     An event restores the text of `typed_box` with the error, so only typing in it clears the error.
     """
     events: list[Any] = [changed_by_hand(component) for component in components if hasattr(component, "input")]
     events += [typed_box.input] if typed_box is not None else []
-    gr.on(events, None, place, place, js="(html) => String(html ?? '').includes('role=\"alert\"') ? '' : html", **QUICK)
+    gr.on(
+        events, None, output, output, js="(html) => String(html ?? '').includes('role=\"alert\"') ? '' : html", **QUICK
+    )
 
 
 def script(name: str) -> str:
@@ -125,7 +127,7 @@ def live_html(
 ) -> gr.HTML:
     """Return HTML that is an output of events like any other, and that a poll can fill by its `elem_id`.
 
-    With `follows_end`, what is higher than its place scrolls, and its end is kept in sight; `more` names other scripts.
+    With `follows_end`, what is higher than its box scrolls, and its end is kept in sight; `more` names other scripts.
     """
     scripts = "".join(map(script, ("place", *(["follow_end"] if follows_end else []), *more)))
     return gr.HTML(value, elem_id=elem_id, js_on_load=scripts, **presentation)
@@ -139,7 +141,7 @@ def browser_state(value: Any, name: str) -> gr.BrowserState:
 def chart(waiting: str = "", **presentation: Any) -> gr.HTML:
     """Return a Plotly chart that is updated in place: zoom survives, light and dark need no round trip.
 
-    Its value is what `ui.views.loss_chart` returns; while it is "", the sentence `waiting` is in its place.
+    Its value is what `ui.views.loss_chart` returns; while it is "", the sentence `waiting` is there.
     """
     # The drawing library of the Python package: nothing is fetched from outside.
     spec = importlib.util.find_spec("plotly")
@@ -165,7 +167,7 @@ class Confirmation:
             self.question = gr.HTML()
             with gr.Row():
                 self.really = gr.Button(yes, variant=variant, scale=0, min_width=150, elem_id=yes_id)
-                self.keep = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
+                self.cancel = gr.Button(no, scale=0, min_width=150, elem_id=no_id)
 
     def wire(self, open_event: Any, ask: Callable[[Any], tuple[str, str]], run_shown: Component) -> None:
         """Connect what opens and what closes it; `ask` returns the title of the shown run, and as HTML what is lost."""
@@ -178,7 +180,7 @@ class Confirmation:
             return {self.panel: gr.update(visible=True), self.question: shown_in_place(question)(run_id)}
 
         open_event(open_for, run_shown, [self.panel, self.question], **QUICK)
-        self.close_by(self.keep.click)
+        self.close_by(self.cancel.click)
 
     def open(self, html: str, yes: str) -> Updates:
         """Return the updates that ask a question, for handlers that may have one."""

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from engine.errors import StorageError
 from ui.backend.transfers import Transfers
-from ui.views.html import ICON
+from ui.theme import ICON
 
 _LARGEST_BODY_BYTES = 16_000_000  # of an event: a form, a conversation
 _MOST_VALUES = 50_000  # of its JSON, which takes memory and time by their number, not by its bytes

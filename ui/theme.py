@@ -6,6 +6,13 @@ import gradio as gr
 
 STYLESHEETS = tuple(sorted((Path(__file__).parent / "assets").glob("*.css"), reverse=True))  # style.css first
 
+# In the head of a document: a loss that falls, as the icon of the browser's tab; without it browsers ask for a file.
+ICON = (
+    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 32 32%22%3E'
+    "%3Crect width=%2232%22 height=%2232%22 rx=%227%22 fill=%22%230f6b5c%22/%3E%3Cpath d=%22M8 7c1 11 6 15 17 16%22 "
+    'fill=%22none%22 stroke=%22%23faf9f6%22 stroke-width=%224%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
+)
+
 # Paper, ink and one accent. Every other colour on the page belongs to a chart.
 _ACCENT = gr.themes.Color(
     c50="#eef6f4", c100="#d5e9e4", c200="#acd3ca", c300="#7fb9ad", c400="#4f9c8d", c500="#2a8273",
@@ -20,7 +27,7 @@ _MONO = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mon
 
 
 def build_theme() -> gr.themes.Base:
-    """The laboratory notebook: quiet ground, hairlines, one accent; light and dark."""
+    """Return the theme of a laboratory notebook: quiet ground, hairlines, one accent; light and dark."""
     theme = gr.themes.Base(
         primary_hue=_ACCENT,
         secondary_hue=_ACCENT,
@@ -76,23 +83,14 @@ def build_theme() -> gr.themes.Base:
         "block_background_fill", "block_border_color", "block_label_background_fill", "block_title_background_fill",
         "panel_background_fill", "button_secondary_background_fill", "checkbox_label_background_fill",
     )  # fmt: skip
-    without_edge = (
-        "block_border_width", "block_padding", "block_label_border_width", "block_title_border_width",
-        "panel_border_width", "form_gap_width",
-    )  # fmt: skip
-    without_shadow = (
-        "block_shadow", "input_shadow", "button_primary_shadow", "button_secondary_shadow", "checkbox_label_shadow",
-        "checkbox_shadow",
-    )  # fmt: skip
+    without_edge = ("block_border_width", "block_padding", "block_label_border_width", "panel_border_width")
     values = {name: light for name, (light, _) in light_and_dark.items()}
     values |= {f"{name}_dark": dark for name, (_, dark) in light_and_dark.items()}
     values |= {f"{name}{mode}": "transparent" for name in clear for mode in ("", "_dark")}
     values |= dict.fromkeys(without_edge, "0px")
-    values |= dict.fromkeys(without_shadow, "none")
     values |= {
         "block_label_padding": "0 0 4px 0",
         "block_label_text_weight": "500",
-        "block_title_padding": "0",
         "block_title_text_weight": "500",
         "input_border_width": "1px",
         "button_large_text_weight": "550",

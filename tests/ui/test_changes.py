@@ -17,8 +17,8 @@ def put_in(laid_out):
     page: Page = laid_out(DataTab).page
 
     def put(change, config) -> dict:
-        shown = page.form.updates(config.model_dump(mode="json"))
-        updates = page.change(change, *shown)
+        values = page.form.updates(config.model_dump(mode="json"))
+        updates = page.change(change, *values)
         return {
             name: updates[page.form[name]]
             for name in page.form.names
@@ -57,13 +57,9 @@ def test_a_new_source_begins_with_settings_of_its_own(put_in):
     assert all(name.startswith("dataset.") for name in updates)
 
 
-@pytest.mark.parametrize("nothing", [{}, None])
-def test_what_could_not_be_read_changes_nothing(put_in, nothing):
-    assert put_in(nothing, a_config()) == {}
-
-
-def test_an_empty_path_is_not_a_dataset():
-    assert _take_path("  ") == {}
+def test_what_could_not_be_read_and_an_empty_path_change_nothing(put_in):
+    for nothing in (None, _take_path("  ")):
+        assert put_in(nothing, a_config()) == {}
 
 
 def test_a_source_longer_than_any_name_is_refused_where_it_is_typed():

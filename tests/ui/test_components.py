@@ -8,12 +8,12 @@ from ui.gradio_internals import Dropdown, Radio
 
 
 @pytest.mark.parametrize("kind", [Dropdown, Radio])
-@pytest.mark.parametrize("sent", ["run-of-nobody", ["run-of-nobody"]])
-def test_an_unknown_choice_is_refused_without_the_list_of_choices(kind, sent):
+@pytest.mark.parametrize("value", ["no-such-run", ["no-such-run"]])
+def test_an_unknown_choice_is_refused_without_the_list_of_choices(kind, value):
     component = kind([("A run of another person", "secret-run")], label="Run", render=False)
 
     with pytest.raises(gr.Error) as error_info:
-        component.preprocess(sent)
+        component.preprocess(value)
 
     assert "“Run”" in error_info.value.message
     assert "secret-run" not in error_info.value.message
@@ -43,8 +43,8 @@ def test_a_browser_has_no_more_to_go_through_than_it_needs(services):
 def test_errors_go_once_what_they_may_be_about_is_changed(services):
     """Each place of an error, and what a person changes to mend it; what the draft holds is compared in the Train tab."""
     app = build_app(services)
-    clearing = [one for one in app.fns.values() if one.js and 'role="alert"' in str(one.js)]
-    places = {app.blocks[one.outputs[0]._id].elem_id: {app.blocks[number].elem_id or app.blocks[number].label for number, _ in one.targets} for one in clearing}  # fmt: skip
+    clearing = [event for event in app.fns.values() if event.js and 'role="alert"' in str(event.js)]
+    places = {app.blocks[event.outputs[0]._id].elem_id: {app.blocks[number].elem_id or app.blocks[number].label for number, _ in event.targets} for event in clearing}  # fmt: skip
 
     assert places.keys() >= {
         "hub-results", "start-problems", "chat-state", "chat-trouble", "blind-trouble", "measure-status", "export-status",

@@ -33,7 +33,7 @@ def test_a_server_that_stands_by_reports_it_until_it_takes_over(services, home):
         second.stop()
 
 
-def test_a_gpu_that_pytorch_cannot_use_is_named_with_the_reason_and_not_as_the_device(services):
+def test_a_gpu_that_pytorch_cannot_use_is_not_the_device_and_has_its_reason(services):
     obstacle = Obstacle("PyTorch has no kernels for it.", "Install another.")
     gpu = Device("cuda", 0, "GTX 1080", 8 << 30, 8 << 30, has_fast_bfloat16=False, obstacle=obstacle)
 

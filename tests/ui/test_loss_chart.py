@@ -17,36 +17,44 @@ from ui.views.step_charts import small_figures
 
 @pytest.fixture
 def history(tmp_path):
-    """Make a history of so many steps."""
+    """Write and read a history with these losses, and held-out losses by step."""
 
-    def make(steps: int, *, held_out: bool = True, name: str = "events.jsonl") -> RunHistory:
-        log = tmp_path / name
+    def make(losses, evals=(), total=None) -> RunHistory:
+        log = tmp_path / f"{uuid.uuid4().hex}.jsonl"
         with EventWriter(log, attempt=1) as writer:
-            writer.append(StatusData(phase="training", total_steps=steps))
-            if held_out:
-                writer.append(EvalData(step=0, eval_loss=2.71, eval_tokens=10, rows=2, seconds=0.1))
-            for step in range(1, steps + 1):
+            writer.append(StatusData(phase="training", total_steps=total))
+            for step, loss in evals:
+                writer.append(EvalData(step=step, eval_loss=loss, eval_tokens=9, rows=3, seconds=0.1))
+            for step, loss in enumerate(losses, start=1):
                 writer.append(
                     StepData(
-                        step=step, epoch=0.1, loss=3.0 - step / steps, learning_rate=1e-4, grad_norm=1.0,
-                        tokens=step * 100, tokens_per_second=500.0, memory_bytes=2**30,
+                        step=step, epoch=0.1, loss=loss, learning_rate=1e-4, grad_norm=1.0, tokens=step * 100,
+                        tokens_per_second=500.0, memory_bytes=2**30,
                     )
                 )  # fmt: skip
-            if held_out:
-                writer.append(EvalData(step=steps, eval_loss=1.92, eval_tokens=10, rows=2, seconds=0.1))
         return read_history(log)
 
     return make
 
 
+@pytest.fixture
+def training(history):
+    """Return a history of so many steps whose loss falls, measured on held-out rows at both ends."""
+
+    def make(steps: int) -> RunHistory:
+        return history([3.0 - step / steps for step in range(1, steps + 1)], [(0, 2.71), (steps, 1.92)], steps)
+
+    return make
+
+
 def parse_figure(value: str) -> tuple[go.Figure, dict]:
-    """The figure as Plotly accepts it; an attribute that it does not know raises. CSS colours are looked up first."""
+    """Return the figure as Plotly accepts it, which raises for unknown attributes; CSS colours are replaced first."""
     chart = json.loads(re.sub(r"var\(--[a-z-]+\)", "#0072B2", value))
     return go.Figure(data=chart["data"], layout=chart["layout"]), chart
 
 
-def test_the_loss_chart_shows_raw_smoothed_and_held_out_curves_and_the_base_model(history):
-    figure, chart = parse_figure(loss_figure(history(40), ChartView(), "run-1"))
+def test_the_loss_chart_shows_raw_smoothed_and_held_out_curves_and_the_base_model(training):
+    figure, chart = parse_figure(loss_figure(training(40), ChartView(), "run-1"))
 
     traces = {trace.name: trace for trace in figure.data}
     assert set(traces) == {"train, each step", "train, smoothed", "held-out", "base model"}
@@ -57,24 +65,23 @@ def test_the_loss_chart_shows_raw_smoothed_and_held_out_curves_and_the_base_mode
     assert "held-out loss 1.92" in chart["label"]
 
 
-def test_every_colour_follows_the_theme_and_nothing_paints_the_ground(history):
-    chart = json.loads(loss_figure(history(40), ChartView(), "run-1"))
+def test_every_colour_follows_the_theme_and_nothing_paints_the_ground(training):
+    chart = json.loads(loss_figure(training(40), ChartView(), "run-1"))
 
     assert all(trace["line"]["color"].startswith("var(--") for trace in chart["data"])
     assert chart["layout"]["paper_bgcolor"] == chart["layout"]["plot_bgcolor"] == "rgba(0,0,0,0)"
 
 
-def test_zoom_survives_new_steps_but_not_another_axis(history):
+def test_zoom_survives_new_steps_but_not_another_axis(training):
     def revision(steps: int, log_axis: bool) -> str:
-        value = loss_figure(history(steps, name=f"{steps}.jsonl"), ChartView(log_axis=log_axis), "run-1")
-        return json.loads(value)["layout"]["uirevision"]
+        return json.loads(loss_figure(training(steps), ChartView(log_axis=log_axis), "run-1"))["layout"]["uirevision"]
 
     assert revision(10, False) == revision(20, False)
     assert revision(10, False) != revision(10, True)
 
 
-def test_a_long_run_is_thinned_and_keeps_its_newest_point(history):
-    figure, chart = parse_figure(loss_figure(history(20_000), ChartView(), "run-1"))
+def test_a_long_run_is_thinned_and_keeps_its_newest_point(training):
+    figure, chart = parse_figure(loss_figure(training(20_000), ChartView(), "run-1"))
 
     raw = figure.data[0]
     assert len(raw.x) <= 1500
@@ -82,28 +89,21 @@ def test_a_long_run_is_thinned_and_keeps_its_newest_point(history):
     assert len(json.dumps(chart)) < 150_000
 
 
-def test_losses_that_are_not_numbers_leave_a_gap_and_valid_json(tmp_path):
-    log = tmp_path / "events.jsonl"
-    with EventWriter(log, attempt=1) as writer:
-        for step, loss in ((1, 2.0), (2, math.nan), (3, math.inf), (4, 1.5)):
-            writer.append(
-                StepData(step=step, epoch=0.1, loss=loss, learning_rate=1e-4, tokens=1, tokens_per_second=1.0)
-            )
-
-    figure, _ = parse_figure(loss_figure(read_history(log), ChartView(), "run-1"))
+def test_losses_that_are_not_numbers_leave_a_gap_and_valid_json(history):
+    figure, _ = parse_figure(loss_figure(history([2.0, math.nan, math.inf, 1.5]), ChartView(), "run-1"))
 
     assert list(figure.data[0].x) == [1, 4]
 
 
 def test_a_run_without_held_out_rows_has_no_base_line(history):
-    figure, _ = parse_figure(loss_figure(history(5, held_out=False), ChartView(smoothing=0), "run-1"))
+    figure, _ = parse_figure(loss_figure(history([3.0, 2.0]), ChartView(smoothing=0), "run-1"))
 
     assert [trace.name for trace in figure.data] == ["train, each step"]
     assert not figure.layout.annotations
 
 
-def test_memory_stands_against_what_was_predicted(history):
-    figure, _ = parse_figure(small_figures(history(30), int(1.5 * 2**30), "run-1"))
+def test_memory_has_the_predicted_peak_as_a_line(training):
+    figure, _ = parse_figure(small_figures(training(30), int(1.5 * 2**30), "run-1"))
 
     names = [trace.name for trace in figure.data]
     assert names == ["Learning rate", "Gradient norm", "Tokens per second", "Memory, GiB", "predicted"]
@@ -112,8 +112,8 @@ def test_memory_stands_against_what_was_predicted(history):
 
 
 @pytest.mark.parametrize(("against", "last"), [("step", 30), ("tokens", 3000)])
-def test_several_runs_are_distinguished_by_colour_and_dash(history, against, last):
-    runs = [(name, history(30, name=f"{name}.jsonl")) for name in ("one", "two")]
+def test_several_runs_are_distinguished_by_colour_and_dash(training, against, last):
+    runs = [(name, training(30)) for name in ("one", "two")]
 
     figure, _ = parse_figure(overlay_figure(runs, ChartView(against=against)))
 
@@ -124,20 +124,6 @@ def test_several_runs_are_distinguished_by_colour_and_dash(history, against, las
 
 
 # As SVG, for pages without JavaScript
-
-
-def a_history(tmp_path, losses, evals=(), total=None):
-    """A history with these losses, and held-out losses by step."""
-    path = tmp_path / f"{uuid.uuid4().hex}.jsonl"
-    with EventWriter(path, attempt=1) as writer:
-        writer.append(StatusData(phase="training", total_steps=total))
-        for step, loss in evals:
-            writer.append(EvalData(step=step, eval_loss=loss, eval_tokens=9, rows=3, seconds=0.1))
-        for step, loss in enumerate(losses, start=1):
-            writer.append(
-                StepData(step=step, epoch=0.1, loss=loss, learning_rate=1e-3, tokens=step, tokens_per_second=9.0)
-            )
-    return read_history(path)
 
 
 def points(svg):
@@ -158,9 +144,9 @@ def points(svg):
         [5.0 - n / 400 for n in range(2_000)],
     ],
 )
-def test_every_point_lies_inside(tmp_path, losses):
+def test_every_point_lies_inside(history, losses):
     width = 340
-    svg = render_loss_svg(a_history(tmp_path, losses, [(0, 2.0), (2, 1.5)]), width, 230)
+    svg = render_loss_svg(history(losses, [(0, 2.0), (2, 1.5)]), width, 230)
 
     result = points(svg)
     assert result
@@ -170,32 +156,32 @@ def test_every_point_lies_inside(tmp_path, losses):
     assert len(svg) < 40_000
 
 
-def test_lower_losses_are_lower_and_later_steps_further_right(tmp_path):
-    svg = render_loss_svg(a_history(tmp_path, [3.0, 2.0, 1.0]), 760, 280)
+def test_lower_losses_are_lower_and_later_steps_further_right(history):
+    svg = render_loss_svg(history([3.0, 2.0, 1.0]), 760, 280)
     raw = points(svg[svg.index('class="each"') :])[:3]
 
     assert [x for x, _ in raw] == sorted(x for x, _ in raw)
     assert [y for _, y in raw] == sorted(y for _, y in raw)
 
 
-def test_a_run_that_has_hardly_begun_has_no_curve(tmp_path):
-    assert render_loss_svg(a_history(tmp_path, [3.0]), 760, 280) == ""
-    assert render_loss_svg(a_history(tmp_path, []), 760, 280) == ""
+def test_a_run_that_has_hardly_begun_has_no_curve(history):
+    assert render_loss_svg(history([3.0]), 760, 280) == ""
+    assert render_loss_svg(history([]), 760, 280) == ""
 
 
-def test_the_base_models_line_is_there_where_it_was_measured(tmp_path):
-    with_base = a_history(tmp_path, [3.0, 2.0], [(0, 2.5), (2, 1.5)])
+def test_the_base_models_line_is_there_where_it_was_measured(history):
+    with_base = history([3.0, 2.0], [(0, 2.5), (2, 1.5)])
     assert "base model 2.50" in render_loss_svg(with_base, 760, 280)
-    assert "base model" not in render_loss_svg(a_history(tmp_path, [3.0, 2.0]), 760, 280)
+    assert "base model" not in render_loss_svg(history([3.0, 2.0]), 760, 280)
 
 
-def test_the_words_say_what_the_curve_shows(tmp_path):
-    history = a_history(tmp_path, [3.0, 2.0], [(0, 2.5), (2, 1.5)])
+def test_the_description_states_what_the_curve_shows(history):
+    with_base = history([3.0, 2.0], [(0, 2.5), (2, 1.5)])
 
-    words = loss_words(history)
+    sentence = loss_words(with_base)
 
-    assert words == (
+    assert sentence == (
         "Training loss falls from 3.00 to 2.00 in 2 steps; held-out loss 1.50 at step 2, 2.50 before training."
     )
-    assert words in render_loss_svg(history, 760, 280)
-    assert "falls" not in loss_words(a_history(tmp_path, [2.0, 3.0]))
+    assert sentence in render_loss_svg(with_base, 760, 280)
+    assert "falls" not in loss_words(history([2.0, 3.0]))

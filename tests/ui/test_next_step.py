@@ -43,7 +43,7 @@ def complete(**settings) -> dict:
 
 def step_of(bar: NextStepBar, config: dict):
     step = bar.step(draft_of(bar, config))
-    return step.words, step.place
+    return step.label, step.target
 
 
 def test_what_is_missing_comes_first_or_on_an_empty_page_the_active_run(bar, services):
@@ -73,7 +73,7 @@ def test_a_wrong_setting_is_one_click_away_and_nothing_can_start(bar, section, w
 
     step = bar.step(draft)
 
-    assert (step.words, step.starts) == ("Correct 1 setting", False)
+    assert (step.label, step.starts) == ("Correct 1 setting", False)
     assert f'data-field="{name}">Correct 1 setting</button>' in render_bar(draft, step)
 
 

@@ -71,6 +71,7 @@ def test_the_length_of_both_answers_is_a_sentence_and_a_chart():
     assert html.count("<rect") == 3
     assert [css for css in ("cut", "even", "kept") if f'class="{css}"' in html] == ["cut", "even", "kept"]
     assert "No prompt is on both sides of the split." in html
+    assert render_preferences(report_on("rows.jsonl")) == ""
 
 
 @pytest.mark.parametrize(
@@ -79,7 +80,6 @@ def test_the_length_of_both_answers_is_a_sentence_and_a_chart():
         (300, "Set undesirable_weight to about 6.4"),
         (47, "Set desirable_weight to about 6.4"),
         (180, "Both labels have about the same weight."),
-        (347, "All answers have the same label"),
         (0, "All answers have the same label"),
     ],
 )
@@ -90,20 +90,16 @@ def test_the_balance_of_labels_comes_with_the_weights_that_even_it_out(good, adv
     assert f"{good / 347:.0%} good" in html
 
 
-def test_other_rows_have_nothing_of_it():
-    assert render_preferences(report_on("rows.jsonl")) == ""
-
-
 def test_facts_and_lists_are_those_of_the_kind_of_rows():
     pairs, ratings = render_facts(report_on("preferences.jsonl")), render_facts(report_on("ratings.jsonl"))
 
     assert "pairs kept" in pairs
     assert "good answers" in ratings
     assert "47</b>bad answers" in ratings
-    one = render_facts(report_on("rows.jsonl").model_copy(update={"kept": 1, "dropped": 1, "masked_tokens": 0}))
-    assert "1</b>row kept" in one
-    assert "0</b>masked tokens" in one
-    lists = {value: words for words, value in listing_choices(report_on("preferences.jsonl"))}
+    single = render_facts(report_on("rows.jsonl").model_copy(update={"kept": 1, "dropped": 1, "masked_tokens": 0}))
+    assert "1</b>row kept" in single
+    assert "0</b>masked tokens" in single
+    lists = {value: label for label, value in listing_choices(report_on("preferences.jsonl"))}
     assert lists["contradictions"] == "contradictory (2)"
     assert "length_gap" in lists
-    assert "length_gap" not in {value: words for words, value in listing_choices(report_on("rows.jsonl"))}
+    assert "length_gap" not in {value: label for label, value in listing_choices(report_on("rows.jsonl"))}

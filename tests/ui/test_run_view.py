@@ -20,8 +20,8 @@ from ui.views.run_view import (
     render_heading,
     render_left_out,
     render_log,
-    render_made_of,
     render_memory,
+    render_run_settings,
     render_trouble,
     render_warnings,
     status_line,
@@ -30,7 +30,7 @@ from ui.views.run_view import (
 
 @pytest.fixture
 def store(home) -> RunStore:
-    return RunStore(home, "somebody")
+    return RunStore(home, "ann")
 
 
 @pytest.fixture
@@ -56,10 +56,10 @@ def test_a_running_run_says_step_time_speed_and_losses(observe):
     assert "tokens/s" in line
     assert "held-out loss 1.36" in line
     assert "base 2.71" in line
-    assert "2 × 4 = 8 rows a step" in render_made_of(snapshot)
+    assert "2 × 4 = 8 rows a step" in render_run_settings(snapshot)
 
 
-def test_a_job_of_a_cluster_is_named_with_its_node_and_gpus_wherever_its_run_is_listed(observe):
+def test_a_cluster_job_is_listed_with_its_node_and_gpus(observe):
     snapshot = observe(state="running", steps=3)
     place = {"device": "slurm 1234 · node07 · 1×A100", "job_id": "1234"}
     cluster = replace(snapshot, state=snapshot.state.model_copy(update=place))
@@ -73,23 +73,17 @@ def test_a_job_of_a_cluster_is_named_with_its_node_and_gpus_wherever_its_run_is_
 def test_a_silent_worker_is_reported_with_its_limit(observe):
     snapshot = observe(state="running", steps=37)
     silent = snapshot.state.model_copy(update={"silent_since": 1000.0, "silence_limit_seconds": 300.0})
+    stamps = {
+        replace(snapshot, state=silent.model_copy(update={"silent_since": time.time() - age})).stamp for age in (65, 95)
+    }
 
+    assert len(stamps) == 2, "the page continues counting"
     heading = render_heading(replace(snapshot, state=silent), now=1090.0)
 
     assert "no output for 1 min 30 s; will be stopped after 5 min 00 s" in heading
     assert "no output" not in render_heading(snapshot, now=1090.0)
-    ended = silent.model_copy(update={"state": "failed"})
-    assert "no output" not in render_heading(replace(snapshot, state=ended), now=1090.0)
-
-
-def test_the_page_continues_counting_while_a_worker_is_silent(observe):
-    snapshot = observe(state="running", steps=37)
-
-    def stamp(seconds: float) -> str:
-        silent = {"silent_since": time.time() - seconds, "silence_limit_seconds": 300.0}
-        return replace(snapshot, state=snapshot.state.model_copy(update=silent)).stamp
-
-    assert stamp(65.0) != stamp(95.0)
+    failed = silent.model_copy(update={"state": "failed"})
+    assert "no output" not in render_heading(replace(snapshot, state=failed), now=1090.0)
 
 
 def test_a_finished_run_reports_how_long_it_took_and_nothing_is_left(observe):
@@ -99,14 +93,17 @@ def test_a_finished_run_reports_how_long_it_took_and_nothing_is_left(observe):
     assert "left" not in line
 
 
-def test_what_was_asked_for_is_reported_until_it_has_happened(store, observe):
-    snapshot = observe(state="running", steps=5)
-    snapshot.run.folder.stop_request.touch()
+def test_a_request_to_stop_or_resume_is_reported_until_it_has_happened(store, observe):
+    running, stopped = observe(state="running", steps=5), observe(state="stopped", steps=44)
+    running.run.folder.stop_request.touch()
+    request_resume(store.home, stopped.run)
 
-    stop_snapshot = RunReader(store).observe(snapshot.run.id)
+    stopping, resuming = (RunReader(store).observe(snapshot.run.id) for snapshot in (running, stopped))
 
-    assert "saves after this step, then stops" in status_line(stop_snapshot)
-    assert stop_snapshot.stamp != snapshot.stamp
+    assert "saves after this step, then stops" in status_line(stopping)
+    assert stopping.stamp != running.stamp
+    assert status_line(resuming) == "resuming"
+    assert (stopped.is_live, resuming.is_live) == (False, True), "the page continues to refresh"
 
 
 def test_a_waiting_run_reports_what_it_waits_for(observe):
@@ -115,39 +112,25 @@ def test_a_waiting_run_reports_what_it_waits_for(observe):
     assert status_line(snapshot) == "The CPU is in use for training (faq)"
     assert "waiting" in render_heading(snapshot)
     cause = {"state": "submitted", "cause": "Waiting at Slurm: Resources, job 1234."}
-    submitted = replace(snapshot, state=snapshot.state.model_copy(update=cause))
-    assert status_line(submitted) == "Waiting at Slurm: Resources, job 1234"
+    at_slurm = replace(snapshot, state=snapshot.state.model_copy(update=cause))
+    assert status_line(at_slurm) == "Waiting at Slurm: Resources, job 1234"
 
 
-def test_a_failure_is_shown_with_cause_and_advice(observe):
-    failure = FailedData(cause="out_of_memory", what="Memory ran out at step 31.", fix="Halve max_length.")
+@pytest.mark.parametrize("state", ["failed", "interrupted"])
+def test_the_end_of_a_run_has_its_cause_its_advice_and_where_it_can_resume(observe, state):
+    failure = FailedData(cause="out_of_memory", what="Memory ran out.", fix="Halve `max_length`.")
+    story = {"failed": failure} if state == "failed" else {"cause": failure.what, "advice": failure.fix}
 
-    html = render_trouble(observe(state="failed", steps=31, failed=failure))
+    html = render_trouble(observe(state=state, steps=70, resumable_step=60, **story))
 
     assert 'role="alert"' in html
-    assert "Memory ran out at step 31." in html
-    assert "Halve max_length." in html
-
-
-def test_an_interrupted_run_says_from_where_it_can_continue(observe):
-    html = render_trouble(
-        observe(
-            state="interrupted", steps=70, cause="The machine was restarted.", advice="Resume it.", resumable_step=60
-        )
-    )
-
-    assert "The machine was restarted." in html
-    assert "resume from step 60" in html
+    assert "Memory ran out." in html
+    assert "Halve <code>max_length</code>. It can resume from step 60." in html
 
 
 def test_a_job_out_of_sight_reports_why_and_what_to_do(observe):
-    snapshot = observe(
-        state="running",
-        steps=3,
-        reason="executor_unreachable",
-        cause="Sign in again to follow this job.",
-        advice="Give <it>.",
-    )
+    trouble = {"reason": "executor_unreachable", "cause": "Sign in again to follow this job.", "advice": "Give <it>."}
+    snapshot = observe(state="running", steps=3, **trouble)
 
     assert "Sign in again to follow this job" in status_line(snapshot)
     assert "Give &lt;it&gt;." in render_trouble(snapshot)
@@ -161,7 +144,7 @@ def test_a_warning_that_comes_often_is_listed_once_and_escaped(observe):
 
 
 def cells(html):
-    """The text of each row's cells."""
+    """Return the text of each row's cells."""
     rows = re.findall(r"<tr>(<td.*?)</tr>", html)
     return [[re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<td.*?</td>", row)] for row in rows]
 
@@ -179,73 +162,44 @@ def test_a_peak_is_called_lower_than_predicted_only_once_all_steps_are_done(obse
     assert "less" not in stopped
 
 
-def test_on_a_gpu_three_peaks_stand_each_next_to_its_like(observe):
+GPU_PREDICTION = {"allocated_bytes": 10 * GIB, "reserved_bytes": 11 * GIB, "process_bytes": 12 * GIB}
+GPU_PEAKS = {"peak_allocated_bytes": 10 * GIB, "peak_reserved_bytes": int(12.1 * GIB), "peak_process_bytes": 3 * GIB}
+
+
+@pytest.mark.parametrize(
+    ("predicted", "measured", "rows"),
+    [
+        (GPU_PREDICTION, {**GPU_PEAKS, "peak_device_process_bytes": 12 * GIB + 5},
+         [["Tensors", "10.00", "10.00", "none"], ["Reserved by PyTorch", "11.00", "12.10", "10% more"],
+          ["Whole process, on the GPU", "12.00", "12.00", "none"]]),
+        ({"process_bytes": 4 * GIB}, GPU_PEAKS,
+         [["Tensors", "–", "10.00", "–"], ["Reserved by PyTorch", "–", "12.10", "–"], ["Whole process, on the GPU", "4.00", "–", "–"]]),
+    ],
+    ids=["all predicted", "one predicted"],
+)  # fmt: skip
+def test_on_a_gpu_each_peak_is_compared_with_its_own_prediction(observe, predicted, measured, rows):
     snapshot = observe(state="completed", steps=120)
-    prediction = MemoryFigures(allocated_bytes=10 * GIB, reserved_bytes=11 * GIB, process_bytes=12 * GIB)
-    measurement = MemoryData(
-        peak_allocated_bytes=10 * GIB,
-        peak_reserved_bytes=int(12.1 * GIB),
-        peak_process_bytes=3 * GIB,  # in RAM, where nothing was foretold
-        peak_device_process_bytes=12 * GIB + 5,
-    )
     on_gpu = replace(
         snapshot,
-        provenance=Provenance(predicted_bytes=12 * GIB, predicted_memory=prediction),
-        history=snapshot.history.model_copy(update={"memory": measurement}),
+        provenance=Provenance(predicted_memory=MemoryFigures(**predicted)),
+        history=snapshot.history.model_copy(update={"memory": MemoryData(**measured)}),
     )
 
-    assert cells(render_memory(on_gpu)) == [
-        ["Tensors", "10.00", "10.00", "none"],
-        ["Reserved by PyTorch", "11.00", "12.10", "10% more"],
-        ["Whole process, on the GPU", "12.00", "12.00", "none"],
-    ]
+    assert cells(render_memory(on_gpu)) == rows
 
 
-def test_a_run_with_one_prediction_is_not_compared_with_what_it_did_not_predict(observe):
-    snapshot = observe()
-    measurement = MemoryData(peak_allocated_bytes=GIB, peak_reserved_bytes=2 * GIB, peak_process_bytes=3 * GIB)
-    old = replace(
-        snapshot,
-        provenance=Provenance(predicted_memory=MemoryFigures(process_bytes=4 * GIB)),
-        history=snapshot.history.model_copy(update={"memory": measurement}),
-    )
-
-    assert cells(render_memory(old)) == [
-        ["Tensors", "–", "1.00", "–"],
-        ["Reserved by PyTorch", "–", "2.00", "–"],
-        ["Whole process, on the GPU", "4.00", "–", "–"],
-    ]
-
-
-def test_a_resume_that_was_asked_for_keeps_the_page_looking(store, observe):
-    snapshot = observe(state="stopped", steps=44)
-    assert not snapshot.is_live
-    request_resume(store.home, snapshot.run)
-
-    stop_snapshot = RunReader(store).observe(snapshot.run.id)
-
-    assert stop_snapshot.is_live
-    assert "resuming" in status_line(stop_snapshot)
-
-
-def test_a_log_shows_the_last_state_of_a_progress_bar_only(tmp_path):
+def test_the_tail_of_a_log_has_whole_lines_and_one_state_of_a_progress_bar(tmp_path):
     log = tmp_path / "worker.log"
     log.write_bytes(b"loading\n" + b"10%|#\r50%|##\r100%|####\ndone <b>\n")
 
     assert log_tail(log) == "loading\n100%|####\ndone <b>\n"
     assert "done &lt;b&gt;" in render_log(log_tail(log))
     assert log_tail(tmp_path / "absent") == ""
-
-
-def test_a_long_log_is_cut_at_a_line(tmp_path):
-    log = tmp_path / "worker.log"
     log.write_text("".join(f"line {number}\n" for number in range(10_000)), encoding="utf-8")
-
-    lines = log_tail(log).splitlines()
-
-    assert lines[0].startswith("line ")
-    assert lines[-1] == "line 9999"
-    assert len("\n".join(lines)) < 25_000
+    tail = log_tail(log)
+    assert tail.startswith("line ")
+    assert tail.endswith("\nline 9999\n")
+    assert len(tail) < 25_000
 
 
 def test_a_title_of_another_person_cannot_inject_markup(store):

@@ -43,12 +43,9 @@ def test_each_branch_remembers_its_own_answers():
         ("system", "be brief"), ("user", "one?"), ("assistant", "B1"), ("user", "two?"),
     ]  # fmt: skip
     assert [m.content for m in tuned] == ["one?", "T1", "two?"]
-
-
-def test_a_question_that_a_branch_never_answered_is_not_in_its_memory():
-    turns = [Turn("only for tuned?", (make_answer("tuned", "T"),)), Turn("for both?", (Answer("base"),))]
-
-    assert [m.content for m in messages_of(turns, "base", "")] == ["for both?"]
+    assert [m.content for m in messages_of([Turn("only for tuned?", turns[0].answers[1:]), turns[1]], "base", "")] == [
+        "two?"
+    ]
 
 
 def test_chunks_grow_the_answer_of_their_branch_only():
@@ -112,29 +109,20 @@ def test_markdown_keeps_lists_code_and_tables_and_its_headings_are_not_the_pages
         assert piece in html
 
 
-def test_speed_and_reason_of_the_end_stand_under_each_answer():
+def test_each_answer_has_its_speed_its_end_and_the_size_of_its_context():
     html = render_transcript([Turn("?", (make_answer("base", "x"), Answer("tuned", text="y", tokens=1)))])
 
     assert "3 tokens · 12.5 tokens/s · stop token" in html
     assert 'class="text writing"' in html  # the other one is still being written
     assert "Base model" in html
     assert "Tuned" in html
+    full = Turn("?", (Answer("tuned", "", tokens=30, prompt_tokens=113, done=True, finish_reason="eos"),))
+    assert "(empty answer)" in render_transcript([full])
+    assert "context 143 of 8,192" in render_transcript([full], context_tokens=8192)
+    assert "context 143 tokens" in render_transcript([full])
 
 
-def test_an_empty_answer_is_reported_as_empty():
-    silent = Answer("tuned", done=True, finish_reason="eos")
-
-    assert "(empty answer)" in render_transcript([Turn("?", (silent,))])
-
-
-def test_a_finished_answer_reports_how_full_the_context_is():
-    answer = Answer("tuned", "x", tokens=30, prompt_tokens=113, done=True, finish_reason="eos")
-
-    assert "context 143 of 8,192" in render_transcript([Turn("?", (answer,))], context_tokens=8192)
-    assert "context 143 tokens" in render_transcript([Turn("?", (answer,))])
-
-
-def test_a_reference_is_shown_next_to_it_and_questions_can_be_edited_once_all_is_answered():
+def test_a_reference_is_shown_and_questions_can_be_edited_after_all_answers():
     turns = [Turn("?", (make_answer("tuned", "x"),), reference="<so>")]
 
     assert "&lt;so&gt;" in render_transcript(turns)
@@ -142,7 +130,7 @@ def test_a_reference_is_shown_next_to_it_and_questions_can_be_edited_once_all_is
     assert 'data-pick="edit:0"' in render_transcript(turns, can_edit=True)
 
 
-def test_suggestions_are_different_questions_that_were_held_out():
+def test_suggestions_are_different_questions_held_out_where_rows_are():
     prompts = HeldOutPrompts(FakeInspector()).of_run(a_config())  # type: ignore[arg-type]
 
     chosen = some_prompts(prompts, 3)
@@ -151,13 +139,8 @@ def test_suggestions_are_different_questions_that_were_held_out():
     assert all(prompt.held_out and prompt.row % 7 == 3 for prompt in prompts)
     assert "&lt;b&gt;" in render_suggestions([RowPrompt(1, "Can I <b>?", "Yes.")])
     assert render_suggestions([]) == ""
-
-
-def test_a_run_without_held_out_rows_offers_what_it_learned_from_and_reports_it():
-    prompts = HeldOutPrompts(FakeInspector()).of_run(a_config(dataset__eval_fraction=0.0))  # type: ignore[arg-type]
-
-    assert prompts
-    assert "From the training set" in render_suggestions(some_prompts(prompts, 1))
+    trained = HeldOutPrompts(FakeInspector()).of_run(a_config(dataset__eval_fraction=0.0))  # type: ignore[arg-type]
+    assert "From the training set" in render_suggestions(some_prompts(trained, 1))
 
 
 def test_rows_without_a_first_question_are_not_prompts():
@@ -167,8 +150,8 @@ def test_rows_without_a_first_question_are_not_prompts():
     assert row_prompt(row).question == "What does lora_alpha do?"
     assert row_prompt(row.model_copy(update={"conversation": None})) is None
     assert row_prompt(row.model_copy(update={"conversation": silent})) is None
-    begun = Conversation((Message("system", "Be brief."), *row.conversation.messages))
-    assert row_prompt(row.model_copy(update={"conversation": begun})).system == "Be brief."
+    with_system = Conversation((Message("system", "Be brief."), *row.conversation.messages))
+    assert row_prompt(row.model_copy(update={"conversation": with_system})).system == "Be brief."
 
 
 # As a file
@@ -191,18 +174,12 @@ def test_json_comes_back_as_it_was(conversation):
     assert list(opened.turns) == TURNS
 
 
-def test_markdown_names_who_said_what(conversation):
-    text = as_markdown(conversation)
-
-    assert "### faq, rank 16\n\nHallo." in text
-    assert "### Reference\n\nGuten Tag." in text
-    assert "Be brief." in text
-
-
 def test_the_links_hold_the_files_themselves(conversation):
     markdown, values = (b64decode(data).decode() for data in re.findall(r"base64,([^\"]+)", render_links(conversation)))
 
     assert markdown == as_markdown(conversation)
+    for part in ("### faq, rank 16\n\nHallo.", "### Reference\n\nGuten Tag.", "Be brief."):
+        assert part in markdown
     assert json.loads(values)["turns"][1]["question"] == "</a><script>?"
     assert "No messages yet" in render_links(SavedConversation())
 

@@ -46,12 +46,8 @@ class AccountPages(PlainPages):
 
     def routes(self) -> list[Route]:
         """Return the pages."""
-        password = [Route(_PASSWORD, self._change_password, methods=["POST"])] if self.has_passwords else []
-        return [
-            Route(ACCOUNT, self._show, methods=["GET"]),
-            Route(_SESSION, self._end_session, methods=["POST"]),
-            *password,
-        ]
+        routes = [Route(ACCOUNT, self._show, methods=["GET"]), Route(_SESSION, self._end_session, methods=["POST"])]
+        return [*routes, *([Route(_PASSWORD, self._change_password, methods=["POST"])] if self.has_passwords else ())]
 
     async def _show(self, request: Request) -> Response:
         return await self._page(await self._require_session(request), request)
@@ -83,7 +79,7 @@ class AccountPages(PlainPages):
         has_password = await asyncio.to_thread(self.accounts.has_password, person.name)
         links = await asyncio.to_thread(self.links_of, person, has_password)
         notice = next((text for name, text in _NOTICES.items() if name in request.query_params), "")
-        password = (_WITH_ONE if has_password else _WITHOUT_ONE) if self.has_passwords else ""
+        password = (_PASSWORD_FORM if has_password else _LINK_ADVICE) if self.has_passwords else ""
         return page("Account", _account(signed_in, sessions, password, links, notice, problem), status)
 
 
@@ -95,7 +91,7 @@ def _account(
         (f'<p class="notice" role="status">{escape(notice)}</p>' if notice else "")
         + problem_box(problem)
         + f'<p>Signed in as <b>{escape(person.name)}</b>, {person.role}. <a href="/">Back to Loratory</a></p>'
-        + f'<h2>Sessions</h2><ul class="sessions">{"".join(_session(one, signed_in) for one in sessions)}</ul>'
+        + f'<h2>Sessions</h2><ul class="sessions">{"".join(_session(session, signed_in) for session in sessions)}</ul>'
         + f'<form method="post" action="{SIGN_OUT}"><input type="hidden" name="everywhere" value="1">'
         + "<button>Sign out everywhere</button></form>"
         + links
@@ -103,8 +99,8 @@ def _account(
     )
 
 
-_WITHOUT_ONE = '<h2>Password</h2><p class="small">This account has none. An admin can send you a link to set one.</p>'
-_WITH_ONE = (
+_LINK_ADVICE = '<h2>Password</h2><p class="small">This account has none. An admin can send you a link to set one.</p>'
+_PASSWORD_FORM = (
     f'<h2>Password</h2><form method="post" action="{_PASSWORD}">'
     + field("old", "Current password", "password", "current-password")
     + field("new", "New password", "password", "new-password")
@@ -131,6 +127,6 @@ def _session(session: SessionState, signed_in: SignedIn) -> str:
 def browser_name(description: str) -> str:
     """Return a browser as people know it, such as `Firefox on Linux`, from what it calls itself."""
     names = [
-        next((words for name, words in table.items() if name in description), "") for table in (_BROWSERS, _SYSTEMS)
+        next((label for name, label in table.items() if name in description), "") for table in (_BROWSERS, _SYSTEMS)
     ]
     return " on ".join(filter(None, names)) or description[:40] or "Unknown browser"

@@ -22,10 +22,10 @@ from engine.space.environment import HUB
 from ui.front.forms import page, problem_box
 
 _MOST_OF_A_NETWORK = 256  # a browser has six at most, and an institute may have one address
-_PATIENCE_SECONDS = 20.0
+_TIMEOUT_SECONDS = 20.0
 _SLOWEST_BYTES_PER_SECOND = 4_000  # of a body that takes longer
 _OPEN_FILES = 8_192
-_TRIES_AGAIN_SECONDS = 60.0
+_RETRY_SECONDS = 60.0
 
 _Peer = tuple[str, int]
 
@@ -37,11 +37,11 @@ class BoundedSocket(socket.socket):
     _open: dict[_Peer, tuple[str, socket.socket]]
 
     @classmethod
-    def of(cls, listener: socket.socket, answering: set[_Peer]) -> "BoundedSocket":
+    def wrap(cls, listener: socket.socket, answering: set[_Peer]) -> "BoundedSocket":
         """Return a bound socket that counts; `answering` has the clients that wait for the server."""
-        bounded = cls(fileno=listener.detach())
-        bounded._answering, bounded._open = answering, {}
-        return bounded
+        wrapper = cls(fileno=listener.detach())
+        wrapper._answering, wrapper._open = answering, {}
+        return wrapper
 
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection, before its TLS begins."""
@@ -77,7 +77,7 @@ class TimedConnection(H11Protocol):
         super().data_received(data)
         if self.conn.their_state is h11.SEND_BODY:
             self._deadline += len(data) / _SLOWEST_BYTES_PER_SECOND
-            self._deadline = min(self._deadline, self.loop.time() + _PATIENCE_SECONDS)
+            self._deadline = min(self._deadline, self.loop.time() + _TIMEOUT_SECONDS)
         self._note_state()
 
     def on_response_complete(self) -> None:
@@ -98,7 +98,7 @@ class TimedConnection(H11Protocol):
             return
         self._answering.discard(self.client or ("", 0))
         if self._timer is None:
-            self._deadline = self.loop.time() + _PATIENCE_SECONDS
+            self._deadline = self.loop.time() + _TIMEOUT_SECONDS
             self._timer = self.loop.call_at(self._deadline, self._end)
 
     def _stop_timer(self) -> None:
@@ -109,7 +109,7 @@ class TimedConnection(H11Protocol):
     def _end(self) -> None:
         now = self.loop.time()
         if self.flow.read_paused:  # by the server
-            self._deadline = now + _PATIENCE_SECONDS
+            self._deadline = now + _TIMEOUT_SECONDS
         if self._deadline > now:
             self._timer = self.loop.call_at(self._deadline, self._end)
         else:
@@ -137,7 +137,7 @@ def bounded_server(
         ssl_certfile=certificate,
         ssl_keyfile=key,
     )
-    return uvicorn.Server(config), listener if certificate is None else BoundedSocket.of(listener, answering)
+    return uvicorn.Server(config), listener if certificate is None else BoundedSocket.wrap(listener, answering)
 
 
 def _allow_open_files() -> None:
@@ -146,9 +146,9 @@ def _allow_open_files() -> None:
         import resource
 
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
-        if 0 <= soft < wanted:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        limit = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+        if 0 <= soft < limit:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
 
 
 def serve_problem(error: EngineError, listener: Listener) -> None:
@@ -160,7 +160,7 @@ def serve_problem(error: EngineError, listener: Listener) -> None:
         DeviceError: If the port cannot be bound.
     """
     may_pass = isinstance(error, HubUnreachableError)
-    retry = f"<p>Retrying every {_TRIES_AGAIN_SECONDS:g} s.</p>" if may_pass else ""
+    retry = f"<p>Retrying every {_RETRY_SECONDS:g} s.</p>" if may_pass else ""
     plain = page("Loratory cannot start", problem_box(str(error)) + retry)
     policy = f"{plain.headers['Content-Security-Policy']}; frame-ancestors {HUB}"
     headers = {"Content-Security-Policy": policy, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
@@ -175,7 +175,7 @@ def serve_problem(error: EngineError, listener: Listener) -> None:
     )
     server = uvicorn.Server(config)
     if may_pass:
-        timer = threading.Timer(_TRIES_AGAIN_SECONDS, lambda: setattr(server, "should_exit", True))
+        timer = threading.Timer(_RETRY_SECONDS, lambda: setattr(server, "should_exit", True))
         timer.daemon = True
         timer.start()
     with suppress(KeyboardInterrupt):

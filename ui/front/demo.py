@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
@@ -26,14 +27,14 @@ from engine.space.environment import SpaceEnvironment
 from ui.backend.run_reader import RunReader, RunSnapshot
 from ui.front.forms import address_of, hash_of, read_form
 from ui.front.gate import SIGN_IN
-from ui.views.demo import ASK, DemoView, render_asking, render_demo, render_masthead
-from ui.views.html import ICON
+from ui.theme import ICON
+from ui.views.demo import ASK, DemoView, render_demo, render_masthead, render_question_form
 
 DEMO = "/demo"
-_LOOK_SECONDS = 2.0  # between two looks at the run
+_REFRESH_SECONDS = 2.0  # between two reads of the run
 _MOST_WAITING = 4  # questions, besides the one that is answered
 _WAITS_SECONDS = 45.0  # a question, for its turn
-_REFRESH_SECONDS = 10  # of the page, while the run trains
+_RELOAD_SECONDS = 10  # of the page, while the run trains
 _FRONT = Path(__file__).parent
 _STYLE = "".join((_FRONT / name).read_text(encoding="utf-8") for name in ("front.css", "demo.css"))
 _POLICY = f"default-src 'none'; style-src {hash_of(_STYLE)}; img-src data:; form-action 'self'; base-uri 'none'"
@@ -43,7 +44,7 @@ _FORM = "application/x-www-form-urlencoded"
 
 @contextmanager
 def open_demo(home: LoratoryHome, environment: SpaceEnvironment, slots: InspectorSlots) -> Iterator["DemoPages"]:
-    """Look after the demo of a Space while it is served, and return its pages; call it once saved runs are back."""
+    """Run the demo of a Space while it is served, and return its pages; call it after saved runs are restored."""
     demo = Demo.on_this_machine(home, slots)
     demo.start()
     try:
@@ -52,33 +53,23 @@ def open_demo(home: LoratoryHome, environment: SpaceEnvironment, slots: Inspecto
         demo.close()
 
 
+@dataclass(eq=False)
 class DemoPages:
-    """Answers people who have no account, or whose account is not admitted.
+    """Answers people who have no account, or whose account is not admitted."""
 
-    Args:
-        demo: The run, and what may be asked of it.
-        duplicate_url: Where a person makes a Space of their own from this one.
-        sign_in: Address of the sign-in page, on the Space's own host.
-        waits_seconds: How long a question waits for its turn.
-    """
+    demo: Demo  # the run, and what may be asked of it
+    duplicate_url: str  # where a person makes a Space of their own from this one
+    sign_in: str  # address of the sign-in page, on the Space's own host
+    throttle: DemoThrottle = field(default_factory=DemoThrottle)
+    waits_seconds: float = _WAITS_SECONDS  # how long a question waits for its turn
 
-    def __init__(
-        self,
-        demo: Demo,
-        duplicate_url: str,
-        sign_in: str,
-        throttle: DemoThrottle | None = None,
-        waits_seconds: float = _WAITS_SECONDS,
-    ) -> None:
-        self._demo = demo
-        self._masthead = render_masthead(duplicate_url, sign_in)
-        self._throttle = throttle or DemoThrottle()
-        self._waits_seconds = waits_seconds
-        self._reader = RunReader(demo.runs)
+    def __post_init__(self) -> None:
+        self._masthead = render_masthead(self.duplicate_url, self.sign_in)
+        self._reader = RunReader(self.demo.runs)
         self._turn = asyncio.Lock()  # held by the question that is being answered
         self._waiting = 0
-        self._looking = asyncio.Lock()  # one look at the run at a time
-        self._last_look = float("-inf")  # monotonic seconds
+        self._refreshing = asyncio.Lock()  # one read of the run at a time
+        self._last_refresh = float("-inf")  # monotonic seconds
         self._stamp = ""
         self._view = DemoView()
         self._body = ""
@@ -88,7 +79,7 @@ class DemoPages:
         """Return the pages."""
         return [
             Route(DEMO, self.welcome, methods=["GET"]),
-            Route(ASK, self._ask, methods=["POST"]),
+            Route(ASK, self._answer_question, methods=["POST"]),
             Route(ASK, self.welcome, methods=["GET"]),  # the address of an answer, opened again
         ]
 
@@ -98,31 +89,31 @@ class DemoPages:
         Args:
             why: Why a signed-in person is not admitted; empty for everyone else.
         """
-        await self._look()
+        await self._refresh()
         if not why:
             return _answer(self._whole)
-        return _answer(self._page(render_asking(self._view), why), 403)
+        return _answer(self._page(render_question_form(self._view), why), 403)
 
-    async def _ask(self, request: Request) -> Response:
-        await self._look()
+    async def _answer_question(self, request: Request) -> Response:
+        await self._refresh()
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM:
             return self._refuse("", "Send the question with the form of this page.", 415)
         prompt = _clean((await read_form(request)).get("prompt", ""))
         if not prompt:
             return self._refuse("", "The question is empty. Type one.", 400)
         if len(prompt) > LONGEST_PROMPT:
-            words = f"The question has {len(prompt):,} characters. Use at most {LONGEST_PROMPT}."
-            return self._refuse(prompt[:LONGEST_PROMPT], words, 400)
+            problem = f"The question has {len(prompt):,} characters. Use at most {LONGEST_PROMPT}."
+            return self._refuse(prompt[:LONGEST_PROMPT], problem, 400)
         try:
             if not self._view.can_ask:
                 raise DemoBusyError("The model is not ready.", "Ask again when the run has completed.")
-            self._throttle.begin(address_of(request))
+            self.throttle.begin(address_of(request))
             answers = await self._in_turn(request, prompt)
         except ThrottledError as error:
             return self._refuse(prompt, f"{error.what} Try again in {duration(error.seconds)}.", 429, error.seconds)
         except EngineError as error:
             return self._refuse(prompt, str(error), 503, 30)
-        return _answer(self._page(render_asking(self._view, answers=answers)))
+        return _answer(self._page(render_question_form(self._view, answers=answers)))
 
     async def _in_turn(self, request: Request, prompt: str) -> DemoAnswers:
         run = self._view.run
@@ -130,7 +121,7 @@ class DemoPages:
             raise DemoBusyError("Several visitors are asking at the moment.", "Try again in a minute.")
         self._waiting += 1
         try:
-            async with asyncio.timeout(self._waits_seconds):
+            async with asyncio.timeout(self.waits_seconds):
                 await self._turn.acquire()
         except TimeoutError as error:
             raise DemoBusyError("The questions of other visitors took too long.", "Try again in a minute.") from error
@@ -139,56 +130,55 @@ class DemoPages:
         try:
             if await request.is_disconnected():
                 raise DemoBusyError("The page was closed.", "Ask again.")
-            return await asyncio.to_thread(self._demo.chat.ask, run.run, prompt)
+            return await asyncio.to_thread(self.demo.chat.ask, run.run, prompt)
         finally:
             self._turn.release()
 
-    def _refuse(self, prompt: str, words: str, status: int, seconds: int = 0) -> Response:
-        answer = _answer(self._page(render_asking(self._view, prompt=prompt, problem=words)), status)
+    def _refuse(self, prompt: str, problem: str, status: int, seconds: int = 0) -> Response:
+        answer = _answer(self._page(render_question_form(self._view, prompt=prompt, problem=problem)), status)
         if seconds:
             answer.headers["Retry-After"] = str(seconds)
         return answer
 
-    async def _look(self) -> None:
+    async def _refresh(self) -> None:
         """Render the page again if the run has changed; concurrent visitors get the previous page."""
-        if time.monotonic() - self._last_look < _LOOK_SECONDS or (self._whole and self._looking.locked()):
+        if time.monotonic() - self._last_refresh < _REFRESH_SECONDS or (self._whole and self._refreshing.locked()):
             return
-        async with self._looking:
-            if time.monotonic() - self._last_look >= _LOOK_SECONDS:
-                await asyncio.to_thread(self._make)
-                self._last_look = time.monotonic()
+        async with self._refreshing:
+            if time.monotonic() - self._last_refresh >= _REFRESH_SECONDS:
+                await asyncio.to_thread(self._render)
+                self._last_refresh = time.monotonic()
 
-    def _make(self) -> None:
+    def _render(self) -> None:
         view = self._read()
         stamp = view.stamp
         if stamp != self._stamp or not self._whole:
             self._view, self._body, self._stamp = view, render_demo(view), stamp
-            self._whole = self._page(render_asking(view), refresh=_REFRESH_SECONDS if view.is_changing else None)
+            self._whole = self._page(render_question_form(view), refresh=_RELOAD_SECONDS if view.is_changing else None)
 
     def _read(self) -> DemoView:
-        run = self._demo.run
+        run = self.demo.run
         with suppress(EngineError):  # it was deleted meanwhile
             if run is not None:
                 snapshot = self._reader.observe(run.id)
-                return DemoView(snapshot, self._demo.sample_of(run), self._words_of_failure(snapshot))
-        return DemoView(problem=self._demo.problem)
+                return DemoView(snapshot, self.demo.sample_of(run), self._failure_text(snapshot))
+        return DemoView(problem=self.demo.problem)
 
-    def _words_of_failure(self, snapshot: RunSnapshot) -> str:
+    def _failure_text(self, snapshot: RunSnapshot) -> str:
         failure, state = snapshot.history.failed, snapshot.state
         if state.state != "failed":
             return ""
-        words = failure.what if failure is not None else state.cause
-        return self._demo.without_paths(words or "It failed for an unknown reason.")
+        text = failure.what if failure is not None else state.cause
+        return self.demo.without_paths(text or "It failed for an unknown reason.")
 
-    def _page(self, asking: str, why: str = "", refresh: int | None = None) -> bytes:
+    def _page(self, form: str, why: str = "", refresh: int | None = None) -> bytes:
         notice = f'<p class="notice" role="alert">{escape(why)}</p>' if why else ""
         head = f'<meta http-equiv="refresh" content="{refresh}">' if refresh else ""
         return (
-            '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Demo · Loratory</title>'
-            f"{ICON}"
+            f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Demo · Loratory</title>{ICON}'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">{head}'
             f'<meta name="color-scheme" content="light dark"><style>{_STYLE}</style></head>'
-            f'<body class="demo"><main>{self._masthead}{notice}{self._body}{asking}</main></body></html>'
+            f'<body class="demo"><main>{self._masthead}{notice}{self._body}{form}</main></body></html>'
         ).encode()
 
 
@@ -198,4 +188,7 @@ def _answer(page: bytes, status: int = 200) -> HTMLResponse:
 
 def _clean(prompt: str) -> str:
     """Return typed text without invisible characters."""
-    return "".join(one for one in prompt.replace("\r\n", "\n") if one in _ALLOWED_CONTROLS or one.isprintable()).strip()
+    lines = prompt.replace("\r\n", "\n")
+    return "".join(
+        character for character in lines if character in _ALLOWED_CONTROLS or character.isprintable()
+    ).strip()

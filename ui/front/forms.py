@@ -27,7 +27,7 @@ from engine.accounts.sessions import Sessions, SignedIn
 from engine.accounts.throttle import SignInThrottle, ThrottledError
 from engine.errors import AccountError, EngineError
 from ui.front.gate import COOKIE, SIGN_IN
-from ui.views.html import ICON
+from ui.theme import ICON
 
 JOIN = "/join"
 SIGN_OUT = "/sign-out"

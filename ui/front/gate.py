@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -22,9 +23,14 @@ if TYPE_CHECKING:
 COOKIE = "__Host-loratory"  # browsers take it from https alone, for this host alone
 SIGN_IN = "/sign-in"
 PROXY_USER = "proxy_user"  # in the state of a request: the name from a trusted proxy
-_LOOK_AGAIN_SECONDS = 2.0  # at the session of an answer that takes long
+_RECHECK_SECONDS = 2.0  # at the session of an answer that takes long
 _SAFE_METHODS = ("GET", "HEAD")
-_NOBODY = "'none'"
+_NO_SITE = "'none'"
+_SECURITY_HEADERS = {
+    "X-Content-Type-Options": "nosniff", "Cross-Origin-Opener-Policy": "same-origin", "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "same-origin",  # with no-referrer, forms of our own would come from the origin null
+    "Strict-Transport-Security": "max-age=31536000",
+}  # fmt: skip
 _FRAMES = ("iframe", "frame", "embed", "object", "fencedframe")
 _FORWARDED_HEADERS = (b"x-forwarded-", b"x-gradio-", b"x-real-ip", b"forwarded")
 
@@ -58,84 +64,61 @@ class NamedByProxy(NamedTuple):
     may_continue: Callable[[Person, str], bool]
 
 
+@dataclass(frozen=True, kw_only=True)
 class Gate:
     """Authenticates each request to what a lab serves.
 
     A request is answered where it comes to the lab's own name, from the lab's own page, asks for something that the page
     needs, and carries the cookie of a session. Whatever else arrives gets 401, 403, 404, 421 or the sign-in page.
-
-    Args:
-        address: The one that browsers use.
-        find_session: Returns whose session a token is; asked at each request, and every two seconds while an answer
-            continues.
-        front: Answers `front_paths`, for people who have not signed in.
-        front_paths: Of the sign-in page and what belongs to it.
-        behind_proxy: Whether all requests come through a proxy of ours, which reports where from.
-        names: How that proxy names people; None where it does not.
-        welcome: What people without an account see; None where they are asked to sign in.
     """
 
-    def __init__(
-        self,
-        address: PublicAddress,
-        find_session: Callable[[str], SignedIn | None],
-        front: ASGIApp,
-        front_paths: frozenset[str],
-        pages: "PersonPages",
-        *,
-        behind_proxy: bool,
-        names: NamedByProxy | None = None,
-        welcome: Welcome | None = None,
-    ) -> None:
-        self._address = address
-        self._find_session = find_session
-        self._front = front
-        self._front_paths = front_paths
-        self._pages = pages
-        self._behind_proxy = behind_proxy
-        self._names = names
-        self._welcome = welcome
+    address: PublicAddress  # the one that browsers use
+    # Returns whose session a token is; called at each request, and every two seconds while an answer continues.
+    find_session: Callable[[str], SignedIn | None]
+    front: ASGIApp  # answers `front_paths`, for people who have not signed in
+    front_paths: frozenset[str]  # of the sign-in page and what belongs to it
+    pages: "PersonPages"
+    behind_proxy: bool  # whether all requests come through a proxy of ours, which reports where from
+    names: NamedByProxy | None = None  # how that proxy names people; None where it does not
+    welcome: Welcome | None = None  # what people without an account see; None where they have to sign in
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1008})
-            return
         if scope["type"] != "http":
-            await self._front(scope, receive, send)
+            await self.front(scope, receive, send)
             return
         request = Request(scope)
         scope = self._with_trusted_headers(scope, request.headers)
-        welcome = self._welcome if await self._is_for_strangers(request) else None
+        welcome = self.welcome if await self._is_for_strangers(request) else None
         send = _with_security_headers(send) if welcome is None else _with_security_headers(send, welcome.framed_by)
         refusal = self._refuse_foreign(request)
-        if refusal is None and self._names is not None:
-            scope = await self._with_named_account(request, scope, self._names)
+        if refusal is None and self.names is not None:
+            scope = await self._with_named_account(request, scope, self.names)
             request = Request(scope)
         if refusal is not None:
             await refusal(scope, receive, send)
         elif welcome is not None:
             await welcome.app(scope, receive, send)
-        elif scope["path"] in self._front_paths:
-            await self._front(scope, receive, send)
+        elif scope["path"] in self.front_paths:
+            await self.front(scope, receive, send)
         else:
             await self._answer_person(request, scope, receive, send)
 
     async def _session_of(self, request: Request) -> SignedIn | None:
         token = request.cookies.get(COOKIE, "")
-        return await asyncio.to_thread(self._find_session, token) if token else None
+        return await asyncio.to_thread(self.find_session, token) if token else None
 
     async def _answer_person(self, request: Request, scope: Scope, receive: Receive, send: Send) -> None:
         signed_in = await self._session_of(request)
         if signed_in is None:
-            await _ask_to_sign_in(request)(scope, receive, send)
+            await _require_sign_in(request)(scope, receive, send)
             return
         person = signed_in.person
         if not self._is_offered(request, person):
             await PlainTextResponse("Not found", 404)(scope, receive, send)
             return
         try:
-            page = await self._pages.of(person)
+            page = await self.pages.app_for(person)
         except EngineError as error:
             await PlainTextResponse(str(error), 503)(scope, receive, send)
             return
@@ -144,8 +127,8 @@ class Gate:
     async def _is_for_strangers(self, request: Request) -> bool:
         """Return whether the welcome page answers a request: `/` without an account, and in a frame for everyone."""
         path = request.scope["path"]
-        if self._welcome is None or path in self._welcome.paths:
-            return self._welcome is not None
+        if self.welcome is None or path in self.welcome.paths:
+            return self.welcome is not None
         if path != "/" or request.method not in _SAFE_METHODS:
             return False
         # A frame of another site has no cookie of a session. Where one came with it, it still shows no person's page.
@@ -155,23 +138,20 @@ class Gate:
 
     def _refuse_foreign(self, request: Request) -> Response | None:
         headers, is_root = request.headers, request.scope["path"] == "/" and request.method in _SAFE_METHODS
-        if headers.getlist("host") != [self._address.host]:
+        if headers.getlist("host") != [self.address.host]:
             # Hugging Face checks whether the server answers, under another host name.
-            status = 200 if is_root and self._welcome is not None else 421
-            return PlainTextResponse(f"This lab is reached as {self._address.origin}.", status)
-        if any(origin != self._address.origin for origin in headers.getlist("origin")):
-            return PlainTextResponse("A page of another site may not ask this lab.", 403)
+            status = 200 if is_root and self.welcome is not None else 421
+            return PlainTextResponse(f"This lab is reached as {self.address.origin}.", status)
+        if any(origin != self.address.origin for origin in headers.getlist("origin")):
+            return PlainTextResponse("Requests from pages of other sites are refused.", 403)
         site = headers.get("sec-fetch-site", "same-origin")
         if request.method not in _SAFE_METHODS:
             is_own = site == "same-origin" and ("origin" in headers or "sec-fetch-site" in headers)
-            return (
-                None
-                if is_own
-                else PlainTextResponse("Requests that change data must come from the lab's own page.", 403)
-            )
-        is_shown = _opens(headers, "document") or (self._welcome is not None and is_root and _opens(headers, "iframe"))
+            refusal = PlainTextResponse("Requests that change data must come from the lab's own page.", 403)
+            return None if is_own else refusal
+        is_shown = _opens(headers, "document") or (self.welcome is not None and is_root and _opens(headers, "iframe"))
         if site not in ("same-origin", "none") and not is_shown:
-            return PlainTextResponse("A page of another site may not ask this lab.", 403)
+            return PlainTextResponse("Requests from pages of other sites are refused.", 403)
         return None
 
     def _is_offered(self, request: Request, person: Person) -> bool:
@@ -182,17 +162,17 @@ class Gate:
         if path == _UPLOAD and not may(person, Action.USE_OWN_DATA):
             return False
         _, is_file, name = path.partition("/gradio_api/file=")
-        if is_file and not self._pages.may_read_file(person, name):
+        if is_file and not self.pages.may_read_file(person, name):
             return False
         uploads = request.query_params.getlist("upload_id")
-        return all(self._pages.owns_upload(person, upload_id) for upload_id in uploads)
+        return all(self.pages.owns_upload(person, upload_id) for upload_id in uploads)
 
     async def _while_signed_in(self, token: str, person: Person, answer: Awaitable[None]) -> None:
         """Continue an answer for as long as the session lasts and the person's role is the same."""
         work = asyncio.ensure_future(answer)
         try:
-            while not (await asyncio.wait({work}, timeout=_LOOK_AGAIN_SECONDS))[0]:
-                now = await asyncio.to_thread(self._find_session, token)
+            while not (await asyncio.wait({work}, timeout=_RECHECK_SECONDS))[0]:
+                now = await asyncio.to_thread(self.find_session, token)
                 if now is None or now.person.role != person.role:
                     return
             await work
@@ -216,7 +196,7 @@ class Gate:
     def _with_trusted_headers(self, scope: Scope, headers: Headers) -> Scope:
         """Return a request with the scheme and host of the lab, and nothing that a client claims about its way here."""
         client = scope.get("client")
-        if self._behind_proxy:
+        if self.behind_proxy:
             # Our proxy appends what it saw, some to the header and some as another one; what a client claimed comes before it.
             last = ",".join(headers.getlist("x-forwarded-for")).rpartition(",")[2].strip()
             client = (last or "unknown", 0)
@@ -229,14 +209,14 @@ def _opens(headers: Headers, where: str) -> bool:
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == where
 
 
-def _ask_to_sign_in(request: Request) -> Response:
+def _require_sign_in(request: Request) -> Response:
     wants_page = request.method == "GET" and "text/html" in request.headers.get("accept", "")
     if wants_page and request.scope["path"] == "/":
         return RedirectResponse(SIGN_IN, 303)
     return PlainTextResponse("Sign in first.", 401)
 
 
-def _with_security_headers(send: Send, framed_by: str = _NOBODY) -> Send:
+def _with_security_headers(send: Send, framed_by: str = _NO_SITE) -> Send:
     """Add the headers that limit what browsers do with an answer; a content security policy that it has stays.
 
     Args:
@@ -248,22 +228,14 @@ def _with_security_headers(send: Send, framed_by: str = _NOBODY) -> Send:
             headers = MutableHeaders(scope=message)
             policy = headers.get("Content-Security-Policy", "default-src 'none'")
             headers["Content-Security-Policy"] = f"{_without_ancestors(policy)}; frame-ancestors {framed_by}"
-            headers["X-Content-Type-Options"] = "nosniff"
-            if framed_by == _NOBODY:
+            headers.update(_SECURITY_HEADERS)
+            if framed_by == _NO_SITE:
                 headers["X-Frame-Options"] = "DENY"
             else:  # this older header names no sites
                 del headers["X-Frame-Options"]
-            headers["Referrer-Policy"] = (
-                "same-origin"  # with no-referrer, forms of our own would come from the origin null
-            )
-            headers["Cross-Origin-Opener-Policy"] = "same-origin"
-            headers["Cross-Origin-Resource-Policy"] = "same-origin"
-            headers["Strict-Transport-Security"] = "max-age=31536000"
             for name in ("Access-Control-Allow-Origin", "Access-Control-Allow-Credentials"):
-                if name in headers:
-                    del headers[name]
-            if not headers.get("Cache-Control"):
-                headers["Cache-Control"] = "no-store"
+                del headers[name]
+            headers.setdefault("Cache-Control", "no-store")
         await send(message)
 
     return send_hardened

@@ -141,7 +141,7 @@ class IdentityPages(PlainPages, ABC):
 
     async def _start(self, request: Request) -> Response:
         form = await read_form(request)
-        purpose = next((one for one in self.purposes if form.get("for") == one), None)
+        purpose = next((purpose for purpose in self.purposes if form.get("for") == purpose), None)
         if purpose is None:
             return self.problem("Invalid form.", "sign in", 400)
         try:

@@ -41,17 +41,11 @@ class OidcPages(IdentityPages):
         except ProviderError as error:
             return await self.show_failure(request, intent, error, error.reason)
         browser = new_token()
-        one = Round(
-            intent.purpose,
-            endpoints,
-            self._rounds.now(),
-            digest_of(browser),
-            intent.session,
-            intent.invitation,
-            intent.name,
-        )
-        self._rounds.add(one)
-        target = escape(self.provider.address_for(one))
+        flow = Round(
+            intent.purpose, endpoints, self._rounds.now(), digest_of(browser), intent.session, intent.invitation, intent.name
+        )  # fmt: skip
+        self._rounds.add(flow)
+        target = escape(self.provider.address_for(flow))
         # Not a redirect: a policy about forms holds for where their answers lead as well, and who knows where a provider
         # sends people on its own way to sign them in.
         answer = page(
@@ -67,18 +61,18 @@ class OidcPages(IdentityPages):
     async def _come_back(self, request: Request) -> Response:
         query = request.query_params
         parameters = {name: query[name] for name in ("state", "code", "iss", "error") if len(query.getlist(name)) == 1}
-        one = self._rounds.take(parameters.get("state", ""), request.cookies.get(ROUND_COOKIE, ""))
-        if one is None:
+        flow = self._rounds.take(parameters.get("state", ""), request.cookies.get(ROUND_COOKIE, ""))
+        if flow is None:
             text = "This sign-in has expired, was used before, or began in another browser. Begin again."
             return self.problem(text, "sign in", 400)
-        intent = Intent(one.purpose, one.session, one.invitation, one.name)
+        intent = Intent(flow.purpose, flow.session, flow.invitation, flow.name)
         answer: Response
         try:
             if "error" in parameters:
                 title = self.service.title
                 raise ProviderError(title, "refused by the provider", f"{title} did not sign you in.")
-            arrival = await self.provider.finish(one, parameters.get("code", ""), parameters.get("iss"))
-            answer = await self.on_arrival(request, intent, one, arrival)
+            arrival = await self.provider.finish(flow, parameters.get("code", ""), parameters.get("iss"))
+            answer = await self.on_arrival(request, intent, flow, arrival)
         except ProviderError as error:
             answer = await self.show_failure(request, intent, error, error.reason)
         except EngineError as error:
@@ -86,19 +80,19 @@ class OidcPages(IdentityPages):
         answer.delete_cookie(ROUND_COOKIE, path="/", secure=True, httponly=True, samesite="lax")
         return answer
 
-    async def on_arrival(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
+    async def on_arrival(self, request: Request, intent: Intent, flow: Round, arrival: Arrival) -> Response:
         """Answer a person who returns from the provider.
 
         Raises:
             EngineError: If what they wanted is not allowed.
         """
-        return await self.arrive(request, intent, arrival.identity, lambda: self._suggest(one, arrival))
+        return await self.arrive(request, intent, arrival.identity, lambda: self._suggest(flow, arrival))
 
-    async def _suggest(self, one: Round, arrival: Arrival) -> str | None:
+    async def _suggest(self, flow: Round, arrival: Arrival) -> str | None:
         rule = self.provider.settings.members
         if not rule.is_set:
             return None
-        sources = await self.provider.sources(one, arrival)
+        sources = await self.provider.sources(flow, arrival)
         if not rule.admits(sources):
             return None
         names = [source.get(claim) for claim in ("preferred_username", "nickname", "email") for source in sources]

@@ -23,7 +23,7 @@ from engine.errors import EngineError
 from ui.backend.transfers import LARGEST_FILE_BYTES
 from ui.build import build_app
 from ui.front.gate import is_offered
-from ui.front.light import end, lighten, reclaim, return_memory, settle
+from ui.front.memory import close_queue, freeze_objects, reclaim, return_memory, trim_memory
 from ui.gradio_internals import use_mounted
 from ui.policy import PagePolicy
 from ui.polls import PollAnswers
@@ -46,31 +46,22 @@ class _PersonPage:
     upload_ids: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
 
+@dataclass(eq=False)
 class PersonPages:
-    """Builds a person's page at their first request, and closes it when it has not been used for two hours.
+    """Builds a person's page at their first request, and closes it when it has not been used for two hours."""
 
-    Args:
-        close_services: Ends what a page started for itself, such as a loaded model.
-    """
+    services_of: Callable[[Person], Services]
+    address: PublicAddress
+    close_services: Callable[[Services], None]  # ends what a page started for itself, such as a loaded model
+    clock: Callable[[], float] = time.monotonic
+    _theme: gr.themes.Base = field(default_factory=build_theme)
+    _pages: dict[str, _PersonPage] = field(default_factory=dict)
+    _locks: dict[str, asyncio.Lock] = field(default_factory=dict)  # one building at a time of a person's page
+    _has_closed: bool = False  # a page, whose memory is still to be found
+    # Guards os.environ, where Gradio reads the folder of an app, and its classes.
+    _building: threading.Lock = field(default_factory=threading.Lock)
 
-    def __init__(
-        self,
-        services_of: Callable[[Person], Services],
-        address: PublicAddress,
-        close_services: Callable[[Services], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._services_of = services_of
-        self._address = address
-        self._close_services = close_services
-        self._clock = clock
-        self._theme = build_theme()
-        self._pages: dict[str, _PersonPage] = {}
-        self._locks: dict[str, asyncio.Lock] = {}  # one building at a time of a person's page
-        self._has_closed = False  # a page, whose memory is still to be found
-        self._building = threading.Lock()  # guards os.environ, where Gradio reads the folder of an app, and its classes
-
-    async def of(self, person: Person) -> ASGIApp:
+    async def app_for(self, person: Person) -> ASGIApp:
         """Return what answers a person's requests.
 
         Raises:
@@ -82,7 +73,7 @@ class PersonPages:
                 await self._close(person.name)
                 page = None
             opened = page or await self._open(person)
-            opened.last_use = self._clock()
+            opened.last_use = self.clock()
 
         async def answer(scope: Scope, receive: Receive, send: Send) -> None:
             opened.requests += 1  # one that is being answered is in use, however long that takes
@@ -90,7 +81,7 @@ class PersonPages:
                 await opened.answers(scope, receive, send)
             finally:
                 opened.requests -= 1
-                opened.last_use = self._clock()
+                opened.last_use = self.clock()
 
         return answer
 
@@ -117,7 +108,7 @@ class PersonPages:
 
     async def close_unused(self, enabled: Collection[str]) -> None:
         """Close the pages of people who have been away, or who lost their account although a request is under way."""
-        oldest = self._clock() - _CLOSED_AFTER_SECONDS
+        oldest = self.clock() - _CLOSED_AFTER_SECONDS
 
         def is_unused(name: str, page: _PersonPage) -> bool:
             return name not in enabled or (page.last_use < oldest and not page.requests)
@@ -146,10 +137,10 @@ class PersonPages:
         # In the request's own context, Gradio finds whose event came before it on the connection, and uses their folder.
         services, app, blocks = await asyncio.to_thread(Context().run, self._build, person)
         stack = AsyncExitStack()
-        stack.callback(end, blocks)
+        stack.callback(close_queue, blocks)
         await stack.enter_async_context(app.router.lifespan_context(app))
         answers = PagePolicy(PollAnswers(app, blocks), services.transfers)
-        page = _PersonPage(person.role, services, app, answers, stack, self._clock())
+        page = _PersonPage(person.role, services, app, answers, stack, self.clock())
         self._pages[person.name] = page
         return page
 
@@ -158,14 +149,14 @@ class PersonPages:
         with self._building:
             before = os.environ.get("GRADIO_TEMP_DIR")
             try:
-                services = self._services_of(person)
+                services = self.services_of(person)
                 services.transfers.prepare()  # names the person's folder to Gradio
                 blocks = build_app(services)
                 gr.mount_gradio_app(
                     app,
                     blocks,
                     path="/",
-                    root_path=self._address.origin,
+                    root_path=self.address.origin,
                     theme=self._theme,
                     css_paths=STYLESHEETS,
                     footer_links=[],
@@ -181,15 +172,15 @@ class PersonPages:
                     os.environ["GRADIO_TEMP_DIR"] = before
             (inner_app,) = (route.app for route in app.routes if isinstance(route, Mount))
             use_mounted(blocks, inner_app)
-            lighten(blocks, inner_app, is_offered)
-        settle()
+            trim_memory(blocks, inner_app, is_offered)
+        freeze_objects()
         return services, app, blocks
 
     async def _close(self, name: str) -> None:
         page = self._pages.pop(name)
         self._has_closed = True
         await page.stack.aclose()
-        await asyncio.to_thread(self._close_services, page.services)
+        await asyncio.to_thread(self.close_services, page.services)
 
 
 @asynccontextmanager
@@ -212,7 +203,7 @@ async def housekeeping(
 
     async def repeat(work: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:
-            with suppress(EngineError):  # the accounts are in use: at the next look
+            with suppress(EngineError):  # the accounts are in use: try at the next turn
                 await work()
             await asyncio.sleep(seconds)
 

@@ -37,7 +37,7 @@ from ui.front.connections import bounded_server
 from ui.front.forms import Front
 from ui.front.gate import Gate, NamedByProxy
 from ui.front.identities import IdentityPages, ProxyPages
-from ui.front.light import prepare_memory
+from ui.front.memory import prepare_memory
 from ui.front.pages import PersonPages, housekeeping
 from ui.serve import build_services, close_services
 from ui.services import Services
@@ -60,7 +60,7 @@ def build_gate(
     space: "Space | None" = None,
     logins: Logins,
 ) -> tuple[Gate, PersonPages]:
-    """Put accounts, sign-in and pages together; the pages are looked after for as long as the gate is served.
+    """Put accounts, sign-in and pages together; the pages are maintained for as long as the gate is served.
 
     Args:
         behind_proxy: Whether all requests come through a proxy of ours.
@@ -73,9 +73,9 @@ def build_gate(
     shared = accounts, sessions, SignInThrottle(), audit
     other: IdentityPages | None = None
     if space is not None:
-        from ui.front.space import build_doors
+        from ui.front.space import build_sign_in
 
-        front, other = build_doors(space, database, shared, lambda: read_notice(home), logins)
+        front, other = build_sign_in(space, database, shared, lambda: read_notice(home), logins)
     elif provider is not None:
         from ui.front.oidc import OidcPages  # only needed with a provider
 
@@ -90,13 +90,13 @@ def build_gate(
     if other is not None:
         account = replace(account, links_of=other.links_of)
     board = QueueBoard(home)
-    disk = DiskSamples(home, lambda: {*(one.name for one in accounts.people()), *list_owners(home)})
+    disk = DiskSamples(home, lambda: {*(person.name for person in accounts.people()), *list_owners(home)})
     confirms_with = other.service.title if other is not None and other.service.can_confirm else ""
 
     def complete(person: Person) -> Services:
         is_admin = may(person, Action.MANAGE)
-        doors = "" if space is None else space.who_gets_in()
-        lab = LabAdmin(home, address, *shared, board, disk, person.name, confirms_with, doors) if is_admin else None
+        admission = "" if space is None else space.who_gets_in()
+        lab = LabAdmin(home, address, *shared, board, disk, person.name, confirms_with, admission) if is_admin else None
 
         def notice() -> str:
             unsaved_words = "" if space is None else space.unsaved_words(person.name)
@@ -119,7 +119,10 @@ def build_gate(
     plain = Starlette(routes=routes, lifespan=lambda _: housekeeping(pages, enabled_names, disk.measure))
     paths = frozenset(route.path for route in routes)
     welcome = None if space is None else space.welcome
-    gate = Gate(address, sessions.find, plain, paths, pages, behind_proxy=behind_proxy, names=names, welcome=welcome)
+    gate = Gate(
+        address=address, find_session=sessions.find, front=plain, front_paths=paths, pages=pages, behind_proxy=behind_proxy,
+        names=names, welcome=welcome,
+    )  # fmt: skip
     return gate, pages
 
 
@@ -156,7 +159,7 @@ def serve_lab(
     logins = Logins()
     executors = partial(make_executors, login_of=logins_of(home, logins))
     supervisor = Supervisor(home, SupervisorSettings(executors=executors))
-    of_catalog: Shapes = {}
+    catalog_shapes: Shapes = {}
     fits, shared = KnownFits(), SharedReaders()
     slots = InspectorSlots() if space is None else space.slots
 
@@ -164,7 +167,7 @@ def serve_lab(
         own = home.for_person(person.name, person.role)
         own.uploads.mkdir(mode=0o700, parents=True, exist_ok=True)
         roots = (own.uploads, home.shared_data)
-        own_services = build_services(own, person.name, roots, supervisor, person, of_catalog, slots, logins)
+        own_services = build_services(own, person.name, roots, supervisor, person, catalog_shapes, slots, logins)
         if space is not None and space.zero_gpu is not None:
             own_services = replace(own_services, chat=ChatSession(own, zero_gpu=space.zero_gpu))
         return replace(own_services, fits=fits, shared=shared)
@@ -179,7 +182,7 @@ def serve_lab(
         print(supervisor.explain_standing_by(), flush=True)
     grace_seconds = _GOODBYE_SECONDS if space is None else 1  # a Space needs the time to save
     server, server_socket = bounded_server(gate, server_socket, listener.certificate, listener.key, grace_seconds)
-    gc.freeze()  # the objects of the imports stay; no collection needs to look at them again
+    gc.freeze()  # the objects of the imports stay; no collection visits them again
     gc.enable()
     # uvicorn raises the signal again after the last answer; by default that would end the process early.
     for number in (signal.SIGINT, signal.SIGTERM):

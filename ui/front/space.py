@@ -71,10 +71,10 @@ class Space:
 
 @contextlib.contextmanager
 def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Space]:
-    """Bring back what was mirrored, then mirror and look after the demo for as long as the Space is served.
+    """Restore what was mirrored, then mirror and run the demo for as long as the Space is served.
 
     Raises:
-        EngineError: If something cannot be brought back. An empty disk is not used then: what people do on it would be lost.
+        EngineError: If something cannot be restored. An empty disk is not used then: what people do on it would be lost.
     """
     mirror = mirror_of(environment, home)
     if mirror is not None:
@@ -99,7 +99,7 @@ def open_space(environment: SpaceEnvironment, home: LoratoryHome) -> Iterator[Sp
             print("The Space ends before everything was saved.", flush=True)
 
 
-def build_doors(
+def build_sign_in(
     space: Space,
     database: Database,
     shared: tuple[Accounts, Sessions, SignInThrottle, AuditLog],
@@ -128,24 +128,24 @@ class SpacePages(OidcPages):
 
     @property
     def purposes(self) -> tuple[Purpose, ...]:
-        """There are no invitations to accept, and no passwords to link with."""
+        """The purposes without invitations to accept and passwords to link with."""
         return "sign in", "confirm"
 
-    async def on_arrival(self, request: Request, intent: Intent, one: Round, arrival: Arrival) -> Response:
+    async def on_arrival(self, request: Request, intent: Intent, flow: Round, arrival: Arrival) -> Response:
         """Answer a person who returns from Hugging Face."""
         if intent.purpose == "confirm":
-            return await super().on_arrival(request, intent, one, arrival)
-        visitor = Visitor.of(arrival.identity.subject, await self.provider.sources(one, arrival))
+            return await super().on_arrival(request, intent, flow, arrival)
+        visitor = Visitor.of(arrival.identity.subject, await self.provider.sources(flow, arrival))
         try:
             admission = await asyncio.to_thread(self.admission.admit, visitor)
         except AccountError as error:
             return await self._turn_away(request, visitor, str(error))
         if admission is None:
             (subject, name), author = visitor.account, self.space.environment.author
-            words = (
+            reason = (
                 f"{name} (id {subject}) is not admitted to this Space. Ask {author} to add you, or duplicate the Space."
             )
-            return await self._turn_away(request, visitor, words)
+            return await self._turn_away(request, visitor, reason)
         person = admission.person
         if admission.is_new:
             await self._log(request, person.name, "joined", person.name, f"{person.role}, {self.service.log_name}")
@@ -154,7 +154,7 @@ class SpacePages(OidcPages):
         # Confirmed: a browser that is signed in to Hugging Face can change all of the Space there as well.
         return await self._begin(request, person, is_confirmed=True)
 
-    async def _turn_away(self, request: Request, visitor: Visitor, words: str) -> Response:
+    async def _turn_away(self, request: Request, visitor: Visitor, reason: str) -> Response:
         """Show the demo to a person who is not admitted, and end their earlier sessions."""
         member = await asyncio.to_thread(self.admission.known, visitor)
         if member is not None:
@@ -162,7 +162,7 @@ class SpacePages(OidcPages):
             self.logins.forget(member.name)
         subject, detail = visitor.account.subject[:64], f"{self.service.log_name}: not admitted"
         await self._log(request, "", "sign-in failed", subject, detail)
-        return await self.space.demo.welcome(request, words)
+        return await self.space.demo.welcome(request, reason)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,7 +173,7 @@ class BlindTestPart:
             most = settings.max_new_tokens * len(sides)
             chat_request = ChatRequest(messages=messages, branches=sides, sampling=settings, id=uuid.uuid4().hex)
             yield {
-                self.pair: view.render_writing(prompt.question, 0, most),
+                self.pair: view.render_generating(prompt.question, 0, most),
                 self.judging: judging,
                 self.next: gr.update(interactive=False),
                 self.stop: gr.update(visible=True),
@@ -188,7 +188,7 @@ class BlindTestPart:
                 finishes[chunk.branch] = chunk.finish_reason
                 if sum(counts.values()) >= redrawn + 12:
                     redrawn = sum(counts.values())
-                    yield {self.pair: view.render_writing(prompt.question, redrawn, most)}
+                    yield {self.pair: view.render_generating(prompt.question, redrawn, most)}
             if judging.is_about_another(chat.state.target):
                 raise RunError("Something else was loaded meanwhile.", "Ask for the next pair.")
             if "stopped" in finishes.values():
@@ -197,7 +197,7 @@ class BlindTestPart:
             pair = blind_test.draw_pair(prompt.question, prompt.reference, texts, self._random)
             if pair.same_words:
                 judging = self._with_judgement(judging, pair, "equal")
-                yield {**end_updates, self.pair: view.render_same_words(pair), self.judging: judging}
+                yield {**end_updates, self.pair: view.render_identical_answers(pair), self.judging: judging}
                 return
             left, right = (
                 VotedAnswer(

@@ -329,7 +329,7 @@ class FollowPart:
             self.small: self._figure(
                 snapshot, "small", lambda: small_figures(snapshot.history, predicted_bytes, snapshot.run.id)
             ),
-            self.made_of: run_view.render_made_of(snapshot) if self.choice is not None else "",
+            self.made_of: run_view.render_run_settings(snapshot) if self.choice is not None else "",
             self.memory: run_view.render_memory(snapshot),
             self.warnings: run_view.render_warnings(snapshot)
             + run_view.render_left_out(snapshot.run.folder.read_dataset_report()),

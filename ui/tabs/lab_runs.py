@@ -142,7 +142,7 @@ class LabModelsPart:
         )
         list_event = remove_event.then(shown_in_place(self._list), None, self.models, **SLOW)
         log_after(list_event)
-        confirm.close_by(confirm.keep.click)
+        confirm.close_by(confirm.cancel.click)
 
     def _list(self) -> str:
         return views.render_cache(self._admin.models())

@@ -32,7 +32,7 @@ from ui.page import Page
 from ui.polls import WorkStatus, poll, poll_answer
 from ui.tabs.own_models import OwnPart
 from ui.views.html import error_box, small, work_status
-from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_looking_up
+from ui.views.model import NOT_CHOSEN, render_catalog, render_details, render_hub_results, render_lookup
 
 _BLINK_SECONDS = 0.4  # a cached tokenizer is found in that time, without a flicker
 _STOPPED = "The download was stopped."
@@ -161,7 +161,7 @@ class ModelTab:
         name = _name(model)
         if model is None or name == described_name:
             return {self.catalog: catalog, self.sought: None}
-        looking_up = render_looking_up(model.id)
+        looking_up = render_lookup(model.id)
         return {self.catalog: catalog, self.details: looking_up, self.described_name: name, self.sought: model}
 
     def find(self, model: ModelConfig | None) -> tuple[str, str]:
@@ -230,7 +230,7 @@ class ModelTab:
     def announce(self, model_id: str) -> Any:
         """Return that a model is looked up, which may take long; the details of the last one would look like its own."""
         is_known = not model_id or self.page.services.shapes.get(model_id, None) is not None
-        return UNCHANGED if is_known else render_looking_up(shown_name(model_id))
+        return UNCHANGED if is_known else render_lookup(shown_name(model_id))
 
     def choose(self, model_id: str, current: str | None) -> Updates:
         if not model_id:

@@ -112,7 +112,7 @@ class StartPart:
         gr.on(starts, functools.partial(self.begin, "run"), inputs, outputs, **once)
         self.sweep.click(functools.partial(self.begin, "sweep"), inputs, outputs, **once)
         confirm.really.click(self.begin_agreed, [self.open_question, *inputs], outputs, **once)
-        confirm.close_by(confirm.keep.click)
+        confirm.close_by(confirm.cancel.click)
         for part in sweep:  # these are not part of the draft
             confirm.close_by(changed_by_hand(part))
         clear_error_after(self.problems, sweep)

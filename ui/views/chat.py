@@ -39,9 +39,9 @@ def render_transcript(
     """
     if not turns:
         return ""
-    words = {**BRANCH_WORDS, **(names or {})}
+    labels = {**BRANCH_WORDS, **(names or {})}
     content = (
-        _turn(turn, words, context_tokens, number if can_edit else None, ballots.get(number, {}))
+        _turn(turn, labels, context_tokens, number if can_edit else None, ballots.get(number, {}))
         for number, turn in enumerate(turns)
     )
     return f'<div class="talk" role="log" aria-live="off">{"".join(content)}</div>'
@@ -49,12 +49,12 @@ def render_transcript(
 
 def _turn(
     turn: Turn,
-    words: Mapping[Branch, str],
+    labels: Mapping[Branch, str],
     context_tokens: int | None,
     number: int | None,
     ballot: Mapping[Branch, bool],
 ) -> str:
-    answers, names = "", turn.names(words)
+    answers, names = "", turn.names(labels)
     for answer in turn.answers:
         name = names[answer.branch]
         is_voted = ballot.get(answer.branch)
@@ -145,7 +145,7 @@ def _loaded_line(state: ChatState, model: LoadedModel, results: Sequence[str]) -
     if model.adapter_bytes:
         weights += f", {html.size(model.adapter_bytes)} of adapter"
     parts = [
-        f"<b>{escape(html.short_name(model.name))}</b>{_with_what(model, results)} is loaded",
+        f"<b>{escape(html.short_name(model.name))}</b>{_adapter_text(model, results)} is loaded",
         f"{escape(precision)} on {escape(model.device)}",
         weights,
     ]
@@ -159,7 +159,7 @@ def _loaded_line(state: ChatState, model: LoadedModel, results: Sequence[str]) -
     return " · ".join(parts)
 
 
-def _with_what(model: LoadedModel, results: Sequence[str]) -> str:
+def _adapter_text(model: LoadedModel, results: Sequence[str]) -> str:
     method = escape(model.method or "base model")
     if not model.method or "tuned" not in model.branches:
         return f" ({method})"

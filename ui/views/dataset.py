@@ -52,8 +52,8 @@ def render_waiting(page: DatasetPage | None) -> str:
     The first page has the notices that a report would have for all rows.
     """
     how_much = f" ({html.size(page.download_bytes)})" if page is not None and page.download_bytes else ""
-    words = f"This dataset is on the Hub, and rows are shown as they arrive. Counting and checking them downloads all of it{how_much}."
-    return _sentence(words) + html.notices(page.notes if page is not None else ())
+    sentence = f"This dataset is on the Hub, and rows are shown as they arrive. Counting and checking them downloads all of it{how_much}."
+    return _sentence(sentence) + html.notices(page.notes if page is not None else ())
 
 
 def render_stopped(progress: CheckProgress | None) -> str:
@@ -77,20 +77,20 @@ def render_facts(report: DatasetReport) -> str:
     """Return the figures of a finished check."""
     noun = ROW_KINDS[FORMATS[report.format].rows].noun
     figures = [
-        html.counted(report.kept, f"{noun} kept", f"{noun}s kept"),
-        html.counted(report.dropped, "row skipped", "rows skipped"),
+        html.count_fact(report.kept, f"{noun} kept", f"{noun}s kept"),
+        html.count_fact(report.dropped, "row skipped", "rows skipped"),
     ]
     if report.desirable is not None:
         figures += [
-            html.counted(report.desirable, "good answer"),
-            html.counted(report.kept - report.desirable, "bad answer"),
+            html.count_fact(report.desirable, "good answer"),
+            html.count_fact(report.kept - report.desirable, "bad answer"),
         ]
     if report.trained_tokens is not None and report.masked_tokens is not None:
         tokens = ((report.trained_tokens, "trained token"), (report.masked_tokens, "masked token"))
-        figures += [(html.count(number), html.counted(number, noun)[1]) for number, noun in tokens]
+        figures += [(html.count(number), html.count_fact(number, noun)[1]) for number, noun in tokens]
     if report.token_lengths is not None:
         figures.append((f"{report.token_lengths.over_max_length:,}", f"truncated at {report.max_length:,}"))
-    figures += [html.counted(report.duplicates, "duplicate"), (f"{report.held_out_rows:,}", "held out")]
+    figures += [html.count_fact(report.duplicates, "duplicate"), (f"{report.held_out_rows:,}", "held out")]
     return html.facts(figures) + render_truncation(report) + html.notices(report.notes)
 
 
@@ -154,17 +154,13 @@ def render_lengths(report: DatasetReport) -> str:
     lengths = report.token_lengths
     if lengths is None or report.max_length is None:
         return ""
-    lost_words = (
-        f" {html.plural(report.lost_trained_tokens, 'trained token')} truncated." if report.lost_trained_tokens else ""
-    )
+    lost_tokens = report.lost_trained_tokens
+    truncation = f" {html.plural(lost_tokens, 'trained token')} truncated." if lost_tokens else ""
     what = "rows" if report.sequences == report.kept else "sequences"
-    words = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{lost_words}"
+    sentence = f"Half of the {what} have up to {lengths.p50:,} tokens, 95% up to {lengths.p95:,}, the longest {lengths.max:,}.{truncation}"
     chart = render_length_histogram(lengths.histogram.edges, lengths.histogram.counts, report.max_length)
-    return html.fold(
-        "Lengths",
-        f"{lengths.max:,} tokens at most{f',{lost_words}' if lost_words else ''}".rstrip("."),
-        html.lead(words) + chart,
-    )
+    figure = f"{lengths.max:,} tokens at most{f',{truncation}' if truncation else ''}".rstrip(".")
+    return html.fold("Lengths", figure, html.lead(sentence) + chart)
 
 
 def render_length_histogram(edges: Sequence[int], counts: Sequence[int], max_length: int) -> str:
@@ -199,21 +195,17 @@ def _pair_lengths(lengths: PairLengths) -> str:
     """Return a fold with which answer of the pairs is longer."""
     unit, share = lengths.unit, f"{lengths.chosen_longer / lengths.pairs:.0%}"
     median = f"{html.plural(abs(lengths.median), unit.removesuffix('s'))} {'longer' if lengths.median > 0 else 'shorter'} than"
-    words = (
+    sentence = (
         f"The chosen answer is longer in {lengths.chosen_longer:,} of {html.plural(lengths.pairs, 'pair')} "
         f"({share}), the rejected one in {lengths.rejected_longer:,}"
         f"{f', and {lengths.equal:,} are equally long' if lengths.equal else ''}. "
         f"Half of the chosen answers are at most {median if lengths.median else 'as long as'} the rejected one."
     )
-    figure = f"the chosen answer is longer in {share} of the pairs"
-    return html.fold(
-        "Chosen and rejected",
-        figure,
-        f'<div class="beside">{html.lead(words)}{_difference_chart(lengths, words)}</div>',
-    )
+    content = f'<div class="beside">{html.lead(sentence)}{_difference_chart(lengths, sentence)}</div>'
+    return html.fold("Chosen and rejected", f"the chosen answer is longer in {share} of the pairs", content)
 
 
-def _difference_chart(lengths: PairLengths, words: str) -> str:
+def _difference_chart(lengths: PairLengths, label: str) -> str:
     """Return bars around a line at zero; those of pairs with a longer rejected answer are hatched as well as coloured."""
     edges, counts = lengths.histogram.edges, lengths.histogram.counts
     width, height, top = 400, 92, 16
@@ -234,7 +226,7 @@ def _difference_chart(lengths: PairLengths, words: str) -> str:
     bars = _bars(edges, counts, scale, (height, height - top - 4), zip(kinds, titles, strict=True))
     line = f'<line class="limit" x1="{zero:.1f}" x2="{zero:.1f}" y1="{top}" y2="{height}"/>'
     labels = "".join(_text(*text) for text in texts)
-    return _histogram("histogram differences", (width, height), words, f"{bars}{line}{labels}")
+    return _histogram("histogram differences", (width, height), label, f"{bars}{line}{labels}")
 
 
 def _bins(edges: Sequence[int], counts: Sequence[int]) -> Iterable[tuple[int, int, int]]:

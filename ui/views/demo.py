@@ -23,7 +23,7 @@ class DemoView:
 
     run: RunSnapshot | None = None
     sample: DemoSample = field(default_factory=DemoSample)
-    problem: str = ""  # why there is no run, or why it failed
+    problem: str = ""  # why there is none, or why it failed
 
     @property
     def is_complete(self) -> bool:
@@ -59,21 +59,20 @@ def render_masthead(duplicate_url: str, sign_in: str) -> str:
     )
 
 
-def _link(address: str, words: str, css: str) -> str:
-    return f'<a class="{css}" href="{escape(address, quote=True)}" target="_blank" rel="noopener">{words}</a>'
+def _link(address: str, label: str, css: str) -> str:
+    return f'<a class="{css}" href="{escape(address, quote=True)}" target="_blank" rel="noopener">{label}</a>'
 
 
 def render_demo(view: DemoView) -> str:
     """Return the run: its progress or its results."""
     snapshot = view.run
     if snapshot is None:
-        words = view.problem or "A small model will be trained here in a moment. This page reloads automatically."
+        text = view.problem or "A small model will be trained here in a moment. This page reloads automatically."
         title = "The demo cannot start" if view.problem else "The demo is being prepared"
-        return f'<section><h2>{title}</h2><p class="lead">{escape(words)}</p></section>'
-    results = (
-        (_figures(snapshot), _chart(snapshot), _memory(snapshot)) if view.is_complete else ("", _chart(snapshot), "")
-    )
-    return f"<section>{_heading(view, snapshot)}{''.join(results)}</section>{_rows(view.sample)}{_answers(view.sample)}"
+        return f'<section><h2>{title}</h2><p class="lead">{escape(text)}</p></section>'
+    figures, memory = (_figures(snapshot), _memory(snapshot)) if view.is_complete else ("", "")
+    run = f"<section>{_heading(view, snapshot)}{figures}{_chart(snapshot)}{memory}</section>"
+    return f"{run}{_rows(view.sample)}{_answers(view.sample)}"
 
 
 _PAUSED = ("The demo run is paused", "It was paused for a member's run and will resume.")
@@ -88,37 +87,31 @@ def _heading(view: DemoView, snapshot: RunSnapshot) -> str:
         return f"<h2>A finished run</h2>{ingredients}"
     if state == "failed":
         return f'<h2>The demo run failed</h2><p class="problem" role="alert">{escape(view.problem)}</p>{ingredients}'
-    title, words = _HEADINGS.get(state, ("Training now", status_line(snapshot) or "Starting"))
-    heading = f'<h2>{title}</h2><p class="lead" role="status">{words}</p>'
+    title, text = _HEADINGS.get(state, ("Training now", status_line(snapshot) or "Starting"))
+    heading = f'<h2>{title}</h2><p class="lead" role="status">{text}</p>'
     if state in _HEADINGS:
         return heading + ingredients
     done, total = history.last_step, history.total_steps
-    bar = (
-        f'<progress aria-label="Progress of the run" max="{total}" value="{min(done, total)}">{done}</progress>'
-        if total
-        else ""
-    )
-    return (
-        heading
-        + bar
-        + ingredients
-        + small("A small model is trained on this machine. This page reloads automatically.")
-    )
+    bar = ""
+    if total:
+        bar = f'<progress aria-label="Progress of the run" max="{total}" value="{min(done, total)}">{done}</progress>'
+    note = small("A small model is trained on this machine. This page reloads automatically.")
+    return f"{heading}{bar}{ingredients}{note}"
 
 
 def _ingredients(snapshot: RunSnapshot) -> str:
     config = snapshot.config
     if config is None:
         return ""
-    words = (
+    sentence = (
         f"<b>{escape(short_name(config.model.id))}</b> trained with {escape(method_words(config))} on "
         f"{escape(short_name(config.dataset.source))}."
     )
     parameters = snapshot.history.parameters
     if parameters is None:
-        return words
+        return sentence
     trained = f"{count(parameters.trainable)} of {count(parameters.total)} parameters are trained"
-    return f"{words} {trained}, on {escape(parameters.device)}."
+    return f"{sentence} {trained}, on {escape(parameters.device)}."
 
 
 def _figures(snapshot: RunSnapshot) -> str:
@@ -142,11 +135,11 @@ def _memory(snapshot: RunSnapshot) -> str:
     for peak in reversed(compare_peaks(snapshot.provenance.predicted_memory, snapshot.history)):
         if peak.predicted_bytes and peak.measured_bytes and peak.difference is not None:
             off = f"{abs(peak.difference):.0%} {'above' if peak.difference > 0 else 'below'} the estimate"
-            words = off if round(peak.difference, 2) else "as estimated"
+            comparison = off if round(peak.difference, 2) else "as estimated"
             figures = ((peak.predicted_bytes, "GiB predicted"), (peak.measured_bytes, "GiB measured"))
             return (
-                f"<h3>Peak memory</h3>{facts((gib(size_bytes), words) for size_bytes, words in figures)}"
-                f"{small(f'Estimated before the run started; the measured peak was {words}.')}"
+                f"<h3>Peak memory</h3>{facts((gib(size_bytes), label) for size_bytes, label in figures)}"
+                f"{small(f'Estimated before the run started; the measured peak was {comparison}.')}"
             )
     return ""
 
@@ -157,8 +150,8 @@ def _chart(snapshot: RunSnapshot) -> str:
     if not wide:
         return ""
     legend = "".join(
-        f'<span><i class="{css}"></i>{words}</span>'
-        for css, words in (("each", "each step"), ("smooth", "smoothed"), ("held", "held-out"))
+        f'<span><i class="{css}"></i>{label}</span>'
+        for css, label in (("each", "each step"), ("smooth", "smoothed"), ("held", "held-out"))
     )
     return (
         f'<h3>Loss</h3><p class="legend" aria-hidden="true">{legend}</p><div class="wide">{wide}</div>'
@@ -172,39 +165,41 @@ def _rows(sample: DemoSample) -> str:
     rows = "".join(f"<h3>Row {row.row + 1:,}</h3>{render_tokens(row)}" for row in sample.page.rows if row.sequences)
     if not rows:
         return ""
-    words = "Rows exactly as in training, token by token. Underlined tokens are trained; grey tokens are context."
-    return f'<section><h2>What is trained</h2><p class="lead">{words}</p>{rows}</section>'
+    text = "Rows exactly as in training, token by token. Underlined tokens are trained; grey tokens are context."
+    return f'<section><h2>What is trained</h2><p class="lead">{text}</p>{rows}</section>'
 
 
 def _answers(sample: DemoSample) -> str:
     if not sample.answers:
         return ""
-    words = "Questions from held-out rows, which were not used for training. Both models answer greedily."
+    text = "Questions from held-out rows, which were not used for training. Both models answer greedily."
     answers = "".join(
         _exchange(
-            one,
-            f'<details><summary>Answer in the data</summary><p class="answer">{escape(one.reference)}</p></details>',
+            exchange,
+            f'<details><summary>Answer in the data</summary><p class="answer">{escape(exchange.reference)}</p></details>',
         )
-        for one in sample.answers
+        for exchange in sample.answers
     )
-    return f'<section><h2>Before and after</h2><p class="lead">{words}</p>{answers}</section>'
+    return f'<section><h2>Before and after</h2><p class="lead">{text}</p>{answers}</section>'
 
 
-def _exchange(one: SampleAnswers | DemoAnswers, more: str = "", role: str = "") -> str:
+def _exchange(answers: SampleAnswers | DemoAnswers, more: str = "", role: str = "") -> str:
     return (
-        f'<article{role}><h3 class="question" dir="auto">{escape(one.prompt)}</h3><div class="pair">'
-        f"{_side('Base model', one.base)}{_side('Tuned model', one.tuned)}</div>{more}</article>"
+        f'<article{role}><h3 class="question" dir="auto">{escape(answers.prompt)}</h3><div class="pair">'
+        f"{_side('Base model', answers.base)}{_side('Tuned model', answers.tuned)}</div>{more}</article>"
     )
 
 
 def _side(title: str, answer: DemoAnswer) -> str:
-    words = _END_WORDS[answer.finish_reason]
-    end = f' <span class="small">({words})</span>' if words else ""
+    reason = _END_WORDS[answer.finish_reason]
+    end = f' <span class="small">({reason})</span>' if reason else ""
     text = escape(answer.text) if answer.text else '<span class="small">An empty answer.</span>'
     return f'<div><h4>{title}</h4><p class="answer" dir="auto">{text}{end}</p></div>'
 
 
-def render_asking(view: DemoView, *, prompt: str = "", problem: str = "", answers: DemoAnswers | None = None) -> str:
+def render_question_form(
+    view: DemoView, *, prompt: str = "", problem: str = "", answers: DemoAnswers | None = None
+) -> str:
     """Return the form for a question, and the answers to the last one.
 
     Args:

@@ -23,14 +23,14 @@ _FIELD = "field:"
 class NextStep(NamedTuple):
     """The next action, and where a click on it leads."""
 
-    words: str
+    label: str
     # A tab, `field:` and a setting, `follow:`, `resume:` or `chat:` and a run's id; empty for the start itself.
-    place: str
+    target: str
 
     @property
     def starts(self) -> bool:
         """Whether the action is the start itself."""
-        return not self.place
+        return not self.target
 
 
 def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes: bool = False) -> NextStep:
@@ -45,8 +45,8 @@ def next_step(draft: Draft, run: RunSummary | None, *, can_start: bool, resumes:
     if not draft.mapping["dataset"].get("source"):
         return NextStep("Choose a dataset", "data")
     if draft.problems:
-        words = f"Correct {plural(len(draft.problems), 'setting')}"
-        return NextStep(words, f"{_FIELD}{draft.problems[0].field}")
+        label = f"Correct {plural(len(draft.problems), 'setting')}"
+        return NextStep(label, f"{_FIELD}{draft.problems[0].field}")
     if run is not None and (resumes or run.state not in FINAL_STATES):
         return NextStep("Follow", f"follow:{run.id}")
     if run is not None and run.state == "completed":
@@ -68,9 +68,9 @@ def render_bar(draft: Draft, step: NextStep) -> str:
         ("method", "Method", _method(draft)),
     )
     links = "".join(_link(*link) for link in chosen)
-    action = "" if step.starts else pick_button(step.place, step.words, css="go")
-    if step.place.startswith(_FIELD):
-        action = field_link(step.place.removeprefix(_FIELD), step.words, css="go")
+    action = "" if step.starts else pick_button(step.target, step.label, css="go")
+    if step.target.startswith(_FIELD):
+        action = field_link(step.target.removeprefix(_FIELD), step.label, css="go")
     return f'<div class="chosen">{links}</div><p class="verdict" role="status">{_verdict(draft)}</p>{action}'
 
 
@@ -93,18 +93,18 @@ def _link(tab: str, name: str, value: str) -> str:
 
 def _verdict(draft: Draft) -> str:
     estimate = draft.estimate
-    beside = "".join(f" {field_link(alarm.field, alarm.short, css='alarm')}" for alarm in alarms(draft))
+    alarm_links = "".join(f" {field_link(alarm.field, alarm.short, css='alarm')}" for alarm in alarms(draft))
     if estimate is not None:
         here = " here" if draft.memory_elsewhere is not None else ""  # if the panel is about another device
         return (
             f'<b class="{estimate.verdict}">{VERDICTS[estimate.verdict]}</b> '
-            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}{beside}"
+            f"{gib(estimate.needed_bytes)} of {gib(estimate.free_bytes)} GiB free{here}{alarm_links}"
         )
     if draft.estimate_error is not None:
-        return f"Memory unknown{beside}"
+        return f"Memory unknown{alarm_links}"
     if draft.mapping["model"].get("id") and draft.shape is None:
         return "Looking up the model …"
-    return beside
+    return alarm_links
 
 
 def render_start_here(preset_name: str) -> str:

@@ -51,11 +51,11 @@ def render_evaluation(result: EvaluationResult) -> str:
     worse = ""
     if result.gain is not None and tuned.perplexity >= base.perplexity:
         worse = "<b>Training made it worse:</b> the base model has the lower loss. "
-    sample_words = (
+    sample = (
         f"{html.plural(result.rows, 'held-out row')}, {html.plural(tuned.tokens, 'trained token')}, the same for both"
     )
     return (
-        f'{html.facts(figures)}<p class="small">{worse}Measured on {sample_words}, in {html.duration(result.seconds)}.</p>'
+        f'{html.facts(figures)}<p class="small">{worse}Measured on {sample}, in {html.duration(result.seconds)}.</p>'
         f"{_preference(result)}{_ratings(result)}{_forgetting(result)}{html.notices(result.notes)}{_scores(result)}"
     )
 
@@ -70,15 +70,14 @@ def _preference(result: EvaluationResult) -> str:
     if preference is None:
         return ""
     rows = []
-    for branch, one in preference.branches.items():
+    for branch, figures in preference.branches.items():
         accuracy = reward = "–"
         if branch == "tuned":
-            low, high = interval(preference.right, preference.pairs)
-            accuracy = f"{preference.accuracy:.0%} ({low:.0%}–{high:.0%})"
-            reward = "–" if one.reward_margin is None else f"{one.reward_margin:+.3f}"
-        likelier = f"{one.preferred:,} of {preference.pairs:,} · {one.preferred / preference.pairs:.0%}"
-        cells = (accuracy, reward, likelier, f"{one.preferred_per_token / preference.pairs:.0%}", f"{one.margin:+.2f}")
-        rows.append((escape(_names(result)[branch]), *cells))
+            accuracy = f"{preference.accuracy:.0%} {_interval(preference.right, preference.pairs)}"
+            reward = "–" if figures.reward_margin is None else f"{figures.reward_margin:+.3f}"
+        likelier = f"{figures.preferred:,} of {preference.pairs:,} · {figures.preferred / preference.pairs:.0%}"
+        per_token = f"{figures.preferred_per_token / preference.pairs:.0%}"
+        rows.append((escape(_names(result)[branch]), accuracy, reward, likelier, per_token, f"{figures.margin:+.2f}"))
     numbers = ("Accuracy", "Reward margin", "Chosen likelier", "Per token", "Margin, nats")
     caption = "Chosen likelier: the chosen answer as a whole is likelier than the rejected one. Per token: its average token is."
     return _preference_table(result, numbers, rows, caption)
@@ -90,22 +89,26 @@ def _ratings(result: EvaluationResult) -> str:
     if ratings is None:
         return ""
     rows = []
-    for branch, one in ratings.branches.items():
-        accuracy, *rewards = rating_cells(one, ratings)
+    for branch, rating in ratings.branches.items():
+        accuracy, *rewards = rating_cells(rating, ratings)
         if branch == "tuned":
-            low, high = interval(ratings.right, ratings.completions)
-            accuracy = f"{accuracy} ({low:.0%}–{high:.0%})"
+            accuracy = f"{accuracy} {_interval(ratings.right, ratings.completions)}"
         rows.append((escape(_names(result)[branch]), accuracy, *rewards))
     caption = "Mean rewards of the completions; TRL logs them as rewards/chosen, rewards/rejected and rewards/margins."
     return _preference_table(result, RATING_COLUMNS, rows, caption)
+
+
+def _interval(right: int, total: int) -> str:
+    low, high = interval(right, total)
+    return f"({low:.0%}–{high:.0%})"
 
 
 def _preference_table(
     result: EvaluationResult, numbers: Sequence[str], rows: Sequence[Sequence[str]], caption: str
 ) -> str:
     columns = [html.Column("Model"), *map(html.Column.of_numbers, numbers)]
-    words = "".join(html.small(sentence) for sentence in preference_sentences(result))
-    return f"<h3>Preferences</h3>{html.table(columns, rows, css='preferences', caption=caption)}{words}"
+    sentences = "".join(html.small(sentence) for sentence in preference_sentences(result))
+    return f"<h3>Preferences</h3>{html.table(columns, rows, css='preferences', caption=caption)}{sentences}"
 
 
 def _forgetting(result: EvaluationResult) -> str:
@@ -144,7 +147,7 @@ def render_answered(result: EvaluationResult, page: html.ListPage) -> str:
 def question_of(prompt: str) -> str:
     """Return the last message of a rendered prompt, without the control tokens and roles of its template."""
     parts = (part.strip() for part in _CONTROL.split(prompt))
-    texts = [words for part in parts if (words := _ROLE.sub("", part).strip())]
+    texts = [text for part in parts if (text := _ROLE.sub("", part).strip())]
     return texts[-1] if texts else prompt
 
 
@@ -173,10 +176,9 @@ def render_across(rows: Sequence[MeasuredRun], chosen: str) -> str:
     with_preferences = any(row.result.preference_accuracy is not None for row in rows)
     numbers += ["Preference accuracy"] if with_preferences else []
     columns = [html.Column("Run"), *map(html.Column.of_numbers, numbers)]
-    content = html.table(
-        columns, (_across(row, chosen, with_preferences=with_preferences) for row in rows), css="across"
-    )
-    return f"<h3>All evaluations</h3>{html.small('Comparable only on the same held-out rows.')}{content}"
+    lines = (_across(row, chosen, with_preferences=with_preferences) for row in rows)
+    note = html.small("Comparable only on the same held-out rows.")
+    return f"<h3>All evaluations</h3>{note}{html.table(columns, lines, css='across')}"
 
 
 def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> html.Row:
@@ -200,6 +202,7 @@ def _across(row: MeasuredRun, chosen: str, *, with_preferences: bool) -> html.Ro
 VOTES_PER_PAGE = 5
 _LONGEST_ANSWER = 3_000  # characters of an answer that are shown
 _CLEAR_WINS = 6  # of as many decided pairs: the first result below 5%
+_QUESTION = '<div class="question"><h3>Question</h3><div>{}</div></div>'
 _VERDICTS = {"equal": "Equally good", "neither": "Neither is good"}
 
 NO_VOTES = html.empty(
@@ -212,14 +215,15 @@ def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
     """Return the number of votes and of training pairs."""
     if not votes:
         return NO_VOTES
-    numbers = ((len(votes), "vote", "votes"), (len(pairs.rows), "pair to train on", "pairs to train on"))
-    return html.facts(html.counted(*number) for number in numbers) + (html.small(pairs.words) if pairs.left_out else "")
+    pair_count = html.count_fact(len(pairs.rows), "pair to train on", "pairs to train on")
+    facts = html.facts((html.count_fact(len(votes), "vote"), pair_count))
+    return f"{facts}{html.small(pairs.words) if pairs.left_out else ''}"
 
 
 def render_votes(votes: Sequence[Vote], page: html.ListPage, asked_id: str = "") -> str:
     """Return one page of votes; the one with `asked_id` waits for a confirmation to delete it."""
-    shown = "".join(_vote(vote, asked_id == vote.id) for vote in votes[page.start : page.end])
-    return f'<div class="answered">{shown}</div>' if shown else ""
+    sections = "".join(_vote(vote, asked_id == vote.id) for vote in votes[page.start : page.end])
+    return f'<div class="answered">{sections}</div>' if sections else ""
 
 
 def _vote(vote: Vote, is_asked: bool) -> str:
@@ -267,45 +271,41 @@ def render_pair(pair: Pair) -> str:
     return _pair(pair.prompt, "".join(answer_box("", name, answer_html(pair.answers[side])) for name, side in sides))
 
 
-def render_writing(prompt: str, tokens: int, most: int) -> str:
+def render_generating(prompt: str, tokens: int, most: int) -> str:
     """Return the progress of the answers, of `most` tokens in all; they appear together, for the quicker one gives itself away."""
     count = f"{tokens:,} tokens so far" if tokens else "reading the question"
     waiting = f'<div class="answers waiting" role="status"><p>Generating two answers, {count}. They appear together.</p></div>'
-    waiting += html.progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
-    return f'<div class="talk blind">{_question(prompt)}{waiting}</div>'
+    bar = html.progress_bar("Answers", min(1.0, tokens / most) if tokens else None)
+    return f'<div class="talk blind">{_QUESTION.format(escape(prompt))}{waiting}{bar}</div>'
 
 
 def render_revealed(judgement: Judgement, names: Mapping[Branch, str]) -> str:
     """Return the choice and the names of both models."""
     pair, preference = judgement.pair, judgement.winner
     if preference is not None:
-        words = f"You preferred <b>{escape(names[preference])}</b>."
+        sentence = f"You preferred <b>{escape(names[preference])}</b>."
     else:
-        words = f"You found {'them <b>equally' if judgement.verdict == 'equal' else '<b>neither'} good</b>."
-    answers = "".join(
-        answer_box(
-            "chosen" if branch == preference else "", f"{side}: {names[branch]}", answer_html(pair.answers[branch])
-        )
-        for side, branch in (("Left", pair.left), ("Right", pair.right))
-    )
+        sentence = f"You found {'them <b>equally' if judgement.verdict == 'equal' else '<b>neither'} good</b>."
+    answers = ""
+    for side, branch in (("Left", pair.left), ("Right", pair.right)):
+        css = "chosen" if branch == preference else ""
+        answers += answer_box(css, f"{side}: {names[branch]}", answer_html(pair.answers[branch]))
     if pair.reference:
         answers += answer_box("reference wide", "Reference", answer_html(pair.reference))
-    return _pair(pair.prompt, answers, words)
+    return _pair(pair.prompt, answers, sentence)
 
 
-def render_same_words(pair: Pair) -> str:
+def render_identical_answers(pair: Pair) -> str:
     """Return a pair of identical answers."""
-    both = answer_box("", "Both", answer_html(pair.answers[pair.left]))
-    return _pair(pair.prompt, both, "Both answers are identical; this counts as equal.")
+    answer = answer_box("", "Both", answer_html(pair.answers[pair.left]))
+    return _pair(pair.prompt, answer, "Both answers are identical; this counts as equal.")
 
 
-def _pair(prompt: str, answers: str, words: str = "") -> str:
-    verdict = f'<p class="sentence" role="status">{words}</p>' if words else ""
-    return f'<div class="talk blind">{_question(prompt)}<div class="answers">{answers}</div></div>{verdict}'
-
-
-def _question(prompt: str) -> str:
-    return f'<div class="question"><h3>Question</h3><div>{escape(prompt)}</div></div>'
+def _pair(prompt: str, answers: str, sentence: str = "") -> str:
+    verdict = f'<p class="sentence" role="status">{sentence}</p>' if sentence else ""
+    return (
+        f'<div class="talk blind">{_QUESTION.format(escape(prompt))}<div class="answers">{answers}</div></div>{verdict}'
+    )
 
 
 def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
@@ -332,9 +332,10 @@ def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     """Return the result of the sign test as HTML."""
     if not tally.decisive:
         return f"Of {html.plural(tally.total, 'pair')} none was decided: no result yet."
-    wins, decided = max(tally.first_preferred, tally.second_preferred), html.plural(tally.decisive, "decided pair")
+    wins = max(tally.first_preferred, tally.second_preferred)
+    decided_pairs = html.plural(tally.decisive, "decided pair")
     if 2 * wins == tally.decisive:
-        return f"Of {decided}, each side won {wins:,}: no difference."
+        return f"Of {decided_pairs}, each side won {wins:,}: no difference."
     name = names[tally.second if tally.second_preferred == wins else tally.first]
     chance = "less than 0.1%" if tally.p_value < 0.001 else f"{tally.p_value:.{1 if tally.p_value < 0.1 else 0}%}"
     if tally.p_value < SIGNIFICANCE_LEVEL:
@@ -344,6 +345,6 @@ def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     else:
         verdict = "That may be chance. Judge more pairs for a clearer result."
     return (
-        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided}. If both were equally good, a result at "
+        f"<b>{escape(name[:1].upper() + name[1:])}</b> won {wins:,} of {decided_pairs}. If both were equally good, a result at "
         f"least this one-sided would come in {chance} of all tests (exact sign test, two-sided). {verdict}"
     )

@@ -19,13 +19,6 @@ from engine.quantities import gib as gib
 from engine.quantities import size as size
 from ui.backend.background import Work
 
-# In the head of a document: a loss that falls, as the icon of the browser's tab; without it browsers ask for a file.
-ICON = (
-    '<link rel="icon" href="data:image/svg+xml,%3Csvg xmlns=%22http://www.w3.org/2000/svg%22 viewBox=%220 0 32 32%22%3E'
-    "%3Crect width=%2232%22 height=%2232%22 rx=%227%22 fill=%22%230f6b5c%22/%3E%3Cpath d=%22M8 7c1 11 6 15 17 16%22 "
-    'fill=%22none%22 stroke=%22%23faf9f6%22 stroke-width=%224%22 stroke-linecap=%22round%22/%3E%3C/svg%3E">'
-)
-
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
 
@@ -100,28 +93,31 @@ def table(
         scrolls: Class of what is around it, `scroll` or `scroll tall`; empty puts nothing around it.
     """
     kinds = [column if isinstance(column, Column) else Column(column) for column in columns]
-    # A column without a title has no head that could be read out.
-    head = "".join(
-        "<{0}{1}{2}>{3}</{0}>".format(
-            "th" if kind.title else "td", _attribute("class", kind.css), kind.attributes, kind.title
-        )
-        for kind in kinds
-    )
-    head = f"<thead><tr>{head}</tr></thead>" if any(kind.title for kind in kinds) else ""
-    is_wide = len(kinds) >= _WIDE and bool(head)
-    names = [_attribute("data-label", _plain(kind.title).rstrip(" ▲▼")) if is_wide else "" for kind in kinds]
-    body = []
-    for row in rows:
-        cells, extra = row if isinstance(row, Row) else (row, "")
-        triples = zip(kinds, names, cells, strict=True)
-        inner = "".join(f"<td{_attribute('class', kind.css)}{name}>{cell}</td>" for kind, name, cell in triples)
-        body.append(f"<tr{' ' if extra else ''}{extra}>{inner}</tr>")
+    has_head = any(kind.title for kind in kinds)
+    is_wide = has_head and len(kinds) >= _WIDE
+    head = f"<thead><tr>{''.join(map(_head_cell, kinds))}</tr></thead>" if has_head else ""
+    openings = [_cell_opening(kind, is_wide) for kind in kinds]
+    body = "".join(_table_row(openings, row if isinstance(row, Row) else Row(row)) for row in rows)
+    role = ' role="grid"' if "data-pick" in body else ""
     title = f"<caption>{escape(caption)}</caption>" if caption else ""
-    lines = "".join(body)
-    role = ' role="grid"' if "data-pick" in lines else ""
     classes = f"plain {'cards ' if is_wide else ''}{css}".strip()
-    html = f'<table class="{classes}"{role}{attributes}>{title}{head}<tbody>{lines}</tbody></table>'
+    html = f'<table class="{classes}"{role}{attributes}>{title}{head}<tbody>{body}</tbody></table>'
     return f'<div class="{scrolls}">{html}</div>' if scrolls else html
+
+
+def _head_cell(column: Column) -> str:
+    tag = "th" if column.title else "td"  # without a title, there is no head to read out
+    return f"<{tag}{_attribute('class', column.css)}{column.attributes}>{column.title}</{tag}>"
+
+
+def _cell_opening(column: Column, is_wide: bool) -> str:
+    label = _plain(column.title).rstrip(" ▲▼") if is_wide else ""
+    return f"<td{_attribute('class', column.css)}{_attribute('data-label', label)}>"
+
+
+def _table_row(openings: Sequence[str], row: Row) -> str:
+    cells = "".join(f"{opening}{cell}</td>" for opening, cell in zip(openings, row.cells, strict=True))
+    return f"<tr{' ' if row.attributes else ''}{row.attributes}>{cells}</tr>"
 
 
 def _plain(html: str) -> str:
@@ -160,7 +156,7 @@ def under(html: str, text: str) -> str:
 
 def facts(figures: Iterable[tuple[str, str]]) -> str:
     """Return figures in a row, each with its unit or meaning below it; both are HTML."""
-    return '<div class="facts">' + "".join(f"<div><b>{figure}</b>{words}</div>" for figure, words in figures) + "</div>"
+    return '<div class="facts">' + "".join(f"<div><b>{figure}</b>{label}</div>" for figure, label in figures) + "</div>"
 
 
 def fold(title: str, figure: str, html: str) -> str:
@@ -183,10 +179,9 @@ def progress_bar(label: str, fraction: float | None) -> str:
     """Return a progress bar; empty if `fraction`, from 0 to 1, is None."""
     if fraction is None:
         return ""
-    percent = 100 * fraction
     return (
         f'<div class="progress" role="progressbar" aria-label="{escape(label, quote=True)}" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent:.0f}"><span style="width:{percent:.2f}%"></span></div>'
+        f'aria-valuemax="100" aria-valuenow="{100 * fraction:.0f}"><span style="width:{100 * fraction:.2f}%"></span></div>'
     )
 
 
@@ -344,12 +339,12 @@ def dollars(amount: float) -> str:
     return f"${amount:,.2f}" if amount >= 0.005 else "under $0.01"
 
 
-def counted(number: int, word: str, words: str | None = None) -> tuple[str, str]:
+def count_fact(number: int, singular: str, plural_form: str | None = None) -> tuple[str, str]:
     """Return a figure for `facts`: `4,812` and `rows`."""
-    figure, _, noun = plural(number, word, words).partition(" ")
+    figure, _, noun = plural(number, singular, plural_form).partition(" ")
     return figure, noun
 
 
-def plural(number: int, word: str, words: str | None = None) -> str:
+def plural(number: int, singular: str, plural_form: str | None = None) -> str:
     """Return `1 row` or `4,812 rows`."""
-    return f"{number:,} {word if number == 1 else words or word + 's'}"
+    return f"{number:,} {singular if number == 1 else plural_form or singular + 's'}"

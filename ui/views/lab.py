@@ -36,8 +36,8 @@ def render_devices(devices: Sequence[DeviceUse], entries: Sequence[QueueEntry]) 
     """Return a row per device: user, purpose, end, and programs outside Loratory."""
     if not devices:
         return html.empty("No device", "This machine has no device that Loratory can use.")
-    ends = {name: one for one in entries for name in one.device.split(", ") if name}
-    rows = [(html.under(escape(_device(one.device)), one.title), _use(one, ends.get(one.device))) for one in devices]
+    runs = {name: entry for entry in entries for name in entry.device.split(", ") if name}
+    rows = [(html.under(escape(_device(use.device)), use.title), _use(use, runs.get(use.device))) for use in devices]
     return html.table(("Device", "In use"), rows, css="rows devices")
 
 
@@ -50,7 +50,7 @@ def render_queue(entries: Sequence[QueueEntry], viewer: str, *, manages: bool = 
     """
     if not entries:
         return html.empty("No runs", "No active or queued runs. The next run starts immediately.")
-    rows = [_row(one, viewer, manages) for one in entries]
+    rows = [_row(entry, viewer, manages) for entry in entries]
     columns = ("Owner", "State", "Expected end, or why it waits", *(("",) if manages else ()))
     return html.table(columns, rows, css="rows turns")
 
@@ -59,9 +59,9 @@ def render_own_disk(use: DiskUse, limits: LabLimits, free: int) -> str:
     """Return the user's disk usage and quota, and the free space."""
     quota = limits.disk_gb_per_person
     parts = ", ".join(f"{name} {html.size(bytes_)}" for name, bytes_ in use.parts.items())
-    of = f" of {quota:g} GB" if quota is not None else ""
+    allowance = f" of {quota:g} GB" if quota is not None else ""
     floor = f"; from {limits.free_disk_gb:g} GB down, no run starts" if limits.free_disk_gb else ""
-    text = f"You use {html.size(use.total)}{of} of disk space{f' ({parts})' if parts else ''}. {html.size(free)} are free{floor}."
+    text = f"You use {html.size(use.total)}{allowance} of disk space{f' ({parts})' if parts else ''}. {html.size(free)} are free{floor}."
     bar = "" if quota is None else html.progress_bar("Disk space", min(1.0, use.total / (quota * 10**9)))
     return f'<div class="disk">{bar}{html.small(text)}</div>'
 
@@ -81,32 +81,30 @@ def _use(device: DeviceUse, entry: QueueEntry | None) -> str:
     return html.under(use, f"Outside Loratory: {programs}") if programs else use
 
 
-def _row(one: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
-    is_own, waits = one.owner == viewer, one.position is not None
-    name = f"{one.owner}/{one.run_id}"
-    identity = f"{'yours · ' if is_own else ''}{one.run_id[-4:]}"
+def _row(entry: QueueEntry, viewer: str, manages: bool) -> tuple[str, ...]:
+    is_own, waits = entry.owner == viewer, entry.position is not None
+    name = f"{entry.owner}/{entry.run_id}"
+    identity = f"{'yours · ' if is_own else ''}{entry.run_id[-4:]}"
     if waits:
-        position, words = f"place {one.position}", one.text or "Starts when a device is free."
+        position, text = f"place {entry.position}", entry.text or "Starts when a device is free."
     else:
-        position = ", ".join(_device(device) for device in one.device.split(", ") if device)
-        words = f"{_times(one.since, one.expected_end, ends=True).capitalize()}. {one.text}".strip()
-    urgent = f"<b>{escape(one.urgent)}</b> " if one.urgent else ""
-    owner = html.under(f"<b>{escape(one.owner)}</b>", identity)
-    cells = (owner, html.under(state_mark(one.state), position), f"{urgent}{escape(words)}")
-    return (*cells, _actions(one, name, is_own)) if manages else cells
+        position = ", ".join(_device(device) for device in entry.device.split(", ") if device)
+        text = f"{_times(entry.since, entry.expected_end, ends=True).capitalize()}. {entry.text}".strip()
+    urgent = f"<b>{escape(entry.urgent)}</b> " if entry.urgent else ""
+    owner = html.under(f"<b>{escape(entry.owner)}</b>", identity)
+    cells = (owner, html.under(state_mark(entry.state), position), f"{urgent}{escape(text)}")
+    return (*cells, _actions(entry, name, is_own)) if manages else cells
 
 
-def _actions(one: QueueEntry, name: str, is_own: bool) -> str:
-    waits = one.position is not None
+def _actions(entry: QueueEntry, name: str, is_own: bool) -> str:
+    waits = entry.position is not None
     buttons = [] if is_own else [html.pick_button(f"{LOOK_PREFIX}{name}", "Look", label=f"Look into the run {name}")]
-    if one.urgent:
-        buttons.append(html.pick_button(TURN, "Not urgent", label=f"The run {name} waits for its turn"))
+    if entry.urgent:
+        buttons.append(html.pick_button(TURN, "Not urgent", label=f"Return the run {name} to its turn"))
     elif waits:
         buttons.append(html.pick_button(f"{URGENT_PREFIX}{name}", "Make urgent", label=f"Make the run {name} urgent"))
-    buttons.append(
-        html.pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}")
-    )
-    return f'<span class="acts">{"".join(buttons)}</span>'
+    stop = html.pick_button(f"{STOP_PREFIX}{name}", "Remove" if waits else "Stop", label=f"Stop the run {name}")
+    return f'<span class="acts">{"".join(buttons)}{stop}</span>'
 
 
 def _times(since: float | None, end: float | None, *, ends: bool) -> str:
@@ -120,34 +118,27 @@ def _times(since: float | None, end: float | None, *, ends: bool) -> str:
 
 def render_people(people: Sequence[Person], invitations: "Sequence[InvitationState]", chosen: str) -> str:
     """Return a pickable row per account, and the open invitations."""
-    rows = [
-        html.Row(
-            (
-                f"<b>{escape(person.name)}</b>",
-                person.role,
-                escape(ago(person.last_sign_in)),
-                "active"
-                if person.disabled is None
-                else f'<span class="off">disabled {escape(ago(person.disabled))}</span>',
-            ),
-            html.pickable(person.name, chosen=person.name == chosen),
-        )
-        for person in people
-    ]
+    rows = []
+    for person in people:
+        state = "active"
+        if person.disabled is not None:
+            state = f'<span class="off">disabled {escape(ago(person.disabled))}</span>'
+        cells = (f"<b>{escape(person.name)}</b>", person.role, escape(ago(person.last_sign_in)), state)
+        rows.append(html.Row(cells, html.pickable(person.name, chosen=person.name == chosen)))
     people_table = html.table(("Name", "Role", "Last sign-in", "State"), rows, css="rows")
     links = Counter(
-        f"{one.role if one.person is None else f'new password of {one.person}'} by {one.invited_by or 'command line'}, "
-        f"valid for {html.duration(max(one.expires - time.time(), 0))}"
-        for one in invitations
+        f"{invitation.role if invitation.person is None else f'new password of {invitation.person}'} "
+        f"by {invitation.invited_by or 'command line'}, valid for {html.duration(max(invitation.expires - time.time(), 0))}"
+        for invitation in invitations
     )
-    words = "; ".join(f"{count} × {link}" if count > 1 else link for link, count in links.items())
-    return people_table + (html.small(f"{html.plural(links.total(), 'open link')}: {words}.") if links else "")
+    summary = "; ".join(f"{count} × {link}" if count > 1 else link for link, count in links.items())
+    return people_table + (html.small(f"{html.plural(links.total(), 'open link')}: {summary}.") if links else "")
 
 
 def render_link(link: str, what: str) -> str:
     """Return a link that is shown this once."""
-    words = f"{what}. It can be used once, within 72 hours. Send it over a channel you trust; it is not shown again."
-    return f'<div class="notice" role="status"><b>{escape(words)}</b>{html.copyable(link, "link")}</div>'
+    sentence = f"{what}. It can be used once, within 72 hours. Send it over a channel you trust; it is not shown again."
+    return f'<div class="notice" role="status"><b>{escape(sentence)}</b>{html.copyable(link, "link")}</div>'
 
 
 def removal_words(name: str, runs: "RunsOfPerson") -> str:
@@ -170,43 +161,41 @@ def render_cache(cache: ModelCache) -> str:
         text += f" Remove the {len(cache.removable):,} marked ones, used least recently, to get below it."
     elif cache.most_bytes is not None and cache.bytes > cache.most_bytes:
         text += " All of them are needed by runs."
-    rows = [_cache_row(one, one.id in cache.removable) for one in reversed(cache.models)]
+    rows = [_cache_row(model, model.id in cache.removable) for model in reversed(cache.models)]
     columns = ("Model", html.Column.of_numbers("Size"), "Last used", "Runs", "")
-    below = html.pick_button(OFFERED, f"Remove the {html.plural(len(cache.removable), 'marked model')}")
-    return (
-        html.small(text)
-        + html.table(columns, rows, css="rows", scrolls="scroll tall")
-        + (below if cache.removable else "")
-    )
+    button = html.pick_button(OFFERED, f"Remove the {html.plural(len(cache.removable), 'marked model')}")
+    models = html.table(columns, rows, css="rows", scrolls="scroll tall")
+    return f"{html.small(text)}{models}{button if cache.removable else ''}"
 
 
-def _cache_row(one: CachedModel, is_offered: bool) -> tuple[str, ...]:
-    users = f"needed by {', '.join(name.partition('/')[0] for name in one.use.needed_by)}" if one.use.needed_by else ""
-    remove = html.pick_button(f"{MODEL_PREFIX}{one.id}", "Remove", label=f"Remove {one.id}")
+def _cache_row(model: CachedModel, is_offered: bool) -> tuple[str, ...]:
+    users = ", ".join(name.partition("/")[0] for name in model.use.needed_by)
+    remove = html.pick_button(f"{MODEL_PREFIX}{model.id}", "Remove", label=f"Remove {model.id}")
     return (
-        html.under(escape(one.id), "offered for removal" if is_offered else ""), html.size(one.bytes), escape(ago(one.last_used)),
-        html.under(f"{one.use.runs:,}", users), "" if one.use.needed_by else remove,
+        html.under(escape(model.id), "offered for removal" if is_offered else ""), html.size(model.bytes), escape(ago(model.last_used)),
+        html.under(f"{model.use.runs:,}", f"needed by {users}" if users else ""), "" if users else remove,
     )  # fmt: skip
 
 
 def models_question(ids: Sequence[str], cache: ModelCache) -> str:
     """Return the question before models are removed from the cache."""
-    models = [one for one in cache.models if one.id in ids]
-    runs = sum(one.use.runs for one in models)
+    models = [model for model in cache.models if model.id in ids]
+    runs = sum(model.use.runs for model in models)
     again = f" {html.plural(runs, 'run that has ended', 'runs that have ended')} used them; a chat or export downloads them again."
     return (
-        f"Remove {', '.join(one.id for one in models)}? This frees {html.size(sum(one.bytes for one in models))}."
+        f"Remove {', '.join(model.id for model in models)}? This frees {html.size(sum(model.bytes for model in models))}."
         + (again if runs else " They are downloaded again when needed.")
     )
 
 
 def render_usage(usage: "Usage") -> str:
     """Return usage by person and week, and the disk space in use."""
-    weeks = sorted({one.week for one in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
+    weeks = sorted({entry.week for entry in usage.weeks}, reverse=True)[:_TABLE_WEEKS]
     all_weeks = sorted(
-        (one for one in usage.weeks if one.week in weeks), key=lambda one: (weeks.index(one.week), one.owner)
+        (entry for entry in usage.weeks if entry.week in weeks),
+        key=lambda entry: (weeks.index(entry.week), entry.owner),
     )
-    rows = [_usage_row(one, usage.disk.get((one.owner, one.week))) for one in all_weeks]
+    rows = [_usage_row(entry, usage.disk.get((entry.owner, entry.week))) for entry in all_weeks]
     total = sum(disk.total for disk in usage.disks)
     below = html.small(
         f"People have {html.size(total)} on disk now; {html.size(usage.free_bytes)} are free. Of earlier weeks, disk space is as of "
@@ -218,19 +207,19 @@ def render_usage(usage: "Usage") -> str:
     return html.table(("Week", "Person", *numbers), rows, css="rows", scrolls="scroll tall") + below
 
 
-def _usage_row(one: WeekOfPerson, disk: int | None) -> tuple[str, ...]:
+def _usage_row(entry: WeekOfPerson, disk: int | None) -> tuple[str, ...]:
     return (
-        _week_name(one.week), f"<b>{escape(one.owner)}</b>", f"{one.gpu_hours:,.1f}", f"{one.cpu_hours:,.1f}",
-        "–" if one.kwh is None else f"{one.kwh:,.2f}", f"{one.runs:,}", "–" if disk is None else html.size(disk),
+        _week_name(entry.week), f"<b>{escape(entry.owner)}</b>", f"{entry.gpu_hours:,.1f}", f"{entry.cpu_hours:,.1f}",
+        "–" if entry.kwh is None else f"{entry.kwh:,.2f}", f"{entry.runs:,}", "–" if disk is None else html.size(disk),
     )  # fmt: skip
 
 
 def usage_figure(usage: "Usage") -> str:
     """Return the hours of each person by week as stacked bars, on GPUs if there is one; empty where there is nothing."""
-    weeks = sorted({one.week for one in usage.weeks})[-_CHART_WEEKS:]
-    rows = [one for one in usage.weeks if one.week in weeks]
-    has_gpu = any(one.gpu_hours for one in rows)
-    hours = {(one.owner, one.week): one.gpu_hours if has_gpu else one.cpu_hours for one in rows}
+    weeks = sorted({entry.week for entry in usage.weeks})[-_CHART_WEEKS:]
+    rows = [entry for entry in usage.weeks if entry.week in weeks]
+    has_gpu = any(entry.gpu_hours for entry in rows)
+    hours = {(entry.owner, entry.week): entry.gpu_hours if has_gpu else entry.cpu_hours for entry in rows}
     totals: defaultdict[str, float] = defaultdict(float)
     for (owner, _), value in hours.items():
         totals[owner] += value
@@ -262,12 +251,11 @@ def usage_csv(usage: "Usage") -> str:
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("week", "person", "gpu_hours", "cpu_hours", "kwh", "runs", "disk_bytes"))
-    for one in usage.weeks:
-        kwh = "" if one.kwh is None else f"{one.kwh:.4f}"
-        disk = usage.disk.get((one.owner, one.week), "")
-        writer.writerow(
-            (_week_name(one.week), one.owner, f"{one.gpu_hours:.4f}", f"{one.cpu_hours:.4f}", kwh, one.runs, disk)
-        )
+    for entry in usage.weeks:
+        kwh = "" if entry.kwh is None else f"{entry.kwh:.4f}"
+        disk = usage.disk.get((entry.owner, entry.week), "")
+        hours = f"{entry.gpu_hours:.4f}", f"{entry.cpu_hours:.4f}"
+        writer.writerow((_week_name(entry.week), entry.owner, *hours, kwh, entry.runs, disk))
     return text.getvalue()
 
 
@@ -287,11 +275,11 @@ def render_log(entries: "Sequence[AuditEntry]") -> str:
         return html.empty("No matching entries", "Change the filter.")
     rows = [
         (
-            f'<span class="num">{datetime.fromtimestamp(one.time):%Y-%m-%d %H:%M:%S}</span>',
-            escape(one.person or "–"), one.kind, escape(" · ".join(filter(None, (one.subject, one.detail)))) or "–",
-            escape(one.address or "–"),
+            f'<span class="num">{datetime.fromtimestamp(entry.time):%Y-%m-%d %H:%M:%S}</span>',
+            escape(entry.person or "–"), entry.kind, escape(" · ".join(filter(None, (entry.subject, entry.detail)))) or "–",
+            escape(entry.address or "–"),
         )
-        for one in entries
+        for entry in entries
     ]  # fmt: skip
     return html.table(("Time", "Person", "What", "Of what", "Address"), rows, css="rows", scrolls="scroll tall")
 

@@ -67,8 +67,8 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
         )
     held_out = held_out_points(history)
     if held_out:
-        places = [point.step for point in held_out], [point.eval_loss for point in held_out]
-        traces.append(diamonds("held-out", *places, "var(--series-vermilion)", 9))
+        points = [point.step for point in held_out], [point.eval_loss for point in held_out]
+        traces.append(diamonds("held-out", *points, "var(--series-vermilion)", 9))
     layout = _loss_layout(view, "step", f"{revision}:{view.log_axis}")
     base = history.base_eval
     if base is not None and math.isfinite(base.eval_loss):
@@ -84,27 +84,27 @@ def loss_figure(history: RunHistory, view: ChartView, revision: str) -> str:
 def overlay_figure(runs: Sequence[tuple[str, RunHistory]], view: ChartView) -> str:
     """Return smoothed training loss and held-out points of named runs, with a colour and dash each."""
     traces: list[dict[str, Any]] = []
-    words = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
+    x_title = {"step": "step", "tokens": "tokens seen", "time": "minutes of training"}[view.against]
     for (name, history), (colour, dash) in zip(runs, SERIES, strict=False):
         steps, losses = finite(history, "step", "loss")
-        places = _places(history, view.against)
+        positions = _positions(history, view.against)
         if len(losses):
             curve = smooth_losses(history, view.smoothing)
-            indexes = thin(places, curve, _POINTS // 2)
-            trace = scatter(name, _numbers(places[indexes]), curve[indexes], colour, width=2, dash=dash)
+            indexes = thin(positions, curve, _POINTS // 2)
+            trace = scatter(name, _numbers(positions[indexes]), curve[indexes], colour, width=2, dash=dash)
             traces.append(trace | {"legendgroup": name})
         held_out = held_out_points(history)
         if held_out:
             points: Array = np.array([point.step for point in held_out], dtype=np.float64)
             if view.against != "step" and len(steps):
-                points = np.interp(points, steps, places)
+                points = np.interp(points, steps, positions)
             losses_of_points = [point.eval_loss for point in held_out]
             trace = diamonds(f"{name}, held-out", _numbers(points), losses_of_points, colour, 8)
             hover = {"hovertemplate": "held-out %{y:.3f}"}
             traces.append(trace | {"mode": "markers", "legendgroup": name, "showlegend": False} | hover)
-    layout = _loss_layout(view, words, f"{view.against}:{view.log_axis}")
+    layout = _loss_layout(view, x_title, f"{view.against}:{view.log_axis}")
     names = ", ".join(name for name, _ in runs)
-    return figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {words}.")
+    return figure_json(traces, layout, f"Smoothed training loss and held-out loss of {names}, by {x_title}.")
 
 
 def figure_json(traces: list[dict[str, Any]], layout: dict[str, Any], label: str) -> str:
@@ -178,12 +178,12 @@ def whole_steps(history: RunHistory) -> dict[str, Any]:
 
 def finite(history: RunHistory, x: StepColumn, y: StepColumn) -> tuple[Array, Array]:
     """Return both columns without the points that have no finite value."""
-    places, values = history.steps.column(x), history.steps.column(y)
+    positions, values = history.steps.column(x), history.steps.column(y)
     # Avoids copying a million points if all are finite.
     if history.steps.is_complete(x) and history.steps.is_complete(y):
-        return places, values
-    is_finite = np.isfinite(values) & np.isfinite(places)
-    return places[is_finite], values[is_finite]
+        return positions, values
+    is_finite = np.isfinite(values) & np.isfinite(positions)
+    return positions[is_finite], values[is_finite]
 
 
 def smooth_losses(history: RunHistory, weight: float) -> Array:
@@ -192,7 +192,7 @@ def smooth_losses(history: RunHistory, weight: float) -> Array:
     return curve if history.steps.is_complete("loss") else curve[np.isfinite(curve)]
 
 
-def _places(history: RunHistory, against: Against) -> Array:
+def _positions(history: RunHistory, against: Against) -> Array:
     is_known = np.isfinite(history.steps.losses)
     if against == "time":
         times = history.steps.column("time")[is_known]
@@ -241,8 +241,8 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
         points = " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in zip(steps, losses, strict=True))
         return f'<polyline class="{css}" points="{points}"/>'
 
-    def text(x: float, y: float, anchor: str, words: str) -> str:
-        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{words}</text>'
+    def text(x: float, y: float, anchor: str, content: str) -> str:
+        return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{content}</text>'
 
     raw, smooth = thin(steps, losses, width), thin(steps, curve, width // 2)
     parts = [
@@ -257,7 +257,8 @@ def render_loss_svg(history: RunHistory, width: int, height: int) -> str:
         parts.append(line("held", [point.step for point in held_out], [point.eval_loss for point in held_out]))
     parts.append(line("smooth", steps[smooth], curve[smooth]))
     parts += [
-        f'<path class="point" d="M{x(one.step):.1f} {y(one.eval_loss) - 5:.1f}l5 5-5 5-5-5z"/>' for one in held_out
+        f'<path class="point" d="M{x(point.step):.1f} {y(point.eval_loss) - 5:.1f}l5 5-5 5-5-5z"/>'
+        for point in held_out
     ]
     name = f"loss-{width}"
     return (
@@ -272,14 +273,14 @@ def loss_words(history: RunHistory) -> str:
     steps, losses = finite(history, "step", "loss")
     if not len(steps):
         return "No steps logged yet."
-    words = f"Training loss falls from {losses[0]:.2f} to {losses[-1]:.2f} in {int(steps[-1]):,} steps"
+    text = f"Training loss falls from {losses[0]:.2f} to {losses[-1]:.2f} in {int(steps[-1]):,} steps"
     if losses[-1] >= losses[0]:
-        words = f"Training loss is {losses[0]:.2f} at first and {losses[-1]:.2f} at step {int(steps[-1]):,}"
+        text = f"Training loss is {losses[0]:.2f} at first and {losses[-1]:.2f} at step {int(steps[-1]):,}"
     base, tuned = history.base_eval, history.tuned_evals
     if base is not None and tuned:
         newest = tuned[-1]
-        words += f"; held-out loss {newest.eval_loss:.2f} at step {newest.step:,}, {base.eval_loss:.2f} before training"
-    return f"{words}."
+        text += f"; held-out loss {newest.eval_loss:.2f} at step {newest.step:,}, {base.eval_loss:.2f} before training"
+    return f"{text}."
 
 
 def _ticks(low: float, high: float, most: int) -> list[float]:

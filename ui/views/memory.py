@@ -41,16 +41,16 @@ def _choices_row(draft: Draft, start_label: str) -> str:
     model, adapter = draft.mapping["model"], draft.mapping["adapter"]
     traits, method = METHODS.get(str(adapter.get("method"))), "not chosen"
     if traits is not None:
-        words = traits.summary(AdapterConfig.model_construct(**adapter))
-        method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), words)))
+        summary = traits.summary(AdapterConfig.model_construct(**adapter))
+        method = ", ".join(filter(None, (traits.display_name(model.get("quantization", "none")), summary)))
     rows_a_pass, passes = (_value(draft, f"training.{name}") for name in _BATCH)
     batch, rate = f"{rows_a_pass} × {passes}", _value(draft, "training.learning_rate")
     if isinstance(rows_a_pass, int) and isinstance(passes, int):
         batch += f" = {html.plural(rows_a_pass * passes, 'row')} a step"
     chosen = []
     for title, name in (("Model", "model.id"), ("Data", "dataset.source")):
-        words = escape(chosen_name(draft, name)) + (" (cannot be used)" if draft.is_unusable(name) else "")
-        chosen.append((title, words or '<span class="missing">not chosen yet</span>'))
+        value = escape(chosen_name(draft, name)) + (" (cannot be used)" if draft.is_unusable(name) else "")
+        chosen.append((title, value or '<span class="missing">not chosen yet</span>'))
     entries = [
         *chosen,
         ("Method", escape(method)),
@@ -99,7 +99,9 @@ def _to_do(draft: Draft) -> str:
 def _memory(draft: Draft) -> str:
     memory = draft.device_memory
     if memory.estimate is not None:
-        return _judged_for(draft) + render_memory_bar(memory.estimate, _alarms(draft) + _rows_words(draft))
+        return _estimate_notices(draft) + render_memory_bar(
+            memory.estimate, _alarms(draft) + _rows_words(draft, memory.estimate)
+        )
     if memory.error is not None and draft.is_elsewhere and draft.memory_elsewhere is None:
         content = html.small("See the choice of hardware on the Train tab.")  # the error is there
     elif memory.error is not None:
@@ -120,7 +122,7 @@ class Alarm(NamedTuple):
     short: str  # for the bar
     text: str
     better: str = ""  # value, as it is typed
-    fix: str = ""  # what the button that sets it says
+    fix: str = ""  # label of the button that sets it
 
 
 def alarms(draft: Draft) -> Iterator[Alarm]:
@@ -153,7 +155,7 @@ def _alarms(draft: Draft) -> str:
     )
 
 
-def _judged_for(draft: Draft) -> str:
+def _estimate_notices(draft: Draft) -> str:
     """Return the device of the estimate and its obstacles, unless it is on this machine."""
     elsewhere = draft.memory_elsewhere
     if elsewhere is None or elsewhere.device is None:
@@ -163,23 +165,21 @@ def _judged_for(draft: Draft) -> str:
     return html.notices([f"Estimate for {elsewhere.device.name}. A run still starts {starts}.", *obstacles])
 
 
-def _rows_words(draft: Draft) -> str:
+def _rows_words(draft: Draft, estimate: MemoryEstimate) -> str:
     """Return which rows the estimate assumes; for the chosen rows, also the memory at max_length."""
-    estimate, rows, most = draft.device_memory.estimate, draft.rows, _value(draft, "training.max_length")
-    if estimate is None:
-        return ""
+    rows, most = draft.rows, _value(draft, "training.max_length")
     if rows is None:
         return html.small(f"For rows of {most:,} tokens; for your rows once all are read.")
     several = "one row" if estimate.pass_rows == 1 else f"{estimate.pass_rows:,} rows at once"
     if rows.per_row > 1:
         several = f"{html.plural(estimate.pass_rows // rows.per_row, 'pair')} at once, both answers through the model"
-    words = (
+    sentence = (
         f"For your rows, the longest of {min(rows.longest, most):,} tokens: {several}, {estimate.pass_tokens:,} tokens."
     )
     ceiling = draft.device_memory.ceiling
     if ceiling is not None and ceiling.expected_bytes > estimate.expected_bytes:
-        words += f" If all rows had {most:,} tokens: {html.gib(ceiling.expected_bytes)} GiB."
-    return html.small(words)
+        sentence += f" If all rows had {most:,} tokens: {html.gib(ceiling.expected_bytes)} GiB."
+    return html.small(sentence)
 
 
 def render_memory_bar(estimate: MemoryEstimate, rows: str = "") -> str:

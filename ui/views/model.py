@@ -51,7 +51,7 @@ def _entry(entry: CatalogEntry, is_chosen: bool, fits: Fits) -> Row:
         count(entry.parameters),
         f"{entry.context_length:,}" if entry.context_length else "–",
         escape(entry.license or "–"),
-        *(f'<span class="{css}">{words}</span>' for css, words in verdicts),
+        *(f'<span class="{css}">{label}</span>' for css, label in verdicts),
     ]
     return Row(cells, 'class="soft"' if entry.untrainable else pickable(entry.id, chosen=is_chosen))
 
@@ -65,8 +65,8 @@ def render_hub_results(query: str, results: Sequence[HubModel]) -> str:
         parameters = count(model.parameters) if model.parameters else "–"
         cells = (escape(model.id), parameters, escape(model.license or "–"), f"{model.downloads:,}")
         rows.append(Row(cells, pickable(model.id)))
-    columns = [
-        Column("Model"),
+    columns: list[Column | str] = [
+        "Model",
         Column.of_numbers("Parameters"),
         Column("Licence", "soft"),
         Column("Downloads", "r soft"),
@@ -93,11 +93,11 @@ def render_own(what: str, models: Sequence[PrivateCopy], asked_id: str) -> str:
 
 
 def _removal(model: PrivateCopy, *, is_asked: bool) -> str:
-    words = f"Remove {size(model.bytes)}" if is_asked else "Remove"
-    return pick_button(f"really:{model.hub_id}" if is_asked else model.hub_id, words, label=f"{words} {model.hub_id}")
+    label = f"Remove {size(model.bytes)}" if is_asked else "Remove"
+    return pick_button(f"really:{model.hub_id}" if is_asked else model.hub_id, label, label=f"{label} {model.hub_id}")
 
 
-def render_looking_up(model_id: str) -> str:
+def render_lookup(model_id: str) -> str:
     """Return the message during the look-up of a model."""
     return empty(f"Looking up {model_id} …", "Reading its configuration and its tokenizer.", role="status")
 

@@ -50,37 +50,31 @@ _KIND_WORDS = {
 }
 
 
+def _listings(report: DatasetReport) -> dict[Listing, tuple[str, Sequence[int]]]:
+    """Return the label and the row numbers of each list but that of all rows."""
+    odd = list(dict.fromkeys(notice.row for notice in report.notices))
+    more = "" if len(report.notices) == sum(report.notice_counts.values()) else "+"
+    return {
+        "left_out": (f"skipped ({report.dropped:,})", [problem.row for problem in report.problems]),
+        "odd": (f"kept with warnings ({len(odd):,}{more})", odd),
+        "longest": ("longest", report.longest_rows),
+        "shortest": ("shortest", report.shortest_rows),
+        "length_gap": ("largest difference in length", report.length_gap_rows),
+        "duplicates": (f"duplicates ({report.duplicates:,})", report.duplicate_rows),
+        "contradictions": (f"contradictory ({report.contradictions:,})", report.contradicting_rows),
+    }
+
+
 def rows_of(report: DatasetReport, listing: Listing) -> tuple[int, ...]:
     """Return the row numbers of a list, in its order; empty for `all`."""
-    lists: dict[Listing, Sequence[int]] = {
-        "left_out": [problem.row for problem in report.problems],
-        "odd": list(dict.fromkeys(notice.row for notice in report.notices)),
-        "longest": report.longest_rows,
-        "shortest": report.shortest_rows,
-        "length_gap": report.length_gap_rows,
-        "duplicates": report.duplicate_rows,
-        "contradictions": report.contradicting_rows,
-    }
-    return tuple(lists.get(listing, ()))
+    _, rows = _listings(report).get(listing, ("", ()))
+    return tuple(rows)
 
 
 def listing_choices(report: DatasetReport | None) -> list[tuple[str, str]]:
     """Return the lists that have rows, with their counts."""
-    if report is None:
-        return [("all rows", "all")]
-    odd = len({notice.row for notice in report.notices})
-    more = "" if len(report.notices) == sum(report.notice_counts.values()) else "+"
-    words: dict[Listing, str] = {
-        "all": "all rows",
-        "left_out": f"skipped ({report.dropped:,})",
-        "odd": f"kept with warnings ({odd:,}{more})",
-        "longest": "longest",
-        "shortest": "shortest",
-        "length_gap": "largest difference in length",
-        "duplicates": f"duplicates ({report.duplicates:,})",
-        "contradictions": f"contradictory ({report.contradictions:,})",
-    }
-    return [(words[listing], listing) for listing in LISTINGS if listing == "all" or rows_of(report, listing)]
+    listings = _listings(report) if report is not None else {}
+    return [("all rows", "all"), *((label, listing) for listing, (label, rows) in listings.items() if rows)]
 
 
 def render_counts(report: DatasetReport) -> str:
@@ -91,7 +85,8 @@ def render_counts(report: DatasetReport) -> str:
 
 def render_problem_list(problems: Sequence[RowProblem], page: ListPage, reason: str) -> str:
     """Return a page of rows with the problem of each; `reason` is the head of its column."""
-    rows = (Row(_problem(one), pickable(str(one.row), chosen=None)) for one in problems[page.start : page.end])
+    listed_problems = problems[page.start : page.end]
+    rows = (Row(_problem(problem), pickable(str(problem.row), chosen=None)) for problem in listed_problems)
     return _render_rows(Column(reason, "why"), rows, page)
 
 
@@ -101,8 +96,8 @@ def render_problems(report: DatasetReport) -> str:
         return ""
     problems = report.problems[:_MOST_PROBLEMS]
     more = f"The first {len(problems):,} of {report.dropped:,} are listed." if report.dropped > len(problems) else ""
-    listed = table([*_COLUMNS, "Reason", _BEGINNING], map(_problem, problems), scrolls="scroll tall")
-    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{listed}{small(more) if more else ''}"
+    problem_table = table([*_COLUMNS, "Reason", _BEGINNING], map(_problem, problems), scrolls="scroll tall")
+    return f"<h3>{plural(report.dropped, 'row')} skipped</h3>{problem_table}{small(more) if more else ''}"
 
 
 def render_row_list(rows: Sequence[PageRow], page: ListPage) -> str:
@@ -130,12 +125,13 @@ def _kinds(counts: Mapping[str, int], listing: str, title: str) -> str:
 
 
 def _render_rows(column: Column, rows: Iterable[Row], page: ListPage) -> str:
-    listed = table([*_COLUMNS, column, _BEGINNING], rows, css="listed")
+    row_table = table([*_COLUMNS, column, _BEGINNING], rows, css="listed")
     if page.rows <= page.size:
-        return listed
+        return row_table
     turns = [("← Earlier", page.number - 1, page.start > 0), ("Later →", page.number + 1, page.end < page.rows)]
-    links = " ".join(pick_button(f"page:{number}", words) for words, number, is_there in turns if is_there)
-    return f'{listed}<p class="small num pager">{page.start + 1:,} to {page.end:,} of {page.rows:,} listed. {links}</p>'
+    links = " ".join(pick_button(f"page:{number}", label) for label, number, is_there in turns if is_there)
+    position = f"{page.start + 1:,} to {page.end:,} of {page.rows:,} listed."
+    return f'{row_table}<p class="small num pager">{position} {links}</p>'
 
 
 def _line(line: int | None) -> str:
@@ -156,14 +152,14 @@ def render_row(page: DatasetPage, as_tokens: bool) -> str:
     if row.desirable is not None:
         where += f", rated {'good' if row.desirable else 'bad'}"
     if as_tokens and row.sequences:
-        words = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
-        words += " Differences between the two answers are highlighted." if row.rejected else ""
-        return f"{lead(words)}{notices(row.notices)}{render_tokens(row)}"
+        sentence = f"{where}, exactly as in training. Underlined tokens are trained; grey tokens are context."
+        sentence += " Differences between the two answers are highlighted." if row.rejected else ""
+        return f"{lead(sentence)}{notices(row.notices)}{render_tokens(row)}"
     what = "a pair" if row.rejected else "a conversation"
-    words = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
+    sentence = f"{where}, as {what}." if row.conversation is not None else f"{where}, as text."
     if as_tokens and not row.sequences:
-        words += " Tokens appear once a model is chosen and its tokenizer is downloaded."
-    return f"{lead(words)}{notices(row.notices)}{render_conversation(row)}"
+        sentence += " Tokens appear once a model is chosen and its tokenizer is downloaded."
+    return f"{lead(sentence)}{notices(row.notices)}{render_conversation(row)}"
 
 
 def render_tokens(row: PageRow) -> str:
@@ -201,14 +197,14 @@ def _sides(answers: Iterable[tuple[str, str]]) -> str:
 
 def _sequence(sequence: SequenceView, name: str = "The row", first: int = 0) -> str:
     """Return the spans of a sequence from `first` on, and its length."""
-    words = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
+    lengths = f"{sequence.tokens:,} tokens, {sequence.trained_tokens:,} of them trained"
     if sequence.uncut_tokens > sequence.tokens:
-        words += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated at {sequence.tokens:,}, struck through"
+        lengths += f"; {sequence.uncut_tokens - sequence.tokens:,} truncated at {sequence.tokens:,}, struck through"
     characters = sum(len(span.text) for span in sequence.spans)
     if characters > _SHOWN_CHARACTERS or sum(span.tokens for span in sequence.spans) < sequence.tokens:
-        words += "; only the beginning is shown"
+        lengths += "; only the beginning is shown"
     cut = f'<span class="cut">{escape(sequence.cut_text)}</span>' if sequence.cut_text else ""
-    return f'{_tokens(sequence.spans[first:], name, cut)}<p class="small num">{words}.</p>'
+    return f'{_tokens(sequence.spans[first:], name, cut)}<p class="small num">{lengths}.</p>'
 
 
 def _tokens(spans: Sequence[TokenSpan], name: str, after: str = "") -> str:

@@ -45,7 +45,7 @@ def render_run_details(snapshot: RunSnapshot, row: RunSummary, electricity: Elec
         ("Trained tokens", f"{html.count(row.trained_tokens)}{speed}" if row.trained_tokens else ""),
         ("Trains", f"{row.trainable_parameters:,} parameters" if row.trainable_parameters else ""),
         ("Memory", _memory(row)),
-        ("Duration", html.duration(row.seconds) if row.seconds is not None else ""),
+        ("Duration", _duration(row)),
         ("Electricity", escape(energy_words(row, electricity))),
         ("Created", when(row.created) if row.created else ""),
         ("Copied from", escape(snapshot.provenance.copied_from or "")),
@@ -120,10 +120,10 @@ def _checkpoints(snapshot: RunSnapshot) -> str:
         )
         for point in reversed(snapshot.history.checkpoints)
     ]
-    columns = [
-        html.Column("Checkpoint"),
+    columns: list[html.Column | str] = [
+        "Checkpoint",
         *map(html.Column.of_numbers, ("Size", "Held-out loss")),
-        html.Column(""),
+        "",
         html.Column("", "soft"),
     ]
     return html.table(columns, rows, scrolls="scroll tall") if rows else ""
@@ -135,39 +135,52 @@ _CSS_DASHES = {"solid": "solid", "dash": "dashed", "dot": "dotted", "dashdot": "
 
 def render_differences(rows: Sequence[RunSummary], configs: Mapping[str, RunConfig], electricity: Electricity) -> str:
     """Return results and differing settings, a column for each run; the lowest held-out loss is marked where valid."""
-    best = best_of(rows)
-    heads = [
-        f'<span class="swatch" style="border-top-color:{colour};border-top-style:{_CSS_DASHES[dash]}"></span>'
-        f"{escape(row.name)} · {row.id[-4:]}"
-        for row, (colour, dash) in zip(rows, SERIES, strict=False)
+    heads = [_run_head(row, colour, dash) for row, (colour, dash) in zip(rows, SERIES, strict=False)]
+    results = _result_cells(best_of(rows), electricity)
+    lines = [(title, [cell_of(row) for row in rows]) for title, cell_of in results.items()]
+    settings = differing_settings(configs) if all(row.id in configs for row in rows) else None
+    lines += [
+        (escape(name), [escape(_setting(values[row.id])) for row in rows]) for name, values in (settings or {}).items()
     ]
-    figures: list[tuple[str, Callable[[RunSummary], str]]] = [
-        ("held-out loss", lambda row: held_out_cell(row, best)),
-        ("steps", lambda row: f"{row.steps:,}"),
-        (
-            "preferred correctly",
-            lambda row: "" if row.preference_accuracy is None else f"{row.preference_accuracy:.0%}",
-        ),
-        ("trained tokens", lambda row: html.count(row.trained_tokens) if row.trained_tokens else ""),
-        ("tokens/s", lambda row: f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else ""),
-        ("memory", _memory),
-        ("duration", lambda row: html.duration(row.seconds) if row.seconds is not None else ""),
-        ("electricity", lambda row: escape(energy_words(row, electricity))),
-    ]
-    lines = [(name, [of_row(row) for row in rows]) for name, of_row in figures]
-    is_known = all(row.id in configs for row in rows)
-    differing = differing_settings(configs) if is_known else {}
-    lines += [(escape(name), [escape(_setting(values[row.id])) for row in rows]) for name, values in differing.items()]
-    note = "Only settings that differ are listed." if differing else "Their settings are the same."
-    if not is_known:
+    cells = ((title, *(value or "–" for value in values)) for title, values in lines if any(values))
+    return html.table(["", *heads], cells, css="differences") + html.small(_comparison_note(rows, settings))
+
+
+def _run_head(row: RunSummary, colour: str, dash: str) -> str:
+    style = f"border-top-color:{colour};border-top-style:{_CSS_DASHES[dash]}"
+    return f'<span class="swatch" style="{style}"></span>{escape(row.name)} · {row.id[-4:]}'
+
+
+def _result_cells(best: str | None, electricity: Electricity) -> dict[str, Callable[[RunSummary], str]]:
+    """Return what gives the cell of each result; a cell is empty where the result is unknown."""
+    return {
+        "held-out loss": lambda row: held_out_cell(row, best),
+        "steps": lambda row: f"{row.steps:,}",
+        "preferred correctly": lambda row: "" if row.preference_accuracy is None else f"{row.preference_accuracy:.0%}",
+        "trained tokens": lambda row: html.count(row.trained_tokens) if row.trained_tokens else "",
+        "tokens/s": lambda row: f"{row.tokens_per_second:,.0f}" if row.tokens_per_second else "",
+        "memory": _memory,
+        "duration": _duration,
+        "electricity": lambda row: escape(energy_words(row, electricity)),
+    }
+
+
+def _comparison_note(rows: Sequence[RunSummary], settings: Mapping[str, object] | None) -> str:
+    """Return what the comparison lists; `settings` that differ are None where a configuration cannot be read."""
+    if settings is None:
         note = "A configuration cannot be read."
-    if len({row.loss_group for row in rows}) > 1:
-        note += (
-            " Losses are not comparable: objective, model or held-out rows differ. Compare answers in Chat, in the blind test, "
-            "or evaluate the runs on the same rows."
-        )
-    cells = ((name, *(value or "–" for value in values)) for name, values in lines if any(values))
-    return html.table(["", *heads], cells, css="differences") + html.small(note)
+    else:
+        note = "Only settings that differ are listed." if settings else "Their settings are the same."
+    if len({row.loss_group for row in rows}) < 2:
+        return note
+    return (
+        f"{note} Losses are not comparable: objective, model or held-out rows differ. Compare answers in Chat, in the blind "
+        "test, or evaluate the runs on the same rows."
+    )
+
+
+def _duration(row: RunSummary) -> str:
+    return "" if row.seconds is None else html.duration(row.seconds)
 
 
 def _memory(row: RunSummary) -> str:
@@ -210,18 +223,18 @@ NO_EXPORTS = html.empty(
 
 
 def render_export(record: ExportRecord) -> str:
-    """Return one export: its place, its files and its verification."""
+    """Return one export: its location, its files and its verification."""
     if record.place.startswith(("https://", "http://")):  # a self-hosted Hub may have no certificate
         url = escape(record.place, quote=True)
-        place = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
+        location = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
     else:
-        place = html.copyable(record.place, "path")
+        location = html.copyable(record.place, "path")
     state = f" of {escape(record.checkpoint)}" if record.checkpoint else ""
     verification = render_verification(record.verified) if record.kind in _COMPARED else ""
     return (
         f"<h3>{KIND_WORDS.get(record.kind, escape(record.kind))}{state}</h3>{verification}"
         f'{html.notices(record.notes)}<p class="small num">{html.plural(len(record.files), "file")}, {html.size(record.size_bytes)}, in</p>'
-        f"{place}{_files(record.files)}"
+        f"{location}{_files(record.files)}"
     )
 
 
@@ -231,16 +244,22 @@ def render_verification(verification: Verification | None) -> str:
         return '<p class="sentence"><span class="tight">Not verified.</span> It was not compared with the run.</p>'
     answers = f"{verification.equal_answers} of {verification.prompts}"
     tolerance, perplexity = verification.allowed_logit_difference, verification.perplexity
-    css, verdict, words = "yes", "Verified", f"It was loaded again: {answers} greedy answers are identical to the run."
+    css, verdict, explanation = (
+        "yes",
+        "Verified",
+        f"It was loaded again: {answers} greedy answers are identical to the run.",
+    )
     if not verification.passed:
         css, verdict = "no", "It differs from the run"
-        words = f"It {escape(verification.difference)}. Do not use it; export the adapter instead."
+        explanation = f"It {escape(verification.difference)}. Do not use it; export the adapter instead."
     elif tolerance is None:
         verdict = "Verified within quantization"
-        words = f"Its perplexity is close to the run's; {answers} greedy answers are identical."
+        explanation = f"Its perplexity is close to the run's; {answers} greedy answers are identical."
     elif verification.equal_answers < verification.prompts:
         verdict = "Verified within rounding"
-        words = f"{answers} greedy answers are identical; the rest differ where two tokens were about equally likely."
+        explanation = (
+            f"{answers} greedy answers are identical; the rest differ where two tokens were about equally likely."
+        )
     figures = [
         (f"{verification.largest_logit_difference:.3g}", "largest logit difference"),
         *([(f"{tolerance:.3g}", "allowed for rounding")] if tolerance is not None else []),
@@ -257,7 +276,7 @@ def render_verification(verification: Verification | None) -> str:
     )
     if perplexity is not None:
         comparison += f" Perplexity on {perplexity.on}, {html.plural(perplexity.tokens, 'token')}."
-    return f'<p class="sentence"><span class="{css}">{verdict}.</span> {words}</p>{html.facts(figures)}{html.small(comparison)}'
+    return f'<p class="sentence"><span class="{css}">{verdict}.</span> {explanation}</p>{html.facts(figures)}{html.small(comparison)}'
 
 
 def render_sizes(sizes: Mapping[GgufType, int]) -> str:

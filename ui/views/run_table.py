@@ -62,11 +62,11 @@ _QUEUE_ROWS = 12
 _MOVES = (("first", "⇈", "Start next"), ("up", "↑", "Move up"), ("down", "↓", "Move down"))
 
 
-def query_of(words: object, state: object, method: object, model: object, order: object) -> RunQuery:
+def query_of(search: object, state: object, method: object, model: object, order: object) -> RunQuery:
     """Return the query from untrusted values; unknown ones get their default."""
     sort, descending = ORDERS.get(str(order), ("created", True))
     return RunQuery(
-        terms=str(words or "")[:200],
+        terms=str(search or "")[:200],
         states=FILTERS.get(str(state), frozenset()),
         methods=(str(method),) if method and method != ANY_METHOD else (),
         models=(str(model),) if model and model != ANY_MODEL else (),
@@ -84,8 +84,8 @@ def order_of(column: str, current: str) -> str | None:
 
 
 def _heads(order: str, is_any_ticked: bool) -> list[Column]:
-    words = "Remove all ticks" if is_any_ticked else "Tick all rows"
-    heads = [Column(_tick_box(ALL, words, "mixed" if is_any_ticked else "false"), "mark")]
+    label = "Remove all ticks" if is_any_ticked else "Tick all rows"
+    heads = [Column(_tick_box(ALL, label, "mixed" if is_any_ticked else "false"), "mark")]
     for title, css, first, other in _COLUMNS:
         # Down where the largest, the newest or Z comes first.
         arrow, sorts = {True: (" ▼", "descending"), False: (" ▲", "ascending")}[ORDERS[order][1]]
@@ -95,8 +95,8 @@ def _heads(order: str, is_any_ticked: bool) -> list[Column]:
     return heads
 
 
-def _tick_box(pick: str, words: str, aria_checked: str) -> str:
-    label = escape(words, quote=True)
+def _tick_box(pick: str, title: str, aria_checked: str) -> str:
+    label = escape(title, quote=True)
     return (
         f'<button type="button" class="tick" role="checkbox" aria-checked="{aria_checked}" aria-label="{label}" '
         f'title="{label}" data-pick="{escape(pick, quote=True)}">{"–" if aria_checked == "mixed" else "✓"}</button>'
@@ -107,10 +107,10 @@ def render_run_table(
     rows: Sequence[RunSummary], chosen: str, ticked_ids: Collection[str], limit: int, order: str = "Newest first"
 ) -> str:
     """Return the first `limit` rows; each can be picked and ticked, and a click on a column's title sorts by it."""
-    heads, lines, shown = _heads(order, bool(ticked_ids)), [], rows[:limit]
-    groups = [row.loss_group if row.eval_loss is not None else None for row in shown]
+    heads, lines, visible_rows = _heads(order, bool(ticked_ids)), [], rows[:limit]
+    groups = [row.loss_group if row.eval_loss is not None else None for row in visible_rows]
     is_grouped = ORDERS[order][0] == "eval_loss" and len(set(groups)) > 1
-    for row, group, previous in zip(shown, groups, [(), *groups], strict=False):
+    for row, group, previous in zip(visible_rows, groups, [(), *groups], strict=False):
         if is_grouped and group != previous:
             lines.append(Row(("", _group_title(row), *[""] * (len(heads) - 2)), 'class="group"'))
         lines.append(_row(row, row.id == chosen, row.id in ticked_ids))
@@ -151,11 +151,11 @@ def render_unread(unread: int) -> str:
 def _row(row: RunSummary, is_chosen: bool, is_compared: bool) -> Row:
     tick = _tick_box(COMPARE_PREFIX + row.id, f"Tick {row.name}", "true" if is_compared else "false")
     tags = "".join(f' <span class="tag">{escape(tag)}</span>' for tag in row.tags)
-    place = f" · {escape(row.device)}" if row.job_id else ""
+    device = f" · {escape(row.device)}" if row.job_id else ""
     total = f" of {row.total_steps:,}" if row.total_steps and row.steps != row.total_steps else ""
     cells = (
         tick,
-        f'{escape(row.name)}<span class="under">{escape(_ingredients(row))}{place} · {row.id[-4:]}{tags}</span>',
+        f'{escape(row.name)}<span class="under">{escape(_ingredients(row))}{device} · {row.id[-4:]}{tags}</span>',
         state_mark(row.state, never_started=row.started is None),
         under(escape(row.method), row.objective) if row.objective else escape(row.method),
         f"{row.steps:,}{total}",
@@ -213,23 +213,23 @@ def render_queue(waiting: Sequence[RunSummary]) -> str:
     """Return one line for each waiting run, the next one first, with buttons that move it."""
     if not waiting:
         return ""
-    lines = (_queue_row(place, row, len(waiting)) for place, row in enumerate(waiting[:_QUEUE_ROWS], start=1))
+    lines = (_queue_row(position, row, len(waiting)) for position, row in enumerate(waiting[:_QUEUE_ROWS], start=1))
     left = len(waiting) - _QUEUE_ROWS
     columns = (Column("", "r soft place"), Column("", "name"), Column("", "moves"))
     label = ' aria-label="Waiting runs, the next one first"'
-    more = small(f"… and {plural(left, 'more run')} behind them.") if left > 0 else ""
+    more = small(f"… and {plural(left, 'more run')}.") if left > 0 else ""
     return f"<h2>Queue</h2>{table(columns, lines, css='queue', attributes=label, scrolls='')}{more}"
 
 
-def _queue_row(place: int, row: RunSummary, count: int) -> tuple[str, str, str]:
+def _queue_row(position: int, row: RunSummary, count: int) -> tuple[str, str, str]:
     identifier = escape(row.id, quote=True)
     buttons = "".join(
-        f'<button type="button" class="move" data-pick="{move}:{identifier}" title="{words}" '
-        f'aria-label="{words}: {escape(row.name, quote=True)}"'
-        f"{' disabled' if place == (count if move == 'down' else 1) else ''}>{sign}</button>"
-        for move, sign, words in _MOVES
+        f'<button type="button" class="move" data-pick="{move}:{identifier}" title="{label}" '
+        f'aria-label="{label}: {escape(row.name, quote=True)}"'
+        f"{' disabled' if position == (count if move == 'down' else 1) else ''}>{sign}</button>"
+        for move, sign, label in _MOVES
     )
     anyway = pick_button(f"anyway:{row.id}", "Start anyway", css="plainly") if row.reason in STARTS_ANYWAY else ""
     remove = pick_button(f"out:{row.id}", "Remove", css="plainly")
     cause = row.cause or "starts when a device is free"
-    return str(place), under(escape(row.name), cause), f"{anyway}{buttons}{remove}"
+    return str(position), under(escape(row.name), cause), f"{anyway}{buttons}{remove}"

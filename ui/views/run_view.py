@@ -59,8 +59,8 @@ def _join(parts: Iterable[str]) -> str:
 
 def state_mark(state: State, *, never_started: bool = False) -> str:
     """Return shape and word of a state; one that ended before it started was removed from the queue."""
-    words = "removed from the queue" if state == "stopped" and never_started else STATE_WORDS[state]
-    return f'<span class="state {state}"><i aria-hidden="true">{STATE_MARKS[state]}</i> {words}</span>'
+    label = "removed from the queue" if state == "stopped" and never_started else STATE_WORDS[state]
+    return f'<span class="state {state}"><i aria-hidden="true">{STATE_MARKS[state]}</i> {label}</span>'
 
 
 def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
@@ -80,48 +80,57 @@ def render_heading(snapshot: RunSnapshot, now: float | None = None) -> str:
 def tab_title(snapshot: RunSnapshot) -> str:
     """Return the hidden title for the browser's tab, which the script `access` reads; it notifies at the end."""
     state, total = snapshot.state.state, snapshot.history.total_steps
-    words = STATE_WORDS[state].capitalize()
+    title = STATE_WORDS[state].capitalize()
     if state == "running" and total:
-        words = f"{min(1.0, snapshot.history.last_step / total):.0%}"
+        title = f"{min(1.0, snapshot.history.last_step / total):.0%}"
     kind = "ended" if snapshot.state.is_final else "active"
-    values = {"title": words, "run": snapshot.run.id, "at": f"{snapshot.state.ended or 0:.3f}", "name": snapshot.title}
+    values = {"title": title, "run": snapshot.run.id, "at": f"{snapshot.state.ended or 0:.3f}", "name": snapshot.title}
     data = "".join(f' data-{name}="{escape(value, quote=True)}"' for name, value in values.items())
     return f'<i hidden class="tab-title {kind}"{data}></i>'
 
 
 def status_line(snapshot: RunSnapshot, now: float | None = None) -> str:
     """Return the state of a run in one line of HTML."""
-    state, history = snapshot.state, snapshot.history
+    state = snapshot.state
     now = time.time() if now is None else now
-    requests = snapshot.stop_requested or snapshot.cancel_requested
     if snapshot.resume_requested and state.is_final:
         return "resuming"
     if state.state in ("queued", "submitted"):
-        if requests:
-            return "leaving the queue"
-        return escape(state.cause.rstrip(".")) or "starts when the device is free"
-    parts = []
-    total = history.total_steps
-    if history.last_step or (total and state.state == "running"):
-        parts.append(f"Step {history.last_step:,}" + (f" of {total:,}" if total else ""))
-    if state.state in ("starting", "running"):
-        if snapshot.cancel_requested:
-            parts.append("stops now")
-        elif snapshot.stop_requested:
-            parts.append("saves after this step, then stops")
-        else:
-            parts.append("starting the worker" if history.status is None else _PHASE_WORDS[history.status.phase])
-    if state.reason == "executor_unreachable":
-        parts.append(escape(state.cause.rstrip(".")))
-    parts += [_elapsed_words(snapshot, now), _silence(state, now)]
-    speed = history.mean_tokens_per_second()
-    if speed is not None:
-        parts.append(f"{speed:,.0f} tokens/s")
-    parts.append(_held_out(snapshot))
-    return _join(parts)
+        return _queue_status(snapshot)
+    cause = escape(state.cause.rstrip(".")) if state.reason == "executor_unreachable" else ""
+    speed = snapshot.history.mean_tokens_per_second()
+    speed_text = "" if speed is None else f"{speed:,.0f} tokens/s"
+    return _join(
+        (_step(snapshot), _phase(snapshot), cause, _elapsed(snapshot, now), _silence(state, now), speed_text, _held_out(snapshot))
+    )  # fmt: skip
 
 
-def render_made_of(snapshot: RunSnapshot) -> str:
+def _queue_status(snapshot: RunSnapshot) -> str:
+    if snapshot.stop_requested or snapshot.cancel_requested:
+        return "leaving the queue"
+    return escape(snapshot.state.cause.rstrip(".")) or "starts when the device is free"
+
+
+def _step(snapshot: RunSnapshot) -> str:
+    step, total = snapshot.history.last_step, snapshot.history.total_steps
+    if not step and not (total and snapshot.state.state == "running"):
+        return ""
+    return f"Step {step:,} of {total:,}" if total else f"Step {step:,}"
+
+
+def _phase(snapshot: RunSnapshot) -> str:
+    """Return what the worker does; empty unless it starts or runs."""
+    if snapshot.state.state not in ("starting", "running"):
+        return ""
+    if snapshot.cancel_requested:
+        return "stops now"
+    if snapshot.stop_requested:
+        return "saves after this step, then stops"
+    status = snapshot.history.status
+    return "starting the worker" if status is None else _PHASE_WORDS[status.phase]
+
+
+def render_run_settings(snapshot: RunSnapshot) -> str:
     """Return the run's settings for the side panel; empty if its configuration cannot be read."""
     config = snapshot.config
     if config is None:
@@ -155,7 +164,7 @@ def _ingredients(snapshot: RunSnapshot) -> str:
     report = snapshot.history.data_report
     if report is not None:
         data += f" ({html.plural(report.train_rows, 'row')}, {html.count(report.trained_tokens)} trained tokens)"
-    objective = [words for _, words in objective_entries(config)]
+    objective = [text for _, text in objective_entries(config)]
     parts = [escape(html.short_name(config.model.id)), escape(method_words(config)), *objective, data]
     parameters = snapshot.history.parameters
     if parameters is not None:
@@ -163,8 +172,8 @@ def _ingredients(snapshot: RunSnapshot) -> str:
         parts.append(f"{escape(parameters.compute_dtype)} on {escape(parameters.device)}")
     elif snapshot.state.device:
         parts.append(escape(snapshot.state.device))
-    place = escape(snapshot.state.device) if parameters is not None and snapshot.state.job_id else ""
-    return " · ".join(filter(None, [*parts, place, _job(snapshot)]))
+    device = escape(snapshot.state.device) if parameters is not None and snapshot.state.job_id else ""
+    return " · ".join(filter(None, [*parts, device, _job(snapshot)]))
 
 
 def _job(snapshot: RunSnapshot) -> str:
@@ -202,8 +211,8 @@ def render_warnings(snapshot: RunSnapshot) -> str:
     """Return problems in the training curves, then warnings of the worker, each once."""
     findings_html = ""
     if snapshot.config is not None:
-        for one in preference_findings(snapshot.history, snapshot.config.training):
-            findings_html += f'<div class="trouble finding" role="status"><b>{escape(one.name)}</b>{escape(one.fact)} {html.with_code(one.fix)}</div>'
+        for finding in preference_findings(snapshot.history, snapshot.config.training):
+            findings_html += f'<div class="trouble finding" role="status"><b>{escape(finding.name)}</b>{escape(finding.fact)} {html.with_code(finding.fix)}</div>'
     texts = dict.fromkeys(message.text for message in snapshot.history.messages if message.kind == "warning")
     if not texts:
         return findings_html
@@ -226,17 +235,17 @@ def render_memory(snapshot: RunSnapshot) -> str:
     peaks = compare_peaks(snapshot.provenance.predicted_memory, snapshot.history)
     if not peaks:
         return ""
-    words_of = dict(_PEAK_WORDS)
+    titles = dict(_PEAK_WORDS)
     if len(peaks) > 1 or peaks[0].kind != "process":
-        words_of["process"] = "Whole process, on the GPU"
+        titles["process"] = "Whole process, on the GPU"
     rows = []
     for peak in peaks:
-        difference, words = peak.difference, "–"
+        difference, change = peak.difference, "–"
         if difference is not None and (snapshot.state.state == "completed" or difference > 0):
-            words = f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
-        rows.append((words_of[peak.kind], _peak(peak.predicted_bytes), _peak(peak.measured_bytes), words))
-    title = "Measured" if snapshot.state.is_final else "Measured so far"
-    columns = [html.Column("Peak memory, GiB"), *map(html.Column.of_numbers, ("Predicted", title, "Difference"))]
+            change = f"{abs(difference):.0%} {'more' if difference > 0 else 'less'}" if round(difference, 2) else "none"
+        rows.append((titles[peak.kind], _peak(peak.predicted_bytes), _peak(peak.measured_bytes), change))
+    measured = "Measured" if snapshot.state.is_final else "Measured so far"
+    columns = [html.Column("Peak memory, GiB"), *map(html.Column.of_numbers, ("Predicted", measured, "Difference"))]
     return f'<div class="section peaks">{html.table(columns, rows, scrolls="")}</div>'
 
 
@@ -269,17 +278,17 @@ def _peak(size_bytes: int | None) -> str:
     return "–" if size_bytes is None else f'<span title="{size_bytes:,} bytes">{size_bytes / html.GIB:.2f}</span>'
 
 
-def _elapsed_words(snapshot: RunSnapshot, now: float) -> str:
+def _elapsed(snapshot: RunSnapshot, now: float) -> str:
     state = snapshot.state
     if state.started is None:
         return ""
     if state.is_final:
         return f"took {html.duration((state.ended or now) - state.started)}"
-    words = html.duration(now - state.started)
+    elapsed = html.duration(now - state.started)
     left = seconds_left(snapshot.history, lambda: now)
     if left is None or state.state != "running" or snapshot.stop_requested or snapshot.cancel_requested:
-        return words
-    return f"{words}, {html.duration(left)} left"
+        return elapsed
+    return f"{elapsed}, {html.duration(left)} left"
 
 
 def _silence(state: RunState, now: float) -> str:
@@ -295,11 +304,11 @@ def _held_out(snapshot: RunSnapshot) -> str:
     if not tuned:
         return f"base model's held-out loss {base_loss:.2f}" if base_loss is not None else ""
     newest = tuned[-1]
-    words = f"held-out loss {newest.eval_loss:.2f}"
+    text = f"held-out loss {newest.eval_loss:.2f}"
     if base_loss is not None:
-        words += f", {'before training' if base is not None and base.metrics else 'base'} {base_loss:.2f}"
+        text += f", {'before training' if base is not None and base.metrics else 'base'} {base_loss:.2f}"
     if best is not None and best.step != newest.step and best.eval_loss < newest.eval_loss:
-        words += f", best {best.eval_loss:.2f} at step {best.step:,}"
+        text += f", best {best.eval_loss:.2f} at step {best.step:,}"
     if newest.preference_accuracy is not None:
-        words += f", prefers {newest.preference_accuracy:.0%} of held-out pairs correctly"
-    return words
+        text += f", prefers {newest.preference_accuracy:.0%} of held-out pairs correctly"
+    return text

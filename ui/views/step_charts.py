@@ -69,8 +69,8 @@ def small_figures(history: RunHistory, predicted_bytes: int | None, revision: st
             traces.append(trace)
             labels.append(label)
         panels.append(_Panel(title, traces, labels, {"rangemode": "tozero"}))
-    words = "Learning rate, gradient norm, tokens per second and memory, by step."
-    return _panels_json(history, panels, revision, words)
+    description = "Learning rate, gradient norm, tokens per second and memory, by step."
+    return _panels_json(history, panels, revision, description)
 
 
 def preference_figure(history: RunHistory, training: TrainingConfig, revision: str) -> str:
@@ -116,22 +116,22 @@ def _held_out(history: RunHistory, name: str) -> Iterator[tuple[int, float]]:
 
 def _metrics(history: RunHistory, title: str, *curves: _Curve) -> _Panel:
     """Return a chart of metrics, each named where it ends: the upper one above its line, the lower one below."""
-    number, drawn = ".3g", []
-    for one in curves:
-        steps, values = history.steps.metric(one.metric)
-        points = list(_held_out(history, one.metric))
-        traces = [_curve(one.name, steps, values, number, one.colour, one.dash)] if len(steps) else []
-        traces += [_points(f"{one.name}, held-out", points, number, one.colour)] if points else []
-        drawn += [(one, traces, traces[-1]["y"][-1])] if traces else []
+    number, curves_drawn = ".3g", []
+    for curve in curves:
+        steps, values = history.steps.metric(curve.metric)
+        points = list(_held_out(history, curve.metric))
+        traces = [_curve(curve.name, steps, values, number, curve.colour, curve.dash)] if len(steps) else []
+        traces += [_points(f"{curve.name}, held-out", points, number, curve.colour)] if points else []
+        curves_drawn += [(curve, traces, traces[-1]["y"][-1])] if traces else []
     labels = []
-    for one, _, end in drawn if len(drawn) > 1 else ():
-        is_upper = end == max(other for _, _, other in drawn)
+    for curve, _, end in curves_drawn if len(curves_drawn) > 1 else ():
+        is_upper = end == max(other for _, _, other in curves_drawn)
         position = {"yanchor": "bottom", "yshift": 2} if is_upper else {"yanchor": "top", "yshift": -4}
-        labels.append(label_at(end, one.name) | position | {"font": {"size": 12, "color": one.colour}})
-    return _Panel(title, [trace for _, traces, _ in drawn for trace in traces], labels)
+        labels.append(label_at(end, curve.name) | position | {"font": {"size": 12, "color": curve.colour}})
+    return _Panel(title, [trace for _, traces, _ in curves_drawn for trace in traces], labels)
 
 
-def _share(history: RunHistory, title: str, metric: str, of_data: float | None) -> _Panel:
+def _share(history: RunHistory, title: str, metric: str, data_share: float | None) -> _Panel:
     """Return a chart of a share of pairs, thin for single steps, which have few pairs."""
     steps, values = history.steps.metric(metric)
     traces = [_curve("train", steps, values, ".0%", _BLUE_THIN)] if len(steps) else []
@@ -139,9 +139,9 @@ def _share(history: RunHistory, title: str, metric: str, of_data: float | None) 
     labels: list[dict[str, Any]] = []
     if points:
         traces.append(_points("held-out", points, ".0%", _VERMILION))
-    if of_data is not None:
-        text = f"in the data {of_data:.0%}"
-        trace, label = level(history, of_data, text, text)
+    if data_share is not None:
+        text = f"in the data {data_share:.0%}"
+        trace, label = level(history, data_share, text, text)
         traces.append(trace)
         labels.append(label)
     return _Panel(title, traces, labels, {"range": [-0.03, 1.05], "tickformat": ".0%", "dtick": 0.5})
@@ -189,5 +189,5 @@ def _panels_json(history: RunHistory, panels: Sequence[_Panel], revision: str, l
             }
         )  # fmt: skip
         traces += [trace | axes for trace in panel.traces]
-        annotations += [one | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]} for one in panel.labels]
+        annotations += [text | {"xref": f"{axes['xaxis']} domain", "yref": axes["yaxis"]} for text in panel.labels]
     return figure_json(traces, layout, label)

@@ -17,11 +17,11 @@ from ui.front import serve
 
 @pytest.fixture(scope="module")
 def throttle():
-    """The one of all labs here: all tests have one address, which each of them uses afresh."""
-    one = SignInThrottle()
+    """Share one throttle among all labs: all tests have one address, which each test uses afresh."""
+    shared = SignInThrottle()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(serve, "SignInThrottle", lambda: one)
-        yield one
+        patch.setattr(serve, "SignInThrottle", lambda: shared)
+        yield shared
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def demo_with_run(tmp_path):
 
 @pytest.fixture
 def admin(home, accounts, sessions, clock, make_person):  # noqa: F811
-    """The lab as root manages it, with ann and bea in it."""
+    """Return the lab as root manages it, with ann and bea in it."""
     make_person("root", "admin")
     make_person("ann")
     make_person("bea", "guest")

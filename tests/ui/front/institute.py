@@ -31,13 +31,14 @@ class Institute:
     Attributes:
         issuer: Its address.
         user: Subject of the person who is signed in there.
-        claims: More of what it says in the ID token; None removes a claim.
-        userinfo: More of what it says when it is asked.
-        token: More of what it says with the access token.
+        claims: More claims of the ID token; None removes one.
+        userinfo: More claims of its user info.
+        token: More values next to the access token.
         sign: Makes the ID token from its claims.
         discovery: Changes of its configuration.
         answers: Other answers, by path.
-        asked: Paths that were asked for.
+        request_paths: Paths that were requested.
+        authorizations: Queries of the requests to sign in.
     """
 
     issuer: str
@@ -51,16 +52,16 @@ class Institute:
     discovery: dict[str, Any] = field(default_factory=dict)
     answers: dict[str, Callable[[], Response]] = field(default_factory=dict)
     request_paths: list[str] = field(default_factory=list)
-    sent: list[dict[str, str]] = field(default_factory=list)
+    authorizations: list[dict[str, str]] = field(default_factory=list)
     codes: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def reset(self) -> None:
         """Behave well again."""
         self.user, self.sign = "4711", None
-        for changed in (self.claims, self.userinfo, self.token, self.discovery, self.answers, self.codes):
-            changed.clear()
+        for values in (self.claims, self.userinfo, self.token, self.discovery, self.answers, self.codes):
+            values.clear()
         self.request_paths.clear()
-        self.sent.clear()
+        self.authorizations.clear()
 
     def rotate(self) -> None:
         """Sign with another key from now on."""
@@ -104,7 +105,7 @@ class Institute:
         assert payload["client_id"] == CLIENT
         assert payload["code_challenge_method"] == "S256"
         assert "openid" in payload["scope"].split()
-        self.sent.append(payload)
+        self.authorizations.append(payload)
         code = secrets.token_urlsafe(16)
         self.codes[code] = payload
         return RedirectResponse(
@@ -113,7 +114,7 @@ class Institute:
 
     async def _token(self, request: Request) -> Response:
         form = dict(parse_qsl((await request.body()).decode()))
-        asked = self.codes.pop(form.get("code", ""), None)  # once
+        authorization = self.codes.pop(form.get("code", ""), None)  # once
         scheme, _, credentials = request.headers.get("authorization", "").partition(" ")
         client, _, secret = base64.b64decode(credentials).decode().partition(":")
         setting = (
@@ -123,11 +124,11 @@ class Institute:
         )
         challenge = base64.urlsafe_b64encode(hashlib.sha256(form.get("code_verifier", "").encode()).digest())
         if (
-            asked is None
+            authorization is None
             or setting != (CLIENT, SECRET)
             or form.get("grant_type") != "authorization_code"
-            or form.get("redirect_uri") != asked["redirect_uri"]
-            or challenge.rstrip(b"=").decode() != asked["code_challenge"]
+            or form.get("redirect_uri") != authorization["redirect_uri"]
+            or challenge.rstrip(b"=").decode() != authorization["code_challenge"]
         ):
             return JSONResponse({"error": "invalid_grant"}, 400)
         now = int(time.time())
@@ -137,9 +138,9 @@ class Institute:
             "aud": CLIENT,
             "exp": now + 300,
             "iat": now,
-            "nonce": asked["nonce"],
+            "nonce": authorization["nonce"],
         }
-        if "max_age" in asked:
+        if "max_age" in authorization:
             claims["auth_time"] = now
         claims = {name: value for name, value in (claims | self.claims).items() if value is not None}
         return JSONResponse(

@@ -8,7 +8,7 @@ MONDAY = 1_789_984_800.0  # 2026-09-21 10:00 UTC
 
 
 def audit_entries(admin):
-    return [(one.person, one.kind, one.subject, one.detail, one.address) for one in admin.audit.entries()]
+    return [(entry.person, entry.kind, entry.subject, entry.detail, entry.address) for entry in admin.audit.entries()]
 
 
 def waiting_runs(admin, *owners):

@@ -1,5 +1,7 @@
 """A person sees and ends the own sessions and changes the own password, over real TLS, without JavaScript."""
 
+import itertools
+
 import pytest
 
 from engine.accounts.audit import AuditLog
@@ -23,8 +25,8 @@ def change(client, old=PASSWORD, new=NEW, again=NEW):
 
 
 def test_without_a_session_there_is_no_account(lab):
-    with lab.browser() as nobody, lab.browser("A" * 43) as forged:
-        for client in (nobody, forged):
+    with lab.browser() as visitor, lab.browser("A" * 43) as guess:
+        for client in (visitor, guess):
             for path in ("/account", "/account/password", "/account/session"):
                 for answer in (client.get(path), client.post(path, data={"session": "0" * 12})):
                     assert answer.status_code in (303, 405), path
@@ -36,28 +38,28 @@ def test_a_person_sees_their_own_sessions_alone(lab):
     lab.sessions.begin(lab.accounts.person("ann"), "10.1.1.1", "Mozilla/5.0 (X11; Linux x86_64) Firefox/140.0")
     lab.sessions.begin(lab.accounts.person("bea"), "10.2.2.2", "<b>bea's</b>")
     with lab.signed_in("ann") as ann, lab.signed_in("bea") as bea:
-        seen, of_bea = ann.get("/account").text, bea.get("/account").text
+        of_ann, of_bea = ann.get("/account").text, bea.get("/account").text
 
-    assert "Firefox on Linux" in seen
-    assert "10.1.1.1 · last used" in seen
-    assert "this session" in seen
-    assert "10.2.2.2" not in seen
+    assert "Firefox on Linux" in of_ann
+    assert "10.1.1.1 · last used" in of_ann
+    assert "this session" in of_ann
+    assert "10.2.2.2" not in of_ann
     assert "10.2.2.2" in of_bea
     assert "<b>bea's" not in of_bea
 
 
 def test_one_session_is_ended_and_another_persons_is_not(lab):
     ann, bea = lab.accounts.person("ann"), lab.accounts.person("bea")
-    lost = lab.sessions.begin(ann, "10.3.3.3", "")
-    lost_name = next(one.session for one in lab.sessions.of(ann) if one.address == "10.3.3.3")
+    token = lab.sessions.begin(ann, "10.3.3.3", "")
+    name_of_ann = next(session.session for session in lab.sessions.of(ann) if session.address == "10.3.3.3")
     other = lab.sessions.begin(bea, "10.4.4.4", "")
-    other_name = next(one.session for one in lab.sessions.of(bea) if one.address == "10.4.4.4")
+    name_of_bea = next(session.session for session in lab.sessions.of(bea) if session.address == "10.4.4.4")
     with lab.signed_in("ann") as client:
-        for name in (lost_name, other_name, "", "%", "' OR 1=1 --"):
+        for name in (name_of_ann, name_of_bea, "", "%", "' OR 1=1 --"):
             client.post("/account/session", data={"session": name})
         assert client.get("/account").status_code == 200, "this one is still there"
 
-    assert lab.sessions.find(lost) is None
+    assert lab.sessions.find(token) is None
     assert lab.sessions.find(other) is not None
 
 
@@ -116,8 +118,8 @@ def test_guesses_of_a_password_in_a_stolen_session_are_throttled(lab):
 def test_an_announcement_is_on_the_sign_in_page_and_on_every_page(lab):
     change_settings(lab.home, announcement="Driver update <b>at noon</b>")
     try:
-        with lab.browser() as nobody, lab.signed_in("bea") as bea:
-            assert "Driver update &lt;b&gt;at noon&lt;/b&gt;" in nobody.get("/sign-in").text
+        with lab.browser() as visitor, lab.signed_in("bea") as bea:
+            assert "Driver update &lt;b&gt;at noon&lt;/b&gt;" in visitor.get("/sign-in").text
             assert "Driver update" in bea.get("/config").text
     finally:
         change_settings(lab.home, announcement="")
@@ -129,7 +131,7 @@ def test_a_password_in_the_field_of_the_name_is_not_logged(lab):
             assert client.post("/sign-in", data={"name": name, "password": "wrong " + PASSWORD}).status_code == 403
 
     log = audit_log_path(lab.home)
-    assert [one.subject for one in AuditLog(log).newest(2, kind="sign-in failed")] == ["bea", "unknown name"]
+    assert [entry.subject for entry in AuditLog(log).newest(2, kind="sign-in failed")] == ["bea", "unknown name"]
     assert PASSWORD not in log.read_text()
 
 
@@ -138,7 +140,6 @@ def test_a_password_in_the_field_of_the_name_is_not_logged(lab):
     [
         ("Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 (KHTML, like Gecko) Chrome/140.0 Safari/537.36", "Chrome on Windows"),
         ("Mozilla/5.0 (Windows NT 10.0) AppleWebKit/537.36 Chrome/140.0 Safari/537.36 Edg/140.0", "Edge on Windows"),
-        ("Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 Version/18.0 Safari/605.1.15", "Safari on macOS"),
         ("Mozilla/5.0 (iPhone; CPU iPhone OS 18_0 like Mac OS X) Version/18.0 Mobile/15E148 Safari/604.1", "Safari on iPhone"),
         ("", "Unknown browser"),
         ("x" * 100, "x" * 40),
@@ -149,28 +150,23 @@ def test_browsers_are_named_as_people_know_them(description, name):
 
 
 FORM = "application/x-www-form-urlencoded"
+MALFORMED = {
+    "large": (b"name=ann&password=" + b"x" * 9_000, FORM),
+    "odd characters": (b"name=%00&password=%ff%fe&code=%00", FORM),
+    "not UTF-8": (b"\xff\xfe name=ann", FORM),
+    "many fields": (b"&".join(b"field%d=1" % number for number in range(50)), FORM),
+    "JSON": (b'{"name": "ann"}', "application/json"),
+    "a file": (b'--x\r\nContent-Disposition: form-data; name="name"; filename="a"\r\n\r\nann\r\n--x--', "multipart/form-data; boundary=x"),
+    "empty": (b"", FORM),
+}  # fmt: skip
 
 
-@pytest.mark.exhaustive(quick=2)
-@pytest.mark.parametrize("path", ["/sign-in", "/join"])
-@pytest.mark.parametrize(
-    ("body", "kind", "statuses"),
-    [
-        (b"name=ann&password=" + b"x" * 9_000, FORM, (413,)),
-        (b"name=%00&password=%ff%fe&code=%00", FORM, (400, 403)),
-        (b"\xff\xfe name=ann", FORM, (400, 403)),
-        (b"&".join(b"field%d=1" % number for number in range(50)), FORM, (400, 403)),
-        (b'{"name": "ann"}', "application/json", (400, 403)),
-        (b'--x\r\nContent-Disposition: form-data; name="name"; filename="a"\r\n\r\nann\r\n--x--', "multipart/form-data; boundary=x", (400, 403)),
-        (b"", FORM, (400, 403)),
-    ],
-    ids=["large", "odd characters", "not UTF-8", "many fields", "JSON", "a file", "empty"],
-)  # fmt: skip
-def test_what_is_not_one_of_the_forms_signs_no_one_in(tmp_path, path, body, kind, statuses):
+def test_what_is_not_one_of_the_forms_signs_no_one_in(tmp_path):
     with running_lab(tmp_path) as lab, lab.browser() as browser:
         lab.add("ann")
-        answer = browser.post(path, content=body, headers={"Content-Type": kind})
+        for path, (name, (body, kind)) in itertools.product(("/sign-in", "/join"), MALFORMED.items()):
+            answer = browser.post(path, content=body, headers={"Content-Type": kind})
 
-    assert answer.status_code in statuses
-    assert "set-cookie" not in answer.headers
-    assert "Traceback" not in answer.text
+            assert answer.status_code in ((413,) if name == "large" else (400, 403)), (path, name)
+            assert "set-cookie" not in answer.headers
+            assert "Traceback" not in answer.text

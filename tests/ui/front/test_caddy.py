@@ -26,13 +26,13 @@ _OPTIONS = "{\n\tadmin off\n\tauto_https disable_redirects\n\tskip_install_trust
 
 @pytest.fixture
 def address():
-    with bound_socket("127.0.0.1", 0) as reserved:  # until the end: one that is free again goes to whoever asks
+    with bound_socket("127.0.0.1", 0) as reserved:  # until the end: another process may take a free port
         yield PublicAddress.parse(f"https://localhost:{reserved.getsockname()[1]}")
 
 
 @pytest.fixture
 def lab(home, tmp_path, address):
-    """A lab on a socket, for its user and group alone."""
+    """Serve a lab on a socket, for its user and group alone."""
     listener = Listener.chosen(str(tmp_path / "page.sock"), "", 0, None, None)
     gate, _ = build_gate(
         home, address, lambda person: fake_services_of(home.for_person(person.name), person), behind_proxy=listener.behind_proxy,
@@ -83,7 +83,7 @@ def test_people_sign_in_and_a_forged_address_is_not_believed(lab, caddy, address
         assert client.get("/config").json()["root"] == address.origin
 
     log = audit_log_path(lab)
-    assert [(one.kind, one.address) for one in AuditLog(log).entries()] == [
+    assert [(entry.kind, entry.address) for entry in AuditLog(log).entries()] == [
         ("sign-in failed", "127.0.0.2"),
         ("signed in", "127.0.0.1"),
     ]

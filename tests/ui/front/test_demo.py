@@ -4,7 +4,7 @@ import asyncio
 import re
 import threading
 
-import httpx
+import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
@@ -14,19 +14,32 @@ from engine.runs.history.events import FailedData
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
 from tests.space.demo_parts import a_demo, with_run
-from tests.ui.front.demo_visits import DUPLICATE, SIGN_IN, app_of, ask, visit
+from tests.ui.front.demo_visits import DUPLICATE, SIGN_IN, app_of, send_question, visit, visit_at_once
 from tests.ui.front.space.stand_in import environment_at
 from ui.front.demo import DEMO, open_demo
 from ui.views.demo import ASK
 
 
-def test_a_space_without_a_run_reports_what_comes_and_looks_again(tmp_path):
-    page = visit(a_demo(tmp_path)).get("/")
+@pytest.mark.parametrize(
+    ("story", "title"),
+    [
+        (None, "The demo is being prepared"),
+        (InventedRun(state="queued", cause="The CPU is in use for training (secret of bea)."), "The demo run waits"),
+        (InventedRun(state="running", steps=40), "Training now"),
+        (InventedRun(state="stopped", steps=40), "The demo run is paused"),
+    ],
+)
+def test_a_demo_without_a_result_reports_its_state_and_reloads(tmp_path, story, title):
+    demo = a_demo(tmp_path)
+    if story is not None:
+        with_run(demo, story)
 
-    assert page.status_code == 200
-    assert "The demo is being prepared" in page.text
-    assert 'http-equiv="refresh"' in page.text
-    assert "<form" not in page.text
+    page = visit(demo).get("/").text
+
+    assert title in page
+    assert 'http-equiv="refresh"' in page
+    assert "<form" not in page
+    assert "secret of bea" not in page
 
 
 def test_why_there_is_no_run_is_reported(tmp_path):
@@ -39,34 +52,14 @@ def test_why_there_is_no_run_is_reported(tmp_path):
     assert "The model &lt;smollm2&gt; cannot be reached." in page
 
 
-def test_a_waiting_run_reports_it(tmp_path):
-    demo = a_demo(tmp_path)
-    with_run(demo, InventedRun(state="queued", cause="The CPU is in use for training (secret of bea)."))
-
-    page = visit(demo).get("/").text
-
-    assert "The demo run waits" in page
-    assert "secret of bea" not in page
-
-
 def test_a_run_that_trains_shows_its_progress_and_its_curve(tmp_path):
     demo = a_demo(tmp_path)
     with_run(demo, InventedRun(state="running", steps=40))
 
     page = visit(demo).get("/").text
 
-    assert "Training now" in page
     assert 'max="120" value="40"' in page
     assert '<svg class="loss"' in page
-    assert 'http-equiv="refresh"' in page
-    assert "<form" not in page
-
-
-def test_a_run_that_gave_way_reports_that_it_continues(tmp_path):
-    demo = a_demo(tmp_path)
-    with_run(demo, InventedRun(state="stopped", steps=40))
-
-    assert "The demo run is paused" in visit(demo).get("/").text
 
 
 def test_a_failed_run_reports_why_without_a_path(tmp_path):
@@ -84,11 +77,11 @@ def test_a_failed_run_reports_why_without_a_path(tmp_path):
 
 def test_a_finished_run_shows_figures_curve_tokens_and_answers(demo_with_run):
     page = visit(demo_with_run).get("/").text
-    words = re.sub(r"<[^>]+>", " ", page)
+    text = re.sub(r"<[^>]+>", " ", page)
 
-    assert re.search(r"2\.71\s+→\s+to\s+0\.97", words)
-    assert re.search(r"1\.32\s+GiB predicted\s+1\.19\s+GiB measured", words)
-    assert "the measured peak was 10% below the estimate" in words
+    assert re.search(r"2\.71\s+→\s+to\s+0\.97", text)
+    assert re.search(r"1\.32\s+GiB predicted\s+1\.19\s+GiB measured", text)
+    assert "the measured peak was 10% below the estimate" in text
     assert page.count('role="img"') == 2, "one curve for wide screens and one for narrow ones"
     assert re.search(
         r"<title id=.loss-760.>Loss by step</title><desc id=.loss-760-words.>Training loss falls from", page
@@ -98,14 +91,9 @@ def test_a_finished_run_shows_figures_curve_tokens_and_answers(demo_with_run):
     assert page.count("<article") == 3
     assert "Answer in the data" in page
     assert f'action="{ASK}#ask"' in page
+    for address in (SIGN_IN, DUPLICATE):
+        assert f'href="{address}" target="_blank" rel="noopener"' in page
     assert 'http-equiv="refresh"' not in page
-
-
-def test_the_ways_on_open_in_new_tabs(demo_with_run):
-    page = visit(demo_with_run).get("/").text
-
-    assert f'href="{SIGN_IN}" target="_blank" rel="noopener"' in page
-    assert f'href="{DUPLICATE}" target="_blank" rel="noopener"' in page
 
 
 def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
@@ -135,7 +123,7 @@ def test_a_person_who_is_not_admitted_gets_the_reason(demo_with_run):
 
 def test_nothing_in_the_page_runs_or_comes_from_elsewhere(demo_with_run):
     client = visit(demo_with_run, why="No.")
-    for answer in (client.get("/"), client.get(DEMO), ask(client), ask(client, "")):
+    for answer in (client.get("/"), client.get(DEMO), send_question(client), send_question(client, "")):
         policy = answer.headers["content-security-policy"]
         assert policy.startswith("default-src 'none'; style-src 'sha256-")
         assert "script" not in policy
@@ -146,13 +134,6 @@ def test_nothing_in_the_page_runs_or_comes_from_elsewhere(demo_with_run):
         assert answer.headers["cache-control"] == "no-store"
 
 
-def test_a_head_request_gets_no_body(demo_with_run):
-    answer = visit(demo_with_run).head(DEMO)
-
-    assert (answer.status_code, answer.content) == (200, b"")
-    assert int(answer.headers["content-length"]) > 1000
-
-
 def test_the_address_of_an_answer_can_be_opened_once_more(demo_with_run):
     client = visit(demo_with_run)
 
@@ -161,50 +142,43 @@ def test_the_address_of_an_answer_can_be_opened_once_more(demo_with_run):
 
 
 def test_the_page_is_made_once_for_many_visitors(demo_with_run, monkeypatch):
-    made = []
-    monkeypatch.setattr("ui.front.demo.render_demo", lambda view: made.append(view) or "<p>made</p>")
-    app = app_of(demo_with_run)
+    views = []
+    monkeypatch.setattr("ui.front.demo.render_demo", lambda view: views.append(view) or "<p>made</p>")
 
-    async def visitors():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
-            return await asyncio.gather(*(client.get("/") for _ in range(100)))
+    async def visitors(client):
+        return await asyncio.gather(*(client.get("/") for _ in range(100)))
 
-    answers = asyncio.run(visitors())
+    answers = visit_at_once(app_of(demo_with_run), visitors)
 
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
-    assert len(made) == 1
+    assert len(views) == 1
 
 
 def test_no_one_waits_for_the_page_to_be_made_again(demo_with_run, monkeypatch):
-    monkeypatch.setattr("ui.front.demo._LOOK_SECONDS", 0.0)
-    looking, let = threading.Event(), threading.Event()
+    monkeypatch.setattr("ui.front.demo._REFRESH_SECONDS", 0.0)
+    reading, let = threading.Event(), threading.Event()
     read = demo_with_run.sample_of
 
     def slowly(run):
-        looking.set()
+        reading.set()
         assert let.wait(300)
         return read(run)
 
-    app = app_of(demo_with_run)
+    async def visitors(client):
+        await client.get("/")
+        monkeypatch.setattr(demo_with_run, "sample_of", slowly)
+        first = asyncio.create_task(client.get("/"))
+        assert await asyncio.to_thread(reading.wait, 300)
+        second = await asyncio.wait_for(client.get("/"), 300)  # while the first is still at it
+        let.set()
+        return [second.status_code, (await first).status_code]
 
-    async def visitors():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
-            await client.get("/")
-            monkeypatch.setattr(demo_with_run, "sample_of", slowly)
-            first = asyncio.create_task(client.get("/"))
-            assert await asyncio.to_thread(looking.wait, 300)
-            second = await asyncio.wait_for(client.get("/"), 300)  # while the first is still at it
-            let.set()
-            return [second.status_code, (await first).status_code]
-
-    assert asyncio.run(visitors()) == [200, 200]
+    assert visit_at_once(app_of(demo_with_run), visitors) == [200, 200]
 
 
 def test_the_page_follows_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("ui.front.demo._LOOK_SECONDS", 0.0)
+    monkeypatch.setattr("ui.front.demo._REFRESH_SECONDS", 0.0)
     demo = a_demo(tmp_path)
     client = visit(demo)
     assert "being prepared" in client.get("/").text

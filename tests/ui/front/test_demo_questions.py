@@ -3,9 +3,9 @@
 import asyncio
 import re
 import threading
+import itertools
 from html import unescape
 
-import httpx
 import pytest
 from starlette.testclient import TestClient
 
@@ -14,8 +14,9 @@ from engine.chat.contract import ChatChunk
 from engine.errors import ModelError
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun
+from tests.runs.supervision import wait_until
 from tests.space.demo_parts import a_demo, with_run, with_sample
-from tests.ui.front.demo_visits import app_of, ask, visit
+from tests.ui.front.demo_visits import app_of, send_question, visit, visit_at_once
 from ui.views.demo import ASK
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
@@ -31,33 +32,23 @@ class Untrusted(FakeChatSession):
     def stream(self, request):
         self.requests.append(request)
         for branch in request.branches:
-            yield ChatChunk(branch=branch, text=self.text, tokens=1, tokens_per_second=1, prompt_tokens=3)
-            yield ChatChunk(
-                branch=branch,
-                text="",
-                tokens=1,
-                tokens_per_second=1,
-                prompt_tokens=3,
-                done=True,
-                finish_reason="length",
-            )
+            chunk = ChatChunk(branch=branch, text=self.text, tokens=1, tokens_per_second=1, prompt_tokens=3)
+            yield chunk
+            yield chunk.model_copy(update={"text": "", "done": True, "finish_reason": "length"})
 
 
-class Slow(FakeChatSession):
-    """A model that answers when it is let."""
-
-    def __init__(self):
-        super().__init__(0.0)
-        self.reached, self.let = threading.Event(), threading.Event()
-
-    def stream(self, request):
-        self.reached.set()
-        assert self.let.wait(300)
-        yield from super().stream(request)
+@pytest.fixture
+def slow_demo(tmp_path):
+    """Give a demo with a run a model that does not answer yet."""
+    session = FakeChatSession(0.0)
+    session.may_answer.clear()
+    demo = a_demo(tmp_path, session)
+    with_run(demo)
+    return demo
 
 
 def test_a_question_is_answered_by_base_and_tuned(demo_with_run):
-    answer = ask(visit(demo_with_run), "What does <b>alpha</b> do?\r\nIn short.")
+    answer = send_question(visit(demo_with_run), "What does <b>alpha</b> do?\r\nIn short.")
 
     assert answer.status_code == 200
     (request,) = demo_with_run.chat.session.requests[-1:]
@@ -75,26 +66,26 @@ def test_what_a_stranger_and_a_model_say_is_text(tmp_path):
     with_run(demo)
     client = visit(with_sample(demo))
 
-    asked, refusal = ask(client, hostile), ask(client, hostile + "x" * 500)
+    reply, refusal = send_question(client, hostile), send_question(client, hostile + "x" * 500)
 
-    assert (asked.status_code, refusal.status_code) == (200, 400)
-    for answer in (asked, refusal, client.get("/")):
+    assert (reply.status_code, refusal.status_code) == (200, 400)
+    for answer in (reply, refusal, client.get("/")):
         assert "<script" not in answer.text
         assert "<img" not in answer.text
-    assert asked.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3 + 2 * 3, (
+    assert reply.text.count("&lt;script&gt;alert(1)&lt;/script&gt;") == 3 + 2 * 3, (
         "the prompt, its answers, the recorded ones"
     )
-    assert asked.text.count("(token limit)") == 2 + 2 * 3
+    assert reply.text.count("(token limit)") == 2 + 2 * 3
 
 
 def test_a_question_is_asked_as_it_was_typed_but_for_what_no_one_types(demo_with_run):
-    ask(visit(demo_with_run), " می\u200cخواهم\u202e \x00👩\u200d🔬? ")
+    send_question(visit(demo_with_run), " می\u200cخواهم\u202e \x00👩\u200d🔬? ")
 
     assert demo_with_run.chat.session.requests[-1].messages[0].content == "می\u200cخواهم 👩\u200d🔬?"
 
 
 @pytest.mark.parametrize(
-    ("prompt", "status", "words"),
+    ("prompt", "status", "message"),
     [
         ("", 400, "The question is empty."),
         (" \r\n\t\x00\x07\u200b", 400, "The question is empty."),
@@ -102,13 +93,13 @@ def test_a_question_is_asked_as_it_was_typed_but_for_what_no_one_types(demo_with
         ("a" * 9000, 413, "The form is too large."),
     ],
 )
-def test_a_question_that_cannot_be_asked_is_refused_with_a_message(demo_with_run, prompt, status, words):
+def test_a_question_that_cannot_be_asked_is_refused_with_a_message(demo_with_run, prompt, status, message):
     before = len(demo_with_run.chat.session.requests)
 
-    answer = ask(visit(demo_with_run), prompt)
+    answer = send_question(visit(demo_with_run), prompt)
 
     assert answer.status_code == status
-    assert words in unescape(answer.text)
+    assert message in unescape(answer.text)
     assert len(demo_with_run.chat.session.requests) == before
 
 
@@ -140,35 +131,31 @@ def test_a_malformed_form_is_answered(demo_with_run, body):
 
 def test_one_address_may_ask_some_questions_an_hour(demo_with_run):
     client = visit(demo_with_run)
-    statuses = [ask(client).status_code for _ in range(21)]
+    statuses = [send_question(client).status_code for _ in range(21)]
 
     assert statuses == [200] * 20 + [429]
-    refusal = ask(client)
+    refusal = send_question(client)
     assert re.search(
         r"There were 20 questions from your network within an hour. Try again in (1 h 00|5\d) min\.", refusal.text
     )
     assert int(refusal.headers["retry-after"]) > 3000
     assert ">What does r do?</textarea>" in refusal.text, "the question stays"
     other = TestClient(client.app, client=("203.0.113.8", 1))
-    assert ask(other).status_code == 200
+    assert send_question(other).status_code == 200
 
 
-def test_all_addresses_together_may_ask_some_questions_an_hour():
+@pytest.mark.parametrize(
+    ("address", "most", "message"),
+    [("203.0.{}.1", 120, "There were 120 questions to this demo"), ("2001:db8:1:2::{}", 20, "from your network")],
+    ids=["all together", "an IPv6 network"],
+)
+def test_questions_of_an_hour_have_a_limit(address, most, message):
     throttle = DemoThrottle()
-    for number in range(120):
-        throttle.begin(f"203.0.{number}.1")
+    for number in range(1, most + 1):
+        throttle.begin(address.format(number))
 
-    with pytest.raises(Exception, match="There were 120 questions to this demo within an hour"):
-        throttle.begin("198.51.100.1")
-
-
-def test_all_addresses_of_an_ipv6_network_count_as_one():
-    throttle = DemoThrottle()
-    for number in range(20):
-        throttle.begin(f"2001:db8:1:2::{number + 1:x}")
-
-    with pytest.raises(Exception, match="from your network"):
-        throttle.begin("2001:db8:1:2:ffff::1")
+    with pytest.raises(Exception, match=message):
+        throttle.begin(address.format(200))
 
 
 def test_an_error_of_the_model_is_reported_without_its_words(tmp_path):
@@ -179,7 +166,7 @@ def test_an_error_of_the_model_is_reported_without_its_words(tmp_path):
     demo = a_demo(tmp_path, Broken(0.0))
     with_run(demo)
 
-    answer = ask(visit(demo))
+    answer = send_question(visit(demo))
 
     assert answer.status_code == 503
     assert "The model of the demo cannot answer now." in answer.text
@@ -190,58 +177,38 @@ def test_before_the_run_has_completed_nothing_is_asked(tmp_path):
     demo = a_demo(tmp_path)
     with_run(demo, InventedRun(state="running", steps=40))
 
-    answer = ask(visit(demo))
+    answer = send_question(visit(demo))
 
     assert answer.status_code == 503
     assert "The model is not ready." in answer.text
 
 
-def test_questions_wait_in_a_short_line(tmp_path):
-    slow = Slow()
-    demo = a_demo(tmp_path, slow)
-    with_run(demo)
-    app = app_of(demo)
+def test_questions_wait_in_a_short_line(slow_demo):
+    async def visitors(client):
+        requests = [asyncio.create_task(client.post(ASK, data={"prompt": f"question {n}"})) for n in range(8)]
+        refusals = [await task for task in itertools.islice(asyncio.as_completed(requests, timeout=300), 3)]
+        page = await client.get("/")
+        slow_demo.chat.session.may_answer.set()
+        return [answer.status_code for answer in await asyncio.gather(*requests)], page, refusals
 
-    async def visitors():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
-            requests = [asyncio.create_task(client.post(ASK, data={"prompt": f"question {n}"})) for n in range(8)]
-            done, _ = await asyncio.wait(requests, timeout=300, return_when=asyncio.FIRST_COMPLETED)
-            while len(done) < 3:
-                more, _ = await asyncio.wait(set(requests) - done, timeout=300, return_when=asyncio.FIRST_COMPLETED)
-                assert more
-                done |= more
-            page = await client.get("/")
-            slow.let.set()
-            return (
-                [answer.status_code for answer in await asyncio.gather(*requests)],
-                page,
-                [one.result() for one in done],
-            )
-
-    statuses, page, refused = asyncio.run(visitors())
+    statuses, page, refusals = visit_at_once(app_of(slow_demo), visitors)
 
     assert sorted(statuses) == [200] * 5 + [503] * 3, "one is answered, four wait"
-    assert all("Several visitors are asking at the moment." in answer.text for answer in refused)
+    assert all("Several visitors are asking at the moment." in answer.text for answer in refusals)
     assert page.status_code == 200, "the page does not wait for an answer"
 
 
-def test_a_question_does_not_wait_for_ever(tmp_path):
-    slow = Slow()
-    demo = a_demo(tmp_path, slow)
-    with_run(demo)
-    app = app_of(demo, waits_seconds=0.05)
+def test_a_question_does_not_wait_for_ever(slow_demo):
+    session = slow_demo.chat.session
 
-    async def visitors():
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
-            first = asyncio.create_task(client.post(ASK, data={"prompt": "first"}))
-            assert await asyncio.to_thread(slow.reached.wait, 300)
-            second = await client.post(ASK, data={"prompt": "second"})
-            slow.let.set()
-            return (await first).status_code, second
+    async def visitors(client):
+        first = asyncio.create_task(client.post(ASK, data={"prompt": "first"}))
+        await asyncio.to_thread(wait_until, lambda: session.requests)
+        second = await client.post(ASK, data={"prompt": "second"})
+        session.may_answer.set()
+        return (await first).status_code, second
 
-    first, second = asyncio.run(visitors())
+    first, second = visit_at_once(app_of(slow_demo, waits_seconds=0.05), visitors)
 
     assert first == 200
     assert second.status_code == 503
@@ -252,7 +219,7 @@ def test_questions_are_neither_logged_nor_saved(demo_with_run, caplog):
     caplog.set_level("DEBUG")
     canary = "canary of a stranger 4711"
 
-    assert canary in ask(visit(demo_with_run), canary).text
+    assert canary in send_question(visit(demo_with_run), canary).text
 
     assert canary not in caplog.text
     files = [path for path in demo_with_run.home.root.rglob("*") if path.is_file()]

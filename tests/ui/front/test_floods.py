@@ -34,7 +34,7 @@ def bea(lab):
 
 
 def connect(lab, request):
-    """A connection on which so much of a request was sent."""
+    """Return a connection on which so much of a request was sent."""
     address = urlsplit(lab.url)
     plain = socket.create_connection((address.hostname, address.port), timeout=PATIENCE_SECONDS)
     connection = lab.trust.wrap_socket(plain, server_hostname=address.hostname)
@@ -67,16 +67,16 @@ UNFINISHED = [
 ]
 
 
-@pytest.mark.parametrize("request_start", UNFINISHED, ids=["headers", "nothing", "body"])
-def test_a_request_that_does_not_arrive_is_given_up(lab, bea, monkeypatch, request_start):
-    monkeypatch.setattr(connections, "_PATIENCE_SECONDS", 0.5)
-    with connect(lab, request_start) as unfinished:
-        assert has_ended(unfinished)
+def test_a_request_that_does_not_arrive_is_given_up(lab, bea, monkeypatch):
+    monkeypatch.setattr(connections, "_TIMEOUT_SECONDS", 0.5)
+    for request_start in UNFINISHED:
+        with connect(lab, request_start) as connection:
+            assert has_ended(connection), request_start
     assert bea.get("/config").status_code == 200
 
 
 def test_a_body_that_arrives_steadily_may_take_longer(lab, monkeypatch):
-    monkeypatch.setattr(connections, "_PATIENCE_SECONDS", 2.0)
+    monkeypatch.setattr(connections, "_TIMEOUT_SECONDS", 2.0)
     monkeypatch.setattr(connections, "_SLOWEST_BYTES_PER_SECOND", 1)
     with connect(lab, UNFINISHED[-1]) as slow:
         for _ in range(10):
@@ -93,14 +93,14 @@ def test_one_more_connection_of_a_network_replaces_the_oldest_that_waits(lab, be
         lab, f"GET /gradio_api/heartbeat/x HTTP/1.1\r\nHost: HOST\r\nCookie: {COOKIE}={token}\r\n\r\n".encode()
     )
     assert stream.recv(12) == b"HTTP/1.1 200"
-    unfinished = [connect(lab, UNFINISHED[0]) for _ in range(12)]
+    waiting = [connect(lab, UNFINISHED[0]) for _ in range(12)]
 
     with lab.signed_in("bea") as other:
         assert other.get("/config").status_code == 200
-    assert has_ended(unfinished[0])
+    assert has_ended(waiting[0])
     stream.settimeout(0.2)
     assert not is_closed(stream), "an answer is under way"
-    for connection in (stream, *unfinished):
+    for connection in (stream, *waiting):
         connection.close()
 
 
@@ -112,12 +112,12 @@ def guess(lab, number, name="ann", address="10.0.0.1"):
 def test_sessions_are_found_while_passwords_wait_for_their_turn(lab, bea, monkeypatch):
     may_end, checks = threading.Event(), []
 
-    def held(_passwords, password, _kept):
+    def wait(_passwords, password, _stored_hash):
         checks.append(password)
         assert may_end.wait(PATIENCE_SECONDS)
         return False
 
-    monkeypatch.setattr(Passwords, "_matches", held)
+    monkeypatch.setattr(Passwords, "_matches", wait)
     with ThreadPoolExecutor(24) as pool:
         answers = [pool.submit(guess, lab, number, f"name-{number}", f"10.0.{number}.1") for number in range(24)]
         wait_until(lambda: sum(answer.done() for answer in answers) == 6)  # turned away: two are checked, 16 wait
@@ -128,40 +128,31 @@ def test_sessions_are_found_while_passwords_wait_for_their_turn(lab, bea, monkey
     assert Counter(answer.result() for answer in answers) == {503: 6, 403: 18}
 
 
-def test_of_forty_guesses_at_once_ten_are_checked(lab):
-    with ThreadPoolExecutor(40) as pool:
-        answers = Counter(pool.map(lambda number: guess(lab, number), range(40)))
-
-    assert answers[403] + answers[503] == 10
-    assert answers[429] == 30
-
-
-def test_wrong_passwords_lock_nobody_out(lab, monkeypatch):
-    monkeypatch.setattr(Passwords, "_matches", lambda _, password, _kept: password == PASSWORD)  # all within a minute
+def test_wrong_passwords_lock_no_one_out(lab, monkeypatch):
+    monkeypatch.setattr(
+        Passwords, "_matches", lambda _, password, _stored_hash: password == PASSWORD
+    )  # all within a minute
     with lab.browser(**{"X-Forwarded-For": "10.0.0.1"}) as known, lab.browser(**{"X-Forwarded-For": "10.0.0.2"}) as new:
         right = {"name": "ann", "password": PASSWORD}
         assert known.post(SIGN_IN, data=right).status_code == 303
         assert [guess(lab, number) for number in range(11)] == [403] * 10 + [429]
 
-        refused = new.post(SIGN_IN, data=right)
-        assert refused.status_code == 429
-        assert int(refused.headers["retry-after"]) <= 60
+        answer = new.post(SIGN_IN, data=right)
+        assert answer.status_code == 429
+        assert int(answer.headers["retry-after"]) <= 60
         assert known.post(SIGN_IN, data=right).status_code == 303, "in a browser that is known, at the same address"
 
 
 MANY = b"[" + b",".join([b'{"a":1}'] * 60_000) + b"]"
 
 
-@pytest.mark.parametrize("path", ["queue/join", "run/predict", "component_server", "component_server/", "cancel"])
-def test_json_of_many_small_values_is_refused_before_it_is_parsed(lab, bea, path):
-    answer = bea.post(
-        f"/gradio_api/{path}",
-        content=b'{"data":' + MANY + b',"session_hash":"x"}',
-        headers={"Content-Type": "application/json"},
-    )
+def test_json_of_many_small_values_is_refused_before_it_is_parsed(lab, bea):
+    body = b'{"data":' + MANY + b',"session_hash":"x"}'
+    for path in ("queue/join", "run/predict", "component_server", "component_server/", "cancel"):
+        answer = bea.post(f"/gradio_api/{path}", content=body, headers={"Content-Type": "application/json"})
 
-    assert answer.status_code == 413
-    assert answer.text == "A request may hold at most 50,000 values. Shorten what was typed or opened."
+        assert answer.status_code == 413, path
+        assert answer.text == "A request may hold at most 50,000 values. Shorten what was typed or opened."
     assert bea.get("/config").status_code == 200
 
 

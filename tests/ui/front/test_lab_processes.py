@@ -40,19 +40,20 @@ def test_previews_of_many_people_take_turns_in_the_processes_that_a_lab_has(home
     inspectors = [Inspector(home.for_person(f"person-{number}"), slots=slots) for number in range(4)]
     pages, most = [], [0]
     threads = [
-        threading.Thread(target=lambda one=one: pages.append(one.preview(SAMPLE, count=1))) for one in inspectors
+        threading.Thread(target=lambda inspector=inspector: pages.append(inspector.preview(SAMPLE, count=1)))
+        for inspector in inspectors
     ]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        most.append(count_living(pid for one in inspectors for pid in one.pids))
+        most.append(count_living(pid for inspector in inspectors for pid in inspector.pids))
         time.sleep(0.02)
-    for one in inspectors:
-        one.close()
+    for inspector in inspectors:
+        inspector.close()
 
     assert len(pages) == 4
     assert max(most) <= 2
-    assert not any(one.pids for one in inspectors)
+    assert not any(inspector.pids for inspector in inspectors)
 
 
 @pytest.mark.e2e

@@ -38,8 +38,8 @@ def test_a_run_is_made_urgent_and_everyone_reads_by_whom_and_why(admin, caller):
     admin.make_urgent(caller, f"bea/{second.id}", " paper deadline\non Friday\x1b ")
 
     assert UrgentSlot(admin.home).run().run_id == second.id
-    seen = [one.urgent for one in admin.board.entries(admin.accounts.person("ann"))]
-    assert seen == ["", "Goes first: root made it urgent (paper deadline on Friday)."]
+    reasons = [entry.urgent for entry in admin.board.entries(admin.accounts.person("ann"))]
+    assert reasons == ["", "Goes first: root made it urgent (paper deadline on Friday)."]
     with pytest.raises(RunError, match="urgent already"):
         admin.make_urgent(caller, f"ann/{first.id}", "")
 
@@ -86,7 +86,7 @@ def test_a_model_that_a_waiting_run_needs_stays_whatever_a_client_sends(admin, c
         admin.remove_models(caller, ["org/busy"])
     assert "frees 1.0 MB" in models_question(cache.removable, cache)
     assert admin.remove_models(caller, cache.removable) == 10**6
-    assert [one.id for one in admin.models().models] == ["org/busy"]
+    assert [model.id for model in admin.models().models] == ["org/busy"]
     assert audit_entries(admin)[1:] == [("root", "model removed", "org/free", "", "10.0.0.1")]
 
 

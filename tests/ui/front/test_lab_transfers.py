@@ -55,9 +55,9 @@ def upload(http: httpx.Client, name: str, content: bytes) -> dict[str, object]:
 
 
 def event_of(http: httpx.Client, name: str) -> dict[str, Any]:
-    """An event of that name that takes values, and is answered at once."""
+    """Return an event of that name that takes values, and is answered at once."""
     events = read_config(http)["dependencies"]
-    return next(one for one in events if one["targets"][0][1] == name and one["inputs"] and not one["queue"])
+    return next(event for event in events if event["targets"][0][1] == name and event["inputs"] and not event["queue"])
 
 
 def contents(folder: Path) -> list[bytes]:
@@ -76,7 +76,7 @@ def test_a_member_trains_on_an_uploaded_file(lab, ann):
 
 
 def test_an_upload_beyond_the_disk_space_of_its_person_is_refused(lab, ann):
-    held = contents(lab.home.for_person("ann").transfers)
+    before = contents(lab.home.for_person("ann").transfers)
     change_settings(lab.home, limits={"free_disk_gb": 0, "disk_gb_per_person": 0.001})
     try:
         answer = ann[0].post("/gradio_api/upload", files={"files": ("rows.jsonl", b"x" * 2_000_000)})
@@ -86,7 +86,7 @@ def test_an_upload_beyond_the_disk_space_of_its_person_is_refused(lab, ann):
     assert answer.status_code == 413
     assert answer.text.startswith("You use ")
     assert " of 1.0 MB" in answer.text
-    assert contents(lab.home.for_person("ann").transfers) == held
+    assert contents(lab.home.for_person("ann").transfers) == before
 
 
 def test_a_member_opens_a_saved_conversation(ann):
@@ -105,18 +105,19 @@ def test_a_member_downloads_the_script_and_the_yaml_of_a_run(lab, ann):
     for form, name in (("Script", "train.py"), ("YAML", "config.yaml")):
         page.press("export-form", "input", form)
 
-        given = page.value("download-text")
-        assert given["orig_name"] == name
-        assert "due dates" in http.get(given["url"]).raise_for_status().text
+        download = page.value("download-text")
+        assert download["orig_name"] == name
+        assert "due dates" in http.get(download["url"]).raise_for_status().text
 
 
-def test_a_guest_who_may_upload_nothing_is_offered_no_upload(lab):
+def test_a_guest_is_offered_no_upload_and_no_field_for_a_token(lab):
     lab.add("dan", "guest")
     with lab.signed_in("dan") as http:
         parts = {part["props"].get("elem_id"): part["props"] for part in read_config(http)["components"]}
         assert http.post("/gradio_api/upload", files={"files": ("rows.jsonl", ROWS)}).status_code == 404
 
     assert [parts[name]["visible"] for name in ("upload", "chat-open", "chat-links")] == [False, False, True]
+    assert not {"own-model-token", "own-dataset-token"} & parts.keys()
 
 
 def test_the_upload_of_another_is_neither_taken_nor_shown(lab, ann, bea):
@@ -141,18 +142,18 @@ def test_no_address_in_an_event_is_fetched(lab, bea):
     taking = event_of(http, "input")
     with public_site() as site:
         address = file_of(f"{site.url}/rows.jsonl")
-        for forged in (address, {"deep": [[{"er": address}]]}):
+        for forgery in (address, {"deep": [[{"er": address}]]}):
             with pytest.raises(KeyError):  # an error has no data
-                page.press("upload", "upload", forged)
-            body = {"data": [forged] * len(taking["inputs"]), "fn_index": taking["id"], "session_hash": page.session}
+                page.press("upload", "upload", forgery)
+            body = {"data": [forgery] * len(taking["inputs"]), "fn_index": taking["id"], "session_hash": page.session}
             answer = http.post("/gradio_api/run/predict", json=body)
             assert answer.json()["error"] == "That file is an address. Addresses are not fetched here; upload the file."
-            body = {"data": forged, "fn_name": "query", "component_id": 1, "session_hash": page.session}
+            body = {"data": forgery, "fn_name": "query", "component_id": 1, "session_hash": page.session}
             assert http.post("/gradio_api/component_server", json=body).status_code == 422
         page.press("upload", "upload", {**upload(http, "rows.jsonl", ROWS), "url": f"{site.url}/rows.jsonl"})
 
     assert site.visits == []
-    assert "rows.jsonl" in page.value("dataset-summary")  # of a file that was uploaded, the address says nothing
+    assert "rows.jsonl" in page.value("dataset-summary")  # its address is ignored
     assert not any(lab.home.for_person("bea").transfers.rglob("*.jsonl"))
 
 

@@ -29,19 +29,19 @@ def test_a_lab_offers_what_its_options_say(tmp_path, way):
         process = Path("/proc") / str(lab.pid)
         if way == "header":
             with pytest.raises(httpx.TransportError):
-                ask(tmp_path / "s", "GET", "/sign-in")
+                send(tmp_path / "s", "GET", "/sign-in")
             return
-        assert "Sign in with Example ID" in ask(tmp_path / "s", "GET", "/sign-in").text
-        answer = ask(tmp_path / "s", "POST", "/sign-in/with", {"for": "sign in"})
+        assert "Sign in with Example ID" in send(tmp_path / "s", "GET", "/sign-in").text
+        answer = send(tmp_path / "s", "POST", "/sign-in/with", {"for": "sign in"})
         assert "Example ID does not answer" in answer.text
-        shown = [
+        outputs = [
             answer.content,
             log.read_bytes(),
             (process / "cmdline").read_bytes(),
             (process / "environ").read_bytes(),
         ]
-        shown += [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
-        assert not [part for part in shown if CANARY.encode() in part]
+        outputs += [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
+        assert not [part for part in outputs if CANARY.encode() in part]
 
 
 def answers(path):
@@ -51,7 +51,7 @@ def answers(path):
     return True
 
 
-def ask(path, method, url, form=None):
+def send(path, method, url, form=None):
     transport = httpx.HTTPTransport(uds=str(path))
     with httpx.Client(base_url="http://gpu.lab.example", transport=transport, timeout=300) as client:
         return client.request(method, url, headers={"Origin": "https://gpu.lab.example"}, data=form)

@@ -21,7 +21,7 @@ from tests.page_client import PageClient, read_config
 from tests.ui.front.lab import fake_services_of, running_lab
 from tests.waiting import wait_until
 from ui.backend.models import METHODS_JUDGED, KnownFits, KnownShapes, Shapes
-from ui.front.light import lighten, reclaim
+from ui.front.memory import reclaim, trim_memory
 
 
 def test_shapes_of_the_catalogue_are_read_once_for_all_and_others_stay_a_persons_own():
@@ -77,22 +77,22 @@ def test_what_a_page_started_ends_soon_after_its_person_is_disabled(tmp_path):
 
 
 def blocks_of(lab, name):
-    (mounted,) = (route.app for route in lab.pages._pages[name].app.routes if isinstance(route, Mount))
-    return mounted.get_blocks()  # type: ignore[attr-defined]
+    (app,) = (route.app for route in lab.pages._pages[name].app.routes if isinstance(route, Mount))
+    return app.get_blocks()  # type: ignore[attr-defined]
 
 
-def test_a_page_that_was_lightened_describes_itself_as_before_and_shares_nothing(tmp_path):
+def test_a_trimmed_page_describes_itself_as_before_and_shares_nothing(tmp_path):
     with running_lab(tmp_path) as lab:
-        described, lists = {}, {}
+        configs, lists = {}, {}
         for name in ("ann", "bea"):
             lab.add(name)
             with lab.signed_in(name) as person:
-                described[name] = person.get("/config").json()
+                configs[name] = person.get("/config").json()
                 document = person.get("/").text
             blocks = blocks_of(lab, name)
             fresh = json.loads(ORJSONResponse._render(blocks.get_config_file()))
             for part in ("components", "dependencies", "layout", "page"):
-                assert described[name][part] == fresh[part], part
+                assert configs[name][part] == fresh[part], part
             assert '"elem_id":"tabs"' in document
             lists[name] = {id(part) for event in blocks.fns.values() for part in (event.inputs, event.outputs)}
             assert len(lists[name]) < len(blocks.fns)
@@ -108,10 +108,10 @@ def share_lines(lines):
         boxes = [gr.Textbox(lines=lines, max_lines=number) for number in (7, 8, 9)]
     boxes[0].mark = boxes[1].mark = 1
     app = gr.mount_gradio_app(FastAPI(), blocks, path="/")
-    (mounted,) = (route.app for route in app.routes if isinstance(route, Mount))
-    had = [dict(vars(box)) for box in boxes]
-    lighten(blocks, mounted, lambda _: True)
-    return boxes, had
+    (inner_app,) = (route.app for route in app.routes if isinstance(route, Mount))
+    before = [dict(vars(box)) for box in boxes]
+    trim_memory(blocks, inner_app, lambda _: True)
+    return boxes, before
 
 
 def test_what_a_class_got_from_one_page_changes_no_value_of_another():

@@ -49,7 +49,7 @@ def accounts(home, quick_passwords):  # noqa: F811
     database.close()
 
 
-def ask(path, method, url, names=(), token=None, **form):
+def send(path, method, url, names=(), token=None, **form):
     """Send what the proxy passes on, with the names that it gives."""
     headers = [("Origin", ADDRESS.origin), ("X-Forwarded-For", "10.0.0.1"), *((HEADER, name) for name in names)]
     if token is not None:
@@ -66,30 +66,32 @@ def token_of(answer):
 
 
 def person_in(path, token, names=()):
-    match = re.search(r"Signed in as <b>([^<]+)</b>", ask(path, "GET", "/account", names, token).text)
+    match = re.search(r"Signed in as <b>([^<]+)</b>", send(path, "GET", "/account", names, token).text)
     return match[1] if match else None
 
 
 def test_an_invited_person_joins_and_signs_in_under_the_name_of_the_proxy(path, accounts, home):
     invitation = accounts.invite("member", by="root")
-    joined = ask(
+    answer = send(
         path, "POST", "/sign-in/with", ["ann@example.edu"], **{"for": "join", "code": invitation.token, "name": "ann"}
     )
-    assert person_in(path, token_of(joined), ["ann@example.edu"]) == "ann"
-    again = ask(path, "POST", "/sign-in/with", ["ann@example.edu"], **{"for": "sign in"})
+    assert person_in(path, token_of(answer), ["ann@example.edu"]) == "ann"
+    again = send(path, "POST", "/sign-in/with", ["ann@example.edu"], **{"for": "sign in"})
     assert person_in(path, token_of(again), ["ann@example.edu"]) == "ann"
-    assert ask(path, "GET", "/config", ["ann@example.edu"], token_of(again)).status_code == 200
-    log = [(one.person, one.kind, one.detail, one.address) for one in AuditLog(audit_log_path(home)).entries()]
+    assert send(path, "GET", "/config", ["ann@example.edu"], token_of(again)).status_code == 200
+    log = [
+        (entry.person, entry.kind, entry.detail, entry.address) for entry in AuditLog(audit_log_path(home)).entries()
+    ]
     assert log[-1] == ("ann", "signed in", "proxy", "10.0.0.1")
 
 
 @pytest.mark.parametrize("names", [[], [""], ["stranger"], ["root"], ["ann", "stranger"], ["x" * 300], ["a\tb"]])
 def test_a_name_that_was_not_invited_opens_nothing(path, accounts, names):
     accounts.accept(accounts.invite("admin", by="").token, "root", PASSWORD)
-    answer = ask(path, "POST", "/sign-in/with", names, **{"for": "sign in"})
+    answer = send(path, "POST", "/sign-in/with", names, **{"for": "sign in"})
     assert answer.status_code == 403
     assert token_of(answer) is None
-    assert ask(path, "GET", "/config", names).status_code == 401, "the header alone opens nothing"
+    assert send(path, "GET", "/config", names).status_code == 401, "the header alone opens nothing"
 
 
 def test_a_session_does_not_serve_the_next_person_at_the_browser(path, accounts, home):
@@ -103,11 +105,11 @@ def test_a_session_does_not_serve_the_next_person_at_the_browser(path, accounts,
     assert person_in(path, of_ann, ["of-ann"]) == "ann"
     for names in (["of-bea"], ["stranger"], [], ["of-ann", "of-ann"]):
         assert person_in(path, of_ann, names) is None
-        assert ask(path, "GET", "/config", names, of_ann).status_code == 401
+        assert send(path, "GET", "/config", names, of_ann).status_code == 401
     assert person_in(path, of_root, ["of-bea"]) is None
     assert person_in(path, of_root, ["stranger"]) == "root", "to be linked"
-    linked = ask(path, "POST", "/sign-in/with", ["of-root"], of_root, **{"for": "link", "password": PASSWORD})
-    assert linked.headers["location"] == "/account?linked=1"
+    answer = send(path, "POST", "/sign-in/with", ["of-root"], of_root, **{"for": "link", "password": PASSWORD})
+    assert answer.headers["location"] == "/account?linked=1"
     assert person_in(path, of_root, ["stranger"]) is None
     assert person_in(path, of_root, ["of-root"]) == "root"
 
@@ -115,11 +117,11 @@ def test_a_session_does_not_serve_the_next_person_at_the_browser(path, accounts,
 def test_a_disabled_person_is_not_let_in_and_nothing_is_confirmed(path, accounts, home):
     identities = Identities(accounts._database, accounts)
     identities.accept(accounts.invite("admin", by="").token, "ann", Identity("proxy:x-remote-user", "of-ann"))
-    token = token_of(ask(path, "POST", "/sign-in/with", ["of-ann"], **{"for": "sign in"}))
-    assert ask(path, "POST", "/sign-in/with", ["of-ann"], token, **{"for": "confirm"}).status_code == 400
+    token = token_of(send(path, "POST", "/sign-in/with", ["of-ann"], **{"for": "sign in"}))
+    assert send(path, "POST", "/sign-in/with", ["of-ann"], token, **{"for": "confirm"}).status_code == 400
     accounts.accept(accounts.invite("admin", by="").token, "root", PASSWORD)
     accounts.disable("ann")
-    assert ask(path, "POST", "/sign-in/with", ["of-ann"], **{"for": "sign in"}).status_code == 403
+    assert send(path, "POST", "/sign-in/with", ["of-ann"], **{"for": "sign in"}).status_code == 403
     assert person_in(path, token, ["of-ann"]) is None
 
 
@@ -127,7 +129,7 @@ def test_another_user_of_the_machine_gets_no_answer(home, tmp_path):
     with behind_proxy(home, tmp_path / "page.sock", os.geteuid() + 1):
         for _ in range(3):  # and it continues listening
             with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError, httpx.WriteError)):
-                ask(tmp_path / "page.sock", "GET", "/sign-in", ["root"])
+                send(tmp_path / "page.sock", "GET", "/sign-in", ["root"])
 
 
 def test_over_tls_the_header_is_a_word_like_any_other(tmp_path):

@@ -34,30 +34,23 @@ def share(lab, run, is_shared=True):
 
 
 def log_step(run, step, loss):
-    data = StepData(
-        step=step,
-        epoch=1,
-        loss=loss,
-        learning_rate=1e-4,
-        grad_norm=1.0,
-        tokens=1,
-        tokens_per_second=1.0,
-        memory_bytes=1,
-    )
+    data = StepData(step=step, epoch=1, loss=loss, learning_rate=1e-4, tokens=1, tokens_per_second=1.0)
     EventWriter(run.folder.events, 1).append(data)
 
 
-def look(page, run):
+def open_run(page, run):
     page.press("shared-runs", "click", event_data={"pick": f"ann/{run.id}"})
     assert "of ann" in page.value("shared-heading")
 
 
-def news_of(lab, name, question, seen=""):
-    """What the page of a person gets for a question of its poll."""
+def news_of(lab, name, question, stamp=""):
+    """Return what the page of a person gets for a question of its poll."""
     with lab.signed_in(name) as http:
         config = read_config(http)
-        (part,) = (one["id"] for one in config["components"] if one["props"].get("elem_id") == "shared-live")
-        body = {"data": [question, seen], "fn_name": "query", "component_id": part, "session_hash": "other"}
+        (part,) = (
+            component["id"] for component in config["components"] if component["props"].get("elem_id") == "shared-live"
+        )
+        body = {"data": [question, stamp], "fn_name": "query", "component_id": part, "session_hash": "other"}
         answer = http.post("/gradio_api/component_server", json=body).raise_for_status().json()
     return json.loads(answer) if answer is not None else None
 
@@ -65,7 +58,7 @@ def news_of(lab, name, question, seen=""):
 def test_each_new_step_reaches_those_who_look(lab, run):
     share(lab, run)
     with lab.signed_in("bea") as http, PageClient.open(http, read_config(http)) as page:
-        look(page, run)
+        open_run(page, run)
         assert not page.poll("shared-live"), "nothing has happened since the look"
         question = page.value("shared-live")
         log_step(run, 6, 0.123456)
@@ -80,7 +73,7 @@ def test_each_new_step_reaches_those_who_look(lab, run):
 def test_the_end_of_a_run_brings_all_of_it_and_ends_the_questions(lab, run):
     share(lab, run)
     with lab.signed_in("bea") as http, PageClient.open(http, read_config(http)) as page:
-        look(page, run)
+        open_run(page, run)
         state = run.folder.read_state()
         run.folder.write_state(state.model_copy(update={"state": "completed"}))
 
@@ -92,7 +85,7 @@ def test_the_end_of_a_run_brings_all_of_it_and_ends_the_questions(lab, run):
 def test_what_is_no_longer_shared_is_gone_from_the_page(lab, run):
     share(lab, run)
     with lab.signed_in("bea") as http, PageClient.open(http, read_config(http)) as page:
-        look(page, run)
+        open_run(page, run)
         question = page.value("shared-live")
         share(lab, run, False)
 
@@ -105,7 +98,7 @@ def test_what_is_no_longer_shared_is_gone_from_the_page(lab, run):
 def test_an_admin_looks_once_into_what_is_not_shared(lab, run):
     log = audit_log_path(lab.home)
     with lab.signed_in("root") as http, PageClient.open(http, read_config(http)) as page:
-        look(page, run)
+        open_run(page, run)
         assert page.value("shared-live") == ""
     assert log.read_text().count(f'"ann/{run.id}"') == 1
 

@@ -23,7 +23,7 @@ def lab(tmp_path_factory, module_institute, throttle):
 
 @pytest.fixture(scope="module")
 def space_lab(tmp_path_factory, module_institute, throttle):
-    """That of a Space, whose creator is the same person of the institute."""
+    """Serve the lab of a Space, whose creator is the same person of the institute."""
 
     def space(origin):
         return space_at(origin, module_institute.issuer, module_institute.trust, creator="4711")

@@ -67,11 +67,11 @@ def person_in(browser):
 
 
 def log_of(lab):
-    return [(one.person, one.kind, one.detail) for one in AuditLog(audit_log_path(lab.home)).entries()]
+    return [(entry.person, entry.kind, entry.detail) for entry in AuditLog(audit_log_path(lab.home)).entries()]
 
 
 def refusal_of(lab, browser, answer):
-    """Whether an answer lets no one in and says nothing of tokens."""
+    """Return true for an answer that lets no one in and has no tokens; fail for any other."""
     assert answer.status_code in (400, 403), answer.text
     assert COOKIE not in answer.cookies
     assert "eyJ" not in answer.text

@@ -95,7 +95,7 @@ def test_an_answer_of_another_provider_is_refused(either, institute):
     assert institute.request_paths.count("/token") == 1
 
 
-@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example"])
+@pytest.mark.parametrize("target", ["https://evil.example/", "//evil.example", "/\\evil.example", "/demo"])
 def test_no_one_is_led_elsewhere(either, institute, target):
     with either.browser() as browser:
         address = start(browser, next=target, redirect_uri=target, target=target)
@@ -120,7 +120,7 @@ WRONG_CLAIMS = {
     "another party": {"azp": "another-client"},
     "an expired one": {"exp": NOW - 3_600},
     "no end": {"exp": None},
-    "an end that is no number": {"exp": "2099"},
+    "an end in text": {"exp": "2099"},
     "an endless one": {"exp": float("nan")},
     "one of tomorrow": {"iat": NOW + 86_400},
     "an old one": {"iat": NOW - 3_600},
@@ -165,7 +165,7 @@ def with_client_secret(institute, claims):
 
 
 def with_own_key(institute, claims):
-    """A key of the attacker under the provider's name, also in the header."""
+    """Sign with a key of the attacker under the provider's name, also in the header."""
     own = RSAKey.generate_key(2048)
     header = {"alg": "RS256", "kid": institute.keys.keys[0].kid, "jwk": own.as_dict(private=False)}
     return jwt.encode(header, claims, own)

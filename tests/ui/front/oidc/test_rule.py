@@ -15,11 +15,11 @@ def test_a_rule_makes_members_of_those_to_whom_all_of_it_applies(open_lab, insti
         assert go(open_lab, institute, browser).headers["location"] == "/"
         assert person_in(browser) == "ivy-lee"
     assert open_lab.accounts.person("ivy-lee").role == "member"
-    assert "email" in institute.sent[-1]["scope"].split()
+    assert "email" in institute.authorizations[-1]["scope"].split()
     institute.userinfo.clear()
     with open_lab.browser() as browser:
         go(open_lab, institute, browser)
-        assert person_in(browser) == "ivy-lee", "known from now on, whatever the rule says"
+        assert person_in(browser) == "ivy-lee", "known from now on, without the rule"
 
 
 @pytest.mark.exhaustive(quick=5)

@@ -19,17 +19,20 @@ class FakeDemo:
     """Says who it is for; its real page has a test of its own."""
 
     def routes(self):
-        return [Route("/demo", self.welcome, methods=["GET"]), Route("/demo/ask", self.ask, methods=["POST"])]
+        return [
+            Route("/demo", self.welcome, methods=["GET"]),
+            Route("/demo/ask", self.answer_question, methods=["POST"]),
+        ]
 
     async def welcome(self, _request, why=""):
         return PlainTextResponse(f"{DEMO_WORDS}. {why}", 403 if why else 200)
 
-    async def ask(self, _request):
+    async def answer_question(self, _request):
         return PlainTextResponse("An answer")
 
 
 def environment_at(origin, issuer, **changes):
-    """A Space of Ann's that lets in bea and the organization gpu-lab."""
+    """Return a Space of Ann's that lets in bea and the organization gpu-lab."""
     settings = {
         "space_id": "Ann/loratory", "host": origin.removeprefix("https://"), "creator": CREATOR, "author": "Ann",
         "client_id": CLIENT, "client_secret": SECRET, "scopes": ("openid", "profile", "jobs"), "provider": issuer,
@@ -39,7 +42,7 @@ def environment_at(origin, issuer, **changes):
 
 
 def space_at(origin, issuer, trust=None, demo=None, **changes):
-    """That Space, with a demo that has no model where none is given."""
+    """Return that Space, with a demo that has no model where none is given."""
     environment = environment_at(origin, issuer, **changes)
     provider = Provider(environment.oidc, origin, trust, reauthenticates=False)
     return Space(environment, provider, demo or FakeDemo(), UNSAVED.__getitem__)

@@ -8,6 +8,7 @@ import threading
 from contextlib import contextmanager, suppress
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import psutil
@@ -24,13 +25,12 @@ from ui.front import connections
 from ui.front.gate import COOKIE
 from ui.front.oidc import ROUND_COOKIE
 
-ROOT = Path(__file__).resolve().parents[4]
 HOST = {"Host": GIVEN["SPACE_HOST"]}
 
 
 @contextmanager
 def start_space(folder, **changes):
-    """A server as Hugging Face starts it, once it answers, with its address and its log."""
+    """Start a server as Hugging Face does; yield it once it answers, with its address and its log."""
     settings = {
         **os.environ,
         **GIVEN,
@@ -39,7 +39,7 @@ def start_space(folder, **changes):
         "LORATORY_HOME": str(folder / "home"),
     }
     environment = {name: value for name, value in {**settings, **changes}.items() if value}
-    with bound_socket("127.0.0.1", 0) as reserved:  # until the end: one that is free again goes to whoever asks
+    with bound_socket("127.0.0.1", 0) as reserved:  # until the end: another process may take a free port
         port = reserved.getsockname()[1]
         url, log = f"http://127.0.0.1:{port}", folder / "log"
         command = [sys.executable, "app.py", "--port", port]
@@ -47,38 +47,40 @@ def start_space(folder, **changes):
             yield server, url, log
 
 
-def seen_of(server):
-    """What other processes of the user see of a server and of those that it started."""
+def process_files_of(server):
+    """Return what other processes of the user see of a server and of those that it started."""
     parts = []
     for process in (psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)):
         folder = Path(f"/proc/{process.pid}")
         with suppress(FileNotFoundError, ProcessLookupError):  # a worker that has ended meanwhile
             parts += [(folder / name).read_bytes() for name in ("environ", "cmdline")]
-            for one in (folder / "fd").iterdir():
+            for descriptor in (folder / "fd").iterdir():
                 with suppress(OSError):  # it was closed meanwhile
-                    parts.append(os.fsencode(one.readlink()))
+                    parts.append(os.fsencode(descriptor.readlink()))
     return b"\n".join(parts)
 
 
 def signed_in(url, institute):
-    """The cookies of a person who signs in as behind the proxy of Hugging Face: over plain HTTP, with its headers."""
+    """Return the headers of a person who signs in through the proxy of Hugging Face, over plain HTTP."""
     own = {**HOST, "Origin": f"https://{HOST['Host']}", "X-Forwarded-For": "10.9.8.7"}
-    begun = httpx.post(f"{url}/sign-in/with", data={"for": "sign in"}, headers=own, timeout=300)
-    (target,) = re.findall(r'content="0;url=([^"]+)"', begun.text)
+    offer = httpx.post(f"{url}/sign-in/with", data={"for": "sign in"}, headers=own, timeout=300)
+    (target,) = re.findall(r'content="0;url=([^"]+)"', offer.text)
     back = visit(institute, unescape(target))
     own_navigation = {**HOST, **NAVIGATION, "X-Forwarded-For": "1.2.3.4, 10.9.8.7"}
-    arrived = httpx.get(
+    arrival = httpx.get(
         f"{url}/oidc/callback",
         params=back,
         timeout=300,
-        headers={**own_navigation, "Cookie": cookie_of(begun, ROUND_COOKIE)},
+        headers={**own_navigation, "Cookie": cookie_of(offer, ROUND_COOKIE)},
     )
-    assert (arrived.status_code, arrived.headers["location"]) == (303, "/")
-    return {**HOST, "Cookie": cookie_of(arrived, COOKIE)}
+    assert (arrival.status_code, arrival.headers["location"]) == (303, "/")
+    return {**HOST, "Cookie": cookie_of(arrival, COOKIE)}
 
 
 def cookie_of(answer, name):
-    (result,) = (one.partition(";")[0] for one in answer.headers.get_list("set-cookie") if one.startswith(f"{name}="))
+    (result,) = (
+        cookie.partition(";")[0] for cookie in answer.headers.get_list("set-cookie") if cookie.startswith(f"{name}=")
+    )
     return result
 
 
@@ -102,14 +104,14 @@ def test_secrets_of_a_space_are_in_no_process_page_log_or_file(tmp_path):
             ]
             own = signed_in(url, institute)
             pages += [httpx.get(url + path, headers=own, timeout=300).content for path in ("/", "/config", "/account")]
-            seen = seen_of(server)
+            process_files = process_files_of(server)
     assert server.returncode == 0
     assert b"Signed in as <b>ann</b>, admin" in pages[-1]
-    assert b"/home" in seen
-    assert b"memfd" not in seen, "it was read and closed"
-    assert b"LORATORY_ADMITTED" not in seen
+    assert b"/home" in process_files
+    assert b"memfd" not in process_files, "it was read and closed"
+    assert b"LORATORY_ADMITTED" not in process_files
     files = [path.read_bytes() for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    for part in (seen, *pages, log.read_bytes(), *files):
+    for part in (process_files, *pages, log.read_bytes(), *files):
         for secret in (CANARY, SECRET, f"access-{GIVEN['SPACE_CREATOR_USER_ID']}"):
             assert secret.encode() not in part
     assert b'"address": "10.9.8.7"' in b"".join(files)
@@ -134,37 +136,19 @@ def test_a_space_without_sign_in_reports_it_on_its_page_and_in_its_log(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "error", [HubUnreachableError("The Hub does not answer.", "Wait."), AccountError("No.", "Add it.")]
+    ("error", "may_pass"),
+    [(HubUnreachableError("The Hub does not answer.", "Wait."), True), (AccountError("No.", "Add it."), False)],
 )
-def test_only_what_may_pass_by_itself_is_tried_again(monkeypatch, error):
-    """The page is served until the timer ends it; without one, until something else does."""
-    timers, served = [], []
+def test_only_what_may_pass_by_itself_is_tried_again(monkeypatch, error, may_pass):
+    runs = []
 
-    class Timer:
-        daemon = False
+    def run(server, sockets):
+        timers = [thread for thread in threading.enumerate() if isinstance(thread, threading.Timer)]
+        for timer in timers:
+            timer.join()
+        runs.append((bool(timers), server.should_exit))
 
-        def __init__(self, _seconds, end):
-            timers.append(end)
-
-        def start(self):
-            pass
-
-    class Server:
-        should_exit = False
-
-        def __init__(self, config):
-            served.append(config)
-
-        def run(self, sockets):
-            for end in timers:
-                end()
-            assert self.should_exit == isinstance(error, HubUnreachableError)
-
-    class Nowhere:
-        def open(self):
-            return None
-
-    monkeypatch.setattr(threading, "Timer", Timer)
-    monkeypatch.setattr(uvicorn, "Server", Server)
-    connections.serve_problem(error, Nowhere())
-    assert len(served) == 1
+    monkeypatch.setattr(connections, "_RETRY_SECONDS", 0.05)
+    monkeypatch.setattr(uvicorn.Server, "run", run)
+    connections.serve_problem(error, SimpleNamespace(open=lambda: None))
+    assert runs == [(may_pass, may_pass)]

@@ -1,4 +1,4 @@
-"""Frees memory that a user's page never uses. Pages of two users share no values."""
+"""Free memory that a user's page never uses; pages of two users share no values."""
 
 import asyncio.sslproto
 import ctypes
@@ -46,7 +46,7 @@ class _Packed(Mapping[str, Any]):
         return self._unpack().items()
 
 
-def lighten(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) -> None:
+def trim_memory(blocks: gr.Blocks, app: App, is_offered: Callable[[str], bool]) -> None:
     """Let the mounted blocks of a person hold a fifth of what Gradio 6.31 leaves in them; one call at a time.
 
     It keeps the description for browsers as Python objects (1.4 MiB), for each of our 400 events a list of its own of the
@@ -86,22 +86,22 @@ def _leave_to_classes(objects: Iterable[Any]) -> None:
 
     With more than 30 attributes, an object of Python 3.11 has a table of names of its own. An object keeps a value that is
     another than its class has, such as that of an earlier page. A class gets only what all of its objects have, for Gradio
-    looks whether an object has an attribute.
+    checks whether an object has an attribute.
     """
     by_class: dict[type, list[Any]] = {}
-    for one in objects:
-        by_class.setdefault(type(one), []).append(one)
+    for instance in objects:
+        by_class.setdefault(type(instance), []).append(instance)
     for kind, instances in by_class.items():
-        common = set.intersection(*(set(vars(one)) for one in instances))
-        counts = Counter(item for one in instances for item in _plain(vars(one)))
+        common = set.intersection(*(set(vars(instance)) for instance in instances))
+        counts = Counter(item for instance in instances for item in _plain(vars(instance)))
         for (name, _, value), count in counts.items():
             if name in common and count > len(instances) / 2 and not hasattr(kind, name):
                 setattr(kind, name, value)
         of_class = set(_plain({name: getattr(kind, name) for name in common if hasattr(kind, name)}))
-        for one in instances:
-            names = {name for name, *_ in of_class.intersection(_plain(vars(one)))}
-            own = {name: value for name, value in vars(one).items() if name not in names}
-            object.__setattr__(one, "__dict__", own)
+        for instance in instances:
+            names = {name for name, *_ in of_class.intersection(_plain(vars(instance)))}
+            own = {name: value for name, value in vars(instance).items() if name not in names}
+            object.__setattr__(instance, "__dict__", own)
 
 
 def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, type, Any]]:
@@ -124,15 +124,15 @@ def _remove_routes(router: APIRouter, is_offered: Callable[[str], bool]) -> None
     router.routes[:] = routes
 
 
-def end(blocks: gr.Blocks) -> None:
+def close_queue(blocks: gr.Blocks) -> None:
     """Stop the queue of blocks whose server has ended; with Gradio 6.31, mounted blocks keep theirs forever."""
     blocks._queue.close()
 
 
-def settle() -> None:
+def freeze_objects() -> None:
     """Exclude the objects of a new page from later garbage collections.
 
-    It is 100,000 objects: otherwise each full collection looks at those of all people, and everybody waits for it.
+    It is 100,000 objects: otherwise each full collection visits those of all people, and all requests wait for it.
     """
     gc.collect()
     gc.freeze()
@@ -145,7 +145,7 @@ def reclaim() -> None:
         if hasattr(cache, "cache_clear"):
             cache.cache_clear()
     gc.unfreeze()
-    settle()
+    freeze_objects()
 
 
 def return_memory() -> None:
