@@ -1,9 +1,8 @@
 """Questions of people without an account to the demo of a Space: who may ask, how often, and what is answered."""
 
 import asyncio
-import re
-import threading
 import itertools
+import re
 from html import unescape
 
 import pytest
@@ -14,9 +13,9 @@ from engine.chat.contract import ChatChunk
 from engine.errors import ModelError
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun
-from tests.runs.supervision import wait_until
 from tests.space.demo_parts import a_demo, with_run, with_sample
 from tests.ui.front.demo_visits import app_of, send_question, visit, visit_at_once
+from tests.waiting import wait_until
 from ui.views.demo import ASK
 
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}

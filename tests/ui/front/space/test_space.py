@@ -13,10 +13,10 @@ from engine.accounts.sessions import Sessions
 from engine.chat.zero_gpu import ZeroGpu
 from engine.errors import DeviceError, PushError
 from engine.space.mirror import Unsaved
-from tests.runs.supervision import wait_until
 from tests.ui.front.lab import PASSWORD, fake_services_of, running_lab
 from tests.ui.front.oidc.rounds import NAVIGATION, come_back, go, log_of, person_in, refusal_of, start, visit
 from tests.ui.front.space.stand_in import CREATOR, DEMO_WORDS, UNSAVED, environment_at, space_at
+from tests.waiting import wait_until
 from ui.front.gate import COOKIE
 from ui.front.space import open_space
 
