@@ -95,7 +95,7 @@ def build_services(
         inspector=inspector,
         shapes=KnownShapes(inspector, of_catalog),
         runs=runs,
-        launcher=Launcher(runs, Preflight(home, inspector, flavors=hardware.ask)),
+        launcher=Launcher(runs, Preflight(home, inspector, flavors=hardware.refresh)),
         chat=ChatSession(home),
         checks=DatasetChecks(inspector),
         tokenizers=Tokenizers.on_this_machine(home),

@@ -63,8 +63,12 @@ class MemberRule(BaseModel):
 
     def _has_group(self, claims: Claims) -> bool:
         claim = claims.get(self.group_claim)
-        groups = [one.get("sub") if isinstance(one, dict) else one for one in claim] if isinstance(claim, list) else []
-        return any(isinstance(one, str) and one in self.groups for one in groups)
+        groups = (
+            [group.get("sub") if isinstance(group, dict) else group for group in claim]
+            if isinstance(claim, list)
+            else []
+        )
+        return any(isinstance(group, str) and group in self.groups for group in groups)
 
 
 class OidcSettings(BaseModel):

@@ -92,7 +92,7 @@ class Sessions:
         """Return whether the password was given recently enough for a change of rights."""
         return self._clock() - signed_in.confirmed <= CONFIRMED_SECONDS
 
-    def of(self, person: Person) -> list[SessionState]:
+    def list_for(self, person: Person) -> list[SessionState]:
         """Return a person's sessions, those used last in front."""
         rows = self._database.rows(
             "SELECT digest, created, used, address, browser FROM sessions "

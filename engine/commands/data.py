@@ -74,8 +74,8 @@ def render(
         sequences = inspector.render(config, _model_config(model), max_length, row=row - 1)
     if as_json:
         # The last sequence holds the conversation to its end; earlier ones exist where a template rewrites earlier turns.
-        shown = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
-        print_json({**shown[-1], "sequences": shown})
+        values = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
+        print_json({**values[-1], "sequences": values})
     else:
         typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
 

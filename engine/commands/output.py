@@ -112,18 +112,18 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def confirm(question: str, *, given: bool, name: str = "") -> None:
+def confirm(question: str, *, yes: bool, name: str = "") -> None:
     """Ask before something is lost, unless the answer was given on the command line.
 
     Args:
         question: What will be lost.
-        given: Whether the command line has the answer.
+        yes: Whether the command line has the answer.
         name: To type instead of y, where much is lost.
 
     Raises:
         RunError: If the person declines, or cannot be asked.
     """
-    if given:
+    if yes:
         return
     if not sys.stdin.isatty():
         raise RunError("This needs a confirmation, and stdin is not a terminal.", "Add --yes.")
@@ -134,22 +134,22 @@ def confirm(question: str, *, given: bool, name: str = "") -> None:
         raise RunError("Nothing was changed.", f"Answer {name or 'y'} to continue.")
 
 
-def or_dash(value: float | None, words: Callable[[float], str]) -> str:
+def or_dash(value: float | None, format_figure: Callable[[float], str]) -> str:
     """Return a figure in words, and a dash where it is not known."""
-    return "–" if value is None else words(value)
+    return "–" if value is None else format_figure(value)
 
 
-def words_of_loss(loss: float | None) -> str:
+def format_loss(loss: float | None) -> str:
     """A loss as people read it."""
     return or_dash(loss, lambda known: f"{known:.4f}")
 
 
-def words_of_memory(bytes_: int | None) -> str:
+def format_memory(bytes_: int | None) -> str:
     """Memory as people read it."""
     return or_dash(bytes_, lambda known: f"{gib(known)} GiB")
 
 
-def words_of_time(moment: float | None) -> str:
+def format_time(moment: float | None) -> str:
     """A moment in local time."""
     return "–" if not moment else f"{datetime.fromtimestamp(moment):%Y-%m-%d %H:%M}"
 

@@ -15,14 +15,14 @@ from engine.commands.output import (
     Overrides,
     ProgressLine,
     Where,
+    format_loss,
+    format_memory,
+    format_time,
     or_dash,
     own_runs,
     print_json,
     print_table,
     with_where,
-    words_of_loss,
-    words_of_memory,
-    words_of_time,
 )
 from engine.errors import EngineError, RunError, shorten
 from engine.inspector.session import Inspector
@@ -39,7 +39,7 @@ from engine.supervision.launch import Launcher, Preflight
 from engine.supervision.scheduler import SupervisorSettings
 from engine.supervision.supervisor import Supervisor
 
-_LOOK_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")
 _REPORTED = set(
     "cause advice steps total_steps final_loss base_eval_loss eval_loss best_eval_loss best_step preference_accuracy "
@@ -79,7 +79,7 @@ def follow_to_the_end(
     """
     supervisor = Supervisor(home, settings)
     reader = HistoryReader(run.folder.events)
-    shown_until, judged, warned = time.time(), RunHistory.model_construct(), set[str]()
+    shown_until, last_history, known_findings = time.time(), RunHistory.model_construct(), set[str]()
     try:
         with _interrupt_asks_to_stop(run, line):  # before the run may begin
             if supervisor.start() == "standing_by":
@@ -96,15 +96,15 @@ def follow_to_the_end(
                     if message.time > shown_until and message.kind == "warning":
                         line.say(f"Warning: {message.text}")
                     shown_until = max(shown_until, message.time)
-                for finding in findings_of(run, history) if history is not judged else ():
-                    if finding.name not in warned:
+                for finding in findings_of(run, history) if history is not last_history else ():
+                    if finding.name not in known_findings:
                         line.say(f"Warning: {finding.words}")
-                    warned.add(finding.name)
-                judged = history
+                    known_findings.add(finding.name)
+                last_history = history
                 if state.is_final and run.folder.state.exists():  # a folder that is being deleted may look like an end
                     break
                 _show(line, state.state, state.cause, history)
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
     finally:
         line.clear()
         supervisor.stop()
@@ -145,8 +145,8 @@ def result_json(run: Run, summary: RunSummary) -> dict[str, Any]:
 def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
     """Return the state of a run and all its figures, for people."""
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
-    best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
-    base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_memory(summary.predicted_bytes)
+    best = f"{format_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
+    base_loss, predicted = format_loss(summary.base_eval_loss), format_memory(summary.predicted_bytes)
     accuracy = summary.preference_accuracy
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice)))),
@@ -154,14 +154,14 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
         ("model", summary.model),
         ("dataset", summary.dataset),
         ("device", summary.device or "–"),
-        ("created", words_of_time(summary.created)),
+        ("created", format_time(summary.created)),
         ("duration", or_dash(summary.seconds, duration)),
         ("steps", _steps(summary)),
-        ("loss", words_of_loss(summary.final_loss)),
-        ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
+        ("loss", format_loss(summary.final_loss)),
+        ("held-out loss", f"{format_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
         *([] if accuracy is None else [("prefers", f"the better answer of {accuracy:.0%} of the held-out pairs")]),
         ("speed", speed),
-        ("peak memory", f"{words_of_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
+        ("peak memory", f"{format_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
         ("size", size(summary.size_bytes)),
         ("electricity", energy_words(summary, read_electricity(home)) or "–"),
         ("tags", ", ".join(summary.tags) or "–"),
@@ -180,8 +180,8 @@ def print_runs(summaries: Sequence[RunSummary]) -> None:
             shorten(summary.name, 40),
             summary.state,
             _steps(summary),
-            words_of_loss(summary.final_loss),
-            words_of_loss(summary.eval_loss),
+            format_loss(summary.final_loss),
+            format_loss(summary.eval_loss),
             or_dash(summary.seconds, duration),
             size(summary.size_bytes),
         )
@@ -204,9 +204,9 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
         message = history.status.message if history.status is not None else ""
         line.show(message or "Starting the worker.")
     else:
-        parts = [f"step {step:,} of {total:,}", f"loss {words_of_loss(history.steps.last('loss'))}"]
+        parts = [f"step {step:,} of {total:,}", f"loss {format_loss(history.steps.last('loss'))}"]
         if history.tuned_evals:
-            parts.append(f"held out {words_of_loss(history.tuned_evals[-1].eval_loss)}")
+            parts.append(f"held out {format_loss(history.tuned_evals[-1].eval_loss)}")
             if (accuracy := history.tuned_evals[-1].preference_accuracy) is not None:
                 parts.append(f"prefers {accuracy:.0%}")
         seconds = seconds_left(history)
@@ -219,14 +219,14 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
 
 @contextlib.contextmanager
 def _interrupt_asks_to_stop(run: Run, line: ProgressLine) -> Iterator[None]:
-    def ask(_number: int, _frame: object) -> None:
+    def handle_interrupt(_number: int, _frame: object) -> None:
         if run.folder.stop_request.exists():
             raise KeyboardInterrupt
         with contextlib.suppress(RunError):  # it has just ended by itself
             request_stop(run)
         line.say("Saving and stopping. Press Ctrl+C again to leave it alone meanwhile.")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, handle_interrupt)
     try:
         yield
     finally:
@@ -247,8 +247,10 @@ def sweep(
     configs = sweep_configs(load_config_mapping(config, with_where(overrides, where), store.home), axes)
     with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
         preflight = Preflight(store.home, inspector)
-        checks = [preflight.check(one, line.show) for one in configs]  # all of them before the first is queued
-    runs = [store.create(one.config, one.provenance, report=one.report) for one in checks]
+        checks = [
+            preflight.check(run_config, line.show) for run_config in configs
+        ]  # all of them before the first is queued
+    runs = [store.create(check.config, check.provenance, report=check.report) for check in checks]
     line.say(f"Queued {len(runs)} runs.")
     results: list[tuple[Run, RunSummary]] = []
     for number, run in enumerate(runs, start=1):
@@ -259,7 +261,7 @@ def sweep(
     else:
         print_runs([summary for _, summary in results])
         if (best := best_by_held_out_loss([summary for _, summary in results])) is not None:
-            print(f"Lowest held-out loss: {words_of_loss(best.best_eval_loss)}, {best.id}.")
+            print(f"Lowest held-out loss: {format_loss(best.best_eval_loss)}, {best.id}.")
     failures = [summary for _, summary in results if summary.state not in _ENDED_WELL]
     if failures:
         raise RunError(

@@ -66,6 +66,6 @@ def places_at(
         flavors: Hugging Face's hardware; that which the login of the home's person shows where None.
         earlier: Runs that show how fast a cluster is.
     """
-    jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask)
+    jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).refresh)
     every = (ThisMachine(devices), jobs, SlurmCluster(lambda: read_place(home), earlier))
     return {place.name: place for place in every}

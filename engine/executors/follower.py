@@ -67,7 +67,7 @@ class JobView(NamedTuple):
     """A job as the last step saw it; replaced as a whole, so other threads may read it at any time."""
 
     stage: Stage
-    words: str = ""  # why it waits, or what is unusual
+    reason: str = ""  # why it waits, or what is unusual
     advice: str = ""
     trouble: EngineError | None = None  # why the place does not answer
     is_suspended: bool = False
@@ -102,7 +102,7 @@ class RemoteJob(Job, Generic[Record]):
         view = self.view
         if view.stage == "ended":
             return JobStatus("gone")
-        why = Why("executor_queue", view.words, view.advice) if view.words else None
+        why = Why("executor_queue", view.reason, view.advice) if view.reason else None
         if view.trouble is not None:
             why = Why("executor_unreachable", view.trouble.what, view.trouble.fix)
         may_save = view.stage == "unseen" and asks_to_end(self.run.folder)

@@ -28,7 +28,7 @@ from engine.space.demo_chat import DemoAnswer, DemoBusyError, DemoChat, demo_ses
 from engine.supervision.launch import Launcher, Preflight
 
 DEMO_PRESET = "quickstart-cpu"
-_LOOK_SECONDS = 3.0
+_POLL_SECONDS = 3.0
 _REPEAT_SECONDS = 60.0  # after something failed
 _MOST_FAILURES = 5  # of computing what the page shows, until the server starts again
 _RECORDED_SECONDS = 120.0  # for an answer that stays on the page
@@ -102,7 +102,7 @@ class Demo:
 
     def start(self) -> None:
         """Look after the demo in a thread; call it once runs that were saved elsewhere are back."""
-        threading.Thread(target=self._look_regularly, name="demo", daemon=True).start()
+        threading.Thread(target=self._loop, name="demo", daemon=True).start()
 
     def close(self) -> None:
         """End the thread and the processes; a run continues."""
@@ -127,7 +127,7 @@ class Demo:
         """Return the file with the sample of a run, which a restart finds."""
         return self.home.of(DEMO_OWNER).cache / f"{run.id}.json"
 
-    def look(self, *, computes: bool = True) -> None:
+    def advance(self, *, computes: bool = True) -> None:
         """Do the next thing that the demo needs, if any.
 
         Args:
@@ -153,11 +153,11 @@ class Demo:
         elif computes:
             self._compute(run, state)
 
-    def _look_regularly(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
+    def _loop(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
             computes = time.monotonic() >= self._not_before and self._failures < _MOST_FAILURES
             try:
-                self.look(computes=computes)
+                self.advance(computes=computes)
                 if computes:
                     self._failures = 0
             except DemoBusyError:
@@ -175,9 +175,9 @@ class Demo:
         if isinstance(error, EngineError):
             self.problem = self.without_paths(error.what)
 
-    def without_paths(self, words: str) -> str:
+    def without_paths(self, text: str) -> str:
         """Return words for people who may not know where the files of the Space are."""
-        return words.replace(str(self.home.root), "the folder of this Space")
+        return text.replace(str(self.home.root), "the folder of this Space")
 
     def _file(self) -> None:
         self.launcher.start(find_preset(DEMO_PRESET).load(), key=f"demo {self._began}")
@@ -205,7 +205,7 @@ class Demo:
         elif state.state == "completed" and sample.answers is None:
             answers = []
             for question in self._questions(config):
-                pair = self.chat.ask(run, question.prompt, _RECORDED_SECONDS)
+                pair = self.chat.answer(run, question.prompt, _RECORDED_SECONDS)
                 answers.append(SampleAnswers(**question._asdict(), base=pair.base, tuned=pair.tuned))
             self._keep(run, sample.model_copy(update={"answers": tuple(answers)}))
 

@@ -79,17 +79,17 @@ class RunScan:
         self._times: tuple[int, int] | None = None  # of the folder then; None where it may change without a trace
         self.is_training = False
 
-    def look(self, sent: Mapping[str, FileStamp]) -> dict[str, FileStamp]:
+    def scan(self, sent_stamps: Mapping[str, FileStamp]) -> dict[str, FileStamp]:
         """Return the files that belong into the mirror; an unchanged run that has ended costs two looks at folders.
 
         Args:
-            sent: What is in the bucket.
+            sent_stamps: What is in the bucket.
 
         Raises:
             StorageError: If the run cannot be read.
         """
         times, folder = self._folder_times(), self._run.folder
-        if times is not None and times == self._times and self._files.items() <= sent.items():
+        if times is not None and times == self._times and self._files.items() <= sent_stamps.items():
             return self._files
         paths = {path for path in self._files_below(folder.path) if CHECKPOINTS not in path}
         paths |= {*self._checkpoint_files(), *self._uploads()}
@@ -143,7 +143,7 @@ class HomeScan:
         self._home = home
         self._accounts: tuple[tuple[int, int], ...] = ()  # sizes and times of what was copied last
 
-    def look(self) -> dict[str, FileStamp]:
+    def scan(self) -> dict[str, FileStamp]:
         """Return the files that belong into the mirror.
 
         Raises:

@@ -119,7 +119,7 @@ class Preflight:
         _require_trained_tokens(config, report)
         options = place.suitable(options, config, shape, report.row_lengths)
         prediction = _predict(shape, config, options, report.row_lengths)
-        config = place.settled(within_guest_limit(config, report, self._home), options[0][0], shape, report)
+        config = place.complete(within_guest_limit(config, report, self._home), options[0][0], shape, report)
         facts = {
             **environment_facts(),
             "model_source": source.hub_id or source.name,

@@ -79,13 +79,13 @@ def test_the_oldest_of_twenty_sessions_ends(ann, sessions, clock):
 
     assert sessions.find(tokens[0]) is None
     assert all(sessions.find(token) for token in tokens[1:])
-    assert len(sessions.of(ann)) == 20
+    assert len(sessions.list_for(ann)) == 20
 
 
 def test_sessions_are_listed_without_what_opens_them(ann, sessions):
     token = sessions.begin(ann, "10.0.0.7", "Firefox " * 100)
 
-    (state,) = sessions.of(ann)
+    (state,) = sessions.list_for(ann)
 
     assert (state.address, state.browser[:7], len(state.browser)) == ("10.0.0.7", "Firefox", 200)
     assert token not in repr(state)

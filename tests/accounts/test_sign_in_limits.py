@@ -51,7 +51,7 @@ def test_there_is_a_limit_for_all_together():
 def test_the_right_password_clears_the_wrong_ones():
     throttle = SignInThrottle()
     assert attempts(throttle, "10.0.0.1", "ann", 9) == 9
-    throttle.succeeded("10.0.0.1", "Ann ")
+    throttle.clear_attempts("10.0.0.1", "Ann ")
     assert attempts(throttle, "10.0.0.3", "ann", 9) == 9
 
 

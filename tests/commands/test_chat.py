@@ -90,13 +90,13 @@ def converse(*lines: str, partner=None, opening=()) -> tuple[str, Echo]:
     waiting = iter(lines)
     out = io.StringIO()
 
-    def ask(_):
+    def read_line(_):
         try:
             return next(waiting)
         except StopIteration:
             raise EOFError from None
 
-    TerminalConversation(partner, MODEL, opening, SamplingConfig(), ("tuned",), ask, out).run()
+    TerminalConversation(partner, MODEL, opening, SamplingConfig(), ("tuned",), read_line, out).run()
     return out.getvalue(), partner
 
 

@@ -54,7 +54,7 @@ def test_prices_are_asked_once_an_hour():
     hardware = HardwareList(lambda: HubLogin(Api()))
     with pytest.raises(HubUnreachableError):
         hardware.known()
-    assert hardware.ask() == hardware.ask() == hardware.known() == FLAVORS
+    assert hardware.refresh() == hardware.refresh() == hardware.known() == FLAVORS
     assert len(requests) == 1
 
 

@@ -30,8 +30,8 @@ def test_a_piece_of_the_log_is_written_once(tmp_path):
 
 def test_a_wish_is_for_the_next_attempt(folder):
     assert JobRequest.read(folder) == JobRequest()
-    JobRequest.of(folder, "a100-large", None).save(folder)
-    JobRequest.of(folder, "", 5).save(folder)
+    JobRequest.with_changes(folder, "a100-large", None).save(folder)
+    JobRequest.with_changes(folder, "", 5).save(folder)
     assert JobRequest.read(folder) == JobRequest(flavor="a100-large", limit_hours=5)
 
 
@@ -40,13 +40,13 @@ def test_a_wish_is_for_the_next_attempt(folder):
 )
 def test_a_wish_that_no_configuration_could_have_is_refused(folder, flavor, hours):
     with pytest.raises(ConfigError):
-        JobRequest.of(folder, flavor, hours)
+        JobRequest.with_changes(folder, flavor, hours)
 
 
 def test_a_run_of_this_machine_has_no_wish(home):
     run = write_run(RunStore(home, "local"), a_config(), InventedRun(state="stopped"))
     with pytest.raises(RunError, match="no job at Hugging Face"):
-        JobRequest.of(run.folder, "l4x1", None)
+        JobRequest.with_changes(run.folder, "l4x1", None)
 
 
 def test_a_run_costs_what_all_its_jobs_cost_and_at_most_what_the_last_one_may_add():

@@ -70,7 +70,7 @@ def test_the_login_of_the_machine_is_for_no_person_of_a_lab(lab, hugging_face, h
     job = HubJob(run, JobRecord(attempt=1, namespace="server", flavor="l4x1", limit_hours=2), home, logins_of(home))
     job.step()
     with pytest.raises(SignInNeededError):
-        HardwareList(lambda: logins_of(home)("ada")).ask()
+        HardwareList(lambda: logins_of(home)("ada")).refresh()
 
     assert "Sign in again to send this run" in job.view.trouble.what
     assert hugging_face.asked_as == []

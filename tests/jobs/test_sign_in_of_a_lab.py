@@ -78,6 +78,6 @@ def test_a_page_asks_in_the_name_of_its_person_alone(lab, logins, tmp_path, hugg
     logins.put("bea", TOKEN, 4e9)
     services = build_services(home, "ann", (), Supervisor(lab.home), lab.accounts.person("ann"), logins=logins)
     with pytest.raises(Exception, match="you are not signed in there"):
-        services.hardware.ask()
+        services.hardware.refresh()
     services.inspector.close()
     assert hugging_face.asked_as == []

@@ -84,7 +84,7 @@ def test_a_job_asks_for_the_smallest_gpu_with_ram_and_time_by_the_estimate_unles
     def asked(**slurm) -> SlurmConfig:
         config = config_for(run={"where": "slurm"}, slurm=slurm)
         ((device,),) = place.suitable(place.options(config), config, LARGE)
-        return place.settled(config, device, LARGE, report).slurm
+        return place.complete(config, device, LARGE, report).slurm
 
     assert asked() == SlurmConfig(gpu_type="a100", memory_gib=ram_gib(), limit_hours=24)
     assert asked(gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2) == SlurmConfig(

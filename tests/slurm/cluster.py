@@ -142,11 +142,13 @@ class Cluster:
 
     def end_jobs(self) -> None:
         """End every job, and wait until none is left on a node."""
-        for job_id in self.ask("squeue", "--noheader", "--me", "-t", "running", "-o", "%A", check=False).split():
-            self.ask("scancel", "--signal=KILL", f"{job_id}.0", check=False)
-        self.ask("scancel", "--me", check=False)
+        for job_id in self.run_command(
+            "squeue", "--noheader", "--me", "-t", "running", "-o", "%A", check=False
+        ).split():
+            self.run_command("scancel", "--signal=KILL", f"{job_id}.0", check=False)
+        self.run_command("scancel", "--me", check=False)
         deadline = time.monotonic() + 60
-        while self.ask("squeue", "--noheader", "--me", check=False).strip() and time.monotonic() < deadline:
+        while self.run_command("squeue", "--noheader", "--me", check=False).strip() and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def start_controller(self) -> None:
@@ -175,15 +177,15 @@ class Cluster:
             daemon.wait()
 
     def wait_for_controller(self) -> None:
-        while "UP" not in self.ask("scontrol", "ping", check=False):
+        while "UP" not in self.run_command("scontrol", "ping", check=False):
             time.sleep(0.1)
 
     def wait_for_nodes(self, *nodes: str) -> None:
         wanted = set(nodes or ("node1", "node2"))
-        while not wanted <= set(self.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()):
+        while not wanted <= set(self.run_command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()):
             time.sleep(0.1)
 
-    def ask(self, *command: str, check: bool = True) -> str:
+    def run_command(self, *command: str, check: bool = True) -> str:
         """Return what a command of Slurm prints."""
         process = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=check, timeout=300

@@ -95,7 +95,7 @@ def test_the_queue_is_read_whatever_others_write_into_their_comments(program):
     (line,) = Slurm().queue()
 
     assert (line.id, line.state, line.comment, line.nodes) == ("7", "RUNNING", "a|b; c", "node1")
-    assert (line.started, line.ended, line.limit_seconds, line.exit_code) == (1795784621.0, None, 93_600.0, 0)
+    assert (line.start_time, line.end_time, line.limit_seconds, line.exit_code) == (1795784621.0, None, 93_600.0, 0)
 
 
 def test_a_queue_in_another_format_is_no_answer(program):
@@ -124,7 +124,7 @@ def test_one_job_is_found_at_the_controller_and_its_end_in_the_accounts(program)
     program("scontrol", "echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
     program("sacct", "printf '7\\037CANCELLED by 1000\\037None\\037\\037node1\\0371\\0372\\0371:00\\0370:15\\n'")
     line = Slurm().find("7")
-    assert (line.state, line.nodes, line.ended, line.exit_code) == ("CANCELLED", "node1", 2.0, -15)
+    assert (line.state, line.nodes, line.end_time, line.exit_code) == ("CANCELLED", "node1", 2.0, -15)
 
     program("sacct", "printf '7\\037RUNNING\\037None\\037\\037node1\\0371\\037Unknown\\0371:00\\0370:0\\n'")
     assert Slurm().find("7") is None  # its end was lost

@@ -36,7 +36,7 @@ class PrintedBySinfo:
     def __init__(self, *lines):
         self.lines = lines
 
-    def ask(self, *_):
+    def run_command(self, *_):
         return "".join(f"{chr(31).join(line)}{chr(31)}\n" for line in self.lines)
 
 

@@ -57,7 +57,7 @@ def test_a_job_is_submitted_held_saved_and_then_released(job, slurm):
 
     del slurm.fails["release"]
     view = step(again(job), 1)
-    assert view.words.startswith("Waiting at Slurm: None, job 100")
+    assert view.reason.startswith("Waiting at Slurm: None, job 100")
     assert SlurmRecord.read(job.run.folder).is_released
     assert len(slurm.scripts) == 1
 
@@ -118,7 +118,7 @@ def test_a_forgotten_job_runs_as_long_as_its_worker_does(job, slurm):
     slurm.jobs.clear()
     claim = job.run.folder.claim()
     view = step(job, 10)
-    assert (view.stage, view.words) == ("running", "Slurm does not list job 100, and its worker still writes.")
+    assert (view.stage, view.reason) == ("running", "Slurm does not list job 100, and its worker still writes.")
 
     with EventWriter(job.run.folder.events, 1) as events:
         events.append(StatusData(phase="finished", message="Finished."))
@@ -183,7 +183,7 @@ def test_a_full_queue_of_the_account_is_waited_for(job, slurm):
     view = step(job, 3)
 
     assert (view.stage, slurm.commands.count("submit")) == ("preparing", 1)  # not tried again at every look
-    assert "no more jobs" in view.words
+    assert "no more jobs" in view.reason
     del slurm.fails["submit"]
     assert step(again(job)).stage == "waiting"
 
@@ -221,7 +221,7 @@ def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(job, slurm):
 )  # fmt: skip
 def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(job, slurm, state, word):
     step(job)
-    slurm.change("100", state=state, nodes="node7", exit_code=1, started=0.0, ended=60.0, limit_seconds=3600.0)
+    slurm.change("100", state=state, nodes="node7", exit_code=1, start_time=0.0, end_time=60.0, limit_seconds=3600.0)
     view = step(job)
     slurm.jobs = {}
 
@@ -235,7 +235,7 @@ def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(job, slurm, state, 
 
 def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(job, slurm):
     step(job)
-    slurm.change("100", state="COMPLETED", exit_code=0, started=0.0, ended=3400.0, limit_seconds=3600.0)
+    slurm.change("100", state="COMPLETED", exit_code=0, start_time=0.0, end_time=3400.0, limit_seconds=3600.0)
 
     assert step(job).end.word == "time_limit"
 

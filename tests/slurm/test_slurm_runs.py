@@ -37,7 +37,7 @@ def test_a_run_is_submitted_follows_its_job_and_finishes(slurm, on_slurm, store)
     assert state.job_id == record.job_id != ""
     assert state.device == f"slurm {record.job_id} · {record.nodes} · 1×toy"
     assert worker_of(run).job_id == record.job_id
-    assert f"loratory {run.id}" in slurm.ask("squeue", "-h", "-j", record.job_id, "-o", "%k")
+    assert f"loratory {run.id}" in slurm.run_command("squeue", "-h", "-j", record.job_id, "-o", "%k")
 
     let_go(run)
     end_state = wait_for_state(run, "completed", "failed", "interrupted", "stopped")
@@ -55,7 +55,7 @@ def test_stop_saves_cancel_ends_and_scancel_is_not_resumed(slurm, on_slurm, stor
     assert len({record_of(run).job_id for run in runs}) == 3
 
     request_stop(stopped)
-    slurm.ask("scancel", record_of(scancelled).job_id)
+    slurm.run_command("scancel", record_of(scancelled).job_id)
     request_cancel(cancelled)  # its worker ignores that
     end = wait_for_state(cancelled, "stopped", "failed", "interrupted")
     assert (end.state, end.reason) == ("stopped", "cancelled")
@@ -77,7 +77,7 @@ def test_a_preempted_run_resumes_as_another_job_from_its_checkpoint(slurm, on_sl
     wait_for_step(run, 2)
     first = record_of(run)
     urgent = ("sbatch", "--parsable", "-p", "urgent", "--gpus-per-node=toy:2", "--mem=100M", "-w", first.nodes)
-    slurm.ask(*urgent, "--output=/dev/null", "--time=1", "--wrap=sleep 1")
+    slurm.run_command(*urgent, "--output=/dev/null", "--time=1", "--wrap=sleep 1")
 
     wait_until(lambda: executions(run) == ["1", "2"])
     second = record_of(run)
@@ -108,7 +108,7 @@ def test_a_server_that_is_killed_between_submission_and_write_finds_its_job_agai
         assert server.process.wait(300) == -signal.SIGKILL
     job_id = answer.read_text().strip()
     assert record_of(run).job_id == ""
-    assert slurm.ask("squeue", "-h", "-j", job_id, "-o", "%r").strip() == "JobHeldUser"
+    assert slurm.run_command("squeue", "-h", "-j", job_id, "-o", "%r").strip() == "JobHeldUser"
 
     with real_server(home.root):
         assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
@@ -136,7 +136,7 @@ def test_two_login_nodes_submit_each_run_once_and_one_follows_what_the_other_sub
         let_go(run)
         assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
         assert executions(run) == ["1"]
-    comments = slurm.ask("squeue", "--noheader", "--me", "--states=all", "-o", "%k").splitlines()
+    comments = slurm.run_command("squeue", "--noheader", "--me", "--states=all", "-o", "%k").splitlines()
     assert [sum(run.id in comment for comment in comments) for run in runs] == [1, 1, 1]
 
 
@@ -148,7 +148,7 @@ def test_a_waiting_run_shows_slurms_reason_and_leaves_its_queue(slurm, on_slurm,
     assert {record_of(run).nodes for run in busy} == {"node1", "node2"}
     waits = file_run(store, "steps=3", gpus=2)
     wait_until(lambda: "Resources" in waits.folder.read_state().cause)
-    wait_until(lambda: "-" in slurm.ask("sinfo", "--noheader", "--format=%T"))  # a node is planned for it
+    wait_until(lambda: "-" in slurm.run_command("sinfo", "--noheader", "--format=%T"))  # a node is planned for it
     refused = file_run(store, "steps=3", memory_gib=100)
 
     state = waits.folder.read_state()
@@ -244,14 +244,14 @@ def test_two_nodes_train_what_one_process_does_and_one_process_resumes_where_the
     assert wait_for_state(alone, "completed", "failed", "interrupted").state == "completed"
 
     monkeypatch.setenv(faults.VARIABLE, f"training:step-3=wait:{tmp_path / 'go'}")
-    slurm.ask("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
+    slurm.run_command("scontrol", "update", "nodename=node2", "state=drain", "reason=test")
     run = runs.create(
         model={"compute_dtype": "float32"}, training={"gradient_accumulation_steps": 1}, run={"where": "slurm"},
         slurm={"nodes": 2},
     )  # fmt: skip
     # Slurm's own forecast calls that impossible; the run waits for the node all the same.
     wait_until(lambda: "are down, drained" in run.folder.read_state().cause or run.folder.read_state().is_final)
-    slurm.ask("scontrol", "update", "nodename=node2", "state=resume")
+    slurm.run_command("scontrol", "update", "nodename=node2", "state=resume")
     wait_until(lambda: len(losses_of(run)) == 3 or run.folder.read_state().is_final)
     monkeypatch.delenv(faults.VARIABLE)
     assert not run.folder.read_state().is_final, f"{run.folder.read_state()}\n{run.folder.log.read_text()}"

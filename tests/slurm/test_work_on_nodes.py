@@ -48,7 +48,7 @@ def answering(home) -> DeviceJob:
 
 
 def jobs_of(cluster) -> str:
-    return cluster.ask("squeue", "--noheader", "--me").strip()
+    return cluster.run_command("squeue", "--noheader", "--me").strip()
 
 
 @pytest.mark.e2e
@@ -60,7 +60,7 @@ def test_a_worker_on_a_node_answers_and_its_job_ends_with_it(slurm, cluster_home
         assert seen["SLURMD_NODENAME"] in ("node1", "node2")
         assert seen["CUDA_VISIBLE_DEVICES"] in ("0", "1")
         assert process.call("echo", {"text": "é" * 100_000})["echo"] == {"text": "é" * 100_000}
-        assert "loratory-work" in slurm.ask("squeue", "--noheader", "--me", "-o", "%j")
+        assert "loratory-work" in slurm.run_command("squeue", "--noheader", "--me", "-o", "%j")
     wait_until(lambda: not jobs_of(slurm))
 
 
@@ -70,13 +70,13 @@ def test_a_worker_that_does_not_listen_is_ended_with_its_job(slurm, cluster_home
     process = job.new_process()
     job.start(process, Wait(0, lambda _: None, threading.Event()))
 
-    def ask() -> None:
+    def query() -> None:
         with suppress(WorkerError):
             process.call("be_silent", {"seconds": 600})
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=query)
     asking.start()
-    wait_until(lambda: "R" in slurm.ask("squeue", "--noheader", "--me", "-o", "%t"))
+    wait_until(lambda: "R" in slurm.run_command("squeue", "--noheader", "--me", "-o", "%t"))
 
     process.close(timeout_seconds=0.1)
 

@@ -31,6 +31,6 @@ def with_run(demo: Demo, invented: InventedRun | None = None) -> Run:
 
 def with_sample(demo: Demo) -> Demo:
     """Compute everything that the page of a completed run shows."""
-    demo.look()
-    demo.look()
+    demo.advance()
+    demo.advance()
     return demo

@@ -16,7 +16,9 @@ LAB, OTHER_LAB = "1" * 24, "2" * 24
 
 
 def space(*admitted):
-    return SpaceEnvironment("Ann/loratory", "x.hf.space", CREATOR, "Ann", "id", "secret", admitted=frozenset(admitted))
+    return SpaceEnvironment(
+        "Ann/loratory", "x.hf.space", CREATOR, "Ann", "id", "secret", admitted_names=frozenset(admitted)
+    )
 
 
 def visitor(subject, name, *organizations):
@@ -151,6 +153,6 @@ def test_a_tab_that_comes_a_moment_later_gets_the_account_of_the_first(make, mon
     ],
 )  # fmt: skip
 def test_only_claims_in_the_form_of_hugging_face_count(sources, name, organizations):
-    result = Visitor.of(BEA, sources)
+    result = Visitor.from_claims(BEA, sources)
     assert (result.account.subject, result.account.name) == (BEA, name)
     assert [tuple(one) for one in result.organizations] == organizations

@@ -32,7 +32,7 @@ def demo(tmp_path):
 @pytest.fixture
 def without_pauses(monkeypatch):
     """Let a demo look, and try again, at once."""
-    for name in ("_LOOK_SECONDS", "_REPEAT_SECONDS"):
+    for name in ("_POLL_SECONDS", "_REPEAT_SECONDS"):
         monkeypatch.setattr(f"engine.space.demo.{name}", 0.001)
 
 
@@ -53,8 +53,8 @@ def test_no_account_can_have_the_name_of_its_owner():
 def test_a_space_without_a_run_gets_one_and_only_one(demo):
     assert demo.run is None
 
-    demo.look()
-    demo.look()
+    demo.advance()
+    demo.advance()
 
     (run,) = demo.launcher.started
     assert demo.run == run
@@ -65,7 +65,7 @@ def test_a_space_without_a_run_gets_one_and_only_one(demo):
 def test_members_can_read_the_run(demo):
     run = with_run(demo, InventedRun(state="running", steps=3))
 
-    demo.look()
+    demo.advance()
 
     assert is_shared(run.folder)
 
@@ -74,7 +74,7 @@ def test_a_run_that_was_brought_back_is_not_trained_again(demo):
     brought_back = with_run(demo)
 
     for _ in range(4):
-        demo.look()
+        demo.advance()
 
     assert demo.run == brought_back
     assert demo.launcher.started == []
@@ -96,16 +96,16 @@ def test_runs_of_people_are_not_the_demo(demo):
 
 def test_a_failed_run_is_tried_again_when_the_server_starts_and_not_before(demo, tmp_path):
     failed = with_run(demo, InventedRun(state="failed", age_seconds=LONG_AGO))
-    demo.look()
-    demo.look()
+    demo.advance()
+    demo.advance()
     again = demo.run
     assert again != failed
     assert len(demo.launcher.started) == 1
 
     restarted = a_demo(tmp_path / "other")
     failed_now = with_run(restarted, InventedRun(state="failed", age_seconds=-10))
-    restarted.look()
-    restarted.look()
+    restarted.advance()
+    restarted.advance()
     assert restarted.runs.list() == [failed_now]
 
 
@@ -114,7 +114,7 @@ def test_the_run_stops_while_a_person_waits_for_a_device(demo, reason):
     run = with_run(demo, InventedRun(state="running", steps=9))
     queue_of_people(demo, reason)
 
-    demo.look()
+    demo.advance()
 
     assert run.folder.stop_request.exists()
 
@@ -123,7 +123,7 @@ def test_the_run_does_not_stop_for_itself_or_for_runs_that_need_no_device(demo):
     run = with_run(demo, InventedRun(state="running", steps=9))
     for owner, reason in ((DEMO_OWNER, "device_in_use"), ("bea", "maintenance"), ("bea", "executor_queue")):
         queue_of_people(demo, reason, owner=owner)
-        demo.look()
+        demo.advance()
 
     assert not run.folder.stop_request.exists()
 
@@ -132,25 +132,25 @@ def test_the_run_does_not_stop_for_itself_or_for_runs_that_need_no_device(demo):
 def test_the_run_continues_once_no_run_waits(demo, state):
     run = with_run(demo, InventedRun(state=state, steps=9))
     queue_of_people(demo, "device_in_use")
-    demo.look()
+    demo.advance()
     assert not resume_is_requested(demo.home, run)
 
     queue_of_people(demo)
-    demo.look()
+    demo.advance()
 
     assert resume_is_requested(demo.home, run)
 
 
 def test_rows_are_shown_while_it_trains_and_answers_once_it_has_completed(demo):
     run = with_run(demo, InventedRun(state="running", steps=9))
-    demo.look()
+    demo.advance()
     sample = demo.sample_of(run)
     assert len(sample.page.rows) == 3
     assert all(row.sequences for row in sample.page.rows)
     assert sample.answers is None
 
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
-    demo.look()
+    demo.advance()
 
     answers = demo.sample_of(run).answers
     assert len(answers) == 3
@@ -164,7 +164,7 @@ def test_without_held_out_rows_nothing_is_asked_and_nothing_tried_again(demo, mo
     assert demo.sample_of(run).answers == ()
 
     monkeypatch.setattr(demo.inspector, "held_out", None)
-    demo.look()
+    demo.advance()
 
 
 def test_what_was_computed_is_found_again(demo, tmp_path):
@@ -174,7 +174,7 @@ def test_what_was_computed_is_found_again(demo, tmp_path):
 
     session = FakeChatSession(0.0)
     restarted = a_demo(tmp_path, session)
-    restarted.look()
+    restarted.advance()
 
     assert restarted.sample_of(run) == demo.sample_of(run)
     assert session.requests == []
@@ -248,7 +248,7 @@ def test_a_question_asks_no_run_to_make_room(demo):
     book = member_holds_the_processor(demo.home)
 
     with pytest.raises(DemoBusyError) as error_info:
-        demo.chat.ask(run, "What is r?")
+        demo.chat.answer(run, "What is r?")
 
     assert "secret" not in str(error_info.value)
     assert demo.chat.session.state.phase == "empty"
@@ -282,12 +282,12 @@ class NoProcess:
 
 def test_the_model_is_unloaded_when_a_person_waits_for_the_processor(demo):
     run = with_run(demo)
-    demo.chat.ask(run, "What is r?")
+    demo.chat.answer(run, "What is r?")
     assert demo.chat.session.state.phase == "ready"
     book = member_holds_the_processor(demo.home, owner=DEMO_OWNER)
     book.request_preemption("cpu")
 
-    demo.chat.ask(run, "And alpha?")
+    demo.chat.answer(run, "And alpha?")
 
     assert demo.chat.session.state.phase == "empty"
 
@@ -303,16 +303,16 @@ def test_one_question_at_a_time(tmp_path):
 
     demo = a_demo(tmp_path, Slow(0.0))
     run = with_run(demo)
-    first = threading.Thread(target=demo.chat.ask, args=(run, "first"))
+    first = threading.Thread(target=demo.chat.answer, args=(run, "first"))
     first.start()
     assert reached.wait(300)
     try:
         with pytest.raises(DemoBusyError, match="Another question is being answered"):
-            demo.chat.ask(run, "second")
+            demo.chat.answer(run, "second")
     finally:
         let.set()
         first.join()
-    assert demo.chat.ask(run, "third").tuned.text
+    assert demo.chat.answer(run, "third").tuned.text
 
 
 def test_an_answer_that_takes_too_long_ends_with_what_there_is(tmp_path):
@@ -338,7 +338,7 @@ def test_an_answer_that_takes_too_long_ends_with_what_there_is(tmp_path):
     run = with_run(demo)
     demo.chat.answer_seconds = 0.05
 
-    answers = demo.chat.ask(run, "What is r?")
+    answers = demo.chat.answer(run, "What is r?")
 
     assert answers.base.text.startswith("Alpha")
     assert answers.base.finish_reason == "stopped"
@@ -362,4 +362,4 @@ def test_a_model_that_does_not_load_in_time_is_unloaded(tmp_path):
     demo.chat.load_seconds = 0.05
 
     with pytest.raises(DemoBusyError, match="cannot answer now"):
-        demo.chat.ask(run, "What is r?")
+        demo.chat.answer(run, "What is r?")

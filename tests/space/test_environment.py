@@ -21,7 +21,7 @@ def test_what_hugging_face_and_the_owner_set_is_read():
 
     assert space.address.origin == "https://ann-loratory.hf.space"
     assert (space.author, space.bucket, space.token) == ("Ann", "Ann/runs", f"hf_{CANARY}")
-    assert space.admitted == {"bea", "gpu-lab", "6a"}
+    assert space.admitted_names == {"bea", "gpu-lab", "6a"}
     assert space.oidc.scope == "openid profile jobs"
     assert space.oidc.title == "Hugging Face"
     assert space.duplicate_url == "https://huggingface.co/spaces/Ann/loratory?duplicate=true"
@@ -31,7 +31,7 @@ def test_what_an_owner_need_not_set_may_be_missing():
     optional = ("HF_TOKEN", "LORATORY_ADMITTED", "LORATORY_BUCKET", "OAUTH_SCOPES", "SPACE_AUTHOR_NAME")
     space = SpaceEnvironment.read({name: value for name, value in GIVEN.items() if name not in optional})
 
-    assert (space.token, space.bucket, space.admitted, space.author) == (None, None, frozenset(), "Ann")
+    assert (space.token, space.bucket, space.admitted_names, space.author) == (None, None, frozenset(), "Ann")
     assert space.oidc.scope == "openid profile"
 
 

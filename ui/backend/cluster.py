@@ -33,7 +33,7 @@ def ask_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
     free: Mapping[str, int] = {}
     try:
         free = free_gpus(slurm, place)
-        return Forecast(free, expected_start(slurm, place, JobResources.of(config, place)))
+        return Forecast(free, expected_start(slurm, place, JobResources.from_config(config, place)))
     except EngineError as error:
         return Forecast(free, trouble=error)
 

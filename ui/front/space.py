@@ -135,7 +135,7 @@ class SpacePages(OidcPages):
         """Answer a person who returns from Hugging Face."""
         if intent.purpose == "confirm":
             return await super().on_arrival(request, intent, one, arrival)
-        visitor = Visitor.of(arrival.identity.subject, await self.provider.sources(one, arrival))
+        visitor = Visitor.from_claims(arrival.identity.subject, await self.provider.sources(one, arrival))
         try:
             admission = await asyncio.to_thread(self.admission.admit, visitor)
         except AccountError as error:

@@ -205,7 +205,7 @@ class FollowPart:
         """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
         run, hours = self.page.services.runs.get(run_id), number_of(limit)
         if _has_job(run) and (flavor or hours is not None):  # else they were typed for the run shown before
-            JobRequest.of(run.folder, flavor.strip(), hours).save(run.folder)
+            JobRequest.with_changes(run.folder, flavor.strip(), hours).save(run.folder)
         place = self._place_of(run, run.folder.read_config())
         if place is not None and where and where != place:
             request_target(run, where)

@@ -74,7 +74,7 @@ class Companion:
         write_atomically(self.folder.config, config_to_yaml(config))
         self.folder.write_state(RunState(state="starting", attempt=self._order.attempt))
         self._sent_events = self.folder.events.stat().st_size if self.folder.events.exists() else 0
-        self._sent_checkpoints = {one.folder.name for one in list_checkpoints(self.folder.checkpoints)}
+        self._sent_checkpoints = {checkpoint.folder.name for checkpoint in list_checkpoints(self.folder.checkpoints)}
 
     def _place_of(self, name: str) -> Path:
         inside = name.removeprefix("run/")
@@ -105,7 +105,7 @@ class Companion:
             with contextlib.suppress(EngineError):  # tried again at the next poll
                 self._obey()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(self._order.look_seconds)
+                worker.wait(self._order.poll_seconds)
         end.set()
         for thread in (events, files):
             thread.join()
@@ -135,7 +135,7 @@ class Companion:
 
     def _keep_uploading(self, upload_next: Callable[[], bool], end: threading.Event) -> None:
         """Upload until the worker has ended and nothing is left; then what the Hub refuses is given up after a while."""
-        wait = self._order.look_seconds
+        wait = self._order.poll_seconds
         give_up = math.inf
         while time.monotonic() < give_up:
             is_last_look = end.is_set()
@@ -143,12 +143,12 @@ class Companion:
                 give_up = time.monotonic() + _FAREWELL_SECONDS
             try:
                 did_something = upload_next()
-                wait = self._order.look_seconds
+                wait = self._order.poll_seconds
             except (EngineError, OSError) as error:
                 print(f"Not uploaded yet: {error}", flush=True)
                 did_something, wait = False, min(wait * 2, _LONGEST_WAIT_SECONDS)
                 if is_last_look:
-                    time.sleep(self._order.look_seconds)
+                    time.sleep(self._order.poll_seconds)
                     continue
             if is_last_look and not did_something:
                 return
@@ -182,7 +182,7 @@ class Companion:
 
     def _next_checkpoint(self) -> bool:
         """Upload the newest complete checkpoint that is not there yet, and remove those that the worker has removed."""
-        here = {one.folder.name: one for one in list_checkpoints(self.folder.checkpoints)}
+        here = {checkpoint.folder.name: checkpoint for checkpoint in list_checkpoints(self.folder.checkpoints)}
         removals = self._sent_checkpoints - here.keys()
         if removals:
             there = self._bucket.list(f"{self._order.folder}/{layout.CHECKPOINTS}")

@@ -33,7 +33,7 @@ IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")  # not imported here: it brings huggingface_hub
 _COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingface_hub>=2.4", "python", "-c")
 
-_LOOK_SECONDS = 4.0
+_POLL_SECONDS = 4.0
 _MOST_DOUBLINGS = 4  # of the time between two looks, while they fail
 _GAP_SECONDS = 60.0  # after the end of a job, for pieces of its log that are still on the way
 _MISSING_LOOKS = 3  # answers in a row that there is no such job
@@ -52,19 +52,19 @@ class HubJob(RemoteJob[JobRecord]):
 
     Args:
         login_of: Returns the owner's login at Hugging Face; called at each step, since it may change or expire.
-        look_seconds: Between two looks at a job.
+        poll_seconds: Between two looks at a job.
         clock: A monotonic clock, in seconds.
     """
 
     def __init__(
         self, run: Run, record: JobRecord, home: LoratoryHome, login_of: LoginOf,
-        look_seconds: float = _LOOK_SECONDS, clock: Callable[[], float] = time.monotonic,
+        poll_seconds: float = _POLL_SECONDS, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         super().__init__(run, record)
         self.wants_stop = False
         self._home = home
         self._login_of = login_of
-        self._look_seconds = look_seconds
+        self._poll_seconds = poll_seconds
         self._clock = clock
         self._folder = layout.attempt_folder(run.id, record.attempt)
         self._download = JobDownload(run, home, self._folder)
@@ -77,7 +77,7 @@ class HubJob(RemoteJob[JobRecord]):
 
     @property
     def pause(self) -> float:
-        return self._look_seconds * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
+        return self._poll_seconds * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
 
     def request_stop(self) -> None:
         self.wants_stop = True
@@ -153,8 +153,8 @@ class HubJob(RemoteJob[JobRecord]):
             self._output_due = self._clock() + _LOG_SECONDS
             with contextlib.suppress(EngineError):  # the next look may give it
                 write_atomically(self.run.folder.log, self._output())
-        words = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
-        self.view = JobView("running" if is_running else "waiting", words)
+        reason = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
+        self.view = JobView("running" if is_running else "waiting", reason)
 
     def _clean_up(self) -> None:
         """Remove the job's files from the bucket after everything was downloaded; an empty bucket is then no loss."""
@@ -226,10 +226,12 @@ class HubJob(RemoteJob[JobRecord]):
         order = JobOrder(
             bucket=self._bucket.name, folder=self._folder, wheel=wheel, run_id=self.run.id, attempt=record.attempt,
             limit_seconds=record.limit_hours * 3600,
-            look_seconds=min(self._look_seconds, 3.0),
+            poll_seconds=min(self._poll_seconds, 3.0),
         )  # fmt: skip
         with JOBS.explained(record.namespace):
-            hardware = next((one for one in self._api.list_jobs_hardware() if one.name == record.flavor), None)
+            hardware = next(
+                (machine for machine in self._api.list_jobs_hardware() if machine.name == record.flavor), None
+            )
             if hardware is not None:
                 self.save(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
             self.save(sent_at=time.time())
@@ -291,7 +293,7 @@ class JobsExecutor(RemoteExecutor[HubJob]):
 
     Args:
         login_of: Returns a person's login at Hugging Face; a lab without it has none.
-        look_seconds: Between two looks at a job.
+        poll_seconds: Between two looks at a job.
     """
 
     name = "jobs"
@@ -300,11 +302,11 @@ class JobsExecutor(RemoteExecutor[HubJob]):
     close_seconds = 10.0
 
     def __init__(
-        self, home: LoratoryHome, login_of: LoginOf | None = None, look_seconds: float = _LOOK_SECONDS
+        self, home: LoratoryHome, login_of: LoginOf | None = None, poll_seconds: float = _POLL_SECONDS
     ) -> None:
         super().__init__()
         self._home = home
-        self._look_seconds = look_seconds
+        self._poll_seconds = poll_seconds
         self._login_of = login_of or logins_of(home)
 
     def submit(self, spec: JobSpec) -> HubJob:
@@ -324,7 +326,7 @@ class JobsExecutor(RemoteExecutor[HubJob]):
         return self._job(run, record) if record is not None else None
 
     def _job(self, run: Run, record: JobRecord) -> HubJob:
-        return HubJob(run, record, self._home, self._login_of, self._look_seconds)
+        return HubJob(run, record, self._home, self._login_of, self._poll_seconds)
 
     def thread_of(self, run: Run) -> str:
         return run.owner

@@ -47,7 +47,7 @@ class JobOrder(BaseModel, frozen=True):
     run_id: str
     attempt: int
     limit_seconds: float  # after which Hugging Face ends the job
-    look_seconds: float = 3.0  # between two looks at what the worker wrote
+    poll_seconds: float = 3.0  # between two looks at what the worker wrote
 
 
 class JobResult(BaseModel, frozen=True):
@@ -155,7 +155,7 @@ class JobRequest(BaseModel, frozen=True):
         return read_model(folder.control / "job.json", cls) or cls()
 
     @classmethod
-    def of(cls, folder: RunFolder, flavor: str, limit_hours: float | str | None) -> Self:
+    def with_changes(cls, folder: RunFolder, flavor: str, limit_hours: float | str | None) -> Self:
         """Return a copy with the given changes.
 
         Raises:

@@ -64,8 +64,8 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
         uploads = {name: path} if path.is_file() else dict(_below(path, input_name))
         if allowed is not None:  # again: the preflight was a while ago
             # The files of a model that an admin put there may be links into a cache.
-            for one in (path, *(uploads.values() if input_name != "model" else ())):
-                allowed.read(one, RunError)
+            for file in (path, *(uploads.values() if input_name != "model" else ())):
+                allowed.read(file, RunError)
         files.update(uploads)
         return f"{layout.SENT_PREFIX}{name}"
 
@@ -182,7 +182,7 @@ class JobDownload:
         """Fetch a checkpoint that is complete there and not here; one that came damaged is fetched again."""
         target = self._run.folder.checkpoints / name
         prefix = f"{layout.CHECKPOINTS}/{name}/"
-        parts = [one for one in files if one.startswith(prefix) and layout.checkpoint_of(one) == name]
+        parts = [part for part in files if part.startswith(prefix) and layout.checkpoint_of(part) == name]
         if (target / MANIFEST).exists() or f"{prefix}{MANIFEST}" not in parts:
             return
         place = incoming / layout.CHECKPOINTS / name

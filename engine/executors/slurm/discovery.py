@@ -54,7 +54,11 @@ def list_groups(slurm: Slurm) -> list[NodeGroup]:
         ClusterUnreachableError: If Slurm did not answer.
     """
     form = ",".join(f"{name}:{FIELD_END}" for name in _FIELDS)
-    return [_group(line) for line in slurm.ask("sinfo", "--noheader", f"--Format={form}").splitlines() if line.strip()]
+    return [
+        _group(line)
+        for line in slurm.run_command("sinfo", "--noheader", f"--Format={form}").splitlines()
+        if line.strip()
+    ]
 
 
 def _group(line: str) -> NodeGroup:
@@ -85,7 +89,9 @@ def propose(groups: Sequence[NodeGroup]) -> ClusterPlace:
     usable = [group for group in groups if group.is_up and group.nodes]
     if not usable:
         raise ClusterError("No partition of the cluster takes jobs at present.", "Look with `sinfo`.")
-    by_name = {group.partition: [one for one in usable if one.partition == group.partition] for group in usable}
+    by_name = {
+        group.partition: [member for member in usable if member.partition == group.partition] for group in usable
+    }
     default = next((group.partition for group in usable if group.is_default), usable[0].partition)
     most = max(by_name, key=lambda name: _gpus_of(by_name[name]))
     partition = default if _gpus_of(by_name[default]) or not _gpus_of(by_name[most]) else most
@@ -121,12 +127,12 @@ def memory_of(kind: str) -> float | None:
 
     Of those that were sold with several sizes, the smallest that the name allows.
     """
-    words = re.split(r"[^a-z0-9]+", kind.lower())
-    sizes = {int(word.removesuffix("gb")) for word in words if re.fullmatch(r"\d+gb", word)}
+    parts = re.split(r"[^a-z0-9]+", kind.lower())
+    sizes = {int(word.removesuffix("gb")) for word in parts if re.fullmatch(r"\d+gb", word)}
     device = similar_device(kind, min(sizes, default=0))
     if device is None or device.capability is None or (sizes and device.sold_gb not in sizes):
         return None
-    is_whole_word = device.model.lower() in words
+    is_whole_word = device.model.lower() in parts
     return device.memory_gib if len(device.model) > 2 or is_whole_word else None
 
 
@@ -161,7 +167,7 @@ def free_gpus(slurm: Slurm, place: ClusterPlace) -> Mapping[str, int]:
     """
     form = ",".join(f"{name}:{FIELD_END}" for name in _NODE_FIELDS)
     partition = (f"--partition={place.partition}",) if place.partition else ()
-    lines = slurm.ask("sinfo", "--noheader", "--Node", *partition, f"--Format={form}").splitlines()
+    lines = slurm.run_command("sinfo", "--noheader", "--Node", *partition, f"--Format={form}").splitlines()
     nodes = {parts[0].strip(): parts for line in lines if len(parts := line.split(FIELD_END)) > len(_NODE_FIELDS)}
     free = Counter[str]({kind.name: 0 for kind in place.gpu_types})
     for _, has, used, state, *_ in nodes.values():  # a node of several partitions comes once for each
@@ -229,7 +235,7 @@ def probe_node(home: LoratoryHome, place: ClusterPlace, gpu_type: str, wait_seco
     timer.start()
     with contextlib.closing(process):
         try:
-            return ProbeReport.model_validate(process.call("look_around", {}, stopped=has_waited))
+            return ProbeReport.model_validate(process.call("probe_machine", {}, stopped=has_waited))
         except CancelledRequestError as error:
             raise ClusterError(
                 f"No node reported within {wait_seconds:g} s; the job was cancelled.", "Give --wait more seconds."
@@ -242,7 +248,7 @@ def probe_node(home: LoratoryHome, place: ClusterPlace, gpu_type: str, wait_seco
             timer.cancel()
 
 
-def look_around(home: Path) -> ProbeReport:
+def probe_machine(home: Path) -> ProbeReport:
     """Return the resources of this machine, and whether it has the home."""
     memory = memory_now()
     devices = list_cuda_devices(load_nvml(), memory)
@@ -269,4 +275,4 @@ def _reaches_internet() -> bool:
 
 
 if __name__ == "__main__":
-    serve({"look_around": lambda *_: look_around(Path(sys.argv[1])).model_dump(mode="json")})
+    serve({"probe_machine": lambda *_: probe_machine(Path(sys.argv[1])).model_dump(mode="json")})

@@ -36,7 +36,7 @@ _SILENT_SECONDS = 120.0
 _TOO_MANY = "MaxSubmitJob"  # in Slurm's refusal where an account or QoS has as many jobs in the queue as it may have
 _TOO_MANY_SECONDS = 30.0  # until such a submission is tried again
 _WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was asked to
-_WAITING_LOOK_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
+_WAITING_POLL_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
 _EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show old content
 
@@ -76,14 +76,14 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         return super().poll(has_reported=has_reported)
 
     def look_seconds(self) -> float:
-        return _WAITING_LOOK_SECONDS if self._is_before_start() else 0.0
+        return _WAITING_POLL_SECONDS if self._is_before_start() else 0.0
 
     def _is_before_start(self) -> bool:
-        return self.view.stage in ("waiting", "preparing") and bool(self.view.words)
+        return self.view.stage in ("waiting", "preparing") and bool(self.view.reason)
 
     def describe(self) -> str:
         record = self.record
-        return " · ".join(filter(None, (f"slurm {record.job_id}".strip(), record.nodes, record.resources.words)))
+        return " · ".join(filter(None, (f"slurm {record.job_id}".strip(), record.nodes, record.resources.label)))
 
     def fetch_logs(self) -> None:
         """Wait a while for the worker's last event, which a file server may show later than Slurm shows the end."""
@@ -196,8 +196,8 @@ class SlurmJob(RemoteJob[SlurmRecord]):
             self.view = JobView("waiting", *waits_words(line))
         else:
             is_suspended = line.state in ("SUSPENDED", "STOPPED")
-            words = f"Slurm has suspended job {line.id}." if is_suspended else ""
-            self.view = JobView("running", words, is_suspended=is_suspended)
+            reason = f"Slurm has suspended job {line.id}." if is_suspended else ""
+            self.view = JobView("running", reason, is_suspended=is_suspended)
 
     def _judge_by_worker(self) -> None:
         """Judge a job that Slurm does not know by what its worker wrote into the run's folder."""
@@ -226,10 +226,10 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         return now - self._signs_changed < _SILENT_SECONDS
 
     def _ended_near_limit(self, line: JobLine) -> bool:
-        if line.started is None or line.ended is None or line.limit_seconds is None:
+        if line.start_time is None or line.end_time is None or line.limit_seconds is None:
             return False
         warned_at = line.limit_seconds - self.record.warning_seconds - _WARNED_EARLIER_SECONDS
-        return line.ended - line.started >= warned_at
+        return line.end_time - line.start_time >= warned_at
 
 
 _SUBMITTING_SECONDS = 5.0  # of one look, however many runs are to be submitted
@@ -317,7 +317,7 @@ def _resources(config: RunConfig, place: ClusterPlace, run: Run) -> JobResources
 
     The estimate was of another device, hence its margin. GPUs: the smallest type that covers it, else the largest.
     """
-    resources = JobResources.of(config, place)
+    resources = JobResources.from_config(config, place)
     predicted_gib = (read_provenance(run.folder).predicted_bytes or 0) * _OTHER_DEVICE / 2**30
     if not resources.gpus and config.slurm.memory_gib is None:
         return resources.model_copy(update={"memory_gib": max(resources.memory_gib, predicted_gib)})

@@ -122,7 +122,7 @@ class JobResources(BaseModel):
     limit_minutes: float = 60.0
 
     @classmethod
-    def of(cls, config: RunConfig, place: ClusterPlace) -> Self:
+    def from_config(cls, config: RunConfig, place: ClusterPlace) -> Self:
         """Return what a configuration asks for; the place has the rest."""
         settings = config.slurm
         limit_hours = settings.limit_hours or place.limit_hours
@@ -136,10 +136,10 @@ class JobResources(BaseModel):
         )
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """Such as `1×a100` or `2 nodes, 4×a100 each`."""
-        one = f"{self.gpus}×{self.gpu_type or 'GPU'}" if self.gpus else "CPU"
-        return one if self.nodes == 1 else f"{self.nodes} nodes, {one} each"
+        per_node = f"{self.gpus}×{self.gpu_type or 'GPU'}" if self.gpus else "CPU"
+        return per_node if self.nodes == 1 else f"{self.nodes} nodes, {per_node} each"
 
 
 class SlurmRecord(SavedJob, frozen=True):
@@ -210,9 +210,9 @@ def waits_words(line: JobLine) -> tuple[str, str]:
     reason = line.reason.strip("()") or "None"
     prefix = next((name for name in _BY_LENGTH if reason.startswith(name)), None)
     name = reason.partition(",")[0]
-    words = f"Waiting at Slurm: {name}, job {line.id}"
-    words = f"{words} ({_WAITS[prefix]})." if prefix is not None else f"{words}."
-    return words, "Cancel it, correct cluster.yaml or the run's settings, and start again." if name in _NEVER else ""
+    text = f"Waiting at Slurm: {name}, job {line.id}"
+    text = f"{text} ({_WAITS[prefix]})." if prefix is not None else f"{text}."
+    return text, "Cancel it, correct cluster.yaml or the run's settings, and start again." if name in _NEVER else ""
 
 
 _ENDS: dict[str, tuple[ExecutorVerdict, str]] = {
@@ -237,9 +237,9 @@ def job_end(record: SlurmRecord) -> JobEnd:
         return JobEnd(cause=f"Slurm no longer knows job {record.job_id}, and its worker gives no sign of life.")
     if state not in _ENDS:
         return JobEnd(record.exit_code)
-    word, words = _ENDS[state]
+    verdict, template = _ENDS[state]
     minutes = record.resources.limit_minutes
     limit = f"{minutes / 60:g} h" if minutes >= 60 else f"{minutes:g} min"
     where = f" on {record.nodes}" if record.nodes else ""
-    cause = words.format(id=record.job_id, where=where, memory=record.resources.memory_gib, limit=limit)
-    return JobEnd(record.exit_code, word=word, cause=cause)
+    cause = template.format(id=record.job_id, where=where, memory=record.resources.memory_gib, limit=limit)
+    return JobEnd(record.exit_code, word=verdict, cause=cause)

@@ -49,9 +49,9 @@ def test_a_person_sees_their_own_sessions_alone(lab):
 def test_one_session_is_ended_and_another_persons_is_not(lab):
     ann, bea = lab.accounts.person("ann"), lab.accounts.person("bea")
     lost = lab.sessions.begin(ann, "10.3.3.3", "")
-    lost_name = next(one.session for one in lab.sessions.of(ann) if one.address == "10.3.3.3")
+    lost_name = next(one.session for one in lab.sessions.list_for(ann) if one.address == "10.3.3.3")
     other = lab.sessions.begin(bea, "10.4.4.4", "")
-    other_name = next(one.session for one in lab.sessions.of(bea) if one.address == "10.4.4.4")
+    other_name = next(one.session for one in lab.sessions.list_for(bea) if one.address == "10.4.4.4")
     with lab.signed_in("ann") as client:
         for name in (lost_name, other_name, "", "%", "' OR 1=1 --"):
             client.post("/account/session", data={"session": name})

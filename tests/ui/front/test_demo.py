@@ -109,7 +109,7 @@ def test_the_ways_on_open_in_new_tabs(demo_with_run):
 
 
 def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 600)
+    monkeypatch.setattr("engine.space.demo._POLL_SECONDS", 600)
     home = LoratoryHome(tmp_path)
     home.make_writable()
 

@@ -300,7 +300,9 @@ def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, m
     with running_lab(
         tmp_path,
         fake_services_of,
-        space_at=lambda origin: space_at(origin, module_institute.issuer, module_institute.trust, admitted=frozenset()),
+        space_at=lambda origin: space_at(
+            origin, module_institute.issuer, module_institute.trust, admitted_names=frozenset()
+        ),
     ) as second:
         with second.browser(token) as browser:
             assert browser.get("/config").status_code == 401
