@@ -74,7 +74,7 @@ def chat(
 
 
 def find_target(text: str, store: RunStore) -> ChatTarget:
-    """What RUN names: a folder that exists, a run of this owner, or a model.
+    """Return what RUN names: a folder that exists, a run of this owner, or a model.
 
     Raises:
         RunError: If it is none of them.
@@ -301,7 +301,7 @@ def serve(
 
 
 def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
-    """What clients call it: a run by its id, its title or `tuned`; a model by its name."""
+    """Return what clients call it: a run by its id, its title or `tuned`; a model by its name."""
     if target.tuned is not None:
         return target.tuned.folder.name, (title, "tuned")
     assert target.model is not None

@@ -29,7 +29,7 @@ def load_config_argument(text: str, overrides: Sequence[str] | None, home: Lorat
 
 
 def load_config_mapping(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> dict[str, Any]:
-    """The same before it is checked, as plain nested values.
+    """Read what CONFIG names as plain nested values, before they are checked.
 
     Raises:
         ConfigError: If nothing bears that name, or an override is malformed.

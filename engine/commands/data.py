@@ -115,7 +115,7 @@ def _show(line: ProgressLine, progress: CheckProgress) -> None:
 
 
 def report_text(report: DatasetReport) -> str:
-    """A report for people."""
+    """Return a report for people."""
     format_name = report.format.replace("_", " ")
     lines = [
         f"{report.source}: {report.kind}, {report.rows:,} rows, read as {format_name} ({report.format_reason}).",

@@ -140,17 +140,17 @@ def or_dash(value: float | None, format_figure: Callable[[float], str]) -> str:
 
 
 def format_loss(loss: float | None) -> str:
-    """A loss as people read it."""
+    """Return a loss with four decimals."""
     return or_dash(loss, lambda known: f"{known:.4f}")
 
 
 def format_memory(bytes_: int | None) -> str:
-    """Memory as people read it."""
+    """Return a size of memory in GiB."""
     return or_dash(bytes_, lambda known: f"{gib(known)} GiB")
 
 
 def format_time(moment: float | None) -> str:
-    """A moment in local time."""
+    """Return a moment in local time, to the minute."""
     return "–" if not moment else f"{datetime.fromtimestamp(moment):%Y-%m-%d %H:%M}"
 
 

@@ -255,7 +255,7 @@ def _change(run: Run, as_json: bool, **changes: Any) -> None:
 
 
 def _store() -> RunStore:
-    """The runs of this person, their states brought up to date where no server does so."""
+    """Return the runs of this person, with states brought up to date where no server does so."""
     store = own_runs()
     reconcile(store.home)
     return store

@@ -137,7 +137,7 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
 
 
 def result_json(run: Run, summary: RunSummary) -> dict[str, Any]:
-    """The JSON object of the command."""
+    """Return the JSON object of the command."""
     place = {"run_id": run.id, "directory": str(run.folder.path), "status": summary.state}
     return place | summary.model_dump(include=_REPORTED) | {"seconds": summary.seconds}
 

@@ -85,7 +85,7 @@ def test_a_name_that_is_taken_leaves_the_invitation_usable(accounts, make_person
 
 
 @pytest.mark.parametrize(
-    ("password", "words"),
+    ("password", "message"),
     [
         ("short", "has 5 characters"),
         ("x" * 201, "has 201"),
@@ -93,8 +93,8 @@ def test_a_name_that_is_taken_leaves_the_invitation_usable(accounts, make_person
         ("ann-ann-ann1", "easy"),
     ],
 )
-def test_weak_passwords_are_refused(accounts, password, words):
-    with pytest.raises(AccountError, match=words):
+def test_weak_passwords_are_refused(accounts, password, message):
+    with pytest.raises(AccountError, match=message):
         accounts.accept(accounts.invite("member", by="").token, "ann", password)
 
 
@@ -214,7 +214,7 @@ def test_a_browser_is_known_to_its_person_until_the_password_changes(accounts, m
 
     assert accounts.known_device("Ann ", token)
     assert accounts.known_device("ann", accounts.device_token("ann")) != accounts.known_device("ann", token)
-    for name, forged in (
+    for name, token_guess in (
         ("bea", token),
         ("nobody", token),
         ("ann", token[:-1]),
@@ -222,7 +222,7 @@ def test_a_browser_is_known_to_its_person_until_the_password_changes(accounts, m
         ("ann", ""),
         ("ann", "."),
     ):
-        assert not accounts.known_device(name, forged)
+        assert not accounts.known_device(name, token_guess)
     accounts.change_password("ann", PASSWORD, "another battery staple")
     assert not accounts.known_device("ann", token)
     assert not accounts.device_token("nobody")

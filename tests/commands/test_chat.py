@@ -53,11 +53,11 @@ class Echo:
         if "fail" in request.messages[-1].content:
             raise ModelError("The context is full.", "Start again.")
         (branch,) = request.branches
-        words = [f"{branch}:", *request.messages[-1].content.split()]
-        for number, word in enumerate(words, start=1):
+        answer = [f"{branch}:", *request.messages[-1].content.split()]
+        for number, word in enumerate(answer, start=1):
             if self.interrupt_after == number:
                 raise KeyboardInterrupt
-            done = number == len(words)
+            done = number == len(answer)
             yield ChatChunk(
                 branch=branch,
                 text=f"{word} ",

@@ -101,30 +101,30 @@ def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypat
 
     monkeypatch.setattr("engine.inspector.session.Inspector.check", remember)
     monkeypatch.setattr("engine.inspector.session.Inspector.render", remember)
-    named = ("--subset", "en", "--split", "test", "--revision", "v2", "--model", tiny_model_folder)
+    options = ("--subset", "en", "--split", "test", "--revision", "v2", "--model", tiny_model_folder)
 
-    result = run(command[0], "owner/name", *command[1:], *named)
+    result = run(command[0], "owner/name", *command[1:], *options)
 
     assert isinstance(result.exception, DatasetError)
     assert requests == [("owner/name", "en", "test", "v2")]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("arguments", "error", "message"),
     [
         (("--map", "output"), ConfigError, "--map: 'output' is not of the form"),
         (("--map", "output=b", "--map", "instruction=q"), DatasetError, "names the column 'b'"),
         ((), None, ""),
     ],
 )
-def test_wrong_arguments_are_reported_with_a_message(run, file, arguments, error, words):
+def test_wrong_arguments_are_reported_with_a_message(run, file, arguments, error, message):
     result = run("inspect", file, *arguments)
 
     if error is None:
         assert isinstance(result.exception, DatasetError)  # the columns q and a fit no format by themselves
         return
     assert isinstance(result.exception, error)
-    assert words in str(result.exception)
+    assert message in str(result.exception)
 
 
 @pytest.mark.parametrize("arguments", [("--format", "parquet"), ("--train-on", "users")])

@@ -23,7 +23,7 @@ class FakeJob:
     """Remembers what it was asked for."""
 
     requests: ClassVar[list] = []
-    passed = True
+    matches = True
     error = None
 
     def __init__(self, home, request) -> None:
@@ -34,7 +34,7 @@ class FakeJob:
         on_progress(Progress(phase="writing", message="Writing.", fraction=0.5))
         if FakeJob.error is not None:
             raise FakeJob.error
-        verified = verification(FakeJob.passed, 0.001, 0.01)
+        verified = verification(FakeJob.matches, 0.001, 0.01)
         files = (ExportedFile(name="model.safetensors", size_bytes=2048),)
         return ExportResult(path=self._request.folder, files=files, verified=verified, notes=("Be careful.",))
 
@@ -42,7 +42,7 @@ class FakeJob:
 @pytest.fixture(autouse=True)
 def job(monkeypatch, home):
     monkeypatch.setattr(FakeJob, "requests", [])
-    monkeypatch.setattr(FakeJob, "passed", True)
+    monkeypatch.setattr(FakeJob, "matches", True)
     monkeypatch.setattr(FakeJob, "error", None)
     monkeypatch.setattr("engine.commands.export.ExportJob", FakeJob)
     return FakeJob
@@ -80,7 +80,7 @@ def test_people_read_sizes_notes_and_the_verdict(run_id, tmp_path, capsys):
 
 
 def test_an_export_that_differs_from_its_run_is_an_error(job, run_id, tmp_path, capsys):
-    job.passed = False
+    job.matches = False
 
     assert run_command(["export", run_id, "--to", "merged", "--out", str(tmp_path / "out")], MODULES) == 1
     assert "differs from the run by 0.001 in a logit; rounding explains 0.01. Do not use it" in capsys.readouterr().err

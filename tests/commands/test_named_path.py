@@ -66,9 +66,9 @@ def test_no_command_is_surprised_by_a_path(home, tmp_path, monkeypatch, capsys, 
 
     assert run_command([*before, typed, *after], MODULES) == 1
 
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith(f"The path {typed[:59]}")
-    assert printed.err.endswith("). Check its name and permissions.\n")
-    assert len(printed.err) < 200
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"The path {typed[:59]}")
+    assert output.err.endswith("). Check its name and permissions.\n")
+    assert len(output.err) < 200
     assert list(tmp_path.iterdir()) == [home.root]

@@ -44,8 +44,8 @@ def loratory(capsys, monkeypatch):
 
     def call(*arguments: str) -> tuple[int, str, str]:
         code = run_command(arguments, MODULES)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
+        output = capsys.readouterr()
+        return code, output.out, output.err
 
     return call
 

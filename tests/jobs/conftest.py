@@ -39,7 +39,7 @@ def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[J
 
 @pytest.fixture
 def hugging_face(tmp_path, monkeypatch):
-    """The stand-in."""
+    """Serve the stand-in."""
     with as_hugging_face(tmp_path / "jobs", monkeypatch) as stand_in:
         yield stand_in
 

@@ -17,7 +17,7 @@ from tests.fake_inspector import FakeInspector
 from tests.hub.jobs import HARDWARE
 from tests.runs.supervision import cpu
 
-FLAVORS = read_flavors(JobHardwareInfo(**one) for one in HARDWARE)
+FLAVORS = read_flavors(JobHardwareInfo(**machine) for machine in HARDWARE)
 
 
 def test_machines_with_one_known_device_are_offered_the_cheapest_first():
@@ -49,7 +49,7 @@ def test_prices_are_asked_once_an_hour():
     class Api:
         def list_jobs_hardware(self):
             requests.append(1)
-            return [JobHardwareInfo(**one) for one in HARDWARE]
+            return [JobHardwareInfo(**machine) for machine in HARDWARE]
 
     hardware = HardwareList(lambda: HubLogin(Api()))
     with pytest.raises(HubUnreachableError):

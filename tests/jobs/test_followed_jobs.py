@@ -23,8 +23,8 @@ def test_a_run_is_sent_in_a_private_bucket_and_its_job_named(followed_run, huggi
     assert job.spec["secrets"] == {"HF_TOKEN": TOKEN}
     assert TOKEN not in str({**job.spec, "secrets": None})
     assert hugging_face.public == set()
-    sent = {name.split("/inputs/")[1] for name in hugging_face.files[BUCKET] if "/inputs/" in name}
-    assert sent == {"run/config.yaml", "run/provenance.json", "run/events.jsonl"}
+    inputs = {name.split("/inputs/")[1] for name in hugging_face.files[BUCKET] if "/inputs/" in name}
+    assert inputs == {"run/config.yaml", "run/provenance.json", "run/events.jsonl"}
     assert any(name.startswith("wheels/") for name in hugging_face.files[BUCKET])
     record = JobRecord.read(followed_run.run.folder)
     assert (record.job_id, record.namespace, record.hardware) == (job.id, "ada", "1x Nvidia L4")
@@ -37,13 +37,13 @@ def test_a_run_is_sent_in_a_private_bucket_and_its_job_named(followed_run, huggi
 def test_a_second_run_sends_no_second_wheel(followed_run, hugging_face, api, home):
     followed_run.step()
     wheels = [name for name in hugging_face.files[BUCKET] if name.startswith("wheels/")]
-    stored: list[str] = []
-    hugging_face.on_stored = stored.append
+    names: list[str] = []
+    hugging_face.on_stored = names.append
     FollowedRun(hugging_face, api, home).step()
 
     assert len(wheels) == 1
-    assert stored
-    assert not any(name.startswith("wheels/") for name in stored)
+    assert names
+    assert not any(name.startswith("wheels/") for name in names)
 
 
 def test_a_public_bucket_gets_no_data(followed_run, hugging_face):
@@ -68,14 +68,14 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("step", "status", "words"), REFUSALS)
-def test_a_refusal_before_the_start_ends_the_run_with_a_message(followed_run, hugging_face, step, status, words):
+@pytest.mark.parametrize(("step", "status", "message"), REFUSALS)
+def test_a_refusal_before_the_start_ends_the_run_with_a_message(followed_run, hugging_face, step, status, message):
     hugging_face.faults = [Fault(step, status, times=9)]
 
     view = followed_run.step()
 
     assert view.stage == "ended"
-    assert words in view.end.cause
+    assert message in view.end.cause
     assert view.end.advice
     assert TOKEN not in str(view)
     assert followed_run.job.poll(has_reported=False).phase == "gone"
@@ -120,15 +120,15 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("stage", "message", "words"), ENDS)
-def test_each_end_without_a_result_is_named(followed_run, hugging_face, stage, message, words):
+@pytest.mark.parametrize(("stage", "message", "cause"), ENDS)
+def test_each_end_without_a_result_is_named(followed_run, hugging_face, stage, message, cause):
     job = followed_run.begins()
     job.log.write_text("what uv printed\n")
     hugging_face.end(job, stage, message)
 
     view = followed_run.step()
 
-    assert words in view.end.cause
+    assert cause in view.end.cause
     assert view.end.exit_code is None
     assert "what uv printed" in followed_run.run.folder.log.read_text()
 

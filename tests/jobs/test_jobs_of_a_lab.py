@@ -40,7 +40,7 @@ def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face,
         job = executor.attach(run, state)
         wait_until(lambda job=job: job.poll(has_reported=False).why is not None and job.view.stage == "waiting")
     for run in runs:
-        there = next(one for one in hugging_face.jobs.values() if one.namespace == f"{run.owner}-hub")
+        there = next(hub_job for hub_job in hugging_face.jobs.values() if hub_job.namespace == f"{run.owner}-hub")
         assert there.spec["secrets"] == {"HF_TOKEN": TOKENS[run.owner]}
         lab.writes(run, layout.END, layout.JobResult(exit_code=0).model_dump_json().encode())
         hugging_face.end(there, "COMPLETED")
@@ -52,7 +52,7 @@ def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face,
         ""
     }  # the library's own, without a login
     for account, token in (("ada-hub", TOKENS["ada"]), ("bob-hub", TOKENS["bob"])):
-        assert {one for path, one in hugging_face.paths_as if f"/{account}/" in f"{path}/"} == {token}
+        assert {used_token for path, used_token in hugging_face.paths_as if f"/{account}/" in f"{path}/"} == {token}
     for path in home.root.rglob("*"):
         for token in (*TOKENS.values(), SERVERS_OWN):
             assert path.is_dir() or token.encode() not in path.read_bytes(), path
@@ -192,8 +192,8 @@ def test_a_token_that_a_person_gave_is_theirs_alone(lab):
 
 def test_members_train_there_and_guests_do_not(lab, home):
     config = a_config(run__where="jobs")
-    refused = [problem.field for problem in lab_problems(config, home.of("eve", "guest"))]
-    assert "run.where" in refused
+    fields = [problem.field for problem in lab_problems(config, home.of("eve", "guest"))]
+    assert "run.where" in fields
     assert "run.where" not in [problem.field for problem in lab_problems(config, home.of("ada"))]
     run = lab.run("ada")
     run.folder.write_state(RunState(state="stopped", attempt=1))
@@ -241,7 +241,11 @@ def test_a_job_waits_for_no_device_of_the_lab_and_counts_for_no_gpu_time(lab, hu
     try:
         wait_until(lambda: len(hugging_face.jobs) == 2)
         for run in runs:
-            there = next(one for one in hugging_face.jobs.values() if run.id in one.spec["environment"]["LORATORY_JOB"])
+            there = next(
+                hub_job
+                for hub_job in hugging_face.jobs.values()
+                if run.id in hub_job.spec["environment"]["LORATORY_JOB"]
+            )
             lab.writes(run, layout.END, layout.JobResult(exit_code=1).model_dump_json().encode())
             hugging_face.end(there, "ERROR")
         wait_until(lambda: all(run.folder.read_state().is_final for run in runs))

@@ -37,7 +37,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def start(home, api, model, tmp_path):
-    """Starts runs, supervised, here or through the stand-in."""
+    """Start runs, supervised, here or through the stand-in."""
     (tmp_path / "rows.jsonl").write_text(ROWS)
     settings = SupervisorSettings(
         executors=lambda context: {**make_executors(context), "jobs": JobsExecutor(home, lambda _: HubLogin(api), 0.2)},
@@ -137,8 +137,8 @@ def test_a_stop_saves_and_a_server_that_was_away_finds_the_job_again(start, hugg
     before = hugging_face.requests["submit"]
     start.unsupervise()
     step_before = len(losses(run))
-    sent = pieces_of_events(hugging_face)
-    wait_until(lambda: pieces_of_events(hugging_face) > sent)  # none of which is lost
+    piece_count = pieces_of_events(hugging_face)
+    wait_until(lambda: pieces_of_events(hugging_face) > piece_count)  # none of which is lost
     start.supervise()
     wait_until(lambda: len(losses(run)) > step_before)
     request_stop(run)

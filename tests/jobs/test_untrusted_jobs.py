@@ -53,9 +53,9 @@ def test_a_manifest_names_no_file_of_another_person(lab, hugging_face, home):
     hugging_face.only_job().stage = "RUNNING"
     secret = other.folder.config.read_bytes()
     outside = f"../../../../../bob/{other.id}/config.yaml"
-    told = {outside: {"size_bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}}
+    manifest_files = {outside: {"size_bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}}
     (run.folder.path / "checkpoints").mkdir(exist_ok=True)
-    lab.writes(run, "checkpoints/step-1/MANIFEST.json", json.dumps({"step": 1, "files": told}).encode())
+    lab.writes(run, "checkpoints/step-1/MANIFEST.json", json.dumps({"step": 1, "files": manifest_files}).encode())
     job.step()
 
     assert list((run.folder.path / "checkpoints").iterdir()) == []

@@ -181,8 +181,8 @@ class Cluster:
             time.sleep(0.1)
 
     def wait_for_nodes(self, *nodes: str) -> None:
-        wanted = set(nodes or ("node1", "node2"))
-        while not wanted <= set(self.run_command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()):
+        names = set(nodes or ("node1", "node2"))
+        while not names <= set(self.run_command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()):
             time.sleep(0.1)
 
     def run_command(self, *command: str, check: bool = True) -> str:
@@ -220,8 +220,8 @@ def _free_ports(count: int) -> list[int]:
     candidates = list(range(24_000, 32_000))
     random.shuffle(candidates)
     while len(matches) < count:
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", candidates[-1]))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", candidates[-1]))
             matches.append(candidates[-1])
         candidates.pop()
     return matches

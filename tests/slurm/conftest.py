@@ -25,7 +25,7 @@ _FAKE_WORKER = (
 
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """A Slurm of two nodes; skipped only where it cannot be installed."""
+    """Start a Slurm of two nodes; skip only where it cannot be installed."""
     if missing := missing_programs():
         if os.environ.get("CI", "").casefold() in ("true", "1"):
             pytest.fail(f"{missing}; under CI=true no test may go without Slurm")
@@ -40,7 +40,7 @@ def slurm_cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def slurm(slurm_cluster, monkeypatch) -> Iterator[Cluster]:
-    """The same, with the environment of its commands, and without jobs afterwards."""
+    """Set the environment of its commands, and end all jobs afterwards."""
     for name, value in slurm_cluster.environment.items():
         monkeypatch.setenv(name, value)
     slurm_cluster.wait_for_nodes()  # one test restarts the controller, which then knows of no node for seconds
@@ -50,11 +50,11 @@ def slurm(slurm_cluster, monkeypatch) -> Iterator[Cluster]:
 
 @pytest.fixture
 def place(tmp_path) -> ClusterPlace:
-    """A cluster whose Python starts fake workers, whatever worker it is asked for."""
+    """Describe a cluster whose Python starts fake workers instead of any worker."""
     python = tmp_path / "python"
     start = f"exec {shlex.quote(sys.executable)} -P -c {shlex.quote(_FAKE_WORKER)}"
-    noted = 'echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES" > "$run/gpus"'
-    python.write_text(f'#!/bin/sh\nfor run; do :; done\n{noted}\n{start} "$run"\n')  # the last of its arguments
+    note = 'echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES" > "$run/gpus"'
+    python.write_text(f'#!/bin/sh\nfor run; do :; done\n{note}\n{start} "$run"\n')  # the last of its arguments
     python.chmod(0o700)
     return ClusterPlace(
         gpu_types=(GpuType(name="toy", memory_gib=8, per_node=2, count=4),),
@@ -74,12 +74,12 @@ def store(home: LoratoryHome) -> RunStore:
 
 @pytest.fixture
 def on_slurm(slurm, home, place):
-    """Starts supervisors whose runs go to Slurm."""
+    """Start supervisors whose runs go to Slurm."""
     started = []
 
-    def start(of=place):
+    def start(cluster=place):
         def executors(context):
-            return {**make_executors(context), "slurm": SlurmExecutor(home, lambda: of)}
+            return {**make_executors(context), "slurm": SlurmExecutor(home, lambda: cluster)}
 
         supervisor = Supervisor(home, fake_settings(executors=executors))
         supervisor.start()

@@ -26,7 +26,7 @@ class FakeSlurm:
     def submit(self, script, options):
         job_id = str(100 + len(self.scripts))
         self.scripts.append(script)
-        comment = next(one.removeprefix("--comment=") for one in options if one.startswith("--comment="))
+        comment = next(option.removeprefix("--comment=") for option in options if option.startswith("--comment="))
         if "lost answer" not in self.fails:
             self._answer("submit")
         self.jobs[job_id] = JobLine(job_id, "PENDING", "JobHeldUser", comment)

@@ -26,11 +26,11 @@ def test_a_cluster_is_described_checked_and_not_replaced_by_surprise(slurm, home
     result = json.loads(capsys.readouterr().out)
     assert result["gpu_types"] == [{"name": "toy", "memory_gib": 8.0, "per_node": 2, "count": 4}]
 
-    edited = {**result, "python": sys.executable, "memory_gib": 2.0}
-    file.write_text(yaml.safe_dump(edited))
+    description = {**result, "python": sys.executable, "memory_gib": 2.0}
+    file.write_text(yaml.safe_dump(description))
     assert run_command(["cluster", "discover"]) == 1
     assert "memory_gib: 2.0, found" in capsys.readouterr().err
-    assert yaml.safe_load(file.read_text()) == edited
+    assert yaml.safe_load(file.read_text()) == description
 
     code = run_command(["cluster", "check", "--json"])
     report = json.loads(capsys.readouterr().out)
@@ -40,7 +40,7 @@ def test_a_cluster_is_described_checked_and_not_replaced_by_surprise(slurm, home
     assert report["versions"]["torch"]
     assert any("no GPU" in problem for problem in report["problems"]) == has_problems
 
-    file.write_text(yaml.safe_dump({**edited, "python": "/nowhere/python"}))
+    file.write_text(yaml.safe_dump({**description, "python": "/nowhere/python"}))
     assert run_command(["cluster", "check"]) == 1
     assert "reported nothing" in capsys.readouterr().err
 

@@ -241,7 +241,7 @@ def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(job, slurm):
 
 
 @pytest.mark.parametrize(
-    ("reason", "words"),
+    ("reason", "expected"),
     [
         ("Resources", "its node or GPUs are in use"), ("Priority", "jobs of higher priority come first"),
         ("QOSMaxJobsPerUserLimit", "you have as many jobs running as your QoS allows"),
@@ -251,10 +251,10 @@ def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(job, slurm):
         ("PartitionDown", "its partition starts no jobs at present"), ("BeginTime", "it may begin later only"),
     ],
 )  # fmt: skip
-def test_reasons_in_plain_words(reason, words):
-    shown, _ = waits_words(JobLine("7", "PENDING", reason, ""))
+def test_reasons_in_plain_words(reason, expected):
+    text, _ = waits_words(JobLine("7", "PENDING", reason, ""))
 
-    assert shown == f"Waiting at Slurm: {reason.partition(',')[0]}, job 7 ({words})."
+    assert text == f"Waiting at Slurm: {reason.partition(',')[0]}, job 7 ({expected})."
 
 
 def test_a_reason_that_is_not_known_is_shown_as_it_is():
@@ -314,27 +314,31 @@ def test_one_look_at_the_queue_serves_all_runs_and_no_call_waits_for_it(home, sl
 
 
 @pytest.mark.parametrize(
-    ("predicted_gib", "named", "asked"), [(5, "", "t4"), (14, "", "a100"), (200, "", "a100"), (None, "", "a100"), (5, "l4", "l4")]
+    ("predicted_gib", "gpu_type", "expected"), [(5, "", "t4"), (14, "", "a100"), (200, "", "a100"), (None, "", "a100"), (5, "l4", "l4")]
 )  # fmt: skip
-def test_a_run_that_was_filed_for_another_place_asks_for_a_gpu_that_holds_it(home, slurm, predicted_gib, named, asked):
+def test_a_run_that_was_filed_for_another_place_asks_for_a_gpu_that_holds_it(
+    home, slurm, predicted_gib, gpu_type, expected
+):
     kinds = [GpuType(name="a100", memory_gib=80), GpuType(name="t4", memory_gib=15)]
     place = ClusterPlace(gpu_types=tuple(kinds), offline=False)
 
-    assert resources_of(home, slurm, place, predicted_gib, config_for(slurm={"gpu_type": named})).gpu_type == asked
+    assert (
+        resources_of(home, slurm, place, predicted_gib, config_for(slurm={"gpu_type": gpu_type})).gpu_type == expected
+    )
 
 
 @pytest.mark.parametrize(
-    ("predicted_gib", "given", "asked"), [(10, None, 16), (40, None, 48), (None, None, 16), (40, 20.0, 20)]
+    ("predicted_gib", "memory_gib", "expected"), [(10, None, 16), (40, None, 48), (None, None, 16), (40, 20.0, 20)]
 )  # fmt: skip
 def test_a_run_on_processors_that_was_filed_for_another_place_asks_for_enough_ram(
-    home, slurm, predicted_gib, given, asked
+    home, slurm, predicted_gib, memory_gib, expected
 ):
     config, place = (
-        config_for(run={"devices": "cpu"}, slurm={"memory_gib": given}),
+        config_for(run={"devices": "cpu"}, slurm={"memory_gib": memory_gib}),
         ClusterPlace(memory_gib=16, offline=False),
     )
 
-    assert resources_of(home, slurm, place, predicted_gib, config).memory_gib == asked
+    assert resources_of(home, slurm, place, predicted_gib, config).memory_gib == expected
 
 
 def resources_of(home, slurm, place, predicted_gib, config):
@@ -405,8 +409,8 @@ def test_no_word_is_waited_for_of_a_job_that_never_began(job, slurm):
 
 def test_an_attempt_without_a_record_was_never_submitted(home, run, slurm):
     executor = SlurmExecutor(home, ClusterPlace, slurm)
-    lost = executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm"))
+    lost_job = executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm"))
 
-    assert lost.poll(has_reported=False).phase == "never_started"
-    assert lost.poll(has_reported=True).phase == "gone"
+    assert lost_job.poll(has_reported=False).phase == "never_started"
+    assert lost_job.poll(has_reported=True).phase == "gone"
     assert job_end(SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=1)).word is None

@@ -47,7 +47,7 @@ def test_a_run_is_submitted_follows_its_job_and_finishes(slurm, on_slurm, store)
 
 def test_stop_saves_cancel_ends_and_scancel_is_not_resumed(slurm, on_slurm, store):
     on_slurm()
-    stopped, cancelled, scancelled = runs = [
+    stopped, cancelled, ended_by_slurm = runs = [
         file_run(store, f"steps=9999 pace=0.05 {more}") for more in ("", "deaf@1", "")
     ]
     for run in runs:
@@ -55,7 +55,7 @@ def test_stop_saves_cancel_ends_and_scancel_is_not_resumed(slurm, on_slurm, stor
     assert len({record_of(run).job_id for run in runs}) == 3
 
     request_stop(stopped)
-    slurm.run_command("scancel", record_of(scancelled).job_id)
+    slurm.run_command("scancel", record_of(ended_by_slurm).job_id)
     request_cancel(cancelled)  # its worker ignores that
     end = wait_for_state(cancelled, "stopped", "failed", "interrupted")
     assert (end.state, end.reason) == ("stopped", "cancelled")
@@ -64,11 +64,11 @@ def test_stop_saves_cancel_ends_and_scancel_is_not_resumed(slurm, on_slurm, stor
     assert (end.state, end.reason) == ("stopped", "stopped_on_request")
     assert end.resumable_step is not None
 
-    end = wait_for_state(scancelled, "stopped", "failed", "interrupted", "queued")
+    end = wait_for_state(ended_by_slurm, "stopped", "failed", "interrupted", "queued")
     assert (end.state, end.reason) == ("stopped", "job_cancelled")
     assert "scancel" in end.cause
     assert end.resumable_step is not None
-    assert executions(scancelled) == ["1"]
+    assert executions(ended_by_slurm) == ["1"]
 
 
 def test_a_preempted_run_resumes_as_another_job_from_its_checkpoint(slurm, on_slurm, store):
@@ -116,9 +116,7 @@ def test_a_server_that_is_killed_between_submission_and_write_finds_its_job_agai
     assert executions(run) == ["1"]
 
 
-def test_two_login_nodes_submit_each_run_once_and_one_follows_what_the_other_submitted(
-    slurm, home, store, place, start_host
-):
+def test_two_login_nodes_submit_each_run_once_and_follow_jobs_of_each_other(slurm, home, store, place, start_host):
     home.make_writable()
     (home.root / "cluster.yaml").write_text(yaml.safe_dump(place.model_dump(mode="json", exclude_defaults=True)))
     first = start_host("login1")
@@ -149,12 +147,12 @@ def test_a_waiting_run_shows_slurms_reason_and_leaves_its_queue(slurm, on_slurm,
     waits = file_run(store, "steps=3", gpus=2)
     wait_until(lambda: "Resources" in waits.folder.read_state().cause)
     wait_until(lambda: "-" in slurm.run_command("sinfo", "--noheader", "--format=%T"))  # a node is planned for it
-    refused = file_run(store, "steps=3", memory_gib=100)
+    too_large = file_run(store, "steps=3", memory_gib=100)
 
     state = waits.folder.read_state()
     assert state.state == "submitted"
     assert state.cause == f"Waiting at Slurm: Resources, job {state.job_id} (its node or GPUs are in use)."
-    assert "No node of the cluster has" in wait_for_state(refused, "interrupted", "failed").cause
+    assert "No node of the cluster has" in wait_for_state(too_large, "interrupted", "failed").cause
 
     request_stop(waits)
     end = wait_for_state(waits, "stopped", "interrupted", "failed")
@@ -207,11 +205,11 @@ def test_while_the_controller_is_down_nothing_changes(slurm, on_slurm, store, pl
 
 
 def test_a_squeue_that_answers_nothing_or_something_else_loses_no_run(slurm, on_slurm, store, tmp_path, monkeypatch):
-    programs, instead, asked = tmp_path / "programs", tmp_path / "instead", tmp_path / "asked"
+    programs, instead, requests = tmp_path / "programs", tmp_path / "instead", tmp_path / "asked"
     programs.mkdir()
     squeue = programs / "squeue"
     real = shutil.which("squeue")
-    squeue.write_text(f'#!/bin/sh\n[ -e {instead} ] || exec {real} "$@"\necho . >> {asked}\ncat {instead}\n')
+    squeue.write_text(f'#!/bin/sh\n[ -e {instead} ] || exec {real} "$@"\necho . >> {requests}\ncat {instead}\n')
     squeue.chmod(0o700)
     monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     on_slurm()
@@ -221,7 +219,7 @@ def test_a_squeue_that_answers_nothing_or_something_else_loses_no_run(slurm, on_
         wait_for_state(run, "running")
 
     instead.touch()
-    wait_until(lambda: asked.exists() and len(asked.read_text().split()) >= 8)
+    wait_until(lambda: requests.exists() and len(requests.read_text().split()) >= 8)
     assert [run.folder.read_state().state for run in runs] == ["running", "running"]
     let_go(finishes)
     assert wait_for_state(finishes, "completed", "failed", "interrupted").state == "completed"
@@ -235,7 +233,7 @@ def test_a_squeue_that_answers_nothing_or_something_else_loses_no_run(slurm, on_
     assert (end.reason, executions(cancelled)) == ("cancelled", ["1"])
 
 
-def test_two_nodes_train_what_one_process_does_and_one_process_resumes_where_they_stopped(
+def test_two_nodes_train_as_one_process_does_and_one_process_resumes_their_run(
     slurm, on_slurm, home, tiny_model_folder, tmp_path, monkeypatch
 ):
     on_slurm(ClusterPlace(offline=False, cpus=1, memory_gib=3, limit_hours=1, poll_seconds=0.3))
@@ -269,7 +267,7 @@ def test_two_nodes_train_what_one_process_does_and_one_process_resumes_where_the
     request_resume(home, run)
     end = wait_for_state(run, "completed", "failed", "interrupted")
     assert (end.state, end.executor) == ("completed", "local")
-    assert [one.step for one in data_of_events(run, "resumed")] == [stopped]
+    assert [resume.step for resume in data_of_events(run, "resumed")] == [stopped]
     # Sums over other groups of rows are rounded otherwise; seen: 2e-7 of the loss.
     assert losses_of(run) == [(step, pytest.approx(loss, rel=1e-4)) for step, loss in losses_of(alone)]
     assert data_of_events(run, "eval")[-1].eval_loss == pytest.approx(

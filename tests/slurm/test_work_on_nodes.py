@@ -29,7 +29,7 @@ TOY = ClusterPlace(
 
 @pytest.fixture
 def cluster_home(home):
-    """A home with a cluster."""
+    """Return a home with a cluster."""
     home.make_writable()
     describe(home, TOY)
     return home
@@ -56,9 +56,9 @@ def test_a_worker_on_a_node_answers_and_its_job_ends_with_it(slurm, cluster_home
     job = answering(cluster_home)
     with closing(job.new_process()) as process:
         job.start(process, Wait(0, lambda _: None, threading.Event()))
-        seen = process.call("environment", {})["environment"]
-        assert seen["SLURMD_NODENAME"] in ("node1", "node2")
-        assert seen["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+        environment = process.call("environment", {})["environment"]
+        assert environment["SLURMD_NODENAME"] in ("node1", "node2")
+        assert environment["CUDA_VISIBLE_DEVICES"] in ("0", "1")
         assert process.call("echo", {"text": "é" * 100_000})["echo"] == {"text": "é" * 100_000}
         assert "loratory-work" in slurm.run_command("squeue", "--noheader", "--me", "-o", "%j")
     wait_until(lambda: not jobs_of(slurm))
@@ -153,15 +153,15 @@ def test_the_command_names_what_is_asked_for_and_passes_nothing_of_this_machine(
     )
     machine = node_machine(cluster_home, None)
     job = replace(answering(cluster_home), machine=machine)
-    words = list(machine.launcher.command)
+    command = list(machine.launcher.command)
 
-    assert words[0] == "env"
-    assert "--unset=CUDA_VISIBLE_DEVICES" in words
-    assert {"--partition=gpu", "--gpus-per-node=toy:1", "--nodes=1", "--mem=512M", "--time=6"} <= set(words)
-    assert words[-4:] == ["-c", "module load 'cuda'\nexec \"$@\"", "bash", "/opt/p"]
+    assert command[0] == "env"
+    assert "--unset=CUDA_VISIBLE_DEVICES" in command
+    assert {"--partition=gpu", "--gpus-per-node=toy:1", "--nodes=1", "--mem=512M", "--time=6"} <= set(command)
+    assert command[-4:] == ["-c", "module load 'cuda'\nexec \"$@\"", "bash", "/opt/p"]
     assert machine.device.total_bytes == 8 * 2**30
     assert not job.new_process().access
-    assert "secret" not in " ".join(words)
+    assert "secret" not in " ".join(command)
 
 
 def test_a_home_without_a_cluster_reports_how_to_describe_one(home):

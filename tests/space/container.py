@@ -63,9 +63,9 @@ class Container:
     def _copy(self, arguments: str) -> None:
         owner, source, target = arguments.split()
         assert owner == "--chown=user"
-        copied = self.folder / target / source
-        copied.write_bytes((self.context / source).read_bytes())
-        os.chown(copied, _USER, _USER)
+        path = self.folder / target / source
+        path.write_bytes((self.context / source).read_bytes())
+        os.chown(path, _USER, _USER)
 
     def _run(self, step: str) -> None:
         process = subprocess.run(
@@ -142,7 +142,7 @@ def _result_json(answer: Any, began: float) -> dict[str, Any]:
 def main() -> None:
     """Build, then start the image's command once for each set of variables, and print what was found as JSON."""
     order = json.loads(sys.stdin.read())
-    _prepare(Path(order["work"]), Path(order["python"]), [Path(one) for one in order["packages"]])
+    _prepare(Path(order["work"]), Path(order["python"]), [Path(folder) for folder in order["packages"]])
     container = Container(Path(order["context"]))
     path = f"{order['python']}/bin:/usr/bin:/bin"
     if shutil.which("python", path=path) is None:  # Debian's own is `python3` alone
@@ -178,10 +178,10 @@ def main() -> None:
         answer["log"] = log.read_text(errors="replace")[-6000:]
         result["runs"].append(answer)
     # Nothing outside its home belongs to the user.
-    owned = subprocess.run(
+    listing = subprocess.run(
         ["find", "/home", "-maxdepth", "1", "-user", str(_USER)], capture_output=True, text=True, check=True
     )
-    result["owned"] = owned.stdout.split()
+    result["owned"] = listing.stdout.split()
     print(json.dumps(result))
 
 

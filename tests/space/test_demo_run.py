@@ -102,11 +102,11 @@ def test_a_failed_run_is_tried_again_when_the_server_starts_and_not_before(demo,
     assert again != failed
     assert len(demo.launcher.started) == 1
 
-    restarted = a_demo(tmp_path / "other")
-    failed_now = with_run(restarted, InventedRun(state="failed", age_seconds=-10))
-    restarted.advance()
-    restarted.advance()
-    assert restarted.runs.list() == [failed_now]
+    later = a_demo(tmp_path / "other")
+    failed_now = with_run(later, InventedRun(state="failed", age_seconds=-10))
+    later.advance()
+    later.advance()
+    assert later.runs.list() == [failed_now]
 
 
 @pytest.mark.parametrize("reason", ["device_in_use", "memory", "other_persons_run"])
@@ -173,10 +173,10 @@ def test_what_was_computed_is_found_again(demo, tmp_path):
     request_count = len(demo.chat.session.requests)
 
     session = FakeChatSession(0.0)
-    restarted = a_demo(tmp_path, session)
-    restarted.advance()
+    later = a_demo(tmp_path, session)
+    later.advance()
 
-    assert restarted.sample_of(run) == demo.sample_of(run)
+    assert later.sample_of(run) == demo.sample_of(run)
     assert session.requests == []
     assert request_count == 3
     demo.sample_path(run).write_text("{ torn")
@@ -325,11 +325,11 @@ def test_an_answer_that_takes_too_long_ends_with_what_there_is(tmp_path):
 
         def stream(self, request):
             self._stopped.clear()
-            words = super().stream(request)
-            yield from itertools.islice(words, len(request.branches))
+            chunks = super().stream(request)
+            yield from itertools.islice(chunks, len(request.branches))
             assert self.is_stopped.wait(PATIENCE_SECONDS)
             self._stopped.add(request.id)
-            yield from words
+            yield from chunks
 
         def stop(self, request_id=None):
             self.is_stopped.set()

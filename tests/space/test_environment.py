@@ -36,7 +36,7 @@ def test_what_an_owner_need_not_set_may_be_missing():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("OAUTH_CLIENT_ID", "", "hf_oauth: true"),
         ("OAUTH_CLIENT_SECRET", " ", "hf_oauth: true"),
@@ -55,10 +55,10 @@ def test_what_an_owner_need_not_set_may_be_missing():
         ("LORATORY_BUCKET", CANARY, "LORATORY_BUCKET"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_a_message(name, value, words):
+def test_what_cannot_be_used_is_refused_with_a_message(name, value, message):
     with pytest.raises(EngineError) as error_info:
         SpaceEnvironment.read({**GIVEN, name: value})
-    assert words in str(error_info.value)
+    assert message in str(error_info.value)
     assert CANARY not in str(error_info.value)
 
 

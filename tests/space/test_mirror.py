@@ -36,7 +36,7 @@ def test_runs_and_who_owns_them_are_back_on_an_empty_disk(home, spaces):
 
     for run in runs:
         back = RunStore(again, run.owner).get(run.id)
-        steps = [one.step for one in list_checkpoints(run.folder.checkpoints)]
+        steps = [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)]
         remaining = {name: data for name, data in files_of(run).items() if not name.startswith("checkpoints/")}
         newest = f"checkpoints/step-{max(steps)}/"
         remaining |= {name: data for name, data in files_of(run).items() if name.startswith(newest)}
@@ -112,15 +112,15 @@ def test_older_checkpoints_leave_the_bucket_once_the_newer_is_there(home, spaces
 
 
 def steps_of(run):
-    return [one.step for one in list_checkpoints(run.folder.checkpoints)]
+    return [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)]
 
 
 def test_the_best_checkpoint_stays_with_the_newest(home, spaces):
     run = a_run(home, state="running", steps=10)
     for step in (4, 8, 12):
         folder = a_checkpoint(run, step)
-        told = Manifest.model_validate_json((folder / "MANIFEST.json").read_bytes())
-        (folder / "MANIFEST.json").write_text(told.model_copy(update={"best": step == 4}).model_dump_json())
+        manifest = Manifest.model_validate_json((folder / "MANIFEST.json").read_bytes())
+        (folder / "MANIFEST.json").write_text(manifest.model_copy(update={"best": step == 4}).model_dump_json())
     spaces.begin(home).save()
 
     assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [4, 12]

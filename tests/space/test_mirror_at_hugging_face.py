@@ -70,18 +70,18 @@ REFUSALS = [
 
 
 @pytest.mark.exhaustive(quick=2)
-@pytest.mark.parametrize(("what", "error", "words"), REFUSALS)
-def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, words):  # noqa: F811
+@pytest.mark.parametrize(("what", "error", "message"), REFUSALS)
+def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, message):  # noqa: F811
     mirror = spaces.begin(home)
     mirror.save()
     run = a_run(home)
     hugging_face.faults = [Fault("batch", what, times=20)]
-    with pytest.raises(error) as raised:
+    with pytest.raises(error) as error_info:
         mirror.save()
-    assert words in raised.value.what
-    assert raised.value.fix
-    assert TOKEN not in str(raised.value)
-    assert raised.value.__cause__ is None
+    assert message in error_info.value.what
+    assert error_info.value.fix
+    assert TOKEN not in str(error_info.value)
+    assert error_info.value.__cause__ is None
 
     hugging_face.faults = []
     mirror.save()
@@ -97,9 +97,9 @@ def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, huggin
     before = dict(hugging_face.files[BUCKET])
     disk = spaces.disk()
     hugging_face.faults = [Fault(step, what, times=50)]
-    with pytest.raises(EngineError) as raised:
+    with pytest.raises(EngineError) as error_info:
         spaces.begin(disk)
-    assert TOKEN not in str(raised.value)
+    assert TOKEN not in str(error_info.value)
 
     hugging_face.faults = []
     there = hugging_face.files[BUCKET]
@@ -122,7 +122,7 @@ def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face, m
     assert mirror.stop(PATIENCE_SECONDS)
 
     back = RunStore(spaces.again(), "ann").list()
-    assert [files_of(one)["events.jsonl"] for one in back] == [files_of(run)["events.jsonl"]]
+    assert [files_of(later_run)["events.jsonl"] for later_run in back] == [files_of(run)["events.jsonl"]]
     assert back[0].folder.newest_checkpoint_step() == 400
 
 

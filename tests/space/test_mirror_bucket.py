@@ -78,8 +78,8 @@ def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, 
     spaces.begin(home).save()
     before = {name: data for name, data in bucket.files.items() if name != "mirror/space.json"}
 
-    def refuse(asked):
-        if asked == kind:
+    def refuse(request):
+        if request == kind:
             raise AWAY
 
     bucket.refuse = refuse

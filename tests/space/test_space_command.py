@@ -27,10 +27,12 @@ def test_one_command_makes_a_private_space_that_runs(hub, loratory, monkeypatch)
     assert repository.messages == ["Create Loratory's Space"]
     assert {"README.md", "Dockerfile", "requirements.txt"} < set(repository.files())
     assert (space.sdk, space.hardware) == ("docker", "cpu-basic")
-    assert {key: one["value"] for key, one in space.secrets.items()} == {
+    assert {key: secret["value"] for key, secret in space.secrets.items()} == {
         "MIRROR": SECRET, "HF_TOKEN": TOKEN, "LORATORY_ADMITTED": "ada",
     }  # fmt: skip
-    assert {key: one["value"] for key, one in space.variables.items()} == {"LORATORY_BUCKET": "ada/loratory-loratory"}
+    assert {key: variable["value"] for key, variable in space.variables.items()} == {
+        "LORATORY_BUCKET": "ada/loratory-loratory"
+    }
     assert hub.buckets == {"ada/loratory-loratory": True}
     assert "https://ada-loratory.hf.space" in out
     assert f"{hub.address}/spaces/{NAME}" in out
@@ -64,8 +66,8 @@ def test_a_dry_run_writes_the_files_without_a_request(hub, loratory, tmp_path, m
 
     assert code == 0
     assert hub.requests == {}
-    written = {path.name: path.stat().st_size for path in (tmp_path / "image").iterdir()}
-    assert json.loads(out) == {"folder": str(tmp_path / "image"), "files": written}
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "image").iterdir()}
+    assert json.loads(out) == {"folder": str(tmp_path / "image"), "files": sizes}
     assert loratory("create", NAME, "--dry-run", str(tmp_path / "image"))[0] == 1  # not empty
 
 
@@ -97,9 +99,9 @@ def test_mistakes_are_found_before_anything_is_made(hub, loratory, arguments, me
     assert hub.spaces == hub.buckets == {}
 
 
-@pytest.mark.parametrize("given", ["HF_TOKEN={}", "HF_TOKEN:{}", "{}", "{}:HF_TOKEN", "HF_TOKEN: {}"])
-def test_a_value_on_the_command_line_is_refused_and_not_repeated(hub, loratory, given):
-    code, _, err = loratory("create", NAME, "--secret", given.format(SECRET))
+@pytest.mark.parametrize("argument", ["HF_TOKEN={}", "HF_TOKEN:{}", "{}", "{}:HF_TOKEN", "HF_TOKEN: {}"])
+def test_a_value_on_the_command_line_is_refused_and_not_repeated(hub, loratory, argument):
+    code, _, err = loratory("create", NAME, "--secret", argument.format(SECRET))
     assert code == 1
     assert "takes the name of an environment variable" in err
     assert SECRET not in err
@@ -143,7 +145,7 @@ def test_a_free_account_gets_the_plan_that_it_needs(hub, loratory):
 
 @pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize(
-    ("status", "words"),
+    ("status", "message"),
     [
         (401, "does not accept your token"),
         (402, "no credit, plan or room"),
@@ -154,11 +156,11 @@ def test_a_free_account_gets_the_plan_that_it_needs(hub, loratory):
     ],
 )
 @pytest.mark.parametrize("step", ["create", "commit", "runtime"])
-def test_each_refusal_ends_in_words_without_the_token(hub, loratory, step, status, words):
+def test_each_refusal_ends_in_words_without_the_token(hub, loratory, step, status, message):
     hub.faults = [Fault(step, status, times=9)]
     code, out, err = loratory("create", NAME, "--no-bucket")
     assert (code, out) == (1, "")
-    assert words in err
+    assert message in err
     assert TOKEN not in err
     assert ("loratory space update" in err) == (step == "commit")
 
@@ -188,7 +190,7 @@ def test_an_interrupted_create_is_finished_by_update(hub, loratory):
 
 
 @pytest.mark.parametrize(
-    ("stage", "log", "words"),
+    ("stage", "log", "message"),
     [
         ("BUILD_ERROR", "build", "could not build its image"),
         ("RUNTIME_ERROR", "run", "ended, or did not answer in time"),
@@ -197,14 +199,14 @@ def test_an_interrupted_create_is_finished_by_update(hub, loratory):
         ("SOMETHING_NEW", None, "in the state SOMETHING_NEW"),
     ],
 )
-def test_a_space_that_does_not_run_is_an_error_with_the_end_of_its_log(hub, loratory, stage, log, words):
+def test_a_space_that_does_not_run_is_an_error_with_the_end_of_its_log(hub, loratory, stage, log, message):
     hub.stages = ["BUILDING", stage]
     hub.logs = {log: [f"line {number}" for number in range(100)] + [f"ERROR: no \x1b[31mmatching version {TOKEN}"]}
 
     code, out, err = loratory("create", NAME)
 
     assert (code, out) == (1, "")
-    assert words in err
+    assert message in err
     assert ("line 99" in err) == (log is not None)
     assert "line 79" not in err
     assert "\x1b" not in err
