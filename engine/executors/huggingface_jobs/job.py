@@ -35,6 +35,7 @@ _COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingf
 
 _POLL_SECONDS = 4.0
 _MOST_DOUBLINGS = 4  # of the time between two looks, while they fail
+_ENDED_STAGES = frozenset({"COMPLETED", "CANCELED", "ERROR", "DELETED"})
 _GAP_SECONDS = 60.0  # after the end of a job, for pieces of its log that are still on the way
 _MISSING_LOOKS = 3  # answers in a row that there is no such job
 _LOG_LINES = 400  # of the job's own output, if its companion writes none
@@ -117,36 +118,40 @@ class HubJob(RemoteJob[JobRecord]):
             self.close(JobEnd(cause=error.what, advice=error.fix))
 
     def _advance(self) -> None:
+        """Do what is next: submit the job, follow it to its end, remove its files."""
+        record = self.record
         if self.view.stage == "ended":
             return
-        if self.wants_cancel and not self.record.sent_at and not self.record.job_id:
+        if self.wants_cancel and not record.sent_at and not record.job_id:
             self.close(JobEnd(cause="Cancelled before it was sent."))
             return
         hours_left = self._use_login()
         self._bucket = RunBucket(self._api, self.record.bucket)
-        if self.record.is_downloaded:
+        if not record.job_id and not self._submit(hours_left):
+            return
+        if record.is_downloaded or self._follow():
             self._clean_up()
-            return
-        if not self.record.job_id and not self._submit(hours_left):
-            return
-        self._pass_on_requests()
+
+    def _follow(self) -> bool:
+        """Forward requests and download what is new; return whether the job is over and all of it has arrived."""
+        self._forward_requests()
         job = self._inspect()
         if job is not None:
             self.save(running_seconds=float((job.durations and job.durations.running_secs) or 0))
         has_gap, result = self._download.fetch(self._bucket)
         if result is not None and result.reached_limit:
             request_stop_for_time(self.run.folder, self.record.limit_hours)
-        if job is not None and job.status.stage not in ("COMPLETED", "CANCELED", "ERROR", "DELETED"):
+        if job is not None and job.status.stage not in _ENDED_STAGES:
             self._show(is_running=job.status.stage == "RUNNING")
-            return
+            return False
         self._ended_at = self._clock() if self._ended_at is None else self._ended_at
         if has_gap and self._clock() - self._ended_at < _GAP_SECONDS:
-            return
+            return False
         if result is None and job is not None:
             self._keep_output()
         self._end = JobEnd(exit_code=result.exit_code) if result is not None else self.record.end_without_result(job)
         self.save(is_downloaded=True)
-        self._clean_up()
+        return True
 
     def _show(self, *, is_running: bool) -> None:
         if is_running and not self._download.has_log and self._clock() >= self._output_due:
@@ -247,7 +252,7 @@ class HubJob(RemoteJob[JobRecord]):
                 namespace=record.namespace,
             )
 
-    def _pass_on_requests(self) -> None:
+    def _forward_requests(self) -> None:
         if self.wants_cancel and not self._cancel_was_sent:
             with JOBS.explained(self.record.namespace):
                 self._api.cancel_job(job_id=self.record.job_id, namespace=self.record.namespace)
