@@ -115,30 +115,43 @@ class SlurmJob(RemoteJob[SlurmRecord]):
             self.show_trouble(error)
 
     def _advance(self, own: list[JobLine]) -> None:
-        if not self.record.job_id:
-            if own:  # it was submitted, and we ended before its id was saved
-                self.save(job_id=own[0].id)
-            elif self.wants_cancel:
-                if self._fetch is not None:
-                    self._fetch.end()
-                self.close(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
-                return
-            elif not self._submit():
-                return
-        for other in own:
-            # Two submissions of one attempt: the answer to the first was lost. Only the one of the record is released.
-            if other.id != self.record.job_id and other.state not in ENDED_STATES:
-                self._slurm.cancel(other.id)
+        """Do what is next: submit the job, release it, show what the queue has of it."""
+        if not self.record.job_id and not self._find_or_submit(own):
+            return
+        self._cancel_duplicates(own)
         line = next((line for line in own if line.id == self.record.job_id), None)
         if line is None and own:
             line = own[0]._replace(id=self.record.job_id, state="PENDING", reason="JobHeldUser")
         if not self.record.is_released and not self.wants_cancel:
-            if line is None or line.state in WAITS_STATES:
-                self._slurm.release(self.record.job_id)
-                line = line._replace(reason="None") if line is not None else None
-            self.save(is_released=True)
-        self._look(line)
+            line = self._release(line)
+        self._update_view(line)
         self.cancel_if_wanted()
+
+    def _find_or_submit(self, own: list[JobLine]) -> bool:
+        """Return whether the job has an id: from the queue, where we ended before it was saved, or from its submission."""
+        if own:
+            self.save(job_id=own[0].id)
+            return True
+        if not self.wants_cancel:
+            return self._submit()
+        if self._fetch is not None:
+            self._fetch.end()
+        self.close(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
+        return False
+
+    def _cancel_duplicates(self, own: list[JobLine]) -> None:
+        """Cancel the job of another submission of the attempt, whose answer was lost; it was never released."""
+        for line in own:
+            if line.id != self.record.job_id and line.state not in ENDED_STATES:
+                self._slurm.cancel(line.id)
+
+    def _release(self, line: JobLine | None) -> JobLine | None:
+        """Let Slurm start the job, and return its line as it is then."""
+        if line is None or line.state in WAITS_STATES:
+            self._slurm.release(self.record.job_id)
+            line = line._replace(reason="None") if line is not None else None
+        self.save(is_released=True)
+        return line
 
     def cancel_if_wanted(self) -> None:
         """Cancel the job where that is wanted, also while the queue cannot be read.
@@ -177,7 +190,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         self.save(job_id=job_id)
         return True
 
-    def _look(self, line: JobLine | None) -> None:
+    def _update_view(self, line: JobLine | None) -> None:
         self._misses += line is None
         if line is None and self._misses > 1:  # not yet in a queue that was read before its submission
             line = self._slurm.find(self.record.job_id)
