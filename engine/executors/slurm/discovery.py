@@ -1,6 +1,7 @@
 """What a cluster has: a first `cluster.yaml` and free GPUs from `sinfo`, and a look at a node by `srun`, which runs this module."""
 
 import contextlib
+import math
 import os
 import platform
 import re
@@ -89,37 +90,39 @@ def propose(groups: Sequence[NodeGroup]) -> ClusterPlace:
     usable = [group for group in groups if group.is_up and group.nodes]
     if not usable:
         raise ClusterError("No partition of the cluster takes jobs at present.", "Look with `sinfo`.")
-    by_name = {
-        group.partition: [member for member in usable if member.partition == group.partition] for group in usable
-    }
     default = next((group.partition for group in usable if group.is_default), usable[0].partition)
-    most = max(by_name, key=lambda name: _gpus_of(by_name[name]))
-    partition = default if _gpus_of(by_name[default]) or not _gpus_of(by_name[most]) else most
-    partition_groups = by_name[partition]
-    kinds: dict[str, GpuType] = {}
-    for group in partition_groups:
-        for name, per_node in group.gpus:
-            earlier, count = kinds.get(name), per_node * group.nodes
-            kinds[name] = GpuType(
-                name=name,
-                memory_gib=memory_of(name) or _UNKNOWN_GIB,
-                per_node=max(per_node, earlier.per_node if earlier else 0),
-                count=count + (earlier.count if earlier else 0),
-            )
-    smallest = min(partition_groups, key=lambda group: group.memory_gib)
-    gpus_in_node = max((n for group in partition_groups for _, n in group.gpus), default=1)
-    longest = min((group.limit_hours for group in partition_groups if group.limit_hours), default=24.0)
+    partition = _choose_partition(usable, default)
+    nodes = [group for group in usable if group.partition == partition]
+    smallest = min(nodes, key=lambda group: group.memory_gib)
+    gpus_in_node = max((number for group in nodes for _, number in group.gpus), default=1)
     return ClusterPlace(
         partition="" if partition == default else partition,
-        gpu_types=tuple(sorted(kinds.values(), key=lambda kind: kind.memory_gib)),
+        gpu_types=_gpu_types(nodes),
         cpus=max(1, min(8, smallest.cpus // gpus_in_node)),
         memory_gib=max(1.0, round(min(smallest.memory_gib * 0.9, 16.0), 1)),
-        limit_hours=min(24.0, longest),
+        limit_hours=min(24.0, *(group.limit_hours or math.inf for group in nodes)),
     )
 
 
-def _gpus_of(groups: Sequence[NodeGroup]) -> int:
-    return sum(group.nodes * number for group in groups for _, number in group.gpus)
+def _choose_partition(groups: Sequence[NodeGroup], default: str) -> str:
+    counts = Counter[str]()
+    for group in groups:
+        counts[group.partition] += group.nodes * sum(number for _, number in group.gpus)
+    ((richest, count),) = counts.most_common(1)
+    return default if counts[default] or not count else richest
+
+
+def _gpu_types(groups: Sequence[NodeGroup]) -> tuple[GpuType, ...]:
+    per_node, counts = dict[str, int](), Counter[str]()
+    for group in groups:
+        for name, number in group.gpus:
+            per_node[name] = max(number, per_node.get(name, 0))
+            counts[name] += number * group.nodes
+    kinds = (
+        GpuType(name=name, memory_gib=memory_of(name) or _UNKNOWN_GIB, per_node=number, count=counts[name])
+        for name, number in per_node.items()
+    )
+    return tuple(sorted(kinds, key=lambda kind: kind.memory_gib))
 
 
 def memory_of(kind: str) -> float | None:
