@@ -59,10 +59,10 @@ def test_a_run_costs_what_all_its_jobs_cost_and_at_most_what_the_last_one_may_ad
         job_id="x",
         running_seconds=3600,
     )
-    second = JobRecord(attempt=2, namespace="ada", flavor="l4x1", limit_hours=2, earlier_usd=first.cost_usd)
+    rejected = JobRecord(attempt=2, namespace="ada", flavor="l4x1", limit_hours=2, earlier_usd=first.cost_usd)
     second = JobRecord(
         attempt=3, namespace="ada", flavor="a100-large", price_per_hour_usd=2.5, limit_hours=2, job_id="y",
-        running_seconds=1800, earlier_usd=second.cost_usd,
+        running_seconds=1800, earlier_usd=rejected.cost_usd,
     )  # fmt: skip
 
     assert (first.cost_usd, first.most_usd) == pytest.approx((0.8, 1.6))
