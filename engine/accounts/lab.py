@@ -3,7 +3,6 @@
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,12 +77,12 @@ def read_settings(home: LoratoryHome) -> LabSettings:
         AccountError: If the file cannot be read, or holds something else.
     """
     try:
-        values = yaml.safe_load(_settings_path(home).read_text(encoding="utf-8"))
+        values = yaml.safe_load((home.root / SETTINGS_FILE).read_text(encoding="utf-8"))
         return LabSettings.model_validate(values or {})
     except FileNotFoundError:
         return LabSettings()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise AccountError(f"lab.yaml in the home cannot be used ({error}).", "Mend it, or remove it.") from error
+        raise AccountError(f"lab.yaml in the home cannot be used ({error}).", "Correct it, or remove it.") from error
 
 
 def read_rules(home: LoratoryHome) -> LabRules | None:
@@ -112,9 +111,8 @@ def read_rules(home: LoratoryHome) -> LabRules | None:
 class RulesReader:
     """Follows the rules of a lab; a damaged file leaves the last ones in force."""
 
-    def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, home: LoratoryHome) -> None:
         self._home = home
-        self._clock = clock
         self._stamp: tuple[int, int] | None = None
         self._last_look = 0.0
         self._rules: LabRules | None = None
@@ -124,7 +122,7 @@ class RulesReader:
         if not is_lab(self._home):
             self._rules = self._stamp = None
             return None
-        stamp, now = size_and_time(self._home.root / SETTINGS_FILE), self._clock()
+        stamp, now = size_and_time(self._home.root / SETTINGS_FILE), time.monotonic()
         if self._rules is None or stamp != self._stamp or now - self._last_look > _ROLES_SECONDS:
             self._stamp, self._last_look = stamp, now
             try:
@@ -146,7 +144,9 @@ def save_settings(home: LoratoryHome, settings: LabSettings) -> None:
     Raises:
         StorageError: If they cannot be written.
     """
-    write_atomically(_settings_path(home), yaml.safe_dump(settings.model_dump(exclude_defaults=True), sort_keys=False))
+    write_atomically(
+        home.root / SETTINGS_FILE, yaml.safe_dump(settings.model_dump(exclude_defaults=True), sort_keys=False)
+    )
 
 
 def change_settings(home: LoratoryHome, **changes: object) -> LabSettings:
@@ -193,10 +193,6 @@ def public_address(home: LoratoryHome, address: str | None = None) -> PublicAddr
 def join_link(address: PublicAddress, invitation: "Invitation") -> str:
     """Return the link of an invitation. Its token is behind the #, which browsers send to no server."""
     return f"{address.origin}/join#{invitation.token}"
-
-
-def _settings_path(home: LoratoryHome) -> Path:
-    return home.root / SETTINGS_FILE
 
 
 def forget_secrets() -> bool:

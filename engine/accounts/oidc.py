@@ -137,7 +137,6 @@ class Provider:
         settings: OidcSettings,
         origin: str,
         verify: ssl.SSLContext | None = None,
-        clock: Callable[[], float] = time.time,
         *,
         reauthenticates: bool = True,
     ) -> None:
@@ -145,7 +144,6 @@ class Provider:
         self._reauthenticates = reauthenticates
         self.redirect_uri = f"{origin}{CALLBACK}"
         self._verify = verify or httpx.create_ssl_context()
-        self._clock = clock
 
     async def discover(self) -> Endpoints:
         """Return where to send people and questions.
@@ -221,7 +219,7 @@ class Provider:
             identity,
             claims,
             access if isinstance(access, str) else "",
-            0.0 if seconds is None else self._clock() + seconds,
+            0.0 if seconds is None else time.time() + seconds,
             frozenset(scope.split()) if isinstance(scope, str) else frozenset(),
         )
 
@@ -243,7 +241,7 @@ class Provider:
         """Return the claims of an ID token that this provider signed for this round (OpenID Connect Core, 3.1.3.7)."""
         registry = JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
         rules = jwt.JWTClaimsRegistry(
-            now=int(self._clock()), leeway=SKEW_SECONDS,
+            now=int(time.time()), leeway=SKEW_SECONDS,
             iss={"essential": True, "value": self.settings.issuer}, sub={"essential": True},
             aud={"essential": True}, exp={"essential": True}, iat={"essential": True},
             nonce={"essential": True, "value": round_.nonce},

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, TextIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -160,9 +160,8 @@ class ProgressLine:
     As a context manager it is cleared at the end.
     """
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream or sys.stderr
-        self._clock = clock
+    def __init__(self) -> None:
+        self._stream = sys.stderr
         self._is_terminal = self._stream.isatty()
         self._line = ""
         self._last_written = -math.inf
@@ -181,7 +180,7 @@ class ProgressLine:
             line = f"{'█' * cells}{'·' * (_BAR_CELLS - cells)} {share:4.0%} {text}"
         if line == self._line:
             return
-        now = self._clock()
+        now = time.monotonic()
         if self._is_terminal:
             self._stream.write("\r" + line.ljust(len(self._line)))
         elif now - self._last_written >= _PLAIN_SECONDS:

@@ -17,7 +17,7 @@ from engine.commands.output import (
     print_json,
     print_result,
 )
-from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report
+from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
 from engine.errors import RunError
 from engine.executors.huggingface_jobs.layout import JobRequest
 from engine.lab.rules import resume_run
@@ -268,9 +268,8 @@ def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: floa
         time.sleep(0.1)
 
 
-def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, object]:
-    place = {"run_id": summary.id, "directory": str(store.folder / summary.id), "status": summary.state}
-    return place | summary.model_dump() | {"seconds": summary.seconds}
+def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, Any]:
+    return result_json(store.folder / summary.id, summary, None)
 
 
 COMMANDS = (runs, show, stop, cancel, resume, delete, rename, note, tag, move, start_anyway, electricity)

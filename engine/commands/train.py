@@ -4,6 +4,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -127,7 +128,7 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
         RunError: If the run failed or was interrupted, after the figures were printed.
     """
     if as_json:
-        print_json(result_json(run, summary))
+        print_json(result_json(run.folder.path, summary))
     elif summary.state in _ENDED_WELL:
         print(describe(run, summary, LoratoryHome.located()))
         if summary.state == "completed":
@@ -136,10 +137,10 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
         raise RunError(summary.cause or f"The run {summary.state}.", summary.advice or f"See {run.folder.log.name}.")
 
 
-def result_json(run: Run, summary: RunSummary) -> dict[str, Any]:
-    """Return the JSON object of the command."""
-    place = {"run_id": run.id, "directory": str(run.folder.path), "status": summary.state}
-    return place | summary.model_dump(include=_REPORTED) | {"seconds": summary.seconds}
+def result_json(folder: Path, summary: RunSummary, include: set[str] | None = _REPORTED) -> dict[str, Any]:
+    """Return the JSON object of a run in a folder, with the figures of `train` or, by None, with all."""
+    location = {"run_id": summary.id, "directory": str(folder), "status": summary.state}
+    return location | summary.model_dump(include=include) | {"seconds": summary.seconds}
 
 
 def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
@@ -257,7 +258,7 @@ def sweep(
         line.say(f"Run {number} of {len(runs)}: {run.id}")
         results.append((run, follow_to_the_end(store.home, run, line)))
     if as_json:
-        print_json([{"name": summary.name, **result_json(run, summary)} for run, summary in results])
+        print_json([{"name": summary.name, **result_json(run.folder.path, summary)} for run, summary in results])
     else:
         print_runs([summary for _, summary in results])
         if (best := best_by_held_out_loss([summary for _, summary in results])) is not None:

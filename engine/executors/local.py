@@ -48,15 +48,12 @@ class LocalExecutor(Executor):
     uses_local_devices = True
 
     def __init__(self, context: LocalContext, command: WorkerCommand | None = None) -> None:
+        self.context = context
         self._book = context.book
-        self.report = context.report
-        self.claim_seconds = context.claim_seconds
-        self.unseen_seconds = context.unseen_seconds
         self._command = command or worker_command
 
     def reserve(self, spec: JobSpec) -> None:
-        holder = _holder(spec.run, run_title(spec.config), ProcessIdentity.current())
-        self._book.take(_names(spec), holder)
+        self._book.take(_names(spec), _holder(spec.run, ProcessIdentity.current()))
 
     def submit(self, spec: JobSpec) -> Job:
         process = start_worker(spec, self._command)
@@ -82,13 +79,13 @@ class LocalExecutor(Executor):
             return
         giver = next((holder.process for holder in holders if holder is not None and holder.run_id == run.id), None)
         try:
-            holder = _holder(run, _title_of(run), worker)
+            holder = _holder(run, worker)
             if giver is None:  # its supervisor died before it, or the lease is damaged
                 self._book.take(devices, holder)
             else:
                 self._book.hand_over(devices, giver, holder)
         except (EngineError, OSError) as error:
-            self.report(run.id, f"The device of {run.id} could not be leased to its worker: {error}")
+            self.context.report(run.id, f"The device of {run.id} could not be leased to its worker: {error}")
 
 
 @dataclass(eq=False)
@@ -127,7 +124,7 @@ class LocalJob(Job):
         if has_reported:
             return JobStatus("gone")
         # A previous supervisor may have started a worker without saving its identity; it would appear soon.
-        may_come = time.monotonic() - self.since < self.executor.claim_seconds
+        may_come = time.monotonic() - self.since < self.executor.context.claim_seconds
         return JobStatus("alive" if may_come else "never_started")
 
     def _poll_elsewhere(self, host: str, is_locked: bool) -> JobStatus:
@@ -136,7 +133,7 @@ class LocalJob(Job):
         It is gone if its last event says so, or if a person who cancelled it got no answer.
         """
         cancelled, last = self.cancelled_elsewhere, last_event(self.run.folder.events)
-        is_given_up = cancelled is not None and time.monotonic() - cancelled > self.executor.unseen_seconds
+        is_given_up = cancelled is not None and time.monotonic() - cancelled > self.executor.context.unseen_seconds
         has_ended = last is not None and last.attempt == self.attempt and is_last_word(last.data)
         if not is_locked and (has_ended or is_given_up):
             return JobStatus("gone")
@@ -211,22 +208,19 @@ class LocalJob(Job):
         try:
             worker = self.worker()
         except OSError as error:
-            self.executor.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
+            self.executor.context.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
         if worker is not None and worker.is_of_another_host():
             return None
-        return _holder(self.run, _title_of(self.run), worker or ProcessIdentity.current())
+        return _holder(self.run, worker or ProcessIdentity.current())
 
 
 def _names(spec: JobSpec) -> tuple[str, ...]:
     return tuple(lease_name(device) for device in spec.devices)
 
 
-def _title_of(run: Run) -> str:
+def _holder(run: Run, process: ProcessIdentity) -> LeaseHolder:
     try:
-        return run_title(run.folder.read_config())
+        title = run_title(run.folder.read_config())
     except EngineError:
-        return run.id
-
-
-def _holder(run: Run, title: str, process: ProcessIdentity) -> LeaseHolder:
+        title = run.id
     return LeaseHolder(purpose="training", title=title, process=process, run_id=run.id, owner=run.owner)

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ from engine.paths import LoratoryHome
 from engine.runs.control import request_resume, request_stop, resume_is_requested
 from engine.runs.run import Reason, Run, RunState
 from engine.runs.store import RunStore
-from engine.space.demo_chat import DemoAnswer, DemoBusyError, DemoChat, demo_session
+from engine.space.demo_chat import DemoAnswers, DemoBusyError, DemoChat, demo_session
 from engine.supervision.launch import Launcher, Preflight
 
 DEMO_PRESET = "quickstart-cpu"
@@ -41,20 +41,11 @@ _FOR_A_DEVICE: frozenset[Reason | None] = frozenset({"device_in_use", "memory", 
 _log = logging.getLogger(__name__)
 
 
-class SampleAnswers(BaseModel, frozen=True):
-    """A question of a held-out row, the answer in the data, and what base and tuned answer."""
-
-    prompt: str
-    reference: str
-    base: DemoAnswer
-    tuned: DemoAnswer
-
-
 class DemoSample(BaseModel, frozen=True):
     """Rows of the data as the model is trained on them, and answers to questions that it was not trained on."""
 
     page: DatasetPage | None = None
-    answers: tuple[SampleAnswers, ...] | None = None  # None before they are known; none where no row was held out
+    answers: tuple[DemoAnswers, ...] | None = None  # None before they are known; none where no row was held out
 
 
 class _Question(NamedTuple):
@@ -206,7 +197,7 @@ class Demo:
             answers = []
             for question in self._questions(config):
                 pair = self.chat.answer(run, question.prompt, _RECORDED_SECONDS)
-                answers.append(SampleAnswers(**question._asdict(), base=pair.base, tuned=pair.tuned))
+                answers.append(replace(pair, reference=question.reference))
             self._keep(run, sample.model_copy(update={"answers": tuple(answers)}))
 
     def _questions(self, config: RunConfig) -> list[_Question]:

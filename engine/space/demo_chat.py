@@ -45,6 +45,7 @@ class DemoAnswers:
     prompt: str
     base: DemoAnswer
     tuned: DemoAnswer
+    reference: str = ""  # the answer in the data, of a held-out row
 
 
 def demo_session(home: LoratoryHome) -> ChatSession:

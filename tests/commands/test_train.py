@@ -156,7 +156,7 @@ def test_a_failed_run_prints_its_figures_and_fails_the_command_in_two_sentences(
 def test_figures_that_are_not_known_are_null(store):
     run = store.create(config_for())
     run.folder.write_state(RunState(state="failed", cause="Nothing happened."))
-    result = result_json(run, summarize(run))
+    result = result_json(run.folder.path, summarize(run))
 
     assert result["final_loss"] is None
     assert result["tokens_per_second"] is None

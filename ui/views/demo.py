@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from engine.runs.provenance import compare_peaks
-from engine.space.demo import DemoSample, SampleAnswers
+from engine.space.demo import DemoSample
 from engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
 from ui.backend.background import stamp
 from ui.backend.run_reader import RunSnapshot, has_adapter
@@ -190,7 +190,7 @@ def _answers(sample: DemoSample) -> str:
     return f'<section><h2>Before and after</h2><p class="lead">{words}</p>{answers}</section>'
 
 
-def _exchange(one: SampleAnswers | DemoAnswers, more: str = "", role: str = "") -> str:
+def _exchange(one: DemoAnswers, more: str = "", role: str = "") -> str:
     return (
         f'<article{role}><h3 class="question" dir="auto">{escape(one.prompt)}</h3><div class="pair">'
         f"{_side('Base model', one.base)}{_side('Tuned model', one.tuned)}</div>{more}</article>"
