@@ -51,7 +51,7 @@ def home(tmp_path, monkeypatch) -> LoratoryHome:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     lab = LoratoryHome(tmp_path / "lab")
     ann, bea = lab.of("ann"), lab.of("bea")
-    places = (
+    folders = (
         ann.uploads,
         bea.uploads,
         ann.exports,
@@ -61,7 +61,7 @@ def home(tmp_path, monkeypatch) -> LoratoryHome:
         lab.shared_models,
         lab.models,
     )
-    for folder in (*places, lab.root / "uploads" / "annex", ann.own_runs, lab.cache):  # fmt: skip
+    for folder in (*folders, lab.root / "uploads" / "annex", ann.own_runs, lab.cache):  # fmt: skip
         folder.mkdir(parents=True)
     for file in (
         bea.uploads / "secret.jsonl",

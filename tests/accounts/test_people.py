@@ -90,6 +90,7 @@ def test_names_are_kept_in_lower_case(typed, name):
         "ä-b",
         "a" * 33,
         "shared",
+        " Demo ",
         "a b",
         ".ann",
         "ann\0",

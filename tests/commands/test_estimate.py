@@ -112,8 +112,7 @@ def test_what_the_device_cannot_run_is_reported_before_how_well_it_fits(home, tm
     "arguments",
     [
         ["--measure", "--memory-gib", "8"],
-        ["--devices", "0"],
-        *(["--memory-gib", size] for size in ("inf", "1e300", "0")),
+        ["--memory-gib", "inf"],
     ],
 )
 def test_what_makes_no_sense_is_wrong_usage(home, tmp_path, tiny_model_folder, capsys, arguments):

@@ -65,13 +65,7 @@ def test_the_base_alone_is_served_without_the_adapter(calls_to_serve, run_id, ti
     assert model.name == tiny_model_folder.name
 
 
-def test_a_checkpoint_that_is_not_there_is_reported_before_anything_starts(calls_to_serve, run_id, capsys):
-    assert run_command(["serve", run_id, "--checkpoint", "step-9"], MODULES) == 1
-    assert "has no complete checkpoint 'step-9'" in capsys.readouterr().err
-    assert calls_to_serve == []
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.org", "::"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "example.org"])
 def test_other_hosts_are_refused_as_by_the_page(run_id, host, capsys):
     for port in ("8000", "0"):
         assert run_command(["serve", run_id, "--host", host, "--port", port], MODULES) == 1

@@ -31,6 +31,7 @@ def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[J
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     monkeypatch.setattr(job, "build_wheel", _wheel)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     with JobsHub(folder) as stand_in:
         stand_in.serve_all(monkeypatch, xet=True)
         yield stand_in

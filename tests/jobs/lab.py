@@ -37,6 +37,15 @@ class Lab:
         record = JobRecord.read(run.folder) or JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2)
         return HubJob(run, record.save(run.folder), self.home, logins_of(self.home, self.logins), 1.0)
 
+    def begins(self, owner="ada"):
+        """Return a run of a person who signed in, and its job, which runs."""
+        run = self.run(owner)
+        self.signs_in(owner)
+        job = self.follow(run)
+        job.step()
+        self.hugging_face.only_job().stage = "RUNNING"
+        return run, job
+
     def bucket_of(self, run, name):
         account = self.hugging_face.accounts[TOKENS[run.owner]]
         return f"{account}/loratory-runs", f"{layout.attempt_folder(run.id, 1)}/{name}"

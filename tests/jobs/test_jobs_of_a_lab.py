@@ -77,12 +77,7 @@ def test_the_login_of_the_machine_is_for_no_person_of_a_lab(lab, hugging_face, h
 
 
 def test_a_token_that_expires_lets_the_run_wait_and_stops_are_kept(lab, hugging_face):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
-    there = hugging_face.only_job()
-    there.stage = "RUNNING"
+    run, job = lab.begins()
     job.step()
     lab.now += 9 * 3600
     request_count = len(hugging_face.asked_as)
@@ -124,10 +119,7 @@ def test_after_a_restart_the_job_is_followed_again_once_the_person_signs_in(lab,
 
 
 def test_another_account_does_not_look_for_the_job(lab, hugging_face):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
+    _, job = lab.begins()
     lab.signs_in("ada", token=TOKENS["bob"])
     for _ in range(5):
         job.step()
@@ -203,10 +195,7 @@ def test_members_train_there_and_guests_do_not(lab, home):
 
 
 def test_a_hub_that_refuses_a_token_reports_it_to_its_person(lab, hugging_face):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
+    _, job = lab.begins()
     hugging_face.faults = [Fault("inspect", 401, times=9)]
     job.step()
 

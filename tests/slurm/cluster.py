@@ -58,6 +58,7 @@ NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 
 PartitionName=long Nodes=node[1-2] Default=YES PriorityTier=1 MaxTime=INFINITE DefaultTime=30 GraceTime=60 State=UP
 PartitionName=urgent Nodes=node[1-2] PriorityTier=10 MaxTime=60 State=UP PreemptMode=OFF
 """
+_OWN_NAMESPACES = ("--mount", "--pid", "--uts", "--fork", "--mount-proc")
 _GPUS = """
 AutoDetect=off
 NodeName=node1 Name=gpu Type=toy File={folder}/dev/gpu[0-1]
@@ -91,17 +92,7 @@ def why_not() -> str:
     """Return why this machine cannot be two; empty where it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a real Slurm needs root on Linux"
-    trial = (
-        "unshare",
-        "--mount",
-        "--pid",
-        "--uts",
-        "--fork",
-        "--mount-proc",
-        "sh",
-        "-c",
-        "hostname trial && mount --bind / /mnt",
-    )
+    trial = ["unshare", *_OWN_NAMESPACES, "sh", "-c", "hostname trial && mount --bind / /mnt"]
     tried = subprocess.run(trial, capture_output=True, text=True, check=False)
     return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
@@ -161,13 +152,13 @@ class Cluster:
         controller.wait()
 
     def start_node(self, name: str) -> None:
-        apart = ("--pid", "--uts", "--fork", "--kill-child", "--mount-proc") if name == "node2" else ()
+        apart = (*_OWN_NAMESPACES, "--kill-child") if name == "node2" else ("--mount",)
         script = "node2.sh" if name == "node2" else "daemon.sh"
         self._start_apart(name, script, ("slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", name), apart)
 
-    def _start_apart(self, name: str, script: str, command: Sequence[str], apart: Sequence[str] = ()) -> None:
+    def _start_apart(self, name: str, script: str, command: Sequence[str], apart: Sequence[str] = ("--mount",)) -> None:
         shell = ("sh", "-e", f"{self.folder}/{script}", str(self.folder))
-        self._start(name, ["unshare", "--mount", *apart, *shell, *command])
+        self._start(name, ["unshare", *apart, *shell, *command])
 
     def kill(self, name: str) -> None:
         """End a daemon as a crash does, node2 with everything on it."""

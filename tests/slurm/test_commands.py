@@ -61,7 +61,6 @@ def test_a_machine_without_slurm_is_not_an_answer(monkeypatch, tmp_path):
     [
         ("sbatch: error: Batch job submission failed: Invalid account or account/partition combination", ClusterError),
         ("sbatch: error: Batch job submission failed: Unable to contact slurm controller", ClusterUnreachableError),
-        ("sbatch: error: Batch job submission failed: Socket timed out on send/recv", ClusterUnreachableError),
         ("sbatch: error: Munge encode failed: Failed to access", ClusterUnreachableError),
     ],
 )
@@ -180,7 +179,7 @@ def test_the_expected_start_is_slurms(program):
     assert expected_start(Slurm(), ClusterPlace(), JobResources()) == 1795786346.0
 
 
-@pytest.mark.parametrize("state", ["mixed", "allocated-", "planned", "allocated+", "idle~", "mixed#"])
+@pytest.mark.parametrize("state", ["mixed", "allocated-", "idle~"])
 def test_what_no_node_has_never_starts_however_busy_the_nodes_are(program, state):
     program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
     program("sinfo", f"echo idle; echo '{state}'")
@@ -189,7 +188,7 @@ def test_what_no_node_has_never_starts_however_busy_the_nodes_are(program, state
         expected_start(Slurm(), ClusterPlace(), JobResources())
 
 
-@pytest.mark.parametrize("state", ["down", "drained", "unknown", "idle*", "idle$", "draining-"])
+@pytest.mark.parametrize("state", ["down", "idle*", "draining-"])
 def test_what_no_node_has_is_not_known_while_one_is_away(program, state):
     program("sbatch", "echo 'allocation failure: Requested node configuration is not available' >&2; exit 1")
     program("sinfo", f"echo idle; echo '{state}'")

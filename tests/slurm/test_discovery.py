@@ -19,17 +19,7 @@ from engine.executors.slurm.place import ClusterPlace, GpuType, read_place
 
 
 def a_group(**changes) -> NodeGroup:
-    values = {
-        "partition": "gpu",
-        "is_default": True,
-        "is_up": True,
-        "limit_hours": 48.0,
-        "nodes": 4,
-        "cpus": 64,
-        "memory_gib": 500.0,
-        "gpus": (("a100", 4),),
-    }
-    return NodeGroup(**{**values, **changes})
+    return NodeGroup("gpu", True, True, 48.0, 4, 64, 500.0, (("a100", 4),))._replace(**changes)
 
 
 class PrintedBySinfo:

@@ -243,12 +243,9 @@ def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(job, slurm):
 @pytest.mark.parametrize(
     ("reason", "expected"),
     [
-        ("Resources", "its node or GPUs are in use"), ("Priority", "jobs of higher priority come first"),
         ("QOSMaxJobsPerUserLimit", "you have as many jobs running as your QoS allows"),
         ("AssocMaxWallDurationPerJobLimit", "it is beyond a limit of your account"),
-        ("AssocGrpGRES", "all jobs of your account together use as much as it allows"),
         ("ReqNodeNotAvail, UnavailableNodes:n1", "the nodes that it needs are down, drained or reserved"),
-        ("PartitionDown", "its partition starts no jobs at present"), ("BeginTime", "it may begin later only"),
     ],
 )  # fmt: skip
 def test_reasons_in_plain_words(reason, expected):
@@ -319,12 +316,10 @@ def test_one_look_at_the_queue_serves_all_runs_and_no_call_waits_for_it(home, sl
 def test_a_run_that_was_filed_for_another_place_asks_for_a_gpu_that_holds_it(
     home, slurm, predicted_gib, gpu_type, expected
 ):
-    kinds = [GpuType(name="a100", memory_gib=80), GpuType(name="t4", memory_gib=15)]
-    place = ClusterPlace(gpu_types=tuple(kinds), offline=False)
+    place = ClusterPlace(gpu_types=(GpuType(name="a100", memory_gib=80), GpuType(name="t4", memory_gib=15)))
+    config = config_for(slurm={"gpu_type": gpu_type})
 
-    assert (
-        resources_of(home, slurm, place, predicted_gib, config_for(slurm={"gpu_type": gpu_type})).gpu_type == expected
-    )
+    assert resources_of(home, slurm, place, predicted_gib, config).gpu_type == expected
 
 
 @pytest.mark.parametrize(
@@ -333,12 +328,9 @@ def test_a_run_that_was_filed_for_another_place_asks_for_a_gpu_that_holds_it(
 def test_a_run_on_processors_that_was_filed_for_another_place_asks_for_enough_ram(
     home, slurm, predicted_gib, memory_gib, expected
 ):
-    config, place = (
-        config_for(run={"devices": "cpu"}, slurm={"memory_gib": memory_gib}),
-        ClusterPlace(memory_gib=16, offline=False),
-    )
+    config = config_for(run={"devices": "cpu"}, slurm={"memory_gib": memory_gib})
 
-    assert resources_of(home, slurm, place, predicted_gib, config).memory_gib == expected
+    assert resources_of(home, slurm, ClusterPlace(memory_gib=16), predicted_gib, config).memory_gib == expected
 
 
 def resources_of(home, slurm, place, predicted_gib, config):
@@ -346,7 +338,7 @@ def resources_of(home, slurm, place, predicted_gib, config):
     run = RunStore(home, "ann").create(config)
     known = Provenance(predicted_bytes=predicted_gib and predicted_gib << 30)
     run.folder.provenance.write_text(known.model_dump_json())
-    executor = SlurmExecutor(home, lambda: place, slurm)
+    executor = SlurmExecutor(home, lambda: place.model_copy(update={"offline": False}), slurm)
     executor.submit(JobSpec(run, run.folder.read_config(), (), 1))
     executor.close()
     return SlurmRecord.read(run.folder).resources
@@ -396,14 +388,6 @@ def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(job, slurm
         job.fetch_logs()
     with EventWriter(job.run.folder.events, 1) as events:
         events.append(StatusData(phase="finished", message="Finished."))
-    job.fetch_logs()
-
-
-def test_no_word_is_waited_for_of_a_job_that_never_began(job, slurm):
-    step(job)
-    slurm.change("100", state="CANCELLED", exit_code=0)
-    step(job)
-
     job.fetch_logs()
 
 

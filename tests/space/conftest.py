@@ -58,3 +58,15 @@ def loratory(capfd):
         return code, output.out, output.err
 
     return call
+
+
+@pytest.fixture
+def refusal(loratory):
+    """Return what a command that is refused prints on stderr."""
+
+    def call(*arguments: str) -> str:
+        code, out, err = loratory(*arguments)
+        assert (code, out) == (1, "")
+        return err
+
+    return call

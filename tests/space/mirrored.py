@@ -40,7 +40,7 @@ class Spaces:
     def begin(self, home: LoratoryHome, space: str = SPACE, poll_seconds: float = 0.02) -> Mirror:
         """Restore a home, as a Space that starts does."""
         mirror = Mirror(home, self.bucket, space, poll_seconds)
-        self.restored = mirror.restore(patience_seconds=0)
+        self.restored = mirror.restore(timeout_seconds=0)
         return mirror
 
     def again(self) -> LoratoryHome:

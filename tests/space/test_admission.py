@@ -1,7 +1,5 @@
 """The creator and those whom the owner lists get in; a name is believed once, and then means who came under it."""
 
-import threading
-
 import pytest
 
 from engine.accounts.accounts import Accounts, open_database
@@ -9,7 +7,7 @@ from engine.accounts.identities import Identities
 from engine.errors import AccountError
 from engine.space.admission import Admission, HubName, Visitor
 from engine.space.environment import SpaceEnvironment
-from tests.accounts.conftest import accounts, clock, database, quick_passwords  # noqa: F401 - fixtures
+from tests.accounts.conftest import accounts, at_once, clock, database, quick_passwords  # noqa: F401 - fixtures
 
 CREATOR, BEA, CID = "a" * 24, "b" * 24, "c" * 24
 LAB, OTHER_LAB = "1" * 24, "2" * 24
@@ -114,17 +112,8 @@ def test_whom_an_admin_disabled_or_removed_stays_out(make, accounts):  # noqa: F
 
 @pytest.mark.parametrize("subject", [CREATOR, BEA])
 def test_two_tabs_that_sign_in_at_once_get_one_account(make, accounts, subject):  # noqa: F811
-    admission, result = make("bea"), []
-
-    def admit():
-        result.append(admission.admit(visitor(subject, "bea")).person.name)
-
-    tabs = [threading.Thread(target=admit) for _ in range(8)]
-    for tab in tabs:
-        tab.start()
-    for tab in tabs:
-        tab.join()
-    assert result == ["bea"] * 8
+    admission = make("bea")
+    assert at_once(8, lambda _: admission.admit(visitor(subject, "bea")).person.name) == ["bea"] * 8
     assert [person.name for person in accounts.people()] == ["bea"]
 
 

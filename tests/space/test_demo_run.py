@@ -6,15 +6,14 @@ import time
 
 import pytest
 
-from engine.accounts.people import DEMO_OWNER, require_name
+from engine.accounts.people import DEMO_OWNER
 from engine.chat.contract import ChatTarget
-from engine.errors import AccountError, DatasetError, DeviceError, ModelError
+from engine.errors import DatasetError, DeviceError, ModelError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.lab.rules import is_shared
 from engine.lab.supervision import SNAPSHOT_FILE, QueueSnapshot, WaitingPlace
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import resume_is_requested
-from engine.runs.store import RunStore
 from engine.space.demo_chat import DemoBusyError, demo_session
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -44,12 +43,6 @@ def queue_of_people(demo, *reasons, owner="bea"):
     path.write_text(QueueSnapshot(waiting=waiting).model_dump_json())
 
 
-def test_no_account_can_have_the_name_of_its_owner():
-    for name in (DEMO_OWNER, "Demo", " demo "):
-        with pytest.raises(AccountError):
-            require_name(name)
-
-
 def test_a_space_without_a_run_gets_one_and_only_one(demo):
     assert demo.run is None
 
@@ -60,14 +53,6 @@ def test_a_space_without_a_run_gets_one_and_only_one(demo):
     assert demo.run == run
     assert run.owner == DEMO_OWNER
     assert run.folder.read_config().model.id == "smollm2-135m-instruct"
-
-
-def test_members_can_read_the_run(demo):
-    run = with_run(demo, InventedRun(state="running", steps=3))
-
-    demo.advance()
-
-    assert is_shared(run.folder)
 
 
 def test_a_run_that_was_brought_back_is_not_trained_again(demo):
@@ -86,12 +71,6 @@ def test_a_completed_run_is_shown_rather_than_a_newer_one(demo):
     with_run(demo, InventedRun(state="running", steps=3))
 
     assert demo.run == completed
-
-
-def test_runs_of_people_are_not_the_demo(demo):
-    write_run(RunStore(demo.home, "bea"), a_config(), InventedRun())
-
-    assert demo.run is None
 
 
 def test_a_failed_run_is_tried_again_when_the_server_starts_and_not_before(demo, tmp_path):

@@ -174,14 +174,14 @@ def test_nothing_here_is_overwritten(home, spaces):
     run = a_run(home)
     spaces.begin(home).save()
     again = spaces.disk()
-    place = RunStore(again, "ann").folder / run.id
-    place.mkdir(parents=True)
-    (place / "config.yaml").write_text("mine")
+    folder = RunStore(again, "ann").folder / run.id
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("mine")
     (again.root / "lab.yaml").write_text("public_url: https://mine.example\n")
 
     spaces.begin(again)
 
-    assert [path.name for path in place.iterdir()] == ["config.yaml"]
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
     assert (again.root / "lab.yaml").read_text() == "public_url: https://mine.example\n"
 
 
@@ -190,8 +190,8 @@ def test_killed_at_any_moment_a_run_comes_back_with_a_whole_checkpoint(home, tmp
     a_checkpoint(run, 4)
     write_adapter(run.folder.adapter)
     write_large_weights(run)
-    place = tmp_path / "before"
-    shutil.copytree(home.root, place)
+    copy = tmp_path / "before"
+    shutil.copytree(home.root, copy)
     before = files_of(run)
     a_checkpoint(run, 8)
     shutil.rmtree(run.folder.checkpoint(4))
@@ -203,7 +203,7 @@ def test_killed_at_any_moment_a_run_comes_back_with_a_whole_checkpoint(home, tmp
         bucket = FakeBucket()
         spaces = Spaces(bucket, tmp_path / str(moment))
         disk = spaces.disk()
-        shutil.copytree(place, disk.root, dirs_exist_ok=True)
+        shutil.copytree(copy, disk.root, dirs_exist_ok=True)
         mirror = spaces.begin(disk)
         mirror.save()
         disk.runs.rename(tmp_path / f"runs before {moment}")  # kept, as a new file with its inode would pass for sent

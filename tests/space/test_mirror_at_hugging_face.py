@@ -24,8 +24,7 @@ SESSION = "a browser that no other test has"
 
 
 @pytest.fixture
-def spaces(hugging_face, tmp_path, monkeypatch):  # noqa: F811 - the fixture
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+def spaces(hugging_face, tmp_path):  # noqa: F811 - the fixture
     api = HfApi(endpoint=hugging_face.address, token=TOKEN)
     return Spaces(RunBucket(api, BUCKET, MIRROR.explained), tmp_path)
 

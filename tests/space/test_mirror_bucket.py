@@ -86,7 +86,7 @@ def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, 
     again = spaces.disk()
     mirror = Mirror(again, bucket, SPACE)
     with pytest.raises(HubUnreachableError):
-        mirror.restore(patience_seconds=0)
+        mirror.restore(timeout_seconds=0)
     bucket.refuse = lambda _: None
     mirror.start()
     assert not mirror.stop(1)

@@ -49,8 +49,8 @@ def test_nothing_but_files_of_a_home_comes_back_and_the_rest_stays_where_it_is(s
 
     assert "is not part of a mirror" in spaces.restored.text
     assert RunStore(home, "ann").get(space.id).folder.config.is_file()
-    for place in home.root.parent.rglob("*"):
-        assert not place.is_file() or b"outside" not in place.read_bytes()
+    for file in home.root.parent.rglob("*"):
+        assert not file.is_file() or b"outside" not in file.read_bytes()
     assert path == "{run}/adapter" or bucket.files[name] == b"outside"
 
 
