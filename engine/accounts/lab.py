@@ -21,7 +21,7 @@ from engine.processes.spawn import environment_for
 if TYPE_CHECKING:
     from engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
 
-_ROLES_SECONDS = 10.0  # between two looks at who is a guest
+_ROLES_SECONDS = 10.0  # between two reads of who is a guest
 
 _log = logging.getLogger(__name__)
 

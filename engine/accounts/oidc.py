@@ -36,7 +36,7 @@ SKEW_SECONDS = 60  # between the clocks of two machines
 ROUND_SECONDS = 10 * 60  # to sign in at the provider
 CALLBACK = "/oidc/callback"  # below the lab's address; registered at the provider
 _MOST_ROUNDS = 5_000
-_PATIENCE_SECONDS = 10.0  # for all that one step asks the provider, however slowly it answers
+_TIMEOUT_SECONDS = 10.0  # for all that one step asks the provider, however slowly it answers
 _LARGEST_ANSWER_BYTES = 256_000
 _LARGEST_CODE = 4_000
 _LONGEST_TOKEN_SECONDS = 366 * 24 * 3600
@@ -277,8 +277,8 @@ class Provider:
         body = bytearray()
         try:
             async with (
-                asyncio.timeout(_PATIENCE_SECONDS),
-                httpx.AsyncClient(verify=self._verify, follow_redirects=False, timeout=_PATIENCE_SECONDS) as client,
+                asyncio.timeout(_TIMEOUT_SECONDS),
+                httpx.AsyncClient(verify=self._verify, follow_redirects=False, timeout=_TIMEOUT_SECONDS) as client,
                 client.stream(method, url, headers=headers, **options) as answer,
             ):
                 if answer.status_code != 200:

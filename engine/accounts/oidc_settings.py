@@ -119,8 +119,8 @@ def read_oidc_settings(path: Path) -> OidcSettings:
         raise AccountError(f"{path} cannot be read ({reason}).", "Give a YAML file with --oidc.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        raise AccountError(f"{path}{place}: not valid YAML.", "Correct the file.") from None
+        position = f", line {mark.line + 1}" if mark is not None else ""
+        raise AccountError(f"{path}{position}: not valid YAML.", "Correct the file.") from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         setting = ".".join(str(part) for part in first["loc"]) or "the file"

@@ -122,10 +122,10 @@ def may(person: Person, action: Action, run: RunAccess | None = None) -> bool:
 
 
 def require(person: Person | None, action: Action, run: RunAccess | None = None) -> None:
-    """Return where a person may do something, and where there are no accounts.
+    """Raise unless a person may do something; without accounts, everyone may.
 
     Raises:
-        AccountError: Otherwise; the words are the same for everything.
+        AccountError: With the same words for everything.
     """
     if person is not None and not may(person, action, run):
         raise AccountError("Your account may not do that.", "Ask an admin of the lab.")

@@ -41,7 +41,7 @@ class SignInThrottle:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def begin(self, address: str, name: str, *, device: str = "") -> None:
-        """Count an attempt, before its password is looked at: also of those that are made at the same time.
+        """Count an attempt, before its password is checked: also of those that are made at the same time.
 
         Args:
             address: Of the client, as a proxy that is trusted gives it.

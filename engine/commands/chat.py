@@ -1,4 +1,4 @@
-"""`loratory chat`, `serve` and `ui`: talk in the terminal, from any OpenAI client, or on the page."""
+"""`loratory chat`, `serve` and `ui`: chat in the terminal, serve to any OpenAI client, open the page."""
 
 import contextlib
 import importlib
@@ -45,7 +45,7 @@ def chat(
     run: TargetName,
     settings: dict[str, Any],
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it a conversation begins.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="Let the base answer, with the adapter switched off.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Use the base model, adapter disabled.")] = False,
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,
     quantization: QuantizationName = None,
@@ -53,7 +53,7 @@ def chat(
     where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Talk to a run, an adapter or a model."""
+    """Chat with a run, an adapter or a model."""
     if as_json and prompt is None:
         raise typer.BadParameter("--json answers one question; give it with --prompt.")
     sampling = section_from_mapping(SamplingConfig, settings)

@@ -29,27 +29,27 @@ def estimate(
     config: ConfigName,
     memory_gib: Annotated[
         float | None,
-        typer.Option("--memory-gib", help="Judge against a CUDA device with so much free memory.", min=0.1, max=1e6),
+        typer.Option("--memory-gib", help="Estimate for a CUDA device with this much free memory.", min=0.1, max=1e6),
     ] = None,
     device_name: Annotated[
         str | None,
         typer.Option(
             "--device",
             metavar="NAME",
-            help="Judge for a GPU that is not here, such as RTX-4090; an unknown name lists all.",
+            help="Estimate for a GPU that is not here, such as RTX-4090; an unknown name lists all.",
         ),
     ] = None,
     devices: Annotated[
-        int, typer.Option("--devices", help="Say also what each of so many equal devices needs.", min=1, max=100_000)
+        int, typer.Option("--devices", help="Report also what each of several equal devices needs.", min=1, max=100_000)
     ] = 1,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Take one worst step on the device, and say what it really took.")
+        bool, typer.Option("--measure", help="Run the largest step once; report its measured peak.")
     ] = False,
     data: Annotated[
         bool | None,
         typer.Option(
             "--data/--no-data",
-            help="Judge for the rows of the dataset, or for rows as long as max_length. A dataset on the Hub is read with "
+            help="Estimate from the dataset's row lengths, or for rows as long as max_length. A dataset on the Hub is read with "
             "--data alone.",
             show_default=False,
         ),
@@ -57,7 +57,7 @@ def estimate(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how much memory a run needs, in which phase, and what would make it fit."""
+    """Report how much memory a run needs, in which phase, and what would make it fit."""
     home = LoratoryHome.from_environment()
     run_config = load_config_argument(config, overrides, home)
     if memory_gib is not None and device_name is not None:

@@ -210,8 +210,8 @@ def restore(file: BackupFile, as_json: AsJson = False) -> None:
     _print_size(path, restored, as_json)
 
 
-def _print_file(place: str, content: str, *, is_alone: bool) -> None:
-    print(content if is_alone else f"# {place}\n{content}")
+def _print_file(path: str, content: str, *, is_alone: bool) -> None:
+    print(content if is_alone else f"# {path}\n{content}")
 
 
 def _print_size(path: Path, backup: BackupSize, as_json: bool) -> None:

@@ -48,13 +48,13 @@ from engine.runs.usage import read_electricity, save_electricity
 from engine.supervision.queue import QueueMove, QueueOrder
 from engine.supervision.supervisor import reconcile
 
-_SETTLE_SECONDS = 15.0
+_TRANSITION_SECONDS = 15.0
 
 
 def runs(
     terms: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[WORDS]...", help="Only runs with all these words in name, model, …"),
+        typer.Argument(metavar="WORDS", help="Only runs with all these words in name, model, …"),
     ] = None,
     state: Annotated[list[str] | None, typer.Option("--state", help="Only runs in this state.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Only runs of this method.")] = None,
@@ -117,7 +117,7 @@ def stop(run_id: RunId, as_json: AsJson = False) -> None:
 
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
     """End a run at once; its newest checkpoint stays."""
-    _send_request(run_id, request_cancel, _SETTLE_SECONDS, as_json=as_json)
+    _send_request(run_id, request_cancel, _TRANSITION_SECONDS, as_json=as_json)
 
 
 def _send_request(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json: bool) -> None:
@@ -151,7 +151,7 @@ def resume(
     if where is not None:
         request_target(run, where)
     resume_run(store.home, run)
-    _wait_until(lambda: not run.folder.read_state().is_final, store.home, _SETTLE_SECONDS)
+    _wait_until(lambda: not run.folder.read_state().is_final, store.home, _TRANSITION_SECONDS)
     report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)
 
 

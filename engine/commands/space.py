@@ -187,8 +187,8 @@ def warm(models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="O
     home = LoratoryHome.from_environment()
     for name in models:
         with ProgressLine() as line:
-            place = resolve_model(ModelConfig(id=name), home, lambda progress: line.show(progress.message))
-        print(f"{name}: {place.location}")
+            source = resolve_model(ModelConfig(id=name), home, lambda progress: line.show(progress.message))
+        print(f"{name}: {source.location}")
 
 
 @contextmanager

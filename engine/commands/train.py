@@ -72,7 +72,7 @@ def follow_to_the_end(
 ) -> RunSummary:
     """Show a run's progress until it has ended, supervising it where no server does.
 
-    The first Ctrl+C asks the run to save and stop, the second leaves it alone.
+    The first Ctrl+C asks the run to save and stop, the second detaches.
 
     Raises:
         RunError: If its folder is gone.
@@ -132,7 +132,7 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
     elif summary.state in _ENDED_WELL:
         print(describe(run, summary, LoratoryHome.located()))
         if summary.state == "completed":
-            print(f"Talk to it: loratory chat {run.id}")
+            print(f"Chat with it: loratory chat {run.id}")
     if summary.state not in _ENDED_WELL:
         raise RunError(summary.cause or f"The run {summary.state}.", summary.advice or f"See {run.folder.log.name}.")
 
@@ -200,7 +200,7 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
     if cause:
         line.show(cause)
     elif state == "queued":
-        line.show("Waits for its turn.")
+        line.show("Queued.")
     elif step == 0 or not total:
         message = history.status.message if history.status is not None else ""
         line.show(message or "Starting the worker.")
@@ -225,7 +225,7 @@ def _interrupt_asks_to_stop(run: Run, line: ProgressLine) -> Iterator[None]:
             raise KeyboardInterrupt
         with contextlib.suppress(RunError):  # it has just ended by itself
             request_stop(run)
-        line.say("Saving and stopping. Press Ctrl+C again to leave it alone meanwhile.")
+        line.say("Saving and stopping. Press Ctrl+C again to detach; the run continues.")
 
     before = signal.signal(signal.SIGINT, handle_interrupt)
     try:
@@ -266,7 +266,7 @@ def sweep(
     failures = [summary for _, summary in results if summary.state not in _ENDED_WELL]
     if failures:
         raise RunError(
-            f"{len(failures)} of {len(runs)} runs did not end well.", f"See `loratory show {failures[0].id}`."
+            f"{len(failures)} of {len(runs)} runs failed or were interrupted.", f"See `loratory show {failures[0].id}`."
         )
 
 

@@ -58,7 +58,7 @@ class LocalExecutor(Executor):
     def submit(self, spec: JobSpec) -> Job:
         process = start_worker(spec, self._command)
         job = LocalJob(spec.run, spec.attempt, _names(spec), self, process, ProcessIdentity.of(process.pid))
-        job.keep_devices()
+        job.renew_lease()
         return job
 
     def attach(self, run: Run, state: RunState) -> Job:
@@ -66,7 +66,7 @@ class LocalExecutor(Executor):
         holder = self._book.holder_of_run(run.id)  # a previous supervisor has saved the worker in the lease
         worker = holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
         job = LocalJob(run, state.attempt, devices, self, spawned_process=worker)
-        job.keep_devices()
+        job.renew_lease()
         return job
 
     def release(self, run: Run) -> None:
@@ -110,11 +110,11 @@ class LocalJob(Job):
         return self.spawned_process
 
     def poll(self, *, has_reported: bool) -> JobStatus:
-        self.keep_devices()
+        self.renew_lease()
         if self.process is not None:
             return self._poll_child(self.process)
         is_locked = self.run.folder.has_living_worker()
-        worker = self.worker()  # after the lock was looked at, so a worker that came and ended meanwhile is not missed
+        worker = self.worker()  # after the lock was read, so a worker that came and ended meanwhile is not missed
         if worker is not None and worker.is_of_another_host():
             return self._poll_elsewhere(worker.host, is_locked)
         if is_locked:
@@ -156,7 +156,7 @@ class LocalJob(Job):
         self.process = self.exit_code = self.spawned_process = None
         return JobStatus("alive")
 
-    def keep_devices(self) -> None:
+    def renew_lease(self) -> None:
         """Lease its devices to the worker as soon as that is known."""
         worker = self.worker()
         if worker is not None and self.devices and worker.is_alive():

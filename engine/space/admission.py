@@ -79,7 +79,7 @@ class Admission:
         """Return what a person is here: the creator an admin, those whom the list lets in a member; None for everyone else."""
         if visitor.account.subject == self._space.creator:
             return "admin"
-        # Each is looked at: also those after the first are believed now, not later.
+        # Each is checked: also those after the first are believed now, not later.
         matches = [self._is_listed(account) for account in (visitor.account, *visitor.organizations)]
         return "member" if any(matches) else None
 

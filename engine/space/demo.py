@@ -92,7 +92,7 @@ class Demo:
         return cls(home, launcher, inspector, DemoChat(home, demo_session(home)))
 
     def start(self) -> None:
-        """Look after the demo in a thread; call it once runs that were saved elsewhere are back."""
+        """Keep the demo going in a thread; call it once runs that were saved elsewhere are back."""
         threading.Thread(target=self._loop, name="demo", daemon=True).start()
 
     def close(self) -> None:
@@ -186,19 +186,19 @@ class Demo:
         """Return whether a run of a person waits for a device."""
         queue = read_model(self.home.server / SNAPSHOT_FILE, QueueSnapshot)
         waiting = queue.waiting if queue is not None else ()
-        return any(place.owner != DEMO_OWNER and place.reason in _FOR_A_DEVICE for place in waiting)
+        return any(entry.owner != DEMO_OWNER and entry.reason in _FOR_A_DEVICE for entry in waiting)
 
     def _compute(self, run: Run, state: RunState) -> None:
         config, sample = run.folder.read_config(), self.sample_of(run)
         if sample.page is None:
             page = self.inspector.preview(config.dataset, config.model, config.training.max_length, count=_SHOWN_ROWS)
-            self._keep(run, sample.model_copy(update={"page": page}))
+            self._save_sample(run, sample.model_copy(update={"page": page}))
         elif state.state == "completed" and sample.answers is None:
             answers = []
             for question in self._questions(config):
                 pair = self.chat.answer(run, question.prompt, _RECORDED_SECONDS)
                 answers.append(replace(pair, reference=question.reference))
-            self._keep(run, sample.model_copy(update={"answers": tuple(answers)}))
+            self._save_sample(run, sample.model_copy(update={"answers": tuple(answers)}))
 
     def _questions(self, config: RunConfig) -> list[_Question]:
         """Return questions of rows that were held out."""
@@ -210,6 +210,6 @@ class Demo:
         questions = filter(None, map(_question, rows))
         return [question for question in questions if len(question.prompt) <= _LONGEST_QUESTION][:_ANSWERED_ROWS]
 
-    def _keep(self, run: Run, sample: DemoSample) -> None:
+    def _save_sample(self, run: Run, sample: DemoSample) -> None:
         write_atomically(self.sample_path(run), sample.model_dump_json(), makes_folder=True)
         self._sample = (run.id, sample)

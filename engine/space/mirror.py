@@ -31,7 +31,7 @@ from engine.space.mirror_restore import Restorer, RestoreResult
 from engine.supervision.states import ProblemLog
 
 _RECORD = "mirror.json"
-_PATIENCE_SECONDS = 120.0  # for the bucket to answer before a restore is given up
+_TIMEOUT_SECONDS = 120.0  # for the bucket to answer before a restore is given up
 _LONGEST_PAUSE_SECONDS = 300.0  # between two tries while saving fails
 _LAST_PAUSE_SECONDS = 0.5  # between tries while the process ends
 
@@ -101,7 +101,7 @@ class Mirror:
     Args:
         bucket: Of its owner; a `RunBucket` with the words of `MIRROR`.
         space: As owner/name: no other Space may have the bucket.
-        poll_seconds: Between two looks at what changed.
+        poll_seconds: Between two scans for changes.
     """
 
     def __init__(self, home: LoratoryHome, bucket: RunBucket, space: str, poll_seconds: float = 15.0) -> None:
@@ -119,13 +119,13 @@ class Mirror:
         self._deadline = float("inf")
         self._thread: threading.Thread | None = None
 
-    def restore(self, patience_seconds: float = _PATIENCE_SECONDS) -> RestoreResult:
+    def restore(self, timeout_seconds: float = _TIMEOUT_SECONDS) -> RestoreResult:
         """Take the bucket for this Space, and bring back what this home does not have.
 
         A home that is the same as before, after a restart of the process alone, stays as it is.
 
         Args:
-            patience_seconds: For the bucket to answer.
+            timeout_seconds: For the bucket to answer.
 
         Raises:
             PushError: If the bucket is another Space's, or Hugging Face refuses it; nothing will be saved then.
@@ -133,7 +133,7 @@ class Mirror:
                 replace what is there.
             StorageError: If the home cannot be written.
         """
-        give_up, pause = time.monotonic() + patience_seconds, 1.0
+        give_up, pause = time.monotonic() + timeout_seconds, 1.0
         while True:
             try:
                 result = self._restore()
@@ -206,7 +206,7 @@ class Mirror:
         return Unsaved(tuple(fresh), tuple(training), uploads, exports, trouble)
 
     def save(self) -> None:
-        """Look at everything, and send what changed; asks the bucket nothing where nothing did.
+        """Send what changed; make no request where nothing did.
 
         What is gone here is removed there once all else of its run is there: a checkpoint after the next one.
 
@@ -263,7 +263,7 @@ class Mirror:
                 self.save()
             except EngineError as error:
                 trouble = error
-            except Exception as error:  # whatever it is, the next look comes
+            except Exception as error:  # whatever it is, the next save comes
                 _log.exception("the mirror could not save")
                 trouble = PushError(f"Runs cannot be saved ({type(error).__name__}).", "See the log of the Space.")
             self._set_trouble(trouble)

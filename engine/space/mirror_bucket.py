@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 HOME = "home"
 _MIRROR, _MARKER = "mirror", "space.json"
-_CHECK_SECONDS = 5.0  # between two looks at whether the bucket is still ours
-_LAG_SECONDS = (0.0, 1.0, 2.0)  # before each look at what was put just now, as a list may lag behind
+_CHECK_SECONDS = 5.0  # between two checks that the bucket is still ours
+_LAG_SECONDS = (0.0, 1.0, 2.0)  # before each read of what was put just now, as a list may lag behind
 _LARGEST_MARKER_BYTES = 10_000
 
 
@@ -51,7 +51,7 @@ class MirrorBucket:
         self._home = home
         self._marker = _Marker(space=space, instance=secrets.token_hex(8))
         self._marker_hash = ""  # once this process has the bucket
-        self._last_check = float("-inf")  # when that was looked at last
+        self._last_check = float("-inf")  # when that was checked last
         self.paths: set[str] = set()
         self.sent_stamps: dict[str, FileStamp] = {}
         self.is_taken = False
@@ -91,17 +91,17 @@ class MirrorBucket:
     def _put(self, files: Mapping[str, FileStamp]) -> bool:
         if not files:
             return True
-        places = {path: local_path(self._home, path) for path in files}
+        local_paths = {path: local_path(self._home, path) for path in files}
         self._require_ours()
         self.paths |= files.keys()
         try:
-            self._bucket.put({f"{HOME}/{path}": place for path, place in places.items()})
+            self._bucket.put({f"{HOME}/{path}": local for path, local in local_paths.items()})
         except EngineError:
-            if all(place.exists() for place in places.values()):
+            if all(local.exists() for local in local_paths.values()):
                 raise
-            return False  # as a checkpoint that was replaced by the next one: the next look finds that
+            return False  # as a checkpoint that was replaced by the next one: the next scan finds that
         # One that changed on the way is sent again.
-        self.sent_stamps |= {path: stamp for path, stamp in files.items() if stamp_of(places[path]) == stamp}
+        self.sent_stamps |= {path: stamp for path, stamp in files.items() if stamp_of(local_paths[path]) == stamp}
         return True
 
     def remove(self, paths: Collection[str]) -> None:

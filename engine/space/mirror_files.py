@@ -1,4 +1,4 @@
-"""What of a home belongs into its mirror: runs, people and settings, looked at again and again.
+"""What of a home belongs into its mirror: runs, people and settings, scanned regularly.
 
 In the bucket, a file has its path below the home, under `home/`.
 """
@@ -65,7 +65,7 @@ def _stamps(home: LoratoryHome, paths: Iterable[str]) -> dict[str, FileStamp]:
 
 
 class RunScan:
-    """Looks at one run.
+    """Scans one run.
 
     Attributes:
         is_training: Whether it is at work.
@@ -80,7 +80,7 @@ class RunScan:
         self.is_training = False
 
     def scan(self, sent_stamps: Mapping[str, FileStamp]) -> dict[str, FileStamp]:
-        """Return the files that belong into the mirror; an unchanged run that has ended costs two looks at folders.
+        """Return the files that belong into the mirror; an unchanged run that has ended costs the times of two folders.
 
         Args:
             sent_stamps: What is in the bucket.
@@ -137,7 +137,7 @@ class RunScan:
 
 
 class HomeScan:
-    """Looks at people and settings."""
+    """Scans people and settings."""
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home

@@ -119,8 +119,8 @@ class Restorer:
             ]
         for path in missing:
             (self._incoming / path).unlink(missing_ok=True)
-        for place in self._incoming.rglob("*"):
-            place.chmod(0o700 if place.is_dir() else 0o600)
+        for entry in self._incoming.rglob("*"):
+            entry.chmod(0o700 if entry.is_dir() else 0o600)
         stamps = ((path, stamp_of(self._incoming / path)) for path in paths)
         return {path: stamp for path, stamp in stamps if stamp is not None}
 

@@ -273,7 +273,7 @@ os.execv(sys.executable, [sys.executable, "-P", "-m", "engine.cli", "ui"])
 _README = """
 # Loratory
 
-Fine-tune language models in the browser: see token by token what a dataset trains, know beforehand whether it fits,
+Fine-tune language models in the browser: see which tokens are trained, know beforehand whether it fits,
 train, compare base and tuned, export.
 
 The owner and whom they admitted sign in with Hugging Face. Everyone else sees a finished run. To have your own,

@@ -68,7 +68,7 @@ class Companion:
         """
         inputs = self._bucket.list(f"{self._order.folder}/{layout.INPUTS}")
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._bucket.get([(file, self._place_of(name)) for name, file in inputs.items() if layout.is_plain(name)])
+        self._bucket.get([(file, self._path_for(name)) for name, file in inputs.items() if layout.is_plain(name)])
         config = config_from_mapping(mapping_from_file(self.folder.config))
         config = config.with_names(lambda _, text: self._local(text))
         write_atomically(self.folder.config, config_to_yaml(config))
@@ -76,7 +76,7 @@ class Companion:
         self._sent_events = self.folder.events.stat().st_size if self.folder.events.exists() else 0
         self._sent_checkpoints = {checkpoint.folder.name for checkpoint in list_checkpoints(self.folder.checkpoints)}
 
-    def _place_of(self, name: str) -> Path:
+    def _path_for(self, name: str) -> Path:
         inside = name.removeprefix("run/")
         return self.folder.path / inside if inside != name else self._home.root / layout.INPUTS / name
 
@@ -97,8 +97,8 @@ class Companion:
                 training_command(self.folder.path), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         end = threading.Event()
-        files = threading.Thread(target=self._keep_uploading, args=(self._next_checkpoint, end), daemon=True)
-        events = threading.Thread(target=self._keep_uploading, args=(self._next_events, end), daemon=True)
+        files = threading.Thread(target=self._upload_until_done, args=(self._next_checkpoint, end), daemon=True)
+        events = threading.Thread(target=self._upload_until_done, args=(self._next_events, end), daemon=True)
         for thread in (files, events):
             thread.start()
         while worker.poll() is None:
@@ -111,8 +111,8 @@ class Companion:
             thread.join()
         code = worker.returncode
         result = JobResult(exit_code=code, reached_limit=self._reached_limit)
-        self._keep_uploading(lambda: self._put(self._results()), end)
-        self._keep_uploading(lambda: self._put({layout.END: result.model_dump_json().encode()}), end)
+        self._upload_until_done(lambda: self._put(self._results()), end)
+        self._upload_until_done(lambda: self._put({layout.END: result.model_dump_json().encode()}), end)
         return code
 
     def _put(self, files: Upload) -> bool:
@@ -133,7 +133,7 @@ class Companion:
             self.folder.control.mkdir(mode=0o700, exist_ok=True)
             self.folder.stop_request.touch()
 
-    def _keep_uploading(self, upload_next: Callable[[], bool], end: threading.Event) -> None:
+    def _upload_until_done(self, upload_next: Callable[[], bool], end: threading.Event) -> None:
         """Upload until the worker has ended and nothing is left; then what the Hub refuses is given up after a while."""
         wait = self._order.poll_seconds
         give_up = math.inf
@@ -194,8 +194,8 @@ class Companion:
             return False
         newest = here[missing[-1]]
         prefix = f"{layout.CHECKPOINTS}/{newest.folder.name}"
-        with tempfile.TemporaryDirectory(prefix=".sending-", dir=self.folder.path) as place:
-            snapshot = Path(place)  # the worker keeps a few only, and may save faster than these are sent
+        with tempfile.TemporaryDirectory(prefix=".sending-", dir=self.folder.path) as folder:
+            snapshot = Path(folder)  # the worker keeps a few only, and may save faster than these are sent
             for name in (*newest.manifest.files, MANIFEST):
                 (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
                 (snapshot / name).hardlink_to(newest.folder / name)

@@ -34,13 +34,13 @@ _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")  # not imported here: it b
 _COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingface_hub>=2.4", "python", "-c")
 
 _POLL_SECONDS = 4.0
-_MOST_DOUBLINGS = 4  # of the time between two looks, while they fail
+_MOST_DOUBLINGS = 4  # of the time between two polls, while they fail
 _ENDED_STAGES = frozenset({"COMPLETED", "CANCELED", "ERROR", "DELETED"})
 _GAP_SECONDS = 60.0  # after the end of a job, for pieces of its log that are still on the way
 _MISSING_LOOKS = 3  # answers in a row that there is no such job
 _LOG_LINES = 400  # of the job's own output, if its companion writes none
 _LONGEST_LINE = 2_000
-_LOG_SECONDS = 12.0  # between two looks at it: each may take five
+_LOG_SECONDS = 12.0  # between two reads of it: each may take five
 _HOURS_TO_SEND = 0.25
 _HOURS_IN_A_QUEUE = 24.0  # of Hugging Face, at most, as a guess
 _SHORTEST_HOURS = 0.5  # of a job, unless a person chose a shorter one
@@ -53,7 +53,7 @@ class HubJob(RemoteJob[JobRecord]):
 
     Args:
         login_of: Returns the owner's login at Hugging Face; called at each step, since it may change or expire.
-        poll_seconds: Between two looks at a job.
+        poll_seconds: Between two polls of a job.
         clock: A monotonic clock, in seconds.
     """
 
@@ -92,7 +92,7 @@ class HubJob(RemoteJob[JobRecord]):
         try:
             self._advance()
         except SignInNeededError as error:
-            self._note(error)  # Hugging Face was not asked: the next look costs nothing
+            self._note(error)  # Hugging Face was not asked: the next step costs nothing
             latest = self.record.sent_at + (self.record.limit_hours + _HOURS_IN_A_QUEUE) * 3600
             if self.wants_cancel and time.time() > latest:
                 self.close(JobEnd(cause="The job is over. Its results were not downloaded: you had not signed in."))
@@ -148,7 +148,7 @@ class HubJob(RemoteJob[JobRecord]):
         if has_gap and self._clock() - self._ended_at < _GAP_SECONDS:
             return False
         if result is None and job is not None:
-            self._keep_output()
+            self._append_output()
         self._end = JobEnd(exit_code=result.exit_code) if result is not None else self.record.end_without_result(job)
         self.save(is_downloaded=True)
         return True
@@ -156,7 +156,7 @@ class HubJob(RemoteJob[JobRecord]):
     def _show(self, *, is_running: bool) -> None:
         if is_running and not self._download.has_log and self._clock() >= self._output_due:
             self._output_due = self._clock() + _LOG_SECONDS
-            with contextlib.suppress(EngineError):  # the next look may give it
+            with contextlib.suppress(EngineError):  # the next step may give it
                 write_atomically(self.run.folder.log, self._output())
         reason = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
         self.view = JobView("running" if is_running else "waiting", reason)
@@ -284,7 +284,7 @@ class HubJob(RemoteJob[JobRecord]):
             lines = [str(line)[:_LONGEST_LINE] for line in itertools.islice(logs, 2 * _LOG_LINES)]
         return "".join(f"{line}\n" for line in lines[-_LOG_LINES:])
 
-    def _keep_output(self) -> None:
+    def _append_output(self) -> None:
         """Append the job's own output to the log, if its companion left no result, for example because installation failed."""
         before = ""
         if self._download.has_log:
@@ -298,7 +298,7 @@ class JobsExecutor(RemoteExecutor[HubJob]):
 
     Args:
         login_of: Returns a person's login at Hugging Face; a lab without it has none.
-        poll_seconds: Between two looks at a job.
+        poll_seconds: Between two polls of a job.
     """
 
     name = "jobs"

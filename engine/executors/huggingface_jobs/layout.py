@@ -47,7 +47,7 @@ class JobOrder(BaseModel, frozen=True):
     run_id: str
     attempt: int
     limit_seconds: float  # after which Hugging Face ends the job
-    poll_seconds: float = 3.0  # between two looks at what the worker wrote
+    poll_seconds: float = 3.0  # between two reads of what the worker wrote
 
 
 class JobResult(BaseModel, frozen=True):
@@ -65,7 +65,7 @@ def attempt_folder(run_id: str, attempt: int) -> str:
 def segment_name(offset: int) -> str:
     """Return the name of a piece of the event log that begins at a byte of it.
 
-    The place is in the name, so a piece that comes twice, late or in another order does no harm.
+    The offset is in the name, so a piece that comes twice, late or in another order does no harm.
     """
     return f"{EVENTS}/{offset:015d}.jsonl"
 

@@ -110,7 +110,7 @@ def _below(folder: Path, folder_name: str) -> Iterator[tuple[str, Path]]:
 
 
 _LARGEST_PIECE_BYTES = 16_000_000  # of the event log; the companion sends smaller ones
-_UNCOUNTED_BYTES = 1_000_000  # between two looks at a person's disk space, which reads their folders
+_UNCOUNTED_BYTES = 1_000_000  # between two measurements of a person's disk space, which reads their folders
 
 
 class JobDownload:
@@ -142,8 +142,8 @@ class JobDownload:
             StorageError: If the disk is full, or the person of a lab has no room.
         """
         files = bucket.list(self._folder)
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._run.folder.path) as place:
-            incoming = Path(place)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._run.folder.path) as folder:
+            incoming = Path(folder)
             has_gap = self._fetch_events(bucket, files, incoming)
             there = {name for file in files if (name := layout.checkpoint_of(file)) is not None}
             for name in sorted(there):
@@ -185,15 +185,15 @@ class JobDownload:
         parts = [part for part in files if part.startswith(prefix) and layout.checkpoint_of(part) == name]
         if (target / MANIFEST).exists() or f"{prefix}{MANIFEST}" not in parts:
             return
-        place = incoming / layout.CHECKPOINTS / name
+        checkpoint_folder = incoming / layout.CHECKPOINTS / name
         self._require_room([files[part] for part in parts])
-        bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
-        (checkpoint,) = list_checkpoints(place.parent) or (None,)
+        bucket.get([(files[part], checkpoint_folder / part.removeprefix(prefix)) for part in parts])
+        (checkpoint,) = list_checkpoints(checkpoint_folder.parent) or (None,)
         names = {part.removeprefix(prefix) for part in parts} - {MANIFEST}
         # A bucket can hold anything: a manifest that lists other files would make this machine read them.
         if checkpoint is not None and names >= set(checkpoint.manifest.files) and not damage(checkpoint):
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            place.rename(target)
+            checkpoint_folder.rename(target)
 
     def _fetch_log(self, bucket: RunBucket, files: dict[str, BucketFile], incoming: Path) -> None:
         log = files.get(layout.LOG)

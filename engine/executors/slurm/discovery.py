@@ -1,4 +1,4 @@
-"""What a cluster has: a first `cluster.yaml` and free GPUs from `sinfo`, and a look at a node by `srun`, which runs this module."""
+"""What a cluster has: a first `cluster.yaml` and free GPUs from `sinfo`, and a probe of a node by `srun`, which runs this module."""
 
 import contextlib
 import math

@@ -30,13 +30,13 @@ from engine.runs.job import JobEnd, JobSpec, JobStatus
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 
-_MISSES = 3  # looks at the queue in a row that do not show a job, before its worker decides
+_MISSES = 3  # queries of the queue in a row that do not show a job, before its worker decides
 # Of a worker whose job Slurm has forgotten: it writes twice a minute, and a file server may show that a minute later.
 _SILENT_SECONDS = 120.0
 _TOO_MANY = "MaxSubmitJob"  # in Slurm's refusal where an account or QoS has as many jobs in the queue as it may have
 _TOO_MANY_SECONDS = 30.0  # until such a submission is tried again
 _WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was asked to
-_WAITING_POLL_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
+_WAITING_POLL_SECONDS = 4.0  # between two polls of a job that waits
 _EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show old content
 
@@ -245,7 +245,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         return line.end_time - line.start_time >= warned_at
 
 
-_SUBMITTING_SECONDS = 5.0  # of one look, however many runs are to be submitted
+_SUBMITTING_SECONDS = 5.0  # of one step, however many runs are to be submitted
 _OTHER_DEVICE = 1.2  # times the memory that was predicted for a device of another place
 
 _log = logging.getLogger(__name__)
@@ -264,7 +264,7 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
     advice_if_lost = "Look for it with squeue."
     close_seconds = 2.0  # what a command does that is under way is found again
     pause_seconds = 1.0
-    looks_at_all = True
+    steps_all = True
 
     def __init__(
         self, home: LoratoryHome, place: Callable[[], ClusterPlace] | None = None, slurm: Slurm | None = None
@@ -296,7 +296,7 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
         except EngineError as error:  # a mistake in cluster.yaml does not affect running jobs
             _log.error("%s: %s", run.id, error)
             place, config = ClusterPlace(), None
-        if record.is_over and record.job_id and not record.end_state:  # its worker went on after it was given up
+        if record.is_over and record.job_id and not record.end_state:  # its worker continued after it was given up
             record = record.model_copy(update={"is_over": False}).save(run.folder)
         return self._job(run, record, place, config)
 

@@ -57,7 +57,7 @@ class ClusterPlace(BaseModel):
     warning_seconds: int = Field(
         default=300, ge=10, le=3600, description="Before the time limit, in which a run saves its checkpoint."
     )
-    poll_seconds: float = Field(default=7.0, ge=0.1, le=300, description="Between two looks at the queue.")
+    poll_seconds: float = Field(default=7.0, ge=0.1, le=300, description="Between two queries of the queue.")
     command_seconds: float = Field(default=20.0, ge=1, le=300, description="Time limit of one command of Slurm.")
 
     @property
@@ -170,7 +170,7 @@ ENDED_STATES = frozenset(
 _WAITS = {
     "Resources": "its node or GPUs are in use",
     "Priority": "jobs of higher priority come first",
-    "None": "Slurm has not looked at it yet",
+    "None": "Slurm has not considered it yet",
     "BeginTime": "it may begin later only",
     "JobHeldUser": "it is held",
     "JobHeldAdmin": "an admin of the cluster holds it",
