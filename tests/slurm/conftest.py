@@ -14,7 +14,7 @@ from engine.paths import LoratoryHome
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import Supervisor
-from tests.runs.supervision import REPOSITORY, config_for, fake_settings
+from tests.runs.supervision import REPOSITORY, config_for, executions, fake_settings, let_go, wait_for_state
 from tests.slurm.cluster import Cluster, missing_programs, why_not
 
 _FAKE_WORKER = (
@@ -94,6 +94,15 @@ def on_slurm(slurm, home, place):
 def file_run(store: RunStore, name: str, **slurm: object) -> Run:
     """Put a run into the queue whose name tells a fake worker what to do."""
     return store.create(config_for(name, run={"where": "slurm"}, slurm={"gpus": 1, "gpu_type": "toy", **slurm}))
+
+
+def finish(*runs: Run) -> None:
+    """Release held runs, and require that each completes in its first attempt."""
+    for run in runs:
+        let_go(run)
+    for run in runs:
+        assert wait_for_state(run, "completed", "failed", "interrupted", "stopped").state == "completed"
+        assert executions(run) == ["1"]
 
 
 def record_of(run: Run) -> SlurmRecord:

@@ -15,13 +15,12 @@ from tests.browser.real_server import real_server
 from tests.runs.on_host import start_host as start_host
 from tests.runs.supervision import (
     executions,
-    let_go,
     wait_for_state,
     wait_for_step,
     wait_until,
     worker_of,
 )
-from tests.slurm.conftest import file_run, record_of
+from tests.slurm.conftest import file_run, finish, record_of
 from tests.training.worker_runs import WorkerRuns, data_of_events, losses_of, write_questions
 
 pytestmark = pytest.mark.e2e
@@ -39,10 +38,7 @@ def test_a_run_is_submitted_follows_its_job_and_finishes(slurm, on_slurm, store)
     assert worker_of(run).job_id == record.job_id
     assert f"loratory {run.id}" in slurm.run_command("squeue", "-h", "-j", record.job_id, "-o", "%k")
 
-    let_go(run)
-    end_state = wait_for_state(run, "completed", "failed", "interrupted", "stopped")
-    assert end_state.state == "completed"
-    assert executions(run) == ["1"]
+    finish(run)
 
 
 def test_stop_saves_cancel_ends_and_scancel_is_not_resumed(slurm, on_slurm, store):
@@ -111,9 +107,8 @@ def test_a_server_that_is_killed_between_submission_and_write_finds_its_job_agai
     assert slurm.run_command("squeue", "-h", "-j", job_id, "-o", "%r").strip() == "JobHeldUser"
 
     with real_server(home.root):
-        assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
+        finish(run)
     assert record_of(run).job_id == job_id
-    assert executions(run) == ["1"]
 
 
 def test_two_login_nodes_submit_each_run_once_and_follow_jobs_of_each_other(slurm, home, store, place, start_host):
@@ -130,10 +125,7 @@ def test_two_login_nodes_submit_each_run_once_and_follow_jobs_of_each_other(slur
     first.kill()
     (home.root / "time-flies").touch()
     assert second.stdout.readline() == "supervising\n"
-    for run in runs:
-        let_go(run)
-        assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
-        assert executions(run) == ["1"]
+    finish(*runs)
     comments = slurm.run_command("squeue", "--noheader", "--me", "--states=all", "-o", "%k").splitlines()
     assert [sum(run.id in comment for comment in comments) for run in runs] == [1, 1, 1]
 
@@ -173,11 +165,7 @@ def test_runs_of_a_sweep_have_the_gpus_that_slurm_gave_them_and_each_begins_once
     assert len(set(values)) == 4
     assert all(text.split()[1].isdecimal() for text in values)
 
-    for run in runs:
-        let_go(run)
-    for run in runs:
-        assert wait_for_state(run, "completed", "failed", "interrupted").state == "completed"
-        assert executions(run) == ["1"]
+    finish(*runs)
     assert len({record_of(run).job_id for run in runs}) == 8
 
 

@@ -56,19 +56,12 @@ def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  
 
 
 REFUSALS = [
-    (401, PushError, "does not accept the token of this Space"),
-    (402, PushError, "no credit, plan or room"),
     (403, PushError, "does not let the token of this Space write to the bucket ada/mirror"),
-    (404, PushError, "The Hub has no bucket ada/mirror"),
-    (409, HubUnreachableError, "was changed by another request"),
-    (429, HubUnreachableError, "Rate limited"),
     (503, HubUnreachableError, "out of order"),
-    ("reset", HubUnreachableError, "cannot be reached"),
     ("lost", HubUnreachableError, "cannot be reached"),
 ]
 
 
-@pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(("what", "error", "message"), REFUSALS)
 def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, message):  # noqa: F811
     mirror = spaces.begin(home)
@@ -89,7 +82,7 @@ def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging
 
 @pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("step", ["make", "tree", "batch", "about", "storage"])
-@pytest.mark.parametrize("what", [401, 403, 404, 503, "reset"])
+@pytest.mark.parametrize("what", [403, "reset"])
 def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, hugging_face, step, what):  # noqa: F811
     run = a_run(home)
     spaces.begin(home).save()

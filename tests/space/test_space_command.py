@@ -135,11 +135,8 @@ def test_a_free_account_gets_the_plan_that_it_needs(hub, loratory, refusal):
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, "does not accept your token"),
-        (402, "no credit, plan or room"),
         (403, "does not let your token write to ada/loratory"),
         (400, "refuses this for ada/loratory"),
-        (429, "Rate limited"),
         (503, "out of order"),
     ],
 )
@@ -153,7 +150,7 @@ def test_each_refusal_ends_in_words_without_the_token(hub, refusal, step, status
 
 
 @pytest.mark.exhaustive(quick=3)
-@pytest.mark.parametrize("what", ["reset", "lost", 429, 500, 503])
+@pytest.mark.parametrize("what", ["reset", "lost", 503])
 @pytest.mark.parametrize("step", ["whoami", "list_hardware", "bucket", "create", "preupload", "commit", "runtime"])
 def test_what_passes_is_waited_for_and_done_once(hub, loratory, step, what):
     hub.faults = [Fault(step, what)]
