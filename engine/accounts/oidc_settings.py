@@ -63,11 +63,8 @@ class MemberRule(BaseModel):
 
     def _has_group(self, claims: Claims) -> bool:
         claim = claims.get(self.group_claim)
-        groups = (
-            [group.get("sub") if isinstance(group, dict) else group for group in claim]
-            if isinstance(claim, list)
-            else []
-        )
+        entries = claim if isinstance(claim, list) else []
+        groups = [entry.get("sub") if isinstance(entry, dict) else entry for entry in entries]
         return any(isinstance(group, str) and group in self.groups for group in groups)
 
 

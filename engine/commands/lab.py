@@ -47,20 +47,13 @@ def list_people(as_json: AsJson = False) -> None:
     accounts = _accounts()
     members, invitations = accounts.people(), accounts.invitations()
     if as_json:
-        print_json(
-            {
-                "people": [vars(person) for person in members],
-                "invitations": [vars(invitation) for invitation in invitations],
-            }
-        )
+        print_json({"people": list(map(vars, members)), "invitations": list(map(vars, invitations))})
         return
     if not members:
         print("There are no accounts yet. Invite the first admin with `loratory people invite --admin`.")
     else:
-        header = ("name", "role", "last sign-in", "state")
-        print_table(
-            header, [(person.name, person.role, format_time(person.last_sign_in), _state(person)) for person in members]
-        )
+        rows = [(person.name, person.role, format_time(person.last_sign_in), _state(person)) for person in members]
+        print_table(("name", "role", "last sign-in", "state"), rows)
     for invitation in invitations:
         what = invitation.role if invitation.person is None else f"password of {invitation.person}"
         print(f"An invitation ({what}) can be used until {format_time(invitation.expires)}.")

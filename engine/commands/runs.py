@@ -101,13 +101,11 @@ def show(
     if as_csv:
         typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
     elif as_json:
-        print_json(
-            _summary_json(store, summarize(run)) | {"findings": [asdict(finding) for finding in findings_of(run)]}
-        )
+        findings = [asdict(finding) for finding in findings_of(run)]
+        print_json(_summary_json(store, summarize(run)) | {"findings": findings})
     else:
-        print(
-            "\n\n".join([describe(run, summarize(run), store.home), *(finding.words for finding in findings_of(run))])
-        )
+        warnings = [finding.words for finding in findings_of(run)]
+        print("\n\n".join([describe(run, summarize(run), store.home), *warnings]))
 
 
 def stop(run_id: RunId, as_json: AsJson = False) -> None:

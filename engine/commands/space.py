@@ -27,7 +27,7 @@ space = typer.Typer(name="space", help="Loratory in a Hugging Face Space.", no_a
 _SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _ADMITTED = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _WAIT_SECONDS = 60 * 60.0
-_JSON_NAMES = {"description": "words", "admitted_names": "admitted"}  # of fields of a Status
+_JSON_NAMES = {"text": "words", "admitted_names": "admitted"}  # of fields of a Status
 
 SpaceName = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Space.")]
 Hardware = Annotated[
@@ -143,9 +143,8 @@ def update(
         files = space_files(plan, build_wheel())
         changes = hub.change(name, settings)
         upload = hub.upload(name, files, "Update Loratory")
-        changes += [f"{file} changed" for file in upload.changed_files] + [
-            f"{file} removed" for file in upload.removed_files
-        ]
+        changes += [f"{file} changed" for file in upload.changed_files]
+        changes += [f"{file} removed" for file in upload.removed_files]
         status = hub.wait(name, upload.commit, _WAIT_SECONDS) if wait and changes else hub.status(name)
     _report(status, changes, as_json=as_json)
 
@@ -263,7 +262,7 @@ def _report(status: "Status", changes: Sequence[str] | None = None, *, as_json: 
     if stage_of(status.stage).has_failed:
         log = "".join(f"\n  {line}" for line in status.log)
         fix = f"Look at {status.page}; once it is fixed, run `loratory space update {status.name}`."
-        raise PushError(f"The Space {status.description}{log}", fix)
+        raise PushError(f"The Space {status.text}{log}", fix)
     values, lines = _values(status), _lines(status)
     if changes is not None:
         values["changed"] = list(changes)
@@ -291,7 +290,7 @@ def _lines(status: "Status") -> list[str]:
         "admitted": status.admitted_names or "the owner alone",
     }
     log = [f"  {line}" for line in status.log]
-    return [f"{status.name} {status.description}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
+    return [f"{status.name} {status.text}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
 
 
 def _where_runs_are_kept(status: "Status") -> str:

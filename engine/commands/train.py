@@ -248,9 +248,8 @@ def sweep(
     configs = sweep_configs(load_config_mapping(config, with_where(overrides, where), store.home), axes)
     with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
         preflight = Preflight(store.home, inspector)
-        checks = [
-            preflight.check(run_config, line.show) for run_config in configs
-        ]  # all of them before the first is queued
+        # All of them before the first is queued.
+        checks = [preflight.check(run_config, line.show) for run_config in configs]
     runs = [store.create(check.config, check.provenance, report=check.report) for check in checks]
     line.say(f"Queued {len(runs)} runs.")
     results: list[tuple[Run, RunSummary]] = []

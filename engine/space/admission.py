@@ -37,14 +37,9 @@ class Visitor:
         """Read what Hugging Face knows of a person: in the ID token, and where it was asked."""
         names = [claims.get("preferred_username") for claims in reversed(sources)]
         name = next((candidate for candidate in names if isinstance(candidate, str)), "")
-        memberships = [membership for claims in sources for membership in _objects(claims.get("orgs"))]
-        organizations = {
-            _name_of(membership) for membership in memberships if not any(membership.get(unmet) for unmet in _UNMET)
-        }
-        return cls(
-            HubName(subject, name),
-            tuple(sorted(organization for organization in organizations if organization.subject)),
-        )
+        orgs = [org for claims in sources for org in _objects(claims.get("orgs"))]
+        organizations = {_name_of(org) for org in orgs if not any(org.get(unmet) for unmet in _UNMET)}
+        return cls(HubName(subject, name), tuple(sorted(org for org in organizations if org.subject)))
 
 
 class Admitted(NamedTuple):

@@ -31,7 +31,7 @@ _LOG_LINES = 20
 class Stage(NamedTuple):
     """What a state of a Space means."""
 
-    description: str  # for people, after "The Space"
+    text: str  # for people, after "The Space"
     is_end: bool = True  # whether it stays like that until something is done
     has_failed: bool = False  # whether it does not run, and should
     log: Literal["build", "run"] | None = None  # that explains it
@@ -67,7 +67,7 @@ class Status(NamedTuple):
 
     name: str  # as owner/name
     stage: str  # as the Hub names it
-    description: str  # the same for people
+    text: str  # the same for people
     hardware: str | None  # that it has; None before the first build
     requested_hardware: str | None  # that it is to have
     price_per_hour_usd: float | None  # while it runs; None where the Hub lists none
@@ -226,10 +226,7 @@ class SpaceHub:
         def upload() -> UploadResult:
             nonlocal result
             there = self.require(name)
-            hashes = {
-                sibling.rfilename: sibling.lfs.sha256 if sibling.lfs else sibling.blob_id
-                for sibling in there.siblings or ()
-            }
+            hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in there.siblings or ()}
             changed_files = tuple(file for file, data in files.items() if hashes.get(file) not in _hashes(data))
             removed = tuple(sorted(file for file in hashes if is_ours(file) and file not in files))
             if not changed_files and not removed:  # perhaps by a commit whose answer was lost
@@ -261,11 +258,11 @@ class SpaceHub:
             if stage.is_end and is_done:
                 return self.status(name, runtime)
             if runtime.stage != last and not stage.is_end:
-                self.report(f"The Space {stage.description}")
+                self.report(f"The Space {stage.text}")
                 last = runtime.stage
             if elapsed >= limit_seconds:
                 raise PushError(
-                    f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.description}",
+                    f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.text}",
                     "It continues without this command; check `loratory space status`.",
                 )
             self.patience.sleep(_POLL_SECONDS)
@@ -285,8 +282,7 @@ class SpaceHub:
         return Status(
             name=name,
             stage=str(runtime.stage),
-            description=stage.description
-            + quoted(str(runtime.raw.get("errorMessage") or ""), self._token).replace(":", "", 1),
+            text=stage.text + quoted(str(runtime.raw.get("errorMessage") or ""), self._token).replace(":", "", 1),
             hardware=runtime.hardware,
             requested_hardware=runtime.requested_hardware,
             price_per_hour_usd=self.prices().get(str(hardware)),

@@ -55,11 +55,8 @@ def list_groups(slurm: Slurm) -> list[NodeGroup]:
         ClusterUnreachableError: If Slurm did not answer.
     """
     form = ",".join(f"{name}:{FIELD_END}" for name in _FIELDS)
-    return [
-        _group(line)
-        for line in slurm.run_command("sinfo", "--noheader", f"--Format={form}").splitlines()
-        if line.strip()
-    ]
+    lines = slurm.run_command("sinfo", "--noheader", f"--Format={form}").splitlines()
+    return [_group(line) for line in lines if line.strip()]
 
 
 def _group(line: str) -> NodeGroup:

@@ -118,13 +118,14 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         """Do what is next: submit the job, release it, show what the queue has of it."""
         if not self.record.job_id and not self._find_or_submit(own):
             return
-        self._cancel_duplicates(own)
-        line = next((line for line in own if line.id == self.record.job_id), None)
-        if line is None and own:
-            line = own[0]._replace(id=self.record.job_id, state="PENDING", reason="JobHeldUser")
+        for line in own:
+            # Two submissions of one attempt: the answer to the first was lost. Only the one of the record is released.
+            if line.id != self.record.job_id and line.state not in ENDED_STATES:
+                self._slurm.cancel(line.id)
+        own_line = next((line for line in own if line.id == self.record.job_id), None)
         if not self.record.is_released and not self.wants_cancel:
-            line = self._release(line)
-        self._update_view(line)
+            own_line = self._release(own_line)
+        self._update_view(own_line)
         self.cancel_if_wanted()
 
     def _find_or_submit(self, own: list[JobLine]) -> bool:
@@ -138,12 +139,6 @@ class SlurmJob(RemoteJob[SlurmRecord]):
             self._fetch.end()
         self.close(JobEnd(word="cancelled", cause="It left the queue before it was submitted to Slurm."))
         return False
-
-    def _cancel_duplicates(self, own: list[JobLine]) -> None:
-        """Cancel the job of another submission of the attempt, whose answer was lost; it was never released."""
-        for line in own:
-            if line.id != self.record.job_id and line.state not in ENDED_STATES:
-                self._slurm.cancel(line.id)
 
     def _release(self, line: JobLine | None) -> JobLine | None:
         """Let Slurm start the job, and return its line as it is then."""
