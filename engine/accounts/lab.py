@@ -1,5 +1,6 @@
 """A lab as a whole: the one address at which browsers reach it, and its files below the home."""
 
+import contextlib
 import logging
 import os
 import time
@@ -100,11 +101,8 @@ def read_rules(home: LoratoryHome) -> LabRules | None:
     )
 
     settings = read_settings(home)
-    database = open_database(home)
-    try:
+    with contextlib.closing(open_database(home)) as database:
         guests = guests_in(database)
-    finally:
-        database.close()
     return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=guests)
 
 

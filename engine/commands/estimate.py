@@ -22,7 +22,7 @@ from engine.paths import LoratoryHome
 from engine.runs.prediction import most_likely
 from engine.supervision.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
 
-_VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
+_VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 
 
 def estimate(
@@ -169,7 +169,7 @@ def _text(
     result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], rows: dict[str, int] | None
 ) -> list[str]:
     lines = [
-        f"{_VERDICT_WORDS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
+        f"{_VERDICTS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
         f"{_gib(result.free_bytes)} free on {result.device_name}.",
         f"Trains {result.parameters.trainable:,} of {result.parameters.total:,} parameters "
         f"({result.parameters.trainable_percent:.4f}%). Peak in the {result.phase_words}.",
@@ -186,7 +186,7 @@ def _text(
     lines += ["", "Other methods with the same settings:"]
     for method in methods:
         need = f"{_gib(method.needed_bytes):>8} GiB" if method.needed_bytes is not None else "       –    "
-        verdict = _VERDICT_WORDS[method.verdict].rstrip(".").lower() if method.verdict else method.why_not
+        verdict = _VERDICTS[method.verdict].rstrip(".").lower() if method.verdict else method.why_not
         lines.append(f"  {need}  {method.method}: {verdict}")
     lines += [f"Note: {note}" for note in result.notes]
     return lines
@@ -206,7 +206,7 @@ def _shares_text(shares: Sequence[DeviceShare], free_bytes: int) -> list[str]:
         return []
     lines = ["", f"On each of {shares[0].devices:,} such devices:"]
     for share in shares:
-        verdict = share.why_not or f"{_VERDICT_WORDS[share.verdict].lower()} {share.meaning}"
+        verdict = share.why_not or f"{_VERDICTS[share.verdict].lower()} {share.meaning}"
         lines.append(f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {verdict}")
     return [*lines, recommend(shares, free_bytes)]
 

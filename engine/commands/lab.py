@@ -255,7 +255,9 @@ def check(
     typer.echo(f"Asking Slurm for a node with {f'1×{kind}' if names else 'CPU'}.", err=True)
     report = probe_node(home, place, kind, wait)
     problems = find_problems(place, kind, report)
-    print_result({**report.model_dump(mode="json"), "problems": problems}, _words(report, problems), as_json=as_json)
+    print_result(
+        {**report.model_dump(mode="json"), "problems": problems}, _report_text(report, problems), as_json=as_json
+    )
     if problems:
         raise typer.Exit(1)
 
@@ -279,7 +281,7 @@ def find_problems(place: ClusterPlace, kind: str, report: ProbeReport) -> list[s
     return problems
 
 
-def _words(report: ProbeReport, problems: list[str]) -> str:
+def _report_text(report: ProbeReport, problems: list[str]) -> str:
     gpus = ", ".join(f"{gpu.name} ({gpu.memory_gib:.1f} GiB)" for gpu in report.gpus) or "none"
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in report.versions.items())
     lines = [

@@ -91,7 +91,7 @@ class RemoteJob(Job, Generic[Record]):
         self.record = record
         self.view = JobView("ended" if record.is_over else "unseen" if record.job_id else "preparing", end=end)
         self.wants_cancel = False
-        self.hurry: Callable[[], None] = lambda: None  # lets the next step come soon, because a person waits
+        self.wake: Callable[[], None] = lambda: None  # lets the next step come soon, because a person waits
 
     @property
     @abstractmethod
@@ -110,7 +110,7 @@ class RemoteJob(Job, Generic[Record]):
 
     def cancel(self) -> None:
         self.wants_cancel = True
-        self.hurry()
+        self.wake()
 
     def end(self) -> JobEnd:
         return self.view.end
@@ -192,7 +192,7 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
     def follow(self, job: RemoteJobT) -> RemoteJobT:
         """Follow a job from now on."""
         name = self.thread_of(job.run)
-        job.hurry = lambda: self._hurry(name, job)
+        job.wake = lambda: self._wake(name, job)
         with self._changed:
             if name not in self._due:
                 self._due[name] = {}
@@ -217,7 +217,7 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
         except Exception as error:
             _log.error("the job of %s could not be followed: %s", job.run.id, error)
 
-    def _hurry(self, name: str, job: RemoteJobT) -> None:
+    def _wake(self, name: str, job: RemoteJobT) -> None:
         with self._changed:
             if job in self._due.get(name, ()):
                 self._due[name][job] = 0.0
@@ -244,5 +244,5 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
                 for job in jobs:
                     if job.view.stage == "ended":
                         del due[job]
-                    elif due[job] == math.inf:  # else it was hurried meanwhile
+                    elif due[job] == math.inf:  # else it was woken meanwhile
                         due[job] = last_step + job.pause

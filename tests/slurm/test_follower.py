@@ -7,7 +7,7 @@ import pytest
 from engine.errors import ClusterError, ClusterUnreachableError
 from engine.executors.slurm.commands import JobLine
 from engine.executors.slurm.job import SlurmExecutor, SlurmJob
-from engine.executors.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, job_end, waits_words
+from engine.executors.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, describe_wait, job_end
 from engine.executors.slurm.script import job_script, worker_arguments
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import StatusData
@@ -249,13 +249,13 @@ def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(job, slurm):
     ],
 )  # fmt: skip
 def test_reasons_in_plain_words(reason, expected):
-    text, _ = waits_words(JobLine("7", "PENDING", reason, ""))
+    text, _ = describe_wait(JobLine("7", "PENDING", reason, ""))
 
     assert text == f"Waiting at Slurm: {reason.partition(',')[0]}, job 7 ({expected})."
 
 
 def test_a_reason_that_is_not_known_is_shown_as_it_is():
-    assert waits_words(JobLine("7", "PENDING", "SomethingNew", ""))[0] == "Waiting at Slurm: SomethingNew, job 7."
+    assert describe_wait(JobLine("7", "PENDING", "SomethingNew", ""))[0] == "Waiting at Slurm: SomethingNew, job 7."
 
 
 def test_the_script_has_no_secret_and_becomes_the_worker(job, monkeypatch):

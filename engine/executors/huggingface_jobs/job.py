@@ -82,7 +82,7 @@ class HubJob(RemoteJob[JobRecord]):
 
     def request_stop(self) -> None:
         self.wants_stop = True
-        self.hurry()
+        self.wake()
 
     def describe(self) -> str:
         return f"{self.record.hardware or self.record.flavor} at Hugging Face"

@@ -13,13 +13,13 @@ from engine.executors.slurm.commands import JobLine, Slurm
 from engine.executors.slurm.fetch import Fetch
 from engine.executors.slurm.place import (
     ENDED_STATES,
-    WAITS_STATES,
+    WAITING_STATES,
     ClusterPlace,
     JobResources,
     SlurmRecord,
+    describe_wait,
     job_end,
     read_place,
-    waits_words,
 )
 from engine.executors.slurm.script import job_options, job_script
 from engine.files import size_and_time
@@ -37,7 +37,7 @@ _TOO_MANY = "MaxSubmitJob"  # in Slurm's refusal where an account or QoS has as 
 _TOO_MANY_SECONDS = 30.0  # until such a submission is tried again
 _WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was asked to
 _WAITING_POLL_SECONDS = 4.0  # between two polls of a job that waits
-_EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
+_REPORTED_EXITS = (0, 1)  # of a worker that finished, stopped or failed by itself
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show old content
 
 
@@ -72,7 +72,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
 
     def poll(self, *, has_reported: bool) -> JobStatus:
         if has_reported and not self.record.nodes and self._is_before_start():
-            self.hurry()  # its worker ended before the next query of the queue
+            self.wake()  # its worker ended before the next query of the queue
         return super().poll(has_reported=has_reported)
 
     def look_seconds(self) -> float:
@@ -88,8 +88,8 @@ class SlurmJob(RemoteJob[SlurmRecord]):
     def fetch_logs(self) -> None:
         """Wait a while for the worker's last event, which a file server may show later than Slurm shows the end."""
         record = self.record
-        has_a_word = record.end_state in ("COMPLETED", "FAILED") and record.exit_code in _EXITS_WITH_A_WORD
-        if self.view.stage != "ended" or not has_a_word or self._has_last_word():
+        reported_its_end = record.end_state in ("COMPLETED", "FAILED") and record.exit_code in _REPORTED_EXITS
+        if self.view.stage != "ended" or not reported_its_end or self._has_final_event():
             return
         self._ended_seen = self._ended_seen or time.monotonic()
         if time.monotonic() - self._ended_seen < _FILE_SERVER_SECONDS:
@@ -98,7 +98,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
                 "Loratory waits for them.",
             )
 
-    def _has_last_word(self) -> bool:
+    def _has_final_event(self) -> bool:
         last = last_event(self.run.folder.events)
         return last is not None and last.attempt == self.record.attempt and is_last_word(last.data)
 
@@ -142,7 +142,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
 
     def _release(self, line: JobLine | None) -> JobLine | None:
         """Let Slurm start the job, and return its line as it is then."""
-        if line is None or line.state in WAITS_STATES:
+        if line is None or line.state in WAITING_STATES:
             self._slurm.release(self.record.job_id)
             line = line._replace(reason="None") if line is not None else None
         self.save(is_released=True)
@@ -200,8 +200,8 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         if line.state in ENDED_STATES:
             self.save(end_state=line.state, exit_code=line.exit_code, near_limit=self._ended_near_limit(line))
             self.close(job_end(self.record))
-        elif line.state in WAITS_STATES:
-            self.view = JobView("waiting", *waits_words(line))
+        elif line.state in WAITING_STATES:
+            self.view = JobView("waiting", *describe_wait(line))
         else:
             is_suspended = line.state in ("SUSPENDED", "STOPPED")
             reason = f"Slurm has suspended job {line.id}." if is_suspended else ""
@@ -223,7 +223,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         if folder.has_living_worker():
             return True
         worker = folder.read_worker()
-        if worker is None or worker.attempt != self.record.attempt or self._has_last_word():
+        if worker is None or worker.attempt != self.record.attempt or self._has_final_event():
             return False
         liveness = worker.liveness()
         if liveness != "unknown":
@@ -315,7 +315,7 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
         began = time.monotonic()
         for job in jobs:
             if not job.record.job_id and time.monotonic() - began > _SUBMITTING_SECONDS:
-                job.hurry()
+                job.wake()
                 return
             self.try_step(job, partial(job.step, queue))
 

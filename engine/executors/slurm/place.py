@@ -159,7 +159,7 @@ class SlurmRecord(SavedJob, frozen=True):
         return f"loratory {run.id} attempt {self.attempt} {self.number}"
 
 
-WAITS_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+WAITING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 ENDED_STATES = frozenset(
     """
     BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT
@@ -205,7 +205,7 @@ _NEVER = frozenset(
 )
 
 
-def waits_words(line: JobLine) -> tuple[str, str]:
+def describe_wait(line: JobLine) -> tuple[str, str]:
     """Return why a job waits, such as `Waiting at Slurm: Resources, job 1234 (…).`, and what to do where only that helps."""
     reason = line.reason.strip("()") or "None"
     prefix = next((name for name in _BY_LENGTH if reason.startswith(name)), None)

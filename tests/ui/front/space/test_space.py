@@ -309,7 +309,7 @@ def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, m
             assert refusal_of(second, browser, sign_in(second, institute, browser, "sub-bea", "bea"))
         assert [person.name for person in second.accounts.people()] == ["bea"], "with their runs"
         database = open_database(second.home)
-        assert Sessions(database).of(second.accounts.person("bea")) == []
+        assert Sessions(database).list_for(second.accounts.person("bea")) == []
         database.close()
 
 
