@@ -37,20 +37,12 @@ IN_A_SPACE = {
     "OAUTH_SCOPES": "openid profile jobs contribute-repos gated-repos",
     "OPENID_PROVIDER_URL": "https://huggingface.co",
 }
+SPACE = {"environment": IN_A_SPACE, "headers": {"Host": "ada-loratory.hf.space", "X-Forwarded-Proto": "https"}}
 RUNS = {
-    "home": {"environment": {}, "seconds": 300},
-    "space": {
-        "environment": IN_A_SPACE,
-        "seconds": 300,
-        "headers": {"Host": "ada-loratory.hf.space", "X-Forwarded-Proto": "https"},
-    },
-    "gradio": {
-        "command": ["python", "app.py"],
-        "folder": "/home/gradio",  # whose app.py must not be taken for Loratory's own
-        "environment": IN_A_SPACE,
-        "seconds": 300,
-        "headers": {"Host": "ada-loratory.hf.space", "X-Forwarded-Proto": "https"},
-    },
+    "home": {"environment": {}},
+    "space": SPACE,
+    # Whose app.py must not be taken for Loratory's own.
+    "gradio": SPACE | {"command": ["python", "app.py"], "folder": "/home/gradio"},
 }
 
 
