@@ -16,11 +16,11 @@ from starlette.middleware import Middleware
 from engine.accounts.people import Action, Logins, Person, may
 from engine.chat.session import ChatSession
 from engine.evaluation.job import EvaluationJob
-from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.export.job import ExportJob
 from engine.export.push import PushJob
 from engine.inspector.session import Inspector, InspectorPlaces
 from engine.paths import LoratoryHome, data_folders, local_owner
+from engine.places.huggingface_jobs.account import HardwareList, logins_of
 from engine.runs.store import RunStore
 from engine.serve.guard import OwnPageOnly
 from engine.supervision.launch import Launcher, Preflight

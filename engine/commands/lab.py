@@ -14,8 +14,9 @@ from engine.accounts.lab import PublicAddress, audit_log_path, join_link, public
 from engine.accounts.people import Person, require_role
 from engine.commands.output import AsJson, confirm, format_time, print_json, print_result, print_table
 from engine.errors import ClusterError
-from engine.executors.slurm.commands import Slurm
-from engine.executors.slurm.discovery import (
+from engine.paths import LoratoryHome, typed_path
+from engine.places.slurm.commands import Slurm
+from engine.places.slurm.discovery import (
     ProbeReport,
     differences,
     list_groups,
@@ -25,8 +26,7 @@ from engine.executors.slurm.discovery import (
     unknown_types,
     write_place,
 )
-from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
-from engine.paths import LoratoryHome, typed_path
+from engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
 from engine.quantities import size
 
 people = typer.Typer(

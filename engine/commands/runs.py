@@ -19,9 +19,9 @@ from engine.commands.output import (
 )
 from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
 from engine.errors import RunError
-from engine.executors.huggingface_jobs.layout import JobRequest
 from engine.lab.rules import resume_run
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs.layout import JobRequest
 from engine.quantities import size
 from engine.runs.control import (
     change_notes,

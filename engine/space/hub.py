@@ -15,8 +15,8 @@ from huggingface_hub.hf_api import SpaceInfo
 
 from engine.chat.zero_gpu import ZERO_GPU
 from engine.errors import ConfigError, PushError
-from engine.executors.huggingface_jobs.account import price_per_hour_usd
 from engine.hub import SPACE, Fault, HubFault, Patience, RunBucket, quoted
+from engine.places.huggingface_jobs.account import price_per_hour_usd
 from engine.space.environment import ADMITTED, BUCKET
 from engine.space.repository import Sdk, Settings, SpacePlan, Visibility, address_of, hardware_problem, is_ours
 

@@ -12,8 +12,8 @@ from huggingface_hub.utils import _xet
 
 from engine.accounts.accounts import open_database
 from engine.accounts.lab import change_settings
-from engine.executors.huggingface_jobs import job
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs import job
 from engine.wheel import build_wheel
 from tests.hub.jobs import STORAGE_CLIENT, JobsHub
 from tests.hub.server import TOKEN

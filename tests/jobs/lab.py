@@ -1,10 +1,10 @@
 """A lab whose people train at Hugging Face."""
 
 from engine.accounts.people import Logins
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.account import logins_of
-from engine.executors.huggingface_jobs.job import HubJob
-from engine.executors.huggingface_jobs.layout import JobRecord
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.account import logins_of
+from engine.places.huggingface_jobs.job import HubJob
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import a_config

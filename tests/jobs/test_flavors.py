@@ -5,7 +5,7 @@ from huggingface_hub import JobHardwareInfo
 
 from engine.config.load import config_from_mapping
 from engine.errors import ConfigError, DeviceError, HubUnreachableError
-from engine.executors.huggingface_jobs.account import (
+from engine.places.huggingface_jobs.account import (
     HardwareList,
     HubLogin,
     estimate_limit_hours,

@@ -3,10 +3,10 @@
 import pytest
 
 from engine.errors import HubUnreachableError
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.account import HubLogin
-from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
-from engine.executors.huggingface_jobs.layout import JobRecord
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.account import HubLogin
+from engine.places.huggingface_jobs.job import HubJob, JobsExecutor
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.control import request_stop
 from engine.runs.run import RunState
 from tests.hub.server import TOKEN, Fault

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import ConfigError, RunError
-from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest, write_piece
+from engine.places.huggingface_jobs.layout import JobRecord, JobRequest, write_piece
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run

@@ -12,12 +12,12 @@ from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
 from engine.accounts.people import Logins
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
-from engine.executors import make_executors
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.account import HardwareList, logins_of, sign_in
-from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
-from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.lab.rules import lab_problems, resume_run
+from engine.places import make_executors
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.account import HardwareList, logins_of, sign_in
+from engine.places.huggingface_jobs.job import HubJob, JobsExecutor
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.control import request_stop
 from engine.runs.run import RunState
 from engine.runs.usage import usage_by_week

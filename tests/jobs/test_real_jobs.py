@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from engine.config.load import config_from_mapping
-from engine.executors import make_executors
-from engine.executors.huggingface_jobs.account import HubLogin, read_flavors
-from engine.executors.huggingface_jobs.job import JobsExecutor
-from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.inspector.session import Inspector
+from engine.places import make_executors
+from engine.places.huggingface_jobs.account import HubLogin, read_flavors
+from engine.places.huggingface_jobs.job import JobsExecutor
+from engine.places.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.runs.control import request_resume, request_stop
 from engine.runs.history.run_history import HistoryReader
 from engine.runs.store import RunStore

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engine.accounts.people import Logins
-from engine.executors.huggingface_jobs.account import HardwareList, logins_of
+from engine.places.huggingface_jobs.account import HardwareList, logins_of
 from engine.supervision.supervisor import Supervisor
 from tests.fake_services import fake_services
 from tests.hub.server import TOKEN

@@ -8,9 +8,9 @@ import pytest
 from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
 from engine.errors import RunError
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.transfer import collect_inputs
 from engine.paths import REFUSAL
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.transfer import collect_inputs
 
 HOSTILE = [
     (layout.END, b"{"),

@@ -4,9 +4,9 @@ import pytest
 
 from engine.config.run import DatasetConfig, SlurmConfig
 from engine.data.contract import RowLengths
-from engine.executors.places import SlurmCluster
-from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.hardware.device import Device, known_device
+from engine.places.run_place import SlurmCluster
+from engine.places.slurm.place import ClusterPlace, GpuType
 from engine.runs.prediction import RunPlan, estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
 from engine.runs.summary import RunSummary
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.executors import make_executors
-from engine.executors.slurm.job import SlurmExecutor
-from engine.executors.slurm.place import ClusterPlace, GpuType, SlurmRecord
 from engine.paths import LoratoryHome
+from engine.places import make_executors
+from engine.places.slurm.job import SlurmExecutor
+from engine.places.slurm.place import ClusterPlace, GpuType, SlurmRecord
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import Supervisor

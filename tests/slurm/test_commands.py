@@ -7,11 +7,11 @@ import psutil
 import pytest
 
 from engine.errors import ClusterError, ClusterUnreachableError
-from engine.executors.slurm.commands import JobLine, Slurm, exit_code_of, seconds_of
-from engine.executors.slurm.discovery import free_gpus
-from engine.executors.slurm.job import SlurmJob
-from engine.executors.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord
-from engine.executors.slurm.script import expected_start
+from engine.places.slurm.commands import JobLine, Slurm, exit_code_of, seconds_of
+from engine.places.slurm.discovery import free_gpus
+from engine.places.slurm.job import SlurmJob
+from engine.places.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord
+from engine.places.slurm.script import expected_start
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.run import RunState, WorkerRecord
 from engine.runs.store import RunStore

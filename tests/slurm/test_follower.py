@@ -5,10 +5,10 @@ import threading
 import pytest
 
 from engine.errors import ClusterError, ClusterUnreachableError
-from engine.executors.slurm.commands import JobLine
-from engine.executors.slurm.job import SlurmExecutor, SlurmJob
-from engine.executors.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, describe_wait, job_end
-from engine.executors.slurm.script import job_script, worker_arguments
+from engine.places.slurm.commands import JobLine
+from engine.places.slurm.job import SlurmExecutor, SlurmJob
+from engine.places.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, describe_wait, job_end
+from engine.places.slurm.script import job_script, worker_arguments
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
@@ -135,7 +135,7 @@ def test_a_worker_elsewhere_whose_job_is_forgotten_lives_while_it_writes(job, sl
     elsewhere = job.run.folder.read_worker().model_copy(update={"host": "node7", "boot_id": "another"})
     job.run.folder.process.write_text(elsewhere.model_dump_json())
     now = [0.0]
-    monkeypatch.setattr("engine.executors.slurm.job.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("engine.places.slurm.job.time.monotonic", lambda: now[0])
     for _ in range(10):
         now[0] += 60
         job.run.folder.log.open("a").write("step\n")

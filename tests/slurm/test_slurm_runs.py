@@ -8,7 +8,7 @@ import time
 import pytest
 import yaml
 
-from engine.executors.slurm.place import ClusterPlace
+from engine.places.slurm.place import ClusterPlace
 from engine.runs.control import request_cancel, request_resume, request_stop, request_target
 from engine.training import faults
 from tests.browser.real_server import real_server

@@ -16,10 +16,10 @@ from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.errors import ClusterError, WorkerError
-from engine.executors.slurm.place import ClusterPlace, GpuType
-from engine.executors.slurm.script import node_machine
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.lease import Wait
+from engine.places.slurm.place import ClusterPlace, GpuType
+from engine.places.slurm.script import node_machine
 from tests.runs.supervision import REPOSITORY, wait_until
 
 TOY = ClusterPlace(

@@ -11,8 +11,8 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.lab import LabSettings, read_settings, save_settings
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
-from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.files import write_atomically
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.checkpoints import Manifest, damage, list_checkpoints
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter

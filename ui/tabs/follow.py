@@ -16,10 +16,10 @@ from engine.accounts.audit import AuditKind
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig, WorkPlace
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
-from engine.executors.places import ThisMachine
-from engine.executors.slurm.place import has_place
 from engine.lab.rules import resume_run
+from engine.places.huggingface_jobs.layout import JobRecord, JobRequest
+from engine.places.run_place import ThisMachine
+from engine.places.slurm.place import has_place
 from engine.runs.control import (
     request_cancel,
     request_start_anyway,

@@ -12,12 +12,12 @@ import gradio as gr
 from engine.accounts.people import Action, Logins, Person, require
 from engine.config.run import RunConfig, WorkPlace
 from engine.errors import EngineError, SignInNeededError
-from engine.executors import PLACES
-from engine.executors.huggingface_jobs.account import Flavor, flavor_named, sign_in
-from engine.executors.places import HuggingFaceJobs, SlurmCluster, ThisMachine
-from engine.executors.slurm.place import JobResources, has_place, read_place
 from engine.memory.estimate import GIB
 from engine.paths import LoratoryHome
+from engine.places import PLACES
+from engine.places.huggingface_jobs.account import Flavor, flavor_named, sign_in
+from engine.places.run_place import HuggingFaceJobs, SlurmCluster, ThisMachine
+from engine.places.slurm.place import JobResources, has_place, read_place
 from engine.quantities import duration
 from ui.backend.cluster import Forecast
 from ui.backend.dataset_checks import CheckQuestion

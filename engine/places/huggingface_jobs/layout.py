@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from engine.config.load import config_from_mapping
 from engine.errors import RunError
-from engine.executors.follower import SavedJob
 from engine.files import read_model, write_atomically
+from engine.places.follower import SavedJob
 from engine.runs.job import JobEnd
 from engine.runs.run import RunFolder
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
-from engine.executors.follower import JobView, RemoteExecutor, RemoteJob
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.account import DEFAULT_LIMIT_HOURS, LoginOf, logins_of, price_per_hour_usd
-from engine.executors.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest
-from engine.executors.huggingface_jobs.transfer import JobDownload, collect_inputs, whole_lines
 from engine.files import write_atomically
 from engine.hub import JOBS, RunBucket, status_of
 from engine.paths import LoratoryHome
+from engine.places.follower import JobView, RemoteExecutor, RemoteJob
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.account import DEFAULT_LIMIT_HOURS, LoginOf, logins_of, price_per_hour_usd
+from engine.places.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest
+from engine.places.huggingface_jobs.transfer import JobDownload, collect_inputs, whole_lines
 from engine.runs.control import request_stop_for_time
 from engine.runs.job import JobEnd, JobSpec
 from engine.runs.run import Run

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from engine.config.load import mapping_from_file, section_from_mapping
 from engine.config.run import RunConfig
 from engine.errors import ClusterError, DeviceError
-from engine.executors.follower import SavedJob
-from engine.executors.slurm.commands import JobLine
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
+from engine.places.follower import SavedJob
+from engine.places.slurm.commands import JobLine
 from engine.runs.job import ExecutorVerdict, JobEnd
 from engine.runs.run import Run
 

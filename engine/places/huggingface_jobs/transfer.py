@@ -17,13 +17,13 @@ from engine.accounts.limits import is_lab
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
 from engine.errors import RunError
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.layout import JobResult, write_piece
 from engine.files import write_atomically
 from engine.hub import RunBucket
 from engine.models.catalog import find_in_catalog
 from engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from engine.paths import AllowedPaths, LoratoryHome
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.layout import JobResult, write_piece
 from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints, offered_checkpoints
 from engine.runs.disk import require_disk_space
 from engine.runs.provenance import read_provenance

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.errors import ClusterError
-from engine.executors.slurm.commands import Slurm, which_slurm
-from engine.executors.slurm.place import ClusterPlace, JobResources, SlurmRecord, read_place
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
+from engine.places.slurm.commands import Slurm, which_slurm
+from engine.places.slurm.place import ClusterPlace, JobResources, SlurmRecord, read_place
 from engine.processes.spawn import LIBRARY_ENVIRONMENT, Launcher, allocator_environment, environment_for
 from engine.runs.job import Nodes, training_command
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run

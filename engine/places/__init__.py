@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine.config.run import RunConfig, WorkPlace
-from engine.executors.huggingface_jobs.account import HardwareList, LoginOf, logins_of
-from engine.executors.huggingface_jobs.job import JobsExecutor
-from engine.executors.local import LocalContext, LocalExecutor
-from engine.executors.places import Flavors, HuggingFaceJobs, RunPlace, SlurmCluster, ThisMachine
-from engine.executors.slurm.job import SlurmExecutor
-from engine.executors.slurm.place import read_place
-from engine.executors.slurm.script import node_machine
 from engine.hardware.device import Device
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs.account import HardwareList, LoginOf, logins_of
+from engine.places.huggingface_jobs.job import JobsExecutor
+from engine.places.local import LocalContext, LocalExecutor
+from engine.places.run_place import Flavors, HuggingFaceJobs, RunPlace, SlurmCluster, ThisMachine
+from engine.places.slurm.job import SlurmExecutor
+from engine.places.slurm.place import read_place
+from engine.places.slurm.script import node_machine
 from engine.runs.job import Executor, WorkerCommand
 from engine.runs.run import RunFolder
 from engine.runs.summary import RunSummary

@@ -8,10 +8,12 @@ from functools import partial
 
 from engine.config.run import RunConfig
 from engine.errors import ClusterError, ClusterUnreachableError, EngineError
-from engine.executors.follower import JobView, RemoteExecutor, RemoteJob
-from engine.executors.slurm.commands import JobLine, Slurm
-from engine.executors.slurm.fetch import Fetch
-from engine.executors.slurm.place import (
+from engine.files import size_and_time
+from engine.paths import LoratoryHome
+from engine.places.follower import JobView, RemoteExecutor, RemoteJob
+from engine.places.slurm.commands import JobLine, Slurm
+from engine.places.slurm.fetch import Fetch
+from engine.places.slurm.place import (
     ENDED_STATES,
     WAITING_STATES,
     ClusterPlace,
@@ -21,9 +23,7 @@ from engine.executors.slurm.place import (
     job_end,
     read_place,
 )
-from engine.executors.slurm.script import job_options, job_script
-from engine.files import size_and_time
-from engine.paths import LoratoryHome
+from engine.places.slurm.script import job_options, job_script
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
 from engine.runs.job import JobEnd, JobSpec, JobStatus

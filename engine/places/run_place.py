@@ -8,17 +8,17 @@ from typing import ClassVar
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.errors import DeviceError, MemoryUnknownError
-from engine.executors.huggingface_jobs.account import (
+from engine.hardware.device import Device
+from engine.hardware.devices import device_options
+from engine.memory.estimate import GIB
+from engine.models.shape import ModelShape
+from engine.places.huggingface_jobs.account import (
     DEFAULT_LIMIT_HOURS,
     Flavor,
     estimate_limit_hours,
     flavor_named,
 )
-from engine.executors.slurm.place import ClusterPlace, JobResources
-from engine.hardware.device import Device
-from engine.hardware.devices import device_options
-from engine.memory.estimate import GIB
-from engine.models.shape import ModelShape
+from engine.places.slurm.place import ClusterPlace, JobResources
 from engine.runs.prediction import (
     estimated_hours,
     host_memory_bytes,

@@ -1,4 +1,4 @@
-"""The companion of a worker in a job: `python -P -m engine.executors.huggingface_jobs.companion`.
+"""The companion of a worker in a job: `python -P -m engine.places.huggingface_jobs.companion`.
 
 It downloads the run, starts the worker as on any machine, uploads what the worker writes, and forwards requests. The worker
 continues when the Hub fails; uploads are tried again.
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.files import size_and_time, write_atomically
 from engine.hub import RunBucket
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.layout import JobOrder, JobResult
 from engine.processes.spawn import Access, allocator_environment, environment_for
 from engine.runs.checkpoints import MANIFEST, list_checkpoints
 from engine.runs.control import request_stop_for_time
