@@ -15,9 +15,9 @@ from tests.tiny_model import make_tiny_model
 MODULES = ("engine.commands.export", "engine.commands.configs")
 
 
-def result_of(request, *, passed=True) -> ExportResult:
+def result_of(request, *, matches=True) -> ExportResult:
     files = (ExportedFile(name="model.safetensors", size_bytes=2048),)
-    verified = verification(passed, 0.001, 0.01)
+    verified = verification(matches, 0.001, 0.01)
     return ExportResult(path=request.folder, files=files, verified=verified, notes=("Be careful.",))
 
 
@@ -54,7 +54,7 @@ def test_people_read_sizes_notes_and_the_verdict(run_id, tmp_path, capsys):
 
 
 def test_an_export_that_differs_from_its_run_is_an_error(job, run_id, tmp_path, capsys):
-    job.result = partial(result_of, passed=False)
+    job.result = partial(result_of, matches=False)
 
     assert run_command(["export", run_id, "--to", "merged", "--out", str(tmp_path / "out")], MODULES) == 1
     assert "differs from the run by 0.001 in a logit; rounding explains 0.01. Do not use it" in capsys.readouterr().err
