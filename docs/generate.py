@@ -25,11 +25,11 @@ from engine.config.load import config_from_mapping
 from engine.config.methods.registry import METHODS
 from engine.config.results import EvaluationConfig, ExportConfig, PushConfig, SamplingConfig
 from engine.config.run import RunConfig
-from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.device import known_device
 from engine.memory.compare import compare_methods
 from engine.models.inventory_cache import known_inventory
 from engine.paths import LoratoryHome
+from engine.places.slurm.place import ClusterPlace
 from engine.quantities import GIB
 from engine.runs.history.events import EVENT_KINDS, Event
 from engine.serve.contract import IGNORED, NEUTRAL, ChatCompletionRequest

@@ -26,7 +26,7 @@ def build_app(modules: Sequence[str] = COMMAND_MODULES) -> typer.Typer:
     """Put the commands of all modules together."""
     app = typer.Typer(
         name="loratory",
-        help="Fine-tune language models with PEFT: see what a dataset trains, know what fits, train, chat, export.",
+        help="Fine-tune language models with PEFT: see which tokens are trained, know what fits, train, chat, export.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

@@ -3,8 +3,8 @@
 import time
 from pathlib import Path
 
-from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs.account import HardwareList, logins_of
 from engine.runs.history.events import FailedData
 from engine.runs.store import RunStore
 from tests.fake_chat import FakeChatSession

@@ -351,9 +351,9 @@ assert (home / "out" / "adapter_model.safetensors").is_file()
 PLACE = Toy(
     most_files=3,
     new={
-        "engine/executors/toy.py": """
-from engine.executors.local import LocalExecutor
-from engine.executors.places import ThisMachine
+        "engine/places/toy.py": """
+from engine.places.local import LocalExecutor
+from engine.places.run_place import ThisMachine
 
 
 class ToyPlace(ThisMachine):
@@ -373,9 +373,9 @@ class ToyExecutor(LocalExecutor):
             ),
             "    slurm: SlurmConfig = SlurmConfig()\n": "    toy: ToyConfig = ToyConfig()\n",
         },
-        "engine/executors/__init__.py": {
-            "from engine.executors.local import LocalContext, LocalExecutor\n": (
-                "from engine.executors.toy import ToyExecutor, ToyPlace\n"
+        "engine/places/__init__.py": {
+            "from engine.places.local import LocalContext, LocalExecutor\n": (
+                "from engine.places.toy import ToyExecutor, ToyPlace\n"
             ),
             "for place in (ThisMachine, ": "ToyPlace, ",
             "for executor in (here, ": "ToyExecutor(context, command), ",

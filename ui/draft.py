@@ -12,13 +12,13 @@ from engine.config.run import RunConfig, RunSection
 from engine.data.contract import RowLengths
 from engine.data.formats import FORMATS, require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, Problem
-from engine.executors import PLACES
-from engine.executors.places import ThisMachine
 from engine.hardware.device import Device, KnownDevice
 from engine.hardware.devices import device_problems
 from engine.lab.rules import lab_problems
 from engine.memory.estimate import GIB, MemoryEstimate, estimate_memory
 from engine.models.shape import ModelShape
+from engine.places import PLACES
+from engine.places.run_place import ThisMachine
 from engine.runs.prediction import most_likely
 from engine.supervision.launch import machine_problems
 from ui.backend.background import as_engine_error

@@ -16,11 +16,11 @@ from starlette.middleware import Middleware
 from engine.accounts.people import Action, Logins, Person, may
 from engine.chat.session import ChatSession
 from engine.evaluation.job import EvaluationJob
-from engine.executors.huggingface_jobs.account import HardwareList, logins_of
 from engine.export.job import ExportJob
 from engine.export.push import PushJob
 from engine.inspector.session import Inspector, InspectorSlots
 from engine.paths import LoratoryHome, data_folders, local_owner
+from engine.places.huggingface_jobs.account import HardwareList, logins_of
 from engine.runs.store import RunStore
 from engine.serve.guard import OwnPageOnly
 from engine.supervision.launch import Launcher, Preflight
@@ -95,7 +95,7 @@ def build_services(
         inspector=inspector,
         shapes=KnownShapes(inspector, of_catalog),
         runs=runs,
-        launcher=Launcher(runs, Preflight(home, inspector, flavors=hardware.ask)),
+        launcher=Launcher(runs, Preflight(home, inspector, flavors=hardware.refresh)),
         chat=ChatSession(home),
         checks=DatasetChecks(inspector),
         tokenizers=Tokenizers.on_this_machine(home),

@@ -8,14 +8,14 @@ from engine.accounts.audit import AuditKind
 from engine.accounts.people import Logins, Person
 from engine.chat.session import ChatSession
 from engine.config.run import RunConfig
-from engine.executors import places_at
-from engine.executors.huggingface_jobs.account import HardwareList
-from engine.executors.places import RunPlace
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.inspector.session import Inspector
 from engine.memory.estimate import MemoryEstimate
 from engine.paths import LoratoryHome
+from engine.places import places_at
+from engine.places.huggingface_jobs.account import HardwareList
+from engine.places.run_place import RunPlace
 from engine.runs.store import RunStore
 from engine.runs.summary import RunSummary
 from engine.supervision.launch import Launcher

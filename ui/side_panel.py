@@ -9,10 +9,10 @@ import gradio as gr
 from engine.config.load import change_of
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, Problem
-from engine.executors.places import ThisMachine
 from engine.hardware.device import KNOWN_DEVICES, find_known_device
 from engine.memory.advice import advise
 from engine.memory.estimate import Estimator
+from engine.places.run_place import ThisMachine
 from engine.supervision.memory_measurement import config_of_rows
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, pick_list, picked_value, shown_as_message, visible_if
 from ui.draft import Draft

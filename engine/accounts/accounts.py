@@ -22,16 +22,6 @@ _ACTIVE_ADMINS = "SELECT count(*) FROM people WHERE role = 'admin' AND disabled 
 
 
 @dataclass(frozen=True)
-class Invitation:
-    """A link that makes one account, or sets another password for one."""
-
-    token: str  # shown once; only its SHA-256 is kept
-    role: Role  # of the account that it makes
-    person: str | None  # whose password it sets; None for a new account
-    expires: float  # when it ends unused
-
-
-@dataclass(frozen=True)
 class InvitationState:
     """An invitation as admins see it: without what opens it."""
 
@@ -39,6 +29,13 @@ class InvitationState:
     person: str | None  # whose password it sets; None for a new account
     invited_by: str
     expires: float  # when it ends unused
+
+
+@dataclass(frozen=True)
+class Invitation(InvitationState):
+    """A link that makes one account, or sets another password for one."""
+
+    token: str  # shown once; only its SHA-256 is kept
 
 
 class Accounts:
@@ -241,7 +238,7 @@ class Accounts:
                 "INSERT INTO invitations (digest, role, person, invited_by, created, expires) VALUES (?, ?, ?, ?, ?, ?)",
                 (digest_of(token), role, person, by, now, now + INVITATION_SECONDS),
             )
-        return Invitation(token, role, person, now + INVITATION_SECONDS)
+        return Invitation(role, person, by, now + INVITATION_SECONDS, token)
 
 
 def open_database(home: LoratoryHome) -> Database:

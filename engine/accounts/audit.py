@@ -73,12 +73,12 @@ class AuditLog:
         """Return all entries, oldest first; a torn line is left out."""
         return read_models(self._path, AuditEntry)
 
-    def newest(self, count: int, words: str = "", kind: str = "") -> list[AuditEntry]:
+    def newest(self, count: int, search: str = "", kind: str = "") -> list[AuditEntry]:
         """Return the newest entries first, of one kind and with all words where these are given.
 
         Only the end of a long log is searched; all of it is in the file.
         """
-        terms = words.casefold().split()
+        terms = search.casefold().split()
         entries: list[AuditEntry] = []
         try:
             with self._path.open("rb") as file:

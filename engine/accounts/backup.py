@@ -1,7 +1,6 @@
 """Backups of a lab: accounts, settings, audit log and runs in one tar file, and back into an empty home."""
 
 import contextlib
-import errno
 import io
 import os
 import re
@@ -16,7 +15,7 @@ from typing import NamedTuple
 
 from engine.accounts.accounts import open_database
 from engine.accounts.database import DATABASE_FILE, Database
-from engine.errors import AccountError, StorageError, shorten
+from engine.errors import AccountError, StorageError
 from engine.paths import LoratoryHome
 
 _HEAD = "loratory-backup"  # the first member; its content is the format
@@ -106,15 +105,8 @@ def restore_backup(home: LoratoryHome, path: Path) -> BackupSize:
     except BaseException as error:
         for entry in home.root.iterdir():  # it was empty
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
-            name = shorten(Path(error.filename).name, 40)
-            raise AccountError(
-                f"The backup holds {name!r}, a name too long for this disk.", "Give another backup."
-            ) from error
         if isinstance(error, OSError):
-            fix = (
-                "Free some space." if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Check the folder's permissions."
-            )
+            fix = "Free some space, or check the folder's permissions."
             raise StorageError(f"The backup cannot be unpacked ({error.strerror}).", fix) from error
         raise
     finally:

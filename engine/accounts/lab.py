@@ -1,9 +1,9 @@
 """A lab as a whole: the one address at which browsers reach it, and its files below the home."""
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,7 +22,7 @@ from engine.processes.spawn import environment_for
 if TYPE_CHECKING:
     from engine.accounts.accounts import Invitation  # brings argon2, which the page at home does without
 
-_ROLES_SECONDS = 10.0  # between two looks at who is a guest
+_ROLES_SECONDS = 10.0  # between two reads of who is a guest
 
 _log = logging.getLogger(__name__)
 
@@ -78,12 +78,12 @@ def read_settings(home: LoratoryHome) -> LabSettings:
         AccountError: If the file cannot be read, or holds something else.
     """
     try:
-        values = yaml.safe_load(_settings_path(home).read_text(encoding="utf-8"))
+        values = yaml.safe_load((home.root / SETTINGS_FILE).read_text(encoding="utf-8"))
         return LabSettings.model_validate(values or {})
     except FileNotFoundError:
         return LabSettings()
     except (OSError, UnicodeDecodeError, yaml.YAMLError, ValidationError) as error:
-        raise AccountError(f"lab.yaml in the home cannot be used ({error}).", "Mend it, or remove it.") from error
+        raise AccountError(f"lab.yaml in the home cannot be used ({error}).", "Correct it, or remove it.") from error
 
 
 def read_rules(home: LoratoryHome) -> LabRules | None:
@@ -101,20 +101,16 @@ def read_rules(home: LoratoryHome) -> LabRules | None:
     )
 
     settings = read_settings(home)
-    database = open_database(home)
-    try:
+    with contextlib.closing(open_database(home)) as database:
         guests = guests_in(database)
-    finally:
-        database.close()
     return LabRules(limits=settings.limits, maintenance=settings.maintenance, guests=guests)
 
 
 class RulesReader:
     """Follows the rules of a lab; a damaged file leaves the last ones in force."""
 
-    def __init__(self, home: LoratoryHome, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, home: LoratoryHome) -> None:
         self._home = home
-        self._clock = clock
         self._stamp: tuple[int, int] | None = None
         self._last_look = 0.0
         self._rules: LabRules | None = None
@@ -124,7 +120,7 @@ class RulesReader:
         if not is_lab(self._home):
             self._rules = self._stamp = None
             return None
-        stamp, now = size_and_time(self._home.root / SETTINGS_FILE), self._clock()
+        stamp, now = size_and_time(self._home.root / SETTINGS_FILE), time.monotonic()
         if self._rules is None or stamp != self._stamp or now - self._last_look > _ROLES_SECONDS:
             self._stamp, self._last_look = stamp, now
             try:
@@ -146,7 +142,9 @@ def save_settings(home: LoratoryHome, settings: LabSettings) -> None:
     Raises:
         StorageError: If they cannot be written.
     """
-    write_atomically(_settings_path(home), yaml.safe_dump(settings.model_dump(exclude_defaults=True), sort_keys=False))
+    write_atomically(
+        home.root / SETTINGS_FILE, yaml.safe_dump(settings.model_dump(exclude_defaults=True), sort_keys=False)
+    )
 
 
 def change_settings(home: LoratoryHome, **changes: object) -> LabSettings:
@@ -193,10 +191,6 @@ def public_address(home: LoratoryHome, address: str | None = None) -> PublicAddr
 def join_link(address: PublicAddress, invitation: "Invitation") -> str:
     """Return the link of an invitation. Its token is behind the #, which browsers send to no server."""
     return f"{address.origin}/join#{invitation.token}"
-
-
-def _settings_path(home: LoratoryHome) -> Path:
-    return home.root / SETTINGS_FILE
 
 
 def forget_secrets() -> bool:

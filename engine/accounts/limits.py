@@ -24,7 +24,7 @@ class LabLimits(BaseModel):
     )  # fmt: skip
     waiting_per_person: int | None = Field(
         default=50, ge=1, le=10_000, title="Waiting per person",
-        description="Runs of one person in the queue; further starts are refused. Sweeps need one place per run.",
+        description="Runs of one person in the queue; further starts are refused. Sweeps need one slot per run.",
     )  # fmt: skip
     weekly_gpu_hours: float | None = Field(
         default=None, gt=0, le=100_000, title="GPU-hours per week",

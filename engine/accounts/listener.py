@@ -143,7 +143,7 @@ class TrustedProxy:
         """Return what options on the command line say; None where they say nothing.
 
         Raises:
-            DeviceError: If others than the proxy could name people.
+            DeviceError: If a client other than the proxy could name people.
         """
         if header is None and user is None:
             return None

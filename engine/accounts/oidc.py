@@ -36,7 +36,7 @@ SKEW_SECONDS = 60  # between the clocks of two machines
 ROUND_SECONDS = 10 * 60  # to sign in at the provider
 CALLBACK = "/oidc/callback"  # below the lab's address; registered at the provider
 _MOST_ROUNDS = 5_000
-_PATIENCE_SECONDS = 10.0  # for all that one step asks the provider, however slowly it answers
+_TIMEOUT_SECONDS = 10.0  # for all that one step asks the provider, however slowly it answers
 _LARGEST_ANSWER_BYTES = 256_000
 _LARGEST_CODE = 4_000
 _LONGEST_TOKEN_SECONDS = 366 * 24 * 3600
@@ -95,21 +95,21 @@ class Rounds:
         """Return when a round begins that begins now."""
         return self._clock()
 
-    def add(self, one: Round) -> None:
+    def add(self, round_: Round) -> None:
         """Wait for a round to come back."""
         oldest = self._clock() - ROUND_SECONDS
         while self._rounds and next(iter(self._rounds.values())).began < oldest:  # they are in order
             del self._rounds[next(iter(self._rounds))]
         if len(self._rounds) >= _MOST_ROUNDS:
             raise AccountError("Too many people sign in at this moment.", "Try again in a few minutes.")
-        self._rounds[one.state] = one
+        self._rounds[round_.state] = round_
 
     def take(self, state: str, browser: str) -> Round | None:
         """Return the round that comes back, once; None where it is not known, too old, or began in another browser."""
-        one = self._rounds.pop(state, None)
-        if one is None or self._clock() - one.began > ROUND_SECONDS:
+        round_ = self._rounds.pop(state, None)
+        if round_ is None or self._clock() - round_.began > ROUND_SECONDS:
             return None
-        return one if hmac.compare_digest(one.browser, digest_of(browser)) else None
+        return round_ if hmac.compare_digest(round_.browser, digest_of(browser)) else None
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,6 @@ class Provider:
         settings: OidcSettings,
         origin: str,
         verify: ssl.SSLContext | None = None,
-        clock: Callable[[], float] = time.time,
         *,
         reauthenticates: bool = True,
     ) -> None:
@@ -145,7 +144,6 @@ class Provider:
         self._reauthenticates = reauthenticates
         self.redirect_uri = f"{origin}{CALLBACK}"
         self._verify = verify or httpx.create_ssl_context()
-        self._clock = clock
 
     async def discover(self) -> Endpoints:
         """Return where to send people and questions.
@@ -154,7 +152,7 @@ class Provider:
             ProviderError: If it does not answer, or names another issuer or an address that is not https.
         """
         url = f"{self.settings.issuer.rstrip('/')}/.well-known/openid-configuration"
-        document = await self._ask("configuration", "GET", url)
+        document = await self._request("configuration", "GET", url)
         if document.get("issuer") != self.settings.issuer:
             raise self._error("configuration names another issuer")
         try:
@@ -171,20 +169,20 @@ class Provider:
         except (KeyError, TypeError, ValueError):
             raise self._error("configuration has an address that is not https") from None
 
-    def address_for(self, one: Round) -> str:
+    def address_for(self, round_: Round) -> str:
         """Return the address at the provider to which the browser goes."""
-        challenge = base64.urlsafe_b64encode(hashlib.sha256(one.verifier.encode()).digest()).rstrip(b"=").decode()
+        challenge = base64.urlsafe_b64encode(hashlib.sha256(round_.verifier.encode()).digest()).rstrip(b"=").decode()
         values = {
             "response_type": "code", "client_id": self.settings.client_id, "redirect_uri": self.redirect_uri,
-            "scope": self.settings.scope, "state": one.state, "nonce": one.nonce,
+            "scope": self.settings.scope, "state": round_.state, "nonce": round_.nonce,
             "code_challenge": challenge, "code_challenge_method": "S256",
         }  # fmt: skip
-        if one.purpose == "confirm" and self._reauthenticates:
+        if round_.purpose == "confirm" and self._reauthenticates:
             values |= {"prompt": "login", "max_age": "0"}
-        address = one.endpoints.authorization
+        address = round_.endpoints.authorization
         return f"{address}{'&' if '?' in address else '?'}{urlencode(values)}"
 
-    async def finish(self, one: Round, code: str, issuer: str | None) -> Arrival:
+    async def finish(self, round_: Round, code: str, issuer: str | None) -> Arrival:
         """Return who came back with a code.
 
         Args:
@@ -194,26 +192,26 @@ class Provider:
         Raises:
             ProviderError: If the provider refuses the code, or its ID token does not hold.
         """
-        if issuer != self.settings.issuer and (issuer is not None or one.endpoints.names_issuer):
+        if issuer != self.settings.issuer and (issuer is not None or round_.endpoints.names_issuer):
             raise self._error("answer of another provider")
         if not code or len(code) > _LARGEST_CODE:
             raise self._error("answer without a code")
         form = {
             "grant_type": "authorization_code", "code": code, "redirect_uri": self.redirect_uri,
-            "code_verifier": one.verifier,
+            "code_verifier": round_.verifier,
         }  # fmt: skip
         client, secret = self.settings.client_id, self.settings.client_secret.get_secret_value()
-        if one.endpoints.sends_secret_in_body:
+        if round_.endpoints.sends_secret_in_body:
             form |= {"client_id": client, "client_secret": secret}
-            answer = await self._ask("token", "POST", one.endpoints.token, data=form)
+            answer = await self._request("token", "POST", round_.endpoints.token, data=form)
         else:
             basic = (quote(client, safe=""), quote(secret, safe=""))  # RFC 6749, section 2.3.1
-            answer = await self._ask("token", "POST", one.endpoints.token, data=form, auth=basic)
+            answer = await self._request("token", "POST", round_.endpoints.token, data=form, auth=basic)
         token, access = answer.get("id_token"), answer.get("access_token")
         if not isinstance(token, str):
             raise self._error("answer without an ID token")
-        keys = await self._ask("keys", "GET", one.endpoints.keys)
-        claims = self._check(token, keys, one)
+        keys = await self._request("keys", "GET", round_.endpoints.keys)
+        claims = self._check(token, keys, round_)
         identity = Identity(self.settings.issuer, claims["sub"])
         lifetime, scope = answer.get("expires_in"), answer.get("scope")
         seconds = float(lifetime) if type(lifetime) in (int, float) and 0 < lifetime < _LONGEST_TOKEN_SECONDS else None  # type: ignore[operator, arg-type]
@@ -221,32 +219,32 @@ class Provider:
             identity,
             claims,
             access if isinstance(access, str) else "",
-            0.0 if seconds is None else self._clock() + seconds,
+            0.0 if seconds is None else time.time() + seconds,
             frozenset(scope.split()) if isinstance(scope, str) else frozenset(),
         )
 
-    async def sources(self, one: Round, arrival: Arrival) -> tuple[Claims, ...]:
+    async def sources(self, round_: Round, arrival: Arrival) -> tuple[Claims, ...]:
         """Return what the provider says about a person: in the ID token, and where it can be asked.
 
         Raises:
             ProviderError: If it does not answer, or answers about another person.
         """
-        if one.endpoints.userinfo is None or not arrival.access_token:
+        if round_.endpoints.userinfo is None or not arrival.access_token:
             return (arrival.claims,)
         headers = {"Authorization": f"Bearer {arrival.access_token}"}
-        answer = await self._ask("userinfo", "GET", one.endpoints.userinfo, headers=headers)
+        answer = await self._request("userinfo", "GET", round_.endpoints.userinfo, headers=headers)
         if answer.get("sub") != arrival.identity.subject:
             raise self._error("userinfo of another person")
         return (arrival.claims, answer)
 
-    def _check(self, token: str, keys: Claims, one: Round) -> Claims:
+    def _check(self, token: str, keys: Claims, round_: Round) -> Claims:
         """Return the claims of an ID token that this provider signed for this round (OpenID Connect Core, 3.1.3.7)."""
         registry = JWSRegistry(algorithms=ALGORITHMS, strict_check_header=False)
         rules = jwt.JWTClaimsRegistry(
-            now=int(self._clock()), leeway=SKEW_SECONDS,
+            now=int(time.time()), leeway=SKEW_SECONDS,
             iss={"essential": True, "value": self.settings.issuer}, sub={"essential": True},
             aud={"essential": True}, exp={"essential": True}, iat={"essential": True},
-            nonce={"essential": True, "value": one.nonce},
+            nonce={"essential": True, "value": round_.nonce},
         )  # fmt: skip
         try:
             claims = jwt.decode(token, _key_set(keys), ALGORITHMS, registry).claims
@@ -261,27 +259,27 @@ class Provider:
         subject = claims["sub"]
         if not subject.isascii() or not subject.isprintable() or len(subject) > _LARGEST_SUBJECT:
             raise self._error("ID token: no usable subject")
-        if claims["iat"] < one.began - SKEW_SECONDS:
+        if claims["iat"] < round_.began - SKEW_SECONDS:
             raise self._error("ID token: older than the sign-in")
-        if one.purpose == "confirm" and self._reauthenticates:
-            self._require_fresh(claims.get("auth_time"), one)
+        if round_.purpose == "confirm" and self._reauthenticates:
+            self._require_fresh(claims.get("auth_time"), round_)
         return claims
 
-    def _require_fresh(self, moment: object, one: Round) -> None:
-        is_fresh = type(moment) in (int, float) and moment >= one.began - SKEW_SECONDS  # type: ignore[operator]
+    def _require_fresh(self, moment: object, round_: Round) -> None:
+        is_fresh = type(moment) in (int, float) and moment >= round_.began - SKEW_SECONDS  # type: ignore[operator]
         if not is_fresh:
             what = f"{self.settings.title} does not confirm that you have just signed in there."
             raise ProviderError(self.settings.title, "no fresh sign-in at the provider", what)
 
-    async def _ask(self, what: str, method: str, url: str, **request: Any) -> dict[str, Any]:
+    async def _request(self, what: str, method: str, url: str, **options: Any) -> dict[str, Any]:
         """Return a JSON object; redirects are not followed, and nothing is read past the limits."""
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **request.pop("headers", {})}
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity", **options.pop("headers", {})}
         body = bytearray()
         try:
             async with (
-                asyncio.timeout(_PATIENCE_SECONDS),
-                httpx.AsyncClient(verify=self._verify, follow_redirects=False, timeout=_PATIENCE_SECONDS) as client,
-                client.stream(method, url, headers=headers, **request) as answer,
+                asyncio.timeout(_TIMEOUT_SECONDS),
+                httpx.AsyncClient(verify=self._verify, follow_redirects=False, timeout=_TIMEOUT_SECONDS) as client,
+                client.stream(method, url, headers=headers, **options) as answer,
             ):
                 if answer.status_code != 200:
                     raise self._error(f"{what}: HTTP {answer.status_code}")
@@ -306,10 +304,10 @@ class Provider:
 def _key_set(document: Claims) -> KeySet:
     """Return the public keys for signatures that a provider publishes; what is something else is left out."""
     keys = []
-    for one in document["keys"]:
-        if one.get("kty") in ("RSA", "EC", "OKP") and one.get("use", "sig") == "sig":
+    for key in document["keys"]:
+        if key.get("kty") in ("RSA", "EC", "OKP") and key.get("use", "sig") == "sig":
             try:
-                keys.append(import_key(one))
+                keys.append(import_key(key))
             except (JoseError, ValueError, TypeError, KeyError):
                 continue
     return KeySet(keys)

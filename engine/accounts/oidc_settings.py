@@ -63,8 +63,9 @@ class MemberRule(BaseModel):
 
     def _has_group(self, claims: Claims) -> bool:
         claim = claims.get(self.group_claim)
-        groups = [one.get("sub") if isinstance(one, dict) else one for one in claim] if isinstance(claim, list) else []
-        return any(isinstance(one, str) and one in self.groups for one in groups)
+        entries = claim if isinstance(claim, list) else []
+        groups = [entry.get("sub") if isinstance(entry, dict) else entry for entry in entries]
+        return any(isinstance(group, str) and group in self.groups for group in groups)
 
 
 class OidcSettings(BaseModel):
@@ -115,8 +116,8 @@ def read_oidc_settings(path: Path) -> OidcSettings:
         raise AccountError(f"{path} cannot be read ({reason}).", "Give a YAML file with --oidc.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}" if mark is not None else ""
-        raise AccountError(f"{path}{place}: not valid YAML.", "Correct the file.") from None
+        position = f", line {mark.line + 1}" if mark is not None else ""
+        raise AccountError(f"{path}{position}: not valid YAML.", "Correct the file.") from None
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         setting = ".".join(str(part) for part in first["loc"]) or "the file"

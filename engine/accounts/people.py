@@ -45,12 +45,8 @@ class Action(StrEnum):
     MANAGE = "manage"  # people, limits, shared models and data, announcements, maintenance
 
 
-RUN_ACTIONS = frozenset(
-    {
-        Action.READ, Action.CHAT, Action.COPY, Action.EVALUATE, Action.EXPORT, Action.PUSH,
-        Action.CONTINUE, Action.SHARE, Action.STOP, Action.RESUME, Action.DELETE,
-    }
-)  # fmt: skip
+_LAB_ACTIONS = frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_JOBS, Action.USE_URGENT_SLOT, Action.MANAGE})
+RUN_ACTIONS = frozenset(Action) - _LAB_ACTIONS
 _NOTHING: frozenset[Action] = frozenset()
 
 
@@ -86,7 +82,7 @@ _RIGHTS: dict[Role, _Rights] = {
         own=RUN_ACTIONS,
         shared=RUN_ACTIONS,
         foreign=RUN_ACTIONS,
-        lab=frozenset({Action.START, Action.USE_OWN_DATA, Action.USE_JOBS, Action.USE_URGENT_SLOT, Action.MANAGE}),
+        lab=_LAB_ACTIONS,
     ),
     "member": _Rights(
         own=RUN_ACTIONS,
@@ -122,10 +118,10 @@ def may(person: Person, action: Action, run: RunAccess | None = None) -> bool:
 
 
 def require(person: Person | None, action: Action, run: RunAccess | None = None) -> None:
-    """Return where a person may do something, and where there are no accounts.
+    """Raise unless a person may do something; without accounts, everyone may.
 
     Raises:
-        AccountError: Otherwise; the words are the same for everything.
+        AccountError: With the same words for everything.
     """
     if person is not None and not may(person, action, run):
         raise AccountError("Your account may not do that.", "Ask an admin of the lab.")

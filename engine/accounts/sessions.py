@@ -92,7 +92,7 @@ class Sessions:
         """Return whether the password was given recently enough for a change of rights."""
         return self._clock() - signed_in.confirmed <= CONFIRMED_SECONDS
 
-    def of(self, person: Person) -> list[SessionState]:
+    def list_for(self, person: Person) -> list[SessionState]:
         """Return a person's sessions, those used last in front."""
         rows = self._database.rows(
             "SELECT digest, created, used, address, browser FROM sessions "
@@ -110,7 +110,7 @@ class Sessions:
         self._database.execute("DELETE FROM sessions WHERE digest = ?", digest_of(token))
 
     def end_named(self, person: Person, session: str) -> None:
-        """End one session of a person, by its name in `of`; another person's stays."""
+        """End one session of a person, by its name in `list_for`; another person's stays."""
         query = "DELETE FROM sessions WHERE person = ? AND lower(substr(hex(digest), 1, 12)) = ?"
         self._database.execute(query, person.name, session)
 

@@ -41,7 +41,7 @@ class SignInThrottle:
         self._limiter = MovingWindowRateLimiter(MemoryStorage())
 
     def begin(self, address: str, name: str, *, device: str = "") -> None:
-        """Count an attempt, before its password is looked at: also of those that are made at the same time.
+        """Count an attempt, before its password is checked: also of those that are made at the same time.
 
         Args:
             address: Of the client, as a proxy that is trusted gives it.
@@ -63,7 +63,7 @@ class SignInThrottle:
         """Whether an attempt that was refused goes into the audit log: a few a minute are enough to see an attack."""
         return self._limiter.hit(_NOTED, "")
 
-    def succeeded(self, address: str, name: str, *, device: str = "") -> None:
+    def clear_attempts(self, address: str, name: str, *, device: str = "") -> None:
         """Forget the attempts of a person who has just given the right password."""
         for key in ((network_of(address), _key(name)), (_key(name),), ("device", device)):
             self._limiter.clear(_AT_ONCE, *key)

@@ -27,12 +27,12 @@ from engine.config.run import ModelConfig, RunSection, WorkPlace
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import EngineError, GpuQuotaError, RunError, WorkerError
-from engine.executors import machine_of
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
 from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait
 from engine.paths import LoratoryHome
+from engine.places import machine_of
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.liveness import ProcessIdentity
 from engine.processes.messages import CancelledRequestError, JsonObject

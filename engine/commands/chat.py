@@ -1,4 +1,4 @@
-"""`loratory chat`, `serve` and `ui`: talk in the terminal, from any OpenAI client, or on the page."""
+"""`loratory chat`, `serve` and `ui`: chat in the terminal, serve to any OpenAI client, open the page."""
 
 import contextlib
 import importlib
@@ -45,7 +45,7 @@ def chat(
     run: TargetName,
     settings: dict[str, Any],
     prompt: Annotated[str | None, typer.Option(help="Ask this once; without it a conversation begins.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="Let the base answer, with the adapter switched off.")] = False,
+    base: Annotated[bool, typer.Option("--base", help="Use the base model, adapter disabled.")] = False,
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,
     quantization: QuantizationName = None,
@@ -53,7 +53,7 @@ def chat(
     where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Talk to a run, an adapter or a model."""
+    """Chat with a run, an adapter or a model."""
     if as_json and prompt is None:
         raise typer.BadParameter("--json answers one question; give it with --prompt.")
     sampling = section_from_mapping(SamplingConfig, settings)
@@ -74,7 +74,7 @@ def chat(
 
 
 def find_target(text: str, store: RunStore) -> ChatTarget:
-    """What RUN names: a folder that exists, a run of this owner, or a model.
+    """Return what RUN names: a folder that exists, a run of this owner, or a model.
 
     Raises:
         RunError: If it is none of them.
@@ -156,7 +156,7 @@ class TerminalConversation:
     messages: tuple[Message, ...]  # at first a system turn, or nothing
     sampling: SamplingConfig
     branches: tuple[Branch, ...]  # who answers
-    ask: Callable[[str], str] = input  # reads a line; raises EOFError at the end
+    read_line: Callable[[str], str] = input  # reads a line; raises EOFError at the end
     out: TextIO | None = None  # None: stdout
 
     def run(self) -> None:
@@ -170,7 +170,7 @@ class TerminalConversation:
             self._say(note)
         while True:
             try:
-                line = self.ask("› ").strip()
+                line = self.read_line("› ").strip()
             except (EOFError, KeyboardInterrupt):
                 self._say("")
                 return
@@ -212,10 +212,10 @@ class TerminalConversation:
         self.branches = tuple(choices)
 
     def _again(self) -> None:
-        asked = [index for index, message in enumerate(self.messages) if message.role == "user"]
-        if not asked:
+        questions = [index for index, message in enumerate(self.messages) if message.role == "user"]
+        if not questions:
             raise RunError("Nothing was asked yet.", "Write a question.")
-        self._answer(self.messages[: asked[-1] + 1])
+        self._answer(self.messages[: questions[-1] + 1])
 
     def _answer(self, messages: tuple[Message, ...]) -> None:
         """Let each branch answer in turn; the conversation continues with the answer of the last."""
@@ -282,14 +282,14 @@ def serve(
         target = ChatTarget.of_model(plan.model)
     name, aliases = _names(target, plan.tuned.name if plan.tuned is not None else "")
 
-    def unloaded(reason: str) -> None:
+    def report_unload(reason: str) -> None:
         typer.echo(f"{reason} The next request loads it again.", err=True)
 
-    served = ServedModel(ChatSession(store.home, on_unload=unloaded), target, name, aliases)
+    served_model = ServedModel(ChatSession(store.home, on_unload=report_unload), target, name, aliases)
 
     def load() -> None:
         with ProgressLine() as line:
-            served.load(lambda progress: show_loading(line, progress))
+            served_model.load(lambda progress: show_loading(line, progress))
 
     def listening(url: str, models: Sequence[str]) -> None:
         if as_json:
@@ -297,11 +297,11 @@ def serve(
         else:
             typer.echo(f"{url} answers as {' and '.join(models)}. Ctrl-C ends it.", err=True)
 
-    serve_model(served, host, port, listening, load)
+    serve_model(served_model, host, port, listening, load)
 
 
 def _names(target: ChatTarget, title: str) -> tuple[str, tuple[str, ...]]:
-    """What clients call it: a run by its id, its title or `tuned`; a model by its name."""
+    """Return what clients call it: a run by its id, its title or `tuned`; a model by its name."""
     if target.tuned is not None:
         return target.tuned.folder.name, (title, "tuned")
     assert target.model is not None

@@ -29,7 +29,7 @@ def load_config_argument(text: str, overrides: Sequence[str] | None, home: Lorat
 
 
 def load_config_mapping(text: str, overrides: Sequence[str] | None, home: LoratoryHome) -> dict[str, Any]:
-    """The same before it is checked, as plain nested values.
+    """Read what CONFIG names as plain nested values, before they are checked.
 
     Raises:
         ConfigError: If nothing bears that name, or an override is malformed.
@@ -78,10 +78,12 @@ def presets(as_json: AsJson = False) -> None:
     all_presets = list_presets()
     if as_json:
         facts = ("name", "title", "about", "memory_gib")
-        print_json([{fact: getattr(one, fact) for fact in facts} | {"config": one.load()} for one in all_presets])
+        print_json(
+            [{fact: getattr(preset, fact) for fact in facts} | {"config": preset.load()} for preset in all_presets]
+        )
     else:
-        devices = ["CPU" if one.memory_gib is None else f"{one.memory_gib:g} GiB" for one in all_presets]
-        rows = [(one.name, device, one.title) for one, device in zip(all_presets, devices, strict=True)]
+        devices = ["CPU" if preset.memory_gib is None else f"{preset.memory_gib:g} GiB" for preset in all_presets]
+        rows = [(preset.name, device, preset.title) for preset, device in zip(all_presets, devices, strict=True)]
         print_table(("name", "device", "what it is"), rows)
 
 

@@ -74,8 +74,8 @@ def render(
         sequences = inspector.render(config, _model_config(model), max_length, row=row - 1)
     if as_json:
         # The last sequence holds the conversation to its end; earlier ones exist where a template rewrites earlier turns.
-        shown = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
-        print_json({**shown[-1], "sequences": shown})
+        values = [sequence.model_dump(exclude={"pieces"}) for sequence in sequences]
+        print_json({**values[-1], "sequences": values})
     else:
         typer.echo("\n\n".join(sequence_text(sequence) for sequence in sequences))
 
@@ -115,7 +115,7 @@ def _show(line: ProgressLine, progress: CheckProgress) -> None:
 
 
 def report_text(report: DatasetReport) -> str:
-    """A report for people."""
+    """Return a report for people."""
     format_name = report.format.replace("_", " ")
     lines = [
         f"{report.source}: {report.kind}, {report.rows:,} rows, read as {format_name} ({report.format_reason}).",

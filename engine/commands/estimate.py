@@ -22,34 +22,34 @@ from engine.paths import LoratoryHome
 from engine.runs.prediction import most_likely
 from engine.supervision.memory_measurement import MeasuredStep, MeasurementJob, config_of_rows
 
-_VERDICT_WORDS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
+_VERDICTS = {"fits": "Fits.", "tight": "Tight.", "does_not_fit": "Does not fit."}
 
 
 def estimate(
     config: ConfigName,
     memory_gib: Annotated[
         float | None,
-        typer.Option("--memory-gib", help="Judge against a CUDA device with so much free memory.", min=0.1, max=1e6),
+        typer.Option("--memory-gib", help="Estimate for a CUDA device with this much free memory.", min=0.1, max=1e6),
     ] = None,
     device_name: Annotated[
         str | None,
         typer.Option(
             "--device",
             metavar="NAME",
-            help="Judge for a GPU that is not here, such as RTX-4090; an unknown name lists all.",
+            help="Estimate for a GPU that is not here, such as RTX-4090; an unknown name lists all.",
         ),
     ] = None,
     devices: Annotated[
-        int, typer.Option("--devices", help="Say also what each of so many equal devices needs.", min=1, max=100_000)
+        int, typer.Option("--devices", help="Report also what each of several equal devices needs.", min=1, max=100_000)
     ] = 1,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Take one worst step on the device, and say what it really took.")
+        bool, typer.Option("--measure", help="Run the largest step once; report its measured peak.")
     ] = False,
     data: Annotated[
         bool | None,
         typer.Option(
             "--data/--no-data",
-            help="Judge for the rows of the dataset, or for rows as long as max_length. A dataset on the Hub is read with "
+            help="Estimate from the dataset's row lengths, or for rows as long as max_length. A dataset on the Hub is read with "
             "--data alone.",
             show_default=False,
         ),
@@ -57,7 +57,7 @@ def estimate(
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say how much memory a run needs, in which phase, and what would make it fit."""
+    """Report how much memory a run needs, in which phase, and what would make it fit."""
     home = LoratoryHome.from_environment()
     run_config = load_config_argument(config, overrides, home)
     if memory_gib is not None and device_name is not None:
@@ -169,7 +169,7 @@ def _text(
     result: MemoryEstimate, advice: Advice, methods: Sequence[MethodNeed], rows: dict[str, int] | None
 ) -> list[str]:
     lines = [
-        f"{_VERDICT_WORDS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
+        f"{_VERDICTS[result.verdict]} {_gib(result.expected_bytes)} GiB expected, {_gib(result.needed_bytes)} at most, "
         f"{_gib(result.free_bytes)} free on {result.device_name}.",
         f"Trains {result.parameters.trainable:,} of {result.parameters.total:,} parameters "
         f"({result.parameters.trainable_percent:.4f}%). Peak in the {result.phase_words}.",
@@ -186,7 +186,7 @@ def _text(
     lines += ["", "Other methods with the same settings:"]
     for method in methods:
         need = f"{_gib(method.needed_bytes):>8} GiB" if method.needed_bytes is not None else "       –    "
-        verdict = _VERDICT_WORDS[method.verdict].rstrip(".").lower() if method.verdict else method.why_not
+        verdict = _VERDICTS[method.verdict].rstrip(".").lower() if method.verdict else method.why_not
         lines.append(f"  {need}  {method.method}: {verdict}")
     lines += [f"Note: {note}" for note in result.notes]
     return lines
@@ -206,7 +206,7 @@ def _shares_text(shares: Sequence[DeviceShare], free_bytes: int) -> list[str]:
         return []
     lines = ["", f"On each of {shares[0].devices:,} such devices:"]
     for share in shares:
-        verdict = share.why_not or f"{_VERDICT_WORDS[share.verdict].lower()} {share.meaning}"
+        verdict = share.why_not or f"{_VERDICTS[share.verdict].lower()} {share.meaning}"
         lines.append(f"  {_gib(share.needed_bytes):>8} GiB  {share.sharing}: {verdict}")
     return [*lines, recommend(shares, free_bytes)]
 

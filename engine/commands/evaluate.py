@@ -77,9 +77,9 @@ def _report(result: EvaluationResult) -> None:
         )
     for note in result.notes:
         typer.echo(note)
-    for answered in result.answered[:3]:
-        typer.echo(f"\nrow {answered.row + 1:,}: {_in_a_line(answered.reference)}")
-        for branch, answer in answered.answers.items():
+    for row in result.answered[:3]:
+        typer.echo(f"\nrow {row.row + 1:,}: {_in_a_line(row.reference)}")
+        for branch, answer in row.answers.items():
             typer.echo(f"  {_name(branch)} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
 
 
@@ -137,11 +137,11 @@ def delete(
     if bool(ids) == all_:
         raise typer.BadParameter("Give ids, or --all.")
     store = _votes()
-    missing = [one for one in ids or () if store.find(one) is None]
+    missing = [vote_id for vote_id in ids or () if store.find(vote_id) is None]
     if missing:
         raise RunError(f"Vote not found: {missing[0][:60]}.", "See `loratory votes list`.")
     if all_:
-        confirm(f"Delete all {len(store.read()):,} votes?", given=yes)
+        confirm(f"Delete all {len(store.read()):,} votes?", yes=yes)
     removed = store.remove(None if all_ else ids)
     print_result({"deleted": removed}, f"{removed:,} deleted.", as_json=as_json)
 
@@ -151,9 +151,9 @@ def _votes() -> Votes:
 
 
 def _row(vote: Vote) -> list[str]:
-    preferred = vote.verdict if vote.is_tie else vote.sides[0].model.name
+    choice = vote.verdict if vote.is_tie else vote.sides[0].model.name
     question = shorten(" ".join(vote.question.split()), 48)
-    return [vote.id, f"{vote.time.astimezone():%Y-%m-%d %H:%M}", vote.source, preferred, question]
+    return [vote.id, f"{vote.time.astimezone():%Y-%m-%d %H:%M}", vote.source, choice, question]
 
 
 COMMANDS = (evaluate, votes)

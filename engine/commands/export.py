@@ -53,7 +53,7 @@ def export(
     where: WorkWhere = "local",
     as_json: AsJson = False,
 ) -> None:
-    """Take a run's result away and verify it: as an adapter, a complete model, or a GGUF file."""
+    """Export a run's result and verify it: as an adapter, a complete model, or a GGUF file."""
     config = section_from_mapping(ExportConfig, settings)
     store = own_runs()
     target = choose_target(run, store, checkpoint, model).model_copy(update={"where": where})
@@ -121,7 +121,7 @@ def push(
     ],
     settings: dict[str, Any],
     merged: Annotated[
-        bool, typer.Option("--merged", help="A complete model, with the adapter worked in, instead of the adapter.")
+        bool, typer.Option("--merged", help="A complete model with the adapter merged, instead of the adapter.")
     ] = False,
     checkpoint: CheckpointName = None,
     model: BaseModelName = None,

@@ -12,10 +12,11 @@ from engine.accounts.backup import BackupSize, restore_backup, write_backup
 from engine.accounts.deployment import Deployment
 from engine.accounts.lab import PublicAddress, audit_log_path, join_link, public_address
 from engine.accounts.people import Person, require_role
-from engine.commands.output import AsJson, confirm, print_json, print_result, print_table, words_of_time
+from engine.commands.output import AsJson, confirm, format_time, print_json, print_result, print_table
 from engine.errors import ClusterError
-from engine.executors.slurm.commands import Slurm
-from engine.executors.slurm.discovery import (
+from engine.paths import LoratoryHome, typed_path
+from engine.places.slurm.commands import Slurm
+from engine.places.slurm.discovery import (
     ProbeReport,
     differences,
     list_groups,
@@ -25,8 +26,7 @@ from engine.executors.slurm.discovery import (
     unknown_types,
     write_place,
 )
-from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
-from engine.paths import LoratoryHome, typed_path
+from engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, has_place, read_place
 from engine.quantities import size
 
 people = typer.Typer(
@@ -47,16 +47,16 @@ def list_people(as_json: AsJson = False) -> None:
     accounts = _accounts()
     members, invitations = accounts.people(), accounts.invitations()
     if as_json:
-        print_json({"people": [vars(person) for person in members], "invitations": [vars(one) for one in invitations]})
+        print_json({"people": list(map(vars, members)), "invitations": list(map(vars, invitations))})
         return
     if not members:
         print("There are no accounts yet. Invite the first admin with `loratory people invite --admin`.")
     else:
-        header = ("name", "role", "last sign-in", "state")
-        print_table(header, [(one.name, one.role, words_of_time(one.last_sign_in), _state(one)) for one in members])
-    for one in invitations:
-        what = one.role if one.person is None else f"password of {one.person}"
-        print(f"An invitation ({what}) can be used until {words_of_time(one.expires)}.")
+        rows = [(person.name, person.role, format_time(person.last_sign_in), _state(person)) for person in members]
+        print_table(("name", "role", "last sign-in", "state"), rows)
+    for invitation in invitations:
+        what = invitation.role if invitation.person is None else f"password of {invitation.person}"
+        print(f"An invitation ({what}) can be used until {format_time(invitation.expires)}.")
 
 
 @people.command()
@@ -111,7 +111,7 @@ def remove(
     """Remove an account; its runs stay, and its name is not given again."""
     accounts = _accounts()
     person = accounts.person(name)
-    confirm(f"Remove {person.name} for good?", given=yes)
+    confirm(f"Remove {person.name} for good?", yes=yes)
     accounts.remove(person.name)
     _log("removed", subject=person.name)
     print_result({"removed": person.name}, f"{person.name} was removed.", as_json=as_json)
@@ -127,7 +127,7 @@ def _log(kind: AuditKind, subject: str = "", detail: str = "") -> None:
 
 def _print_link(address: PublicAddress, invitation: Invitation, as_json: bool) -> None:
     link = join_link(address, invitation)
-    text = f"{link}\nIt can be used once, until {words_of_time(invitation.expires)}. Send it over a channel you trust."
+    text = f"{link}\nIt can be used once, until {format_time(invitation.expires)}. Send it over a channel you trust."
     print_result({"link": link, "expires": invitation.expires, "role": invitation.role}, text, as_json=as_json)
 
 
@@ -137,7 +137,7 @@ def _print_person(person: Person, kind: AuditKind, as_json: bool) -> None:
 
 
 def _state(person: Person) -> str:
-    return "active" if person.disabled is None else f"disabled since {words_of_time(person.disabled)}"
+    return "active" if person.disabled is None else f"disabled since {format_time(person.disabled)}"
 
 
 lab = typer.Typer(name="lab", help="A lab as a service: files, backup, restore.", no_args_is_help=True)
@@ -203,8 +203,8 @@ def restore(file: BackupFile, as_json: AsJson = False) -> None:
     _print_size(path, restored, as_json)
 
 
-def _print_file(place: str, content: str, *, is_alone: bool) -> None:
-    print(content if is_alone else f"# {place}\n{content}")
+def _print_file(path: str, content: str, *, is_alone: bool) -> None:
+    print(content if is_alone else f"# {path}\n{content}")
 
 
 def _print_size(path: Path, backup: BackupSize, as_json: bool) -> None:
@@ -231,10 +231,10 @@ def discover(
             "Edit it, or replace it with --replace.",
         )
     write_place(home, proposal)
-    words = [to_yaml(proposal), f"Written to {home.root / CLUSTER_FILE}. Edit it, then run `loratory cluster check`."]
+    lines = [to_yaml(proposal), f"Written to {home.root / CLUSTER_FILE}. Edit it, then run `loratory cluster check`."]
     if unknown := unknown_types(proposal):
-        words.append(f"Memory assumed, so check it: {', '.join(unknown)}.")
-    print_result(proposal.model_dump(mode="json"), "\n".join(words), as_json=as_json)
+        lines.append(f"Memory assumed, so check it: {', '.join(unknown)}.")
+    print_result(proposal.model_dump(mode="json"), "\n".join(lines), as_json=as_json)
 
 
 @cluster.command()
@@ -255,7 +255,9 @@ def check(
     typer.echo(f"Asking Slurm for a node with {f'1×{kind}' if names else 'CPU'}.", err=True)
     report = probe_node(home, place, kind, wait)
     problems = find_problems(place, kind, report)
-    print_result({**report.model_dump(mode="json"), "problems": problems}, _words(report, problems), as_json=as_json)
+    print_result(
+        {**report.model_dump(mode="json"), "problems": problems}, _report_text(report, problems), as_json=as_json
+    )
     if problems:
         raise typer.Exit(1)
 
@@ -263,7 +265,7 @@ def check(
 def find_problems(place: ClusterPlace, kind: str, report: ProbeReport) -> list[str]:
     """Return what of a node does not agree with the description, a sentence each."""
     problems = []
-    gpu_type = next((one for one in place.gpu_types if one.name == kind), None)
+    gpu_type = next((gpu for gpu in place.gpu_types if gpu.name == kind), None)
     if gpu_type is not None and not report.gpus:
         problems.append(f"{report.host} shows no GPU to NVIDIA's driver, although the job had one.")
     if gpu_type is not None and report.gpus and report.gpus[0].memory_gib < gpu_type.memory_gib - 0.5:
@@ -279,8 +281,8 @@ def find_problems(place: ClusterPlace, kind: str, report: ProbeReport) -> list[s
     return problems
 
 
-def _words(report: ProbeReport, problems: list[str]) -> str:
-    gpus = ", ".join(f"{one.name} ({one.memory_gib:.1f} GiB)" for one in report.gpus) or "none"
+def _report_text(report: ProbeReport, problems: list[str]) -> str:
+    gpus = ", ".join(f"{gpu.name} ({gpu.memory_gib:.1f} GiB)" for gpu in report.gpus) or "none"
     versions = ", ".join(f"{name} {version or 'missing'}" for name, version in report.versions.items())
     lines = [
         f"Job {report.job} ran on {report.host}.",

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from typing import Annotated, Any, TextIO, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -112,18 +112,18 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cells).rstrip())
 
 
-def confirm(question: str, *, given: bool, name: str = "") -> None:
+def confirm(question: str, *, yes: bool, name: str = "") -> None:
     """Ask before something is lost, unless the answer was given on the command line.
 
     Args:
         question: What will be lost.
-        given: Whether the command line has the answer.
+        yes: Whether the command line has the answer.
         name: To type instead of y, where much is lost.
 
     Raises:
         RunError: If the person declines, or cannot be asked.
     """
-    if given:
+    if yes:
         return
     if not sys.stdin.isatty():
         raise RunError("This needs a confirmation, and stdin is not a terminal.", "Add --yes.")
@@ -134,23 +134,23 @@ def confirm(question: str, *, given: bool, name: str = "") -> None:
         raise RunError("Nothing was changed.", f"Answer {name or 'y'} to continue.")
 
 
-def or_dash(value: float | None, words: Callable[[float], str]) -> str:
+def or_dash(value: float | None, format_figure: Callable[[float], str]) -> str:
     """Return a figure in words, and a dash where it is not known."""
-    return "–" if value is None else words(value)
+    return "–" if value is None else format_figure(value)
 
 
-def words_of_loss(loss: float | None) -> str:
-    """A loss as people read it."""
+def format_loss(loss: float | None) -> str:
+    """Return a loss with four decimals."""
     return or_dash(loss, lambda known: f"{known:.4f}")
 
 
-def words_of_memory(bytes_: int | None) -> str:
-    """Memory as people read it."""
+def format_memory(bytes_: int | None) -> str:
+    """Return a size of memory in GiB."""
     return or_dash(bytes_, lambda known: f"{gib(known)} GiB")
 
 
-def words_of_time(moment: float | None) -> str:
-    """A moment in local time."""
+def format_time(moment: float | None) -> str:
+    """Return a moment in local time, to the minute."""
     return "–" if not moment else f"{datetime.fromtimestamp(moment):%Y-%m-%d %H:%M}"
 
 
@@ -160,9 +160,8 @@ class ProgressLine:
     As a context manager it is cleared at the end.
     """
 
-    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = stream or sys.stderr
-        self._clock = clock
+    def __init__(self) -> None:
+        self._stream = sys.stderr
         self._is_terminal = self._stream.isatty()
         self._line = ""
         self._last_written = -math.inf
@@ -181,7 +180,7 @@ class ProgressLine:
             line = f"{'█' * cells}{'·' * (_BAR_CELLS - cells)} {share:4.0%} {text}"
         if line == self._line:
             return
-        now = self._clock()
+        now = time.monotonic()
         if self._is_terminal:
             self._stream.write("\r" + line.ljust(len(self._line)))
         elif now - self._last_written >= _PLAIN_SECONDS:

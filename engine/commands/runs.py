@@ -17,11 +17,11 @@ from engine.commands.output import (
     print_json,
     print_result,
 )
-from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report
+from engine.commands.train import describe, findings_of, follow_to_the_end, print_runs, report, result_json
 from engine.errors import RunError
-from engine.executors.huggingface_jobs.layout import JobRequest
 from engine.lab.rules import resume_run
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs.layout import JobRequest
 from engine.quantities import size
 from engine.runs.control import (
     change_notes,
@@ -48,11 +48,14 @@ from engine.runs.usage import read_electricity, save_electricity
 from engine.supervision.queue import QueueMove, QueueOrder
 from engine.supervision.supervisor import reconcile
 
-_SETTLE_SECONDS = 15.0
+_TRANSITION_SECONDS = 15.0
 
 
 def runs(
-    words: Annotated[list[str] | None, typer.Argument(help="Only runs with all these words in name, model, …")] = None,
+    terms: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORDS", help="Only runs with all these words in name, model, …"),
+    ] = None,
     state: Annotated[list[str] | None, typer.Option("--state", help="Only runs in this state.")] = None,
     method: Annotated[list[str] | None, typer.Option("--method", help="Only runs of this method.")] = None,
     model: Annotated[list[str] | None, typer.Option("--model", help="Only runs on this model.")] = None,
@@ -67,7 +70,7 @@ def runs(
         raise typer.BadParameter(f"{unknown.pop()!r} is not one of {', '.join(get_args(State))}.", param_hint="--state")
     store = _store()
     query = RunQuery(
-        terms=" ".join(words or ()),
+        terms=" ".join(terms or ()),
         states=cast(list[State], state or []),
         methods=tuple(method or ()),
         models=tuple(model or ()),
@@ -98,22 +101,24 @@ def show(
     if as_csv:
         typer.echo(steps_csv(read_history(run.folder.events)), nl=False)
     elif as_json:
-        print_json(_summary_json(store, summarize(run)) | {"findings": [asdict(one) for one in findings_of(run)]})
+        findings = [asdict(finding) for finding in findings_of(run)]
+        print_json(_summary_json(store, summarize(run)) | {"findings": findings})
     else:
-        print("\n\n".join([describe(run, summarize(run), store.home), *(finding.text for finding in findings_of(run))]))
+        warnings = [finding.text for finding in findings_of(run)]
+        print("\n\n".join([describe(run, summarize(run), store.home), *warnings]))
 
 
 def stop(run_id: RunId, as_json: AsJson = False) -> None:
     """Save what a run has learned so far, and stop it; a waiting run leaves the queue."""
-    _ask(run_id, request_stop, 2.0, as_json=as_json)
+    _send_request(run_id, request_stop, 2.0, as_json=as_json)
 
 
 def cancel(run_id: RunId, as_json: AsJson = False) -> None:
     """End a run at once; its newest checkpoint stays."""
-    _ask(run_id, request_cancel, _SETTLE_SECONDS, as_json=as_json)
+    _send_request(run_id, request_cancel, _TRANSITION_SECONDS, as_json=as_json)
 
 
-def _ask(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json: bool) -> None:
+def _send_request(run_id: str, request: Callable[[Run], None], seconds: float, *, as_json: bool) -> None:
     """Make a request of a run, give it a moment to obey, and print what it does then."""
     store = _store()
     run = store.get(run_id)
@@ -140,11 +145,11 @@ def resume(
     store = _store()
     run = store.get(run_id)
     if flavor or limit_hours is not None:
-        JobRequest.of(run.folder, flavor, limit_hours).save(run.folder)
+        JobRequest.with_changes(run.folder, flavor, limit_hours).save(run.folder)
     if where is not None:
         request_target(run, where)
     resume_run(store.home, run)
-    _wait_until(lambda: not run.folder.read_state().is_final, store.home, _SETTLE_SECONDS)
+    _wait_until(lambda: not run.folder.read_state().is_final, store.home, _TRANSITION_SECONDS)
     report(run, follow_to_the_end(store.home, run, ProgressLine()), as_json=as_json)
 
 
@@ -158,7 +163,7 @@ def delete(
     run = store.get(run_id)
     if run.folder.read_state().is_final:
         bytes_ = folder_size_bytes(run.folder.path)
-        confirm(f"Delete {run.id} ({summarize(run).name}, {size(bytes_)})?", given=yes)
+        confirm(f"Delete {run.id} ({summarize(run).name}, {size(bytes_)})?", yes=yes)
     freed = store.delete(run.id)
     text = f"Deleted {run.id}; {size(freed)} are free again."
     print_result({"run_id": run.id, "status": "deleted", "freed_bytes": freed}, text, as_json=as_json)
@@ -201,11 +206,11 @@ def move(
     """Move a waiting run within the queue."""
     store = own_runs()
     run = store.get(run_id)
-    waiting = [one.id for one in store.list() if one.folder.read_state().state == "queued"]
+    waiting = [other.id for other in store.list() if other.folder.read_state().state == "queued"]
     if run.id not in waiting:
         raise RunError(f"{run.id} is {run.folder.read_state().state} and does not wait.", "Only waiting runs move.")
     order = QueueOrder(store.home).shift(run.id, waiting, where)
-    text = "\n".join(f"{place}. {one}" for place, one in enumerate(order, start=1))
+    text = "\n".join(f"{number}. {waiting_id}" for number, waiting_id in enumerate(order, start=1))
     print_result({"queue": order}, text, as_json=as_json)
 
 
@@ -248,7 +253,7 @@ def _change(run: Run, as_json: bool, **changes: Any) -> None:
 
 
 def _store() -> RunStore:
-    """The runs of this person, their states brought up to date where no server does so."""
+    """Return the runs of this person, with states brought up to date where no server does so."""
     store = own_runs()
     reconcile(store.home)
     return store
@@ -261,9 +266,8 @@ def _wait_until(condition: Callable[[], bool], home: LoratoryHome, seconds: floa
         time.sleep(0.1)
 
 
-def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, object]:
-    place = {"run_id": summary.id, "directory": str(store.folder / summary.id), "status": summary.state}
-    return place | summary.model_dump() | {"seconds": summary.seconds}
+def _summary_json(store: RunStore, summary: RunSummary) -> dict[str, Any]:
+    return result_json(store.folder / summary.id, summary, None)
 
 
 COMMANDS = (runs, show, stop, cancel, resume, delete, rename, note, tag, move, start_anyway, electricity)

@@ -27,6 +27,7 @@ space = typer.Typer(name="space", help="Loratory in a Hugging Face Space.", no_a
 _SECRET = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,99}")
 _ADMITTED = re.compile(r"@?[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _WAIT_SECONDS = 60 * 60.0
+_JSON_NAMES = {"text": "words", "admitted_names": "admitted"}  # of fields of a Status
 
 SpaceName = Annotated[str, typer.Argument(metavar="OWNER/NAME", help="The Space.")]
 Hardware = Annotated[
@@ -103,11 +104,11 @@ def create(
         hub.report(f"{plan.hardware} costs ${price:,.2f} an hour while it runs.")
         hub.make(plan, visibility, settings)
         try:
-            sent = hub.upload(name, files, "Create Loratory's Space")
+            upload = hub.upload(name, files, "Create Loratory's Space")
         except EngineError as error:
             fix = f"Then run `loratory space update {name}`, which sends them."
             raise PushError(f"The Space {name} was created, but its files were not sent. {error}", fix) from None
-        status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait else hub.status(name)
+        status = hub.wait(name, upload.commit, _WAIT_SECONDS) if wait else hub.status(name)
     _report(status, as_json=as_json)
 
 
@@ -133,17 +134,18 @@ def update(
         info = hub.require(name)
         if hardware is not None:
             hub.report(f"{hardware} costs ${hub.price(hardware):,.2f} an hour while it runs.")
-        listed: object = vars(info.card_data).get("models") if info.card_data else None
-        models = warm if warm is not None else listed if isinstance(listed, list) else []
+        card_models: object = vars(info.card_data).get("models") if info.card_data else None
+        models = warm if warm is not None else card_models if isinstance(card_models, list) else []
         runtime = hub.runtime(name)
         runs_on = hardware or runtime.requested_hardware or runtime.hardware or "cpu-basic"
         settings.refuse_impossible(name, runs_on, is_private=bool(info.private))
         plan = SpacePlan(name, sdk_of(info), runs_on, tuple(models))
         files = space_files(plan, build_wheel())
         changes = hub.change(name, settings)
-        sent = hub.upload(name, files, "Update Loratory")
-        changes += [f"{file} changed" for file in sent.changed] + [f"{file} removed" for file in sent.removed]
-        status = hub.wait(name, sent.commit, _WAIT_SECONDS) if wait and changes else hub.status(name)
+        upload = hub.upload(name, files, "Update Loratory")
+        changes += [f"{file} changed" for file in upload.changed_files]
+        changes += [f"{file} removed" for file in upload.removed_files]
+        status = hub.wait(name, upload.commit, _WAIT_SECONDS) if wait and changes else hub.status(name)
     _report(status, changes, as_json=as_json)
 
 
@@ -153,7 +155,7 @@ def status(name: SpaceName, as_json: AsJson = False) -> None:
     check_name(name, "space")
     with _hub() as hub:
         state = hub.status(name)
-    print_result(state._asdict(), "\n".join(_lines(state)), as_json=as_json)
+    print_result(_values(state), "\n".join(_lines(state)), as_json=as_json)
 
 
 @space.command()
@@ -171,10 +173,10 @@ def delete(
         hub.require(name)
         bucket = hub.bucket_of(name)
         goes = f" and the bucket {bucket} with all its runs" if with_bucket and bucket else ""
-        confirm(f"This permanently deletes the Space {name}{goes}.", given=yes, name=name)
+        confirm(f"This permanently deletes the Space {name}{goes}.", yes=yes, name=name)
         hub.delete(name, bucket if with_bucket else None)
-    kept = None if with_bucket else bucket
-    text = f"Deleted {name}{goes}." + (f" The bucket {kept} stays." if kept else "")
+    remaining = None if with_bucket else bucket
+    text = f"Deleted {name}{goes}." + (f" The bucket {remaining} stays." if remaining else "")
     print_result({"deleted": name, "bucket": bucket, "bucket_deleted": bool(goes)}, text, as_json=as_json)
 
 
@@ -184,8 +186,8 @@ def warm(models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="O
     home = LoratoryHome.from_environment()
     for name in models:
         with ProgressLine() as line:
-            place = resolve_model(ModelConfig(id=name), home, lambda progress: line.show(progress.message))
-        print(f"{name}: {place.location}")
+            source = resolve_model(ModelConfig(id=name), home, lambda progress: line.show(progress.message))
+        print(f"{name}: {source.location}")
 
 
 @contextmanager
@@ -206,17 +208,17 @@ def _hub() -> "Iterator[SpaceHub]":
 
 
 def _settings(
-    secrets: Sequence[str] | None, admitted: Sequence[str] | None, bucket: str | None, sleep_hours: float | None
+    secrets: Sequence[str] | None, admit: Sequence[str] | None, bucket: str | None, sleep_hours: float | None
 ) -> Settings:
     if bucket:
         check_name(bucket, "bucket")
-    names = [name.strip() for text in admitted or () for name in text.split(",") if name.strip()]
+    names = [name.strip() for text in admit or () for name in text.split(",") if name.strip()]
     for name in names:
         if not _ADMITTED.fullmatch(name):
             raise ConfigError([Problem("admit", f"{name[:100]!r} is not the name of a person or an organization.")])
     return Settings(
         dict(map(_secret, secrets or ())),
-        names if admitted is not None else None,
+        names if admit is not None else None,
         bucket,
         sleep_seconds=None if sleep_hours is None else round(sleep_hours * 3600),
     )
@@ -226,7 +228,7 @@ def _secret(text: str) -> tuple[str, str]:
     """Return name and value of a secret; the value comes from a variable of this terminal and is in no message."""
     name, _, variable = text.partition(":")
     variable = variable or name
-    if not all(_SECRET.fullmatch(one) and not one.startswith("hf_") for one in (name, variable)):
+    if not all(_SECRET.fullmatch(part) and not part.startswith("hf_") for part in (name, variable)):
         raise RunError(
             "--secret takes the name of an environment variable, or NAME:VARIABLE, and never a value.",
             "Other users can read command lines: set a variable to the value and give its name.",
@@ -253,19 +255,24 @@ def _write(files: Mapping[str, bytes], folder: Path, *, as_json: bool) -> None:
     print_result({"folder": str(path), "files": sizes}, text, as_json=as_json)
 
 
-def _report(status: "Status", changed: Sequence[str] | None = None, *, as_json: bool) -> None:
+def _report(status: "Status", changes: Sequence[str] | None = None, *, as_json: bool) -> None:
     """Print where a Space is and what it does; one that failed is an error."""
     from engine.space.hub import stage_of
 
     if stage_of(status.stage).has_failed:
         log = "".join(f"\n  {line}" for line in status.log)
         fix = f"Look at {status.page}; once it is fixed, run `loratory space update {status.name}`."
-        raise PushError(f"The Space {status.words}{log}", fix)
-    values, lines = status._asdict(), _lines(status)
-    if changed is not None:
-        values["changed"] = list(changed)
-        lines.append(f"Changed: {'; '.join(changed)}." if changed else "Nothing to update.")
+        raise PushError(f"The Space {status.text}{log}", fix)
+    values, lines = _values(status), _lines(status)
+    if changes is not None:
+        values["changed"] = list(changes)
+        lines.append(f"Changed: {'; '.join(changes)}." if changes else "Nothing to update.")
     print_result(values, "\n".join(lines), as_json=as_json)
+
+
+def _values(status: "Status") -> dict[str, object]:
+    """Return the JSON object of a state."""
+    return {_JSON_NAMES.get(name, name): value for name, value in status._asdict().items()}
 
 
 def _lines(status: "Status") -> list[str]:
@@ -280,10 +287,10 @@ def _lines(status: "Status") -> list[str]:
         "hardware": f"{hardware}, {price} while it runs",
         "sleeps": sleeps,
         "runs": _where_runs_are_kept(status),
-        "admitted": status.admitted or "the owner alone",
+        "admitted": status.admitted_names or "the owner alone",
     }
     log = [f"  {line}" for line in status.log]
-    return [f"{status.name} {status.words}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
+    return [f"{status.name} {status.text}", *(f"{key:<10}{value}" for key, value in facts.items()), *log]
 
 
 def _where_runs_are_kept(status: "Status") -> str:

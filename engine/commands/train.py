@@ -4,6 +4,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,14 +16,14 @@ from engine.commands.output import (
     Overrides,
     ProgressLine,
     Where,
+    format_loss,
+    format_memory,
+    format_time,
     or_dash,
     own_runs,
     print_json,
     print_table,
     with_where,
-    words_of_loss,
-    words_of_memory,
-    words_of_time,
 )
 from engine.errors import EngineError, RunError, shorten
 from engine.inspector.session import Inspector
@@ -39,7 +40,7 @@ from engine.supervision.launch import Launcher, Preflight
 from engine.supervision.scheduler import SupervisorSettings
 from engine.supervision.supervisor import Supervisor
 
-_LOOK_SECONDS = 0.25
+_POLL_SECONDS = 0.25
 _ENDED_WELL = ("completed", "stopped")
 _REPORTED = set(
     "cause advice steps total_steps final_loss base_eval_loss eval_loss best_eval_loss best_step preference_accuracy "
@@ -71,7 +72,7 @@ def follow_to_the_end(
 ) -> RunSummary:
     """Show a run's progress until it has ended, supervising it where no server does.
 
-    The first Ctrl+C asks the run to save and stop, the second leaves it alone.
+    The first Ctrl+C asks the run to save and stop, the second detaches.
 
     Raises:
         RunError: If its folder is gone.
@@ -79,7 +80,7 @@ def follow_to_the_end(
     """
     supervisor = Supervisor(home, settings)
     reader = HistoryReader(run.folder.events)
-    shown_until, judged, warned = time.time(), RunHistory.model_construct(), set[str]()
+    shown_until, last_history, known_findings = time.time(), RunHistory.model_construct(), set[str]()
     try:
         with _interrupt_asks_to_stop(run, line):  # before the run may begin
             if supervisor.start() == "standing_by":
@@ -96,15 +97,15 @@ def follow_to_the_end(
                     if message.time > shown_until and message.kind == "warning":
                         line.say(f"Warning: {message.text}")
                     shown_until = max(shown_until, message.time)
-                for finding in findings_of(run, history) if history is not judged else ():
-                    if finding.name not in warned:
+                for finding in findings_of(run, history) if history is not last_history else ():
+                    if finding.name not in known_findings:
                         line.say(f"Warning: {finding.text}")
-                    warned.add(finding.name)
-                judged = history
+                    known_findings.add(finding.name)
+                last_history = history
                 if state.is_final and run.folder.state.exists():  # a folder that is being deleted may look like an end
                     break
                 _show(line, state.state, state.cause, history)
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(_POLL_SECONDS)
     finally:
         line.clear()
         supervisor.stop()
@@ -127,26 +128,26 @@ def report(run: Run, summary: RunSummary, *, as_json: bool) -> None:
         RunError: If the run failed or was interrupted, after the figures were printed.
     """
     if as_json:
-        print_json(result_json(run, summary))
+        print_json(result_json(run.folder.path, summary))
     elif summary.state in _ENDED_WELL:
         print(describe(run, summary, LoratoryHome.locate()))
         if summary.state == "completed":
-            print(f"Talk to it: loratory chat {run.id}")
+            print(f"Chat with it: loratory chat {run.id}")
     if summary.state not in _ENDED_WELL:
         raise RunError(summary.cause or f"The run {summary.state}.", summary.advice or f"See {run.folder.log.name}.")
 
 
-def result_json(run: Run, summary: RunSummary) -> dict[str, Any]:
-    """The JSON object of the command."""
-    place = {"run_id": run.id, "directory": str(run.folder.path), "status": summary.state}
-    return place | summary.model_dump(include=_REPORTED) | {"seconds": summary.seconds}
+def result_json(folder: Path, summary: RunSummary, include: set[str] | None = _REPORTED) -> dict[str, Any]:
+    """Return the JSON object of a run in a folder, with the figures of `train` or, by None, with all."""
+    location = {"run_id": summary.id, "directory": str(folder), "status": summary.state}
+    return location | summary.model_dump(include=include) | {"seconds": summary.seconds}
 
 
 def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
     """Return the state of a run and all its figures, for people."""
     speed = f"{summary.tokens_per_second:,.0f} tokens per second" if summary.tokens_per_second else "–"
-    best = f"{words_of_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
-    base_loss, predicted = words_of_loss(summary.base_eval_loss), words_of_memory(summary.predicted_bytes)
+    best = f"{format_loss(summary.best_eval_loss)} at step {summary.best_step}" if summary.best_step else "–"
+    base_loss, predicted = format_loss(summary.base_eval_loss), format_memory(summary.predicted_bytes)
     accuracy = summary.preference_accuracy
     facts = [
         ("state", " ".join(filter(None, (f"{summary.state}.", summary.cause, summary.advice)))),
@@ -154,14 +155,14 @@ def describe(run: Run, summary: RunSummary, home: LoratoryHome) -> str:
         ("model", summary.model),
         ("dataset", summary.dataset),
         ("device", summary.device or "–"),
-        ("created", words_of_time(summary.created)),
+        ("created", format_time(summary.created)),
         ("duration", or_dash(summary.seconds, duration)),
         ("steps", _steps(summary)),
-        ("loss", words_of_loss(summary.final_loss)),
-        ("held-out loss", f"{words_of_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
+        ("loss", format_loss(summary.final_loss)),
+        ("held-out loss", f"{format_loss(summary.eval_loss)} (base {base_loss}, best {best})"),
         *([] if accuracy is None else [("prefers", f"the better answer of {accuracy:.0%} of the held-out pairs")]),
         ("speed", speed),
-        ("peak memory", f"{words_of_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
+        ("peak memory", f"{format_memory(summary.peak_memory_bytes)} (predicted {predicted})"),
         ("size", size(summary.size_bytes)),
         ("electricity", energy_words(summary, read_electricity(home)) or "–"),
         ("tags", ", ".join(summary.tags) or "–"),
@@ -180,8 +181,8 @@ def print_runs(summaries: Sequence[RunSummary]) -> None:
             shorten(summary.name, 40),
             summary.state,
             _steps(summary),
-            words_of_loss(summary.final_loss),
-            words_of_loss(summary.eval_loss),
+            format_loss(summary.final_loss),
+            format_loss(summary.eval_loss),
             or_dash(summary.seconds, duration),
             size(summary.size_bytes),
         )
@@ -199,14 +200,14 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
     if cause:
         line.show(cause)
     elif state == "queued":
-        line.show("Waits for its turn.")
+        line.show("Queued.")
     elif step == 0 or not total:
         message = history.status.message if history.status is not None else ""
         line.show(message or "Starting the worker.")
     else:
-        parts = [f"step {step:,} of {total:,}", f"loss {words_of_loss(history.steps.last('loss'))}"]
+        parts = [f"step {step:,} of {total:,}", f"loss {format_loss(history.steps.last('loss'))}"]
         if history.tuned_evals:
-            parts.append(f"held out {words_of_loss(history.tuned_evals[-1].eval_loss)}")
+            parts.append(f"held out {format_loss(history.tuned_evals[-1].eval_loss)}")
             if (accuracy := history.tuned_evals[-1].preference_accuracy) is not None:
                 parts.append(f"prefers {accuracy:.0%}")
         seconds = seconds_left(history)
@@ -219,14 +220,14 @@ def _show(line: ProgressLine, state: str, cause: str, history: RunHistory) -> No
 
 @contextlib.contextmanager
 def _interrupt_asks_to_stop(run: Run, line: ProgressLine) -> Iterator[None]:
-    def ask(_number: int, _frame: object) -> None:
+    def handle_interrupt(_number: int, _frame: object) -> None:
         if run.folder.stop_request.exists():
             raise KeyboardInterrupt
         with contextlib.suppress(RunError):  # it has just ended by itself
             request_stop(run)
-        line.say("Saving and stopping. Press Ctrl+C again to leave it alone meanwhile.")
+        line.say("Saving and stopping. Press Ctrl+C again to detach; the run continues.")
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, handle_interrupt)
     try:
         yield
     finally:
@@ -247,23 +248,24 @@ def sweep(
     configs = sweep_configs(load_config_mapping(config, with_where(overrides, where), store.home), axes)
     with ProgressLine() as line, contextlib.closing(Inspector(store.home)) as inspector:
         preflight = Preflight(store.home, inspector)
-        checks = [preflight.check(one, line.show) for one in configs]  # all of them before the first is queued
-    runs = [store.create(one.config, one.provenance, report=one.report) for one in checks]
+        # All of them before the first is queued.
+        checks = [preflight.check(run_config, line.show) for run_config in configs]
+    runs = [store.create(check.config, check.provenance, report=check.report) for check in checks]
     line.say(f"Queued {len(runs)} runs.")
     results: list[tuple[Run, RunSummary]] = []
     for number, run in enumerate(runs, start=1):
         line.say(f"Run {number} of {len(runs)}: {run.id}")
         results.append((run, follow_to_the_end(store.home, run, line)))
     if as_json:
-        print_json([{"name": summary.name, **result_json(run, summary)} for run, summary in results])
+        print_json([{"name": summary.name, **result_json(run.folder.path, summary)} for run, summary in results])
     else:
         print_runs([summary for _, summary in results])
         if (best := best_by_held_out_loss([summary for _, summary in results])) is not None:
-            print(f"Lowest held-out loss: {words_of_loss(best.best_eval_loss)}, {best.id}.")
+            print(f"Lowest held-out loss: {format_loss(best.best_eval_loss)}, {best.id}.")
     failures = [summary for _, summary in results if summary.state not in _ENDED_WELL]
     if failures:
         raise RunError(
-            f"{len(failures)} of {len(runs)} runs did not end well.", f"See `loratory show {failures[0].id}`."
+            f"{len(failures)} of {len(runs)} runs failed or were interrupted.", f"See `loratory show {failures[0].id}`."
         )
 
 

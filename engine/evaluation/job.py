@@ -25,12 +25,12 @@ from engine.evaluation.preference import (
     rating_cells,
     rating_words,
 )
-from engine.executors import machine_of
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
 from engine.paths import LoratoryHome
+from engine.places import machine_of
 from engine.runs.provenance import read_provenance, start_of
 from engine.runs.run import RunFolder
 

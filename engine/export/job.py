@@ -12,7 +12,6 @@ from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
-from engine.executors import machine_of
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
 from engine.export.folder import made_aside
 from engine.export.gguf.llama_cpp import require_quantizer
@@ -22,6 +21,7 @@ from engine.hardware.device_job import DeviceJob
 from engine.hardware.devices import choose_device
 from engine.hardware.processor import describe_processor
 from engine.paths import AllowedPaths, LoratoryHome, typed_path
+from engine.places import machine_of
 from engine.runs.provenance import run_title
 from engine.runs.run import RunFolder
 

@@ -33,13 +33,13 @@ class Visitor:
     organizations: tuple[HubName, ...] = ()  # that they are in, and whose conditions they meet
 
     @classmethod
-    def of(cls, subject: str, sources: tuple[Claims, ...]) -> "Visitor":
+    def from_claims(cls, subject: str, sources: tuple[Claims, ...]) -> "Visitor":
         """Read what Hugging Face knows of a person: in the ID token, and where it was asked."""
         names = [claims.get("preferred_username") for claims in reversed(sources)]
-        name = next((one for one in names if isinstance(one, str)), "")
-        memberships = [one for claims in sources for one in _objects(claims.get("orgs"))]
-        organizations = {_name_of(one) for one in memberships if not any(one.get(unmet) for unmet in _UNMET)}
-        return cls(HubName(subject, name), tuple(sorted(one for one in organizations if one.subject)))
+        name = next((candidate for candidate in names if isinstance(candidate, str)), "")
+        orgs = [org for claims in sources for org in _objects(claims.get("orgs"))]
+        organizations = {_name_of(org) for org in orgs if not any(org.get(unmet) for unmet in _UNMET)}
+        return cls(HubName(subject, name), tuple(sorted(org for org in organizations if org.subject)))
 
 
 class Admitted(NamedTuple):
@@ -67,15 +67,15 @@ class Admission:
         self._identities = Identities(database, accounts)
         with database.transaction() as connection:
             for row in connection.execute("SELECT name FROM listed_names").fetchall():
-                if row["name"] not in space.admitted:
+                if row["name"] not in space.admitted_names:
                     connection.execute("DELETE FROM listed_names WHERE name = ?", (row["name"],))
 
     def role_of(self, visitor: Visitor) -> Role | None:
         """Return what a person is here: the creator an admin, those whom the list lets in a member; None for everyone else."""
         if visitor.account.subject == self._space.creator:
             return "admin"
-        # Each is looked at: also those after the first are believed now, not later.
-        matches = [self._is_listed(one) for one in (visitor.account, *visitor.organizations)]
+        # Each is checked: also those after the first are believed now, not later.
+        matches = [self._is_listed(account) for account in (visitor.account, *visitor.organizations)]
         return "member" if any(matches) else None
 
     def admit(self, visitor: Visitor) -> Admitted | None:
@@ -112,14 +112,14 @@ class Admission:
         """Return the account that a person has here, whether or not they are let in today."""
         return self._identities.person_of(Identity(self._space.oidc.issuer, visitor.account.subject))
 
-    def _is_listed(self, one: HubName) -> bool:
-        if one.subject in self._space.admitted:
+    def _is_listed(self, account: HubName) -> bool:
+        if account.subject in self._space.admitted_names:
             return True
-        name = one.name.lower()
+        name = account.name.lower()
         with self._database.transaction() as connection:
-            if name in self._space.admitted and not _ID.fullmatch(name):
-                connection.execute("INSERT OR IGNORE INTO listed_names VALUES (?, ?)", (name, one.subject))
-            row = connection.execute("SELECT 1 FROM listed_names WHERE subject = ?", (one.subject,)).fetchone()
+            if name in self._space.admitted_names and not _ID.fullmatch(name):
+                connection.execute("INSERT OR IGNORE INTO listed_names VALUES (?, ?)", (name, account.subject))
+            row = connection.execute("SELECT 1 FROM listed_names WHERE subject = ?", (account.subject,)).fetchone()
         return row is not None
 
 
@@ -128,7 +128,7 @@ def _kept_out(done: str, space: SpaceEnvironment) -> AccountError:
 
 
 def _objects(value: object) -> list[Mapping[str, object]]:
-    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
 
 
 def _name_of(organization: Mapping[str, object]) -> HubName:

@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,11 +24,11 @@ from engine.paths import LoratoryHome
 from engine.runs.control import request_resume, request_stop, resume_is_requested
 from engine.runs.run import Reason, Run, RunState
 from engine.runs.store import RunStore
-from engine.space.demo_chat import DemoAnswer, DemoBusyError, DemoChat, demo_session
+from engine.space.demo_chat import DemoAnswers, DemoBusyError, DemoChat, demo_session
 from engine.supervision.launch import Launcher, Preflight
 
 DEMO_PRESET = "quickstart-cpu"
-_LOOK_SECONDS = 3.0
+_POLL_SECONDS = 3.0
 _REPEAT_SECONDS = 60.0  # after something failed
 _MOST_FAILURES = 5  # of computing what the page shows, until the server starts again
 _RECORDED_SECONDS = 120.0  # for an answer that stays on the page
@@ -41,20 +41,11 @@ _FOR_A_DEVICE: frozenset[Reason | None] = frozenset({"device_in_use", "memory", 
 _log = logging.getLogger(__name__)
 
 
-class SampleAnswers(BaseModel, frozen=True):
-    """A question of a held-out row, the answer in the data, and what base and tuned answer."""
-
-    prompt: str
-    reference: str
-    base: DemoAnswer
-    tuned: DemoAnswer
-
-
 class DemoSample(BaseModel, frozen=True):
     """Rows of the data as the model is trained on them, and answers to questions that it was not trained on."""
 
     page: DatasetPage | None = None
-    answers: tuple[SampleAnswers, ...] | None = None  # None before they are known; none where no row was held out
+    answers: tuple[DemoAnswers, ...] | None = None  # None before they are known; none where no row was held out
 
 
 class _Question(NamedTuple):
@@ -101,8 +92,8 @@ class Demo:
         return cls(home, launcher, inspector, DemoChat(home, demo_session(home)))
 
     def start(self) -> None:
-        """Look after the demo in a thread; call it once runs that were saved elsewhere are back."""
-        threading.Thread(target=self._look_regularly, name="demo", daemon=True).start()
+        """Keep the demo going in a thread; call it once runs that were saved elsewhere are back."""
+        threading.Thread(target=self._loop, name="demo", daemon=True).start()
 
     def close(self) -> None:
         """End the thread and the processes; a run continues."""
@@ -127,7 +118,7 @@ class Demo:
         """Return the file with the sample of a run, which a restart finds."""
         return self.home.for_person(DEMO_OWNER).cache / f"{run.id}.json"
 
-    def look(self, *, computes: bool = True) -> None:
+    def advance(self, *, computes: bool = True) -> None:
         """Do the next thing that the demo needs, if any.
 
         Args:
@@ -153,11 +144,11 @@ class Demo:
         elif computes:
             self._compute(run, state)
 
-    def _look_regularly(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
+    def _loop(self) -> None:
+        while not self._stop.wait(_POLL_SECONDS):
             computes = time.monotonic() >= self._not_before and self._failures < _MOST_FAILURES
             try:
-                self.look(computes=computes)
+                self.advance(computes=computes)
                 if computes:
                     self._failures = 0
             except DemoBusyError:
@@ -175,9 +166,9 @@ class Demo:
         if isinstance(error, EngineError):
             self.problem = self.without_paths(error.what)
 
-    def without_paths(self, words: str) -> str:
+    def without_paths(self, text: str) -> str:
         """Return words for people who may not know where the files of the Space are."""
-        return words.replace(str(self.home.root), "the folder of this Space")
+        return text.replace(str(self.home.root), "the folder of this Space")
 
     def _file(self) -> None:
         self.launcher.start(find_preset(DEMO_PRESET).load(), key=f"demo {self._began}")
@@ -195,19 +186,19 @@ class Demo:
         """Return whether a run of a person waits for a device."""
         queue = read_model(self.home.server / SNAPSHOT_FILE, QueueSnapshot)
         waiting = queue.waiting if queue is not None else ()
-        return any(place.owner != DEMO_OWNER and place.reason in _FOR_A_DEVICE for place in waiting)
+        return any(entry.owner != DEMO_OWNER and entry.reason in _FOR_A_DEVICE for entry in waiting)
 
     def _compute(self, run: Run, state: RunState) -> None:
         config, sample = run.folder.read_config(), self.sample_of(run)
         if sample.page is None:
             page = self.inspector.preview(config.dataset, config.model, config.training.max_length, count=_SHOWN_ROWS)
-            self._keep(run, sample.model_copy(update={"page": page}))
+            self._save_sample(run, sample.model_copy(update={"page": page}))
         elif state.state == "completed" and sample.answers is None:
             answers = []
             for question in self._questions(config):
-                pair = self.chat.ask(run, question.prompt, _RECORDED_SECONDS)
-                answers.append(SampleAnswers(**question._asdict(), base=pair.base, tuned=pair.tuned))
-            self._keep(run, sample.model_copy(update={"answers": tuple(answers)}))
+                pair = self.chat.answer(run, question.prompt, _RECORDED_SECONDS)
+                answers.append(replace(pair, reference=question.reference))
+            self._save_sample(run, sample.model_copy(update={"answers": tuple(answers)}))
 
     def _questions(self, config: RunConfig) -> list[_Question]:
         """Return questions of rows that were held out."""
@@ -219,6 +210,6 @@ class Demo:
         questions = filter(None, map(_question, rows))
         return [question for question in questions if len(question.prompt) <= _LONGEST_QUESTION][:_ANSWERED_ROWS]
 
-    def _keep(self, run: Run, sample: DemoSample) -> None:
+    def _save_sample(self, run: Run, sample: DemoSample) -> None:
         write_atomically(self.sample_path(run), sample.model_dump_json(), makes_folder=True)
         self._sample = (run.id, sample)

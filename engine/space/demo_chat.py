@@ -45,6 +45,7 @@ class DemoAnswers:
     prompt: str
     base: DemoAnswer
     tuned: DemoAnswer
+    reference: str = ""  # the answer in the data, of a held-out row
 
 
 def demo_session(home: LoratoryHome) -> ChatSession:
@@ -71,7 +72,7 @@ class DemoChat:
     answer_seconds: float = _ANSWER_SECONDS  # how long both answers to a visitor together may take
     _asking: threading.Lock = field(default_factory=threading.Lock)  # held while a question is answered
 
-    def ask(self, run: Run, prompt: str, answer_seconds: float | None = None) -> DemoAnswers:
+    def answer(self, run: Run, prompt: str, answer_seconds: float | None = None) -> DemoAnswers:
         """Answer one question, loading the model where it is not loaded.
 
         Args:

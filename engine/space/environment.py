@@ -43,7 +43,7 @@ class SpaceEnvironment:
     # Of the owner, for the mirror of runs; None where there is none.
     token: str | None = field(default=None, repr=False)
     # Names or ids of people and organizations that the owner lets in; lower case.
-    admitted: frozenset[str] = frozenset()
+    admitted_names: frozenset[str] = frozenset()
     bucket: str | None = None  # for the mirror of runs, as `owner/name`; None where there is none
     zero_gpu: Mapping[str, str] = field(default_factory=dict)  # variables of ZeroGPU; empty on other hardware
 
@@ -127,7 +127,7 @@ class SpaceEnvironment:
     def hand_over(self) -> int:
         """Write this into a file of memory that a program which replaces this one inherits; returns its number."""
         file = os.memfd_create("space", 0)
-        os.write(file, json.dumps({**asdict(self), "admitted": sorted(self.admitted)}).encode())
+        os.write(file, json.dumps({**asdict(self), "admitted_names": sorted(self.admitted_names)}).encode())
         os.lseek(file, 0, os.SEEK_SET)
         return file
 
@@ -143,7 +143,7 @@ class SpaceEnvironment:
             values = json.loads(os.read(file, _LARGEST_HANDOVER_BYTES))
             os.close(file)
             return cls(
-                **{**values, "scopes": tuple(values["scopes"]), "admitted": frozenset(values["admitted"])},
+                **{**values, "scopes": tuple(values["scopes"]), "admitted_names": frozenset(values["admitted_names"])},
             )
         except (OSError, ValueError, KeyError, TypeError):
             raise EngineError(f"{HANDED_OVER} names no file of a Space.", "Remove this variable.") from None

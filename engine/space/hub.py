@@ -15,15 +15,15 @@ from huggingface_hub.hf_api import SpaceInfo
 
 from engine.chat.zero_gpu import ZERO_GPU
 from engine.errors import ConfigError, PushError
-from engine.executors.huggingface_jobs.account import price_per_hour_usd
 from engine.hub import SPACE, Fault, HubFault, RetryPolicy, RunBucket, quoted
+from engine.places.huggingface_jobs.account import price_per_hour_usd
 from engine.space.environment import ADMITTED, BUCKET
 from engine.space.repository import Sdk, Settings, SpacePlan, Visibility, address_of, hardware_problem, is_ours
 
 Answer = TypeVar("Answer")
 
 _FREE_SLEEP_SECONDS = 48 * 3600  # of cpu-basic; cannot be changed
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
 _UNTIL_IT_BUILDS_SECONDS = 60.0  # after a commit, the old state may still be reported
 _LOG_LINES = 20
 
@@ -31,7 +31,7 @@ _LOG_LINES = 20
 class Stage(NamedTuple):
     """What a state of a Space means."""
 
-    words: str  # for people, after "The Space"
+    text: str  # for people, after "The Space"
     is_end: bool = True  # whether it stays like that until something is done
     has_failed: bool = False  # whether it does not run, and should
     log: Literal["build", "run"] | None = None  # that explains it
@@ -67,7 +67,7 @@ class Status(NamedTuple):
 
     name: str  # as owner/name
     stage: str  # as the Hub names it
-    words: str  # the same for people
+    text: str  # the same for people
     hardware: str | None  # that it has; None before the first build
     requested_hardware: str | None  # that it is to have
     price_per_hour_usd: float | None  # while it runs; None where the Hub lists none
@@ -76,15 +76,15 @@ class Status(NamedTuple):
     page: str  # of the Space on the Hub
     bucket: str | None = None  # to which runs are mirrored
     has_token: bool = False  # whether it may write there
-    admitted: str | None = None  # as they were listed
+    admitted_names: str | None = None  # as the owner listed them
     log: tuple[str, ...] = ()  # its last lines, where they explain the stage
 
 
-class Sent(NamedTuple):
+class UploadResult(NamedTuple):
     """What an upload changed."""
 
-    changed: tuple[str, ...]  # files that are new or differ
-    removed: tuple[str, ...]  # files of an older version
+    changed_files: tuple[str, ...]  # new, or with other content
+    removed_files: tuple[str, ...]  # of an older version
     commit: str  # on the Hub after it
 
 
@@ -98,14 +98,14 @@ class SpaceHub:
 
     def prices(self) -> dict[str, float]:
         """Return what Spaces can run on by name, with the price of an hour in USD."""
-        hardware = self._ask("A Space", self.api.list_spaces_hardware)
+        hardware = self._request("A Space", self.api.list_spaces_hardware)
         # ZeroGPU has no price by the hour: people have a quota of seconds a day.
-        return {ZERO_GPU: 0.0} | {one.name: price_per_hour_usd(one) for one in hardware}
+        return {ZERO_GPU: 0.0} | {machine.name: price_per_hour_usd(machine) for machine in hardware}
 
-    def look(self, name: str) -> SpaceInfo | None:
+    def find(self, name: str) -> SpaceInfo | None:
         """Return a Space; None where there is none that this login can see."""
 
-        def look() -> SpaceInfo | None:
+        def fetch() -> SpaceInfo | None:
             try:
                 return self.api.space_info(name, files_metadata=True)
             except RepositoryNotFoundError as error:
@@ -113,11 +113,11 @@ class SpaceHub:
                     return None
                 raise
 
-        return self._ask(name, look)
+        return self._request(name, fetch)
 
     def require(self, name: str) -> SpaceInfo:
         """Return a Space; raises PushError where there is none."""
-        status = self.look(name)
+        status = self.find(name)
         if status is None:
             raise SPACE.explain(Fault(HubFault.MISSING), name)
         return status
@@ -129,15 +129,15 @@ class SpaceHub:
             ConfigError: If there is no such hardware.
             PushError: If the account may not make it, or the Space exists.
         """
-        account = self._ask("A Space", self.api.whoami)
-        own = [str(one["name"]) for one in (account, *(account.get("orgs") or ()))]
+        account = self._request("A Space", self.api.whoami)
+        own = [str(namespace["name"]) for namespace in (account, *(account.get("orgs") or ()))]
         owner = plan.name.partition("/")[0]
         if owner.casefold() not in {name.casefold() for name in own}:
             raise PushError(
                 f"{own[0]} may not make a Space for {owner}.",
                 f"Name an owner that your token may write to: {', '.join(own[:10])}.",
             )
-        if self.look(plan.name) is not None:
+        if self.find(plan.name) is not None:
             raise PushError(
                 f"The Space {plan.name} already exists.", "Use `loratory space update`, or choose another name."
             )
@@ -163,10 +163,10 @@ class SpaceHub:
             self.make_bucket(settings.bucket)
         self.report(f"Creating {plan.name}.")
         secrets = [{"key": key, "value": value} for key, value in settings.secrets.items()]
-        if names := settings.listed:  # a secret, not a variable: those are public, and copied into duplicates
+        if names := settings.admit_list:  # a secret, not a variable: those are public, and copied into duplicates
             secrets.append({"key": ADMITTED, "value": names, "description": names})
         variables = [{"key": BUCKET, "value": settings.bucket}] if settings.bucket else None
-        self._ask(
+        self._request(
             plan.name,
             lambda: self.api.create_repo(
                 plan.name,
@@ -184,60 +184,60 @@ class SpaceHub:
     def make_bucket(self, bucket: str) -> None:
         """Create the private bucket of a Space where it is missing; raises PushError where it is public."""
         self.report(f"Creating the bucket {bucket}.")
-        self._ask(bucket, RunBucket(self.api, bucket, lambda _: nullcontext()).make)
+        self._request(bucket, RunBucket(self.api, bucket, lambda _: nullcontext()).make)
 
     def change(self, name: str, settings: Settings) -> list[str]:
         """Set what is given, and return in words what was set."""
         changes = []
         for key, value in settings.secrets.items():
-            self._ask(name, partial(self.api.add_space_secret, name, key, value))
+            self._request(name, partial(self.api.add_space_secret, name, key, value))
             changes.append(f"secret {key}")
-        if settings.admitted is not None:
-            if names := settings.listed:
-                self._ask(name, lambda: self.api.add_space_secret(name, ADMITTED, names, description=names))
-            elif ADMITTED in self._ask(name, lambda: self.api.get_space_secrets(name)):
-                self._ask(name, lambda: self.api.delete_space_secret(name, ADMITTED))
+        if settings.admit is not None:
+            if names := settings.admit_list:
+                self._request(name, lambda: self.api.add_space_secret(name, ADMITTED, names, description=names))
+            elif ADMITTED in self._request(name, lambda: self.api.get_space_secrets(name)):
+                self._request(name, lambda: self.api.delete_space_secret(name, ADMITTED))
             changes.append(f"admitted: {names or 'the owner alone'}")
         if settings.bucket:
             bucket = settings.bucket
             self.make_bucket(bucket)
-            self._ask(name, lambda: self.api.add_space_variable(name, BUCKET, bucket))
+            self._request(name, lambda: self.api.add_space_variable(name, BUCKET, bucket))
             changes.append(f"bucket {bucket}")
         elif settings.bucket == "":
             if self.bucket_of(name) is not None:
-                self._ask(name, lambda: self.api.delete_space_variable(name, BUCKET))
+                self._request(name, lambda: self.api.delete_space_variable(name, BUCKET))
             changes.append("no bucket")
         if settings.hardware is not None:
             hardware, seconds = settings.hardware, settings.sleep_seconds
-            self._ask(name, lambda: self.api.request_space_hardware(name, hardware, sleep_time=seconds))  # type: ignore[arg-type]
+            self._request(name, lambda: self.api.request_space_hardware(name, hardware, sleep_time=seconds))  # type: ignore[arg-type]
             changes.append(f"hardware {hardware}")
         elif settings.sleep_seconds is not None:
             seconds = settings.sleep_seconds
-            self._ask(name, lambda: self.api.set_space_sleep_time(name, seconds))
+            self._request(name, lambda: self.api.set_space_sleep_time(name, seconds))
             changes.append(f"sleeps after {seconds / 3600:g} h")
         return changes
 
-    def upload(self, name: str, files: Mapping[str, bytes], message: str) -> Sent:
+    def upload(self, name: str, files: Mapping[str, bytes], message: str) -> UploadResult:
         """Send the files that differ, in one commit; without a difference, none is made."""
         self.report(f"Sending files to {name}.")
 
-        sent = Sent((), (), "")
+        result = UploadResult((), (), "")
 
-        def upload() -> Sent:
-            nonlocal sent
+        def upload() -> UploadResult:
+            nonlocal result
             there = self.require(name)
-            hashes = {one.rfilename: one.lfs.sha256 if one.lfs else one.blob_id for one in there.siblings or ()}
-            changed = tuple(file for file, data in files.items() if hashes.get(file) not in _hashes(data))
+            hashes = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in there.siblings or ()}
+            changed_files = tuple(file for file, data in files.items() if hashes.get(file) not in _hashes(data))
             removed = tuple(sorted(file for file in hashes if is_ours(file) and file not in files))
-            if not changed and not removed:  # perhaps by a commit whose answer was lost
-                return sent._replace(commit=str(there.sha))
-            sent = Sent(changed, removed, "")
-            additions = [CommitOperationAdd(file, files[file]) for file in changed]
+            if not changed_files and not removed:  # perhaps by a commit whose answer was lost
+                return result._replace(commit=str(there.sha))
+            result = UploadResult(changed_files, removed, "")
+            additions = [CommitOperationAdd(file, files[file]) for file in changed_files]
             deletions = [CommitOperationDelete(file) for file in removed]
             commit = self.api.create_commit(name, [*additions, *deletions], commit_message=message, repo_type="space")
-            return sent._replace(commit=str(commit.oid))
+            return result._replace(commit=str(commit.oid))
 
-        return self._ask(name, upload)
+        return self._request(name, upload)
 
     def wait(self, name: str, commit: str, limit_seconds: float) -> Status:
         """Return the state in which a Space stays after a commit, reporting those before.
@@ -258,19 +258,19 @@ class SpaceHub:
             if stage.is_end and is_done:
                 return self.status(name, runtime)
             if runtime.stage != last and not stage.is_end:
-                self.report(f"The Space {stage.words}")
+                self.report(f"The Space {stage.text}")
                 last = runtime.stage
             if elapsed >= limit_seconds:
                 raise PushError(
-                    f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.words}",
+                    f"The Space {name} is not running within {limit_seconds / 60:.0f} min: it {stage.text}",
                     "It continues without this command; check `loratory space status`.",
                 )
-            self.retry_policy.sleep(_LOOK_SECONDS)
-            elapsed += _LOOK_SECONDS
+            self.retry_policy.sleep(_POLL_SECONDS)
+            elapsed += _POLL_SECONDS
 
     def runtime(self, name: str) -> SpaceRuntime:
         """Return what the Hub reports of a Space at work."""
-        return self._ask(name, lambda: self.api.get_space_runtime(name))
+        return self._request(name, lambda: self.api.get_space_runtime(name))
 
     def status(self, name: str, runtime: SpaceRuntime | None = None) -> Status:
         """Return what a Space does now, or did when the Hub was asked."""
@@ -278,11 +278,11 @@ class SpaceHub:
         runtime = runtime or self.runtime(name)
         stage = stage_of(runtime.stage)
         hardware = runtime.hardware or runtime.requested_hardware
-        secrets = self._ask(name, lambda: self.api.get_space_secrets(name))
+        secrets = self._request(name, lambda: self.api.get_space_secrets(name))
         return Status(
             name=name,
             stage=str(runtime.stage),
-            words=stage.words + quoted(str(runtime.raw.get("errorMessage") or ""), self._token).replace(":", "", 1),
+            text=stage.text + quoted(str(runtime.raw.get("errorMessage") or ""), self._token).replace(":", "", 1),
             hardware=runtime.hardware,
             requested_hardware=runtime.requested_hardware,
             price_per_hour_usd=self.prices().get(str(hardware)),
@@ -291,19 +291,19 @@ class SpaceHub:
             page=f"{self.api.endpoint}/spaces/{name}",
             bucket=self.bucket_of(name),
             has_token="HF_TOKEN" in secrets,
-            admitted=secrets[ADMITTED].description if ADMITTED in secrets else None,
+            admitted_names=secrets[ADMITTED].description if ADMITTED in secrets else None,
             log=self._log(name, stage.log) if stage.log else (),
         )
 
     def delete(self, name: str, bucket: str | None = None) -> None:
         """Delete a Space, and a bucket with it."""
-        self._ask(name, lambda: self.api.delete_repo(name, repo_type="space", missing_ok=True))
+        self._request(name, lambda: self.api.delete_repo(name, repo_type="space", missing_ok=True))
         if bucket is not None:
-            self._ask(bucket, lambda: self.api.delete_bucket(bucket, missing_ok=True))
+            self._request(bucket, lambda: self.api.delete_bucket(bucket, missing_ok=True))
 
     def bucket_of(self, name: str) -> str | None:
         """Return the bucket to which a Space mirrors its runs; None where it has none."""
-        variables = self._ask(name, lambda: self.api.get_space_variables(name))
+        variables = self._request(name, lambda: self.api.get_space_variables(name))
         return variables[BUCKET].value if BUCKET in variables else None
 
     def _log(self, name: str, kind: str) -> tuple[str, ...]:
@@ -314,8 +314,8 @@ class SpaceHub:
             return tuple(line for line in texts if line)
         return ()
 
-    def _ask(self, name: str, ask: Callable[[], Answer]) -> Answer:
-        return SPACE.retry(name, ask, self._token, self.report, self.retry_policy)
+    def _request(self, name: str, request: Callable[[], Answer]) -> Answer:
+        return SPACE.retry(name, request, self._token, self.report, self.retry_policy)
 
     @property
     def _token(self) -> str | None:

@@ -31,7 +31,7 @@ from engine.space.mirror_restore import Restorer, RestoreResult
 from engine.supervision.states import ProblemLog
 
 _RECORD = "mirror.json"
-_PATIENCE_SECONDS = 120.0  # for the bucket to answer before a restore is given up
+_TIMEOUT_SECONDS = 120.0  # for the bucket to answer before a restore is given up
 _LONGEST_PAUSE_SECONDS = 300.0  # between two tries while saving fails
 _LAST_PAUSE_SECONDS = 0.5  # between tries while the process ends
 
@@ -68,8 +68,8 @@ class Unsaved(NamedTuple):
         parts += [_count(self.uploads, "upload that no run uses", "uploads that no run uses")] if self.uploads else []
         parts += [_count(self.exports, "export", "exports")] if self.exports else []
         parts = parts if len(parts) <= 4 else [*parts[:3], f"{len(parts) - 3} more"]
-        listed = " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
-        return " ".join(filter(None, (f"A restart of this Space would lose {listed}." if parts else "", self.trouble)))
+        losses = " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
+        return " ".join(filter(None, (f"A restart of this Space would lose {losses}." if parts else "", self.trouble)))
 
 
 def _count(number: int, singular: str, plural: str) -> str:
@@ -87,7 +87,7 @@ class _Record(BaseModel, frozen=True):
 class _View(NamedTuple):
     """What pages see; replaced as a whole by the mirror's thread."""
 
-    saved: frozenset[str] = frozenset()  # paths in the bucket
+    saved_paths: frozenset[str] = frozenset()  # paths in the bucket
     training: frozenset[str] = frozenset()  # folders of the runs at work
     trouble: EngineError | None = None
 
@@ -101,14 +101,14 @@ class Mirror:
     Args:
         bucket: Of its owner; a `RunBucket` with the words of `MIRROR`.
         space: As owner/name: no other Space may have the bucket.
-        look_seconds: Between two looks at what changed.
+        poll_seconds: Between two scans for changes.
     """
 
-    def __init__(self, home: LoratoryHome, bucket: RunBucket, space: str, look_seconds: float = 15.0) -> None:
+    def __init__(self, home: LoratoryHome, bucket: RunBucket, space: str, poll_seconds: float = 15.0) -> None:
         self._home = home
         self._bucket = bucket
         self._space = space
-        self._look_seconds = look_seconds
+        self._poll_seconds = poll_seconds
         self._mirror_bucket = MirrorBucket(bucket, home, space)
         self._record: _Record | None = None  # once the home is restored
         self._runs: dict[str, RunScan] = {}
@@ -119,13 +119,13 @@ class Mirror:
         self._deadline = float("inf")
         self._thread: threading.Thread | None = None
 
-    def restore(self, patience_seconds: float = _PATIENCE_SECONDS) -> RestoreResult:
+    def restore(self, timeout_seconds: float = _TIMEOUT_SECONDS) -> RestoreResult:
         """Take the bucket for this Space, and bring back what this home does not have.
 
         A home that is the same as before, after a restart of the process alone, stays as it is.
 
         Args:
-            patience_seconds: For the bucket to answer.
+            timeout_seconds: For the bucket to answer.
 
         Raises:
             PushError: If the bucket is another Space's, or Hugging Face refuses it; nothing will be saved then.
@@ -133,7 +133,7 @@ class Mirror:
                 replace what is there.
             StorageError: If the home cannot be written.
         """
-        give_up, pause = time.monotonic() + patience_seconds, 1.0
+        give_up, pause = time.monotonic() + timeout_seconds, 1.0
         while True:
             try:
                 result = self._restore()
@@ -152,13 +152,13 @@ class Mirror:
         self._home.server.mkdir(mode=0o700, exist_ok=True)
         for leftover in self._home.root.glob(f"{INCOMING}*"):
             shutil.rmtree(leftover, ignore_errors=True)
-        stored = self._mirror_bucket.take()
+        bucket_files = self._mirror_bucket.take()
         record = read_model(self._home.server / _RECORD, _Record)
         result = RestoreResult()
         if record is None or (record.bucket, record.space) != (self._bucket.name, self._space):
-            result = Restorer(self._bucket, stored, self._home).restore()
-            self._mirror_bucket.sent = dict(result.stamps)
-            runs = {run for run in map(run_of, self._mirror_bucket.stored) if run is not None}
+            result = Restorer(self._bucket, bucket_files, self._home).restore()
+            self._mirror_bucket.sent_stamps = dict(result.stamps)
+            runs = {run for run in map(run_of, self._mirror_bucket.paths) if run is not None}
             left = frozenset(run for run in runs if not (self._home.root / run).is_dir())
             record = _Record(bucket=self._bucket.name, space=self._space, left=left)
             write_atomically(self._home.server / _RECORD, record.model_dump_json())
@@ -196,61 +196,61 @@ class Mirror:
         fresh, training = [], []
         for run in RunStore(self._home, owner).list():
             folder = _folder_of(run)
-            if f"{folder}/config.yaml" not in view.saved:
+            if f"{folder}/config.yaml" not in view.saved_paths:
                 fresh.append(_title(run))
             elif folder in view.training:
-                training.append((_title(run), _newest_step(view.saved, folder)))
-        uploads = sum(path not in view.saved for path in _plain_files(own.uploads, self._home.root))
+                training.append((_title(run), _newest_step(view.saved_paths, folder)))
+        uploads = sum(path not in view.saved_paths for path in _plain_files(own.uploads, self._home.root))
         exports = sum(not path.name.startswith(".") for path in own.exports.glob("*"))
         trouble = f"{view.trouble.what} {view.trouble.fix}" if view.trouble is not None else ""
         return Unsaved(tuple(fresh), tuple(training), uploads, exports, trouble)
 
     def save(self) -> None:
-        """Look at everything, and send what changed; asks the bucket nothing where nothing did.
+        """Send what changed; make no request where nothing did.
 
         What is gone here is removed there once all else of its run is there: a checkpoint after the next one.
 
         Raises:
             EngineError: If the bucket cannot be written, or the accounts cannot be read.
         """
-        found = self._scan_runs()
+        files_by_run = self._scan_runs()
         try:
-            sent = {folder for folder, files in found.items() if self._mirror_bucket.send(files)}
-            people = self._people.look()
+            complete_runs = {folder for folder, files in files_by_run.items() if self._mirror_bucket.send(files)}
+            people = self._people.scan()
             self._mirror_bucket.send(people)
-            wanted = {path for files in (people, *found.values()) for path in files}
+            current_paths = {path for files in (people, *files_by_run.values()) for path in files}
             self._mirror_bucket.remove(
-                [path for path in self._mirror_bucket.stored - wanted if self._is_garbage(path, sent)]
+                [path for path in self._mirror_bucket.paths - current_paths if self._is_garbage(path, complete_runs)]
             )
         finally:
             self._publish()
 
     def _scan_runs(self) -> dict[str, Mapping[str, FileStamp]]:
         """Return the files of each run that can be read, by its folder below the home."""
-        scans, found = dict[str, RunScan](), dict[str, Mapping[str, FileStamp]]()
+        scans, files_by_run = dict[str, RunScan](), dict[str, Mapping[str, FileStamp]]()
         for owner in list_owners(self._home):
             for run in RunStore(self._home, owner).list():
                 folder = _folder_of(run)
                 scan = scans[folder] = self._runs.get(folder) or RunScan(self._home, run)
                 with self._problems.guard(run.id, "cannot be saved to the bucket"):
-                    files = scan.look(self._mirror_bucket.sent)
+                    files = scan.scan(self._mirror_bucket.sent_stamps)
                     if f"{folder}/config.yaml" in files:  # else it was deleted just now, or is out of reach
-                        found[folder] = files
+                        files_by_run[folder] = files
         self._runs = scans
-        return found
+        return files_by_run
 
-    def _is_garbage(self, path: str, sent: set[str]) -> bool:
+    def _is_garbage(self, path: str, complete_runs: set[str]) -> bool:
         """Whether what is not wanted any more can be removed: what is out of reach or not restored stays."""
         assert self._record is not None
         run = run_of(path)
         if run is not None:
             is_gone = run not in self._runs and (self._home.root / run).parent.is_dir()
-            return run in sent or (is_gone and run not in self._record.left)
-        return not path.startswith(f"{UPLOADS}/") or (sent == self._runs.keys() and not self._record.left)
+            return run in complete_runs or (is_gone and run not in self._record.left)
+        return not path.startswith(f"{UPLOADS}/") or (complete_runs == self._runs.keys() and not self._record.left)
 
     def _publish(self) -> None:
         training = frozenset(folder for folder, scan in self._runs.items() if scan.is_training)
-        self._view = self._view._replace(saved=frozenset(self._mirror_bucket.sent), training=training)
+        self._view = self._view._replace(saved_paths=frozenset(self._mirror_bucket.sent_stamps), training=training)
 
     # The thread.
 
@@ -263,14 +263,14 @@ class Mirror:
                 self.save()
             except EngineError as error:
                 trouble = error
-            except Exception as error:  # whatever it is, the next look comes
+            except Exception as error:  # whatever it is, the next save comes
                 _log.exception("the mirror could not save")
                 trouble = PushError(f"Runs cannot be saved ({type(error).__name__}).", "See the log of the Space.")
             self._set_trouble(trouble)
             failures = failures + 1 if trouble is not None else 0
             if self._mirror_bucket.is_taken or (is_last and (trouble is None or time.monotonic() > self._deadline)):
                 return
-            pause = min(self._look_seconds * 2.0**failures, _LONGEST_PAUSE_SECONDS)
+            pause = min(self._poll_seconds * 2.0**failures, _LONGEST_PAUSE_SECONDS)
             self._wake.wait(min(pause, _LAST_PAUSE_SECONDS) if self._ending.is_set() else pause)
             self._wake.clear()
 
@@ -289,9 +289,11 @@ def _title(run: Run) -> str:
     return read_provenance(run.folder).title or run.id
 
 
-def _newest_step(saved: frozenset[str], folder: str) -> int | None:
+def _newest_step(saved_paths: frozenset[str], folder: str) -> int | None:
     start = f"{folder}{CHECKPOINTS}step-"
-    return max((int(path.removeprefix(start).split("/")[0]) for path in saved if path.startswith(start)), default=None)
+    return max(
+        (int(path.removeprefix(start).split("/")[0]) for path in saved_paths if path.startswith(start)), default=None
+    )
 
 
 def _plain_files(folder: Path, root: Path) -> Iterator[str]:
@@ -302,13 +304,13 @@ def _plain_files(folder: Path, root: Path) -> Iterator[str]:
 
 def _end_workers(home: LoratoryHome, seconds: float) -> None:
     """Ask the workers on this machine to save and end, and wait for them."""
-    asked = []
+    folders = []
     for folder in [run.folder for owner in list_owners(home) for run in RunStore(home, owner).list()]:
         worker = folder.read_worker()
         if worker is not None and worker.is_alive():
             with contextlib.suppress(OSError):
                 os.kill(worker.pid, signal.SIGTERM)
-                asked.append(folder)
+                folders.append(folder)
     give_up = time.monotonic() + seconds
-    while time.monotonic() < give_up and any(folder.has_living_worker() for folder in asked):
+    while time.monotonic() < give_up and any(folder.has_living_worker() for folder in folders):
         time.sleep(0.1)

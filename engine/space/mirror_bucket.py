@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 HOME = "home"
 _MIRROR, _MARKER = "mirror", "space.json"
-_CHECK_SECONDS = 5.0  # between two looks at whether the bucket is still ours
-_LAG_SECONDS = (0.0, 1.0, 2.0)  # before each look at what was put just now, as a list may lag behind
+_CHECK_SECONDS = 5.0  # between two checks that the bucket is still ours
+_LAG_SECONDS = (0.0, 1.0, 2.0)  # before each read of what was put just now, as a list may lag behind
 _LARGEST_MARKER_BYTES = 10_000
 
 
@@ -41,8 +41,8 @@ class MirrorBucket:
         space: As owner/name.
 
     Attributes:
-        stored: Paths that are or may be below `home/`; what does not belong to a mirror is left alone.
-        sent: Paths that this process knows to be there, with the stamp of the file on this disk.
+        paths: Paths that are or may be below `home/`; what does not belong to a mirror is left alone.
+        sent_stamps: Paths that this process knows to be there, with the stamp of the file on this disk.
         is_taken: By another process.
     """
 
@@ -51,9 +51,9 @@ class MirrorBucket:
         self._home = home
         self._marker = _Marker(space=space, instance=secrets.token_hex(8))
         self._marker_hash = ""  # once this process has the bucket
-        self._last_check = float("-inf")  # when that was looked at last
-        self.stored: set[str] = set()
-        self.sent: dict[str, FileStamp] = {}
+        self._last_check = float("-inf")  # when that was checked last
+        self.paths: set[str] = set()
+        self.sent_stamps: dict[str, FileStamp] = {}
         self.is_taken = False
 
     def take(self) -> "dict[str, BucketFile]":
@@ -75,7 +75,7 @@ class MirrorBucket:
         self._bucket.put({f"{_MIRROR}/{_MARKER}": self._marker.model_dump_json().encode()})
         self._require_ours()
         files = self._bucket.list(HOME)
-        self.stored = set(filter(may_mirror, files))
+        self.paths = set(filter(may_mirror, files))
         return files
 
     def send(self, files: Mapping[str, FileStamp]) -> bool:
@@ -84,24 +84,24 @@ class MirrorBucket:
         Raises:
             EngineError: If the bucket cannot be written.
         """
-        changed = {path: stamp for path, stamp in files.items() if self.sent.get(path) != stamp}
-        short = {path: stamp for path, stamp in changed.items() if CHECKPOINTS not in path}
-        return self._put(short) and self._put({path: stamp for path, stamp in changed.items() if path not in short})
+        changes = {path: stamp for path, stamp in files.items() if self.sent_stamps.get(path) != stamp}
+        short = {path: stamp for path, stamp in changes.items() if CHECKPOINTS not in path}
+        return self._put(short) and self._put({path: stamp for path, stamp in changes.items() if path not in short})
 
     def _put(self, files: Mapping[str, FileStamp]) -> bool:
         if not files:
             return True
-        places = {path: local_path(self._home, path) for path in files}
+        local_paths = {path: local_path(self._home, path) for path in files}
         self._require_ours()
-        self.stored |= files.keys()
+        self.paths |= files.keys()
         try:
-            self._bucket.put({f"{HOME}/{path}": place for path, place in places.items()})
+            self._bucket.put({f"{HOME}/{path}": local for path, local in local_paths.items()})
         except EngineError:
-            if all(place.exists() for place in places.values()):
+            if all(local.exists() for local in local_paths.values()):
                 raise
-            return False  # as a checkpoint that was replaced by the next one: the next look finds that
+            return False  # as a checkpoint that was replaced by the next one: the next scan finds that
         # One that changed on the way is sent again.
-        self.sent |= {path: stamp for path, stamp in files.items() if stamp_of(places[path]) == stamp}
+        self.sent_stamps |= {path: stamp for path, stamp in files.items() if stamp_of(local_paths[path]) == stamp}
         return True
 
     def remove(self, paths: Collection[str]) -> None:
@@ -118,9 +118,9 @@ class MirrorBucket:
         except EngineError:
             if not self._bucket.list(HOME).keys().isdisjoint(paths):
                 raise
-        self.stored.difference_update(paths)
+        self.paths.difference_update(paths)
         for path in paths:
-            self.sent.pop(path, None)
+            self.sent_stamps.pop(path, None)
 
     def _read_marker(self, file: "BucketFile | None") -> _Marker | None:
         if file is None or file.size > _LARGEST_MARKER_BYTES:

@@ -1,4 +1,4 @@
-"""What of a home belongs into its mirror: runs, people and settings, looked at again and again.
+"""What of a home belongs into its mirror: runs, people and settings, scanned regularly.
 
 In the bucket, a file has its path below the home, under `home/`.
 """
@@ -65,7 +65,7 @@ def _stamps(home: LoratoryHome, paths: Iterable[str]) -> dict[str, FileStamp]:
 
 
 class RunScan:
-    """Looks at one run.
+    """Scans one run.
 
     Attributes:
         is_training: Whether it is at work.
@@ -79,17 +79,17 @@ class RunScan:
         self._times: tuple[int, int] | None = None  # of the folder then; None where it may change without a trace
         self.is_training = False
 
-    def look(self, sent: Mapping[str, FileStamp]) -> dict[str, FileStamp]:
-        """Return the files that belong into the mirror; an unchanged run that has ended costs two looks at folders.
+    def scan(self, sent_stamps: Mapping[str, FileStamp]) -> dict[str, FileStamp]:
+        """Return the files that belong into the mirror; an unchanged run that has ended costs the times of two folders.
 
         Args:
-            sent: What is in the bucket.
+            sent_stamps: What is in the bucket.
 
         Raises:
             StorageError: If the run cannot be read.
         """
         times, folder = self._folder_times(), self._run.folder
-        if times is not None and times == self._times and self._files.items() <= sent.items():
+        if times is not None and times == self._times and self._files.items() <= sent_stamps.items():
             return self._files
         paths = {path for path in self._files_below(folder.path) if CHECKPOINTS not in path}
         paths |= {*self._checkpoint_files(), *self._uploads()}
@@ -137,13 +137,13 @@ class RunScan:
 
 
 class HomeScan:
-    """Looks at people and settings."""
+    """Scans people and settings."""
 
     def __init__(self, home: LoratoryHome) -> None:
         self._home = home
         self._accounts: tuple[tuple[int, int], ...] = ()  # sizes and times of what was copied last
 
-    def look(self) -> dict[str, FileStamp]:
+    def scan(self) -> dict[str, FileStamp]:
         """Return the files that belong into the mirror.
 
         Raises:

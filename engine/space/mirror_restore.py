@@ -48,12 +48,12 @@ class Restorer:
     """Puts the files of a bucket into a home.
 
     Args:
-        stored: By their path below the home, as the bucket names them.
+        bucket_files: By their path below the home, as the bucket names them.
     """
 
-    def __init__(self, bucket: RunBucket, stored: "Mapping[str, BucketFile]", home: LoratoryHome) -> None:
+    def __init__(self, bucket: RunBucket, bucket_files: "Mapping[str, BucketFile]", home: LoratoryHome) -> None:
         self._bucket = bucket
-        self._stored = stored
+        self._bucket_files = bucket_files
         self._home = home
         self._left_out: list[str] = []
         self._sizes: list[int] = []  # of the runs that came back
@@ -71,7 +71,7 @@ class Restorer:
                 stamps = self._fetch(paths)
                 self._remove_damaged(paths)
                 for path in dict.fromkeys(run_of(path) or path for path in paths):
-                    if path in self._stored:
+                    if path in self._bucket_files:
                         self._place(path)
                     else:
                         self._place_run(path)
@@ -82,9 +82,9 @@ class Restorer:
 
     def _choose(self) -> list[str]:
         """Return the files that are not here as far as the disk has room: settings, then runs, then uploads."""
-        folders = {str(folder) for path in self._stored for folder in PurePosixPath(path).parents}
+        folders = {str(folder) for path in self._bucket_files for folder in PurePosixPath(path).parents}
         together: dict[str, list[str]] = {}  # files of a run, by its folder; other files by themselves
-        for path in self._stored:
+        for path in self._bucket_files:
             name = run_of(path) or path
             if not may_mirror(path) or path in folders:
                 self._left_out.append(f"{path[:80]!r} in the bucket is not part of a mirror and was left out.")
@@ -96,7 +96,7 @@ class Restorer:
         chosen: list[str] = []
         room, failures = free_bytes(self._home) - _KEPT_FREE_BYTES, 0
         for name in (*settings, *runs, *uploads):
-            size = sum(self._stored[path].size for path in together[name])
+            size = sum(self._bucket_files[path].size for path in together[name])
             if size <= room:
                 chosen += together[name]
                 room -= size
@@ -113,23 +113,25 @@ class Restorer:
         """Write whole files into the folder for what arrives; what comes torn is fetched once more."""
         missing = list(paths)
         for _ in range(2):
-            self._bucket.get([(self._stored[path], self._incoming / path) for path in missing])
-            missing = [path for path in missing if size_and_time(self._incoming / path)[0] != self._stored[path].size]
+            self._bucket.get([(self._bucket_files[path], self._incoming / path) for path in missing])
+            missing = [
+                path for path in missing if size_and_time(self._incoming / path)[0] != self._bucket_files[path].size
+            ]
         for path in missing:
             (self._incoming / path).unlink(missing_ok=True)
-        for place in self._incoming.rglob("*"):
-            place.chmod(0o700 if place.is_dir() else 0o600)
+        for entry in self._incoming.rglob("*"):
+            entry.chmod(0o700 if entry.is_dir() else 0o600)
         stamps = ((path, stamp_of(self._incoming / path)) for path in paths)
         return {path: stamp for path, stamp in stamps if stamp is not None}
 
     def _remove_damaged(self, paths: Collection[str]) -> None:
         """Remove checkpoints that did not arrive whole, and accounts that cannot be read."""
-        lost = [path for path in paths if CHECKPOINTS not in path and not (self._incoming / path).is_file()]
+        missing = [path for path in paths if CHECKPOINTS not in path and not (self._incoming / path).is_file()]
         for checkpoint in self._incoming.glob("runs/*/*/checkpoints/*"):
             if not _is_whole_checkpoint(checkpoint):
-                lost.append(checkpoint.relative_to(self._incoming).as_posix())
+                missing.append(checkpoint.relative_to(self._incoming).as_posix())
                 shutil.rmtree(checkpoint, ignore_errors=True)
-        self._left_out += [f"{path} is damaged in the bucket and was left out." for path in sorted(lost)]
+        self._left_out += [f"{path} is damaged in the bucket and was left out." for path in sorted(missing)]
         accounts = self._incoming / DATABASE_FILE
         try:
             if accounts.is_file():

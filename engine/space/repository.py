@@ -67,15 +67,15 @@ class Settings(NamedTuple):
     """What a Space gets besides files; what is None stays as it is."""
 
     secrets: Mapping[str, str]  # values by name; in no message, file or command line
-    admitted: Sequence[str] | None = None  # people and organizations that may sign in
+    admit: Sequence[str] | None = None  # people and organizations that may sign in
     bucket: str | None = None  # to which runs are mirrored; empty for none
     hardware: str | None = None  # as Hugging Face names it
     sleep_seconds: int | None = None  # without a visit, until it sleeps
 
     @property
-    def listed(self) -> str:
+    def admit_list(self) -> str:
         """Who is admitted, as one value."""
-        return ",".join(self.admitted or ())
+        return ",".join(self.admit or ())
 
     def refuse_impossible(self, name: str, hardware: str, *, is_private: bool) -> None:
         """Check that a Space can sleep as asked, and that people who are admitted can get there; raises ConfigError."""
@@ -83,7 +83,7 @@ class Settings(NamedTuple):
             message = "cpu-basic always sleeps after 48 hours without a visit; other hardware takes another time."
             raise _problem("sleep_hours", message)
         owner = name.partition("/")[0]
-        hidden = [other for other in self.admitted or () if other.removeprefix("@").casefold() != owner.casefold()]
+        hidden = [other for other in self.admit or () if other.removeprefix("@").casefold() != owner.casefold()]
         if is_private and hidden:
             message = (
                 f"the Hub shows a private Space to {owner} alone, so {hidden[0]} cannot open it. Make it protected, "
@@ -197,7 +197,7 @@ def _requirements(plan: SpacePlan) -> Iterator[str]:
         yield f"--extra-index-url {_CPU_TORCH}"
     for text in sorted(metadata.requires("loratory") or ()):
         requirement = Requirement(text)
-        if any(requirement.marker is None or requirement.marker.evaluate({"extra": one}) for one in _EXTRAS):
+        if any(requirement.marker is None or requirement.marker.evaluate({"extra": extra}) for extra in _EXTRAS):
             requirement.marker = None
             yield str(requirement)
     if plan.hardware == ZERO_GPU:
@@ -273,7 +273,7 @@ os.execv(sys.executable, [sys.executable, "-P", "-m", "engine.cli", "ui"])
 _README = """
 # Loratory
 
-Fine-tune language models in the browser: see token by token what a dataset trains, know beforehand whether it fits,
+Fine-tune language models in the browser: see which tokens are trained, know beforehand whether it fits,
 train, compare base and tuned, export.
 
 The owner and whom they admitted sign in with Hugging Face. Everyone else sees a finished run. To have your own,

@@ -13,8 +13,6 @@ from engine.config.training import TrainingConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.data.formats import require_rows_of
 from engine.errors import ConfigError, DatasetError, EngineError, MemoryUnknownError, Problem
-from engine.executors import places_at
-from engine.executors.places import Flavors, Options
 from engine.hardware.device import Device
 from engine.hardware.devices import device_problems, list_devices
 from engine.inspector.session import Inspector
@@ -31,6 +29,8 @@ from engine.models.prepared import ModelProgress
 from engine.models.shape import ModelShape
 from engine.models.source import ModelSource, resolve_model
 from engine.paths import LoratoryHome, local_owner, typed_path
+from engine.places import places_at
+from engine.places.run_place import Flavors, Options
 from engine.runs.prediction import Prediction, predict
 from engine.runs.provenance import Provenance, environment_facts, predicted_figures
 from engine.runs.run import Run
@@ -119,7 +119,7 @@ class Preflight:
         _require_trained_tokens(config, report)
         options = place.suitable(options, config, shape, report.row_lengths)
         prediction = _predict(shape, config, options, report.row_lengths)
-        config = place.settled(within_guest_limit(config, report, self._home), options[0][0], shape, report)
+        config = place.complete(within_guest_limit(config, report, self._home), options[0][0], shape, report)
         facts = {
             **environment_facts(),
             "model_source": source.hub_id or source.name,

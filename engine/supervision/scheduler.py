@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 from engine.config.run import RunConfig
 from engine.errors import DeviceError, EngineError, RunError
-from engine.executors import ExecutorFactory, make_executors
-from engine.executors.local import LocalContext, LocalExecutor
 from engine.files import stamp_of
 from engine.hardware.cuda import GpuProgram, energy_so_far_joules, list_gpu_programs
 from engine.hardware.device import Device
 from engine.hardware.devices import list_devices
 from engine.hardware.lease import LeaseBook, LeaseHolder, lease_name
 from engine.paths import LoratoryHome
+from engine.places import ExecutorFactory, make_executors
+from engine.places.local import LocalContext, LocalExecutor
 from engine.runs.control import clear_requests, end_is_requested, resume_requests, with_requested_target
 from engine.runs.job import Executor, JobSpec
 from engine.runs.provenance import read_provenance, run_title

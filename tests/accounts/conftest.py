@@ -1,13 +1,33 @@
 """Accounts whose passwords are hashed with the least work, and whose time a test sets."""
 
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 from argon2 import PasswordHasher
 
 from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
+from engine.errors import AccountError
 
 PASSWORD = "correct horse battery"
+
+
+def at_once(count: int, work: Callable[[int], object]) -> list[object]:
+    """Let so many threads do some work at the same moment; return their results, and errors of accounts."""
+    ready = threading.Barrier(count)
+
+    def run(number: int) -> object:
+        ready.wait()
+        try:
+            return work(number)
+        except AccountError as error:
+            return error
+
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(run, range(count)))
 
 
 class Clock:

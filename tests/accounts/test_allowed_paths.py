@@ -51,7 +51,7 @@ def home(tmp_path, monkeypatch) -> LoratoryHome:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     lab = LoratoryHome(tmp_path / "lab")
     ann, bea = lab.for_person("ann"), lab.for_person("bea")
-    places = (
+    folders = (
         ann.uploads,
         bea.uploads,
         ann.exports,
@@ -61,7 +61,7 @@ def home(tmp_path, monkeypatch) -> LoratoryHome:
         lab.shared_models,
         lab.models,
     )
-    for folder in (*places, lab.root / "uploads" / "annex", ann.own_runs, lab.cache):  # fmt: skip
+    for folder in (*folders, lab.root / "uploads" / "annex", ann.own_runs, lab.cache):  # fmt: skip
         folder.mkdir(parents=True)
     for file in (
         bea.uploads / "secret.jsonl",
@@ -136,9 +136,9 @@ def test_every_field_refuses_every_way_out_in_the_same_words(home, reader):
         with pytest.raises(EngineError) as error_info:
             reader.use(home, text)
         if isinstance(error_info.value, ConfigError):
-            words = [problem.message for problem in error_info.value.problems]
-            assert all(REFUSAL[0][1:].rstrip(".") in message for message in words), (attack, words)
-            assert not any("bea" in message or "secret" in message for message in words)
+            messages = [problem.message for problem in error_info.value.problems]
+            assert all(REFUSAL[0][1:].rstrip(".") in message for message in messages), (attack, messages)
+            assert not any("bea" in message or "secret" in message for message in messages)
         else:
             assert (error_info.value.what, error_info.value.fix) == REFUSAL, (attack, error_info.value)
 

@@ -21,7 +21,7 @@ IN_CI = bool(os.environ.get("CI"))  # where no check is skipped
 
 
 def service_of(deployment):
-    """The last value of each setting of the unit."""
+    """Return the last value of each setting of the unit."""
     return dict(line.split("=", 1) for line in deployment.unit().splitlines() if "=" in line and line[0] != "#")
 
 
@@ -75,7 +75,7 @@ def test_a_proxy_that_names_people_drops_what_a_client_sent():
 
 
 @pytest.mark.parametrize(
-    ("changed", "message"),
+    ("changes", "message"),
     [
         ({"proxy_user": None}, "needs the proxy"), ({"identity_header": None}, "needs the proxy"),
         ({"identity_header": "Cookie"}, "cannot name people"), ({"identity_header": "X-User\nExecStart=/bin/sh"}, "cannot name"),
@@ -83,9 +83,9 @@ def test_a_proxy_that_names_people_drops_what_a_client_sent():
         (TLS, "through it alone"), ({"oidc": Path("/etc/oidc.yaml")}, "through it alone"),
     ],
 )  # fmt: skip
-def test_a_proxy_that_others_could_stand_in_for_is_refused(changed, message):
+def test_a_proxy_that_others_could_stand_in_for_is_refused(changes, message):
     with pytest.raises(EngineError, match=message):
-        Deployment(ADDRESS, **{**NAMES, **changed})
+        Deployment(ADDRESS, **{**NAMES, **changes})
 
 
 @pytest.mark.parametrize("home", ["relative", "/a b", "/a\nExecStart=/bin/sh", "/a/%h", "/a/../b", "/", "/a;b", "/{b}"])
@@ -141,8 +141,16 @@ def test_one_file_alone_can_be_redirected(capsys):
     assert run_command(["lab", "files", "--public-url", "https://gpu.lab.example"]) == 0
     assert "# /etc/systemd/system/loratory.service\n[Unit]" in capsys.readouterr().out
     assert run_command(["lab", "files", "--public-url", "http://gpu.lab.example"]) == 1
-    named = ["lab", "files", "service", "--public-url", "https://gpu.lab.example", "--identity-header", "X-Remote-User"]
-    assert run_command(named) == 1
+    arguments = [
+        "lab",
+        "files",
+        "service",
+        "--public-url",
+        "https://gpu.lab.example",
+        "--identity-header",
+        "X-Remote-User",
+    ]
+    assert run_command(arguments) == 1
     assert "--proxy-user" in capsys.readouterr().err
-    assert run_command([*named, "--proxy-user", "caddy"]) == 0
+    assert run_command([*arguments, "--proxy-user", "caddy"]) == 0
     assert "--identity-header X-Remote-User --proxy-user caddy" in capsys.readouterr().out

@@ -15,7 +15,7 @@ LAB = ["--lab", "--public-url", "https://gpu.lab.example"]
 SOCKET = Listener(Path("/run/loratory/page.sock"))
 TLS = Listener(None, "0.0.0.0", 443, Path("/c"), Path("/k"))
 OWN = pwd.getpwuid(os.geteuid()).pw_name
-OTHER = next(one for one in pwd.getpwall() if one.pw_uid not in (0, os.geteuid()))
+OTHER = next(user for user in pwd.getpwall() if user.pw_uid not in (0, os.geteuid()))
 
 
 def test_header_and_user_of_the_proxy_are_given_together_with_a_socket():
@@ -25,7 +25,7 @@ def test_header_and_user_of_the_proxy_are_given_together_with_a_socket():
 
 
 @pytest.mark.parametrize(
-    ("header", "user", "listener", "words"),
+    ("header", "user", "listener", "message"),
     [
         ("X-Remote-User", None, SOCKET, "needs the proxy"), (None, OTHER.pw_name, SOCKET, "needs the proxy"),
         ("X-Remote-User", OTHER.pw_name, TLS, "anyone could send"), ("X-Remote-User", OWN, SOCKET, "lab itself"),
@@ -35,8 +35,8 @@ def test_header_and_user_of_the_proxy_are_given_together_with_a_socket():
         ("X-Forwarded-User", OTHER.pw_name, SOCKET, "cannot name"), ("X-Remote-User\r\nA", OTHER.pw_name, SOCKET, "cannot name"),
     ],
 )  # fmt: skip
-def test_what_would_let_others_name_people_is_refused(header, user, listener, words):
-    with pytest.raises(DeviceError, match=words):
+def test_what_would_let_others_name_people_is_refused(header, user, listener, message):
+    with pytest.raises(DeviceError, match=message):
         TrustedProxy.chosen(header, user, listener)
 
 
@@ -51,18 +51,18 @@ def has_ended(client):
 def test_the_socket_hangs_up_on_everyone_but_the_proxy(tmp_path, is_proxy):
     listener = Listener.chosen(str(tmp_path / "page.sock"), "", 0, None, None)
     proxy = TrustedProxy("x-remote-user", os.geteuid() if is_proxy else OTHER.pw_uid)
-    with proxy.guard(listener.open()) as guarded, socket.socket(socket.AF_UNIX) as client:
-        guarded.listen()
+    with proxy.guard(listener.open()) as listening, socket.socket(socket.AF_UNIX) as client:
+        listening.listen()
         client.settimeout(300)
         client.connect(str(tmp_path / "page.sock"))
         client.sendall(b"hello")
         if is_proxy:
-            connection, _ = guarded.accept()
+            connection, _ = listening.accept()
             with connection:
                 assert connection.recv(5) == b"hello"
         else:
             with pytest.raises(ConnectionAbortedError):
-                guarded.accept()
+                listening.accept()
             assert has_ended(client)
 
 
@@ -76,9 +76,9 @@ def provider(tmp_path):
 
 def refusal_of(capsys, *options):
     assert main([*LAB, *map(str, options)]) == 1
-    words = capsys.readouterr().err
-    assert "canary" not in words
-    return words
+    message = capsys.readouterr().err
+    assert "canary" not in message
+    return message
 
 
 def test_a_header_that_names_people_needs_a_socket(tmp_path, capsys):
@@ -91,8 +91,8 @@ def test_a_header_that_names_people_needs_a_socket(tmp_path, capsys):
 
 
 def test_people_are_named_by_one_service(tmp_path, capsys, provider):
-    named = ("--identity-header", "X-Remote-User", "--proxy-user", OTHER.pw_name)
-    assert "Give --oidc or" in refusal_of(capsys, "--socket", tmp_path / "s", "--oidc", provider, *named)
+    options = ("--identity-header", "X-Remote-User", "--proxy-user", OTHER.pw_name)
+    assert "Give --oidc or" in refusal_of(capsys, "--socket", tmp_path / "s", "--oidc", provider, *options)
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640])

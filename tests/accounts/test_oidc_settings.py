@@ -41,7 +41,7 @@ def test_a_file_that_others_may_read_is_refused(tmp_path, mode):
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         (GOOD.replace("https", "http"), "issuer: .*https"), (GOOD + "scope: openid\n", "scope"), ("client_secret: canary-7\n", "issuer"),
         (GOOD.replace("https://", "https://user:canary-7@"), "issuer"), (GOOD.replace("canary-7", "[canary-7]"), "client_secret"),
@@ -49,8 +49,8 @@ def test_a_file_that_others_may_read_is_refused(tmp_path, mode):
         (GOOD + "members: everyone-canary-7\n", "members"), ("\xff", "issuer|not|the file"), ("", "issuer"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_without_a_value(tmp_path, text, words):
-    with pytest.raises(AccountError, match=words) as error_info:
+def test_a_mistake_is_named_without_a_value(tmp_path, text, message):
+    with pytest.raises(AccountError, match=message) as error_info:
         read_oidc_settings(write_settings(tmp_path, text))
     assert "canary" not in str(error_info.value)
     assert "canary" not in repr(error_info.value.__cause__)
@@ -76,18 +76,18 @@ def test_the_settings_bring_nothing_heavy():
     )
 
 
-def test_a_round_is_taken_once_in_time_in_its_browser_and_there_are_not_endlessly_many():
+def test_a_round_ends_once_in_time_in_its_own_browser_and_their_number_is_bounded():
     now = [1_000.0]
     rounds = Rounds(lambda: now[0])
 
     def begin():
-        one = Round("sign in", ENDPOINTS, now[0], digest_of("cookie"))
-        rounds.add(one)
-        return one
+        round_ = Round("sign in", ENDPOINTS, now[0], digest_of("cookie"))
+        rounds.add(round_)
+        return round_
 
-    one, late, foreign = begin(), begin(), begin()
-    assert rounds.take(one.state, "cookie") is one
-    assert rounds.take(one.state, "cookie") is None
+    first, late, foreign = begin(), begin(), begin()
+    assert rounds.take(first.state, "cookie") is first
+    assert rounds.take(first.state, "cookie") is None
     assert rounds.take(foreign.state, "other") is None
     assert rounds.take(foreign.state, "cookie") is None, "used up by the other browser"
     now[0] += ROUND_SECONDS + 1
@@ -98,7 +98,7 @@ def test_a_round_is_taken_once_in_time_in_its_browser_and_there_are_not_endlessl
         begin()
     now[0] += ROUND_SECONDS + 1
     assert rounds.take(begin().state, "cookie") is not None
-    assert not any(secret in repr(one) for secret in (one.state, one.nonce, one.verifier))
+    assert not any(secret in repr(first) for secret in (first.state, first.nonce, first.verifier))
 
 
 def test_email_is_asked_for_where_a_rule_needs_it():

@@ -72,9 +72,9 @@ def test_a_look_into_a_run_that_is_not_shared_is_logged():
     assert not is_logged(admin, RunAccess("ann"))
 
 
-@pytest.mark.parametrize(("typed", "kept"), [("Ann", "ann"), (" bea-2 ", "bea-2"), ("o_k", "o_k")])
-def test_names_are_kept_in_lower_case(typed, kept):
-    assert require_name(typed) == kept
+@pytest.mark.parametrize(("typed", "name"), [("Ann", "ann"), (" bea-2 ", "bea-2"), ("o_k", "o_k")])
+def test_names_are_kept_in_lower_case(typed, name):
+    assert require_name(typed) == name
 
 
 @pytest.mark.parametrize(
@@ -90,6 +90,7 @@ def test_names_are_kept_in_lower_case(typed, kept):
         "ä-b",
         "a" * 33,
         "shared",
+        " Demo ",
         "a b",
         ".ann",
         "ann\0",

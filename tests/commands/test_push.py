@@ -1,58 +1,33 @@
 """`loratory push`, with a job that sends nothing."""
 
 import json
-from typing import ClassVar
 
 import pytest
 
-from engine.chat.contract import Progress
 from engine.cli import run_command
-from engine.config.load import config_from_mapping
-from engine.errors import PushError
 from engine.export.contract import ExportedFile, PushResult
-from engine.paths import local_owner
-from engine.runs.store import RunStore
+from tests.commands.conftest import FakeJob
 
 MODULES = ("engine.commands.export", "engine.commands.configs")
 
 
-class FakeJob:
-    """Remembers what it was asked for."""
-
-    requests: ClassVar[list] = []
-    error = None
-
-    def __init__(self, home, request) -> None:
-        FakeJob.requests.append(request)
-        self._request = request
-
-    def run(self, on_progress):
-        on_progress(Progress(phase="uploading", message="Uploading.", fraction=0.5))
-        if FakeJob.error is not None:
-            raise FakeJob.error
-        return PushResult(
-            url="https://hub.example/ada/x",
-            commit="c" * 40,
-            repository="ada/x",
-            private=self._request.settings.private,
-            files=(ExportedFile(name="adapter_model.safetensors", size_bytes=2048),),
-            verified=None,
-            notes=("Be careful.",),
-        )
+def result_of(request) -> PushResult:
+    return PushResult(
+        url="https://hub.example/ada/x",
+        commit="c" * 40,
+        repository="ada/x",
+        private=request.settings.private,
+        files=(ExportedFile(name="adapter_model.safetensors", size_bytes=2048),),
+        verified=None,
+        notes=("Be careful.",),
+    )
 
 
 @pytest.fixture(autouse=True)
 def job(monkeypatch, home):
-    monkeypatch.setattr(FakeJob, "requests", [])
-    monkeypatch.setattr(FakeJob, "error", None)
-    monkeypatch.setattr("engine.commands.export.PushJob", FakeJob)
-    return FakeJob
-
-
-@pytest.fixture
-def run_id(home) -> str:
-    config = config_from_mapping({"model": {"id": "org/model"}, "dataset": {"source": "sample:x"}})
-    return RunStore(home, local_owner()).create(config).id
+    job = FakeJob(result_of)
+    monkeypatch.setattr("engine.commands.export.PushJob", job)
+    return job
 
 
 def test_a_push_is_private_and_of_the_adapter_unless_said_otherwise(job, run_id, capsys):
@@ -83,13 +58,6 @@ def test_people_read_files_notes_and_where_it_is(run_id, capsys):
     assert "2.0 kB  adapter_model.safetensors" in output
     assert "Be careful." in output
     assert "https://hub.example/ada/x (private), commit cccccccccccc" in output
-
-
-def test_what_goes_wrong_is_reported_in_two_sentences(job, run_id, capsys):
-    job.error = PushError("Pushing needs a Hugging Face token, and there is none.", "Make one.")
-
-    assert run_command(["push", run_id, "ada/x"], MODULES) == 1
-    assert capsys.readouterr().err.strip().endswith("token, and there is none. Make one.")
 
 
 def test_there_is_no_option_for_a_token(run_id):

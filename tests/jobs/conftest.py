@@ -12,8 +12,8 @@ from huggingface_hub.utils import _xet
 
 from engine.accounts.accounts import open_database
 from engine.accounts.lab import change_settings
-from engine.executors.huggingface_jobs import job
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs import job
 from engine.wheel import build_wheel
 from tests.hub.jobs import STORAGE_CLIENT, JobsHub
 from tests.hub.server import TOKEN
@@ -31,6 +31,7 @@ def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[J
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(_xet, "_GLOBAL_XET_HOLDER", _xet.XetSessionHolder())
     monkeypatch.setattr(job, "build_wheel", _wheel)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
     with JobsHub(folder) as stand_in:
         stand_in.serve_all(monkeypatch, xet=True)
         yield stand_in
@@ -39,7 +40,7 @@ def as_hugging_face(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[J
 
 @pytest.fixture
 def hugging_face(tmp_path, monkeypatch):
-    """The stand-in."""
+    """Serve the stand-in."""
     with as_hugging_face(tmp_path / "jobs", monkeypatch) as stand_in:
         yield stand_in
 

@@ -1,9 +1,9 @@
 """A run on Hugging Face Jobs whose job does what a test decides."""
 
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.account import HubLogin
-from engine.executors.huggingface_jobs.job import HubJob
-from engine.executors.huggingface_jobs.layout import JobRecord
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.account import HubLogin
+from engine.places.huggingface_jobs.job import HubJob
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import a_config

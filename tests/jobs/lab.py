@@ -1,10 +1,10 @@
 """A lab whose people train at Hugging Face."""
 
 from engine.accounts.people import Logins
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.account import logins_of
-from engine.executors.huggingface_jobs.job import HubJob
-from engine.executors.huggingface_jobs.layout import JobRecord
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.account import logins_of
+from engine.places.huggingface_jobs.job import HubJob
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import a_config
@@ -36,6 +36,15 @@ class Lab:
     def follow(self, run):
         record = JobRecord.read(run.folder) or JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2)
         return HubJob(run, record.save(run.folder), self.home, logins_of(self.home, self.logins), 1.0)
+
+    def begins(self, owner="ada"):
+        """Return a run of a person who signed in, and its job, which runs."""
+        run = self.run(owner)
+        self.signs_in(owner)
+        job = self.follow(run)
+        job.step()
+        self.hugging_face.only_job().stage = "RUNNING"
+        return run, job
 
     def bucket_of(self, run, name):
         account = self.hugging_face.accounts[TOKENS[run.owner]]

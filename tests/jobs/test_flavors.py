@@ -5,7 +5,7 @@ from huggingface_hub import JobHardwareInfo
 
 from engine.config.load import config_from_mapping
 from engine.errors import ConfigError, DeviceError, HubUnreachableError
-from engine.executors.huggingface_jobs.account import (
+from engine.places.huggingface_jobs.account import (
     HardwareList,
     HubLogin,
     estimate_limit_hours,
@@ -17,7 +17,7 @@ from tests.fake_inspector import FakeInspector
 from tests.hub.jobs import HARDWARE
 from tests.supervision.fake_runs import cpu
 
-FLAVORS = read_flavors(JobHardwareInfo(**one) for one in HARDWARE)
+FLAVORS = read_flavors(JobHardwareInfo(**machine) for machine in HARDWARE)
 
 
 def test_machines_with_one_known_device_are_offered_the_cheapest_first():
@@ -49,12 +49,12 @@ def test_prices_are_asked_once_an_hour():
     class Api:
         def list_jobs_hardware(self):
             requests.append(1)
-            return [JobHardwareInfo(**one) for one in HARDWARE]
+            return [JobHardwareInfo(**machine) for machine in HARDWARE]
 
     hardware = HardwareList(lambda: HubLogin(Api()))
     with pytest.raises(HubUnreachableError):
         hardware.known()
-    assert hardware.ask() == hardware.ask() == hardware.known() == FLAVORS
+    assert hardware.refresh() == hardware.refresh() == hardware.known() == FLAVORS
     assert len(requests) == 1
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.errors import ConfigError, RunError
-from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest, write_piece
+from engine.places.huggingface_jobs.layout import JobRecord, JobRequest, write_piece
 from engine.runs.provenance import Provenance
 from engine.runs.store import RunStore
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -12,9 +12,9 @@ from tests.invented_runs import InventedRun, a_config, write_run
 @pytest.fixture
 def folder(home):
     config = a_config(run__where="jobs", jobs__flavor="l4x1", jobs__limit_hours=2)
-    made = RunStore(home, "local").create(config, Provenance()).folder
-    JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2).save(made)
-    return made
+    run_folder = RunStore(home, "local").create(config, Provenance()).folder
+    JobRecord(attempt=1, namespace="", flavor="l4x1", limit_hours=2).save(run_folder)
+    return run_folder
 
 
 def test_a_piece_of_the_log_is_written_once(tmp_path):
@@ -30,8 +30,8 @@ def test_a_piece_of_the_log_is_written_once(tmp_path):
 
 def test_a_wish_is_for_the_next_attempt(folder):
     assert JobRequest.read(folder) == JobRequest()
-    JobRequest.of(folder, "a100-large", None).save(folder)
-    JobRequest.of(folder, "", 5).save(folder)
+    JobRequest.with_changes(folder, "a100-large", None).save(folder)
+    JobRequest.with_changes(folder, "", 5).save(folder)
     assert JobRequest.read(folder) == JobRequest(flavor="a100-large", limit_hours=5)
 
 
@@ -40,13 +40,13 @@ def test_a_wish_is_for_the_next_attempt(folder):
 )
 def test_a_wish_that_no_configuration_could_have_is_refused(folder, flavor, hours):
     with pytest.raises(ConfigError):
-        JobRequest.of(folder, flavor, hours)
+        JobRequest.with_changes(folder, flavor, hours)
 
 
 def test_a_run_of_this_machine_has_no_wish(home):
     run = write_run(RunStore(home, "local"), a_config(), InventedRun(state="stopped"))
     with pytest.raises(RunError, match="no job at Hugging Face"):
-        JobRequest.of(run.folder, "l4x1", None)
+        JobRequest.with_changes(run.folder, "l4x1", None)
 
 
 def test_a_run_costs_what_all_its_jobs_cost_and_at_most_what_the_last_one_may_add():
@@ -59,10 +59,10 @@ def test_a_run_costs_what_all_its_jobs_cost_and_at_most_what_the_last_one_may_ad
         job_id="x",
         running_seconds=3600,
     )
-    refused = JobRecord(attempt=2, namespace="ada", flavor="l4x1", limit_hours=2, earlier_usd=first.cost_usd)
+    rejected = JobRecord(attempt=2, namespace="ada", flavor="l4x1", limit_hours=2, earlier_usd=first.cost_usd)
     second = JobRecord(
         attempt=3, namespace="ada", flavor="a100-large", price_per_hour_usd=2.5, limit_hours=2, job_id="y",
-        running_seconds=1800, earlier_usd=refused.cost_usd,
+        running_seconds=1800, earlier_usd=rejected.cost_usd,
     )  # fmt: skip
 
     assert (first.cost_usd, first.most_usd) == pytest.approx((0.8, 1.6))

@@ -1,9 +1,7 @@
 """What comes from a job: events, checkpoints, its log and the result, whole and once."""
 
-import random
-
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.layout import JobRecord
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.store import RunStore
 from tests.hub.server import Fault
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -12,21 +10,12 @@ from tests.jobs.followed_run import BUCKET
 
 def test_events_arrive_whole_and_once_however_they_come(followed_run, hugging_face):
     followed_run.begins()
-    log = "".join(f'{{"n": {number}}}\n' for number in range(400)).encode()
-    cuts = sorted(random.Random(3).sample(range(1, 400), 30))
-    lines = log.splitlines(keepends=True)
-    pieces = {}
-    for start, stop in zip([0, *cuts], [*cuts, 400], strict=True):
-        offset = len(b"".join(lines[:start]))
-        pieces[layout.segment_name(offset)] = b"".join(lines[start:stop])
-    order = list(pieces)
-    random.Random(4).shuffle(order)
-    for name in order:
-        followed_run.writes(name, pieces[name])
+    pieces = [f'{{"n": {number}}}\n'.encode() * 9 for number in range(10, 16)]
+    log = b"".join(pieces)
+    for number in (2, 0, 1, 4, 0, 5, 3, 5):  # late, early, and a second time
+        followed_run.writes(layout.segment_name(len(pieces[0]) * number), pieces[number])
         followed_run.step()
-        if random.Random(name).random() < 0.3:
-            followed_run.writes(name, pieces[name])  # a second time
-            followed_run.restart()
+        followed_run.restart()
 
     followed_run.step()
     assert followed_run.run.folder.events.read_bytes() == log
@@ -122,8 +111,7 @@ def test_what_the_job_prints_is_in_the_log_until_its_companion_speaks(followed_r
     assert followed_run.run.folder.log.read_text().startswith("Step 1\n\n--- Output of the job ---\nline 601\n")
 
 
-def test_a_log_that_cannot_be_fetched_holds_up_nothing(followed_run, hugging_face, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+def test_a_log_that_cannot_be_fetched_holds_up_nothing(followed_run, hugging_face):
     followed_run.begins()
     hugging_face.faults = [Fault("logs", 500, times=50)]
     followed_run.writes(layout.segment_name(0), b"first\n")
@@ -132,8 +120,7 @@ def test_a_log_that_cannot_be_fetched_holds_up_nothing(followed_run, hugging_fac
     assert followed_run.run.folder.events.read_bytes() == b"first\n"
 
 
-def test_what_came_home_stays_when_an_answer_to_the_cleaning_up_is_lost(followed_run, hugging_face, home, monkeypatch):
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+def test_what_came_home_stays_when_an_answer_to_the_cleaning_up_is_lost(followed_run, hugging_face, home):
     other = write_run(RunStore(home, "other"), a_config(), InventedRun(state="stopped", steps=60))
     whole = next(iter(sorted(other.folder.checkpoints.iterdir())))
     followed_run.begins()

@@ -12,12 +12,12 @@ from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
 from engine.accounts.people import Logins
 from engine.errors import AccountError, PushError, RunError, SignInNeededError
-from engine.executors import make_executors
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.account import HardwareList, logins_of, sign_in
-from engine.executors.huggingface_jobs.job import HubJob, JobsExecutor
-from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.lab.rules import lab_problems, resume_run
+from engine.places import make_executors
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.account import HardwareList, logins_of, sign_in
+from engine.places.huggingface_jobs.job import HubJob, JobsExecutor
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.control import request_stop
 from engine.runs.run import RunState
 from engine.runs.usage import usage_by_week
@@ -40,7 +40,7 @@ def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face,
         job = executor.attach(run, state)
         wait_until(lambda job=job: job.poll(has_reported=False).why is not None and job.view.stage == "waiting")
     for run in runs:
-        there = next(one for one in hugging_face.jobs.values() if one.namespace == f"{run.owner}-hub")
+        there = next(hub_job for hub_job in hugging_face.jobs.values() if hub_job.namespace == f"{run.owner}-hub")
         assert there.spec["secrets"] == {"HF_TOKEN": TOKENS[run.owner]}
         lab.writes(run, layout.END, layout.JobResult(exit_code=0).model_dump_json().encode())
         hugging_face.end(there, "COMPLETED")
@@ -52,7 +52,7 @@ def test_two_people_train_side_by_side_each_in_their_own_name(lab, hugging_face,
         ""
     }  # the library's own, without a login
     for account, token in (("ada-hub", TOKENS["ada"]), ("bob-hub", TOKENS["bob"])):
-        assert {one for path, one in hugging_face.paths_as if f"/{account}/" in f"{path}/"} == {token}
+        assert {used_token for path, used_token in hugging_face.paths_as if f"/{account}/" in f"{path}/"} == {token}
     for path in home.root.rglob("*"):
         for token in (*TOKENS.values(), SERVERS_OWN):
             assert path.is_dir() or token.encode() not in path.read_bytes(), path
@@ -70,19 +70,14 @@ def test_the_login_of_the_machine_is_for_no_person_of_a_lab(lab, hugging_face, h
     job = HubJob(run, JobRecord(attempt=1, namespace="server", flavor="l4x1", limit_hours=2), home, logins_of(home))
     job.step()
     with pytest.raises(SignInNeededError):
-        HardwareList(lambda: logins_of(home)("ada")).ask()
+        HardwareList(lambda: logins_of(home)("ada")).refresh()
 
     assert "Sign in again to send this run" in job.view.trouble.what
     assert hugging_face.asked_as == []
 
 
 def test_a_token_that_expires_lets_the_run_wait_and_stops_are_kept(lab, hugging_face):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
-    there = hugging_face.only_job()
-    there.stage = "RUNNING"
+    run, job = lab.begins()
     job.step()
     lab.now += 9 * 3600
     request_count = len(hugging_face.asked_as)
@@ -124,10 +119,7 @@ def test_after_a_restart_the_job_is_followed_again_once_the_person_signs_in(lab,
 
 
 def test_another_account_does_not_look_for_the_job(lab, hugging_face):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
+    _, job = lab.begins()
     lab.signs_in("ada", token=TOKENS["bob"])
     for _ in range(5):
         job.step()
@@ -192,8 +184,8 @@ def test_a_token_that_a_person_gave_is_theirs_alone(lab):
 
 def test_members_train_there_and_guests_do_not(lab, home):
     config = a_config(run__where="jobs")
-    refused = [problem.field for problem in lab_problems(config, home.for_person("eve", "guest"))]
-    assert "run.where" in refused
+    fields = [problem.field for problem in lab_problems(config, home.for_person("eve", "guest"))]
+    assert "run.where" in fields
     assert "run.where" not in [problem.field for problem in lab_problems(config, home.for_person("ada"))]
     run = lab.run("ada")
     run.folder.write_state(RunState(state="stopped", attempt=1))
@@ -203,10 +195,7 @@ def test_members_train_there_and_guests_do_not(lab, home):
 
 
 def test_a_hub_that_refuses_a_token_reports_it_to_its_person(lab, hugging_face):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
+    _, job = lab.begins()
     hugging_face.faults = [Fault("inspect", 401, times=9)]
     job.step()
 
@@ -241,7 +230,11 @@ def test_a_job_waits_for_no_device_of_the_lab_and_counts_for_no_gpu_time(lab, hu
     try:
         wait_until(lambda: len(hugging_face.jobs) == 2)
         for run in runs:
-            there = next(one for one in hugging_face.jobs.values() if run.id in one.spec["environment"]["LORATORY_JOB"])
+            there = next(
+                hub_job
+                for hub_job in hugging_face.jobs.values()
+                if run.id in hub_job.spec["environment"]["LORATORY_JOB"]
+            )
             lab.writes(run, layout.END, layout.JobResult(exit_code=1).model_dump_json().encode())
             hugging_face.end(there, "ERROR")
         wait_until(lambda: all(run.folder.read_state().is_final for run in runs))

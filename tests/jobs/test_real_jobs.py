@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import pytest
 
 from engine.config.load import config_from_mapping
-from engine.executors import make_executors
-from engine.executors.huggingface_jobs.account import HubLogin, read_flavors
-from engine.executors.huggingface_jobs.job import JobsExecutor
-from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.inspector.session import Inspector
+from engine.places import make_executors
+from engine.places.huggingface_jobs.account import HubLogin, read_flavors
+from engine.places.huggingface_jobs.job import JobsExecutor
+from engine.places.huggingface_jobs.layout import JobRecord, JobRequest
 from engine.runs.control import request_resume, request_stop
 from engine.runs.history.run_history import HistoryReader
 from engine.runs.store import RunStore
@@ -38,7 +38,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def start(home, api, model, tmp_path):
-    """Starts runs, supervised, here or through the stand-in."""
+    """Start runs, supervised, here or through the stand-in."""
     (tmp_path / "rows.jsonl").write_text(ROWS)
     settings = SupervisorSettings(
         executors=lambda context: {**make_executors(context), "jobs": JobsExecutor(home, lambda _: HubLogin(api), 0.2)},
@@ -138,8 +138,8 @@ def test_a_stop_saves_and_a_server_that_was_away_finds_the_job_again(start, hugg
     before = hugging_face.requests["submit"]
     start.unsupervise()
     step_before = len(losses(run))
-    sent = pieces_of_events(hugging_face)
-    wait_until(lambda: pieces_of_events(hugging_face) > sent)  # none of which is lost
+    piece_count = pieces_of_events(hugging_face)
+    wait_until(lambda: pieces_of_events(hugging_face) > piece_count)  # none of which is lost
     start.supervise()
     wait_until(lambda: len(losses(run)) > step_before)
     request_stop(run)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from engine.accounts.people import Logins
-from engine.executors.huggingface_jobs.account import HardwareList, logins_of
+from engine.places.huggingface_jobs.account import HardwareList, logins_of
 from engine.supervision.supervisor import Supervisor
 from tests.fake_services import fake_services
 from tests.hub.server import TOKEN
@@ -27,9 +27,9 @@ def lab(hugging_face, tmp_path, logins, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_OfTheServer")
 
     def services(own, person):
-        made = fake_services(own.root, home=own, owner=person.name)
+        page_services = fake_services(own.root, home=own, owner=person.name)
         hardware = HardwareList(lambda: logins_of(own, logins)(person.name))
-        return replace(made, person=person, hardware=hardware, logins=None if own.is_guest else logins)
+        return replace(page_services, person=person, hardware=hardware, logins=None if own.is_guest else logins)
 
     with running_lab(tmp_path / "lab", services, logins=logins) as running:
         running.add("ann")
@@ -38,7 +38,7 @@ def lab(hugging_face, tmp_path, logins, monkeypatch):
         yield running
 
 
-def test_a_token_is_taken_for_its_person_shown_to_no_one_and_forgotten_with_the_last_session(lab, logins, hugging_face):
+def test_a_token_is_its_persons_alone_and_forgotten_with_their_last_session(lab, logins, hugging_face):
     with lab.signed_in("ann") as ann, PageClient.open(ann, read_config(ann)) as page:
         page.press("jobs-use-token", "click")
         assert "not a Hugging Face token" in page.value("jobs-login-status")
@@ -78,6 +78,6 @@ def test_a_page_asks_in_the_name_of_its_person_alone(lab, logins, tmp_path, hugg
     logins.put("bea", TOKEN, 4e9)
     services = build_services(home, "ann", (), Supervisor(lab.home), lab.accounts.person("ann"), logins=logins)
     with pytest.raises(Exception, match="you are not signed in there"):
-        services.hardware.ask()
+        services.hardware.refresh()
     services.inspector.close()
     assert hugging_face.asked_as == []

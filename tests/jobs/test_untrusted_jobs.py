@@ -8,9 +8,9 @@ import pytest
 from engine.accounts.lab import LabSettings, save_settings
 from engine.accounts.limits import LabLimits
 from engine.errors import RunError
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.transfer import collect_inputs
 from engine.paths import REFUSAL
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.transfer import collect_inputs
 
 HOSTILE = [
     (layout.END, b"{"),
@@ -24,17 +24,12 @@ HOSTILE = [
 
 @pytest.mark.parametrize(("name", "data"), HOSTILE)
 def test_what_a_person_puts_into_the_own_bucket_harms_no_one(lab, hugging_face, name, data):
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
-    there = hugging_face.only_job()
-    there.stage = "RUNNING"
+    run, job = lab.begins()
     lab.writes(run, name, data)
     if name.startswith("results"):
         lab.writes(run, layout.END, b'{"exit_code": 0}')
     job.step()
-    hugging_face.end(there, "COMPLETED")
+    hugging_face.end(hugging_face.only_job(), "COMPLETED")
     job.wants_cancel = True
     job._clock = lambda: 1e9
     for _ in range(4):
@@ -45,17 +40,13 @@ def test_what_a_person_puts_into_the_own_bucket_harms_no_one(lab, hugging_face, 
     assert max(sizes) < 16_000_000
 
 
-def test_a_manifest_names_no_file_of_another_person(lab, hugging_face, home):
-    run, other = lab.run("ada"), lab.run("bob")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
-    hugging_face.only_job().stage = "RUNNING"
+def test_a_manifest_names_no_file_of_another_person(lab):
+    (run, job), other = lab.begins(), lab.run("bob")
     secret = other.folder.config.read_bytes()
     outside = f"../../../../../bob/{other.id}/config.yaml"
-    told = {outside: {"size_bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}}
+    manifest_files = {outside: {"size_bytes": len(secret), "sha256": hashlib.sha256(secret).hexdigest()}}
     (run.folder.path / "checkpoints").mkdir(exist_ok=True)
-    lab.writes(run, "checkpoints/step-1/MANIFEST.json", json.dumps({"step": 1, "files": told}).encode())
+    lab.writes(run, "checkpoints/step-1/MANIFEST.json", json.dumps({"step": 1, "files": manifest_files}).encode())
     job.step()
 
     assert list((run.folder.path / "checkpoints").iterdir()) == []
@@ -75,13 +66,9 @@ def test_files_of_others_are_not_sent(lab, home, tmp_path):
     assert "data/mine.jsonl" in collect_inputs(lab.run("ada", dataset__source=str(own / "mine.jsonl")), home)
 
 
-def test_what_exceeds_the_disk_space_of_its_person_is_not_fetched(lab, hugging_face, home):
+def test_what_exceeds_the_disk_space_of_its_person_is_not_fetched(lab, home):
     save_settings(home, LabSettings(limits=LabLimits(disk_gb_per_person=0.01, free_disk_gb=0)))
-    run = lab.run("ada")
-    lab.signs_in("ada")
-    job = lab.follow(run)
-    job.step()
-    hugging_face.only_job().stage = "RUNNING"
+    run, job = lab.begins()
     offset = 0
     for _ in range(40):
         lab.writes(run, layout.segment_name(offset), b'"x"\n' * 100_000)

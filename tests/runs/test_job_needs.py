@@ -4,9 +4,9 @@ import pytest
 
 from engine.config.run import DatasetConfig, SlurmConfig
 from engine.data.contract import RowLengths
-from engine.executors.places import SlurmCluster
-from engine.executors.slurm.place import ClusterPlace, GpuType
 from engine.hardware.device import Device, known_device
+from engine.places.run_place import SlurmCluster
+from engine.places.slurm.place import ClusterPlace, GpuType
 from engine.runs.prediction import RunPlan, estimated_hours, host_memory_bytes, in_half_hours, measured_hours, tflops_of
 from engine.runs.summary import RunSummary
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
@@ -84,7 +84,7 @@ def test_a_job_requests_the_smallest_gpu_ram_and_time_unless_a_person_set_them()
     def slurm_section(**slurm) -> SlurmConfig:
         config = config_for(run={"where": "slurm"}, slurm=slurm)
         ((device,),) = place.suitable(place.options(config), config, LARGE)
-        return place.settled(config, device, LARGE, report).slurm
+        return place.complete(config, device, LARGE, report).slurm
 
     assert slurm_section() == SlurmConfig(gpu_type="a100", memory_gib=ram_gib(), limit_hours=24)
     assert slurm_section(gpu_type="t4", memory_gib=7, limit_hours=3, gpus=2) == SlurmConfig(

@@ -58,6 +58,7 @@ NodeName=node2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]} CPUs=4 
 PartitionName=long Nodes=node[1-2] Default=YES PriorityTier=1 MaxTime=INFINITE DefaultTime=30 GraceTime=60 State=UP
 PartitionName=urgent Nodes=node[1-2] PriorityTier=10 MaxTime=60 State=UP PreemptMode=OFF
 """
+_OWN_NAMESPACES = ("--mount", "--pid", "--uts", "--fork", "--mount-proc")
 _GPUS = """
 AutoDetect=off
 NodeName=node1 Name=gpu Type=toy File={folder}/dev/gpu[0-1]
@@ -91,17 +92,7 @@ def why_not() -> str:
     """Return why this machine cannot be two; empty where it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "a real Slurm needs root on Linux"
-    trial = (
-        "unshare",
-        "--mount",
-        "--pid",
-        "--uts",
-        "--fork",
-        "--mount-proc",
-        "sh",
-        "-c",
-        "hostname trial && mount --bind / /mnt",
-    )
+    trial = ["unshare", *_OWN_NAMESPACES, "sh", "-c", "hostname trial && mount --bind / /mnt"]
     tried = subprocess.run(trial, capture_output=True, text=True, check=False)
     return f"no namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
@@ -142,11 +133,13 @@ class Cluster:
 
     def end_jobs(self) -> None:
         """End every job, and wait until none is left on a node."""
-        for job_id in self.ask("squeue", "--noheader", "--me", "-t", "running", "-o", "%A", check=False).split():
-            self.ask("scancel", "--signal=KILL", f"{job_id}.0", check=False)
-        self.ask("scancel", "--me", check=False)
+        for job_id in self.run_command(
+            "squeue", "--noheader", "--me", "-t", "running", "-o", "%A", check=False
+        ).split():
+            self.run_command("scancel", "--signal=KILL", f"{job_id}.0", check=False)
+        self.run_command("scancel", "--me", check=False)
         deadline = time.monotonic() + 60
-        while self.ask("squeue", "--noheader", "--me", check=False).strip() and time.monotonic() < deadline:
+        while self.run_command("squeue", "--noheader", "--me", check=False).strip() and time.monotonic() < deadline:
             time.sleep(0.1)
 
     def start_controller(self) -> None:
@@ -159,13 +152,13 @@ class Cluster:
         controller.wait()
 
     def start_node(self, name: str) -> None:
-        apart = ("--pid", "--uts", "--fork", "--kill-child", "--mount-proc") if name == "node2" else ()
+        apart = (*_OWN_NAMESPACES, "--kill-child") if name == "node2" else ("--mount",)
         script = "node2.sh" if name == "node2" else "daemon.sh"
         self._start_apart(name, script, ("slurmd", "-D", "-f", f"{self.folder}/slurm.conf", "-N", name), apart)
 
-    def _start_apart(self, name: str, script: str, command: Sequence[str], apart: Sequence[str] = ()) -> None:
+    def _start_apart(self, name: str, script: str, command: Sequence[str], apart: Sequence[str] = ("--mount",)) -> None:
         shell = ("sh", "-e", f"{self.folder}/{script}", str(self.folder))
-        self._start(name, ["unshare", "--mount", *apart, *shell, *command])
+        self._start(name, ["unshare", *apart, *shell, *command])
 
     def kill(self, name: str) -> None:
         """End a daemon as a crash does, node2 with everything on it."""
@@ -175,15 +168,15 @@ class Cluster:
             daemon.wait()
 
     def wait_for_controller(self) -> None:
-        while "UP" not in self.ask("scontrol", "ping", check=False):
+        while "UP" not in self.run_command("scontrol", "ping", check=False):
             time.sleep(0.1)
 
     def wait_for_nodes(self, *nodes: str) -> None:
-        wanted = set(nodes or ("node1", "node2"))
-        while not wanted <= set(self.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()):
+        names = set(nodes or ("node1", "node2"))
+        while not names <= set(self.run_command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()):
             time.sleep(0.1)
 
-    def ask(self, *command: str, check: bool = True) -> str:
+    def run_command(self, *command: str, check: bool = True) -> str:
         """Return what a command of Slurm prints."""
         process = subprocess.run(
             command, env=self.environment, capture_output=True, text=True, check=check, timeout=300
@@ -218,8 +211,8 @@ def _free_ports(count: int) -> list[int]:
     candidates = list(range(24_000, 32_000))
     random.shuffle(candidates)
     while len(matches) < count:
-        with socket.socket() as one, contextlib.suppress(OSError):
-            one.bind(("127.0.0.1", candidates[-1]))
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", candidates[-1]))
             matches.append(candidates[-1])
         candidates.pop()
     return matches

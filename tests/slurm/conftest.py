@@ -7,14 +7,21 @@ from collections.abc import Iterator
 
 import pytest
 
-from engine.executors import make_executors
-from engine.executors.slurm.job import SlurmExecutor
-from engine.executors.slurm.place import ClusterPlace, GpuType, SlurmRecord
+from engine.places import make_executors
+from engine.places.slurm.job import SlurmExecutor
+from engine.places.slurm.place import ClusterPlace, GpuType, SlurmRecord
 from engine.runs.run import Run
 from engine.runs.store import RunStore
 from engine.supervision.supervisor import Supervisor
 from tests.slurm.cluster import Cluster, missing_programs, why_not
-from tests.supervision.fake_runs import REPOSITORY, config_for, fake_settings
+from tests.supervision.fake_runs import (
+    REPOSITORY,
+    config_for,
+    continue_worker,
+    executions,
+    fake_settings,
+    wait_for_state,
+)
 
 _FAKE_WORKER = (
     f"import runpy, sys; sys.path.insert(0, {str(REPOSITORY)!r}); "
@@ -24,7 +31,7 @@ _FAKE_WORKER = (
 
 @pytest.fixture(scope="session")
 def slurm_cluster(tmp_path_factory) -> Iterator[Cluster]:
-    """A Slurm of two nodes; skipped only where it cannot be installed."""
+    """Start a Slurm of two nodes; skip only where it cannot be installed."""
     if missing := missing_programs():
         if os.environ.get("CI", "").casefold() in ("true", "1"):
             pytest.fail(f"{missing}; under CI=true no test may go without Slurm")
@@ -39,7 +46,7 @@ def slurm_cluster(tmp_path_factory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def slurm(slurm_cluster, monkeypatch) -> Iterator[Cluster]:
-    """The same, with the environment of its commands, and without jobs afterwards."""
+    """Set the environment of its commands, and end all jobs afterwards."""
     for name, value in slurm_cluster.environment.items():
         monkeypatch.setenv(name, value)
     slurm_cluster.wait_for_nodes()  # one test restarts the controller, which then knows of no node for seconds
@@ -49,11 +56,11 @@ def slurm(slurm_cluster, monkeypatch) -> Iterator[Cluster]:
 
 @pytest.fixture
 def place(tmp_path) -> ClusterPlace:
-    """A cluster whose Python starts fake workers, whatever worker it is asked for."""
+    """Describe a cluster whose Python starts fake workers instead of any worker."""
     python = tmp_path / "python"
     start = f"exec {shlex.quote(sys.executable)} -P -c {shlex.quote(_FAKE_WORKER)}"
-    noted = 'echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES" > "$run/gpus"'
-    python.write_text(f'#!/bin/sh\nfor run; do :; done\n{noted}\n{start} "$run"\n')  # the last of its arguments
+    note = 'echo "$SLURMD_NODENAME $CUDA_VISIBLE_DEVICES" > "$run/gpus"'
+    python.write_text(f'#!/bin/sh\nfor run; do :; done\n{note}\n{start} "$run"\n')  # the last of its arguments
     python.chmod(0o700)
     return ClusterPlace(
         gpu_types=(GpuType(name="toy", memory_gib=8, per_node=2, count=4),),
@@ -68,12 +75,12 @@ def place(tmp_path) -> ClusterPlace:
 
 @pytest.fixture
 def on_slurm(slurm, home, place):
-    """Starts supervisors whose runs go to Slurm."""
+    """Start supervisors whose runs go to Slurm."""
     started = []
 
-    def start(of=place):
+    def start(cluster=place):
         def executors(context):
-            return {**make_executors(context), "slurm": SlurmExecutor(home, lambda: of)}
+            return {**make_executors(context), "slurm": SlurmExecutor(home, lambda: cluster)}
 
         supervisor = Supervisor(home, fake_settings(executors=executors))
         supervisor.start()
@@ -88,6 +95,15 @@ def on_slurm(slurm, home, place):
 def file_run(store: RunStore, name: str, **slurm: object) -> Run:
     """Put a run into the queue whose name tells a fake worker what to do."""
     return store.create(config_for(name, run={"where": "slurm"}, slurm={"gpus": 1, "gpu_type": "toy", **slurm}))
+
+
+def finish(*runs: Run) -> None:
+    """Release held runs, and require that each completes in its first attempt."""
+    for run in runs:
+        continue_worker(run)
+    for run in runs:
+        assert wait_for_state(run, "completed", "failed", "interrupted", "stopped").state == "completed"
+        assert executions(run) == ["1"]
 
 
 def record_of(run: Run) -> SlurmRecord:

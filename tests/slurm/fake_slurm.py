@@ -1,6 +1,6 @@
 """A Slurm whose answers a test decides."""
 
-from engine.executors.slurm.commands import JobLine
+from engine.places.slurm.commands import JobLine
 
 
 class FakeSlurm:
@@ -15,43 +15,43 @@ class FakeSlurm:
         self.fails: dict[str, Exception] = {}
         self.is_silent = False  # squeue answers nothing
 
-    def _ask(self, what):
+    def _answer(self, what):
         self.commands.append(what)
         if what in self.fails:
             raise self.fails[what]
 
     def require_possible(self, script, options):
-        self._ask("test")
+        self._answer("test")
 
     def submit(self, script, options):
         job_id = str(100 + len(self.scripts))
         self.scripts.append(script)
-        comment = next(one.removeprefix("--comment=") for one in options if one.startswith("--comment="))
+        comment = next(option.removeprefix("--comment=") for option in options if option.startswith("--comment="))
         if "lost answer" not in self.fails:
-            self._ask("submit")
+            self._answer("submit")
         self.jobs[job_id] = JobLine(job_id, "PENDING", "JobHeldUser", comment)
         if "lost answer" in self.fails:
             raise self.fails.pop("lost answer")
         return job_id
 
     def queue(self):
-        self._ask("queue")
+        self._answer("queue")
         return [] if self.is_silent else list(self.jobs.values())
 
     def find(self, job_id):
-        self._ask("find")
+        self._answer("find")
         return self.jobs.get(job_id)
 
     def release(self, job_id):
-        self._ask("release")
+        self._answer("release")
         self.change(job_id, reason="Priority")
 
     def cancel(self, job_id):
-        self._ask(f"cancel {job_id}")
+        self._answer(f"cancel {job_id}")
         self.change(job_id, state="CANCELLED")
 
     def kill(self, job_id):
-        self._ask(f"kill {job_id}")
+        self._answer(f"kill {job_id}")
         self.change(job_id, state="FAILED", exit_code=-9)
 
     def change(self, job_id, **changes):

@@ -5,7 +5,7 @@ import pytest
 from engine.commands.lab import find_problems
 from engine.config.load import section_from_mapping
 from engine.errors import ClusterError, ConfigError
-from engine.executors.slurm.discovery import (
+from engine.places.slurm.discovery import (
     NodeGroup,
     ProbeGpu,
     ProbeReport,
@@ -15,28 +15,18 @@ from engine.executors.slurm.discovery import (
     to_yaml,
     write_place,
 )
-from engine.executors.slurm.place import ClusterPlace, GpuType, read_place
+from engine.places.slurm.place import ClusterPlace, GpuType, read_place
 
 
 def a_group(**changes) -> NodeGroup:
-    values = {
-        "partition": "gpu",
-        "is_default": True,
-        "is_up": True,
-        "limit_hours": 48.0,
-        "nodes": 4,
-        "cpus": 64,
-        "memory_gib": 500.0,
-        "gpus": (("a100", 4),),
-    }
-    return NodeGroup(**{**values, **changes})
+    return NodeGroup("gpu", True, True, 48.0, 4, 64, 500.0, (("a100", 4),))._replace(**changes)
 
 
 class PrintedBySinfo:
     def __init__(self, *lines):
         self.lines = lines
 
-    def ask(self, *_):
+    def run_command(self, *_):
         return "".join(f"{chr(31).join(line)}{chr(31)}\n" for line in self.lines)
 
 

@@ -5,10 +5,10 @@ import threading
 import pytest
 
 from engine.errors import ClusterError, ClusterUnreachableError
-from engine.executors.slurm.commands import JobLine
-from engine.executors.slurm.job import SlurmExecutor, SlurmJob
-from engine.executors.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, job_end, waits_words
-from engine.executors.slurm.script import job_script, worker_arguments
+from engine.places.slurm.commands import JobLine
+from engine.places.slurm.job import SlurmExecutor, SlurmJob
+from engine.places.slurm.place import ClusterPlace, GpuType, JobResources, SlurmRecord, describe_wait, job_end
+from engine.places.slurm.script import job_script, worker_arguments
 from engine.runs.activity import ReportedActivity
 from engine.runs.history.events import StatusData
 from engine.runs.history.log import EventWriter
@@ -58,7 +58,7 @@ def test_a_job_is_submitted_held_saved_and_then_released(job, slurm):
 
     del slurm.fails["release"]
     view = step(again(job), 1)
-    assert view.words.startswith("Waiting at Slurm: None, job 100")
+    assert view.reason.startswith("Waiting at Slurm: None, job 100")
     assert SlurmRecord.read(job.run.folder).is_released
     assert len(slurm.scripts) == 1
 
@@ -119,7 +119,7 @@ def test_a_forgotten_job_runs_as_long_as_its_worker_does(job, slurm):
     slurm.jobs.clear()
     claim = job.run.folder.claim()
     view = step(job, 10)
-    assert (view.stage, view.words) == ("running", "Slurm does not list job 100, and its worker still writes.")
+    assert (view.stage, view.reason) == ("running", "Slurm does not list job 100, and its worker still writes.")
 
     with EventWriter(job.run.folder.events, 1) as events:
         events.append(StatusData(phase="finished", message="Finished."))
@@ -136,7 +136,7 @@ def test_a_worker_elsewhere_whose_job_is_forgotten_lives_while_it_writes(job, sl
     elsewhere = job.run.folder.read_worker().model_copy(update={"host": "node7", "boot_id": "another"})
     job.run.folder.process.write_text(elsewhere.model_dump_json())
     now = [0.0]
-    monkeypatch.setattr("engine.executors.slurm.job.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("engine.places.slurm.job.time.monotonic", lambda: now[0])
     for _ in range(10):
         now[0] += 60
         job.run.folder.log.open("a").write("step\n")
@@ -184,7 +184,7 @@ def test_a_full_queue_of_the_account_is_waited_for(job, slurm):
     view = step(job, 3)
 
     assert (view.stage, slurm.commands.count("submit")) == ("preparing", 1)  # not tried again at every look
-    assert "no more jobs" in view.words
+    assert "no more jobs" in view.reason
     del slurm.fails["submit"]
     assert step(again(job)).stage == "waiting"
 
@@ -222,7 +222,7 @@ def test_a_job_that_is_cancelled_before_it_was_submitted_never_is(job, slurm):
 )  # fmt: skip
 def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(job, slurm, state, word):
     step(job)
-    slurm.change("100", state=state, nodes="node7", exit_code=1, started=0.0, ended=60.0, limit_seconds=3600.0)
+    slurm.change("100", state=state, nodes="node7", exit_code=1, start_time=0.0, end_time=60.0, limit_seconds=3600.0)
     view = step(job)
     slurm.jobs = {}
 
@@ -236,30 +236,27 @@ def test_ends_are_slurms_and_stay_when_it_has_forgotten_them(job, slurm, state, 
 
 def test_a_job_that_saved_on_the_warning_ended_by_its_time_limit(job, slurm):
     step(job)
-    slurm.change("100", state="COMPLETED", exit_code=0, started=0.0, ended=3400.0, limit_seconds=3600.0)
+    slurm.change("100", state="COMPLETED", exit_code=0, start_time=0.0, end_time=3400.0, limit_seconds=3600.0)
 
     assert step(job).end.verdict == "time_limit"
 
 
 @pytest.mark.parametrize(
-    ("reason", "words"),
+    ("reason", "expected"),
     [
-        ("Resources", "its node or GPUs are in use"), ("Priority", "jobs of higher priority come first"),
         ("QOSMaxJobsPerUserLimit", "you have as many jobs running as your QoS allows"),
         ("AssocMaxWallDurationPerJobLimit", "it is beyond a limit of your account"),
-        ("AssocGrpGRES", "all jobs of your account together use as much as it allows"),
         ("ReqNodeNotAvail, UnavailableNodes:n1", "the nodes that it needs are down, drained or reserved"),
-        ("PartitionDown", "its partition starts no jobs at present"), ("BeginTime", "it may begin later only"),
     ],
 )  # fmt: skip
-def test_reasons_in_plain_words(reason, words):
-    shown, _ = waits_words(JobLine("7", "PENDING", reason, ""))
+def test_reasons_in_plain_words(reason, expected):
+    text, _ = describe_wait(JobLine("7", "PENDING", reason, ""))
 
-    assert shown == f"Waiting at Slurm: {reason.partition(',')[0]}, job 7 ({words})."
+    assert text == f"Waiting at Slurm: {reason.partition(',')[0]}, job 7 ({expected})."
 
 
 def test_a_reason_that_is_not_known_is_shown_as_it_is():
-    assert waits_words(JobLine("7", "PENDING", "SomethingNew", ""))[0] == "Waiting at Slurm: SomethingNew, job 7."
+    assert describe_wait(JobLine("7", "PENDING", "SomethingNew", ""))[0] == "Waiting at Slurm: SomethingNew, job 7."
 
 
 def test_the_script_has_no_secret_and_becomes_the_worker(job, monkeypatch):
@@ -315,27 +312,26 @@ def test_one_look_at_the_queue_serves_all_runs_and_no_call_waits_for_it(home, sl
 
 
 @pytest.mark.parametrize(
-    ("predicted_gib", "named", "asked"), [(5, "", "t4"), (14, "", "a100"), (200, "", "a100"), (None, "", "a100"), (5, "l4", "l4")]
+    ("predicted_gib", "gpu_type", "expected"), [(5, "", "t4"), (14, "", "a100"), (200, "", "a100"), (None, "", "a100"), (5, "l4", "l4")]
 )  # fmt: skip
-def test_a_run_that_was_filed_for_another_place_asks_for_a_gpu_that_holds_it(home, slurm, predicted_gib, named, asked):
-    kinds = [GpuType(name="a100", memory_gib=80), GpuType(name="t4", memory_gib=15)]
-    place = ClusterPlace(gpu_types=tuple(kinds), offline=False)
+def test_a_run_that_was_filed_for_another_place_asks_for_a_gpu_that_holds_it(
+    home, slurm, predicted_gib, gpu_type, expected
+):
+    place = ClusterPlace(gpu_types=(GpuType(name="a100", memory_gib=80), GpuType(name="t4", memory_gib=15)))
+    config = config_for(slurm={"gpu_type": gpu_type})
 
-    assert resources_of(home, slurm, place, predicted_gib, config_for(slurm={"gpu_type": named})).gpu_type == asked
+    assert resources_of(home, slurm, place, predicted_gib, config).gpu_type == expected
 
 
 @pytest.mark.parametrize(
-    ("predicted_gib", "given", "asked"), [(10, None, 16), (40, None, 48), (None, None, 16), (40, 20.0, 20)]
+    ("predicted_gib", "memory_gib", "expected"), [(10, None, 16), (40, None, 48), (None, None, 16), (40, 20.0, 20)]
 )  # fmt: skip
 def test_a_run_on_processors_that_was_filed_for_another_place_asks_for_enough_ram(
-    home, slurm, predicted_gib, given, asked
+    home, slurm, predicted_gib, memory_gib, expected
 ):
-    config, place = (
-        config_for(run={"devices": "cpu"}, slurm={"memory_gib": given}),
-        ClusterPlace(memory_gib=16, offline=False),
-    )
+    config = config_for(run={"devices": "cpu"}, slurm={"memory_gib": memory_gib})
 
-    assert resources_of(home, slurm, place, predicted_gib, config).memory_gib == asked
+    assert resources_of(home, slurm, ClusterPlace(memory_gib=16), predicted_gib, config).memory_gib == expected
 
 
 def resources_of(home, slurm, place, predicted_gib, config):
@@ -343,7 +339,7 @@ def resources_of(home, slurm, place, predicted_gib, config):
     run = RunStore(home, "ann").create(config)
     known = Provenance(predicted_bytes=predicted_gib and predicted_gib << 30)
     run.folder.provenance.write_text(known.model_dump_json())
-    executor = SlurmExecutor(home, lambda: place, slurm)
+    executor = SlurmExecutor(home, lambda: place.model_copy(update={"offline": False}), slurm)
     executor.submit(JobSpec(run, run.folder.read_config(), (), 1))
     executor.close()
     return SlurmRecord.read(run.folder).resources
@@ -396,18 +392,10 @@ def test_the_last_word_is_waited_for_where_the_worker_ended_by_itself(job, slurm
     job.fetch_logs()
 
 
-def test_no_word_is_waited_for_of_a_job_that_never_began(job, slurm):
-    step(job)
-    slurm.change("100", state="CANCELLED", exit_code=0)
-    step(job)
-
-    job.fetch_logs()
-
-
 def test_an_attempt_without_a_record_was_never_submitted(home, run, slurm):
     executor = SlurmExecutor(home, ClusterPlace, slurm)
-    lost = executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm"))
+    lost_job = executor.attach(run, RunState(state="submitted", attempt=1, executor="slurm"))
 
-    assert lost.poll(has_reported=False).phase == "never_started"
-    assert lost.poll(has_reported=True).phase == "gone"
+    assert lost_job.poll(has_reported=False).phase == "never_started"
+    assert lost_job.poll(has_reported=True).phase == "gone"
     assert job_end(SlurmRecord(attempt=1, resources=JobResources(), warning_seconds=1)).verdict is None

@@ -17,13 +17,15 @@ def test_after_a_time_limit_and_a_failed_node_runs_resume_as_other_jobs(slurm, o
         wait_for_step(run, 6)
     by_node = {record_of(run).nodes: run for run in runs}
     first = {name: record_of(run).job_id for name, run in by_node.items()}
-    slurm.ask("scontrol", "update", f"JobId={first['node1']}", "TimeLimit=1")
+    slurm.run_command("scontrol", "update", f"JobId={first['node1']}", "TimeLimit=1")
 
     slurm.kill("node2")  # with all its processes
-    slurm.ask("scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test")  # sooner than Slurm by itself
+    slurm.run_command(
+        "scontrol", "update", "NodeName=node2", "State=DOWN", "Reason=test"
+    )  # sooner than Slurm by itself
     slurm.start_node("node2")
     # Refused where the node has come back by itself meanwhile.
-    slurm.ask("scontrol", "update", "NodeName=node2", "State=RESUME", check=False)
+    slurm.run_command("scontrol", "update", "NodeName=node2", "State=RESUME", check=False)
 
     for name, run in by_node.items():
         wait_until(lambda run=run: executions(run) == ["1", "2"])

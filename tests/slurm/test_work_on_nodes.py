@@ -16,10 +16,10 @@ from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
 from engine.data.conversation import Message
 from engine.errors import ClusterError, WorkerError
-from engine.executors.slurm.place import ClusterPlace, GpuType
-from engine.executors.slurm.script import node_machine
 from engine.hardware.device_job import DeviceJob
 from engine.hardware.lease import Wait
+from engine.places.slurm.place import ClusterPlace, GpuType
+from engine.places.slurm.script import node_machine
 from tests.supervision.fake_runs import REPOSITORY
 from tests.waiting import wait_until
 
@@ -30,7 +30,7 @@ TOY = ClusterPlace(
 
 @pytest.fixture
 def cluster_home(home):
-    """A home with a cluster."""
+    """Return a home with a cluster."""
     home.make_writable()
     describe(home, TOY)
     return home
@@ -49,7 +49,7 @@ def answering(home) -> DeviceJob:
 
 
 def jobs_of(cluster) -> str:
-    return cluster.ask("squeue", "--noheader", "--me").strip()
+    return cluster.run_command("squeue", "--noheader", "--me").strip()
 
 
 @pytest.mark.e2e
@@ -57,11 +57,11 @@ def test_a_worker_on_a_node_answers_and_its_job_ends_with_it(slurm, cluster_home
     job = answering(cluster_home)
     with closing(job.new_process()) as process:
         job.start(process, Wait(0, lambda _: None, threading.Event()))
-        seen = process.call("environment", {})["environment"]
-        assert seen["SLURMD_NODENAME"] in ("node1", "node2")
-        assert seen["CUDA_VISIBLE_DEVICES"] in ("0", "1")
+        environment = process.call("environment", {})["environment"]
+        assert environment["SLURMD_NODENAME"] in ("node1", "node2")
+        assert environment["CUDA_VISIBLE_DEVICES"] in ("0", "1")
         assert process.call("echo", {"text": "é" * 100_000})["echo"] == {"text": "é" * 100_000}
-        assert "loratory-work" in slurm.ask("squeue", "--noheader", "--me", "-o", "%j")
+        assert "loratory-work" in slurm.run_command("squeue", "--noheader", "--me", "-o", "%j")
     wait_until(lambda: not jobs_of(slurm))
 
 
@@ -71,13 +71,13 @@ def test_a_worker_that_does_not_listen_is_ended_with_its_job(slurm, cluster_home
     process = job.new_process()
     job.start(process, Wait(0, lambda _: None, threading.Event()))
 
-    def ask() -> None:
+    def query() -> None:
         with suppress(WorkerError):
             process.call("be_silent", {"seconds": 600})
 
-    asking = threading.Thread(target=ask)
+    asking = threading.Thread(target=query)
     asking.start()
-    wait_until(lambda: "R" in slurm.ask("squeue", "--noheader", "--me", "-o", "%t"))
+    wait_until(lambda: "R" in slurm.run_command("squeue", "--noheader", "--me", "-o", "%t"))
 
     process.close(timeout_seconds=0.1)
 
@@ -154,15 +154,15 @@ def test_the_command_names_what_is_asked_for_and_passes_nothing_of_this_machine(
     )
     machine = node_machine(cluster_home, None)
     job = replace(answering(cluster_home), machine=machine)
-    words = list(machine.launcher.command)
+    command = list(machine.launcher.command)
 
-    assert words[0] == "env"
-    assert "--unset=CUDA_VISIBLE_DEVICES" in words
-    assert {"--partition=gpu", "--gpus-per-node=toy:1", "--nodes=1", "--mem=512M", "--time=6"} <= set(words)
-    assert words[-4:] == ["-c", "module load 'cuda'\nexec \"$@\"", "bash", "/opt/p"]
+    assert command[0] == "env"
+    assert "--unset=CUDA_VISIBLE_DEVICES" in command
+    assert {"--partition=gpu", "--gpus-per-node=toy:1", "--nodes=1", "--mem=512M", "--time=6"} <= set(command)
+    assert command[-4:] == ["-c", "module load 'cuda'\nexec \"$@\"", "bash", "/opt/p"]
     assert machine.device.total_bytes == 8 * 2**30
     assert not job.new_process().access
-    assert "secret" not in " ".join(words)
+    assert "secret" not in " ".join(command)
 
 
 def test_a_home_without_a_cluster_reports_how_to_describe_one(home):

@@ -17,7 +17,7 @@ from tests.space.mirrored import Spaces
 
 @pytest.fixture
 def hub(monkeypatch):
-    """The stand-in, asked by the login of this test, without waits."""
+    """Serve the stand-in to the login of this test, without waits."""
     with SpacesHub() as stand_in:
         stand_in.serve_all(monkeypatch)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
@@ -32,7 +32,7 @@ def hub(monkeypatch):
 
 @pytest.fixture
 def bucket():
-    """An empty bucket in memory."""
+    """Return an empty bucket in memory."""
     return FakeBucket()
 
 
@@ -44,7 +44,7 @@ def spaces(bucket, tmp_path):
 
 @pytest.fixture
 def home(spaces, monkeypatch):
-    """The disk of the first Space; `loratory` uses it as well."""
+    """Return the disk of the first Space, which `loratory` uses as well."""
     disk = spaces.disk()
     monkeypatch.setenv("LORATORY_HOME", str(disk.root))
     return disk
@@ -54,7 +54,19 @@ def home(spaces, monkeypatch):
 def loratory(capfd):
     def call(*arguments: str) -> tuple[int, str, str]:
         code = run_command(("space", *arguments), ("engine.commands.space",))
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
+        output = capfd.readouterr()
+        return code, output.out, output.err
+
+    return call
+
+
+@pytest.fixture
+def refusal(loratory):
+    """Return what a command that is refused prints on stderr."""
+
+    def call(*arguments: str) -> str:
+        code, out, err = loratory(*arguments)
+        assert (code, out) == (1, "")
+        return err
 
     return call

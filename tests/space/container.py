@@ -63,9 +63,9 @@ class Container:
     def _copy(self, arguments: str) -> None:
         owner, source, target = arguments.split()
         assert owner == "--chown=user"
-        copied = self.folder / target / source
-        copied.write_bytes((self.context / source).read_bytes())
-        os.chown(copied, _USER, _USER)
+        path = self.folder / target / source
+        path.write_bytes((self.context / source).read_bytes())
+        os.chown(path, _USER, _USER)
 
     def _run(self, step: str) -> None:
         process = subprocess.run(
@@ -116,33 +116,24 @@ def _prepare(work: Path, python: Path, packages: list[Path]) -> None:
         fcntl.ioctl(probe, 0x8914, struct.pack("16sh", b"lo", 0x1 | 0x40))
 
 
-def _first_answer(
-    process: subprocess.Popen[bytes], path: str, headers: dict[str, str], seconds: float
-) -> dict[str, Any]:
-    began = time.monotonic()
-    while time.monotonic() - began < seconds and process.poll() is None:
+def _first_answer(process: subprocess.Popen[bytes], headers: dict[str, str]) -> dict[str, Any]:
+    deadline = time.monotonic() + _STEP_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
         try:
-            request = urllib.request.Request(f"http://127.0.0.1:{_PORT}{path}", headers=headers)
+            request = urllib.request.Request(f"http://127.0.0.1:{_PORT}/", headers=headers)
             with urllib.request.urlopen(request, timeout=300) as answer:
-                return _result_json(answer, began)
+                return {"status": answer.status, "text": answer.read().decode(errors="replace")}
         except urllib.error.HTTPError as error:
-            return _result_json(error, began)
+            return {"status": error.status}
         except OSError:
             time.sleep(0.2)
-    return {"status": None, "seconds": time.monotonic() - began}
-
-
-def _result_json(answer: Any, began: float) -> dict[str, Any]:
-    text = answer.read().decode(errors="replace")
-    return {
-        "status": answer.status, "seconds": time.monotonic() - began, "headers": dict(answer.headers.items()), "text": text,
-    }  # fmt: skip
+    return {"status": None}
 
 
 def main() -> None:
     """Build, then start the image's command once for each set of variables, and print what was found as JSON."""
     order = json.loads(sys.stdin.read())
-    _prepare(Path(order["work"]), Path(order["python"]), [Path(one) for one in order["packages"]])
+    _prepare(Path(order["work"]), Path(order["python"]), [Path(folder) for folder in order["packages"]])
     container = Container(Path(order["context"]))
     path = f"{order['python']}/bin:/usr/bin:/bin"
     if shutil.which("python", path=path) is None:  # Debian's own is `python3` alone
@@ -152,36 +143,27 @@ def main() -> None:
     # Of the base image; and the index, which is not to be asked here.
     container.environment = {"PATH": path, "PIP_NO_INDEX": "1", "LANG": "C.UTF-8"}
     container.follow()
-    result: dict[str, Any] = {"command": container.command, "runs": []}
+    result: dict[str, Any] = {"runs": []}
     for run in order["runs"]:
         log = Path("/home/log")
         process = subprocess.Popen(
             run.get("command") or container.command, cwd=run.get("folder", container.folder), env=container.environment | run["environment"],
             user=_USER, group=_USER, extra_groups=(), stdout=log.open("wb"), stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
-        answer = _first_answer(process, run.get("path", "/"), run.get("headers", {}), run["seconds"])
+        answer = _first_answer(process, run.get("headers", {}))
         listening = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
-        answer["listens_on"] = sorted(
-            {
-                line.split()[1].split(":")[0]
-                for line in listening.splitlines()
-                if f":{_PORT:04X} " in line and " 0A " in line
-            }
-        )
+        lines = [line for line in listening.splitlines() if f":{_PORT:04X} " in line and " 0A " in line]
+        answer["listens_on"] = sorted({line.split()[1].split(":")[0] for line in lines})
         if process.poll() is None:
-            os.killpg(process.pid, signal.SIGTERM)
-        try:
-            answer["exit"] = process.wait(300)
-        except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            answer["exit"] = None
+        process.wait(300)
         answer["log"] = log.read_text(errors="replace")[-6000:]
         result["runs"].append(answer)
     # Nothing outside its home belongs to the user.
-    owned = subprocess.run(
+    listing = subprocess.run(
         ["find", "/home", "-maxdepth", "1", "-user", str(_USER)], capture_output=True, text=True, check=True
     )
-    result["owned"] = owned.stdout.split()
+    result["owned"] = listing.stdout.split()
     print(json.dumps(result))
 
 

@@ -24,13 +24,13 @@ def a_demo(root: Path, session: object | None = None) -> Demo:
     return Demo(home, launcher, FakeInspector(), chat)  # type: ignore[arg-type]
 
 
-def with_run(demo: Demo, invented: InventedRun | None = None) -> Run:
+def with_run(demo: Demo, contents: InventedRun | None = None) -> Run:
     """Give a demo its run, by default one that completed."""
-    return write_run(demo.runs, find_preset(DEMO_PRESET).load(), invented or InventedRun())
+    return write_run(demo.runs, find_preset(DEMO_PRESET).load(), contents or InventedRun())
 
 
 def with_sample(demo: Demo) -> Demo:
     """Compute everything that the page of a completed run shows."""
-    demo.look()
-    demo.look()
+    demo.advance()
+    demo.advance()
     return demo

@@ -38,7 +38,7 @@ class FakeBucket:
         self.lost: EngineError | None = None
         self.torn: set[str] = set()  # names whose next download is cut short
 
-    def _ask(self, kind: str) -> None:
+    def _answer_request(self, kind: str) -> None:
         self.requests[kind] += 1
         self.refuse(kind)
 
@@ -48,10 +48,10 @@ class FakeBucket:
             raise error
 
     def make(self) -> None:
-        self._ask("make")
+        self._answer_request("make")
 
     def list(self, folder: str) -> dict[str, SimpleNamespace]:
-        self._ask("list")
+        self._answer_request("list")
         return {
             name.removeprefix(f"{folder}/"): SimpleNamespace(
                 path=name, size=len(data), xet_hash=hashlib.sha256(data).hexdigest()
@@ -63,7 +63,7 @@ class FakeBucket:
     def put(self, files: Mapping[str, bytes | Path]) -> None:
         if not files:
             return
-        self._ask("put")
+        self._answer_request("put")
         try:  # all are read before any is stored
             contents = {name: data if isinstance(data, bytes) else data.read_bytes() for name, data in files.items()}
         except OSError as error:
@@ -76,7 +76,7 @@ class FakeBucket:
 
     def get(self, files: Sequence[tuple[SimpleNamespace, Path]]) -> None:
         if files:
-            self._ask("get")
+            self._answer_request("get")
         for file, path in files:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = self.files[file.path]
@@ -88,7 +88,7 @@ class FakeBucket:
     def remove(self, names: Sequence[str]) -> None:
         if not names:
             return
-        self._ask("remove")
+        self._answer_request("remove")
         missing = [name for name in names if name not in self.files]
         for name in names:
             self.files.pop(name, None)

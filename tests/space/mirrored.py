@@ -37,10 +37,10 @@ class Spaces:
         home.make_writable()
         return home
 
-    def begin(self, home: LoratoryHome, space: str = SPACE, look_seconds: float = 0.02) -> Mirror:
+    def begin(self, home: LoratoryHome, space: str = SPACE, poll_seconds: float = 0.02) -> Mirror:
         """Restore a home, as a Space that starts does."""
-        mirror = Mirror(home, self.bucket, space, look_seconds)
-        self.restored = mirror.restore(patience_seconds=0)
+        mirror = Mirror(home, self.bucket, space, poll_seconds)
+        self.restored = mirror.restore(timeout_seconds=0)
         return mirror
 
     def again(self) -> LoratoryHome:

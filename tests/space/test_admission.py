@@ -1,7 +1,5 @@
 """The creator and those whom the owner lists get in; a name is believed once, and then means who came under it."""
 
-import threading
-
 import pytest
 
 from engine.accounts.accounts import Accounts, open_database
@@ -9,23 +7,25 @@ from engine.accounts.identities import Identities
 from engine.errors import AccountError
 from engine.space.admission import Admission, HubName, Visitor
 from engine.space.environment import SpaceEnvironment
-from tests.accounts.conftest import accounts, clock, database, quick_passwords  # noqa: F401 - fixtures
+from tests.accounts.conftest import accounts, at_once, clock, database, quick_passwords  # noqa: F401 - fixtures
 
 CREATOR, BEA, CID = "a" * 24, "b" * 24, "c" * 24
 LAB, OTHER_LAB = "1" * 24, "2" * 24
 
 
-def space(*admitted):
-    return SpaceEnvironment("Ann/loratory", "x.hf.space", CREATOR, "Ann", "id", "secret", admitted=frozenset(admitted))
+def space(*names):
+    return SpaceEnvironment(
+        "Ann/loratory", "x.hf.space", CREATOR, "Ann", "id", "secret", admitted_names=frozenset(names)
+    )
 
 
 def visitor(subject, name, *organizations):
-    return Visitor(HubName(subject, name), tuple(HubName(*one) for one in organizations))
+    return Visitor(HubName(subject, name), tuple(HubName(*organization) for organization in organizations))
 
 
 @pytest.fixture
 def make(database, accounts):  # noqa: F811
-    return lambda *admitted: Admission(space(*admitted), database, accounts)
+    return lambda *names: Admission(space(*names), database, accounts)
 
 
 def test_the_creator_is_an_admin_under_every_name_and_again_on_an_empty_disk(make, home, quick_passwords):  # noqa: F811
@@ -73,10 +73,10 @@ def test_the_creator_cannot_be_kept_out(make, accounts):  # noqa: F811
 )
 def test_who_is_listed_is_a_member_and_strangers_get_no_account(make, accounts, who, gets_in):  # noqa: F811
     admission = make("bea", CID, "gpu-lab", OTHER_LAB)
-    admitted = admission.admit(who)
-    assert (admitted is not None) == gets_in
-    assert [(one.name, one.role) for one in accounts.people()] == (
-        [(admitted.person.name, "member")] if admitted is not None else []
+    result = admission.admit(who)
+    assert (result is not None) == gets_in
+    assert [(person.name, person.role) for person in accounts.people()] == (
+        [(result.person.name, "member")] if result is not None else []
     )
 
 
@@ -91,7 +91,7 @@ def test_a_name_that_changed_hands_lets_the_first_in_and_not_the_next(make):
     assert later.role_of(visitor(CID, "cid", (LAB, "renamed-lab"))) == "member"
 
 
-def test_a_name_that_is_taken_off_the_list_keeps_its_person_out_and_is_believed_again_later(make):
+def test_a_name_off_the_list_keeps_its_person_out_and_is_believed_again_later(make):
     make("bea").admit(visitor(BEA, "bea"))
     assert make().admit(visitor(BEA, "bea")) is None
     assert make("bea").admit(visitor(CID, "bea")).person.name == "bea-2", "the account of the other stays theirs"
@@ -112,18 +112,9 @@ def test_whom_an_admin_disabled_or_removed_stays_out(make, accounts):  # noqa: F
 
 @pytest.mark.parametrize("subject", [CREATOR, BEA])
 def test_two_tabs_that_sign_in_at_once_get_one_account(make, accounts, subject):  # noqa: F811
-    admission, result = make("bea"), []
-
-    def admit():
-        result.append(admission.admit(visitor(subject, "bea")).person.name)
-
-    tabs = [threading.Thread(target=admit) for _ in range(8)]
-    for tab in tabs:
-        tab.start()
-    for tab in tabs:
-        tab.join()
-    assert result == ["bea"] * 8
-    assert [one.name for one in accounts.people()] == ["bea"]
+    admission = make("bea")
+    assert at_once(8, lambda _: admission.admit(visitor(subject, "bea")).person.name) == ["bea"] * 8
+    assert [person.name for person in accounts.people()] == ["bea"]
 
 
 @pytest.mark.parametrize("subject", [CREATOR, BEA])
@@ -131,7 +122,7 @@ def test_a_tab_that_comes_a_moment_later_gets_the_account_of_the_first(make, mon
     admission = make("bea")
     first = admission.admit(visitor(subject, "bea"))
     name_of, not_yet = Identities.name_of, iter([None])
-    monkeypatch.setattr(Identities, "name_of", lambda self, one: next(not_yet, name_of(self, one)))
+    monkeypatch.setattr(Identities, "name_of", lambda self, identity: next(not_yet, name_of(self, identity)))
 
     second = admission.admit(visitor(subject, "bea"))
 
@@ -151,6 +142,6 @@ def test_a_tab_that_comes_a_moment_later_gets_the_account_of_the_first(make, mon
     ],
 )  # fmt: skip
 def test_only_claims_in_the_form_of_hugging_face_count(sources, name, organizations):
-    result = Visitor.of(BEA, sources)
+    result = Visitor.from_claims(BEA, sources)
     assert (result.account.subject, result.account.name) == (BEA, name)
-    assert [tuple(one) for one in result.organizations] == organizations
+    assert [tuple(organization) for organization in result.organizations] == organizations

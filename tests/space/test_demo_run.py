@@ -6,15 +6,14 @@ import time
 
 import pytest
 
-from engine.accounts.people import DEMO_OWNER, require_name
+from engine.accounts.people import DEMO_OWNER
 from engine.chat.contract import ChatTarget
-from engine.errors import AccountError, DatasetError, DeviceError, ModelError
+from engine.errors import DatasetError, DeviceError, ModelError
 from engine.hardware.lease import LeaseBook, LeaseHolder
 from engine.lab.rules import is_shared
 from engine.lab.supervision import SNAPSHOT_FILE, QueuedRun, QueueSnapshot
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import resume_is_requested
-from engine.runs.store import RunStore
 from engine.space.demo_chat import DemoBusyError, demo_session
 from tests.fake_chat import FakeChatSession
 from tests.invented_runs import InventedRun, a_config, write_run
@@ -32,7 +31,7 @@ def demo(tmp_path):
 @pytest.fixture
 def without_pauses(monkeypatch):
     """Let a demo look, and try again, at once."""
-    for name in ("_LOOK_SECONDS", "_REPEAT_SECONDS"):
+    for name in ("_POLL_SECONDS", "_REPEAT_SECONDS"):
         monkeypatch.setattr(f"engine.space.demo.{name}", 0.001)
 
 
@@ -44,17 +43,11 @@ def queue_of_people(demo, *reasons, owner="bea"):
     path.write_text(QueueSnapshot(waiting=waiting).model_dump_json())
 
 
-def test_no_account_can_have_the_name_of_its_owner():
-    for name in (DEMO_OWNER, "Demo", " demo "):
-        with pytest.raises(AccountError):
-            require_name(name)
-
-
 def test_a_space_without_a_run_gets_one_and_only_one(demo):
     assert demo.run is None
 
-    demo.look()
-    demo.look()
+    demo.advance()
+    demo.advance()
 
     (run,) = demo.launcher.started
     assert demo.run == run
@@ -62,19 +55,11 @@ def test_a_space_without_a_run_gets_one_and_only_one(demo):
     assert run.folder.read_config().model.id == "smollm2-135m-instruct"
 
 
-def test_members_can_read_the_run(demo):
-    run = with_run(demo, InventedRun(state="running", steps=3))
-
-    demo.look()
-
-    assert is_shared(run.folder)
-
-
 def test_a_run_that_was_brought_back_is_not_trained_again(demo):
     brought_back = with_run(demo)
 
     for _ in range(4):
-        demo.look()
+        demo.advance()
 
     assert demo.run == brought_back
     assert demo.launcher.started == []
@@ -88,25 +73,19 @@ def test_a_completed_run_is_shown_rather_than_a_newer_one(demo):
     assert demo.run == completed
 
 
-def test_runs_of_people_are_not_the_demo(demo):
-    write_run(RunStore(demo.home, "bea"), a_config(), InventedRun())
-
-    assert demo.run is None
-
-
 def test_a_failed_run_is_tried_again_when_the_server_starts_and_not_before(demo, tmp_path):
     failed = with_run(demo, InventedRun(state="failed", age_seconds=LONG_AGO))
-    demo.look()
-    demo.look()
+    demo.advance()
+    demo.advance()
     again = demo.run
     assert again != failed
     assert len(demo.launcher.started) == 1
 
-    restarted = a_demo(tmp_path / "other")
-    failed_now = with_run(restarted, InventedRun(state="failed", age_seconds=-10))
-    restarted.look()
-    restarted.look()
-    assert restarted.runs.list() == [failed_now]
+    later = a_demo(tmp_path / "other")
+    failed_now = with_run(later, InventedRun(state="failed", age_seconds=-10))
+    later.advance()
+    later.advance()
+    assert later.runs.list() == [failed_now]
 
 
 @pytest.mark.parametrize("reason", ["device_in_use", "memory", "other_persons_run"])
@@ -114,7 +93,7 @@ def test_the_run_stops_while_a_person_waits_for_a_device(demo, reason):
     run = with_run(demo, InventedRun(state="running", steps=9))
     queue_of_people(demo, reason)
 
-    demo.look()
+    demo.advance()
 
     assert run.folder.stop_request.exists()
 
@@ -123,7 +102,7 @@ def test_the_run_does_not_stop_for_itself_or_for_runs_that_need_no_device(demo):
     run = with_run(demo, InventedRun(state="running", steps=9))
     for owner, reason in ((DEMO_OWNER, "device_in_use"), ("bea", "maintenance"), ("bea", "executor_queue")):
         queue_of_people(demo, reason, owner=owner)
-        demo.look()
+        demo.advance()
 
     assert not run.folder.stop_request.exists()
 
@@ -132,25 +111,25 @@ def test_the_run_does_not_stop_for_itself_or_for_runs_that_need_no_device(demo):
 def test_the_run_continues_once_no_run_waits(demo, state):
     run = with_run(demo, InventedRun(state=state, steps=9))
     queue_of_people(demo, "device_in_use")
-    demo.look()
+    demo.advance()
     assert not resume_is_requested(demo.home, run)
 
     queue_of_people(demo)
-    demo.look()
+    demo.advance()
 
     assert resume_is_requested(demo.home, run)
 
 
 def test_rows_are_shown_while_it_trains_and_answers_once_it_has_completed(demo):
     run = with_run(demo, InventedRun(state="running", steps=9))
-    demo.look()
+    demo.advance()
     sample = demo.sample_of(run)
     assert len(sample.page.rows) == 3
     assert all(row.sequences for row in sample.page.rows)
     assert sample.answers is None
 
     run.folder.write_state(run.folder.read_state().model_copy(update={"state": "completed"}))
-    demo.look()
+    demo.advance()
 
     answers = demo.sample_of(run).answers
     assert len(answers) == 3
@@ -164,7 +143,7 @@ def test_without_held_out_rows_nothing_is_asked_and_nothing_tried_again(demo, mo
     assert demo.sample_of(run).answers == ()
 
     monkeypatch.setattr(demo.inspector, "held_out", None)
-    demo.look()
+    demo.advance()
 
 
 def test_what_was_computed_is_found_again(demo, tmp_path):
@@ -173,10 +152,10 @@ def test_what_was_computed_is_found_again(demo, tmp_path):
     request_count = len(demo.chat.session.requests)
 
     session = FakeChatSession(0.0)
-    restarted = a_demo(tmp_path, session)
-    restarted.look()
+    later = a_demo(tmp_path, session)
+    later.advance()
 
-    assert restarted.sample_of(run) == demo.sample_of(run)
+    assert later.sample_of(run) == demo.sample_of(run)
     assert session.requests == []
     assert request_count == 3
     demo.sample_path(run).write_text("{ torn")
@@ -248,7 +227,7 @@ def test_a_question_asks_no_run_to_make_room(demo):
     book = member_holds_the_processor(demo.home)
 
     with pytest.raises(DemoBusyError) as error_info:
-        demo.chat.ask(run, "What is r?")
+        demo.chat.answer(run, "What is r?")
 
     assert "secret" not in str(error_info.value)
     assert demo.chat.session.state.phase == "empty"
@@ -282,12 +261,12 @@ class NoProcess:
 
 def test_the_model_is_unloaded_when_a_person_waits_for_the_processor(demo):
     run = with_run(demo)
-    demo.chat.ask(run, "What is r?")
+    demo.chat.answer(run, "What is r?")
     assert demo.chat.session.state.phase == "ready"
     book = member_holds_the_processor(demo.home, owner=DEMO_OWNER)
     book.request_preemption("cpu")
 
-    demo.chat.ask(run, "And alpha?")
+    demo.chat.answer(run, "And alpha?")
 
     assert demo.chat.session.state.phase == "empty"
 
@@ -303,16 +282,16 @@ def test_one_question_at_a_time(tmp_path):
 
     demo = a_demo(tmp_path, Slow(0.0))
     run = with_run(demo)
-    first = threading.Thread(target=demo.chat.ask, args=(run, "first"))
+    first = threading.Thread(target=demo.chat.answer, args=(run, "first"))
     first.start()
     assert reached.wait(300)
     try:
         with pytest.raises(DemoBusyError, match="Another question is being answered"):
-            demo.chat.ask(run, "second")
+            demo.chat.answer(run, "second")
     finally:
         let.set()
         first.join()
-    assert demo.chat.ask(run, "third").tuned.text
+    assert demo.chat.answer(run, "third").tuned.text
 
 
 def test_an_answer_that_takes_too_long_ends_with_what_there_is(tmp_path):
@@ -325,11 +304,11 @@ def test_an_answer_that_takes_too_long_ends_with_what_there_is(tmp_path):
 
         def stream(self, request):
             self._stopped.clear()
-            words = super().stream(request)
-            yield from itertools.islice(words, len(request.branches))
+            chunks = super().stream(request)
+            yield from itertools.islice(chunks, len(request.branches))
             assert self.is_stopped.wait(PATIENCE_SECONDS)
             self._stopped.add(request.id)
-            yield from words
+            yield from chunks
 
         def stop(self, request_id=None):
             self.is_stopped.set()
@@ -338,7 +317,7 @@ def test_an_answer_that_takes_too_long_ends_with_what_there_is(tmp_path):
     run = with_run(demo)
     demo.chat.answer_seconds = 0.05
 
-    answers = demo.chat.ask(run, "What is r?")
+    answers = demo.chat.answer(run, "What is r?")
 
     assert answers.base.text.startswith("Alpha")
     assert answers.base.finish_reason == "stopped"
@@ -362,4 +341,4 @@ def test_a_model_that_does_not_load_in_time_is_unloaded(tmp_path):
     demo.chat.load_seconds = 0.05
 
     with pytest.raises(DemoBusyError, match="cannot answer now"):
-        demo.chat.ask(run, "What is r?")
+        demo.chat.answer(run, "What is r?")

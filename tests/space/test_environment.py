@@ -21,7 +21,7 @@ def test_what_hugging_face_and_the_owner_set_is_read():
 
     assert space.address.origin == "https://ann-loratory.hf.space"
     assert (space.author, space.bucket, space.token) == ("Ann", "Ann/runs", f"hf_{CANARY}")
-    assert space.admitted == {"bea", "gpu-lab", "6a"}
+    assert space.admitted_names == {"bea", "gpu-lab", "6a"}
     assert space.oidc.scope == "openid profile jobs"
     assert space.oidc.title == "Hugging Face"
     assert space.duplicate_url == "https://huggingface.co/spaces/Ann/loratory?duplicate=true"
@@ -31,12 +31,12 @@ def test_what_an_owner_need_not_set_may_be_missing():
     optional = ("HF_TOKEN", "LORATORY_ADMITTED", "LORATORY_BUCKET", "OAUTH_SCOPES", "SPACE_AUTHOR_NAME")
     space = SpaceEnvironment.read({name: value for name, value in GIVEN.items() if name not in optional})
 
-    assert (space.token, space.bucket, space.admitted, space.author) == (None, None, frozenset(), "Ann")
+    assert (space.token, space.bucket, space.admitted_names, space.author) == (None, None, frozenset(), "Ann")
     assert space.oidc.scope == "openid profile"
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "words"),
+    ("name", "value", "message"),
     [
         ("OAUTH_CLIENT_ID", "", "hf_oauth: true"),
         ("OAUTH_CLIENT_SECRET", " ", "hf_oauth: true"),
@@ -55,10 +55,10 @@ def test_what_an_owner_need_not_set_may_be_missing():
         ("LORATORY_BUCKET", CANARY, "LORATORY_BUCKET"),
     ],
 )
-def test_what_cannot_be_used_is_refused_with_a_message(name, value, words):
+def test_what_cannot_be_used_is_refused_with_a_message(name, value, message):
     with pytest.raises(EngineError) as error_info:
         SpaceEnvironment.read({**GIVEN, name: value})
-    assert words in str(error_info.value)
+    assert message in str(error_info.value)
     assert CANARY not in str(error_info.value)
 
 

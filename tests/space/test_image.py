@@ -37,26 +37,18 @@ IN_A_SPACE = {
     "OAUTH_SCOPES": "openid profile jobs contribute-repos gated-repos",
     "OPENID_PROVIDER_URL": "https://huggingface.co",
 }
+SPACE = {"environment": IN_A_SPACE, "headers": {"Host": "ada-loratory.hf.space", "X-Forwarded-Proto": "https"}}
 RUNS = {
-    "home": {"environment": {}, "seconds": 300},
-    "space": {
-        "environment": IN_A_SPACE,
-        "seconds": 300,
-        "headers": {"Host": "ada-loratory.hf.space", "X-Forwarded-Proto": "https"},
-    },
-    "gradio": {
-        "command": ["python", "app.py"],
-        "folder": "/home/gradio",  # whose app.py must not be taken for Loratory's own
-        "environment": IN_A_SPACE,
-        "seconds": 300,
-        "headers": {"Host": "ada-loratory.hf.space", "X-Forwarded-Proto": "https"},
-    },
+    "home": {"environment": {}},
+    "space": SPACE,
+    # Whose app.py must not be taken for Loratory's own.
+    "gradio": SPACE | {"command": ["python", "app.py"], "folder": "/home/gradio"},
 }
 
 
 @pytest.fixture(scope="module")
 def report(tiny_model_folder):
-    """What was found where a Space's files were written, its Dockerfile followed, and its command started in turn."""
+    """Write a Space's files, follow its Dockerfile, start its command for each run, and return what was found."""
     if not _can_be_alone():
         pytest.skip("needs root and namespaces")
     with tempfile.TemporaryDirectory(prefix="loratory-image-", ignore_cleanup_errors=True) as root:
@@ -66,8 +58,8 @@ def report(tiny_model_folder):
         _write(files, context)
         _write(space_files(SpacePlan("ada/loratory", "gradio"), wheel), work / "gradio")
         # What is on the index alone is not installed here, and no model comes without a network.
-        wanted = files["requirements.txt"].decode().splitlines()
-        (context / "requirements.txt").write_text("".join(f"{line}\n" for line in wanted if _is_installed(line)))
+        requirements = files["requirements.txt"].decode().splitlines()
+        (context / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements if _is_installed(line)))
         dockerfile = re.sub(r"space warm .*", "space warm /home/tiny-model", files["Dockerfile"].decode())
         (context / "Dockerfile").write_text(dockerfile)
         for path in shutil.copytree(tiny_model_folder, work / "tiny-model").iterdir():
@@ -76,7 +68,7 @@ def report(tiny_model_folder):
             "work": str(work),
             "context": str(context),
             "python": sys.base_prefix,
-            "packages": [one for one in sys.path if one.endswith("site-packages")],
+            "packages": [folder for folder in sys.path if folder.endswith("site-packages")],
             "runs": list(RUNS.values()),
         }
         script = [*ALONE, sys.executable, str(CONTAINER)]

@@ -11,8 +11,8 @@ from engine.accounts.accounts import Accounts, open_database
 from engine.accounts.lab import LabSettings, read_settings, save_settings
 from engine.accounts.passwords import Passwords
 from engine.accounts.sessions import Sessions
-from engine.executors.huggingface_jobs.layout import JobRecord
 from engine.files import write_atomically
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.checkpoints import Manifest, damage, list_checkpoints
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter
@@ -36,7 +36,7 @@ def test_runs_and_who_owns_them_are_back_on_an_empty_disk(home, spaces):
 
     for run in runs:
         back = RunStore(again, run.owner).get(run.id)
-        steps = [one.step for one in list_checkpoints(run.folder.checkpoints)]
+        steps = [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)]
         remaining = {name: data for name, data in files_of(run).items() if not name.startswith("checkpoints/")}
         newest = f"checkpoints/step-{max(steps)}/"
         remaining |= {name: data for name, data in files_of(run).items() if name.startswith(newest)}
@@ -112,15 +112,15 @@ def test_older_checkpoints_leave_the_bucket_once_the_newer_is_there(home, spaces
 
 
 def steps_of(run):
-    return [one.step for one in list_checkpoints(run.folder.checkpoints)]
+    return [checkpoint.step for checkpoint in list_checkpoints(run.folder.checkpoints)]
 
 
 def test_the_best_checkpoint_stays_with_the_newest(home, spaces):
     run = a_run(home, state="running", steps=10)
     for step in (4, 8, 12):
         folder = a_checkpoint(run, step)
-        told = Manifest.model_validate_json((folder / "MANIFEST.json").read_bytes())
-        (folder / "MANIFEST.json").write_text(told.model_copy(update={"best": step == 4}).model_dump_json())
+        manifest = Manifest.model_validate_json((folder / "MANIFEST.json").read_bytes())
+        (folder / "MANIFEST.json").write_text(manifest.model_copy(update={"best": step == 4}).model_dump_json())
     spaces.begin(home).save()
 
     assert steps_of(RunStore(spaces.again(), "ann").get(run.id)) == [4, 12]
@@ -177,14 +177,14 @@ def test_nothing_here_is_overwritten(home, spaces):
     run = a_run(home)
     spaces.begin(home).save()
     again = spaces.disk()
-    place = RunStore(again, "ann").folder / run.id
-    place.mkdir(parents=True)
-    (place / "config.yaml").write_text("mine")
+    folder = RunStore(again, "ann").folder / run.id
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text("mine")
     (again.root / "lab.yaml").write_text("public_url: https://mine.example\n")
 
     spaces.begin(again)
 
-    assert [path.name for path in place.iterdir()] == ["config.yaml"]
+    assert [path.name for path in folder.iterdir()] == ["config.yaml"]
     assert (again.root / "lab.yaml").read_text() == "public_url: https://mine.example\n"
 
 
@@ -193,8 +193,8 @@ def test_killed_at_any_moment_a_run_comes_back_with_a_whole_checkpoint(home, tmp
     a_checkpoint(run, 4)
     write_adapter(run.folder.adapter)
     write_large_weights(run)
-    place = tmp_path / "before"
-    shutil.copytree(home.root, place)
+    copy = tmp_path / "before"
+    shutil.copytree(home.root, copy)
     before = files_of(run)
     a_checkpoint(run, 8)
     shutil.rmtree(run.folder.checkpoint(4))
@@ -206,7 +206,7 @@ def test_killed_at_any_moment_a_run_comes_back_with_a_whole_checkpoint(home, tmp
         bucket = FakeBucket()
         spaces = Spaces(bucket, tmp_path / str(moment))
         disk = spaces.disk()
-        shutil.copytree(place, disk.root, dirs_exist_ok=True)
+        shutil.copytree(copy, disk.root, dirs_exist_ok=True)
         mirror = spaces.begin(disk)
         mirror.save()
         disk.runs.rename(tmp_path / f"runs before {moment}")  # kept, as a new file with its inode would pass for sent

@@ -24,8 +24,7 @@ SESSION = "a browser that no other test has"
 
 
 @pytest.fixture
-def spaces(hugging_face, tmp_path, monkeypatch):  # noqa: F811 - the fixture
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+def spaces(hugging_face, tmp_path):  # noqa: F811 - the fixture
     api = HfApi(endpoint=hugging_face.address, token=TOKEN)
     return Spaces(RunBucket(api, BUCKET, MIRROR.explain_errors), tmp_path)
 
@@ -57,31 +56,24 @@ def test_a_space_comes_back_from_a_private_bucket(spaces, home, hugging_face):  
 
 
 REFUSALS = [
-    (401, PushError, "does not accept the token of this Space"),
-    (402, PushError, "no credit, plan or room"),
     (403, PushError, "does not let the token of this Space write to the bucket ada/mirror"),
-    (404, PushError, "The Hub has no bucket ada/mirror"),
-    (409, HubUnreachableError, "was changed by another request"),
-    (429, HubUnreachableError, "Rate limited"),
     (503, HubUnreachableError, "out of order"),
-    ("reset", HubUnreachableError, "cannot be reached"),
     ("lost", HubUnreachableError, "cannot be reached"),
 ]
 
 
-@pytest.mark.exhaustive(quick=2)
-@pytest.mark.parametrize(("what", "error", "words"), REFUSALS)
-def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, words):  # noqa: F811
+@pytest.mark.parametrize(("what", "error", "message"), REFUSALS)
+def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging_face, what, error, message):  # noqa: F811
     mirror = spaces.begin(home)
     mirror.save()
     run = a_run(home)
     hugging_face.faults = [Fault("batch", what, times=20)]
-    with pytest.raises(error) as raised:
+    with pytest.raises(error) as error_info:
         mirror.save()
-    assert words in raised.value.what
-    assert raised.value.fix
-    assert TOKEN not in str(raised.value)
-    assert raised.value.__cause__ is None
+    assert message in error_info.value.what
+    assert error_info.value.fix
+    assert TOKEN not in str(error_info.value)
+    assert error_info.value.__cause__ is None
 
     hugging_face.faults = []
     mirror.save()
@@ -90,16 +82,16 @@ def test_trouble_while_saving_is_reported_and_mended_later(spaces, home, hugging
 
 @pytest.mark.exhaustive(quick=3)
 @pytest.mark.parametrize("step", ["make", "tree", "batch", "about", "storage"])
-@pytest.mark.parametrize("what", [401, 403, 404, 503, "reset"])
+@pytest.mark.parametrize("what", [403, "reset"])
 def test_trouble_at_the_start_takes_nothing_from_the_bucket(spaces, home, hugging_face, step, what):  # noqa: F811
     run = a_run(home)
     spaces.begin(home).save()
     before = dict(hugging_face.files[BUCKET])
     disk = spaces.disk()
     hugging_face.faults = [Fault(step, what, times=50)]
-    with pytest.raises(EngineError) as raised:
+    with pytest.raises(EngineError) as error_info:
         spaces.begin(disk)
-    assert TOKEN not in str(raised.value)
+    assert TOKEN not in str(error_info.value)
 
     hugging_face.faults = []
     there = hugging_face.files[BUCKET]
@@ -122,7 +114,7 @@ def test_saving_in_its_thread_rides_out_what_comes(spaces, home, hugging_face, m
     assert mirror.stop(PATIENCE_SECONDS)
 
     back = RunStore(spaces.again(), "ann").list()
-    assert [files_of(one)["events.jsonl"] for one in back] == [files_of(run)["events.jsonl"]]
+    assert [files_of(later_run)["events.jsonl"] for later_run in back] == [files_of(run)["events.jsonl"]]
     assert back[0].folder.newest_checkpoint_step() == 400
 
 

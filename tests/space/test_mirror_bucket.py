@@ -78,15 +78,15 @@ def test_a_bucket_that_is_away_at_the_start_loses_nothing(home, spaces, bucket, 
     spaces.begin(home).save()
     before = {name: data for name, data in bucket.files.items() if name != "mirror/space.json"}
 
-    def refuse(asked):
-        if asked == kind:
+    def refuse(request):
+        if request == kind:
             raise AWAY
 
     bucket.refuse = refuse
     again = spaces.disk()
     mirror = Mirror(again, bucket, SPACE)
     with pytest.raises(HubUnreachableError):
-        mirror.restore(patience_seconds=0)
+        mirror.restore(timeout_seconds=0)
     bucket.refuse = lambda _: None
     mirror.start()
     assert not mirror.stop(1)

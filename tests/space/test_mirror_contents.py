@@ -18,7 +18,7 @@ from tests.space.mirrored import a_checkpoint, a_run, files_of
 
 @pytest.fixture
 def space(spaces):
-    """A run in the bucket."""
+    """Return a run in the bucket."""
     home = spaces.disk()
     run = a_run(home, state="stopped", steps=200, resumable_step=300)
     a_checkpoint(run, 300)
@@ -49,8 +49,8 @@ def test_nothing_but_files_of_a_home_comes_back_and_the_rest_stays_where_it_is(s
 
     assert "is not part of a mirror" in spaces.restored.text
     assert RunStore(home, "ann").get(space.id).folder.config.is_file()
-    for place in home.root.parent.rglob("*"):
-        assert not place.is_file() or b"outside" not in place.read_bytes()
+    for file in home.root.parent.rglob("*"):
+        assert not file.is_file() or b"outside" not in file.read_bytes()
     assert path == "{run}/adapter" or bucket.files[name] == b"outside"
 
 
@@ -161,14 +161,14 @@ def test_a_marker_that_cannot_be_read_is_replaced(space, bucket, spaces, content
 
 def test_a_bucket_with_too_much_in_it_is_refused_with_a_message(monkeypatch):
     monkeypatch.setattr(hub_bucket, "_MOST_FILES", 3)
-    asked = iter(SimpleNamespace(type="file", path=f"home/{number}") for number in range(10**9))
+    entries = iter(SimpleNamespace(type="file", path=f"home/{number}") for number in range(10**9))
     api = SimpleNamespace(
         create_bucket=lambda *_, **__: None, bucket_info=lambda _: SimpleNamespace(private=True), endpoint="",
-        list_bucket_tree=lambda *_, prefix, **__: asked if prefix == "home/" else iter(()),
+        list_bucket_tree=lambda *_, prefix, **__: entries if prefix == "home/" else iter(()),
         batch_bucket_files=lambda *_, **__: None,
     )  # fmt: skip
     bucket = hub_bucket.RunBucket(api, "ann/bucket", MIRROR.explain_errors)
 
     with pytest.raises(PushError, match="holds more than 3 files below home"):
         bucket.list("home")
-    assert next(asked).path == "home/4"
+    assert next(entries).path == "home/4"

@@ -99,7 +99,7 @@ def test_a_file_that_changes_while_it_is_sent_is_sent_again(home, spaces, bucket
 
 def test_a_space_that_ends_lets_training_save_and_the_next_one_resumes_by_itself(home, spaces, start_supervisor):
     run = RunStore(home, "ann").create(config_for("steps=100000 checkpoint=5", run=RESUMES))
-    mirror = spaces.begin(home, look_seconds=60)  # nothing but the end saves
+    mirror = spaces.begin(home, poll_seconds=60)  # nothing but the end saves
     mirror.start()
     supervisor = start_supervisor(home)
     wait_for_step(run, 7)

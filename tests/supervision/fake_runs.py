@@ -8,8 +8,8 @@ from typing import Any
 
 from engine.config.load import config_from_mapping
 from engine.config.run import RunConfig
-from engine.executors import make_executors
 from engine.hardware.device import Device
+from engine.places import make_executors
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.activity import SilenceLimits
 from engine.runs.history.run_history import read_history

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from engine.errors import RunError
-from engine.executors import make_executors
-from engine.executors.local import LocalContext
-from engine.executors.slurm.commands import JobLine
-from engine.executors.slurm.job import SlurmExecutor
-from engine.executors.slurm.place import ClusterPlace, JobResources, SlurmRecord
 from engine.hardware.lease import LeaseBook
+from engine.places import make_executors
+from engine.places.local import LocalContext
+from engine.places.slurm.commands import JobLine
+from engine.places.slurm.job import SlurmExecutor
+from engine.places.slurm.place import ClusterPlace, JobResources, SlurmRecord
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.control import request_cancel, request_resume
 from engine.runs.history.events import StatusData

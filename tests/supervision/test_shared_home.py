@@ -5,8 +5,8 @@ import time
 
 import pytest
 
-from engine.executors.local import LocalContext, LocalExecutor
 from engine.hardware.lease import LeaseBook, LeaseHolder
+from engine.places.local import LocalContext, LocalExecutor
 from engine.processes.liveness import ProcessIdentity
 from engine.runs.activity import ReportedActivity, SilenceLimits, reported_activity
 from engine.runs.control import request_cancel

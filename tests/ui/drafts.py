@@ -10,11 +10,11 @@ import gradio as gr
 import pytest
 
 from engine.errors import EngineError
-from engine.executors.places import HuggingFaceJobs, SlurmCluster, ThisMachine
-from engine.executors.slurm.place import ClusterPlace
 from engine.hardware.devices import list_devices
 from engine.models.shape import ModelShape
 from engine.paths import LoratoryHome
+from engine.places.run_place import HuggingFaceJobs, SlurmCluster, ThisMachine
+from engine.places.slurm.place import ClusterPlace
 from tests.benchmarks.published.shapes import PublishedSizes, published_shape
 from tests.fake_inspector import FakeInspector
 from ui.backend.dataset_checks import DatasetChecks

@@ -8,8 +8,8 @@ import pytest
 
 from engine.config.run import ModelConfig
 from engine.errors import ClusterUnreachableError
-from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace
 from engine.paths import LoratoryHome
+from engine.places.slurm.place import CLUSTER_FILE, ClusterPlace
 from tests.invented_runs import a_config
 from tests.ui.drafts import form_values
 from tests.waiting import wait_until

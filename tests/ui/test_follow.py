@@ -6,8 +6,8 @@ import gradio as gr
 import pytest
 
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.layout import JobRecord
-from engine.executors.slurm.place import CLUSTER_FILE, JobResources, SlurmRecord
+from engine.places.huggingface_jobs.layout import JobRecord
+from engine.places.slurm.place import CLUSTER_FILE, JobResources, SlurmRecord
 from engine.runs.control import request_start_anyway, request_stop, resume_is_requested, with_requested_target
 from engine.runs.history.events import StepData
 from engine.runs.history.log import EventWriter

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from engine.config.run import RunConfig
 from engine.errors import EngineError
-from engine.executors.slurm.commands import Slurm
-from engine.executors.slurm.discovery import free_gpus
-from engine.executors.slurm.place import ClusterPlace, JobResources
-from engine.executors.slurm.script import expected_start
+from engine.places.slurm.commands import Slurm
+from engine.places.slurm.discovery import free_gpus
+from engine.places.slurm.place import ClusterPlace, JobResources
+from engine.places.slurm.script import expected_start
 from ui.backend.background import as_engine_error
 
 _FRESH_SECONDS = 30.0
@@ -33,7 +33,7 @@ def query_cluster(place: ClusterPlace, config: RunConfig) -> Forecast:
     free: Mapping[str, int] = {}
     try:
         free = free_gpus(slurm, place)
-        return Forecast(free, expected_start(slurm, place, JobResources.of(config, place)))
+        return Forecast(free, expected_start(slurm, place, JobResources.from_config(config, place)))
     except EngineError as error:
         return Forecast(free, trouble=error)
 

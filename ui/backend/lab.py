@@ -113,7 +113,7 @@ class LabAdmin:
         if self.accounts.check_password(self.name, password) is None:
             self._log(caller, "sign-in failed", self.name, "confirmation")
             raise AccountError("The password is wrong.", "Type the password that you sign in with.")
-        self.throttle.succeeded(caller.address, self.name, device=attempts)
+        self.throttle.clear_attempts(caller.address, self.name, device=attempts)
         self.sessions.confirm(caller.token)
 
     def invite(self, caller: Caller, role: str) -> str:

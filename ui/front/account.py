@@ -75,7 +75,7 @@ class AccountPages(PlainPages):
 
     async def _page(self, signed_in: SignedIn, request: Request, problem: str = "", status: int = 200) -> Response:
         person = signed_in.person
-        sessions = await asyncio.to_thread(self.sessions.of, person)
+        sessions = await asyncio.to_thread(self.sessions.list_for, person)
         has_password = await asyncio.to_thread(self.accounts.has_password, person.name)
         links = await asyncio.to_thread(self.links_of, person, has_password)
         notice = next((text for name, text in _NOTICES.items() if name in request.query_params), "")

@@ -130,7 +130,7 @@ class DemoPages:
         try:
             if await request.is_disconnected():
                 raise DemoBusyError("The page was closed.", "Ask again.")
-            return await asyncio.to_thread(self.demo.chat.ask, run.run, prompt)
+            return await asyncio.to_thread(self.demo.chat.answer, run.run, prompt)
         finally:
             self._turn.release()
 

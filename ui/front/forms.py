@@ -102,7 +102,7 @@ class PlainPages:
         if await self._with_password(self.accounts.check_password, name, password) is None:
             await self._log(request, name, "sign-in failed", name, what)
             raise AccountError("The current password is wrong.", "An admin can send you a link to reset it.")
-        self.throttle.succeeded(address_of(request), name, device=attempts)
+        self.throttle.clear_attempts(address_of(request), name, device=attempts)
 
     async def _log(self, request: Request, person: str, kind: AuditKind, subject: str = "", detail: str = "") -> None:
         await asyncio.to_thread(self.audit.write, person, kind, subject, detail, address_of(request))
@@ -146,7 +146,7 @@ class Front(PlainPages):
             await self._log(request, "", "sign-in failed", await asyncio.to_thread(self._account_name, name))
             # The same words for every reason: the name, the password, or that the account is disabled.
             return self._sign_in_page(name, "Wrong name or password.", 403)
-        self.throttle.succeeded(address_of(request), name, device=device)
+        self.throttle.clear_attempts(address_of(request), name, device=device)
         return await self._signed_in(request, person)
 
     async def _join(self, request: Request) -> Response:
@@ -174,7 +174,7 @@ class Front(PlainPages):
             else:
                 await asyncio.to_thread(self.sessions.end, request.cookies[COOKIE])
             await self._log(request, signed_in.person.name, "signed out")
-            if not await asyncio.to_thread(self.sessions.of, signed_in.person):
+            if not await asyncio.to_thread(self.sessions.list_for, signed_in.person):
                 self.logins.forget(signed_in.person.name)  # other browsers of the user may still need it
         answer = RedirectResponse(SIGN_IN, 303)
         answer.delete_cookie(COOKIE, path="/", secure=True, httponly=True, samesite="lax")

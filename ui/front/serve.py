@@ -19,11 +19,11 @@ from engine.accounts.sessions import Sessions
 from engine.accounts.throttle import SignInThrottle
 from engine.chat.session import ChatSession
 from engine.errors import EngineError
-from engine.executors import make_executors
-from engine.executors.huggingface_jobs.account import logins_of
 from engine.inspector.session import InspectorSlots
 from engine.lab.queue import QueueBoard
 from engine.paths import LoratoryHome
+from engine.places import make_executors
+from engine.places.huggingface_jobs.account import logins_of
 from engine.runs.disk import DiskSamples, DiskUse, disk_warning, free_bytes
 from engine.runs.store import list_owners
 from engine.supervision.memory_measurement import sweep_measurements

@@ -135,7 +135,7 @@ class SpacePages(OidcPages):
         """Answer a person who returns from Hugging Face."""
         if intent.purpose == "confirm":
             return await super().on_arrival(request, intent, flow, arrival)
-        visitor = Visitor.of(arrival.identity.subject, await self.provider.sources(flow, arrival))
+        visitor = Visitor.from_claims(arrival.identity.subject, await self.provider.sources(flow, arrival))
         try:
             admission = await asyncio.to_thread(self.admission.admit, visitor)
         except AccountError as error:

@@ -16,10 +16,10 @@ from engine.accounts.audit import AuditKind
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig, WorkPlace
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs.layout import JobRecord, JobRequest
-from engine.executors.places import ThisMachine
-from engine.executors.slurm.place import has_place
 from engine.lab.rules import resume_run
+from engine.places.huggingface_jobs.layout import JobRecord, JobRequest
+from engine.places.run_place import ThisMachine
+from engine.places.slurm.place import has_place
 from engine.runs.control import (
     request_cancel,
     request_start_anyway,
@@ -205,7 +205,7 @@ class FollowPart:
         """Resume a run in the chosen place; a job at Hugging Face with the given hardware and time limit."""
         run, hours = self.page.services.runs.get(run_id), number_of(limit)
         if _has_job(run) and (flavor or hours is not None):  # else they were typed for the run shown before
-            JobRequest.of(run.folder, flavor.strip(), hours).save(run.folder)
+            JobRequest.with_changes(run.folder, flavor.strip(), hours).save(run.folder)
         place = self._place_of(run, run.folder.read_config())
         if place is not None and where and where != place:
             request_target(run, where)

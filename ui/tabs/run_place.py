@@ -12,12 +12,12 @@ import gradio as gr
 from engine.accounts.people import Action, Logins, Person, require
 from engine.config.run import RunConfig, WorkPlace
 from engine.errors import EngineError, SignInNeededError
-from engine.executors import PLACES
-from engine.executors.huggingface_jobs.account import Flavor, flavor_named, sign_in
-from engine.executors.places import HuggingFaceJobs, SlurmCluster, ThisMachine
-from engine.executors.slurm.place import JobResources, has_place, read_place
 from engine.memory.estimate import GIB
 from engine.paths import LoratoryHome
+from engine.places import PLACES
+from engine.places.huggingface_jobs.account import Flavor, flavor_named, sign_in
+from engine.places.run_place import HuggingFaceJobs, SlurmCluster, ThisMachine
+from engine.places.slurm.place import JobResources, has_place, read_place
 from engine.quantities import duration
 from ui.backend.cluster import Forecast
 from ui.backend.dataset_checks import CheckQuestion
@@ -138,7 +138,7 @@ class PlacePanel:
         if draft.shape is None or check is None or check.report is None:
             return config
         place = services.place(self.name, self.page.reader.summaries)
-        return place.settled(config, draft.device, draft.shape, check.report)
+        return place.complete(config, draft.device, draft.shape, check.report)
 
 
 class ClusterPanel(PlacePanel):
@@ -231,7 +231,7 @@ class JobsPanel(PlacePanel):
         """Fetch hardware and prices from Hugging Face; the draft shows the result."""
         flavors: Sequence[Flavor] = ()
         with contextlib.suppress(EngineError):  # stored, and shown with the draft
-            flavors = self.page.services.hardware.ask()
+            flavors = self.page.services.hardware.refresh()
         choices = [self._CHEAPEST, *((_describe(flavor), flavor.name) for flavor in flavors)]
         return {self.flavor: gr.update(choices=choices), self.timer: gr.update(active=False)}
 
@@ -313,11 +313,11 @@ def _types(home: LoratoryHome) -> list[tuple[str, str]]:
 def render_resources(config: RunConfig, home: LoratoryHome, draft: Draft) -> str:
     """Return the resources that the run requests from Slurm."""
     cluster = read_place(home)
-    job = JobResources.of(config, cluster)
+    job = JobResources.from_config(config, cluster)
     kind = next((kind for kind in cluster.gpu_types if kind.name == config.slurm.gpu_type), None)
     memory = f", {kind.memory_gib:g} GiB" if kind is not None and job.gpus else ""
     figures = [
-        (f"{job.words}{memory}", "devices"),
+        (f"{job.label}{memory}", "devices"),
         (f"{gib(job.memory_gib * GIB)} GiB", "RAM per node" if job.nodes > 1 else "RAM"),
         (duration(job.limit_minutes * 60), "time limit"),
     ]

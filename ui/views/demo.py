@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from html import escape
 
 from engine.runs.provenance import compare_peaks
-from engine.space.demo import DemoSample, SampleAnswers
+from engine.space.demo import DemoSample
 from engine.space.demo_chat import ANSWER_TOKENS, LONGEST_PROMPT, DemoAnswer, DemoAnswers
 from ui.backend.background import stamp
 from ui.backend.run_reader import RunSnapshot, has_adapter
@@ -183,7 +183,7 @@ def _answers(sample: DemoSample) -> str:
     return f'<section><h2>Before and after</h2><p class="lead">{text}</p>{answers}</section>'
 
 
-def _exchange(answers: SampleAnswers | DemoAnswers, more: str = "", role: str = "") -> str:
+def _exchange(answers: DemoAnswers, more: str = "", role: str = "") -> str:
     return (
         f'<article{role}><h3 class="question" dir="auto">{escape(answers.prompt)}</h3><div class="pair">'
         f"{_side('Base model', answers.base)}{_side('Tuned model', answers.tuned)}</div>{more}</article>"

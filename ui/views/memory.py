@@ -13,10 +13,10 @@ from engine.config.derived_defaults import (
 from engine.config.methods.registry import METHODS
 from engine.config.run import AdapterConfig
 from engine.config.training import ObjectiveSettings
-from engine.executors import PLACES
-from engine.executors.places import ThisMachine
 from engine.memory.advice import Advice, AdvisedChange
 from engine.memory.estimate import MemoryEstimate
+from engine.places import PLACES
+from engine.places.run_place import ThisMachine
 from engine.supervision.memory_measurement import MeasuredStep
 from ui.backend.background import Work
 from ui.draft import Draft

@@ -8,7 +8,7 @@ from html import escape
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport
-from engine.executors.huggingface_jobs.layout import JobRecord
+from engine.places.huggingface_jobs.layout import JobRecord
 from engine.runs.history.preference_health import preference_findings
 from engine.runs.history.run_history import seconds_left
 from engine.runs.provenance import PeakKind, compare_peaks

@@ -51,9 +51,9 @@ def test_a_person_sees_their_own_sessions_alone(lab):
 def test_one_session_is_ended_and_another_persons_is_not(lab):
     ann, bea = lab.accounts.person("ann"), lab.accounts.person("bea")
     token = lab.sessions.begin(ann, "10.3.3.3", "")
-    name_of_ann = next(session.session for session in lab.sessions.of(ann) if session.address == "10.3.3.3")
+    name_of_ann = next(session.session for session in lab.sessions.list_for(ann) if session.address == "10.3.3.3")
     other = lab.sessions.begin(bea, "10.4.4.4", "")
-    name_of_bea = next(session.session for session in lab.sessions.of(bea) if session.address == "10.4.4.4")
+    name_of_bea = next(session.session for session in lab.sessions.list_for(bea) if session.address == "10.4.4.4")
     with lab.signed_in("ann") as client:
         for name in (name_of_ann, name_of_bea, "", "%", "' OR 1=1 --"):
             client.post("/account/session", data={"session": name})

@@ -97,7 +97,7 @@ def test_a_finished_run_shows_figures_curve_tokens_and_answers(demo_with_run):
 
 
 def test_a_space_opens_its_demo_and_closes_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("engine.space.demo._LOOK_SECONDS", 600)
+    monkeypatch.setattr("engine.space.demo._POLL_SECONDS", 600)
     home = LoratoryHome(tmp_path)
     home.make_writable()
 

@@ -258,7 +258,7 @@ def test_an_answer_that_makes_no_sense_signs_no_one_in(lab, institute, path, nam
 
 
 def test_a_provider_that_is_slow_is_not_waited_for(lab, institute, monkeypatch):
-    monkeypatch.setattr(oidc, "_PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(oidc, "_TIMEOUT_SECONDS", 0.5)
 
     def slow():
         async def drip():

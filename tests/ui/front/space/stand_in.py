@@ -36,7 +36,7 @@ def environment_at(origin, issuer, **changes):
     settings = {
         "space_id": "Ann/loratory", "host": origin.removeprefix("https://"), "creator": CREATOR, "author": "Ann",
         "client_id": CLIENT, "client_secret": SECRET, "scopes": ("openid", "profile", "jobs"), "provider": issuer,
-        "admitted": frozenset({"bea", "gpu-lab"}),
+        "admitted_names": frozenset({"bea", "gpu-lab"}),
     }  # fmt: skip
     return SpaceEnvironment(**{**settings, **changes})
 

@@ -260,14 +260,16 @@ def test_a_restart_signs_everyone_out_and_asks_again_who_is_admitted(tmp_path, m
     with running_lab(
         tmp_path,
         fake_services_of,
-        space_at=lambda origin: space_at(origin, module_institute.issuer, module_institute.trust, admitted=frozenset()),
+        space_at=lambda origin: space_at(
+            origin, module_institute.issuer, module_institute.trust, admitted_names=frozenset()
+        ),
     ) as second:
         with second.browser(token) as browser:
             assert browser.get("/config").status_code == 401
             assert refusal_of(second, browser, sign_in(second, institute, browser, "sub-bea", "bea"))
         assert [person.name for person in second.accounts.people()] == ["bea"], "with their runs"
         database = open_database(second.home)
-        assert Sessions(database).of(second.accounts.person("bea")) == []
+        assert Sessions(database).list_for(second.accounts.person("bea")) == []
         database.close()
 
 

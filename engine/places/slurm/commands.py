@@ -51,8 +51,8 @@ class JobLine(NamedTuple):
     reason: str  # why it is in this state, in Slurm's words
     comment: str
     nodes: str = ""
-    started: float | None = None  # seconds since the epoch; of a waiting job when it is expected to
-    ended: float | None = None
+    start_time: float | None = None  # seconds since the epoch; of a waiting job when it is expected to
+    end_time: float | None = None
     limit_seconds: float | None = None  # None where it has none
     exit_code: int | None = None  # of the job's command; negative for a signal
 
@@ -72,7 +72,7 @@ class Slurm:
 
     def submit(self, script: str, options: Sequence[str]) -> str:
         """Submit a job and return its id."""
-        answer = self.ask("sbatch", *options, stdin=script)
+        answer = self.run_command("sbatch", *options, stdin=script)
         job_id = answer.strip().partition(";")[0]
         if not job_id.isdecimal():
             raise _unreadable("sbatch", answer, "a job id")
@@ -85,7 +85,7 @@ class Slurm:
             NeverStartsError: If no node of the cluster ever has what the job asks for.
         """
         try:
-            answer = self.ask("sbatch", "--test-only", *options, stdin=script, with_stderr=True)
+            answer = self.run_command("sbatch", "--test-only", *options, stdin=script, with_stderr=True)
         except ClusterUnreachableError:
             raise
         except ClusterError as error:
@@ -93,7 +93,7 @@ class Slurm:
                 raise
             # The answer is the same for a node that is down, drained, or not seen since the controller's restart.
             partition = [option for option in options if option.startswith("--partition=")]
-            if all(map(takes_jobs, self.ask("sinfo", "--noheader", *partition, "--format=%T").split())):
+            if all(map(takes_jobs, self.run_command("sinfo", "--noheader", *partition, "--format=%T").split())):
                 raise NeverStartsError() from error
             return None
         match = _START.search(answer)
@@ -111,7 +111,7 @@ class Slurm:
     def queue(self) -> list[JobLine]:
         """Return every job of this account that Slurm still knows, ended ones included for some minutes."""
         form = ",".join(f"{name}:{FIELD_END}" for name in _FIELDS)
-        answer = self.ask("squeue", "--noheader", "--me", "--states=all", f"--Format={form}")
+        answer = self.run_command("squeue", "--noheader", "--me", "--states=all", f"--Format={form}")
         jobs = [_job_line(line) for line in answer.splitlines() if line.count(FIELD_END) == len(_FIELDS)]
         if answer.strip() and not jobs:
             raise _unreadable("squeue", answer, "jobs")
@@ -120,7 +120,7 @@ class Slurm:
     def find(self, job_id: str) -> JobLine | None:
         """Return a job as the controller shows it, or once it has ended, as accounting recorded it; None if neither has it."""
         try:
-            answer = self.ask("scontrol", "--oneliner", "show", "job", job_id)
+            answer = self.run_command("scontrol", "--oneliner", "show", "job", job_id)
         except ClusterError as error:
             if _FORGOTTEN not in error.what.lower():
                 raise
@@ -133,16 +133,16 @@ class Slurm:
     def _find_recorded(self, job_id: str) -> JobLine | None:
         form = ("--parsable2", f"--delimiter={FIELD_END}", f"--format={','.join(_RECORDED)}")
         try:
-            answer = self.ask("sacct", "--noheader", "--allocations", *form, f"--jobs={job_id}")
+            answer = self.run_command("sacct", "--noheader", "--allocations", *form, f"--jobs={job_id}")
         except ClusterError:  # many clusters keep no accounts
             return None
         lines = [_job_line(line) for line in answer.splitlines() if line.count(FIELD_END) == len(_RECORDED) - 1]
         # Where an end was never recorded, the database has it running for ever.
-        return next((line for line in reversed(lines) if line.ended is not None), None)
+        return next((line for line in reversed(lines) if line.end_time is not None), None)
 
     def release(self, job_id: str) -> None:
         """Release a held job."""
-        self.ask("scontrol", "release", job_id)
+        self.run_command("scontrol", "release", job_id)
 
     def cancel(self, job_id: str) -> None:
         """End a job like `scancel`: its steps may save, for Slurm's KillWait."""
@@ -155,14 +155,14 @@ class Slurm:
 
     def _scancel(self, *arguments: str) -> None:
         try:
-            self.ask("scancel", *arguments)
+            self.run_command("scancel", *arguments)
         except ClusterUnreachableError:
             raise
         except ClusterError as error:  # it has ended
             if not any(sign in error.what.lower() for sign in _HAS_ENDED):
                 raise
 
-    def ask(self, *argv: str, stdin: str = "", with_stderr: bool = False) -> str:
+    def run_command(self, *argv: str, stdin: str = "", with_stderr: bool = False) -> str:
         """Return what a command prints on stdout, or also on stderr where `with_stderr`."""
         try:
             process = subprocess.Popen(
@@ -187,11 +187,11 @@ class Slurm:
             raise _no_answer(f"{argv[0]} took longer than {self.limit_seconds:g} s") from error
         if process.returncode == 0:
             return out
-        words = " ".join((err or out or "").split()).removeprefix(f"{argv[0]}: ")
-        if any(sign in words.lower() for sign in _NO_ANSWER):
-            raise _no_answer(shorten(words, 200))
+        message = " ".join((err or out or "").split()).removeprefix(f"{argv[0]}: ")
+        if any(sign in message.lower() for sign in _NO_ANSWER):
+            raise _no_answer(shorten(message, 200))
         raise ClusterError(
-            f"Slurm refused {argv[0]}: {shorten(words, 300)}.", "Correct cluster.yaml, or ask its admin."
+            f"Slurm refused {argv[0]}: {shorten(message, 300)}.", "Correct cluster.yaml, or ask its admin."
         )
 
 

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from engine.config.load import config_from_mapping
 from engine.errors import RunError
-from engine.executors.follower import SavedJob
 from engine.files import read_model, write_atomically
+from engine.places.follower import SavedJob
 from engine.runs.job import JobEnd
 from engine.runs.run import RunFolder
 
@@ -47,7 +47,7 @@ class JobOrder(BaseModel, frozen=True):
     run_id: str
     attempt: int
     limit_seconds: float  # after which Hugging Face ends the job
-    look_seconds: float = 3.0  # between two looks at what the worker wrote
+    poll_seconds: float = 3.0  # between two reads of what the worker wrote
 
 
 class JobResult(BaseModel, frozen=True):
@@ -65,7 +65,7 @@ def attempt_folder(run_id: str, attempt: int) -> str:
 def segment_name(offset: int) -> str:
     """Return the name of a piece of the event log that begins at a byte of it.
 
-    The place is in the name, so a piece that comes twice, late or in another order does no harm.
+    The offset is in the name, so a piece that comes twice, late or in another order does no harm.
     """
     return f"{EVENTS}/{offset:015d}.jsonl"
 
@@ -155,7 +155,7 @@ class JobRequest(BaseModel, frozen=True):
         return read_model(folder.control / "job.json", cls) or cls()
 
     @classmethod
-    def of(cls, folder: RunFolder, flavor: str, limit_hours: float | str | None) -> Self:
+    def with_changes(cls, folder: RunFolder, flavor: str, limit_hours: float | str | None) -> Self:
         """Return a copy with the given changes.
 
         Raises:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from engine.errors import RunError
-from engine.executors import make_executors
-from engine.executors.local import LocalContext
 from engine.hardware.lease import LeaseBook
 from engine.paths import LoratoryHome
+from engine.places import make_executors
+from engine.places.local import LocalContext
 from engine.runs.control import request_cancel, request_resume, request_stop, request_target, with_requested_target
 from engine.runs.history.events import EventData, StatusData, StepData
 from engine.runs.history.run_history import read_history

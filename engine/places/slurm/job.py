@@ -8,36 +8,36 @@ from functools import partial
 
 from engine.config.run import RunConfig
 from engine.errors import ClusterError, ClusterUnreachableError, EngineError
-from engine.executors.follower import JobView, RemoteExecutor, RemoteJob
-from engine.executors.slurm.commands import JobLine, Slurm
-from engine.executors.slurm.fetch import Fetch
-from engine.executors.slurm.place import (
+from engine.files import size_and_time
+from engine.paths import LoratoryHome
+from engine.places.follower import JobView, RemoteExecutor, RemoteJob
+from engine.places.slurm.commands import JobLine, Slurm
+from engine.places.slurm.fetch import Fetch
+from engine.places.slurm.place import (
     ENDED_STATES,
-    WAITS_STATES,
+    WAITING_STATES,
     ClusterPlace,
     JobResources,
     SlurmRecord,
+    describe_wait,
     job_end,
     read_place,
-    waits_words,
 )
-from engine.executors.slurm.script import job_options, job_script
-from engine.files import size_and_time
-from engine.paths import LoratoryHome
+from engine.places.slurm.script import job_options, job_script
 from engine.runs.history.events import is_last_word
 from engine.runs.history.log import last_event
 from engine.runs.job import JobEnd, JobSpec, JobStatus
 from engine.runs.provenance import read_provenance
 from engine.runs.run import Run
 
-_MISSES = 3  # looks at the queue in a row that do not show a job, before its worker decides
+_MISSES = 3  # queries of the queue in a row that do not show a job, before its worker decides
 # Of a worker whose job Slurm has forgotten: it writes twice a minute, and a file server may show that a minute later.
 _SILENT_SECONDS = 120.0
 _TOO_MANY = "MaxSubmitJob"  # in Slurm's refusal where an account or QoS has as many jobs in the queue as it may have
 _TOO_MANY_SECONDS = 30.0  # until such a submission is tried again
 _WARNED_EARLIER_SECONDS = 65.0  # Slurm may warn a minute earlier than it was asked to
-_WAITING_LOOK_SECONDS = 4.0  # between two looks of the supervisor at a job that waits
-_EXITS_WITH_A_WORD = (0, 1)  # of a worker that finished, stopped or failed by itself
+_WAITING_POLL_SECONDS = 4.0  # between two polls of a job that waits
+_REPORTED_EXITS = (0, 1)  # of a worker that finished, stopped or failed by itself
 _FILE_SERVER_SECONDS = 60.0  # for which a file server may show old content
 
 
@@ -72,24 +72,24 @@ class SlurmJob(RemoteJob[SlurmRecord]):
 
     def poll(self, *, has_reported: bool) -> JobStatus:
         if has_reported and not self.record.nodes and self._is_before_start():
-            self.hurry()  # its worker ended before the next query of the queue
+            self.wake()  # its worker ended before the next query of the queue
         return super().poll(has_reported=has_reported)
 
     def poll_seconds(self) -> float:
-        return _WAITING_LOOK_SECONDS if self._is_before_start() else 0.0
+        return _WAITING_POLL_SECONDS if self._is_before_start() else 0.0
 
     def _is_before_start(self) -> bool:
-        return self.view.stage in ("waiting", "preparing") and bool(self.view.words)
+        return self.view.stage in ("waiting", "preparing") and bool(self.view.reason)
 
     def describe(self) -> str:
         record = self.record
-        return " · ".join(filter(None, (f"slurm {record.job_id}".strip(), record.nodes, record.resources.words)))
+        return " · ".join(filter(None, (f"slurm {record.job_id}".strip(), record.nodes, record.resources.label)))
 
     def fetch_logs(self) -> None:
         """Wait a while for the worker's last event, which a file server may show later than Slurm shows the end."""
         record = self.record
-        has_a_word = record.end_state in ("COMPLETED", "FAILED") and record.exit_code in _EXITS_WITH_A_WORD
-        if self.view.stage != "ended" or not has_a_word or self._has_last_word():
+        reported_its_end = record.end_state in ("COMPLETED", "FAILED") and record.exit_code in _REPORTED_EXITS
+        if self.view.stage != "ended" or not reported_its_end or self._has_final_event():
             return
         self._ended_seen = self._ended_seen or time.monotonic()
         if time.monotonic() - self._ended_seen < _FILE_SERVER_SECONDS:
@@ -98,7 +98,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
                 "Loratory waits for them.",
             )
 
-    def _has_last_word(self) -> bool:
+    def _has_final_event(self) -> bool:
         last = last_event(self.run.folder.events)
         return last is not None and last.attempt == self.record.attempt and is_last_word(last.data)
 
@@ -115,30 +115,38 @@ class SlurmJob(RemoteJob[SlurmRecord]):
             self.show_trouble(error)
 
     def _advance(self, own: list[JobLine]) -> None:
-        if not self.record.job_id:
-            if own:  # it was submitted, and we ended before its id was saved
-                self.save(job_id=own[0].id)
-            elif self.wants_cancel:
-                if self._fetch is not None:
-                    self._fetch.end()
-                self.close(JobEnd(verdict="cancelled", cause="It left the queue before it was submitted to Slurm."))
-                return
-            elif not self._submit():
-                return
-        for other in own:
+        """Do what is next: submit the job, release it, show what the queue has of it."""
+        if not self.record.job_id and not self._find_or_submit(own):
+            return
+        for line in own:
             # Two submissions of one attempt: the answer to the first was lost. Only the one of the record is released.
-            if other.id != self.record.job_id and other.state not in ENDED_STATES:
-                self._slurm.cancel(other.id)
-        line = next((line for line in own if line.id == self.record.job_id), None)
-        if line is None and own:
-            line = own[0]._replace(id=self.record.job_id, state="PENDING", reason="JobHeldUser")
+            if line.id != self.record.job_id and line.state not in ENDED_STATES:
+                self._slurm.cancel(line.id)
+        own_line = next((line for line in own if line.id == self.record.job_id), None)
         if not self.record.is_released and not self.wants_cancel:
-            if line is None or line.state in WAITS_STATES:
-                self._slurm.release(self.record.job_id)
-                line = line._replace(reason="None") if line is not None else None
-            self.save(is_released=True)
-        self._look(line)
+            own_line = self._release(own_line)
+        self._update_view(own_line)
         self.cancel_if_wanted()
+
+    def _find_or_submit(self, own: list[JobLine]) -> bool:
+        """Return whether the job has an id: from the queue, where we ended before it was saved, or from its submission."""
+        if own:
+            self.save(job_id=own[0].id)
+            return True
+        if not self.wants_cancel:
+            return self._submit()
+        if self._fetch is not None:
+            self._fetch.end()
+        self.close(JobEnd(verdict="cancelled", cause="It left the queue before it was submitted to Slurm."))
+        return False
+
+    def _release(self, line: JobLine | None) -> JobLine | None:
+        """Let Slurm start the job, and return its line as it is then."""
+        if line is None or line.state in WAITING_STATES:
+            self._slurm.release(self.record.job_id)
+            line = line._replace(reason="None") if line is not None else None
+        self.save(is_released=True)
+        return line
 
     def cancel_if_wanted(self) -> None:
         """Cancel the job where that is wanted, also while the queue cannot be read.
@@ -177,7 +185,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         self.save(job_id=job_id)
         return True
 
-    def _look(self, line: JobLine | None) -> None:
+    def _update_view(self, line: JobLine | None) -> None:
         self._misses += line is None
         if line is None and self._misses > 1:  # not yet in a queue that was read before its submission
             line = self._slurm.find(self.record.job_id)
@@ -192,12 +200,12 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         if line.state in ENDED_STATES:
             self.save(end_state=line.state, exit_code=line.exit_code, near_limit=self._ended_near_limit(line))
             self.close(job_end(self.record))
-        elif line.state in WAITS_STATES:
-            self.view = JobView("waiting", *waits_words(line))
+        elif line.state in WAITING_STATES:
+            self.view = JobView("waiting", *describe_wait(line))
         else:
             is_suspended = line.state in ("SUSPENDED", "STOPPED")
-            words = f"Slurm has suspended job {line.id}." if is_suspended else ""
-            self.view = JobView("running", words, is_suspended=is_suspended)
+            reason = f"Slurm has suspended job {line.id}." if is_suspended else ""
+            self.view = JobView("running", reason, is_suspended=is_suspended)
 
     def _judge_by_worker(self) -> None:
         """Judge a job that Slurm does not know by what its worker wrote into the run's folder."""
@@ -215,7 +223,7 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         if folder.has_living_worker():
             return True
         worker = folder.read_worker()
-        if worker is None or worker.attempt != self.record.attempt or self._has_last_word():
+        if worker is None or worker.attempt != self.record.attempt or self._has_final_event():
             return False
         liveness = worker.liveness()
         if liveness != "unknown":
@@ -226,13 +234,13 @@ class SlurmJob(RemoteJob[SlurmRecord]):
         return now - self._signs_changed < _SILENT_SECONDS
 
     def _ended_near_limit(self, line: JobLine) -> bool:
-        if line.started is None or line.ended is None or line.limit_seconds is None:
+        if line.start_time is None or line.end_time is None or line.limit_seconds is None:
             return False
         warned_at = line.limit_seconds - self.record.warning_seconds - _WARNED_EARLIER_SECONDS
-        return line.ended - line.started >= warned_at
+        return line.end_time - line.start_time >= warned_at
 
 
-_SUBMITTING_SECONDS = 5.0  # of one look, however many runs are to be submitted
+_SUBMITTING_SECONDS = 5.0  # of one step, however many runs are to be submitted
 _OTHER_DEVICE = 1.2  # times the memory that was predicted for a device of another place
 
 _log = logging.getLogger(__name__)
@@ -251,7 +259,7 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
     advice_if_lost = "Look for it with squeue."
     close_seconds = 2.0  # what a command does that is under way is found again
     pause_seconds = 1.0
-    looks_at_all = True
+    steps_all = True
 
     def __init__(
         self, home: LoratoryHome, place: Callable[[], ClusterPlace] | None = None, slurm: Slurm | None = None
@@ -283,7 +291,7 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
         except EngineError as error:  # a mistake in cluster.yaml does not affect running jobs
             _log.error("%s: %s", run.id, error)
             place, config = ClusterPlace(), None
-        if record.is_over and record.job_id and not record.end_state:  # its worker went on after it was given up
+        if record.is_over and record.job_id and not record.end_state:  # its worker continued after it was given up
             record = record.model_copy(update={"is_over": False}).save(run.folder)
         return self._job(run, record, place, config)
 
@@ -307,7 +315,7 @@ class SlurmExecutor(RemoteExecutor[SlurmJob]):
         began = time.monotonic()
         for job in jobs:
             if not job.record.job_id and time.monotonic() - began > _SUBMITTING_SECONDS:
-                job.hurry()
+                job.wake()
                 return
             self.try_step(job, partial(job.step, queue))
 
@@ -317,7 +325,7 @@ def _resources(config: RunConfig, place: ClusterPlace, run: Run) -> JobResources
 
     The estimate was of another device, hence its margin. GPUs: the smallest type that covers it, else the largest.
     """
-    resources = JobResources.of(config, place)
+    resources = JobResources.from_config(config, place)
     predicted_gib = (read_provenance(run.folder).predicted_bytes or 0) * _OTHER_DEVICE / 2**30
     if not resources.gpus and config.slurm.memory_gib is None:
         return resources.model_copy(update={"memory_gib": max(resources.memory_gib, predicted_gib)})

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.errors import EngineError, HubUnreachableError, SignInNeededError, StorageError
-from engine.executors.follower import JobView, RemoteExecutor, RemoteJob
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.account import DEFAULT_LIMIT_HOURS, LoginOf, logins_of, price_per_hour_usd
-from engine.executors.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest
-from engine.executors.huggingface_jobs.transfer import JobDownload, collect_inputs, whole_lines
 from engine.files import write_atomically
 from engine.hub import JOBS, RunBucket, status_of
 from engine.paths import LoratoryHome
+from engine.places.follower import JobView, RemoteExecutor, RemoteJob
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.account import DEFAULT_LIMIT_HOURS, LoginOf, logins_of, price_per_hour_usd
+from engine.places.huggingface_jobs.layout import JobOrder, JobRecord, JobRequest
+from engine.places.huggingface_jobs.transfer import JobDownload, collect_inputs, whole_lines
 from engine.runs.control import request_stop_for_time
 from engine.runs.job import JobEnd, JobSpec
 from engine.runs.run import Run
@@ -33,13 +33,14 @@ IMAGE = "ghcr.io/astral-sh/uv:python3.12-bookworm"
 _BOOTSTRAP = Path(__file__).with_name("bootstrap.py")  # not imported here: it brings huggingface_hub
 _COMMAND = ("uv", "run", "--no-project", "--python", "3.12", "--with", "huggingface_hub>=2.4", "python", "-c")
 
-_LOOK_SECONDS = 4.0
-_MOST_DOUBLINGS = 4  # of the time between two looks, while they fail
+_POLL_SECONDS = 4.0
+_MOST_DOUBLINGS = 4  # of the time between two polls, while they fail
+_ENDED_STAGES = frozenset({"COMPLETED", "CANCELED", "ERROR", "DELETED"})
 _GAP_SECONDS = 60.0  # after the end of a job, for pieces of its log that are still on the way
 _MISSING_LOOKS = 3  # answers in a row that there is no such job
 _LOG_LINES = 400  # of the job's own output, if its companion writes none
 _LONGEST_LINE = 2_000
-_LOG_SECONDS = 12.0  # between two looks at it: each may take five
+_LOG_SECONDS = 12.0  # between two reads of it: each may take five
 _HOURS_TO_SEND = 0.25
 _HOURS_IN_A_QUEUE = 24.0  # of Hugging Face, at most, as a guess
 _SHORTEST_HOURS = 0.5  # of a job, unless a person chose a shorter one
@@ -52,19 +53,19 @@ class HubJob(RemoteJob[JobRecord]):
 
     Args:
         login_of: Returns the owner's login at Hugging Face; called at each step, since it may change or expire.
-        look_seconds: Between two looks at a job.
+        poll_seconds: Between two polls of a job.
         clock: A monotonic clock, in seconds.
     """
 
     def __init__(
         self, run: Run, record: JobRecord, home: LoratoryHome, login_of: LoginOf,
-        look_seconds: float = _LOOK_SECONDS, clock: Callable[[], float] = time.monotonic,
+        poll_seconds: float = _POLL_SECONDS, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         super().__init__(run, record)
         self.wants_stop = False
         self._home = home
         self._login_of = login_of
-        self._look_seconds = look_seconds
+        self._poll_seconds = poll_seconds
         self._clock = clock
         self._folder = layout.attempt_folder(run.id, record.attempt)
         self._download = JobDownload(run, home, self._folder)
@@ -77,11 +78,11 @@ class HubJob(RemoteJob[JobRecord]):
 
     @property
     def pause(self) -> float:
-        return self._look_seconds * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
+        return self._poll_seconds * 2.0 ** min(self._failures, _MOST_DOUBLINGS)
 
     def request_stop(self) -> None:
         self.wants_stop = True
-        self.hurry()
+        self.wake()
 
     def describe(self) -> str:
         return f"{self.record.hardware or self.record.flavor} at Hugging Face"
@@ -91,7 +92,7 @@ class HubJob(RemoteJob[JobRecord]):
         try:
             self._advance()
         except SignInNeededError as error:
-            self._note(error)  # Hugging Face was not asked: the next look costs nothing
+            self._note(error)  # Hugging Face was not asked: the next step costs nothing
             latest = self.record.sent_at + (self.record.limit_hours + _HOURS_IN_A_QUEUE) * 3600
             if self.wants_cancel and time.time() > latest:
                 self.close(JobEnd(cause="The job is over. Its results were not downloaded: you had not signed in."))
@@ -117,44 +118,48 @@ class HubJob(RemoteJob[JobRecord]):
             self.close(JobEnd(cause=error.what, advice=error.fix))
 
     def _advance(self) -> None:
+        """Do what is next: submit the job, follow it to its end, remove its files."""
+        record = self.record
         if self.view.stage == "ended":
             return
-        if self.wants_cancel and not self.record.sent_at and not self.record.job_id:
+        if self.wants_cancel and not record.sent_at and not record.job_id:
             self.close(JobEnd(cause="Cancelled before it was sent."))
             return
         hours_left = self._use_login()
         self._bucket = RunBucket(self._api, self.record.bucket)
-        if self.record.is_downloaded:
+        if not record.job_id and not self._submit(hours_left):
+            return
+        if record.is_downloaded or self._follow():
             self._clean_up()
-            return
-        if not self.record.job_id and not self._submit(hours_left):
-            return
-        self._pass_on_requests()
+
+    def _follow(self) -> bool:
+        """Forward requests and download what is new; return whether the job is over and all of it has arrived."""
+        self._forward_requests()
         job = self._inspect()
         if job is not None:
             self.save(running_seconds=float((job.durations and job.durations.running_secs) or 0))
         has_gap, result = self._download.fetch(self._bucket)
         if result is not None and result.reached_limit:
             request_stop_for_time(self.run.folder, self.record.limit_hours)
-        if job is not None and job.status.stage not in ("COMPLETED", "CANCELED", "ERROR", "DELETED"):
+        if job is not None and job.status.stage not in _ENDED_STAGES:
             self._show(is_running=job.status.stage == "RUNNING")
-            return
+            return False
         self._ended_at = self._clock() if self._ended_at is None else self._ended_at
         if has_gap and self._clock() - self._ended_at < _GAP_SECONDS:
-            return
+            return False
         if result is None and job is not None:
-            self._keep_output()
+            self._append_output()
         self._end = JobEnd(exit_code=result.exit_code) if result is not None else self.record.end_without_result(job)
         self.save(is_downloaded=True)
-        self._clean_up()
+        return True
 
     def _show(self, *, is_running: bool) -> None:
         if is_running and not self._download.has_log and self._clock() >= self._output_due:
             self._output_due = self._clock() + _LOG_SECONDS
-            with contextlib.suppress(EngineError):  # the next look may give it
+            with contextlib.suppress(EngineError):  # the next step may give it
                 write_atomically(self.run.folder.log, self._output())
-        words = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
-        self.view = JobView("running" if is_running else "waiting", words)
+        reason = "" if is_running else f"Waiting at Hugging Face for {self.record.hardware or self.record.flavor}."
+        self.view = JobView("running" if is_running else "waiting", reason)
 
     def _clean_up(self) -> None:
         """Remove the job's files from the bucket after everything was downloaded; an empty bucket is then no loss."""
@@ -226,10 +231,12 @@ class HubJob(RemoteJob[JobRecord]):
         order = JobOrder(
             bucket=self._bucket.name, folder=self._folder, wheel=wheel, run_id=self.run.id, attempt=record.attempt,
             limit_seconds=record.limit_hours * 3600,
-            look_seconds=min(self._look_seconds, 3.0),
+            poll_seconds=min(self._poll_seconds, 3.0),
         )  # fmt: skip
         with JOBS.explain_errors(record.namespace):
-            hardware = next((one for one in self._api.list_jobs_hardware() if one.name == record.flavor), None)
+            hardware = next(
+                (machine for machine in self._api.list_jobs_hardware() if machine.name == record.flavor), None
+            )
             if hardware is not None:
                 self.save(hardware=hardware.pretty_name, price_per_hour_usd=price_per_hour_usd(hardware))
             self.save(sent_at=time.time())
@@ -245,7 +252,7 @@ class HubJob(RemoteJob[JobRecord]):
                 namespace=record.namespace,
             )
 
-    def _pass_on_requests(self) -> None:
+    def _forward_requests(self) -> None:
         if self.wants_cancel and not self._cancel_was_sent:
             with JOBS.explain_errors(self.record.namespace):
                 self._api.cancel_job(job_id=self.record.job_id, namespace=self.record.namespace)
@@ -277,7 +284,7 @@ class HubJob(RemoteJob[JobRecord]):
             lines = [str(line)[:_LONGEST_LINE] for line in itertools.islice(logs, 2 * _LOG_LINES)]
         return "".join(f"{line}\n" for line in lines[-_LOG_LINES:])
 
-    def _keep_output(self) -> None:
+    def _append_output(self) -> None:
         """Append the job's own output to the log, if its companion left no result, for example because installation failed."""
         before = ""
         if self._download.has_log:
@@ -291,7 +298,7 @@ class JobsExecutor(RemoteExecutor[HubJob]):
 
     Args:
         login_of: Returns a person's login at Hugging Face; a lab without it has none.
-        look_seconds: Between two looks at a job.
+        poll_seconds: Between two polls of a job.
     """
 
     name = "jobs"
@@ -300,11 +307,11 @@ class JobsExecutor(RemoteExecutor[HubJob]):
     close_seconds = 10.0
 
     def __init__(
-        self, home: LoratoryHome, login_of: LoginOf | None = None, look_seconds: float = _LOOK_SECONDS
+        self, home: LoratoryHome, login_of: LoginOf | None = None, poll_seconds: float = _POLL_SECONDS
     ) -> None:
         super().__init__()
         self._home = home
-        self._look_seconds = look_seconds
+        self._poll_seconds = poll_seconds
         self._login_of = login_of or logins_of(home)
 
     def submit(self, spec: JobSpec) -> HubJob:
@@ -324,7 +331,7 @@ class JobsExecutor(RemoteExecutor[HubJob]):
         return self._job(run, record) if record is not None else None
 
     def _job(self, run: Run, record: JobRecord) -> HubJob:
-        return HubJob(run, record, self._home, self._login_of, self._look_seconds)
+        return HubJob(run, record, self._home, self._login_of, self._poll_seconds)
 
     def thread_of(self, run: Run) -> str:
         return run.owner

@@ -8,10 +8,10 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from engine.config.load import mapping_from_file, section_from_mapping
 from engine.config.run import RunConfig
 from engine.errors import ClusterError, DeviceError
-from engine.executors.follower import SavedJob
-from engine.executors.slurm.commands import JobLine
 from engine.hardware.device import Device
 from engine.paths import LoratoryHome
+from engine.places.follower import SavedJob
+from engine.places.slurm.commands import JobLine
 from engine.runs.job import ExecutorVerdict, JobEnd
 from engine.runs.run import Run
 
@@ -57,7 +57,7 @@ class ClusterPlace(BaseModel):
     warning_seconds: int = Field(
         default=300, ge=10, le=3600, description="Before the time limit, in which a run saves its checkpoint."
     )
-    poll_seconds: float = Field(default=7.0, ge=0.1, le=300, description="Between two looks at the queue.")
+    poll_seconds: float = Field(default=7.0, ge=0.1, le=300, description="Between two queries of the queue.")
     command_seconds: float = Field(default=20.0, ge=1, le=300, description="Time limit of one command of Slurm.")
 
     @property
@@ -122,7 +122,7 @@ class JobResources(BaseModel):
     limit_minutes: float = 60.0
 
     @classmethod
-    def of(cls, config: RunConfig, place: ClusterPlace) -> Self:
+    def from_config(cls, config: RunConfig, place: ClusterPlace) -> Self:
         """Return what a configuration asks for; the place has the rest."""
         settings = config.slurm
         limit_hours = settings.limit_hours or place.limit_hours
@@ -136,10 +136,10 @@ class JobResources(BaseModel):
         )
 
     @property
-    def words(self) -> str:
+    def label(self) -> str:
         """Such as `1×a100` or `2 nodes, 4×a100 each`."""
-        one = f"{self.gpus}×{self.gpu_type or 'GPU'}" if self.gpus else "CPU"
-        return one if self.nodes == 1 else f"{self.nodes} nodes, {one} each"
+        per_node = f"{self.gpus}×{self.gpu_type or 'GPU'}" if self.gpus else "CPU"
+        return per_node if self.nodes == 1 else f"{self.nodes} nodes, {per_node} each"
 
 
 class SlurmRecord(SavedJob, frozen=True):
@@ -159,7 +159,7 @@ class SlurmRecord(SavedJob, frozen=True):
         return f"loratory {run.id} attempt {self.attempt} {self.number}"
 
 
-WAITS_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
+WAITING_STATES = frozenset({"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"})
 ENDED_STATES = frozenset(
     """
     BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED LAUNCH_FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED RECONFIG_FAIL REVOKED TIMEOUT
@@ -170,7 +170,7 @@ ENDED_STATES = frozenset(
 _WAITS = {
     "Resources": "its node or GPUs are in use",
     "Priority": "jobs of higher priority come first",
-    "None": "Slurm has not looked at it yet",
+    "None": "Slurm has not considered it yet",
     "BeginTime": "it may begin later only",
     "JobHeldUser": "it is held",
     "JobHeldAdmin": "an admin of the cluster holds it",
@@ -205,14 +205,14 @@ _NEVER = frozenset(
 )
 
 
-def waits_words(line: JobLine) -> tuple[str, str]:
+def describe_wait(line: JobLine) -> tuple[str, str]:
     """Return why a job waits, such as `Waiting at Slurm: Resources, job 1234 (…).`, and what to do where only that helps."""
     reason = line.reason.strip("()") or "None"
     prefix = next((name for name in _BY_LENGTH if reason.startswith(name)), None)
     name = reason.partition(",")[0]
-    words = f"Waiting at Slurm: {name}, job {line.id}"
-    words = f"{words} ({_WAITS[prefix]})." if prefix is not None else f"{words}."
-    return words, "Cancel it, correct cluster.yaml or the run's settings, and start again." if name in _NEVER else ""
+    text = f"Waiting at Slurm: {name}, job {line.id}"
+    text = f"{text} ({_WAITS[prefix]})." if prefix is not None else f"{text}."
+    return text, "Cancel it, correct cluster.yaml or the run's settings, and start again." if name in _NEVER else ""
 
 
 _ENDS: dict[str, tuple[ExecutorVerdict, str]] = {
@@ -237,9 +237,9 @@ def job_end(record: SlurmRecord) -> JobEnd:
         return JobEnd(cause=f"Slurm no longer knows job {record.job_id}, and its worker gives no sign of life.")
     if state not in _ENDS:
         return JobEnd(record.exit_code)
-    word, words = _ENDS[state]
+    verdict, template = _ENDS[state]
     minutes = record.resources.limit_minutes
     limit = f"{minutes / 60:g} h" if minutes >= 60 else f"{minutes:g} min"
     where = f" on {record.nodes}" if record.nodes else ""
-    cause = words.format(id=record.job_id, where=where, memory=record.resources.memory_gib, limit=limit)
-    return JobEnd(record.exit_code, verdict=word, cause=cause)
+    cause = template.format(id=record.job_id, where=where, memory=record.resources.memory_gib, limit=limit)
+    return JobEnd(record.exit_code, verdict=verdict, cause=cause)

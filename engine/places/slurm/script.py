@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 from engine.config.run import DatasetConfig, ModelConfig, RunConfig
 from engine.errors import ClusterError
-from engine.executors.slurm.commands import Slurm, which_slurm
-from engine.executors.slurm.place import ClusterPlace, JobResources, SlurmRecord, read_place
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
+from engine.places.slurm.commands import Slurm, which_slurm
+from engine.places.slurm.place import ClusterPlace, JobResources, SlurmRecord, read_place
 from engine.processes.spawn import LIBRARY_ENVIRONMENT, Launcher, allocator_environment, environment_for
 from engine.runs.job import Nodes, training_command
 from engine.runs.run import ATTEMPT_VARIABLE, RUN_VARIABLE, Run
@@ -98,8 +98,8 @@ def job_script(run: Run, record: SlurmRecord, place: ClusterPlace) -> str:
         **(OFFLINE if place.offline else {}),
     }
     lines = [f"export {name}={shlex.quote(value)}" for name, value in sorted(variables.items())]
-    words = map(shlex.quote, worker_arguments(run, record, place))
-    command = " ".join(_MEET if word == _ENDPOINT else word for word in words)
+    arguments = map(shlex.quote, worker_arguments(run, record, place))
+    command = " ".join(_MEET if word == _ENDPOINT else word for word in arguments)
     resources = record.resources
     # --export=ALL: of this script's environment, not of the server's; srun would follow sbatch's NIL. It takes no number
     # of cores from sbatch either, since 22.05. One process per node needs no MPI, whose plugin may be missing.
@@ -134,9 +134,9 @@ def node_machine(home: LoratoryHome, run: RunConfig | None) -> OtherMachine:
     device = place.devices_for(config)[0]
     gpu = {"gpus": 1, "gpu_type": device.name} if device.kind == "cuda" else {"gpus": 0, "gpu_type": ""}
     changes = {**gpu, "nodes": 1, "limit_minutes": place.work_hours * 60}
-    resources = JobResources.of(config, place).model_copy(update=changes)
+    resources = JobResources.from_config(config, place).model_copy(update=changes)
     command, environment = step_on_node(home, place, resources)
-    return OtherMachine(device, command, environment, f"Asking Slurm for a node with {resources.words}.")
+    return OtherMachine(device, command, environment, f"Asking Slurm for a node with {resources.label}.")
 
 
 def step_on_node(

@@ -4,16 +4,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from engine.config.run import RunConfig, WorkPlace
-from engine.executors.huggingface_jobs.account import HardwareList, LoginOf, logins_of
-from engine.executors.huggingface_jobs.job import JobsExecutor
-from engine.executors.local import LocalContext, LocalExecutor
-from engine.executors.places import Flavors, HuggingFaceJobs, RunPlace, SlurmCluster, ThisMachine
-from engine.executors.slurm.job import SlurmExecutor
-from engine.executors.slurm.place import read_place
-from engine.executors.slurm.script import node_machine
 from engine.hardware.device import Device
 from engine.hardware.device_job import OtherMachine
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs.account import HardwareList, LoginOf, logins_of
+from engine.places.huggingface_jobs.job import JobsExecutor
+from engine.places.local import LocalContext, LocalExecutor
+from engine.places.run_place import Flavors, HuggingFaceJobs, RunPlace, SlurmCluster, ThisMachine
+from engine.places.slurm.job import SlurmExecutor
+from engine.places.slurm.place import read_place
+from engine.places.slurm.script import node_machine
 from engine.runs.job import Executor, WorkerCommand
 from engine.runs.run import RunFolder
 from engine.runs.summary import RunSummary
@@ -66,6 +66,6 @@ def places_at(
         flavors: Hugging Face's hardware; that which the login of the home's person shows where None.
         earlier: Runs that show how fast a cluster is.
     """
-    jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).ask)
+    jobs = HuggingFaceJobs(flavors or HardwareList(lambda: logins_of(home)(home.owner)).refresh)
     every = (ThisMachine(devices), jobs, SlurmCluster(lambda: read_place(home), earlier))
     return {place.name: place for place in every}

@@ -1,6 +1,6 @@
 """Download a run's model and data to the shared home before its job is submitted, since nodes may have no internet.
 
-`Fetch` is the server's side. `python -P -m engine.executors.slurm.fetch RUN_DIR` does it, in a process that alone has the
+`Fetch` is the server's side. `python -P -m engine.places.slurm.fetch RUN_DIR` does it, in a process that alone has the
 person's login; where it fails, it prints the error as one line of JSON.
 """
 
@@ -42,7 +42,7 @@ class Fetch:
         if self._process is None:
             folder = self._run.folder
             access = self._access if not read_provenance(folder).person else ()
-            argv = worker_argv("engine.executors.slurm.fetch", (str(folder.path),))
+            argv = worker_argv("engine.places.slurm.fetch", (str(folder.path),))
             self._process = spawn(argv, log_file=folder.log, access=access, answers=True)
         if self._process.poll() is None:
             return "Downloading the model and the data; the job is submitted then."

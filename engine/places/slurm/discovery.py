@@ -1,6 +1,7 @@
-"""What a cluster has: a first `cluster.yaml` and free GPUs from `sinfo`, and a look at a node by `srun`, which runs this module."""
+"""What a cluster has: a first `cluster.yaml` and free GPUs from `sinfo`, and a probe of a node by `srun`, which runs this module."""
 
 import contextlib
+import math
 import os
 import platform
 import re
@@ -16,15 +17,15 @@ import yaml
 from pydantic import BaseModel
 
 from engine.errors import ClusterError, WorkerError
-from engine.executors.slurm.commands import FIELD_END, Slurm, seconds_of, takes_jobs
-from engine.executors.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, JobResources, read_place
-from engine.executors.slurm.script import expected_start, step_on_node
 from engine.files import write_atomically
 from engine.hardware.cuda import list_cuda_devices, load_nvml
 from engine.hardware.device import similar_device
 from engine.hardware.libraries import library_version
 from engine.hardware.processor import memory_now
 from engine.paths import LoratoryHome
+from engine.places.slurm.commands import FIELD_END, Slurm, seconds_of, takes_jobs
+from engine.places.slurm.place import CLUSTER_FILE, ClusterPlace, GpuType, JobResources, read_place
+from engine.places.slurm.script import expected_start, step_on_node
 from engine.processes.json_lines import JsonLinesProcess
 from engine.processes.messages import CancelledRequestError, serve
 
@@ -54,7 +55,8 @@ def list_groups(slurm: Slurm) -> list[NodeGroup]:
         ClusterUnreachableError: If Slurm did not answer.
     """
     form = ",".join(f"{name}:{FIELD_END}" for name in _FIELDS)
-    return [_group(line) for line in slurm.ask("sinfo", "--noheader", f"--Format={form}").splitlines() if line.strip()]
+    lines = slurm.run_command("sinfo", "--noheader", f"--Format={form}").splitlines()
+    return [_group(line) for line in lines if line.strip()]
 
 
 def _group(line: str) -> NodeGroup:
@@ -85,35 +87,39 @@ def propose(groups: Sequence[NodeGroup]) -> ClusterPlace:
     usable = [group for group in groups if group.is_up and group.nodes]
     if not usable:
         raise ClusterError("No partition of the cluster takes jobs at present.", "Look with `sinfo`.")
-    by_name = {group.partition: [one for one in usable if one.partition == group.partition] for group in usable}
     default = next((group.partition for group in usable if group.is_default), usable[0].partition)
-    most = max(by_name, key=lambda name: _gpus_of(by_name[name]))
-    partition = default if _gpus_of(by_name[default]) or not _gpus_of(by_name[most]) else most
-    partition_groups = by_name[partition]
-    kinds: dict[str, GpuType] = {}
-    for group in partition_groups:
-        for name, per_node in group.gpus:
-            earlier, count = kinds.get(name), per_node * group.nodes
-            kinds[name] = GpuType(
-                name=name,
-                memory_gib=memory_of(name) or _UNKNOWN_GIB,
-                per_node=max(per_node, earlier.per_node if earlier else 0),
-                count=count + (earlier.count if earlier else 0),
-            )
-    smallest = min(partition_groups, key=lambda group: group.memory_gib)
-    gpus_in_node = max((n for group in partition_groups for _, n in group.gpus), default=1)
-    longest = min((group.limit_hours for group in partition_groups if group.limit_hours), default=24.0)
+    partition = _choose_partition(usable, default)
+    nodes = [group for group in usable if group.partition == partition]
+    smallest = min(nodes, key=lambda group: group.memory_gib)
+    gpus_in_node = max((number for group in nodes for _, number in group.gpus), default=1)
     return ClusterPlace(
         partition="" if partition == default else partition,
-        gpu_types=tuple(sorted(kinds.values(), key=lambda kind: kind.memory_gib)),
+        gpu_types=_gpu_types(nodes),
         cpus=max(1, min(8, smallest.cpus // gpus_in_node)),
         memory_gib=max(1.0, round(min(smallest.memory_gib * 0.9, 16.0), 1)),
-        limit_hours=min(24.0, longest),
+        limit_hours=min(24.0, *(group.limit_hours or math.inf for group in nodes)),
     )
 
 
-def _gpus_of(groups: Sequence[NodeGroup]) -> int:
-    return sum(group.nodes * number for group in groups for _, number in group.gpus)
+def _choose_partition(groups: Sequence[NodeGroup], default: str) -> str:
+    counts = Counter[str]()
+    for group in groups:
+        counts[group.partition] += group.nodes * sum(number for _, number in group.gpus)
+    ((richest, count),) = counts.most_common(1)
+    return default if counts[default] or not count else richest
+
+
+def _gpu_types(groups: Sequence[NodeGroup]) -> tuple[GpuType, ...]:
+    per_node, counts = dict[str, int](), Counter[str]()
+    for group in groups:
+        for name, number in group.gpus:
+            per_node[name] = max(number, per_node.get(name, 0))
+            counts[name] += number * group.nodes
+    kinds = (
+        GpuType(name=name, memory_gib=memory_of(name) or _UNKNOWN_GIB, per_node=number, count=counts[name])
+        for name, number in per_node.items()
+    )
+    return tuple(sorted(kinds, key=lambda kind: kind.memory_gib))
 
 
 def memory_of(kind: str) -> float | None:
@@ -121,12 +127,12 @@ def memory_of(kind: str) -> float | None:
 
     Of those that were sold with several sizes, the smallest that the name allows.
     """
-    words = re.split(r"[^a-z0-9]+", kind.lower())
-    sizes = {int(word.removesuffix("gb")) for word in words if re.fullmatch(r"\d+gb", word)}
+    parts = re.split(r"[^a-z0-9]+", kind.lower())
+    sizes = {int(word.removesuffix("gb")) for word in parts if re.fullmatch(r"\d+gb", word)}
     device = similar_device(kind, min(sizes, default=0))
     if device is None or device.capability is None or (sizes and device.sold_gb not in sizes):
         return None
-    is_whole_word = device.model.lower() in words
+    is_whole_word = device.model.lower() in parts
     return device.memory_gib if len(device.model) > 2 or is_whole_word else None
 
 
@@ -161,7 +167,7 @@ def free_gpus(slurm: Slurm, place: ClusterPlace) -> Mapping[str, int]:
     """
     form = ",".join(f"{name}:{FIELD_END}" for name in _NODE_FIELDS)
     partition = (f"--partition={place.partition}",) if place.partition else ()
-    lines = slurm.ask("sinfo", "--noheader", "--Node", *partition, f"--Format={form}").splitlines()
+    lines = slurm.run_command("sinfo", "--noheader", "--Node", *partition, f"--Format={form}").splitlines()
     nodes = {parts[0].strip(): parts for line in lines if len(parts := line.split(FIELD_END)) > len(_NODE_FIELDS)}
     free = Counter[str]({kind.name: 0 for kind in place.gpu_types})
     for _, has, used, state, *_ in nodes.values():  # a node of several partitions comes once for each
@@ -221,7 +227,7 @@ def probe_node(home: LoratoryHome, place: ClusterPlace, gpu_type: str, wait_seco
     expected_start(Slurm(place.command_seconds), place, resources)  # raises what a run that is submitted would meet
     launcher, environment = step_on_node(home, place, resources)
     process = JsonLinesProcess(
-        "engine.executors.slurm.discovery", log_file=home.logs / "cluster-check.log", arguments=(str(home.root),),
+        "engine.places.slurm.discovery", log_file=home.logs / "cluster-check.log", arguments=(str(home.root),),
         environment=environment, restarts=False, launcher=launcher,
     )  # fmt: skip
     has_waited = threading.Event()
@@ -229,7 +235,7 @@ def probe_node(home: LoratoryHome, place: ClusterPlace, gpu_type: str, wait_seco
     timer.start()
     with contextlib.closing(process):
         try:
-            return ProbeReport.model_validate(process.call("look_around", {}, stopped=has_waited))
+            return ProbeReport.model_validate(process.call("probe_machine", {}, stopped=has_waited))
         except CancelledRequestError as error:
             raise ClusterError(
                 f"No node reported within {wait_seconds:g} s; the job was cancelled.", "Give --wait more seconds."
@@ -242,7 +248,7 @@ def probe_node(home: LoratoryHome, place: ClusterPlace, gpu_type: str, wait_seco
             timer.cancel()
 
 
-def look_around(home: Path) -> ProbeReport:
+def probe_machine(home: Path) -> ProbeReport:
     """Return the resources of this machine, and whether it has the home."""
     memory = memory_now()
     devices = list_cuda_devices(load_nvml(), memory)
@@ -269,4 +275,4 @@ def _reaches_internet() -> bool:
 
 
 if __name__ == "__main__":
-    serve({"look_around": lambda *_: look_around(Path(sys.argv[1])).model_dump(mode="json")})
+    serve({"probe_machine": lambda *_: probe_machine(Path(sys.argv[1])).model_dump(mode="json")})

@@ -48,20 +48,17 @@ class LocalExecutor(Executor):
     uses_local_devices = True
 
     def __init__(self, context: LocalContext, command: WorkerCommand | None = None) -> None:
+        self.context = context
         self._book = context.book
-        self.report = context.report
-        self.claim_seconds = context.claim_seconds
-        self.unseen_seconds = context.unseen_seconds
         self._command = command or worker_command
 
     def reserve(self, spec: JobSpec) -> None:
-        holder = _holder(spec.run, run_title(spec.config), ProcessIdentity.current())
-        self._book.take(_names(spec), holder)
+        self._book.take(_names(spec), _holder(spec.run, ProcessIdentity.current()))
 
     def submit(self, spec: JobSpec) -> Job:
         process = start_worker(spec, self._command)
         job = LocalJob(spec.run, spec.attempt, _names(spec), self, process, ProcessIdentity.from_pid(process.pid))
-        job.keep_devices()
+        job.renew_lease()
         return job
 
     def attach(self, run: Run, state: RunState) -> Job:
@@ -69,7 +66,7 @@ class LocalExecutor(Executor):
         holder = self._book.holder_of_run(run.id)  # a previous supervisor has saved the worker in the lease
         worker = holder.process if holder is not None and holder.process != ProcessIdentity.current() else None
         job = LocalJob(run, state.attempt, devices, self, spawned_process=worker)
-        job.keep_devices()
+        job.renew_lease()
         return job
 
     def release(self, run: Run) -> None:
@@ -82,13 +79,13 @@ class LocalExecutor(Executor):
             return
         giver = next((holder.process for holder in holders if holder is not None and holder.run_id == run.id), None)
         try:
-            holder = _holder(run, _title_of(run), worker)
+            holder = _holder(run, worker)
             if giver is None:  # its supervisor died before it, or the lease is damaged
                 self._book.take(devices, holder)
             else:
                 self._book.hand_over(devices, giver, holder)
         except (EngineError, OSError) as error:
-            self.report(run.id, f"The device of {run.id} could not be leased to its worker: {error}")
+            self.context.report(run.id, f"The device of {run.id} could not be leased to its worker: {error}")
 
 
 @dataclass(eq=False)
@@ -113,11 +110,11 @@ class LocalJob(Job):
         return self.spawned_process
 
     def poll(self, *, has_reported: bool) -> JobStatus:
-        self.keep_devices()
+        self.renew_lease()
         if self.process is not None:
             return self._poll_child(self.process)
         is_locked = self.run.folder.has_living_worker()
-        worker = self.worker()  # after the lock was looked at, so a worker that came and ended meanwhile is not missed
+        worker = self.worker()  # after the lock was read, so a worker that came and ended meanwhile is not missed
         if worker is not None and worker.is_of_another_host():
             return self._poll_elsewhere(worker.host, is_locked)
         if is_locked:
@@ -127,7 +124,7 @@ class LocalJob(Job):
         if has_reported:
             return JobStatus("gone")
         # A previous supervisor may have started a worker without saving its identity; it would appear soon.
-        may_come = time.monotonic() - self.since < self.executor.claim_seconds
+        may_come = time.monotonic() - self.since < self.executor.context.claim_seconds
         return JobStatus("alive" if may_come else "never_started")
 
     def _poll_elsewhere(self, host: str, is_locked: bool) -> JobStatus:
@@ -136,7 +133,7 @@ class LocalJob(Job):
         It is gone if its last event says so, or if a person who cancelled it got no answer.
         """
         cancelled, last = self.cancelled_elsewhere, last_event(self.run.folder.events)
-        is_given_up = cancelled is not None and time.monotonic() - cancelled > self.executor.unseen_seconds
+        is_given_up = cancelled is not None and time.monotonic() - cancelled > self.executor.context.unseen_seconds
         has_ended = last is not None and last.attempt == self.attempt and is_last_word(last.data)
         if not is_locked and (has_ended or is_given_up):
             return JobStatus("gone")
@@ -159,7 +156,7 @@ class LocalJob(Job):
         self.process = self.exit_code = self.spawned_process = None
         return JobStatus("alive")
 
-    def keep_devices(self) -> None:
+    def renew_lease(self) -> None:
         """Lease its devices to the worker as soon as that is known."""
         worker = self.worker()
         if worker is not None and self.devices and worker.is_alive():
@@ -211,22 +208,19 @@ class LocalJob(Job):
         try:
             worker = self.worker()
         except OSError as error:
-            self.executor.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
+            self.executor.context.report(self.run.id, f"The worker of {self.run.id} cannot be identified: {error}")
         if worker is not None and worker.is_of_another_host():
             return None
-        return _holder(self.run, _title_of(self.run), worker or ProcessIdentity.current())
+        return _holder(self.run, worker or ProcessIdentity.current())
 
 
 def _names(spec: JobSpec) -> tuple[str, ...]:
     return tuple(lease_name(device) for device in spec.devices)
 
 
-def _title_of(run: Run) -> str:
+def _holder(run: Run, process: ProcessIdentity) -> LeaseHolder:
     try:
-        return run_title(run.folder.read_config())
+        title = run_title(run.folder.read_config())
     except EngineError:
-        return run.id
-
-
-def _holder(run: Run, title: str, process: ProcessIdentity) -> LeaseHolder:
+        title = run.id
     return LeaseHolder(purpose="training", title=title, process=process, run_id=run.id, owner=run.owner)

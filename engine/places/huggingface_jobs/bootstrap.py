@@ -11,7 +11,7 @@ import time
 
 from huggingface_hub import HfApi
 
-COMPANION = "engine.executors.huggingface_jobs.companion"
+COMPANION = "engine.places.huggingface_jobs.companion"
 
 
 def main() -> None:

@@ -17,13 +17,13 @@ from engine.accounts.limits import is_lab
 from engine.config.load import config_to_yaml
 from engine.config.run import RunConfig
 from engine.errors import RunError
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.layout import JobResult, write_piece
 from engine.files import write_atomically
 from engine.hub import RunBucket
 from engine.models.catalog import find_in_catalog
 from engine.models.prepared import DEMO_MODEL_ID, demo_folder, is_demo_prepared
 from engine.paths import AllowedPaths, LoratoryHome
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.layout import JobResult, write_piece
 from engine.runs.checkpoints import MANIFEST, damage, list_checkpoints, offered_checkpoints
 from engine.runs.disk import require_disk_space
 from engine.runs.provenance import read_provenance
@@ -64,8 +64,8 @@ def collect_inputs(run: Run, home: LoratoryHome) -> dict[str, bytes | Path]:
         uploads = {name: path} if path.is_file() else dict(_below(path, input_name))
         if allowed is not None:  # again: the preflight was a while ago
             # The files of a model that an admin put there may be links into a cache.
-            for one in (path, *(uploads.values() if input_name != "model" else ())):
-                allowed.read(one, RunError)
+            for file in (path, *(uploads.values() if input_name != "model" else ())):
+                allowed.read(file, RunError)
         files.update(uploads)
         return f"{layout.SENT_PREFIX}{name}"
 
@@ -110,7 +110,7 @@ def _below(folder: Path, folder_name: str) -> Iterator[tuple[str, Path]]:
 
 
 _LARGEST_PIECE_BYTES = 16_000_000  # of the event log; the companion sends smaller ones
-_UNCOUNTED_BYTES = 1_000_000  # between two looks at a person's disk space, which reads their folders
+_UNCOUNTED_BYTES = 1_000_000  # between two measurements of a person's disk space, which reads their folders
 
 
 class JobDownload:
@@ -142,8 +142,8 @@ class JobDownload:
             StorageError: If the disk is full, or the person of a lab has no room.
         """
         files = bucket.list(self._folder)
-        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._run.folder.path) as place:
-            incoming = Path(place)
+        with tempfile.TemporaryDirectory(prefix=".incoming-", dir=self._run.folder.path) as folder:
+            incoming = Path(folder)
             has_gap = self._fetch_events(bucket, files, incoming)
             there = {name for file in files if (name := layout.checkpoint_of(file)) is not None}
             for name in sorted(there):
@@ -182,18 +182,18 @@ class JobDownload:
         """Fetch a checkpoint that is complete there and not here; one that came damaged is fetched again."""
         target = self._run.folder.checkpoints / name
         prefix = f"{layout.CHECKPOINTS}/{name}/"
-        parts = [one for one in files if one.startswith(prefix) and layout.checkpoint_of(one) == name]
+        parts = [part for part in files if part.startswith(prefix) and layout.checkpoint_of(part) == name]
         if (target / MANIFEST).exists() or f"{prefix}{MANIFEST}" not in parts:
             return
-        place = incoming / layout.CHECKPOINTS / name
+        checkpoint_folder = incoming / layout.CHECKPOINTS / name
         self._require_room([files[part] for part in parts])
-        bucket.get([(files[part], place / part.removeprefix(prefix)) for part in parts])
-        (checkpoint,) = list_checkpoints(place.parent) or (None,)
+        bucket.get([(files[part], checkpoint_folder / part.removeprefix(prefix)) for part in parts])
+        (checkpoint,) = list_checkpoints(checkpoint_folder.parent) or (None,)
         names = {part.removeprefix(prefix) for part in parts} - {MANIFEST}
         # A bucket can hold anything: a manifest that lists other files would make this machine read them.
         if checkpoint is not None and names >= set(checkpoint.manifest.files) and not damage(checkpoint):
             target.parent.mkdir(mode=0o700, exist_ok=True)
-            place.rename(target)
+            checkpoint_folder.rename(target)
 
     def _fetch_log(self, bucket: RunBucket, files: dict[str, BucketFile], incoming: Path) -> None:
         log = files.get(layout.LOG)

@@ -99,7 +99,7 @@ def price_per_hour_usd(hardware: JobHardwareInfo) -> float:
 
 def read_flavors(hardware: Iterable[JobHardwareInfo]) -> tuple[Flavor, ...]:
     """Return the machines with one device, the cheapest first; a GPU that is not known here is left out."""
-    flavors = (_flavor_of(one) for one in hardware)
+    flavors = (_flavor_of(machine) for machine in hardware)
     return tuple(sorted(filter(None, flavors), key=lambda flavor: flavor.price_per_hour_usd))
 
 
@@ -164,14 +164,14 @@ class HardwareList:
         return is_refused if self.trouble is not None else self._answer is not None
 
     def known(self) -> tuple[Flavor, ...]:
-        """Return the cached answer without waiting; raises as `ask` did, or if it was never called."""
+        """Return the cached answer without waiting; raises as `refresh` did, or if it was never called."""
         if self.trouble is not None:
             raise self.trouble
         if self._answer is None:
             raise HubUnreachableError("Asking Hugging Face for its hardware and prices …", "Wait a moment.")
         return self._answer[1]
 
-    def ask(self) -> tuple[Flavor, ...]:
+    def refresh(self) -> tuple[Flavor, ...]:
         """Return the machines, the cheapest first.
 
         Raises:

@@ -8,17 +8,17 @@ from typing import ClassVar
 from engine.config.run import RunConfig
 from engine.data.contract import DatasetReport, RowLengths
 from engine.errors import DeviceError, MemoryUnknownError
-from engine.executors.huggingface_jobs.account import (
+from engine.hardware.device import Device
+from engine.hardware.devices import device_options
+from engine.memory.estimate import GIB
+from engine.models.shape import ModelShape
+from engine.places.huggingface_jobs.account import (
     DEFAULT_LIMIT_HOURS,
     Flavor,
     estimate_limit_hours,
     flavor_named,
 )
-from engine.executors.slurm.place import ClusterPlace, JobResources
-from engine.hardware.device import Device
-from engine.hardware.devices import device_options
-from engine.memory.estimate import GIB
-from engine.models.shape import ModelShape
+from engine.places.slurm.place import ClusterPlace, JobResources
 from engine.runs.prediction import (
     estimated_hours,
     host_memory_bytes,
@@ -73,7 +73,7 @@ class RunPlace(ABC):
             raise DeviceError(what, self.how_to_choose) from error
         fits = [option for option, need in needs if need <= option[0].total_bytes]
         if not fits:
-            ((largest,), need) = max(needs, key=lambda one: one[0][0].total_bytes)
+            ((largest,), need) = max(needs, key=lambda option_need: option_need[0][0].total_bytes)
             raise DeviceError(
                 f"This run may need {need / GIB:.1f} GiB, and {largest.name}, the largest GPU of one job, has "
                 f"{largest.total_bytes / GIB:.1f}.",
@@ -81,7 +81,7 @@ class RunPlace(ABC):
             )
         return (fits[0],)
 
-    def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:  # noqa: ARG002
+    def complete(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:  # noqa: ARG002
         """Return the configuration with the settings that the place fills in."""
         return config
 
@@ -128,8 +128,8 @@ class HuggingFaceJobs(RunPlace):
     def is_chosen(self, config: RunConfig) -> bool:
         return bool(config.jobs.flavor)
 
-    def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
-        flavor = next(one for one in self._flavors() if one.device == device)
+    def complete(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
+        flavor = next(flavor for flavor in self._flavors() if flavor.device == device)
         plan, hours = plan_run(config.training, report), config.jobs.limit_hours
         if hours is None and plan is not None:
             hours = estimate_limit_hours(flavor, shape.num_parameters, plan.seen_tokens)
@@ -155,7 +155,7 @@ class SlurmCluster(RunPlace):
     def is_chosen(self, config: RunConfig) -> bool:
         return bool(config.slurm.gpu_type) or config.run.devices == "cpu"
 
-    def settled(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
+    def complete(self, config: RunConfig, device: Device, shape: ModelShape, report: DatasetReport) -> RunConfig:
         """Fill in the type of GPU, RAM and time limit from our own estimate.
 
         The time is that of an earlier run there, or else of the arithmetic. A run that needs longer than the cluster's own
@@ -163,12 +163,12 @@ class SlurmCluster(RunPlace):
         """
         cluster, settings = self._cluster(), config.slurm
         with_gpu_type = settings.model_copy(update={"gpu_type": device.name if device.kind == "cuda" else ""})
-        job = JobResources.of(config.model_copy(update={"slurm": with_gpu_type}), cluster)
+        job = JobResources.from_config(config.model_copy(update={"slurm": with_gpu_type}), cluster)
         processes, plan, hours = max(1, job.gpus), plan_run(config.training, report), settings.limit_hours
         if hours is None and plan is not None:
             tflops = tflops_of(device) * processes * job.nodes
             by_flops = estimated_hours(shape.num_parameters, plan.seen_tokens, tflops)
-            by_history = measured_hours(config, plan, job.words, self._earlier())
+            by_history = measured_hours(config, plan, job.label, self._earlier())
             hours = in_half_hours(by_history or by_flops, cluster.limit_hours)
         memory_gib = settings.memory_gib
         if memory_gib is None:

@@ -1,6 +1,6 @@
 """Jobs that run elsewhere: threads follow them step by step, and the supervisor reads what the last step saw.
 
-A place implements one job (`RemoteJob`) and how it is looked at (`RemoteExecutor`). Nothing that the supervisor calls waits for
+A place implements one job (`RemoteJob`) and how it is polled (`RemoteExecutor`). Nothing that the supervisor calls waits for
 the place.
 """
 
@@ -23,7 +23,7 @@ from engine.runs.job import Activity, Executor, Job, JobEnd, JobStatus
 from engine.runs.run import Run, RunFolder, RunState, StateReason
 
 Stage = Literal[
-    "unseen",  # submitted by an earlier server, and not looked at yet
+    "unseen",  # submitted by an earlier server, and not polled yet
     "preparing",  # not submitted yet
     "waiting",
     "running",
@@ -67,7 +67,7 @@ class JobView(NamedTuple):
     """A job as the last step saw it; replaced as a whole, so other threads may read it at any time."""
 
     stage: Stage
-    words: str = ""  # why it waits, or what is unusual
+    reason: str = ""  # why it waits, or what is unusual
     advice: str = ""
     trouble: EngineError | None = None  # why the place does not answer
     is_suspended: bool = False
@@ -91,7 +91,7 @@ class RemoteJob(Job, Generic[Record]):
         self.record = record
         self.view = JobView("ended" if record.is_over else "unseen" if record.job_id else "preparing", end=end)
         self.wants_cancel = False
-        self.hurry: Callable[[], None] = lambda: None  # lets the next step come soon, because a person waits
+        self.wake: Callable[[], None] = lambda: None  # lets the next step come soon, because a person waits
 
     @property
     @abstractmethod
@@ -102,7 +102,7 @@ class RemoteJob(Job, Generic[Record]):
         view = self.view
         if view.stage == "ended":
             return JobStatus("gone")
-        why = StateReason("executor_queue", view.words, view.advice) if view.words else None
+        why = StateReason("executor_queue", view.reason, view.advice) if view.reason else None
         if view.trouble is not None:
             why = StateReason("executor_unreachable", view.trouble.what, view.trouble.fix)
         may_save = view.stage == "unseen" and end_is_requested(self.run.folder)
@@ -110,7 +110,7 @@ class RemoteJob(Job, Generic[Record]):
 
     def cancel(self) -> None:
         self.wants_cancel = True
-        self.hurry()
+        self.wake()
 
     def end(self) -> JobEnd:
         return self.view.end
@@ -162,13 +162,13 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
 
     title: ClassVar[str]
     advice_if_lost: ClassVar[str]
-    close_seconds: ClassVar[float]  # for a look that is under way
-    pause_seconds: ClassVar[float] = 0.0  # between two looks of a thread, even if many people wait
-    looks_at_all: ClassVar[bool] = False  # whether one look serves all jobs of a thread
+    close_seconds: ClassVar[float]  # for a step that is under way
+    pause_seconds: ClassVar[float] = 0.0  # between two steps of a thread, even if many people wait
+    steps_all: ClassVar[bool] = False  # whether one step serves all jobs of a thread
 
     def __init__(self) -> None:
         self._changed = threading.Condition()  # guards what is below
-        self._due: dict[str, dict[RemoteJobT, float]] = {}  # when each job is looked at next, by thread
+        self._due: dict[str, dict[RemoteJobT, float]] = {}  # when the next step of each job is due, by thread
         self.is_closed = False
 
     @abstractmethod
@@ -192,7 +192,7 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
     def follow(self, job: RemoteJobT) -> RemoteJobT:
         """Follow a job from now on."""
         name = self.thread_of(job.run)
-        job.hurry = lambda: self._hurry(name, job)
+        job.wake = lambda: self._wake(name, job)
         with self._changed:
             if name not in self._due:
                 self._due[name] = {}
@@ -217,32 +217,32 @@ class RemoteExecutor(Executor, Generic[RemoteJobT]):
         except Exception as error:
             _log.error("the job of %s could not be followed: %s", job.run.id, error)
 
-    def _hurry(self, name: str, job: RemoteJobT) -> None:
+    def _wake(self, name: str, job: RemoteJobT) -> None:
         with self._changed:
             if job in self._due.get(name, ()):
                 self._due[name][job] = 0.0
                 self._changed.notify_all()
 
     def _work(self, name: str) -> None:
-        """Look at the jobs of a thread, each when it is due, until none is left."""
-        due, last_look = self._due[name], -math.inf
+        """Step the jobs of a thread, each when it is due, until none is left."""
+        due, last_step = self._due[name], -math.inf
         while True:
             with self._changed:
                 if not due or self.is_closed:
                     del self._due[name]
                     self._changed.notify_all()
                     return
-                wait = max(min(due.values()), last_look + self.pause_seconds) - time.monotonic()
+                wait = max(min(due.values()), last_step + self.pause_seconds) - time.monotonic()
                 if wait > 0:
                     self._changed.wait(wait)
                     continue
-                jobs = list(due) if self.looks_at_all else [min(due, key=due.__getitem__)]
+                jobs = list(due) if self.steps_all else [min(due, key=due.__getitem__)]
                 due.update(dict.fromkeys(jobs, math.inf))
             self.step_jobs(jobs)
-            last_look = time.monotonic()
+            last_step = time.monotonic()
             with self._changed:
                 for job in jobs:
                     if job.view.stage == "ended":
                         del due[job]
-                    elif due[job] == math.inf:  # else it was hurried meanwhile
-                        due[job] = last_look + job.pause
+                    elif due[job] == math.inf:  # else it was woken meanwhile
+                        due[job] = last_step + job.pause

@@ -1,4 +1,4 @@
-"""The companion of a worker in a job: `python -P -m engine.executors.huggingface_jobs.companion`.
+"""The companion of a worker in a job: `python -P -m engine.places.huggingface_jobs.companion`.
 
 It downloads the run, starts the worker as on any machine, uploads what the worker writes, and forwards requests. The worker
 continues when the Hub fails; uploads are tried again.
@@ -17,11 +17,11 @@ from pathlib import Path
 
 from engine.config.load import config_from_mapping, config_to_yaml, mapping_from_file
 from engine.errors import EngineError
-from engine.executors.huggingface_jobs import layout
-from engine.executors.huggingface_jobs.layout import JobOrder, JobResult
 from engine.files import size_and_time, write_atomically
 from engine.hub import RunBucket
 from engine.paths import LoratoryHome
+from engine.places.huggingface_jobs import layout
+from engine.places.huggingface_jobs.layout import JobOrder, JobResult
 from engine.processes.spawn import Access, allocator_environment, environment_for
 from engine.runs.checkpoints import MANIFEST, list_checkpoints
 from engine.runs.control import request_stop_for_time
@@ -68,15 +68,15 @@ class Companion:
         """
         inputs = self._bucket.list(f"{self._order.folder}/{layout.INPUTS}")
         self.folder.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._bucket.get([(file, self._place_of(name)) for name, file in inputs.items() if layout.is_plain(name)])
+        self._bucket.get([(file, self._path_for(name)) for name, file in inputs.items() if layout.is_plain(name)])
         config = config_from_mapping(mapping_from_file(self.folder.config))
         config = config.with_names(lambda _, text: self._local(text))
         write_atomically(self.folder.config, config_to_yaml(config))
         self.folder.write_state(RunState(state="starting", attempt=self._order.attempt))
         self._sent_events = self.folder.events.stat().st_size if self.folder.events.exists() else 0
-        self._sent_checkpoints = {one.folder.name for one in list_checkpoints(self.folder.checkpoints)}
+        self._sent_checkpoints = {checkpoint.folder.name for checkpoint in list_checkpoints(self.folder.checkpoints)}
 
-    def _place_of(self, name: str) -> Path:
+    def _path_for(self, name: str) -> Path:
         inside = name.removeprefix("run/")
         return self.folder.path / inside if inside != name else self._home.root / layout.INPUTS / name
 
@@ -97,22 +97,22 @@ class Companion:
                 training_command(self.folder.path), env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
             )  # fmt: skip
         end = threading.Event()
-        files = threading.Thread(target=self._keep_uploading, args=(self._next_checkpoint, end), daemon=True)
-        events = threading.Thread(target=self._keep_uploading, args=(self._next_events, end), daemon=True)
+        files = threading.Thread(target=self._upload_until_done, args=(self._next_checkpoint, end), daemon=True)
+        events = threading.Thread(target=self._upload_until_done, args=(self._next_events, end), daemon=True)
         for thread in (files, events):
             thread.start()
         while worker.poll() is None:
             with contextlib.suppress(EngineError):  # tried again at the next poll
                 self._obey()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                worker.wait(self._order.look_seconds)
+                worker.wait(self._order.poll_seconds)
         end.set()
         for thread in (events, files):
             thread.join()
         code = worker.returncode
         result = JobResult(exit_code=code, reached_limit=self._reached_limit)
-        self._keep_uploading(lambda: self._put(self._results()), end)
-        self._keep_uploading(lambda: self._put({layout.END: result.model_dump_json().encode()}), end)
+        self._upload_until_done(lambda: self._put(self._results()), end)
+        self._upload_until_done(lambda: self._put({layout.END: result.model_dump_json().encode()}), end)
         return code
 
     def _put(self, files: Upload) -> bool:
@@ -133,9 +133,9 @@ class Companion:
             self.folder.control.mkdir(mode=0o700, exist_ok=True)
             self.folder.stop_request.touch()
 
-    def _keep_uploading(self, upload_next: Callable[[], bool], end: threading.Event) -> None:
+    def _upload_until_done(self, upload_next: Callable[[], bool], end: threading.Event) -> None:
         """Upload until the worker has ended and nothing is left; then what the Hub refuses is given up after a while."""
-        wait = self._order.look_seconds
+        wait = self._order.poll_seconds
         give_up = math.inf
         while time.monotonic() < give_up:
             is_last_look = end.is_set()
@@ -143,12 +143,12 @@ class Companion:
                 give_up = time.monotonic() + _FAREWELL_SECONDS
             try:
                 did_something = upload_next()
-                wait = self._order.look_seconds
+                wait = self._order.poll_seconds
             except (EngineError, OSError) as error:
                 print(f"Not uploaded yet: {error}", flush=True)
                 did_something, wait = False, min(wait * 2, _LONGEST_WAIT_SECONDS)
                 if is_last_look:
-                    time.sleep(self._order.look_seconds)
+                    time.sleep(self._order.poll_seconds)
                     continue
             if is_last_look and not did_something:
                 return
@@ -182,7 +182,7 @@ class Companion:
 
     def _next_checkpoint(self) -> bool:
         """Upload the newest complete checkpoint that is not there yet, and remove those that the worker has removed."""
-        here = {one.folder.name: one for one in list_checkpoints(self.folder.checkpoints)}
+        here = {checkpoint.folder.name: checkpoint for checkpoint in list_checkpoints(self.folder.checkpoints)}
         removals = self._sent_checkpoints - here.keys()
         if removals:
             there = self._bucket.list(f"{self._order.folder}/{layout.CHECKPOINTS}")
@@ -194,8 +194,8 @@ class Companion:
             return False
         newest = here[missing[-1]]
         prefix = f"{layout.CHECKPOINTS}/{newest.folder.name}"
-        with tempfile.TemporaryDirectory(prefix=".sending-", dir=self.folder.path) as place:
-            snapshot = Path(place)  # the worker keeps a few only, and may save faster than these are sent
+        with tempfile.TemporaryDirectory(prefix=".sending-", dir=self.folder.path) as folder:
+            snapshot = Path(folder)  # the worker keeps a few only, and may save faster than these are sent
             for name in (*newest.manifest.files, MANIFEST):
                 (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
                 (snapshot / name).hardlink_to(newest.folder / name)
