@@ -16,9 +16,9 @@ from engine.chat.contract import (
     ChatRequest,
     ChatState,
     ChatTarget,
+    JobProgress,
     LoadedModel,
     OnProgress,
-    Progress,
     PromptView,
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
@@ -40,7 +40,7 @@ from engine.processes.messages import CancelledRequestError, JsonObject
 WORKER_MODULE = "engine.chat.worker.main"
 
 _LEAVING_SECONDS = 3.0  # a run that has just ended holds its device until its process exits
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _WITHOUT_QUOTA_SECONDS = 1800.0
 
 
@@ -67,7 +67,7 @@ class _ActiveModel:
 class _Loading:
     target: ChatTarget
     plan: LoadPlan
-    progress: Progress
+    progress: JobProgress
     process: JsonLinesProcess | None = None  # one that has the base gets the new adapters
     stop_event: threading.Event = field(default_factory=threading.Event)
 
@@ -138,7 +138,7 @@ class ChatSession:
         """
         plan, machine = plan_load(target, self.home), machine_of(self.home, target.where, target.trained_folder)
         starts = machine.words if machine is not None else "Starting a process for the model."
-        loading = _Loading(target, plan, Progress(phase="starting", message=starts))
+        loading = _Loading(target, plan, JobProgress(phase="starting", message=starts))
         with self._lock:
             previous = self._active
             has_base = previous is not None and previous.is_alive and previous.base == (plan.model, target.where)
@@ -180,7 +180,7 @@ class ChatSession:
         threading.Thread(target=self._unload_when_idle, args=(active,), daemon=True).start()
         return model
 
-    def keep(self) -> bool:
+    def touch(self) -> bool:
         """Restart the idle timer of the loaded model; return whether there is one."""
         with self._lock:
             if self._loading is not None or self._active is None or not self._active.is_alive:
@@ -282,11 +282,11 @@ class ChatSession:
         self, process: JsonLinesProcess, job: DeviceJob, loading: _Loading, on_progress: OnProgress
     ) -> LoadedModel:
         def note(value: JsonObject) -> None:
-            loading.progress = Progress.model_validate(value)
+            loading.progress = JobProgress.model_validate(value)
             on_progress(loading.progress)
 
         def on_wait(present: LeaseHolder) -> None:
-            loading.progress = Progress(phase="starting", message=present.why_wait)
+            loading.progress = JobProgress(phase="starting", message=present.why_wait)
             on_progress(loading.progress)
 
         with self._lock:
@@ -337,7 +337,7 @@ class ChatSession:
                 active.process.close(timeout_seconds=1.0)
                 self.on_unload(self._note)
                 return
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
 
     def _expires_after(self) -> float | None:
         return self.expires_after_seconds or self._idle_limit()

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
+from engine.chat.contract import AdapterChoice, Branch, ChatTarget, FrozenModel
 from engine.config.methods.base import PeftMethod
 from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
 from engine.config.methods.registry import METHODS, method_of_peft_type
@@ -21,7 +21,7 @@ from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS, run_title, t
 from engine.runs.run import RUN_ID, RunFolder
 
 
-class PlannedWeights(Value):
+class PlannedWeights(FrozenModel):
     """A folder with an adapter, or with a fully trained model."""
 
     folder: Path
@@ -41,7 +41,7 @@ class PlannedWeights(Value):
         return self.traits is not None and self.traits.trains_all
 
 
-class LoadPlan(Value):
+class LoadPlan(FrozenModel):
     """The base model and the adapters to load."""
 
     model: ModelConfig  # the base model, with the requested quantization
@@ -84,7 +84,7 @@ class LoadPlan(Value):
         return self.tuned.peft_type if quantization == "none" else f"{self.tuned.peft_type} on {quantization}"
 
 
-class LoadRequest(Value):
+class LoadRequest(FrozenModel):
     """A request to load a plan on a device."""
 
     plan: LoadPlan
@@ -111,20 +111,20 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
     owner = _base_owner(target, home) if home is not None and home.owner else ""
     tuned = None if target.tuned is None else _find(target.tuned)
     second = None if target.second is None else _find(target.second)
-    one = tuned or second
-    model = target.model or (one.model if one is not None else None)
+    source = tuned or second
+    model = target.model or (source.model if source is not None else None)
     if model is None:
         raise ModelError("No model was chosen.", "Choose a run, an adapter or a model.")
     if home is not None and owner and find_in_catalog(model.id.strip()) is None:
         if home.is_guest:
             raise ModelError("A guest uses the models of the catalogue.", "Choose one of them, or one of your runs.")
         model_path(model.id.strip(), home.of(owner))
-    if target.model is None and one is not None:
+    if target.model is None and source is not None:
         _require_same_base(tuned, second)
         base = Path(model.id)
         if base.is_absolute() and not base.exists():
             fix = "Copy it back, or choose the model that replaces it."
-            raise ModelError(f"The base model of {one.weights.name}, {base.name}, is not on this machine.", fix)
+            raise ModelError(f"The base model of {source.weights.name}, {base.name}, is not on this machine.", fix)
     notes: tuple[str, ...] = ()
     if target.quantization is not None and target.quantization != model.quantization:
         if tuned is not None:
@@ -133,7 +133,7 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
                 f"{target.quantization}: answers may differ.",
             )
         model = model.model_copy(update={"quantization": target.quantization})
-    trained, other = (found and found.on(model) for found in (tuned, second))
+    trained, other = (resolved and resolved.on(model) for resolved in (tuned, second))
     return LoadPlan(model=model, tuned=trained, second=other, notes=notes, owner=owner)
 
 
@@ -166,9 +166,11 @@ def _owner_of_run(folder: Path, home: LoratoryHome) -> str:
 def _require_same_base(tuned: _WeightsAndBase | None, second: _WeightsAndBase | None) -> None:
     if tuned is None or second is None:
         return
-    one, other = tuned.model, second.model
-    if (one.id, one.revision) != (other.id, other.revision):
-        what = f"{tuned.weights.name} was trained on {one.shown_name}, {second.weights.name} on {other.shown_name}."
+    base, other_base = tuned.model, second.model
+    if (base.id, base.revision) != (other_base.id, other_base.revision):
+        what = (
+            f"{tuned.weights.name} was trained on {base.shown_name}, {second.weights.name} on {other_base.shown_name}."
+        )
         raise ModelError(what, "Compare two runs on the same model.")
 
 

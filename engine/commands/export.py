@@ -97,7 +97,7 @@ def _report(result: ExportResult) -> None:
             f"logits differ by at most {verified.largest_logit_difference:.3g}{reason}."
         )
         if verified.perplexity is not None:
-            typer.echo(f"Perplexity of run and file: {verified.perplexity.words}.")
+            typer.echo(f"Perplexity of run and file: {verified.perplexity.summary}.")
     typer.echo(str(result.path))
 
 

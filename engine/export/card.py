@@ -21,13 +21,13 @@ from engine.errors import EngineError, ModelError
 from engine.evaluation.job import (
     EvaluationResult,
     comparison_table,
-    forgetting_words,
+    describe_forgetting,
     perplexity_of,
     preference_sentences,
     read_evaluation,
 )
 from engine.export.kinds import ADAPTER, KINDS
-from engine.export.vllm import look_at_adapter
+from engine.export.vllm import read_vllm_adapter
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import license_in
 from engine.models.source import ModelSource
@@ -112,7 +112,7 @@ def write_card(
     facts = _training_facts(RunFolder(run), checkpoint) if run is not None else None
     code = KINDS[kind].code.format(folder=folder, base=base)
     link = f"[{base}](https://huggingface.co/{base})" if source.hub_id is not None else f"`{base}`"
-    words = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
+    terms = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
     matter = yaml.safe_dump(_front_matter(kind, source, license_, facts), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{matter}---\n",
@@ -122,7 +122,7 @@ def write_card(
         "The chat template that it was trained with is part of the tokenizer.\n",
         *_vllm(plan.tuned.folder, kind, folder, source),
         *(_sections(plan.method_name, facts) if facts is not None else ()),
-        f"## Licence\n\nThe base model {link} {words}; its terms hold for what is made from it.\n",
+        f"## Licence\n\nThe base model {link} {terms}; its terms hold for what is made from it.\n",
     ]
     return "\n".join(parts)
 
@@ -130,7 +130,7 @@ def write_card(
 def _vllm(adapter: Path, kind: ExportKind, folder: str, source: ModelSource) -> Iterator[str]:
     if kind == ADAPTER.name and (adapter / ADAPTER_CONFIG).is_file():
         with contextlib.suppress(ModelError):  # the base is not here
-            adapter_facts = look_at_adapter(adapter, Path(source.location), source.name)
+            adapter_facts = read_vllm_adapter(adapter, Path(source.location), source.name)
             yield adapter_facts.section(folder, source.hub_id or source.name)
 
 
@@ -196,8 +196,8 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     if objective.learns_preferences:
         values = {name: getattr(training, name) for name in objective.settings if name in ("beta", "label_smoothing")}
         losses = " + ".join(objective.losses_of(config))
-        words = [f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value]
-        yield "Objective", ", ".join([objective.name.upper(), *([f"loss {losses}"] if losses else []), *words])
+        settings = [f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value]
+        yield "Objective", ", ".join([objective.name.upper(), *([f"loss {losses}"] if losses else []), *settings])
     else:
         yield "Trained on", config.dataset.train_on.replace("_", " ")
     yield "Method", method
@@ -249,7 +249,7 @@ def _evaluation(result: EvaluationResult) -> Iterator[str]:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         yield (
             f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
-            f"{_loss(base.loss)}: {forgetting_words(result.forgetting)}.\n"
+            f"{_loss(base.loss)}: {describe_forgetting(result.forgetting)}.\n"
         )
 
 

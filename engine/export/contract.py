@@ -5,14 +5,14 @@ from pathlib import Path
 
 from pydantic import AwareDatetime, Field, SecretStr
 
-from engine.chat.contract import ChatTarget, Value
+from engine.chat.contract import ChatTarget, FrozenModel
 from engine.chat.target import LoadPlan
 from engine.config.results import ExportConfig, PushConfig
 from engine.files import append_model, read_models
 from engine.hardware.device import Device
 
 
-class ExportRequest(Value):
+class ExportRequest(FrozenModel):
     """Which result, in which form, into which folder."""
 
     target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
@@ -21,7 +21,7 @@ class ExportRequest(Value):
     llama_cpp: Path | None = None  # a checkout whose converter makes the GGUF; its code is run, so no page may name it
 
 
-class ExportOrder(Value):
+class ExportOrder(FrozenModel):
     """The same for the process that does it, with everything found."""
 
     plan: LoadPlan
@@ -33,7 +33,7 @@ class ExportOrder(Value):
     llama_cpp: Path | None = None
 
 
-class PushRequest(Value):
+class PushRequest(FrozenModel):
     """Which result, into which repository."""
 
     target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
@@ -43,42 +43,44 @@ class PushRequest(Value):
     token: SecretStr | None = Field(default=None, exclude=True, repr=False)
 
 
-class UploadOrder(Value):
+class UploadOrder(FrozenModel):
     """What the process that talks to the Hub is asked for."""
 
     folder: Path
     repository: str  # owner/name
     settings: PushConfig
     message: str  # of the commit
-    places: tuple[Path, ...] = ()  # folders whose names would reveal this machine
+    private_folders: tuple[Path, ...] = ()  # folders whose names would reveal this machine
 
 
-class ExportedFile(Value):
+class ExportedFile(FrozenModel):
     """One file that was written."""
 
     name: str  # below the export's folder
     size_bytes: int
 
 
-class PerplexityCheck(Value):
+class PerplexityCheck(FrozenModel):
     """Perplexity of what was written, next to that of the run's unquantized result, on the same tokens."""
 
     run: float
-    written: float
+    file: float = Field(validation_alias="written", serialization_alias="written")
     tokens: int
     on: str  # what was read, in words
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """Both, and how much the written one is higher."""
-        return f"{self.run:.2f} → {self.written:.2f} ({self.written / self.run - 1:+.1%}) on {self.on}, {self.tokens:,} tokens"
+        return (
+            f"{self.run:.2f} → {self.file:.2f} ({self.file / self.run - 1:+.1%}) on {self.on}, {self.tokens:,} tokens"
+        )
 
 
-class Verification(Value):
+class Verification(FrozenModel):
     """What was written, loaded again and compared with the run itself."""
 
     passed: bool
-    compared: str  # which two were compared, in words
+    comparison: str = Field(validation_alias="compared", serialization_alias="compared")  # which two models
     prompts: int
     equal_answers: int  # greedy answers that are the same, token by token
     largest_logit_difference: float
@@ -98,30 +100,28 @@ class Verification(Value):
         if self.needed_answers is not None and self.equal_answers < self.needed_answers:
             return f"gives {self.equal_answers} of {self.prompts} answers as the run does; {self.needed_answers} were expected"
         if self.allowed_logit_difference is None:
-            return f"has another perplexity than the run: {self.perplexity.words if self.perplexity is not None else 'unknown'}"
+            return f"has another perplexity than the run: {self.perplexity.summary if self.perplexity is not None else 'unknown'}"
         return (
             f"differs from the run by {self.largest_logit_difference:.3g} in a logit; "
             f"rounding explains {self.allowed_logit_difference:.3g}"
         )
 
 
-class Written(Value):
+class ExportOutcome(FrozenModel):
     """What was written, and whether it answers as the run does."""
 
     files: tuple[ExportedFile, ...] = ()
-    verified: Verification | None = (
-        None  # None where it was not asked for, or could not be done; then a note has the reason
-    )
+    verified: Verification | None = None  # None where it was not requested, or failed; then a note has the reason
     notes: tuple[str, ...] = ()
 
 
-class ExportResult(Written):
+class ExportResult(ExportOutcome):
     """What came out of an export."""
 
     path: Path
 
 
-class PushResult(Written):
+class PushResult(ExportOutcome):
     """What came out of a push: everything is there, in one commit."""
 
     url: str  # of the repository, at the branch that was pushed to
@@ -130,19 +130,21 @@ class PushResult(Written):
     private: bool
 
 
-class ExportRecord(Written):
+class ExportRecord(ExportOutcome):
     """One export of a run, as its list has it."""
 
     kind: str  # "adapter", "merged", "gguf", or "hub"
-    place: str  # a folder, or the address of a repository
+    location: str = Field(
+        validation_alias="place", serialization_alias="place"
+    )  # a folder, or the address of a repository
     checkpoint: str | None = None
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
-    def of(cls, kind: str, place: str, checkpoint: str | None, written: Written) -> "ExportRecord":
+    def from_outcome(cls, kind: str, location: str, checkpoint: str | None, outcome: ExportOutcome) -> "ExportRecord":
         """Return the record of what was written."""
-        what = {name: getattr(written, name) for name in Written.model_fields}
-        return cls(kind=kind, place=place, checkpoint=checkpoint, **what)
+        what = {name: getattr(outcome, name) for name in ExportOutcome.model_fields}
+        return cls(kind=kind, location=location, checkpoint=checkpoint, **what)
 
     @property
     def size_bytes(self) -> int:
@@ -155,7 +157,7 @@ def records_file(run: Path) -> Path:
     return run / "exports.jsonl"
 
 
-def keep_record(run: Path, record: ExportRecord) -> None:
+def save_record(run: Path, record: ExportRecord) -> None:
     """Add one.
 
     Raises:

@@ -35,7 +35,7 @@ _OF_THIS_MACHINE = frozenset({"is_local", "local_files_only", "name_or_path", "_
 
 
 @contextlib.contextmanager
-def made_aside(folder: Path) -> Iterator[Path]:
+def staged_folder(folder: Path) -> Iterator[Path]:
     """Give an empty folder to fill; it becomes `folder` when the block ends well, and is gone when it does not.
 
     What a killed process left of an earlier attempt is removed as well.
@@ -44,7 +44,7 @@ def made_aside(folder: Path) -> Iterator[Path]:
         StorageError: If `folder` holds something already, or cannot be written.
     """
     prefix = f".{folder.name}.making-"
-    aside = folder.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
+    staging = folder.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StorageError(f"{folder.name} exists already and is not empty.", "Choose a new folder.")
@@ -53,18 +53,18 @@ def made_aside(folder: Path) -> Iterator[Path]:
             maker = remainder.name.removeprefix(prefix).partition("-")[0]
             if maker.isdecimal() and not psutil.pid_exists(int(maker)):
                 shutil.rmtree(remainder, ignore_errors=True)
-        aside.mkdir()
-        yield aside
+        staging.mkdir()
+        yield staging
         if folder.is_dir():
             folder.rmdir()
-        aside.rename(folder)
+        staging.rename(folder)
         fsync_folder(folder.parent)
     except OSError as error:
         raise StorageError(
             f"{folder.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
@@ -144,7 +144,9 @@ def intended_files(folder: Path, kind: PushKind) -> tuple[tuple[ExportedFile, ..
     return tuple(files), tuple(left_out)
 
 
-def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[Path], token: str | None) -> None:
+def refuse_private_content(
+    folder: Path, names: Sequence[str], private_folders: Sequence[Path], token: str | None
+) -> None:
     """Read what would be sent once more, and refuse what reveals this machine or gives access to it.
 
     `names` are those of the files that would be sent, `places` folders of this machine whose paths must not appear anywhere,
@@ -153,7 +155,7 @@ def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[
     Raises:
         PushError: Names the file; never shows what was found in it.
     """
-    own = tuple(f"{place}" for place in places if len(place.parts) > 2)
+    own = tuple(f"{folder_path}" for folder_path in private_folders if len(folder_path.parts) > 2)
     for name in names:
         path = folder / name
         is_weights = path.suffix == ".safetensors"
@@ -189,9 +191,9 @@ def _private_in_json(content: str | bytes, form: str) -> str | None:
 def _private_in_bytes(content: bytes, own: Sequence[str], token: str | None) -> str | None:
     if token and token.encode() in content:
         return "an access token"
-    for place in own:
+    for path in own:
         # JSON writes a backslash twice, and letters beyond ASCII as escapes.
-        if place.encode() in content or json.dumps(place)[1:-1].encode() in content:
+        if path.encode() in content or json.dumps(path)[1:-1].encode() in content:
             return "a path"
     return None
 

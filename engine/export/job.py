@@ -7,14 +7,14 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from engine.chat.contract import OnProgress, Progress
+from engine.chat.contract import JobProgress, OnProgress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
 from engine.executors import machine_of
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
-from engine.export.folder import made_aside
+from engine.export.folder import staged_folder
 from engine.export.gguf.llama_cpp import require_quantizer
 from engine.export.kinds import KINDS
 from engine.hardware.device import Device
@@ -43,13 +43,13 @@ class _FolderJob:
         self, job: DeviceJob, folder: Path, method: str, order: Callable[[Path], BaseModel], on_progress: OnProgress
     ) -> ExportResult:
         """Ask the process for an `order` of the folder that it fills; on any error nothing of it is left."""
-        with made_aside(folder) as aside:
+        with staged_folder(folder) as staging:
             answer = job.run(
                 method,
-                order(aside).model_dump(mode="json"),
+                order(staging).model_dump(mode="json"),
                 self._stop_requested,
-                lambda value: on_progress(Progress.model_validate(value)),
-                lambda holder: on_progress(Progress(phase="starting", message=holder.why_wait)),
+                lambda value: on_progress(JobProgress.model_validate(value)),
+                lambda holder: on_progress(JobProgress(phase="starting", message=holder.why_wait)),
             )
         return ExportResult.model_validate({**answer, "path": folder})
 
@@ -94,13 +94,13 @@ class ExportJob(_FolderJob):
             machine=machine,
         )
         starts = machine.words if machine is not None else "Starting a process for the export."
-        on_progress(Progress(phase="starting", message=starts))
+        on_progress(JobProgress(phase="starting", message=starts))
 
-        def order(aside: Path) -> ExportOrder:
+        def order(staging: Path) -> ExportOrder:
             return ExportOrder(
                 plan=plan.model_copy(update={"second": None}),
                 name=folder.name,
-                folder=aside,
+                folder=staging,
                 settings=settings,
                 device=device,
                 run=run,
@@ -165,9 +165,9 @@ class ScriptJob(_FolderJob):
             device=describe_processor(), holds_device=False, access=hub_access(self.config.model, self.config.dataset),
             model=self.config.model.id,
         )  # fmt: skip
-        on_progress(Progress(phase="starting", message="Starting a process for the script."))
+        on_progress(JobProgress(phase="starting", message="Starting a process for the script."))
 
-        def order(aside: Path) -> ScriptOrder:
-            return ScriptOrder(config=self.config, folder=aside, run=self.run_folder)
+        def order(staging: Path) -> ScriptOrder:
+            return ScriptOrder(config=self.config, folder=staging, run=self.run_folder)
 
         return self._fill(job, self.folder, "script", order, on_progress)

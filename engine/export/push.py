@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.chat.contract import OnProgress, Progress
+from engine.chat.contract import JobProgress, OnProgress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.results import ExportConfig
 from engine.errors import PushError, RunError
@@ -75,26 +75,26 @@ class PushJob:
         token = self.request.token
         self.request = self.request.model_copy(update={"token": None})  # it serves this one push
 
-        def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
+        def call(method: str, params: dict[str, Any]) -> dict[str, Any]:
             return process.call(
                 method,
                 params if token is None else {**params, "token": token.get_secret_value()},
-                on_progress=lambda value: on_progress(Progress.model_validate(value)),
+                on_progress=lambda value: on_progress(JobProgress.model_validate(value)),
                 stopped=self._stopped,
             )
 
         try:
-            on_progress(Progress(phase="checking", message="Asking the Hub about your account."))
+            on_progress(JobProgress(phase="checking", message="Asking the Hub about your account."))
             settings = self.request.settings.model_dump(mode="json")
-            repository = str(ask("check", {"repository": self.request.repository, "settings": settings})["repository"])
-            place = self._place(plan, trained.folder, repository)
-            export = self._prepare(place, repository.rpartition("/")[2], on_progress)
+            repository = str(call("check", {"repository": self.request.repository, "settings": settings})["repository"])
+            folder = self._preparation_folder(plan, trained.folder, repository)
+            export = self._prepare(folder, repository.rpartition("/")[2], on_progress)
             order = self._order(export.path, plan, trained, repository)
-            answer = PushResult.model_validate(ask("upload", order.model_dump(mode="json")))
-            shutil.rmtree(place, ignore_errors=True)
+            answer = PushResult.model_validate(call("upload", order.model_dump(mode="json")))
+            shutil.rmtree(folder, ignore_errors=True)
         finally:
             process.close(timeout_seconds=0.5)
-        on_progress(Progress(phase="ready", message=f"{repository} is complete.", fraction=1.0))
+        on_progress(JobProgress(phase="ready", message=f"{repository} is complete.", fraction=1.0))
         return answer.model_copy(update={"verified": export.verified, "notes": (*export.notes, *answer.notes)})
 
     def stop(self) -> None:
@@ -105,7 +105,7 @@ class PushJob:
         if (process := self._process) is not None:  # at once: what would have arrived within seconds is not committed
             process.close(timeout_seconds=0.0)
 
-    def _place(self, plan: LoadPlan, folder: Path, repository: str) -> Path:
+    def _preparation_folder(self, plan: LoadPlan, folder: Path, repository: str) -> Path:
         """Return the folder to prepare in, whose name changes with everything that decides what is written.
 
         What is too old to be resumed is removed from those of other pushes.
@@ -127,30 +127,30 @@ class PushJob:
         decisive = json.dumps([plan.model_dump(mode="json"), repository, settings, stamps])
         return pushes / hashlib.sha256(decisive.encode()).hexdigest()[:24]
 
-    def _prepare(self, place: Path, name: str, on_progress: OnProgress) -> ExportResult:
+    def _prepare(self, folder: Path, name: str, on_progress: OnProgress) -> ExportResult:
         """Export into a folder that outlives an interruption, so the next attempt need not merge again."""
-        former = read_model(place / "export.json", ExportResult)
+        former = read_model(folder / "export.json", ExportResult)
         if former is not None:
             return former
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         settings = ExportConfig(
             kind=self.request.settings.kind,
             dtype=self.request.settings.dtype,
             verify=self.request.settings.verify,
             max_shard_gb=_SHARD_GB,
         )
-        request = ExportRequest(target=self.request.target, folder=place / name, settings=settings)
+        request = ExportRequest(target=self.request.target, folder=folder / name, settings=settings)
         self._export = self.make_export(self.home, request)
         if self._stopped.is_set():
             raise CancelledRequestError()
         result = self._export.run(lambda progress: on_progress(progress.model_copy(update={"phase": "preparing"})))
         if result.verified is not None and not result.verified.passed:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise RunError(
                 f"What was written {result.verified.difference}, so nothing was sent.",
                 "Push the adapter instead, and please report this.",
             )
-        write_atomically(place / "export.json", result.model_dump_json())
+        write_atomically(folder / "export.json", result.model_dump_json())
         return result
 
     def _order(self, folder: Path, plan: LoadPlan, trained: PlannedWeights, repository: str) -> UploadOrder:
@@ -168,7 +168,7 @@ class PushJob:
             repository=repository,
             settings=self.request.settings,
             message=self.request.settings.commit_message or f"Push {title} with Loratory",
-            places=(self.home.root, Path.home(), trained.folder, *([base] if base.is_absolute() else [])),
+            private_folders=(self.home.root, Path.home(), trained.folder, *([base] if base.is_absolute() else [])),
         )
 
 

@@ -13,7 +13,7 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from engine.chat.contract import OnProgress, Phase, Progress
+from engine.chat.contract import JobProgress, OnProgress, Phase
 from engine.config.results import PushConfig, PushKind
 from engine.errors import PushError
 from engine.export.contract import ExportedFile, PushResult, UploadOrder
@@ -53,7 +53,7 @@ class HubPush:
             PushError: If the Hub does not accept the token.
             HubUnreachableError: If the Hub does not answer.
         """
-        answer = self._ask("checking", "Pushing", self.api.whoami)
+        answer = self._request("checking", "Pushing", self.api.whoami)
         return [str(account["name"]) for account in (answer, *(answer.get("orgs") or ()))]
 
     def check(self, name: str, settings: PushConfig) -> str:
@@ -66,9 +66,9 @@ class HubPush:
         """
         own = self.accounts()
         repository = name if "/" in name else f"{own[0]}/{name}"
-        there = self._ask("checking", repository, partial(self._read, repository, settings.revision or _MAIN))
-        if there is not None:
-            _refuse_conflict(repository, there, settings.kind, private=settings.private)
+        present = self._request("checking", repository, partial(self._read, repository, settings.revision or _MAIN))
+        if present is not None:
+            _refuse_conflict(repository, present, settings.kind, private=settings.private)
             return repository
         owner = repository.partition("/")[0]
         if owner.casefold() not in {name.casefold() for name in own}:
@@ -88,21 +88,21 @@ class HubPush:
         """
         settings, repository = order.settings, order.repository
         files, left_out = intended_files(order.folder, settings.kind)
-        refuse_private_content(order.folder, [file.name for file in files], order.places, self._token)
-        url = self._ask("checking", repository, partial(self._make, order))
+        refuse_private_content(order.folder, [file.name for file in files], order.private_folders, self._token)
+        url = self._request("checking", repository, partial(self._make, order))
         total = size(sum(file.size_bytes for file in files))
         self._report("uploading", f"Uploading {len(files)} files ({total}) to {repository}.")
-        commit = self._ask("uploading", repository, partial(self._commit, order, files))
+        commit = self._request("uploading", repository, partial(self._commit, order, files))
         self._report("committing", f"Checking what arrived in {repository}.")
-        arrived = self._ask("committing", repository, partial(self._require, repository, commit))
+        stored_state = self._request("committing", repository, partial(self._require, repository, commit))
         notes = [f"{name} is not part of the result and was not sent." for name in left_out]
-        if arrived.is_private and not settings.private:
+        if stored_state.is_private and not settings.private:
             notes.insert(0, f"{repository} was private already and stays so; its settings on the Hub can change that.")
         return PushResult(
             url=url,
             commit=commit,
             repository=repository,
-            private=arrived.is_private,
+            private=stored_state.is_private,
             files=files,
             notes=tuple(notes),
         )
@@ -123,10 +123,10 @@ class HubPush:
         change, and without a change the newest commit is the answer.
         """
         settings, repository, branch = order.settings, order.repository, order.settings.revision or _MAIN
-        there = self._require(repository, branch)
-        _refuse_conflict(repository, there, settings.kind, private=settings.private)
+        present = self._require(repository, branch)
+        _refuse_conflict(repository, present, settings.kind, private=settings.private)
         names, holds_weights = {file.name for file in files}, KINDS[settings.kind].holds_weights
-        stale = [name for name in there.sizes if holds_weights(name) and name not in names]
+        stale = [name for name in present.sizes if holds_weights(name) and name not in names]
         try:
             commit = self.api.create_commit(
                 repository,
@@ -136,7 +136,7 @@ class HubPush:
                 ],
                 commit_message=order.message,
                 revision=branch,
-                parent_commit=there.commit,
+                parent_commit=present.commit,
                 num_threads=1,  # an interrupted upload has then sent whole files
             )
         except (ConnectionError, TimeoutError):  # of the native uploader (Xet), which a Hub may not have
@@ -145,10 +145,10 @@ class HubPush:
         return str(commit.oid)
 
     def _require(self, repository: str, revision: str) -> _Repository:
-        there = self._read(repository, revision)
-        if there is None:
+        present = self._read(repository, revision)
+        if present is None:
             raise PushError(f"{repository} is no longer on the Hub.", "Push again; it is created again.")
-        return there
+        return present
 
     def _read(self, repository: str, revision: str) -> _Repository | None:
         """Return the repository at a branch or commit; None where there is none that this account can see."""
@@ -162,27 +162,27 @@ class HubPush:
             bool(info.private), info.sha, {file.rfilename: file.size or 0 for file in info.siblings or ()}
         )
 
-    def _ask(self, phase: Phase, name: str, ask: Callable[[], Answer]) -> Answer:
-        return PUSH.retried(name, ask, self._token, partial(self._report, phase), self.patience)
+    def _request(self, phase: Phase, name: str, request: Callable[[], Answer]) -> Answer:
+        return PUSH.retried(name, request, self._token, partial(self._report, phase), self.patience)
 
     def _report(self, phase: Phase, message: str) -> None:
-        self.report(Progress(phase=phase, message=message))
+        self.report(JobProgress(phase=phase, message=message))
 
     @property
     def _token(self) -> str | None:
         return self.api.token if isinstance(self.api.token, str) else None
 
 
-def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, private: bool) -> None:
+def _refuse_conflict(repository: str, present: _Repository, kind: PushKind, *, private: bool) -> None:
     """Never publish what was to stay private, and never mix two kinds of weights, which loaders then guess about."""
-    if private and not there.is_private:
+    if private and not present.is_private:
         raise PushError(
             f"{repository} exists and is public, and this push is to be private.",
             "Choose another name, or push it as public on purpose.",
         )
     pushed = KINDS[kind]
     for other in KINDS.values():
-        names = sorted(name for name in there.sizes if other.holds_weights(name)) if other is not pushed else []
+        names = sorted(name for name in present.sizes if other.holds_weights(name)) if other is not pushed else []
         if names:
             raise PushError(
                 f"{repository} already holds {other.noun} ({names[0]}); with {pushed.noun} added, it would be unclear "
@@ -191,8 +191,8 @@ def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, pri
             )
 
 
-def _push_of(given: str | None, request: Request) -> HubPush:
-    token = given or huggingface_hub.get_token()
+def _push_of(personal_token: str | None, request: Request) -> HubPush:
+    token = personal_token or huggingface_hub.get_token()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise PUSH.explain(Fault(HubFault.NO_TOKEN), "Pushing")
     return HubPush(HfApi(token=token), lambda progress: request.progress(progress.model_dump(mode="json")))

@@ -55,7 +55,7 @@ _UNKNOWN = (
 )
 
 
-def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
+def read_vllm_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
     """Return what vLLM makes of an adapter; only headers of weights are read.
 
     Raises:
@@ -102,12 +102,12 @@ def names_for_vllm(names: Iterable[str], base_tensors: Iterable[str]) -> dict[st
         parts = name.split(".")
         targets.update(".".join(parts[:count]) for count in range(1, len(parts) + 1))
     modules = {name: _LORA_PART.sub("", name.removeprefix(_PEFT_PREFIX)) for name in names}
-    lost = {module.removeprefix("model.") for module in modules.values() if module not in targets}
-    if not lost:
+    unmatched_modules = {module.removeprefix("model.") for module in modules.values() if module not in targets}
+    if not unmatched_modules:
         return {}
-    tail = min(lost)
+    tail = min(unmatched_modules)
     prefixes = {name.removesuffix(tail) for name in targets if name.endswith(f".{tail}")}
-    fitting = [prefix for prefix in prefixes if all(f"{prefix}{module}" in targets for module in lost)]
+    fitting = [prefix for prefix in prefixes if all(f"{prefix}{module}" in targets for module in unmatched_modules)]
     if len(fitting) > 1:  # a vision tower may have layers of the same names
         fitting = [prefix for prefix in fitting if "language" in prefix or "text" in prefix]
     if len(fitting) != 1:

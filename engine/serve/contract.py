@@ -80,7 +80,7 @@ class _ToolCall(_Request):
     function: _Function
 
 
-class AskedMessage(_Request):
+class RequestMessage(_Request):
     """One turn, as clients send it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
@@ -118,7 +118,7 @@ class ChatCompletionRequest(_Request):
     """
 
     model: str = Field(max_length=500)
-    messages: tuple[AskedMessage, ...] = Field(min_length=1, max_length=10_000)
+    messages: tuple[RequestMessage, ...] = Field(min_length=1, max_length=10_000)
     stream: bool = False
     stream_options: _StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=5)
@@ -189,7 +189,7 @@ def read_request(body: Any) -> ChatCompletionRequest:
 OpenAIFinish = Literal["stop", "length"]
 
 
-class Written(NamedTuple):
+class AnswerDelta(NamedTuple):
     """What came since the last one."""
 
     text: str
@@ -208,7 +208,7 @@ class CompletionForm:
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, last: Written) -> dict[str, Any]:
+    def whole(self, text: str, last: AnswerDelta) -> dict[str, Any]:
         """`chat.completion`."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
@@ -224,7 +224,7 @@ class CompletionForm:
         usage = {"usage": None} if self.with_usage else {}
         return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
 
-    def counts(self, last: Written) -> dict[str, Any]:
+    def counts(self, last: AnswerDelta) -> dict[str, Any]:
         """Return what it took, where the client asked for it; has no choices."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(last)}
 
@@ -235,6 +235,10 @@ class CompletionForm:
         return {} if self.prompt_token_ids is None else {"prompt_token_ids": list(self.prompt_token_ids)}
 
 
-def _usage(last: Written) -> dict[str, int]:
-    read, written = last.prompt_tokens, last.completion_tokens
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def _usage(last: AnswerDelta) -> dict[str, int]:
+    prompt_tokens, completion_tokens = last.prompt_tokens, last.completion_tokens
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }

@@ -18,7 +18,7 @@ from starlette.types import Receive
 from engine.accounts.listener import bound_socket
 from engine.chat.contract import ChatRequest
 from engine.errors import DeviceError, EngineError, ModelError
-from engine.serve.contract import ChatCompletionRequest, CompletionForm, RefusedRequestError, Written, read_request
+from engine.serve.contract import AnswerDelta, ChatCompletionRequest, CompletionForm, RefusedRequestError, read_request
 from engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, refuse_unless_usable
 from engine.serve.model import ServedModel
 
@@ -31,9 +31,9 @@ class ClientGoneError(Exception):
     """The client has disconnected."""
 
 
-def build_endpoint(served: ServedModel) -> Starlette:
+def build_endpoint(model: ServedModel) -> Starlette:
     """Make the application that answers for a model."""
-    endpoint = _Endpoint(served)
+    endpoint = _Endpoint(model)
     return Starlette(
         routes=[
             Route("/v1/models", endpoint.list_models),
@@ -47,27 +47,27 @@ def build_endpoint(served: ServedModel) -> Starlette:
 
 
 class _Endpoint:
-    def __init__(self, served: ServedModel) -> None:
-        self._served = served
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
 
     async def list_models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._served.offered]})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._model.listed_names]})
 
     async def show_model(self, request: Request) -> Response:
         name = str(request.path_params["name"])
         try:
-            self._served.branch(name)
+            self._model.branch(name)
         except RefusedRequestError as refusal:
             return refusal.response()
         return JSONResponse(self._card(name))
 
     async def health(self, _: Request) -> Response:
-        return JSONResponse({"status": self._served.session.state.phase})
+        return JSONResponse({"status": self._model.session.state.phase})
 
     async def complete(self, request: Request) -> Response:
         try:
             completion = read_request(await _read_json(request))
-            branch = self._served.branch(completion.model)
+            branch = self._model.branch(completion.model)
             # The chat is asked with the values that the page uses, so the prompt is the same.
             messages = tuple(message.as_message() for message in completion.messages)
             question = ChatRequest(messages=messages, branches=(branch,), sampling=completion.sampling())
@@ -81,10 +81,10 @@ class _Endpoint:
             return Response(status_code=499)  # the client is gone
 
     async def _answer(self, completion: ChatCompletionRequest, question: ChatRequest) -> Response:
-        await self._served.ready()
-        ids = await self._served.prompt_ids(question.messages) if completion.return_token_ids else None
+        await self._model.ready()
+        ids = await self._model.prompt_ids(question.messages) if completion.return_token_ids else None
         form = CompletionForm(completion.model, ids, completion.wants_usage)
-        chunks = self._served.answer(question, completion.stops)
+        chunks = self._model.answer(question, completion.stops)
         if not completion.stream:
             text = ""
             async for last in chunks:
@@ -96,11 +96,11 @@ class _Endpoint:
         return StreamingResponse(_events(form, first, chunks), headers=headers, media_type="text/event-stream")
 
     def _card(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._served.created, "owned_by": "loratory"}
+        return {"id": name, "object": "model", "created": self._model.created, "owned_by": "loratory"}
 
 
 async def _events(
-    form: CompletionForm, first: Written, rest: AsyncGenerator[Written, None]
+    form: CompletionForm, first: AnswerDelta, rest: AsyncGenerator[AnswerDelta, None]
 ) -> AsyncGenerator[str, None]:
     last = first
     try:
@@ -169,13 +169,13 @@ def _as_refusal(error: EngineError) -> RefusedRequestError:
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "Not found. Available: /v1/chat/completions and /v1/models.", 405: "Method not allowed."}
-    message = words.get(error.status_code, error.detail)
+    messages = {404: "Not found. Available: /v1/chat/completions and /v1/models.", 405: "Method not allowed."}
+    message = messages.get(error.status_code, error.detail)
     return RefusedRequestError(message, status=error.status_code).response()
 
 
 def serve_model(
-    served: ServedModel,
+    model: ServedModel,
     host: str,
     port: int,
     on_listening: Callable[[str, Sequence[str]], None],
@@ -198,7 +198,7 @@ def serve_model(
     try:
         load()
         config = uvicorn.Config(
-            build_endpoint(served),
+            build_endpoint(model),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -208,11 +208,11 @@ def serve_model(
         )
         listener.listen()  # who comes from now on is kept waiting for a moment and not refused
         host_text = f"[{host}]" if ":" in host else host
-        on_listening(f"http://{host_text}:{listener.getsockname()[1]}/v1", served.offered)
+        on_listening(f"http://{host_text}:{listener.getsockname()[1]}/v1", model.listed_names)
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         return
     finally:
         listener.close()
-        served.session.unload()
+        model.session.unload()
         signal.signal(signal.SIGTERM, before)

@@ -97,8 +97,8 @@ class OwnPageOnly:
 
 
 def _without_forwarded(scope: Scope) -> Scope:
-    forwarded = (b"x-forwarded-", b"x-gradio-server", b"forwarded")
-    own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(forwarded)]
+    prefixes = (b"x-forwarded-", b"x-gradio-server", b"forwarded")
+    own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(prefixes)]
     plain = {"http": "http", "websocket": "ws"}[scope["type"]]  # uvicorn believes in X-Forwarded-Proto
     return {**scope, "headers": own, "scheme": plain}
 

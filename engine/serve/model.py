@@ -11,7 +11,7 @@ from typing import NamedTuple, cast
 from engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel, OnProgress
 from engine.chat.session import ChatSession
 from engine.data.conversation import Message
-from engine.serve.contract import OpenAIFinish, RefusedRequestError, Written
+from engine.serve.contract import AnswerDelta, OpenAIFinish, RefusedRequestError
 
 
 @dataclass
@@ -25,7 +25,7 @@ class ServedModel:
     # Held while an answer is written; further requests wait in order. More would share the same tokens per second, and each
     # one holds keys and values of its whole context.
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(16), init=False)
-    offered: Sequence[str] = field(default=(), init=False)  # the names that are listed
+    listed_names: Sequence[str] = field(default=(), init=False)  # the names that are listed
     created: int = field(default=0, init=False)  # when it was loaded first, in seconds since the epoch
     _branches: Mapping[str, Branch] = field(default_factory=dict, init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
@@ -45,7 +45,7 @@ class ServedModel:
             names.setdefault(loaded.name, "base")
             if own != "base":
                 served_names.append("base")
-        self._branches, self.offered = names, served_names
+        self._branches, self.listed_names = names, served_names
         self.created = self.created or int(time.time())
         return loaded
 
@@ -55,10 +55,10 @@ class ServedModel:
         Raises:
             EngineError: If it cannot be loaded now, as when that run still has the device.
         """
-        if self.session.keep():
+        if self.session.touch():
             return
         async with self._loading:
-            if not self.session.keep():
+            if not self.session.touch():
                 await asyncio.to_thread(self.load)
 
     def branch(self, name: str) -> Branch:
@@ -69,7 +69,7 @@ class ServedModel:
         """
         branch = self._branches.get(name)
         if branch is None:
-            what = f"The model {name[:100]!r} does not exist here; there are {', '.join(self.offered)}."
+            what = f"The model {name[:100]!r} does not exist here; there are {', '.join(self.listed_names)}."
             raise RefusedRequestError(what, param="model", code="model_not_found", status=404)
         return branch
 
@@ -77,7 +77,7 @@ class ServedModel:
         """Return exactly what the model reads for a conversation."""
         return (await asyncio.to_thread(self.session.prompt, messages)).ids
 
-    async def answer(self, request: ChatRequest, stops: Sequence[str]) -> AsyncGenerator[Written, None]:
+    async def answer(self, request: ChatRequest, stops: Sequence[str]) -> AsyncGenerator[AnswerDelta, None]:
         """Yield the answer of one branch while it is written, up to a stop text; leaving early stops the model within a token.
 
         The session's iterator blocks, so a thread of its own follows it.
@@ -94,7 +94,7 @@ class ServedModel:
                 if chunk.done and not scan.stopped:
                     text += scanner.finish()
                     finish = "stop" if chunk.finish_reason in ("eos", "stopped") else "length"
-                yield Written(text, chunk.prompt_tokens, chunk.tokens, finish)
+                yield AnswerDelta(text, chunk.prompt_tokens, chunk.tokens, finish)
                 if finish is not None:
                     return
 
@@ -136,9 +136,9 @@ async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[
     queue: asyncio.Queue[ChatChunk | Exception] = asyncio.Queue()
     stop = threading.Event()
 
-    def hand_over(item: ChatChunk | Exception) -> None:
+    def hand_over(message: ChatChunk | Exception) -> None:
         with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
-            loop.call_soon_threadsafe(queue.put_nowait, item)
+            loop.call_soon_threadsafe(queue.put_nowait, message)
 
     def follow() -> None:
         stream = cast(Generator[ChatChunk, None, None], session.stream(request))
@@ -156,11 +156,11 @@ async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[
     has_finished = False
     try:
         while not has_finished:
-            item = await queue.get()
-            has_finished = isinstance(item, Exception) or item.done
-            if isinstance(item, Exception):
-                raise item
-            yield item
+            message = await queue.get()
+            has_finished = isinstance(message, Exception) or message.done
+            if isinstance(message, Exception):
+                raise message
+            yield message
     finally:
         if not has_finished:
             stop.set()

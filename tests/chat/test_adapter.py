@@ -162,8 +162,10 @@ def test_a_rank_that_differs_from_the_weights_is_refused(adapters, tiny_model_fo
 def test_missing_tensors_are_refused_instead_of_left_random(adapters, tiny_model_folder, tmp_path):
     copy = Path(shutil.copytree(adapters["lora"], tmp_path / "torn"))
     tensors = load_file(copy / "adapter_model.safetensors")
-    lost = sorted(tensors)[0]
-    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, copy / "adapter_model.safetensors")
+    missing_name = sorted(tensors)[0]
+    save_file(
+        {name: tensor for name, tensor in tensors.items() if name != missing_name}, copy / "adapter_model.safetensors"
+    )
     holder = load_base(tiny_model_folder)
 
     with pytest.raises(ModelError, match=r"torn lacks 1 of its 8 tensors"):

@@ -84,9 +84,9 @@ def test_greedy_answers_are_those_of_generate(base, both, tokenizer, tiny_model_
 
 
 def test_a_repetition_penalty_is_that_of_generate(base, tokenizer):
-    penalized = SamplingConfig(temperature=0, repetition_penalty=1.5, max_new_tokens=24)
+    sampling = SamplingConfig(temperature=0, repetition_penalty=1.5, max_new_tokens=24)
 
-    tokens = tokens_of(Answer("base", base, rules(penalized), tokenizer))
+    tokens = tokens_of(Answer("base", base, rules(sampling), tokenizer))
 
     assert tokens == generate(base.holder.model, do_sample=False, repetition_penalty=1.5, max_new_tokens=24)
     assert tokens != tokens_of(Answer("base", base, rules(), tokenizer))
@@ -104,9 +104,9 @@ def test_drawn_answers_are_those_of_generate_with_the_same_seed(base, tokenizer,
 def test_without_a_seed_each_answer_is_drawn_again(base, tokenizer):
     spread = SamplingConfig(temperature=2.0, top_p=1.0, max_new_tokens=24)
 
-    drawn = {tuple(tokens_of(Answer("base", base, rules(spread), tokenizer))) for _ in range(4)}
+    answers = {tuple(tokens_of(Answer("base", base, rules(spread), tokenizer))) for _ in range(4)}
 
-    assert len(drawn) > 1
+    assert len(answers) > 1
 
 
 def test_prefix_tuning_answers_as_it_was_trained(tiny_model_folder, prefix_folder, tokenizer):

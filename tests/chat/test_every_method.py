@@ -55,11 +55,11 @@ def test_the_chat_answers_with_an_adapter_as_peft_does(method, tiny_model_folder
     planned = PlannedWeights(folder=folder, name=method, method=method, peft_type=METHODS[method].peft_type)
 
     adapter = holder.attach(planned, "tuned")
-    answered = BranchWeights(holder, adapter).logits_at(IDS, range(len(IDS)))
-    of_base = BranchWeights(holder).logits_at(IDS, range(len(IDS)))
+    chat_logits = BranchWeights(holder, adapter).logits_at(IDS, range(len(IDS)))
+    base_logits = BranchWeights(holder).logits_at(IDS, range(len(IDS)))
 
-    assert torch.allclose(answered, tuned, atol=1e-4)
-    assert torch.allclose(of_base, base, atol=1e-4)
+    assert torch.allclose(chat_logits, tuned, atol=1e-4)
+    assert torch.allclose(base_logits, base, atol=1e-4)
     assert not torch.allclose(tuned, base, atol=1e-2)
     assert adapter.virtual_tokens == (0 if METHODS[method].virtual_tokens == "none" else 5)
 

@@ -77,7 +77,7 @@ def holder(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
     ):
         folder = make_adapter(tiny_model_folder, root / name, config, seed=len(name))
         adapters[name] = base.attach(PlannedWeights(folder=folder, name=name, method=name), name)
-    return {"base": BranchWeights(base), **{name: BranchWeights(base, one) for name, one in adapters.items()}}
+    return {"base": BranchWeights(base), **{name: BranchWeights(base, adapter) for name, adapter in adapters.items()}}
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +95,10 @@ def answer(weights, tokenizer, sampling=GREEDY, prompt=PROMPT) -> Answer:
     return Answer("base", weights, AnswerRules(prompt, frozenset({-1}), sampling, 512), tokenizer)
 
 
-def finish(one: Answer) -> list[int]:
-    while not one.is_done:
-        one.advance()
-    return list(one.tokens)
+def finish(answer: Answer) -> list[int]:
+    while not answer.is_done:
+        answer.advance()
+    return list(answer.tokens)
 
 
 @pytest.mark.exhaustive(quick=2)
@@ -177,9 +177,9 @@ def test_a_longer_conversation_gets_a_larger_cache_and_another_graph(holder, tok
 
     sizes = []
     for prompt in (PROMPT, PROMPT, long, PROMPT):
-        one = answer(holder["base"], tokenizer, prompt=prompt)
-        sizes.append(one._cache._place.cache.positions)
-        finish(one)
+        running_answer = answer(holder["base"], tokenizer, prompt=prompt)
+        sizes.append(running_answer._cache._slot.cache.positions)
+        finish(running_answer)
 
     assert sizes == [64, 64, 256, 256]
     assert recorder.record_count == 2
@@ -190,8 +190,8 @@ def test_what_cannot_be_recorded_is_computed_and_reported_once(holder, tokenizer
     recorder = Recorder(fails_at=1)
     caches = use_fixed_caches(holder["base"].holder, recorder)
 
-    one = answer(holder["base"], tokenizer)
-    assert finish(one) == expected
+    running_answer = answer(holder["base"], tokenizer)
+    assert finish(running_answer) == expected
     assert isinstance(answer(holder["base"], tokenizer)._cache, DynamicCache)
     assert finish(answer(holder["tuned"], tokenizer)) != expected
 

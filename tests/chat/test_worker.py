@@ -9,7 +9,7 @@ import torch
 from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.target import LoadRequest, plan_load
 from engine.chat.worker.main import ChatWorker
-from engine.chat.worker.weights import ModelPlace, memory_errors
+from engine.chat.worker.weights import ModelSpec, memory_errors
 from engine.config.load import config_from_mapping, config_to_yaml
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
@@ -79,14 +79,14 @@ def test_branches_take_turns_token_by_token(worker, adapters):
     assert text_of(chunks, "tuned") == text_of(answer(worker, "tuned"), "tuned")
 
 
-@pytest.mark.parametrize("seen", [0, 1, 5])
-def test_a_stop_is_obeyed_before_the_next_token(worker, adapters, seen):
+@pytest.mark.parametrize("token_count", [0, 1, 5])
+def test_a_stop_is_obeyed_before_the_next_token(worker, adapters, token_count):
     load(worker, ChatTarget.of_run(adapters["lora"]))
 
-    *before, last = answer(worker, "tuned", cancel_after=seen)
+    *before, last = answer(worker, "tuned", cancel_after=token_count)
 
-    assert len(before) == seen
-    assert (last["tokens"], last["finish_reason"], last["done"]) == (seen, "stopped", True)
+    assert len(before) == token_count
+    assert (last["tokens"], last["finish_reason"], last["done"]) == (token_count, "stopped", True)
 
 
 def test_a_stop_ends_every_branch(worker, adapters):
@@ -254,9 +254,9 @@ def test_the_prompt_is_the_one_that_training_used(worker, adapters):
     ],
 )
 def test_only_memory_that_ran_out_is_called_that(error, means_memory, tmp_path):
-    place = ModelPlace(tmp_path, "a model", CPU, torch.float32)
+    spec = ModelSpec(tmp_path, "a model", CPU, torch.float32)
 
-    with pytest.raises(DeviceError if means_memory else RuntimeError) as error_info, memory_errors(place):
+    with pytest.raises(DeviceError if means_memory else RuntimeError) as error_info, memory_errors(spec):
         raise error
 
     assert (error_info.value is error) is not means_memory

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from engine.chat.contract import Progress
+from engine.chat.contract import JobProgress
 from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.evaluation.job import (
@@ -24,10 +24,10 @@ MODULES = ("engine.commands.evaluate", "engine.commands.configs")
 
 SCORES = AnswerScores(exact=False, rouge_l=0.25, chrf=0.5)
 RESULT = EvaluationResult(
-    losses={"base": BranchLoss.of(2.0, 100), "tuned": BranchLoss.of(1.0, 100)},
+    losses={"base": BranchLoss.from_loss(2.0, 100), "tuned": BranchLoss.from_loss(1.0, 100)},
     rows=8,
     scores={branch: MeanScores(exact=0.0, rouge_l=0.25, chrf=0.5, rows=1) for branch in ("base", "tuned")},
-    answered=(
+    answered_rows=(
         AnsweredRow(
             row=3,
             prompt="Q",
@@ -36,7 +36,7 @@ RESULT = EvaluationResult(
         ),
     ),
     notes=("The data has changed.",),
-    general_losses={"base": BranchLoss.of(3.0, 900), "tuned": BranchLoss.of(3.12, 900)},
+    general_losses={"base": BranchLoss.from_loss(3.0, 900), "tuned": BranchLoss.from_loss(3.12, 900)},
 )
 
 
@@ -49,7 +49,7 @@ class FakeJob:
         FakeJob.requests.append(request)
 
     def run(self, on_progress):
-        on_progress(Progress(phase="measuring", message="Measuring.", fraction=0.5))
+        on_progress(JobProgress(phase="measuring", message="Measuring.", fraction=0.5))
         return RESULT
 
 

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 
-from engine.chat.contract import Progress
+from engine.chat.contract import JobProgress
 from engine.cli import run_command
 from engine.config.load import config_from_mapping
 from engine.errors import PushError
@@ -27,7 +27,7 @@ class FakeJob:
         self._request = request
 
     def run(self, on_progress):
-        on_progress(Progress(phase="uploading", message="Uploading.", fraction=0.5))
+        on_progress(JobProgress(phase="uploading", message="Uploading.", fraction=0.5))
         if FakeJob.error is not None:
             raise FakeJob.error
         return PushResult(

@@ -15,7 +15,7 @@ from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.tiny_model import make_tiny_model
 
 LENGTHS = (40, 33, 33, 12, 3)
-PROMPTS = [tuple(4 + (7 * row + 3 * place) % 250 for place in range(length)) for row, length in enumerate(LENGTHS)]
+PROMPTS = [tuple(4 + (7 * row + 3 * index) % 250 for index in range(length)) for row, length in enumerate(LENGTHS)]
 MOST = 20
 ALL_MOST = (MOST,) * len(PROMPTS)
 LIVELY = {"tie_word_embeddings": False, "initializer_range": 0.4}
@@ -97,13 +97,13 @@ def test_each_row_ends_by_itself(branches):
 
     with torch.inference_mode():
         answers = BatchedAnswers(branches["base"], PROMPTS, most, end_ids)
-        ended = []
+        counts = []
         while not answers.is_done:
             answers.advance()
-            ended.append(answers.complete_count)
+            counts.append(answers.complete_count)
 
     assert answers.tokens == expected
-    assert ended == [sum(one <= step for one in steps) for step in range(1, max(steps) + 1)]
+    assert counts == [sum(step_count <= step for step_count in steps) for step in range(1, max(steps) + 1)]
 
 
 def test_a_model_that_mixes_rows_is_noticed(branches, monkeypatch):

@@ -98,10 +98,10 @@ def test_forgetting_is_not_measured_unless_asked_for(home, run):
 def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):
     result = evaluate(home, order_of(run, answered_rows=5))
 
-    assert len(result.answered) == 5
-    worth = [row.answers["tuned"].scores.chrf for row in result.answered]
+    assert len(result.answered_rows) == 5
+    worth = [row.answers["tuned"].scores.chrf for row in result.answered_rows]
     assert worth == sorted(worth)
-    row = result.answered[0]
+    row = result.answered_rows[0]
     assert row.reference.startswith("It is ")
     assert row.prompt.endswith("<|im_start|>assistant\n")
     assert all(0 < answer.tokens <= 8 for answer in row.answers.values())
@@ -147,22 +147,22 @@ def test_an_evaluation_is_stopped_at_the_next_row(home, run, after):
 
 @pytest.mark.parametrize("rows", [1, 5], ids=["alone", "side by side"])
 def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypatch, rows):
-    advanced, kind = [], Answer if rows == 1 else BatchedAnswers
+    answers, kind = [], Answer if rows == 1 else BatchedAnswers
     advance = kind.advance
 
     def note(answer):
-        advanced.append(answer)
+        answers.append(answer)
         return advance(answer)
 
     monkeypatch.setattr(kind, "advance", note)
     finished = RecordedRequest()
     evaluate(home, order_of(run, max_rows=rows, answered_rows=rows), finished)
-    assert advanced
-    steps = len(advanced)
+    assert answers
+    steps = len(answers)
     before_the_answers = next(
         n for n, progress in enumerate(finished.progress_log) if "Answering" in progress["message"]
     )
-    advanced.clear()
+    answers.clear()
 
     with pytest.raises(CancelledRequestError):
         evaluate(
@@ -170,26 +170,26 @@ def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypat
             order_of(run, max_rows=rows, answered_rows=rows),
             RecordedRequest(cancel_after=before_the_answers + 1),
         )
-    assert len(advanced) < steps
+    assert len(answers) < steps
 
 
 def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, monkeypatch):
     request = RecordedRequest()
     together = evaluate(home, order_of(run, answered_rows=8), request)
-    progress = [one["message"] for one in request.progress_log if "Answering" in one["message"]]
+    progress = [entry["message"] for entry in request.progress_log if "Answering" in entry["message"]]
     monkeypatch.setattr("engine.evaluation.worker.answers.most_rows", lambda *_: 1)
 
-    assert together.answered == evaluate(home, order_of(run, answered_rows=8)).answered
+    assert together.answered_rows == evaluate(home, order_of(run, answered_rows=8)).answered_rows
     assert progress[-1] == "Answering, 16 of 16 answers."
     assert progress == sorted(progress, key=lambda message: int(message.split()[1]))
 
 
 def test_rows_that_change_each_other_are_answered_one_by_one(home, run, monkeypatch):
-    expected = evaluate(home, order_of(run, answered_rows=3)).answered
+    expected = evaluate(home, order_of(run, answered_rows=3)).answered_rows
     monkeypatch.setattr(BatchedAnswers, "keeps_rows_apart", lambda _: False)
     monkeypatch.setattr(BatchedAnswers, "advance", lambda _: pytest.fail("answered side by side"))
 
-    assert evaluate(home, order_of(run, answered_rows=3)).answered == expected
+    assert evaluate(home, order_of(run, answered_rows=3)).answered_rows == expected
 
 
 def test_a_row_is_parted_at_its_last_answer():

@@ -7,7 +7,7 @@ from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
 from engine.config.results import ExportConfig
 from engine.export.contract import ExportOrder, ExportResult
-from engine.export.folder import made_aside
+from engine.export.folder import staged_folder
 from engine.export.worker.main import run_export
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import write_trained_run
@@ -21,7 +21,7 @@ def write_run(folder: Path, base: Path, adapter_config: object, method: str = "l
 
 
 def export(home, run: Path, folder: Path, request=None, device=None, **settings: Any) -> ExportResult:
-    with made_aside(folder) as aside:
+    with staged_folder(folder) as aside:
         order = ExportOrder(
             plan=plan_load(ChatTarget.of_run(run)),
             name=folder.name,

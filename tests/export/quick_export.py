@@ -9,7 +9,7 @@ def verification(passed: bool, largest_difference: float = 0.5, allowed_differen
     """What comparing an export with its run gave."""
     return Verification(
         passed=passed,
-        compared="the export with the run",
+        comparison="the export with the run",
         prompts=20,
         equal_answers=20,
         largest_logit_difference=largest_difference,

@@ -18,7 +18,7 @@ from engine.chat.target import plan_load
 from engine.config.results import ExportConfig
 from engine.errors import ModelError, StorageError
 from engine.export.contract import ExportRequest
-from engine.export.folder import made_aside
+from engine.export.folder import staged_folder
 from engine.export.job import ExportJob
 from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.lease import LeaseBook
@@ -99,17 +99,17 @@ def run_of_close_calls(tmp_path_factory) -> Path:
 
 
 def test_16_bits_that_turn_answers_are_taken_only_where_they_are_asked_for(home, run_of_close_calls, tmp_path):
-    chosen = export(home, run_of_close_calls, tmp_path / "chosen", kind="merged", dtype="bfloat16")
-    proposed = export(home, run_of_close_calls, tmp_path / "proposed", kind="merged")
+    sixteen_bits = export(home, run_of_close_calls, tmp_path / "chosen", kind="merged", dtype="bfloat16")
+    default = export(home, run_of_close_calls, tmp_path / "proposed", kind="merged")
 
-    assert chosen.verified.passed
-    assert chosen.verified.equal_answers < ASKED
+    assert sixteen_bits.verified.passed
+    assert sixteen_bits.verified.equal_answers < ASKED
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "chosen").dtype == torch.bfloat16
-    assert proposed.verified.passed
-    assert proposed.verified.equal_answers == ASKED
+    assert default.verified.passed
+    assert default.verified.equal_answers == ASKED
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "proposed").dtype == torch.float32
-    (text,) = (note for note in proposed.notes if "float32" in note)
-    assert f"it gave {chosen.verified.equal_answers} of the run's {ASKED} answers" in text
+    (text,) = (note for note in default.notes if "float32" in note)
+    assert f"it gave {sixteen_bits.verified.equal_answers} of the run's {ASKED} answers" in text
 
 
 @pytest.fixture
@@ -229,7 +229,7 @@ def test_a_folder_that_holds_something_is_left_alone(home, run, tmp_path):
     with pytest.raises(StorageError, match="out exists already and is not empty"):
         export(home, run, tmp_path / "out", kind="adapter")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
-    with pytest.raises(StorageError, match="cannot be written"), made_aside(tmp_path / ("a" * 300)):
+    with pytest.raises(StorageError, match="cannot be written"), staged_folder(tmp_path / ("a" * 300)):
         pytest.fail("no folder has such a name")
 
 
@@ -240,7 +240,7 @@ def test_what_a_killed_export_left_is_swept_and_what_a_living_one_makes_is_not(t
     (tmp_path / f".out.making-{os.getpid()}-bbbb").mkdir()
     (tmp_path / f".other.making-{dead.pid}-cccc").mkdir()
 
-    with made_aside(tmp_path / "out") as aside:
+    with staged_folder(tmp_path / "out") as aside:
         (aside / "file").touch()
 
     left = {path.name for path in tmp_path.iterdir()}
@@ -249,11 +249,11 @@ def test_what_a_killed_export_left_is_swept_and_what_a_living_one_makes_is_not(t
 
 @pytest.mark.parametrize("after", [1, 2, 6])
 def test_a_stopped_export_leaves_nothing(home, run, tmp_path, after):
-    place = tmp_path / "exports"
+    parent = tmp_path / "exports"
 
     with pytest.raises(CancelledRequestError):
-        export(home, run, place / "out", RecordedRequest(cancel_after=after), kind="merged")
-    assert list(place.iterdir()) == []
+        export(home, run, parent / "out", RecordedRequest(cancel_after=after), kind="merged")
+    assert list(parent.iterdir()) == []
 
 
 def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(home, run, tmp_path, monkeypatch):
@@ -283,13 +283,13 @@ def test_a_fully_trained_run_is_taken_away_as_a_model(home, base, tmp_path):
 def test_what_cannot_be_is_explained(home, base, tmp_path):
     prefix = make_adapter(base, tmp_path / "prefix", prefix_tuning())
 
-    def ask(target: ChatTarget, kind: str) -> None:
+    def export_target(target: ChatTarget, kind: str) -> None:
         ExportJob(home, ExportRequest(target=target, folder=tmp_path / "out", settings=ExportConfig(kind=kind))).run()
 
     with pytest.raises(ModelError, match="Prefix tuning cannot be merged: it learns keys and values"):
-        ask(ChatTarget.of_run(prefix), "merged")
+        export_target(ChatTarget.of_run(prefix), "merged")
     with pytest.raises(ModelError, match="Nothing to export: this model has no adapter"):
-        ask(ChatTarget.of_model(plan_load(ChatTarget.of_run(prefix)).model), "merged")
+        export_target(ChatTarget.of_model(plan_load(ChatTarget.of_run(prefix)).model), "merged")
 
 
 @pytest.mark.e2e
@@ -340,10 +340,10 @@ def test_a_base_that_was_replaced_is_not_exported_from(home, base, tmp_path, kin
     assert export(home, run, tmp_path / "before", kind="adapter").verified.passed
 
     scale_a_tensor(base)
-    with pytest.raises(ModelError, match=r"base have changed since my run .* model\.safetensors differs") as refused:
+    with pytest.raises(ModelError, match=r"base have changed since my run .* model\.safetensors differs") as error_info:
         export(home, run, tmp_path / "after", kind=kind)
 
-    assert refused.value.fix == "Put the original files of the base back, or train again."
+    assert error_info.value.fix == "Put the original files of the base back, or train again."
     assert not (tmp_path / "after").exists()
 
 

@@ -17,11 +17,11 @@ from engine.config.load import config_to_yaml
 from engine.config.results import ExportConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
-from engine.export.folder import made_aside
+from engine.export.folder import staged_folder
 from engine.export.gguf.llama_cpp import CHECKOUT_VARIABLE, find_converter
 from engine.export.job import ExportJob
 from engine.export.worker.main import run_export
-from engine.export.worker.verify import Measured
+from engine.export.worker.verify import ModelDifference
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
 from engine.runs.run import RunFolder
@@ -49,7 +49,7 @@ def run(base, tmp_path_factory) -> Path:
 
 
 def export(home, run: Path, folder: Path, checkout: Path, request=None, **settings: Any) -> ExportResult:
-    with made_aside(folder) as aside:
+    with staged_folder(folder) as aside:
         order = ExportOrder(
             plan=plan_load(ChatTarget.of_run(run)),
             name=folder.name,
@@ -117,14 +117,14 @@ def test_the_converter_gets_the_starts_of_prompts_and_no_foreign_code(home, tmp_
 
     export(home, run, tmp_path / "out", checkout, gguf_type="f16", keep_merged=True)
 
-    seen = json.loads((checkout / "seen.json").read_text())
-    assert seen["argv"][:3] == ["--outtype", "f16", "--outfile"]
+    received = json.loads((checkout / "seen.json").read_text())
+    assert received["argv"][:3] == ["--outtype", "f16", "--outfile"]
     # The tiny template opens turns with <|im_start|>, which is also the tokenizer's bos.
-    assert seen["tokenizer_config"]["add_bos_token"] is True
-    assert "auto_map" not in seen["config"]
-    kept = tmp_path / "out" / "merged"
-    assert "add_bos_token" not in json.loads((kept / "tokenizer_config.json").read_text())
-    assert json.loads((kept / "config.json").read_text())["dtype"] == "float16"
+    assert received["tokenizer_config"]["add_bos_token"] is True
+    assert "auto_map" not in received["config"]
+    merged = tmp_path / "out" / "merged"
+    assert "add_bos_token" not in json.loads((merged / "tokenizer_config.json").read_text())
+    assert json.loads((merged / "config.json").read_text())["dtype"] == "float16"
 
 
 def test_auto_keeps_the_sixteen_bits_of_the_base(home, run, tmp_path):
@@ -143,7 +143,7 @@ def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run
 
 @pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(
-    ("said", "words"),
+    ("output", "message"),
     [
         ("ERROR:hf-to-gguf:Model MysteryForCausalLM is not supported", "does not know the architecture .*Mystery"),
         ("NotImplementedError: BPE pre-tokenizer was not recognized", "BPE pre-tokenizer was not recognized"),
@@ -151,12 +151,12 @@ def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run
         ("OSError: cannot read /home/somebody/secret/model.bin", r"\(OSError: cannot read model.bin\)"),
     ],
 )
-def test_what_the_converter_could_not_do_is_reported_with_a_message(home, run, tmp_path, said, words):
-    checkout = make_checkout(tmp_path / "llama.cpp", f"say:{said}")
+def test_what_the_converter_could_not_do_is_reported_with_a_message(home, run, tmp_path, output, message):
+    checkout = make_checkout(tmp_path / "llama.cpp", f"say:{output}")
 
-    with pytest.raises(ModelError, match=words) as raised:
+    with pytest.raises(ModelError, match=message) as error_info:
         export(home, run, tmp_path / "exports" / "out", checkout)
-    assert "secret" not in str(raised.value)
+    assert "secret" not in str(error_info.value)
     assert list((tmp_path / "exports").iterdir()) == []
 
 
@@ -172,15 +172,15 @@ def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, m
         quantized.append((Path(params["source"]).name, params["file_type"]))
         shutil.copyfile(params["source"], params["target"])
 
-    def loss(written, rows, log_file, report):
+    def loss(gguf, rows, log_file, report):
         requests.append(rows)
         return math.log(times)  # the run's own is 0
 
     monkeypatch.setattr("engine.export.worker.main.has_llama_cpp", lambda: True)
-    monkeypatch.setattr("engine.export.worker.gguf.ask_llama_cpp", quantize)
+    monkeypatch.setattr("engine.export.worker.gguf.call_llama_cpp", quantize)
     monkeypatch.setattr("engine.export.worker.main.mean_loss", lambda branch, rows, export: 0.0)
-    monkeypatch.setattr("engine.export.worker.main.ask_llama", lambda *_: Measured(7.2, 0, ASKED, None))
-    monkeypatch.setattr("engine.export.worker.main.ask_perplexity", loss)
+    monkeypatch.setattr("engine.export.worker.main.compare_answers", lambda *_: ModelDifference(7.2, 0, ASKED, None))
+    monkeypatch.setattr("engine.export.worker.main.mean_loss_of_gguf", loss)
 
     result = export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), gguf_type="q4_k_m")
 
@@ -190,7 +190,7 @@ def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, m
     assert result.verified.allowed_logit_difference is None
     assert requests[0].on == "general text"  # the data of this run is not here
     if passed:
-        assert result.verified.perplexity.words.startswith("1.00 → 1.05 (+5.0%) on general text")
+        assert result.verified.perplexity.summary.startswith("1.00 → 1.05 (+5.0%) on general text")
         assert "this file: 1.00 → 1.05 (+5.0%)" in (tmp_path / "out" / "README.md").read_text()
     else:
         assert "another perplexity" in result.verified.difference
@@ -232,7 +232,7 @@ def test_the_converter_is_looked_for_where_it_was_pointed_at(tmp_path, monkeypat
 
 
 def test_a_missing_extra_and_prefix_tuning_are_reported_before_anything_starts(home, run, base, tmp_path, monkeypatch):
-    def ask(folder: Path) -> None:
+    def export_gguf(folder: Path) -> None:
         settings = ExportConfig(kind="gguf")
         ExportJob(
             home, ExportRequest(target=ChatTarget.of_run(folder), folder=tmp_path / "out", settings=settings)
@@ -240,6 +240,6 @@ def test_a_missing_extra_and_prefix_tuning_are_reported_before_anything_starts(h
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"not installed. Install it with `pip install 'loratory\[gguf\]'`"):
-        ask(run)
+        export_gguf(run)
     with pytest.raises(ModelError, match="Prefix tuning cannot be merged"):
-        ask(make_adapter(base, tmp_path / "prefix", prefix_tuning()))
+        export_gguf(make_adapter(base, tmp_path / "prefix", prefix_tuning()))

@@ -78,18 +78,18 @@ def test_merged_as_peft_merges(base, tmp_path, name):
 
 
 def test_biases_are_merged_too(tmp_path):
-    biased = make_tiny_model(tmp_path / "biased", model_type="qwen2", tie_word_embeddings=False, initializer_range=0.4)
-    model = AutoModelForCausalLM.from_pretrained(biased)
+    base = make_tiny_model(tmp_path / "biased", model_type="qwen2", tie_word_embeddings=False, initializer_range=0.4)
+    model = AutoModelForCausalLM.from_pretrained(base)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
-    model.save_pretrained(biased)
-    adapter = make_adapter(biased, tmp_path / "adapter", lora(bias="all"))
+    model.save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter", lora(bias="all"))
 
-    merged_model = merge_into(tmp_path / "merged", biased, plan_weights(adapter, lora(bias="all")))
+    merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter, lora(bias="all")))
 
     model = AutoModelForCausalLM.from_pretrained(merged_model, dtype=torch.float32)
-    torch.testing.assert_close(logits(model), logits(peft_merged(biased, adapter)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(model), logits(peft_merged(base, adapter)), rtol=1e-4, atol=1e-4)
 
 
 def test_layers_that_hold_their_weights_transposed_are_merged(tmp_path):
@@ -104,10 +104,10 @@ def test_layers_that_hold_their_weights_transposed_are_merged(tmp_path):
     tokenizer.save_pretrained(folder)
     config = LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM")
     adapter = make_adapter(folder, tmp_path / "adapter", config)
-    prefixed = (
+    prefix = (
         "transformer." if any(key.startswith("transformer.") for key in load_file(folder / "model.safetensors")) else ""
     )
-    assert prefixed, "the file must name its tensors as the model does"
+    assert prefix, "the file must name its tensors as the model does"
 
     merged_model = merge_into(tmp_path / "merged", folder, plan_weights(adapter, config))
 
@@ -120,12 +120,12 @@ def test_weights_are_rounded_once_to_the_chosen_precision(base, tmp_path, dtype)
     adapter = make_adapter(base, tmp_path / "adapter", lora())
     merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter, lora()), dtype)
 
-    written = load_file(merged_model / "model.safetensors")
+    tensors = load_file(merged_model / "model.safetensors")
     exact = dict(peft_merged(base, adapter).named_parameters())
 
-    assert {tensor.dtype for tensor in written.values()} == {dtype}
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
     name = "model.layers.0.self_attn.q_proj.weight"
-    torch.testing.assert_close(written[name], exact[name].detach().to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+    torch.testing.assert_close(tensors[name], exact[name].detach().to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_a_model_of_several_files_is_divided_again_and_loads(tmp_path, base):
@@ -197,9 +197,9 @@ def test_what_was_trained_of_a_tied_pair_is_no_longer_tied(tmp_path, saved):
     adapter = make_adapter(base, tmp_path / "adapter", config)
     live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
     merge = plan_merge(plan_weights(adapter, config), BaseFiles.open(base, "base"), torch.float32)
-    ties = tied_weights(base)
+    tied_names = tied_weights(base)
 
-    assert ties == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert tied_names == {"lm_head.weight": "model.embed_tokens.weight"}
     assert untie_changed(merge)
     merged = tmp_path / "merged"
     merged.mkdir()

@@ -45,13 +45,13 @@ def card_of(run, kind="adapter", checkpoint=None, base=PUBLISHED) -> str:
 
 def evaluate(run, checkpoint=None) -> None:
     result = EvaluationResult(
-        losses={"base": BranchLoss.of(2.0, 100), "tuned": BranchLoss.of(1.0, 100)},
+        losses={"base": BranchLoss.from_loss(2.0, 100), "tuned": BranchLoss.from_loss(1.0, 100)},
         rows=40,
         scores={
             "base": MeanScores(exact=0.0, rouge_l=0.2, chrf=0.25, rows=20),
             "tuned": MeanScores(exact=0.5, rouge_l=0.75, chrf=0.8, rows=20),
         },
-        general_losses={"base": BranchLoss.of(3.0, 4000), "tuned": BranchLoss.of(3.12, 4000)},
+        general_losses={"base": BranchLoss.from_loss(3.0, 4000), "tuned": BranchLoss.from_loss(3.12, 4000)},
     )
     file = evaluation_file(run.folder.path, checkpoint)
     file.parent.mkdir(exist_ok=True)
@@ -123,17 +123,17 @@ def test_the_curve_holds_the_mean_of_each_stretch(home):
 
 
 def test_data_is_reported_without_its_folder():
-    def named(source: str, **mix: float):
+    def dataset_of(source: str, **mix: float):
         values = {"model": {"id": "m"}, "dataset": {"source": source, "mix": mix}}
         return config_from_mapping(values).dataset
 
-    assert data_names(named("/home/ada/secret/rows.jsonl")) == ("rows.jsonl",)
-    assert data_names(named("secret/rows.csv.gz")) == ("rows.csv.gz",)
-    assert data_names(named("C:\\Users\\ada\\rows.jsonl")) == ("rows.jsonl",)
-    assert data_names(named("~/rows")) == ("rows",)
-    assert data_names(named("org/data", **{"sample:x": 1.0})) == ("org/data", "sample:x")
-    assert hub_datasets(named("org/data", **{"/home/ada/x.jsonl": 1.0})) == ("org/data",)
-    assert hub_datasets(named("sample:loratory-faq")) == ()
+    assert data_names(dataset_of("/home/ada/secret/rows.jsonl")) == ("rows.jsonl",)
+    assert data_names(dataset_of("secret/rows.csv.gz")) == ("rows.csv.gz",)
+    assert data_names(dataset_of("C:\\Users\\ada\\rows.jsonl")) == ("rows.jsonl",)
+    assert data_names(dataset_of("~/rows")) == ("rows",)
+    assert data_names(dataset_of("org/data", **{"sample:x": 1.0})) == ("org/data", "sample:x")
+    assert hub_datasets(dataset_of("org/data", **{"/home/ada/x.jsonl": 1.0})) == ("org/data",)
+    assert hub_datasets(dataset_of("sample:loratory-faq")) == ()
 
 
 @pytest.mark.parametrize("ending", [*DATA_ENDINGS, *(f"{ending}.gz" for ending in DATA_ENDINGS), ".zip"])

@@ -88,9 +88,9 @@ def test_nothing_is_predicted_for_a_base_that_is_quantized(tmp_path):
 
 def test_sizes_rise_with_precision(tmp_path):
     sizes = predict_sizes(write_base(tmp_path / "base"), "base")
-    ordered = [sizes[name] for name in ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "bf16")]
+    rising = [sizes[name] for name in ("q4_k_m", "q5_k_m", "q6_k", "q8_0", "bf16")]
 
-    assert ordered == sorted(ordered)
+    assert rising == sorted(rising)
     assert sizes["bf16"] == sizes["f16"]
 
 

@@ -205,12 +205,12 @@ def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
 
     hub._put = hangs
     push = job(home, run, QuickExport())
-    ended = []
+    results = []
 
     def run_it() -> None:
         with pytest.raises(CancelledRequestError):
             push.run()
-        ended.append("stopped")
+        results.append("stopped")
 
     thread = threading.Thread(target=run_it)
     thread.start()
@@ -220,7 +220,7 @@ def test_a_push_is_stopped_in_the_midst_of_a_file(hub, home, run):
     push.stop()
     thread.join(300)
 
-    assert ended == ["stopped"]
+    assert results == ["stopped"]
     assert hub.repositories[NAME].files() == {}
     release.set()
     assert push_processes() == []

@@ -60,13 +60,13 @@ def test_each_kind_has_its_own_weights():
 @pytest.mark.parametrize("kind", ["adapter", "merged"])
 def test_chat_templates_with_names_are_sent_and_read_for_secrets_first(tmp_path, kind):
     folder = (adapter_folder if kind == "adapter" else merged_folder)(tmp_path / "out")
-    named = folder / "additional_chat_templates" / "tool_use.jinja"
-    named.parent.mkdir()
-    named.write_text("{{ tools }}")
+    template = folder / "additional_chat_templates" / "tool_use.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ tools }}")
 
     assert "additional_chat_templates/tool_use.jinja" in {file.name for file in intended_files(folder, kind)[0]}
     check(folder)
-    named.write_text("{# /home/somebody/secret #}")
+    template.write_text("{# /home/somebody/secret #}")
     with pytest.raises(PushError, match=r"tool_use\.jinja holds a path"):
         check(folder)
 
@@ -84,18 +84,18 @@ def test_what_is_left_out_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("missing", "said"),
+    ("missing", "name"),
     [
         ("README.md", "README.md"),
         ("adapter_config.json", "adapter_config"),
         ("adapter_model.safetensors", "adapter_mo"),
     ],
 )
-def test_half_an_export_is_not_sent(tmp_path, missing, said):
+def test_half_an_export_is_not_sent(tmp_path, missing, name):
     folder = adapter_folder(tmp_path / "out")
     (folder / missing).unlink()
 
-    with pytest.raises(PushError, match=f"The export lacks {said}"):
+    with pytest.raises(PushError, match=f"The export lacks {name}"):
         intended_files(folder, "adapter")
 
 

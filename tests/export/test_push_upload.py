@@ -96,15 +96,15 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("step", "status", "kind", "said"), REFUSALS)
-def test_a_refusal_is_reported_at_once_and_leaves_nothing_finished(hub, tmp_path, step, status, kind, said):
+@pytest.mark.parametrize(("step", "status", "kind", "message"), REFUSALS)
+def test_a_refusal_is_reported_at_once_and_leaves_nothing_finished(hub, tmp_path, step, status, kind, message):
     hub.faults = [Fault(step, status, times=9)]
     pusher = Pusher(hub)
 
     with pytest.raises(kind) as error_info:
         pusher.push(adapter_folder(tmp_path / "out"))
 
-    assert said in error_info.value.what
+    assert message in error_info.value.what
     assert error_info.value.fix
     assert TOKEN not in str(error_info.value)
     assert pusher.waits == []
@@ -128,8 +128,8 @@ def test_what_passes_is_waited_for(hub, tmp_path, step, what):
     reason = {429: "Rate limited by the Hub (HTTP 429", "reset": "cannot be reached"}.get(
         what, f"out of order (HTTP {what}"
     )
-    reported = [message for message in pusher.messages if reason in message and "Trying again in 1 s." in message]
-    assert len(reported) == len(pusher.waits)
+    retries = [message for message in pusher.messages if reason in message and "Trying again in 1 s." in message]
+    assert len(retries) == len(pusher.waits)
     assert not any(TOKEN in message for message in pusher.messages)
 
 
@@ -140,15 +140,15 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("what", "said", "fix"), ENDS)
+@pytest.mark.parametrize(("what", "message", "fix"), ENDS)
 @pytest.mark.parametrize("step", ["put", "commit"])
-def test_patience_ends_and_nothing_is_called_finished(hub, tmp_path, step, what, said, fix):
+def test_patience_ends_and_nothing_is_called_finished(hub, tmp_path, step, what, message, fix):
     hub.faults = [Fault(step, what, times=99)]
 
     with pytest.raises(HubUnreachableError) as error_info:
         Pusher(hub).push(adapter_folder(tmp_path / "out"))
 
-    assert said in error_info.value.what
+    assert message in error_info.value.what
     assert fix in error_info.value.fix
     assert hub.repositories[NAME].files() == {}
     assert step == "put" or hub.requests[step] == ATTEMPTS
@@ -177,11 +177,11 @@ def test_an_hour_is_not_waited_for_but_said(hub, tmp_path):
 def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
     folder = merged_folder(tmp_path / "out", shards=4)
     last = hashlib.sha256((folder / "model-00004-of-00004.safetensors").read_bytes()).hexdigest()
-    arrived = threading.Event()
+    is_repaired = threading.Event()
     real = hub._put
 
     def fails_at_the_last(request):
-        if request.name == last and not arrived.is_set():
+        if request.name == last and not is_repaired.is_set():
             return 500, {"error": "full"}
         return real(request)
 
@@ -189,7 +189,7 @@ def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
     with pytest.raises(HubUnreachableError):
         Pusher(hub).push(folder, kind="merged")
     sent_before = list(hub.put)
-    arrived.set()
+    is_repaired.set()
 
     Pusher(hub).push(folder, kind="merged")
 
@@ -202,10 +202,10 @@ def test_pushing_the_same_again_commits_nothing(hub, tmp_path):
     folder = adapter_folder(tmp_path / "out")
     first = Pusher(hub).push(folder)
 
-    sent = list(hub.put)
+    sent_files = list(hub.put)
 
     assert Pusher(hub).push(folder).commit == first.commit
-    assert hub.put == sent
+    assert hub.put == sent_files
     assert len(hub.repositories[NAME].messages) == 1
 
 
@@ -221,12 +221,12 @@ def test_a_commit_whose_answer_was_lost_is_found_and_not_repeated(hub, tmp_path)
 
 def test_weights_of_an_earlier_push_do_not_stay_next_to_the_new_ones(hub, tmp_path):
     Pusher(hub).push(merged_folder(tmp_path / "one", shards=3), kind="merged")
-    stored = hub.repositories[NAME]
-    stored.commits[stored.branches["main"]]["notes.md"] = Blob(b"mine", is_large=False)
+    repository = hub.repositories[NAME]
+    repository.commits[repository.branches["main"]]["notes.md"] = Blob(b"mine", is_large=False)
 
     Pusher(hub).push(merged_folder(tmp_path / "two", shards=2), kind="merged")
 
-    names = set(stored.files())
+    names = set(repository.files())
     assert names == {path.name for path in (tmp_path / "two").iterdir()} | {"notes.md"}
 
 
@@ -296,21 +296,21 @@ def test_a_wrong_token_and_a_foreign_owner_are_distinguished(hub, tmp_path):
 
 
 def test_no_answer_at_all_is_reported(monkeypatch, tmp_path):
-    with OwnHub() as gone:
-        address = gone.address
+    with OwnHub() as closed_hub:
+        address = closed_hub.address
     monkeypatch.setattr(constants, "ENDPOINT", address)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
 
     with pytest.raises(HubUnreachableError, match="The Hub cannot be reached for "):
-        Pusher(gone).push(adapter_folder(tmp_path / "out"))
+        Pusher(closed_hub).push(adapter_folder(tmp_path / "out"))
 
 
 @pytest.mark.parametrize("token", [TOKEN, "hf_oauth_eyJhbGciOi.J9-x_y", "a token of another kind"])
 def test_the_words_of_a_server_are_shown_without_a_token(token):
-    words = quoted(f"Forbidden for {token}\x1b[31m.", token if " " in token else "another")
+    text = quoted(f"Forbidden for {token}\x1b[31m.", token if " " in token else "another")
 
-    assert words.startswith(": Forbidden for …")
-    assert "eyJ" not in words
+    assert text.startswith(": Forbidden for …")
+    assert "eyJ" not in text
 
 
 def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):

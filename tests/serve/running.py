@@ -67,7 +67,7 @@ class ScriptedSession:
             context_length=100,
         )
 
-    def keep(self) -> bool:
+    def touch(self) -> bool:
         return self.phase == "ready"
 
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
@@ -111,12 +111,12 @@ class ScriptedSession:
 
 
 @contextlib.contextmanager
-def listening(served: ServedModel) -> Iterator[str]:
+def listening(model: ServedModel) -> Iterator[str]:
     """Load and serve; gives the base URL that clients take."""
-    served.load()
+    model.load()
     bound = bound_socket("127.0.0.1", 0)
     config = uvicorn.Config(
-        build_endpoint(served),
+        build_endpoint(model),
         log_config=None,
         access_log=False,
         lifespan="off",

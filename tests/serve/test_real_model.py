@@ -95,16 +95,16 @@ def test_the_client_gets_what_the_chat_says(client, session, model, branch):
 
 
 def test_the_same_seed_says_the_same(client):
-    drawn = [say(client, "my-adapter", temperature=1.0, max_tokens=12, seed=seed) for seed in (1, 1, 2)]
+    answers = [say(client, "my-adapter", temperature=1.0, max_tokens=12, seed=seed) for seed in (1, 1, 2)]
 
-    assert drawn[0] == drawn[1] != drawn[2]
+    assert answers[0] == answers[1] != answers[2]
 
 
 def test_it_reads_what_the_chat_reads_and_training_taught(client, session, adapter):
     answer = client.chat.completions.create(
         model="my-adapter", messages=ASKED, max_tokens=1, extra_body={"return_token_ids": True}
     )
-    served = answer.model_extra["prompt_token_ids"]
+    token_ids = answer.model_extra["prompt_token_ids"]
 
     from engine.inspector.worker.load_tokenizer import load_tokenizer
 
@@ -112,13 +112,13 @@ def test_it_reads_what_the_chat_reads_and_training_taught(client, session, adapt
     row = Conversation((*TURNS, Message("assistant", "A number.")))
     (trained,) = render_conversation(0, row, tokenizer, RenderOptions(max_length=None)).rows
     first_learned = next(index for index, label in enumerate(trained.labels) if label != IGNORED_LABEL)
-    assert served == trained.input_ids[:first_learned]
-    assert served == list(session.prompt(TURNS).ids)
-    assert answer.usage.prompt_tokens == len(served)
+    assert token_ids == trained.input_ids[:first_learned]
+    assert token_ids == list(session.prompt(TURNS).ids)
+    assert answer.usage.prompt_tokens == len(token_ids)
 
 
 def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires(home, monkeypatch):
-    monkeypatch.setattr("engine.chat.session._LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("engine.chat.session._POLL_SECONDS", 0.05)
     open_database(home).close()  # makes it a lab's
     save_settings(home, LabSettings(limits=LabLimits(idle_minutes=1)))
     messages: list[str] = []

@@ -70,7 +70,7 @@ class AdaptedBase:
 
     def __post_init__(self) -> None:
         self._can_slice_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self.fixed_caches = FixedCaches.of(self.model)
+        self.fixed_caches = FixedCaches.for_model(self.model)
 
     def forward(
         self,

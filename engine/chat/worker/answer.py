@@ -32,7 +32,7 @@ from engine.models.source import ModelSource
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
-class TalkingTokenizer(ChatTokenizer, Protocol):
+class DecodingTokenizer(ChatTokenizer, Protocol):
     """A tokenizer that renders prompts and decodes answers."""
 
     def decode(
@@ -43,14 +43,14 @@ class TalkingTokenizer(ChatTokenizer, Protocol):
     ) -> str: ...
 
 
-def load_chat_tokenizer(folders: Sequence[Path], base: Path, name: str) -> TalkingTokenizer:
+def load_chat_tokenizer(folders: Sequence[Path], base: Path, name: str) -> DecodingTokenizer:
     """Load the tokenizer that training saved, with its template; the base model's if there is none.
 
     Raises:
         ModelError: If the tokenizer cannot be read.
     """
     folder = next((folder for folder in folders if (folder / TOKENIZER_CONFIG).is_file()), base)
-    tokenizer: TalkingTokenizer
+    tokenizer: DecodingTokenizer
     tokenizer, _ = load_tokenizer(ModelSource(str(folder), name))
     return tokenizer
 
@@ -85,7 +85,7 @@ class TextStream:
     difference between two decodings of a short window, as in Hugging Face's text-generation-inference.
     """
 
-    def __init__(self, tokenizer: TalkingTokenizer) -> None:
+    def __init__(self, tokenizer: DecodingTokenizer) -> None:
         self._tokenizer = tokenizer
         self._tokens: list[int] = []
         self._window_start = 0
@@ -166,7 +166,9 @@ class Answer:
         ModelError: If the prompt leaves no room in the context.
     """
 
-    def __init__(self, branch: Branch, weights: BranchWeights, rules: AnswerRules, tokenizer: TalkingTokenizer) -> None:
+    def __init__(
+        self, branch: Branch, weights: BranchWeights, rules: AnswerRules, tokenizer: DecodingTokenizer
+    ) -> None:
         self.branch = branch
         self.is_done = False
         self._weights = weights
@@ -257,7 +259,7 @@ def begin_answer(
     weights: BranchWeights,
     prompt_ids: tuple[int, ...],
     sampling: SamplingConfig,
-    tokenizer: TalkingTokenizer,
+    tokenizer: DecodingTokenizer,
 ) -> Answer:
     """Start an answer, limited by the model's stop tokens and its context.
 

@@ -27,7 +27,7 @@ class OllamaTemplate(NamedTuple):
     system_user: str
     user_assistant: str  # before an answer that is part of the conversation
     assistant_user: str
-    asks: str  # at the end, before the answer that is wanted; may open a reasoning block, for example
+    generation_prompt: str  # at the end, before the answer that is wanted; may open a reasoning block, for example
 
     @property
     def go_text(self) -> str:
@@ -41,7 +41,7 @@ class OllamaTemplate(NamedTuple):
             f"{{{{ else }}}}{self.start_user}{{{{ end }}}}{{{{ .Content }}}}"
             f'{{{{ else if eq .Role "assistant" }}}}{self.user_assistant}{{{{ .Content }}}}{{{{ end }}}}'
             "{{ $last = .Role }}{{ end }}"
-            f'{{{{ if ne $last "assistant" }}}}{self.asks}{{{{ end }}}}'
+            f'{{{{ if ne $last "assistant" }}}}{self.generation_prompt}{{{{ end }}}}'
         )
 
     def render(self, messages: Sequence[Message]) -> str:
@@ -52,7 +52,7 @@ class OllamaTemplate(NamedTuple):
             before = {"system": self.start_system, "user": before_user, "assistant": self.user_assistant}
             text += before[message.role] + message.content
             last = message.role
-        return text if last == "assistant" else text + self.asks
+        return text if last == "assistant" else text + self.generation_prompt
 
 
 def translate(render: RenderPrompt, implied_bos: str) -> OllamaTemplate:
@@ -61,11 +61,11 @@ def translate(render: RenderPrompt, implied_bos: str) -> OllamaTemplate:
     Raises:
         NotTranslatableError: If the result would not render every sample conversation as the trained template does.
     """
-    words = _read_off(render)
-    if not all(start.startswith(implied_bos) for start in words[:2]):
+    texts = _read_off(render)
+    if not all(start.startswith(implied_bos) for start in texts[:2]):
         raise NotTranslatableError("it does not begin with the token that llama.cpp puts first")
-    template = words._replace(
-        start_system=words.start_system.removeprefix(implied_bos), start_user=words.start_user.removeprefix(implied_bos)
+    template = texts._replace(
+        start_system=texts.start_system.removeprefix(implied_bos), start_user=texts.start_user.removeprefix(implied_bos)
     )
     if any("{{" in piece or "}}" in piece or '"""' in piece for piece in template):
         raise NotTranslatableError("its words hold the marks of Go templates")
@@ -91,18 +91,18 @@ def sample_conversations() -> Iterator[tuple[Message, ...]]:
 
 def _read_off(render: RenderPrompt) -> OllamaTemplate:
     user, answer, second = Message("user", _FIRST), Message("assistant", _ANSWER), Message("user", _SECOND)
-    start_user, asks = _split_at(render([user]), _FIRST)
+    start_user, generation_prompt = _split_at(render([user]), _FIRST)
     start_system, system_user, _ = _split_at(render([Message("system", _SYSTEM), user]), _SYSTEM, _FIRST)
     _, user_assistant, assistant_user, _ = _split_at(render([user, answer, second]), _FIRST, _ANSWER, _SECOND)
-    return OllamaTemplate(start_system, start_user, system_user, user_assistant, assistant_user, asks)
+    return OllamaTemplate(start_system, start_user, system_user, user_assistant, assistant_user, generation_prompt)
 
 
-def _split_at(text: str, *words: str) -> list[str]:
+def _split_at(text: str, *markers: str) -> list[str]:
     """Return the text before, between and after some words that occur once each."""
     pieces = []
-    for word in words:
-        before, separator, text = text.partition(word)
-        if not separator or word in text:
+    for marker in markers:
+        before, separator, text = text.partition(marker)
+        if not separator or marker in text:
             raise NotTranslatableError("it leaves turns out or repeats them")
         pieces.append(before)
     return [*pieces, text]

@@ -29,7 +29,7 @@ WrittenType = Literal["f16", "bf16", "q8_0"]  # what the converter writes by its
 _MODULE = "convert_hf_to_gguf"
 _SCRIPT = f"{_MODULE}.py"
 _SOURCES = (_SCRIPT, "conversion/*.py")  # older checkouts hold everything in the script
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 _TAIL_BYTES = 20_000
 # The folder is complete: the converter does not need the Hub.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -102,7 +102,7 @@ def convert(
     try:
         while process.poll() is None:
             on_wait(target.stat().st_size if target.exists() else 0)
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         if process.returncode != 0 or not target.is_file():
             output = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
             raise _failure(model.name, process.returncode, output)
@@ -153,8 +153,8 @@ def require_quantizer(gguf_type: GgufType) -> None:
         )
 
 
-def ask_llama_cpp(
-    question: str, params: JsonObject, log_file: Path, on_progress: Callable[[JsonObject], None]
+def call_llama_cpp(
+    method: str, params: JsonObject, log_file: Path, on_progress: Callable[[JsonObject], None]
 ) -> JsonObject:
     """Ask llama.cpp one question, in a process of its own that ends with the answer.
 
@@ -169,6 +169,6 @@ def ask_llama_cpp(
     """
     process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
     try:
-        return process.call(question, params, on_progress=on_progress)
+        return process.call(method, params, on_progress=on_progress)
     finally:
         process.close(timeout_seconds=0.5)

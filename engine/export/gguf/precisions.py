@@ -16,7 +16,7 @@ from engine.models.folder import TensorRecord, read_config, read_safetensors_hea
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
+class GgufPrecision:
     """One precision of the weights."""
 
     weights: str  # type of most matrices
@@ -31,13 +31,13 @@ class Precision:
 
 # llama.cpp rounds what flows between layers as it does the weights, which turns near ties: a few of them at the eleven bits
 # of f16, more at the eight bits of bf16 and q8_0.
-PRECISIONS: Mapping[GgufType, Precision] = {
-    "q4_k_m": Precision(weights="q4_k", more="q6_k", head="q6_k", file_type=15, needed_share=None),
-    "q5_k_m": Precision(weights="q5_k", more="q6_k", head="q6_k", file_type=17, needed_share=None),
-    "q6_k": Precision(weights="q6_k", more="q6_k", head="q6_k", file_type=18, needed_share=None),
-    "q8_0": Precision(weights="q8_0", more="q8_0", head="q8_0", needed_share=0.5, roundings=2.0),
-    "bf16": Precision(weights="bf16", more="bf16", head="bf16", needed_share=0.5),
-    "f16": Precision(weights="f16", more="f16", head="f16", needed_share=0.9, tolerance=1e-3),
+PRECISIONS: Mapping[GgufType, GgufPrecision] = {
+    "q4_k_m": GgufPrecision(weights="q4_k", more="q6_k", head="q6_k", file_type=15, needed_share=None),
+    "q5_k_m": GgufPrecision(weights="q5_k", more="q6_k", head="q6_k", file_type=17, needed_share=None),
+    "q6_k": GgufPrecision(weights="q6_k", more="q6_k", head="q6_k", file_type=18, needed_share=None),
+    "q8_0": GgufPrecision(weights="q8_0", more="q8_0", head="q8_0", needed_share=0.5, roundings=2.0),
+    "bf16": GgufPrecision(weights="bf16", more="bf16", head="bf16", needed_share=0.5),
+    "f16": GgufPrecision(weights="f16", more="f16", head="f16", needed_share=0.9, tolerance=1e-3),
 }
 
 # Relative to the unquantized result; beyond it a file is called different from the run.
@@ -95,7 +95,7 @@ def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, int]:
     if any(record.dtype not in _FLOATS for record in records):
         return {}
     text = config.get("text_config")
-    shape = _Shape.of({**config, **text} if isinstance(text, dict) else config, records)
+    shape = _Shape.from_config({**config, **text} if isinstance(text, dict) else config, records)
     return {precision: _predict(records, shape, PRECISIONS[precision]) for precision in PRECISIONS}
 
 
@@ -105,7 +105,7 @@ class _Shape(NamedTuple):
     values: tuple[str, ...]  # names of the attention values, by layer
 
     @classmethod
-    def of(cls, config: Mapping[str, object], records: Sequence[TensorRecord]) -> "_Shape":
+    def from_config(cls, config: Mapping[str, object], records: Sequence[TensorRecord]) -> "_Shape":
         names = [record.name for record in records]
         has_head = any(map(_HEAD.search, names))
         return cls(
@@ -120,7 +120,7 @@ def _layer_of(name: str) -> int:
     return int(match[1]) if match is not None else 0
 
 
-def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precision) -> int:
+def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: GgufPrecision) -> int:
     size = 0
     for record in records:
         if shape.tied and _HEAD.search(record.name):
@@ -132,7 +132,7 @@ def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precisio
     return size
 
 
-def _target_type(record: TensorRecord, shape: _Shape, precision: Precision) -> str:
+def _target_type(record: TensorRecord, shape: _Shape, precision: GgufPrecision) -> str:
     """Return the type that the mixture has for a tensor."""
     name = record.name
     if len(record.shape) < 2 or _KEPT.search(name):

@@ -51,7 +51,7 @@ class ModelFacts:
     pinned_order: RowOrder | None = None  # of the rows, as a checkpoint of the run has it
 
 
-def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) -> ModelFacts:
+def read_model_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | None) -> ModelFacts:
     """Collect the facts of the model: those of the run, or of this machine where there is no run.
 
     Raises:
@@ -139,7 +139,7 @@ def own_template(folder: Path | None) -> str | None:
     except OSError:
         template = (_tokenizer_settings(folder) or {}).get("chat_template")
     if isinstance(template, list):  # templates with names
-        templates = (one for one in template if isinstance(one, dict) and one.get("name") == "default")
+        templates = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
         template = next(templates, {}).get("template")
     return template if isinstance(template, str) else None
 

@@ -18,7 +18,7 @@ from engine.config.objectives import preference_name
 from engine.config.run import RunConfig
 from engine.data.contract import RowForm
 from engine.export.script.facts import ScriptFacts
-from engine.export.script.model_facts import look_at_model
+from engine.export.script.model_facts import read_model_facts
 from engine.paths import LoratoryHome
 from engine.runs.history.run_history import read_history
 from engine.runs.provenance import environment_facts, read_provenance, run_title
@@ -39,7 +39,7 @@ def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | 
     title = run_title(config)
     return ScriptFacts(
         config=config,
-        model=look_at_model(config, home, run),
+        model=read_model_facts(config, home, run),
         title=title,
         output=re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")[:80] or "output",
         origin=f"the run {run.path.name}" if run is not None else "a run in Loratory",
@@ -58,7 +58,7 @@ def write_short_script(facts: ScriptFacts, rows: RowForm) -> str:
         f"    pip install {facts.packages}",
         "",
         f"Differs from {facts.origin}; `loratory script {facts.argument} --exact FOLDER` repeats its losses:",
-        *(f"- {one}" for one in _left_out(facts, rows)),
+        *(f"- {difference}" for difference in _left_out(facts, rows)),
     ]
     return render("short", facts=facts, rows=rows, head="\n".join(head))
 
@@ -153,7 +153,7 @@ def literal(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{literal(key)}: {literal(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{literal(key)}: {literal(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(literal, value)) + "]"
     raise TypeError(f"{type(value).__name__} has no literal.")
@@ -163,10 +163,10 @@ def arguments_lines(arguments: Mapping[str, Any], indent: int) -> str:
     """Return keyword arguments side by side, in lines that begin with so many spaces."""
     lines: list[str] = []
     line = ""
-    for one in (f"{name}={literal(value)}," for name, value in arguments.items()):
-        if line and indent + len(line) + 1 + len(one) > _WIDTH:
+    for argument in (f"{name}={literal(value)}," for name, value in arguments.items()):
+        if line and indent + len(line) + 1 + len(argument) > _WIDTH:
             lines, line = [*lines, line], ""
-        line = f"{line} {one}" if line else one
+        line = f"{line} {argument}" if line else argument
     return textwrap.indent("\n".join([*lines, line]), " " * indent)
 
 

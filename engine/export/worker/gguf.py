@@ -18,7 +18,7 @@ from gguf import GGUFReader, get_tensor_name_map
 from gguf.constants import MODEL_ARCH_NAMES
 from gguf.quants import dequantize
 
-from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
 from engine.config.results import ExportDtype, GgufType
 from engine.config.run import DatasetConfig
 from engine.data.conversation import Conversation, Message
@@ -29,15 +29,15 @@ from engine.export.gguf.go_template import NotTranslatableError, translate
 from engine.export.gguf.llama_cpp import (
     Converter,
     WrittenType,
-    ask_llama_cpp,
+    call_llama_cpp,
     convert,
     find_converter,
     require_known_architecture,
 )
 from engine.export.gguf.precisions import PRECISIONS
 from engine.export.worker.merge import BaseFiles
-from engine.export.worker.verify import ANSWER_TOKENS, Measured, PerplexityRows, Reference
-from engine.export.worker.write import ExportUnderWay, write_merged
+from engine.export.worker.verify import ANSWER_TOKENS, ModelDifference, PerplexityRows, Reference
+from engine.export.worker.write import ExportTask, write_merged
 from engine.runs.run import RunFolder
 
 _SYSTEM_PROMPT_ROWS = 200
@@ -52,11 +52,11 @@ class WrittenGguf(NamedTuple):
     file: Path
     merged: Path
     gguf_type: GgufType
-    tokenizer: TalkingTokenizer
+    tokenizer: DecodingTokenizer
     implied_bos: str  # what llama.cpp puts in front of a prompt by itself
 
 
-def write_gguf(export: ExportUnderWay) -> WrittenGguf:
+def write_gguf(export: ExportTask) -> WrittenGguf:
     """Merge, convert, and write the Modelfile; the merged model stays, for the comparison.
 
     Raises:
@@ -82,7 +82,7 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
     return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)
 
 
-def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf, dtype: torch.dtype) -> None:
+def _write_file(export: ExportTask, converter: Converter, gguf: WrittenGguf, dtype: torch.dtype) -> None:
     """Convert; what the converter cannot write by itself, llama.cpp's library makes from a file in 16 bits."""
     file, merged = gguf.file, gguf.merged
     file_type = PRECISIONS[gguf.gguf_type].file_type
@@ -102,7 +102,7 @@ def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf,
     params = {"source": str(target), "target": str(file), "file_type": file_type}
     step = f"Quantizing to {gguf.gguf_type}"
     try:
-        ask_llama_cpp(
+        call_llama_cpp(
             "quantize", params, export.logs / "llama_cpp.log", lambda progress: report(step, progress["bytes"])
         )
     finally:
@@ -110,7 +110,7 @@ def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf,
 
 
 @contextlib.contextmanager
-def _prepared_for_llama_cpp(merged: Path, tokenizer: TalkingTokenizer) -> Iterator[None]:
+def _prepared_for_llama_cpp(merged: Path, tokenizer: DecodingTokenizer) -> Iterator[None]:
     """While it is converted, the merged folder states whether prompts begin with the begin-of-sequence token.
 
     llama.cpp puts that token first where the file asks for it. In training it was there only if the template put it
@@ -144,8 +144,8 @@ def _adds_bos(file: Path) -> bool:
 
 
 def _field(reader: GGUFReader, name: str) -> Any:
-    found = reader.get_field(name)
-    return found.contents() if found is not None else None
+    field = reader.get_field(name)
+    return field.contents() if field is not None else None
 
 
 def _common_system_prompt(dataset: DatasetConfig) -> str:
@@ -158,7 +158,7 @@ def _common_system_prompt(dataset: DatasetConfig) -> str:
     return ""
 
 
-def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied_bos: str, system: str) -> str:
+def _write_modelfile(gguf: Path, name: str, tokenizer: DecodingTokenizer, implied_bos: str, system: str) -> str:
     """Write the Modelfile next to the GGUF, and return what the person should know."""
     lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{gguf.name}", ""]
     try:
@@ -183,7 +183,9 @@ def _write_modelfile(gguf: Path, name: str, tokenizer: TalkingTokenizer, implied
     return note
 
 
-def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]) -> Measured:
+def compare_answers(
+    gguf: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]
+) -> ModelDifference:
     """Let llama.cpp read the same prompts, in a process of its own, and compare ids, answers and logits.
 
     `report` gets the share of prompts that were asked, and may raise to end it.
@@ -193,37 +195,40 @@ def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report
         WorkerError: If its process died.
     """
     answers = reference.answers
-    logits_file = written.file.with_suffix(".npy")
+    logits_file = gguf.file.with_suffix(".npy")
     params = {
-        "gguf": str(written.file),
-        "context": max(len(one.prompt.ids) for one in answers) + ANSWER_TOKENS,
+        "gguf": str(gguf.file),
+        "context": max(len(record.prompt.ids) for record in answers) + ANSWER_TOKENS,
         "prompts": [
-            {"text": one.prompt.text.removeprefix(written.implied_bos), "answer": list(one.answer)} for one in answers
+            {"text": record.prompt.text.removeprefix(gguf.implied_bos), "answer": list(record.answer)}
+            for record in answers
         ],
         "end_ids": sorted(reference.end_ids),
         "answer_tokens": ANSWER_TOKENS,
         "logits": str(logits_file),
     }
     try:
-        answer = ask_llama_cpp("answer", params, log_file, lambda progress: report(progress["fraction"]))
+        answer = call_llama_cpp("answer", params, log_file, lambda progress: report(progress["fraction"]))
         logits = torch.from_numpy(np.load(logits_file, allow_pickle=False))
     finally:
         logits_file.unlink(missing_ok=True)
-    share = PRECISIONS[written.gguf_type].needed_share
-    expected = torch.cat([one.logits for one in answers])
+    share = PRECISIONS[gguf.gguf_type].needed_share
+    expected = torch.cat([record.logits for record in answers])
     width = min(logits.shape[-1], expected.shape[-1])  # either may pad its vocabulary
-    return Measured(
+    return ModelDifference(
         largest_logit_difference=float((logits[:, :width] - expected[:, :width]).abs().max()),
         equal_answers=sum(
-            list(one.answer) == llama_answer for one, llama_answer in zip(answers, answer["answers"], strict=True)
+            list(record.answer) == llama_answer for record, llama_answer in zip(answers, answer["answers"], strict=True)
         ),
-        equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(answers, answer["prompt_ids"], strict=True)),
+        equal_prompts=sum(
+            list(record.prompt.ids) == ids for record, ids in zip(answers, answer["prompt_ids"], strict=True)
+        ),
         needed_answers=round(len(answers) * share) if share is not None else None,
     )
 
 
-def ask_perplexity(
-    written: WrittenGguf, rows: PerplexityRows, log_file: Path, report: Callable[[float], None]
+def mean_loss_of_gguf(
+    gguf: WrittenGguf, rows: PerplexityRows, log_file: Path, report: Callable[[float], None]
 ) -> float:
     """Let llama.cpp read rows, in a process of its own; returns the mean loss over their trained tokens, in nats.
 
@@ -234,54 +239,54 @@ def ask_perplexity(
         WorkerError: If its process died.
     """
     params = {
-        "gguf": str(written.file),
+        "gguf": str(gguf.file),
         "context": max(len(row.input_ids) for row in rows.rows),
         "rows": [{"ids": row.input_ids, "labels": row.labels} for row in rows.rows],
     }
-    answer = ask_llama_cpp("loss", params, log_file, lambda progress: report(progress["fraction"]))
+    answer = call_llama_cpp("loss", params, log_file, lambda progress: report(progress["fraction"]))
     return float(answer["summed_loss"]) / rows.tokens
 
 
-def look_into(written: WrittenGguf) -> str:
+def compare_with_merged(gguf: WrittenGguf) -> str:
     """Compare header and tensors with the merged model, without llama.cpp; returns what was found, in words.
 
     Tensors are compared by their mean squares, because llama.cpp orders the rows of some of them in its own way.
     """
-    reader = GGUFReader(written.file)
-    compared, different = _compare_tensors(reader, written)
+    reader = GGUFReader(gguf.file)
+    tensor_count, different = _compare_tensors(reader, gguf)
     strange = [
-        *_strange_header(reader, written),
+        *_strange_header(reader, gguf),
         *(f"the tensor {name} holds something else" for name in different[:3]),
-        *([] if compared else ["no tensor could be recognized by its name"]),
+        *([] if tensor_count else ["no tensor could be recognized by its name"]),
     ]
     if strange:
         summary = f"compared with the merged model, {'; '.join(strange)}"
     else:
-        summary = f"{compared} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
+        summary = f"{tensor_count} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
     return (
         f"The GGUF was not run, because llama-cpp-python is not installed (pip install 'loratory[llama-cpp]'). "
         f"Looked at: {summary}."
     )
 
 
-def _strange_header(reader: GGUFReader, written: WrittenGguf) -> Iterator[str]:
+def _strange_header(reader: GGUFReader, gguf: WrittenGguf) -> Iterator[str]:
     tokens = reader.get_field("tokenizer.ggml.tokens")
-    if tokens is None or len(tokens.data) < len(written.tokenizer.get_vocab()):
+    if tokens is None or len(tokens.data) < len(gguf.tokenizer.get_vocab()):
         yield "the vocabulary is smaller"
-    trained = written.tokenizer.chat_template
+    trained = gguf.tokenizer.chat_template
     if isinstance(trained, dict):  # several, with names: the file has the others under theirs
         trained = trained.get("default")
     if trained is None or _field(reader, "tokenizer.chat_template") != trained:
         yield "the chat template is not the trained one"
-    if _field(reader, "tokenizer.ggml.eos_token_id") != written.tokenizer.eos_token_id:
+    if _field(reader, "tokenizer.ggml.eos_token_id") != gguf.tokenizer.eos_token_id:
         yield "another token ends answers"
 
 
-def _compare_tensors(reader: GGUFReader, written: WrittenGguf) -> tuple[int, list[str]]:
+def _compare_tensors(reader: GGUFReader, gguf: WrittenGguf) -> tuple[int, list[str]]:
     names = _gguf_names(reader)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    merged = BaseFiles.open(written.merged, "the merged model")
-    compared, different = 0, []
+    merged = BaseFiles.open(gguf.merged, "the merged model")
+    tensor_count, different = 0, []
     for name, plan in merged.plans.items():
         tensor = tensors.get(names(name) or "")
         # Some families shift their norms, which are the tensors of one dimension; experts are stacked into one tensor.
@@ -291,10 +296,10 @@ def _compare_tensors(reader: GGUFReader, written: WrittenGguf) -> tuple[int, lis
         mean_square = float(
             np.square(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).mean(dtype=np.float64)
         )
-        compared += 1
-        if not abs(mean_square - expected) <= PRECISIONS[written.gguf_type].tolerance * expected:
+        tensor_count += 1
+        if not abs(mean_square - expected) <= PRECISIONS[gguf.gguf_type].tolerance * expected:
             different.append(name)
-    return compared, different
+    return tensor_count, different
 
 
 def _gguf_names(reader: GGUFReader) -> Callable[[str], str | None]:

@@ -14,7 +14,7 @@ import numpy as np
 from engine.errors import ModelError
 from engine.processes.messages import JsonObject, Request, serve
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
@@ -62,9 +62,9 @@ def sum_loss(params: JsonObject, request: Request) -> JsonObject:
     for number, row in enumerate(rows, start=1):
         llama.reset()
         llama.eval(row["ids"])
-        for place, label in enumerate(row["labels"][1:]):
+        for position, label in enumerate(row["labels"][1:]):
             if label >= 0:
-                pointer = llama_get_logits_ith(llama.ctx, place)
+                pointer = llama_get_logits_ith(llama.ctx, position)
                 logits = np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).astype(np.float64)
                 highest = logits.max()
                 total += float(highest + np.log(np.exp(logits - highest).sum()) - logits[label])
@@ -92,7 +92,7 @@ def quantize_file(params: JsonObject, request: Request) -> JsonObject:
     thread = threading.Thread(target=run, name="quantize", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(_LOOK_SECONDS)
+        thread.join(_POLL_SECONDS)
         request.progress({"bytes": target.stat().st_size if target.exists() else 0})
     if codes != [0] or not target.is_file():
         raise ModelError("llama.cpp cannot quantize this model.", "Choose f16 or q8_0; llama_cpp.log has its reason.")
@@ -113,7 +113,7 @@ def _load(gguf: str, context: int, *, every_logit: bool = False) -> Any:
 
 
 def _answer(
-    llama: Any, ids: list[int], count: int, end_ids: frozenset[int], forced: tuple[int, ...] | list[int] = ()
+    llama: Any, ids: list[int], count: int, end_ids: frozenset[int], forced_tokens: tuple[int, ...] | list[int] = ()
 ) -> tuple[list[int], np.ndarray]:
     """Return a greedy answer, or a forced one, with the logits before each of its tokens: (tokens, vocabulary)."""
     from llama_cpp import llama_get_logits_ith
@@ -126,7 +126,7 @@ def _answer(
         llama.eval(unread)
         pointer = llama_get_logits_ith(llama.ctx, -1)
         logits.append(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).copy())
-        answer.append(forced[number] if forced else int(np.argmax(logits[-1])))
+        answer.append(forced_tokens[number] if forced_tokens else int(np.argmax(logits[-1])))
         if answer[-1] in end_ids:
             break
         unread = answer[-1:]

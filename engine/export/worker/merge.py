@@ -49,7 +49,7 @@ class BaseFiles:
     """The weight files of a base model, read one tensor at a time."""
 
     folder: Path
-    places: Mapping[str, Path]  # file of each tensor, in the order of the files
+    files: Mapping[str, Path]  # file of each tensor, in the order of the files
     plans: Mapping[str, TensorPlan]
 
     @classmethod
@@ -59,7 +59,7 @@ class BaseFiles:
         Raises:
             ModelError: If a file is damaged, or holds what cannot be merged into.
         """
-        places: dict[str, Path] = {}
+        files: dict[str, Path] = {}
         plans: dict[str, TensorPlan] = {}
         for file in weight_files(folder, name):
             for record in read_safetensors_header(file, name):
@@ -68,13 +68,13 @@ class BaseFiles:
                         f"{name} holds {record.dtype} weights, which cannot be merged into.",
                         "Export the adapter, or train on a model in 16 or 32 bits.",
                     )
-                places[record.name] = file
+                files[record.name] = file
                 plans[record.name] = TensorPlan(record.name, str_to_torch_dtype[record.dtype], record.shape)
-        return cls(folder, places, plans)
+        return cls(folder, files, plans)
 
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor."""
-        with safe_open(self.places[name], framework="pt") as file:
+        with safe_open(self.files[name], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
@@ -144,8 +144,8 @@ def _header_bytes(tensors: Sequence[TensorPlan]) -> bytes:
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets = itertools.accumulate((tensor.size_bytes for tensor in tensors), initial=0)
-    for tensor, place in zip(tensors, itertools.pairwise(offsets), strict=True):
-        header[tensor.name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": place}
+    for tensor, offset_pair in zip(tensors, itertools.pairwise(offsets), strict=True):
+        header[tensor.name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offset_pair}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -168,22 +168,24 @@ class Merge:
     base: BaseFiles
     dtype: torch.dtype | None  # of what is written; None keeps that of each tensor
     changes: dict[str, Change] = field(default_factory=dict)
-    added: dict[str, torch.Tensor] = field(default_factory=dict)  # which the base has not, such as an untied head
+    added_tensors: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # which the base has not, such as an untied head
 
     def plans(self) -> list[TensorPlan]:
         """Return what will be written, in the order of the base's files."""
         own = [plan._replace(dtype=self._written_dtype(plan.dtype)) for plan in self.base.plans.values()]
         fallback = self.dtype or self.base.dtype
-        return own + [TensorPlan(name, fallback, tuple(tensor.shape)) for name, tensor in self.added.items()]
+        return own + [TensorPlan(name, fallback, tuple(tensor.shape)) for name, tensor in self.added_tensors.items()]
 
     def read(self, name: str) -> torch.Tensor:
         """One tensor of the merged model: computed in float32, rounded once."""
-        if name in self.added:
-            return self.added[name].to(self.dtype or self.base.dtype)
+        if name in self.added_tensors:
+            return self.added_tensors[name].to(self.dtype or self.base.dtype)
         tensor = self.base.read(name)
-        written = self._written_dtype(tensor.dtype)
+        written_dtype = self._written_dtype(tensor.dtype)
         change = self.changes.get(name)
-        return tensor.to(written) if change is None else change(tensor.float()).to(written)
+        return tensor.to(written_dtype) if change is None else change(tensor.float()).to(written_dtype)
 
     def _written_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if self.dtype is not None and dtype in FLOATS else dtype
@@ -231,7 +233,7 @@ def _replace(merge: Merge, name: str, tensor: torch.Tensor) -> None:
             raise NotByTensorError(f"{name} has another shape than in the base")
         merge.changes[name] = lambda _: tensor.float()
     else:
-        merge.added[name] = tensor
+        merge.added_tensors[name] = tensor
 
 
 def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: Any) -> None:
@@ -273,13 +275,13 @@ def untie_changed(merge: Merge) -> bool:
     PEFT trains a copy of the module that is named, so the other use keeps the base's weight. Returns whether weights were
     untied, which the configuration must say.
     """
-    changed = merge.changes.keys() | merge.added.keys()
-    untied = [pair for pair in tied_weights(merge.base.folder).items() if not changed.isdisjoint(pair)]
+    changed_names = merge.changes.keys() | merge.added_tensors.keys()
+    untied = [pair for pair in tied_weights(merge.base.folder).items() if not changed_names.isdisjoint(pair)]
     for pair in untied:
-        stored = next((name for name in pair if name in merge.base.plans), None)
+        stored_name = next((name for name in pair if name in merge.base.plans), None)
         for name in pair:
-            if stored is not None and name not in merge.base.plans and name not in merge.added:
-                merge.added[name] = merge.base.read(stored)
+            if stored_name is not None and name not in merge.base.plans and name not in merge.added_tensors:
+                merge.added_tensors[name] = merge.base.read(stored_name)
     return bool(untied)
 
 

@@ -12,7 +12,7 @@ import torch
 from pyarrow.parquet import ParquetWriter
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.chat.contract import Progress
+from engine.chat.contract import JobProgress
 from engine.config.objectives import objective_of
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
@@ -50,7 +50,7 @@ def run_script(home: LoratoryHome, params: JsonObject, request: Request) -> Json
     def report(message: str) -> None:
         if request.is_cancelled():
             raise CancelledRequestError()
-        request.progress(Progress(phase="writing", message=message).model_dump(mode="json"))
+        request.progress(JobProgress(phase="writing", message=message).model_dump(mode="json"))
 
     fetched: OnModelProgress = lambda progress: report(progress.message)  # noqa: E731
     source = resolve_model(order.config.model, home, fetched)
@@ -179,5 +179,5 @@ def _peft_arguments(facts: ScriptFacts, source: ModelSource) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.location), trust_remote_code=False)
     adapter = facts.config.adapter
     chosen = method_trainer(adapter.method).model_arguments(model, adapter, source)
-    named = {name: facts.model.location if value == source.location else value for name, value in chosen.items()}
-    return facts.peft_arguments | {name: value for name, value in named.items() if value is not None}
+    public = {name: facts.model.location if value == source.location else value for name, value in chosen.items()}
+    return facts.peft_arguments | {name: value for name, value in public.items() if value is not None}

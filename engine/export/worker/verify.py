@@ -11,7 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig
 
 from engine.chat.contract import PromptView
-from engine.chat.worker.answer import TalkingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
+from engine.chat.worker.answer import DecodingTokenizer, end_token_ids, load_chat_tokenizer, render_prompt
 from engine.chat.worker.weights import BranchWeights, Weights
 from engine.config.run import RunConfig
 from engine.data.conversation import Message
@@ -19,7 +19,7 @@ from engine.data.passes.prepare import prepare_dataset, spread_evenly
 from engine.data.render.tokenize import TokenizedRow
 from engine.errors import EngineError
 from engine.evaluation.general_text import general_rows
-from engine.export.worker.write import ExportUnderWay
+from engine.export.worker.write import ExportTask
 from engine.runs.run import RunFolder
 from engine.training.failure import is_out_of_memory
 
@@ -63,7 +63,7 @@ class RecordedAnswer:
     logits: torch.Tensor  # (answer tokens, vocabulary): before each token of the answer, all read at once
 
 
-class Measured(NamedTuple):
+class ModelDifference(NamedTuple):
     """How far two models are apart."""
 
     largest_logit_difference: float  # between two logits
@@ -80,31 +80,31 @@ class Reference:
     """
 
     def __init__(self, live: Weights, folder: Path, on_answer: OnAnswer) -> None:
-        tokenizer = load_chat_tokenizer([folder], live.place.folder, live.place.name)
+        tokenizer = load_chat_tokenizer([folder], live.spec.folder, live.spec.name)
         branch = live.branch("tuned")
         end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
         prompts = [render_prompt((Message("user", question),), tokenizer) for question in QUESTIONS]
         answers: list[RecordedAnswer] = []
         for draft, prompt in zip(draft_answers(branch, prompts, end_ids, ANSWER_TOKENS), prompts, strict=True):
-            answers.append(record(branch, prompt, end_ids, draft))
+            answers.append(record_answer(branch, prompt, end_ids, draft))
             on_answer(len(answers) / len(prompts))
         self.answers = tuple(answers)
         self.end_ids = end_ids
 
-    def compare(self, written: BranchWeights, on_answer: OnAnswer) -> Measured:
+    def compare(self, other: BranchWeights, on_answer: OnAnswer) -> ModelDifference:
         """Ask another model the same.
 
         Its greedy answer is the run's if at each place, after the words before it, the same token comes first.
         """
         difference, equal = 0.0, 0
-        for number, one in enumerate(self.answers, start=1):
-            logits = _logits(written, one.prompt, one.answer)
-            difference = max(difference, float((logits - one.logits).abs().max()))
-            equal += torch.equal(logits.argmax(dim=-1), one.logits.argmax(dim=-1))
+        for number, record in enumerate(self.answers, start=1):
+            logits = _logits(other, record.prompt, record.answer)
+            difference = max(difference, float((logits - record.logits).abs().max()))
+            equal += torch.equal(logits.argmax(dim=-1), record.logits.argmax(dim=-1))
             on_answer(number / len(self.answers))
-        return Measured(difference, equal)
+        return ModelDifference(difference, equal)
 
-    def rounding_effect(self, live: BranchWeights, written: torch.dtype) -> float:
+    def rounding_effect(self, live: BranchWeights, written_dtype: torch.dtype) -> float:
         """Return how far logits move when every number moves at random by up to a unit in its last place.
 
         What a rounding error of one weight does to a logit depends on the model, so it is measured on the recorded branch,
@@ -114,20 +114,22 @@ class Reference:
         """
         model = live.holder.model
         random = torch.Generator(model.device).manual_seed(0)
-        computed = torch.finfo(model.dtype).eps
+        epsilon = torch.finfo(model.dtype).eps
         with torch.inference_mode():
             for parameter in model.parameters():
                 if parameter.is_floating_point():
-                    parameter.copy_(_perturb(parameter, max(torch.finfo(written).eps, computed), random))
+                    parameter.copy_(_perturb(parameter, max(torch.finfo(written_dtype).eps, epsilon), random))
         effect = 0.0
-        with _results_moved(model, computed, random):
-            for one in self.answers:
-                logits = _logits(live, one.prompt, one.answer)
-                effect = max(effect, float((logits - one.logits).abs().max()))
+        with _results_moved(model, epsilon, random):
+            for record in self.answers:
+                logits = _logits(live, record.prompt, record.answer)
+                effect = max(effect, float((logits - record.logits).abs().max()))
         return _MARGIN * effect
 
 
-def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]) -> RecordedAnswer:
+def record_answer(
+    branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]
+) -> RecordedAnswer:
     """Return the greedy answer to one prompt; what a draft has right need not be written token by token.
 
     Reading a draft at once shows the token that comes first at each of its places. As far as it is the draft's, that is
@@ -137,7 +139,7 @@ def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], d
     if draft:
         logits = _logits(branch, prompt, draft)
         first = logits.argmax(dim=-1).tolist()
-        right = next((place for place, token in enumerate(draft) if token != first[place]), len(draft))
+        right = next((index for index, token in enumerate(draft) if token != first[index]), len(draft))
         answer = first[: right + 1]
         if right == len(draft) and _is_over(answer, end_ids):
             return RecordedAnswer(prompt, tuple(answer), logits)
@@ -211,16 +213,16 @@ def draft_answers(
     )
     try:
         with torch.inference_mode():
-            written = branch.holder.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            sequences = branch.holder.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return [()] * len(prompts)
-    return [_until_end(row, end_ids) for row in written[:, ids.shape[1] :].tolist()]
+    return [_until_end(row, end_ids) for row in sequences[:, ids.shape[1] :].tolist()]
 
 
 def _until_end(tokens: Sequence[int], end_ids: frozenset[int]) -> tuple[int, ...]:
-    length = next((place for place, token in enumerate(tokens, start=1) if token in end_ids), len(tokens))
+    length = next((index for index, token in enumerate(tokens, start=1) if token in end_ids), len(tokens))
     return tuple(tokens[:length])
 
 
@@ -239,7 +241,7 @@ class PerplexityRows(NamedTuple):
         return sum(label >= 0 for row in self.rows for label in row.labels[1:])
 
 
-def choose_rows(export: ExportUnderWay, tokenizer: TalkingTokenizer) -> PerplexityRows:
+def choose_rows(export: ExportTask, tokenizer: DecodingTokenizer) -> PerplexityRows:
     """Return rows that the run held out; general text where it held none out, or its data is gone."""
     rows = (
         _held_out(export, RunFolder(export.order.run).read_config(), tokenizer) if export.order.run is not None else []
@@ -249,7 +251,7 @@ def choose_rows(export: ExportUnderWay, tokenizer: TalkingTokenizer) -> Perplexi
     return PerplexityRows(general_rows(tokenizer), "general text")
 
 
-def _held_out(export: ExportUnderWay, config: RunConfig, tokenizer: TalkingTokenizer) -> list[TokenizedRow]:
+def _held_out(export: ExportTask, config: RunConfig, tokenizer: DecodingTokenizer) -> list[TokenizedRow]:
     if config.dataset.eval_fraction == 0:
         return []
     export.report("verifying", "Reading the held-out rows.")
@@ -271,7 +273,7 @@ def _held_out(export: ExportUnderWay, config: RunConfig, tokenizer: TalkingToken
     return [row for row in cut if any(label >= 0 for label in row.labels[1:])]
 
 
-def mean_loss(branch: BranchWeights, rows: PerplexityRows, export: ExportUnderWay) -> float:
+def mean_loss(branch: BranchWeights, rows: PerplexityRows, export: ExportTask) -> float:
     """Return the mean loss of a loaded model over all trained tokens, in nats."""
     total = 0.0
     for number, row in enumerate(rows.rows, start=1):
