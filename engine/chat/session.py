@@ -194,7 +194,7 @@ class ChatSession:
         Closing the iterator early stops the generation.
 
         Raises:
-            RunError: If no model is loaded, it has no such branch, or it is replaced or unloaded meanwhile.
+            RunError: If no model is loaded, it has no such branch, or it is replaced or unloaded during the answer.
             ModelError: If the conversation does not fit the context or the chat template.
             DeviceError: If memory runs out.
         """
@@ -204,7 +204,7 @@ class ChatSession:
             raise RunError(
                 f"{active.model.name} is loaded without a {missing[0]} branch; it has "
                 f"{', '.join(active.model.branches)}.",
-                "Ask one of these, or load a run.",
+                "Use one of these, or load a run.",
             )
         number = active.process.reserve_id()
         with self._lock:

@@ -72,7 +72,7 @@ def export(
         _report(result)
     if result.verified is not None and not result.verified.passed:
         fix = "Do not use it; export the adapter instead, and please report this."
-        raise RunError(f"What was written {result.verified.difference}.", fix)
+        raise RunError(f"The export {result.verified.difference}.", fix)
 
 
 def _announce_sizes(target: ChatTarget, home: LoratoryHome) -> None:

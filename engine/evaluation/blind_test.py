@@ -25,7 +25,7 @@ class Pair(FrozenModel):
     """Two answers to one prompt, in the order in which they are shown."""
 
     prompt: str
-    reference: str = ""  # empty if the right answer is unknown
+    reference: str = ""  # empty if there is none
     left: Branch
     right: Branch
     answers: dict[Branch, str]

@@ -1,4 +1,4 @@
-"""Putting a result on the Hugging Face Hub: exported and verified here first, then uploaded and committed in one piece."""
+"""Push a run or an adapter to the Hugging Face Hub: export and verify it, then upload everything in one commit."""
 
 import hashlib
 import json
@@ -27,9 +27,9 @@ from engine.processes.spawn import Access
 
 WORKER_MODULE = "engine.export.push_upload"
 
-_KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
+_KEPT_SECONDS = 7 * 24 * 3600.0  # an interrupted push's export is kept this long for the next attempt
 _SHARD_GB = 2.0  # an interrupted upload resumes per file
-# What libraries of the process might say or draw would end in a log.
+# Progress bars would end up in the log.
 _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 
 
@@ -37,7 +37,7 @@ _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY":
 class PushJob:
     """One push; can be stopped from another thread.
 
-    What an interrupted push has prepared and sent is used by the next one.
+    The next push reuses the export and the uploads of an interrupted one.
     """
 
     home: LoratoryHome
@@ -48,14 +48,14 @@ class PushJob:
     _process: JsonLinesProcess | None = field(default=None, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> PushResult:
-        """Check, prepare, upload, commit. Whatever happens before the commit, the repository shows nothing of it.
+        """Check, export, upload and commit; before the commit, nothing is visible in the repository.
 
         Raises:
-            PushError: If the name cannot be a repository's, there is no token, the Hub refuses, or a file holds what must
-                not leave this machine.
+            PushError: If the repository name is invalid, there is no token, the Hub refuses, or a file has private
+                content.
             HubUnreachableError: If the Hub does not answer.
-            RunError: If the run has no adapter yet, or what was written differs from it.
-            ModelError: If this result cannot be had in this form.
+            RunError: If the run has no adapter yet, or the export differs from it.
+            ModelError: If this kind of export does not support the adapter.
             DeviceError: If the device for the verification is in use.
             StorageError: If the disk is too small.
             CancelledRequestError: If it was stopped.
@@ -68,12 +68,12 @@ class PushJob:
             WORKER_MODULE,
             log_file=self.home.logs / "push.log",
             environment=_ENVIRONMENT,
-            access=() if self.home.owner else (Access.HUB,),  # a person of a lab gives a token of their own
+            access=() if self.home.owner else (Access.HUB,),  # people of a lab use their own tokens
             restarts=False,
         )
 
         token = self.request.token
-        self.request = self.request.model_copy(update={"token": None})  # it serves this one push
+        self.request = self.request.model_copy(update={"token": None})  # not needed again
 
         def call(method: str, params: dict[str, Any]) -> dict[str, Any]:
             return process.call(
@@ -98,17 +98,17 @@ class PushJob:
         return answer.model_copy(update={"verified": export.verified, "notes": (*export.notes, *answer.notes)})
 
     def stop(self) -> None:
-        """End it within seconds, in the midst of a file too; nothing of it is committed."""
+        """Stop within seconds, even in the middle of a file; nothing is committed."""
         self._stopped.set()
         if (export := self._export) is not None:
             export.stop()
-        if (process := self._process) is not None:  # at once: what would have arrived within seconds is not committed
+        if (process := self._process) is not None:  # immediately, before the commit
             process.close(timeout_seconds=0.0)
 
     def _preparation_folder(self, plan: LoadPlan, folder: Path, repository: str) -> Path:
-        """Return the folder to prepare in, whose name changes with everything that decides what is written.
+        """Return the folder for the export, named by a hash of everything that determines its content.
 
-        What is too old to be resumed is removed from those of other pushes.
+        Folders of old pushes are deleted.
         """
         pushes = self.home.cache / "pushes"
         pushes.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ class PushJob:
         return pushes / hashlib.sha256(decisive.encode()).hexdigest()[:24]
 
     def _prepare(self, folder: Path, name: str, on_progress: OnProgress) -> ExportResult:
-        """Export into a folder that outlives an interruption, so the next attempt need not merge again."""
+        """Export, or return the finished export of an interrupted push."""
         former = read_model(folder / "export.json", ExportResult)
         if former is not None:
             return former
@@ -147,16 +147,16 @@ class PushJob:
         if result.verified is not None and not result.verified.passed:
             shutil.rmtree(folder, ignore_errors=True)
             raise RunError(
-                f"What was written {result.verified.difference}, so nothing was sent.",
+                f"The export {result.verified.difference}, so nothing was sent.",
                 "Push the adapter instead, and please report this.",
             )
         write_atomically(folder / "export.json", result.model_dump_json())
         return result
 
     def _order(self, folder: Path, plan: LoadPlan, trained: PlannedWeights, repository: str) -> UploadOrder:
-        """Write the card with the name of the repository, and return what the process is to send."""
+        """Write the card with the name of the repository, and return the request for the upload."""
         tuned = self.request.target.tuned
-        assert tuned is not None  # else nothing is planned that was trained
+        assert tuned is not None  # `require_trained` refuses a base alone
         source = resolve_model(plan.model, plan.home(self.home), part=ModelPart.CONFIG)
         kind, run = self.request.settings.kind, run_in(tuned.folder)
         card = write_card(plan, kind, repository, source, run=run, checkpoint=tuned.checkpoint)

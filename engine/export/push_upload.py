@@ -1,7 +1,7 @@
-"""The process that talks to the Hub: `python -P -m engine.export.push_upload`, JSON lines on stdio; has no torch.
+"""The process that uploads to the Hub: `python -P -m engine.export.push_upload`, JSON lines on stdio, without torch.
 
-Everything appears in one commit. A process of its own can be ended in the middle of a large file. The token comes from the
-environment or the login, is found here, and goes nowhere but to the Hub.
+A separate process can be ended in the middle of a large file. The token comes from the request, the environment or the
+login, and is sent to the Hub alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,25 +29,25 @@ _MAIN = "main"
 
 
 class _Repository(NamedTuple):
-    """The present state of a repository on the Hub."""
+    """The current state of a repository on the Hub."""
 
     is_private: bool
-    commit: str | None  # of the branch; None where the branch is missing
+    commit: str | None  # of the branch; None if there is no such branch
     sizes: dict[str, int]  # bytes by name, of that commit
 
 
 @dataclass
 class HubPush:
-    """One push, as far as the Hub is concerned. Everything in it can be repeated without doing anything twice."""
+    """The requests to the Hub of one push. Each can be repeated safely."""
 
     api: HfApi  # with the token in it
     report: OnProgress
     patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
 
     def accounts(self) -> list[str]:
-        """Return the name of the account whose token this is, and those of its organizations.
+        """Return the names of the token's account and its organizations.
 
-        The account sees their repositories; writing needs a right of its own.
+        The account sees their repositories, but may not be allowed to write to them.
 
         Raises:
             PushError: If the Hub does not accept the token.
@@ -57,11 +57,11 @@ class HubPush:
         return [str(account["name"]) for account in (answer, *(answer.get("orgs") or ()))]
 
     def check(self, name: str, settings: PushConfig) -> str:
-        """Find out what would speak against a push, before anything is prepared, and return the repository's full name.
+        """Check that a push is possible, and return the repository's full name.
 
         Raises:
-            PushError: If the repository is more public than wanted, holds something of another kind, or would have to be
-                made for an owner whom the account does not belong to.
+            PushError: If the repository is public but should be private, has weights of another kind, or belongs to an owner
+                that the account is not a member of.
             HubUnreachableError: If the Hub does not answer.
         """
         own = self.accounts()
@@ -73,17 +73,17 @@ class HubPush:
         owner = repository.partition("/")[0]
         if owner.casefold() not in {name.casefold() for name in own}:
             raise PushError(
-                f"There is no {repository} that you can see, and {own[0]} may not make one for {owner}.",
+                f"{repository} does not exist or is not visible to {own[0]}, who may not create it for {owner}.",
                 f"Name an owner that your token may write to: {', '.join(own[:10])}.",
             )
         return repository
 
     def upload(self, order: UploadOrder) -> PushResult:
-        """Make the repository, send what it lacks, and commit all of it at once.
+        """Create the repository, upload the files that it lacks, and commit them all at once.
 
         Raises:
-            PushError: If a file must not leave this machine, or the Hub refuses.
-            HubUnreachableError: If the Hub does not answer for too long; what was sent until then need not be sent again.
+            PushError: If a file has private content, or the Hub refuses.
+            HubUnreachableError: If the Hub does not answer for too long; the next push resumes the upload.
             StorageError: If a file cannot be read.
         """
         settings, repository = order.settings, order.repository
@@ -93,11 +93,13 @@ class HubPush:
         total = size(sum(file.size_bytes for file in files))
         self._report("uploading", f"Uploading {len(files)} files ({total}) to {repository}.")
         commit = self._request("uploading", repository, partial(self._commit, order, files))
-        self._report("committing", f"Checking what arrived in {repository}.")
+        self._report("committing", f"Checking the commit in {repository}.")
         stored_state = self._request("committing", repository, partial(self._require, repository, commit))
-        notes = [f"{name} is not part of the result and was not sent." for name in left_out]
+        notes = [f"{name} is not part of the export and was not sent." for name in left_out]
         if stored_state.is_private and not settings.private:
-            notes.insert(0, f"{repository} was private already and stays so; its settings on the Hub can change that.")
+            notes.insert(
+                0, f"{repository} was private already and stays private; change that in its settings on the Hub."
+            )
         return PushResult(
             url=url,
             commit=commit,
@@ -108,7 +110,7 @@ class HubPush:
         )
 
     def _make(self, order: UploadOrder) -> str:
-        """Make the repository and the branch where they are missing; return the address."""
+        """Create the repository and the branch if needed; return their URL."""
         repository, branch = order.repository, order.settings.revision
         url = str(self.api.create_repo(repository, private=order.settings.private, exist_ok=True))
         if branch in (None, _MAIN):
@@ -117,10 +119,10 @@ class HubPush:
         return f"{url}/tree/{branch}"
 
     def _commit(self, order: UploadOrder, files: Sequence[ExportedFile]) -> str:
-        """Commit everything at once, or nothing; return the id of the commit.
+        """Commit all files at once; return the id of the commit.
 
-        An answer may get lost after the commit was made, so the branch is read first: what is there already is not a
-        change, and without a change the newest commit is the answer.
+        The response to an earlier attempt may have been lost, so the branch is read first: without a change, its newest
+        commit is returned.
         """
         settings, repository, branch = order.settings, order.repository, order.settings.revision or _MAIN
         present = self._require(repository, branch)
@@ -137,9 +139,9 @@ class HubPush:
                 commit_message=order.message,
                 revision=branch,
                 parent_commit=present.commit,
-                num_threads=1,  # an interrupted upload has then sent whole files
+                num_threads=1,  # so an interrupted upload has complete files
             )
-        except (ConnectionError, TimeoutError):  # of the native uploader (Xet), which a Hub may not have
+        except (ConnectionError, TimeoutError):  # of the native uploader (Xet), which not every Hub supports
             constants.HF_HUB_DISABLE_XET = True
             raise
         return str(commit.oid)
@@ -151,7 +153,7 @@ class HubPush:
         return present
 
     def _read(self, repository: str, revision: str) -> _Repository | None:
-        """Return the repository at a branch or commit; None where there is none that this account can see."""
+        """Return the repository at a branch or commit; None if the account cannot see one."""
         try:
             info = self.api.model_info(repository, revision=revision, files_metadata=True)
         except RepositoryNotFoundError:
@@ -174,18 +176,18 @@ class HubPush:
 
 
 def _refuse_conflict(repository: str, present: _Repository, kind: PushKind, *, private: bool) -> None:
-    """Never publish what was to stay private, and never mix two kinds of weights, which loaders then guess about."""
+    """Refuse a public repository for a private push, and a second kind of weights, which makes loading ambiguous."""
     if private and not present.is_private:
         raise PushError(
-            f"{repository} exists and is public, and this push is to be private.",
-            "Choose another name, or push it as public on purpose.",
+            f"{repository} is public, but this push should be private.",
+            "Choose another name, or push it as public.",
         )
     pushed = KINDS[kind]
     for other in KINDS.values():
         names = sorted(name for name in present.sizes if other.holds_weights(name)) if other is not pushed else []
         if names:
             raise PushError(
-                f"{repository} already holds {other.noun} ({names[0]}); with {pushed.noun} added, it would be unclear "
+                f"{repository} already has {other.noun} ({names[0]}); with {pushed.noun} added, it would be unclear "
                 "which one to load.",
                 "Choose another repository, or another branch.",
             )
@@ -199,13 +201,13 @@ def _push_of(personal_token: str | None, request: Request) -> HubPush:
 
 
 def check(params: JsonObject, request: Request) -> JsonObject:
-    """Return the repository's full name, unless something speaks against the push."""
+    """Check that a push is possible; return the repository's full name."""
     push = _push_of(params.pop("token", None), request)
     return {"repository": push.check(params["repository"], PushConfig.model_validate(params["settings"]))}
 
 
 def upload(params: JsonObject, request: Request) -> JsonObject:
-    """Send a folder; what must not leave this machine is looked for first."""
+    """Upload a folder, after a search for private content."""
     push = _push_of(params.pop("token", None), request)
     return push.upload(UploadOrder.model_validate(params)).model_dump(mode="json")
 

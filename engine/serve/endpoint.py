@@ -32,7 +32,7 @@ class ClientGoneError(Exception):
 
 
 def build_endpoint(model: ServedModel) -> Starlette:
-    """Make the application that answers for a model."""
+    """Build the application that serves a model."""
     endpoint = _Endpoint(model)
     return Starlette(
         routes=[
@@ -68,14 +68,14 @@ class _Endpoint:
         try:
             completion = read_request(await _read_json(request))
             branch = self._model.branch(completion.model)
-            # The chat is asked with the values that the page uses, so the prompt is the same.
+            # The same request as the page's, so the prompt is the same.
             messages = tuple(message.as_message() for message in completion.messages)
             question = ChatRequest(messages=messages, branches=(branch,), sampling=completion.sampling())
             return await _unless_gone(self._answer(completion, question), request.receive)
         except RefusedRequestError as refusal:
             return refusal.response()
         except EngineError as error:
-            # Where the device is in use, asking again later may help.
+            # If the device is in use, a later request may succeed.
             return _as_refusal(error).response({"Retry-After": "30"} if isinstance(error, DeviceError) else None)
         except ClientGoneError:
             return Response(status_code=499)  # the client is gone
@@ -90,7 +90,7 @@ class _Endpoint:
             async for last in chunks:
                 text += last.text
             return JSONResponse(form.whole(text, last))
-        # What is wrong with the conversation shows before its first token, and then is an answer with a status.
+        # Errors before the first token become an answer with a status.
         first = await anext(chunks)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(_events(form, first, chunks), headers=headers, media_type="text/event-stream")
@@ -117,14 +117,14 @@ async def _events(
     except EngineError as error:
         yield _event(_as_refusal(error).body)
     finally:
-        await rest.aclose()  # which stops the model
+        await rest.aclose()  # stops the model
 
 
 async def _unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """Do something for as long as the client waits for it.
+    """Return the result of some work, or cancel it when the client disconnects.
 
     Raises:
-        ClientGoneError: If it does not; the work is cancelled then, with everything that it started.
+        ClientGoneError: If the client has disconnected.
     """
 
     async def wait_until_gone() -> None:
@@ -181,10 +181,14 @@ def serve_model(
     on_listening: Callable[[str, Sequence[str]], None],
     load: Callable[[], object],
 ) -> None:
-    """Load the model, then answer until Ctrl-C or SIGTERM; the model's process has ended when this returns.
+    """Load the model and serve it until Ctrl-C or SIGTERM; its process has ended when this returns.
 
-    `host` is a loopback address; port 0 takes any that is free. `load` loads the model, as `served.load` does. Then
-    `on_listening` gets what clients call `base_url`, and the names of the models.
+    Args:
+        model: The model to serve.
+        host: A loopback address.
+        port: The port; 0 for any free one.
+        on_listening: Called with the `base_url` for clients, and the names of the models.
+        load: Loads the model, as `model.load` does.
 
     Raises:
         DeviceError: If the address cannot be used, or the device is in use.
@@ -193,7 +197,7 @@ def serve_model(
     if port != 0 or host not in LOOPBACK_HOSTS:
         refuse_unless_usable(host, port)
     listener = bound_socket(host, port)
-    # uvicorn ends in order and then raises the signal again; that one must not kill us before the model has gone.
+    # uvicorn shuts down and raises the signal again, which must not end this process before the model is unloaded.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         load()
@@ -206,7 +210,7 @@ def serve_model(
             server_header=False,
             timeout_graceful_shutdown=3,
         )
-        listener.listen()  # who comes from now on is kept waiting for a moment and not refused
+        listener.listen()  # connections wait until the server accepts them
         host_text = f"[{host}]" if ":" in host else host
         on_listening(f"http://{host_text}:{listener.getsockname()[1]}/v1", model.listed_names)
         uvicorn.Server(config).run(sockets=[listener])

@@ -44,7 +44,7 @@ def session(tmp_path_factory):
 
 @pytest.fixture(scope="module", autouse=True)
 def answers_can_be_held():
-    """A tiny model writes 200 tokens within the moment in which a test looks away."""
+    """Use a worker that can be held: a tiny model generates 200 tokens too quickly to observe."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("engine.chat.session.WORKER_MODULE", HELD_WORKER)
         yield
@@ -52,7 +52,7 @@ def answers_can_be_held():
 
 @pytest.fixture
 def hold(session):
-    """Long answers stop after their first token; `hold.unlink()` lets them continue."""
+    """Hold long answers after their first token; `hold.unlink()` lets them continue."""
     with hold_worker(session.home) as file:
         yield file
 

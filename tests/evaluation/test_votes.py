@@ -96,7 +96,7 @@ def test_pairs_are_a_dataset_that_is_recognized(store):
     path, pairs = store.snapshot()
 
     out = "2 ties, 1 pair whose better answer was cut off, 1 pair with an empty answer"
-    assert pairs.words == f"1 pair. Left out: {out}."
+    assert pairs.summary == f"1 pair. Left out: {out}."
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     (row,) = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
     detection = detect_format(DatasetConfig(source="x"), [row])

@@ -6,7 +6,7 @@ from tests.export.push_folders import adapter_folder
 
 
 def verification(passed: bool, largest_difference: float = 0.5, allowed_difference: float = 0.1) -> Verification:
-    """What comparing an export with its run gave."""
+    """Return the verification of an export."""
     return Verification(
         passed=passed,
         comparison="the export with the run",

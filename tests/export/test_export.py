@@ -114,7 +114,7 @@ def test_16_bits_that_turn_answers_are_taken_only_where_they_are_asked_for(home,
 
 @pytest.fixture
 def run_with_templates(run_of_close_calls, tmp_path) -> Path:
-    """A run whose tokenizer has a chat template for tools as well."""
+    """Return a run whose tokenizer has a chat template for tools as well."""
     run = shutil.copytree(run_of_close_calls, tmp_path / "run-with-templates")
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}

@@ -75,7 +75,7 @@ def test_the_folder_holds_the_file_its_modelfile_and_a_card(home, run, tmp_path)
     assert 'TEMPLATE """{{ $last := "" }}' in modelfile
     assert result.verified is None
     # Two layers of seven matrices, the embedding and the head.
-    assert any("Looked at: 16 tensors hold what the merged ones do" in note for note in result.notes)
+    assert any("Checked: 16 tensors agree with the merged model" in note for note in result.notes)
 
 
 @pytest.mark.parametrize("prompts", [("Be brief.", "Be brief."), ("Be brief.", "Be long."), None])
@@ -104,7 +104,7 @@ def test_a_run_with_several_chat_templates_is_compared_by_the_default_one(home, 
 
     result = export(home, run, tmp_path / "out", checkout, keep_merged=True)
 
-    assert any("the vocabulary and the chat template too" in note for note in result.notes), result.notes
+    assert any("so do the vocabulary and the chat template" in note for note in result.notes), result.notes
     assert (tmp_path / "out" / "merged" / "additional_chat_templates" / "tool_use.jinja").is_file()
 
 
@@ -138,14 +138,14 @@ def test_auto_keeps_the_sixteen_bits_of_the_base(home, run, tmp_path):
 def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run, tmp_path):
     result = export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp", "forgetful"), gguf_type="f16")
 
-    assert any("model.layers.1.mlp.down_proj.weight holds something else" in note for note in result.notes)
+    assert any("model.layers.1.mlp.down_proj.weight differs" in note for note in result.notes)
 
 
 @pytest.mark.exhaustive(quick=2)
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("ERROR:hf-to-gguf:Model MysteryForCausalLM is not supported", "does not know the architecture .*Mystery"),
+        ("ERROR:hf-to-gguf:Model MysteryForCausalLM is not supported", "does not support the architecture .*Mystery"),
         ("NotImplementedError: BPE pre-tokenizer was not recognized", "BPE pre-tokenizer was not recognized"),
         ("ModuleNotFoundError: No module named 'sentencepiece'", "lacks the Python package sentencepiece"),
         ("OSError: cannot read /home/somebody/secret/model.bin", r"\(OSError: cannot read model.bin\)"),
@@ -201,7 +201,7 @@ def test_an_unknown_architecture_is_refused_before_anything_is_merged(home, base
     run = write_run(tmp_path / "run", gemma, lora())
     request = RecordedRequest()
 
-    with pytest.raises(ModelError, match="does not know the architecture of gemma, GemmaForCausalLM"):
+    with pytest.raises(ModelError, match="does not support the architecture of gemma, GemmaForCausalLM"):
         export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), request)
     assert not any("merged weights" in progress["message"] for progress in request.progress_log)
 

@@ -186,7 +186,7 @@ def test_a_base_whose_files_are_quantized_is_refused(base, tmp_path):
     text = json.dumps(header).encode()
     (copy / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
-    with pytest.raises(ModelError, match="holds F4 weights, which cannot be merged into"):
+    with pytest.raises(ModelError, match="has F4 weights, which cannot be merged into"):
         BaseFiles.open(copy, "packed")
 
 

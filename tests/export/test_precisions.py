@@ -108,5 +108,5 @@ def test_quantizing_without_llama_cpp_is_refused_before_anything_starts(monkeypa
 
     for name in ("auto", "f16", "bf16", "q8_0"):
         require_quantizer(name)
-    with pytest.raises(ModelError, match=r"q4_k_m takes llama.cpp's library.*pip install 'loratory\[llama-cpp\]'"):
+    with pytest.raises(ModelError, match=r"q4_k_m needs llama.cpp's library.*pip install 'loratory\[llama-cpp\]'"):
         require_quantizer("q4_k_m")

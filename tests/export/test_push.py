@@ -128,7 +128,7 @@ def test_a_name_alone_belongs_to_the_account(hub, home, run):
 def test_an_owner_who_is_another_person_is_refused_before_anything_is_prepared(hub, home, run):
     export = QuickExport()
 
-    with pytest.raises(PushError, match="ada may not make one for someone") as error_info:
+    with pytest.raises(PushError, match="not visible to ada, who may not create it for someone") as error_info:
         job(home, run, export, repository="someone/else").run()
 
     assert "ada, lab" in error_info.value.fix
@@ -172,7 +172,7 @@ def test_what_differs_from_its_run_is_not_sent(hub, home, run):
 
 @pytest.mark.parametrize("extra", [f"{{# {TOKEN} #}}", "{# see /home/somebody/notes #}"])
 def test_a_file_that_says_too_much_is_not_sent(hub, home, run, extra):
-    with pytest.raises(PushError, match=r"chat_template\.jinja holds (an access token|a path)") as error_info:
+    with pytest.raises(PushError, match=r"chat_template\.jinja contains (an access token|a path)") as error_info:
         job(home, run, QuickExport(extra=extra)).run()
     assert TOKEN not in str(error_info.value)
     assert hub.repositories == {}

@@ -67,7 +67,7 @@ def test_chat_templates_with_names_are_sent_and_read_for_secrets_first(tmp_path,
     assert "additional_chat_templates/tool_use.jinja" in {file.name for file in intended_files(folder, kind)[0]}
     check(folder)
     template.write_text("{# /home/somebody/secret #}")
-    with pytest.raises(PushError, match=r"tool_use\.jinja holds a path"):
+    with pytest.raises(PushError, match=r"tool_use\.jinja contains a path"):
         check(folder)
 
 
@@ -103,7 +103,7 @@ def test_what_an_export_writes_passes(tmp_path):
     for folder in (adapter_folder(tmp_path / "one"), merged_folder(tmp_path / "two")):
         check(folder, places=(tmp_path,))
         (folder / "README.md").write_text(f"Made in {tmp_path}.")
-        with pytest.raises(PushError, match=r"README\.md holds"):
+        with pytest.raises(PushError, match=r"README\.md contains"):
             check(folder, places=(tmp_path,))
 
 
@@ -119,7 +119,7 @@ def test_a_folder_is_found_in_a_configuration(tmp_path, value):
     folder = adapter_folder(tmp_path / "out")
     change(folder, base_model_name_or_path=value)
 
-    with pytest.raises(PushError, match=r"adapter_config\.json holds a path") as error_info:
+    with pytest.raises(PushError, match=r"adapter_config\.json contains a path") as error_info:
         check(folder)
     assert value not in str(error_info.value)
 
@@ -131,7 +131,7 @@ def test_what_only_looks_like_one_is_not(tmp_path, value):
 
     check(folder)
     change(folder, auto_mapping={"text": [value, "/home/ada/models"]})
-    with pytest.raises(PushError, match="holds a path"):
+    with pytest.raises(PushError, match="contains a path"):
         check(folder)
 
 
@@ -140,7 +140,7 @@ def test_a_token_is_found_wherever_it_stands(tmp_path, name):
     folder = adapter_folder(tmp_path / "out")
     (folder / name).write_text(json.dumps({"note": f"x{TOKEN}y"}))
 
-    with pytest.raises(PushError, match=f"{name} holds an access token") as error_info:
+    with pytest.raises(PushError, match=f"{name} contains an access token") as error_info:
         check(folder)
     assert TOKEN not in str(error_info.value)
 
@@ -158,7 +158,7 @@ def test_this_machines_own_folders_are_found_even_in_a_vocabulary(tmp_path, name
     folder = adapter_folder(tmp_path / "out")
     (folder / name).write_text(json.dumps({"note": f"{tmp_path}/x"}))
 
-    with pytest.raises(PushError, match="holds a path"):
+    with pytest.raises(PushError, match="contains a path"):
         check(folder, places=(tmp_path,))
 
 
@@ -167,7 +167,7 @@ def test_a_path_is_found_in_the_header_of_weights(tmp_path):
     weights = {"a": np.zeros(2, np.float32)}
     save_file(weights, folder / "adapter_model.safetensors", metadata={"made_in": "/home/ada/runs/7"})
 
-    with pytest.raises(PushError, match=r"adapter_model\.safetensors holds a path"):
+    with pytest.raises(PushError, match=r"adapter_model\.safetensors contains a path"):
         check(folder)
 
 
@@ -175,5 +175,5 @@ def test_weights_that_are_none_are_not_sent(tmp_path):
     folder = adapter_folder(tmp_path / "out")
     (folder / "adapter_model.safetensors").write_bytes(b"\x80\x04pickle")
 
-    with pytest.raises(PushError, match="no valid safetensors header"):
+    with pytest.raises(PushError, match="an invalid safetensors header"):
         check(folder)

@@ -234,7 +234,7 @@ def test_an_adapter_and_a_model_are_not_mixed(hub, tmp_path):
     Pusher(hub).push(merged_folder(tmp_path / "one"), kind="merged")
     before = hub.repositories[NAME].files()
 
-    with pytest.raises(PushError, match="ada/my-adapter already holds a complete model"):
+    with pytest.raises(PushError, match="ada/my-adapter already has a complete model"):
         Pusher(hub).push(adapter_folder(tmp_path / "two"))
     assert hub.repositories[NAME].files() == before
 
@@ -242,7 +242,7 @@ def test_an_adapter_and_a_model_are_not_mixed(hub, tmp_path):
 def test_what_is_to_be_private_is_not_put_into_a_public_repository(hub, tmp_path):
     hub.repositories[NAME] = StoredRepository(private=False)
 
-    with pytest.raises(PushError, match="exists and is public, and this push is to be private"):
+    with pytest.raises(PushError, match="is public, but this push should be private"):
         Pusher(hub).push(adapter_folder(tmp_path / "out"))
     assert hub.put == []
 
@@ -253,7 +253,7 @@ def test_a_private_repository_stays_private_and_reports_it(hub, tmp_path):
     result = Pusher(hub).push(adapter_folder(tmp_path / "out"), private=False)
 
     assert result.private
-    assert any("was private already and stays so" in note for note in result.notes)
+    assert any("was private already and stays private" in note for note in result.notes)
 
 
 def test_a_branch_is_made_and_main_is_left_alone(hub, tmp_path):

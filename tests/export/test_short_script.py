@@ -108,7 +108,7 @@ OTHERS: dict[str, dict[str, object]] = {
 
 
 def other_value(name: str) -> dict[str, object]:
-    """A value of a setting that differs from its default."""
+    """Return a value of a setting that differs from its default."""
     default = TrainingConfig.model_fields[name].default
     if name in OTHERS:
         return OTHERS[name]
@@ -119,7 +119,7 @@ MODEL = ModelFacts("a/b", "bfloat16", on_cpu=False)
 
 
 def both_forms(config, home) -> tuple[str, str]:
-    """The short form, and the exact one without its rows."""
+    """Return the short form, and the exact one without its rows."""
     facts = ScriptFacts(config, MODEL)
     exact = render(
         facts.objective.name, facts=facts, head=exact_head(facts, []), accumulate=1, exact_arguments=facts.exact_arguments,

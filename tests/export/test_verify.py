@@ -28,7 +28,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def branches(base, tmp_path_factory):
-    """The tuned branch of a run of each method, and the prompts as it reads them."""
+    """Return the tuned branch of a run of each method, and the prompts as it reads them."""
 
     def load(method: str) -> tuple[BranchWeights, list[PromptView]]:
         run = write_run(tmp_path_factory.mktemp("run"), base, METHODS[method](), method)

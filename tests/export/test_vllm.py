@@ -134,7 +134,7 @@ def test_the_card_names_the_folder_that_vllm_reads(tmp_path):
     )
 
     assert "--max-lora-rank 64 --lora-modules tuned=run/vllm" in report.section("run", "base")
-    assert "without a word" in report.note
+    assert "silently" in report.note
 
 
 def test_what_is_unknown_is_reported(tmp_path):

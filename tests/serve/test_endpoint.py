@@ -40,7 +40,7 @@ def complete(client, **values):
 def test_run_and_base_are_listed(client):
     assert [model.id for model in client.models.list()] == ["my-run", "base"]
     assert client.models.retrieve("base").owned_by == "loratory"
-    with pytest.raises(openai.NotFoundError, match="does not exist here; there are my-run, base"):
+    with pytest.raises(openai.NotFoundError, match="does not exist; available: my-run, base"):
         client.models.retrieve("gpt-5")
 
 

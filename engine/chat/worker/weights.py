@@ -197,7 +197,7 @@ class Weights:
         return ("base", *self.plan.trained_weights)
 
     def exchange(self, plan: LoadPlan, announce: Announce) -> None:
-        """Replace the adapters by those of another plan; afterwards, these weights are of no use if that fails.
+        """Replace the adapters by those of another plan; on an error, these weights cannot be used any more.
 
         Raises:
             ModelError: If the new ones cannot be read or do not fit.

@@ -1,4 +1,4 @@
-"""Chat on ZeroGPU: this process has the tokenizer, and one function to which Hugging Face lends a GPU for each answer.
+"""Chat on ZeroGPU: this process has the tokenizer, and a function that borrows a GPU from Hugging Face for each answer.
 
 `python -P -m engine.chat.worker.zero_gpu HOME` serves `ChatSession`; with `--report`, it only registers the function. The
 `spaces` library runs the function in a child of this process, which holds the weights until its GPU is lent elsewhere.
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from engine.chat.worker.main import ChatWorker
     from engine.chat.worker.weights import ModelSpec
 
-# It makes torch show a GPU before there is one, which needs a build with CUDA. Hide torch from it otherwise.
+# `spaces` makes torch show a GPU before it is lent, which needs a build with CUDA. Hide torch from it otherwise.
 _torch = sys.modules["torch"]
 if torch.version.cuda is None:
     sys.modules["torch"] = None  # type: ignore[assignment]
@@ -113,7 +113,7 @@ class _Model(NamedTuple):
 
 @dataclass
 class _Call:
-    """One answer. A thread waits for the GPU, so other requests and a stop are handled meanwhile."""
+    """One answer. A thread waits for the GPU, so other requests and a stop are handled."""
 
     chat_request: ChatRequest
     model: _Model
@@ -135,10 +135,10 @@ class _Call:
 
 
 class _Visitor:
-    """The request of a page, as far as `spaces` reads it."""
+    """The parts of a page's request that `spaces` reads."""
 
     class Headers(dict[str, str]):
-        """With a `__dict__`, which it looks for."""
+        """With a `__dict__`, which `spaces` requires."""
 
     def __init__(self, token: str) -> None:
         self.headers = self.Headers({"x-gradio-user": "app", **({TOKEN_HEADER: token} if token else {})})
@@ -248,7 +248,7 @@ def _gpu_error(error: Exception) -> EngineError:
     whose = "The ZeroGPU quota of this Space" if message.startswith("Space app") else "Your ZeroGPU quota"
     amounts = [match[0].lower() + match[1:] for match in _AMOUNTS.findall(message)]
     details = f" ({', '.join(amounts)})" if amounts else ""
-    fix = "Load the model again to chat on the CPU; a GPU is asked for again after half an hour."
+    fix = "Load the model again to chat on the CPU; a GPU is requested again after half an hour."
     return GpuQuotaError(f"{whose} at Hugging Face does not cover this answer{details}.", fix)
 
 

@@ -135,7 +135,7 @@ def _changes(data: PreparedDataset, before: str | None) -> tuple[str, ...]:
     )
 
 
-def _row_losses(evaluation: Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, list[float]]:
+def _row_losses(evaluation: Evaluation, rows: Sequence[TokenizedRow], subject: str) -> dict[Branch, list[float]]:
     """Return the summed loss of each row by branch; batches are the outer loop, since switching adapters is cheap."""
     by_branch = {branch: [0.0] * len(rows) for branch in evaluation.weights.branch_names}
     # Batches gain nothing on a CPU.
@@ -148,7 +148,7 @@ def _row_losses(evaluation: Evaluation, rows: Sequence[TokenizedRow], what: str)
             for number, loss in zip(batch, losses_of(evaluation.weights.branch(branch), batch_rows), strict=True):
                 losses[number] = loss
         count += len(batch)
-        evaluation.report(f"Measuring {what} {count:,} of {len(rows):,}.", count / len(rows))
+        evaluation.report(f"Measuring {subject} {count:,} of {len(rows):,}.", count / len(rows))
     return by_branch
 
 

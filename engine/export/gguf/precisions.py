@@ -1,7 +1,7 @@
-"""The precisions of a GGUF file: how each is written and judged, and how large the file will be, from the base's headers.
+"""The precisions of a GGUF file: how each is written and verified, and the predicted size of the file.
 
-Sizes follow the mixtures of llama.cpp's `llama_tensor_get_type_impl` (src/llama-quant.cpp): which type a tensor gets depends on
-its role, its layer and the length of its rows.
+Sizes follow llama.cpp's `llama_tensor_get_type_impl` (src/llama-quant.cpp): a tensor's type depends on its role, its layer
+and the length of its rows.
 """
 
 import math
@@ -20,17 +20,17 @@ class GgufPrecision:
     """One precision of the weights."""
 
     weights: str  # type of most matrices
-    more: str  # where a mixture spends more bits: attention values and down projections of some layers
-    head: str  # of the output head, and of an embedding that is the head too
-    file_type: int | None = None  # as llama.cpp's library numbers it; None where the converter writes it by itself
-    # So many greedy answers must be the same; None where quantization may change them and perplexity makes the verdict.
+    more: str  # type of attention values and down projections of some layers
+    head: str  # type of the output head, and of a tied embedding
+    file_type: int | None = None  # number in llama.cpp's library; None if the converter writes it
+    # Share of greedy answers that must be equal; None if quantization may change them and perplexity decides.
     needed_share: float | None
-    roundings: float = 1.0  # how many times the effect of rounding weights explains; q8_0 shares a scale among 32
-    tolerance: float = 1e-2  # what rounding does to a mean of squares, relative
+    roundings: float = 1.0  # allowed multiple of the effect of rounding; 32 weights of q8_0 share a scale
+    tolerance: float = 1e-2  # relative difference of a mean of squares
 
 
-# llama.cpp rounds what flows between layers as it does the weights, which turns near ties: a few of them at the eleven bits
-# of f16, more at the eight bits of bf16 and q8_0.
+# llama.cpp rounds activations like weights, which changes near ties: a few with the eleven bits of f16, more with the
+# eight bits of bf16 and q8_0.
 PRECISIONS: Mapping[GgufType, GgufPrecision] = {
     "q4_k_m": GgufPrecision(weights="q4_k", more="q6_k", head="q6_k", file_type=15, needed_share=None),
     "q5_k_m": GgufPrecision(weights="q5_k", more="q6_k", head="q6_k", file_type=17, needed_share=None),
@@ -40,12 +40,12 @@ PRECISIONS: Mapping[GgufType, GgufPrecision] = {
     "f16": GgufPrecision(weights="f16", more="f16", head="f16", needed_share=0.9, tolerance=1e-3),
 }
 
-# Relative to the unquantized result; beyond it a file is called different from the run.
+# Limit relative to the unquantized result.
 PERPLEXITY_LIMIT = 1.1
 
 
 class Block(NamedTuple):
-    """So many weights of a row are stored together, in so many bytes."""
+    """Weights of a row that are stored together, and their bytes."""
 
     weights: int
     size_bytes: int
@@ -73,14 +73,14 @@ _DOWN = re.compile(r"(\.(down_proj|fc2|w2|dense_4h_to_h)|mlp\.c_proj)(\.weight)?
 _KEPT = re.compile(r"norm|\.gate\.weight$|router|conv1d|\.(A_log|dt_bias|bias)$")
 _LEFT_OUT = re.compile(r"(^|\.)(visual|vision_\w+|multi_modal_projector|audio_\w+|mtp)\.|rotary_emb|\.inv_freq$")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-# Tokens, merges and kinds of tokens, as measured on vocabularies of 49,152 to 151,936 tokens; names and offsets of a tensor.
+# Bytes per token of a vocabulary, measured for 49,152 to 151,936 tokens; bytes of a tensor's name and offsets.
 _TOKEN_BYTES, _TENSOR_BYTES = 36, 80
 
 
 def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, int]:
-    """Return the bytes of a merged model in each precision; empty where the base's files are quantized themselves.
+    """Return the bytes of a merged model in each precision; empty if the base's files are quantized.
 
-    Only headers are read. The files that llama.cpp wrote were within 1% of it.
+    Only headers are read. The predictions were within 1% of llama.cpp's files.
 
     Raises:
         ModelError: If the base cannot be read.
@@ -133,7 +133,7 @@ def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: GgufPrec
 
 
 def _target_type(record: TensorRecord, shape: _Shape, precision: GgufPrecision) -> str:
-    """Return the type that the mixture has for a tensor."""
+    """Return the type that a precision uses for a tensor."""
     name = record.name
     if len(record.shape) < 2 or _KEPT.search(name):
         return "f32"
@@ -147,12 +147,12 @@ def _target_type(record: TensorRecord, shape: _Shape, precision: GgufPrecision) 
 
 
 def _gets_more(layer: int, layers: int) -> bool:
-    """Return whether a layer is among the first or last eighth, or every third between."""
+    """Return whether a layer is in the first or last eighth, or every third between."""
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
 def _actual_type(target: str, row: int) -> str:
-    """Return the type that llama.cpp takes where rows are not whole blocks of the wanted one."""
+    """Return the type that llama.cpp uses, which differs if rows are not a multiple of the target's block."""
     if row % BLOCKS[target].weights == 0:
         return target
     instead = _INSTEAD.get(target, "f16")

@@ -1,7 +1,7 @@
-"""Write a run as a script on plain transformers, PEFT, TRL and datasets, which needs no Loratory.
+"""Write a run as a script for transformers, PEFT, TRL and datasets, without Loratory.
 
-The short form reads the raw data in the shape of the usual tutorials, and lists in its head what differs from the run. The
-exact form, a folder with `train.py` and `rows.parquet`, repeats its losses: `engine.export.worker.script` writes it.
+The short form reads the raw data like the usual tutorials, and lists its differences from the run. The exact form, a folder
+with `train.py` and `rows.parquet`, repeats the run's losses; `engine.export.worker.script` writes it.
 """
 
 import json
@@ -29,10 +29,10 @@ _WIDTH = 100
 
 
 def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | None = None) -> ScriptFacts:
-    """Collect the facts of the model and, where there is one, the run.
+    """Collect the facts of the model and of the run, if there is one.
 
     Raises:
-        ModelError: If a model that is named by a path is not there.
+        ModelError: If the model is a path that does not exist.
     """
     libraries = (read_provenance(run).libraries if run is not None else None) or environment_facts()["libraries"]
     assert isinstance(libraries, dict)
@@ -64,7 +64,7 @@ def write_short_script(facts: ScriptFacts, rows: RowForm) -> str:
 
 
 def exact_head(facts: ScriptFacts, differences: Sequence[str]) -> str:
-    """Return what an exact script begins with: what it is, how to run it, and how it differs from the run, if it does."""
+    """Return the docstring of an exact script: what it is, how to run it, and any differences from the run."""
     what = " with ".join(filter(None, (preference_name(facts.config), facts.config.method_name)))
     lines = [
         f"{facts.title}: {what} on plain transformers, PEFT, TRL and datasets.",
@@ -83,7 +83,7 @@ def exact_head(facts: ScriptFacts, differences: Sequence[str]) -> str:
 
 
 def differences_of(facts: ScriptFacts) -> Iterator[str]:
-    """Yield a sentence on each way in which an exact script differs from the run."""
+    """Yield a sentence about each difference between an exact script and the run."""
     config, traits = facts.config, facts.traits
     training, adapter = config.training, config.adapter
     has_dropout = traits.has_dropout(adapter) and not (facts.objective.learns_preferences and training.disable_dropout)
@@ -141,10 +141,10 @@ def _environment() -> Environment:
 
 
 def literal(value: Any) -> str:
-    """Return a plain value as Python source, with texts in double quotes.
+    """Return a value as Python source, with strings in double quotes.
 
     Raises:
-        TypeError: If it is neither a plain value nor a collection of such.
+        TypeError: If its type has no literal.
     """
     if isinstance(value, str):
         # JSON's escapes are valid in Python, except for surrogates, which UTF-8 cannot encode.
@@ -160,7 +160,7 @@ def literal(value: Any) -> str:
 
 
 def arguments_lines(arguments: Mapping[str, Any], indent: int) -> str:
-    """Return keyword arguments side by side, in lines that begin with so many spaces."""
+    """Return keyword arguments in lines with this indent."""
     lines: list[str] = []
     line = ""
     for argument in (f"{name}={literal(value)}," for name, value in arguments.items()):

@@ -1,6 +1,6 @@
-"""A run's result as one GGUF file, with a Modelfile next to it: merged, converted, and compared with the run.
+"""Export a run as a GGUF file with a Modelfile: merge, convert and compare with the run.
 
-It is compared by llama.cpp's own answers, or, where that is not installed, by what is in the file.
+llama.cpp's answers are compared, or the file's header and tensors if llama.cpp is not installed.
 """
 
 import contextlib
@@ -42,25 +42,25 @@ from engine.runs.run import RunFolder
 
 _SYSTEM_PROMPT_ROWS = 200
 
-# Merged straight into the precision of the file, so weights are rounded once.
+# Merged in the precision of the file, so weights are rounded once.
 _MERGED_DTYPE: dict[str, ExportDtype] = {"f16": "float16", "bf16": "bfloat16"}
 
 
 class WrittenGguf(NamedTuple):
-    """What was made, while the merged model is still there."""
+    """The GGUF file, and the merged model that it was converted from."""
 
     file: Path
     merged: Path
     gguf_type: GgufType
     tokenizer: DecodingTokenizer
-    implied_bos: str  # what llama.cpp puts in front of a prompt by itself
+    implied_bos: str  # text that llama.cpp adds before a prompt
 
 
 def write_gguf(export: ExportTask) -> WrittenGguf:
-    """Merge, convert, and write the Modelfile; the merged model stays, for the comparison.
+    """Merge, convert, and write the Modelfile; the merged model is kept for the comparison.
 
     Raises:
-        ModelError: If it cannot be merged, or the converter is missing or does not know the model.
+        ModelError: If it cannot be merged, or the converter is missing or does not support the model.
     """
     order = export.order
     converter = find_converter(order.llama_cpp)
@@ -83,7 +83,7 @@ def write_gguf(export: ExportTask) -> WrittenGguf:
 
 
 def _write_file(export: ExportTask, converter: Converter, gguf: WrittenGguf, dtype: torch.dtype) -> None:
-    """Convert; what the converter cannot write by itself, llama.cpp's library makes from a file in 16 bits."""
+    """Convert; llama.cpp's library quantizes a 16-bit file to precisions that the converter cannot write."""
     file, merged = gguf.file, gguf.merged
     file_type = PRECISIONS[gguf.gguf_type].file_type
     sixteen: WrittenType = "bf16" if dtype is torch.bfloat16 else "f16"
@@ -111,10 +111,10 @@ def _write_file(export: ExportTask, converter: Converter, gguf: WrittenGguf, dty
 
 @contextlib.contextmanager
 def _prepared_for_llama_cpp(merged: Path, tokenizer: DecodingTokenizer) -> Iterator[None]:
-    """While it is converted, the merged folder states whether prompts begin with the begin-of-sequence token.
+    """Set whether prompts begin with the begin-of-sequence token in the merged folder during the conversion.
 
-    llama.cpp puts that token first where the file asks for it. In training it was there only if the template put it
-    there. References to a model's own code are left out: the converter would run it.
+    llama.cpp adds that token if the file says so; in training it was there only if the template added it. References to
+    a model's own code are removed, because the converter would run it.
     """
     bos = tokenizer.bos_token
     prompt = render_prompt((Message("user", "question"),), tokenizer).text
@@ -134,9 +134,9 @@ def _prepared_for_llama_cpp(merged: Path, tokenizer: DecodingTokenizer) -> Itera
 
 
 def _adds_bos(file: Path) -> bool:
-    """Return whether llama.cpp will begin prompts with the begin-of-sequence token.
+    """Return whether llama.cpp adds the begin-of-sequence token to prompts.
 
-    Where the file does not say, it does so for SentencePiece vocabularies. Source: llama.cpp, src/llama-vocab.cpp.
+    The default is true for SentencePiece vocabularies. Source: llama.cpp, src/llama-vocab.cpp.
     """
     reader = GGUFReader(file)
     flag = _field(reader, "tokenizer.ggml.add_bos_token")
@@ -149,7 +149,7 @@ def _field(reader: GGUFReader, name: str) -> Any:
 
 
 def _common_system_prompt(dataset: DatasetConfig) -> str:
-    """Return the system prompt of every one of the first rows; empty where they differ, or cannot be read any more."""
+    """Return the system prompt that the first rows share; empty if they differ or cannot be read any more."""
     with contextlib.suppress(EngineError):
         rows = itertools.islice(DatasetReader(dataset, SourceOptions(streaming=True)).rows(), _SYSTEM_PROMPT_ROWS)
         first_turns = [row.example.messages[0] for row in rows if isinstance(row.example, Conversation)]
@@ -159,7 +159,7 @@ def _common_system_prompt(dataset: DatasetConfig) -> str:
 
 
 def _write_modelfile(gguf: Path, name: str, tokenizer: DecodingTokenizer, implied_bos: str, system: str) -> str:
-    """Write the Modelfile next to the GGUF, and return what the person should know."""
+    """Write the Modelfile next to the GGUF, and return a note about its template."""
     lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{gguf.name}", ""]
     try:
         template = translate(lambda messages: render_prompt(messages, tokenizer).text, implied_bos)
@@ -186,13 +186,13 @@ def _write_modelfile(gguf: Path, name: str, tokenizer: DecodingTokenizer, implie
 def compare_answers(
     gguf: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]
 ) -> ModelDifference:
-    """Let llama.cpp read the same prompts, in a process of its own, and compare ids, answers and logits.
+    """Have llama.cpp answer the same prompts, and compare token ids, answers and logits.
 
-    `report` gets the share of prompts that were asked, and may raise to end it.
+    `report` is called with the completed share, and may raise to stop.
 
     Raises:
         ModelError: If llama.cpp cannot load the file.
-        WorkerError: If its process died.
+        WorkerError: If the process died.
     """
     answers = reference.answers
     logits_file = gguf.file.with_suffix(".npy")
@@ -230,13 +230,13 @@ def compare_answers(
 def mean_loss_of_gguf(
     gguf: WrittenGguf, rows: PerplexityRows, log_file: Path, report: Callable[[float], None]
 ) -> float:
-    """Let llama.cpp read rows, in a process of its own; returns the mean loss over their trained tokens, in nats.
+    """Return llama.cpp's mean loss over the trained tokens of rows, in nats.
 
-    `report` gets the share of rows that were read, and may raise to end it.
+    `report` is called with the completed share, and may raise to stop.
 
     Raises:
         ModelError: If llama.cpp cannot load the file.
-        WorkerError: If its process died.
+        WorkerError: If the process died.
     """
     params = {
         "gguf": str(gguf.file),
@@ -248,24 +248,24 @@ def mean_loss_of_gguf(
 
 
 def compare_with_merged(gguf: WrittenGguf) -> str:
-    """Compare header and tensors with the merged model, without llama.cpp; returns what was found, in words.
+    """Compare header and tensors with the merged model, without llama.cpp; return a note.
 
-    Tensors are compared by their mean squares, because llama.cpp orders the rows of some of them in its own way.
+    Tensors are compared by their mean squares, because llama.cpp reorders the rows of some of them.
     """
     reader = GGUFReader(gguf.file)
     tensor_count, different = _compare_tensors(reader, gguf)
     strange = [
         *_strange_header(reader, gguf),
-        *(f"the tensor {name} holds something else" for name in different[:3]),
-        *([] if tensor_count else ["no tensor could be recognized by its name"]),
+        *(f"the tensor {name} differs" for name in different[:3]),
+        *([] if tensor_count else ["no tensor has a known name"]),
     ]
     if strange:
         summary = f"compared with the merged model, {'; '.join(strange)}"
     else:
-        summary = f"{tensor_count} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
+        summary = f"{tensor_count} tensors agree with the merged model within rounding; so do the vocabulary and the chat template"
     return (
         f"The GGUF was not run, because llama-cpp-python is not installed (pip install 'loratory[llama-cpp]'). "
-        f"Looked at: {summary}."
+        f"Checked: {summary}."
     )
 
 
@@ -274,12 +274,12 @@ def _strange_header(reader: GGUFReader, gguf: WrittenGguf) -> Iterator[str]:
     if tokens is None or len(tokens.data) < len(gguf.tokenizer.get_vocab()):
         yield "the vocabulary is smaller"
     trained = gguf.tokenizer.chat_template
-    if isinstance(trained, dict):  # several, with names: the file has the others under theirs
+    if isinstance(trained, dict):  # several, by name
         trained = trained.get("default")
     if trained is None or _field(reader, "tokenizer.chat_template") != trained:
         yield "the chat template is not the trained one"
     if _field(reader, "tokenizer.ggml.eos_token_id") != gguf.tokenizer.eos_token_id:
-        yield "another token ends answers"
+        yield "the stop token differs"
 
 
 def _compare_tensors(reader: GGUFReader, gguf: WrittenGguf) -> tuple[int, list[str]]:
@@ -289,7 +289,7 @@ def _compare_tensors(reader: GGUFReader, gguf: WrittenGguf) -> tuple[int, list[s
     tensor_count, different = 0, []
     for name, plan in merged.plans.items():
         tensor = tensors.get(names(name) or "")
-        # Some families shift their norms, which are the tensors of one dimension; experts are stacked into one tensor.
+        # Some families shift their norms, which have one dimension; experts are stacked into one tensor.
         if tensor is None or len(plan.shape) < 2 or int(tensor.n_elements) != int(np.prod(plan.shape)):
             continue
         expected = float(merged.read(name).float().pow(2).mean())
@@ -303,7 +303,7 @@ def _compare_tensors(reader: GGUFReader, gguf: WrittenGguf) -> tuple[int, list[s
 
 
 def _gguf_names(reader: GGUFReader) -> Callable[[str], str | None]:
-    """Return how llama.cpp calls the tensors of transformers."""
+    """Return the mapping from transformers' tensor names to llama.cpp's."""
     architecture = _field(reader, "general.architecture")
     architectures = {text: number for number, text in MODEL_ARCH_NAMES.items()}
     blocks = _field(reader, f"{architecture}.block_count")

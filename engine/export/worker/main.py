@@ -42,9 +42,9 @@ from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, serve
 from engine.processes.spawn import Access, give_up_access
 
-# Verification in float32 sees the rounding of the weights alone; it is worth that much of the free memory.
+# Verification in float32 shows only the rounding of weights; the share of free memory that it may take.
 _SHARE_FOR_FLOAT32 = 0.6
-# Answering takes most of the time, for it goes token by token; everything else reads each answer at once.
+# Recording answers token by token takes most of the time of a verification.
 _RECORDING_SHARE = 0.7
 
 
@@ -52,12 +52,12 @@ class Writer(NamedTuple):
     """Writes one kind of export."""
 
     needed_bytes: Callable[[ExportTask], int]  # on the disk
-    # Fills the folder and verifies what is in it; None where that was not asked for, or could not be done.
+    # Fills the folder and verifies it; None if that was not requested, or failed.
     write: Callable[[ExportTask], Verification | None]
 
 
 def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> JsonObject:
-    """Fill the folder of an order of `engine.export.job`, and verify what is in it."""
+    """Fill the folder of an order of `engine.export.job`, and verify it."""
     order = ExportOrder.model_validate(params)
     source = resolve_model(
         order.plan.model,
@@ -77,7 +77,7 @@ def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> Json
         if verified is not None and verified.perplexity is not None:
             card += f"\n## Perplexity\n\nOf the unquantized result and of this file: {verified.perplexity.summary}.\n"
         (order.folder / "README.md").write_text(card, encoding="utf-8")
-        task.report("ready", "Putting the folder in its place.", 1.0)
+        task.report("ready", "Finishing the folder.", 1.0)
         fsync_tree(order.folder)
     except OSError as error:
         raise StorageError(
@@ -93,7 +93,7 @@ def _write_adapter(export: ExportTask) -> Verification | None:
         return None
     started, spec = time.perf_counter(), _comparison_spec(export)
     with _failures_noted(export, "It", DeviceError):
-        # On the run's own base there are the same tensors, so nothing explains a difference.
+        # On the run's own base the tensors are the same, so no difference is allowed.
         again = export.trained.model_copy(update={"folder": export.order.folder, "name": "the exported adapter"})
         plan = LoadPlan(model=export.order.plan.model, tuned=export.trained, second=again)
         reference, live = _record(export, plan, spec)
@@ -103,13 +103,13 @@ def _write_adapter(export: ExportTask) -> Verification | None:
 
 
 def _write_merged(export: ExportTask) -> Verification | None:
-    """Write a complete model; in float32 where 16 bits were not asked for and they change an answer."""
+    """Write a complete model; in float32 if the dtype is auto and 16 bits change an answer."""
     folder = export.order.folder
     written_dtype = write_merged(export, folder)
     if not export.order.settings.verify:
         return None
     started, spec = time.perf_counter(), _comparison_spec(export)
-    # Computed in 16 bits, weights in float32 would show the same differences.
+    # Computed in 16 bits, float32 weights would show the same differences.
     may_be_exact = export.order.settings.dtype == "auto" and written_dtype.itemsize < 4 and spec.dtype == torch.float32
     with _failures_noted(export, "It", DeviceError):
         reference, allowed = _record_run(
@@ -121,9 +121,9 @@ def _write_merged(export: ExportTask) -> Verification | None:
             folder.mkdir()
             short = str(written_dtype).removeprefix("torch.")
             export.notes[:] = [
-                f"It was written in float32: rounded to the {short} of its base, it gave {difference.equal_answers} of the "
-                f"run's {len(QUESTIONS)} answers, because 16 bits cannot hold the sum of base and adapter exactly. Choose "
-                f"{short} to have half the size all the same."
+                f"Written in float32: rounded to the {short} of its base, it gave {difference.equal_answers} of the "
+                f"run's {len(QUESTIONS)} answers, because 16 bits cannot store the sum of base and adapter exactly. Choose "
+                f"{short} for half the size."
             ]
             written_dtype = write_merged(export.with_dtype("float32"), folder)
             difference = _compare_merged(export, spec, reference)
@@ -154,7 +154,7 @@ def _verify_gguf(export: ExportTask, gguf: WrittenGguf) -> Verification:
     reference, live = _record(export, plan, spec)
     with torch.inference_mode():
         expected = mean_loss(live.branch("tuned"), rows, export)
-    allowed = None  # quantization may change answers: perplexity makes the verdict
+    allowed = None  # quantization may change answers: perplexity decides
     if precision.needed_share is not None:
         rounded_to = torch.float16 if precision.weights == "f16" else torch.bfloat16  # the unit of q8_0 is bfloat16's
         allowed = precision.roundings * reference.rounding_effect(live.branch("tuned"), rounded_to)
@@ -165,7 +165,7 @@ def _verify_gguf(export: ExportTask, gguf: WrittenGguf) -> Verification:
     comparison = "llama.cpp's answers from the GGUF with those of the adapter on its unquantized base"
     perplexity = PerplexityCheck(run=perplexity_of(expected), file=perplexity_of(loss), tokens=rows.tokens, on=rows.on)
     verified = _verification(comparison, difference, allowed, spec, started)
-    # Where answers may differ, a file is sound as long as it predicts the rows about as well as the run does.
+    # If answers may differ, the file passes as long as its perplexity is close to the run's.
     is_close = allowed is not None or perplexity.file <= PERPLEXITY_LIMIT * perplexity.run
     # JSON has no NaN.
     finite = perplexity if math.isfinite(perplexity.run) and math.isfinite(perplexity.file) else None
@@ -174,7 +174,7 @@ def _verify_gguf(export: ExportTask, gguf: WrittenGguf) -> Verification:
 
 @contextmanager
 def _failures_noted(export: ExportTask, subject: str, *kinds: type[EngineError]) -> Iterator[None]:
-    """Note why a verification could not be done, instead of failing."""
+    """Note why a verification failed to run, instead of failing the export."""
     try:
         yield
     except kinds as error:
@@ -182,7 +182,7 @@ def _failures_noted(export: ExportTask, subject: str, *kinds: type[EngineError])
 
 
 def _comparison_spec(export: ExportTask) -> ModelSpec:
-    """Return where to verify; in float32 where memory is ample, because that hides nothing."""
+    """Return the model to verify with; in float32 if memory suffices, which hides no difference."""
     device, exact = export.order.device, export.base_in(torch.float32)
     free = torch.cuda.mem_get_info()[0] if device.kind == "cuda" else memory_now().free_bytes
     if weights_bytes(exact, _without_quantization(export)) < _SHARE_FOR_FLOAT32 * free:
@@ -193,10 +193,10 @@ def _comparison_spec(export: ExportTask) -> ModelSpec:
 def _record_run(
     export: ExportTask, spec: ModelSpec, *dtypes: torch.dtype
 ) -> tuple[Reference, dict[torch.dtype, float]]:
-    """Record the answers of the adapter on its unquantized base; the model is gone from memory when this returns.
+    """Record the answers of the adapter on its unquantized base, and release the model.
 
     Returns:
-        The answers, and how far rounding moves their logits, for each precision to which weights may have been rounded.
+        The answers, and how far rounding to each precision moves their logits.
     """
     reference, live = _record(export, LoadPlan(model=_without_quantization(export), tuned=export.trained), spec)
     finest_first = sorted(set(dtypes), key=lambda dtype: torch.finfo(dtype).eps)
@@ -212,8 +212,8 @@ def _record(export: ExportTask, plan: LoadPlan, spec: ModelSpec) -> tuple[Refere
 
 
 def _compare_merged(export: ExportTask, spec: ModelSpec, reference: Reference) -> ModelDifference:
-    """Load the merged model that was written, and ask it what the run was asked."""
-    export.report("verifying", "Loading what was written.")
+    """Load the merged model from its folder, and compare its answers with the run's."""
+    export.report("verifying", "Loading the merged model.")
     again = load_model(
         replace(spec, folder=export.order.folder, name="the merged model"), _without_quantization(export)
     )
@@ -225,7 +225,7 @@ def _compare_merged(export: ExportTask, spec: ModelSpec, reference: Reference) -
 
 
 def _reporting(export: ExportTask, start: float, end: float) -> Callable[[float], None]:
-    """Return what reports how far a part of the comparison has come, which takes it from one share of it to another."""
+    """Return a callback that reports a part of the comparison as progress between two shares."""
     return lambda share: export.report("verifying", "Comparing answers.", start + (end - start) * share)
 
 
@@ -253,7 +253,7 @@ def _verification(
 WRITERS: Mapping[str, Writer] = {
     ADAPTER.name: Writer(trained_bytes, _write_adapter),
     MERGED.name: Writer(merged_bytes, _write_merged),
-    # The merged model, the file in 16 bits and the quantized one are there together for a while.
+    # The merged model, the 16-bit file and the quantized one exist at the same time.
     GGUF.name: Writer(lambda export: 3 * merged_bytes(export), _write_gguf),
 }
 

@@ -68,7 +68,7 @@ def run_script(home: LoratoryHome, params: JsonObject, request: Request) -> Json
 def write_exact_script(
     order: ScriptOrder, source: ModelSource, home: LoratoryHome, report: Callable[[str], None]
 ) -> None:
-    """Fill a folder with the exact form of a run, or of a configuration as it would run here.
+    """Write the exact form of a run, or of a configuration as it would run on this machine.
 
     Raises:
         DatasetError: If the data cannot be read, or is not what the run was trained on.
@@ -107,7 +107,7 @@ def write_exact_script(
 
 
 def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSettings, file: Path) -> None:
-    """Write the rows to train on with their batch in each epoch and their place in it, then those to measure on."""
+    """Write the training rows with their batch and slot in each epoch, then the held-out rows."""
     lengths = data.train.lengths()
     planner = EpochPlanner(lengths, settings)
     training, size = settings.training, settings.training.per_device_train_batch_size
@@ -119,7 +119,7 @@ def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSetting
     for epoch in range(epochs):
         first = 0  # batch of the step
         for units in planner.units(epoch):
-            if settings.batching == "padded":  # as KTO's estimate of the KL meets them
+            if settings.batching == "padded":  # the order in which KTO estimates the KL
                 units = sorted(units, key=lambda unit: -lengths[unit[0]])
             for slot, unit in enumerate(units):
                 for row in unit:

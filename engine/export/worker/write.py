@@ -1,4 +1,4 @@
-"""Writes an adapter as it is, or a complete model with the adapter merged."""
+"""Write an adapter, or a complete model with the adapter merged."""
 
 import shutil
 from dataclasses import dataclass, field, replace
@@ -40,30 +40,30 @@ _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32"
 
 @dataclass
 class ExportTask:
-    """An order, the base that it needs, and who waits for it."""
+    """An order with its base and the request to report to."""
 
     order: ExportOrder
     source: ModelSource
     request: Request
     home: LoratoryHome
-    notes: list[str] = field(default_factory=list)  # what the person should know
+    notes: list[str] = field(default_factory=list)  # for the user
 
     @property
     def logs(self) -> Path:
-        """Folder for the logs of programs that are run."""
+        """Folder for the logs of other programs."""
         return self.home.server
 
     @property
     def trained(self) -> PlannedWeights:
-        assert self.order.plan.tuned is not None  # `engine.export.job` asks for nothing else
+        assert self.order.plan.tuned is not None  # `engine.export.job` requires it
         return self.order.plan.tuned
 
     def base_in(self, dtype: torch.dtype) -> ModelSpec:
-        """Return where the base is and goes, in this precision."""
+        """Return the base in this dtype, with the device of the order."""
         return ModelSpec(Path(self.source.location), self.source.name, self.order.device, dtype)
 
     def with_dtype(self, dtype: ExportDtype | None) -> "ExportTask":
-        """Return the same with merged weights in this precision, unless the person chose one."""
+        """Return a copy with this dtype for merged weights, unless the person chose one."""
         settings = self.order.settings
         if dtype is None or settings.dtype != "auto":
             return self
@@ -71,7 +71,7 @@ class ExportTask:
         return replace(self, order=order)
 
     def report(self, phase: Phase, message: str, fraction: float | None = None) -> None:
-        """Report, and end here if the person has stopped it."""
+        """Report progress; raise if the export was stopped."""
         if self.request.is_cancelled():
             raise CancelledRequestError()
         progress = JobProgress(phase=phase, message=message, fraction=fraction)
@@ -79,18 +79,18 @@ class ExportTask:
 
 
 def trained_bytes(export: ExportTask) -> int:
-    """Return the size of what was trained."""
+    """Return the size of the trained weights."""
     return sum(path.stat().st_size for path in export.trained.folder.iterdir() if path.is_file())
 
 
 def merged_bytes(export: ExportTask) -> int:
-    """Return the size of the merged model, at most."""
+    """Return an upper bound of the size of the merged model."""
     spec = export.base_in(_TORCH_DTYPES.get(export.order.settings.dtype, torch.float32))
     return trained_bytes(export) + weights_bytes(spec, ModelConfig(id=export.source.name))
 
 
 def write_adapter(export: ExportTask, folder: Path) -> None:
-    """Copy the adapter with its tokenizer, naming its base by its public id."""
+    """Copy the adapter with its tokenizer, and set the public id of its base."""
     export.report("writing", "Copying the adapter.")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
         shutil.copyfile(export.trained.folder / name, folder / name)
@@ -101,7 +101,7 @@ def write_adapter(export: ExportTask, folder: Path) -> None:
 
 
 def _write_for_vllm(export: ExportTask, folder: Path) -> None:
-    """Add a copy with vLLM's names, where they differ from PEFT's."""
+    """Add a copy with vLLM's names if they differ from PEFT's."""
     facts = read_vllm_adapter(folder, Path(export.source.location), export.source.name)
     if facts.note:
         export.notes.append(facts.note)
@@ -122,10 +122,7 @@ def _write_tokenizer(export: ExportTask, folder: Path) -> None:
 
 
 def write_merged(export: ExportTask, folder: Path) -> torch.dtype:
-    """Write a complete model into a folder: merged weights, configuration, tokenizer, and where answers end.
-
-    Returns:
-        The precision of what was written.
+    """Write a complete model: merged weights, configuration, tokenizer and stop tokens; return its dtype.
 
     Raises:
         ModelError: If the base or the adapter cannot be merged.
@@ -160,7 +157,7 @@ def write_merged(export: ExportTask, folder: Path) -> torch.dtype:
 
 
 def _merge_by_tensor(export: ExportTask, files: BaseFiles, folder: Path, dtype: torch.dtype | None) -> bool:
-    """Write the weights; returns whether an output head and an embedding that were one are two now."""
+    """Write the weights; return whether the output head and the embedding were untied."""
     if export.trained.is_whole_model:
         merge, untied = Merge(files, dtype), False
     else:
@@ -179,11 +176,11 @@ def _merge_by_tensor(export: ExportTask, files: BaseFiles, folder: Path, dtype: 
 
 
 def _merge_whole(export: ExportTask, folder: Path, dtype: torch.dtype) -> None:
-    """PEFT's own merge, for adapters whose tensors do not match those of the files one to one."""
+    """Merge with PEFT, for adapters whose tensors do not match those of the files one to one."""
     export.report("writing", "Merging with the whole model in memory.")
     spec = export.base_in(dtype)
     model = load_model(spec, ModelConfig(id=export.source.name))
-    untie(model)  # else what is merged into an embedding would change the output head too
+    untie(model)  # otherwise a merge into the embedding would change the output head too
     config = PeftConfig.from_pretrained(str(export.trained.folder))
     resolve_patterns(config, base_module_names(model), export.trained.name)
     try:
@@ -199,12 +196,12 @@ def _merge_whole(export: ExportTask, folder: Path, dtype: torch.dtype) -> None:
 
 
 def _write_ends(export: ExportTask, folder: Path) -> None:
-    """Other programs must end answers where ours do: at the token that the template puts after them."""
+    """Write the stop tokens, including the template's, so other programs end answers at them."""
     tokenizer = load_chat_tokenizer([folder], folder, export.trained.name)
     path = folder / "generation_config.json"
     generation = GenerationConfig.from_pretrained(folder) if path.is_file() else GenerationConfig()
     ends = sorted(end_token_ids(tokenizer, generation))
     if not path.is_file():
         generation.save_pretrained(folder)
-    # The base's other settings stay as its makers wrote them, also those that transformers reads and refuses to write.
+    # The base's other settings stay unchanged, including those that transformers refuses to write.
     rewrite_json(path, eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=tokenizer.pad_token_id)
