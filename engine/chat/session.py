@@ -23,7 +23,7 @@ from engine.chat.contract import (
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
 from engine.chat.zero_gpu import ZeroGpu
-from engine.config.run import ModelConfig, RunSection, WorkPlace
+from engine.config.run import RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import EngineError, GpuQuotaError, RunError, WorkerError
