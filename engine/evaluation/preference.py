@@ -22,7 +22,11 @@ class PairLikelihoods(NamedTuple):
     @property
     def margins(self) -> list[float]:
         """Log-probability of each chosen answer minus that of the rejected one."""
-        return [chosen - rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True)]
+        return _difference(self.chosen, self.rejected)
+
+
+def _difference(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [value - other for value, other in zip(values, others, strict=True)]
 
 
 class BranchPreference(FrozenModel):
@@ -77,41 +81,26 @@ def measure_preference(
         tokens: Of the chosen and the rejected answer of each pair.
         reference: The branch to which rewards relate, as in DPO: beta times the gained log-probability.
     """
-    margins = {branch: answers.margins for branch, answers in likelihoods.items()}
+    margins = {branch: likelihoods[branch].margins for branch in _IN_ORDER_OF_TRAINING if branch in likelihoods}
+    start = margins.get(reference) if reference is not None else None
     count = len(tokens)
-
-    def preference_of(branch: Branch, answers: PairLikelihoods) -> BranchPreference:
-        per_token = (
-            c / max(1, length[0]) > r / max(1, length[1])
-            for c, r, length in zip(answers.chosen, answers.rejected, tokens, strict=True)
-        )
-        gains = None
-        if reference is not None and reference != branch and reference in margins:
-            gains = [now - then for now, then in zip(margins[branch], margins[reference], strict=True)]
-        return BranchPreference(
-            preferred=sum(margin > 0 for margin in margins[branch]),
-            preferred_per_token=sum(per_token),
-            margin=math.fsum(margins[branch]) / count,
+    branches: dict[Branch, BranchPreference] = {}
+    for branch, own in margins.items():
+        pairs = zip(likelihoods[branch].chosen, likelihoods[branch].rejected, tokens, strict=True)
+        gains = _difference(own, start) if start is not None and branch != reference else None
+        branches[branch] = BranchPreference(
+            preferred=sum(margin > 0 for margin in own),
+            preferred_per_token=sum(c / max(1, length[0]) > r / max(1, length[1]) for c, r, length in pairs),
+            margin=math.fsum(own) / count,
             gained_pairs=sum(gain > 0 for gain in gains) if gains is not None else None,
             reward_margin=beta * math.fsum(gains) / count if gains is not None else None,
         )
-
-    def flips_against(other: Branch) -> tuple[int, int]:
-        sides = [(first > 0, second > 0) for first, second in zip(margins["tuned"], margins[other], strict=True)]
-        return sum(first and not second for first, second in sides), sum(
-            second and not first for first, second in sides
-        )
-
+    flips: dict[Branch, tuple[int, int]] = {}
+    for branch in (branch for branch in margins if branch != "tuned" and "tuned" in margins):
+        sides = [(tuned > 0, other > 0) for tuned, other in zip(margins["tuned"], margins[branch], strict=True)]
+        flips[branch] = (sides.count((True, False)), sides.count((False, True)))
     return PreferenceResult(
-        pairs=count,
-        branches={
-            branch: preference_of(branch, likelihoods[branch])
-            for branch in _IN_ORDER_OF_TRAINING
-            if branch in likelihoods
-        },
-        reference=reference if reference in likelihoods else None,
-        beta=beta,
-        flips={branch: flips_against(branch) for branch in likelihoods if branch != "tuned" and "tuned" in likelihoods},
+        pairs=count, branches=branches, reference=reference if start is not None else None, beta=beta, flips=flips
     )
 
 
@@ -215,9 +204,11 @@ def measure_ratings(
         return None
 
     def ratings_of(branch: Branch) -> BranchRatings:
-        pairs = zip(likelihoods[branch], likelihoods[reference], strict=True)
-        rewards = [(beta * (now - then), label) for (now, then), label in zip(pairs, desirable, strict=True)]
-        good, bad = ([reward for reward, label in rewards if label is kind] for kind in (True, False))
+        rewards = [beta * gain for gain in _difference(likelihoods[branch], likelihoods[reference])]
+        good, bad = (
+            [reward for reward, label in zip(rewards, desirable, strict=True) if label is kind]
+            for kind in (True, False)
+        )
         return BranchRatings(
             right_desirable=sum(reward > 0 for reward in good),
             right_undesirable=sum(reward < 0 for reward in bad),
