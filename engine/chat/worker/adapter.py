@@ -212,6 +212,10 @@ def _read_peft_config(weights: PlannedWeights) -> PeftConfig:
     return config
 
 
+# The size of the adapted module that a matrix has to match, its axis, and the axis of the rank.
+_LORA_AXES = {"lora_A": ("in_features", -1, 0), "lora_B": ("out_features", 0, 1)}
+
+
 def _check_fit(
     records: tuple[TensorRecord, ...],
     config: PeftConfig,
@@ -220,19 +224,11 @@ def _check_fit(
     base_name: str,
 ) -> None:
     """Compare shapes before injection, so a mismatch gets a clear error and the base stays unchanged."""
-    name = weights.name
+    name, traits = weights.name, weights.traits
     if config.is_prompt_learning:
-        layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        if config.num_layers != layers:
-            what = f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}."
-            raise ModelError(what, _WRONG_BASE_FIX)
-        width = model.get_input_embeddings().weight.shape[1]
-        adapter_width = next((record.shape[-1] for record in records if record.name == "prompt_embeddings"), width)
-        if weights.traits is not None and weights.traits.virtual_tokens == "inputs" and adapter_width != width:
-            raise ModelError(
-                f"The virtual tokens {name} have {adapter_width:,} numbers each; embeddings of {base_name} have {width:,}.",
-                _WRONG_BASE_FIX,
-            )
+        _check_virtual_tokens(records, config, model, weights, base_name)
+    has_one_rank = traits is not None and "r" in traits.fields and not getattr(config, "rank_pattern", None)
+    rank = getattr(config, "r", None) if has_one_rank else None
     for record in records:
         path, marker = _module_path(record.name)
         if not marker:
@@ -242,21 +238,42 @@ def _check_fit(
         except AttributeError as error:
             what = f"The adapter {name} has weights for {path}, which {base_name} does not have."
             raise ModelError(what, _WRONG_BASE_FIX) from error
-        if isinstance(module, BaseTunerLayer):
-            module = module.get_base_layer()
-        rank = getattr(config, "r", None) if weights.traits is not None and "r" in weights.traits.fields else None
-        if marker in ("lora_A", "lora_B") and rank is not None and not config.rank_pattern:
-            adapter_rank = record.shape[0] if marker == "lora_A" else record.shape[1]
-            if adapter_rank != rank:
-                what = f"The configuration of the adapter {name} has rank {rank}, its weights have rank {adapter_rank}."
-                raise ModelError(what, "Copy adapter_config.json and the weights from the same training.")
-        attribute, axis = {"lora_A": ("in_features", -1), "lora_B": ("out_features", 0)}.get(marker, ("", 0))
-        if attribute and getattr(module, attribute, record.shape[axis]) != record.shape[axis]:
+        if marker not in _LORA_AXES:
+            continue
+        attribute, axis, rank_axis = _LORA_AXES[marker]
+        if rank not in (None, record.shape[rank_axis]):
+            adapter_rank = record.shape[rank_axis]
+            what = f"The configuration of the adapter {name} has rank {rank}, its weights have rank {adapter_rank}."
+            raise ModelError(what, "Copy adapter_config.json and the weights from the same training.")
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        size = getattr(layer, attribute, record.shape[axis])
+        if size != record.shape[axis]:
             raise ModelError(
-                f"The adapter {name} was trained on a model of another size: {path} has "
-                f"{getattr(module, attribute):,} {attribute} in {base_name}, {record.shape[axis]:,} in the adapter.",
+                f"The adapter {name} was trained on a model of another size: {path} has {size:,} {attribute} in "
+                f"{base_name}, {record.shape[axis]:,} in the adapter.",
                 _WRONG_BASE_FIX,
             )
+
+
+def _check_virtual_tokens(
+    records: tuple[TensorRecord, ...],
+    config: PeftConfig,
+    model: PreTrainedModel,
+    weights: PlannedWeights,
+    base_name: str,
+) -> None:
+    name = weights.name
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if config.num_layers != layers:
+        what = f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}."
+        raise ModelError(what, _WRONG_BASE_FIX)
+    width = model.get_input_embeddings().weight.shape[1]
+    adapter_width = next((record.shape[-1] for record in records if record.name == "prompt_embeddings"), width)
+    if weights.traits is not None and weights.traits.virtual_tokens == "inputs" and adapter_width != width:
+        raise ModelError(
+            f"The virtual tokens {name} have {adapter_width:,} numbers each; embeddings of {base_name} have {width:,}.",
+            _WRONG_BASE_FIX,
+        )
 
 
 def _module_path(key: str) -> tuple[str, str]:
