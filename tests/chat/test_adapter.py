@@ -73,19 +73,6 @@ def test_tuned_and_base_are_each_exactly_what_peft_and_the_bare_model_give(tiny_
         assert torch.equal(logits(holder), base)
 
 
-def test_two_adapters_stand_on_one_base(tiny_model_folder, adapters):
-    holder = load_base(tiny_model_folder)
-    first = holder.attach(plan(adapters["lora"]), "tuned")
-    second = holder.attach(plan(adapters["other"]), "second")
-
-    holder.switch_to(first)
-    assert torch.equal(logits(holder), reference(tiny_model_folder, adapters["lora"]))
-    holder.switch_to(second)
-    assert torch.equal(logits(holder), reference(tiny_model_folder, adapters["other"]))
-    holder.switch_to(None)
-    assert torch.equal(logits(holder), reference(tiny_model_folder, None))
-
-
 def test_biases_that_were_trained_do_not_stay_in_the_base(tmp_path):
     base = make_tiny_model(tmp_path / "base", model_type="qwen2")  # has biases
     tuned = make_adapter(base, tmp_path / "tuned", lora(bias="all"))

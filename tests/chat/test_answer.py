@@ -83,15 +83,6 @@ def test_greedy_answers_are_those_of_generate(base, both, tokenizer, tiny_model_
     assert tokens_of(Answer("tuned", both["tuned"], rules(), tokenizer)) == expected_tuned
 
 
-def test_a_repetition_penalty_is_that_of_generate(base, tokenizer):
-    sampling = SamplingConfig(temperature=0, repetition_penalty=1.5, max_new_tokens=24)
-
-    tokens = tokens_of(Answer("base", base, rules(sampling), tokenizer))
-
-    assert tokens == generate(base.holder.model, do_sample=False, repetition_penalty=1.5, max_new_tokens=24)
-    assert tokens != tokens_of(Answer("base", base, rules(), tokenizer))
-
-
 @pytest.mark.parametrize("seed", [0, 7])
 def test_drawn_answers_are_those_of_generate_with_the_same_seed(base, tokenizer, seed):
     values = {"temperature": 0.9, "top_k": 50, "top_p": 0.8, "repetition_penalty": 1.1, "max_new_tokens": 24}

@@ -6,7 +6,6 @@ A processor has no CUDA graphs: a stand-in records the pass and computes it agai
 import gc
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
 from engine.chat.target import PlannedWeights
@@ -135,23 +134,6 @@ def test_families_and_windows_answer_the_same(family, tokenizer, tmp_path):
     assert finish(answer(weights, tokenizer)) == expected
     assert len(set(expected)) > 6
     assert recorder.repeat_count == 23
-
-
-def test_a_quantized_base_answers_the_same(tiny_model_folder, tokenizer, tmp_path):
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-    )
-    base = load(tiny_model_folder, quantization_config=quantization, dtype=torch.float32)
-    folder = make_adapter(tiny_model_folder, tmp_path / "lora", lora())
-    adapter = base.attach(PlannedWeights(folder=folder, name="lora", method="lora"), "tuned")
-    branches = [BranchWeights(base), BranchWeights(base, adapter)]
-    expected = [finish(answer(weights, tokenizer)) for weights in branches]
-    assert expected[0] != expected[1]
-    recorder = Recorder()
-    use_fixed_caches(base, recorder)
-
-    assert [finish(answer(weights, tokenizer)) for weights in branches] == expected
-    assert recorder.record_count == 2
 
 
 def test_a_second_answer_of_a_branch_has_a_growing_cache_until_the_first_is_done(holder, tokenizer):

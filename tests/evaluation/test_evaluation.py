@@ -91,10 +91,6 @@ def test_forgetting_is_measured_on_general_text_without_a_template(home, base, r
     assert result.forgetting == pytest.approx(after / before - 1, abs=1e-5)
 
 
-def test_forgetting_is_not_measured_unless_asked_for(home, run):
-    assert evaluate(home, order_of(run, max_rows=1)).forgetting is None
-
-
 def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):
     result = evaluate(home, order_of(run, answered_rows=5))
 
@@ -182,14 +178,6 @@ def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, mo
     assert together.answered_rows == evaluate(home, order_of(run, answered_rows=8)).answered_rows
     assert progress[-1] == "Answering, 16 of 16 answers."
     assert progress == sorted(progress, key=lambda message: int(message.split()[1]))
-
-
-def test_rows_that_change_each_other_are_answered_one_by_one(home, run, monkeypatch):
-    expected = evaluate(home, order_of(run, answered_rows=3)).answered_rows
-    monkeypatch.setattr(BatchedAnswers, "keeps_rows_apart", lambda _: False)
-    monkeypatch.setattr(BatchedAnswers, "advance", lambda _: pytest.fail("answered side by side"))
-
-    assert evaluate(home, order_of(run, answered_rows=3)).answered_rows == expected
 
 
 def test_a_row_is_parted_at_its_last_answer():

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from engine.chat.contract import ChatTarget
@@ -24,7 +23,7 @@ from engine.hardware.device_job import ModelInUse, models_in_use
 from engine.hardware.lease import LeaseBook
 from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
-from tests.chat.tiny_adapters import ia3, lora, make_adapter, prefix_tuning
+from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.export.exporting import ASKED, export, write_run
 from tests.recorded_request import RecordedRequest
 from tests.replaced_base import record_base, scale_a_tensor, touch
@@ -69,11 +68,8 @@ def test_an_adapter_is_the_runs_own_and_loads_with_peft_alone(home, run, base, t
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize(("config", "method"), [(lora(), "lora"), (lora(use_dora=True), "lora"), (ia3(), "ia3")])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_merged_model_answers_as_the_run(home, base, tmp_path, config, method, dtype):
-    run = write_run(tmp_path / "run", base, config, method)
-
+def test_a_merged_model_answers_as_the_run(home, run, tmp_path, dtype):
     result = export(home, run, tmp_path / "out", kind="merged", dtype=dtype)
 
     assert result.verified.passed, result.verified
@@ -123,14 +119,13 @@ def run_with_templates(run_of_close_calls, tmp_path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("kind", ["adapter", "merged"])
-def test_names_of_files_elsewhere_are_not_taken_along(home, run, tmp_path, kind):
+def test_names_of_files_elsewhere_are_not_taken_along(home, run, tmp_path):
     run = shutil.copytree(run, tmp_path / "run")
     path = run / "adapter" / "tokenizer_config.json"
     elsewhere = {"tokenizer_file": "/home/ann/.cache/tokenizer.json", "merges_file": "merges-of-ann.txt"}
     path.write_text(json.dumps({**json.loads(path.read_text()), **elsewhere}))
 
-    export(home, run, tmp_path / "out", kind=kind)
+    export(home, run, tmp_path / "out", kind="adapter", verify=False)
 
     assert "ann" not in (tmp_path / "out" / "tokenizer_config.json").read_text()
 
@@ -319,20 +314,7 @@ def test_a_job_exports_in_a_process_of_its_own_and_is_stopped_without_a_trace(ho
     assert [path.name for path in (tmp_path / "place").iterdir()] == ["out"]
 
 
-def test_an_adapter_with_a_lost_tensor_is_not_exported(home, base, tmp_path):
-    run = write_run(tmp_path / "run", base, lora())
-    weights = run / "adapter" / "adapter_model.safetensors"
-    tensors = load_file(weights)
-    del tensors[sorted(tensors)[0]]
-    save_file(tensors, weights)
-
-    with pytest.raises(ModelError, match="lacks 1 of its"):
-        export(home, run, tmp_path / "exports" / "out", kind="adapter")
-    assert list((tmp_path / "exports").iterdir()) == []
-
-
-@pytest.mark.parametrize("kind", ["adapter", "merged", "gguf"])
-def test_a_base_that_was_replaced_is_not_exported_from(home, base, tmp_path, kind):
+def test_a_base_that_was_replaced_is_not_exported_from(home, base, tmp_path):
     base = Path(shutil.copytree(base, tmp_path / "base"))
     run = write_run(tmp_path / "run", base, lora())
     record_base(run, base)
@@ -341,19 +323,15 @@ def test_a_base_that_was_replaced_is_not_exported_from(home, base, tmp_path, kin
 
     scale_a_tensor(base)
     with pytest.raises(ModelError, match=r"base have changed since my run .* model\.safetensors differs") as error_info:
-        export(home, run, tmp_path / "after", kind=kind)
+        export(home, run, tmp_path / "after", kind="merged")
 
     assert error_info.value.fix == "Put the original files of the base back, or train again."
     assert not (tmp_path / "after").exists()
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"modules_to_save": ["lm_head"]}, {"modules_to_save": ["embed_tokens"]}, {"target_modules": ["embed_tokens"]}],
-)
-def test_a_tied_base_of_which_one_side_was_trained_is_merged_as_two(home, tmp_path, changes):
+def test_a_tied_base_of_which_one_side_was_trained_is_merged_as_two(home, tmp_path):
     base = make_tiny_model(tmp_path / "base", tie_word_embeddings=True, initializer_range=0.4)
-    run = write_run(tmp_path / "run", base, lora(**changes))
+    run = write_run(tmp_path / "run", base, lora(target_modules=["embed_tokens"]))
 
     result = export(home, run, tmp_path / "out", kind="merged", dtype="float32")
 
@@ -363,15 +341,8 @@ def test_a_tied_base_of_which_one_side_was_trained_is_merged_as_two(home, tmp_pa
     assert model.lm_head.weight is not model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"temperature": 0.9, "top_p": 0.6},  # sampling that is not switched on, as in Llama 2
-        {"do_sample": False, "top_k": 5},
-        {"num_beams": 1, "early_stopping": True},
-    ],
-)
-def test_settings_for_generation_that_transformers_would_not_write_are_taken_along(home, tmp_path, settings):
+def test_settings_for_generation_that_transformers_would_not_write_are_taken_along(home, tmp_path):
+    settings = {"temperature": 0.9, "top_p": 0.6}  # sampling that is not switched on, as in Llama 2
     base = make_tiny_model(tmp_path / "base", tie_word_embeddings=False, initializer_range=0.4)
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": 3, **settings}))
     run = write_run(tmp_path / "run", base, lora())

@@ -12,21 +12,18 @@ import pytest
 from transformers import AutoTokenizer
 
 from engine.chat.contract import ChatTarget
-from engine.chat.target import plan_load
 from engine.config.load import config_to_yaml
 from engine.config.results import ExportConfig
 from engine.errors import ModelError
-from engine.export.contract import ExportOrder, ExportRequest, ExportResult
-from engine.export.folder import staged_folder
+from engine.export.contract import ExportRequest, ExportResult
 from engine.export.gguf.llama_cpp import CHECKOUT_VARIABLE, find_converter
 from engine.export.job import ExportJob
-from engine.export.worker.main import run_export
 from engine.export.worker.verify import ModelDifference
-from engine.hardware.processor import describe_processor
 from engine.processes.messages import CancelledRequestError
 from engine.runs.run import RunFolder
 from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
 from tests.export.exporting import ASKED, write_run
+from tests.export.exporting import export as export_kind
 from tests.export.stand_in_converter import make_checkout
 from tests.recorded_request import RecordedRequest
 from tests.tiny_model import make_tiny_model
@@ -49,18 +46,7 @@ def run(base, tmp_path_factory) -> Path:
 
 
 def export(home, run: Path, folder: Path, checkout: Path, request=None, **settings: Any) -> ExportResult:
-    with staged_folder(folder) as aside:
-        order = ExportOrder(
-            plan=plan_load(ChatTarget.of_run(run)),
-            name=folder.name,
-            folder=aside,
-            settings=ExportConfig(kind="gguf", **settings),
-            device=describe_processor(),
-            run=run,
-            llama_cpp=checkout,
-        )
-        answer = run_export(home, order.model_dump(mode="json"), request or RecordedRequest())
-    return ExportResult.model_validate(answer)
+    return export_kind(home, run, folder, request, llama_cpp=checkout, kind="gguf", **settings)
 
 
 def test_the_folder_holds_the_file_its_modelfile_and_a_card(home, run, tmp_path):
@@ -105,6 +91,7 @@ def test_a_run_with_several_chat_templates_is_compared_by_the_default_one(home, 
     result = export(home, run, tmp_path / "out", checkout, keep_merged=True)
 
     assert any("so do the vocabulary and the chat template" in note for note in result.notes), result.notes
+    assert "out-f16.gguf" in {file.name for file in result.files}  # auto: the tiny base is held in float32
     assert (tmp_path / "out" / "merged" / "additional_chat_templates" / "tool_use.jinja").is_file()
 
 
@@ -125,14 +112,6 @@ def test_the_converter_gets_the_starts_of_prompts_and_no_foreign_code(home, tmp_
     merged = tmp_path / "out" / "merged"
     assert "add_bos_token" not in json.loads((merged / "tokenizer_config.json").read_text())
     assert json.loads((merged / "config.json").read_text())["dtype"] == "float16"
-
-
-def test_auto_keeps_the_sixteen_bits_of_the_base(home, run, tmp_path):
-    checkout = make_checkout(tmp_path / "llama.cpp")
-
-    result = export(home, run, tmp_path / "out", checkout)
-
-    assert "out-f16.gguf" in {file.name for file in result.files}  # the tiny base is held in float32
 
 
 def test_a_file_that_holds_something_else_is_noticed_without_llama_cpp(home, run, tmp_path):

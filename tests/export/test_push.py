@@ -79,27 +79,6 @@ def test_an_adapter_is_pushed_and_loads_from_what_arrived(hub, home, run, tiny_m
     assert list((home.cache / "pushes").glob("*/*")) == []
 
 
-@pytest.mark.e2e
-def test_a_merged_model_is_pushed_and_loads_from_what_arrived(hub, home, run, tmp_path):
-    result = job(home, run, kind="merged", dtype="float32", private=False).run()
-
-    files = hub.repositories[NAME].files()
-    for name, content in files.items():
-        (tmp_path / name).write_bytes(content)
-    AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert {file.name for file in result.files} == set(files)
-    assert set(files) == {
-        "README.md",
-        "chat_template.jinja",
-        "config.json",
-        "generation_config.json",
-        "model.safetensors",
-        "tokenizer.json",
-        "tokenizer_config.json",
-    }
-    assert not hub.repositories[NAME].private
-
-
 def test_nothing_that_arrives_tells_of_this_machine(hub, home, run, tmp_path):
     job(home, run, QuickExport()).run()
 
@@ -146,13 +125,6 @@ def test_without_a_token_nothing_is_prepared(hub, home, run, monkeypatch, tmp_pa
     assert "hf auth login" in error_info.value.fix
     assert export.runs == 0
     assert not hub.requests
-
-
-def test_where_the_hub_may_not_be_asked_that_is_reported(hub, home, run, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE is set"):
-        job(home, run, QuickExport()).run()
 
 
 def test_a_model_without_an_adapter_is_not_pushed(hub, home, tiny_model_folder):
@@ -266,3 +238,10 @@ def test_the_token_is_seen_nowhere(hub, home, run, tmp_path, faults):
                 assert TOKEN.encode() not in path.read_bytes(), path
     if not is_refused:
         assert json.loads(out)["commit"] == hub.repositories[NAME].branches["main"]
+
+
+def test_where_the_hub_may_not_be_asked_that_is_reported(hub, home, run, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+
+    with pytest.raises(HubUnreachableError, match="HF_HUB_OFFLINE is set"):
+        job(home, run, QuickExport()).run()

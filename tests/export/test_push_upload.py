@@ -60,17 +60,6 @@ def test_an_adapter_arrives_private_in_one_commit(hub, tmp_path):
     assert hub.unauthorized_uploads == []  # storage is not the Hub, and gets no token
 
 
-def test_a_merged_model_arrives_with_all_its_shards(hub, tmp_path):
-    folder = merged_folder(tmp_path / "out", shards=3)
-
-    result = Pusher(hub).push(folder, kind="merged", private=False)
-
-    repository = hub.repositories[NAME]
-    assert not repository.private
-    assert not result.private
-    assert set(repository.files()) == {path.name for path in folder.iterdir()}
-
-
 def test_only_files_of_the_allow_list_are_sent(hub, tmp_path):
     folder = adapter_folder(tmp_path / "out")
     for name in ("optimizer.pt", "training_args.bin", "rng_state.pth", "trainer_state.json", ".env", "config.yaml"):
@@ -165,15 +154,6 @@ def test_the_hub_reports_how_long_to_wait(hub, tmp_path, headers):
     assert "Rate limited by the Hub (HTTP 429: refused with …). Trying again in 7 s." in pusher.messages
 
 
-def test_an_hour_is_not_waited_for_but_said(hub, tmp_path):
-    hub.faults = [Fault("commit", 429, headers={"Retry-After": "3600"})]
-    pusher = Pusher(hub)
-
-    with pytest.raises(HubUnreachableError, match="Wait 60 minutes, then try again"):
-        pusher.push(adapter_folder(tmp_path / "out"))
-    assert pusher.waits == []
-
-
 def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
     folder = merged_folder(tmp_path / "out", shards=4)
     last = hashlib.sha256((folder / "model-00004-of-00004.safetensors").read_bytes()).hexdigest()
@@ -247,15 +227,6 @@ def test_what_is_to_be_private_is_not_put_into_a_public_repository(hub, tmp_path
     assert hub.put == []
 
 
-def test_a_private_repository_stays_private_and_reports_it(hub, tmp_path):
-    hub.repositories[NAME] = StoredRepository(private=True)
-
-    result = Pusher(hub).push(adapter_folder(tmp_path / "out"), private=False)
-
-    assert result.private
-    assert any("was private already and stays private" in note for note in result.notes)
-
-
 def test_a_branch_is_made_and_main_is_left_alone(hub, tmp_path):
     result = Pusher(hub).push(adapter_folder(tmp_path / "out"), revision="v2")
 
@@ -285,16 +256,6 @@ def test_a_refusal_of_the_native_uploader_is_one_of_the_hub(hub, tmp_path, monke
     assert hub.repositories[NAME].files() == {}
 
 
-def test_a_wrong_token_and_a_foreign_owner_are_distinguished(hub, tmp_path):
-    folder = adapter_folder(tmp_path / "out")
-
-    with pytest.raises(PushError, match="does not accept your token") as error_info:
-        Pusher(hub, token="hf_wrong" * 4).push(folder)
-    assert "write access" in error_info.value.fix
-    with pytest.raises(PushError, match="does not let your token write to someone/else"):
-        Pusher(hub).push(folder, name="someone/else")
-
-
 def test_no_answer_at_all_is_reported(monkeypatch, tmp_path):
     with OwnHub() as closed_hub:
         address = closed_hub.address
@@ -305,14 +266,6 @@ def test_no_answer_at_all_is_reported(monkeypatch, tmp_path):
         Pusher(closed_hub).push(adapter_folder(tmp_path / "out"))
 
 
-@pytest.mark.parametrize("token", [TOKEN, "hf_oauth_eyJhbGciOi.J9-x_y", "a token of another kind"])
-def test_the_words_of_a_server_are_shown_without_a_token(token):
-    text = quoted(f"Forbidden for {token}\x1b[31m.", token if " " in token else "another")
-
-    assert text.startswith(": Forbidden for …")
-    assert "eyJ" not in text
-
-
 def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):
     secret = "hf_secret\nwith-a-line"
 
@@ -320,3 +273,29 @@ def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):
         Pusher(hub, token=secret).push(adapter_folder(tmp_path / "out"))
     assert "secret" not in str(error_info.value)
     assert error_info.value.__suppress_context__
+
+
+def test_an_hour_is_not_waited_for_but_said(hub, tmp_path):
+    hub.faults = [Fault("commit", 429, headers={"Retry-After": "3600"})]
+    pusher = Pusher(hub)
+
+    with pytest.raises(HubUnreachableError, match="Wait 60 minutes, then try again"):
+        pusher.push(adapter_folder(tmp_path / "out"))
+    assert pusher.waits == []
+
+
+def test_a_private_repository_stays_private_and_reports_it(hub, tmp_path):
+    hub.repositories[NAME] = StoredRepository(private=True)
+
+    result = Pusher(hub).push(adapter_folder(tmp_path / "out"), private=False)
+
+    assert result.private
+    assert any("was private already and stays private" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("token", [TOKEN, "hf_oauth_eyJhbGciOi.J9-x_y", "a token of another kind"])
+def test_the_words_of_a_server_are_shown_without_a_token(token):
+    text = quoted(f"Forbidden for {token}\x1b[31m.", token if " " in token else "another")
+
+    assert text.startswith(": Forbidden for …")
+    assert "eyJ" not in text

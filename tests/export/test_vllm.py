@@ -92,12 +92,6 @@ def test_names_that_are_the_files_own_stay():
     assert names_for_vllm([name.replace("model.layers", "model.language_model.layers") for name in ADAPTER], BASE) == {}
 
 
-def test_names_of_older_files_are_found_too():
-    older = [name.replace("model.language_model.", "language_model.model.") for name in BASE]
-
-    assert names_for_vllm(ADAPTER, older)[ADAPTER[0]].startswith("base_model.model.language_model.model.layers.0.")
-
-
 def test_a_vision_tower_with_the_same_layers_is_not_taken_for_the_text():
     vision = [name.replace("language_model", "vision_tower") for name in BASE]
 

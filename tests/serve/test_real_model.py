@@ -22,15 +22,13 @@ from engine.chat.contract import ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.config.results import SamplingConfig
 from engine.config.run import ModelConfig
-from engine.data.conversation import Conversation, Message
-from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
+from engine.data.conversation import Message
 from engine.hardware.lease import LeaseBook
 from engine.hardware.processor import describe_processor
-from engine.models.source import ModelSource, resolve_model
+from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
 from engine.serve.model import ServedModel
 from tests.chat.tiny_adapters import lora, make_adapter
-from tests.data.conversations import render_conversation
 from tests.runs.supervision import wait_until
 from tests.serve.running import listening
 from tests.tiny_model import make_tiny_model
@@ -92,29 +90,6 @@ def test_the_client_gets_what_the_chat_says(client, session, model, branch):
     assert whole.choices[0].message.content == chat
     assert whole.usage.completion_tokens == 12
     assert whole.choices[0].finish_reason == "length"
-
-
-def test_the_same_seed_says_the_same(client):
-    answers = [say(client, "my-adapter", temperature=1.0, max_tokens=12, seed=seed) for seed in (1, 1, 2)]
-
-    assert answers[0] == answers[1] != answers[2]
-
-
-def test_it_reads_what_the_chat_reads_and_training_taught(client, session, adapter):
-    answer = client.chat.completions.create(
-        model="my-adapter", messages=ASKED, max_tokens=1, extra_body={"return_token_ids": True}
-    )
-    token_ids = answer.model_extra["prompt_token_ids"]
-
-    from engine.inspector.worker.load_tokenizer import load_tokenizer
-
-    tokenizer, _ = load_tokenizer(ModelSource(str(adapter), "my-adapter"))
-    row = Conversation((*TURNS, Message("assistant", "A number.")))
-    (trained,) = render_conversation(0, row, tokenizer, RenderOptions(max_length=None)).rows
-    first_learned = next(index for index, label in enumerate(trained.labels) if label != IGNORED_LABEL)
-    assert token_ids == trained.input_ids[:first_learned]
-    assert token_ids == list(session.prompt(TURNS).ids)
-    assert answer.usage.prompt_tokens == len(token_ids)
 
 
 def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires(home, monkeypatch):
