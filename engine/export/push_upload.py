@@ -44,27 +44,16 @@ class HubPush:
     report: OnProgress
     patience: Patience = Patience()  # noqa: RUF009 - cannot be changed
 
-    def accounts(self) -> list[str]:
-        """Return the names of the token's account and its organizations.
-
-        The account sees their repositories, but may not be allowed to write to them.
-
-        Raises:
-            PushError: If the Hub does not accept the token.
-            HubUnreachableError: If the Hub does not answer.
-        """
-        answer = self._request("checking", "Pushing", self.api.whoami)
-        return [str(account["name"]) for account in (answer, *(answer.get("orgs") or ()))]
-
     def check(self, name: str, settings: PushConfig) -> str:
         """Check that a push is possible, and return the repository's full name.
 
         Raises:
-            PushError: If the repository is public but should be private, has weights of another kind, or belongs to an owner
-                that the account is not a member of.
+            PushError: If the Hub does not accept the token, or the repository is public but should be private, has weights
+                of another kind, or belongs to an owner that the account is not a member of.
             HubUnreachableError: If the Hub does not answer.
         """
-        own = self.accounts()
+        account = self._request("checking", "Pushing", self.api.whoami)
+        own = [str(member["name"]) for member in (account, *(account.get("orgs") or ()))]
         repository = name if "/" in name else f"{own[0]}/{name}"
         present = self._request("checking", repository, partial(self._read, repository, settings.revision or _MAIN))
         if present is not None:

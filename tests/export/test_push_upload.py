@@ -40,7 +40,7 @@ class Pusher:
     def push(self, folder, name=NAME, **settings):
         order = UploadOrder(folder=folder, repository=name, settings=PushConfig(**settings), message="Push my run")
         push = HubPush(self._api(), lambda progress: self.messages.append(progress.message), self._patience)
-        push.accounts()
+        push.check(name, order.settings)
         return push.upload(order)
 
 

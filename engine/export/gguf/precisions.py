@@ -20,8 +20,7 @@ class GgufPrecision:
     """One precision of the weights."""
 
     weights: str  # type of most matrices
-    more: str  # type of attention values and down projections of some layers
-    head: str  # type of the output head, and of a tied embedding
+    finer: str  # type of the output head, a tied embedding, and attention values and down projections of some layers
     file_type: int | None = None  # number in llama.cpp's library; None if the converter writes it
     # Share of greedy answers that must be equal; None if quantization may change them and perplexity decides.
     needed_share: float | None
@@ -32,12 +31,12 @@ class GgufPrecision:
 # llama.cpp rounds activations like weights, which changes near ties: a few with the eleven bits of f16, more with the
 # eight bits of bf16 and q8_0.
 PRECISIONS: Mapping[GgufType, GgufPrecision] = {
-    "q4_k_m": GgufPrecision(weights="q4_k", more="q6_k", head="q6_k", file_type=15, needed_share=None),
-    "q5_k_m": GgufPrecision(weights="q5_k", more="q6_k", head="q6_k", file_type=17, needed_share=None),
-    "q6_k": GgufPrecision(weights="q6_k", more="q6_k", head="q6_k", file_type=18, needed_share=None),
-    "q8_0": GgufPrecision(weights="q8_0", more="q8_0", head="q8_0", needed_share=0.5, roundings=2.0),
-    "bf16": GgufPrecision(weights="bf16", more="bf16", head="bf16", needed_share=0.5),
-    "f16": GgufPrecision(weights="f16", more="f16", head="f16", needed_share=0.9, tolerance=1e-3),
+    "q4_k_m": GgufPrecision(weights="q4_k", finer="q6_k", file_type=15, needed_share=None),
+    "q5_k_m": GgufPrecision(weights="q5_k", finer="q6_k", file_type=17, needed_share=None),
+    "q6_k": GgufPrecision(weights="q6_k", finer="q6_k", file_type=18, needed_share=None),
+    "q8_0": GgufPrecision(weights="q8_0", finer="q8_0", needed_share=0.5, roundings=2.0),
+    "bf16": GgufPrecision(weights="bf16", finer="bf16", needed_share=0.5),
+    "f16": GgufPrecision(weights="f16", finer="f16", needed_share=0.9, tolerance=1e-3),
 }
 
 # Limit relative to the unquantized result.
@@ -138,11 +137,11 @@ def _target_type(record: TensorRecord, shape: _Shape, precision: GgufPrecision) 
     if len(record.shape) < 2 or _KEPT.search(name):
         return "f32"
     if _HEAD.search(name) or (shape.tied and _EMBEDDING.search(name)):
-        return precision.head
+        return precision.finer
     if _VALUES.search(name):
-        return precision.more if _gets_more(shape.values.index(name), len(shape.values)) else precision.weights
+        return precision.finer if _gets_more(shape.values.index(name), len(shape.values)) else precision.weights
     if _DOWN.search(name) and _gets_more(_layer_of(name), shape.layers):
-        return precision.more
+        return precision.finer
     return precision.weights
 
 
