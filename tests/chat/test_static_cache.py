@@ -8,7 +8,6 @@ import gc
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-from engine.chat.target import PlannedWeights
 from engine.chat.worker import static_cache
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.answer import Answer, AnswerRules
@@ -16,7 +15,7 @@ from engine.chat.worker.static_cache import FixedCaches, LentCache, reason_again
 from engine.chat.worker.weights import BranchWeights
 from engine.config.optimizations import VARIABLE
 from engine.config.results import SamplingConfig
-from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning, prompt_tuning
+from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, prefix_tuning, prompt_tuning
 from tests.tiny_model import make_tiny_model
 
 PROMPT = tuple(range(4, 40))
@@ -59,15 +58,11 @@ def tokenizer(tiny_model_folder):
     return AutoTokenizer.from_pretrained(tiny_model_folder)
 
 
-def load(folder, **values) -> AdaptedBase:
-    return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder, **values).eval(), "tiny")
-
-
 @pytest.fixture(scope="module")
 def holder(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
     """Return a base with three adapters, of which the last keeps PEFT's own pass."""
     root = tmp_path_factory.mktemp("static")
-    base = load(tiny_model_folder)
+    base = load_base(tiny_model_folder)
     adapters = {}
     for name, config in (
         ("tuned", lora()),
@@ -75,8 +70,8 @@ def holder(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
         ("dora", lora(use_dora=True)),
     ):
         folder = make_adapter(tiny_model_folder, root / name, config, seed=len(name))
-        adapters[name] = base.attach(PlannedWeights(folder=folder, name=name, method=name), name)
-    return {"base": BranchWeights(base), **{name: BranchWeights(base, adapter) for name, adapter in adapters.items()}}
+        adapters[name] = attach(base, folder, name, name)
+    return {"base": BranchWeights(base), **adapters}
 
 
 @pytest.fixture(autouse=True)
@@ -124,7 +119,7 @@ def test_answers_are_those_of_a_growing_cache(holder, tokenizer, branch, recorde
 def test_families_and_windows_answer_the_same(family, tokenizer, tmp_path):
     values = dict(FAMILIES[family])
     loading = {"attn_implementation": values.pop("attn_implementation", "sdpa")}
-    base = load(make_tiny_model(tmp_path / family, model_type=family, **values), **loading)
+    base = load_base(make_tiny_model(tmp_path / family, model_type=family, **values), **loading)
     assert reason_against(base.model) == ""
     weights = BranchWeights(base)
     expected = finish(answer(weights, tokenizer))
@@ -213,18 +208,16 @@ def test_memory_that_is_short_is_left_to_growing_caches(holder, tokenizer, monke
 
 
 def test_caches_and_graphs_are_dropped_when_adapters_change(tiny_model_folder, tokenizer, tmp_path):
-    base = load(tiny_model_folder)
+    base = load_base(tiny_model_folder)
     recorder = Recorder()
     use_fixed_caches(base, recorder)
     finish(answer(BranchWeights(base), tokenizer))
     folder = make_adapter(tiny_model_folder, tmp_path / "lora", lora())
-    adapter = base.attach(PlannedWeights(folder=folder, name="lora", method="lora"), "tuned")
-    tuned = finish(answer(BranchWeights(base, adapter), tokenizer))
+    tuned = finish(answer(attach(base, folder), tokenizer))
     base.detach_all()
     other = make_adapter(tiny_model_folder, tmp_path / "other", lora(), seed=5)
-    adapter = base.attach(PlannedWeights(folder=other, name="other", method="lora"), "tuned")
 
-    assert finish(answer(BranchWeights(base, adapter), tokenizer)) != tuned
+    assert finish(answer(attach(base, other), tokenizer)) != tuned
     assert recorder.record_count == 3
 
 
@@ -232,28 +225,28 @@ def test_caches_and_graphs_are_dropped_when_adapters_change(tiny_model_folder, t
 def test_virtual_tokens_keep_a_growing_cache_and_the_log_reports_it(
     config, tiny_model_folder, tokenizer, tmp_path, capfd
 ):
-    base = load(tiny_model_folder)
+    base = load_base(tiny_model_folder)
     folder = make_adapter(tiny_model_folder, tmp_path / "virtual", config)
-    adapter = base.attach(PlannedWeights(folder=folder, name="virtual", method="prefix_tuning"), "tuned")
-    expected = finish(answer(BranchWeights(base, adapter), tokenizer))
+    tuned = attach(base, folder, "prefix_tuning")
+    expected = finish(answer(tuned, tokenizer))
     recorder = Recorder()
     use_fixed_caches(base, recorder)
 
-    assert finish(answer(BranchWeights(base, adapter), tokenizer)) == expected
+    assert finish(answer(tuned, tokenizer)) == expected
     assert finish(answer(BranchWeights(base), tokenizer)) != expected
     assert recorder.record_count == 1
     assert capfd.readouterr().err.count("tuned has virtual tokens before the prompt") == 1
 
 
 def test_models_that_cannot_have_one_are_named(tiny_model_folder, tmp_path, monkeypatch):
-    assert load(tiny_model_folder).fixed_caches.why_not == "needs CUDA"
-    model = load(tiny_model_folder).model
+    assert load_base(tiny_model_folder).fixed_caches.why_not == "needs CUDA"
+    model = load_base(tiny_model_folder).model
     monkeypatch.setenv(VARIABLE, "static_cache")
     assert "LORATORY_WITHOUT" in reason_against(model)
     monkeypatch.delenv(VARIABLE)
     model.config._attn_implementation = "flex_attention"
     assert "flex_attention does not support a mask" in reason_against(model)
-    quantized = load(tiny_model_folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)).model
+    quantized = load_base(tiny_model_folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)).model
     assert "int8" in reason_against(quantized)
     mamba = make_tiny_model(tmp_path / "mamba", model_type="mamba", state_size=4)
     assert reason_against(AutoModelForCausalLM.from_pretrained(mamba)) != ""

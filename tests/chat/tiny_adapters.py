@@ -46,6 +46,24 @@ def write_trained_run(folder: Path, base: Path, adapter_config: object, **sectio
     return folder
 
 
+def load_base(folder: Path, **loading: Any):
+    """Load a model for the chat, to which adapters can be attached."""
+    from transformers import AutoModelForCausalLM
+
+    from engine.chat.worker.adapter import AdaptedBase
+
+    return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder, **loading).eval(), "tiny")
+
+
+def attach(base: Any, folder: Path, method: str = "lora", branch: str = "tuned"):
+    """Attach an adapter, and return the branch that answers with it."""
+    from engine.chat.target import PlannedWeights
+    from engine.chat.worker.weights import BranchWeights
+
+    planned = PlannedWeights(folder=folder, name=folder.name, method=method, peft_type=method.upper())
+    return BranchWeights(base, base.attach(planned, branch))
+
+
 def lora(**values: object):
     """Return a LoRA configuration on two kinds of layers."""
     from peft import LoraConfig

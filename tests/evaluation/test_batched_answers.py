@@ -2,16 +2,15 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.weights import BranchWeights
 from engine.config.results import SamplingConfig
 from engine.evaluation.worker import answers as answers_module
 from engine.evaluation.worker.answers import BatchedAnswers, batches_of_prompts, most_rows
-from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
+from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, prefix_tuning
 from tests.tiny_model import make_tiny_model
 
 LENGTHS = (40, 33, 33, 12, 3)
@@ -26,10 +25,6 @@ FAMILIES: dict[str, dict] = {
 }
 
 
-def load(folder) -> AdaptedBase:
-    return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder).eval(), "tiny")
-
-
 @pytest.fixture(scope="module")
 def tiny_model_folder(tmp_path_factory):
     """With wide random weights and a head of its own, so answers wander instead of repeating a token."""
@@ -39,9 +34,8 @@ def tiny_model_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def branches(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
     folder = make_adapter(tiny_model_folder, tmp_path_factory.mktemp("side") / "lora", lora())
-    holder = load(tiny_model_folder)
-    tuned = holder.attach(PlannedWeights(folder=folder, name="lora", method="lora"), "tuned")
-    return {"base": BranchWeights(holder), "tuned": BranchWeights(holder, tuned)}
+    holder = load_base(tiny_model_folder)
+    return {"base": BranchWeights(holder), "tuned": attach(holder, folder)}
 
 
 def alone(weights, end_ids=frozenset(), most=ALL_MOST) -> list[list[int]]:
@@ -79,7 +73,9 @@ def test_answers_are_those_of_single_rows(branches, branch, pieces, monkeypatch)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_and_windows_answer_the_same(family, tmp_path):
-    weights = BranchWeights(load(make_tiny_model(tmp_path / family, model_type=family, **LIVELY, **FAMILIES[family])))
+    weights = BranchWeights(
+        load_base(make_tiny_model(tmp_path / family, model_type=family, **LIVELY, **FAMILIES[family]))
+    )
 
     assert most_rows(weights, 60) > 1
     assert together(weights) == alone(weights)
@@ -131,11 +127,9 @@ def test_rows_are_as_many_as_memory_holds(branches, tiny_model_folder, tmp_path,
         assert most_rows(weights, 100) == 1
         monkeypatch.setattr(answers_module, "free_bytes", lambda _device: 2**40)
         assert most_rows(weights, 100) == 8
-        holder = load(tiny_model_folder)
         folder = make_adapter(tiny_model_folder, tmp_path / "prefix", prefix_tuning())
-        prefix = holder.attach(PlannedWeights(folder=folder, name="prefix", method="prefix_tuning"), "tuned")
-        assert most_rows(BranchWeights(holder, prefix), 100) == 1
-        mamba = BranchWeights(load(make_tiny_model(tmp_path / "mamba", model_type="mamba", state_size=4)))
+        assert most_rows(attach(load_base(tiny_model_folder), folder, "prefix_tuning"), 100) == 1
+        mamba = BranchWeights(load_base(make_tiny_model(tmp_path / "mamba", model_type="mamba", state_size=4)))
         assert most_rows(mamba, 100) == 1
 
 

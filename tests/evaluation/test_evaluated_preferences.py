@@ -1,6 +1,7 @@
 """What is measured on held-out pairs and rated completions."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -26,23 +27,24 @@ from tests.chat.tiny_adapters import lora, make_adapter
 from tests.evaluation.conftest import evaluate, held_out, order_of, write_run
 
 
-def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path):
-    file = tmp_path / "pairs.jsonl"
-    rows = [
-        {
-            "prompt": f"What is {number} and one?",
-            "chosen": f"It is {number + 1}.",
-            "rejected": f"No idea, {number} maybe?",
-        }
-        for number in range(40)
-    ]
+def write_preference_run(folder: Path, base: Path, rows: list[dict], objective: str, **adapter: str) -> Path:
+    file = folder / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tuned = write_run(tmp_path / "tuned", base, file, lora(), "lora")
-    make_adapter(base, tuned / "adapter", lora(), seed=2)
-    settings = yaml.safe_load((tuned / "config.yaml").read_text())
-    settings["adapter"]["warm_start"] = str(run / "adapter")
-    settings["training"] |= {"objective": "dpo", "beta": 0.3}
-    (tuned / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
+    run = write_run(folder / "tuned", base, file, lora(), "lora")
+    make_adapter(base, run / "adapter", lora(), seed=2)
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["adapter"] |= adapter
+    settings["training"] |= {"objective": objective, "beta": 0.3}
+    (run / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
+    return run
+
+
+def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path):
+    rows = [
+        {"prompt": f"What is {n} and one?", "chosen": f"It is {n + 1}.", "rejected": f"No idea, {n} maybe?"}
+        for n in range(40)
+    ]
+    tuned = write_preference_run(tmp_path, base, rows, "dpo", warm_start=str(run / "adapter"))
     request = EvaluationRequest(
         target=ChatTarget.of_run(tuned),
         settings=EvaluationConfig(answered_rows=1, max_new_tokens=4, general_text=False),
@@ -74,17 +76,8 @@ def test_pairs_are_measured_for_base_start_and_result(home, base, run, tmp_path)
 
 
 def test_the_rewards_of_ratings_are_those_that_training_logs(home, base, tmp_path):
-    file = tmp_path / "ratings.jsonl"
-    rows = [
-        {"prompt": f"What is {number} and one?", "completion": f"It is {number + 1}.", "label": number % 3 > 0}
-        for number in range(40)
-    ]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    tuned = write_run(tmp_path / "tuned", base, file, lora(), "lora")
-    make_adapter(base, tuned / "adapter", lora(), seed=2)
-    settings = yaml.safe_load((tuned / "config.yaml").read_text())
-    settings["training"] |= {"objective": "kto", "beta": 0.3}
-    (tuned / "config.yaml").write_text(config_to_yaml(config_from_mapping(settings)))
+    rows = [{"prompt": f"What is {n} and one?", "completion": f"It is {n + 1}.", "label": n % 3 > 0} for n in range(40)]
+    tuned = write_preference_run(tmp_path, base, rows, "kto")
 
     order = order_of(tuned, general_text=False)
     result = evaluate(home, order)

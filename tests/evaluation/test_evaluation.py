@@ -143,30 +143,18 @@ def test_an_evaluation_is_stopped_at_the_next_row(home, run, after):
 
 @pytest.mark.parametrize("rows", [1, 5], ids=["alone", "side by side"])
 def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypatch, rows):
-    answers, kind = [], Answer if rows == 1 else BatchedAnswers
+    steps, kind = [], Answer if rows == 1 else BatchedAnswers
     advance = kind.advance
-
-    def note(answer):
-        answers.append(answer)
-        return advance(answer)
-
-    monkeypatch.setattr(kind, "advance", note)
-    finished = RecordedRequest()
-    evaluate(home, order_of(run, max_rows=rows, answered_rows=rows), finished)
-    assert answers
-    steps = len(answers)
-    before_the_answers = next(
-        n for n, progress in enumerate(finished.progress_log) if "Answering" in progress["message"]
-    )
-    answers.clear()
+    monkeypatch.setattr(kind, "advance", lambda answer: steps.append(answer) or advance(answer))
+    order, finished = order_of(run, max_rows=rows, answered_rows=rows), RecordedRequest()
+    evaluate(home, order, finished)
+    all_steps = len(steps)
+    first_answer = next(n for n, progress in enumerate(finished.progress_log) if "Answering" in progress["message"])
+    steps.clear()
 
     with pytest.raises(CancelledRequestError):
-        evaluate(
-            home,
-            order_of(run, max_rows=rows, answered_rows=rows),
-            RecordedRequest(cancel_after=before_the_answers + 1),
-        )
-    assert len(answers) < steps
+        evaluate(home, order, RecordedRequest(cancel_after=first_answer + 1))
+    assert len(steps) < all_steps
 
 
 def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, monkeypatch):
