@@ -278,32 +278,31 @@ class EvaluationJob:
         """Stop within seconds; no result is saved."""
         self._stop_event.set()
 
-    def _plan(self, target: ChatTarget, config: RunConfig, run: RunFolder) -> LoadPlan:
-        """Plan for base and tuned model; for a preference run also for the adapter that it started from."""
-        start = None
-        if objective_of(config).learns_preferences and target.second is None:
-            start = start_of(config, run.path.parent, self.home if self.home.owner else None)
-        if start is not None:
-            with contextlib.suppress(EngineError):  # it can no longer be loaded
-                return plan_load(target.model_copy(update={"second": AdapterChoice(folder=start)}), self.home)
-        return plan_load(target, self.home)
-
     def _order(self, device: Device) -> tuple[EvaluationOrder, Path]:
-        target = self.request.target
-        choice = target.tuned
+        choice = self.request.target.tuned
         if choice is None or not RunFolder(choice.folder).config.is_file():
             what = "Only a run can be evaluated, because only a run has held-out rows."
             raise RunError(what, "Choose a run.")
         run = RunFolder(choice.folder)
         config = run.read_config()
         order = EvaluationOrder(
-            plan=self._plan(target, config, run),
+            plan=self._plan(config, run),
             run=config,
             settings=self.request.settings,
             device=device,
             data_fingerprint=read_provenance(run).dataset_fingerprint,
         )
         return order, evaluation_file(choice.folder, choice.checkpoint)
+
+    def _plan(self, config: RunConfig, run: RunFolder) -> LoadPlan:
+        """Plan for base and tuned model; for a preference run also for the adapter that it started from."""
+        target = self.request.target
+        if objective_of(config).learns_preferences and target.second is None:
+            start = start_of(config, run.path.parent, self.home if self.home.owner else None)
+            if start is not None:
+                with contextlib.suppress(EngineError):  # it can no longer be loaded
+                    return plan_load(target.model_copy(update={"second": AdapterChoice(folder=start)}), self.home)
+        return plan_load(target, self.home)
 
 
 def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:

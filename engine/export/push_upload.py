@@ -83,19 +83,14 @@ class HubPush:
         self._report("uploading", f"Uploading {len(files)} files ({total}) to {repository}.")
         commit = self._request("uploading", repository, partial(self._commit, order, files))
         self._report("committing", f"Checking the commit in {repository}.")
-        stored_state = self._request("committing", repository, partial(self._require, repository, commit))
+        is_private = self._request("committing", repository, partial(self._require, repository, commit)).is_private
         notes = [f"{name} is not part of the export and was not sent." for name in left_out]
-        if stored_state.is_private and not settings.private:
+        if is_private and not settings.private:
             notes.insert(
                 0, f"{repository} was private already and stays private; change that in its settings on the Hub."
             )
         return PushResult(
-            url=url,
-            commit=commit,
-            repository=repository,
-            private=stored_state.is_private,
-            files=files,
-            notes=tuple(notes),
+            url=url, commit=commit, repository=repository, private=is_private, files=files, notes=tuple(notes)
         )
 
     def _make(self, order: UploadOrder) -> str:

@@ -35,7 +35,7 @@ class DeviceApi:
     """Serves on a port of this machine while it is entered.
 
     Attributes:
-        asked: Every request: path and parameters.
+        requests: Path and parameters of every request.
         refusal: Of the next requests for a GPU; None grants them.
         queues: Whether a GPU has to be waited for; until `free` is set.
         children: Processes that may use the GPU.
@@ -153,11 +153,8 @@ def _send(
 ) -> None:
     content = json.dumps(body).encode()
     request.send_response(status)
-    for name, value in {
-        "Content-Type": "application/json",
-        "Content-Length": str(len(content)),
-        **(headers or {}),
-    }.items():
+    content_headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+    for name, value in {**content_headers, **(headers or {})}.items():
         request.send_header(name, value)
     request.end_headers()
     request.wfile.write(content)

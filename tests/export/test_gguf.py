@@ -45,13 +45,16 @@ def run(base, tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "run", base, lora())
 
 
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    return make_checkout(tmp_path / "llama.cpp")
+
+
 def export(home, run: Path, folder: Path, checkout: Path, request=None, **settings: Any) -> ExportResult:
     return export_kind(home, run, folder, request, llama_cpp=checkout, kind="gguf", **settings)
 
 
-def test_the_folder_holds_the_file_its_modelfile_and_a_card(home, run, tmp_path):
-    checkout = make_checkout(tmp_path / "llama.cpp")
-
+def test_the_folder_holds_the_file_its_modelfile_and_a_card(home, run, tmp_path, checkout):
     result = export(home, run, tmp_path / "My model", checkout, gguf_type="f16")
 
     assert {file.name for file in result.files} == {"My-model-f16.gguf", "Modelfile", "README.md"}
@@ -65,7 +68,7 @@ def test_the_folder_holds_the_file_its_modelfile_and_a_card(home, run, tmp_path)
 
 
 @pytest.mark.parametrize("prompts", [("Be brief.", "Be brief."), ("Be brief.", "Be long."), None])
-def test_the_modelfile_has_the_system_prompt_that_all_rows_share(home, run, tmp_path, prompts):
+def test_the_modelfile_has_the_system_prompt_that_all_rows_share(home, run, tmp_path, prompts, checkout):
     run, data = Path(shutil.copytree(run, tmp_path / "run")), tmp_path / "rows.jsonl"
     for prompt in prompts or ():
         turns = [("system", prompt), ("user", "Yes?"), ("assistant", "Yes.")]
@@ -75,18 +78,17 @@ def test_the_modelfile_has_the_system_prompt_that_all_rows_share(home, run, tmp_
     dataset = config.dataset.model_copy(update={"source": str(data)})
     (run / "config.yaml").write_text(config_to_yaml(config.model_copy(update={"dataset": dataset})))
 
-    export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), gguf_type="f16", verify=False)
+    export(home, run, tmp_path / "out", checkout, gguf_type="f16", verify=False)
 
     is_shared = prompts is not None and len(set(prompts)) == 1
     assert ('SYSTEM """Be brief."""' in (tmp_path / "out" / "Modelfile").read_text()) is is_shared
 
 
-def test_a_run_with_several_chat_templates_is_compared_by_the_default_one(home, run, tmp_path):
+def test_a_run_with_several_chat_templates_is_compared_by_the_default_one(home, run, tmp_path, checkout):
     run = shutil.copytree(run, tmp_path / "run")
     tokenizer = AutoTokenizer.from_pretrained(run / "adapter")
     tokenizer.chat_template = {"default": tokenizer.chat_template, "tool_use": "{{ tools }}"}
     tokenizer.save_pretrained(run / "adapter")
-    checkout = make_checkout(tmp_path / "llama.cpp")
 
     result = export(home, run, tmp_path / "out", checkout, keep_merged=True)
 
@@ -95,12 +97,11 @@ def test_a_run_with_several_chat_templates_is_compared_by_the_default_one(home, 
     assert (tmp_path / "out" / "merged" / "additional_chat_templates" / "tool_use.jinja").is_file()
 
 
-def test_the_converter_gets_the_starts_of_prompts_and_no_foreign_code(home, tmp_path):
+def test_the_converter_gets_the_starts_of_prompts_and_no_foreign_code(home, tmp_path, checkout):
     base = make_tiny_model(tmp_path / "base", tie_word_embeddings=False)
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"auto_map": {"AutoModel": "evil.Model"}}))
     run = write_run(tmp_path / "run", base, lora())
-    checkout = make_checkout(tmp_path / "llama.cpp")
 
     export(home, run, tmp_path / "out", checkout, gguf_type="f16", keep_merged=True)
 
@@ -141,7 +142,7 @@ def test_what_the_converter_could_not_do_is_reported_with_a_message(home, run, t
 
 @pytest.mark.parametrize(("times", "passed"), [(1.05, True), (1.2, False)])
 @pytest.mark.usefixtures("few_questions")
-def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, monkeypatch, times, passed):
+def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, monkeypatch, times, passed, checkout):
     quantized: list[tuple[str, int]] = []
     requests: list[Any] = []
 
@@ -161,7 +162,7 @@ def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, m
     monkeypatch.setattr("engine.export.worker.main.compare_answers", lambda *_: ModelDifference(7.2, 0, ASKED, None))
     monkeypatch.setattr("engine.export.worker.main.mean_loss_of_gguf", loss)
 
-    result = export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), gguf_type="q4_k_m")
+    result = export(home, run, tmp_path / "out", checkout, gguf_type="q4_k_m")
 
     assert quantized == [("f16.gguf", 15)]
     assert {file.name for file in result.files} == {"out-q4_k_m.gguf", "Modelfile", "README.md"}
@@ -175,13 +176,13 @@ def test_perplexity_makes_the_verdict_on_a_quantized_file(home, run, tmp_path, m
         assert "another perplexity" in result.verified.difference
 
 
-def test_an_unknown_architecture_is_refused_before_anything_is_merged(home, base, tmp_path):
+def test_an_unknown_architecture_is_refused_before_anything_is_merged(home, base, tmp_path, checkout):
     gemma = make_tiny_model(tmp_path / "gemma", model_type="gemma", tie_word_embeddings=True)
     run = write_run(tmp_path / "run", gemma, lora())
     request = RecordedRequest()
 
     with pytest.raises(ModelError, match="does not support the architecture of gemma, GemmaForCausalLM"):
-        export(home, run, tmp_path / "out", make_checkout(tmp_path / "llama.cpp"), request)
+        export(home, run, tmp_path / "out", checkout, request)
     assert not any("merged weights" in progress["message"] for progress in request.progress_log)
 
 
@@ -199,9 +200,7 @@ def test_a_stopped_conversion_ends_the_converter(home, run, tmp_path):
     assert list((tmp_path / "exports").iterdir()) == []
 
 
-def test_the_converter_is_looked_for_where_it_was_pointed_at(tmp_path, monkeypatch):
-    checkout = make_checkout(tmp_path / "llama.cpp")
-
+def test_the_converter_is_looked_for_where_it_was_pointed_at(tmp_path, monkeypatch, checkout):
     assert find_converter(checkout).argv[-1] == str(checkout / "convert_hf_to_gguf.py")
     monkeypatch.setenv(CHECKOUT_VARIABLE, str(checkout))
     assert find_converter().folder == checkout

@@ -1,4 +1,4 @@
-"""An endpoint that listens, for the official client to talk to; and a session that reports what a test wants."""
+"""An endpoint that listens, for the official client, and a session with scripted answers."""
 
 import contextlib
 import threading
@@ -18,17 +18,17 @@ TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))
 
 
 class ScriptedSession:
-    """Says prepared pieces, one token each; remembers what it was asked and whether someone wanted it to stop.
+    """Answers with prepared pieces, one token each; records requests and stops.
 
     Attributes:
-        pieces: What is said.
+        pieces: Of the answer.
         error: Raised instead of the first piece.
         error_at: Raised instead of the piece of this number.
         hold: Waited for before each piece but the first.
-        asked: Every request.
+        requests: Every request.
         stopped: Ids of requests that were stopped.
-        ended: How many answers are over.
-        at_once: How many answers are being written.
+        ended: Number of finished answers.
+        at_once: Number of running answers.
     """
 
     def __init__(self, pieces: tuple[str, ...] = ("Hel", "lo", "."), finish: str = "eos") -> None:
@@ -112,7 +112,7 @@ class ScriptedSession:
 
 @contextlib.contextmanager
 def listening(model: ServedModel) -> Iterator[str]:
-    """Load and serve; gives the base URL that clients take."""
+    """Load and serve a model; yield the base URL for clients."""
     model.load()
     bound = bound_socket("127.0.0.1", 0)
     config = uvicorn.Config(

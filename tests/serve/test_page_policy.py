@@ -19,6 +19,8 @@ from ui.policy import quick_front_end
 
 JSON = {"Content-Type": "application/json"}
 MULTIPART = {"Content-Type": "multipart/form-data; boundary=x"}
+A_CLICKED_LINK = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "document"}
+EVENT = b'{"fn_index": 0, "data": [], "session_hash": "x"}'
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,43 @@ def test_every_answer_reports_what_a_browser_may_do_with_it(address, method, pat
     assert answer_headers["referrer-policy"] == "no-referrer"
     assert "frame-ancestors" in answer_headers["content-security-policy"]
     assert "access-control-allow-origin" not in answer_headers
+
+
+def test_the_page_and_its_own_requests_are_answered(address):
+    own = {"Origin": f"http://{address}", "Sec_Fetch_Site": "same-origin"}
+
+    assert send(address, "GET", "/", **A_CLICKED_LINK)[0] == 200
+    assert send(address, "GET", "/gradio_api/info", **own)[0] == 200
+    # Gradio itself refuses what names no event of the page; only that the request arrived matters here.
+    assert "another site" not in send(address, "POST", "/gradio_api/queue/join", EVENT, **JSON, **own)[1]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://localhost:3000"},
+        {"Sec_Fetch_Site": "cross-site"},
+        {"Sec_Fetch_Site": "same-site"},
+        {**A_CLICKED_LINK, "Sec_Fetch_Dest": "iframe"},
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), [("POST", "/gradio_api/queue/join"), ("GET", "/gradio_api/info")])
+def test_a_page_of_another_site_may_not_ask(address, headers, method, path):
+    status, reply, _ = send(address, method, path, EVENT if method == "POST" else None, **JSON, **headers)
+
+    assert status == 403
+    assert "A page of another site may not ask it." in reply
+
+
+@pytest.mark.parametrize("host", ["rebound.evil.example", "127.0.0.1.evil.example:80"])
+@pytest.mark.parametrize("headers", [{}, A_CLICKED_LINK], ids=["script", "link"])
+def test_a_name_that_was_pointed_at_this_computer_opens_nothing(address, host, headers):
+    status, reply, _ = send(address, "GET", "/", Host=host, **headers)
+
+    assert status == 403
+    assert "127.0.0.1 or localhost only" in reply
 
 
 def test_the_page_runs_its_own_scripts_and_no_others(address):

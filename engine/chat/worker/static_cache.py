@@ -33,10 +33,6 @@ class FixedCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[StaticLayer(positions) for _ in range(layers)])
         self.positions = positions
 
-    def length(self) -> torch.Tensor:
-        """Return the number of used positions."""
-        return self.layers[0].cumulative_length.clone()
-
     def rewind(self, length: torch.Tensor) -> None:
         """Go back to `length` used positions; later ones are overwritten."""
         for layer in self.layers:
@@ -144,7 +140,7 @@ class FixedCaches:
         """Compute a pass, record it and replay it; if the results differ, compute every pass from now on."""
         assert self.capture is not None
         cache = slot.cache
-        before = cache.length()
+        before = cache.layers[0].cumulative_length.clone()  # used positions
         expected = one_token()  # before recording, as libraries set themselves up in their first call
         try:
             cache.rewind(before)

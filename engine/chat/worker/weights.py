@@ -186,10 +186,9 @@ class Weights:
     def __init__(self, plan: LoadPlan, spec: ModelSpec, announce: Announce) -> None:
         self.spec = spec
         self.plan = plan
-        self._announce = announce
         self._base: AdaptedBase | None = None
         self._branches: dict[Branch, BranchWeights] = {}
-        self._load_trained(plan)
+        self.exchange(plan, announce)
 
     @property
     def branch_names(self) -> tuple[Branch, ...]:
@@ -204,7 +203,14 @@ class Weights:
             DeviceError: If memory is too small.
         """
         self._announce = announce
-        self._load_trained(plan)
+        self._branches = {}
+        if self._base is not None:
+            self._base.detach_all()
+        gc.collect()  # adapters and their layers refer to each other
+        branches = {branch: self._load_one(branch, weights) for branch, weights in plan.trained_weights.items()}
+        if self._base is not None or not branches:
+            branches["base"] = BranchWeights(self._need_base())
+        self.plan, self._branches = plan, branches
 
     def branch(self, branch: Branch) -> BranchWeights:
         """Return the weights of a branch.
@@ -245,16 +251,6 @@ class Weights:
 
     def _adapters(self) -> Iterator[Adapter]:
         return (weights.adapter for weights in self._branches.values() if weights.adapter is not None)
-
-    def _load_trained(self, plan: LoadPlan) -> None:
-        self._branches = {}
-        if self._base is not None:
-            self._base.detach_all()
-        gc.collect()  # adapters and their layers refer to each other
-        branches = {branch: self._load_one(branch, weights) for branch, weights in plan.trained_weights.items()}
-        if self._base is not None or not branches:
-            branches["base"] = BranchWeights(self._need_base())
-        self.plan, self._branches = plan, branches
 
     def _load_one(self, branch: Branch, weights: PlannedWeights) -> BranchWeights:
         if weights.is_whole_model:
