@@ -27,7 +27,7 @@ from engine.processes.spawn import Access
 
 WORKER_MODULE = "engine.export.push_upload"
 
-_KEPT_SECONDS = 7 * 24 * 3600.0  # an interrupted push's export is kept this long for the next attempt
+_REUSABLE_SECONDS = 7 * 24 * 3600.0  # an interrupted push's export is kept this long for the next attempt
 _SHARD_GB = 2.0  # an interrupted upload resumes per file
 # Progress bars would end up in the log.
 _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
@@ -114,7 +114,7 @@ class PushJob:
         pushes.mkdir(parents=True, exist_ok=True)
         for path in pushes.iterdir():
             try:
-                if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                if path.stat().st_mtime < time.time() - _REUSABLE_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
             except OSError:
                 continue

@@ -90,9 +90,9 @@ def test_drawn_answers_are_those_of_generate_with_the_same_seed(base, tokenizer,
 
 
 def test_without_a_seed_each_answer_is_drawn_again(base, tokenizer):
-    spread = SamplingConfig(temperature=2.0, top_p=1.0, max_new_tokens=24)
+    sampling = SamplingConfig(temperature=2.0, top_p=1.0, max_new_tokens=24)
 
-    answers = {tuple(tokens_of(Answer("base", base, rules(spread), tokenizer))) for _ in range(4)}
+    answers = {tuple(tokens_of(Answer("base", base, rules(sampling), tokenizer))) for _ in range(4)}
 
     assert len(answers) > 1
 

@@ -274,10 +274,10 @@ def test_an_idle_model_releases_its_device_to_a_run_that_waits(session, target, 
     stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
     next(stream)
 
-    looks, limit = [], session._idle_limit
-    monkeypatch.setattr(session, "_idle_limit", lambda: looks.append(True) or limit())  # asked at every look
+    polls, limit = [], session._idle_limit
+    monkeypatch.setattr(session, "_idle_limit", lambda: polls.append(True) or limit())  # read at every poll
     assert book.request_preemption("cpu")
-    wait_until(lambda: len(looks) >= 3)
+    wait_until(lambda: len(polls) >= 3)
     hold.unlink()
 
     assert list(stream)[-1].finish_reason == "length"  # not in the middle of an answer

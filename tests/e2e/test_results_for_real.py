@@ -54,7 +54,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained_runs(demo_home, tmp_path_factory):
-    """Trains each of SETTINGS when it is asked for first."""
+    """Train each of SETTINGS when it is first needed."""
     home = LoratoryHome(tmp_path_factory.mktemp("results") / "home")
     home.make_writable()
     home.models.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The blind test: a fair order, an exact test, and judgements that are kept."""
+"""The blind test: a fair order, an exact test, and saved judgements."""
 
 import random
 from datetime import UTC, datetime

@@ -1,4 +1,4 @@
-"""Figures of an evaluation in words: forgetting, preferences with their uncertainty, and the general text."""
+"""Figures of an evaluation as text: forgetting, and preferences with their uncertainty."""
 
 import pytest
 

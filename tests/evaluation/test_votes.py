@@ -1,4 +1,4 @@
-"""Votes: pairs that are kept, replaced, deleted, and become a dataset that the formats know."""
+"""Votes: pairs that are saved, replaced and deleted, and become a dataset that the formats know."""
 
 import json
 import os

@@ -149,11 +149,11 @@ def test_16_bits_are_kept_where_answers_stay_or_no_one_compares(home, base, run_
     same = write_run(tmp_path / "run", tmp_path / "base", lora())
     make_adapter(tmp_path / "base", same / "adapter", lora(), scale=0.0)  # changes nothing, so rounding does not
 
-    result = export(home, same, tmp_path / "kept", kind="merged")
+    result = export(home, same, tmp_path / "same", kind="merged")
     unseen = export(home, run_of_close_calls, tmp_path / "unseen", kind="merged", verify=False)
 
     assert (result.verified.equal_answers, unseen.verified) == (ASKED, None)
-    for name in ("kept", "unseen"):
+    for name in ("same", "unseen"):
         assert AutoModelForCausalLM.from_pretrained(tmp_path / name).dtype == torch.bfloat16
 
 
@@ -226,8 +226,8 @@ def test_what_a_killed_export_left_is_swept_and_what_a_living_one_makes_is_not(t
     (tmp_path / f".out.making-{os.getpid()}-bbbb").mkdir()
     (tmp_path / f".other.making-{dead.pid}-cccc").mkdir()
 
-    with staged_folder(tmp_path / "out") as aside:
-        (aside / "file").touch()
+    with staged_folder(tmp_path / "out") as staging:
+        (staging / "file").touch()
 
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"out", f".out.making-{os.getpid()}-bbbb", f".other.making-{dead.pid}-cccc"}
@@ -283,7 +283,7 @@ def test_a_job_exports_in_a_process_of_its_own_and_is_stopped_without_a_trace(ho
     needs: list[ModelInUse] = []
     request = ExportRequest(
         target=ChatTarget.of_run(run),
-        folder=tmp_path / "place" / "out",
+        folder=tmp_path / "exports" / "out",
         settings=ExportConfig(kind="merged", dtype="float32"),
     )
 
@@ -291,18 +291,18 @@ def test_a_job_exports_in_a_process_of_its_own_and_is_stopped_without_a_trace(ho
         lambda _: needs.extend(models_in_use(home))
     )
 
-    assert result.path == tmp_path / "place" / "out"
+    assert result.path == tmp_path / "exports" / "out"
     assert {file.name for file in result.files} == {path.name for path in result.path.iterdir()}
     assert result.verified.passed
     assert LeaseBook(home).holder("cpu") is None
     assert {use.purpose for use in needs} == {"export"}
     assert models_in_use(home) == []
     job = ExportJob(
-        home, request.model_copy(update={"folder": tmp_path / "place" / "again"}), lambda _: describe_processor()
+        home, request.model_copy(update={"folder": tmp_path / "exports" / "again"}), lambda _: describe_processor()
     )
     with pytest.raises(CancelledRequestError):
         job.run(lambda progress: job.stop())
-    assert [path.name for path in (tmp_path / "place").iterdir()] == ["out"]
+    assert [path.name for path in (tmp_path / "exports").iterdir()] == ["out"]
 
 
 def test_a_base_that_was_replaced_is_not_exported_from(home, base, tmp_path):

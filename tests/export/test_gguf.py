@@ -1,4 +1,4 @@
-"""GGUF files with a stand-in for the converter: what is asked of it, what is next to the file, what goes wrong."""
+"""GGUF files with a stand-in for the converter: its arguments, the files of the export, and errors."""
 
 import importlib.util
 import json

@@ -43,7 +43,7 @@ def card_of(run, kind="adapter", checkpoint=None, base=PUBLISHED) -> str:
     return write_card(plan, kind, "ada/my-run", base, run=run.folder.path, checkpoint=checkpoint)
 
 
-def evaluate(run, checkpoint=None) -> None:
+def evaluate(run) -> None:
     result = EvaluationResult(
         losses={"base": BranchLoss.from_loss(2.0, 100), "tuned": BranchLoss.from_loss(1.0, 100)},
         rows=40,
@@ -53,7 +53,11 @@ def evaluate(run, checkpoint=None) -> None:
         },
         general_losses={"base": BranchLoss.from_loss(3.0, 4000), "tuned": BranchLoss.from_loss(3.12, 4000)},
     )
-    file = evaluation_file(run.folder.path, checkpoint)
+    save_evaluation(run, result)
+
+
+def save_evaluation(run, result: EvaluationResult) -> None:
+    file = evaluation_file(run.folder.path, None)
     file.parent.mkdir(exist_ok=True)
     file.write_text(result.model_dump_json())
 
@@ -180,9 +184,7 @@ def test_a_run_on_preferences_tells_its_objective_and_what_it_prefers(home):
 def test_a_preferred_run_tells_its_start_and_its_held_out_pairs(home):
     start = make_run(home, run__name="faq | rank 16")
     run = make_run(home, training__objective="dpo", training__beta=0.2, adapter__warm_start=start.id)
-    file = evaluation_file(run.folder.path, None)
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(a_preference_evaluation().model_dump_json())
+    save_evaluation(run, a_preference_evaluation())
 
     card = card_of(run)
 
@@ -199,9 +201,7 @@ def test_a_preferred_run_tells_its_start_and_its_held_out_pairs(home):
 
 def test_a_run_on_ratings_tells_its_accuracy_and_rewards(home):
     run = make_run(home, training__objective="kto")
-    file = evaluation_file(run.folder.path, None)
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(a_rated_evaluation().model_dump_json())
+    save_evaluation(run, a_rated_evaluation())
 
     card = card_of(run)
 

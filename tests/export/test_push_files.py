@@ -14,9 +14,9 @@ from tests.export.push_folders import ADAPTER_FILES, adapter_folder, merged_fold
 TOKEN = "hf_" + "a1B2" * 8
 
 
-def check(folder: Path, *, places: tuple[Path, ...] = (), token: str | None = TOKEN) -> None:
+def check(folder: Path, *, private_folders: tuple[Path, ...] = (), token: str | None = TOKEN) -> None:
     kind = "adapter" if (folder / "adapter_config.json").exists() else "merged"
-    refuse_private_content(folder, [file.name for file in intended_files(folder, kind)[0]], places, token)
+    refuse_private_content(folder, [file.name for file in intended_files(folder, kind)[0]], private_folders, token)
 
 
 @pytest.mark.parametrize(
@@ -101,10 +101,10 @@ def test_half_an_export_is_not_sent(tmp_path, missing, name):
 
 def test_what_an_export_writes_passes(tmp_path):
     for folder in (adapter_folder(tmp_path / "one"), merged_folder(tmp_path / "two")):
-        check(folder, places=(tmp_path,))
+        check(folder, private_folders=(tmp_path,))
         (folder / "README.md").write_text(f"Made in {tmp_path}.")
         with pytest.raises(PushError, match=r"README\.md contains"):
-            check(folder, places=(tmp_path,))
+            check(folder, private_folders=(tmp_path,))
 
 
 def change(folder: Path, **values: object) -> None:
@@ -159,7 +159,7 @@ def test_this_machines_own_folders_are_found_even_in_a_vocabulary(tmp_path, name
     (folder / name).write_text(json.dumps({"note": f"{tmp_path}/x"}))
 
     with pytest.raises(PushError, match="contains a path"):
-        check(folder, places=(tmp_path,))
+        check(folder, private_folders=(tmp_path,))
 
 
 def test_a_path_is_found_in_the_header_of_weights(tmp_path):

@@ -17,7 +17,7 @@ from tests.hub.server import TOKEN, Fault
 
 NAME = "ada/my-adapter"
 ATTEMPTS = 3
-LIBRARYS_OWN = ("preupload", "batch", "put")  # what huggingface_hub asks for again by itself
+LIBRARYS_OWN = ("preupload", "batch", "put")  # requests that huggingface_hub retries
 
 
 @pytest.fixture

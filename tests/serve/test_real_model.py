@@ -1,4 +1,4 @@
-"""The official client and a real model in a real process: the same words as in the chat, and as in training."""
+"""The official client with a real model in a real process: the same answers as in the chat."""
 
 import contextlib
 import json
@@ -100,9 +100,9 @@ def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires
     own = home.of("ann")
     adapter = endless_adapter_in(own.uploads)
     session = ChatSession(own, choose=lambda _: describe_processor(), on_unload=messages.append)
-    looks: list[float | None] = []
+    polls: list[float | None] = []
     expires_after = session._expires_after
-    monkeypatch.setattr(session, "_expires_after", lambda: looks.append(expires_after()) or looks[-1])
+    monkeypatch.setattr(session, "_expires_after", lambda: polls.append(expires_after()) or polls[-1])
     leases = LeaseBook(home)
     greedy = {"temperature": 0, "max_tokens": 12}
 
@@ -124,8 +124,8 @@ def test_an_endless_answer_delays_no_other_and_an_idle_endpoint_of_a_lab_expires
 
         wait_until(lambda: session.state.generating == 1)  # the long one is still being written
         let_a_minute_pass()
-        count_before = len(looks)
-        wait_until(lambda: len(looks) > count_before + 2)
+        count_before = len(polls)
+        wait_until(lambda: len(polls) > count_before + 2)
         assert session.state.phase == "generating"
         assert messages == []
 

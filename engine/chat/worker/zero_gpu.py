@@ -242,7 +242,7 @@ def _gpu_error(error: Exception) -> EngineError:
         )
     # Without a token, a wait for a GPU is called an exceeded quota as well.
     if title != "ZeroGPU quota exceeded" or message.startswith("No GPU was available"):
-        fix = "Try again in a minute, or ask for fewer tokens."
+        fix = "Try again in a minute, or request fewer tokens."
         return DeviceError(f"Hugging Face lends no GPU for this answer now ({title}).", fix)
     # A request without a token of its visitor counts against the Space.
     whose = "The ZeroGPU quota of this Space" if message.startswith("Space app") else "Your ZeroGPU quota"
