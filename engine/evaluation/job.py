@@ -202,18 +202,12 @@ def comparison_table(result: EvaluationResult) -> tuple[list[str], dict[Branch, 
     if (preference := result.preference) is not None:
         pairs = preference.pairs
         cells = {
-            name: [
-                f"{counts.preferred / pairs:.0%}",
-                f"{counts.preferred_per_token / pairs:.0%}",
-                f"{counts.margin:.2f}",
-            ]
-            for name, counts in preference.branches.items()
+            name: [f"{row.preferred / pairs:.0%}", f"{row.preferred_per_token / pairs:.0%}", f"{row.margin:.2f}"]
+            for name, row in preference.branches.items()
         }
         groups.append((("Chosen likelier", "Per token", "Margin"), cells))
     if (ratings := result.ratings) is not None:
-        groups.append(
-            (RATING_COLUMNS, {name: rating_cells(branch, ratings) for name, branch in ratings.branches.items()})
-        )
+        groups.append((RATING_COLUMNS, {name: rating_cells(row, ratings) for name, row in ratings.branches.items()}))
     groups = [(columns, cells) for columns, cells in groups if cells]
     rows = {
         branch: [cell for columns, cells in groups for cell in cells.get(branch, ["–"] * len(columns))]

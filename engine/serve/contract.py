@@ -235,9 +235,5 @@ class CompletionForm:
 
 
 def _usage(last: AnswerDelta) -> dict[str, int]:
-    prompt_tokens, completion_tokens = last.prompt_tokens, last.completion_tokens
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+    prompt, completion = last.prompt_tokens, last.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
