@@ -100,27 +100,6 @@ def test_what_is_loaded_answers_on_both_branches(session, target):
     assert session.prompt(QUESTION).text.endswith("<|im_start|>assistant\n")
 
 
-def test_several_callers_are_answered_at_the_same_time(session, target):
-    session.load(target)
-    first_tokens = threading.Barrier(3, timeout=300)
-    ends = []
-
-    def caller():
-        stream = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))
-        next(stream)
-        first_tokens.wait()  # all three have their first token before any has its last
-        ends.append(list(stream)[-1].tokens)
-
-    threads = [threading.Thread(target=caller) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(300)
-
-    assert ends == [200, 200, 200]
-    assert session.state.phase == "ready"
-
-
 def test_a_short_answer_does_not_wait_for_a_long_one(session, target, hold):
     session.load(target)
     long = session.stream(ChatRequest(messages=QUESTION, sampling=LONG))

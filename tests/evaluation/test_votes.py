@@ -1,7 +1,6 @@
 """Votes: pairs that are saved, replaced and deleted, and become a dataset that the formats know."""
 
 import json
-import os
 import stat
 from datetime import UTC, datetime, timedelta
 
@@ -137,25 +136,6 @@ def test_votes_are_bounded(store, monkeypatch):
     store.save(a_vote("2", verdict="right"))  # in place of the one before
 
     assert len(store.read()) == 2
-
-
-def test_a_full_disk_leaves_the_file_as_it_was(store, monkeypatch):
-    store.save(a_vote())
-    before = store.file.read_bytes()
-    fsync = os.fsync
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left"):
-        store.save(a_vote("Why?"))
-    with pytest.raises(StorageError, match="No space left"):
-        store.remove([a_vote().id])
-    monkeypatch.setattr(os, "fsync", fsync)
-
-    assert store.file.read_bytes() == before
-    assert [path.name for path in store.file.parent.iterdir() if path.suffix == ".tmp"] == []
 
 
 def test_a_guest_has_no_votes(home):

@@ -19,31 +19,15 @@ def check(folder: Path, *, private_folders: tuple[Path, ...] = (), token: str | 
     refuse_private_content(folder, [file.name for file in intended_files(folder, kind)[0]], private_folders, token)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "optimizer.pt",
-        "scheduler.pt",
-        "rng_state.pth",
-        "pytorch_model.bin",
-        "adapter_model.bin",
-        "training_args.bin",
-        "trainer_state.json",
-        "MANIFEST.json",
-        "events.jsonl",
-        "config.yaml",
-        "worker.log",
-        ".env",
-        "token",
-        "nested/adapter_model.safetensors",
-        "model-1-of-2.safetensors",
-        "modeling_custom.py",
-        "additional_chat_templates/deep/er.jinja",
-        "additional_chat_templates/../secret.jinja",
-        "additional_chat_templates/code.py",
-        "other/tool_use.jinja",
-    ],
-)
+NOT_PART_OF_AN_EXPORT = """
+optimizer.pt scheduler.pt rng_state.pth pytorch_model.bin adapter_model.bin training_args.bin trainer_state.json
+MANIFEST.json events.jsonl config.yaml worker.log .env token nested/adapter_model.safetensors model-1-of-2.safetensors
+modeling_custom.py additional_chat_templates/deep/er.jinja additional_chat_templates/../secret.jinja
+additional_chat_templates/code.py other/tool_use.jinja
+"""
+
+
+@pytest.mark.parametrize("name", NOT_PART_OF_AN_EXPORT.split())
 def test_nothing_else_is_intended(name):
     assert not is_intended(name, "adapter")
     assert not is_intended(name, "merged")

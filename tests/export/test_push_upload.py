@@ -256,16 +256,6 @@ def test_a_refusal_of_the_native_uploader_is_one_of_the_hub(hub, tmp_path, monke
     assert hub.repositories[NAME].files() == {}
 
 
-def test_no_answer_at_all_is_reported(monkeypatch, tmp_path):
-    with OwnHub() as closed_hub:
-        address = closed_hub.address
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-    with pytest.raises(HubUnreachableError, match="The Hub cannot be reached for "):
-        Pusher(closed_hub).push(adapter_folder(tmp_path / "out"))
-
-
 def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):
     secret = "hf_secret\nwith-a-line"
 
