@@ -103,7 +103,7 @@ def _write_file(export: ExportTask, converter: Converter, gguf: WrittenGguf, dty
     step = f"Quantizing to {gguf.gguf_type}"
     try:
         call_llama_cpp(
-            "quantize", params, export.logs / "llama_cpp.log", lambda progress: report(step, progress["bytes"])
+            "quantize", params, export.home.server / "llama_cpp.log", lambda progress: report(step, progress["bytes"])
         )
     finally:
         target.unlink(missing_ok=True)

@@ -148,7 +148,7 @@ def _write_gguf(export: ExportTask) -> Verification | None:
 
 def _verify_gguf(export: ExportTask, gguf: WrittenGguf) -> Verification:
     started, spec = time.perf_counter(), _comparison_spec(export)
-    precision, log = PRECISIONS[gguf.gguf_type], export.logs / "llama_cpp.log"
+    precision, log = PRECISIONS[gguf.gguf_type], export.home.server / "llama_cpp.log"
     rows = choose_rows(export, gguf.tokenizer)
     plan = LoadPlan(model=_without_quantization(export), tuned=export.trained)
     reference, live = _record(export, plan, spec)

@@ -240,9 +240,8 @@ class PerplexityRows(NamedTuple):
 
 def choose_rows(export: ExportTask, tokenizer: DecodingTokenizer) -> PerplexityRows:
     """Return held-out rows of the run; general text if there are none, or the data is missing."""
-    rows = (
-        _held_out(export, RunFolder(export.order.run).read_config(), tokenizer) if export.order.run is not None else []
-    )
+    run = export.order.run
+    rows = _held_out(export, RunFolder(run).read_config(), tokenizer) if run is not None else []
     if rows:
         return PerplexityRows(rows, f"{len(rows):,} held-out rows")
     return PerplexityRows(general_rows(tokenizer), "general text")

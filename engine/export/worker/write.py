@@ -49,11 +49,6 @@ class ExportTask:
     notes: list[str] = field(default_factory=list)  # for the user
 
     @property
-    def logs(self) -> Path:
-        """Folder for the logs of other programs."""
-        return self.home.server
-
-    @property
     def trained(self) -> PlannedWeights:
         assert self.order.plan.tuned is not None  # `engine.export.job` requires it
         return self.order.plan.tuned
