@@ -173,11 +173,12 @@ class ChatSession:
         """Return the job of the model's process: with the device in use, of another machine, of ZeroGPU, or here."""
         zero = self.zero_gpu if machine is None and time.monotonic() >= self._lends_again else None
         owner = reuse or machine or zero
-        module, environment = (WORKER_MODULE, {}) if zero is None else (zero_gpu.WORKER_MODULE, zero.variables)
         device = owner.device if owner is not None else self.choose(RunSection())
+        title, access = Path(plan.model.id).name, hub_access(plan.model)
         return DeviceJob(
-            self.home, module, "chat", Path(plan.model.id).name, device, access=hub_access(plan.model), preemptible=True,
-            environment=environment, model=plan.model.id, machine=machine,
+            self.home, WORKER_MODULE if zero is None else zero_gpu.WORKER_MODULE, "chat", title, device,
+            access=access, preemptible=True, environment=zero.variables if zero is not None else {},
+            model=plan.model.id, machine=machine,
         )  # fmt: skip
 
     def _abandon(self, loading: _Loading, error: BaseException) -> None:
