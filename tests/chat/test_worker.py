@@ -4,7 +4,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.target import LoadRequest, plan_load
@@ -176,15 +175,6 @@ def test_a_model_larger_than_the_memory_is_refused_before_it_is_read(worker, tin
         DeviceError, match=r"needs 0\.0 GiB for its weights; Test CPU has 0\.0 GiB free\. Load it with nf4"
     ):
         load(worker, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))))
-
-
-def test_a_gpu_that_torch_does_not_see_is_refused_with_a_message(worker, tiny_model_folder, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    gpu = Device("cuda", 0, "a GPU", 8 << 30, 8 << 30, has_fast_bfloat16=True)
-
-    with pytest.raises(DeviceError, match="CUDA_VISIBLE_DEVICES"):
-        load(worker, ChatTarget.of_model(ModelConfig(id=str(tiny_model_folder))), gpu)
 
 
 def test_memory_that_runs_out_in_an_answer_is_reported(worker, adapters, monkeypatch):

@@ -107,13 +107,9 @@ def test_refusals_are_explained_in_our_words(title, message, message_start):
     assert _gpu_error(SimpleNamespace(title=title, message=message)).what.startswith(message_start)
 
 
-def test_other_hardware_has_none():
+def test_only_a_space_on_zero_gpu_has_one_and_only_its_variables_are_passed_on(api):
     assert ZeroGpu.read({"SPACES_ZERO_DEVICE_API_URL": "http://x"}) is None
-
-
-def test_only_what_the_client_needs_is_passed_on(api):
-    settings = {**api.variables, "HF_TOKEN": "hf_canary", "SPACE_ID": "ada/x"}
-    assert ZeroGpu.read(settings).variables == api.variables
+    assert ZeroGpu.read({**api.variables, "HF_TOKEN": "hf_canary", "SPACE_ID": "ada/x"}).variables == api.variables
 
 
 @pytest.mark.e2e

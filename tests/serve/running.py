@@ -1,6 +1,7 @@
 """An endpoint that listens, for the official client, and a session with scripted answers."""
 
 import contextlib
+import http.client
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +16,14 @@ from engine.serve.model import ServedModel
 from tests.runs.supervision import wait_until
 
 TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))
+
+
+def send(address: str, method: str, path: str, body: bytes | str | None = None, **headers: str):
+    """Send a request; return status, text and headers of the answer, whose names are in lower case."""
+    connection = http.client.HTTPConnection(address, timeout=300)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    return response.status, response.read().decode(), {name.lower(): value for name, value in response.getheaders()}
 
 
 class ScriptedSession:

@@ -14,6 +14,7 @@ import pytest
 from tests.browser.show_fake import page_of
 from tests.fake_services import fake_services
 from tests.real_tls import public_site
+from tests.serve.running import send
 from ui.backend.transfers import Transfers
 from ui.policy import quick_front_end
 
@@ -34,13 +35,6 @@ def services(tmp_path_factory):
 def address(services):
     with page_of(services) as address:
         yield urlsplit(address).netloc
-
-
-def send(address: str, method: str, path: str, body: bytes | None = None, **headers: str):
-    connection = http.client.HTTPConnection(address, timeout=300)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    response = connection.getresponse()
-    return response.status, response.read().decode(), {name.lower(): value for name, value in response.getheaders()}
 
 
 @pytest.mark.parametrize(
