@@ -24,6 +24,8 @@ _TERMS = frozenset(
     excluded expected failed fetched finished freed fused gated grouped hashed ignored installed joined known learned limited loaded
     masked matched measured merged missed mixed modified moved needed nested normalized normed opened packed padded paged parsed pinned planned
     predicted prepared projected proved published pushed quantized queued quoted reached read received recomputed rejected released
+    masked matched measured merged missed mixed modified needed nested normalized normed opened packed padded paged parsed passed pinned planned
+    predicted preferred prepared projected proved published pushed quantized queued quoted reached read received recomputed rejected released
     reloaded removed replaced required reserved resized resolved restored resumed retried rounded sampled saved scaled selected shared
     sharded shifted signed skipped sorted speed started stopped streamed stripped supported suspended tried trained transposed tuned
     typed unexpected unpacked unquantized unsaved untied untrained updated used validated verified weighted

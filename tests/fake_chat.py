@@ -10,8 +10,8 @@ from engine.chat.contract import (
     ChatRequest,
     ChatState,
     ChatTarget,
+    JobProgress,
     LoadedModel,
-    Progress,
     PromptView,
 )
 from engine.data.conversation import Message
@@ -43,19 +43,19 @@ class FakeChatSession:
     def state(self) -> ChatState:
         return self._state
 
-    def load(self, target: ChatTarget, on_progress: Callable[[Progress], None] | None = None) -> LoadedModel:
+    def load(self, target: ChatTarget, on_progress: Callable[[JobProgress], None] | None = None) -> LoadedModel:
         model_id = target.model.id if target.model is not None else "smollm2-135m-instruct"
         if "nowhere" in model_id:
             error = ModelError(f"The model {model_id} cannot be reached.", "Check its name and your connection.")
             if on_progress is not None:
                 self._state = ChatState(phase="loading", target=target)
-                on_progress(Progress(phase="starting", message="Starting a process for the model."))
+                on_progress(JobProgress(phase="starting", message="Starting a process for the model."))
             self._state = self._state.model_copy(update={"phase": "empty", "failure": error})
             raise error
         for number, message in enumerate(
             ("Starting a process for the model.", "Loading the model.", "Loading the adapter.")
         ):
-            progress = Progress(phase="loading_model", message=message, fraction=number / 3)
+            progress = JobProgress(phase="loading_model", message=message, fraction=number / 3)
             self._state = ChatState(phase="loading", target=target, progress=progress)
             if on_progress is not None:
                 on_progress(progress)

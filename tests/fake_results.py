@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from engine.chat.contract import Progress
+from engine.chat.contract import JobProgress
 from engine.errors import PushError
 from engine.evaluation.job import (
     AnsweredRow,
@@ -59,15 +59,15 @@ def an_evaluation(rows: int = 23) -> EvaluationResult:
             )
         )
     return EvaluationResult(
-        losses={"base": BranchLoss.of(2.7143, 1508), "tuned": BranchLoss.of(1.0821, 1508)},
+        losses={"base": BranchLoss.from_loss(2.7143, 1508), "tuned": BranchLoss.from_loss(1.0821, 1508)},
         rows=35,
         scores={
             "base": MeanScores(exact=0.0, rouge_l=0.112, chrf=0.141, rows=rows),
             "tuned": MeanScores(exact=0.3043, rouge_l=0.612, chrf=0.597, rows=rows),
         },
-        answered=tuple(answers),
+        answered_rows=tuple(answers),
         seconds=83.4,
-        general_losses={"base": BranchLoss.of(3.1, 4120), "tuned": BranchLoss.of(3.193, 4120)},
+        general_losses={"base": BranchLoss.from_loss(3.1, 4120), "tuned": BranchLoss.from_loss(3.193, 4120)},
     )
 
 
@@ -80,7 +80,7 @@ def a_preference_evaluation() -> EvaluationResult:
     }
     preference = measure_preference(likelihoods, [(20, 24)] * 30, "second", 0.1)  # type: ignore[arg-type]
     result = an_evaluation()
-    losses = {**result.losses, "second": BranchLoss.of(1.0532, 1508)}
+    losses = {**result.losses, "second": BranchLoss.from_loss(1.0532, 1508)}
     return result.model_copy(update={"losses": losses, "preference": preference, "start": "faq <b>"})
 
 
@@ -117,10 +117,10 @@ class FakeEvaluation(_Paced):
         super().__init__(pace_seconds)
         self.request = request
 
-    def run(self, on_progress: Callable[[Progress], None]) -> EvaluationResult:
+    def run(self, on_progress: Callable[[JobProgress], None]) -> EvaluationResult:
         self._go(
             lambda step: on_progress(
-                Progress(
+                JobProgress(
                     phase="measuring", message=f"Measuring the loss, row {step} of {STEPS}.", fraction=step / STEPS
                 )
             )
@@ -137,7 +137,7 @@ def a_verification(is_good: bool = True) -> Verification:
     """Return a verification of twenty prompts with equal answers."""
     return Verification(
         passed=is_good,
-        compared="the merged model and the run",
+        comparison="the merged model and the run",
         prompts=20,
         equal_answers=20 if is_good else 13,
         largest_logit_difference=0.0312 if is_good else 2.4,
@@ -154,10 +154,10 @@ class FakeExport(_Paced):
         super().__init__(pace_seconds)
         self.request = request
 
-    def run(self, on_progress: Callable[[Progress], None]) -> ExportResult:
+    def run(self, on_progress: Callable[[JobProgress], None]) -> ExportResult:
         self._go(
             lambda step: on_progress(
-                Progress(phase="writing", message=f"Writing tensor {step} of {STEPS}.", fraction=step / STEPS)
+                JobProgress(phase="writing", message=f"Writing tensor {step} of {STEPS}.", fraction=step / STEPS)
             )
         )
         weights = {"adapter": "adapter_model.safetensors", "merged": "model.safetensors"}
@@ -178,10 +178,10 @@ class FakePush(_Paced):
         super().__init__(pace_seconds)
         self.request = request
 
-    def run(self, on_progress: Callable[[Progress], None]) -> PushResult:
+    def run(self, on_progress: Callable[[JobProgress], None]) -> PushResult:
         self._go(
             lambda step: on_progress(
-                Progress(phase="uploading", message=f"Uploading part {step} of {STEPS}.", fraction=step / STEPS)
+                JobProgress(phase="uploading", message=f"Uploading part {step} of {STEPS}.", fraction=step / STEPS)
             )
         )
         if "forbidden" in self.request.repository:

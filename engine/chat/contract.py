@@ -24,20 +24,22 @@ Phase = Literal[
 ChatPhase = Literal["empty", "loading", "ready", "generating"]
 
 
-class Value(BaseModel):
-    """A frozen value that processes exchange."""
+class FrozenModel(BaseModel):
+    """A frozen value that processes exchange and files keep, where a field may have another name."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", defer_build=True, validate_by_name=True, serialize_by_alias=True
+    )
 
 
-class AdapterChoice(Value):
+class AdapterChoice(FrozenModel):
     """A run's folder, or any folder with an adapter or a fully trained model."""
 
     folder: Path
     checkpoint: str | None = None  # name under the run's checkpoints/, such as step-40; None takes the final adapter
 
 
-class ChatTarget(Value):
+class ChatTarget(FrozenModel):
     """The model to chat with: a base model alone, or with one or two adapters that share its weights."""
 
     model: ModelConfig | None = None  # None: the one that the run or the adapter names
@@ -62,7 +64,7 @@ class ChatTarget(Value):
         return self.tuned.folder if self.tuned is not None else None
 
 
-class Progress(Value):
+class JobProgress(FrozenModel):
     """Progress of a job; `fraction` is the completed part of the phase, from 0 to 1, if known."""
 
     phase: Phase
@@ -70,17 +72,17 @@ class Progress(Value):
     fraction: float | None = None
 
     @classmethod
-    def fetching(cls, model: ModelProgress) -> "Progress":
+    def fetching(cls, model: ModelProgress) -> "JobProgress":
         """Return the progress of a model download."""
         done_bytes, total_bytes = model.done_bytes, model.total_bytes
         fraction = done_bytes / total_bytes if done_bytes is not None and total_bytes else None
         return cls(phase="fetching", message=model.message, fraction=fraction)
 
 
-OnProgress = Callable[[Progress], None]
+OnProgress = Callable[[JobProgress], None]
 
 
-class LoadedModel(Value):
+class LoadedModel(FrozenModel):
     """The model in memory; sizes are measured after loading."""
 
     name: str  # the base model, as the person chose it
@@ -95,7 +97,7 @@ class LoadedModel(Value):
     notes: tuple[str, ...] = ()  # for the user, such as a precision other than the run's
 
 
-class ChatRequest(Value):
+class ChatRequest(FrozenModel):
     """A request to one or more branches, which all get the same prompt and seed."""
 
     messages: tuple[Message, ...] = Field(min_length=1)
@@ -106,7 +108,7 @@ class ChatRequest(Value):
     gpu_token: str = Field(default="", max_length=LONGEST_TOKEN, repr=False)
 
 
-class ChatChunk(Value):
+class ChatChunk(FrozenModel):
     """Text that a branch added since its last chunk. The last chunk of each branch has `done` set."""
 
     branch: Branch
@@ -120,14 +122,14 @@ class ChatChunk(Value):
     note: str = ""  # why it waits, if that takes long
 
 
-class PromptView(Value):
+class PromptView(FrozenModel):
     """The rendered prompt and its token ids."""
 
     text: str
     ids: tuple[int, ...]
 
 
-class ChatState(Value):
+class ChatState(FrozenModel):
     """A snapshot of the session; cheap to poll."""
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
@@ -135,7 +137,7 @@ class ChatState(Value):
     phase: ChatPhase
     target: ChatTarget | None = None
     model: LoadedModel | None = None
-    progress: Progress | None = None  # while loading
+    progress: JobProgress | None = None  # while loading
     generating: int = 0  # running requests of all callers
     process_bytes: int | None = None  # resident memory of the process that holds the model
     note: str = ""  # why the model was unloaded automatically

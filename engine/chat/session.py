@@ -16,19 +16,19 @@ from engine.chat.contract import (
     ChatRequest,
     ChatState,
     ChatTarget,
+    JobProgress,
     LoadedModel,
     OnProgress,
-    Progress,
     PromptView,
 )
 from engine.chat.target import LoadPlan, LoadRequest, plan_load
 from engine.chat.zero_gpu import ZeroGpu
-from engine.config.run import ModelConfig, RunSection, WorkPlace
+from engine.config.run import RunSection
 from engine.data.conversation import Message
 from engine.data.hub import hub_access
 from engine.errors import EngineError, GpuQuotaError, RunError, WorkerError
 from engine.hardware.device import Device
-from engine.hardware.device_job import DeviceJob
+from engine.hardware.device_job import DeviceJob, OtherMachine
 from engine.hardware.devices import choose_device
 from engine.hardware.lease import UNTIL_A_CHAT_LEAVES_SECONDS, LeaseBook, LeaseHolder, Wait
 from engine.paths import LoratoryHome
@@ -40,7 +40,7 @@ from engine.processes.messages import CancelledRequestError, JsonObject
 WORKER_MODULE = "engine.chat.worker.main"
 
 _LEAVING_SECONDS = 3.0  # a run that has just ended holds its device until its process exits
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 _WITHOUT_QUOTA_SECONDS = 1800.0
 
 
@@ -57,17 +57,20 @@ class _ActiveModel:
     def is_alive(self) -> bool:
         return self.process.pid is not None
 
-    @property
-    def base(self) -> tuple[ModelConfig, WorkPlace]:
-        """The base model in memory and where it was loaded; its adapters can be replaced."""
-        return self.plan.model, self.target.where
+    def has(self, target: ChatTarget, plan: LoadPlan) -> bool:
+        """Return whether exactly this is loaded."""
+        return self.is_alive and (self.target, self.plan) == (target, plan)
+
+    def has_base_of(self, target: ChatTarget, plan: LoadPlan) -> bool:
+        """Return whether the base of a plan is in memory, so only adapters have to be loaded."""
+        return self.is_alive and (self.plan.model, self.target.where) == (plan.model, target.where)
 
 
 @dataclass
 class _Loading:
     target: ChatTarget
     plan: LoadPlan
-    progress: Progress
+    progress: JobProgress
     process: JsonLinesProcess | None = None  # one that has the base gets the new adapters
     stop_event: threading.Event = field(default_factory=threading.Event)
 
@@ -138,49 +141,55 @@ class ChatSession:
         """
         plan, machine = plan_load(target, self.home), machine_of(self.home, target.where, target.trained_folder)
         starts = machine.wait_message if machine is not None else "Starting a process for the model."
-        loading = _Loading(target, plan, Progress(phase="starting", message=starts))
         with self._lock:
             previous = self._active
-            has_base = previous is not None and previous.is_alive and previous.base == (plan.model, target.where)
-            if previous is not None and has_base and (previous.target, previous.plan) == (target, plan):
+            if previous is not None and previous.has(target, plan):
                 self._failure = None
                 return previous.model
             if self._loading is not None:
                 raise RunError("A model is already being loaded.", "Wait until it is loaded, or unload it first.")
-            reuse = previous if has_base else None
+            reuse = previous if previous is not None and previous.has_base_of(target, plan) else None
+            loading = _Loading(target, plan, JobProgress(phase="starting", message=starts))
             loading.process = reuse.process if reuse is not None else None
             self._loading, self._active, self._note, self._failure = loading, None, "", None
         try:
             if previous is not None and reuse is None:
                 previous.process.close()
-            zero = self.zero_gpu if machine is None and time.monotonic() >= self._lends_again else None
-            lent_device = zero.device if zero is not None else machine.device if machine is not None else None
-            device = reuse.device if reuse is not None else lent_device or self.choose(RunSection())
-            title, access = Path(plan.model.id).name, hub_access(plan.model)
-            job = DeviceJob(
-                self.home, WORKER_MODULE if zero is None else zero_gpu.WORKER_MODULE, "chat", title, device,
-                access=access, preemptible=True, environment=zero.variables if zero is not None else {},
-                model=plan.model.id, machine=machine,
-            )  # fmt: skip
+            job = self._device_job(plan, machine, reuse)
             process = reuse.process if reuse is not None else job.new_process()
             model = self._load_in(process, job, loading, on_progress)
         except BaseException as error:
-            with self._lock:
-                if self._loading is loading:
-                    self._failure = error if isinstance(error, EngineError) else None
-                    self._loading = None
-            if loading.process is not None:
-                loading.process.close()
+            self._abandon(loading, error)
             raise
+        active = _ActiveModel(target, plan, job.device, process, model, is_here=machine is None)
         with self._lock:
             if self._loading is not loading:
                 raise _loading_ended()
-            active = self._active = _ActiveModel(target, plan, device, process, model, is_here=machine is None)
-            self._loading, self._idle_since = None, time.monotonic()
+            self._active, self._loading, self._idle_since = active, None, time.monotonic()
         threading.Thread(target=self._unload_when_idle, args=(active,), daemon=True).start()
         return model
 
-    def keep(self) -> bool:
+    def _device_job(self, plan: LoadPlan, machine: OtherMachine | None, reuse: _ActiveModel | None) -> DeviceJob:
+        """Return the job of the model's process: with the device in use, of another machine, of ZeroGPU, or here."""
+        zero = self.zero_gpu if machine is None and time.monotonic() >= self._lends_again else None
+        owner = reuse or machine or zero
+        device = owner.device if owner is not None else self.choose(RunSection())
+        title, access = Path(plan.model.id).name, hub_access(plan.model)
+        return DeviceJob(
+            self.home, WORKER_MODULE if zero is None else zero_gpu.WORKER_MODULE, "chat", title, device,
+            access=access, preemptible=True, environment=zero.variables if zero is not None else {},
+            model=plan.model.id, machine=machine,
+        )  # fmt: skip
+
+    def _abandon(self, loading: _Loading, error: BaseException) -> None:
+        with self._lock:
+            if self._loading is loading:
+                self._failure = error if isinstance(error, EngineError) else None
+                self._loading = None
+        if loading.process is not None:
+            loading.process.close()
+
+    def touch(self) -> bool:
         """Restart the idle timer of the loaded model; return whether there is one."""
         with self._lock:
             if self._loading is not None or self._active is None or not self._active.is_alive:
@@ -194,7 +203,7 @@ class ChatSession:
         Closing the iterator early stops the generation.
 
         Raises:
-            RunError: If no model is loaded, it has no such branch, or it is replaced or unloaded meanwhile.
+            RunError: If no model is loaded, it has no such branch, or it is replaced or unloaded during the answer.
             ModelError: If the conversation does not fit the context or the chat template.
             DeviceError: If memory runs out.
         """
@@ -204,7 +213,7 @@ class ChatSession:
             raise RunError(
                 f"{active.model.name} is loaded without a {missing[0]} branch; it has "
                 f"{', '.join(active.model.branches)}.",
-                "Ask one of these, or load a run.",
+                "Use one of these, or load a run.",
             )
         number = active.process.reserve_id()
         with self._lock:
@@ -217,7 +226,8 @@ class ChatSession:
                 if "progress" in answer:
                     yield ChatChunk.model_validate(answer["progress"])
         except GpuQuotaError:
-            self._use_processor(active)
+            self._lends_again = time.monotonic() + _WITHOUT_QUOTA_SECONDS
+            self._release(active, "because no GPU is lent to it. Load it again to chat on the CPU")
             raise
         except WorkerError as error:
             if self._active is not active:
@@ -260,16 +270,15 @@ class ChatSession:
             if loading.process is not None:
                 loading.process.close(timeout_seconds=1.0)
 
-    def _use_processor(self, active: _ActiveModel) -> None:
-        """Unload a model that gets no GPU; the next load uses the CPU."""
+    def _release(self, active: _ActiveModel, reason: str, unused_since: float | None = None) -> bool:
+        """Unload a model, unless it was replaced, or used after a time; return whether it was unloaded."""
         with self._lock:
-            if self._active is not active:
-                return
-            self._active, self._lends_again = None, time.monotonic() + _WITHOUT_QUOTA_SECONDS
-            self._note = (
-                f"{active.model.name} was unloaded, because no GPU is lent to it. Load it again to chat on the CPU."
-            )
+            is_used = unused_since is not None and (bool(self._under_way) or self._idle_since != unused_since)
+            if self._active is not active or is_used:
+                return False
+            self._active, self._note = None, f"{active.model.name} was unloaded, {reason}."
         active.process.close(timeout_seconds=1.0)
+        return True
 
     def _ready(self) -> _ActiveModel:
         with self._lock:
@@ -282,11 +291,11 @@ class ChatSession:
         self, process: JsonLinesProcess, job: DeviceJob, loading: _Loading, on_progress: OnProgress
     ) -> LoadedModel:
         def note(value: JsonObject) -> None:
-            loading.progress = Progress.model_validate(value)
+            loading.progress = JobProgress.model_validate(value)
             on_progress(loading.progress)
 
         def on_wait(present: LeaseHolder) -> None:
-            loading.progress = Progress(phase="starting", message=present.why_wait)
+            loading.progress = JobProgress(phase="starting", message=present.why_wait)
             on_progress(loading.progress)
 
         with self._lock:
@@ -312,32 +321,21 @@ class ChatSession:
     def _unload_when_idle(self, active: _ActiveModel) -> None:
         """Unload the model when it is idle and a run waits for its device, or when it expires; ends with the model."""
         identity = ProcessIdentity.from_pid(active.process.pid or 0)
-        while identity is not None and active.is_alive:
-            with self._lock:
-                if self._active is not active:
-                    return
-                is_idle, idle_since = not self._under_way, self._idle_since
-            idle_seconds = time.monotonic() - idle_since if is_idle else 0.0
+        while identity is not None and active.is_alive and self._active is active:
             expires = self._expires_after()
-            why = ""
-            if (
-                is_idle
-                and idle_seconds >= self.preemptible_after_seconds
-                and self._leases.is_preemption_requested(identity)
-            ):
-                why = "because a run waited for its device"
-            elif is_idle and expires is not None and idle_seconds >= expires:
-                why = f"because it was idle for {expires / 60:.0f} min"
-            if why:
-                with self._lock:
-                    if self._active is not active or self._under_way or self._idle_since != idle_since:
-                        continue
-                    self._active = None
-                    self._note = f"{active.model.name} was unloaded, {why}."
-                active.process.close(timeout_seconds=1.0)
-                self.on_unload(self._note)
-                return
-            time.sleep(_LOOK_SECONDS)
+            with self._lock:
+                idle_since = None if self._under_way else self._idle_since
+            if idle_since is not None:
+                idle_seconds, reason = time.monotonic() - idle_since, ""
+                is_preemptible = idle_seconds >= self.preemptible_after_seconds
+                if is_preemptible and self._leases.is_preemption_requested(identity):
+                    reason = "because a run waited for its device"
+                elif expires is not None and idle_seconds >= expires:
+                    reason = f"because it was idle for {expires / 60:.0f} min"
+                if reason and self._release(active, reason, idle_since):
+                    self.on_unload(self._note)
+                    return
+            time.sleep(_POLL_SECONDS)
 
     def _expires_after(self) -> float | None:
         return self.expires_after_seconds or self._idle_limit()

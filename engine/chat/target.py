@@ -1,9 +1,10 @@
 """Resolve a chat target to the folders to load, before any process starts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget, Value
+from engine.chat.contract import AdapterChoice, Branch, ChatTarget, FrozenModel
 from engine.config.methods.base import PeftMethod
 from engine.config.methods.lora import PLAIN_LORA_FIX, initialization_from_base
 from engine.config.methods.registry import METHODS, method_of_peft_type
@@ -21,7 +22,7 @@ from engine.runs.provenance import ADAPTER_CONFIG, ADAPTER_WEIGHTS, run_title, t
 from engine.runs.run import RUN_ID, RunFolder
 
 
-class PlannedWeights(Value):
+class PlannedWeights(FrozenModel):
     """A folder with an adapter, or with a fully trained model."""
 
     folder: Path
@@ -41,7 +42,7 @@ class PlannedWeights(Value):
         return self.traits is not None and self.traits.trains_all
 
 
-class LoadPlan(Value):
+class LoadPlan(FrozenModel):
     """The base model and the adapters to load."""
 
     model: ModelConfig  # the base model, with the requested quantization
@@ -84,7 +85,7 @@ class LoadPlan(Value):
         return self.tuned.peft_type if quantization == "none" else f"{self.tuned.peft_type} on {quantization}"
 
 
-class LoadRequest(Value):
+class LoadRequest(FrozenModel):
     """A request to load a plan on a device."""
 
     plan: LoadPlan
@@ -109,22 +110,15 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
         ModelError: If a folder has no model or adapter, or two adapters have different bases.
     """
     owner = _base_owner(target, home) if home is not None and home.owner else ""
-    tuned = None if target.tuned is None else _find(target.tuned)
-    second = None if target.second is None else _find(target.second)
-    one = tuned or second
-    model = target.model or (one.model if one is not None else None)
+    tuned, second = (None if choice is None else _find(choice) for choice in (target.tuned, target.second))
+    sources = [source for source in (tuned, second) if source is not None]
+    model = target.model or (sources[0].model if sources else None)
     if model is None:
         raise ModelError("No model was chosen.", "Choose a run, an adapter or a model.")
-    if home is not None and owner and find_in_catalog(model.id.strip()) is None:
-        if home.is_guest:
-            raise ModelError("A guest uses the models of the catalogue.", "Choose one of them, or one of your runs.")
-        model_path(model.id.strip(), home.for_person(owner))
-    if target.model is None and one is not None:
-        _require_same_base(tuned, second)
-        base = Path(model.id)
-        if base.is_absolute() and not base.exists():
-            fix = "Copy it back, or choose the model that replaces it."
-            raise ModelError(f"The base model of {one.weights.name}, {base.name}, is not on this machine.", fix)
+    if home is not None and owner:
+        _check_access(model, home.for_person(owner), is_guest=home.is_guest)
+    if target.model is None:
+        _check_own_base(sources)
     notes: tuple[str, ...] = ()
     if target.quantization is not None and target.quantization != model.quantization:
         if tuned is not None:
@@ -133,8 +127,33 @@ def plan_load(target: ChatTarget, home: LoratoryHome | None = None) -> LoadPlan:
                 f"{target.quantization}: answers may differ.",
             )
         model = model.model_copy(update={"quantization": target.quantization})
-    trained, other = (found and found.on(model) for found in (tuned, second))
-    return LoadPlan(model=model, tuned=trained, second=other, notes=notes, owner=owner)
+    weights, other_weights = (source and source.on(model) for source in (tuned, second))
+    return LoadPlan(model=model, tuned=weights, second=other_weights, notes=notes, owner=owner)
+
+
+def _check_access(model: ModelConfig, home: LoratoryHome, *, is_guest: bool) -> None:
+    """Raise unless a person of a lab may load a base from its owner's home."""
+    if find_in_catalog(model.id.strip()) is not None:
+        return
+    if is_guest:
+        raise ModelError("A guest uses the models of the catalogue.", "Choose one of them, or one of your runs.")
+    model_path(model.id.strip(), home)
+
+
+def _check_own_base(sources: Sequence[_WeightsAndBase]) -> None:
+    """Raise unless all were trained on the same base, which is on this machine if it is a folder."""
+    first = sources[0]
+    for other in sources[1:]:
+        if (first.model.id, first.model.revision) != (other.model.id, other.model.revision):
+            what = (
+                f"{first.weights.name} was trained on {first.model.shown_name}, {other.weights.name} on "
+                f"{other.model.shown_name}."
+            )
+            raise ModelError(what, "Compare two runs on the same model.")
+    base = Path(first.model.id)
+    if base.is_absolute() and not base.exists():
+        fix = "Copy it back, or choose the model that replaces it."
+        raise ModelError(f"The base model of {first.weights.name}, {base.name}, is not on this machine.", fix)
 
 
 def _base_owner(target: ChatTarget, home: LoratoryHome) -> str:
@@ -161,15 +180,6 @@ def _owner_of_run(folder: Path, home: LoratoryHome) -> str:
     is_own = owner == home.owner
     may_load = is_own or home.role == "admin" or (not home.is_guest and RunFolder(resolved).shared_mark.exists())
     return owner if may_load else ""
-
-
-def _require_same_base(tuned: _WeightsAndBase | None, second: _WeightsAndBase | None) -> None:
-    if tuned is None or second is None:
-        return
-    one, other = tuned.model, second.model
-    if (one.id, one.revision) != (other.id, other.revision):
-        what = f"{tuned.weights.name} was trained on {one.shown_name}, {second.weights.name} on {other.shown_name}."
-        raise ModelError(what, "Compare two runs on the same model.")
 
 
 def list_checkpoints(run: Path) -> tuple[str, ...]:

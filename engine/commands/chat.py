@@ -9,7 +9,7 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
-from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, LoadedModel, Progress
+from engine.chat.contract import AdapterChoice, Branch, ChatRequest, ChatTarget, JobProgress, LoadedModel
 from engine.chat.session import ChatSession
 from engine.chat.target import plan_load
 from engine.commands.configs import named_path
@@ -130,7 +130,7 @@ def _answer_once(
     print_json({"prompt_ids": view.ids, "text": text, **chunks[-1].model_dump(include=facts)})
 
 
-def show_loading(line: ProgressLine, progress: Progress) -> None:
+def show_loading(line: ProgressLine, progress: JobProgress) -> None:
     """Show how far a model is loaded."""
     if progress.phase != "ready":
         line.show(progress.message, progress.fraction)

@@ -27,8 +27,8 @@ from engine.evaluation.job import (
     EvaluationRequest,
     EvaluationResult,
     comparison_table,
-    forgetting_words,
-    gain_words,
+    describe_forgetting,
+    describe_gain,
     preference_sentences,
 )
 from engine.evaluation.votes import Vote, Votes, pairs_of_votes
@@ -66,20 +66,20 @@ def _report(result: EvaluationResult) -> None:
     header, rows = comparison_table(result)
     print_table(["", *header], [[_name(branch), *cells] for branch, cells in rows.items()])
     tokens = next(iter(result.losses.values())).tokens
-    typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered)} answered.")
+    typer.echo(f"{result.rows:,} held-out rows, {tokens:,} tokens; {len(result.answered_rows)} answered.")
     for sentence in preference_sentences(result):
         typer.echo(sentence)
     if result.gain is not None and result.forgetting is not None:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         typer.echo(
-            f"{gain_words(result.gain)}, {forgetting_words(result.forgetting)}: loss on general text {base.loss:.4f} before, "
+            f"{describe_gain(result.gain)}, {describe_forgetting(result.forgetting)}: loss on general text {base.loss:.4f} before, "
             f"{tuned.loss:.4f} after ({tuned.tokens:,} tokens)."
         )
     for note in result.notes:
         typer.echo(note)
-    for row in result.answered[:3]:
-        typer.echo(f"\nrow {row.row + 1:,}: {_in_a_line(row.reference)}")
-        for branch, answer in row.answers.items():
+    for answered in result.answered_rows[:3]:
+        typer.echo(f"\nrow {answered.row + 1:,}: {_in_a_line(answered.reference)}")
+        for branch, answer in answered.answers.items():
             typer.echo(f"  {_name(branch)} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
 
 
@@ -103,7 +103,7 @@ def list_(as_json: AsJson = False) -> None:
         return
     if saved_votes:
         print_table(["id", "voted", "in", "preferred", "question"], [_row(vote) for vote in saved_votes])
-    typer.echo(f"{len(saved_votes):,} votes give {pairs_of_votes(saved_votes).words}")
+    typer.echo(f"{len(saved_votes):,} votes give {pairs_of_votes(saved_votes).summary}")
 
 
 @votes.command()
@@ -120,10 +120,10 @@ def export(
         raise StorageError(f"{file} exists.", "Choose another name, or add --replace.")
     pairs = pairs_of_votes(_votes().read(), with_cut_off=with_cut_off)
     if not pairs.rows:
-        raise RunError(f"The votes give no pair. {pairs.words}", "Vote in Chat or in the blind test first.")
+        raise RunError(f"The votes give no pair. {pairs.summary}", "Vote in Chat or in the blind test first.")
     write_atomically(file, pairs.json_lines())
     values = {"file": str(file.absolute()), "pairs": len(pairs.rows), "left_out": pairs.left_out}
-    print_result(values, f"{file}: {pairs.words}", as_json=as_json)
+    print_result(values, f"{file}: {pairs.summary}", as_json=as_json)
 
 
 @votes.command()

@@ -72,7 +72,7 @@ def export(
         _report(result)
     if result.verified is not None and not result.verified.passed:
         fix = "Do not use it; export the adapter instead, and please report this."
-        raise RunError(f"What was written {result.verified.difference}.", fix)
+        raise RunError(f"The export {result.verified.difference}.", fix)
 
 
 def _announce_sizes(target: ChatTarget, home: LoratoryHome) -> None:
@@ -97,7 +97,7 @@ def _report(result: ExportResult) -> None:
             f"logits differ by at most {verified.largest_logit_difference:.3g}{reason}."
         )
         if verified.perplexity is not None:
-            typer.echo(f"Perplexity of run and file: {verified.perplexity.words}.")
+            typer.echo(f"Perplexity of run and file: {verified.perplexity.summary}.")
     typer.echo(str(result.path))
 
 

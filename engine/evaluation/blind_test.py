@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime
 
-from engine.chat.contract import Branch, Value
+from engine.chat.contract import Branch, FrozenModel
 from engine.files import append_model, read_models
 
 Verdict = Literal["left", "right", "equal", "neither"]
@@ -21,11 +21,11 @@ Verdict = Literal["left", "right", "equal", "neither"]
 SIGNIFICANCE_LEVEL = 0.05
 
 
-class Pair(Value):
+class Pair(FrozenModel):
     """Two answers to one prompt, in the order in which they are shown."""
 
     prompt: str
-    reference: str = ""  # empty if the right answer is unknown
+    reference: str = ""  # empty if there is none
     left: Branch
     right: Branch
     answers: dict[Branch, str]
@@ -36,7 +36,7 @@ class Pair(Value):
         return " ".join(self.answers[self.left].split()) == " ".join(self.answers[self.right].split())
 
 
-class Judgement(Value):
+class Judgement(FrozenModel):
     """A person's verdict on a pair."""
 
     pair: Pair
@@ -50,7 +50,7 @@ class Judgement(Value):
         return {"left": self.pair.left, "right": self.pair.right}.get(self.verdict)
 
 
-class BlindTally(Value):
+class BlindCounts(FrozenModel):
     """Counts of the judgements about two branches."""
 
     first: Branch
@@ -98,14 +98,14 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / (1 << pairs))
 
 
-def count_judgements(judgements: Iterable[Judgement], first: Branch, second: Branch) -> BlindTally:
+def count_judgements(judgements: Iterable[Judgement], first: Branch, second: Branch) -> BlindCounts:
     """Count the judgements about exactly these two branches."""
     counts: Counter[str] = Counter(
         judgement.winner or judgement.verdict
         for judgement in judgements
         if {judgement.pair.left, judgement.pair.right} == {first, second}
     )
-    return BlindTally(
+    return BlindCounts(
         first=first,
         second=second,
         first_preferred=counts[first],
@@ -121,7 +121,7 @@ def judgements_file(run: Path, checkpoint: str | None, against: str | None = Non
     return run / "evaluations" / (f"{name}.jsonl" if against is None else f"{name}-against-{against}.jsonl")
 
 
-def keep_judgement(file: Path, judgement: Judgement) -> None:
+def save_judgement(file: Path, judgement: Judgement) -> None:
     """Append a judgement.
 
     Raises:

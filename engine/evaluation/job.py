@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from engine.chat.contract import AdapterChoice, Branch, ChatTarget, OnProgress, Progress, Value
+from engine.chat.contract import AdapterChoice, Branch, ChatTarget, FrozenModel, JobProgress, OnProgress
 from engine.chat.target import LoadPlan, plan_load
 from engine.config.objectives import objective_of
 from engine.config.results import EvaluationConfig
@@ -20,10 +20,10 @@ from engine.evaluation.preference import (
     RATING_COLUMNS,
     PreferenceResult,
     RatingResult,
-    accuracy_words,
-    flip_words,
+    describe_accuracy,
+    describe_flips,
+    describe_ratings,
     rating_cells,
-    rating_words,
 )
 from engine.files import read_model, write_atomically
 from engine.hardware.device import Device
@@ -37,14 +37,14 @@ from engine.runs.run import RunFolder
 WORKER_MODULE = "engine.evaluation.worker.main"
 
 
-class EvaluationRequest(Value):
+class EvaluationRequest(FrozenModel):
     """The run to evaluate, and the settings."""
 
     target: ChatTarget  # a run, with or without a checkpoint
     settings: EvaluationConfig = EvaluationConfig()
 
 
-class EvaluationOrder(Value):
+class EvaluationOrder(FrozenModel):
     """The request for the worker process, with folders, settings and device resolved."""
 
     plan: LoadPlan
@@ -59,7 +59,7 @@ def perplexity_of(loss: float) -> float:
     return math.exp(min(loss, 700.0))
 
 
-class BranchLoss(Value):
+class BranchLoss(FrozenModel):
     """Mean loss over all trained tokens of the held-out rows, in nats."""
 
     loss: float
@@ -67,12 +67,12 @@ class BranchLoss(Value):
     tokens: int
 
     @classmethod
-    def of(cls, loss: float, tokens: int) -> "BranchLoss":
+    def from_loss(cls, loss: float, tokens: int) -> "BranchLoss":
         """Return the loss with its perplexity."""
         return cls(loss=loss, perplexity=perplexity_of(loss), tokens=tokens)
 
 
-class AnswerScores(Value):
+class AnswerScores(FrozenModel):
     """An answer against its reference. `exact` ignores white space; the other scores are from 0 to 1."""
 
     exact: bool
@@ -80,7 +80,7 @@ class AnswerScores(Value):
     chrf: float
 
 
-class BranchAnswer(Value):
+class BranchAnswer(FrozenModel):
     """The answer of one branch to a row."""
 
     text: str
@@ -88,7 +88,7 @@ class BranchAnswer(Value):
     scores: AnswerScores
 
 
-class AnsweredRow(Value):
+class AnsweredRow(FrozenModel):
     """A held-out row with its reference and the answers to it."""
 
     row: int  # of the dataset, from 0
@@ -97,7 +97,7 @@ class AnsweredRow(Value):
     answers: dict[Branch, BranchAnswer]
 
 
-class MeanScores(Value):
+class MeanScores(FrozenModel):
     """Means over the answered rows."""
 
     exact: float
@@ -106,13 +106,16 @@ class MeanScores(Value):
     rows: int
 
 
-class EvaluationResult(Value):
+class EvaluationResult(FrozenModel):
     """The result of an evaluation. All branches have the same rows with the same masking."""
 
     losses: dict[Branch, BranchLoss]
     rows: int  # that the loss was measured on
     scores: dict[Branch, MeanScores]  # empty if no row was answered
-    answered: tuple[AnsweredRow, ...] = ()  # those with the worst tuned answers first
+    # Those with the worst tuned answers first.
+    answered_rows: tuple[AnsweredRow, ...] = Field(
+        default=(), validation_alias="answered", serialization_alias="answered"
+    )
     seconds: float = 0.0
     notes: tuple[str, ...] = ()
     general_losses: dict[Branch, BranchLoss] = Field(default_factory=dict)  # on general text; empty if not requested
@@ -155,12 +158,12 @@ def _rise(losses: Mapping[Branch, BranchLoss]) -> float | None:
 _SMALLEST_CHANGE = 0.0005  # smaller ones would be shown as 0.0%
 
 
-def forgetting_words(forgetting: float) -> str:
+def describe_forgetting(forgetting: float) -> str:
     """Return "forgot 3%", or "no forgetting" if the loss on general text did not rise."""
     return f"forgot {_percent(forgetting)}" if forgetting >= _SMALLEST_CHANGE else "no forgetting"
 
 
-def gain_words(gain: float) -> str:
+def describe_gain(gain: float) -> str:
     """Return "gained 21%", or "no gain" if the loss on the held-out rows did not fall."""
     return f"gained {_percent(gain)}" if gain >= _SMALLEST_CHANGE else "no gain"
 
@@ -173,12 +176,12 @@ def preference_sentences(result: EvaluationResult) -> list[str]:
     """Return sentences about the accuracy on pairs or labels with its uncertainty; none for other objectives."""
     names: dict[Branch, str] = {"base": "the base model", "second": f"its start, {result.start}"}
     if result.ratings is not None:
-        return rating_words(result.ratings, names)
+        return describe_ratings(result.ratings, names)
     preference = result.preference
     if preference is None or "tuned" not in preference.branches:
         return []
-    flips = [flip_words(preference, branch, names[branch]) for branch in preference.turned if branch in names]
-    return [*accuracy_words(preference, names), *flips]
+    flips = [describe_flips(preference, branch, names[branch]) for branch in preference.flips if branch in names]
+    return [*describe_accuracy(preference, names), *flips]
 
 
 def comparison_table(result: EvaluationResult) -> tuple[list[str], dict[Branch, list[str]]]:
@@ -186,25 +189,25 @@ def comparison_table(result: EvaluationResult) -> tuple[list[str], dict[Branch, 
     groups: list[tuple[Sequence[str], dict[Branch, list[str]]]] = [
         (
             ("Loss", "Perplexity"),
-            {name: [f"{one.loss:.4f}", f"{one.perplexity:.2f}"] for name, one in result.losses.items()},
+            {name: [f"{loss.loss:.4f}", f"{loss.perplexity:.2f}"] for name, loss in result.losses.items()},
         ),
         (
             ("Exact", "ROUGE-L", "chrF"),
             {
-                name: [f"{one.exact:.0%}", f"{one.rouge_l:.3f}", f"{one.chrf:.3f}"]
-                for name, one in result.scores.items()
+                name: [f"{means.exact:.0%}", f"{means.rouge_l:.3f}", f"{means.chrf:.3f}"]
+                for name, means in result.scores.items()
             },
         ),
     ]
     if (preference := result.preference) is not None:
         pairs = preference.pairs
         cells = {
-            name: [f"{one.preferred / pairs:.0%}", f"{one.preferred_per_token / pairs:.0%}", f"{one.margin:.2f}"]
-            for name, one in preference.branches.items()
+            name: [f"{row.preferred / pairs:.0%}", f"{row.preferred_per_token / pairs:.0%}", f"{row.margin:.2f}"]
+            for name, row in preference.branches.items()
         }
         groups.append((("Chosen likelier", "Per token", "Margin"), cells))
     if (ratings := result.ratings) is not None:
-        groups.append((RATING_COLUMNS, {name: rating_cells(one, ratings) for name, one in ratings.branches.items()}))
+        groups.append((RATING_COLUMNS, {name: rating_cells(row, ratings) for name, row in ratings.branches.items()}))
     groups = [(columns, cells) for columns, cells in groups if cells]
     rows = {
         branch: [cell for columns, cells in groups for cell in cells.get(branch, ["–"] * len(columns))]
@@ -248,13 +251,13 @@ class EvaluationJob:
             self.home, WORKER_MODULE, "evaluation", title, order.device, access=access, model=model.id, machine=machine
         )
         starts = machine.wait_message if machine is not None else "Starting a process for the evaluation."
-        on_progress(Progress(phase="starting", message=starts))
+        on_progress(JobProgress(phase="starting", message=starts))
         answer = job.run(
             "evaluate",
             order.model_dump(mode="json"),
             self._stop_event,
-            lambda value: on_progress(Progress.model_validate(value)),
-            lambda present: on_progress(Progress(phase="starting", message=present.why_wait)),
+            lambda value: on_progress(JobProgress.model_validate(value)),
+            lambda present: on_progress(JobProgress(phase="starting", message=present.why_wait)),
         )
         result = EvaluationResult.model_validate(answer)
         try:
@@ -269,32 +272,31 @@ class EvaluationJob:
         """Stop within seconds; no result is saved."""
         self._stop_event.set()
 
-    def _plan(self, target: ChatTarget, config: RunConfig, run: RunFolder) -> LoadPlan:
-        """Plan for base and tuned model; for a preference run also for the adapter that it started from."""
-        start = None
-        if objective_of(config).learns_preferences and target.second is None:
-            start = start_of(config, run.path.parent, self.home if self.home.owner else None)
-        if start is not None:
-            with contextlib.suppress(EngineError):  # it can no longer be loaded
-                return plan_load(target.model_copy(update={"second": AdapterChoice(folder=start)}), self.home)
-        return plan_load(target, self.home)
-
     def _order(self, device: Device) -> tuple[EvaluationOrder, Path]:
-        target = self.request.target
-        choice = target.tuned
+        choice = self.request.target.tuned
         if choice is None or not RunFolder(choice.folder).config.is_file():
             what = "Only a run can be evaluated, because only a run has held-out rows."
             raise RunError(what, "Choose a run.")
         run = RunFolder(choice.folder)
         config = run.read_config()
         order = EvaluationOrder(
-            plan=self._plan(target, config, run),
+            plan=self._plan(config, run),
             run=config,
             settings=self.request.settings,
             device=device,
             data_fingerprint=read_provenance(run).dataset_fingerprint,
         )
         return order, evaluation_file(choice.folder, choice.checkpoint)
+
+    def _plan(self, config: RunConfig, run: RunFolder) -> LoadPlan:
+        """Plan for base and tuned model; for a preference run also for the adapter that it started from."""
+        target = self.request.target
+        if objective_of(config).learns_preferences and target.second is None:
+            start = start_of(config, run.path.parent, self.home if self.home.owner else None)
+            if start is not None:
+                with contextlib.suppress(EngineError):  # it can no longer be loaded
+                    return plan_load(target.model_copy(update={"second": AdapterChoice(folder=start)}), self.home)
+        return plan_load(target, self.home)
 
 
 def read_evaluation(run: Path, checkpoint: str | None = None) -> EvaluationResult | None:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from engine.chat.contract import Branch, Value
+from engine.chat.contract import Branch, FrozenModel
 from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, sign_test
 
 _IN_ORDER_OF_TRAINING: tuple[Branch, ...] = ("base", "second", "tuned")
@@ -22,32 +22,36 @@ class PairLikelihoods(NamedTuple):
     @property
     def margins(self) -> list[float]:
         """Log-probability of each chosen answer minus that of the rejected one."""
-        return [chosen - rejected for chosen, rejected in zip(self.chosen, self.rejected, strict=True)]
+        return _difference(self.chosen, self.rejected)
 
 
-class BranchPreference(Value):
+def _difference(values: Sequence[float], others: Sequence[float]) -> list[float]:
+    return [value - other for value, other in zip(values, others, strict=True)]
+
+
+class BranchPreference(FrozenModel):
     """The results of one branch on the pairs."""
 
     preferred: int  # pairs in which the chosen answer as a whole is likelier
     preferred_per_token: int  # the same by the average over each answer's tokens, which favours no short answer
     margin: float  # mean log-probability of the chosen minus that of the rejected answer, in nats
     # Pairs in which the chosen answer gained on the rejected one since the reference; None for the reference itself.
-    gained: int | None = None
+    gained_pairs: int | None = Field(default=None, validation_alias="gained", serialization_alias="gained")
     reward_margin: float | None = None  # mean of beta times that gain
 
 
-class PreferenceResult(Value):
+class PreferenceResult(FrozenModel):
     """Results on held-out pairs, which are the same for every branch."""
 
     pairs: int
     branches: dict[Branch, BranchPreference]
-    reference: Branch | None = (
-        None  # what training started from; None if the objective has none, or it cannot be loaded
-    )
+    # What training started from; None if the objective has none, or it cannot be loaded.
+    reference: Branch | None = None
     beta: float = 0.1
-    turned: dict[Branch, tuple[int, int]] = Field(
-        default_factory=dict
-    )  # pairs that tuned alone, and this branch alone, prefers as people did
+    # Pairs that tuned alone, and this branch alone, prefers as people did.
+    flips: dict[Branch, tuple[int, int]] = Field(
+        default_factory=dict, validation_alias="turned", serialization_alias="turned"
+    )
 
     @property
     def right(self) -> int:
@@ -56,7 +60,7 @@ class PreferenceResult(Value):
         Without a reference, pairs whose chosen answer is likelier.
         """
         tuned = self.branches["tuned"]
-        return tuned.gained if tuned.gained is not None else tuned.preferred
+        return tuned.gained_pairs if tuned.gained_pairs is not None else tuned.preferred
 
     @property
     def accuracy(self) -> float:
@@ -77,37 +81,26 @@ def measure_preference(
         tokens: Of the chosen and the rejected answer of each pair.
         reference: The branch to which rewards relate, as in DPO: beta times the gained log-probability.
     """
-    margins = {branch: one.margins for branch, one in likelihoods.items()}
+    margins = {branch: likelihoods[branch].margins for branch in _IN_ORDER_OF_TRAINING if branch in likelihoods}
+    start = margins.get(reference) if reference is not None else None
     count = len(tokens)
-
-    def of(branch: Branch, one: PairLikelihoods) -> BranchPreference:
-        per_token = (
-            c / max(1, length[0]) > r / max(1, length[1])
-            for c, r, length in zip(one.chosen, one.rejected, tokens, strict=True)
-        )
-        gains = None
-        if reference is not None and reference != branch and reference in margins:
-            gains = [now - then for now, then in zip(margins[branch], margins[reference], strict=True)]
-        return BranchPreference(
-            preferred=sum(margin > 0 for margin in margins[branch]),
-            preferred_per_token=sum(per_token),
-            margin=math.fsum(margins[branch]) / count,
-            gained=sum(gain > 0 for gain in gains) if gains is not None else None,
+    branches: dict[Branch, BranchPreference] = {}
+    for branch, own in margins.items():
+        pairs = zip(likelihoods[branch].chosen, likelihoods[branch].rejected, tokens, strict=True)
+        gains = _difference(own, start) if start is not None and branch != reference else None
+        branches[branch] = BranchPreference(
+            preferred=sum(margin > 0 for margin in own),
+            preferred_per_token=sum(c / max(1, length[0]) > r / max(1, length[1]) for c, r, length in pairs),
+            margin=math.fsum(own) / count,
+            gained_pairs=sum(gain > 0 for gain in gains) if gains is not None else None,
             reward_margin=beta * math.fsum(gains) / count if gains is not None else None,
         )
-
-    def flips(other: Branch) -> tuple[int, int]:
-        sides = [(first > 0, second > 0) for first, second in zip(margins["tuned"], margins[other], strict=True)]
-        return sum(first and not second for first, second in sides), sum(
-            second and not first for first, second in sides
-        )
-
+    flips: dict[Branch, tuple[int, int]] = {}
+    for branch in (branch for branch in margins if branch != "tuned" and "tuned" in margins):
+        sides = [(tuned > 0, other > 0) for tuned, other in zip(margins["tuned"], margins[branch], strict=True)]
+        flips[branch] = (sides.count((True, False)), sides.count((False, True)))
     return PreferenceResult(
-        pairs=count,
-        branches={branch: of(branch, likelihoods[branch]) for branch in _IN_ORDER_OF_TRAINING if branch in likelihoods},
-        reference=reference if reference in likelihoods else None,
-        beta=beta,
-        turned={branch: flips(branch) for branch in likelihoods if branch != "tuned" and "tuned" in likelihoods},
+        pairs=count, branches=branches, reference=reference if start is not None else None, beta=beta, flips=flips
     )
 
 
@@ -122,12 +115,12 @@ def interval(successes: int, count: int) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def accuracy_words(result: PreferenceResult, names: Mapping[Branch, str]) -> list[str]:
+def describe_accuracy(result: PreferenceResult, names: Mapping[Branch, str]) -> list[str]:
     """Return the accuracy of the tuned model with its uncertainty, and how often the chosen answer is likelier."""
     tuned, (low, high) = result.branches["tuned"], interval(result.right, result.pairs)
     pairs = f"in {result.right:,} of {result.pairs:,} held-out pairs"
     sure = f"the true share lies between {low:.0%} and {high:.0%} (95% interval)."
-    if tuned.gained is None or tuned.reward_margin is None or result.reference is None:
+    if tuned.gained_pairs is None or tuned.reward_margin is None or result.reference is None:
         return [f"Preference accuracy {result.accuracy:.0%}: the chosen answer is likelier {pairs}; {sure}"]
     return [
         f"Preference accuracy {result.accuracy:.0%}: since {names[result.reference]}, the chosen answer gained on the "
@@ -137,9 +130,9 @@ def accuracy_words(result: PreferenceResult, names: Mapping[Branch, str]) -> lis
     ]
 
 
-def flip_words(result: PreferenceResult, branch: Branch, name: str) -> str:
+def describe_flips(result: PreferenceResult, branch: Branch, name: str) -> str:
     """Return in how many pairs tuned and another branch differ, and whether that is significant."""
-    better, worse = result.turned[branch]
+    better, worse = result.flips[branch]
     if not better and not worse:
         return f"Compared with {name}, the likelier answer is the same in every pair."
     clear = sign_test(better, worse) < SIGNIFICANCE_LEVEL
@@ -150,7 +143,7 @@ def flip_words(result: PreferenceResult, branch: Branch, name: str) -> str:
     )
 
 
-class BranchRatings(Value):
+class BranchRatings(FrozenModel):
     """The results of one branch. Rewards are means; None if no completion has the label."""
 
     right_desirable: int  # desirable completions with a reward above zero
@@ -171,7 +164,7 @@ class BranchRatings(Value):
         return self.reward_desirable - self.reward_undesirable
 
 
-class RatingResult(Value):
+class RatingResult(FrozenModel):
     """Results on held-out completions with a label. The reference has no rewards and is left out."""
 
     desirable: int
@@ -210,10 +203,12 @@ def measure_ratings(
     if reference not in likelihoods or "tuned" not in likelihoods or reference == "tuned" or not desirable:
         return None
 
-    def of(branch: Branch) -> BranchRatings:
-        pairs = zip(likelihoods[branch], likelihoods[reference], strict=True)
-        rewards = [(beta * (now - then), label) for (now, then), label in zip(pairs, desirable, strict=True)]
-        good, bad = ([reward for reward, label in rewards if label is kind] for kind in (True, False))
+    def ratings_of(branch: Branch) -> BranchRatings:
+        rewards = [beta * gain for gain in _difference(likelihoods[branch], likelihoods[reference])]
+        good, bad = (
+            [reward for reward, label in zip(rewards, desirable, strict=True) if label is kind]
+            for kind in (True, False)
+        )
         return BranchRatings(
             right_desirable=sum(reward > 0 for reward in good),
             right_undesirable=sum(reward < 0 for reward in bad),
@@ -224,13 +219,17 @@ def measure_ratings(
     return RatingResult(
         desirable=sum(desirable),
         undesirable=len(desirable) - sum(desirable),
-        branches={one: of(one) for one in _IN_ORDER_OF_TRAINING if one in likelihoods and one != reference},
+        branches={
+            branch: ratings_of(branch)
+            for branch in _IN_ORDER_OF_TRAINING
+            if branch in likelihoods and branch != reference
+        },
         reference=reference,
         beta=beta,
     )
 
 
-def rating_words(result: RatingResult, names: Mapping[Branch, str]) -> list[str]:
+def describe_ratings(result: RatingResult, names: Mapping[Branch, str]) -> list[str]:
     """Return the accuracy of the tuned model with its uncertainty, what a reward is, and the mean rewards."""
     tuned, (low, high) = result.branches["tuned"], interval(result.right, result.completions)
     sides = [
@@ -241,7 +240,7 @@ def rating_words(result: RatingResult, names: Mapping[Branch, str]) -> list[str]
         )
         if count
     ]
-    words = [
+    sentences = [
         f"Accuracy {result.accuracy:.0%}: the reward has the sign of the label in {result.right:,} of "
         f"{result.completions:,} held-out completions ({', '.join(sides)}); the true share lies between {low:.0%} and "
         f"{high:.0%} (95% interval).",
@@ -251,21 +250,24 @@ def rating_words(result: RatingResult, names: Mapping[Branch, str]) -> list[str]
     if tuned.difference is None:
         label = "desirable" if result.desirable else "undesirable"
         mean = tuned.reward_desirable if result.desirable else tuned.reward_undesirable
-        words.append(
+        sentences.append(
             f"Mean reward {mean:+.3f}. Every completion is {label}, so this does not show whether the model separates good from bad."
         )
     else:
-        words.append(
+        sentences.append(
             f"Mean reward {tuned.reward_desirable:+.3f} of desirable and {tuned.reward_undesirable:+.3f} of undesirable "
             f"completions, difference {tuned.difference:+.3f}."
         )
-    return words
+    return sentences
 
 
-def rating_cells(one: BranchRatings, result: RatingResult) -> list[str]:
+def rating_cells(ratings: BranchRatings, result: RatingResult) -> list[str]:
     """Return a branch's accuracy, its mean rewards and their difference, as the cells of a table."""
-    rewards = (one.reward_desirable, one.reward_undesirable, one.difference)
-    return [f"{one.right / result.completions:.0%}", *("–" if value is None else f"{value:+.3f}" for value in rewards)]
+    rewards = (ratings.reward_desirable, ratings.reward_undesirable, ratings.difference)
+    return [
+        f"{ratings.right / result.completions:.0%}",
+        *("–" if value is None else f"{value:+.3f}" for value in rewards),
+    ]
 
 
 RATING_COLUMNS = ("Accuracy", "Reward, desirable", "Reward, undesirable", "Difference")

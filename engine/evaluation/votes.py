@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import AwareDatetime, Field, ValidationError
 
-from engine.chat.contract import FinishReason, Value
+from engine.chat.contract import FinishReason, FrozenModel
 from engine.config.results import SamplingConfig
 from engine.config.run import Quantization
 from engine.data.conversation import Message
@@ -40,14 +40,14 @@ _LEFT_OUT_WORDS: Mapping[LeftOut, tuple[str, str]] = {
 }
 
 
-class VotedTurn(Value):
+class VotedTurn(FrozenModel):
     """One turn in the format of datasets."""
 
     role: Literal["system", "user", "assistant"]
     content: str
 
 
-class AnswerModel(Value):
+class AnswerModel(FrozenModel):
     """The model that wrote an answer."""
 
     name: str  # as people saw it
@@ -62,7 +62,7 @@ class AnswerModel(Value):
         return self == other.model_copy(update={"name": self.name})
 
 
-class VotedAnswer(Value):
+class VotedAnswer(FrozenModel):
     """One of the two answers; has several turns if the two conversations differ earlier."""
 
     turns: tuple[VotedTurn, ...] = Field(min_length=1)
@@ -85,7 +85,7 @@ class VotedAnswer(Value):
         return self.turns[-1].content
 
 
-class Vote(Value):
+class Vote(FrozenModel):
     """A person's choice between two answers to one prompt."""
 
     id: str
@@ -145,7 +145,11 @@ class Vote(Value):
 
 def turns_of(messages: Sequence[Message]) -> tuple[VotedTurn, ...]:
     """Return the turns of a conversation in the format of votes."""
-    return tuple(VotedTurn(role=one.role, content=_storable(one.content)) for one in messages if one.role != "tool")
+    return tuple(
+        VotedTurn(role=message.role, content=_storable(message.content))
+        for message in messages
+        if message.role != "tool"
+    )
 
 
 def _storable(text: str) -> str:
@@ -167,11 +171,11 @@ class PairsOfVotes(NamedTuple):
     left_out: Mapping[LeftOut, int]
 
     @property
-    def words(self) -> str:
+    def summary(self) -> str:
         """The number of pairs, and of the votes that were left out."""
-        words = f"{len(self.rows):,} {'pair' if len(self.rows) == 1 else 'pairs'}."
+        summary = f"{len(self.rows):,} {'pair' if len(self.rows) == 1 else 'pairs'}."
         out = [f"{count:,} {_LEFT_OUT_WORDS[why][count != 1]}" for why, count in self.left_out.items()]
-        return f"{words} Left out: {', '.join(out)}." if out else words
+        return f"{summary} Left out: {', '.join(out)}." if out else summary
 
     def json_lines(self) -> str:
         """Return the rows as JSON Lines."""
@@ -199,7 +203,7 @@ class Votes:
         return self.home.votes / "votes.jsonl"
 
     @property
-    def may_keep(self) -> bool:
+    def may_save(self) -> bool:
         """Whether votes are saved; those of a lab's guests are not."""
         return not self.home.is_guest
 
@@ -216,13 +220,13 @@ class Votes:
         """Return a vote by its id; None if there is none."""
         return next((vote for vote in self.read() if vote.id == identifier), None)
 
-    def keep(self, vote: Vote) -> None:
+    def save(self, vote: Vote) -> None:
         """Save a vote; it replaces an earlier one on the same answers.
 
         Raises:
             StorageError: If it is too long, there are too many, or it cannot be written; the file is then unchanged.
         """
-        if not self.may_keep:
+        if not self.may_save:
             raise StorageError("Votes of guests are not saved.", "Ask an admin of the lab to become a member.")
         length = sum(len(turn.content) for turn in (*vote.prompt, *vote.left.turns, *vote.right.turns))
         if length > LONGEST_CHARACTERS:
@@ -249,10 +253,10 @@ class Votes:
             StorageError: If the file cannot be written; it is then unchanged.
         """
         with self._lock():
-            gone = {vote.id for vote in self.read() if identifiers is None or vote.id in identifiers}
-            if gone:
-                write_atomically(self.file, b"" if identifiers is None else b"".join(self._lines_without(gone)))
-        return len(gone)
+            ids = {vote.id for vote in self.read() if identifiers is None or vote.id in identifiers}
+            if ids:
+                write_atomically(self.file, b"" if identifiers is None else b"".join(self._lines_without(ids)))
+        return len(ids)
 
     def snapshot(self, *, with_cut_off: bool = False) -> tuple[Path, PairsOfVotes]:
         """Write the pairs to a file in the person's uploads; a new file if they have changed.
@@ -260,11 +264,11 @@ class Votes:
         Raises:
             StorageError: If there is no pair, or it cannot be written.
         """
-        if not self.may_keep:
+        if not self.may_save:
             raise StorageError("A guest trains on the samples.", "Ask an admin of the lab to become a member.")
         pairs = pairs_of_votes(self.read(), with_cut_off=with_cut_off)
         if not pairs.rows:
-            raise StorageError(f"Your votes give no pair. {pairs.words}", "Vote in Chat or in the blind test first.")
+            raise StorageError(f"Your votes give no pair. {pairs.summary}", "Vote in Chat or in the blind test first.")
         text = pairs.json_lines()
         digest = hashlib.sha256(text.encode()).hexdigest()[:6]
         path = self.home.uploads / f"votes-{date.today().isoformat()}-{digest}.jsonl"

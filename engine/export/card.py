@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how it was trained, how good it is, and how to load it."""
+"""The model card of an export: description, training, evaluation and how to load it."""
 
 import contextlib
 import math
@@ -21,13 +21,13 @@ from engine.errors import EngineError, ModelError
 from engine.evaluation.job import (
     EvaluationResult,
     comparison_table,
-    forgetting_words,
+    describe_forgetting,
     perplexity_of,
     preference_sentences,
     read_evaluation,
 )
 from engine.export.kinds import ADAPTER, KINDS
-from engine.export.vllm import look_at_adapter
+from engine.export.vllm import read_vllm_adapter
 from engine.models.catalog import find_in_catalog
 from engine.models.folder import license_in
 from engine.models.source import ModelSource
@@ -40,18 +40,18 @@ _BRANCHES: Mapping[Branch, str] = {"base": "Base", "second": "Start", "tuned": "
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """What a run knows of itself."""
+    """Facts about a run, for its card."""
 
     config: RunConfig
     history: RunHistory
     provenance: Provenance
-    evaluation: EvaluationResult | None  # None where nothing was measured
-    start: str  # the adapter that training started from, in words; empty for a new one
+    evaluation: EvaluationResult | None  # None if there is none
+    start: str  # the adapter that training started from; empty for a new one
     last_step: int | None  # the step of a checkpoint; None for the run's end
 
 
 class CurvePoint(NamedTuple):
-    """One row of the loss curve; NaN where it was not measured."""
+    """One row of the loss curve; NaN if it was not measured."""
 
     step: int
     loss: float
@@ -59,7 +59,7 @@ class CurvePoint(NamedTuple):
 
 
 def data_names(dataset: DatasetConfig) -> tuple[str, ...]:
-    """Return the datasets of a run; of a path only the last part, which reveals no folders."""
+    """Return the datasets of a run; only the last part of a path, which reveals no folders."""
     sources = (source.strip() for source in (dataset.source, *dataset.mix))
     return tuple(
         source
@@ -70,24 +70,24 @@ def data_names(dataset: DatasetConfig) -> tuple[str, ...]:
 
 
 def hub_datasets(dataset: DatasetConfig) -> tuple[str, ...]:
-    """Return the ids of those on the Hub; what only looks like a file's path is not among them."""
+    """Return the ids of the datasets on the Hub, without paths of files."""
     sources = (source.strip() for source in (dataset.source, *dataset.mix))
     return tuple(source for source in sources if "/" in source and is_on_hub(source))
 
 
 def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 10) -> tuple[CurvePoint, ...]:
-    """Return the curve up to `last_step` in a few rows, evenly spread, with the held-out loss measured last at each.
+    """Return the curve up to `last_step` in a few evenly spaced rows.
 
-    The training loss of a row is the mean over the logged steps since the row before it.
+    The training loss of a row is the mean since the row before it, the held-out loss the latest one.
     """
     steps, losses = history.steps.steps, history.steps.losses
     if last_step is not None:
         steps, losses = steps[steps <= last_step], losses[steps <= last_step]
     rows = []
     before = 0
-    for stretch in np.array_split(np.arange(len(steps)), min(len(steps), points)) if len(steps) else ():
-        last = int(steps[stretch[-1]])
-        finite = losses[stretch][np.isfinite(losses[stretch])]
+    for segment in np.array_split(np.arange(len(steps)), min(len(steps), points)) if len(steps) else ():
+        last = int(steps[segment[-1]])
+        finite = losses[segment][np.isfinite(losses[segment])]
         held_out = [point.eval_loss for point in history.tuned_evals if before < point.step <= last]
         rows.append(
             CurvePoint(last, float(finite.mean()) if finite.size else math.nan, held_out[-1] if held_out else math.nan)
@@ -99,11 +99,11 @@ def loss_curve(history: RunHistory, last_step: int | None = None, points: int = 
 def write_card(
     plan: LoadPlan, kind: ExportKind, folder: str, source: ModelSource, *, run: Path | None, checkpoint: str | None
 ) -> str:
-    """Return the README of a result, with the front matter that the Hub reads. Names no path of this machine.
+    """Return the README of an export with front matter for the Hub, without paths of this machine.
 
     Args:
-        folder: What loads it: the repository, or the name of the exported folder.
-        run: The run's folder, which knows everything; None for an adapter without a run.
+        folder: The repository, or the name of the exported folder, for the example code.
+        run: The run's folder; None for an adapter without a run.
     """
     assert plan.tuned is not None
     base = source.hub_id or source.name
@@ -112,7 +112,7 @@ def write_card(
     facts = _training_facts(RunFolder(run), checkpoint) if run is not None else None
     code = KINDS[kind].code.format(folder=folder, base=base)
     link = f"[{base}](https://huggingface.co/{base})" if source.hub_id is not None else f"`{base}`"
-    words = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
+    terms = f"is licensed under `{license_}`" if license_ else "has a licence of its own"
     matter = yaml.safe_dump(_front_matter(kind, source, license_, facts), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{matter}---\n",
@@ -122,15 +122,15 @@ def write_card(
         "The chat template that it was trained with is part of the tokenizer.\n",
         *_vllm(plan.tuned.folder, kind, folder, source),
         *(_sections(plan.method_name, facts) if facts is not None else ()),
-        f"## Licence\n\nThe base model {link} {words}; its terms hold for what is made from it.\n",
+        f"## Licence\n\nThe base model {link} {terms}; its terms apply to models made from it.\n",
     ]
     return "\n".join(parts)
 
 
 def _vllm(adapter: Path, kind: ExportKind, folder: str, source: ModelSource) -> Iterator[str]:
     if kind == ADAPTER.name and (adapter / ADAPTER_CONFIG).is_file():
-        with contextlib.suppress(ModelError):  # the base is not here
-            adapter_facts = look_at_adapter(adapter, Path(source.location), source.name)
+        with contextlib.suppress(ModelError):  # the base is not on this machine
+            adapter_facts = read_vllm_adapter(adapter, Path(source.location), source.name)
             yield adapter_facts.section(folder, source.hub_id or source.name)
 
 
@@ -196,8 +196,8 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
     if objective.learns_preferences:
         values = {name: getattr(training, name) for name in objective.settings if name in ("beta", "label_smoothing")}
         losses = " + ".join(objective.losses_of(config))
-        words = [f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value]
-        yield "Objective", ", ".join([objective.name.upper(), *([f"loss {losses}"] if losses else []), *words])
+        settings = [f"{name.replace('_', ' ')} {value:g}" for name, value in values.items() if value]
+        yield "Objective", ", ".join([objective.name.upper(), *([f"loss {losses}"] if losses else []), *settings])
     else:
         yield "Trained on", config.dataset.train_on.replace("_", " ")
     yield "Method", method
@@ -232,7 +232,7 @@ def _training_rows(method: str, run: TrainingFacts) -> Iterator[tuple[str, str]]
 
 
 def _evaluation(result: EvaluationResult) -> Iterator[str]:
-    """Yield all figures on held-out rows as a table, and what they mean in sentences."""
+    """Yield a table of all figures on held-out rows, and sentences about them."""
     if not result.losses:
         return
     header, cells = comparison_table(result)
@@ -249,7 +249,7 @@ def _evaluation(result: EvaluationResult) -> Iterator[str]:
         base, tuned = result.general_losses["base"], result.general_losses["tuned"]
         yield (
             f"On {tuned.tokens:,} tokens of general text its loss is {_loss(tuned.loss)}, the base model's "
-            f"{_loss(base.loss)}: {forgetting_words(result.forgetting)}.\n"
+            f"{_loss(base.loss)}: {describe_forgetting(result.forgetting)}.\n"
         )
 
 
@@ -258,5 +258,5 @@ def _loss(value: float) -> str:
 
 
 def _cell(text: str) -> str:
-    """Return text that stays within its cell of a table."""
+    """Escape text for a cell of a table."""
     return " ".join(text.replace("|", "\\|").split())

@@ -1,128 +1,128 @@
-"""What is asked of an export or a push, what comes out of it, and the list of these that a run keeps."""
+"""Requests and results of exports and pushes, and the list of exports in a run's folder."""
 
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import AwareDatetime, Field, SecretStr
 
-from engine.chat.contract import ChatTarget, Value
+from engine.chat.contract import ChatTarget, FrozenModel
 from engine.chat.target import LoadPlan
 from engine.config.results import ExportConfig, PushConfig
 from engine.files import append_model, read_models
 from engine.hardware.device import Device
 
 
-class ExportRequest(Value):
-    """Which result, in which form, into which folder."""
+class ExportRequest(FrozenModel):
+    """A request to export a run or an adapter into a folder."""
 
     target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
     folder: Path  # must not exist, or be empty
     settings: ExportConfig = ExportConfig()
-    llama_cpp: Path | None = None  # a checkout whose converter makes the GGUF; its code is run, so no page may name it
+    llama_cpp: Path | None = None  # a checkout with the GGUF converter; its code is run, so the page cannot set it
 
 
-class ExportOrder(Value):
-    """The same for the process that does it, with everything found."""
+class ExportOrder(FrozenModel):
+    """The request for the worker process, with folders and device resolved."""
 
     plan: LoadPlan
-    name: str  # of the folder in the end
-    folder: Path  # empty, to be filled; gets its name afterwards
+    name: str  # of the finished folder
+    folder: Path  # empty; renamed once it is complete
     settings: ExportConfig
     device: Device  # verification runs on it
     run: Path | None = None  # the run's folder, for the model card; None for a bare adapter
     llama_cpp: Path | None = None
 
 
-class PushRequest(Value):
-    """Which result, into which repository."""
+class PushRequest(FrozenModel):
+    """A request to push a run or an adapter to a repository."""
 
     target: ChatTarget  # a run with or without a checkpoint, or an adapter folder
-    repository: str  # owner/name, or a name alone for the account that the token belongs to
+    repository: str  # owner/name, or only a name for the token's account
     settings: PushConfig = PushConfig()
-    # Of the person who pushes, in a lab; it is in no dump, and reaches the one worker that uploads over its stdin.
+    # In a lab, the person's own token. It is not part of a dump; the worker that uploads gets it over stdin.
     token: SecretStr | None = Field(default=None, exclude=True, repr=False)
 
 
-class UploadOrder(Value):
-    """What the process that talks to the Hub is asked for."""
+class UploadOrder(FrozenModel):
+    """The request for the process that uploads."""
 
     folder: Path
     repository: str  # owner/name
     settings: PushConfig
     message: str  # of the commit
-    places: tuple[Path, ...] = ()  # folders whose names would reveal this machine
+    private_folders: tuple[Path, ...] = ()  # paths on this machine that must not appear in a file
 
 
-class ExportedFile(Value):
-    """One file that was written."""
+class ExportedFile(FrozenModel):
+    """A file of an export."""
 
-    name: str  # below the export's folder
+    name: str  # relative to the export's folder
     size_bytes: int
 
 
-class PerplexityCheck(Value):
-    """Perplexity of what was written, next to that of the run's unquantized result, on the same tokens."""
+class PerplexityCheck(FrozenModel):
+    """Perplexity of the file and of the run's unquantized result, on the same tokens."""
 
     run: float
-    written: float
+    file: float = Field(validation_alias="written", serialization_alias="written")
     tokens: int
-    on: str  # what was read, in words
+    on: str  # the text, such as "32 held-out rows"
 
     @property
-    def words(self) -> str:
-        """Both, and how much the written one is higher."""
-        return f"{self.run:.2f} → {self.written:.2f} ({self.written / self.run - 1:+.1%}) on {self.on}, {self.tokens:,} tokens"
+    def summary(self) -> str:
+        """Both perplexities, and the relative difference."""
+        return (
+            f"{self.run:.2f} → {self.file:.2f} ({self.file / self.run - 1:+.1%}) on {self.on}, {self.tokens:,} tokens"
+        )
 
 
-class Verification(Value):
-    """What was written, loaded again and compared with the run itself."""
+class Verification(FrozenModel):
+    """The comparison of the exported files, loaded again, with the run."""
 
     passed: bool
-    compared: str  # which two were compared, in words
+    comparison: str = Field(validation_alias="compared", serialization_alias="compared")  # which two models
     prompts: int
-    equal_answers: int  # greedy answers that are the same, token by token
+    equal_answers: int  # greedy answers with the same tokens
     largest_logit_difference: float
-    # What rounding to the written precision explains; None where perplexity makes the verdict.
+    # Explained by rounding to the exported precision; None if perplexity decides.
     allowed_logit_difference: float | None
     dtype: str  # of the comparison's computations
     seconds: float
-    equal_prompts: int | None = None  # prompts that became the same ids; None where both share one tokenizer
-    needed_answers: int | None = None  # so many must be equal as well; None where that is not asked for
+    equal_prompts: int | None = None  # prompts with the same token ids; None if both share a tokenizer
+    needed_answers: int | None = None  # how many answers must be equal; None if any number may differ
     perplexity: PerplexityCheck | None = None  # of a GGUF file
 
     @property
     def difference(self) -> str:
-        """What it failed by, in words; the start of a sentence."""
+        """Why it failed, as the predicate of a sentence."""
         if self.equal_prompts is not None and self.equal_prompts < self.prompts:
             return f"reads only {self.equal_prompts} of {self.prompts} prompts as the same tokens as the run"
         if self.needed_answers is not None and self.equal_answers < self.needed_answers:
             return f"gives {self.equal_answers} of {self.prompts} answers as the run does; {self.needed_answers} were expected"
         if self.allowed_logit_difference is None:
-            return f"has another perplexity than the run: {self.perplexity.words if self.perplexity is not None else 'unknown'}"
+            return f"has another perplexity than the run: {self.perplexity.summary if self.perplexity is not None else 'unknown'}"
         return (
             f"differs from the run by {self.largest_logit_difference:.3g} in a logit; "
             f"rounding explains {self.allowed_logit_difference:.3g}"
         )
 
 
-class Written(Value):
-    """What was written, and whether it answers as the run does."""
+class ExportOutcome(FrozenModel):
+    """The files of an export, and their verification."""
 
     files: tuple[ExportedFile, ...] = ()
-    verified: Verification | None = (
-        None  # None where it was not asked for, or could not be done; then a note has the reason
-    )
+    verified: Verification | None = None  # None where it was not requested, or failed; then a note has the reason
     notes: tuple[str, ...] = ()
 
 
-class ExportResult(Written):
-    """What came out of an export."""
+class ExportResult(ExportOutcome):
+    """The result of an export."""
 
     path: Path
 
 
-class PushResult(Written):
-    """What came out of a push: everything is there, in one commit."""
+class PushResult(ExportOutcome):
+    """The result of a push: one commit with every file."""
 
     url: str  # of the repository, at the branch that was pushed to
     commit: str
@@ -130,33 +130,35 @@ class PushResult(Written):
     private: bool
 
 
-class ExportRecord(Written):
-    """One export of a run, as its list has it."""
+class ExportRecord(ExportOutcome):
+    """An entry in a run's list of exports."""
 
     kind: str  # "adapter", "merged", "gguf", or "hub"
-    place: str  # a folder, or the address of a repository
+    location: str = Field(
+        validation_alias="place", serialization_alias="place"
+    )  # a folder, or the address of a repository
     checkpoint: str | None = None
     time: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @classmethod
-    def of(cls, kind: str, place: str, checkpoint: str | None, written: Written) -> "ExportRecord":
-        """Return the record of what was written."""
-        what = {name: getattr(written, name) for name in Written.model_fields}
-        return cls(kind=kind, place=place, checkpoint=checkpoint, **what)
+    def from_outcome(cls, kind: str, location: str, checkpoint: str | None, outcome: ExportOutcome) -> "ExportRecord":
+        """Return the record of an export or a push."""
+        what = {name: getattr(outcome, name) for name in ExportOutcome.model_fields}
+        return cls(kind=kind, location=location, checkpoint=checkpoint, **what)
 
     @property
     def size_bytes(self) -> int:
-        """Of all files together."""
+        """Total size of the files."""
         return sum(file.size_bytes for file in self.files)
 
 
 def records_file(run: Path) -> Path:
-    """Return the file in which a run keeps its records."""
+    """Return the file with a run's export records."""
     return run / "exports.jsonl"
 
 
-def keep_record(run: Path, record: ExportRecord) -> None:
-    """Add one.
+def save_record(run: Path, record: ExportRecord) -> None:
+    """Append a record.
 
     Raises:
         StorageError: If it cannot be written.
@@ -164,11 +166,11 @@ def keep_record(run: Path, record: ExportRecord) -> None:
     append_model(
         records_file(run),
         record,
-        "The export is whole, but the run's list of exports cannot be written",
-        "Free some space; the files that were written can be used.",
+        "The export is complete, but the run's list of exports cannot be written",
+        "Free some space; the exported files can be used.",
     )
 
 
 def read_records(run: Path) -> tuple[ExportRecord, ...]:
-    """Return the exports of a run, newest first; a damaged line is left out."""
+    """Return the exports of a run, newest first; damaged lines are skipped."""
     return read_models(records_file(run), ExportRecord)[::-1]

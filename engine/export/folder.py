@@ -1,7 +1,4 @@
-"""An export's folder: made aside and renamed when it is whole, holding only files that were meant to be in it.
-
-Of these, only some may leave this machine, and none of them may reveal it.
-"""
+"""An export's folder: staged and renamed once it is complete, and checked for private content before a push."""
 
 import contextlib
 import glob
@@ -24,7 +21,7 @@ from engine.files import fsync_folder
 from engine.models.folder import is_named_template, named_templates
 
 _MAX_SAFETENSORS_HEADER_BYTES = 100_000_000  # the format's own limit
-# What a tokenizer may consist of; nothing else of a folder is taken along.
+# Files of a tokenizer; others are not copied.
 TOKENIZER_FILES = tuple(
     """
     added_tokens.json chat_template.jinja merges.txt sentencepiece.bpe.model special_tokens_map.json spiece.model
@@ -35,16 +32,16 @@ _OF_THIS_MACHINE = frozenset({"is_local", "local_files_only", "name_or_path", "_
 
 
 @contextlib.contextmanager
-def made_aside(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill; it becomes `folder` when the block ends well, and is gone when it does not.
+def staged_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder that is renamed to `folder` at the end of the block, or deleted on an error.
 
-    What a killed process left of an earlier attempt is removed as well.
+    Staging folders of killed processes are deleted too.
 
     Raises:
-        StorageError: If `folder` holds something already, or cannot be written.
+        StorageError: If `folder` is not empty or cannot be written.
     """
     prefix = f".{folder.name}.making-"
-    aside = folder.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
+    staging = folder.with_name(f"{prefix}{os.getpid()}-{secrets.token_hex(4)}")
     try:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise StorageError(f"{folder.name} exists already and is not empty.", "Choose a new folder.")
@@ -53,22 +50,22 @@ def made_aside(folder: Path) -> Iterator[Path]:
             maker = remainder.name.removeprefix(prefix).partition("-")[0]
             if maker.isdecimal() and not psutil.pid_exists(int(maker)):
                 shutil.rmtree(remainder, ignore_errors=True)
-        aside.mkdir()
-        yield aside
+        staging.mkdir()
+        yield staging
         if folder.is_dir():
             folder.rmdir()
-        aside.rename(folder)
+        staging.rename(folder)
         fsync_folder(folder.parent)
     except OSError as error:
         raise StorageError(
             f"{folder.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
         ) from error
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer with its templates, and without what only means something on this machine."""
+    """Copy the tokenizer with its templates, without fields that refer to this machine."""
     for name in (*TOKENIZER_FILES, *named_templates(source)):
         if (source / name).is_file():
             (target / name).parent.mkdir(exist_ok=True)
@@ -78,14 +75,14 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def rewrite_json(path: Path, **changes: object) -> None:
-    """Change fields of a JSON file, and drop those that reveal this machine.
+    """Change fields of a JSON file, and drop those that refer to this machine.
 
     Raises:
         ModelError: If it is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        # A tokenizer's files have fixed names; what names others (merges_file …) leads to a place on some machine.
+        # A tokenizer's files have fixed names; fields such as merges_file have paths of some machine.
         entries = {
             key: value for key, value in values.items() if key not in _OF_THIS_MACHINE and not key.endswith("_file")
         }
@@ -95,7 +92,7 @@ def rewrite_json(path: Path, **changes: object) -> None:
 
 
 def list_files(folder: Path) -> tuple[ExportedFile, ...]:
-    """Return every file below a folder, by name."""
+    """Return all files in a folder, sorted by name."""
     return tuple(
         ExportedFile(name=path.relative_to(folder).as_posix(), size_bytes=path.stat().st_size)
         for path in sorted(folder.rglob("*"))
@@ -105,7 +102,7 @@ def list_files(folder: Path) -> tuple[ExportedFile, ...]:
 
 _ALWAYS = frozenset({"README.md", "generation_config.json", *TOKENIZER_FILES})
 
-# A vocabulary holds pieces of the whole world's texts, paths among them; only this machine's own are looked for there.
+# A vocabulary has pieces of any text, including paths; only paths of this machine are searched for there.
 _VOCABULARIES = frozenset({"merges.txt", "tekken.json", "tokenizer.json", "vocab.json", "vocab.txt"})
 _TEXT_SUFFIXES = frozenset({".json", ".md", ".txt", ".jinja"})
 _PATH_VALUE = re.compile(r"(/[^/\s]+){2,}/?|~[^/\s]*/\S+|[A-Za-z]:[\\/]\S.*|\\\\\S+\\\S.*")  # a whole JSON value
@@ -114,17 +111,17 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}\b")
 
 
 def is_intended(name: str, kind: PushKind) -> bool:
-    """Return whether a file of this name belongs to a result of this kind; all others stay here."""
+    """Return whether a file of this name is part of an export of this kind; others are not pushed."""
     if name == "config.json":
         return name in KINDS[kind].needed_files
     return name in _ALWAYS or is_named_template(name) or KINDS[kind].holds_weights(name)
 
 
 def intended_files(folder: Path, kind: PushKind) -> tuple[tuple[ExportedFile, ...], tuple[str, ...]]:
-    """List the files to send, by name, and the names of others, which are no part of a result; links are never followed.
+    """Return the files to push and the names of those that are not part of an export; links are not followed.
 
     Raises:
-        PushError: If something is missing without which the rest is of no use.
+        PushError: If a required file is missing.
     """
     files, left_out = [], []
     for path in sorted(folder.rglob("*")):
@@ -144,16 +141,21 @@ def intended_files(folder: Path, kind: PushKind) -> tuple[tuple[ExportedFile, ..
     return tuple(files), tuple(left_out)
 
 
-def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[Path], token: str | None) -> None:
-    """Read what would be sent once more, and refuse what reveals this machine or gives access to it.
+def refuse_private_content(
+    folder: Path, names: Sequence[str], private_folders: Sequence[Path], token: str | None
+) -> None:
+    """Search the files to push for paths of this machine and access tokens.
 
-    `names` are those of the files that would be sent, `places` folders of this machine whose paths must not appear anywhere,
-    and `token` is what gives access to the Hub.
+    Args:
+        folder: The export.
+        names: The files to push.
+        private_folders: Folders whose paths must not appear in any file.
+        token: The token for the Hub, which must not appear either.
 
     Raises:
-        PushError: Names the file; never shows what was found in it.
+        PushError: With the name of the file, without its content.
     """
-    own = tuple(f"{place}" for place in places if len(place.parts) > 2)
+    own = tuple(f"{folder_path}" for folder_path in private_folders if len(folder_path.parts) > 2)
     for name in names:
         path = folder / name
         is_weights = path.suffix == ".safetensors"
@@ -165,8 +167,8 @@ def refuse_private_content(folder: Path, names: Sequence[str], places: Sequence[
             reason = _private_in_text(path, content)
         if reason is not None:
             raise PushError(
-                f"{name} holds {reason}, which must not leave this machine; nothing was sent.",
-                "Look at that file in an export, take it out of the run's name, notes or template, and push again.",
+                f"{name} contains {reason}, which must not leave this machine; nothing was sent.",
+                "Find it in an exported folder, remove it from the run's name, notes or template, and push again.",
             )
 
 
@@ -183,28 +185,28 @@ def _private_in_json(content: str | bytes, form: str) -> str | None:
     try:
         return "a path" if any(_PATH_VALUE.fullmatch(value) for value in _strings(json.loads(content))) else None
     except ValueError:
-        return f"no valid {form}"
+        return f"an invalid {form}"
 
 
 def _private_in_bytes(content: bytes, own: Sequence[str], token: str | None) -> str | None:
     if token and token.encode() in content:
         return "an access token"
-    for place in own:
+    for path in own:
         # JSON writes a backslash twice, and letters beyond ASCII as escapes.
-        if place.encode() in content or json.dumps(place)[1:-1].encode() in content:
+        if path.encode() in content or json.dumps(path)[1:-1].encode() in content:
             return "a path"
     return None
 
 
 def _safetensors_header(path: Path) -> bytes:
-    """Return the text parts of a weights file; the rest is numbers. It is empty, and not JSON, where it is not such a file."""
+    """Return the header of a safetensors file; empty if the file has none."""
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return file.read(length) if length < _MAX_SAFETENSORS_HEADER_BYTES else b""
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """Yield every text value of a JSON tree; keys are names of settings, tokens and tensors."""
+    """Yield all strings of a JSON tree except keys, which are names of settings, tokens and tensors."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

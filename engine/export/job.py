@@ -1,4 +1,4 @@
-"""Taking a result away: checked here, done in a process of its own, which ends with it."""
+"""Export a run or an adapter: check the request here, then write the folder in a separate process."""
 
 import threading
 from collections.abc import Callable
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from engine.chat.contract import OnProgress, Progress
+from engine.chat.contract import JobProgress, OnProgress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.run import RunConfig, RunSection
 from engine.data.hub import hub_access
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder, ExportRequest, ExportResult
-from engine.export.folder import made_aside
+from engine.export.folder import staged_folder
 from engine.export.gguf.llama_cpp import require_quantizer
 from engine.export.kinds import KINDS
 from engine.hardware.device import Device
@@ -30,26 +30,26 @@ WORKER_MODULE = "engine.export.worker.main"
 
 @dataclass(eq=False)
 class _FolderJob:
-    """Fills a folder in a process of its own; can be stopped from another thread."""
+    """Fills a folder in a separate process; can be stopped from another thread."""
 
     home: LoratoryHome
     _stop_requested: threading.Event = field(default_factory=threading.Event, init=False)
 
     def stop(self) -> None:
-        """End it within seconds; nothing of it is left."""
+        """Stop within seconds; no files are left."""
         self._stop_requested.set()
 
     def _fill(
         self, job: DeviceJob, folder: Path, method: str, order: Callable[[Path], BaseModel], on_progress: OnProgress
     ) -> ExportResult:
-        """Ask the process for an `order` of the folder that it fills; on any error nothing of it is left."""
-        with made_aside(folder) as aside:
+        """Have the process fill a staging folder, then rename it; on any error no files are left."""
+        with staged_folder(folder) as staging:
             answer = job.run(
                 method,
-                order(aside).model_dump(mode="json"),
+                order(staging).model_dump(mode="json"),
                 self._stop_requested,
-                lambda value: on_progress(Progress.model_validate(value)),
-                lambda holder: on_progress(Progress(phase="starting", message=holder.why_wait)),
+                lambda value: on_progress(JobProgress.model_validate(value)),
+                lambda holder: on_progress(JobProgress(phase="starting", message=holder.why_wait)),
             )
         return ExportResult.model_validate({**answer, "path": folder})
 
@@ -62,11 +62,11 @@ class ExportJob(_FolderJob):
     choose: Callable[[RunSection], Device] = choose_device  # for the verification
 
     def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
-        """Write the folder and verify it; on any error nothing of it is left.
+        """Write the folder and verify it; on any error no files are left.
 
         Raises:
             RunError: If the run has no adapter yet, or the checkpoint does not exist.
-            ModelError: If this result cannot be had in this form.
+            ModelError: If this kind of export does not support the adapter.
             DeviceError: If the device for the verification is in use.
             StorageError: If the folder is not empty or cannot be written, or the disk is too small.
             CancelledRequestError: If it was stopped.
@@ -79,7 +79,7 @@ class ExportJob(_FolderJob):
         KINDS[settings.kind].require(trained.traits, self.request.llama_cpp)
         if KINDS[settings.kind].takes_converter:
             require_quantizer(settings.gguf_type)
-        assert target.tuned is not None  # else nothing is planned that was trained
+        assert target.tuned is not None  # `require_trained` refuses a base alone
         machine, run = machine_of(self.home, target.where, target.trained_folder), run_in(target.tuned.folder)
         device = machine.device if machine is not None else self.choose(RunSection())
         job = DeviceJob(
@@ -94,13 +94,13 @@ class ExportJob(_FolderJob):
             machine=machine,
         )
         starts = machine.wait_message if machine is not None else "Starting a process for the export."
-        on_progress(Progress(phase="starting", message=starts))
+        on_progress(JobProgress(phase="starting", message=starts))
 
-        def order(aside: Path) -> ExportOrder:
+        def order(staging: Path) -> ExportOrder:
             return ExportOrder(
                 plan=plan.model_copy(update={"second": None}),
                 name=folder.name,
-                folder=aside,
+                folder=staging,
                 settings=settings,
                 device=device,
                 run=run,
@@ -118,10 +118,10 @@ class ExportJob(_FolderJob):
 
 
 def require_trained(plan: LoadPlan) -> PlannedWeights:
-    """Return what was trained.
+    """Return the trained weights of a plan.
 
     Raises:
-        ModelError: If it is a base alone.
+        ModelError: If the plan has only a base model.
     """
     if plan.tuned is None:
         raise ModelError("Nothing to export: this model has no adapter.", "Choose a run or an adapter.")
@@ -129,15 +129,15 @@ def require_trained(plan: LoadPlan) -> PlannedWeights:
 
 
 def run_in(folder: Path) -> Path | None:
-    """Return a folder if it is a run's; None for that of a bare adapter."""
+    """Return the folder if it holds a run; None for an adapter without a run."""
     return folder if RunFolder(folder).config.is_file() else None
 
 
 class ScriptOrder(BaseModel, frozen=True):
-    """What the process is asked for."""
+    """The request for the worker process."""
 
     config: RunConfig
-    folder: Path  # empty, to be filled
+    folder: Path  # empty
     run: Path | None = None  # the run's folder; None for a configuration
 
 
@@ -150,7 +150,7 @@ class ScriptJob(_FolderJob):
     run_folder: Path | None = None
 
     def run(self, on_progress: OnProgress = lambda _: None) -> ExportResult:
-        """Write the folder; on any error nothing of it is left.
+        """Write the folder; on any error no files are left.
 
         Raises:
             DatasetError: If the data cannot be read, or is not what the run was trained on.
@@ -165,9 +165,9 @@ class ScriptJob(_FolderJob):
             device=describe_processor(), holds_device=False, access=hub_access(self.config.model, self.config.dataset),
             model=self.config.model.id,
         )  # fmt: skip
-        on_progress(Progress(phase="starting", message="Starting a process for the script."))
+        on_progress(JobProgress(phase="starting", message="Starting a process for the script."))
 
-        def order(aside: Path) -> ScriptOrder:
-            return ScriptOrder(config=self.config, folder=aside, run=self.run_folder)
+        def order(staging: Path) -> ScriptOrder:
+            return ScriptOrder(config=self.config, folder=staging, run=self.run_folder)
 
         return self._fill(job, self.folder, "script", order, on_progress)

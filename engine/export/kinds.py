@@ -1,6 +1,6 @@
-"""The kinds of export: what each needs, how it is described, and which files belong to it. Nothing else compares their names.
+"""The kinds of export: requirements, description and files of each.
 
-How a kind is written and verified is in `engine.export.worker.main`, which needs torch.
+`engine.export.worker.main`, which needs torch, writes and verifies them.
 """
 
 import re
@@ -35,29 +35,29 @@ class Kind:
 
     name: str  # value of `kind` in settings and records
     title: str  # on the page
-    about: str  # what it is, on the page
-    settings: tuple[str, ...] = ()  # fields of the export's settings that it reads, besides `kind` and `verify`
-    card_noun: str = "a complete model, made from an adapter and"  # what a model card calls it
-    relation: str = "finetune"  # to its base, as the Hub's front matter names it
-    library: str  # that loads it, as the Hub names it
-    code: str  # that loads and asks it; `{folder}` and `{base}` are filled in
+    about: str  # help text on the page
+    settings: tuple[str, ...] = ()  # fields of the export's settings that apply, besides `kind` and `verify`
+    card_noun: str = "a complete model, made from an adapter and"  # in a model card
+    relation: str = "finetune"  # to its base, in the Hub's front matter
+    library: str  # that loads it, in the Hub's front matter
+    code: str  # example that loads it; `{folder}` and `{base}` are filled in
     goes_to_hub: bool = False
-    noun: str = "a complete model"  # what messages call it
-    needed_files: frozenset[str] = frozenset({"README.md"})  # without which it is of no use on the Hub
-    weights: str = ""  # pattern of the names of files that decide how a repository of this kind is loaded
-    refusal: Callable[[PeftMethod], str] = _must_be_mergeable  # of what a method trained; empty where it can be had
-    instead: str = "Export the adapter instead."  # what to do where it cannot be had
+    noun: str = "a complete model"  # in messages
+    needed_files: frozenset[str] = frozenset({"README.md"})  # required on the Hub
+    weights: str = ""  # pattern of the files that determine how a repository is loaded
+    refusal: Callable[[PeftMethod], str] = _must_be_mergeable  # why a method is not supported; empty if it is
+    instead: str = "Export the adapter instead."  # the fix if it is not
     takes_converter: bool = False
 
     def why_not(self, method: PeftMethod | None) -> str:
-        """Return why what a method trained cannot be had in this kind; empty where it can."""
+        """Return why this kind does not support a method; empty if it does."""
         return self.refusal(method) if method is not None else ""
 
     def require(self, method: PeftMethod | None, llama_cpp: Path | None) -> None:
-        """Check what can be checked before anything is written; `method` is None where it is unknown.
+        """Check a request before anything is written; `method` is None if it is unknown.
 
         Raises:
-            ModelError: If the weights cannot be had in this kind, or a program is missing.
+            ModelError: If this kind does not support the method, or a program is missing.
         """
         if reason := self.why_not(method):
             raise ModelError(reason, self.instead)
@@ -65,7 +65,7 @@ class Kind:
             find_converter(llama_cpp)
 
     def holds_weights(self, name: str) -> bool:
-        """Return whether a file of this name decides how a repository of this kind is loaded."""
+        """Return whether a file of this name determines how a repository of this kind is loaded."""
         return bool(self.weights) and re.fullmatch(self.weights, name) is not None
 
 
@@ -131,5 +131,5 @@ KINDS: Mapping[str, Kind] = {kind.name: kind for kind in (ADAPTER, MERGED, GGUF)
 
 
 def loads_in_transformers(kind: str) -> bool:
-    """Return whether what a record calls this kind is a folder that transformers and PEFT load."""
+    """Return whether transformers and PEFT load exports of this kind."""
     return kind in KINDS and KINDS[kind].goes_to_hub

@@ -1,4 +1,4 @@
-"""Putting a result on the Hugging Face Hub: exported and verified here first, then uploaded and committed in one piece."""
+"""Push a run or an adapter to the Hugging Face Hub: export and verify it, then upload everything in one commit."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engine.chat.contract import OnProgress, Progress
+from engine.chat.contract import JobProgress, OnProgress
 from engine.chat.target import LoadPlan, PlannedWeights, plan_load
 from engine.config.results import ExportConfig
 from engine.errors import PushError, RunError
@@ -27,9 +27,9 @@ from engine.processes.spawn import Access
 
 WORKER_MODULE = "engine.export.push_upload"
 
-_KEPT_SECONDS = 7 * 24 * 3600.0  # what an interrupted push has prepared is kept so long for the next attempt
+_REUSABLE_SECONDS = 7 * 24 * 3600.0  # an interrupted push's export is kept this long for the next attempt
 _SHARD_GB = 2.0  # an interrupted upload resumes per file
-# What libraries of the process might say or draw would end in a log.
+# Progress bars would end up in the log.
 _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_VERBOSITY": "error"}
 
 
@@ -37,7 +37,7 @@ _ENVIRONMENT = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_TELEMETRY":
 class PushJob:
     """One push; can be stopped from another thread.
 
-    What an interrupted push has prepared and sent is used by the next one.
+    The next push reuses the export and the uploads of an interrupted one.
     """
 
     home: LoratoryHome
@@ -48,14 +48,14 @@ class PushJob:
     _process: JsonLinesProcess | None = field(default=None, init=False)
 
     def run(self, on_progress: OnProgress = lambda _: None) -> PushResult:
-        """Check, prepare, upload, commit. Whatever happens before the commit, the repository shows nothing of it.
+        """Check, export, upload and commit; before the commit, nothing is visible in the repository.
 
         Raises:
-            PushError: If the name cannot be a repository's, there is no token, the Hub refuses, or a file holds what must
-                not leave this machine.
+            PushError: If the repository name is invalid, there is no token, the Hub refuses, or a file has private
+                content.
             HubUnreachableError: If the Hub does not answer.
-            RunError: If the run has no adapter yet, or what was written differs from it.
-            ModelError: If this result cannot be had in this form.
+            RunError: If the run has no adapter yet, or the export differs from it.
+            ModelError: If this kind of export does not support the adapter.
             DeviceError: If the device for the verification is in use.
             StorageError: If the disk is too small.
             CancelledRequestError: If it was stopped.
@@ -68,53 +68,53 @@ class PushJob:
             WORKER_MODULE,
             log_file=self.home.logs / "push.log",
             environment=_ENVIRONMENT,
-            access=() if self.home.owner else (Access.HUB,),  # a person of a lab gives a token of their own
+            access=() if self.home.owner else (Access.HUB,),  # people of a lab use their own tokens
             restarts=False,
         )
 
         token = self.request.token
-        self.request = self.request.model_copy(update={"token": None})  # it serves this one push
+        self.request = self.request.model_copy(update={"token": None})  # not needed again
 
-        def ask(method: str, params: dict[str, Any]) -> dict[str, Any]:
+        def call(method: str, params: dict[str, Any]) -> dict[str, Any]:
             return process.call(
                 method,
                 params if token is None else {**params, "token": token.get_secret_value()},
-                on_progress=lambda value: on_progress(Progress.model_validate(value)),
+                on_progress=lambda value: on_progress(JobProgress.model_validate(value)),
                 stopped=self._stopped,
             )
 
         try:
-            on_progress(Progress(phase="checking", message="Asking the Hub about your account."))
+            on_progress(JobProgress(phase="checking", message="Asking the Hub about your account."))
             settings = self.request.settings.model_dump(mode="json")
-            repository = str(ask("check", {"repository": self.request.repository, "settings": settings})["repository"])
-            place = self._place(plan, trained.folder, repository)
-            export = self._prepare(place, repository.rpartition("/")[2], on_progress)
+            repository = str(call("check", {"repository": self.request.repository, "settings": settings})["repository"])
+            folder = self._preparation_folder(plan, trained.folder, repository)
+            export = self._prepare(folder, repository.rpartition("/")[2], on_progress)
             order = self._order(export.path, plan, trained, repository)
-            answer = PushResult.model_validate(ask("upload", order.model_dump(mode="json")))
-            shutil.rmtree(place, ignore_errors=True)
+            answer = PushResult.model_validate(call("upload", order.model_dump(mode="json")))
+            shutil.rmtree(folder, ignore_errors=True)
         finally:
             process.close(timeout_seconds=0.5)
-        on_progress(Progress(phase="ready", message=f"{repository} is complete.", fraction=1.0))
+        on_progress(JobProgress(phase="ready", message=f"{repository} is complete.", fraction=1.0))
         return answer.model_copy(update={"verified": export.verified, "notes": (*export.notes, *answer.notes)})
 
     def stop(self) -> None:
-        """End it within seconds, in the midst of a file too; nothing of it is committed."""
+        """Stop within seconds, even in the middle of a file; nothing is committed."""
         self._stopped.set()
         if (export := self._export) is not None:
             export.stop()
-        if (process := self._process) is not None:  # at once: what would have arrived within seconds is not committed
+        if (process := self._process) is not None:  # immediately, before the commit
             process.close(timeout_seconds=0.0)
 
-    def _place(self, plan: LoadPlan, folder: Path, repository: str) -> Path:
-        """Return the folder to prepare in, whose name changes with everything that decides what is written.
+    def _preparation_folder(self, plan: LoadPlan, folder: Path, repository: str) -> Path:
+        """Return the folder for the export, named by a hash of everything that determines its content.
 
-        What is too old to be resumed is removed from those of other pushes.
+        Folders of old pushes are deleted.
         """
         pushes = self.home.cache / "pushes"
         pushes.mkdir(parents=True, exist_ok=True)
         for path in pushes.iterdir():
             try:
-                if path.stat().st_mtime < time.time() - _KEPT_SECONDS:
+                if path.stat().st_mtime < time.time() - _REUSABLE_SECONDS:
                     shutil.rmtree(path, ignore_errors=True)
             except OSError:
                 continue
@@ -127,36 +127,36 @@ class PushJob:
         decisive = json.dumps([plan.model_dump(mode="json"), repository, settings, stamps])
         return pushes / hashlib.sha256(decisive.encode()).hexdigest()[:24]
 
-    def _prepare(self, place: Path, name: str, on_progress: OnProgress) -> ExportResult:
-        """Export into a folder that outlives an interruption, so the next attempt need not merge again."""
-        former = read_model(place / "export.json", ExportResult)
+    def _prepare(self, folder: Path, name: str, on_progress: OnProgress) -> ExportResult:
+        """Export, or return the finished export of an interrupted push."""
+        former = read_model(folder / "export.json", ExportResult)
         if former is not None:
             return former
-        shutil.rmtree(place, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         settings = ExportConfig(
             kind=self.request.settings.kind,
             dtype=self.request.settings.dtype,
             verify=self.request.settings.verify,
             max_shard_gb=_SHARD_GB,
         )
-        request = ExportRequest(target=self.request.target, folder=place / name, settings=settings)
+        request = ExportRequest(target=self.request.target, folder=folder / name, settings=settings)
         self._export = self.make_export(self.home, request)
         if self._stopped.is_set():
             raise CancelledRequestError()
         result = self._export.run(lambda progress: on_progress(progress.model_copy(update={"phase": "preparing"})))
         if result.verified is not None and not result.verified.passed:
-            shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)
             raise RunError(
-                f"What was written {result.verified.difference}, so nothing was sent.",
+                f"The export {result.verified.difference}, so nothing was sent.",
                 "Push the adapter instead, and please report this.",
             )
-        write_atomically(place / "export.json", result.model_dump_json())
+        write_atomically(folder / "export.json", result.model_dump_json())
         return result
 
     def _order(self, folder: Path, plan: LoadPlan, trained: PlannedWeights, repository: str) -> UploadOrder:
-        """Write the card with the name of the repository, and return what the process is to send."""
+        """Write the card with the name of the repository, and return the request for the upload."""
         tuned = self.request.target.tuned
-        assert tuned is not None  # else nothing is planned that was trained
+        assert tuned is not None  # `require_trained` refuses a base alone
         source = resolve_model(plan.model, plan.home(self.home), part=ModelPart.CONFIG)
         kind, run = self.request.settings.kind, run_in(tuned.folder)
         card = write_card(plan, kind, repository, source, run=run, checkpoint=tuned.checkpoint)
@@ -168,7 +168,7 @@ class PushJob:
             repository=repository,
             settings=self.request.settings,
             message=self.request.settings.commit_message or f"Push {title} with Loratory",
-            places=(self.home.root, Path.home(), trained.folder, *([base] if base.is_absolute() else [])),
+            private_folders=(self.home.root, Path.home(), trained.folder, *([base] if base.is_absolute() else [])),
         )
 
 

@@ -1,7 +1,7 @@
-"""The process that talks to the Hub: `python -P -m engine.export.push_upload`, JSON lines on stdio; has no torch.
+"""The process that uploads to the Hub: `python -P -m engine.export.push_upload`, JSON lines on stdio, without torch.
 
-Everything appears in one commit. A process of its own can be ended in the middle of a large file. The token comes from the
-environment or the login, is found here, and goes nowhere but to the Hub.
+A separate process can be ended in the middle of a large file. The token comes from the request, the environment or the
+login, and is sent to the Hub alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ import huggingface_hub
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
-from engine.chat.contract import OnProgress, Phase, Progress
+from engine.chat.contract import JobProgress, OnProgress, Phase
 from engine.config.results import PushConfig, PushKind
 from engine.errors import PushError
 from engine.export.contract import ExportedFile, PushResult, UploadOrder
@@ -29,86 +29,72 @@ _MAIN = "main"
 
 
 class _Repository(NamedTuple):
-    """The present state of a repository on the Hub."""
+    """The current state of a repository on the Hub."""
 
     is_private: bool
-    commit: str | None  # of the branch; None where the branch is missing
+    commit: str | None  # of the branch; None if there is no such branch
     sizes: dict[str, int]  # bytes by name, of that commit
 
 
 @dataclass
 class HubPush:
-    """One push, as far as the Hub is concerned. Everything in it can be repeated without doing anything twice."""
+    """The requests to the Hub of one push. Each can be repeated safely."""
 
     api: HfApi  # with the token in it
     report: OnProgress
     retry_policy: RetryPolicy = RetryPolicy()  # noqa: RUF009 - cannot be changed
 
-    def accounts(self) -> list[str]:
-        """Return the name of the account whose token this is, and those of its organizations.
-
-        The account sees their repositories; writing needs a right of its own.
-
-        Raises:
-            PushError: If the Hub does not accept the token.
-            HubUnreachableError: If the Hub does not answer.
-        """
-        answer = self._ask("checking", "Pushing", self.api.whoami)
-        return [str(account["name"]) for account in (answer, *(answer.get("orgs") or ()))]
-
     def check(self, name: str, settings: PushConfig) -> str:
-        """Find out what would speak against a push, before anything is prepared, and return the repository's full name.
+        """Check that a push is possible, and return the repository's full name.
 
         Raises:
-            PushError: If the repository is more public than wanted, holds something of another kind, or would have to be
-                made for an owner whom the account does not belong to.
+            PushError: If the Hub does not accept the token, or the repository is public but should be private, has weights
+                of another kind, or belongs to an owner that the account is not a member of.
             HubUnreachableError: If the Hub does not answer.
         """
-        own = self.accounts()
+        account = self._request("checking", "Pushing", self.api.whoami)
+        own = [str(member["name"]) for member in (account, *(account.get("orgs") or ()))]
         repository = name if "/" in name else f"{own[0]}/{name}"
-        there = self._ask("checking", repository, partial(self._read, repository, settings.revision or _MAIN))
-        if there is not None:
-            _refuse_conflict(repository, there, settings.kind, private=settings.private)
+        present = self._request("checking", repository, partial(self._read, repository, settings.revision or _MAIN))
+        if present is not None:
+            _refuse_conflict(repository, present, settings.kind, private=settings.private)
             return repository
         owner = repository.partition("/")[0]
         if owner.casefold() not in {name.casefold() for name in own}:
             raise PushError(
-                f"There is no {repository} that you can see, and {own[0]} may not make one for {owner}.",
+                f"{repository} does not exist or is not visible to {own[0]}, who may not create it for {owner}.",
                 f"Name an owner that your token may write to: {', '.join(own[:10])}.",
             )
         return repository
 
     def upload(self, order: UploadOrder) -> PushResult:
-        """Make the repository, send what it lacks, and commit all of it at once.
+        """Create the repository, upload the files that it lacks, and commit them all at once.
 
         Raises:
-            PushError: If a file must not leave this machine, or the Hub refuses.
-            HubUnreachableError: If the Hub does not answer for too long; what was sent until then need not be sent again.
+            PushError: If a file has private content, or the Hub refuses.
+            HubUnreachableError: If the Hub does not answer for too long; the next push resumes the upload.
             StorageError: If a file cannot be read.
         """
         settings, repository = order.settings, order.repository
         files, left_out = intended_files(order.folder, settings.kind)
-        refuse_private_content(order.folder, [file.name for file in files], order.places, self._token)
-        url = self._ask("checking", repository, partial(self._make, order))
+        refuse_private_content(order.folder, [file.name for file in files], order.private_folders, self._token)
+        url = self._request("checking", repository, partial(self._make, order))
         total = size(sum(file.size_bytes for file in files))
         self._report("uploading", f"Uploading {len(files)} files ({total}) to {repository}.")
-        commit = self._ask("uploading", repository, partial(self._commit, order, files))
-        self._report("committing", f"Checking what arrived in {repository}.")
-        arrived = self._ask("committing", repository, partial(self._require, repository, commit))
-        notes = [f"{name} is not part of the result and was not sent." for name in left_out]
-        if arrived.is_private and not settings.private:
-            notes.insert(0, f"{repository} was private already and stays so; its settings on the Hub can change that.")
+        commit = self._request("uploading", repository, partial(self._commit, order, files))
+        self._report("committing", f"Checking the commit in {repository}.")
+        is_private = self._request("committing", repository, partial(self._require, repository, commit)).is_private
+        notes = [f"{name} is not part of the export and was not sent." for name in left_out]
+        if is_private and not settings.private:
+            notes.insert(
+                0, f"{repository} was private already and stays private; change that in its settings on the Hub."
+            )
         return PushResult(
-            url=url,
-            commit=commit,
-            repository=repository,
-            private=arrived.is_private,
-            files=files,
-            notes=tuple(notes),
+            url=url, commit=commit, repository=repository, private=is_private, files=files, notes=tuple(notes)
         )
 
     def _make(self, order: UploadOrder) -> str:
-        """Make the repository and the branch where they are missing; return the address."""
+        """Create the repository and the branch if needed; return their URL."""
         repository, branch = order.repository, order.settings.revision
         url = str(self.api.create_repo(repository, private=order.settings.private, exist_ok=True))
         if branch in (None, _MAIN):
@@ -117,16 +103,16 @@ class HubPush:
         return f"{url}/tree/{branch}"
 
     def _commit(self, order: UploadOrder, files: Sequence[ExportedFile]) -> str:
-        """Commit everything at once, or nothing; return the id of the commit.
+        """Commit all files at once; return the id of the commit.
 
-        An answer may get lost after the commit was made, so the branch is read first: what is there already is not a
-        change, and without a change the newest commit is the answer.
+        The response to an earlier attempt may have been lost, so the branch is read first: without a change, its newest
+        commit is returned.
         """
         settings, repository, branch = order.settings, order.repository, order.settings.revision or _MAIN
-        there = self._require(repository, branch)
-        _refuse_conflict(repository, there, settings.kind, private=settings.private)
+        present = self._require(repository, branch)
+        _refuse_conflict(repository, present, settings.kind, private=settings.private)
         names, holds_weights = {file.name for file in files}, KINDS[settings.kind].holds_weights
-        stale = [name for name in there.sizes if holds_weights(name) and name not in names]
+        stale = [name for name in present.sizes if holds_weights(name) and name not in names]
         try:
             commit = self.api.create_commit(
                 repository,
@@ -136,22 +122,22 @@ class HubPush:
                 ],
                 commit_message=order.message,
                 revision=branch,
-                parent_commit=there.commit,
-                num_threads=1,  # an interrupted upload has then sent whole files
+                parent_commit=present.commit,
+                num_threads=1,  # so an interrupted upload has complete files
             )
-        except (ConnectionError, TimeoutError):  # of the native uploader (Xet), which a Hub may not have
+        except (ConnectionError, TimeoutError):  # of the native uploader (Xet), which not every Hub supports
             constants.HF_HUB_DISABLE_XET = True
             raise
         return str(commit.oid)
 
     def _require(self, repository: str, revision: str) -> _Repository:
-        there = self._read(repository, revision)
-        if there is None:
+        present = self._read(repository, revision)
+        if present is None:
             raise PushError(f"{repository} is no longer on the Hub.", "Push again; it is created again.")
-        return there
+        return present
 
     def _read(self, repository: str, revision: str) -> _Repository | None:
-        """Return the repository at a branch or commit; None where there is none that this account can see."""
+        """Return the repository at a branch or commit; None if the account cannot see one."""
         try:
             info = self.api.model_info(repository, revision=revision, files_metadata=True)
         except RepositoryNotFoundError:
@@ -162,50 +148,50 @@ class HubPush:
             bool(info.private), info.sha, {file.rfilename: file.size or 0 for file in info.siblings or ()}
         )
 
-    def _ask(self, phase: Phase, name: str, ask: Callable[[], Answer]) -> Answer:
-        return PUSH.retry(name, ask, self._token, partial(self._report, phase), self.retry_policy)
+    def _request(self, phase: Phase, name: str, request: Callable[[], Answer]) -> Answer:
+        return PUSH.retry(name, request, self._token, partial(self._report, phase), self.retry_policy)
 
     def _report(self, phase: Phase, message: str) -> None:
-        self.report(Progress(phase=phase, message=message))
+        self.report(JobProgress(phase=phase, message=message))
 
     @property
     def _token(self) -> str | None:
         return self.api.token if isinstance(self.api.token, str) else None
 
 
-def _refuse_conflict(repository: str, there: _Repository, kind: PushKind, *, private: bool) -> None:
-    """Never publish what was to stay private, and never mix two kinds of weights, which loaders then guess about."""
-    if private and not there.is_private:
+def _refuse_conflict(repository: str, present: _Repository, kind: PushKind, *, private: bool) -> None:
+    """Refuse a public repository for a private push, and a second kind of weights, which makes loading ambiguous."""
+    if private and not present.is_private:
         raise PushError(
-            f"{repository} exists and is public, and this push is to be private.",
-            "Choose another name, or push it as public on purpose.",
+            f"{repository} is public, but this push should be private.",
+            "Choose another name, or push it as public.",
         )
     pushed = KINDS[kind]
     for other in KINDS.values():
-        names = sorted(name for name in there.sizes if other.holds_weights(name)) if other is not pushed else []
+        names = sorted(name for name in present.sizes if other.holds_weights(name)) if other is not pushed else []
         if names:
             raise PushError(
-                f"{repository} already holds {other.noun} ({names[0]}); with {pushed.noun} added, it would be unclear "
+                f"{repository} already has {other.noun} ({names[0]}); with {pushed.noun} added, it would be unclear "
                 "which one to load.",
                 "Choose another repository, or another branch.",
             )
 
 
-def _push_of(given: str | None, request: Request) -> HubPush:
-    token = given or huggingface_hub.get_token()
+def _push_of(personal_token: str | None, request: Request) -> HubPush:
+    token = personal_token or huggingface_hub.get_token()
     if not token or not token.isascii() or not token.isprintable() or " " in token:
         raise PUSH.explain(Fault(HubFault.NO_TOKEN), "Pushing")
     return HubPush(HfApi(token=token), lambda progress: request.progress(progress.model_dump(mode="json")))
 
 
 def check(params: JsonObject, request: Request) -> JsonObject:
-    """Return the repository's full name, unless something speaks against the push."""
+    """Check that a push is possible; return the repository's full name."""
     push = _push_of(params.pop("token", None), request)
     return {"repository": push.check(params["repository"], PushConfig.model_validate(params["settings"]))}
 
 
 def upload(params: JsonObject, request: Request) -> JsonObject:
-    """Send a folder; what must not leave this machine is looked for first."""
+    """Upload a folder, after a search for private content."""
     push = _push_of(params.pop("token", None), request)
     return push.upload(UploadOrder.model_validate(params)).model_dump(mode="json")
 

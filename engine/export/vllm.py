@@ -1,8 +1,8 @@
-"""What vLLM makes of an adapter: which names it reads, and what it refuses.
+"""vLLM's support for an adapter: the tensor names that it expects, and what it refuses.
 
-vLLM maps the names of an adapter as it maps those of the base's files, and skips without a word what leads to no module.
-transformers loads the text part alone of some multimodal models (Qwen3.5, Llama 4): PEFT then calls `model.layers.0` what the
-files call `model.language_model.layers.0`. Sources: vLLM's lora/utils.py (parse_fine_tuned_lora_name), lora/peft_helper.py
+vLLM maps the names of an adapter like those of the base's files, and silently skips tensors without a module. transformers
+loads only the text part of some multimodal models (Qwen3.5, Llama 4): PEFT then names `model.layers.0` what the files name
+`model.language_model.layers.0`. Sources: vLLM's lora/utils.py (parse_fine_tuned_lora_name), lora/peft_helper.py
 and config/lora.py; github.com/vllm-project/vllm/issues/48019.
 """
 
@@ -22,16 +22,16 @@ _LORA_PART = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)(\.weight)?$")
 
 
 class VllmAdapter(NamedTuple):
-    """What vLLM makes of one adapter."""
+    """vLLM's support for one adapter."""
 
-    refusal: str = ""  # why it does not load it; empty where it does
-    # How each tensor must be called for vLLM, where some are called otherwise; None where no name is known.
+    refusal: str = ""  # why vLLM does not load the adapter; empty if it does
+    # Each tensor's name in vLLM, if some differ from PEFT's; None if they are unknown.
     names: Mapping[str, str] | None = {}
-    rank: int = 0  # what `--max-lora-rank` must be
+    rank: int = 0  # for `--max-lora-rank`
 
     @property
     def note(self) -> str:
-        """Return what a person should know about the export, in a sentence or two; empty where vLLM reads it as it is."""
+        """A note for the export; empty if vLLM reads the adapter as it is."""
         if self.names is None:
             return _UNKNOWN
         return _RENAMED if self.names else ""
@@ -47,16 +47,16 @@ class VllmAdapter(NamedTuple):
 
 _RENAMED = (
     f"The folder {VLLM_FOLDER} has the adapter under the names of the complete model, which vLLM reads; under those of its text "
-    "part, which PEFT reads, vLLM would ignore it without a word."
+    "part, which PEFT reads, vLLM would ignore it silently."
 )
 _UNKNOWN = (
-    "vLLM may ignore this adapter without a word: its names are not those of the base's files. Compare answers with and "
+    "vLLM may ignore this adapter silently: its names are not those of the base's files. Compare answers with and "
     "without it, or merge it into its base."
 )
 
 
-def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
-    """Return what vLLM makes of an adapter; only headers of weights are read.
+def read_vllm_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
+    """Return vLLM's support for an adapter; only headers of weights are read.
 
     Raises:
         ModelError: If either cannot be read.
@@ -71,7 +71,7 @@ def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
     if rank is None:
         return VllmAdapter(refusal=f"its rank {max(ranks)} is above {_RANKS[-1]}")
     names: Mapping[str, str] | None = {}
-    if "text_config" in read_config(base / "config.json", base_name):  # else there is only one way to call them
+    if "text_config" in read_config(base / "config.json", base_name):  # otherwise the names are the same
         tensors = (
             record.name for path in weight_files(base, base_name) for record in read_safetensors_header(path, base_name)
         )
@@ -82,7 +82,7 @@ def look_at_adapter(adapter: Path, base: Path, base_name: str) -> VllmAdapter:
 
 def _refusal(config: Mapping[str, Any]) -> str:
     if config.get("peft_type") != "LORA":
-        return f"it is {str(config.get('peft_type')).replace('_', ' ')}, and vLLM loads LoRA alone"
+        return f"it is {str(config.get('peft_type')).replace('_', ' ')}, and vLLM loads only LoRA"
     if config.get("use_dora"):
         return "it uses DoRA"
     if config.get("modules_to_save"):
@@ -91,7 +91,7 @@ def _refusal(config: Mapping[str, Any]) -> str:
 
 
 def names_for_vllm(names: Iterable[str], base_tensors: Iterable[str]) -> dict[str, str] | None:
-    """Return the name in vLLM of each tensor of an adapter; empty where all are right, None where none is known.
+    """Return the name in vLLM of each tensor of an adapter; empty if all are right, None if they are unknown.
 
     Args:
         names: As PEFT writes them.
@@ -102,12 +102,12 @@ def names_for_vllm(names: Iterable[str], base_tensors: Iterable[str]) -> dict[st
         parts = name.split(".")
         targets.update(".".join(parts[:count]) for count in range(1, len(parts) + 1))
     modules = {name: _LORA_PART.sub("", name.removeprefix(_PEFT_PREFIX)) for name in names}
-    lost = {module.removeprefix("model.") for module in modules.values() if module not in targets}
-    if not lost:
+    unmatched_modules = {module.removeprefix("model.") for module in modules.values() if module not in targets}
+    if not unmatched_modules:
         return {}
-    tail = min(lost)
+    tail = min(unmatched_modules)
     prefixes = {name.removesuffix(tail) for name in targets if name.endswith(f".{tail}")}
-    fitting = [prefix for prefix in prefixes if all(f"{prefix}{module}" in targets for module in lost)]
+    fitting = [prefix for prefix in prefixes if all(f"{prefix}{module}" in targets for module in unmatched_modules)]
     if len(fitting) > 1:  # a vision tower may have layers of the same names
         fitting = [prefix for prefix in fitting if "language" in prefix or "text" in prefix]
     if len(fitting) != 1:

@@ -1,4 +1,4 @@
-"""OpenAI's objects: what a client asks for, read into what a conversation needs or refused by name, and the answers."""
+"""OpenAI's objects: validated requests of clients, and the answers to them."""
 
 import time
 import uuid
@@ -12,11 +12,11 @@ from starlette.responses import JSONResponse
 from engine.config.results import SamplingConfig
 from engine.data.conversation import Message, ToolCall
 
-# These change nothing about an answer here.
+# Accepted and ignored: they do not affect an answer.
 IGNORED = frozenset(
     "metadata parallel_tool_calls prompt_cache_key prompt_cache_retention safety_identifier service_tier store user".split()
 )
-# These would; they are accepted only where they ask for nothing.
+# Accepted only with values that do not affect an answer.
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "audio": (None,),
     "frequency_penalty": (None, 0),
@@ -40,27 +40,27 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 
 @dataclass(eq=False)
 class RefusedRequestError(Exception):
-    """The request is wrong, or asks for what is not there; becomes an answer in OpenAI's form."""
+    """An invalid or unsupported request; becomes an answer in OpenAI's format."""
 
-    message: str  # for the person who wrote the client
+    message: str  # for the developer of the client
     _: KW_ONLY
-    param: str | None = None  # which part of the request it is about
-    code: str | None = None  # a word that programs look at
+    param: str | None = None  # the invalid field of the request
+    code: str | None = None  # for programs
     status: int = 400  # of HTTP
     kind: str = "invalid_request_error"  # OpenAI's type of error
 
     @property
     def body(self) -> dict[str, Any]:
-        """Return it in OpenAI's form."""
+        """The error in OpenAI's format."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def response(self, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        """Return it as an answer."""
+        """Return the error as an HTTP response."""
         return JSONResponse(self.body, self.status, headers)
 
 
 class _Request(BaseModel):
-    """A part of what clients send; what it has in addition is left out."""
+    """A part of a request; unknown fields are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, defer_build=True)
 
@@ -80,8 +80,8 @@ class _ToolCall(_Request):
     function: _Function
 
 
-class AskedMessage(_Request):
-    """One turn, as clients send it."""
+class RequestMessage(_Request):
+    """A message of a request."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | tuple[_Part, ...] | None = None
@@ -91,7 +91,7 @@ class AskedMessage(_Request):
     tool_call_id: str | None = None
 
     def as_message(self) -> Message:
-        """Return the same in the words of the chat; `developer` is the newer name of the system turn."""
+        """Return the message for the chat; `developer` is the newer name of the system role."""
         parts = self.content if isinstance(self.content, tuple) else ()
         text = "".join(part.text for part in parts) if parts else (self.content or "")
         return Message(
@@ -111,14 +111,13 @@ class _StreamOptions(_Request):
 
 
 class ChatCompletionRequest(_Request):
-    """The body of POST /v1/chat/completions; what is left out is as in the chat.
+    """The body of POST /v1/chat/completions, with the chat's defaults.
 
-    `top_k`, `repetition_penalty` and `return_token_ids` are those of vLLM; the official client sends them with
-    `extra_body`.
+    `top_k`, `repetition_penalty` and `return_token_ids` are vLLM's; the official client sends them in `extra_body`.
     """
 
     model: str = Field(max_length=500)
-    messages: tuple[AskedMessage, ...] = Field(min_length=1, max_length=10_000)
+    messages: tuple[RequestMessage, ...] = Field(min_length=1, max_length=10_000)
     stream: bool = False
     stream_options: _StreamOptions | None = None
     temperature: float | None = Field(None, ge=0, le=5)
@@ -133,20 +132,20 @@ class ChatCompletionRequest(_Request):
 
     @property
     def stops(self) -> tuple[str, ...]:
-        """Texts that end an answer and are not part of it."""
+        """Stop texts, which end an answer and are not part of it."""
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop or ()
         return tuple(text for text in stops if text)
 
     @property
     def wants_usage(self) -> bool:
-        """Whether a stream ends with the counts."""
+        """Whether a stream ends with the token counts."""
         return self.stream_options is not None and self.stream_options.include_usage
 
     def sampling(self) -> SamplingConfig:
-        """Return the chat's settings, with the chat's defaults for fields that are not given."""
+        """Return the sampling settings, with the chat's defaults for omitted fields."""
         values = {
             "temperature": self.temperature,
-            # 0 means what a very small share means: the most likely token alone.
+            # 0 means the likeliest token alone, like a very small value.
             "top_p": None if self.top_p is None else max(self.top_p, 1e-6),
             "top_k": None if self.top_k is None else max(self.top_k, 0),  # vLLM's -1 means off as well
             "repetition_penalty": self.repetition_penalty,
@@ -157,10 +156,10 @@ class ChatCompletionRequest(_Request):
 
 
 def read_request(body: Any) -> ChatCompletionRequest:
-    """Check a request's body.
+    """Validate the body of a request.
 
     Raises:
-        RefusedRequestError: Names the first thing that is wrong, or that cannot be done here.
+        RefusedRequestError: With the first invalid or unsupported field.
     """
     if not isinstance(body, dict):
         raise RefusedRequestError("The body is not a JSON object.")
@@ -189,8 +188,8 @@ def read_request(body: Any) -> ChatCompletionRequest:
 OpenAIFinish = Literal["stop", "length"]
 
 
-class Written(NamedTuple):
-    """What came since the last one."""
+class AnswerDelta(NamedTuple):
+    """The text of an answer since the last delta."""
 
     text: str
     prompt_tokens: int
@@ -200,32 +199,32 @@ class Written(NamedTuple):
 
 @dataclass(frozen=True)
 class CompletionForm:
-    """One answer's objects, as the official client reads them."""
+    """The objects of one answer."""
 
-    model: str  # the name that was asked for
-    prompt_token_ids: tuple[int, ...] | None = None  # what the model read, where the client wants to see it
-    with_usage: bool = False  # whether a stream ends with the counts
+    model: str  # the name in the request
+    prompt_token_ids: tuple[int, ...] | None = None  # if the client requests them
+    with_usage: bool = False  # whether a stream ends with the token counts
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid.uuid4().hex}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(self, text: str, last: Written) -> dict[str, Any]:
-        """`chat.completion`."""
+    def whole(self, text: str, last: AnswerDelta) -> dict[str, Any]:
+        """Return the `chat.completion` of a whole answer."""
         message = {"role": "assistant", "content": text, "refusal": None}
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.finish}
         return {**self._head("chat.completion"), **self._ids(), "choices": [choice], "usage": _usage(last)}
 
     def opening(self) -> dict[str, Any]:
-        """Return the first `chat.completion.chunk`: who speaks."""
+        """Return the first `chat.completion.chunk`, with the role."""
         return {**self.chunk({"role": "assistant", "content": ""}), **self._ids()}
 
     def chunk(self, delta: dict[str, Any], finish: OpenAIFinish | None = None) -> dict[str, Any]:
-        """Return a `chat.completion.chunk`: what is added, or why it ends."""
+        """Return a `chat.completion.chunk` with added text, or with the finish reason."""
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
         usage = {"usage": None} if self.with_usage else {}
         return {**self._head("chat.completion.chunk"), "choices": [choice], **usage}
 
-    def counts(self, last: Written) -> dict[str, Any]:
-        """Return what it took, where the client asked for it; has no choices."""
+    def counts(self, last: AnswerDelta) -> dict[str, Any]:
+        """Return the last chunk, with the token counts and without choices."""
         return {**self._head("chat.completion.chunk"), "choices": [], "usage": _usage(last)}
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -235,6 +234,6 @@ class CompletionForm:
         return {} if self.prompt_token_ids is None else {"prompt_token_ids": list(self.prompt_token_ids)}
 
 
-def _usage(last: Written) -> dict[str, int]:
-    read, written = last.prompt_tokens, last.completion_tokens
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+def _usage(last: AnswerDelta) -> dict[str, int]:
+    prompt, completion = last.prompt_tokens, last.completion_tokens
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}

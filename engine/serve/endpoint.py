@@ -18,7 +18,7 @@ from starlette.types import Receive
 from engine.accounts.listener import bound_socket
 from engine.chat.contract import ChatRequest
 from engine.errors import DeviceError, EngineError, ModelError
-from engine.serve.contract import ChatCompletionRequest, CompletionForm, RefusedRequestError, Written, read_request
+from engine.serve.contract import AnswerDelta, ChatCompletionRequest, CompletionForm, RefusedRequestError, read_request
 from engine.serve.guard import LOOPBACK_HOSTS, LocalProgramsOnly, refuse_unless_usable
 from engine.serve.model import ServedModel
 
@@ -31,9 +31,9 @@ class ClientGoneError(Exception):
     """The client has disconnected."""
 
 
-def build_endpoint(served: ServedModel) -> Starlette:
-    """Make the application that answers for a model."""
-    endpoint = _Endpoint(served)
+def build_endpoint(model: ServedModel) -> Starlette:
+    """Build the application that serves a model."""
+    endpoint = _Endpoint(model)
     return Starlette(
         routes=[
             Route("/v1/models", endpoint.list_models),
@@ -47,60 +47,60 @@ def build_endpoint(served: ServedModel) -> Starlette:
 
 
 class _Endpoint:
-    def __init__(self, served: ServedModel) -> None:
-        self._served = served
+    def __init__(self, model: ServedModel) -> None:
+        self._model = model
 
     async def list_models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._served.offered]})
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in self._model.listed_names]})
 
     async def show_model(self, request: Request) -> Response:
         name = str(request.path_params["name"])
         try:
-            self._served.branch(name)
+            self._model.branch(name)
         except RefusedRequestError as refusal:
             return refusal.response()
         return JSONResponse(self._card(name))
 
     async def health(self, _: Request) -> Response:
-        return JSONResponse({"status": self._served.session.state.phase})
+        return JSONResponse({"status": self._model.session.state.phase})
 
     async def complete(self, request: Request) -> Response:
         try:
             completion = read_request(await _read_json(request))
-            branch = self._served.branch(completion.model)
-            # The chat is asked with the values that the page uses, so the prompt is the same.
+            branch = self._model.branch(completion.model)
+            # The same request as the page's, so the prompt is the same.
             messages = tuple(message.as_message() for message in completion.messages)
             question = ChatRequest(messages=messages, branches=(branch,), sampling=completion.sampling())
             return await _unless_gone(self._answer(completion, question), request.receive)
         except RefusedRequestError as refusal:
             return refusal.response()
         except EngineError as error:
-            # Where the device is in use, asking again later may help.
+            # If the device is in use, a later request may succeed.
             return _as_refusal(error).response({"Retry-After": "30"} if isinstance(error, DeviceError) else None)
         except ClientGoneError:
             return Response(status_code=499)  # the client is gone
 
     async def _answer(self, completion: ChatCompletionRequest, question: ChatRequest) -> Response:
-        await self._served.ready()
-        ids = await self._served.prompt_ids(question.messages) if completion.return_token_ids else None
+        await self._model.ready()
+        ids = await self._model.prompt_ids(question.messages) if completion.return_token_ids else None
         form = CompletionForm(completion.model, ids, completion.wants_usage)
-        chunks = self._served.answer(question, completion.stops)
+        chunks = self._model.answer(question, completion.stops)
         if not completion.stream:
             text = ""
             async for last in chunks:
                 text += last.text
             return JSONResponse(form.whole(text, last))
-        # What is wrong with the conversation shows before its first token, and then is an answer with a status.
+        # Errors before the first token become an answer with a status.
         first = await anext(chunks)
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
         return StreamingResponse(_events(form, first, chunks), headers=headers, media_type="text/event-stream")
 
     def _card(self, name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": self._served.created, "owned_by": "loratory"}
+        return {"id": name, "object": "model", "created": self._model.created, "owned_by": "loratory"}
 
 
 async def _events(
-    form: CompletionForm, first: Written, rest: AsyncGenerator[Written, None]
+    form: CompletionForm, first: AnswerDelta, rest: AsyncGenerator[AnswerDelta, None]
 ) -> AsyncGenerator[str, None]:
     last = first
     try:
@@ -117,14 +117,14 @@ async def _events(
     except EngineError as error:
         yield _event(_as_refusal(error).body)
     finally:
-        await rest.aclose()  # which stops the model
+        await rest.aclose()  # stops the model
 
 
 async def _unless_gone(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """Do something for as long as the client waits for it.
+    """Return the result of some work, or cancel it when the client disconnects.
 
     Raises:
-        ClientGoneError: If it does not; the work is cancelled then, with everything that it started.
+        ClientGoneError: If the client has disconnected.
     """
 
     async def wait_until_gone() -> None:
@@ -169,22 +169,26 @@ def _as_refusal(error: EngineError) -> RefusedRequestError:
 
 async def _answer_http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    words = {404: "Not found. Available: /v1/chat/completions and /v1/models.", 405: "Method not allowed."}
-    message = words.get(error.status_code, error.detail)
+    messages = {404: "Not found. Available: /v1/chat/completions and /v1/models.", 405: "Method not allowed."}
+    message = messages.get(error.status_code, error.detail)
     return RefusedRequestError(message, status=error.status_code).response()
 
 
 def serve_model(
-    served: ServedModel,
+    model: ServedModel,
     host: str,
     port: int,
     on_listening: Callable[[str, Sequence[str]], None],
     load: Callable[[], object],
 ) -> None:
-    """Load the model, then answer until Ctrl-C or SIGTERM; the model's process has ended when this returns.
+    """Load the model and serve it until Ctrl-C or SIGTERM; its process has ended when this returns.
 
-    `host` is a loopback address; port 0 takes any that is free. `load` loads the model, as `served.load` does. Then
-    `on_listening` gets what clients call `base_url`, and the names of the models.
+    Args:
+        model: The model to serve.
+        host: A loopback address.
+        port: The port; 0 for any free one.
+        on_listening: Called with the `base_url` for clients, and the names of the models.
+        load: Loads the model, as `model.load` does.
 
     Raises:
         DeviceError: If the address cannot be used, or the device is in use.
@@ -193,12 +197,12 @@ def serve_model(
     if port != 0 or host not in LOOPBACK_HOSTS:
         refuse_unless_usable(host, port)
     listener = bound_socket(host, port)
-    # uvicorn ends in order and then raises the signal again; that one must not kill us before the model has gone.
+    # uvicorn shuts down and raises the signal again, which must not end this process before the model is unloaded.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         load()
         config = uvicorn.Config(
-            build_endpoint(served),
+            build_endpoint(model),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -206,13 +210,13 @@ def serve_model(
             server_header=False,
             timeout_graceful_shutdown=3,
         )
-        listener.listen()  # who comes from now on is kept waiting for a moment and not refused
+        listener.listen()  # connections wait until the server accepts them
         host_text = f"[{host}]" if ":" in host else host
-        on_listening(f"http://{host_text}:{listener.getsockname()[1]}/v1", served.offered)
+        on_listening(f"http://{host_text}:{listener.getsockname()[1]}/v1", model.listed_names)
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         return
     finally:
         listener.close()
-        served.session.unload()
+        model.session.unload()
         signal.signal(signal.SIGTERM, before)

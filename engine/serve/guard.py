@@ -1,4 +1,4 @@
-"""Who may ask: programs and pages of this computer. No page of another site, under any name that it gave this computer."""
+"""Accept requests of programs and pages on this computer; refuse pages of other sites, under any host name."""
 
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -15,21 +15,21 @@ LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
 
 
 def refuse_unless_usable(host: str, port: int) -> None:
-    """Check an address before anything is started on it.
+    """Check an address before anything is started.
 
     Raises:
-        DeviceError: If other computers could reach it, it is not a port, or it is in use.
+        DeviceError: If other computers could reach it, or the port is invalid or in use.
     """
     if host not in LOOPBACK_HOSTS:
         fix = "Add --lab, or keep 127.0.0.1 and reach it from elsewhere through an SSH tunnel."
         raise DeviceError(f"Loratory does not listen on {host} without accounts: anyone could use it there.", fix)
     if not 0 < port < 65536:
-        raise DeviceError(f"{port} is not a port.", "Choose one between 1 and 65535, such as 7860.")
+        raise DeviceError(f"Invalid port {port}.", "Choose one between 1 and 65535, such as 7860.")
     bound_socket(host, port).close()
 
 
 def with_headers(send: Send) -> Send:
-    """Add headers that limit what a browser does with an answer; a policy that the answer has already stays."""
+    """Add security headers to answers; a policy that an answer already has is kept."""
 
     async def send_restricted(message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -46,17 +46,17 @@ def with_headers(send: Send) -> Send:
 
 @dataclass(frozen=True)
 class LocalProgramsOnly:
-    """Refuses what a browser may send on behalf of a page that is not ours.
+    """Refuses requests that a browser sends for pages of other sites.
 
-    A browser names the page in `Origin` and `Sec-Fetch-Site`; a page whose own name was pointed at this computer (DNS
-    rebinding) is found by `Host`. A form can send no JSON, so a body must say that it is JSON. No header ever allows
-    another origin to read an answer.
+    Browsers send the page's site in `Origin` and `Sec-Fetch-Site`; a host name that resolves to this computer (DNS
+    rebinding) is detected by `Host`. Forms cannot send JSON, so a body needs its content type. No answer may be read by
+    another origin.
     """
 
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
+        """Forward a request, or refuse it."""
         if scope["type"] != "http":
             return
         refusal = _refusal(scope["method"], Headers(scope=scope))
@@ -66,16 +66,15 @@ class LocalProgramsOnly:
 
 @dataclass(frozen=True)
 class OwnPageOnly:
-    """The same for the page: it is asked by itself alone, and opened by a click on a link to it.
+    """The same for Loratory's page, which links of other sites may open.
 
-    Headers of a proxy are ignored, because a browser's page can send it as well; `GRADIO_ROOT_PATH` names
-    the address of a page that is behind one.
+    Proxy headers are ignored, because any page can send them; behind a proxy, `GRADIO_ROOT_PATH` sets the address.
     """
 
     app: ASGIApp
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or refuse it."""
+        """Forward a request, or refuse it."""
         if scope["type"] == "lifespan":
             await self.app(scope, receive, send)
             return
@@ -97,9 +96,9 @@ class OwnPageOnly:
 
 
 def _without_forwarded(scope: Scope) -> Scope:
-    forwarded = (b"x-forwarded-", b"x-gradio-server", b"forwarded")
-    own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(forwarded)]
-    plain = {"http": "http", "websocket": "ws"}[scope["type"]]  # uvicorn believes in X-Forwarded-Proto
+    prefixes = (b"x-forwarded-", b"x-gradio-server", b"forwarded")
+    own = [(name, value) for name, value in scope["headers"] if not name.lower().startswith(prefixes)]
+    plain = {"http": "http", "websocket": "ws"}[scope["type"]]  # uvicorn trusts X-Forwarded-Proto
     return {**scope, "headers": own, "scheme": plain}
 
 
@@ -118,7 +117,7 @@ def _comes_from_itself(headers: Headers) -> bool:
 
 
 def _is_navigation(headers: Headers) -> bool:
-    """Return whether a browser opens the page in a tab: the site with the link sees nothing of it."""
+    """Return whether a browser opens the page in a tab, where the linking site cannot read it."""
     return headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
 
 

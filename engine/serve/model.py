@@ -1,4 +1,4 @@
-"""The model that is served: under which names it answers, loaded again when it was unloaded for a run, its answers."""
+"""A served model: its names, loading on demand, and its answers."""
 
 import asyncio
 import contextlib
@@ -11,27 +11,27 @@ from typing import NamedTuple, cast
 from engine.chat.contract import Branch, ChatChunk, ChatRequest, ChatTarget, LoadedModel, OnProgress
 from engine.chat.session import ChatSession
 from engine.data.conversation import Message
-from engine.serve.contract import OpenAIFinish, RefusedRequestError, Written
+from engine.serve.contract import AnswerDelta, OpenAIFinish, RefusedRequestError
 
 
 @dataclass
 class ServedModel:
-    """One target on one session, for any number of clients."""
+    """A chat target served to any number of clients."""
 
     session: ChatSession
     target: ChatTarget
-    name: str  # what clients call it; `base` is its base, where it has one
-    aliases: Sequence[str] = ()  # further names for the same
-    # Held while an answer is written; further requests wait in order. More would share the same tokens per second, and each
-    # one holds keys and values of its whole context.
+    name: str  # for clients; `base` is its base model, if it has one
+    aliases: Sequence[str] = ()  # further names
+    # Limits concurrent answers; further requests wait in order. More would share the same tokens per second, and each one
+    # has keys and values of its whole context.
     room: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(16), init=False)
-    offered: Sequence[str] = field(default=(), init=False)  # the names that are listed
-    created: int = field(default=0, init=False)  # when it was loaded first, in seconds since the epoch
+    listed_names: Sequence[str] = field(default=(), init=False)  # the names that are listed
+    created: int = field(default=0, init=False)  # first load, in seconds since the epoch
     _branches: Mapping[str, Branch] = field(default_factory=dict, init=False)
     _loading: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
 
     def load(self, on_progress: OnProgress = lambda _: None) -> LoadedModel:
-        """Load it, and find out what it can be asked for.
+        """Load the model, and set the names of its branches.
 
         Raises:
             EngineError: As `ChatSession.load` does.
@@ -45,42 +45,42 @@ class ServedModel:
             names.setdefault(loaded.name, "base")
             if own != "base":
                 served_names.append("base")
-        self._branches, self.offered = names, served_names
+        self._branches, self.listed_names = names, served_names
         self.created = self.created or int(time.time())
         return loaded
 
     async def ready(self) -> None:
-        """Make sure that it is loaded: an idle model makes room for a run that waits for its device.
+        """Load the model again if it was unloaded, for example for a run that waited for its device.
 
         Raises:
-            EngineError: If it cannot be loaded now, as when that run still has the device.
+            EngineError: If it cannot be loaded now, for example because that run still has the device.
         """
-        if self.session.keep():
+        if self.session.touch():
             return
         async with self._loading:
-            if not self.session.keep():
+            if not self.session.touch():
                 await asyncio.to_thread(self.load)
 
     def branch(self, name: str) -> Branch:
-        """Who answers to a name.
+        """Return the branch of a model name.
 
         Raises:
-            RefusedRequestError: If there is none.
+            RefusedRequestError: If the name is unknown.
         """
         branch = self._branches.get(name)
         if branch is None:
-            what = f"The model {name[:100]!r} does not exist here; there are {', '.join(self.offered)}."
+            what = f"The model {name[:100]!r} does not exist; available: {', '.join(self.listed_names)}."
             raise RefusedRequestError(what, param="model", code="model_not_found", status=404)
         return branch
 
     async def prompt_ids(self, messages: Sequence[Message]) -> tuple[int, ...]:
-        """Return exactly what the model reads for a conversation."""
+        """Return the token ids of the prompt for a conversation."""
         return (await asyncio.to_thread(self.session.prompt, messages)).ids
 
-    async def answer(self, request: ChatRequest, stops: Sequence[str]) -> AsyncGenerator[Written, None]:
-        """Yield the answer of one branch while it is written, up to a stop text; leaving early stops the model within a token.
+    async def answer(self, request: ChatRequest, stops: Sequence[str]) -> AsyncGenerator[AnswerDelta, None]:
+        """Yield the answer of one branch up to a stop text; closing the iterator stops the model within a token.
 
-        The session's iterator blocks, so a thread of its own follows it.
+        The session's iterator blocks, so it runs in a thread.
 
         Raises:
             EngineError: As `ChatSession.stream` does.
@@ -94,39 +94,39 @@ class ServedModel:
                 if chunk.done and not scan.stopped:
                     text += scanner.finish()
                     finish = "stop" if chunk.finish_reason in ("eos", "stopped") else "length"
-                yield Written(text, chunk.prompt_tokens, chunk.tokens, finish)
+                yield AnswerDelta(text, chunk.prompt_tokens, chunk.tokens, finish)
                 if finish is not None:
                     return
 
 
 class Scan(NamedTuple):
-    """What may be shown now."""
+    """The text that can be shown."""
 
     text: str
-    stopped: bool  # one of the texts was found; nothing comes after it
+    stopped: bool  # at a stop text; nothing follows
 
 
 @dataclass
 class StopScanner:
-    """Passes text on as it arrives, holding back what may be the beginning of a stop text."""
+    """Forwards text, except what may be the beginning of a stop text."""
 
     stops: Sequence[str]
     _tail: str = field(default="", init=False)
 
     def add(self, text: str) -> Scan:
-        """Take what was written; gives what is certain to belong to the answer."""
+        """Add generated text; return the part that certainly belongs to the answer."""
         pending = self._tail + text
         positions = [position for stop in self.stops if (position := pending.find(stop)) >= 0]
         if positions:
             self._tail = ""
             return Scan(pending[: min(positions)], stopped=True)
-        # The last characters that are the first ones of a stop text.
+        # The longest ending that is the beginning of a stop text.
         endings = (pending[start:] for start in range(len(pending)))
         self._tail = next((end for end in endings if any(stop.startswith(end) for stop in self.stops)), "")
         return Scan(pending[: len(pending) - len(self._tail)], stopped=False)
 
     def finish(self) -> str:
-        """Return what was held back, once nothing follows any more."""
+        """Return the remaining text at the end of the answer."""
         tail, self._tail = self._tail, ""
         return tail
 
@@ -136,9 +136,9 @@ async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[
     queue: asyncio.Queue[ChatChunk | Exception] = asyncio.Queue()
     stop = threading.Event()
 
-    def hand_over(item: ChatChunk | Exception) -> None:
-        with contextlib.suppress(RuntimeError):  # the server has ended meanwhile
-            loop.call_soon_threadsafe(queue.put_nowait, item)
+    def hand_over(message: ChatChunk | Exception) -> None:
+        with contextlib.suppress(RuntimeError):  # the server has ended
+            loop.call_soon_threadsafe(queue.put_nowait, message)
 
     def follow() -> None:
         stream = cast(Generator[ChatChunk, None, None], session.stream(request))
@@ -156,11 +156,11 @@ async def _chunks(session: ChatSession, request: ChatRequest) -> AsyncGenerator[
     has_finished = False
     try:
         while not has_finished:
-            item = await queue.get()
-            has_finished = isinstance(item, Exception) or item.done
-            if isinstance(item, Exception):
-                raise item
-            yield item
+            message = await queue.get()
+            has_finished = isinstance(message, Exception) or message.done
+            if isinstance(message, Exception):
+                raise message
+            yield message
     finally:
         if not has_finished:
             stop.set()

@@ -65,7 +65,7 @@ def test_a_pair_of_answers_goes_when_someone_loads_another_run(page, browser, ad
 
 def test_votes_are_open_to_everyone_and_become_the_data(kept_page, services):
     page = kept_page
-    Votes(services.home).keep(a_vote(left=HOSTILE))
+    Votes(services.home).save(a_vote(left=HOSTILE))
     open_tab(page, "Chat")
     page.locator("#chat-mode label", has_text="Votes").click()
     expect(page.locator("#votes-list section")).to_have_count(1)

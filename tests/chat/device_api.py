@@ -35,7 +35,7 @@ class DeviceApi:
     """Serves on a port of this machine while it is entered.
 
     Attributes:
-        asked: Every request: path and parameters.
+        requests: Path and parameters of every request.
         refusal: Of the next requests for a GPU; None grants them.
         queues: Whether a GPU has to be waited for; until `free` is set.
         children: Processes that may use the GPU.
@@ -82,9 +82,9 @@ class DeviceApi:
             "ZEROGPU_V2": "true",
         }
 
-    def of(self, path: str) -> list[dict[str, str]]:
+    def parameters_of(self, path: str) -> list[dict[str, str]]:
         """Return the parameters of all requests of a path."""
-        return [values for one, values in self.requests if one == path]
+        return [values for request_path, values in self.requests if request_path == path]
 
     def _answer(self, request: BaseHTTPRequestHandler) -> None:
         parts = urlsplit(request.path)
@@ -101,20 +101,23 @@ class DeviceApi:
         }  # fmt: skip
         by_path[parts.path](request, settings)
 
-    def _schedule(self, request: BaseHTTPRequestHandler, given: dict[str, str]) -> None:
-        if not given["taskId"].isdigit() or (given["enableQueue"], given["tokenVersion"]) != ("true", "2"):
+    def _schedule(self, request: BaseHTTPRequestHandler, parameters: dict[str, str]) -> None:
+        if not parameters["taskId"].isdigit() or (parameters["enableQueue"], parameters["tokenVersion"]) != (
+            "true",
+            "2",
+        ):
             self.mistakes.append(request.path)
-        if not 1 <= int(given["durationSeconds"]) <= 120:
+        if not 1 <= int(parameters["durationSeconds"]) <= 120:
             self.mistakes.append(request.path)
         if self.refusal is not None:
             _send(request, self.refusal.status, self.refusal.body, self.refusal.headers)
             return
         token = uuid.uuid4().hex
-        self._lent[token] = given["taskId"]
+        self._lent[token] = parameters["taskId"]
         idle = bool(self.children) and _lives(self.children[-1])
-        granted = {"idle": idle, "nvidiaIndex": 0, "nvidiaUUID": "MIG-stand-in", "allowToken": token}
+        grant = {"idle": idle, "nvidiaIndex": 0, "nvidiaUUID": "MIG-stand-in", "allowToken": token}
         if not self.queues:
-            _send(request, 200, granted)
+            _send(request, 200, grant)
             return
         request.send_response(200)
         request.send_header("Content-Type", "text/event-stream")
@@ -124,17 +127,17 @@ class DeviceApi:
         while not self.free.wait(0.1):
             request.wfile.write(b"event: ping\n\n")
             request.wfile.flush()
-        request.wfile.write(f"event: succeeded\ndata: {json.dumps(granted)}\n\n".encode())
+        request.wfile.write(f"event: succeeded\ndata: {json.dumps(grant)}\n\n".encode())
         request.close_connection = True
 
-    def _allow(self, request: BaseHTTPRequestHandler, given: dict[str, str]) -> None:
-        known = given["allowToken"] in self._lent and _lives(int(given["pid"]))
+    def _allow(self, request: BaseHTTPRequestHandler, parameters: dict[str, str]) -> None:
+        known = parameters["allowToken"] in self._lent and _lives(int(parameters["pid"]))
         if known:
-            self.children.append(int(given["pid"]))
+            self.children.append(int(parameters["pid"]))
         _send(request, 200 if known else 404)
 
-    def _release(self, request: BaseHTTPRequestHandler, given: dict[str, str]) -> None:
-        _send(request, 200 if self._lent.pop(given["allowToken"], None) else 404)
+    def _release(self, request: BaseHTTPRequestHandler, parameters: dict[str, str]) -> None:
+        _send(request, 200 if self._lent.pop(parameters["allowToken"], None) else 404)
 
 
 def _lives(pid: int) -> bool:
@@ -150,11 +153,8 @@ def _send(
 ) -> None:
     content = json.dumps(body).encode()
     request.send_response(status)
-    for name, value in {
-        "Content-Type": "application/json",
-        "Content-Length": str(len(content)),
-        **(headers or {}),
-    }.items():
+    content_headers = {"Content-Type": "application/json", "Content-Length": str(len(content))}
+    for name, value in {**content_headers, **(headers or {})}.items():
         request.send_header(name, value)
     request.end_headers()
     request.wfile.write(content)

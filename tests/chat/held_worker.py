@@ -17,7 +17,7 @@ from engine.processes.messages import serve
 
 MODULE = "tests.chat.held_worker"
 LONG_TOKENS = 100  # an answer of so many waits; shorter ones continue next to it
-_LOOK_SECONDS = 0.01
+_POLL_SECONDS = 0.01
 
 
 @contextmanager
@@ -38,7 +38,7 @@ def main(home: LoratoryHome) -> None:
 
     def advance_unless_held(self: Answer) -> ChatChunk | None:
         if self.tokens and self._rules.sampling.max_new_tokens >= LONG_TOKENS and hold.exists():
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
             return None  # its turn passes
         return advance(self)
 

@@ -6,13 +6,11 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from engine.chat.contract import ChatChunk
-from engine.chat.target import PlannedWeights
-from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.weights import BranchWeights
 from engine.config.results import SamplingConfig
 from engine.errors import ModelError
-from tests.chat.tiny_adapters import lora, make_adapter, p_tuning, prefix_tuning, prompt_tuning
+from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, p_tuning, prefix_tuning, prompt_tuning
 
 PROMPT = tuple(range(4, 40))
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=24)
@@ -36,14 +34,13 @@ def prefix_folder(tiny_model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(tiny_model_folder) -> BranchWeights:
-    return BranchWeights(AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny"))
+    return BranchWeights(load_base(tiny_model_folder))
 
 
 @pytest.fixture(scope="module")
 def both(tiny_model_folder, lora_folder) -> dict[str, BranchWeights]:
-    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
-    plan = PlannedWeights(folder=lora_folder, name="lora", method="lora")
-    return {"base": BranchWeights(holder), "tuned": BranchWeights(holder, holder.attach(plan, "tuned"))}
+    holder = load_base(tiny_model_folder)
+    return {"base": BranchWeights(holder), "tuned": attach(holder, lora_folder)}
 
 
 def rules(sampling=GREEDY, prompt=PROMPT, end_ids=NEVER, context_length=512) -> AnswerRules:
@@ -83,15 +80,6 @@ def test_greedy_answers_are_those_of_generate(base, both, tokenizer, tiny_model_
     assert tokens_of(Answer("tuned", both["tuned"], rules(), tokenizer)) == expected_tuned
 
 
-def test_a_repetition_penalty_is_that_of_generate(base, tokenizer):
-    penalized = SamplingConfig(temperature=0, repetition_penalty=1.5, max_new_tokens=24)
-
-    tokens = tokens_of(Answer("base", base, rules(penalized), tokenizer))
-
-    assert tokens == generate(base.holder.model, do_sample=False, repetition_penalty=1.5, max_new_tokens=24)
-    assert tokens != tokens_of(Answer("base", base, rules(), tokenizer))
-
-
 @pytest.mark.parametrize("seed", [0, 7])
 def test_drawn_answers_are_those_of_generate_with_the_same_seed(base, tokenizer, seed):
     values = {"temperature": 0.9, "top_k": 50, "top_p": 0.8, "repetition_penalty": 1.1, "max_new_tokens": 24}
@@ -102,17 +90,16 @@ def test_drawn_answers_are_those_of_generate_with_the_same_seed(base, tokenizer,
 
 
 def test_without_a_seed_each_answer_is_drawn_again(base, tokenizer):
-    spread = SamplingConfig(temperature=2.0, top_p=1.0, max_new_tokens=24)
+    sampling = SamplingConfig(temperature=2.0, top_p=1.0, max_new_tokens=24)
 
-    drawn = {tuple(tokens_of(Answer("base", base, rules(spread), tokenizer))) for _ in range(4)}
+    answers = {tuple(tokens_of(Answer("base", base, rules(sampling), tokenizer))) for _ in range(4)}
 
-    assert len(drawn) > 1
+    assert len(answers) > 1
 
 
 def test_prefix_tuning_answers_as_it_was_trained(tiny_model_folder, prefix_folder, tokenizer):
     """The reference is PEFT's forward pass over the whole sequence, which is what training runs."""
-    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
-    adapter = holder.attach(PlannedWeights(folder=prefix_folder, name="prefix", method="prefix_tuning"), "tuned")
+    tuned = attach(load_base(tiny_model_folder), prefix_folder, "prefix_tuning")
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_model_folder), prefix_folder).eval()
     ids = torch.tensor([PROMPT])
     with torch.inference_mode():
@@ -121,8 +108,8 @@ def test_prefix_tuning_answers_as_it_was_trained(tiny_model_folder, prefix_folde
             ids = torch.cat([ids, logits[:, -1].argmax(-1, keepdim=True)], dim=1)
     expected = ids[0, len(PROMPT) :].tolist()
 
-    assert tokens_of(Answer("tuned", BranchWeights(holder, adapter), rules(), tokenizer)) == expected
-    assert tokens_of(Answer("base", BranchWeights(holder), rules(), tokenizer)) != expected
+    assert tokens_of(Answer("tuned", tuned, rules(), tokenizer)) == expected
+    assert tokens_of(Answer("base", BranchWeights(tuned.holder), rules(), tokenizer)) != expected
 
 
 VIRTUAL_INPUTS = {"prompt_tuning": prompt_tuning(), "p_tuning": p_tuning()}
@@ -139,10 +126,8 @@ def test_virtual_tokens_among_the_inputs_answer_as_pefts_generate(
     ids, labels = torch.tensor([PROMPT]), [-100, *PROMPT[1:]]
     with torch.inference_mode():
         outputs = peft(input_ids=ids, labels=torch.tensor([labels]))
-    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
-    other = holder.attach(PlannedWeights(folder=lora_folder, name="lora", method="lora"), "second")
-    adapter = holder.attach(PlannedWeights(folder=folder, name="virtual", method=method), "tuned")
-    tuned = BranchWeights(holder, adapter)
+    holder = load_base(tiny_model_folder)
+    other, tuned = attach(holder, lora_folder, branch="second").adapter, attach(holder, folder, method)
 
     assert tokens_of(Answer("base", BranchWeights(holder), rules(), tokenizer)) != expected
     for active in (None, other):  # whichever branch had the last turn
@@ -186,19 +171,12 @@ def test_an_answer_ends_at_its_end_token_which_is_neither_counted_nor_shown(base
     assert "".join(chunk.text for chunk in chunks) == tokenizer.decode(before, skip_special_tokens=True)
 
 
-def test_an_answer_ends_at_its_longest(base, tokenizer):
-    chunks = finish(Answer("base", base, rules(), tokenizer))
+@pytest.mark.parametrize(("room", "tokens", "reason"), [(100, 24, "length"), (3, 3, "context")])
+def test_an_answer_ends_at_its_longest_or_where_the_context_does(base, tokenizer, room, tokens, reason):
+    chunks = finish(Answer("base", base, rules(context_length=len(PROMPT) + room), tokenizer))
 
-    assert chunks[-1].finish_reason == "length"
-    assert chunks[-1].tokens == 24
-    assert [chunk.done for chunk in chunks] == [False] * 23 + [True]
-
-
-def test_an_answer_ends_where_the_context_does(base, tokenizer):
-    chunks = finish(Answer("base", base, rules(context_length=len(PROMPT) + 3), tokenizer))
-
-    assert chunks[-1].finish_reason == "context"
-    assert chunks[-1].tokens == 3
+    assert (chunks[-1].finish_reason, chunks[-1].tokens) == (reason, tokens)
+    assert [chunk.done for chunk in chunks] == [False] * (tokens - 1) + [True]
 
 
 def test_a_prompt_that_fills_the_context_is_refused(base, tokenizer):

@@ -1,11 +1,7 @@
 """The demo model in its real process: what a person reads is what transformers and PEFT say."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-
 import psutil
 import pytest
-import torch
 
 from engine.chat.contract import AdapterChoice, ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
@@ -47,35 +43,6 @@ def say(session: ChatSession, *branches: str) -> dict[str, str]:
     for chunk in session.stream(ChatRequest(messages=QUESTION, branches=branches, sampling=GREEDY)):
         answers[chunk.branch] += chunk.text
     return answers
-
-
-def generate(folder: str, adapter, dtype: torch.dtype, ids: tuple[int, ...]) -> str:
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-    if adapter is not None:
-        model = PeftModel.from_pretrained(model, adapter).eval()
-    prompt = torch.tensor([ids])
-    with torch.inference_mode():
-        out = model.generate(
-            input_ids=prompt, attention_mask=torch.ones_like(prompt), do_sample=False, max_new_tokens=16
-        )
-    return AutoTokenizer.from_pretrained(folder).decode(out[0, len(ids) :], skip_special_tokens=True)
-
-
-def test_side_by_side_gives_what_generate_gives(session, demo_home, folder, adapter):
-    model = session.load(ChatTarget(model=DEMO, tuned=AdapterChoice(folder=adapter)))
-    ids = session.prompt(QUESTION).ids
-
-    text = say(session, "base", "tuned")
-
-    dtype = getattr(torch, model.dtype)
-    # As the chat's worker does, in a process of its own: what other tests set in this one changes the last bits.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as fresh:
-        assert text["base"] == fresh.submit(generate, folder, None, dtype, ids).result()
-        assert text["tuned"] == fresh.submit(generate, folder, adapter, dtype, ids).result()
-    assert text["base"] != text["tuned"]
 
 
 @pytest.mark.parametrize(("quantization", "share"), [("nf4", 0.6), ("int8", 0.75)])

@@ -6,8 +6,6 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from engine.chat.contract import ChatTarget
-from engine.chat.target import PlannedWeights
-from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.weights import BranchWeights
 from engine.config.methods.registry import METHODS
 from engine.config.results import ExportConfig
@@ -17,7 +15,7 @@ from engine.export.contract import ExportRequest
 from engine.export.job import ExportJob
 from engine.models.source import ModelSource
 from engine.training.methods.registry import method_trainer
-from tests.chat.tiny_adapters import make_adapter
+from tests.chat.tiny_adapters import attach, load_base, make_adapter
 from tests.export.exporting import export, write_run
 
 ADAPTERS = [name for name, method in METHODS.items() if not method.trains_all]
@@ -51,17 +49,15 @@ def test_the_chat_answers_with_an_adapter_as_peft_does(method, tiny_model_folder
     with torch.inference_mode():
         base = model(input_ids=ids).logits[0]
         tuned = PeftModel.from_pretrained(model, folder).eval()(input_ids=ids).logits[0, -len(IDS) :]
-    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder, dtype=torch.float32).eval(), "tiny")
-    planned = PlannedWeights(folder=folder, name=method, method=method, peft_type=METHODS[method].peft_type)
 
-    adapter = holder.attach(planned, "tuned")
-    answered = BranchWeights(holder, adapter).logits_at(IDS, range(len(IDS)))
-    of_base = BranchWeights(holder).logits_at(IDS, range(len(IDS)))
+    branch = attach(load_base(tiny_model_folder, dtype=torch.float32), folder, method)
+    chat_logits = branch.logits_at(IDS, range(len(IDS)))
+    base_logits = BranchWeights(branch.holder).logits_at(IDS, range(len(IDS)))
 
-    assert torch.allclose(answered, tuned, atol=1e-4)
-    assert torch.allclose(of_base, base, atol=1e-4)
+    assert torch.allclose(chat_logits, tuned, atol=1e-4)
+    assert torch.allclose(base_logits, base, atol=1e-4)
     assert not torch.allclose(tuned, base, atol=1e-2)
-    assert adapter.virtual_tokens == (0 if METHODS[method].virtual_tokens == "none" else 5)
+    assert branch.virtual_tokens == (0 if METHODS[method].virtual_tokens == "none" else 5)
 
 
 @pytest.mark.exhaustive(quick=2)

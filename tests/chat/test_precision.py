@@ -14,7 +14,6 @@ from engine.hardware.device import Device
     [
         ("cuda", True, torch.bfloat16),
         ("cuda", False, torch.float16),
-        ("mps", True, torch.bfloat16),
         ("mps", False, torch.float16),
         ("cpu", False, torch.float32),
     ],

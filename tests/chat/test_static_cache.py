@@ -6,10 +6,8 @@ A processor has no CUDA graphs: a stand-in records the pass and computes it agai
 import gc
 
 import pytest
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, DynamicCache
 
-from engine.chat.target import PlannedWeights
 from engine.chat.worker import static_cache
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.answer import Answer, AnswerRules
@@ -17,7 +15,7 @@ from engine.chat.worker.static_cache import FixedCaches, LentCache, reason_again
 from engine.chat.worker.weights import BranchWeights
 from engine.config.optimizations import VARIABLE
 from engine.config.results import SamplingConfig
-from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning, prompt_tuning
+from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, prefix_tuning, prompt_tuning
 from tests.tiny_model import make_tiny_model
 
 PROMPT = tuple(range(4, 40))
@@ -60,15 +58,11 @@ def tokenizer(tiny_model_folder):
     return AutoTokenizer.from_pretrained(tiny_model_folder)
 
 
-def load(folder, **values) -> AdaptedBase:
-    return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder, **values).eval(), "tiny")
-
-
 @pytest.fixture(scope="module")
 def holder(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
-    """A base with three adapters, of which the last keeps PEFT's own pass."""
+    """Return a base with three adapters, of which the last keeps PEFT's own pass."""
     root = tmp_path_factory.mktemp("static")
-    base = load(tiny_model_folder)
+    base = load_base(tiny_model_folder)
     adapters = {}
     for name, config in (
         ("tuned", lora()),
@@ -76,8 +70,8 @@ def holder(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
         ("dora", lora(use_dora=True)),
     ):
         folder = make_adapter(tiny_model_folder, root / name, config, seed=len(name))
-        adapters[name] = base.attach(PlannedWeights(folder=folder, name=name, method=name), name)
-    return {"base": BranchWeights(base), **{name: BranchWeights(base, one) for name, one in adapters.items()}}
+        adapters[name] = attach(base, folder, name, name)
+    return {"base": BranchWeights(base), **adapters}
 
 
 @pytest.fixture(autouse=True)
@@ -95,10 +89,10 @@ def answer(weights, tokenizer, sampling=GREEDY, prompt=PROMPT) -> Answer:
     return Answer("base", weights, AnswerRules(prompt, frozenset({-1}), sampling, 512), tokenizer)
 
 
-def finish(one: Answer) -> list[int]:
-    while not one.is_done:
-        one.advance()
-    return list(one.tokens)
+def finish(answer: Answer) -> list[int]:
+    while not answer.is_done:
+        answer.advance()
+    return list(answer.tokens)
 
 
 @pytest.mark.exhaustive(quick=2)
@@ -125,7 +119,7 @@ def test_answers_are_those_of_a_growing_cache(holder, tokenizer, branch, recorde
 def test_families_and_windows_answer_the_same(family, tokenizer, tmp_path):
     values = dict(FAMILIES[family])
     loading = {"attn_implementation": values.pop("attn_implementation", "sdpa")}
-    base = load(make_tiny_model(tmp_path / family, model_type=family, **values), **loading)
+    base = load_base(make_tiny_model(tmp_path / family, model_type=family, **values), **loading)
     assert reason_against(base.model) == ""
     weights = BranchWeights(base)
     expected = finish(answer(weights, tokenizer))
@@ -135,23 +129,6 @@ def test_families_and_windows_answer_the_same(family, tokenizer, tmp_path):
     assert finish(answer(weights, tokenizer)) == expected
     assert len(set(expected)) > 6
     assert recorder.repeat_count == 23
-
-
-def test_a_quantized_base_answers_the_same(tiny_model_folder, tokenizer, tmp_path):
-    quantization = BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
-    )
-    base = load(tiny_model_folder, quantization_config=quantization, dtype=torch.float32)
-    folder = make_adapter(tiny_model_folder, tmp_path / "lora", lora())
-    adapter = base.attach(PlannedWeights(folder=folder, name="lora", method="lora"), "tuned")
-    branches = [BranchWeights(base), BranchWeights(base, adapter)]
-    expected = [finish(answer(weights, tokenizer)) for weights in branches]
-    assert expected[0] != expected[1]
-    recorder = Recorder()
-    use_fixed_caches(base, recorder)
-
-    assert [finish(answer(weights, tokenizer)) for weights in branches] == expected
-    assert recorder.record_count == 2
 
 
 def test_a_second_answer_of_a_branch_has_a_growing_cache_until_the_first_is_done(holder, tokenizer):
@@ -177,9 +154,9 @@ def test_a_longer_conversation_gets_a_larger_cache_and_another_graph(holder, tok
 
     sizes = []
     for prompt in (PROMPT, PROMPT, long, PROMPT):
-        one = answer(holder["base"], tokenizer, prompt=prompt)
-        sizes.append(one._cache._place.cache.positions)
-        finish(one)
+        running_answer = answer(holder["base"], tokenizer, prompt=prompt)
+        sizes.append(running_answer._cache._slot.cache.positions)
+        finish(running_answer)
 
     assert sizes == [64, 64, 256, 256]
     assert recorder.record_count == 2
@@ -190,8 +167,8 @@ def test_what_cannot_be_recorded_is_computed_and_reported_once(holder, tokenizer
     recorder = Recorder(fails_at=1)
     caches = use_fixed_caches(holder["base"].holder, recorder)
 
-    one = answer(holder["base"], tokenizer)
-    assert finish(one) == expected
+    running_answer = answer(holder["base"], tokenizer)
+    assert finish(running_answer) == expected
     assert isinstance(answer(holder["base"], tokenizer)._cache, DynamicCache)
     assert finish(answer(holder["tuned"], tokenizer)) != expected
 
@@ -231,18 +208,16 @@ def test_memory_that_is_short_is_left_to_growing_caches(holder, tokenizer, monke
 
 
 def test_caches_and_graphs_are_dropped_when_adapters_change(tiny_model_folder, tokenizer, tmp_path):
-    base = load(tiny_model_folder)
+    base = load_base(tiny_model_folder)
     recorder = Recorder()
     use_fixed_caches(base, recorder)
     finish(answer(BranchWeights(base), tokenizer))
     folder = make_adapter(tiny_model_folder, tmp_path / "lora", lora())
-    adapter = base.attach(PlannedWeights(folder=folder, name="lora", method="lora"), "tuned")
-    tuned = finish(answer(BranchWeights(base, adapter), tokenizer))
+    tuned = finish(answer(attach(base, folder), tokenizer))
     base.detach_all()
     other = make_adapter(tiny_model_folder, tmp_path / "other", lora(), seed=5)
-    adapter = base.attach(PlannedWeights(folder=other, name="other", method="lora"), "tuned")
 
-    assert finish(answer(BranchWeights(base, adapter), tokenizer)) != tuned
+    assert finish(answer(attach(base, other), tokenizer)) != tuned
     assert recorder.record_count == 3
 
 
@@ -250,28 +225,28 @@ def test_caches_and_graphs_are_dropped_when_adapters_change(tiny_model_folder, t
 def test_virtual_tokens_keep_a_growing_cache_and_the_log_reports_it(
     config, tiny_model_folder, tokenizer, tmp_path, capfd
 ):
-    base = load(tiny_model_folder)
+    base = load_base(tiny_model_folder)
     folder = make_adapter(tiny_model_folder, tmp_path / "virtual", config)
-    adapter = base.attach(PlannedWeights(folder=folder, name="virtual", method="prefix_tuning"), "tuned")
-    expected = finish(answer(BranchWeights(base, adapter), tokenizer))
+    tuned = attach(base, folder, "prefix_tuning")
+    expected = finish(answer(tuned, tokenizer))
     recorder = Recorder()
     use_fixed_caches(base, recorder)
 
-    assert finish(answer(BranchWeights(base, adapter), tokenizer)) == expected
+    assert finish(answer(tuned, tokenizer)) == expected
     assert finish(answer(BranchWeights(base), tokenizer)) != expected
     assert recorder.record_count == 1
     assert capfd.readouterr().err.count("tuned has virtual tokens before the prompt") == 1
 
 
 def test_models_that_cannot_have_one_are_named(tiny_model_folder, tmp_path, monkeypatch):
-    assert load(tiny_model_folder).fixed_caches.why_not == "needs CUDA"
-    model = load(tiny_model_folder).model
+    assert load_base(tiny_model_folder).fixed_caches.why_not == "needs CUDA"
+    model = load_base(tiny_model_folder).model
     monkeypatch.setenv(VARIABLE, "static_cache")
     assert "LORATORY_WITHOUT" in reason_against(model)
     monkeypatch.delenv(VARIABLE)
     model.config._attn_implementation = "flex_attention"
     assert "flex_attention does not support a mask" in reason_against(model)
-    quantized = load(tiny_model_folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)).model
+    quantized = load_base(tiny_model_folder, quantization_config=BitsAndBytesConfig(load_in_8bit=True)).model
     assert "int8" in reason_against(quantized)
     mamba = make_tiny_model(tmp_path / "mamba", model_type="mamba", state_size=4)
     assert reason_against(AutoModelForCausalLM.from_pretrained(mamba)) != ""

@@ -142,13 +142,13 @@ def test_a_fully_trained_run_is_a_model_of_its_own(tmp_path):
 
 
 def test_two_runs_on_one_base_stand_side_by_side_and_on_two_bases_do_not(tmp_path):
-    one, two = write_run(tmp_path / "run-1"), write_run(tmp_path / "run-2")
+    first, second = write_run(tmp_path / "run-1"), write_run(tmp_path / "run-2")
     other = write_run(tmp_path / "run-3", model={"id": "org/another"})
 
-    plan = plan_load(ChatTarget(tuned=AdapterChoice(folder=one), second=AdapterChoice(folder=two)))
+    plan = plan_load(ChatTarget(tuned=AdapterChoice(folder=first), second=AdapterChoice(folder=second)))
     assert list(plan.trained_weights) == ["tuned", "second"]
     with pytest.raises(ModelError, match=r"run-1 was trained on org/model, run-3 on org/another\. Compare two runs"):
-        plan_load(ChatTarget(tuned=AdapterChoice(folder=one), second=AdapterChoice(folder=other)))
+        plan_load(ChatTarget(tuned=AdapterChoice(folder=first), second=AdapterChoice(folder=other)))
 
 
 def test_nothing_chosen_is_reported(tmp_path):

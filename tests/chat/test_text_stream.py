@@ -59,8 +59,8 @@ def test_a_tokenizer_that_writes_its_spaces_before_words_keeps_them():
         """As SentencePiece: the space belongs to the word, and is dropped where the decoding begins."""
 
         def decode(self, token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=None):
-            words = {1: " low", 2: " rank", 3: "s"}
-            return "".join(words[token] for token in token_ids).removeprefix(" ")
+            texts = {1: " low", 2: " rank", 3: "s"}
+            return "".join(texts[token] for token in token_ids).removeprefix(" ")
 
     stream = TextStream(SpaceBeforeWords())
 

@@ -40,7 +40,7 @@ def question(text="What is a rank?", tokens=6, **more):
     return ChatRequest(messages=(Message("user", text),), branches=("tuned",), sampling=sampling, **more)
 
 
-def ask(session, **more):
+def stream_answer(session, **more):
     return list(session.stream(question(**more)))
 
 
@@ -92,7 +92,7 @@ def lends(api):
 
 
 @pytest.mark.parametrize(
-    ("title", "message", "words"),
+    ("title", "message", "message_start"),
     [
         ("ZeroGPU quota exceeded", "Space app has reached its GPU limit. Try", "The ZeroGPU quota of this Space"),
         ("ZeroGPU quota exceeded", "You have exceeded your quota", "Your ZeroGPU quota"),
@@ -100,20 +100,16 @@ def lends(api):
         ("ZeroGPU of tomorrow", "<script>", "Hugging Face lends no GPU for this answer now (ZeroGPU of tomorrow)."),
     ],
 )
-def test_refusals_are_explained_in_our_words(title, message, words):
+def test_refusals_are_explained_in_our_words(title, message, message_start):
     pytest.importorskip("spaces")
     from engine.chat.worker.zero_gpu import _gpu_error
 
-    assert _gpu_error(SimpleNamespace(title=title, message=message)).what.startswith(words)
+    assert _gpu_error(SimpleNamespace(title=title, message=message)).what.startswith(message_start)
 
 
-def test_other_hardware_has_none():
+def test_only_a_space_on_zero_gpu_has_one_and_only_its_variables_are_passed_on(api):
     assert ZeroGpu.read({"SPACES_ZERO_DEVICE_API_URL": "http://x"}) is None
-
-
-def test_only_what_the_client_needs_is_passed_on(api):
-    settings = {**api.variables, "HF_TOKEN": "hf_canary", "SPACE_ID": "ada/x"}
-    assert ZeroGpu.read(settings).variables == api.variables
+    assert ZeroGpu.read({**api.variables, "HF_TOKEN": "hf_canary", "SPACE_ID": "ada/x"}).variables == api.variables
 
 
 @pytest.mark.e2e
@@ -131,7 +127,7 @@ def test_a_report_that_fails_is_reported_with_a_message(tmp_path, monkeypatch):
 
 @pytest.mark.e2e
 def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api):
-    first, again = ask(session, gpu_token=TOKEN), ask(session)
+    first, again = stream_answer(session, gpu_token=TOKEN), stream_answer(session)
 
     assert "".join(chunk.text for chunk in first) == "".join(chunk.text for chunk in again)
     assert (again[-1].tokens, again[-1].finish_reason) == (6, "length")
@@ -143,42 +139,42 @@ def test_an_answer_is_that_of_the_model_and_counted_for_who_asks(session, api):
 @pytest.mark.e2e
 def test_two_answers_at_once_get_a_gpu_each(session, api):
     with ThreadPoolExecutor(2) as pool:
-        texts = list(pool.map(lambda _: "".join(chunk.text for chunk in ask(session, tokens=40)), range(2)))
+        texts = list(pool.map(lambda _: "".join(chunk.text for chunk in stream_answer(session, tokens=40)), range(2)))
     assert texts[0] == texts[1]
     assert len(api.of("/release")) == 2
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("refusal", "token", "words"),
+    ("refusal", "token", "message_start"),
     [
         (BUSY, TOKEN, "lends no GPU .* Try again in a minute"),
         (Refusal(401), TOKEN, "lends no GPU"),
         (Refusal(500), TOKEN, "ZeroGPU cannot be used"),
     ],
 )
-def test_a_refusal_is_reported_with_a_message(session, api, home, refusal, token, words):
+def test_a_refusal_is_reported_with_a_message(session, api, home, refusal, token, message_start):
     api.refusal = refusal
-    with pytest.raises(DeviceError, match=words):
-        ask(session, gpu_token=token)
+    with pytest.raises(DeviceError, match=message_start):
+        stream_answer(session, gpu_token=token)
     assert "canary" not in "".join(file.read_text() for file in home.logs.glob("*.log"))
 
 
 @pytest.mark.e2e
 def test_a_wait_is_shown_and_can_be_stopped(session, api):
     api.queues = True
-    asked, waits = question(), threading.Event()
+    request, waits = question(), threading.Event()
     observations = []
 
     def follow() -> None:
-        for chunk in session.stream(asked):
+        for chunk in session.stream(request):
             observations.append(chunk)
             waits.set()
 
     following = threading.Thread(target=follow)
     following.start()
     assert waits.wait(300)
-    session.stop(asked.id)
+    session.stop(request.id)
     following.join(300)
 
     assert observations[0].note == "waiting for a GPU …"
@@ -186,13 +182,13 @@ def test_a_wait_is_shown_and_can_be_stopped(session, api):
     api.free.set()
     wait_until(lambda: api.of("/release"))  # what is lent too late is given back
     api.queues = False
-    assert ask(session)[-1].finish_reason == "length"
+    assert stream_answer(session)[-1].finish_reason == "length"
 
 
 @pytest.mark.e2e
 def test_a_killed_process_leaves_no_child_with_a_gpu(session, api):
-    ask(session)
-    children = [one for one in psutil.Process(session._active.process.pid).children() if one.pid in api.children]
+    stream_answer(session)
+    children = [child for child in psutil.Process(session._active.process.pid).children() if child.pid in api.children]
     assert children
     loaded = session._active
     os.kill(loaded.process.pid, 9)
@@ -202,16 +198,16 @@ def test_a_killed_process_leaves_no_child_with_a_gpu(session, api):
 
 @pytest.mark.e2e
 def test_without_a_quota_the_same_is_answered_on_the_processor(session, api, target):
-    words = r"Your ZeroGPU quota.*\(30s requested vs. 12s left, try again in 3:05:00\). Load the model again"
+    message_start = r"Your ZeroGPU quota.*\(30s requested vs. 12s left, try again in 3:05:00\). Load the model again"
     session.load(target)
-    lent = ask(session)
+    lent = stream_answer(session)
     api.refusal = NO_QUOTA
-    with pytest.raises(DeviceError, match=words):
-        ask(session, gpu_token=TOKEN)
+    with pytest.raises(DeviceError, match=message_start):
+        stream_answer(session, gpu_token=TOKEN)
     assert "Load it again to chat on the CPU" in session.state.note
 
     session.load(target)
-    assert "".join(chunk.text for chunk in ask(session)) == "".join(chunk.text for chunk in lent)
+    assert "".join(chunk.text for chunk in stream_answer(session)) == "".join(chunk.text for chunk in lent)
     assert len(api.of("/schedule")) == 2
 
 

@@ -46,36 +46,54 @@ def write_trained_run(folder: Path, base: Path, adapter_config: object, **sectio
     return folder
 
 
+def load_base(folder: Path, **loading: Any):
+    """Load a model for the chat, to which adapters can be attached."""
+    from transformers import AutoModelForCausalLM
+
+    from engine.chat.worker.adapter import AdaptedBase
+
+    return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder, **loading).eval(), "tiny")
+
+
+def attach(base: Any, folder: Path, method: str = "lora", branch: str = "tuned"):
+    """Attach an adapter, and return the branch that answers with it."""
+    from engine.chat.target import PlannedWeights
+    from engine.chat.worker.weights import BranchWeights
+
+    planned = PlannedWeights(folder=folder, name=folder.name, method=method, peft_type=method.upper())
+    return BranchWeights(base, base.attach(planned, branch))
+
+
 def lora(**values: object):
-    """A LoRA configuration on two kinds of layers."""
+    """Return a LoRA configuration on two kinds of layers."""
     from peft import LoraConfig
 
     return LoraConfig(**{"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"], **values})
 
 
 def ia3():
-    """An IA3 configuration."""
+    """Return an IA3 configuration."""
     from peft import IA3Config
 
     return IA3Config(target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
 
 
 def prefix_tuning(num_virtual_tokens: int = 5):
-    """A prefix tuning configuration."""
+    """Return a prefix tuning configuration."""
     from peft import PrefixTuningConfig
 
     return PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=num_virtual_tokens)
 
 
 def prompt_tuning():
-    """A prompt tuning configuration."""
+    """Return a prompt tuning configuration."""
     from peft import PromptTuningConfig
 
     return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=30)
 
 
 def p_tuning():
-    """A p-tuning configuration."""
+    """Return a p-tuning configuration."""
     from peft import PromptEncoderConfig
 
     return PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=30, encoder_hidden_size=32)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine.chat.contract import Progress
+from engine.chat.contract import JobProgress
 from engine.config.load import config_from_mapping
 from engine.paths import local_owner
 from engine.runs.store import RunStore
@@ -23,7 +23,7 @@ class FakeJob:
         return self
 
     def run(self, on_progress):
-        on_progress(Progress(phase="writing", message="Writing.", fraction=0.5))
+        on_progress(JobProgress(phase="writing", message="Writing.", fraction=0.5))
         return self.result(self.requests[-1])
 
 

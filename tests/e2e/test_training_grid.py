@@ -45,10 +45,10 @@ def is_refused(method, quantization, checkpointing, packing):
 def is_trained(method, quantization, checkpointing, packing):
     if is_refused(method, quantization, checkpointing, packing):
         return False
-    place = list(METHODS).index(method) + QUANTIZATIONS.index(quantization) + checkpointing + packing
+    index = list(METHODS).index(method) + QUANTIZATIONS.index(quantization) + checkpointing + packing
     if method in WITH_MANY_SETTINGS:
         return True
-    return place % (2 if method in WITH_ALL_SETTINGS else 4) == 0
+    return index % (2 if method in WITH_ALL_SETTINGS else 4) == 0
 
 
 def cell_config(folder, method, quantization, checkpointing, packing):

@@ -2,20 +2,19 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.answer import Answer, AnswerRules
 from engine.chat.worker.weights import BranchWeights
 from engine.config.results import SamplingConfig
 from engine.evaluation.worker import answers as answers_module
 from engine.evaluation.worker.answers import BatchedAnswers, batches_of_prompts, most_rows
-from tests.chat.tiny_adapters import lora, make_adapter, prefix_tuning
+from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter, prefix_tuning
 from tests.tiny_model import make_tiny_model
 
 LENGTHS = (40, 33, 33, 12, 3)
-PROMPTS = [tuple(4 + (7 * row + 3 * place) % 250 for place in range(length)) for row, length in enumerate(LENGTHS)]
+PROMPTS = [tuple(4 + (7 * row + 3 * index) % 250 for index in range(length)) for row, length in enumerate(LENGTHS)]
 MOST = 20
 ALL_MOST = (MOST,) * len(PROMPTS)
 LIVELY = {"tie_word_embeddings": False, "initializer_range": 0.4}
@@ -24,10 +23,6 @@ FAMILIES: dict[str, dict] = {
     "mistral": {"sliding_window": 16},
     "gemma3_text": {"sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]},
 }
-
-
-def load(folder) -> AdaptedBase:
-    return AdaptedBase(AutoModelForCausalLM.from_pretrained(folder).eval(), "tiny")
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +34,8 @@ def tiny_model_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def branches(tiny_model_folder, tmp_path_factory) -> dict[str, BranchWeights]:
     folder = make_adapter(tiny_model_folder, tmp_path_factory.mktemp("side") / "lora", lora())
-    holder = load(tiny_model_folder)
-    tuned = holder.attach(PlannedWeights(folder=folder, name="lora", method="lora"), "tuned")
-    return {"base": BranchWeights(holder), "tuned": BranchWeights(holder, tuned)}
+    holder = load_base(tiny_model_folder)
+    return {"base": BranchWeights(holder), "tuned": attach(holder, folder)}
 
 
 def alone(weights, end_ids=frozenset(), most=ALL_MOST) -> list[list[int]]:
@@ -79,7 +73,9 @@ def test_answers_are_those_of_single_rows(branches, branch, pieces, monkeypatch)
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_and_windows_answer_the_same(family, tmp_path):
-    weights = BranchWeights(load(make_tiny_model(tmp_path / family, model_type=family, **LIVELY, **FAMILIES[family])))
+    weights = BranchWeights(
+        load_base(make_tiny_model(tmp_path / family, model_type=family, **LIVELY, **FAMILIES[family]))
+    )
 
     assert most_rows(weights, 60) > 1
     assert together(weights) == alone(weights)
@@ -97,13 +93,13 @@ def test_each_row_ends_by_itself(branches):
 
     with torch.inference_mode():
         answers = BatchedAnswers(branches["base"], PROMPTS, most, end_ids)
-        ended = []
+        counts = []
         while not answers.is_done:
             answers.advance()
-            ended.append(answers.complete_count)
+            counts.append(answers.complete_count)
 
     assert answers.tokens == expected
-    assert ended == [sum(one <= step for one in steps) for step in range(1, max(steps) + 1)]
+    assert counts == [sum(step_count <= step for step_count in steps) for step in range(1, max(steps) + 1)]
 
 
 def test_a_model_that_mixes_rows_is_noticed(branches, monkeypatch):
@@ -131,11 +127,9 @@ def test_rows_are_as_many_as_memory_holds(branches, tiny_model_folder, tmp_path,
         assert most_rows(weights, 100) == 1
         monkeypatch.setattr(answers_module, "free_bytes", lambda _device: 2**40)
         assert most_rows(weights, 100) == 8
-        holder = load(tiny_model_folder)
         folder = make_adapter(tiny_model_folder, tmp_path / "prefix", prefix_tuning())
-        prefix = holder.attach(PlannedWeights(folder=folder, name="prefix", method="prefix_tuning"), "tuned")
-        assert most_rows(BranchWeights(holder, prefix), 100) == 1
-        mamba = BranchWeights(load(make_tiny_model(tmp_path / "mamba", model_type="mamba", state_size=4)))
+        assert most_rows(attach(load_base(tiny_model_folder), folder, "prefix_tuning"), 100) == 1
+        mamba = BranchWeights(load_base(make_tiny_model(tmp_path / "mamba", model_type="mamba", state_size=4)))
         assert most_rows(mamba, 100) == 1
 
 

@@ -4,14 +4,11 @@ import random
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
-from engine.chat.target import PlannedWeights
-from engine.chat.worker.adapter import AdaptedBase
 from engine.chat.worker.weights import BranchWeights
 from engine.data.render.tokenize import TokenizedRow
 from engine.evaluation.worker.main import batches_of, losses_of
-from tests.chat.tiny_adapters import lora, make_adapter
+from tests.chat.tiny_adapters import attach, load_base, lora, make_adapter
 
 
 def make_rows(*lengths):
@@ -29,9 +26,8 @@ ROWS = make_rows(40, 7, 40, 23, 2, 11)
 @pytest.fixture(scope="module")
 def branches(tiny_model_folder, tmp_path_factory):
     folder = make_adapter(tiny_model_folder, tmp_path_factory.mktemp("batched") / "lora", lora())
-    holder = AdaptedBase(AutoModelForCausalLM.from_pretrained(tiny_model_folder).eval(), "tiny")
-    tuned = holder.attach(PlannedWeights(folder=folder, name="lora", method="lora"), "tuned")
-    return {"base": BranchWeights(holder), "tuned": BranchWeights(holder, tuned)}
+    holder = load_base(tiny_model_folder)
+    return {"base": BranchWeights(holder), "tuned": attach(holder, folder)}
 
 
 @pytest.mark.parametrize("branch", ["base", "tuned"])

@@ -1,4 +1,4 @@
-"""The blind test: a fair order, an exact test, and judgements that are kept."""
+"""The blind test: a fair order, an exact test, and saved judgements."""
 
 import random
 from datetime import UTC, datetime
@@ -11,8 +11,8 @@ from engine.evaluation.blind_test import (
     count_judgements,
     draw_pair,
     judgements_file,
-    keep_judgement,
     read_judgements,
+    save_judgement,
     sign_test,
 )
 
@@ -55,10 +55,10 @@ def test_what_is_preferred_is_an_answer_and_not_a_side():
     ]
     judgements += [judgement("tuned", "neither"), judgement("base", "right")]
 
-    tally = count_judgements(judgements, "base", "tuned")
+    counts = count_judgements(judgements, "base", "tuned")
 
-    assert (tally.first_preferred, tally.second_preferred, tally.equal, tally.neither) == (1, 3, 1, 1)
-    assert (tally.total, tally.decisive, tally.p_value) == (6, 4, sign_test(1, 3))
+    assert (counts.first_preferred, counts.second_preferred, counts.equal, counts.neither) == (1, 3, 1, 1)
+    assert (counts.total, counts.decisive, counts.p_value) == (6, 4, sign_test(1, 3))
 
 
 def test_judgements_about_other_branches_do_not_count():
@@ -70,13 +70,13 @@ def test_equal_words_are_seen_whatever_the_white_space():
     assert not Pair(prompt="", left="base", right="tuned", answers=ANSWERS).same_words
 
 
-def test_judgements_are_kept_one_after_the_other_and_a_damaged_line_costs_only_itself(tmp_path):
+def test_judgements_are_appended_and_a_damaged_line_is_skipped(tmp_path):
     file = judgements_file(tmp_path, "step-40")
     first, second = judgement("base", "right"), judgement("tuned", "equal")
-    keep_judgement(file, first)
+    save_judgement(file, first)
     with file.open("ab") as lines:
         lines.write(b'{"pair": {\n')
-    keep_judgement(file, second)
+    save_judgement(file, second)
 
     assert file == tmp_path / "evaluations" / "blind-test-step-40.jsonl"
     assert read_judgements(file) == (first, second)

@@ -91,17 +91,13 @@ def test_forgetting_is_measured_on_general_text_without_a_template(home, base, r
     assert result.forgetting == pytest.approx(after / before - 1, abs=1e-5)
 
 
-def test_forgetting_is_not_measured_unless_asked_for(home, run):
-    assert evaluate(home, order_of(run, max_rows=1)).forgetting is None
-
-
 def test_both_branches_answer_the_same_rows_and_the_worst_come_first(home, run):
     result = evaluate(home, order_of(run, answered_rows=5))
 
-    assert len(result.answered) == 5
-    worth = [row.answers["tuned"].scores.chrf for row in result.answered]
+    assert len(result.answered_rows) == 5
+    worth = [row.answers["tuned"].scores.chrf for row in result.answered_rows]
     assert worth == sorted(worth)
-    row = result.answered[0]
+    row = result.answered_rows[0]
     assert row.reference.startswith("It is ")
     assert row.prompt.endswith("<|im_start|>assistant\n")
     assert all(0 < answer.tokens <= 8 for answer in row.answers.values())
@@ -147,49 +143,29 @@ def test_an_evaluation_is_stopped_at_the_next_row(home, run, after):
 
 @pytest.mark.parametrize("rows", [1, 5], ids=["alone", "side by side"])
 def test_an_evaluation_is_stopped_in_the_midst_of_an_answer(home, run, monkeypatch, rows):
-    advanced, kind = [], Answer if rows == 1 else BatchedAnswers
+    steps, kind = [], Answer if rows == 1 else BatchedAnswers
     advance = kind.advance
-
-    def note(answer):
-        advanced.append(answer)
-        return advance(answer)
-
-    monkeypatch.setattr(kind, "advance", note)
-    finished = RecordedRequest()
-    evaluate(home, order_of(run, max_rows=rows, answered_rows=rows), finished)
-    assert advanced
-    steps = len(advanced)
-    before_the_answers = next(
-        n for n, progress in enumerate(finished.progress_log) if "Answering" in progress["message"]
-    )
-    advanced.clear()
+    monkeypatch.setattr(kind, "advance", lambda answer: steps.append(answer) or advance(answer))
+    order, finished = order_of(run, max_rows=rows, answered_rows=rows), RecordedRequest()
+    evaluate(home, order, finished)
+    all_steps = len(steps)
+    first_answer = next(n for n, progress in enumerate(finished.progress_log) if "Answering" in progress["message"])
+    steps.clear()
 
     with pytest.raises(CancelledRequestError):
-        evaluate(
-            home,
-            order_of(run, max_rows=rows, answered_rows=rows),
-            RecordedRequest(cancel_after=before_the_answers + 1),
-        )
-    assert len(advanced) < steps
+        evaluate(home, order, RecordedRequest(cancel_after=first_answer + 1))
+    assert len(steps) < all_steps
 
 
 def test_answers_side_by_side_are_those_one_by_one_and_are_counted(home, run, monkeypatch):
     request = RecordedRequest()
     together = evaluate(home, order_of(run, answered_rows=8), request)
-    progress = [one["message"] for one in request.progress_log if "Answering" in one["message"]]
+    progress = [entry["message"] for entry in request.progress_log if "Answering" in entry["message"]]
     monkeypatch.setattr("engine.evaluation.worker.answers.most_rows", lambda *_: 1)
 
-    assert together.answered == evaluate(home, order_of(run, answered_rows=8)).answered
+    assert together.answered_rows == evaluate(home, order_of(run, answered_rows=8)).answered_rows
     assert progress[-1] == "Answering, 16 of 16 answers."
     assert progress == sorted(progress, key=lambda message: int(message.split()[1]))
-
-
-def test_rows_that_change_each_other_are_answered_one_by_one(home, run, monkeypatch):
-    expected = evaluate(home, order_of(run, answered_rows=3)).answered
-    monkeypatch.setattr(BatchedAnswers, "keeps_rows_apart", lambda _: False)
-    monkeypatch.setattr(BatchedAnswers, "advance", lambda _: pytest.fail("answered side by side"))
-
-    assert evaluate(home, order_of(run, answered_rows=3)).answered == expected
 
 
 def test_a_row_is_parted_at_its_last_answer():

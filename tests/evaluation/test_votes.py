@@ -1,7 +1,6 @@
-"""Votes: pairs that are kept, replaced, deleted, and become a dataset that the formats know."""
+"""Votes: pairs that are saved, replaced and deleted, and become a dataset that the formats know."""
 
 import json
-import os
 import stat
 from datetime import UTC, datetime, timedelta
 
@@ -43,8 +42,8 @@ def store(home) -> Votes:
 
 
 def test_a_vote_is_kept_for_its_person_alone(store, home):
-    store.keep(a_vote())
-    store.keep(a_vote("Why?", minute=1))
+    store.save(a_vote())
+    store.save(a_vote("Why?", minute=1))
 
     assert [vote.question for vote in store.read()] == ["Why?", "What is alpha?"]
     assert stat.S_IMODE(store.file.stat().st_mode) == 0o600
@@ -55,8 +54,8 @@ def test_a_vote_is_kept_for_its_person_alone(store, home):
 
 
 def test_the_same_two_answers_are_one_vote_and_the_last_choice_counts(store):
-    store.keep(a_vote())
-    store.keep(a_vote(left="A letter.", right="A scale.", minute=1))
+    store.save(a_vote())
+    store.save(a_vote(left="A letter.", right="A scale.", minute=1))
 
     (vote,) = store.read()
     assert vote.sides[0].text == "A letter."
@@ -64,39 +63,39 @@ def test_the_same_two_answers_are_one_vote_and_the_last_choice_counts(store):
 
 
 def test_a_vote_is_taken_back(store):
-    first_vote, gone = a_vote(), a_vote("Why?")
-    for vote in (first_vote, gone):
-        store.keep(vote)
+    first_vote, deleted_vote = a_vote(), a_vote("Why?")
+    for vote in (first_vote, deleted_vote):
+        store.save(vote)
 
-    assert store.remove([gone.id, "not-a-vote"]) == 1
+    assert store.remove([deleted_vote.id, "not-a-vote"]) == 1
     assert store.read() == (first_vote,)
-    assert store.find(gone.id) is None
+    assert store.find(deleted_vote.id) is None
     assert store.remove() == 1
     assert store.read() == ()
 
 
 def test_a_line_that_is_no_vote_is_skipped_and_stays(store):
-    store.keep(a_vote())
+    store.save(a_vote())
     with store.file.open("ab") as file:
         file.write(b"{broken\n")
 
-    store.keep(a_vote("Why?", minute=1))
+    store.save(a_vote("Why?", minute=1))
 
     assert len(store.read()) == 2
     assert b"{broken" in store.file.read_bytes()
 
 
 def test_pairs_are_a_dataset_that_is_recognized(store):
-    store.keep(a_vote(left=HOSTILE, right="A letter.", verdict="right"))
-    store.keep(a_vote("Why?", verdict="equal", minute=1))
-    store.keep(a_vote("How?", verdict="neither", minute=2))
-    store.keep(a_vote("Cut?", left=answer("It begins", finish="length"), minute=3))
-    store.keep(a_vote("Empty?", right=" ", minute=4))
+    store.save(a_vote(left=HOSTILE, right="A letter.", verdict="right"))
+    store.save(a_vote("Why?", verdict="equal", minute=1))
+    store.save(a_vote("How?", verdict="neither", minute=2))
+    store.save(a_vote("Cut?", left=answer("It begins", finish="length"), minute=3))
+    store.save(a_vote("Empty?", right=" ", minute=4))
 
     path, pairs = store.snapshot()
 
     out = "2 ties, 1 pair whose better answer was cut off, 1 pair with an empty answer"
-    assert pairs.words == f"1 pair. Left out: {out}."
+    assert pairs.summary == f"1 pair. Left out: {out}."
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     (row,) = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
     detection = detect_format(DatasetConfig(source="x"), [row])
@@ -114,7 +113,7 @@ def test_pairs_are_a_dataset_that_is_recognized(store):
 
 
 def test_without_a_pair_there_is_no_dataset(store):
-    store.keep(a_vote(verdict="equal"))
+    store.save(a_vote(verdict="equal"))
 
     with pytest.raises(StorageError, match="1 tie"):
         store.snapshot()
@@ -122,47 +121,28 @@ def test_without_a_pair_there_is_no_dataset(store):
 
 def test_an_endless_answer_is_refused(store):
     with pytest.raises(StorageError, match="200,000"):
-        store.keep(a_vote(left="x" * 1_000_000))
+        store.save(a_vote(left="x" * 1_000_000))
 
     assert not store.file.exists()
 
 
 def test_votes_are_bounded(store, monkeypatch):
     monkeypatch.setattr(module, "MOST_VOTES", 2)
-    store.keep(a_vote("1"))
-    store.keep(a_vote("2"))
+    store.save(a_vote("1"))
+    store.save(a_vote("2"))
 
     with pytest.raises(StorageError, match="limit"):
-        store.keep(a_vote("3"))
-    store.keep(a_vote("2", verdict="right"))  # in place of the one before
+        store.save(a_vote("3"))
+    store.save(a_vote("2", verdict="right"))  # in place of the one before
 
     assert len(store.read()) == 2
-
-
-def test_a_full_disk_leaves_the_file_as_it_was(store, monkeypatch):
-    store.keep(a_vote())
-    before = store.file.read_bytes()
-    fsync = os.fsync
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match="No space left"):
-        store.keep(a_vote("Why?"))
-    with pytest.raises(StorageError, match="No space left"):
-        store.remove([a_vote().id])
-    monkeypatch.setattr(os, "fsync", fsync)
-
-    assert store.file.read_bytes() == before
-    assert [path.name for path in store.file.parent.iterdir() if path.suffix == ".tmp"] == []
 
 
 def test_a_guest_has_no_votes(home):
     guest = Votes(home.for_person("gus", "guest"))
 
     with pytest.raises(StorageError, match="guest"):
-        guest.keep(a_vote())
+        guest.save(a_vote())
 
 
 def test_votes_are_listed_exported_and_deleted_by_command(store, tmp_path, capsys):
@@ -172,7 +152,7 @@ def test_votes_are_listed_exported_and_deleted_by_command(store, tmp_path, capsy
 
     first_vote, tie = a_vote(), a_vote("Why?", verdict="equal", minute=1)
     for vote in (first_vote, tie):
-        store.keep(vote)
+        store.save(vote)
     file = tmp_path / "pairs.jsonl"
 
     code, text = run("list")

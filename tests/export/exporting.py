@@ -7,7 +7,7 @@ from engine.chat.contract import ChatTarget
 from engine.chat.target import plan_load
 from engine.config.results import ExportConfig
 from engine.export.contract import ExportOrder, ExportResult
-from engine.export.folder import made_aside
+from engine.export.folder import staged_folder
 from engine.export.worker.main import run_export
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import write_trained_run
@@ -20,15 +20,18 @@ def write_run(folder: Path, base: Path, adapter_config: object, method: str = "l
     return write_trained_run(folder, base, adapter_config, model=model, adapter={"method": method})
 
 
-def export(home, run: Path, folder: Path, request=None, device=None, **settings: Any) -> ExportResult:
-    with made_aside(folder) as aside:
+def export(
+    home, run: Path, folder: Path, request=None, device=None, llama_cpp: Path | None = None, **settings: Any
+) -> ExportResult:
+    with staged_folder(folder) as staging:
         order = ExportOrder(
             plan=plan_load(ChatTarget.of_run(run)),
             name=folder.name,
-            folder=aside,
+            folder=staging,
             settings=ExportConfig(**settings),
             device=device or describe_processor(),
             run=run,
+            llama_cpp=llama_cpp,
         )
         answer = run_export(home, order.model_dump(mode="json"), request or RecordedRequest())
     return ExportResult.model_validate(answer)

@@ -19,7 +19,7 @@ ADAPTER_FILES = {
 
 
 def adapter_folder(folder: Path, *, seed: int = 0) -> Path:
-    """An exported adapter."""
+    """Write an exported adapter."""
     folder.mkdir(parents=True)
     _write_tokenizer(folder)
     config = {"peft_type": "LORA", "base_model_name_or_path": "org/base", "revision": None}
@@ -29,7 +29,7 @@ def adapter_folder(folder: Path, *, seed: int = 0) -> Path:
 
 
 def merged_folder(folder: Path, shards: int = 2) -> Path:
-    """An exported complete model."""
+    """Write an exported complete model."""
     folder.mkdir(parents=True)
     _write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))

@@ -6,10 +6,10 @@ from tests.export.push_folders import adapter_folder
 
 
 def verification(passed: bool, largest_difference: float = 0.5, allowed_difference: float = 0.1) -> Verification:
-    """What comparing an export with its run gave."""
+    """Return the verification of an export."""
     return Verification(
         passed=passed,
-        compared="the export with the run",
+        comparison="the export with the run",
         prompts=20,
         equal_answers=20,
         largest_logit_difference=largest_difference,

@@ -27,13 +27,13 @@ from gguf.tensor_mapping import get_tensor_name_map
 from safetensors.numpy import load_file
 config = json.loads((model / "config.json").read_text())
 tokenizer = json.loads((model / "tokenizer.json").read_text())
-said = json.loads((model / "tokenizer_config.json").read_text())
-words = tokenizer["model"]["vocab"] | {{token["content"]: token["id"] for token in tokenizer["added_tokens"]}}
+settings = json.loads((model / "tokenizer_config.json").read_text())
+vocabulary = tokenizer["model"]["vocab"] | {{token["content"]: token["id"] for token in tokenizer["added_tokens"]}}
 writer = GGUFWriter(out, "llama")
 writer.add_block_count(config["num_hidden_layers"])
-writer.add_token_list(sorted(words, key=words.get))
-writer.add_eos_token_id(words[said["eos_token"]])
-writer.add_add_bos_token(said["add_bos_token"])
+writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
+writer.add_eos_token_id(vocabulary[settings["eos_token"]])
+writer.add_add_bos_token(settings["add_bos_token"])
 writer.add_chat_template((model / "chat_template.jinja").read_text())
 table = get_tensor_name_map(MODEL_ARCH.LLAMA, config["num_hidden_layers"])
 for name, tensor in load_file(model / "model.safetensors").items():

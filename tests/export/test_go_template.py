@@ -24,14 +24,14 @@ def translate_template(tokenizer, implied_bos: str = "") -> OllamaTemplate:
     return translate(renderer(tokenizer), implied_bos)
 
 
-@pytest.mark.parametrize("one", FAMILIES, ids=lambda one: one.name)
-def test_each_family_is_translated_exactly_or_refused(one):
-    tokenizer = tokenizer_of(one)
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_each_family_is_translated_exactly_or_refused(family):
+    tokenizer = tokenizer_of(family)
     render = renderer(tokenizer)
     try:
         template = translate_template(tokenizer)
     except (NotTranslatableError, ModelError):
-        assert one.name in {"gpt-oss"}, "every other family only puts fixed words between turns"
+        assert family.name in {"gpt-oss"}, "every other family only puts fixed words between turns"
         return
 
     for conversation in sample_conversations():
@@ -69,8 +69,8 @@ def test_a_default_system_prompt_stands_where_the_conversation_has_none():
 
 
 def test_the_token_that_llama_cpp_puts_first_is_left_to_it():
-    one = next(family for family in FAMILIES if family.bos is not None)
-    tokenizer = tokenizer_of(one)
+    family = next(family for family in FAMILIES if family.bos is not None)
+    tokenizer = tokenizer_of(family)
 
     with_bos, without = translate_template(tokenizer), translate_template(tokenizer, tokenizer.bos_token)
 

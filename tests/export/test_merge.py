@@ -22,7 +22,7 @@ from engine.export.worker.merge import (
     write_untied_config,
 )
 from tests.chat.tiny_adapters import lora, make_adapter
-from tests.tiny_model import make_tiny_model, make_tiny_tokenizer
+from tests.tiny_model import make_tiny_model
 
 IDS = torch.arange(4, 24).reshape(1, -1)
 
@@ -40,9 +40,8 @@ def base(tmp_path_factory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("merge") / "base", tie_word_embeddings=False, initializer_range=0.4)
 
 
-def plan_weights(folder: Path, config: object) -> PlannedWeights:
-    method = "lora" if isinstance(config, LoraConfig) else "ia3"
-    return PlannedWeights(folder=folder, name=folder.name, method=method)
+def plan_weights(folder: Path) -> PlannedWeights:
+    return PlannedWeights(folder=folder, name=folder.name, method="lora")
 
 
 def merge_into(target: Path, base: Path, trained: PlannedWeights, dtype=torch.float32, shard=10**9) -> Path:
@@ -69,7 +68,7 @@ def test_merged_as_peft_merges(base, tmp_path, name):
     config = CONFIGS[name]()
     adapter = make_adapter(base, tmp_path / "adapter", config)
 
-    merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter, config))
+    merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter))
 
     model = AutoModelForCausalLM.from_pretrained(merged_model, dtype=torch.float32)
     expected = logits(peft_merged(base, adapter))
@@ -78,38 +77,28 @@ def test_merged_as_peft_merges(base, tmp_path, name):
 
 
 def test_biases_are_merged_too(tmp_path):
-    biased = make_tiny_model(tmp_path / "biased", model_type="qwen2", tie_word_embeddings=False, initializer_range=0.4)
-    model = AutoModelForCausalLM.from_pretrained(biased)
+    base = make_tiny_model(tmp_path / "biased", model_type="qwen2", tie_word_embeddings=False, initializer_range=0.4)
+    model = AutoModelForCausalLM.from_pretrained(base)
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter)
-    model.save_pretrained(biased)
-    adapter = make_adapter(biased, tmp_path / "adapter", lora(bias="all"))
+    model.save_pretrained(base)
+    adapter = make_adapter(base, tmp_path / "adapter", lora(bias="all"))
 
-    merged_model = merge_into(tmp_path / "merged", biased, plan_weights(adapter, lora(bias="all")))
+    merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter))
 
     model = AutoModelForCausalLM.from_pretrained(merged_model, dtype=torch.float32)
-    torch.testing.assert_close(logits(model), logits(peft_merged(biased, adapter)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits(model), logits(peft_merged(base, adapter)), rtol=1e-4, atol=1e-4)
 
 
 def test_layers_that_hold_their_weights_transposed_are_merged(tmp_path):
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    tokenizer = make_tiny_tokenizer()
-    torch.manual_seed(0)
-    folder = tmp_path / "gpt2"
-    GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.4)
-    ).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    shape = {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.4}
+    folder = make_tiny_model(tmp_path / "gpt2", model_type="gpt2", **shape)
     config = LoraConfig(r=4, target_modules=["c_attn", "c_proj"], fan_in_fan_out=True, task_type="CAUSAL_LM")
     adapter = make_adapter(folder, tmp_path / "adapter", config)
-    prefixed = (
-        "transformer." if any(key.startswith("transformer.") for key in load_file(folder / "model.safetensors")) else ""
-    )
-    assert prefixed, "the file must name its tensors as the model does"
+    assert all(name.startswith("transformer.") for name in load_file(folder / "model.safetensors"))
 
-    merged_model = merge_into(tmp_path / "merged", folder, plan_weights(adapter, config))
+    merged_model = merge_into(tmp_path / "merged", folder, plan_weights(adapter))
 
     model = AutoModelForCausalLM.from_pretrained(merged_model)
     torch.testing.assert_close(logits(model), logits(peft_merged(folder, adapter)), rtol=1e-4, atol=1e-4)
@@ -118,14 +107,14 @@ def test_layers_that_hold_their_weights_transposed_are_merged(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_weights_are_rounded_once_to_the_chosen_precision(base, tmp_path, dtype):
     adapter = make_adapter(base, tmp_path / "adapter", lora())
-    merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter, lora()), dtype)
+    merged_model = merge_into(tmp_path / "merged", base, plan_weights(adapter), dtype)
 
-    written = load_file(merged_model / "model.safetensors")
+    tensors = load_file(merged_model / "model.safetensors")
     exact = dict(peft_merged(base, adapter).named_parameters())
 
-    assert {tensor.dtype for tensor in written.values()} == {dtype}
+    assert {tensor.dtype for tensor in tensors.values()} == {dtype}
     name = "model.layers.0.self_attn.q_proj.weight"
-    torch.testing.assert_close(written[name], exact[name].detach().to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
+    torch.testing.assert_close(tensors[name], exact[name].detach().to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
 
 
 def test_a_model_of_several_files_is_divided_again_and_loads(tmp_path, base):
@@ -134,7 +123,7 @@ def test_a_model_of_several_files_is_divided_again_and_loads(tmp_path, base):
     shutil.copytree(base, tmp_path / "copy")
     adapter = make_adapter(base, tmp_path / "adapter", lora())
 
-    merged_model = merge_into(tmp_path / "merged", sharded, plan_weights(adapter, lora()), shard=60_000)
+    merged_model = merge_into(tmp_path / "merged", sharded, plan_weights(adapter), shard=60_000)
 
     index = json.loads((merged_model / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in merged_model.glob("*.safetensors"))
@@ -148,7 +137,7 @@ def test_only_one_tensor_is_in_memory_at_a_time(base, tmp_path):
     import weakref
 
     adapter = make_adapter(base, tmp_path / "adapter", lora())
-    merge = plan_merge(plan_weights(adapter, lora()), BaseFiles.open(base, "base"), torch.float32)
+    merge = plan_merge(plan_weights(adapter), BaseFiles.open(base, "base"), torch.float32)
     living: list[weakref.ref] = []
     most = 0
 
@@ -171,9 +160,9 @@ def test_what_the_files_do_not_show_is_distinguished(base, tmp_path):
     on_embedding = make_adapter(base, tmp_path / "embedding", lora(target_modules=["embed_tokens"]))
 
     with pytest.raises(NotByTensorError, match="bias"):
-        plan_merge(plan_weights(with_bias, lora()), BaseFiles.open(base, "base"), None)
+        plan_merge(plan_weights(with_bias), BaseFiles.open(base, "base"), None)
     with pytest.raises(NotByTensorError, match="lora_embedding"):
-        plan_merge(plan_weights(on_embedding, lora()), BaseFiles.open(base, "base"), None)
+        plan_merge(plan_weights(on_embedding), BaseFiles.open(base, "base"), None)
 
 
 def test_a_base_whose_files_are_quantized_is_refused(base, tmp_path):
@@ -186,7 +175,7 @@ def test_a_base_whose_files_are_quantized_is_refused(base, tmp_path):
     text = json.dumps(header).encode()
     (copy / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
 
-    with pytest.raises(ModelError, match="holds F4 weights, which cannot be merged into"):
+    with pytest.raises(ModelError, match="has F4 weights, which cannot be merged into"):
         BaseFiles.open(copy, "packed")
 
 
@@ -196,10 +185,10 @@ def test_what_was_trained_of_a_tied_pair_is_no_longer_tied(tmp_path, saved):
     config = lora(modules_to_save=saved)
     adapter = make_adapter(base, tmp_path / "adapter", config)
     live = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), adapter)
-    merge = plan_merge(plan_weights(adapter, config), BaseFiles.open(base, "base"), torch.float32)
-    ties = tied_weights(base)
+    merge = plan_merge(plan_weights(adapter), BaseFiles.open(base, "base"), torch.float32)
+    tied_names = tied_weights(base)
 
-    assert ties == {"lm_head.weight": "model.embed_tokens.weight"}
+    assert tied_names == {"lm_head.weight": "model.embed_tokens.weight"}
     assert untie_changed(merge)
     merged = tmp_path / "merged"
     merged.mkdir()
@@ -216,7 +205,7 @@ def test_what_was_trained_of_a_tied_pair_is_no_longer_tied(tmp_path, saved):
 def test_a_tied_pair_that_no_adapter_touches_stays_tied(tmp_path):
     base = make_tiny_model(tmp_path / "base", tie_word_embeddings=True)
     merge = plan_merge(
-        plan_weights(make_adapter(base, tmp_path / "adapter", lora()), lora()), BaseFiles.open(base, "base"), None
+        plan_weights(make_adapter(base, tmp_path / "adapter", lora())), BaseFiles.open(base, "base"), None
     )
 
     assert not untie_changed(merge)

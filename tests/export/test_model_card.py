@@ -43,17 +43,21 @@ def card_of(run, kind="adapter", checkpoint=None, base=PUBLISHED) -> str:
     return write_card(plan, kind, "ada/my-run", base, run=run.folder.path, checkpoint=checkpoint)
 
 
-def evaluate(run, checkpoint=None) -> None:
+def evaluate(run) -> None:
     result = EvaluationResult(
-        losses={"base": BranchLoss.of(2.0, 100), "tuned": BranchLoss.of(1.0, 100)},
+        losses={"base": BranchLoss.from_loss(2.0, 100), "tuned": BranchLoss.from_loss(1.0, 100)},
         rows=40,
         scores={
             "base": MeanScores(exact=0.0, rouge_l=0.2, chrf=0.25, rows=20),
             "tuned": MeanScores(exact=0.5, rouge_l=0.75, chrf=0.8, rows=20),
         },
-        general_losses={"base": BranchLoss.of(3.0, 4000), "tuned": BranchLoss.of(3.12, 4000)},
+        general_losses={"base": BranchLoss.from_loss(3.0, 4000), "tuned": BranchLoss.from_loss(3.12, 4000)},
     )
-    file = evaluation_file(run.folder.path, checkpoint)
+    save_evaluation(run, result)
+
+
+def save_evaluation(run, result: EvaluationResult) -> None:
+    file = evaluation_file(run.folder.path, None)
     file.parent.mkdir(exist_ok=True)
     file.write_text(result.model_dump_json())
 
@@ -123,17 +127,17 @@ def test_the_curve_holds_the_mean_of_each_stretch(home):
 
 
 def test_data_is_reported_without_its_folder():
-    def named(source: str, **mix: float):
+    def dataset_of(source: str, **mix: float):
         values = {"model": {"id": "m"}, "dataset": {"source": source, "mix": mix}}
         return config_from_mapping(values).dataset
 
-    assert data_names(named("/home/ada/secret/rows.jsonl")) == ("rows.jsonl",)
-    assert data_names(named("secret/rows.csv.gz")) == ("rows.csv.gz",)
-    assert data_names(named("C:\\Users\\ada\\rows.jsonl")) == ("rows.jsonl",)
-    assert data_names(named("~/rows")) == ("rows",)
-    assert data_names(named("org/data", **{"sample:x": 1.0})) == ("org/data", "sample:x")
-    assert hub_datasets(named("org/data", **{"/home/ada/x.jsonl": 1.0})) == ("org/data",)
-    assert hub_datasets(named("sample:loratory-faq")) == ()
+    assert data_names(dataset_of("/home/ada/secret/rows.jsonl")) == ("rows.jsonl",)
+    assert data_names(dataset_of("secret/rows.csv.gz")) == ("rows.csv.gz",)
+    assert data_names(dataset_of("C:\\Users\\ada\\rows.jsonl")) == ("rows.jsonl",)
+    assert data_names(dataset_of("~/rows")) == ("rows",)
+    assert data_names(dataset_of("org/data", **{"sample:x": 1.0})) == ("org/data", "sample:x")
+    assert hub_datasets(dataset_of("org/data", **{"/home/ada/x.jsonl": 1.0})) == ("org/data",)
+    assert hub_datasets(dataset_of("sample:loratory-faq")) == ()
 
 
 @pytest.mark.parametrize("ending", [*DATA_ENDINGS, *(f"{ending}.gz" for ending in DATA_ENDINGS), ".zip"])
@@ -180,9 +184,7 @@ def test_a_run_on_preferences_tells_its_objective_and_what_it_prefers(home):
 def test_a_preferred_run_tells_its_start_and_its_held_out_pairs(home):
     start = make_run(home, run__name="faq | rank 16")
     run = make_run(home, training__objective="dpo", training__beta=0.2, adapter__warm_start=start.id)
-    file = evaluation_file(run.folder.path, None)
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(a_preference_evaluation().model_dump_json())
+    save_evaluation(run, a_preference_evaluation())
 
     card = card_of(run)
 
@@ -199,9 +201,7 @@ def test_a_preferred_run_tells_its_start_and_its_held_out_pairs(home):
 
 def test_a_run_on_ratings_tells_its_accuracy_and_rewards(home):
     run = make_run(home, training__objective="kto")
-    file = evaluation_file(run.folder.path, None)
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(a_rated_evaluation().model_dump_json())
+    save_evaluation(run, a_rated_evaluation())
 
     card = card_of(run)
 

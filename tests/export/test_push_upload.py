@@ -17,7 +17,7 @@ from tests.hub.server import TOKEN, Fault
 
 NAME = "ada/my-adapter"
 ATTEMPTS = 3
-LIBRARYS_OWN = ("preupload", "batch", "put")  # what huggingface_hub asks for again by itself
+LIBRARYS_OWN = ("preupload", "batch", "put")  # requests that huggingface_hub retries
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ class Pusher:
     def push(self, folder, name=NAME, **settings):
         order = UploadOrder(folder=folder, repository=name, settings=PushConfig(**settings), message="Push my run")
         push = HubPush(self._api(), lambda progress: self.messages.append(progress.message), self._retry_policy)
-        push.accounts()
+        push.check(name, order.settings)
         return push.upload(order)
 
 
@@ -58,17 +58,6 @@ def test_an_adapter_arrives_private_in_one_commit(hub, tmp_path):
     assert result.url == f"{hub.address}/{NAME}"
     assert {file.name for file in result.files} == ADAPTER_FILES
     assert hub.unauthorized_uploads == []  # storage is not the Hub, and gets no token
-
-
-def test_a_merged_model_arrives_with_all_its_shards(hub, tmp_path):
-    folder = merged_folder(tmp_path / "out", shards=3)
-
-    result = Pusher(hub).push(folder, kind="merged", private=False)
-
-    repository = hub.repositories[NAME]
-    assert not repository.private
-    assert not result.private
-    assert set(repository.files()) == {path.name for path in folder.iterdir()}
 
 
 def test_only_files_of_the_allow_list_are_sent(hub, tmp_path):
@@ -96,15 +85,15 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("step", "status", "kind", "said"), REFUSALS)
-def test_a_refusal_is_reported_at_once_and_leaves_nothing_finished(hub, tmp_path, step, status, kind, said):
+@pytest.mark.parametrize(("step", "status", "kind", "message"), REFUSALS)
+def test_a_refusal_is_reported_at_once_and_leaves_nothing_finished(hub, tmp_path, step, status, kind, message):
     hub.faults = [Fault(step, status, times=9)]
     pusher = Pusher(hub)
 
     with pytest.raises(kind) as error_info:
         pusher.push(adapter_folder(tmp_path / "out"))
 
-    assert said in error_info.value.what
+    assert message in error_info.value.what
     assert error_info.value.fix
     assert TOKEN not in str(error_info.value)
     assert pusher.waits == []
@@ -128,8 +117,8 @@ def test_what_passes_is_waited_for(hub, tmp_path, step, what):
     reason = {429: "Rate limited by the Hub (HTTP 429", "reset": "cannot be reached"}.get(
         what, f"out of order (HTTP {what}"
     )
-    reported = [message for message in pusher.messages if reason in message and "Trying again in 1 s." in message]
-    assert len(reported) == len(pusher.waits)
+    retries = [message for message in pusher.messages if reason in message and "Trying again in 1 s." in message]
+    assert len(retries) == len(pusher.waits)
     assert not any(TOKEN in message for message in pusher.messages)
 
 
@@ -140,15 +129,15 @@ ENDS = [
 ]
 
 
-@pytest.mark.parametrize(("what", "said", "fix"), ENDS)
+@pytest.mark.parametrize(("what", "message", "fix"), ENDS)
 @pytest.mark.parametrize("step", ["put", "commit"])
-def test_patience_ends_and_nothing_is_called_finished(hub, tmp_path, step, what, said, fix):
+def test_patience_ends_and_nothing_is_called_finished(hub, tmp_path, step, what, message, fix):
     hub.faults = [Fault(step, what, times=99)]
 
     with pytest.raises(HubUnreachableError) as error_info:
         Pusher(hub).push(adapter_folder(tmp_path / "out"))
 
-    assert said in error_info.value.what
+    assert message in error_info.value.what
     assert fix in error_info.value.fix
     assert hub.repositories[NAME].files() == {}
     assert step == "put" or hub.requests[step] == ATTEMPTS
@@ -165,23 +154,14 @@ def test_the_hub_reports_how_long_to_wait(hub, tmp_path, headers):
     assert "Rate limited by the Hub (HTTP 429: refused with …). Trying again in 7 s." in pusher.messages
 
 
-def test_an_hour_is_not_waited_for_but_said(hub, tmp_path):
-    hub.faults = [Fault("commit", 429, headers={"Retry-After": "3600"})]
-    pusher = Pusher(hub)
-
-    with pytest.raises(HubUnreachableError, match="Wait 60 minutes, then try again"):
-        pusher.push(adapter_folder(tmp_path / "out"))
-    assert pusher.waits == []
-
-
 def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
     folder = merged_folder(tmp_path / "out", shards=4)
     last = hashlib.sha256((folder / "model-00004-of-00004.safetensors").read_bytes()).hexdigest()
-    arrived = threading.Event()
+    is_repaired = threading.Event()
     real = hub._put
 
     def fails_at_the_last(request):
-        if request.name == last and not arrived.is_set():
+        if request.name == last and not is_repaired.is_set():
             return 500, {"error": "full"}
         return real(request)
 
@@ -189,7 +169,7 @@ def test_a_second_push_sends_only_what_is_missing(hub, tmp_path):
     with pytest.raises(HubUnreachableError):
         Pusher(hub).push(folder, kind="merged")
     sent_before = list(hub.put)
-    arrived.set()
+    is_repaired.set()
 
     Pusher(hub).push(folder, kind="merged")
 
@@ -202,10 +182,10 @@ def test_pushing_the_same_again_commits_nothing(hub, tmp_path):
     folder = adapter_folder(tmp_path / "out")
     first = Pusher(hub).push(folder)
 
-    sent = list(hub.put)
+    sent_files = list(hub.put)
 
     assert Pusher(hub).push(folder).commit == first.commit
-    assert hub.put == sent
+    assert hub.put == sent_files
     assert len(hub.repositories[NAME].messages) == 1
 
 
@@ -221,12 +201,12 @@ def test_a_commit_whose_answer_was_lost_is_found_and_not_repeated(hub, tmp_path)
 
 def test_weights_of_an_earlier_push_do_not_stay_next_to_the_new_ones(hub, tmp_path):
     Pusher(hub).push(merged_folder(tmp_path / "one", shards=3), kind="merged")
-    stored = hub.repositories[NAME]
-    stored.commits[stored.branches["main"]]["notes.md"] = Blob(b"mine", is_large=False)
+    repository = hub.repositories[NAME]
+    repository.commits[repository.branches["main"]]["notes.md"] = Blob(b"mine", is_large=False)
 
     Pusher(hub).push(merged_folder(tmp_path / "two", shards=2), kind="merged")
 
-    names = set(stored.files())
+    names = set(repository.files())
     assert names == {path.name for path in (tmp_path / "two").iterdir()} | {"notes.md"}
 
 
@@ -234,7 +214,7 @@ def test_an_adapter_and_a_model_are_not_mixed(hub, tmp_path):
     Pusher(hub).push(merged_folder(tmp_path / "one"), kind="merged")
     before = hub.repositories[NAME].files()
 
-    with pytest.raises(PushError, match="ada/my-adapter already holds a complete model"):
+    with pytest.raises(PushError, match="ada/my-adapter already has a complete model"):
         Pusher(hub).push(adapter_folder(tmp_path / "two"))
     assert hub.repositories[NAME].files() == before
 
@@ -242,18 +222,9 @@ def test_an_adapter_and_a_model_are_not_mixed(hub, tmp_path):
 def test_what_is_to_be_private_is_not_put_into_a_public_repository(hub, tmp_path):
     hub.repositories[NAME] = StoredRepository(private=False)
 
-    with pytest.raises(PushError, match="exists and is public, and this push is to be private"):
+    with pytest.raises(PushError, match="is public, but this push should be private"):
         Pusher(hub).push(adapter_folder(tmp_path / "out"))
     assert hub.put == []
-
-
-def test_a_private_repository_stays_private_and_reports_it(hub, tmp_path):
-    hub.repositories[NAME] = StoredRepository(private=True)
-
-    result = Pusher(hub).push(adapter_folder(tmp_path / "out"), private=False)
-
-    assert result.private
-    assert any("was private already and stays so" in note for note in result.notes)
 
 
 def test_a_branch_is_made_and_main_is_left_alone(hub, tmp_path):
@@ -285,34 +256,6 @@ def test_a_refusal_of_the_native_uploader_is_one_of_the_hub(hub, tmp_path, monke
     assert hub.repositories[NAME].files() == {}
 
 
-def test_a_wrong_token_and_a_foreign_owner_are_distinguished(hub, tmp_path):
-    folder = adapter_folder(tmp_path / "out")
-
-    with pytest.raises(PushError, match="does not accept your token") as error_info:
-        Pusher(hub, token="hf_wrong" * 4).push(folder)
-    assert "write access" in error_info.value.fix
-    with pytest.raises(PushError, match="does not let your token write to someone/else"):
-        Pusher(hub).push(folder, name="someone/else")
-
-
-def test_no_answer_at_all_is_reported(monkeypatch, tmp_path):
-    with OwnHub() as gone:
-        address = gone.address
-    monkeypatch.setattr(constants, "ENDPOINT", address)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-
-    with pytest.raises(HubUnreachableError, match="The Hub cannot be reached for "):
-        Pusher(gone).push(adapter_folder(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("token", [TOKEN, "hf_oauth_eyJhbGciOi.J9-x_y", "a token of another kind"])
-def test_the_words_of_a_server_are_shown_without_a_token(token):
-    words = quoted(f"Forbidden for {token}\x1b[31m.", token if " " in token else "another")
-
-    assert words.startswith(": Forbidden for …")
-    assert "eyJ" not in words
-
-
 def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):
     secret = "hf_secret\nwith-a-line"
 
@@ -320,3 +263,29 @@ def test_a_token_that_cannot_be_sent_is_not_quoted(hub, tmp_path):
         Pusher(hub, token=secret).push(adapter_folder(tmp_path / "out"))
     assert "secret" not in str(error_info.value)
     assert error_info.value.__suppress_context__
+
+
+def test_an_hour_is_not_waited_for_but_said(hub, tmp_path):
+    hub.faults = [Fault("commit", 429, headers={"Retry-After": "3600"})]
+    pusher = Pusher(hub)
+
+    with pytest.raises(HubUnreachableError, match="Wait 60 minutes, then try again"):
+        pusher.push(adapter_folder(tmp_path / "out"))
+    assert pusher.waits == []
+
+
+def test_a_private_repository_stays_private_and_reports_it(hub, tmp_path):
+    hub.repositories[NAME] = StoredRepository(private=True)
+
+    result = Pusher(hub).push(adapter_folder(tmp_path / "out"), private=False)
+
+    assert result.private
+    assert any("was private already and stays private" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("token", [TOKEN, "hf_oauth_eyJhbGciOi.J9-x_y", "a token of another kind"])
+def test_the_words_of_a_server_are_shown_without_a_token(token):
+    text = quoted(f"Forbidden for {token}\x1b[31m.", token if " " in token else "another")
+
+    assert text.startswith(": Forbidden for …")
+    assert "eyJ" not in text

@@ -128,9 +128,10 @@ def test_the_rows_are_the_tokens_masks_and_split_of_the_run(name, tiny_model_fol
     data = prepared(config, home)
     measured = choose_rows(data, PlanSettings(config.training)).held_out if config.dataset.eval_fraction else []
     for rows, expected in ((script.train, data.train), (script.held_out, measured)):
-        assert [{key: row[key] for key in as_in_script(one)} for row, one in zip(rows, expected, strict=True)] == [
-            as_in_script(one) for one in expected
-        ]
+        assert [
+            {key: written_row[key] for key in as_in_script(row)}
+            for written_row, row in zip(rows, expected, strict=True)
+        ] == [as_in_script(row) for row in expected]
     assert bool(script.held_out) == (config.dataset.eval_fraction > 0)
 
 
@@ -166,10 +167,10 @@ def test_a_script_takes_the_rows_in_the_runs_order(
         ]
         assert len(batches) == len(script.names["Batches"](script.train, None))
         steps = [[row for batch in batches[start : start + 3] for row in batch] for start in range(0, len(batches), 3)]
-        planned = [[row for one in step.passes for row in one.rows] for step in planner.steps(epoch)]
+        planned = [[row for planned_pass in step.passes for row in planned_pass.rows] for step in planner.steps(epoch)]
         assert [sorted(step) for step in steps] == [sorted(step) for step in planned]
         if batching == "padded":
-            assert batches == [list(one.rows) for step in planner.steps(epoch) for one in step.passes]
+            assert batches == [list(planned_pass.rows) for step in planner.steps(epoch) for planned_pass in step.passes]
 
 
 @pytest.mark.parametrize(
@@ -188,10 +189,12 @@ def test_the_mismatched_answers_of_a_step_are_those_of_the_run(
     script = Exact(config, home, tmp_path / "exact")
     objective = TRAINING_OBJECTIVES["kto"](config.training)
     settings = PlanSettings(config.training, "padded" if attention == "eager" else "joined")
-    taken: list[list[int]] = []
-    mismatched = objective.mismatched_sequence
+    kl_ids: list[list[int]] = []
+    original = objective.mismatched_sequence
     monkeypatch.setattr(
-        objective, "mismatched_sequence", lambda *pair: taken.append((one := mismatched(*pair)).input_ids) or one
+        objective,
+        "mismatched_sequence",
+        lambda *pair: kl_ids.append((sequence := original(*pair)).input_ids) or sequence,
     )
     data = prepared(config, home)
     steps = StepBatches(data.train, TrainerSetup(settings, 0, objective=objective))
@@ -199,7 +202,7 @@ def test_the_mismatched_answers_of_a_step_are_those_of_the_run(
     for planned in EpochPlanner(data.train.lengths(), settings).steps(1):
         steps.__getitems__(planned)
 
-    assert [row["kl_ids"] for batch in script.names["Batches"](script.train, lambda: 1) for row in batch] == taken
+    assert [row["kl_ids"] for batch in script.names["Batches"](script.train, lambda: 1) for row in batch] == kl_ids
 
 
 @pytest.mark.exhaustive(quick=4)
@@ -240,15 +243,15 @@ def test_a_script_trains_no_first_token_from_virtual_tokens_as_the_run_does_not(
     assert batch["labels"].tolist() == [[first[0], 6, 7], [first[1], -100, -100]]
 
 
-@pytest.mark.parametrize("begun", ["padded", "joined"])
-def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_model_folder, home, tmp_path, begun):
+@pytest.mark.parametrize("batching", ["padded", "joined"])
+def test_a_script_orders_rows_as_the_run_began_wherever_it_was_resumed(tiny_model_folder, home, tmp_path, batching):
     config = make_config(tiny_model_folder, str(write_lines(tmp_path / "chat.jsonl", CHAT)))
     run = RunFolder(tmp_path / "run")
     run.path.mkdir()
     training = TrainingConfig(
         seed=7, per_device_train_batch_size=2, gradient_accumulation_steps=3, train_sampling_strategy="group_by_length"
     )
-    plan = row_plan(PlanSettings(training, begun), "rows")
+    plan = row_plan(PlanSettings(training, batching), "rows")
     write_checkpoint(
         run.checkpoints,
         Manifest(step=5, files={}, row_plan=plan),
@@ -302,8 +305,8 @@ def test_the_command_writes_each_form_and_overwrites_nothing(home, tiny_model_fo
     assert run_command(chosen, modules) == 0
     assert "SFTTrainer" in capsys.readouterr().out
     assert run_command([*chosen, "--yaml"], modules) == 0
-    printed = config_from_mapping(mapping_from_yaml(capsys.readouterr().out))
-    assert printed.training == find_preset("quickstart-cpu").load().training
+    config = config_from_mapping(mapping_from_yaml(capsys.readouterr().out))
+    assert config.training == find_preset("quickstart-cpu").load().training
     (tmp_path / "mine.py").write_text("mine")
     assert run_command([*chosen, "--out", str(tmp_path / "mine.py")], modules) == 1
     assert "mine.py cannot be written (File exists)" in capsys.readouterr().err

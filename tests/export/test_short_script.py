@@ -31,7 +31,7 @@ def short_script_of(config, home) -> str:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("preset", [preset.name for preset in list_presets()])
 def test_the_short_form_of_every_preset_is_short_and_whole(preset, home, tmp_path):
-    config = next(one for one in list_presets() if one.name == preset).load()
+    config = next(candidate for candidate in list_presets() if candidate.name == preset).load()
     try:
         text = short_script_of(config, home)
     except EngineError:  # its data is on the Hub: the same settings on rows that are here
@@ -65,13 +65,13 @@ def test_short_scripts_train(tiny_model_folder, home, tmp_path, monkeypatch):
         config = make_config(tiny_model_folder, str(source), {"max_steps": 2, "max_length": 64, **training})
         (tmp_path / f"{name}.py").write_text(short_script_of(config, home))
 
-    written = run_alone("-c", ONE_BY_ONE, tmp_path / "answers.py", tmp_path / "pairs.py", folder=tmp_path)
+    output = run_alone("-c", ONE_BY_ONE, tmp_path / "answers.py", tmp_path / "pairs.py", folder=tmp_path)
 
     merged = [folder for folder in tmp_path.iterdir() if folder.name.endswith("-merged")]
     assert len(merged) == 2
     assert all((folder / "model.safetensors").is_file() for folder in merged)
-    assert written.count("train_loss") == 2
-    assert "rewards/margins" in written
+    assert output.count("train_loss") == 2
+    assert "rewards/margins" in output
 
 
 def test_rows_that_tutorials_cannot_read_are_refused(tiny_model_folder, home, tmp_path):
@@ -108,7 +108,7 @@ OTHERS: dict[str, dict[str, object]] = {
 
 
 def other_value(name: str) -> dict[str, object]:
-    """A value of a setting that differs from its default."""
+    """Return a value of a setting that differs from its default."""
     default = TrainingConfig.model_fields[name].default
     if name in OTHERS:
         return OTHERS[name]
@@ -119,7 +119,7 @@ MODEL = ModelFacts("a/b", "bfloat16", on_cpu=False)
 
 
 def both_forms(config, home) -> tuple[str, str]:
-    """The short form, and the exact one without its rows."""
+    """Return the short form, and the exact one without its rows."""
     facts = ScriptFacts(config, MODEL)
     exact = render(
         facts.objective.name, facts=facts, head=exact_head(facts, []), accumulate=1, exact_arguments=facts.exact_arguments,
@@ -132,7 +132,9 @@ def both_forms(config, home) -> tuple[str, str]:
 @pytest.mark.parametrize("name", TrainingConfig.model_fields)
 def test_every_training_setting_reaches_both_forms_or_the_list_of_exceptions(name, home, tmp_path):
     # What an objective alone reads shows in a script of that objective.
-    reads = next((one for one in OBJECTIVES.values() if name in one.settings), None)
+    reads = next(
+        (objective_traits for objective_traits in OBJECTIVES.values() if name in objective_traits.settings), None
+    )
     objective = reads.name if reads is not None else "dpo" if name == "objective" else "sft"
     source = str(write_lines(tmp_path / "rows.jsonl", ROWS[objective]))
     base = {"objective": objective} | ({"loss_type": ["sigmoid"]} if reads is not None and objective == "dpo" else {})
@@ -170,7 +172,7 @@ def test_short_scripts_are_whole_for_every_method_and_objective(method, objectiv
 
 
 @pytest.mark.parametrize(
-    ("value", "written"),
+    ("value", "source"),
     [
         ('a "b"', '"a \\"b\\""'),
         ("é\n", '"é\\n"'),
@@ -178,8 +180,8 @@ def test_short_scripts_are_whole_for_every_method_and_objective(method, objectiv
         ("\u2028", '"\\u2028"'),
     ],
 )
-def test_values_are_written_as_python(value, written):
-    assert literal(value) == written
+def test_values_are_written_as_python(value, source):
+    assert literal(value) == source
     assert eval(literal(value)) == value
 
 
@@ -233,9 +235,9 @@ def test_a_short_script_reads_preferences_as_the_run_does(row, objective, tiny_m
 
     result = [names["to_preference"](line) for line in lines]
 
-    asked, good, bad = (
-        {"role": role, "content": words}
-        for role, words in (("user", "Q 3?"), ("assistant", "good 3"), ("assistant", "bad 3"))
+    question, good, bad = (
+        {"role": role, "content": content}
+        for role, content in (("user", "Q 3?"), ("assistant", "good 3"), ("assistant", "bad 3"))
     )
     answers = {"completion": [good], "label": True} if objective == "kto" else {"chosen": [good], "rejected": [bad]}
-    assert result[3] == {"prompt": [asked], **answers}
+    assert result[3] == {"prompt": [question], **answers}

@@ -9,9 +9,9 @@ import torch
 from engine.chat.contract import ChatTarget, PromptView
 from engine.chat.target import plan_load
 from engine.chat.worker.answer import load_chat_tokenizer, render_prompt
-from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights
+from engine.chat.worker.weights import BranchWeights, ModelSpec, Weights
 from engine.data.conversation import Message
-from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, record
+from engine.export.worker.verify import ANSWER_TOKENS, QUESTIONS, draft_answers, record_answer
 from engine.hardware.processor import describe_processor
 from tests.chat.tiny_adapters import ia3, lora, prefix_tuning
 from tests.export.exporting import write_run
@@ -28,12 +28,12 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def branches(base, tmp_path_factory):
-    """The tuned branch of a run of each method, and the prompts as it reads them."""
+    """Return the tuned branch of a run of each method, and the prompts as it reads them."""
 
     def load(method: str) -> tuple[BranchWeights, list[PromptView]]:
         run = write_run(tmp_path_factory.mktemp("run"), base, METHODS[method](), method)
-        place = ModelPlace(base, "base", describe_processor(), torch.float32)
-        weights = Weights(plan_load(ChatTarget.of_run(run)), place, lambda _: None)
+        spec = ModelSpec(base, "base", describe_processor(), torch.float32)
+        weights = Weights(plan_load(ChatTarget.of_run(run)), spec, lambda _: None)
         tokenizer = load_chat_tokenizer([run / "adapter"], base, "base")
         prompts = [render_prompt((Message("user", question),), tokenizer) for question in QUESTIONS]
         return weights.branch("tuned"), prompts
@@ -46,37 +46,41 @@ def count_passes(branch: BranchWeights, monkeypatch) -> list[int]:
     passes: list[int] = []
     forward = branch.holder.model.forward
 
-    def counted(*args: object, **kwargs: Any) -> object:
+    def counting_forward(*args: object, **kwargs: Any) -> object:
         passes.append(kwargs["input_ids"].shape[1])
         return forward(*args, **kwargs)
 
-    monkeypatch.setattr(branch.holder.model, "forward", counted)
+    monkeypatch.setattr(branch.holder.model, "forward", counting_forward)
     return passes
 
 
 @pytest.mark.parametrize("method", ["lora", "ia3"])
 def test_drafts_are_nearly_always_the_answer_and_then_one_pass_tells_it(method, branches, monkeypatch):
     branch, prompts = branches(method)
-    written = [record(branch, prompt, NO_END, ()) for prompt in prompts]
-    assert all(len(one.answer) == ANSWER_TOKENS for one in written)
-    assert len({one.answer for one in written}) > len(prompts) / 2  # they are answers, and not one word for all
+    references = [record_answer(branch, prompt, NO_END, ()) for prompt in prompts]
+    assert all(len(reference.answer) == ANSWER_TOKENS for reference in references)
+    assert (
+        len({reference.answer for reference in references}) > len(prompts) / 2
+    )  # they are answers, and not one word for all
 
     drafts = draft_answers(branch, prompts, NO_END, ANSWER_TOKENS)
-    right = [number for number, one in enumerate(written) if drafts[number] == one.answer]
+    right = [number for number, reference in enumerate(references) if drafts[number] == reference.answer]
     passes = count_passes(branch, monkeypatch)
-    records = [record(branch, prompts[number], NO_END, drafts[number]) for number in right]
+    records = [record_answer(branch, prompts[number], NO_END, drafts[number]) for number in right]
 
     assert len(right) >= len(prompts) - 2  # padding adds in another order, which turns a near tie
     assert len(passes) == len(right)
-    assert [one.answer for one in records] == [written[number].answer for number in right]
-    assert all(torch.equal(one.logits, written[number].logits) for one, number in zip(records, right, strict=True))
+    assert [record.answer for record in records] == [references[number].answer for number in right]
+    assert all(
+        torch.equal(record.logits, references[number].logits) for record, number in zip(records, right, strict=True)
+    )
 
 
 def test_with_prefix_tuning_nothing_is_drafted(branches):
     branch, prompts = branches("prefix_tuning")
 
     assert draft_answers(branch, prompts, NO_END, ANSWER_TOKENS) == [()] * len(prompts)
-    assert len(record(branch, prompts[0], NO_END, ()).answer) == ANSWER_TOKENS
+    assert len(record_answer(branch, prompts[0], NO_END, ()).answer) == ANSWER_TOKENS
 
 
 @pytest.mark.exhaustive(quick=2)
@@ -84,46 +88,41 @@ def test_with_prefix_tuning_nothing_is_drafted(branches):
 @pytest.mark.parametrize("wrong_place", [0, 5, ANSWER_TOKENS - 1])
 def test_a_draft_that_goes_astray_changes_nothing(method, wrong_place, branches):
     branch, prompts = branches(method)
-    written = record(branch, prompts[0], NO_END, ())
-    draft = list(written.answer)
+    reference = record_answer(branch, prompts[0], NO_END, ())
+    draft = list(reference.answer)
     draft[wrong_place] = (draft[wrong_place] + 1) % 100
 
-    records = record(branch, prompts[0], NO_END, draft)
+    records = record_answer(branch, prompts[0], NO_END, draft)
 
-    assert records.answer == written.answer
-    assert torch.equal(records.logits, written.logits)
+    assert records.answer == reference.answer
+    assert torch.equal(records.logits, reference.logits)
 
 
 def test_an_answer_ends_with_the_token_that_ends_it(branches):
     branch, prompts = branches("lora")
-    whole = record(branch, prompts[0], NO_END, ()).answer
-    last = next(place for place in range(3, ANSWER_TOKENS) if whole[place] not in whole[:place])
+    whole = record_answer(branch, prompts[0], NO_END, ()).answer
+    last = next(index for index in range(3, ANSWER_TOKENS) if whole[index] not in whole[:index])
     ends = frozenset({whole[last]})
 
     drafts = draft_answers(branch, prompts, ends, ANSWER_TOKENS)
 
-    assert drafts[0] == record(branch, prompts[0], ends, ()).answer == whole[: last + 1]
-    assert record(branch, prompts[0], ends, drafts[0]).answer == whole[: last + 1]
+    assert drafts[0] == record_answer(branch, prompts[0], ends, ()).answer == whole[: last + 1]
+    assert record_answer(branch, prompts[0], ends, drafts[0]).answer == whole[: last + 1]
     # A draft that ends too early, or not at all.
-    assert record(branch, prompts[0], ends, whole[:2]).answer == whole[: last + 1]
+    assert record_answer(branch, prompts[0], ends, whole[:2]).answer == whole[: last + 1]
     astray = [*whole[:last], (whole[last] + 1) % 100, 7]
-    assert record(branch, prompts[0], ends, astray).answer == whole[: last + 1]
+    assert record_answer(branch, prompts[0], ends, astray).answer == whole[: last + 1]
 
 
-@pytest.mark.parametrize(
-    "error",
-    [torch.cuda.OutOfMemoryError("CUDA out of memory."), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
-    ids=["cuda", "processor"],
-)
-def test_where_memory_holds_no_batch_it_is_written_token_by_token(error, branches, monkeypatch):
+def test_where_memory_holds_no_batch_it_is_written_token_by_token(branches, monkeypatch):
     branch, prompts = branches("lora")
-    written = [record(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]]
+    references = [record_answer(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]]
 
     def refuse(**_: Any) -> None:
-        raise error
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
     monkeypatch.setattr(branch.holder.model, "generate", refuse)
     drafts = draft_answers(branch, prompts[:2], NO_END, ANSWER_TOKENS)
 
     assert drafts == [(), ()]
-    assert [record(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]] == written
+    assert [record_answer(branch, prompt, NO_END, ()).answer for prompt in prompts[:2]] == references

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-from engine.export.vllm import look_at_adapter, names_for_vllm
+from engine.export.vllm import names_for_vllm, read_vllm_adapter
 from tests.chat.tiny_adapters import lora
 from tests.export.exporting import export, write_run
 from tests.tiny_model import make_tiny_model
@@ -49,18 +49,20 @@ def test_names_of_the_text_part_become_those_of_the_complete_model():
     assert len(set(names.values())) == len(ADAPTER)
 
 
-def test_an_adapter_of_qwen3_5_trained_as_text_would_be_ignored_under_the_names_of_peft():
+def test_vllm_would_ignore_an_adapter_of_qwen3_5_under_the_names_of_peft():
     config = AutoConfig.for_model("qwen3_5")
     config.text_config.num_hidden_layers, config.vision_config.depth = 4, 1
     config.text_config.layer_types = config.text_config.layer_types[:4]
     with torch.device("meta"):
         text = AutoModelForCausalLM.from_config(config)
         files = list(AutoModelForImageTextToText.from_config(config).state_dict())
-    written = list(get_peft_model_state_dict(get_peft_model(text, LoraConfig(r=2, target_modules="all-linear"))))
+    peft_names = list(get_peft_model_state_dict(get_peft_model(text, LoraConfig(r=2, target_modules="all-linear"))))
 
-    names = names_for_vllm(written, files)
+    names = names_for_vllm(peft_names, files)
 
-    assert not {name.removeprefix("base_model.model.").split(".lora_")[0] + ".weight" for name in written} & set(files)
+    assert not {name.removeprefix("base_model.model.").split(".lora_")[0] + ".weight" for name in peft_names} & set(
+        files
+    )
     read = {name.removeprefix("base_model.model.").split(".lora_")[0] + ".weight" for name in names.values()}
     assert read <= set(files)
 
@@ -69,8 +71,8 @@ def test_an_export_has_the_copy_that_vllm_reads(home, tmp_path):
     base = make_tiny_model(tmp_path / "base", tie_word_embeddings=False)
     run = write_run(tmp_path / "run", base, lora())
     tensors = load_file(base / "model.safetensors")
-    renamed = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in tensors.items()}
-    save_file(renamed, base / "model.safetensors", metadata={"format": "pt"})
+    tensors_of_files = {name.replace("model.", "model.language_model.", 1): tensor for name, tensor in tensors.items()}
+    save_file(tensors_of_files, base / "model.safetensors", metadata={"format": "pt"})
     config = json.loads((base / "config.json").read_text())
     (base / "config.json").write_text(json.dumps(config | {"text_config": {}}))
 
@@ -78,7 +80,7 @@ def test_an_export_has_the_copy_that_vllm_reads(home, tmp_path):
 
     assert {"vllm/adapter_config.json", "vllm/adapter_model.safetensors"} <= {file.name for file in result.files}
     assert any("which vLLM reads" in note for note in result.notes)
-    ours, copy = (load_file(tmp_path / "out" / place / "adapter_model.safetensors") for place in (".", "vllm"))
+    ours, copy = (load_file(tmp_path / "out" / folder / "adapter_model.safetensors") for folder in (".", "vllm"))
     for name, tensor in ours.items():
         assert torch.equal(
             copy[name.replace("base_model.model.model.", "base_model.model.model.language_model.")], tensor
@@ -88,12 +90,6 @@ def test_an_export_has_the_copy_that_vllm_reads(home, tmp_path):
 
 def test_names_that_are_the_files_own_stay():
     assert names_for_vllm([name.replace("model.layers", "model.language_model.layers") for name in ADAPTER], BASE) == {}
-
-
-def test_names_of_older_files_are_found_too():
-    older = [name.replace("model.language_model.", "language_model.model.") for name in BASE]
-
-    assert names_for_vllm(ADAPTER, older)[ADAPTER[0]].startswith("base_model.model.language_model.model.layers.0.")
 
 
 def test_a_vision_tower_with_the_same_layers_is_not_taken_for_the_text():
@@ -118,25 +114,25 @@ def test_names_that_lead_nowhere_are_unknown(base):
 def test_a_plain_model_is_read_as_it_is(tmp_path):
     base = base_in(tmp_path / "base", [name.replace("language_model.", "") for name in BASE])
 
-    report = look_at_adapter(adapter_in(tmp_path / "adapter"), base, "me/base")
+    report = read_vllm_adapter(adapter_in(tmp_path / "adapter"), base, "me/base")
 
     assert report.note == ""
     assert "--max-lora-rank 16 --lora-modules tuned=me/run\n" in report.section("me/run", "me/base")
 
 
 def test_the_card_names_the_folder_that_vllm_reads(tmp_path):
-    report = look_at_adapter(
+    report = read_vllm_adapter(
         adapter_in(tmp_path / "adapter", rank_pattern={"q_proj": 40}),
         base_in(tmp_path / "base", BASE, text_config={}),
         "base",
     )
 
     assert "--max-lora-rank 64 --lora-modules tuned=run/vllm" in report.section("run", "base")
-    assert "without a word" in report.note
+    assert "silently" in report.note
 
 
 def test_what_is_unknown_is_reported(tmp_path):
-    report = look_at_adapter(
+    report = read_vllm_adapter(
         adapter_in(tmp_path / "adapter"), base_in(tmp_path / "base", VISION, text_config={}), "base"
     )
 
@@ -144,7 +140,7 @@ def test_what_is_unknown_is_reported(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("config", "words"),
+    ("config", "reason"),
     [
         ({"use_dora": True}, "it uses DoRA"),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
@@ -153,8 +149,8 @@ def test_what_is_unknown_is_reported(tmp_path):
         ({"r": 1024}, "its rank 1024 is above 512"),
     ],
 )
-def test_what_vllm_refuses_is_reported(tmp_path, config, words):
-    report = look_at_adapter(adapter_in(tmp_path / "adapter", **config), base_in(tmp_path / "base", BASE), "base")
+def test_what_vllm_refuses_is_reported(tmp_path, config, reason):
+    report = read_vllm_adapter(adapter_in(tmp_path / "adapter", **config), base_in(tmp_path / "base", BASE), "base")
 
-    assert words in report.section("run", "base")
+    assert reason in report.section("run", "base")
     assert "vllm serve" not in report.section("run", "base")

@@ -8,7 +8,7 @@ import torch
 from engine.chat.contract import ChatRequest, ChatTarget
 from engine.chat.session import ChatSession
 from engine.chat.target import plan_load
-from engine.chat.worker.weights import ModelPlace, Weights
+from engine.chat.worker.weights import ModelSpec, Weights
 from engine.config.results import SamplingConfig
 from engine.data.conversation import Message
 from engine.hardware.processor import describe_processor
@@ -52,7 +52,7 @@ def run_of(base, tmp_path_factory):
 def logits_of(run, base, device, dtype):
     """Return the logits after each token of a fixed text, of base and tuned."""
     plan = plan_load(ChatTarget.of_run(run))
-    weights = Weights(plan, ModelPlace(base, "tiny", device, dtype), lambda _: None)
+    weights = Weights(plan, ModelSpec(base, "tiny", device, dtype), lambda _: None)
     with torch.inference_mode():
         return {name: weights.branch(name).logits_at(IDS, range(len(IDS))).cpu() for name in ("base", "tuned")}
 

@@ -1,6 +1,7 @@
-"""An endpoint that listens, for the official client to talk to; and a session that reports what a test wants."""
+"""An endpoint that listens, for the official client, and a session with scripted answers."""
 
 import contextlib
+import http.client
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -17,18 +18,26 @@ from tests.waiting import wait_until
 TARGET = ChatTarget.of_model(ModelConfig(id="org/model"))
 
 
+def send(address: str, method: str, path: str, body: bytes | str | None = None, **headers: str):
+    """Send a request; return status, text and headers of the answer, whose names are in lower case."""
+    connection = http.client.HTTPConnection(address, timeout=300)
+    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
+    response = connection.getresponse()
+    return response.status, response.read().decode(), {name.lower(): value for name, value in response.getheaders()}
+
+
 class ScriptedSession:
-    """Says prepared pieces, one token each; remembers what it was asked and whether someone wanted it to stop.
+    """Answers with prepared pieces, one token each; records requests and stops.
 
     Attributes:
-        pieces: What is said.
+        pieces: Of the answer.
         error: Raised instead of the first piece.
         error_at: Raised instead of the piece of this number.
         hold: Waited for before each piece but the first.
-        asked: Every request.
+        requests: Every request.
         stopped: Ids of requests that were stopped.
-        ended: How many answers are over.
-        at_once: How many answers are being written.
+        ended: Number of finished answers.
+        at_once: Number of running answers.
     """
 
     def __init__(self, pieces: tuple[str, ...] = ("Hel", "lo", "."), finish: str = "eos") -> None:
@@ -67,7 +76,7 @@ class ScriptedSession:
             context_length=100,
         )
 
-    def keep(self) -> bool:
+    def touch(self) -> bool:
         return self.phase == "ready"
 
     def stream(self, request: ChatRequest) -> Iterator[ChatChunk]:
@@ -111,12 +120,12 @@ class ScriptedSession:
 
 
 @contextlib.contextmanager
-def listening(served: ServedModel) -> Iterator[str]:
-    """Load and serve; gives the base URL that clients take."""
-    served.load()
+def listening(model: ServedModel) -> Iterator[str]:
+    """Load and serve a model; yield the base URL for clients."""
+    model.load()
     bound = bound_socket("127.0.0.1", 0)
     config = uvicorn.Config(
-        build_endpoint(served),
+        build_endpoint(model),
         log_config=None,
         access_log=False,
         lifespan="off",

@@ -1,7 +1,6 @@
 """Programs on this computer are answered; pages of other sites are not."""
 
 import asyncio
-import http.client
 import json
 import socket
 from urllib.parse import urlsplit
@@ -10,29 +9,26 @@ import pytest
 
 from engine.accounts.listener import bound_socket
 from engine.serve.model import ServedModel
-from tests.serve.running import TARGET, ScriptedSession, listening
+from tests.serve.running import TARGET, ScriptedSession, listening, send
 
 BODY = json.dumps({"model": "my-run", "messages": [{"role": "user", "content": "Hi"}]})
 JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def place():
+def address():
     with listening(ServedModel(ScriptedSession(), TARGET, "my-run")) as url:
         yield urlsplit(url).netloc
 
 
-def ask(place: str, method: str = "POST", path: str = "/v1/chat/completions", body=BODY, **headers: str):
-    connection = http.client.HTTPConnection(place, timeout=300)
-    connection.request(method, path, body, {name.replace("_", "-"): value for name, value in headers.items()})
-    response = connection.getresponse()
-    return response.status, response.read(), dict(response.getheaders())
+def post(address: str, **headers: str):
+    return send(address, "POST", "/v1/chat/completions", BODY, **headers)
 
 
-def test_a_program_is_answered(place):
-    assert ask(place, **JSON)[0] == 200
-    assert ask(place, Host="localhost:9", **JSON)[0] == 200
-    assert ask(place, **{"Content-Type": "application/json; charset=utf-8"})[0] == 200
+def test_a_program_is_answered(address):
+    assert post(address, **JSON)[0] == 200
+    assert post(address, Host="localhost:9", **JSON)[0] == 200
+    assert post(address, **{"Content-Type": "application/json; charset=utf-8"})[0] == 200
 
 
 @pytest.mark.parametrize(
@@ -49,30 +45,30 @@ def test_a_program_is_answered(place):
     ],
 )
 @pytest.mark.parametrize(("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/v1/models")])
-def test_a_page_of_another_site_is_not(place, headers, method, path):
-    status, body, answered = ask(place, method, path, **{**JSON, **headers})
+def test_a_page_of_another_site_is_not(address, headers, method, path):
+    status, body, answer_headers = send(address, method, path, BODY, **{**JSON, **headers})
 
     assert status == 403
     assert json.loads(body)["error"]["type"] == "invalid_request_error"
-    assert not [name for name in answered if name.lower().startswith("access-control")]
+    assert not [name for name in answer_headers if name.startswith("access-control")]
 
 
-def test_a_form_cannot_ask(place):
+def test_a_form_cannot_ask(address):
     for kind in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
-        assert ask(place, **{"Content-Type": kind})[0] == 415
+        assert post(address, **{"Content-Type": kind})[0] == 415
 
 
-def test_a_preflight_is_answered_without_a_permission(place):
-    status, _, headers = ask(
-        place,
+def test_a_preflight_is_answered_without_a_permission(address):
+    status, _, headers = send(
+        address,
         "OPTIONS",
-        body=None,
+        "/v1/chat/completions",
         Origin="https://evil.example",
         **{"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"},
     )
 
     assert status == 403
-    assert not [name for name in headers if name.lower().startswith("access-control")]
+    assert not [name for name in headers if name.startswith("access-control")]
 
 
 @pytest.mark.parametrize(
@@ -87,15 +83,15 @@ def test_a_preflight_is_answered_without_a_permission(place):
         ("POST", "/v1/chat/completions", " " * 8_000_001, 413),
     ],
 )
-def test_every_mistake_has_openais_form(place, method, path, body, status):
-    answered, content, _ = ask(place, method, path, body, **JSON)
+def test_every_mistake_has_openais_form(address, method, path, body, status):
+    answer_status, content, _ = send(address, method, path, body, **JSON)
 
-    assert answered == status
+    assert answer_status == status
     assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
 
 
-def test_health_reports_what_the_model_does(place):
-    assert json.loads(ask(place, "GET", "/health", None)[1]) == {"status": "ready"}
+def test_health_reports_what_the_model_does(address):
+    assert json.loads(send(address, "GET", "/health", None)[1]) == {"status": "ready"}
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

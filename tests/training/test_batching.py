@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from engine.config.load import config_from_mapping
 from engine.errors import ModelError
-from engine.export.script.model_facts import look_at_model
+from engine.export.script.model_facts import read_model_facts
 from engine.hardware.device import Device
 from engine.inspector.worker.architecture import read_attention
 from engine.inspector.worker.inventory import inventory_of
@@ -115,7 +115,7 @@ def test_trainer_estimate_and_script_agree(family, tiny_model, home, tmp_path):
 
     assert trained == FAMILIES[family][1]
     assert workload_of_step(shape, config, CPU).joined == (trained == JOINED)
-    assert look_at_model(config, home, None).batching == ("padded" if trained == PADDED else "joined")
+    assert read_model_facts(config, home, None).batching == ("padded" if trained == PADDED else "joined")
 
 
 @pytest.mark.parametrize("device", [CPU, GPU, OLD_GPU], ids=["CPU", "GPU", "old GPU"])

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from engine.chat.contract import Progress
+from engine.chat.contract import JobProgress
 from engine.errors import EngineError, ModelError, RunError, StorageError
 from engine.processes.messages import CancelledRequestError
 from ui.backend.background import UNEXPECTED, BackgroundWork, Cache
@@ -22,7 +22,7 @@ class AJob:
         self._outcome = outcome
 
     def run(self, on_progress):
-        on_progress(Progress(phase="measuring", message="Half of it.", fraction=0.5))
+        on_progress(JobProgress(phase="measuring", message="Half of it.", fraction=0.5))
         self.reported.set()
         assert self.go_on.wait(WAIT_SECONDS)
         if self.stopped:

@@ -151,9 +151,9 @@ def test_everything_that_was_written_is_escaped():
 
 
 def test_answers_are_shown_as_the_markdown_they_are():
-    first, *rest = an_evaluation().answered
+    first, *rest = an_evaluation().answered_rows
     bold = first.model_copy(update={"reference": "**Rank** is `r`."})
-    result = an_evaluation().model_copy(update={"answered": (bold, *rest)})
+    result = an_evaluation().model_copy(update={"answered_rows": (bold, *rest)})
 
     assert "<strong>Rank</strong> is <code>r</code>" in render_answered(result, ListPage.at(0, 1, 1))
 

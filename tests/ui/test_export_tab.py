@@ -251,7 +251,7 @@ def test_a_run_that_was_deleted_is_reported_as_gone(tab):
     [("https://hub/me/x", True), ("http://127.0.0.1:1/me/x", True), ("/home/me/x", False), ("javascript:x", False)],
 )
 def test_only_a_hub_is_a_link_also_one_of_ones_own(address, is_link):
-    assert (f'href="{address}"' in render_export(ExportRecord(kind="hub", place=address))) is is_link
+    assert (f'href="{address}"' in render_export(ExportRecord(kind="hub", location=address))) is is_link
 
 
 def test_an_export_that_differs_is_not_called_good():
@@ -271,7 +271,7 @@ def test_answers_that_turned_within_rounding_are_not_called_the_same():
 
 
 def test_a_quantized_file_is_judged_by_its_perplexity():
-    perplexity = PerplexityCheck(run=20.5, written=21.11, tokens=1399, on="32 held-out rows")
+    perplexity = PerplexityCheck(run=20.5, file=21.11, tokens=1399, on="32 held-out rows")
     quantized = {"allowed_logit_difference": None, "equal_answers": 3, "perplexity": perplexity}
     good = render_verification(a_verification().model_copy(update=quantized))
     bad = render_verification(a_verification(is_good=False).model_copy(update=quantized))

@@ -6,7 +6,7 @@ import pytest
 
 from engine.config.results import ExportConfig, PushConfig
 from engine.errors import StorageError
-from engine.export.contract import keep_record, read_records, records_file
+from engine.export.contract import read_records, records_file, save_record
 from tests.invented_runs import InventedRun, a_config, write_run
 
 WAIT_SECONDS = 300
@@ -61,10 +61,10 @@ def test_what_was_taken_away_stays_with_the_run(results, run):
 
     pushed, export = read_records(run.folder.path)
 
-    assert (export.kind, export.place, export.checkpoint) == ("merged", str(folder), "step-30")
+    assert (export.kind, export.location, export.checkpoint) == ("merged", str(folder), "step-30")
     assert export.verified.passed
     assert export.size_bytes == 28_400
-    assert (pushed.kind, pushed.place) == ("hub", "https://huggingface.co/me/faq")
+    assert (pushed.kind, pushed.location) == ("hub", "https://huggingface.co/me/faq")
 
 
 def test_a_damaged_line_of_the_list_costs_only_itself(results, run):
@@ -72,6 +72,6 @@ def test_a_damaged_line_of_the_list_costs_only_itself(results, run):
     (record,) = read_records(run.folder.path)
     with records_file(run.folder.path).open("ab") as lines:
         lines.write(b'{"kind": "mer\n')
-    keep_record(run.folder.path, record)
+    save_record(run.folder.path, record)
 
     assert read_records(run.folder.path) == (record, record)

@@ -206,8 +206,8 @@ def test_the_tally_stays_where_a_vote_is_too_long(tab, run, votes, monkeypatch):
 def test_votes_are_looked_through_and_deleted(tab, votes):
     assert "No votes yet" in tab.votes.show(False)[tab.votes.counts]
     for number in range(7):
-        votes.keep(a_vote(f"Question {number} {HOSTILE}", left=HOSTILE, minute=number))
-    votes.keep(a_vote("Equal?", verdict="equal", minute=9))
+        votes.save(a_vote(f"Question {number} {HOSTILE}", left=HOSTILE, minute=number))
+    votes.save(a_vote("Equal?", verdict="equal", minute=9))
 
     first, last = (Changes(tab.votes, tab.votes.show(False, page)) for page in (0, 99))
 
@@ -230,8 +230,8 @@ def test_votes_are_looked_through_and_deleted(tab, votes):
 def test_votes_become_the_data_of_the_draft(tab, votes):
     with pytest.raises(StorageError, match="give no pair"):
         tab.votes.use(False)
-    votes.keep(a_vote())
-    votes.keep(a_vote("Equal?", verdict="equal"))
+    votes.save(a_vote())
+    votes.save(a_vote("Equal?", verdict="equal"))
 
     used = Changes(tab.votes, tab.votes.use(False))
 

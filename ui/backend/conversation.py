@@ -249,7 +249,7 @@ def choose(votes: Votes, turns: Sequence[Turn], number: int, better: Branch, by:
             for branch, messages in sorted(pair.sides.items(), key=lambda side: side[0] != better)
         )
         facts = {"source": "chat", "by": by, "time": datetime.now(UTC), "sampling": turn.settings.sampling}
-        votes.keep(Vote.new(pair.prompt, left, right, verdict="left", **facts))
+        votes.save(Vote.new(pair.prompt, left, right, verdict="left", **facts))
 
 
 M = TypeVar("M")

@@ -15,7 +15,7 @@ from engine.config.run import RunConfig, WorkPlace
 from engine.data.files.access import shown_name
 from engine.errors import StorageError
 from engine.evaluation.job import EvaluationRequest, EvaluationResult, evaluation_file
-from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, keep_record
+from engine.export.contract import ExportRecord, ExportRequest, ExportResult, PushRequest, PushResult, save_record
 from engine.export.job import ScriptJob
 from engine.files import read_model, size_and_time
 from engine.paths import AllowedPaths, LoratoryHome, data_folders, typed_path
@@ -91,7 +91,7 @@ class ResultWork:
     def _start_export(self, run: Run, checkpoint: str | None, kind: str, title: str, job: Job[Any]) -> Work[Any]:
         def keep(result: ExportResult | PushResult) -> None:
             place = result.url if isinstance(result, PushResult) else str(result.path)
-            keep_record(run.folder.path, ExportRecord.of(kind, place, checkpoint, result))
+            save_record(run.folder.path, ExportRecord.from_outcome(kind, place, checkpoint, result))
 
         return self.exporting.start(run.id, title, job, keep)
 

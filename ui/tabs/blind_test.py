@@ -15,7 +15,7 @@ from engine.chat.contract import Branch, ChatRequest, ChatState, ChatTarget, Fin
 from engine.data.conversation import Message
 from engine.errors import EngineError, RunError
 from engine.evaluation import blind_test
-from engine.evaluation.blind_test import BlindTally, Judgement, Pair, Verdict
+from engine.evaluation.blind_test import BlindCounts, Judgement, Pair, Verdict
 from engine.evaluation.votes import Vote, VotedAnswer, Votes, turns_of
 from ui.backend.conversation import AnswerStream, HeldOutPrompts, RowPrompt
 from ui.backend.run_reader import FINAL
@@ -227,8 +227,8 @@ class BlindTestPart:
             return {self.trouble: error_box(error)}
         trouble = ""
         try:
-            if vote is not None and self._votes.may_keep:
-                self._votes.keep(vote.model_copy(update={"verdict": verdict, "time": datetime.now(UTC)}))
+            if vote is not None and self._votes.may_save:
+                self._votes.save(vote.model_copy(update={"verdict": verdict, "time": datetime.now(UTC)}))
         except EngineError as error:  # counted in the tally
             trouble = error_box(error)
         reveal = view.render_revealed(judging.judgements[-1], self._names(judging.target))
@@ -276,10 +276,10 @@ class BlindTestPart:
         judgement = Judgement(pair=pair, verdict=verdict, time=datetime.now(UTC), by=self.page.services.runs.owner)
         file = self._file(judging.target, (pair.left, pair.right))
         if file is not None:
-            blind_test.keep_judgement(file, judgement)
+            blind_test.save_judgement(file, judgement)
         return replace(judging, pair=None, vote=None, judgements=(*judging.judgements, judgement))
 
-    def _tally(self, judging: Judging) -> tuple[BlindTally, Judging]:
+    def _tally(self, judging: Judging) -> tuple[BlindCounts, Judging]:
         state = self.page.services.chat.state
         judging = judging.about(state.target) if state.target is not None else judging
         target, sides = sides_to_compare(state, judging.sides)

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 from gradio.components.base import Component
 
-from engine.chat.contract import ChatState, Progress
+from engine.chat.contract import ChatState, JobProgress
 from engine.errors import EngineError
 from ui.backend.conversation import HeldOutPrompts, run_streaming
 from ui.components import QUICK, SLOW, UNCHANGED, Updates, clear_error_after, script, shown_in_place, visible_if
@@ -126,7 +126,7 @@ class ChatTab:
             stop = gr.update(value="Stop loading", visible=True)
             yield {self.state: render_loading(None), self.load: busy, self.unload: stop}
 
-            def load(report: Callable[[Progress], None]) -> None:
+            def load(report: Callable[[JobProgress], None]) -> None:
                 session.load(target, report)
 
             for progress in run_streaming(load):

@@ -247,7 +247,7 @@ class TalkPart:
     def render(self, turns: Sequence[Turn], *, writing: bool = False) -> str:
         state = self.page.services.chat.state
         context = state.model.context_length if state.model is not None else None
-        can_vote = not writing and self._votes.may_keep
+        can_vote = not writing and self._votes.may_save
         ballots = {number: ballot(self._votes, turns, number) for number in range(len(turns) if can_vote else 0)}
         names = self._choice.names(state.target)
         return view.render_transcript(turns, names, context, can_edit=not writing, ballots=ballots)

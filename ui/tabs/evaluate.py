@@ -87,7 +87,7 @@ class EvaluatePart:
         is_run, state = self.page.reader.exists(run_id), checkpoint_of(checkpoint)
         updates = self.job.follow(run_id if is_run else None)
         result = self._evaluations.read(run_id, state) if is_run else None
-        page = ListPage.at(number + step, len(result.answered) if result is not None else 0, view.ROWS_PER_PAGE)
+        page = ListPage.at(number + step, len(result.answered_rows) if result is not None else 0, view.ROWS_PER_PAGE)
         if result is not None:
             html = view.render_evaluation(result)
         elif is_run:
@@ -215,7 +215,7 @@ class VotesPart:
         path, pairs = self._votes.snapshot(with_cut_off=bool(with_cut_off))
         return {
             self.dataset_change: with_source(str(path)),
-            self.status: small(f"In use as {path.name}: {pairs.words}"),
+            self.status: small(f"In use as {path.name}: {pairs.summary}"),
         }
 
     def pick(self, event: gr.EventData, with_cut_off: bool, number: int) -> Updates:

@@ -252,6 +252,6 @@ class ExportTab:
 
 
 def _folder_of(record: ExportRecord | None) -> Path | None:
-    if record is None or record.kind == "hub" or not Path(record.place).is_dir():
+    if record is None or record.kind == "hub" or not Path(record.location).is_dir():
         return None
-    return Path(record.place)
+    return Path(record.location)

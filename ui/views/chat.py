@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from types import MappingProxyType
 
-from engine.chat.contract import Branch, ChatState, FinishReason, LoadedModel, Progress, PromptView
+from engine.chat.contract import Branch, ChatState, FinishReason, JobProgress, LoadedModel, PromptView
 from ui.backend.conversation import BRANCH_WORDS, Answer, RowPrompt, SavedConversation, Turn, as_markdown
 from ui.views import html
 
@@ -126,7 +126,7 @@ def render_chat_state(state: ChatState, results: Sequence[str] = ()) -> str:
     return failure + html.status(_loaded_line(state, state.model, results)) + html.notices(state.model.notes)
 
 
-def render_loading(progress: Progress | None) -> str:
+def render_loading(progress: JobProgress | None) -> str:
     """Return the progress of loading."""
     if progress is None:
         return html.status("Starting a process for the model.")

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from engine.chat.contract import Branch
-from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindTally, Judgement, Pair
+from engine.evaluation.blind_test import SIGNIFICANCE_LEVEL, BlindCounts, Judgement, Pair
 from engine.evaluation.job import (
     AnsweredRow,
     AnswerScores,
     EvaluationResult,
-    forgetting_words,
-    gain_words,
+    describe_forgetting,
+    describe_gain,
     preference_sentences,
 )
 from engine.evaluation.preference import RATING_COLUMNS, interval, rating_cells
@@ -40,7 +40,10 @@ def render_evaluation(result: EvaluationResult) -> str:
     base, tuned = result.losses["base"], result.losses["tuned"]
     changes: list[tuple[str, str]] = []
     if result.gain is not None and result.forgetting is not None:
-        changes = [(gain_words(result.gain), "held-out rows"), (forgetting_words(result.forgetting), "general text")]
+        changes = [
+            (describe_gain(result.gain), "held-out rows"),
+            (describe_forgetting(result.forgetting), "general text"),
+        ]
     figures = (
         *changes,
         (f"{tuned.loss:.4f}", "held-out loss, tuned"),
@@ -140,7 +143,7 @@ def _scores(result: EvaluationResult) -> str:
 
 def render_answered(result: EvaluationResult, page: html.ListPage) -> str:
     """Return one page of answered rows, the worst tuned answers first."""
-    rows, names = result.answered[page.start : page.end], _names(result)
+    rows, names = result.answered_rows[page.start : page.end], _names(result)
     return f'<div class="answered">{"".join(_answer_row(row, names) for row in rows)}</div>' if rows else ""
 
 
@@ -217,7 +220,7 @@ def render_counts(votes: Sequence[Vote], pairs: PairsOfVotes) -> str:
         return NO_VOTES
     pair_count = html.count_fact(len(pairs.rows), "pair to train on", "pairs to train on")
     facts = html.facts((html.count_fact(len(votes), "vote"), pair_count))
-    return f"{facts}{html.small(pairs.words) if pairs.left_out else ''}"
+    return f"{facts}{html.small(pairs.summary) if pairs.left_out else ''}"
 
 
 def render_votes(votes: Sequence[Vote], page: html.ListPage, asked_id: str = "") -> str:
@@ -308,7 +311,7 @@ def _pair(prompt: str, answers: str, sentence: str = "") -> str:
     )
 
 
-def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
+def render_tally(tally: BlindCounts, names: Mapping[Branch, str]) -> str:
     """Return how often each side was preferred, and whether that is significant.
 
     The bar of the decided pairs is distinguished by position as well as by colour.
@@ -328,7 +331,7 @@ def render_tally(tally: BlindTally, names: Mapping[Branch, str]) -> str:
     return f'{html.facts(figures)}{bar}<p class="sentence">{_significance(tally, names)}</p>'
 
 
-def _significance(tally: BlindTally, names: Mapping[Branch, str]) -> str:
+def _significance(tally: BlindCounts, names: Mapping[Branch, str]) -> str:
     """Return the result of the sign test as HTML."""
     if not tally.decisive:
         return f"Of {html.plural(tally.total, 'pair')} none was decided: no result yet."

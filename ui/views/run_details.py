@@ -224,11 +224,11 @@ NO_EXPORTS = html.empty(
 
 def render_export(record: ExportRecord) -> str:
     """Return one export: its location, its files and its verification."""
-    if record.place.startswith(("https://", "http://")):  # a self-hosted Hub may have no certificate
-        url = escape(record.place, quote=True)
+    if record.location.startswith(("https://", "http://")):  # a self-hosted Hub may have no certificate
+        url = escape(record.location, quote=True)
         location = f'<p class="small"><a href="{url}" target="_blank" rel="noopener">{url}</a></p>'
     else:
-        location = html.copyable(record.place, "path")
+        location = html.copyable(record.location, "path")
     state = f" of {escape(record.checkpoint)}" if record.checkpoint else ""
     verification = render_verification(record.verified) if record.kind in _COMPARED else ""
     return (
@@ -266,12 +266,12 @@ def render_verification(verification: Verification | None) -> str:
         (answers, "identical greedy answers"),
     ]
     if perplexity is not None:
-        figures[:0] = [(f"{perplexity.written:.2f}", "perplexity, file"), (f"{perplexity.run:.2f}", "perplexity, run")]
+        figures[:0] = [(f"{perplexity.file:.2f}", "perplexity, file"), (f"{perplexity.run:.2f}", "perplexity, run")]
     if verification.equal_prompts is not None:
         figures.append((f"{verification.equal_prompts} of {verification.prompts}", "equal prompt ids"))
     needed = verification.needed_answers
     comparison = (
-        f"Compared: {verification.compared}, computed in {verification.dtype}, in {verification.seconds:.0f} s."
+        f"Compared: {verification.comparison}, computed in {verification.dtype}, in {verification.seconds:.0f} s."
         f"{f' At least {needed} identical answers were needed.' if needed else ''}"
     )
     if perplexity is not None:
@@ -315,7 +315,7 @@ def _export(number: int, record: ExportRecord, is_chosen: bool) -> html.Row:
     kind = KIND_WORDS.get(record.kind, record.kind) + (f" · {record.checkpoint}" if record.checkpoint else "")
     cells = (
         escape(kind),
-        escape(record.place),
+        escape(record.location),
         html.size(record.size_bytes),
         f'<span class="{mark}">{verdict}</span>' if record.kind in _COMPARED else "",
         record.time.astimezone().strftime("%d %b, %H:%M"),

@@ -1,24 +1,22 @@
 """Attach adapters to a base model: check that they fit, load, switch and detach them."""
 
 import inspect
-import types
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Set
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model, get_peft_model_state_dict
-from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
-from torch.nn import functional
 from transformers import Cache, PreTrainedModel
 
 from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
+from engine.chat.worker.lora_branches import use_plain_branches
 from engine.chat.worker.static_cache import FixedCaches, LentCache
 from engine.config.methods.registry import METHODS, tensor_marks
 from engine.errors import ModelError
@@ -70,7 +68,7 @@ class AdaptedBase:
 
     def __post_init__(self) -> None:
         self._can_slice_logits = "logits_to_keep" in inspect.signature(self.model.forward).parameters
-        self.fixed_caches = FixedCaches.of(self.model)
+        self.fixed_caches = FixedCaches.for_model(self.model)
 
     def forward(
         self,
@@ -212,6 +210,10 @@ def _read_peft_config(weights: PlannedWeights) -> PeftConfig:
     return config
 
 
+# The size of the adapted module that a matrix has to match, its axis, and the axis of the rank.
+_LORA_AXES = {"lora_A": ("in_features", -1, 0), "lora_B": ("out_features", 0, 1)}
+
+
 def _check_fit(
     records: tuple[TensorRecord, ...],
     config: PeftConfig,
@@ -220,19 +222,11 @@ def _check_fit(
     base_name: str,
 ) -> None:
     """Compare shapes before injection, so a mismatch gets a clear error and the base stays unchanged."""
-    name = weights.name
+    name, traits = weights.name, weights.traits
     if config.is_prompt_learning:
-        layers = model.config.get_text_config(decoder=True).num_hidden_layers
-        if config.num_layers != layers:
-            what = f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}."
-            raise ModelError(what, _WRONG_BASE_FIX)
-        width = model.get_input_embeddings().weight.shape[1]
-        adapter_width = next((record.shape[-1] for record in records if record.name == "prompt_embeddings"), width)
-        if weights.traits is not None and weights.traits.virtual_tokens == "inputs" and adapter_width != width:
-            raise ModelError(
-                f"The virtual tokens {name} have {adapter_width:,} numbers each; embeddings of {base_name} have {width:,}.",
-                _WRONG_BASE_FIX,
-            )
+        _check_virtual_tokens(records, config, model, weights, base_name)
+    has_one_rank = traits is not None and "r" in traits.fields and not getattr(config, "rank_pattern", None)
+    rank = getattr(config, "r", None) if has_one_rank else None
     for record in records:
         path, marker = _module_path(record.name)
         if not marker:
@@ -242,21 +236,42 @@ def _check_fit(
         except AttributeError as error:
             what = f"The adapter {name} has weights for {path}, which {base_name} does not have."
             raise ModelError(what, _WRONG_BASE_FIX) from error
-        if isinstance(module, BaseTunerLayer):
-            module = module.get_base_layer()
-        rank = getattr(config, "r", None) if weights.traits is not None and "r" in weights.traits.fields else None
-        if marker in ("lora_A", "lora_B") and rank is not None and not config.rank_pattern:
-            adapter_rank = record.shape[0] if marker == "lora_A" else record.shape[1]
-            if adapter_rank != rank:
-                what = f"The configuration of the adapter {name} has rank {rank}, its weights have rank {adapter_rank}."
-                raise ModelError(what, "Copy adapter_config.json and the weights from the same training.")
-        attribute, axis = {"lora_A": ("in_features", -1), "lora_B": ("out_features", 0)}.get(marker, ("", 0))
-        if attribute and getattr(module, attribute, record.shape[axis]) != record.shape[axis]:
+        if marker not in _LORA_AXES:
+            continue
+        attribute, axis, rank_axis = _LORA_AXES[marker]
+        if rank not in (None, record.shape[rank_axis]):
+            adapter_rank = record.shape[rank_axis]
+            what = f"The configuration of the adapter {name} has rank {rank}, its weights have rank {adapter_rank}."
+            raise ModelError(what, "Copy adapter_config.json and the weights from the same training.")
+        layer = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        size = getattr(layer, attribute, record.shape[axis])
+        if size != record.shape[axis]:
             raise ModelError(
-                f"The adapter {name} was trained on a model of another size: {path} has "
-                f"{getattr(module, attribute):,} {attribute} in {base_name}, {record.shape[axis]:,} in the adapter.",
+                f"The adapter {name} was trained on a model of another size: {path} has {size:,} {attribute} in "
+                f"{base_name}, {record.shape[axis]:,} in the adapter.",
                 _WRONG_BASE_FIX,
             )
+
+
+def _check_virtual_tokens(
+    records: tuple[TensorRecord, ...],
+    config: PeftConfig,
+    model: PreTrainedModel,
+    weights: PlannedWeights,
+    base_name: str,
+) -> None:
+    name = weights.name
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    if config.num_layers != layers:
+        what = f"The prefix {name} was trained on a model of {config.num_layers} layers; {base_name} has {layers}."
+        raise ModelError(what, _WRONG_BASE_FIX)
+    width = model.get_input_embeddings().weight.shape[1]
+    adapter_width = next((record.shape[-1] for record in records if record.name == "prompt_embeddings"), width)
+    if weights.traits is not None and weights.traits.virtual_tokens == "inputs" and adapter_width != width:
+        raise ModelError(
+            f"The virtual tokens {name} have {adapter_width:,} numbers each; embeddings of {base_name} have {width:,}.",
+            _WRONG_BASE_FIX,
+        )
 
 
 def _module_path(key: str) -> tuple[str, str]:
@@ -288,56 +303,3 @@ def _peft_errors(name: str, base_name: str) -> Iterator[None]:
             raise
         what = f"The adapter {name} does not fit {base_name} ({type(error).__name__})."
         raise ModelError(what, _WRONG_BASE_FIX) from error
-
-
-# Layers with the plain branch below. PEFT's other layers (convolutions, experts, attention) keep their own forward.
-_QUANTIZED_LAYERS = ("Linear4bit", "Linear8bitLt")
-
-
-class _Branch(NamedTuple):
-    """What one adapter adds: scaling · x Aᵀ Bᵀ (Hu et al. 2021, section 4.1, arXiv:2106.09685)."""
-
-    a: torch.Tensor  # (r, in_features)
-    b: torch.Tensor  # (out_features, r)
-    scaling: float
-    rounds_before: bool  # PEFT casts the update of a quantized layer before adding it, elsewhere the sum
-
-
-def use_plain_branches(layers: Iterable[torch.nn.Module]) -> None:
-    """Replace the forward pass of plain LoRA layers by a faster one without gradients.
-
-    Call it again after an adapter was added. The layers' switches still work: `_disable_adapters`, and `_active_adapter`
-    with one name. Adapters with DoRA or another variant, or with a bias of their own, keep PEFT's forward pass. On a CPU
-    the matrices of plain adapters are held in float32, as PEFT loads them by default.
-    """
-    for layer in layers:
-        if isinstance(layer, LoraLayer) and type(layer).__name__ in ("Linear", *_QUANTIZED_LAYERS):
-            # Bound to the instance, which keeps PEFT's class.
-            layer.forward = types.MethodType(_forward_with(_plain_branches(layer)), layer)
-
-
-def _plain_branches(layer: Any) -> dict[str, _Branch]:
-    branches = {}
-    for name, scaling in layer.scaling.items():
-        a, b = layer.lora_A[name], layer.lora_B[name]
-        if name not in layer.lora_variant and b.bias is None:
-            if a.weight.device.type == "cpu":
-                a.float()
-                b.float()
-            branches[name] = _Branch(a.weight, b.weight, scaling, type(layer).__name__ in _QUANTIZED_LAYERS)
-    return branches
-
-
-def _forward_with(branches: dict[str, _Branch]) -> Callable[..., torch.Tensor]:
-    def forward(layer: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if layer._disable_adapters:
-            return layer.base_layer(x, *args, **kwargs)
-        branch = branches.get(layer._active_adapter[0])
-        if branch is None or args or kwargs:
-            return type(layer).forward(layer, x, *args, **kwargs)
-        result = layer.base_layer(x)
-        between = functional.linear(x.to(branch.a.dtype), branch.a)
-        update = functional.linear(between, branch.b).mul_(branch.scaling)
-        return result.add_(update.to(result.dtype) if branch.rounds_before else update)
-
-    return forward

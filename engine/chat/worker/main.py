@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from engine.chat.contract import Branch, ChatRequest, LoadedModel, Phase, Progress
+from engine.chat.contract import Branch, ChatRequest, JobProgress, LoadedModel, Phase
 from engine.chat.target import LoadPlan, LoadRequest
 from engine.chat.worker.answer import (
     DecodingTokenizer,
@@ -17,7 +17,7 @@ from engine.chat.worker.answer import (
     render_prompt,
 )
 from engine.chat.worker.static_cache import LentCache
-from engine.chat.worker.weights import Announce, BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
+from engine.chat.worker.weights import Announce, BranchWeights, ModelSpec, Weights, choose_dtype, memory_errors
 from engine.errors import RunError
 from engine.models.source import resolve_model
 from engine.paths import LoratoryHome
@@ -45,48 +45,48 @@ class ChatWorker:
         load_request = LoadRequest.model_validate(params)
         plan = load_request.plan
 
-        def report(progress: Progress) -> None:
+        def report(progress: JobProgress) -> None:
             request.progress(progress.model_dump(mode="json"))
 
         def announce(phase: Phase) -> Announce:
-            return lambda message: report(Progress(phase=phase, message=message))
+            return lambda message: report(JobProgress(phase=phase, message=message))
 
         has_base = self._active is not None and self._active.weights.plan.model == plan.model
-        place = self._active.weights.place if self._active is not None and has_base else self.find(load_request, report)
-        weights = self.hold(plan, place, announce)
+        spec = self._active.weights.spec if self._active is not None and has_base else self.find(load_request, report)
+        weights = self.hold(plan, spec, announce)
         branches: tuple[Branch, ...] = (*plan.trained_weights,) or ("base",)
         for branch in branches:
-            _warm_up(weights.branch(branch), weights.place)
-        report(Progress(phase="ready", message=f"{weights.place.name} is ready.", fraction=1.0))
+            _warm_up(weights.branch(branch), weights.spec)
+        report(JobProgress(phase="ready", message=f"{weights.spec.name} is ready.", fraction=1.0))
         return LoadedModel(
-            name=weights.place.name,
+            name=weights.spec.name,
             method=plan.method_name,
             branches=weights.branch_names,
-            device=weights.place.device.name,
-            dtype=str(weights.place.dtype).removeprefix("torch."),
+            device=weights.spec.device.name,
+            dtype=str(weights.spec.dtype).removeprefix("torch."),
             quantization=plan.model.quantization,
             weights_bytes=weights.size_bytes,
             adapter_bytes=weights.adapter_bytes,
             context_length=context_length(next(weights.holders()).model),
-            notes=self.notes(plan, weights.place),
+            notes=self.notes(plan, weights.spec),
         ).model_dump(mode="json")
 
-    def find(self, load_request: LoadRequest, report: Callable[[Progress], None]) -> ModelPlace:
+    def find(self, load_request: LoadRequest, report: Callable[[JobProgress], None]) -> ModelSpec:
         """Download the base model if needed, then drop the login for it."""
         model = load_request.plan.model
         source = resolve_model(
-            model, load_request.plan.home(self._home), lambda download: report(Progress.fetching(download))
+            model, load_request.plan.home(self._home), lambda download: report(JobProgress.fetching(download))
         )
         give_up_access(Access.HUB)
-        return ModelPlace(
+        return ModelSpec(
             Path(source.location), source.name, load_request.device, choose_dtype(model, load_request.device)
         )
 
-    def notes(self, plan: LoadPlan, place: ModelPlace) -> tuple[str, ...]:
+    def notes(self, plan: LoadPlan, spec: ModelSpec) -> tuple[str, ...]:
         """Return what the person should know about a plan and its base."""
-        return (*plan.notes, *plan.base_changes(place.folder, place.name, self._home))
+        return (*plan.notes, *plan.base_changes(spec.folder, spec.name, self._home))
 
-    def hold(self, plan: LoadPlan, place: ModelPlace, announce: Callable[[Phase], Announce]) -> Weights:
+    def hold(self, plan: LoadPlan, spec: ModelSpec, announce: Callable[[Phase], Announce]) -> Weights:
         """Load the weights of a plan; only its adapters if the base is in memory already."""
         active = self._active
         if active is not None and active.weights.plan == plan:
@@ -96,26 +96,26 @@ class ChatWorker:
         if weights is not None:
             weights.exchange(plan, announce("loading_adapter"))
         else:
-            weights = Weights(plan, place, announce("loading_model"))
+            weights = Weights(plan, spec, announce("loading_model"))
         folders = [trained_weights.folder for trained_weights in plan.trained_weights.values()]
-        tokenizer = load_chat_tokenizer(folders, weights.place.folder, weights.place.name)
+        tokenizer = load_chat_tokenizer(folders, weights.spec.folder, weights.spec.name)
         self._active = _ActiveModel(weights, tokenizer)
         return weights
 
     def generate(self, params: JsonObject, request: Request) -> Steps:
         """Generate an answer on each branch, one token a turn."""
-        ask = ChatRequest.model_validate(params)
+        chat_request = ChatRequest.model_validate(params)
         active = self._require_loaded()
-        prompt = render_prompt(ask.messages, active.tokenizer)
+        prompt = render_prompt(chat_request.messages, active.tokenizer)
         answers = [
-            begin_answer(branch, active.weights.branch(branch), prompt.ids, ask.sampling, active.tokenizer)
-            for branch in ask.branches
+            begin_answer(branch, active.weights.branch(branch), prompt.ids, chat_request.sampling, active.tokenizer)
+            for branch in chat_request.branches
         ]
         while answers:
             for answer in answers:
                 if self._active is not active:
                     raise RunError("Another model was loaded while this answer was written.", "Ask again.")
-                with memory_errors(active.weights.place):
+                with memory_errors(active.weights.spec):
                     chunk = answer.stop() if request.is_cancelled() else answer.advance()
                 if chunk is not None:
                     request.progress(chunk.model_dump(mode="json"))
@@ -125,8 +125,8 @@ class ChatWorker:
 
     def prompt(self, params: JsonObject, _: Request) -> JsonObject:
         """Return the prompt that the model would get."""
-        ask = ChatRequest.model_validate(params)
-        return render_prompt(ask.messages, self._require_loaded().tokenizer).model_dump(mode="json")
+        chat_request = ChatRequest.model_validate(params)
+        return render_prompt(chat_request.messages, self._require_loaded().tokenizer).model_dump(mode="json")
 
     def _require_loaded(self) -> _ActiveModel:
         if self._active is None:
@@ -134,10 +134,10 @@ class ChatWorker:
         return self._active
 
 
-def _warm_up(branch: BranchWeights, place: ModelPlace) -> None:
+def _warm_up(branch: BranchWeights, spec: ModelSpec) -> None:
     """Run a few tokens, so the first answer does not wait for memory pages and kernels."""
     ids = torch.zeros(1, _WARM_UP_TOKENS, dtype=torch.long, device=branch.holder.model.device)
-    with torch.inference_mode(), memory_errors(place):
+    with torch.inference_mode(), memory_errors(spec):
         cache = branch.answer_cache(_WARM_UP_TOKENS + 1)
         branch.next_logits(ids, cache)
         if isinstance(cache, LentCache):  # captures the pass of a token

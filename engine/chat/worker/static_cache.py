@@ -14,8 +14,8 @@ from engine.config.optimizations import LEFT_OUT, is_wanted
 from engine.hardware.processor import memory_now
 
 Forward = Callable[[torch.Tensor, Cache], torch.Tensor]  # ids (1, tokens) and the cache → logits (1, n, vocabulary)
-Pass = Callable[[], torch.Tensor]  # of one token; returns the logits of the next, (1, vocabulary)
-Capture = Callable[[Pass], Pass]  # records a pass; returns its replay, which writes into the same tensor
+TokenPass = Callable[[], torch.Tensor]  # of one token; returns the logits of the next, (1, vocabulary)
+Capture = Callable[[TokenPass], TokenPass]  # records a pass; returns its replay, which writes into the same tensor
 
 _FEWEST_POSITIONS = 1024  # of a cache; doubled for longer conversations, so a graph serves several of their turns
 _MOST_OF_FREE_MEMORY = 0.5  # the next conversation, or a second model, may need the rest
@@ -33,10 +33,6 @@ class FixedCache(Cache):  # type: ignore[misc]
         super().__init__(layers=[StaticLayer(positions) for _ in range(layers)])
         self.positions = positions
 
-    def length(self) -> torch.Tensor:
-        """Return the number of used positions."""
-        return self.layers[0].cumulative_length.clone()
-
     def rewind(self, length: torch.Tensor) -> None:
         """Go back to `length` used positions; later ones are overwritten."""
         for layer in self.layers:
@@ -44,12 +40,12 @@ class FixedCache(Cache):  # type: ignore[misc]
 
 
 @dataclass(eq=False)
-class _Place:
+class _Slot:
     """A cache, and the graph that writes into it."""
 
     cache: FixedCache
     ids: torch.Tensor  # (1, 1), the token that the graph reads
-    repeat: Pass | None = None
+    repeat: TokenPass | None = None
     borrower: "weakref.ref[LentCache] | None" = None
 
     @property
@@ -60,22 +56,22 @@ class _Place:
 class LentCache:
     """A borrowed cache; the answer returns it by dropping this object."""
 
-    def __init__(self, caches: "FixedCaches", place: _Place, forward: Forward) -> None:
+    def __init__(self, caches: "FixedCaches", slot: _Slot, forward: Forward) -> None:
         self._caches = caches
-        self._place = place
+        self._slot = slot
         self._forward = forward
-        place.borrower = weakref.ref(self)
+        slot.borrower = weakref.ref(self)
 
     @torch.inference_mode()  # type: ignore[untyped-decorator]
     def read(self, ids: torch.Tensor) -> torch.Tensor:
         """Append `ids`, shape (1, tokens); return the logits of the next token, (1, vocabulary)."""
-        place, forward = self._place, self._forward
-        if ids.shape[1] > 1 or (place.repeat is None and self._caches.capture is None):
-            return forward(ids, place.cache)[:, -1].float()
-        place.ids.copy_(ids)
-        if place.repeat is None:
-            return self._caches.capture_pass(place, lambda: forward(place.ids, place.cache)[:, -1].float())
-        return place.repeat()
+        slot, forward = self._slot, self._forward
+        if ids.shape[1] > 1 or (slot.repeat is None and self._caches.capture is None):
+            return forward(ids, slot.cache)[:, -1].float()
+        slot.ids.copy_(ids)
+        if slot.repeat is None:
+            return self._caches.capture_pass(slot, lambda: forward(slot.ids, slot.cache)[:, -1].float())
+        return slot.repeat()
 
 
 class FixedCaches:
@@ -95,11 +91,11 @@ class FixedCaches:
         self._model = model
         self._layers = 0
         self._bytes_a_position = 0
-        self._places: dict[str, _Place] = {}
+        self._slots: dict[str, _Slot] = {}
         self._reported_reasons: set[str] = set()
 
     @classmethod
-    def of(cls, model: PreTrainedModel) -> "FixedCaches":
+    def for_model(cls, model: PreTrainedModel) -> "FixedCaches":
         """Return the caches of a model; none on a CPU, where memory bandwidth limits a pass and not its launches."""
         if model.device.type != "cuda":
             return cls(model, "needs CUDA")
@@ -121,12 +117,12 @@ class FixedCaches:
             return None
         if not self._layers:
             self._measure(forward)
-        place = self._places.get(adapter)
-        if place is not None and place.is_lent:
+        slot = self._slots.get(adapter)
+        if slot is not None and slot.is_lent:
             return None
-        if place is None or place.cache.positions < positions:
-            self._places.pop(adapter, None)
-            place = None  # before the next one takes memory
+        if slot is None or slot.cache.positions < positions:
+            self._slots.pop(adapter, None)
+            slot = None  # before the next one takes memory
             size = max(_FEWEST_POSITIONS, 1 << (positions - 1).bit_length())
             cache_bytes, free = self._bytes_a_position * size, _MOST_OF_FREE_MEMORY * free_bytes(self._model.device)
             if cache_bytes > free:
@@ -135,16 +131,16 @@ class FixedCaches:
                 )
                 return None
             ids = torch.zeros(1, 1, dtype=torch.long, device=self._model.device)
-            place = self._places[adapter] = _Place(FixedCache(self._layers, size), ids)
+            slot = self._slots[adapter] = _Slot(FixedCache(self._layers, size), ids)
         else:
-            place.cache.reset()
-        return LentCache(self, place, forward)
+            slot.cache.reset()
+        return LentCache(self, slot, forward)
 
-    def capture_pass(self, place: _Place, one_token: Pass) -> torch.Tensor:
+    def capture_pass(self, slot: _Slot, one_token: TokenPass) -> torch.Tensor:
         """Compute a pass, record it and replay it; if the results differ, compute every pass from now on."""
         assert self.capture is not None
-        cache = place.cache
-        before = cache.length()
+        cache = slot.cache
+        before = cache.layers[0].cumulative_length.clone()  # used positions
         expected = one_token()  # before recording, as libraries set themselves up in their first call
         try:
             cache.rewind(before)
@@ -152,7 +148,7 @@ class FixedCaches:
             cache.rewind(before)
             logits = repeat()
             if logits_agree(logits, expected):
-                place.repeat = repeat
+                slot.repeat = repeat
                 return logits
             reason = "a repeated CUDA graph gives other logits"
         except Exception as error:  # of CUDA, or of any layer that cannot be recorded
@@ -170,7 +166,7 @@ class FixedCaches:
 
     def clear(self) -> None:
         """Drop caches and graphs."""
-        self._places.clear()
+        self._slots.clear()
 
     def report(self, reason: str) -> None:
         """Log why answers use a growing cache, each reason once."""
@@ -216,7 +212,7 @@ def free_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] + spare)
 
 
-def capture_on_cuda(one_token: Pass) -> Pass:
+def capture_on_cuda(one_token: TokenPass) -> TokenPass:
     """Record a pass as a CUDA graph."""
     graph = torch.cuda.CUDAGraph()
     # Other threads of this process may use CUDA meanwhile.

@@ -70,7 +70,7 @@ PIECE_TOKENS = 512
 
 
 @dataclass(frozen=True)
-class ModelPlace:
+class ModelSpec:
     """A model's folder and display name, and the device and dtype to load it with."""
 
     folder: Path
@@ -152,13 +152,13 @@ class BranchWeights:
         """
         self.holder.switch_to(self.adapter)
         model, device = self.holder.model, self.holder.model.device
-        one = pad(rows, 0).to(device)
-        with_text = {"input_ids": one.inputs["input_ids"], "use_cache": False}
+        batch = pad(rows, 0).to(device)
+        with_text = {"input_ids": batch.inputs["input_ids"], "use_cache": False}
         states = model.base_model(**with_text).last_hidden_state
-        trained_states = states.reshape(-1, states.shape[-1])[one.trained.positions]
+        trained_states = states.reshape(-1, states.shape[-1])[batch.trained.positions]
         transform = logit_transform(model.config.get_text_config(decoder=True))
-        losses = loss_of_each(trained_states, one.trained.targets, model.get_output_embeddings(), transform)
-        sums = torch.zeros(len(rows), device=device).index_add(0, one.sequence_of.to(device), losses)
+        losses = loss_of_each(trained_states, batch.trained.targets, model.get_output_embeddings(), transform)
+        sums = torch.zeros(len(rows), device=device).index_add(0, batch.sequence_of.to(device), losses)
         return [float(value) for value in sums.tolist()]
 
     def logits_at(self, ids: Sequence[int], positions: Sequence[int]) -> torch.Tensor:
@@ -183,13 +183,12 @@ class Weights:
         DeviceError: If memory is too small.
     """
 
-    def __init__(self, plan: LoadPlan, place: ModelPlace, announce: Announce) -> None:
-        self.place = place
+    def __init__(self, plan: LoadPlan, spec: ModelSpec, announce: Announce) -> None:
+        self.spec = spec
         self.plan = plan
-        self._announce = announce
         self._base: AdaptedBase | None = None
         self._branches: dict[Branch, BranchWeights] = {}
-        self._load_trained(plan)
+        self.exchange(plan, announce)
 
     @property
     def branch_names(self) -> tuple[Branch, ...]:
@@ -197,14 +196,21 @@ class Weights:
         return ("base", *self.plan.trained_weights)
 
     def exchange(self, plan: LoadPlan, announce: Announce) -> None:
-        """Replace the adapters by those of another plan; afterwards, these weights are of no use if that fails.
+        """Replace the adapters by those of another plan; on an error, these weights cannot be used any more.
 
         Raises:
             ModelError: If the new ones cannot be read or do not fit.
             DeviceError: If memory is too small.
         """
         self._announce = announce
-        self._load_trained(plan)
+        self._branches = {}
+        if self._base is not None:
+            self._base.detach_all()
+        gc.collect()  # adapters and their layers refer to each other
+        branches = {branch: self._load_one(branch, weights) for branch, weights in plan.trained_weights.items()}
+        if self._base is not None or not branches:
+            branches["base"] = BranchWeights(self._need_base())
+        self.plan, self._branches = plan, branches
 
     def branch(self, branch: Branch) -> BranchWeights:
         """Return the weights of a branch.
@@ -246,57 +252,47 @@ class Weights:
     def _adapters(self) -> Iterator[Adapter]:
         return (weights.adapter for weights in self._branches.values() if weights.adapter is not None)
 
-    def _load_trained(self, plan: LoadPlan) -> None:
-        self._branches = {}
-        if self._base is not None:
-            self._base.detach_all()
-        gc.collect()  # adapters and their layers refer to each other
-        branches = {branch: self._load_one(branch, weights) for branch, weights in plan.trained_weights.items()}
-        if self._base is not None or not branches:
-            branches["base"] = BranchWeights(self._need_base())
-        self.plan, self._branches = plan, branches
-
     def _load_one(self, branch: Branch, weights: PlannedWeights) -> BranchWeights:
         if weights.is_whole_model:
-            return BranchWeights(self._read(replace(self.place, folder=weights.folder, name=weights.name)))
+            return BranchWeights(self._read(replace(self.spec, folder=weights.folder, name=weights.name)))
         base = self._need_base()
         self._announce(f"Reading the adapter {weights.name}.")
-        with memory_errors(self.place):
+        with memory_errors(self.spec):
             return BranchWeights(base, base.attach(weights, branch))
 
     def _need_base(self) -> AdaptedBase:
         if self._base is None:
-            self._base = self._read(self.place)
+            self._base = self._read(self.spec)
         return self._base
 
-    def _read(self, place: ModelPlace) -> AdaptedBase:
-        self._announce(f"Reading the weights of {place.name}.")
-        return AdaptedBase(load_model(place, self.plan.model), place.name)
+    def _read(self, spec: ModelSpec) -> AdaptedBase:
+        self._announce(f"Reading the weights of {spec.name}.")
+        return AdaptedBase(load_model(spec, self.plan.model), spec.name)
 
 
-def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
+def load_model(spec: ModelSpec, config: ModelConfig) -> PreTrainedModel:
     """Load a model's weights onto its device, ready to answer.
 
     Raises:
         ModelError: If they cannot be read.
         DeviceError: If they are larger than the free memory, or torch cannot use the GPU.
     """
-    check_model_folder(place.folder, place.name)
-    if place.device.kind == "cuda":
+    check_model_folder(spec.folder, spec.name)
+    if spec.device.kind == "cuda":
         require_usable([device for device in list_devices() if device.kind == "cuda"], names_gpus=True)
-    _require_memory(place, config)
+    _require_memory(spec, config)
     arguments: dict[str, object] = {}
-    quantization = quantization_of(config, place.dtype)
+    quantization = quantization_of(config, spec.dtype)
     if quantization is not None:  # None would hide the one that the model brings
         arguments["quantization_config"] = quantization
     if config.attn_implementation != "auto":
         arguments["attn_implementation"] = config.attn_implementation
     try:
-        with memory_errors(place):
+        with memory_errors(spec):
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-                place.folder,
-                dtype=place.dtype,
-                device_map={"": place.device.torch_name},
+                spec.folder,
+                dtype=spec.dtype,
+                device_map={"": spec.device.torch_name},
                 use_safetensors=True,
                 trust_remote_code=False,
                 local_files_only=True,
@@ -307,46 +303,46 @@ def load_model(place: ModelPlace, config: ModelConfig) -> PreTrainedModel:
     except Exception as error:  # transformers raises any error of its backends; the log has the traceback
         traceback.print_exc()
         fix = "See chat.log in the server folder; try another precision, or update transformers."
-        raise ModelError(f"{place.name} cannot be loaded ({type(error).__name__}).", fix) from error
-    copy_shared_heads(place.dtype, (0,) if place.device.kind == "cuda" else ())
+        raise ModelError(f"{spec.name} cannot be loaded ({type(error).__name__}).", fix) from error
+    copy_shared_heads(spec.dtype, (0,) if spec.device.kind == "cuda" else ())
     model.eval()
     model.requires_grad_(False)
     return model
 
 
-def _require_memory(place: ModelPlace, config: ModelConfig) -> None:
+def _require_memory(spec: ModelSpec, config: ModelConfig) -> None:
     """Check that the weights fit into the free memory."""
-    size = weights_bytes(place, config) / 1024**3
-    free = (torch.cuda.mem_get_info()[0] if place.device.kind == "cuda" else memory_now().free_bytes) / 1024**3
+    size = weights_bytes(spec, config) / 1024**3
+    free = (torch.cuda.mem_get_info()[0] if spec.device.kind == "cuda" else memory_now().free_bytes) / 1024**3
     if size > free:
         raise DeviceError(
-            f"{place.name} needs {size:.1f} GiB for its weights; {place.device.name} has {free:.1f} GiB free.",
+            f"{spec.name} needs {size:.1f} GiB for its weights; {spec.device.name} has {free:.1f} GiB free.",
             "Choose a smaller model." if config.quantization != "none" else "Load it with nf4 quantization.",
         )
 
 
-def weights_bytes(place: ModelPlace, config: ModelConfig) -> int:
+def weights_bytes(spec: ModelSpec, config: ModelConfig) -> int:
     """Return the bytes of the loaded weights, from the headers of their files."""
     # 4 bits and the scales of a block of 64; 8 bits and a scale per row.
-    quantized_bytes = {"nf4": 0.57, "fp4": 0.57, "int8": 1.01}.get(config.quantization, place.dtype.itemsize)
+    quantized_bytes = {"nf4": 0.57, "fp4": 0.57, "int8": 1.01}.get(config.quantization, spec.dtype.itemsize)
     total = 0.0
-    for file in weight_files(place.folder, place.name):
-        for record in read_safetensors_header(file, place.name):
+    for file in weight_files(spec.folder, spec.name):
+        for record in read_safetensors_header(file, spec.name):
             # Only matrices inside the layers are quantized, not embeddings and norms.
             is_quantized = len(record.shape) == 2 and "embed" not in record.name and "lm_head" not in record.name
-            total += math.prod(record.shape) * (quantized_bytes if is_quantized else place.dtype.itemsize)
+            total += math.prod(record.shape) * (quantized_bytes if is_quantized else spec.dtype.itemsize)
     return int(total)
 
 
 @contextmanager
-def memory_errors(place: ModelPlace) -> Iterator[None]:
+def memory_errors(spec: ModelSpec) -> Iterator[None]:
     """Turn out-of-memory errors of any device into a DeviceError."""
     try:
         yield
     except (MemoryError, OSError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        if place.device.kind == "cuda":
+        if spec.device.kind == "cuda":
             torch.cuda.empty_cache()
         fix = "Unload it, then load it with nf4 quantization or keep the conversation shorter."
-        raise DeviceError(f"The memory of {place.device.name} ran out with {place.name}.", fix) from error
+        raise DeviceError(f"The memory of {spec.device.name} ran out with {spec.name}.", fix) from error

@@ -1,4 +1,4 @@
-"""Chat on ZeroGPU: this process has the tokenizer, and one function to which Hugging Face lends a GPU for each answer.
+"""Chat on ZeroGPU: this process has the tokenizer, and a function that borrows a GPU from Hugging Face for each answer.
 
 `python -P -m engine.chat.worker.zero_gpu HOME` serves `ChatSession`; with `--report`, it only registers the function. The
 `spaces` library runs the function in a child of this process, which holds the weights until its GPU is lent elsewhere.
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from engine.chat.contract import ChatChunk, ChatRequest, LoadedModel, Progress
+from engine.chat.contract import ChatChunk, ChatRequest, JobProgress, LoadedModel
 from engine.chat.target import LoadPlan, LoadRequest
 from engine.chat.zero_gpu import REPORT, TOKEN_HEADER
 from engine.errors import DeviceError, EngineError, GpuQuotaError, RunError
@@ -31,9 +31,9 @@ from engine.runs.provenance import ADAPTER_WEIGHTS
 if TYPE_CHECKING:
     from engine.chat.worker.answer import DecodingTokenizer
     from engine.chat.worker.main import ChatWorker
-    from engine.chat.worker.weights import ModelPlace
+    from engine.chat.worker.weights import ModelSpec
 
-# It makes torch show a GPU before there is one, which needs a build with CUDA. Hide torch from it otherwise.
+# `spaces` makes torch show a GPU before it is lent, which needs a build with CUDA. Hide torch from it otherwise.
 _torch = sys.modules["torch"]
 if torch.version.cuda is None:
     sys.modules["torch"] = None  # type: ignore[assignment]
@@ -50,7 +50,7 @@ _NOTE = (
 _WAITING = "waiting for a GPU …"
 _NOTHING_YET = ChatChunk(branch="base", text="", tokens=0, tokens_per_second=0.0, prompt_tokens=0)
 _STOPPED = {"text": "", "done": True, "finish_reason": "stopped"}
-_LOOK_SECONDS = 0.05
+_POLL_SECONDS = 0.05
 _QUIET_SECONDS = 1.0  # before the wait is shown
 _LOADING_SECONDS = 30  # of a GPU that has not read the weights yet
 _SECONDS_PER_TOKEN = 0.05
@@ -82,21 +82,23 @@ def _chat() -> "ChatWorker":
     return ChatWorker(LoratoryHome(Path(sys.argv[1])))
 
 
-def _seconds(plan: LoadPlan, _place: "ModelPlace", ask: ChatRequest) -> int:
+def _seconds(plan: LoadPlan, _spec: "ModelSpec", chat_request: ChatRequest) -> int:
     """Return the longest time of an answer; the quota must have that much left, and is charged for what was used."""
-    models = len(ask.branches) if any(one.is_whole_model for one in plan.trained_weights.values()) else 1
-    tokens = len(ask.branches) * ask.sampling.max_new_tokens
+    models = (
+        len(chat_request.branches) if any(weights.is_whole_model for weights in plan.trained_weights.values()) else 1
+    )
+    tokens = len(chat_request.branches) * chat_request.sampling.max_new_tokens
     return round(min(_LOADING_SECONDS * models + tokens * _SECONDS_PER_TOKEN, _LONGEST_SECONDS))
 
 
 @spaces.GPU(duration=_seconds)  # type: ignore[untyped-decorator]
-def _answer(plan: LoadPlan, place: "ModelPlace", ask: ChatRequest) -> Iterator[JsonObject]:
+def _answer(plan: LoadPlan, spec: "ModelSpec", chat_request: ChatRequest) -> Iterator[JsonObject]:
     """Yield an empty message once there is a GPU, then the chunks of the answers or an error."""
     yield {}
     gpu_request = _GpuRequest()
     try:
-        _chat().hold(plan, place, lambda _phase: lambda _message: None)
-        for _ in _chat().generate(ask.model_dump(mode="json"), gpu_request):
+        _chat().hold(plan, spec, lambda _phase: lambda _message: None)
+        for _ in _chat().generate(chat_request.model_dump(mode="json"), gpu_request):
             yield from gpu_request.take()
         yield from gpu_request.take()
     except EngineError as error:
@@ -105,24 +107,24 @@ def _answer(plan: LoadPlan, place: "ModelPlace", ask: ChatRequest) -> Iterator[J
 
 class _Model(NamedTuple):
     plan: LoadPlan
-    place: "ModelPlace"
+    spec: "ModelSpec"
     tokenizer: "DecodingTokenizer"
 
 
 @dataclass
 class _Call:
-    """One answer. A thread waits for the GPU, so other requests and a stop are handled meanwhile."""
+    """One answer. A thread waits for the GPU, so other requests and a stop are handled."""
 
-    ask: ChatRequest
+    chat_request: ChatRequest
     model: _Model
     messages: "Queue[JsonObject | Exception | None]" = field(default_factory=Queue)  # None: the end
     stop_event: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> None:
-        spaces.utils.gradio_request_var().set(_Visitor(self.ask.gpu_token))
-        ask = self.ask.model_copy(update={"gpu_token": ""})
+        spaces.utils.gradio_request_var().set(_Visitor(self.chat_request.gpu_token))
+        chat_request = self.chat_request.model_copy(update={"gpu_token": ""})
         try:
-            with contextlib.closing(_answer(self.model.plan, self.model.place, ask)) as answer:
+            with contextlib.closing(_answer(self.model.plan, self.model.spec, chat_request)) as answer:
                 for message in answer:
                     if self.stop_event.is_set():
                         break
@@ -133,10 +135,10 @@ class _Call:
 
 
 class _Visitor:
-    """The request of a page, as far as `spaces` reads it."""
+    """The parts of a page's request that `spaces` reads."""
 
     class Headers(dict[str, str]):
-        """With a `__dict__`, which it looks for."""
+        """With a `__dict__`, which `spaces` requires."""
 
     def __init__(self, token: str) -> None:
         self.headers = self.Headers({"x-gradio-user": "app", **({TOKEN_HEADER: token} if token else {})})
@@ -155,42 +157,42 @@ class ZeroGpuWorker:
 
         load_request = LoadRequest.model_validate(params)
         plan = load_request.plan
-        place = _chat().find(load_request, lambda progress: request.progress(progress.model_dump(mode="json")))
-        check_model_folder(place.folder, place.name)
+        spec = _chat().find(load_request, lambda progress: request.progress(progress.model_dump(mode="json")))
+        check_model_folder(spec.folder, spec.name)
         folders = [weights.folder for weights in plan.trained_weights.values()]
-        model = _Model(plan, place, load_chat_tokenizer(folders, place.folder, place.name))
+        model = _Model(plan, spec, load_chat_tokenizer(folders, spec.folder, spec.name))
         adapters = sum(file.stat().st_size for folder in folders if (file := folder / ADAPTER_WEIGHTS).is_file())
-        config = read_config(place.folder / "config.json", place.name)
+        config = read_config(spec.folder / "config.json", spec.name)
         positions = config.get("max_position_embeddings")
         self._model = model
-        ready = Progress(phase="ready", message=f"{place.name} is ready.", fraction=1.0)
+        ready = JobProgress(phase="ready", message=f"{spec.name} is ready.", fraction=1.0)
         request.progress(ready.model_dump(mode="json"))
         return LoadedModel(
-            name=place.name,
+            name=spec.name,
             method=plan.method_name,
             branches=("base", *plan.trained_weights),
-            device=place.device.name,
-            dtype=str(place.dtype).removeprefix("torch."),
+            device=spec.device.name,
+            dtype=str(spec.dtype).removeprefix("torch."),
             quantization=plan.model.quantization,
-            weights_bytes=weights_bytes(place, plan.model) + adapters,
+            weights_bytes=weights_bytes(spec, plan.model) + adapters,
             adapter_bytes=adapters,
             context_length=positions if isinstance(positions, int) else None,
-            notes=(*_chat().notes(plan, place), _NOTE),
+            notes=(*_chat().notes(plan, spec), _NOTE),
         ).model_dump(mode="json")
 
     def generate(self, params: JsonObject, request: Request) -> Steps:
         """Forward the chunks from the borrowed GPU."""
-        ask = ChatRequest.model_validate(params)
-        call = _Call(ask, self._require_loaded())
-        latest = {branch: _NOTHING_YET.model_copy(update={"branch": branch}) for branch in ask.branches}
+        chat_request = ChatRequest.model_validate(params)
+        call = _Call(chat_request, self._require_loaded())
+        latest = {branch: _NOTHING_YET.model_copy(update={"branch": branch}) for branch in chat_request.branches}
         threading.Thread(target=call.run, name="zero-gpu", daemon=True).start()
-        looks = 0
+        polls = 0
         while True:
             try:
-                message = call.messages.get(timeout=_LOOK_SECONDS)
+                message = call.messages.get(timeout=_POLL_SECONDS)
             except Empty:
-                message, looks = {}, looks + 1
-                if looks == round(_QUIET_SECONDS / _LOOK_SECONDS):
+                message, polls = {}, polls + 1
+                if polls == round(_QUIET_SECONDS / _POLL_SECONDS):
                     for chunk in latest.values():
                         request.progress(chunk.model_copy(update={"note": _WAITING}).model_dump(mode="json"))
             if isinstance(message, Exception):
@@ -215,8 +217,8 @@ class ZeroGpuWorker:
         """Return the prompt that the model would get."""
         from engine.chat.worker.answer import render_prompt
 
-        ask = ChatRequest.model_validate(params)
-        return render_prompt(ask.messages, self._require_loaded().tokenizer).model_dump(mode="json")
+        chat_request = ChatRequest.model_validate(params)
+        return render_prompt(chat_request.messages, self._require_loaded().tokenizer).model_dump(mode="json")
 
     def _require_loaded(self) -> _Model:
         if self._model is None:
@@ -240,13 +242,13 @@ def _gpu_error(error: Exception) -> EngineError:
         )
     # Without a token, a wait for a GPU is called an exceeded quota as well.
     if title != "ZeroGPU quota exceeded" or message.startswith("No GPU was available"):
-        fix = "Try again in a minute, or ask for fewer tokens."
+        fix = "Try again in a minute, or request fewer tokens."
         return DeviceError(f"Hugging Face lends no GPU for this answer now ({title}).", fix)
     # A request without a token of its visitor counts against the Space.
     whose = "The ZeroGPU quota of this Space" if message.startswith("Space app") else "Your ZeroGPU quota"
     amounts = [match[0].lower() + match[1:] for match in _AMOUNTS.findall(message)]
     details = f" ({', '.join(amounts)})" if amounts else ""
-    fix = "Load the model again to chat on the CPU; a GPU is asked for again after half an hour."
+    fix = "Load the model again to chat on the CPU; a GPU is requested again after half an hour."
     return GpuQuotaError(f"{whose} at Hugging Face does not cover this answer{details}.", fix)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from engine.chat.contract import Branch, Progress
+from engine.chat.contract import Branch, JobProgress
 from engine.chat.worker.answer import DecodingTokenizer, begin_answer, context_length, end_token_ids
 from engine.chat.worker.static_cache import free_bytes, logits_agree
 from engine.chat.worker.weights import PIECE_TOKENS, BranchWeights, Weights
@@ -32,7 +32,9 @@ class Evaluation:
 
     def report(self, message: str, fraction: float | None = None) -> None:
         self.end_if_stopped()
-        self.request.progress(Progress(phase="measuring", message=message, fraction=fraction).model_dump(mode="json"))
+        self.request.progress(
+            JobProgress(phase="measuring", message=message, fraction=fraction).model_dump(mode="json")
+        )
 
     @property
     def keeps_rows_apart(self) -> bool:
@@ -207,7 +209,7 @@ class BatchedAnswers:
         padding = [[0] * (longest - len(prompt)) for prompt in prompts]
         rows = zip(padding, prompts, strict=True)
         self._ids = torch.tensor([[*before, *prompt] for before, prompt in rows], device=device)
-        self._mask = torch.tensor([[0] * len(one) + [1] * (longest - len(one)) for one in padding], device=device)
+        self._mask = torch.tensor([[0] * len(zeros) + [1] * (longest - len(zeros)) for zeros in padding], device=device)
         self._logits = self._read_prompts()
 
     @property
@@ -228,25 +230,25 @@ class BatchedAnswers:
     def advance(self) -> None:
         """Generate the next token of every incomplete answer."""
         next_tokens: list[int] = self._logits.argmax(dim=-1).tolist()
-        stay = []
-        for place, (row, token) in enumerate(zip(self._rows, next_tokens, strict=True)):
+        remaining = []
+        for index, (row, token) in enumerate(zip(self._rows, next_tokens, strict=True)):
             if token not in self._end_ids:
                 self.tokens[row].append(token)
                 if len(self.tokens[row]) < self._most[row]:
-                    stay.append(place)
-        if len(stay) < len(self._rows):
-            self._keep(stay)
-        if stay:
-            ids = self._mask.new_tensor([[next_tokens[place]] for place in stay])
+                    remaining.append(index)
+        if len(remaining) < len(self._rows):
+            self._keep(remaining)
+        if remaining:
+            ids = self._mask.new_tensor([[next_tokens[index]] for index in remaining])
             positions = self._mask.sum(dim=1, keepdim=True)
             self._mask = torch.cat([self._mask, torch.ones_like(ids)], dim=1)
             self._logits = self._forward(ids, self._mask, positions)
 
-    def _keep(self, places: Sequence[int]) -> None:
-        self._rows = [self._rows[place] for place in places]
-        if places:
+    def _keep(self, kept_rows: Sequence[int]) -> None:
+        self._rows = [self._rows[index] for index in kept_rows]
+        if kept_rows:
             assert self._cache is not None  # `most_rows` requires one
-            indices = torch.tensor(places, device=self._mask.device)
+            indices = torch.tensor(kept_rows, device=self._mask.device)
             self._mask = self._mask[indices]
             self._cache.batch_select_indices(indices)
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from engine.chat.contract import Branch, Progress
+from engine.chat.contract import Branch, JobProgress
 from engine.chat.worker.answer import load_chat_tokenizer
-from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, memory_errors
+from engine.chat.worker.weights import BranchWeights, ModelSpec, Weights, choose_dtype, memory_errors
 from engine.config.objectives import objective_of
 from engine.config.run import RunConfig
 from engine.data.hub import reads_from_hub
@@ -56,7 +56,7 @@ class EvaluationWorker:
         tokenizer = load_chat_tokenizer(folders, folder, source.name)
 
         def announce(message: str) -> None:
-            request.progress(Progress(phase="starting", message=message).model_dump(mode="json"))
+            request.progress(JobProgress(phase="starting", message=message).model_dump(mode="json"))
 
         announce("Reading the held-out rows.")
         training, objective = order.run.training, objective_of(order.run)
@@ -73,10 +73,10 @@ class EvaluationWorker:
             raise DatasetError("This run has no held-out rows, so there is nothing to measure on.", fix)
         give_up_access(Access.HUB)
         rows = spread_evenly(data.held_out, order.settings.max_rows)
-        place = ModelPlace(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
+        spec = ModelSpec(folder, source.name, order.device, choose_dtype(order.plan.model, order.device))
         asks_general = order.settings.general_text
-        evaluation = Evaluation(order, request, Weights(order.plan, place, announce), tokenizer)
-        with memory_errors(place), torch.inference_mode():
+        evaluation = Evaluation(order, request, Weights(order.plan, spec, announce), tokenizer)
+        with memory_errors(spec), torch.inference_mode():
             row_losses = _row_losses(evaluation, rows, "the loss, row")
             desirable = [number for number, row in enumerate(rows) if row.desirable is not False]
             numbers = desirable or range(len(rows))
@@ -97,7 +97,7 @@ class EvaluationWorker:
                 for branch in losses
                 if answered_rows
             },
-            answered=tuple(sorted(answered_rows, key=lambda row: row.answers["tuned"].scores.chrf)),
+            answered_rows=tuple(sorted(answered_rows, key=lambda row: row.answers["tuned"].scores.chrf)),
             seconds=time.perf_counter() - start,
             notes=(
                 *order.plan.notes,
@@ -135,11 +135,11 @@ def _changes(data: PreparedDataset, before: str | None) -> tuple[str, ...]:
     )
 
 
-def _row_losses(evaluation: Evaluation, rows: Sequence[TokenizedRow], what: str) -> dict[Branch, list[float]]:
+def _row_losses(evaluation: Evaluation, rows: Sequence[TokenizedRow], subject: str) -> dict[Branch, list[float]]:
     """Return the summed loss of each row by branch; batches are the outer loop, since switching adapters is cheap."""
     by_branch = {branch: [0.0] * len(rows) for branch in evaluation.weights.branch_names}
     # Batches gain nothing on a CPU.
-    together = evaluation.keeps_rows_apart and evaluation.weights.place.device.kind != "cpu"
+    together = evaluation.keeps_rows_apart and evaluation.weights.spec.device.kind != "cpu"
     count = 0
     for batch in batches_of(rows, _TOKENS_AT_ONCE if together else 0):
         batch_rows = [rows[number] for number in batch]
@@ -148,7 +148,7 @@ def _row_losses(evaluation: Evaluation, rows: Sequence[TokenizedRow], what: str)
             for number, loss in zip(batch, losses_of(evaluation.weights.branch(branch), batch_rows), strict=True):
                 losses[number] = loss
         count += len(batch)
-        evaluation.report(f"Measuring {what} {count:,} of {len(rows):,}.", count / len(rows))
+        evaluation.report(f"Measuring {subject} {count:,} of {len(rows):,}.", count / len(rows))
     return by_branch
 
 
@@ -189,7 +189,7 @@ def _mean_losses(
     row_losses: Mapping[Branch, Sequence[float]], rows: Sequence[TokenizedRow]
 ) -> dict[Branch, BranchLoss]:
     tokens = sum(map(_predicted_tokens, rows))
-    return {branch: BranchLoss.of(sum(losses) / tokens, tokens) for branch, losses in row_losses.items()}
+    return {branch: BranchLoss.from_loss(sum(losses) / tokens, tokens) for branch, losses in row_losses.items()}
 
 
 def _measure_preference(

@@ -1,7 +1,7 @@
-"""Ollama's chat templates: written from a model's own, by looking at what that one renders, and rendered here to prove it.
+"""Translate a model's chat template for Ollama: extract the fixed text between turns, and verify the result.
 
-A chat template of a model is a Jinja program, and Ollama reads Go's `text/template`. Nothing translates one into the
-other in general. But nearly all of them only put fixed words between turns, and these words can be read off.
+A model's chat template is a Jinja program; Ollama uses Go's `text/template`. There is no general translation, but nearly
+all chat templates only put fixed text between turns, which can be extracted from rendered conversations.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -9,29 +9,29 @@ from typing import NamedTuple
 
 from engine.data.conversation import Message, Role
 
-# Words that no template holds, and that no template changes.
+# Texts that templates neither contain nor change.
 _SYSTEM, _FIRST, _ANSWER, _SECOND = "zqsystemqz", "zqfirstqz", "zqanswerqz", "zqsecondqz"
 
-RenderPrompt = Callable[[Sequence[Message]], str]  # what the model reads before it answers; raises as it likes
+RenderPrompt = Callable[[Sequence[Message]], str]  # renders a prompt; may raise any error
 
 
 class NotTranslatableError(Exception):
-    """The template does more than to put fixed words between turns; names what."""
+    """The template does more than put fixed text between turns; the message has the reason."""
 
 
 class OllamaTemplate(NamedTuple):
-    """The fixed words between turns."""
+    """The fixed text between turns."""
 
     start_system: str
-    start_user: str  # where the conversation has no system turn; with a default system prompt
+    start_user: str  # without a system turn; includes a default system prompt
     system_user: str
     user_assistant: str  # before an answer that is part of the conversation
     assistant_user: str
-    asks: str  # at the end, before the answer that is wanted; may open a reasoning block, for example
+    generation_prompt: str  # at the end; may open a reasoning block, for example
 
     @property
     def go_text(self) -> str:
-        """The template as Ollama reads it. Source: https://pkg.go.dev/text/template, Actions and Variables."""
+        """The template for Ollama. Source: https://pkg.go.dev/text/template, Actions and Variables."""
         return (
             '{{ $last := "" }}{{ range .Messages }}'
             f'{{{{ if eq .Role "system" }}}}{self.start_system}{{{{ .Content }}}}'
@@ -41,42 +41,42 @@ class OllamaTemplate(NamedTuple):
             f"{{{{ else }}}}{self.start_user}{{{{ end }}}}{{{{ .Content }}}}"
             f'{{{{ else if eq .Role "assistant" }}}}{self.user_assistant}{{{{ .Content }}}}{{{{ end }}}}'
             "{{ $last = .Role }}{{ end }}"
-            f'{{{{ if ne $last "assistant" }}}}{self.asks}{{{{ end }}}}'
+            f'{{{{ if ne $last "assistant" }}}}{self.generation_prompt}{{{{ end }}}}'
         )
 
     def render(self, messages: Sequence[Message]) -> str:
-        """Render by the branches of `go_text`, as Ollama does."""
+        """Render a conversation with the branches of `go_text`, as Ollama does."""
         text, last = "", ""
         for message in messages:
             before_user = {"system": self.system_user, "assistant": self.assistant_user}.get(last, self.start_user)
             before = {"system": self.start_system, "user": before_user, "assistant": self.user_assistant}
             text += before[message.role] + message.content
             last = message.role
-        return text if last == "assistant" else text + self.asks
+        return text if last == "assistant" else text + self.generation_prompt
 
 
 def translate(render: RenderPrompt, implied_bos: str) -> OllamaTemplate:
-    """Read the template for Ollama off the trained one; `implied_bos` is what llama.cpp puts in front of every prompt.
+    """Translate the trained template for Ollama; `implied_bos` is the text that llama.cpp adds before every prompt.
 
     Raises:
-        NotTranslatableError: If the result would not render every sample conversation as the trained template does.
+        NotTranslatableError: If the result renders a sample conversation differently.
     """
-    words = _read_off(render)
-    if not all(start.startswith(implied_bos) for start in words[:2]):
-        raise NotTranslatableError("it does not begin with the token that llama.cpp puts first")
-    template = words._replace(
-        start_system=words.start_system.removeprefix(implied_bos), start_user=words.start_user.removeprefix(implied_bos)
+    texts = _read_off(render)
+    if not all(start.startswith(implied_bos) for start in texts[:2]):
+        raise NotTranslatableError("it does not begin with the token that llama.cpp adds")
+    template = texts._replace(
+        start_system=texts.start_system.removeprefix(implied_bos), start_user=texts.start_user.removeprefix(implied_bos)
     )
     if any("{{" in piece or "}}" in piece or '"""' in piece for piece in template):
-        raise NotTranslatableError("its words hold the marks of Go templates")
+        raise NotTranslatableError("it contains Go template delimiters")
     for conversation in sample_conversations():
         if implied_bos + template.render(conversation) != render(conversation):
-            raise NotTranslatableError("it treats turns differently by their place")
+            raise NotTranslatableError("it renders turns differently by their position")
     return template
 
 
 def sample_conversations() -> Iterator[tuple[Message, ...]]:
-    """Conversations that a translated template must render exactly."""
+    """Yield conversations that a translated template must render exactly."""
     turns: tuple[tuple[Role, str], ...] = (
         ("user", "What is a rank?\nOne sentence, please."),
         ("assistant", "The width of an adapter: r numbers stand between its two matrices."),
@@ -91,18 +91,18 @@ def sample_conversations() -> Iterator[tuple[Message, ...]]:
 
 def _read_off(render: RenderPrompt) -> OllamaTemplate:
     user, answer, second = Message("user", _FIRST), Message("assistant", _ANSWER), Message("user", _SECOND)
-    start_user, asks = _split_at(render([user]), _FIRST)
+    start_user, generation_prompt = _split_at(render([user]), _FIRST)
     start_system, system_user, _ = _split_at(render([Message("system", _SYSTEM), user]), _SYSTEM, _FIRST)
     _, user_assistant, assistant_user, _ = _split_at(render([user, answer, second]), _FIRST, _ANSWER, _SECOND)
-    return OllamaTemplate(start_system, start_user, system_user, user_assistant, assistant_user, asks)
+    return OllamaTemplate(start_system, start_user, system_user, user_assistant, assistant_user, generation_prompt)
 
 
-def _split_at(text: str, *words: str) -> list[str]:
-    """Return the text before, between and after some words that occur once each."""
+def _split_at(text: str, *markers: str) -> list[str]:
+    """Return the text before, between and after markers that occur once each."""
     pieces = []
-    for word in words:
-        before, separator, text = text.partition(word)
-        if not separator or word in text:
+    for marker in markers:
+        before, separator, text = text.partition(marker)
+        if not separator or marker in text:
             raise NotTranslatableError("it leaves turns out or repeats them")
         pieces.append(before)
     return [*pieces, text]

@@ -1,7 +1,7 @@
-"""llama.cpp's converter from safetensors to GGUF, and its library, which quantizes GGUF files and runs them.
+"""llama.cpp's converter from safetensors to GGUF, and its library, which quantizes and runs GGUF files.
 
-The converter is `convert_hf_to_gguf.py`: from the package `convert-hf-to-gguf`, or from a checkout that is pointed at. Both
-are found without being loaded, and run in processes of their own.
+The converter is `convert_hf_to_gguf.py`, of the package `convert-hf-to-gguf` or of a checkout. Both run in separate
+processes.
 """
 
 import importlib.util
@@ -24,12 +24,12 @@ from engine.processes.spawn import spawn
 
 CHECKOUT_VARIABLE = "LORATORY_LLAMA_CPP"
 
-WrittenType = Literal["f16", "bf16", "q8_0"]  # what the converter writes by itself
+WrittenType = Literal["f16", "bf16", "q8_0"]  # that the converter can write
 
 _MODULE = "convert_hf_to_gguf"
 _SCRIPT = f"{_MODULE}.py"
-_SOURCES = (_SCRIPT, "conversion/*.py")  # older checkouts hold everything in the script
-_LOOK_SECONDS = 0.2
+_SOURCES = (_SCRIPT, "conversion/*.py")  # older checkouts have everything in the script
+_POLL_SECONDS = 0.2
 _TAIL_BYTES = 20_000
 # The folder is complete: the converter does not need the Hub.
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -38,14 +38,14 @@ _FOLDERS = re.compile(r"(?:[A-Za-z]:)?(?:[/\\][^\s/\\'\":]+)+[/\\](?=[^\s/\\'\":
 
 
 class Converter(NamedTuple):
-    """How the converter is called, and the folder of its source."""
+    """The converter's command and the folder of its source."""
 
     argv: tuple[str, ...]
     folder: Path
 
 
 def find_converter(checkout: Path | None = None) -> Converter:
-    """Find the converter without running it: in the checkout, that of `$LORATORY_LLAMA_CPP`, or the installed package.
+    """Find the converter: in a checkout, that of `$LORATORY_LLAMA_CPP`, or the installed package.
 
     Raises:
         ModelError: If there is none.
@@ -62,22 +62,22 @@ def find_converter(checkout: Path | None = None) -> Converter:
     spec = importlib.util.find_spec(_MODULE)
     if spec is None or spec.origin is None:
         raise ModelError(
-            "Writing GGUF takes llama.cpp's converter, which is not installed.",
+            "Writing GGUF needs llama.cpp's converter, which is not installed.",
             f"Install it with `pip install 'loratory[gguf]'`, or name a llama.cpp checkout in {CHECKOUT_VARIABLE}.",
         )
     return Converter((sys.executable, "-P", "-m", _MODULE), Path(spec.origin).parent)
 
 
 def require_known_architecture(converter: Converter, model: Path, name: str) -> None:
-    """Look the model's architecture up in the converter's source, before anything is merged for it.
+    """Check that the converter's source has the model's architecture, before anything is merged.
 
     Raises:
-        ModelError: If the converter does not know it.
+        ModelError: If the converter does not support it.
     """
     try:
         architecture = json.loads((model / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     except (OSError, ValueError, KeyError, IndexError, TypeError):
-        return  # the converter will say what it makes of it
+        return  # the converter reports the problem
     sources = (path for pattern in _SOURCES for path in sorted(converter.folder.glob(pattern)))
     if not any(f'"{architecture}"' in path.read_text(encoding="utf-8", errors="replace") for path in sources):
         raise _unknown_architecture(name, str(architecture))
@@ -86,15 +86,15 @@ def require_known_architecture(converter: Converter, model: Path, name: str) -> 
 def convert(
     converter: Converter, model: Path, target: Path, gguf_type: WrittenType, on_wait: Callable[[int], None]
 ) -> None:
-    """Write `model` as one GGUF file; the converter reads and writes tensor by tensor.
+    """Convert `model` to one GGUF file, tensor by tensor.
 
     Args:
         model: Folder of a complete model.
-        target: The file; its folder also takes the converter's log for as long as it runs.
-        on_wait: Gets the bytes written so far, several times a second; may raise to end the conversion.
+        target: The file; the converter's log is next to it while it runs.
+        on_wait: Called with the bytes written so far, several times a second; may raise to stop.
 
     Raises:
-        ModelError: If the converter cannot write this model.
+        ModelError: If the converter cannot convert this model.
     """
     log = target.with_suffix(".log")
     argv = [*converter.argv, "--outtype", gguf_type, "--outfile", str(target), str(model)]
@@ -102,7 +102,7 @@ def convert(
     try:
         while process.poll() is None:
             on_wait(target.stat().st_size if target.exists() else 0)
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(_POLL_SECONDS)
         if process.returncode != 0 or not target.is_file():
             output = log.read_bytes()[-_TAIL_BYTES:].decode("utf-8", "replace") if log.is_file() else ""
             raise _failure(model.name, process.returncode, output)
@@ -125,12 +125,12 @@ def _failure(name: str, code: int, output: str) -> ModelError:
         )
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     last = _FOLDERS.sub("", lines[-1])[:200] if lines else f"exit code {code}"
-    return ModelError(f"llama.cpp's converter cannot write {name} as GGUF ({last}).", _ANOTHER_WAY)
+    return ModelError(f"llama.cpp's converter cannot convert {name} ({last}).", _ANOTHER_WAY)
 
 
 def _unknown_architecture(name: str, architecture: str) -> ModelError:
     return ModelError(
-        f"llama.cpp's converter does not know the architecture of {name}, {architecture[:80]}.", _ANOTHER_WAY
+        f"llama.cpp's converter does not support the architecture of {name}, {architecture[:80]}.", _ANOTHER_WAY
     )
 
 
@@ -140,35 +140,35 @@ def has_llama_cpp() -> bool:
 
 
 def require_quantizer(gguf_type: GgufType) -> None:
-    """Check that a precision can be written here.
+    """Check that a precision can be written on this machine.
 
     Raises:
-        ModelError: If it takes llama.cpp's library, which is missing.
+        ModelError: If it needs llama.cpp's library, which is missing.
     """
     precision = PRECISIONS.get(gguf_type)  # none for auto
     if precision is not None and precision.file_type is not None and not has_llama_cpp():
         raise ModelError(
-            f"Writing {gguf_type} takes llama.cpp's library, which is not installed.",
+            f"Writing {gguf_type} needs llama.cpp's library, which is not installed.",
             "Install it with `pip install 'loratory[llama-cpp]'`, or choose q8_0, bf16 or f16.",
         )
 
 
-def ask_llama_cpp(
-    question: str, params: JsonObject, log_file: Path, on_progress: Callable[[JsonObject], None]
+def call_llama_cpp(
+    method: str, params: JsonObject, log_file: Path, on_progress: Callable[[JsonObject], None]
 ) -> JsonObject:
-    """Ask llama.cpp one question, in a process of its own that ends with the answer.
+    """Call llama.cpp in a separate process that ends afterwards.
 
     Args:
-        question: A handler of `engine.export.worker.llama`.
-        log_file: Takes what llama.cpp prints.
-        on_progress: May raise to end it.
+        method: A handler of `engine.export.worker.llama`.
+        log_file: For llama.cpp's output.
+        on_progress: May raise to stop.
 
     Raises:
         ModelError: If llama.cpp cannot load or quantize the file.
-        WorkerError: If its process died.
+        WorkerError: If the process died.
     """
     process = JsonLinesProcess("engine.export.worker.llama", log_file=log_file, restarts=False)
     try:
-        return process.call(question, params, on_progress=on_progress)
+        return process.call(method, params, on_progress=on_progress)
     finally:
         process.close(timeout_seconds=0.5)

@@ -1,7 +1,7 @@
-"""The precisions of a GGUF file: how each is written and judged, and how large the file will be, from the base's headers.
+"""The precisions of a GGUF file: how each is written and verified, and the predicted size of the file.
 
-Sizes follow the mixtures of llama.cpp's `llama_tensor_get_type_impl` (src/llama-quant.cpp): which type a tensor gets depends on
-its role, its layer and the length of its rows.
+Sizes follow llama.cpp's `llama_tensor_get_type_impl` (src/llama-quant.cpp): a tensor's type depends on its role, its layer
+and the length of its rows.
 """
 
 import math
@@ -16,36 +16,35 @@ from engine.models.folder import TensorRecord, read_config, read_safetensors_hea
 
 
 @dataclass(frozen=True, kw_only=True)
-class Precision:
+class GgufPrecision:
     """One precision of the weights."""
 
     weights: str  # type of most matrices
-    more: str  # where a mixture spends more bits: attention values and down projections of some layers
-    head: str  # of the output head, and of an embedding that is the head too
-    file_type: int | None = None  # as llama.cpp's library numbers it; None where the converter writes it by itself
-    # So many greedy answers must be the same; None where quantization may change them and perplexity makes the verdict.
+    finer: str  # type of the output head, a tied embedding, and attention values and down projections of some layers
+    file_type: int | None = None  # number in llama.cpp's library; None if the converter writes it
+    # Share of greedy answers that must be equal; None if quantization may change them and perplexity decides.
     needed_share: float | None
-    roundings: float = 1.0  # how many times the effect of rounding weights explains; q8_0 shares a scale among 32
-    tolerance: float = 1e-2  # what rounding does to a mean of squares, relative
+    roundings: float = 1.0  # allowed multiple of the effect of rounding; 32 weights of q8_0 share a scale
+    tolerance: float = 1e-2  # relative difference of a mean of squares
 
 
-# llama.cpp rounds what flows between layers as it does the weights, which turns near ties: a few of them at the eleven bits
-# of f16, more at the eight bits of bf16 and q8_0.
-PRECISIONS: Mapping[GgufType, Precision] = {
-    "q4_k_m": Precision(weights="q4_k", more="q6_k", head="q6_k", file_type=15, needed_share=None),
-    "q5_k_m": Precision(weights="q5_k", more="q6_k", head="q6_k", file_type=17, needed_share=None),
-    "q6_k": Precision(weights="q6_k", more="q6_k", head="q6_k", file_type=18, needed_share=None),
-    "q8_0": Precision(weights="q8_0", more="q8_0", head="q8_0", needed_share=0.5, roundings=2.0),
-    "bf16": Precision(weights="bf16", more="bf16", head="bf16", needed_share=0.5),
-    "f16": Precision(weights="f16", more="f16", head="f16", needed_share=0.9, tolerance=1e-3),
+# llama.cpp rounds activations like weights, which changes near ties: a few with the eleven bits of f16, more with the
+# eight bits of bf16 and q8_0.
+PRECISIONS: Mapping[GgufType, GgufPrecision] = {
+    "q4_k_m": GgufPrecision(weights="q4_k", finer="q6_k", file_type=15, needed_share=None),
+    "q5_k_m": GgufPrecision(weights="q5_k", finer="q6_k", file_type=17, needed_share=None),
+    "q6_k": GgufPrecision(weights="q6_k", finer="q6_k", file_type=18, needed_share=None),
+    "q8_0": GgufPrecision(weights="q8_0", finer="q8_0", needed_share=0.5, roundings=2.0),
+    "bf16": GgufPrecision(weights="bf16", finer="bf16", needed_share=0.5),
+    "f16": GgufPrecision(weights="f16", finer="f16", needed_share=0.9, tolerance=1e-3),
 }
 
-# Relative to the unquantized result; beyond it a file is called different from the run.
+# Limit relative to the unquantized result.
 PERPLEXITY_LIMIT = 1.1
 
 
 class Block(NamedTuple):
-    """So many weights of a row are stored together, in so many bytes."""
+    """Weights of a row that are stored together, and their bytes."""
 
     weights: int
     size_bytes: int
@@ -73,14 +72,14 @@ _DOWN = re.compile(r"(\.(down_proj|fc2|w2|dense_4h_to_h)|mlp\.c_proj)(\.weight)?
 _KEPT = re.compile(r"norm|\.gate\.weight$|router|conv1d|\.(A_log|dt_bias|bias)$")
 _LEFT_OUT = re.compile(r"(^|\.)(visual|vision_\w+|multi_modal_projector|audio_\w+|mtp)\.|rotary_emb|\.inv_freq$")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
-# Tokens, merges and kinds of tokens, as measured on vocabularies of 49,152 to 151,936 tokens; names and offsets of a tensor.
+# Bytes per token of a vocabulary, measured for 49,152 to 151,936 tokens; bytes of a tensor's name and offsets.
 _TOKEN_BYTES, _TENSOR_BYTES = 36, 80
 
 
 def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, int]:
-    """Return the bytes of a merged model in each precision; empty where the base's files are quantized themselves.
+    """Return the bytes of a merged model in each precision; empty if the base's files are quantized.
 
-    Only headers are read. The files that llama.cpp wrote were within 1% of it.
+    Only headers are read. The predictions were within 1% of llama.cpp's files.
 
     Raises:
         ModelError: If the base cannot be read.
@@ -95,7 +94,7 @@ def predict_sizes(folder: Path, name: str) -> Mapping[GgufType, int]:
     if any(record.dtype not in _FLOATS for record in records):
         return {}
     text = config.get("text_config")
-    shape = _Shape.of({**config, **text} if isinstance(text, dict) else config, records)
+    shape = _Shape.from_config({**config, **text} if isinstance(text, dict) else config, records)
     return {precision: _predict(records, shape, PRECISIONS[precision]) for precision in PRECISIONS}
 
 
@@ -105,7 +104,7 @@ class _Shape(NamedTuple):
     values: tuple[str, ...]  # names of the attention values, by layer
 
     @classmethod
-    def of(cls, config: Mapping[str, object], records: Sequence[TensorRecord]) -> "_Shape":
+    def from_config(cls, config: Mapping[str, object], records: Sequence[TensorRecord]) -> "_Shape":
         names = [record.name for record in records]
         has_head = any(map(_HEAD.search, names))
         return cls(
@@ -120,7 +119,7 @@ def _layer_of(name: str) -> int:
     return int(match[1]) if match is not None else 0
 
 
-def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precision) -> int:
+def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: GgufPrecision) -> int:
     size = 0
     for record in records:
         if shape.tied and _HEAD.search(record.name):
@@ -132,27 +131,27 @@ def _predict(records: Sequence[TensorRecord], shape: _Shape, precision: Precisio
     return size
 
 
-def _target_type(record: TensorRecord, shape: _Shape, precision: Precision) -> str:
-    """Return the type that the mixture has for a tensor."""
+def _target_type(record: TensorRecord, shape: _Shape, precision: GgufPrecision) -> str:
+    """Return the type that a precision uses for a tensor."""
     name = record.name
     if len(record.shape) < 2 or _KEPT.search(name):
         return "f32"
     if _HEAD.search(name) or (shape.tied and _EMBEDDING.search(name)):
-        return precision.head
+        return precision.finer
     if _VALUES.search(name):
-        return precision.more if _gets_more(shape.values.index(name), len(shape.values)) else precision.weights
+        return precision.finer if _gets_more(shape.values.index(name), len(shape.values)) else precision.weights
     if _DOWN.search(name) and _gets_more(_layer_of(name), shape.layers):
-        return precision.more
+        return precision.finer
     return precision.weights
 
 
 def _gets_more(layer: int, layers: int) -> bool:
-    """Return whether a layer is among the first or last eighth, or every third between."""
+    """Return whether a layer is in the first or last eighth, or every third between."""
     return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2
 
 
 def _actual_type(target: str, row: int) -> str:
-    """Return the type that llama.cpp takes where rows are not whole blocks of the wanted one."""
+    """Return the type that llama.cpp uses, which differs if rows are not a multiple of the target's block."""
     if row % BLOCKS[target].weights == 0:
         return target
     instead = _INSTEAD.get(target, "f16")

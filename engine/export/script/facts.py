@@ -1,4 +1,4 @@
-"""What both forms of a script are written from: a configuration, the model, and the arguments of TRL and PEFT."""
+"""Facts for both forms of a script: the configuration, the model, and the arguments of TRL and PEFT."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ TRL_DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True)
 class ScriptFacts:
-    """All that both forms need to know."""
+    """Facts for both forms."""
 
     config: RunConfig
     model: ModelFacts

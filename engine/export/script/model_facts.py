@@ -39,23 +39,23 @@ from engine.runs.run import RUN_ID, RunFolder
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What is known about the model and the device of the run."""
+    """Facts about the model and the device of the run."""
 
     location: str  # hub id or folder, as `from_pretrained` takes it
     compute: str  # dtype of computation: bfloat16, float16 or float32
     on_cpu: bool  # the run computes on a CPU
     revision: str | None = None  # commit on the Hub
-    template: str = ""  # chat template to write into a short script, where the model's own is not that of training
+    template: str = ""  # chat template for a short script, if the model's own differs from that of training
     warm_start: str | None = None  # folder of the adapter that training starts from
     batching: Batching = "joined"
-    pinned_order: RowOrder | None = None  # of the rows, as a checkpoint of the run has it
+    pinned_order: RowOrder | None = None  # of the rows, from a checkpoint of the run
 
 
-def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) -> ModelFacts:
-    """Collect the facts of the model: those of the run, or of this machine where there is no run.
+def read_model_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | None) -> ModelFacts:
+    """Collect the facts of the model: those of the run, or of this machine without a run.
 
     Raises:
-        ModelError: If a model that is named by a path is not there.
+        ModelError: If the model is a path that does not exist.
     """
     try:
         device = choose_device(config.run)
@@ -70,7 +70,7 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
         )
         # Layers can only be spread over GPUs, even if this machine has none.
         on_cpu = device.kind == "cpu" and config.run.spread_over == 1
-    if (device.kind == "cpu") != on_cpu:  # the run is another machine's
+    if (device.kind == "cpu") != on_cpu:  # the run is from another machine
         device = replace(device, kind="cpu" if on_cpu else "cuda")
     text, revision = config.model.id.strip(), config.model.revision
     entry = find_in_catalog(text)
@@ -87,7 +87,7 @@ def look_at_model(config: RunConfig, home: LoratoryHome, run: RunFolder | None) 
         location = entry.hub_id if entry is not None else text
         folder = _local_folder(location, revision, home)
     newest = next(reversed(list_checkpoints(run.checkpoints)), None) if run is not None else None
-    plan = newest.manifest.row_plan if newest is not None else None  # it may have begun on another kind of device
+    plan = newest.manifest.row_plan if newest is not None else None  # it may have started on another kind of device
     return ModelFacts(
         location=location,
         compute=compute,
@@ -139,7 +139,7 @@ def own_template(folder: Path | None) -> str | None:
     except OSError:
         template = (_tokenizer_settings(folder) or {}).get("chat_template")
     if isinstance(template, list):  # templates with names
-        templates = (one for one in template if isinstance(one, dict) and one.get("name") == "default")
+        templates = (entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default")
         template = next(templates, {}).get("template")
     return template if isinstance(template, str) else None
 

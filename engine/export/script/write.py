@@ -1,7 +1,7 @@
-"""Write a run as a script on plain transformers, PEFT, TRL and datasets, which needs no Loratory.
+"""Write a run as a script for transformers, PEFT, TRL and datasets, without Loratory.
 
-The short form reads the raw data in the shape of the usual tutorials, and lists in its head what differs from the run. The
-exact form, a folder with `train.py` and `rows.parquet`, repeats its losses: `engine.export.worker.script` writes it.
+The short form reads the raw data like the usual tutorials, and lists its differences from the run. The exact form, a folder
+with `train.py` and `rows.parquet`, repeats the run's losses; `engine.export.worker.script` writes it.
 """
 
 import json
@@ -18,7 +18,7 @@ from engine.config.objectives import preference_name
 from engine.config.run import RunConfig
 from engine.data.contract import RowForm
 from engine.export.script.facts import ScriptFacts
-from engine.export.script.model_facts import look_at_model
+from engine.export.script.model_facts import read_model_facts
 from engine.paths import LoratoryHome
 from engine.runs.history.run_history import read_history
 from engine.runs.provenance import environment_facts, read_provenance, run_title
@@ -29,17 +29,17 @@ _WIDTH = 100
 
 
 def gather_script_facts(config: RunConfig, home: LoratoryHome, run: RunFolder | None = None) -> ScriptFacts:
-    """Collect the facts of the model and, where there is one, the run.
+    """Collect the facts of the model and of the run, if there is one.
 
     Raises:
-        ModelError: If a model that is named by a path is not there.
+        ModelError: If the model is a path that does not exist.
     """
     libraries = (read_provenance(run).libraries if run is not None else None) or environment_facts()["libraries"]
     assert isinstance(libraries, dict)
     title = run_title(config)
     return ScriptFacts(
         config=config,
-        model=look_at_model(config, home, run),
+        model=read_model_facts(config, home, run),
         title=title,
         output=re.sub(r"[^A-Za-z0-9._-]+", "-", title).strip("-.")[:80] or "output",
         origin=f"the run {run.path.name}" if run is not None else "a run in Loratory",
@@ -58,13 +58,13 @@ def write_short_script(facts: ScriptFacts, rows: RowForm) -> str:
         f"    pip install {facts.packages}",
         "",
         f"Differs from {facts.origin}; `loratory script {facts.argument} --exact FOLDER` repeats its losses:",
-        *(f"- {one}" for one in _left_out(facts, rows)),
+        *(f"- {difference}" for difference in _left_out(facts, rows)),
     ]
     return render("short", facts=facts, rows=rows, head="\n".join(head))
 
 
 def exact_head(facts: ScriptFacts, differences: Sequence[str]) -> str:
-    """Return what an exact script begins with: what it is, how to run it, and how it differs from the run, if it does."""
+    """Return the docstring of an exact script: what it is, how to run it, and any differences from the run."""
     what = " with ".join(filter(None, (preference_name(facts.config), facts.config.method_name)))
     lines = [
         f"{facts.title}: {what} on plain transformers, PEFT, TRL and datasets.",
@@ -83,7 +83,7 @@ def exact_head(facts: ScriptFacts, differences: Sequence[str]) -> str:
 
 
 def differences_of(facts: ScriptFacts) -> Iterator[str]:
-    """Yield a sentence on each way in which an exact script differs from the run."""
+    """Yield a sentence about each difference between an exact script and the run."""
     config, traits = facts.config, facts.traits
     training, adapter = config.training, config.adapter
     has_dropout = traits.has_dropout(adapter) and not (facts.objective.learns_preferences and training.disable_dropout)
@@ -141,10 +141,10 @@ def _environment() -> Environment:
 
 
 def literal(value: Any) -> str:
-    """Return a plain value as Python source, with texts in double quotes.
+    """Return a value as Python source, with strings in double quotes.
 
     Raises:
-        TypeError: If it is neither a plain value nor a collection of such.
+        TypeError: If its type has no literal.
     """
     if isinstance(value, str):
         # JSON's escapes are valid in Python, except for surrogates, which UTF-8 cannot encode.
@@ -153,20 +153,20 @@ def literal(value: Any) -> str:
     if value is None or isinstance(value, bool | int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{literal(key)}: {literal(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{literal(key)}: {literal(entry)}" for key, entry in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(literal, value)) + "]"
     raise TypeError(f"{type(value).__name__} has no literal.")
 
 
 def arguments_lines(arguments: Mapping[str, Any], indent: int) -> str:
-    """Return keyword arguments side by side, in lines that begin with so many spaces."""
+    """Return keyword arguments in lines with this indent."""
     lines: list[str] = []
     line = ""
-    for one in (f"{name}={literal(value)}," for name, value in arguments.items()):
-        if line and indent + len(line) + 1 + len(one) > _WIDTH:
+    for argument in (f"{name}={literal(value)}," for name, value in arguments.items()):
+        if line and indent + len(line) + 1 + len(argument) > _WIDTH:
             lines, line = [*lines, line], ""
-        line = f"{line} {one}" if line else one
+        line = f"{line} {argument}" if line else argument
     return textwrap.indent("\n".join([*lines, line]), " " * indent)
 
 

@@ -1,6 +1,6 @@
-"""A run's result as one GGUF file, with a Modelfile next to it: merged, converted, and compared with the run.
+"""Export a run as a GGUF file with a Modelfile: merge, convert and compare with the run.
 
-It is compared by llama.cpp's own answers, or, where that is not installed, by what is in the file.
+llama.cpp's answers are compared, or the file's header and tensors if llama.cpp is not installed.
 """
 
 import contextlib
@@ -29,38 +29,38 @@ from engine.export.gguf.go_template import NotTranslatableError, translate
 from engine.export.gguf.llama_cpp import (
     Converter,
     WrittenType,
-    ask_llama_cpp,
+    call_llama_cpp,
     convert,
     find_converter,
     require_known_architecture,
 )
 from engine.export.gguf.precisions import PRECISIONS
 from engine.export.worker.merge import BaseFiles
-from engine.export.worker.verify import ANSWER_TOKENS, Measured, PerplexityRows, Reference
-from engine.export.worker.write import ExportUnderWay, write_merged
+from engine.export.worker.verify import ANSWER_TOKENS, ModelDifference, PerplexityRows, Reference
+from engine.export.worker.write import ExportTask, write_merged
 from engine.runs.run import RunFolder
 
 _SYSTEM_PROMPT_ROWS = 200
 
-# Merged straight into the precision of the file, so weights are rounded once.
+# Merged in the precision of the file, so weights are rounded once.
 _MERGED_DTYPE: dict[str, ExportDtype] = {"f16": "float16", "bf16": "bfloat16"}
 
 
 class WrittenGguf(NamedTuple):
-    """What was made, while the merged model is still there."""
+    """The GGUF file, and the merged model that it was converted from."""
 
     file: Path
     merged: Path
     gguf_type: GgufType
     tokenizer: DecodingTokenizer
-    implied_bos: str  # what llama.cpp puts in front of a prompt by itself
+    implied_bos: str  # text that llama.cpp adds before a prompt
 
 
-def write_gguf(export: ExportUnderWay) -> WrittenGguf:
-    """Merge, convert, and write the Modelfile; the merged model stays, for the comparison.
+def write_gguf(export: ExportTask) -> WrittenGguf:
+    """Merge, convert, and write the Modelfile; the merged model is kept for the comparison.
 
     Raises:
-        ModelError: If it cannot be merged, or the converter is missing or does not know the model.
+        ModelError: If it cannot be merged, or the converter is missing or does not support the model.
     """
     order = export.order
     converter = find_converter(order.llama_cpp)
@@ -82,8 +82,8 @@ def write_gguf(export: ExportUnderWay) -> WrittenGguf:
     return WrittenGguf(file, merged, gguf_type, tokenizer, implied_bos)
 
 
-def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf, dtype: torch.dtype) -> None:
-    """Convert; what the converter cannot write by itself, llama.cpp's library makes from a file in 16 bits."""
+def _write_file(export: ExportTask, converter: Converter, gguf: WrittenGguf, dtype: torch.dtype) -> None:
+    """Convert; llama.cpp's library quantizes a 16-bit file to precisions that the converter cannot write."""
     file, merged = gguf.file, gguf.merged
     file_type = PRECISIONS[gguf.gguf_type].file_type
     sixteen: WrittenType = "bf16" if dtype is torch.bfloat16 else "f16"
@@ -102,8 +102,8 @@ def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf,
     params = {"source": str(target), "target": str(file), "file_type": file_type}
     step = f"Quantizing to {gguf.gguf_type}"
     try:
-        ask_llama_cpp(
-            "quantize", params, export.logs / "llama_cpp.log", lambda progress: report(step, progress["bytes"])
+        call_llama_cpp(
+            "quantize", params, export.home.server / "llama_cpp.log", lambda progress: report(step, progress["bytes"])
         )
     finally:
         target.unlink(missing_ok=True)
@@ -111,10 +111,10 @@ def _write_file(export: ExportUnderWay, converter: Converter, gguf: WrittenGguf,
 
 @contextlib.contextmanager
 def _prepared_for_llama_cpp(merged: Path, tokenizer: DecodingTokenizer) -> Iterator[None]:
-    """While it is converted, the merged folder states whether prompts begin with the begin-of-sequence token.
+    """Set whether prompts begin with the begin-of-sequence token in the merged folder during the conversion.
 
-    llama.cpp puts that token first where the file asks for it. In training it was there only if the template put it
-    there. References to a model's own code are left out: the converter would run it.
+    llama.cpp adds that token if the file says so; in training it was there only if the template added it. References to
+    a model's own code are removed, because the converter would run it.
     """
     bos = tokenizer.bos_token
     prompt = render_prompt((Message("user", "question"),), tokenizer).text
@@ -134,9 +134,9 @@ def _prepared_for_llama_cpp(merged: Path, tokenizer: DecodingTokenizer) -> Itera
 
 
 def _adds_bos(file: Path) -> bool:
-    """Return whether llama.cpp will begin prompts with the begin-of-sequence token.
+    """Return whether llama.cpp adds the begin-of-sequence token to prompts.
 
-    Where the file does not say, it does so for SentencePiece vocabularies. Source: llama.cpp, src/llama-vocab.cpp.
+    The default is true for SentencePiece vocabularies. Source: llama.cpp, src/llama-vocab.cpp.
     """
     reader = GGUFReader(file)
     flag = _field(reader, "tokenizer.ggml.add_bos_token")
@@ -144,12 +144,12 @@ def _adds_bos(file: Path) -> bool:
 
 
 def _field(reader: GGUFReader, name: str) -> Any:
-    found = reader.get_field(name)
-    return found.contents() if found is not None else None
+    field = reader.get_field(name)
+    return field.contents() if field is not None else None
 
 
 def _common_system_prompt(dataset: DatasetConfig) -> str:
-    """Return the system prompt of every one of the first rows; empty where they differ, or cannot be read any more."""
+    """Return the system prompt that the first rows share; empty if they differ or cannot be read any more."""
     with contextlib.suppress(EngineError):
         rows = itertools.islice(DatasetReader(dataset, SourceOptions(streaming=True)).rows(), _SYSTEM_PROMPT_ROWS)
         first_turns = [row.example.messages[0] for row in rows if isinstance(row.example, Conversation)]
@@ -159,7 +159,7 @@ def _common_system_prompt(dataset: DatasetConfig) -> str:
 
 
 def _write_modelfile(gguf: Path, name: str, tokenizer: DecodingTokenizer, implied_bos: str, system: str) -> str:
-    """Write the Modelfile next to the GGUF, and return what the person should know."""
+    """Write the Modelfile next to the GGUF, and return a note about its template."""
     lines = [f"# ollama create {name} -f Modelfile", f"FROM ./{gguf.name}", ""]
     try:
         template = translate(lambda messages: render_prompt(messages, tokenizer).text, implied_bos)
@@ -183,122 +183,127 @@ def _write_modelfile(gguf: Path, name: str, tokenizer: DecodingTokenizer, implie
     return note
 
 
-def ask_llama(written: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]) -> Measured:
-    """Let llama.cpp read the same prompts, in a process of its own, and compare ids, answers and logits.
+def compare_answers(
+    gguf: WrittenGguf, reference: Reference, log_file: Path, report: Callable[[float], None]
+) -> ModelDifference:
+    """Have llama.cpp answer the same prompts, and compare token ids, answers and logits.
 
-    `report` gets the share of prompts that were asked, and may raise to end it.
+    `report` is called with the completed share, and may raise to stop.
 
     Raises:
         ModelError: If llama.cpp cannot load the file.
-        WorkerError: If its process died.
+        WorkerError: If the process died.
     """
     answers = reference.answers
-    logits_file = written.file.with_suffix(".npy")
+    logits_file = gguf.file.with_suffix(".npy")
     params = {
-        "gguf": str(written.file),
-        "context": max(len(one.prompt.ids) for one in answers) + ANSWER_TOKENS,
+        "gguf": str(gguf.file),
+        "context": max(len(record.prompt.ids) for record in answers) + ANSWER_TOKENS,
         "prompts": [
-            {"text": one.prompt.text.removeprefix(written.implied_bos), "answer": list(one.answer)} for one in answers
+            {"text": record.prompt.text.removeprefix(gguf.implied_bos), "answer": list(record.answer)}
+            for record in answers
         ],
         "end_ids": sorted(reference.end_ids),
         "answer_tokens": ANSWER_TOKENS,
         "logits": str(logits_file),
     }
     try:
-        answer = ask_llama_cpp("answer", params, log_file, lambda progress: report(progress["fraction"]))
+        answer = call_llama_cpp("answer", params, log_file, lambda progress: report(progress["fraction"]))
         logits = torch.from_numpy(np.load(logits_file, allow_pickle=False))
     finally:
         logits_file.unlink(missing_ok=True)
-    share = PRECISIONS[written.gguf_type].needed_share
-    expected = torch.cat([one.logits for one in answers])
+    share = PRECISIONS[gguf.gguf_type].needed_share
+    expected = torch.cat([record.logits for record in answers])
     width = min(logits.shape[-1], expected.shape[-1])  # either may pad its vocabulary
-    return Measured(
+    return ModelDifference(
         largest_logit_difference=float((logits[:, :width] - expected[:, :width]).abs().max()),
         equal_answers=sum(
-            list(one.answer) == llama_answer for one, llama_answer in zip(answers, answer["answers"], strict=True)
+            list(record.answer) == llama_answer for record, llama_answer in zip(answers, answer["answers"], strict=True)
         ),
-        equal_prompts=sum(list(one.prompt.ids) == ids for one, ids in zip(answers, answer["prompt_ids"], strict=True)),
+        equal_prompts=sum(
+            list(record.prompt.ids) == ids for record, ids in zip(answers, answer["prompt_ids"], strict=True)
+        ),
         needed_answers=round(len(answers) * share) if share is not None else None,
     )
 
 
-def ask_perplexity(
-    written: WrittenGguf, rows: PerplexityRows, log_file: Path, report: Callable[[float], None]
+def mean_loss_of_gguf(
+    gguf: WrittenGguf, rows: PerplexityRows, log_file: Path, report: Callable[[float], None]
 ) -> float:
-    """Let llama.cpp read rows, in a process of its own; returns the mean loss over their trained tokens, in nats.
+    """Return llama.cpp's mean loss over the trained tokens of rows, in nats.
 
-    `report` gets the share of rows that were read, and may raise to end it.
+    `report` is called with the completed share, and may raise to stop.
 
     Raises:
         ModelError: If llama.cpp cannot load the file.
-        WorkerError: If its process died.
+        WorkerError: If the process died.
     """
     params = {
-        "gguf": str(written.file),
+        "gguf": str(gguf.file),
         "context": max(len(row.input_ids) for row in rows.rows),
         "rows": [{"ids": row.input_ids, "labels": row.labels} for row in rows.rows],
     }
-    answer = ask_llama_cpp("loss", params, log_file, lambda progress: report(progress["fraction"]))
+    answer = call_llama_cpp("loss", params, log_file, lambda progress: report(progress["fraction"]))
     return float(answer["summed_loss"]) / rows.tokens
 
 
-def look_into(written: WrittenGguf) -> str:
-    """Compare header and tensors with the merged model, without llama.cpp; returns what was found, in words.
+def compare_with_merged(gguf: WrittenGguf) -> str:
+    """Compare header and tensors with the merged model, without llama.cpp; return a note.
 
-    Tensors are compared by their mean squares, because llama.cpp orders the rows of some of them in its own way.
+    Tensors are compared by their mean squares, because llama.cpp reorders the rows of some of them.
     """
-    reader = GGUFReader(written.file)
-    compared, different = _compare_tensors(reader, written)
+    reader = GGUFReader(gguf.file)
+    tensor_count, different = _compare_tensors(reader, gguf)
     strange = [
-        *_strange_header(reader, written),
-        *(f"the tensor {name} holds something else" for name in different[:3]),
-        *([] if compared else ["no tensor could be recognized by its name"]),
+        *_strange_header(reader, gguf),
+        *(f"the tensor {name} differs" for name in different[:3]),
+        *([] if tensor_count else ["no tensor has a known name"]),
     ]
     if strange:
         summary = f"compared with the merged model, {'; '.join(strange)}"
     else:
-        summary = f"{compared} tensors hold what the merged ones do, within rounding; the vocabulary and the chat template too"
+        summary = f"{tensor_count} tensors agree with the merged model within rounding; so do the vocabulary and the chat template"
     return (
         f"The GGUF was not run, because llama-cpp-python is not installed (pip install 'loratory[llama-cpp]'). "
-        f"Looked at: {summary}."
+        f"Checked: {summary}."
     )
 
 
-def _strange_header(reader: GGUFReader, written: WrittenGguf) -> Iterator[str]:
+def _strange_header(reader: GGUFReader, gguf: WrittenGguf) -> Iterator[str]:
     tokens = reader.get_field("tokenizer.ggml.tokens")
-    if tokens is None or len(tokens.data) < len(written.tokenizer.get_vocab()):
+    if tokens is None or len(tokens.data) < len(gguf.tokenizer.get_vocab()):
         yield "the vocabulary is smaller"
-    trained = written.tokenizer.chat_template
-    if isinstance(trained, dict):  # several, with names: the file has the others under theirs
+    trained = gguf.tokenizer.chat_template
+    if isinstance(trained, dict):  # several, by name
         trained = trained.get("default")
     if trained is None or _field(reader, "tokenizer.chat_template") != trained:
         yield "the chat template is not the trained one"
-    if _field(reader, "tokenizer.ggml.eos_token_id") != written.tokenizer.eos_token_id:
-        yield "another token ends answers"
+    if _field(reader, "tokenizer.ggml.eos_token_id") != gguf.tokenizer.eos_token_id:
+        yield "the stop token differs"
 
 
-def _compare_tensors(reader: GGUFReader, written: WrittenGguf) -> tuple[int, list[str]]:
+def _compare_tensors(reader: GGUFReader, gguf: WrittenGguf) -> tuple[int, list[str]]:
     names = _gguf_names(reader)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    merged = BaseFiles.open(written.merged, "the merged model")
-    compared, different = 0, []
+    merged = BaseFiles.open(gguf.merged, "the merged model")
+    tensor_count, different = 0, []
     for name, plan in merged.plans.items():
         tensor = tensors.get(names(name) or "")
-        # Some families shift their norms, which are the tensors of one dimension; experts are stacked into one tensor.
+        # Some families shift their norms, which have one dimension; experts are stacked into one tensor.
         if tensor is None or len(plan.shape) < 2 or int(tensor.n_elements) != int(np.prod(plan.shape)):
             continue
         expected = float(merged.read(name).float().pow(2).mean())
         mean_square = float(
             np.square(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32).mean(dtype=np.float64)
         )
-        compared += 1
-        if not abs(mean_square - expected) <= PRECISIONS[written.gguf_type].tolerance * expected:
+        tensor_count += 1
+        if not abs(mean_square - expected) <= PRECISIONS[gguf.gguf_type].tolerance * expected:
             different.append(name)
-    return compared, different
+    return tensor_count, different
 
 
 def _gguf_names(reader: GGUFReader) -> Callable[[str], str | None]:
-    """Return how llama.cpp calls the tensors of transformers."""
+    """Return the mapping from transformers' tensor names to llama.cpp's."""
     architecture = _field(reader, "general.architecture")
     architectures = {text: number for number, text in MODEL_ARCH_NAMES.items()}
     blocks = _field(reader, f"{architecture}.block_count")

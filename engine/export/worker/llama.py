@@ -1,6 +1,6 @@
-"""The process that asks llama.cpp: `python -P -m engine.export.worker.llama`, JSON lines on stdio.
+"""The process that runs llama.cpp: `python -P -m engine.export.worker.llama`, JSON lines on stdio.
 
-llama.cpp can end its process when a file is damaged; only this one.
+llama.cpp can end its process if a file is damaged; this one has nothing else to do.
 """
 
 import ctypes
@@ -14,15 +14,15 @@ import numpy as np
 from engine.errors import ModelError
 from engine.processes.messages import JsonObject, Request, serve
 
-_LOOK_SECONDS = 0.2
+_POLL_SECONDS = 0.2
 
 
 def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
-    """Answer every prompt greedily, and read the answers of another model to it.
+    """Answer every prompt greedily, and compute the logits of another model's answers.
 
     Args:
         params: `gguf`, a file; `context`; `prompts`, each with `text` and `answer`, the ids of another model's answer;
-            `end_ids`; `answer_tokens`; `logits`, a file for what this model thought of those answers.
+            `end_ids`; `answer_tokens`; `logits`, the file for this model's logits of those answers.
 
     Returns:
         `prompt_ids` and `answers`, each in the order of the prompts.
@@ -32,11 +32,11 @@ def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
     prompts: list[dict[str, Any]] = params["prompts"]
     all_ids, answers, logits = [], [], []
     for number, prompt in enumerate(prompts, start=1):
-        # As llama.cpp's own programs do: special tokens are read as such, and the file decides whether a token goes first.
+        # As llama.cpp's own programs do: special tokens are parsed, and the file decides whether bos is added.
         ids = llama.tokenize(prompt["text"].encode(), add_bos=True, special=True)
         all_ids.append(list(ids))
         answer, answer_logits = _answer(llama, ids, params["answer_tokens"], end_ids)
-        if answer != prompt["answer"]:  # else it has just been read
+        if answer != prompt["answer"]:  # otherwise its logits are known
             answer_logits = _answer(llama, ids, len(prompt["answer"]), frozenset(), prompt["answer"])[1]
         answers.append(answer)
         logits.append(answer_logits)
@@ -46,10 +46,10 @@ def answer_prompts(params: JsonObject, request: Request) -> JsonObject:
 
 
 def sum_loss(params: JsonObject, request: Request) -> JsonObject:
-    """Read rows of tokens, and sum -log p of those that have labels.
+    """Sum -log p over the tokens of rows that have labels.
 
     Args:
-        params: `gguf`, a file; `context`; `rows`, each with `ids` and `labels`, -100 where a token does not count.
+        params: `gguf`, a file; `context`; `rows`, each with `ids` and `labels`, -100 for masked tokens.
 
     Returns:
         `summed_loss`, in nats.
@@ -62,9 +62,9 @@ def sum_loss(params: JsonObject, request: Request) -> JsonObject:
     for number, row in enumerate(rows, start=1):
         llama.reset()
         llama.eval(row["ids"])
-        for place, label in enumerate(row["labels"][1:]):
+        for position, label in enumerate(row["labels"][1:]):
             if label >= 0:
-                pointer = llama_get_logits_ith(llama.ctx, place)
+                pointer = llama_get_logits_ith(llama.ctx, position)
                 logits = np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).astype(np.float64)
                 highest = logits.max()
                 total += float(highest + np.log(np.exp(logits - highest).sum()) - logits[label])
@@ -76,8 +76,8 @@ def quantize_file(params: JsonObject, request: Request) -> JsonObject:
     """Quantize a file with llama.cpp's library.
 
     Args:
-        params: `source`, a file in 16 bits; `target`; `file_type`, as llama.cpp numbers it.
-        request: Is asked several times a second whether to end; gets the bytes written.
+        params: `source`, a file in 16 bits; `target`; `file_type`, llama.cpp's number.
+        request: Gets the bytes written several times a second; may end the process.
     """
     import llama_cpp
 
@@ -86,16 +86,18 @@ def quantize_file(params: JsonObject, request: Request) -> JsonObject:
     source, target = Path(params["source"]), Path(params["target"])
     codes: list[int] = []
 
-    def run() -> None:  # ctypes lets other threads go on meanwhile
+    def run() -> None:  # ctypes releases the GIL
         codes.append(llama_cpp.llama_model_quantize(os.fsencode(source), os.fsencode(target), ctypes.byref(settings)))
 
     thread = threading.Thread(target=run, name="quantize", daemon=True)
     thread.start()
     while thread.is_alive():
-        thread.join(_LOOK_SECONDS)
+        thread.join(_POLL_SECONDS)
         request.progress({"bytes": target.stat().st_size if target.exists() else 0})
     if codes != [0] or not target.is_file():
-        raise ModelError("llama.cpp cannot quantize this model.", "Choose f16 or q8_0; llama_cpp.log has its reason.")
+        raise ModelError(
+            "llama.cpp cannot quantize this model.", "Choose f16 or q8_0; see llama_cpp.log for the reason."
+        )
     return {}
 
 
@@ -113,9 +115,9 @@ def _load(gguf: str, context: int, *, every_logit: bool = False) -> Any:
 
 
 def _answer(
-    llama: Any, ids: list[int], count: int, end_ids: frozenset[int], forced: tuple[int, ...] | list[int] = ()
+    llama: Any, ids: list[int], count: int, end_ids: frozenset[int], forced_tokens: tuple[int, ...] | list[int] = ()
 ) -> tuple[list[int], np.ndarray]:
-    """Return a greedy answer, or a forced one, with the logits before each of its tokens: (tokens, vocabulary)."""
+    """Return a greedy answer, or the given one, with the logits before each of its tokens: (tokens, vocabulary)."""
     from llama_cpp import llama_get_logits_ith
 
     llama.reset()
@@ -126,7 +128,7 @@ def _answer(
         llama.eval(unread)
         pointer = llama_get_logits_ith(llama.ctx, -1)
         logits.append(np.ctypeslib.as_array(pointer, shape=(llama.n_vocab(),)).copy())
-        answer.append(forced[number] if forced else int(np.argmax(logits[-1])))
+        answer.append(forced_tokens[number] if forced_tokens else int(np.argmax(logits[-1])))
         if answer[-1] in end_ids:
             break
         unread = answer[-1:]

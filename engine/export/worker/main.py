@@ -17,10 +17,10 @@ from typing import NamedTuple
 
 import torch
 
-from engine.chat.contract import Progress
+from engine.chat.contract import JobProgress
 from engine.chat.target import LoadPlan
 from engine.chat.worker.adapter import AdaptedBase
-from engine.chat.worker.weights import BranchWeights, ModelPlace, Weights, choose_dtype, load_model, weights_bytes
+from engine.chat.worker.weights import BranchWeights, ModelSpec, Weights, choose_dtype, load_model, weights_bytes
 from engine.config.run import ModelConfig
 from engine.errors import DeviceError, EngineError, ModelError, StorageError, WorkerError
 from engine.evaluation.job import perplexity_of
@@ -30,10 +30,10 @@ from engine.export.folder import list_files
 from engine.export.gguf.llama_cpp import has_llama_cpp
 from engine.export.gguf.precisions import PERPLEXITY_LIMIT, PRECISIONS
 from engine.export.kinds import ADAPTER, GGUF, MERGED
-from engine.export.worker.gguf import WrittenGguf, ask_llama, ask_perplexity, look_into, write_gguf
+from engine.export.worker.gguf import WrittenGguf, compare_answers, compare_with_merged, mean_loss_of_gguf, write_gguf
 from engine.export.worker.script import run_script
-from engine.export.worker.verify import QUESTIONS, Measured, Reference, choose_rows, mean_loss
-from engine.export.worker.write import ExportUnderWay, merged_bytes, trained_bytes, write_adapter, write_merged
+from engine.export.worker.verify import QUESTIONS, ModelDifference, Reference, choose_rows, mean_loss
+from engine.export.worker.write import ExportTask, merged_bytes, trained_bytes, write_adapter, write_merged
 from engine.files import fsync_tree
 from engine.hardware.processor import memory_now
 from engine.models.prepared import require_space
@@ -42,147 +42,147 @@ from engine.paths import LoratoryHome
 from engine.processes.messages import JsonObject, Request, serve
 from engine.processes.spawn import Access, give_up_access
 
-# Verification in float32 sees the rounding of the weights alone; it is worth that much of the free memory.
+# Verification in float32 shows only the rounding of weights; the share of free memory that it may take.
 _SHARE_FOR_FLOAT32 = 0.6
-# Answering takes most of the time, for it goes token by token; everything else reads each answer at once.
+# Recording answers token by token takes most of the time of a verification.
 _RECORDING_SHARE = 0.7
 
 
 class Writer(NamedTuple):
     """Writes one kind of export."""
 
-    needed_bytes: Callable[[ExportUnderWay], int]  # on the disk
-    # Fills the folder and verifies what is in it; None where that was not asked for, or could not be done.
-    write: Callable[[ExportUnderWay], Verification | None]
+    needed_bytes: Callable[[ExportTask], int]  # on the disk
+    # Fills the folder and verifies it; None if that was not requested, or failed.
+    write: Callable[[ExportTask], Verification | None]
 
 
 def run_export(home: LoratoryHome, params: JsonObject, request: Request) -> JsonObject:
-    """Fill the folder of an order of `engine.export.job`, and verify what is in it."""
+    """Fill the folder of an order of `engine.export.job`, and verify it."""
     order = ExportOrder.model_validate(params)
     source = resolve_model(
         order.plan.model,
         order.plan.home(home),
-        lambda fetched: request.progress(Progress.fetching(fetched).model_dump(mode="json")),
+        lambda fetched: request.progress(JobProgress.fetching(fetched).model_dump(mode="json")),
     )
     give_up_access(Access.HUB)
     changes = order.plan.base_changes(Path(source.location), source.name, home)
     if changes and not order.plan.trained_weights["tuned"].is_whole_model:
         raise ModelError(changes[0], "Put the original files of the base back, or train again.")
-    under_way = ExportUnderWay(order, source, request, home)
+    task = ExportTask(order, source, request, home)
     try:
         writer = WRITERS[order.settings.kind]
-        require_space(order.folder, writer.needed_bytes(under_way), "The export", "export")
-        verified = writer.write(under_way)
+        require_space(order.folder, writer.needed_bytes(task), "The export", "export")
+        verified = writer.write(task)
         card = write_card(order.plan, order.settings.kind, order.name, source, run=order.run, checkpoint=None)
         if verified is not None and verified.perplexity is not None:
-            card += f"\n## Perplexity\n\nOf the unquantized result and of this file: {verified.perplexity.words}.\n"
+            card += f"\n## Perplexity\n\nOf the unquantized result and of this file: {verified.perplexity.summary}.\n"
         (order.folder / "README.md").write_text(card, encoding="utf-8")
-        under_way.report("ready", "Putting the folder in its place.", 1.0)
+        task.report("ready", "Finishing the folder.", 1.0)
         fsync_tree(order.folder)
     except OSError as error:
         raise StorageError(
             f"{order.name} cannot be written ({error.strerror}).", "Free some space, or choose another folder."
         ) from error
-    files, notes = list_files(order.folder), tuple(under_way.notes)
+    files, notes = list_files(order.folder), tuple(task.notes)
     return ExportResult(path=order.folder, files=files, verified=verified, notes=notes).model_dump(mode="json")
 
 
-def _write_adapter(export: ExportUnderWay) -> Verification | None:
+def _write_adapter(export: ExportTask) -> Verification | None:
     write_adapter(export, export.order.folder)
     if not export.order.settings.verify:
         return None
-    started, place = time.perf_counter(), _comparison_place(export)
-    with _noting(export, "It", DeviceError):
-        # On the run's own base there are the same tensors, so nothing explains a difference.
+    started, spec = time.perf_counter(), _comparison_spec(export)
+    with _failures_noted(export, "It", DeviceError):
+        # On the run's own base the tensors are the same, so no difference is allowed.
         again = export.trained.model_copy(update={"folder": export.order.folder, "name": "the exported adapter"})
         plan = LoadPlan(model=export.order.plan.model, tuned=export.trained, second=again)
-        reference, live = _record(export, plan, place)
+        reference, live = _record(export, plan, spec)
         difference = reference.compare(live.branch("second"), _reporting(export, _RECORDING_SHARE, 1.0))
-        return _verification("the export with the run", difference, 0.0, place, started)
+        return _verification("the export with the run", difference, 0.0, spec, started)
     return None
 
 
-def _write_merged(export: ExportUnderWay) -> Verification | None:
-    """Write a complete model; in float32 where 16 bits were not asked for and they change an answer."""
+def _write_merged(export: ExportTask) -> Verification | None:
+    """Write a complete model; in float32 if the dtype is auto and 16 bits change an answer."""
     folder = export.order.folder
-    written = write_merged(export, folder)
+    written_dtype = write_merged(export, folder)
     if not export.order.settings.verify:
         return None
-    started, place = time.perf_counter(), _comparison_place(export)
-    # Computed in 16 bits, weights in float32 would show the same differences.
-    may_be_exact = export.order.settings.dtype == "auto" and written.itemsize < 4 and place.dtype == torch.float32
-    with _noting(export, "It", DeviceError):
-        reference, allowed = _record_run(export, place, *({written, torch.float32} if may_be_exact else {written}))
-        difference = _ask_merged(export, place, reference)
+    started, spec = time.perf_counter(), _comparison_spec(export)
+    # Computed in 16 bits, float32 weights would show the same differences.
+    may_be_exact = export.order.settings.dtype == "auto" and written_dtype.itemsize < 4 and spec.dtype == torch.float32
+    with _failures_noted(export, "It", DeviceError):
+        reference, allowed = _record_run(
+            export, spec, *({written_dtype, torch.float32} if may_be_exact else {written_dtype})
+        )
+        difference = _compare_merged(export, spec, reference)
         if may_be_exact and difference.equal_answers < len(QUESTIONS):
             shutil.rmtree(folder)
             folder.mkdir()
-            short = str(written).removeprefix("torch.")
+            short = str(written_dtype).removeprefix("torch.")
             export.notes[:] = [
-                f"It was written in float32: rounded to the {short} of its base, it gave {difference.equal_answers} of the "
-                f"run's {len(QUESTIONS)} answers, because 16 bits cannot hold the sum of base and adapter exactly. Choose "
-                f"{short} to have half the size all the same."
+                f"Written in float32: rounded to the {short} of its base, it gave {difference.equal_answers} of the "
+                f"run's {len(QUESTIONS)} answers, because 16 bits cannot store the sum of base and adapter exactly. Choose "
+                f"{short} for half the size."
             ]
-            written = write_merged(export.with_dtype("float32"), folder)
-            difference = _ask_merged(export, place, reference)
-        compared = "the merged model with the adapter on its unquantized base"
-        return _verification(compared, difference, allowed[written], place, started)
+            written_dtype = write_merged(export.with_dtype("float32"), folder)
+            difference = _compare_merged(export, spec, reference)
+        comparison = "the merged model with the adapter on its unquantized base"
+        return _verification(comparison, difference, allowed[written_dtype], spec, started)
     return None
 
 
-def _write_gguf(export: ExportUnderWay) -> Verification | None:
-    written = write_gguf(export)
+def _write_gguf(export: ExportTask) -> Verification | None:
+    gguf = write_gguf(export)
     verified = None
     if export.order.settings.verify and has_llama_cpp():
-        with _noting(export, "The GGUF", DeviceError, ModelError, WorkerError):
-            verified = _verify_gguf(export, written)
+        with _failures_noted(export, "The GGUF", DeviceError, ModelError, WorkerError):
+            verified = _verify_gguf(export, gguf)
     elif export.order.settings.verify:
         export.report("verifying", "Comparing the file with the merged model.")
-        export.notes.append(look_into(written))
+        export.notes.append(compare_with_merged(gguf))
     if not export.order.settings.keep_merged:
-        shutil.rmtree(written.merged)
+        shutil.rmtree(gguf.merged)
     return verified
 
 
-def _verify_gguf(export: ExportUnderWay, written: WrittenGguf) -> Verification:
-    started, place = time.perf_counter(), _comparison_place(export)
-    precision, log = PRECISIONS[written.gguf_type], export.logs / "llama_cpp.log"
-    rows = choose_rows(export, written.tokenizer)
+def _verify_gguf(export: ExportTask, gguf: WrittenGguf) -> Verification:
+    started, spec = time.perf_counter(), _comparison_spec(export)
+    precision, log = PRECISIONS[gguf.gguf_type], export.home.server / "llama_cpp.log"
+    rows = choose_rows(export, gguf.tokenizer)
     plan = LoadPlan(model=_without_quantization(export), tuned=export.trained)
-    reference, live = _record(export, plan, place)
+    reference, live = _record(export, plan, spec)
     with torch.inference_mode():
         expected = mean_loss(live.branch("tuned"), rows, export)
-    allowed = None  # quantization may change answers: perplexity makes the verdict
+    allowed = None  # quantization may change answers: perplexity decides
     if precision.needed_share is not None:
         rounded_to = torch.float16 if precision.weights == "f16" else torch.bfloat16  # the unit of q8_0 is bfloat16's
         allowed = precision.roundings * reference.rounding_effect(live.branch("tuned"), rounded_to)
     del live
     gc.collect()  # modules and their hooks refer to each other
-    difference = ask_llama(written, reference, log, _reporting(export, 0.0, _RECORDING_SHARE))
-    loss = ask_perplexity(written, rows, log, _reporting(export, _RECORDING_SHARE, 1.0))
-    compared = "llama.cpp's answers from the GGUF with those of the adapter on its unquantized base"
-    perplexity = PerplexityCheck(
-        run=perplexity_of(expected), written=perplexity_of(loss), tokens=rows.tokens, on=rows.on
-    )
-    verified = _verification(compared, difference, allowed, place, started)
-    # Where answers may differ, a file is sound as long as it predicts the rows about as well as the run does.
-    is_close = allowed is not None or perplexity.written <= PERPLEXITY_LIMIT * perplexity.run
+    difference = compare_answers(gguf, reference, log, _reporting(export, 0.0, _RECORDING_SHARE))
+    loss = mean_loss_of_gguf(gguf, rows, log, _reporting(export, _RECORDING_SHARE, 1.0))
+    comparison = "llama.cpp's answers from the GGUF with those of the adapter on its unquantized base"
+    perplexity = PerplexityCheck(run=perplexity_of(expected), file=perplexity_of(loss), tokens=rows.tokens, on=rows.on)
+    verified = _verification(comparison, difference, allowed, spec, started)
+    # If answers may differ, the file passes as long as its perplexity is close to the run's.
+    is_close = allowed is not None or perplexity.file <= PERPLEXITY_LIMIT * perplexity.run
     # JSON has no NaN.
-    finite = perplexity if math.isfinite(perplexity.run) and math.isfinite(perplexity.written) else None
+    finite = perplexity if math.isfinite(perplexity.run) and math.isfinite(perplexity.file) else None
     return verified.model_copy(update={"passed": verified.passed and is_close, "perplexity": finite})
 
 
 @contextmanager
-def _noting(export: ExportUnderWay, subject: str, *kinds: type[EngineError]) -> Iterator[None]:
-    """Note why a verification could not be done, instead of failing."""
+def _failures_noted(export: ExportTask, subject: str, *kinds: type[EngineError]) -> Iterator[None]:
+    """Note why a verification failed to run, instead of failing the export."""
     try:
         yield
     except kinds as error:
         export.notes.append(f"{subject} was not verified: {error.what}")
 
 
-def _comparison_place(export: ExportUnderWay) -> ModelPlace:
-    """Return where to verify; in float32 where memory is ample, because that hides nothing."""
+def _comparison_spec(export: ExportTask) -> ModelSpec:
+    """Return the model to verify with; in float32 if memory suffices, which hides no difference."""
     device, exact = export.order.device, export.base_in(torch.float32)
     free = torch.cuda.mem_get_info()[0] if device.kind == "cuda" else memory_now().free_bytes
     if weights_bytes(exact, _without_quantization(export)) < _SHARE_FOR_FLOAT32 * free:
@@ -191,31 +191,31 @@ def _comparison_place(export: ExportUnderWay) -> ModelPlace:
 
 
 def _record_run(
-    export: ExportUnderWay, place: ModelPlace, *written: torch.dtype
+    export: ExportTask, spec: ModelSpec, *dtypes: torch.dtype
 ) -> tuple[Reference, dict[torch.dtype, float]]:
-    """Record the answers of the adapter on its unquantized base; the model is gone from memory when this returns.
+    """Record the answers of the adapter on its unquantized base, and release the model.
 
     Returns:
-        The answers, and how far rounding moves their logits, for each precision to which weights may have been rounded.
+        The answers, and how far rounding to each precision moves their logits.
     """
-    reference, live = _record(export, LoadPlan(model=_without_quantization(export), tuned=export.trained), place)
-    finest_first = sorted(set(written), key=lambda dtype: torch.finfo(dtype).eps)
+    reference, live = _record(export, LoadPlan(model=_without_quantization(export), tuned=export.trained), spec)
+    finest_first = sorted(set(dtypes), key=lambda dtype: torch.finfo(dtype).eps)
     allowed = {dtype: reference.rounding_effect(live.branch("tuned"), dtype) for dtype in finest_first}
     del live
     gc.collect()  # modules and their hooks refer to each other
     return reference, allowed
 
 
-def _record(export: ExportUnderWay, plan: LoadPlan, place: ModelPlace) -> tuple[Reference, Weights]:
-    live = Weights(plan, place, lambda message: export.report("verifying", message))
+def _record(export: ExportTask, plan: LoadPlan, spec: ModelSpec) -> tuple[Reference, Weights]:
+    live = Weights(plan, spec, lambda message: export.report("verifying", message))
     return Reference(live, export.trained.folder, _reporting(export, 0.0, _RECORDING_SHARE)), live
 
 
-def _ask_merged(export: ExportUnderWay, place: ModelPlace, reference: Reference) -> Measured:
-    """Load the merged model that was written, and ask it what the run was asked."""
-    export.report("verifying", "Loading what was written.")
+def _compare_merged(export: ExportTask, spec: ModelSpec, reference: Reference) -> ModelDifference:
+    """Load the merged model from its folder, and compare its answers with the run's."""
+    export.report("verifying", "Loading the merged model.")
     again = load_model(
-        replace(place, folder=export.order.folder, name="the merged model"), _without_quantization(export)
+        replace(spec, folder=export.order.folder, name="the merged model"), _without_quantization(export)
     )
     branch = BranchWeights(AdaptedBase(again, "the merged model"))
     measured = reference.compare(branch, _reporting(export, _RECORDING_SHARE, 1.0))
@@ -224,36 +224,36 @@ def _ask_merged(export: ExportUnderWay, place: ModelPlace, reference: Reference)
     return measured
 
 
-def _reporting(export: ExportUnderWay, start: float, end: float) -> Callable[[float], None]:
-    """Return what reports how far a part of the comparison has come, which takes it from one share of it to another."""
+def _reporting(export: ExportTask, start: float, end: float) -> Callable[[float], None]:
+    """Return a callback that reports a part of the comparison as progress between two shares."""
     return lambda share: export.report("verifying", "Comparing answers.", start + (end - start) * share)
 
 
-def _without_quantization(export: ExportUnderWay) -> ModelConfig:
+def _without_quantization(export: ExportTask) -> ModelConfig:
     return export.order.plan.model.model_copy(update={"quantization": "none"})
 
 
 def _verification(
-    compared: str, measured: Measured, allowed: float | None, place: ModelPlace, started: float
+    comparison: str, difference: ModelDifference, allowed: float | None, spec: ModelSpec, started: float
 ) -> Verification:
     prompts = len(QUESTIONS)
     return Verification(
-        passed=(allowed is None or measured.largest_logit_difference <= allowed)
-        and measured.equal_prompts in (None, prompts)
-        and measured.equal_answers >= (measured.needed_answers or 0),
-        compared=compared,
+        passed=(allowed is None or difference.largest_logit_difference <= allowed)
+        and difference.equal_prompts in (None, prompts)
+        and difference.equal_answers >= (difference.needed_answers or 0),
+        comparison=comparison,
         prompts=prompts,
         allowed_logit_difference=allowed,
-        dtype=str(place.dtype).removeprefix("torch."),
+        dtype=str(spec.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - started,
-        **measured._asdict(),
+        **difference._asdict(),
     )
 
 
 WRITERS: Mapping[str, Writer] = {
     ADAPTER.name: Writer(trained_bytes, _write_adapter),
     MERGED.name: Writer(merged_bytes, _write_merged),
-    # The merged model, the file in 16 bits and the quantized one are there together for a while.
+    # The merged model, the 16-bit file and the quantized one exist at the same time.
     GGUF.name: Writer(lambda export: 3 * merged_bytes(export), _write_gguf),
 }
 

@@ -1,4 +1,4 @@
-"""Work an adapter into its base's weights, one tensor at a time, so a model of any size fits through a small memory."""
+"""Merge an adapter into its base's weights, one tensor at a time, which limits memory."""
 
 import itertools
 import json
@@ -49,38 +49,38 @@ class BaseFiles:
     """The weight files of a base model, read one tensor at a time."""
 
     folder: Path
-    places: Mapping[str, Path]  # file of each tensor, in the order of the files
+    files: Mapping[str, Path]  # file of each tensor, in the order of the files
     plans: Mapping[str, TensorPlan]
 
     @classmethod
     def open(cls, folder: Path, name: str) -> "BaseFiles":
-        """List what the files hold.
+        """Read the headers of the files.
 
         Raises:
-            ModelError: If a file is damaged, or holds what cannot be merged into.
+            ModelError: If a file is damaged, or has weights that cannot be merged into.
         """
-        places: dict[str, Path] = {}
+        files: dict[str, Path] = {}
         plans: dict[str, TensorPlan] = {}
         for file in weight_files(folder, name):
             for record in read_safetensors_header(file, name):
                 if record.dtype not in str_to_torch_dtype:
                     raise ModelError(
-                        f"{name} holds {record.dtype} weights, which cannot be merged into.",
+                        f"{name} has {record.dtype} weights, which cannot be merged into.",
                         "Export the adapter, or train on a model in 16 or 32 bits.",
                     )
-                places[record.name] = file
+                files[record.name] = file
                 plans[record.name] = TensorPlan(record.name, str_to_torch_dtype[record.dtype], record.shape)
-        return cls(folder, places, plans)
+        return cls(folder, files, plans)
 
     def read(self, name: str) -> torch.Tensor:
         """Read one tensor."""
-        with safe_open(self.places[name], framework="pt") as file:
+        with safe_open(self.files[name], framework="pt") as file:
             tensor: torch.Tensor = file.get_tensor(name)
         return tensor
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which precision most of the weights are."""
+        """The dtype of most of the weights."""
         sizes: Counter[torch.dtype] = Counter()
         for plan in self.plans.values():
             if plan.dtype in FLOATS:
@@ -95,13 +95,13 @@ def write_shards(
     max_shard_bytes: int,
     on_bytes: Callable[[int], None],
 ) -> None:
-    """Write tensors into one file or several, as `save_pretrained` lays them out; never holds more than one of them.
+    """Write tensors to one or more files, as `save_pretrained` does, with at most one tensor in memory.
 
     Args:
         tensors: In the order in which they are cheap to read.
-        read: Gives the tensor of a name, in the planned dtype and shape.
-        max_shard_bytes: Files are no larger than this, unless a single tensor is.
-        on_bytes: Gets the bytes written since its last call; may raise to stop.
+        read: Returns the tensor of a name, in the planned dtype and shape.
+        max_shard_bytes: Largest size of a file, unless a single tensor is larger.
+        on_bytes: Called with the bytes written since its last call; may raise to stop.
 
     Raises:
         OSError: If the disk is full or fails.
@@ -138,14 +138,14 @@ def _write_file(
 
 
 def _header_bytes(tensors: Sequence[TensorPlan]) -> bytes:
-    """Return what comes before the data: its length in eight bytes, then JSON, padded with spaces.
+    """Return the header: its length in eight bytes, then JSON, padded with spaces.
 
     Source: the safetensors format, https://github.com/huggingface/safetensors#format.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets = itertools.accumulate((tensor.size_bytes for tensor in tensors), initial=0)
-    for tensor, place in zip(tensors, itertools.pairwise(offsets), strict=True):
-        header[tensor.name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": place}
+    for tensor, offset_pair in zip(tensors, itertools.pairwise(offsets), strict=True):
+        header[tensor.name] = {"dtype": _DTYPE_NAMES[tensor.dtype], "shape": tensor.shape, "data_offsets": offset_pair}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
@@ -158,42 +158,44 @@ Change = Callable[[torch.Tensor], torch.Tensor]  # float32 in, float32 out
 
 
 class NotByTensorError(Exception):
-    """This adapter cannot be merged from the files alone; names the reason. The whole model has to be in memory then."""
+    """The adapter cannot be merged tensor by tensor, only with the whole model in memory; the message has the reason."""
 
 
 @dataclass
 class Merge:
-    """The weights of base and adapter together."""
+    """The merged weights of a base and an adapter."""
 
     base: BaseFiles
-    dtype: torch.dtype | None  # of what is written; None keeps that of each tensor
+    dtype: torch.dtype | None  # of the merged weights; None keeps that of each tensor
     changes: dict[str, Change] = field(default_factory=dict)
-    added: dict[str, torch.Tensor] = field(default_factory=dict)  # which the base has not, such as an untied head
+    added_tensors: dict[str, torch.Tensor] = field(
+        default_factory=dict
+    )  # which the base has not, such as an untied head
 
     def plans(self) -> list[TensorPlan]:
-        """Return what will be written, in the order of the base's files."""
+        """Return the tensors to write, in the order of the base's files."""
         own = [plan._replace(dtype=self._written_dtype(plan.dtype)) for plan in self.base.plans.values()]
         fallback = self.dtype or self.base.dtype
-        return own + [TensorPlan(name, fallback, tuple(tensor.shape)) for name, tensor in self.added.items()]
+        return own + [TensorPlan(name, fallback, tuple(tensor.shape)) for name, tensor in self.added_tensors.items()]
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor of the merged model: computed in float32, rounded once."""
-        if name in self.added:
-            return self.added[name].to(self.dtype or self.base.dtype)
+        """Return a tensor of the merged model: computed in float32, rounded once."""
+        if name in self.added_tensors:
+            return self.added_tensors[name].to(self.dtype or self.base.dtype)
         tensor = self.base.read(name)
-        written = self._written_dtype(tensor.dtype)
+        written_dtype = self._written_dtype(tensor.dtype)
         change = self.changes.get(name)
-        return tensor.to(written) if change is None else change(tensor.float()).to(written)
+        return tensor.to(written_dtype) if change is None else change(tensor.float()).to(written_dtype)
 
     def _written_dtype(self, dtype: torch.dtype) -> torch.dtype:
         return self.dtype if self.dtype is not None and dtype in FLOATS else dtype
 
 
 def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | None) -> Merge:
-    """Decide what becomes of each tensor of the base.
+    """Plan the change of each tensor of the base.
 
     Raises:
-        NotByTensorError: If the adapter does something that the files alone do not show.
+        NotByTensorError: If the adapter needs the whole model.
     """
     config = PeftConfig.from_pretrained(str(trained.folder))
     merge = Merge(base, dtype)
@@ -207,13 +209,13 @@ def plan_merge(trained: PlannedWeights, base: BaseFiles, dtype: torch.dtype | No
     resolve_patterns(config, list(modules), trained.name)
     for path, parts in modules.items():
         if f"{path}.weight" not in base.plans:
-            raise NotByTensorError(f"the files of the base hold no {path}.weight")
+            raise NotByTensorError(f"the files of the base have no {path}.weight")
         _add_lora(merge, path, parts, config)
     return merge
 
 
 def _split_key(key: str) -> tuple[str, str]:
-    """Module and part of an adapter's tensor; whole name and nothing for a tensor that was trained itself."""
+    """Return module and part of an adapter's tensor; the whole name and an empty part for a tensor trained directly."""
     for part in ("lora_A", "lora_B", "lora_magnitude_vector"):
         path, separator, rest = key.partition(f".{part}")
         if separator and rest in ("", ".weight"):
@@ -224,18 +226,18 @@ def _split_key(key: str) -> tuple[str, str]:
 
 
 def _replace(merge: Merge, name: str, tensor: torch.Tensor) -> None:
-    """A tensor that was trained itself takes the place of the base's: a bias, or a module that was saved whole."""
+    """Replace a tensor of the base by one that was trained directly: a bias, or a saved module."""
     name = name.replace(".base_layer.", ".").replace(".modules_to_save.", ".")
     if name in merge.base.plans:
         if merge.base.plans[name].shape != tuple(tensor.shape):
             raise NotByTensorError(f"{name} has another shape than in the base")
         merge.changes[name] = lambda _: tensor.float()
     else:
-        merge.added[name] = tensor
+        merge.added_tensors[name] = tensor
 
 
 def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: Any) -> None:
-    """W + scaling · B A (Hu et al. 2021, section 4.1, arXiv:2106.09685); with DoRA its columns get learned lengths."""
+    """Add scaling · B A to W (Hu et al. 2021, section 4.1, arXiv:2106.09685); with DoRA, columns get learned norms."""
     a, b = parts["lora_A"], parts["lora_B"]  # (r, in_features), (out_features, r)
     if a.dim() != 2 or b.dim() != 2:
         raise NotByTensorError(f"{path} is not a linear layer")
@@ -260,7 +262,7 @@ def _add_lora(merge: Merge, path: str, parts: dict[str, torch.Tensor], config: A
 
 
 def tied_weights(folder: Path) -> dict[str, str]:
-    """Return names of weights that are taken from another one, each with the name of that one; nothing is loaded."""
+    """Return the source of each tied weight, by name; no weights are loaded."""
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -268,23 +270,22 @@ def tied_weights(folder: Path) -> dict[str, str]:
 
 
 def untie_changed(merge: Merge) -> bool:
-    """Give both uses of a weight a tensor of their own where the adapter changes one of them.
+    """Untie weights of which the adapter changes one; return whether there were any.
 
-    PEFT trains a copy of the module that is named, so the other use keeps the base's weight. Returns whether weights were
-    untied, which the configuration must say.
+    PEFT trains a copy of the named module, so the other one keeps the base's weight.
     """
-    changed = merge.changes.keys() | merge.added.keys()
-    untied = [pair for pair in tied_weights(merge.base.folder).items() if not changed.isdisjoint(pair)]
+    changed_names = merge.changes.keys() | merge.added_tensors.keys()
+    untied = [pair for pair in tied_weights(merge.base.folder).items() if not changed_names.isdisjoint(pair)]
     for pair in untied:
-        stored = next((name for name in pair if name in merge.base.plans), None)
+        stored_name = next((name for name in pair if name in merge.base.plans), None)
         for name in pair:
-            if stored is not None and name not in merge.base.plans and name not in merge.added:
-                merge.added[name] = merge.base.read(stored)
+            if stored_name is not None and name not in merge.base.plans and name not in merge.added_tensors:
+                merge.added_tensors[name] = merge.base.read(stored_name)
     return bool(untied)
 
 
 def untie(model: PreTrainedModel) -> None:
-    """The same for a model in memory: its head no longer follows its embedding."""
+    """Untie the output head and the embedding of a model in memory."""
     head = model.get_output_embeddings()
     if head is not None and head.weight is model.get_input_embeddings().weight:
         head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
@@ -293,7 +294,7 @@ def untie(model: PreTrainedModel) -> None:
 
 
 def write_untied_config(config_file: Path) -> None:
-    """Write down that head and embedding are two, for programs that look at the configuration alone."""
+    """Set in the configuration that head and embedding are not tied."""
     values = json.loads(config_file.read_text(encoding="utf-8"))
     parts = {name: values[name] for name in ("text_config", "language_config") if isinstance(values.get(name), dict)}
     rewrite_json(config_file, **{_TIE: False, **{name: {**part, _TIE: False} for name, part in parts.items()}})

@@ -12,7 +12,7 @@ import torch
 from pyarrow.parquet import ParquetWriter
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from engine.chat.contract import Progress
+from engine.chat.contract import JobProgress
 from engine.config.objectives import objective_of
 from engine.data.hub import reads_from_hub
 from engine.data.passes.prepare import PreparedDataset, prepare_dataset
@@ -50,7 +50,7 @@ def run_script(home: LoratoryHome, params: JsonObject, request: Request) -> Json
     def report(message: str) -> None:
         if request.is_cancelled():
             raise CancelledRequestError()
-        request.progress(Progress(phase="writing", message=message).model_dump(mode="json"))
+        request.progress(JobProgress(phase="writing", message=message).model_dump(mode="json"))
 
     fetched: OnModelProgress = lambda progress: report(progress.message)  # noqa: E731
     source = resolve_model(order.config.model, home, fetched)
@@ -68,7 +68,7 @@ def run_script(home: LoratoryHome, params: JsonObject, request: Request) -> Json
 def write_exact_script(
     order: ScriptOrder, source: ModelSource, home: LoratoryHome, report: Callable[[str], None]
 ) -> None:
-    """Fill a folder with the exact form of a run, or of a configuration as it would run here.
+    """Write the exact form of a run, or of a configuration as it would run on this machine.
 
     Raises:
         DatasetError: If the data cannot be read, or is not what the run was trained on.
@@ -107,7 +107,7 @@ def write_exact_script(
 
 
 def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSettings, file: Path) -> None:
-    """Write the rows to train on with their batch in each epoch and their place in it, then those to measure on."""
+    """Write the training rows with their batch and slot in each epoch, then the held-out rows."""
     lengths = data.train.lengths()
     planner = EpochPlanner(lengths, settings)
     training, size = settings.training, settings.training.per_device_train_batch_size
@@ -119,7 +119,7 @@ def _write_rows(facts: ScriptFacts, data: PreparedDataset, settings: PlanSetting
     for epoch in range(epochs):
         first = 0  # batch of the step
         for units in planner.units(epoch):
-            if settings.batching == "padded":  # as KTO's estimate of the KL meets them
+            if settings.batching == "padded":  # the order in which KTO estimates the KL
                 units = sorted(units, key=lambda unit: -lengths[unit[0]])
             for slot, unit in enumerate(units):
                 for row in unit:
@@ -179,5 +179,5 @@ def _peft_arguments(facts: ScriptFacts, source: ModelSource) -> dict[str, Any]:
         model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source.location), trust_remote_code=False)
     adapter = facts.config.adapter
     chosen = method_trainer(adapter.method).model_arguments(model, adapter, source)
-    named = {name: facts.model.location if value == source.location else value for name, value in chosen.items()}
-    return facts.peft_arguments | {name: value for name, value in named.items() if value is not None}
+    public = {name: facts.model.location if value == source.location else value for name, value in chosen.items()}
+    return facts.peft_arguments | {name: value for name, value in public.items() if value is not None}

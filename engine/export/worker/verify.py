@@ -1,4 +1,4 @@
-"""What was written, loaded as any program would load it, and compared with the live run, logit by logit and word by word."""
+"""Compare an exported model with the run: answers, logits and perplexity."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ from engine.data.passes.prepare import prepare_dataset, spread_evenly
 from engine.data.render.tokenize import TokenizedRow
 from engine.errors import EngineError
 from engine.evaluation.general_text import general_rows
-from engine.export.worker.write import ExportUnderWay
+from engine.export.worker.write import ExportTask
 from engine.runs.run import RunFolder
 from engine.training.failure import is_out_of_memory
 
@@ -48,7 +48,7 @@ QUESTIONS = (
     "What should I check before I train a model on my own data?",
 )
 
-# How far above the measured effect of rounding a difference may lie: both are extremes of random errors.
+# A difference may be this multiple of the measured effect of rounding: both are extremes of random errors.
 _MARGIN = 2.0
 
 OnAnswer = Callable[[float], None]
@@ -56,88 +56,88 @@ OnAnswer = Callable[[float], None]
 
 @dataclass(frozen=True)
 class RecordedAnswer:
-    """One prompt, with what the live run answers to it."""
+    """A prompt with the run's answer."""
 
     prompt: PromptView
     answer: tuple[int, ...]
-    logits: torch.Tensor  # (answer tokens, vocabulary): before each token of the answer, all read at once
+    logits: torch.Tensor  # (answer tokens, vocabulary), before each token of the answer
 
 
-class Measured(NamedTuple):
-    """How far two models are apart."""
+class ModelDifference(NamedTuple):
+    """The difference between the answers of two models."""
 
-    largest_logit_difference: float  # between two logits
+    largest_logit_difference: float
     equal_answers: int
-    equal_prompts: int | None = None  # that became the same ids; None where both share one tokenizer
-    needed_answers: int | None = None  # so many must be equal; None where the logits alone make the verdict
+    equal_prompts: int | None = None  # with the same token ids; None if both share a tokenizer
+    needed_answers: int | None = None  # how many answers must be equal; None if only logits decide
 
 
 class Reference:
-    """The answers of the live run, for comparison with what was written.
+    """The answers of the run, for comparison with an export.
 
-    The tokenizer in the `folder` of the trained weights renders the prompts; `on_answer` gets the share of them that has
-    been answered.
+    The tokenizer in the `folder` of the trained weights renders the prompts; `on_answer` is called with the completed share.
     """
 
     def __init__(self, live: Weights, folder: Path, on_answer: OnAnswer) -> None:
-        tokenizer = load_chat_tokenizer([folder], live.place.folder, live.place.name)
+        tokenizer = load_chat_tokenizer([folder], live.spec.folder, live.spec.name)
         branch = live.branch("tuned")
         end_ids = end_token_ids(tokenizer, branch.holder.model.generation_config)
         prompts = [render_prompt((Message("user", question),), tokenizer) for question in QUESTIONS]
         answers: list[RecordedAnswer] = []
         for draft, prompt in zip(draft_answers(branch, prompts, end_ids, ANSWER_TOKENS), prompts, strict=True):
-            answers.append(record(branch, prompt, end_ids, draft))
+            answers.append(record_answer(branch, prompt, end_ids, draft))
             on_answer(len(answers) / len(prompts))
         self.answers = tuple(answers)
         self.end_ids = end_ids
 
-    def compare(self, written: BranchWeights, on_answer: OnAnswer) -> Measured:
-        """Ask another model the same.
+    def compare(self, other: BranchWeights, on_answer: OnAnswer) -> ModelDifference:
+        """Compare another model with the run on the recorded answers.
 
-        Its greedy answer is the run's if at each place, after the words before it, the same token comes first.
+        Its greedy answer is equal if at each position, after the tokens before it, the same token is likeliest.
         """
         difference, equal = 0.0, 0
-        for number, one in enumerate(self.answers, start=1):
-            logits = _logits(written, one.prompt, one.answer)
-            difference = max(difference, float((logits - one.logits).abs().max()))
-            equal += torch.equal(logits.argmax(dim=-1), one.logits.argmax(dim=-1))
+        for number, record in enumerate(self.answers, start=1):
+            logits = _logits(other, record.prompt, record.answer)
+            difference = max(difference, float((logits - record.logits).abs().max()))
+            equal += torch.equal(logits.argmax(dim=-1), record.logits.argmax(dim=-1))
             on_answer(number / len(self.answers))
-        return Measured(difference, equal)
+        return ModelDifference(difference, equal)
 
-    def rounding_effect(self, live: BranchWeights, written: torch.dtype) -> float:
-        """Return how far logits move when every number moves at random by up to a unit in its last place.
+    def rounding_effect(self, live: BranchWeights, written_dtype: torch.dtype) -> float:
+        """Return how far logits move if weights and activations change at random by up to one unit in the last place.
 
-        What a rounding error of one weight does to a logit depends on the model, so it is measured on the recorded branch,
-        which is of no use afterwards, except for precisions that are coarser. The numbers are the weights, in the precision
-        to which they were rounded (`written`), and what each module computes: merged weights add up in another order than
-        base and adapter do.
+        The effect of a rounding error depends on the model, so it is measured on the recorded branch, whose weights stay
+        changed; call it for finer precisions first. Weights change in the precision of the export (`written_dtype`),
+        activations in that of the computation, because merged weights are summed in another order.
         """
         model = live.holder.model
         random = torch.Generator(model.device).manual_seed(0)
-        computed = torch.finfo(model.dtype).eps
+        epsilon = torch.finfo(model.dtype).eps
         with torch.inference_mode():
             for parameter in model.parameters():
                 if parameter.is_floating_point():
-                    parameter.copy_(_perturb(parameter, max(torch.finfo(written).eps, computed), random))
+                    parameter.copy_(_perturb(parameter, max(torch.finfo(written_dtype).eps, epsilon), random))
         effect = 0.0
-        with _results_moved(model, computed, random):
-            for one in self.answers:
-                logits = _logits(live, one.prompt, one.answer)
-                effect = max(effect, float((logits - one.logits).abs().max()))
+        with _results_moved(model, epsilon, random):
+            for record in self.answers:
+                logits = _logits(live, record.prompt, record.answer)
+                effect = max(effect, float((logits - record.logits).abs().max()))
         return _MARGIN * effect
 
 
-def record(branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]) -> RecordedAnswer:
-    """Return the greedy answer to one prompt; what a draft has right need not be written token by token.
+def record_answer(
+    branch: BranchWeights, prompt: PromptView, end_ids: frozenset[int], draft: Sequence[int]
+) -> RecordedAnswer:
+    """Return the greedy answer to a prompt, with a draft verified in one pass.
 
-    Reading a draft at once shows the token that comes first at each of its places. As far as it is the draft's, that is
-    the answer, as in speculative decoding (Leviathan et al. 2023, section 2, arXiv:2211.17192); from there it continues token by token.
+    The tokens of a draft up to the first difference are part of the answer, as in speculative decoding (Leviathan et al.
+    2023, section 2, arXiv:2211.17192); the rest is generated token by token.
     """
     answer: list[int] = []
     if draft:
         logits = _logits(branch, prompt, draft)
         first = logits.argmax(dim=-1).tolist()
-        right = next((place for place, token in enumerate(draft) if token != first[place]), len(draft))
+        right = next((index for index, token in enumerate(draft) if token != first[index]), len(draft))
         answer = first[: right + 1]
         if right == len(draft) and _is_over(answer, end_ids):
             return RecordedAnswer(prompt, tuple(answer), logits)
@@ -156,7 +156,7 @@ def _is_over(answer: Sequence[int], end_ids: frozenset[int]) -> bool:
 
 
 def _logits(branch: BranchWeights, prompt: PromptView, answer: Sequence[int]) -> torch.Tensor:
-    """The logits before each token of an answer, (answer tokens, vocabulary); both sides read the same ids in one pass."""
+    """Return the logits before each token of an answer, (answer tokens, vocabulary), computed in one pass."""
     first = len(prompt.ids) - 1
     with torch.inference_mode():
         return branch.logits_at([*prompt.ids, *answer[:-1]], range(first, first + len(answer))).cpu()
@@ -169,7 +169,7 @@ def _perturb(values: torch.Tensor, unit: float, random: torch.Generator) -> torc
 
 @contextmanager
 def _results_moved(model: torch.nn.Module, unit: float, random: torch.Generator) -> Iterator[None]:
-    """While it lasts, every number that a module without modules inside it returns is off by a random part of `unit`."""
+    """Perturb the outputs of all leaf modules by a random part of `unit` inside the block."""
 
     def move(_module: torch.nn.Module, _arguments: object, result: object) -> object:
         is_number = isinstance(result, torch.Tensor) and result.is_floating_point()
@@ -186,12 +186,11 @@ def _results_moved(model: torch.nn.Module, unit: float, random: torch.Generator)
 def draft_answers(
     branch: BranchWeights, prompts: Sequence[PromptView], end_ids: frozenset[int], most_tokens: int
 ) -> list[tuple[int, ...]]:
-    """Guess what a branch answers. A guess may be wrong: padding is seen by some architectures, and rounding turns ties.
+    """Draft the answers to all prompts as one batch. Padding and rounding can change tokens, so drafts may be wrong.
 
     Returns:
-        One for each prompt, of 1 to `most_tokens` tokens, of which the last may be one of `end_ids`; no token at all where
-        memory does not hold the batch, and with prefix tuning, whose keys and values are not in the prompts that
-        transformers' `generate` counts.
+        For each prompt 1 to `most_tokens` tokens, of which the last may be one of `end_ids`; no tokens if memory is too
+        small for the batch, and with virtual tokens, which transformers' `generate` does not count.
     """
     if branch.virtual_tokens:
         return [()] * len(prompts)
@@ -199,7 +198,7 @@ def draft_answers(
     rows = [torch.tensor(prompt.ids, device=branch.holder.model.device) for prompt in prompts]
     ids = pad_sequence(rows, batch_first=True, padding_side="left")
     mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True, padding_side="left")
-    # Whatever a model's own generation settings say, this is about the token that comes first.
+    # Greedy, regardless of the model's own generation settings.
     settings = GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -211,16 +210,16 @@ def draft_answers(
     )
     try:
         with torch.inference_mode():
-            written = branch.holder.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            sequences = branch.holder.model.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         return [()] * len(prompts)
-    return [_until_end(row, end_ids) for row in written[:, ids.shape[1] :].tolist()]
+    return [_until_end(row, end_ids) for row in sequences[:, ids.shape[1] :].tolist()]
 
 
 def _until_end(tokens: Sequence[int], end_ids: frozenset[int]) -> tuple[int, ...]:
-    length = next((place for place, token in enumerate(tokens, start=1) if token in end_ids), len(tokens))
+    length = next((index for index, token in enumerate(tokens, start=1) if token in end_ids), len(tokens))
     return tuple(tokens[:length])
 
 
@@ -228,28 +227,27 @@ _MAX_ROWS, _MAX_TOKENS = 32, 512  # a few thousand tokens: seconds for small mod
 
 
 class PerplexityRows(NamedTuple):
-    """What both sides read."""
+    """Rows to measure perplexity on."""
 
     rows: Sequence[TokenizedRow]
-    on: str  # what they are, in words
+    on: str  # description
 
     @property
     def tokens(self) -> int:
-        """Trained tokens that something predicts."""
+        """Trained tokens, except the first of a row, which nothing predicts."""
         return sum(label >= 0 for row in self.rows for label in row.labels[1:])
 
 
-def choose_rows(export: ExportUnderWay, tokenizer: DecodingTokenizer) -> PerplexityRows:
-    """Return rows that the run held out; general text where it held none out, or its data is gone."""
-    rows = (
-        _held_out(export, RunFolder(export.order.run).read_config(), tokenizer) if export.order.run is not None else []
-    )
+def choose_rows(export: ExportTask, tokenizer: DecodingTokenizer) -> PerplexityRows:
+    """Return held-out rows of the run; general text if there are none, or the data is missing."""
+    run = export.order.run
+    rows = _held_out(export, RunFolder(run).read_config(), tokenizer) if run is not None else []
     if rows:
         return PerplexityRows(rows, f"{len(rows):,} held-out rows")
     return PerplexityRows(general_rows(tokenizer), "general text")
 
 
-def _held_out(export: ExportUnderWay, config: RunConfig, tokenizer: DecodingTokenizer) -> list[TokenizedRow]:
+def _held_out(export: ExportTask, config: RunConfig, tokenizer: DecodingTokenizer) -> list[TokenizedRow]:
     if config.dataset.eval_fraction == 0:
         return []
     export.report("verifying", "Reading the held-out rows.")
@@ -262,7 +260,7 @@ def _held_out(export: ExportUnderWay, config: RunConfig, tokenizer: DecodingToke
             tokenizer=tokenizer,
             home=export.order.plan.home(export.home),
         )
-    except EngineError:  # it is gone, or was never on this machine
+    except EngineError:  # the data is missing on this machine
         return []
     cut = (
         TokenizedRow(row.row, row.part, row.input_ids[:_MAX_TOKENS], row.labels[:_MAX_TOKENS])
@@ -271,7 +269,7 @@ def _held_out(export: ExportUnderWay, config: RunConfig, tokenizer: DecodingToke
     return [row for row in cut if any(label >= 0 for label in row.labels[1:])]
 
 
-def mean_loss(branch: BranchWeights, rows: PerplexityRows, export: ExportUnderWay) -> float:
+def mean_loss(branch: BranchWeights, rows: PerplexityRows, export: ExportTask) -> float:
     """Return the mean loss of a loaded model over all trained tokens, in nats."""
     total = 0.0
     for number, row in enumerate(rows.rows, start=1):

@@ -1,4 +1,4 @@
-"""Writes an adapter as it is, or a complete model with the adapter merged."""
+"""Write an adapter, or a complete model with the adapter merged."""
 
 import shutil
 from dataclasses import dataclass, field, replace
@@ -9,17 +9,17 @@ from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
-from engine.chat.contract import Phase, Progress
+from engine.chat.contract import JobProgress, Phase
 from engine.chat.target import PlannedWeights
 from engine.chat.worker.adapter_patterns import base_module_names, resolve_patterns
 from engine.chat.worker.answer import TOKENIZER_CONFIG, end_token_ids, load_chat_tokenizer
-from engine.chat.worker.weights import ModelPlace, load_model, memory_errors, weights_bytes
+from engine.chat.worker.weights import ModelSpec, load_model, memory_errors, weights_bytes
 from engine.config.results import ExportDtype
 from engine.config.run import ModelConfig
 from engine.errors import ModelError
 from engine.export.contract import ExportOrder
 from engine.export.folder import copy_tokenizer, rewrite_json
-from engine.export.vllm import VLLM_FOLDER, look_at_adapter
+from engine.export.vllm import VLLM_FOLDER, read_vllm_adapter
 from engine.export.worker.merge import (
     BaseFiles,
     Merge,
@@ -39,31 +39,26 @@ _TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32"
 
 
 @dataclass
-class ExportUnderWay:
-    """An order, the base that it needs, and who waits for it."""
+class ExportTask:
+    """An order with its base and the request to report to."""
 
     order: ExportOrder
     source: ModelSource
     request: Request
     home: LoratoryHome
-    notes: list[str] = field(default_factory=list)  # what the person should know
-
-    @property
-    def logs(self) -> Path:
-        """Folder for the logs of programs that are run."""
-        return self.home.server
+    notes: list[str] = field(default_factory=list)  # for the user
 
     @property
     def trained(self) -> PlannedWeights:
-        assert self.order.plan.tuned is not None  # `engine.export.job` asks for nothing else
+        assert self.order.plan.tuned is not None  # `engine.export.job` requires it
         return self.order.plan.tuned
 
-    def base_in(self, dtype: torch.dtype) -> ModelPlace:
-        """Return where the base is and goes, in this precision."""
-        return ModelPlace(Path(self.source.location), self.source.name, self.order.device, dtype)
+    def base_in(self, dtype: torch.dtype) -> ModelSpec:
+        """Return the base in this dtype, with the device of the order."""
+        return ModelSpec(Path(self.source.location), self.source.name, self.order.device, dtype)
 
-    def with_dtype(self, dtype: ExportDtype | None) -> "ExportUnderWay":
-        """Return the same with merged weights in this precision, unless the person chose one."""
+    def with_dtype(self, dtype: ExportDtype | None) -> "ExportTask":
+        """Return a copy with this dtype for merged weights, unless the person chose one."""
         settings = self.order.settings
         if dtype is None or settings.dtype != "auto":
             return self
@@ -71,61 +66,58 @@ class ExportUnderWay:
         return replace(self, order=order)
 
     def report(self, phase: Phase, message: str, fraction: float | None = None) -> None:
-        """Report, and end here if the person has stopped it."""
+        """Report progress; raise if the export was stopped."""
         if self.request.is_cancelled():
             raise CancelledRequestError()
-        progress = Progress(phase=phase, message=message, fraction=fraction)
+        progress = JobProgress(phase=phase, message=message, fraction=fraction)
         self.request.progress(progress.model_dump(mode="json"))
 
 
-def trained_bytes(export: ExportUnderWay) -> int:
-    """Return the size of what was trained."""
+def trained_bytes(export: ExportTask) -> int:
+    """Return the size of the trained weights."""
     return sum(path.stat().st_size for path in export.trained.folder.iterdir() if path.is_file())
 
 
-def merged_bytes(export: ExportUnderWay) -> int:
-    """Return the size of the merged model, at most."""
-    place = export.base_in(_TORCH_DTYPES.get(export.order.settings.dtype, torch.float32))
-    return trained_bytes(export) + weights_bytes(place, ModelConfig(id=export.source.name))
+def merged_bytes(export: ExportTask) -> int:
+    """Return an upper bound of the size of the merged model."""
+    spec = export.base_in(_TORCH_DTYPES.get(export.order.settings.dtype, torch.float32))
+    return trained_bytes(export) + weights_bytes(spec, ModelConfig(id=export.source.name))
 
 
-def write_adapter(export: ExportUnderWay, aside: Path) -> None:
-    """Copy the adapter with its tokenizer, naming its base by its public id."""
+def write_adapter(export: ExportTask, folder: Path) -> None:
+    """Copy the adapter with its tokenizer, and set the public id of its base."""
     export.report("writing", "Copying the adapter.")
     for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
-        shutil.copyfile(export.trained.folder / name, aside / name)
+        shutil.copyfile(export.trained.folder / name, folder / name)
     base = {"base_model_name_or_path": export.source.hub_id or export.source.name, "revision": export.source.revision}
-    rewrite_json(aside / ADAPTER_CONFIG, **base)
-    _write_tokenizer(export, aside)
-    _write_for_vllm(export, aside)
+    rewrite_json(folder / ADAPTER_CONFIG, **base)
+    _write_tokenizer(export, folder)
+    _write_for_vllm(export, folder)
 
 
-def _write_for_vllm(export: ExportUnderWay, aside: Path) -> None:
-    """Add a copy with vLLM's names, where they differ from PEFT's."""
-    facts = look_at_adapter(aside, Path(export.source.location), export.source.name)
+def _write_for_vllm(export: ExportTask, folder: Path) -> None:
+    """Add a copy with vLLM's names if they differ from PEFT's."""
+    facts = read_vllm_adapter(folder, Path(export.source.location), export.source.name)
     if facts.note:
         export.notes.append(facts.note)
     if not facts.names:
         return
-    (aside / VLLM_FOLDER).mkdir()
-    shutil.copyfile(aside / ADAPTER_CONFIG, aside / VLLM_FOLDER / ADAPTER_CONFIG)
-    tensors = {facts.names[name]: tensor for name, tensor in load_file(aside / ADAPTER_WEIGHTS).items()}
-    save_file(tensors, aside / VLLM_FOLDER / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    (folder / VLLM_FOLDER).mkdir()
+    shutil.copyfile(folder / ADAPTER_CONFIG, folder / VLLM_FOLDER / ADAPTER_CONFIG)
+    tensors = {facts.names[name]: tensor for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()}
+    save_file(tensors, folder / VLLM_FOLDER / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
-def _write_tokenizer(export: ExportUnderWay, aside: Path) -> None:
+def _write_tokenizer(export: ExportTask, folder: Path) -> None:
     if (export.trained.folder / TOKENIZER_CONFIG).is_file():
-        copy_tokenizer(export.trained.folder, aside)
+        copy_tokenizer(export.trained.folder, folder)
         return
     tokenizer = load_chat_tokenizer([], Path(export.source.location), export.source.name)
-    tokenizer.save_pretrained(aside)  # type: ignore[attr-defined]
+    tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
 
 
-def write_merged(export: ExportUnderWay, aside: Path) -> torch.dtype:
-    """Write a complete model into a folder: merged weights, configuration, tokenizer, and where answers end.
-
-    Returns:
-        The precision of what was written.
+def write_merged(export: ExportTask, folder: Path) -> torch.dtype:
+    """Write a complete model: merged weights, configuration, tokenizer and stop tokens; return its dtype.
 
     Raises:
         ModelError: If the base or the adapter cannot be merged.
@@ -143,24 +135,24 @@ def write_merged(export: ExportUnderWay, aside: Path) -> torch.dtype:
         )
     untied = False
     try:
-        untied = _merge_by_tensor(export, files, aside, dtype)
+        untied = _merge_by_tensor(export, files, folder, dtype)
     except NotByTensorError as reason:
         export.notes.append(f"Merged with the whole model in memory, because {reason}.")
-        _merge_whole(export, aside, dtype or files.dtype)
+        _merge_whole(export, folder, dtype or files.dtype)
     for name in ("config.json", "generation_config.json"):
-        if (model / name).is_file() and not (aside / name).is_file():
-            shutil.copyfile(model / name, aside / name)
-    written = dtype or files.dtype
-    rewrite_json(aside / "config.json", dtype=str(written).removeprefix("torch."))
+        if (model / name).is_file() and not (folder / name).is_file():
+            shutil.copyfile(model / name, folder / name)
+    written_dtype = dtype or files.dtype
+    rewrite_json(folder / "config.json", dtype=str(written_dtype).removeprefix("torch."))
     if untied:
-        write_untied_config(aside / "config.json")
-    _write_tokenizer(export, aside)
-    _write_ends(export, aside)
-    return written
+        write_untied_config(folder / "config.json")
+    _write_tokenizer(export, folder)
+    _write_ends(export, folder)
+    return written_dtype
 
 
-def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtype: torch.dtype | None) -> bool:
-    """Write the weights; returns whether an output head and an embedding that were one are two now."""
+def _merge_by_tensor(export: ExportTask, files: BaseFiles, folder: Path, dtype: torch.dtype | None) -> bool:
+    """Write the weights; return whether the output head and the embedding were untied."""
     if export.trained.is_whole_model:
         merge, untied = Merge(files, dtype), False
     else:
@@ -174,37 +166,37 @@ def _merge_by_tensor(export: ExportUnderWay, files: BaseFiles, aside: Path, dtyp
         done += written_bytes
         export.report("writing", f"Writing merged weights, {done / 1e9:.1f} of {total / 1e9:.1f} GB.", done / total)
 
-    write_shards(aside, plans, merge.read, int(export.order.settings.max_shard_gb * 1e9), count)
+    write_shards(folder, plans, merge.read, int(export.order.settings.max_shard_gb * 1e9), count)
     return untied
 
 
-def _merge_whole(export: ExportUnderWay, aside: Path, dtype: torch.dtype) -> None:
-    """PEFT's own merge, for adapters whose tensors do not match those of the files one to one."""
+def _merge_whole(export: ExportTask, folder: Path, dtype: torch.dtype) -> None:
+    """Merge with PEFT, for adapters whose tensors do not match those of the files one to one."""
     export.report("writing", "Merging with the whole model in memory.")
-    place = export.base_in(dtype)
-    model = load_model(place, ModelConfig(id=export.source.name))
-    untie(model)  # else what is merged into an embedding would change the output head too
+    spec = export.base_in(dtype)
+    model = load_model(spec, ModelConfig(id=export.source.name))
+    untie(model)  # otherwise a merge into the embedding would change the output head too
     config = PeftConfig.from_pretrained(str(export.trained.folder))
     resolve_patterns(config, base_module_names(model), export.trained.name)
     try:
-        with memory_errors(place):
-            adapted = PeftModel.from_pretrained(model, str(export.trained.folder), config=config)
-            merged = adapted.merge_and_unload(safe_merge=True)
+        with memory_errors(spec):
+            peft_model = PeftModel.from_pretrained(model, str(export.trained.folder), config=config)
+            merged = peft_model.merge_and_unload(safe_merge=True)
     except (ValueError, RuntimeError, NotImplementedError) as error:
         raise ModelError(
             f"The adapter {export.trained.name} cannot be merged ({type(error).__name__}).",
             "Export the adapter instead.",
         ) from error
-    merged.save_pretrained(aside, max_shard_size=int(export.order.settings.max_shard_gb * 1e9))
+    merged.save_pretrained(folder, max_shard_size=int(export.order.settings.max_shard_gb * 1e9))
 
 
-def _write_ends(export: ExportUnderWay, aside: Path) -> None:
-    """Other programs must end answers where ours do: at the token that the template puts after them."""
-    tokenizer = load_chat_tokenizer([aside], aside, export.trained.name)
-    path = aside / "generation_config.json"
-    generation = GenerationConfig.from_pretrained(aside) if path.is_file() else GenerationConfig()
+def _write_ends(export: ExportTask, folder: Path) -> None:
+    """Write the stop tokens, including the template's, so other programs end answers at them."""
+    tokenizer = load_chat_tokenizer([folder], folder, export.trained.name)
+    path = folder / "generation_config.json"
+    generation = GenerationConfig.from_pretrained(folder) if path.is_file() else GenerationConfig()
     ends = sorted(end_token_ids(tokenizer, generation))
     if not path.is_file():
-        generation.save_pretrained(aside)
-    # The base's other settings stay as its makers wrote them, also those that transformers reads and refuses to write.
+        generation.save_pretrained(folder)
+    # The base's other settings stay unchanged, including those that transformers refuses to write.
     rewrite_json(path, eos_token_id=ends if len(ends) > 1 else ends[0], pad_token_id=tokenizer.pad_token_id)
