@@ -7,8 +7,8 @@ python = .venv/bin/python
 run: .venv  ## open the page
 	$(python) app.py
 
-check: .venv  ## linters, types, import contracts
-	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/lint-imports
+check: .venv  ## linters, types, import contracts, names
+	.venv/bin/ruff format --check . && .venv/bin/ruff check . && .venv/bin/mypy && .venv/bin/lint-imports && $(python) .ci/names.py
 
 test: .venv  ## the quick round
 	$(python) -m pytest -m "not e2e and not browser"

@@ -19,16 +19,16 @@ _PARTICIPLE = re.compile(
 # Terms of the field, states of runs and files, and what a flag or a test calls by no other name.
 _TERMS = frozenset(
     """
-    accepted accumulated advanced allocated allowed attended batched cached cancelled changed checked chosen clipped closed compiled completed
-    compressed confirmed created damaged decoded deleted detected disabled elapsed embed enabled encoded ended escaped estimated evaluated
-    excluded expected failed fetched finished freed fused gated grouped hashed ignored installed joined known learned limited loaded
-    masked matched measured merged missed mixed modified moved needed nested normalized normed opened packed padded paged parsed pinned planned
-    predicted prepared projected proved published pushed quantized queued quoted reached read received recomputed rejected released
-    masked matched measured merged missed mixed modified needed nested normalized normed opened packed padded paged parsed passed pinned planned
-    predicted preferred prepared projected proved published pushed quantized queued quoted reached read received recomputed rejected released
-    reloaded removed replaced required reserved resized resolved restored resumed retried rounded sampled saved scaled selected shared
-    sharded shifted signed skipped sorted speed started stopped streamed stripped supported suspended tried trained transposed tuned
-    typed unexpected unpacked unquantized unsaved untied untrained updated used validated verified weighted
+    accepted accumulated advanced allocated allowed attended batched cached cancelled changed checked chosen clipped
+    closed compiled completed compressed confirmed created damaged decoded deleted detected disabled elapsed embed
+    enabled encoded ended escaped estimated evaluated excluded expected failed fetched finished freed fused gated
+    grouped hashed ignored installed joined known learned limited loaded masked matched measured merged missed mixed
+    modified moved needed nested normalized normed opened packed padded paged parsed passed pinned planned predicted
+    preferred prepared projected proved published pushed quantized queued quoted reached read received recomputed
+    rejected released reloaded removed replaced required reserved resized resolved restored resumed retried rounded
+    sampled saved scaled selected sharded shared shifted signed skipped sorted speed started stopped streamed stripped
+    supported suspended trained transposed tried tuned typed unexpected unpacked unquantized unsaved untied untrained
+    updated used validated verified weighted
     """.split()
 )
 # Names of fields that are keys of JSON which people read.

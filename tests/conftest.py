@@ -141,8 +141,8 @@ def start_supervisor(home: LoratoryHome) -> Iterator[Callable[..., Supervisor]]:
     """Return a function that starts supervisors, which end with the test."""
     supervisors: list[Supervisor] = []
 
-    def start(supervised: LoratoryHome = home, **changes: object) -> Supervisor:
-        supervisor = Supervisor(supervised, fake_settings(**changes))
+    def start(root: LoratoryHome = home, **changes: object) -> Supervisor:
+        supervisor = Supervisor(root, fake_settings(**changes))
         supervisor.start()
         supervisors.append(supervisor)
         return supervisor

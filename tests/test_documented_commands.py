@@ -61,7 +61,7 @@ SERVERS = ("loratory ui", "loratory serve", "python app.py")
 
 
 def commands_of(page: Path) -> list[str]:
-    """The commands of a page in their order: lines of its `sh` blocks, and words in backquotes."""
+    """Return the commands of a page in their order: lines of its `sh` blocks, and words in backquotes."""
     text = page.read_text(encoding="utf-8")
     matches = re.findall(r"^```sh\n(.*?)^```|(?<!`)`([^`\n]+)`(?!`)", text, re.DOTALL | re.MULTILINE)
     lines = [
@@ -77,7 +77,7 @@ def without_comment(line: str) -> str:
 
 
 def needs(command: str) -> str | None:
-    """What a command needs that a test does not have."""
+    """Return what a command needs that a test does not have."""
     return next((reason for start, reason in NEEDS.items() if begins(command, start)), None)
 
 

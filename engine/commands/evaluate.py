@@ -77,9 +77,9 @@ def _report(result: EvaluationResult) -> None:
         )
     for note in result.notes:
         typer.echo(note)
-    for answered in result.answered_rows[:3]:
-        typer.echo(f"\nrow {answered.row + 1:,}: {_in_a_line(answered.reference)}")
-        for branch, answer in answered.answers.items():
+    for row in result.answered_rows[:3]:
+        typer.echo(f"\nrow {row.row + 1:,}: {_in_a_line(row.reference)}")
+        for branch, answer in row.answers.items():
             typer.echo(f"  {_name(branch)} (chrF {answer.scores.chrf:.2f}): {_in_a_line(answer.text)}")
 
 
